@@ -1,0 +1,1 @@
+"""Schema and events, readers of public data sets, a synthetic world."""

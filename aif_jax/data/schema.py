@@ -1,0 +1,156 @@
+"""Which features there are: the part of a config that data, model, index and export must agree on.
+
+Source: the feature groups of AIF's user and item towers (arXiv 2511.12934); the layout is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+REQUIRED_ITEM_FIELDS = ("item", "category")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attribute:
+    """One categorical feature with a vocabulary of its own.
+
+    Attributes:
+      name: key in `ids` dicts and of the embedding table.
+      size: rows of the vocabulary, row 0 (unknown or padding) included; ids are in [0, size).
+      length: 1 for a single value (ids of shape []), n > 1 for a bag of up to n values (ids [n], padded with 0).
+
+    Raises:
+      ValueError: empty name, size < 2 or length < 1.
+    """
+
+    name: str
+    size: int
+    length: int = 1
+
+    def __post_init__(self):
+        if not self.name or "/" in self.name:
+            raise ValueError(f"Attribute.name: expected a non-empty name without '/', got {self.name!r}")
+        if self.size < 2:
+            raise ValueError(f"Attribute {self.name!r}.size: expected at least 2 (row 0 is 'unknown'), got {self.size}")
+        if self.length < 1:
+            raise ValueError(f"Attribute {self.name!r}.length: expected at least 1, got {self.length}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schema:
+    """The features of a data set.
+
+    Attributes:
+      item_attributes: of an item; must hold single-valued "item" and "category".
+      user_attributes: of a user; names must differ from the items'.
+      behaviour_fields: names of the item attributes that a behaviour carries too (they share the item's table).
+      actions: size of the behaviour-type (or rating-bucket) vocabulary, row 0 unknown.
+      user_floats, item_floats: how many float features.
+      content: E, the width of the content embedding; 0 for none.
+      side: names of float values that a row carries along for the engine, such as "bid".
+
+    Example:
+      >>> schema = Schema(item_attributes=(Attribute(name="item", size=100), Attribute(name="category", size=8)))
+      >>> schema.behaviour_fields
+      ('item', 'category')
+
+    Raises:
+      ValueError: names the field, what was expected and what came.
+    """
+
+    item_attributes: tuple[Attribute, ...]
+    user_attributes: tuple[Attribute, ...] = ()
+    behaviour_fields: tuple[str, ...] = REQUIRED_ITEM_FIELDS
+    actions: int = 2
+    user_floats: int = 0
+    item_floats: int = 0
+    content: int = 0
+    side: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        names = [a.name for a in self.item_attributes + self.user_attributes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"Schema: attribute names must differ, got {names}")
+        single = {a.name for a in self.item_attributes if a.length == 1}
+        for name in REQUIRED_ITEM_FIELDS:
+            if name not in single:
+                raise ValueError(f"Schema.item_attributes: expected a single-valued {name!r}, got {sorted(single)}")
+            if name not in self.behaviour_fields:
+                raise ValueError(f"Schema.behaviour_fields: expected {name!r} among them, got {self.behaviour_fields}")
+        for name in self.behaviour_fields:
+            if name not in single:
+                raise ValueError(
+                    f"Schema.behaviour_fields: expected single-valued item attributes {sorted(single)}, got {name!r}"
+                )
+        if self.actions < 2:
+            raise ValueError(f"Schema.actions: expected at least 2 (row 0 is 'unknown'), got {self.actions}")
+        for field in ("user_floats", "item_floats", "content"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"Schema.{field}: expected 0 or more, got {getattr(self, field)}")
+
+    def item_attribute(self, name: str) -> Attribute:
+        """The item attribute of that name. Raises KeyError with the known names."""
+        return _find(self.item_attributes, name)
+
+    def user_attribute(self, name: str) -> Attribute:
+        """The user attribute of that name. Raises KeyError with the known names."""
+        return _find(self.user_attributes, name)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values; `Schema.from_json` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Schema:
+        """The schema that `to_json` wrote."""
+        value = dict(value)
+        for field in ("item_attributes", "user_attributes"):
+            value[field] = tuple(Attribute(**a) for a in value.get(field, ()))
+        for field in ("behaviour_fields", "side"):
+            value[field] = tuple(value.get(field, ()))
+        return cls(**value)
+
+
+class Vocabulary:
+    """Raw ids to rows 1..n in ascending order of the raw id; 0 stands for everything unknown.
+
+    Works on int64 and on strings. Encoding is a binary search, so a million ids take some tens of milliseconds.
+
+    Example:
+      >>> Vocabulary([30, 10, 20]).encode([10, 99, 30]).tolist()
+      [1, 0, 3]
+    """
+
+    def __init__(self, raw: Sequence | np.ndarray):
+        self._raw = np.unique(np.asarray(raw))
+
+    def __len__(self) -> int:
+        """Rows, the unknown row 0 included: the `size` of the attribute."""
+        return len(self._raw) + 1
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self._raw)} ids + unknown)"
+
+    @property
+    def raw(self) -> np.ndarray:
+        """Raw ids [size - 1]; row r of the vocabulary is `raw[r - 1]`."""
+        return self._raw
+
+    def encode(self, raw: Sequence | np.ndarray) -> np.ndarray:
+        """Raw ids of any shape to int32 rows of the same shape; unknown ids give 0."""
+        raw = np.asarray(raw)
+        if not len(self._raw):
+            return np.zeros(raw.shape, np.int32)
+        at = np.minimum(np.searchsorted(self._raw, raw), len(self._raw) - 1)
+        return np.where(self._raw[at] == raw, at + 1, 0).astype(np.int32)
+
+
+def _find(attributes: tuple[Attribute, ...], name: str) -> Attribute:
+    for attribute in attributes:
+        if attribute.name == name:
+            return attribute
+    raise KeyError(f"no attribute {name!r} in the schema; it has {[a.name for a in attributes]}")

@@ -1,0 +1,138 @@
+"""Building blocks of the components; the only file that imports flax.
+
+Each block is a pair of pure functions, `*_init(key, ...) -> params` and `*(params, inputs) -> outputs`: linen modules stay
+behind `init/apply`, so that nothing outside knows a framework.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aif_jax.data.schema import Attribute, Schema
+from aif_jax.types import Behaviours, Params
+
+AGE_BUCKETS = 32
+"""Ages are looked up by floor(log2(1 + seconds)); the last bucket holds everything from 2^31 seconds (68 years) on."""
+
+
+class _MLP(nn.Module):
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        for i, width in enumerate(self.widths):
+            x = nn.Dense(width, name=f"layer_{i}")(x if i == 0 else nn.relu(x))
+        return x
+
+
+def dense_init(key: jax.Array, width_in: int, width_out: int) -> Params:
+    """Parameters of an affine map: kernel [width_in, width_out], bias [width_out]."""
+    return nn.Dense(width_out).init(key, jnp.zeros((1, width_in)))["params"]
+
+
+def dense(params: Params, x: jax.Array) -> jax.Array:
+    """Affine map of the last axis: [..., width_in] -> [..., width_out]."""
+    return nn.Dense(params["kernel"].shape[-1]).apply({"params": params}, x)  # type: ignore[return-value]
+
+
+def mlp_init(key: jax.Array, width_in: int, widths: tuple[int, ...]) -> Params:
+    """Parameters of `mlp`: one dense layer for each entry of `widths`."""
+    return _MLP(widths).init(key, jnp.zeros((1, width_in)))["params"]
+
+
+def mlp(params: Params, x: jax.Array) -> jax.Array:
+    """Dense layers with ReLU between them, none after the last: [..., width_in] -> [..., widths[-1]]."""
+    widths = tuple(params[f"layer_{i}"]["kernel"].shape[-1] for i in range(len(params)))
+    return _MLP(widths).apply({"params": params}, x)  # type: ignore[return-value]
+
+
+def layer_norm_init(key: jax.Array, width: int) -> Params:
+    """Parameters of `layer_norm`: scale and bias [width]."""
+    return nn.LayerNorm().init(key, jnp.zeros((1, width)))["params"]
+
+
+def layer_norm(params: Params, x: jax.Array) -> jax.Array:
+    """Layer normalisation over the last axis."""
+    return nn.LayerNorm().apply({"params": params}, x)  # type: ignore[return-value]
+
+
+def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax over the last axis among the entries where `mask` is true; all zeros where none is.
+
+    Args:
+      scores: float [..., S].
+      mask: bool, broadcastable to `scores`.
+    """
+    mask = jnp.broadcast_to(mask, scores.shape)
+    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    weights = jnp.where(mask, jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))), 0.0)
+    return weights / jnp.maximum(weights.sum(-1, keepdims=True), jnp.finfo(scores.dtype).tiny)
+
+
+def attention(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q K^T / sqrt D) V over the entries that `mask` [S] keeps; zeros where it keeps none.
+
+    Args:
+      query: float [..., D].
+      keys: float [S, D].
+      values: float [S, V].
+      mask: bool [S].
+
+    Returns:
+      float [..., V].
+    """
+    return masked_softmax(query @ keys.T / math.sqrt(keys.shape[-1]), mask) @ values
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of values [S, D] over the entries that mask [S] keeps; zeros where it keeps none."""
+    kept = jnp.where(mask[:, None], values, 0.0)
+    return kept.sum(0) / jnp.maximum(mask.sum(), 1).astype(values.dtype)
+
+
+def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
+    """One table [size, width] for each attribute, shared by item side and behaviours, and two for behaviours alone."""
+    attributes = (*schema.item_attributes, *schema.user_attributes)
+    sizes = {a.name: a.size for a in attributes} | {"behaviour.action": schema.actions, "behaviour.age": AGE_BUCKETS}
+    keys = jax.random.split(key, len(sizes))
+    return {
+        name: nn.Embed(size, width).init(k, jnp.zeros((1,), jnp.int32))["params"]["embedding"]
+        for k, (name, size) in zip(keys, sizes.items(), strict=True)
+    }
+
+
+def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table [size, D] for ids of any shape; ids out of range read row 0, the unknown row.
+
+    Inside a compiled function nothing can raise, so the documented answer to an id that the vocabulary does not have is
+    the row trained for unknown ids. At the public edges `data.validate` raises instead.
+    """
+    known = (ids >= 0) & (ids < table.shape[0])
+    return table.at[jnp.where(known, ids, 0)].get(mode="promise_in_bounds")
+
+
+def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: dict[str, jax.Array]) -> list[jax.Array]:
+    """One vector [D] for each attribute: its row, or the mean over the non-zero ids of a bag (zeros for an empty bag)."""
+    vectors = []
+    for attribute in attributes:
+        rows = embedding_lookup(embedding[attribute.name], ids[attribute.name])
+        vectors.append(rows if attribute.length == 1 else masked_mean(rows, ids[attribute.name] != 0))
+    return vectors
+
+
+def embed_behaviours(embedding: Params, fields: tuple[str, ...], behaviours: Behaviours) -> jax.Array:
+    """Z: the sum of a behaviour's field, action and age embeddings, [S, D]; zeros where the mask is false."""
+    total = embedding_lookup(embedding["behaviour.action"], jnp.asarray(behaviours.action))
+    total += embedding_lookup(embedding["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
+    for field in fields:
+        total += embedding_lookup(embedding[field], jnp.asarray(behaviours.ids[field]))
+    return jnp.where(jnp.asarray(behaviours.mask)[:, None], total, 0.0)
+
+
+def age_bucket(age: jax.Array) -> jax.Array:
+    """floor(log2(1 + age in seconds)) as int32, at most AGE_BUCKETS - 1; NaN and negative ages give 0."""
+    return jnp.clip(jnp.nan_to_num(jnp.log2(1.0 + age)), 0, AGE_BUCKETS - 1).astype(jnp.int32)

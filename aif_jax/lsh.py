@@ -1,0 +1,179 @@
+"""Content signatures by locality-sensitive hashing: projection, bits, similarity.
+
+A fixed matrix H [E, K] gives the bits e H > offset, packed into uint32 words; bit k of an item stands in word k // 32 at
+position k % 32 (little-endian). The similarity of two items is the share of equal bits,
+
+    sim(a, b) = 1 - popcount(a xor b) / K,   in [0, 1].
+
+Source: LSH in place of dot products as in ETA (arXiv 2108.04468) and SDIM (2205.10249), used by AIF (2511.12934); the fitted
+rotation follows the idea of iterative quantisation (Gong and Lazebnik 2011) without the iterations.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.config import Config
+from aif_jax.types import Array, Params
+
+WORD = 32
+
+
+def random_projection(key: jax.Array, *, content: int, bits: int) -> Params:
+    """A Gaussian `projection` [E, K] with `offset` zeros [K]: needs no data, and K = 256 where a fitted one needs 64."""
+    return {"projection": jax.random.normal(key, (content, bits)), "offset": jnp.zeros(bits)}
+
+
+def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> Params:
+    """PCA to K directions, then a random rotation: bits of equal weight that follow the data.
+
+    Rows that are all zero (unknown items) are left out of the fit. With E < K the missing directions are Gaussian.
+
+    Args:
+      content: float [N, E] content embeddings of the catalogue.
+      bits: K.
+      seed: of the rotation.
+
+    Returns:
+      `projection` float32 [E, K] and `offset` float32 [K]: the projected mean.
+    """
+    rows = np.asarray(content, np.float64)
+    rows = rows[np.any(rows != 0, axis=1)]
+    if len(rows) < 2:
+        raise ValueError(f"fit_projection: expected at least 2 rows with content, got {len(rows)}")
+    rng = np.random.default_rng(seed)
+    width = rows.shape[1]
+    mean = rows.mean(0)
+    values, vectors = np.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    directions = vectors[:, np.argsort(values)[::-1][: min(bits, width)]]
+    if width < bits:
+        directions = np.concatenate([directions, rng.normal(size=(width, bits - width)) / np.sqrt(width)], 1)
+    rotation, _ = np.linalg.qr(rng.normal(size=(bits, bits)))
+    projection = directions @ rotation
+    return {"projection": jnp.asarray(projection, jnp.float32), "offset": jnp.asarray(mean @ projection, jnp.float32)}
+
+
+def sign(frozen: Params, content: jax.Array) -> jax.Array:
+    """Signature of a content embedding: float [..., E] -> uint32 [..., K / 32]. Sharded or batched by the caller."""
+    return pack(content @ frozen["projection"] > frozen["offset"])
+
+
+def pack(bits: jax.Array) -> jax.Array:
+    """bool [..., K] -> uint32 [..., K / 32], little-endian: bit k is bit k % 32 of word k // 32."""
+    words = bits.reshape(*bits.shape[:-1], -1, WORD).astype(jnp.uint32)
+    return (words << jnp.arange(WORD, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+
+
+def unpack(words: jax.Array) -> jax.Array:
+    """uint32 [..., W] -> bool [..., 32 W]; inverse of `pack`."""
+    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & jnp.uint32(1)
+    return bits.reshape(*words.shape[:-1], -1).astype(bool)
+
+
+def signs(words: jax.Array) -> jax.Array:
+    """uint32 [..., W] -> float32 [..., K] of -1 and +1."""
+    return unpack(words).astype(jnp.float32) * 2.0 - 1.0
+
+
+def to_bytes(words: Array) -> np.ndarray:
+    """uint32 [..., W] -> uint8 [..., 4 W], the layout of `np.packbits(bits, bitorder="little")` and of faiss binary indexes."""
+    return np.ascontiguousarray(np.asarray(words).astype("<u4")).view(np.uint8)
+
+
+def from_bytes(octets: np.ndarray) -> np.ndarray:
+    """uint8 [..., 4 W] -> uint32 [..., W]; inverse of `to_bytes`."""
+    return np.ascontiguousarray(octets, np.uint8).view("<u4").astype(np.uint32)
+
+
+def hamming(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Differing bits: uint32 [..., W] against uint32 [..., W] (broadcast) -> int32 [...]."""
+    return jax.lax.population_count(a ^ b).astype(jnp.int32).sum(-1)
+
+
+def similarity(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Share of equal bits of every pair: uint32 [C, W], uint32 [L, W] -> float32 [C, L]."""
+    bits = a.shape[-1] * WORD
+    return 1.0 - hamming(a[:, None, :], b[None, :, :]).astype(jnp.float32) / bits
+
+
+def fit_codes(signatures: np.ndarray, *, codes: int, seed: int = 0, iterations: int = 10) -> jax.Array:
+    """Bridge codes by k-majority: k-means in Hamming space, each code the bitwise majority of its signatures.
+
+    Where the catalogue has at most R distinct signatures the codes are these themselves, so SimTier by codes is exact; rows
+    left over repeat the first.
+
+    Args:
+      signatures: uint32 [N, W].
+      codes: R.
+      seed: of the start, drawn from the distinct signatures.
+      iterations: of assignment and majority.
+
+    Returns:
+      uint32 [R, W].
+    """
+    distinct, weights = np.unique(np.asarray(signatures), axis=0, return_counts=True)
+    if len(distinct) <= codes:
+        return jnp.asarray(np.concatenate([distinct, np.repeat(distinct[:1], codes - len(distinct), axis=0)]))
+    points = np.asarray(signs(jnp.asarray(distinct)))
+    centres = points[np.random.default_rng(seed).choice(len(points), codes, replace=False)]
+    for _ in range(iterations):
+        nearest = np.concatenate([(chunk @ centres.T).argmax(1) for chunk in np.array_split(points, len(points) // 4096 + 1)])
+        votes = np.zeros_like(centres)
+        np.add.at(votes, nearest, points * weights[:, None])
+        centres = np.where(votes == 0, centres, np.sign(votes)).astype(np.float32)
+    return pack(jnp.asarray(centres) > 0)
+
+
+def fit(content: np.ndarray, config: Config, *, seed: int = 0) -> Params:
+    """Everything that a config's model keeps fixed, fitted once on the catalogue's content; give it to
+    `model.init(frozen=...)`.
+
+    Args:
+      content: float [N, E], row r for item row r; the "exact" baseline keeps it as a table.
+      config: static.
+      seed: of rotation and codes.
+
+    Returns:
+      `projection`, `offset` and, for simtier="codes", `codes`; `content` for architecture="exact"; {} where nothing is needed.
+    """
+    if np.ndim(content) != 2 or np.shape(content)[1] != config.schema.content:
+        raise ValueError(f"lsh.fit content: expected float [N, {config.schema.content}], got shape {np.shape(content)}")
+    if config.architecture == "exact":
+        return {"content": jnp.asarray(content, jnp.float32)}
+    if not config.uses_signatures:
+        return {}
+    frozen = fit_projection(content, bits=config.signature_bits, seed=seed)
+    if config.simtier == "codes":
+        signatures = sign(frozen, jnp.asarray(content, jnp.float32))
+        frozen["codes"] = fit_codes(np.asarray(signatures), codes=config.codes, seed=seed)
+    return frozen
+
+
+def random_frozen(key: jax.Array, config: Config) -> Params:
+    """What `fit` gives, drawn at random: for tests, or before a catalogue is there."""
+    if config.architecture == "exact":
+        raise ValueError("the exact baseline compares float content: pass frozen=lsh.fit(content, config) to init")
+    if not config.uses_signatures:
+        return {}
+    gaussian, codes = jax.random.split(key)
+    frozen = random_projection(gaussian, content=config.schema.content, bits=config.signature_bits)
+    if config.simtier == "codes":
+        frozen["codes"] = jax.random.bits(codes, (config.codes, config.signature_words), jnp.uint32)
+    return frozen
+
+
+def check_frozen(frozen: Params, config: Config) -> None:
+    """Raises ValueError where frozen parameters do not have the shapes that a config asks for."""
+    content, bits = config.schema.content, config.signature_bits
+    expected: dict[str, tuple[int, ...]] = {}
+    if config.architecture == "exact":
+        expected = {"content": (config.schema.item_attribute("item").size, content)}
+    elif config.uses_signatures:
+        expected = {"projection": (content, bits), "offset": (bits,)}
+        if config.simtier == "codes":
+            expected["codes"] = (config.codes, config.signature_words)
+    got = {name: tuple(np.shape(value)) for name, value in frozen.items()}
+    if got != expected:
+        raise ValueError(f"frozen parameters: expected shapes {expected}, got {got}")
