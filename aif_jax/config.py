@@ -128,9 +128,8 @@ class Config:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Config:
         """The config that `to_json` wrote. Unknown fields raise TypeError: the file is of a newer version."""
-        value = dict(value)
-        value["schema"] = Schema.from_json(value["schema"])
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return cls(**{**fields, "schema": Schema.from_json(value["schema"])})
 
 
 def tiny(schema: Schema | None = None, **changes: Any) -> Config:

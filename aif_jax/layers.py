@@ -7,13 +7,14 @@ behind `init/apply`, so that nothing outside knows a framework.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from aif_jax.data.schema import Attribute, Schema
-from aif_jax.types import Behaviours, Params
+from aif_jax.types import Array, Behaviours, Params
 
 AGE_BUCKETS = 32
 """Ages are looked up by floor(log2(1 + seconds)); the last bucket holds everything from 2^31 seconds (68 years) on."""
@@ -115,12 +116,12 @@ def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     return table.at[jnp.where(known, ids, 0)].get(mode="promise_in_bounds")
 
 
-def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: dict[str, jax.Array]) -> list[jax.Array]:
+def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: Mapping[str, Array]) -> list[jax.Array]:
     """One vector [D] for each attribute: its row, or the mean over the non-zero ids of a bag (zeros for an empty bag)."""
     vectors = []
     for attribute in attributes:
-        rows = embedding_lookup(embedding[attribute.name], ids[attribute.name])
-        vectors.append(rows if attribute.length == 1 else masked_mean(rows, ids[attribute.name] != 0))
+        rows = embedding_lookup(embedding[attribute.name], jnp.asarray(ids[attribute.name]))
+        vectors.append(rows if attribute.length == 1 else masked_mean(rows, jnp.asarray(ids[attribute.name]) != 0))
     return vectors
 
 
