@@ -1,0 +1,154 @@
+"""The catalogue: the features of every item, one row each.
+
+Row r is row r of the item vocabulary; row 0 is the unknown item, all zeros. Source: ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from aif_jax.data.schema import Schema
+from aif_jax.data.validate import check_content, check_side, expect_array, expect_finite, expect_ids, expect_integers
+from aif_jax.types import ItemFeatures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Catalogue:
+    """Features of N rows; the arrays may be memory-mapped.
+
+    Attributes:
+      schema: which features there are.
+      raw: int64 or str [N - 1] raw item ids; row r is `raw[r - 1]`.
+      ids: int32 [N] each, or [N, n] for a multi-valued attribute.
+      floats: float32 [N, F].
+      content: float32 [N, E] content embedding; None where the schema has none, or where signatures are ready.
+      signature: uint32 [N, W] content signature, or None.
+      side: float32 [N] each.
+
+    Raises:
+      TypeError: wrong dtype.
+      ValueError: names the field, what was expected and what came: wrong shape, id out of range, NaN or infinity, a row 0
+        that is not all zeros (signatures excepted: a projection may give zeros any signature).
+
+    Example:
+      >>> from aif_jax.data.schema import Attribute
+      >>> schema = Schema(item_attributes=(Attribute(name="item", size=4), Attribute(name="category", size=3)))
+      >>> catalogue = Catalogue.from_items(schema, [10, 20, 30], ids={"category": [1, 2, 1]})
+      >>> catalogue.features([3, 0]).ids["category"].tolist()
+      [1, 0]
+    """
+
+    schema: Schema
+    raw: np.ndarray
+    ids: dict[str, np.ndarray]
+    floats: np.ndarray
+    content: np.ndarray | None = None
+    signature: np.ndarray | None = None
+    side: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.raw.ndim != 1 or self.raw.dtype.kind not in "iuU":
+            raise ValueError(
+                f"Catalogue.raw: expected integers or strings [N - 1], got {self.raw.dtype} {list(self.raw.shape)}"
+            )
+        lead, name = (len(self.raw) + 1,), "Catalogue"
+        expect_ids(self.ids, f"{name}.ids", self.schema.item_attributes, lead=lead)
+        floats = expect_array(self.floats, f"{name}.floats", dtype=np.float32, shape=(*lead, self.schema.item_floats))
+        expect_finite(floats, f"{name}.floats")
+        check_content(self.schema, self.content, self.signature, name, lead=lead)
+        check_side(self.schema, self.side, f"{name}.side", lead=lead)
+        for field, table in self._tables():
+            if field != "signature" and np.any(table[0]):
+                raise ValueError(f"{name}.{field}: expected zeros in row 0 (the unknown item), got {table[0]}")
+
+    @classmethod
+    def from_items(
+        cls, schema: Schema, raw: Any, *, ids: dict[str, Any], floats: Any = None, content: Any = None, side: Any = None
+    ) -> Catalogue:
+        """The catalogue of N - 1 known items: adds row 0, and "item" (the row's own number) where `ids` lacks it.
+
+        Args:
+          schema: which features there are.
+          raw: [N - 1] raw item ids in the order of the vocabulary.
+          ids: attribute name to integers [N - 1], or [N - 1, n].
+          floats: [N - 1, F]; may be left out where the schema has none.
+          content: [N - 1, E], or None.
+          side: name to floats [N - 1].
+
+        Raises:
+          ValueError, TypeError: as the class.
+        """
+        raw = np.asarray(raw)
+        count = len(raw)
+        tables = {name: _with_unknown(table, f"ids[{name!r}]", count, np.int32) for name, table in ids.items()}
+        tables.setdefault("item", np.arange(count + 1, dtype=np.int32))
+        floats = np.zeros((count, 0), np.float32) if floats is None else floats
+        return cls(
+            schema=schema,
+            raw=raw,
+            ids=tables,
+            floats=_with_unknown(floats, "floats", count, np.float32),
+            content=None if content is None else _with_unknown(content, "content", count, np.float32),
+            side={name: _with_unknown(table, f"side[{name!r}]", count, np.float32) for name, table in (side or {}).items()},
+        )
+
+    def __len__(self) -> int:
+        """N, rows, the unknown row 0 included."""
+        return len(self.raw) + 1
+
+    def features(self, rows: Any) -> ItemFeatures:
+        """The features of some rows.
+
+        Args:
+          rows: integer rows of any shape, in [0, N).
+
+        Returns:
+          ItemFeatures of NumPy arrays whose leading axes are those of `rows`.
+
+        Raises:
+          TypeError, ValueError: rows that are not integers in [0, N).
+        """
+        rows = expect_integers(rows, "rows", size=len(self))
+        return ItemFeatures(
+            ids={name: table[rows] for name, table in self.ids.items()},
+            floats=self.floats[rows],
+            content=None if self.content is None else self.content[rows],
+            signature=None if self.signature is None else self.signature[rows],
+            side={name: table[rows] for name, table in self.side.items()},
+        )
+
+    def with_signatures(self, signature: Any) -> Catalogue:
+        """The same catalogue with signatures uint32 [N, W]."""
+        return dataclasses.replace(self, signature=np.asarray(signature))
+
+    def with_content(self, content: Any) -> Catalogue:
+        """The same catalogue with another content embedding float32 [N, E]; its schema says E, old signatures are dropped."""
+        content = np.asarray(content)
+        if content.ndim != 2:
+            raise ValueError(f"Catalogue.content: expected shape [{len(self)}, E], got {list(content.shape)}")
+        schema = dataclasses.replace(self.schema, content=content.shape[1])
+        return dataclasses.replace(self, schema=schema, content=content, signature=None)
+
+    def _tables(self):
+        yield from ((f"ids[{name!r}]", table) for name, table in self.ids.items())
+        yield "floats", self.floats
+        yield from ((f"side[{name!r}]", table) for name, table in self.side.items())
+        if self.content is not None:
+            yield "content", self.content
+
+
+def _with_unknown(table: Any, name: str, count: int, dtype: Any) -> np.ndarray:
+    """The table [N - 1, ...] with a row of zeros before it, as `dtype`; integers must not lose their value."""
+    table = np.asarray(table)
+    if not table.ndim or len(table) != count:
+        raise ValueError(f"Catalogue.{name}: expected {count} rows like raw, got shape {list(table.shape)}")
+    if dtype == np.int32 and table.size:
+        if table.dtype.kind not in "iu":
+            raise TypeError(f"Catalogue.{name}: expected integers, got dtype {table.dtype.name}")
+        expect_integers(table, f"Catalogue.{name}", size=2**31)
+    out = np.zeros((count + 1, *table.shape[1:]), dtype)
+    out[1:] = table
+    return out

@@ -1,0 +1,264 @@
+"""The event log: every interaction stored once, histories as windows into it.
+
+A training sample is a position in the log. Its history is the user's events with a *strictly earlier* time: events that
+tie with the sample are left out, because any order among ties would let the model look at the answer. Source: ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from aif_jax.data.validate import BLOCK, expect_array, expect_integers
+
+COLUMNS = {"user": np.int32, "item": np.int32, "action": np.int32, "time": np.int64}
+TIME_LIMIT = 2**62  # beyond it differences of times could overflow; also catches the "not a time" of datetime64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EventLog:
+    """Interactions sorted by user, then by time; the events of user row u are `offsets[u]:offsets[u + 1]`.
+
+    The arrays may be memory-mapped: nothing here copies the log.
+
+    Attributes:
+      user: int32 [n] user row, at least 1; row 0 is the unknown user, who has no history.
+      item: int32 [n] catalogue row, 0 for an item that the catalogue lacks.
+      action: int32 [n] behaviour type or rating bucket, 0 unknown.
+      time: int64 [n] seconds.
+      offsets: int64 [U + 1].
+
+    Raises:
+      TypeError: wrong dtype.
+      ValueError: wrong lengths, values out of range, or events that are not sorted by user and time.
+
+    Example:
+      >>> log = EventLog.from_arrays(user=[2, 1, 2], item=[5, 6, 7], action=[1, 1, 1], time=[20, 10, 15])
+      >>> log.item.tolist(), log.offsets.tolist()
+      ([6, 7, 5], [0, 0, 1, 3])
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    action: np.ndarray
+    time: np.ndarray
+    offsets: np.ndarray
+
+    def __post_init__(self):
+        size = len(self.user)
+        for field, dtype in COLUMNS.items():
+            expect_array(getattr(self, field), f"EventLog.{field}", dtype=dtype, shape=(size,))
+        offsets = expect_array(self.offsets, "EventLog.offsets", dtype=np.int64, shape=(None,))
+        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != size or np.any(np.diff(offsets) < 0):
+            raise ValueError(f"EventLog.offsets: expected ascending values from 0 to {size} for at least one user row")
+        for start in range(0, size, BLOCK):
+            self._check_block(start, min(start + BLOCK, size))
+        if not np.array_equal(np.searchsorted(self.user, np.arange(len(offsets), dtype=np.int32)), offsets):
+            raise ValueError("EventLog.offsets: expected the first event of every user row in EventLog.user")
+
+    def _check_block(self, start: int, stop: int) -> None:
+        columns = {field: getattr(self, field)[start:stop] for field in COLUMNS}
+        _check_ranges(columns, users=self.users, start=start)
+        first = max(start - 1, 0)
+        user, time = self.user[first:stop], self.time[first:stop]
+        wrong = (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
+        if wrong.any():
+            at = first + 1 + int(np.flatnonzero(wrong)[0])
+            raise ValueError(f"EventLog: expected events sorted by user and time, got event {at} out of order; see from_arrays")
+
+    @classmethod
+    def from_arrays(cls, user: Any, item: Any, action: Any, time: Any, *, users: int | None = None) -> EventLog:
+        """Sorts events by (user, time), keeping the given order among ties.
+
+        Args:
+          user: [n] integer user rows, at least 1.
+          item: [n] integer catalogue rows, 0 unknown.
+          action: [n] integer behaviour types, 0 unknown.
+          time: [n] integer seconds.
+          users: U, rows of the user vocabulary, row 0 included; default: the largest user row plus 1.
+
+        Raises:
+          TypeError: a column that is not of integers.
+          ValueError: columns of different lengths, or values out of range.
+        """
+        given = {"user": user, "item": item, "action": action, "time": time}
+        columns = {name: _column(value, name, COLUMNS[name]) for name, value in given.items()}
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"EventLog: expected columns of one length, got {lengths}")
+        user, time = columns["user"], columns["time"]
+        rows = users if users is not None else int(user.max(initial=0)) + 1
+        if rows < 1:
+            raise ValueError(f"EventLog: expected users of at least 1 (row 0 is 'unknown'), got {users}")
+        _check_ranges(columns, users=rows, start=0)  # before sorting, so that the message names the caller's position
+        later = (user[1:] > user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] >= time[:-1]))
+        if not later.all():
+            order = np.lexsort((time, user))  # stable
+            columns = {name: column[order] for name, column in columns.items()}
+        offsets = np.searchsorted(columns["user"], np.arange(rows + 1, dtype=np.int32)).astype(np.int64)
+        return cls(offsets=offsets, **columns)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes one `.npy` file for each array into a new folder, which appears only when it is complete.
+
+        Raises:
+          FileExistsError: the folder is there already.
+        """
+        target = pathlib.Path(folder)
+        if target.exists():
+            raise FileExistsError(f"EventLog.save: expected a new folder, got {target}, which exists")
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name in (*COLUMNS, "offsets"):
+            np.save(partial / f"{name}.npy", getattr(self, name))
+        os.replace(partial, target)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> EventLog:
+        """The log that `save` wrote, memory-mapped: only the pages that windows touch are held in memory.
+
+        Raises:
+          FileNotFoundError: a file is missing; the message names it.
+          ValueError: a file is truncated or malformed; the message names it.
+        """
+        arrays = {}
+        for name in (*COLUMNS, "offsets"):
+            file = pathlib.Path(folder) / f"{name}.npy"
+            try:
+                arrays[name] = np.asarray(np.load(file, mmap_mode="r"))
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{file}: expected an array of EventLog.save, got no file") from None
+            except (ValueError, EOFError) as error:
+                raise ValueError(f"{file}: expected a complete .npy file, got one that NumPy cannot map: {error}") from error
+        return cls(**arrays)
+
+    def __len__(self) -> int:
+        """n, how many events."""
+        return len(self.user)
+
+    @property
+    def users(self) -> int:
+        """U, rows of the user vocabulary, the unknown row 0 included."""
+        return len(self.offsets) - 1
+
+    def history_end(self, positions: Any) -> np.ndarray:
+        """Where the history of each sample ends: the first event of the same user that is not strictly earlier.
+
+        Events `offsets[u]:end` are strictly earlier than the sample; those that tie with it start at `end`.
+
+        Args:
+          positions: [B] integer positions of events in the log.
+
+        Returns:
+          int64 [B] absolute positions in the log.
+
+        Raises:
+          TypeError, ValueError: positions that are not integers in [0, n).
+
+        Example:
+          >>> log = EventLog.from_arrays(user=[1, 1, 1], item=[4, 5, 6], action=[1, 1, 1], time=[10, 20, 20])
+          >>> log.history_end([0, 1, 2]).tolist()
+          [0, 1, 1]
+        """
+        at = expect_integers(positions, "positions", size=len(self)).astype(np.int64)
+        return self._first_not_earlier(self.offsets[self.user[at]], at, self.time[at])
+
+    def history_end_at(self, users: Any, times: Any) -> np.ndarray:
+        """The same for requests of `users` at arbitrary `times`.
+
+        Args:
+          users: [B] integer user rows; row 0, the unknown user, has an empty history.
+          times: [B] integer seconds.
+
+        Returns:
+          int64 [B] absolute positions in the log: `offsets[u]` where the user has no earlier event.
+
+        Example:
+          >>> log = EventLog.from_arrays(user=[1, 1, 1], item=[4, 5, 6], action=[1, 1, 1], time=[10, 20, 20])
+          >>> log.history_end_at([1, 1, 1, 0], [5, 20, 21, 99]).tolist()
+          [0, 1, 3, 0]
+        """
+        rows = expect_integers(users, "users", size=self.users).astype(np.int64)
+        times = _times(times, rows.shape)
+        return self._first_not_earlier(self.offsets[rows], self.offsets[rows + 1], times)
+
+    def windows(self, start: Any, end: Any, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last `length` events of each range `start:end`, most recent first.
+
+        Args:
+          start: int64 [B] first event of each range, such as `offsets[user]`.
+          end: int64 [B] one past the last, such as `history_end(positions)`.
+          length: how many events a window holds.
+
+        Returns:
+          index int64 [B, length], positions in the log, 0 where there is no event; mask bool [B, length].
+
+        Example:
+          >>> log = EventLog.from_arrays(user=[1, 1, 1], item=[4, 5, 6], action=[1, 1, 1], time=[10, 20, 30])
+          >>> index, mask = log.windows([0], [2], 3)
+          >>> index.tolist(), mask.tolist()
+          ([[1, 0, 0]], [[True, True, False]])
+        """
+        if length < 1:
+            raise ValueError(f"windows: expected a length of at least 1, got {length}")
+        start, end = np.asarray(start, np.int64), np.asarray(end, np.int64)
+        index = end[:, None] - np.arange(1, length + 1)
+        mask = index >= start[:, None]
+        index *= mask  # padding points at event 0, which always can be read
+        return index, mask
+
+    def _first_not_earlier(self, low: np.ndarray, high: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """First position in [low, high) whose time is not before `times`, else high: one binary search for all samples."""
+        if not len(self):
+            return low
+        low, high = low.copy(), high.copy()
+        for _ in range(int((high - low).max(initial=0)).bit_length()):
+            middle = (low + high) >> 1
+            earlier = (low < high) & (self.time[np.minimum(middle, len(self) - 1)] < times)
+            low = np.where(earlier, middle + 1, low)
+            high = np.where(earlier, high, middle)
+        return low
+
+
+def _check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> None:
+    """Raises for a value out of range; `start` is the position of the columns' first event."""
+    limits = {"user": (1, users), "item": (0, 2**31), "action": (0, 2**31), "time": (-TIME_LIMIT, TIME_LIMIT)}
+    for name, column in columns.items():
+        low, high = limits[name]
+        if column.size and (column.min() < low or column.max() >= high):
+            at = int(np.flatnonzero((column < low) | (column >= high))[0])
+            hint = "; row 0 is the unknown user, who has no events" if name == "user" and column[at] == 0 else ""
+            raise ValueError(
+                f"EventLog.{name}: expected values in [{low}, {high}), got {column[at]} at position {start + at}{hint}"
+            )
+
+
+def _column(value: Any, name: str, dtype: Any) -> np.ndarray:
+    array = np.asarray(value)
+    if array.size == 0:
+        array = array.astype(dtype)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"EventLog.{name}: expected integers, got dtype {array.dtype.name}")
+    if array.ndim != 1:
+        raise ValueError(f"EventLog.{name}: expected shape [n], got {list(array.shape)}")
+    limits = np.iinfo(dtype)
+    if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
+        raise ValueError(
+            f"EventLog.{name}: expected values that fit {np.dtype(dtype).name}, got {array.min()} to {array.max()}"
+        )
+    return np.ascontiguousarray(array, dtype)
+
+
+def _times(times: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(times)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"times: expected integer seconds, got dtype {array.dtype.name}")
+    if array.shape != shape:
+        raise ValueError(f"times: expected shape {list(shape)} like users, got {list(array.shape)}")
+    return array.astype(np.int64)

@@ -1,0 +1,130 @@
+"""Which events are trained on and which are held out. Source: ours.
+
+A split is a set of positions in the event log; histories are not split: a held-out sample's history may hold training
+events, and earlier held-out events, because a live system would have seen them too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aif_jax.data.events import EventLog
+from aif_jax.data.validate import expect_integers
+
+
+class Split(NamedTuple):
+    """Positions in the event log, ascending, no position in two parts."""
+
+    train: np.ndarray  # int64 [n_train]
+    validation: np.ndarray  # int64 [n_validation]
+    test: np.ndarray  # int64 [n_test]
+
+
+def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> Split:
+    """Splits at two moments that are the same for all users: train on the past, choose on the near past, test on the rest.
+
+    In words: all events of all users are put in the order of their time. The last `test` share is the test part, the
+    `validation` share before it the validation part, everything before that the training part. Every training event is
+    strictly earlier than every validation event, and every validation event strictly earlier than every test event:
+    events that share the time of a cut all go to the later part, so that the later parts may be a little larger than
+    asked for. A user may stand in one part only, and users or items that are new after a cut stay in: `eligible`
+    leaves out samples without a history. Statistics (popularity, vocabularies of a production system) must be taken
+    from `train` alone.
+
+    Args:
+      log: the events.
+      validation: share of events in [0, 1).
+      test: share of events in [0, 1); with `validation` less than 1.
+
+    Returns:
+      Split of positions in the log, ascending.
+
+    Raises:
+      ValueError: shares out of range, or no training event left, because too many events share one time.
+
+    Example:
+      >>> log = EventLog.from_arrays([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
+      >>> [part.tolist() for part in split_by_time(log, validation=0.2, test=0.2)]
+      [[0, 1, 3], [4], [2]]
+    """
+    for name, share in (("validation", validation), ("test", test)):
+        if not 0 <= share < 1:
+            raise ValueError(f"split_by_time: expected {name} in [0, 1), got {share}")
+    if validation + test >= 1:
+        raise ValueError(f"split_by_time: expected validation + test below 1, got {validation} + {test}")
+    size = len(log)
+    first_validation = _time_of_rank(log, size - round(size * (validation + test)))
+    first_test = _time_of_rank(log, size - round(size * test))
+    train = np.flatnonzero(log.time < first_validation)
+    if not len(train):
+        raise ValueError(
+            f"split_by_time: expected training events before the first cut, got none of {size} events"
+            f" with validation={validation}, test={test}: too few events, or too many share one time"
+        )
+    return Split(
+        train=train,
+        validation=np.flatnonzero((log.time >= first_validation) & (log.time < first_test)),
+        test=np.flatnonzero(log.time >= first_test),
+    )
+
+
+def leave_last(log: EventLog) -> Split:
+    """Holds out the last events of every user: the protocol of many published sequential recommenders.
+
+    In words: a user's last event is the test sample; the last event strictly earlier than it the validation sample;
+    the events strictly earlier than that are trained on. Events that tie with a held-out one are in no part. The cut
+    differs from user to user, so the training part holds events later than other users' test events: figures are
+    comparable with the literature and better than a live system would see. `split_by_time` has no such leak.
+
+    Returns:
+      Split of positions in the log, ascending.
+
+    Example:
+      >>> log = EventLog.from_arrays([1] * 5, [1, 2, 3, 4, 5], [1] * 5, [10, 20, 30, 40, 40])
+      >>> [part.tolist() for part in leave_last(log)]
+      [[0, 1], [2], [4]]
+    """
+    starts, ends = log.offsets[:-1], log.offsets[1:]
+    starts, ends = starts[ends > starts], ends[ends > starts]
+    test = ends - 1
+    before_test = log.history_end(test)
+    has_validation = before_test > starts
+    validation = before_test[has_validation] - 1
+    before_validation = log.history_end(validation)
+    lengths = before_validation - starts[has_validation]
+    # every training range start:start + length, one after the other
+    skipped = np.cumsum(lengths) - lengths
+    train = np.arange(lengths.sum()) + np.repeat(starts[has_validation] - skipped, lengths)
+    return Split(train=train, validation=validation, test=test)
+
+
+def eligible(log: EventLog, positions: Any, *, min_history: int) -> np.ndarray:
+    """The positions whose item is known and whose user has at least `min_history` strictly earlier events.
+
+    Args:
+      log: the events.
+      positions: [B] integer positions.
+      min_history: 0 or more.
+
+    Returns:
+      int64, the positions that stay, in the same order.
+
+    Example:
+      >>> log = EventLog.from_arrays([1, 1, 1], [4, 5, 6], [1, 1, 1], [10, 20, 20])
+      >>> eligible(log, [2, 1, 0], min_history=1).tolist()
+      [2, 1]
+    """
+    if min_history < 0:
+        raise ValueError(f"eligible: expected min_history of at least 0, got {min_history}")
+    at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
+    history = log.history_end(at) - log.offsets[log.user[at]]
+    return at[(history >= min_history) & (log.item[at] > 0)]
+
+
+def _time_of_rank(log: EventLog, rank: int) -> int:
+    """The time of the event with that rank by time; one past the last time for the rank after the last event."""
+    if rank == len(log):
+        return int(log.time.max(initial=-1)) + 1
+    return int(np.partition(log.time, rank)[rank])

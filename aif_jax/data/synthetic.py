@@ -1,0 +1,423 @@
+r"""A synthetic world whose truth is known: what each block of a model is for is planted, and so is the best reachable AUC.
+
+**Items.** Item i has a popularity pop_i ~ rank^-skew, a hidden topic k_i and a category c_i, drawn independently of each other.
+The content embedding shows the topic: unit(centre of k_i + spread * noise). The category is an ordinary attribute.
+
+**Events.** Let h be the user's events strictly earlier than the sample (ties are left out, as a model's history leaves them
+out), *near* the latest `lag` of them, *far* the others, *last* the latest `recent`; n_w(x) counts the events of topic or
+category x in window w. The next item is drawn from a mixture of four:
+
+    P(i | h) = pop_i * lift(i, h)
+    lift(i, h) = noise + long_term         * L(k_i) / pop(k_i)
+                       + short_term        * S(k_i) / pop(k_i)
+                       + category_locality * C(c_i) / pop(c_i)
+
+    L(k) ~ n_far(k)^2 where n_near(k) = 0, else 0     interests that rest: only the far history shows them
+    S(k) = n_last(k) / |last|                         topics of the moment
+    C(c) ~ n_h(c)^2                                   categories of the whole history
+
+pop(k) and pop(c) are sums of pop_i; the four weights are scaled to sum 1. The truth is a function of the history and of fixed
+properties of the item, so a model can reach it. Only a user's first 2 * `lag` events (and the few later ones where no far
+topic rests) come from hidden preferences: L is then uniform over `interests` topics and C over `favourites` categories of that
+user. `World.observable` is false for those samples. A first event has S(k) = pop(k).
+
+**Clicks.** Each event is a click (action 2) with probability lift / (lift + m), else merely seen (action 1); m is the median
+lift of all events. Clicks do not change what comes next.
+
+Users come back to items: negatives must not leave out what the user has seen, or the truth is another one.
+Source: ours; the signals are those that SIM (2006.05639), ETA (2108.04468) and SimTier (2407.19467) are made for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from aif_jax import metrics
+from aif_jax.data.catalogue import Catalogue
+from aif_jax.data.content import unit_rows
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.events import EventLog
+from aif_jax.data.schema import Attribute, Schema, Vocabulary
+from aif_jax.data.validate import expect_array, expect_integers
+
+SEEN, CLICK = 1, 2
+MEAN_GAP = 6 * 3600  # seconds between events that do not tie
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class World:
+    """A data set and the truth behind it.
+
+    Attributes:
+      dataset: what a model may see.
+      popularity: float64 [N], sums to 1; row 0 is 0.
+      topic: int32 [N] hidden topic, -1 in row 0.
+      category: int32 [N] the schema's category minus 1, -1 in row 0.
+      observable: bool [n] whether the truth at an event depends on its history alone.
+      median_lift: m of the click probability.
+    """
+
+    dataset: Dataset
+    popularity: np.ndarray
+    topic: np.ndarray
+    category: np.ndarray
+    observable: np.ndarray
+    median_lift: float
+    _truth: _Truth
+
+    def lift(self, positions: Any, items: Any) -> np.ndarray:
+        """How much likelier than its popularity each item is to be the next one.
+
+        Args:
+          positions: [B] integer positions of events in the log; the history is what is strictly earlier.
+          items: [B] or [B, C] integer catalogue rows, at least 1.
+
+        Returns:
+          float64, shape of `items`.
+
+        Raises:
+          TypeError, ValueError: positions or items that are not integers in range, or that do not fit together.
+        """
+        log = self.dataset.log
+        at = expect_integers(positions, "positions", size=len(log))
+        rows = expect_integers(items, "items", size=len(self.popularity))
+        if at.ndim != 1 or rows.ndim not in (1, 2) or rows.shape[:1] != at.shape:
+            raise ValueError(f"items: expected shape [B] or [B, C] for B={at.size} positions, got {list(rows.shape)}")
+        if rows.size and rows.min() < 1:
+            raise ValueError("items: expected known items, got row 0 (the unknown item)")
+        length = log.history_end(at) - log.offsets[log.user[at]]
+        shape = (len(at), *[1] * (rows.ndim - 1))
+        return self._truth.lift(at.reshape(shape), log.user[at].reshape(shape) - 1, length.reshape(shape), rows)
+
+    def probability(self, positions: Any, items: Any) -> np.ndarray:
+        """P(i | h), how likely each item is to be the next one; arguments, result and errors as those of `lift`."""
+        return self.lift(positions, items) * self.popularity[np.asarray(items)]
+
+    def click_probability(self, positions: Any, items: Any) -> np.ndarray:
+        """How likely a click is where the item is shown; arguments, result and errors as those of `lift`."""
+        lift = self.lift(positions, items)
+        return lift / (lift + self.median_lift)
+
+    def best_scores(self, positions: Any, items: Any, *, sampling: Any = None) -> np.ndarray:
+        """Scores that no model can beat on the next-item task.
+
+        The best score of an item is its likelihood ratio: how likely it is as the next item against as a negative,
+        log P(i | h) - log q_i - log(1 - P(i | h)); the last term is there because a negative is never the target.
+
+        Args:
+          positions: [B] integer positions of events.
+          items: [B, C] integer catalogue rows, targets and negatives.
+          sampling: [N] probabilities q of the negatives, such as `NegativeSampler.probabilities`; default: popularity.
+
+        Returns:
+          float64 [B, C].
+
+        Raises:
+          TypeError, ValueError: as `lift`; sampling of a wrong shape, or that never draws one of the items.
+        """
+        rows = np.asarray(items)
+        q = self.popularity if sampling is None else np.asarray(sampling, np.float64)
+        expect_array(q, "sampling", dtype=np.float64, shape=self.popularity.shape)
+        probability = self.probability(positions, items)
+        if not (q[rows] > 0).all():
+            raise ValueError("sampling: expected a positive probability for every item that is scored, got 0")
+        return np.log(probability) - np.log(q[rows]) - np.log1p(-probability)
+
+    def ceiling_auc(self, positions: Any, items: Any = None, labels: Any = None, *, sampling: Any = None) -> float:
+        """The AUC of the truth on the same samples: what the best model reaches, up to the luck of these labels.
+
+        Args:
+          positions: [B] integer positions of events.
+          items: [B, C] integer catalogue rows of the next-item task, or None for the click task: each event's own item.
+          labels: [B, C] 0 or 1, with `items` only.
+          sampling: as in `best_scores`.
+
+        Raises:
+          TypeError, ValueError: as `best_scores`.
+        """
+        return metrics.auc(*self._task(positions, items, labels, sampling))
+
+    def ceiling_gauc(self, positions: Any, items: Any = None, labels: Any = None, *, sampling: Any = None) -> metrics.Averaged:
+        """The GAUC of the truth, by user and weighted by impressions; arguments and errors as those of `ceiling_auc`."""
+        scores, labels = self._task(positions, items, labels, sampling)
+        users = self.dataset.log.user[np.asarray(positions)]
+        return metrics.gauc(scores, labels, users.reshape(len(users), *[1] * (scores.ndim - 1)))
+
+    def _task(self, positions: Any, items: Any, labels: Any, sampling: Any) -> tuple[np.ndarray, Any]:
+        if (items is None) != (labels is None):
+            raise ValueError("expected items and labels together (the next-item task) or neither (the click task)")
+        if items is not None:
+            return self.best_scores(positions, items, sampling=sampling), labels
+        log, at = self.dataset.log, np.asarray(positions)
+        return self.click_probability(positions, log.item[at]), log.action[at] == CLICK
+
+
+def synthetic_world(
+    seed: int = 0,
+    *,
+    users: int = 500,
+    items: int = 2000,
+    categories: int = 100,
+    topics: int = 100,
+    events_per_user: int = 300,
+    long_term: float = 0.4,
+    short_term: float = 0.2,
+    category_locality: float = 0.2,
+    noise: float = 0.2,
+    lag: int = 32,
+    recent: int = 4,
+    interests: int = 10,
+    favourites: int = 3,
+    content_dim: int = 32,
+    content_spread: float = 0.5,
+    popularity_skew: float = 0.8,
+    tie_rate: float = 0.15,
+) -> World:
+    """Makes a world; the module's docstring has the formulas.
+
+    Args:
+      seed: the same seed and knobs give the same world.
+      users, items, categories, topics, events_per_user: sizes; users and items without the unknown row.
+      long_term, short_term, category_locality, noise: weights of the four sources, scaled to sum 1; 0 switches one off.
+      lag: how many events the far history lies back; a model with a shorter window cannot see long-term interests.
+      recent: events that make up the short-term interest.
+      interests, favourites: hidden topics and categories of a user, which fill the first 2 * lag events.
+      content_dim: E.
+      content_spread: length of the noise round a topic's centre, which has length 1.
+      popularity_skew: popularity of the r-th item ~ r^-skew; 0 for all alike.
+      tie_rate: share of events that have the time of the one before.
+
+    Returns:
+      The world; `World.dataset` is an ordinary data set.
+
+    Raises:
+      ValueError: names the knob, what was expected and what came.
+
+    Example:
+      >>> world = synthetic_world(users=20, items=100, topics=10, categories=5, interests=2, events_per_user=80)
+      >>> bool(world.ceiling_auc(np.flatnonzero(world.observable)) > 0.6)
+      True
+    """
+    weights = dict(long_term=long_term, short_term=short_term, category_locality=category_locality, noise=noise)
+    sizes = dict(users=(users, 2**31), items=(items, 2**31), categories=(categories, items + 1), topics=(topics, items + 1))
+    sizes |= dict(interests=(interests, topics + 1), favourites=(favourites, categories + 1), content_dim=(content_dim, 2**31))
+    sizes |= dict(events_per_user=(events_per_user, 2**31), lag=(lag, 2**31), recent=(recent, 2**31))
+    for knob, (value, limit) in sizes.items():
+        if not 1 <= value < limit:
+            raise ValueError(f"{knob}: expected 1 to {limit - 1}, got {value}")
+    for knob, value in (weights | dict(content_spread=content_spread, popularity_skew=popularity_skew)).items():
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{knob}: expected a finite number of at least 0, got {value}")
+    if not 0 <= tie_rate < 1:
+        raise ValueError(f"tie_rate: expected a share in [0, 1), got {tie_rate}")
+    total = sum(weights.values())
+    if not total > 0:
+        raise ValueError("long_term, short_term, category_locality, noise: expected at least one above 0, got none")
+
+    rng = np.random.default_rng(seed)
+    popularity = rng.permutation((1.0 + np.arange(items)) ** -popularity_skew)
+    popularity = np.append(0, popularity / popularity.sum())
+    topic, category = (np.append(-1, rng.permutation(np.arange(items) % n)).astype(np.int32) for n in (topics, categories))
+    centres = unit_rows(rng.standard_normal((topics, content_dim)))
+    scatter = rng.standard_normal((items, content_dim)) * content_spread / np.sqrt(content_dim)
+    content = unit_rows(centres[topic[1:]] + scatter)
+
+    time, length = _times(rng, users, events_per_user, tie_rate)
+    truth = _Truth(
+        popularity=popularity,
+        topic=topic,
+        category=category,
+        weights=(long_term / total, short_term / total, category_locality / total, noise / total),
+        lag=lag,
+        recent=recent,
+        interests=_choose(rng, users, topics, interests),
+        favourites=_choose(rng, users, categories, favourites),
+    )
+    chosen = truth.simulate(rng, length)
+
+    user, position = np.arange(users * events_per_user) // events_per_user, np.arange(users * events_per_user)
+    lift = truth.lift(position, user, length.ravel(), chosen.ravel())
+    median = float(np.median(lift))
+    clicked = rng.random(len(lift)) * (lift + median) < lift
+    schema = Schema(
+        item_attributes=(Attribute(name="item", size=items + 1), Attribute(name="category", size=categories + 1)),
+        actions=3,
+        content=content_dim,
+    )
+    raw = np.arange(1, items + 1)
+    dataset = Dataset(
+        name="synthetic",
+        schema=schema,
+        log=EventLog.from_arrays(user + 1, chosen.ravel(), np.where(clicked, CLICK, SEEN), time.ravel(), users=users + 1),
+        catalogue=Catalogue.from_items(schema, raw, ids={"category": category[1:] + 1}, content=content),
+        user_ids={},
+        user_floats=np.zeros((users + 1, 0), np.float32),
+        users=Vocabulary(np.arange(1, users + 1)),
+        items=Vocabulary(raw),
+    )
+    return World(
+        dataset=dataset,
+        popularity=popularity,
+        topic=topic,
+        category=category,
+        observable=~(truth.formative | (truth.far_mass == 0)),
+        median_lift=median,
+        _truth=truth,
+    )
+
+
+class _Truth:
+    """The mixture: draws events from it, then answers how likely any item was at any of them.
+
+    Positions are user * events_per_user + event; users and events count from 0, item rows from 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        popularity: np.ndarray,
+        topic: np.ndarray,
+        category: np.ndarray,
+        weights: tuple[float, float, float, float],
+        lag: int,
+        recent: int,
+        interests: np.ndarray,  # int [users, interests]
+        favourites: np.ndarray,  # int [users, favourites]
+    ):
+        self.topic, self.category, self.weights, self.lag, self.recent = topic, category, weights, lag, recent
+        self.interests, self.favourites = interests, favourites
+        self._topic_items, self._category_items = _Groups(topic, popularity), _Groups(category, popularity)
+        self._any_item = _Groups(np.where(topic < 0, -1, 0), popularity)
+
+    def simulate(self, rng: np.random.Generator, length: np.ndarray) -> np.ndarray:
+        """Draws int [users, events] item rows; length [users, events] is the number of strictly earlier events of each."""
+        users, events = length.shape
+        item = np.zeros((users, events), np.int64)
+        near, far = (np.zeros((users, len(self._topic_items)), np.int64) for _ in range(2))
+        met = np.zeros((users, len(self._category_items)), np.int64)
+        far_mass, category_mass = np.zeros((users, events)), np.zeros((users, events))
+        everyone, counted = np.arange(users), np.zeros(users, np.int64)
+        for event in range(events):
+            h = length[:, event]
+            while (counted < h).any():  # moves the windows on to the strictly earlier events
+                who = np.flatnonzero(counted < h)
+                entering = item[who, counted[who]]
+                met[who, self.category[entering]] += 1
+                near[who, self.topic[entering]] += 1
+                old = who[counted[who] >= self.lag]
+                leaving = self.topic[item[old, counted[old] - self.lag]]
+                near[old, leaving] -= 1
+                far[old, leaving] += 1
+                counted[who] += 1
+            resting, squared = np.cumsum(np.square(far) * (near == 0), axis=1), np.cumsum(np.square(met), axis=1)
+            far_mass[:, event], category_mass[:, event] = resting[:, -1], squared[:, -1]
+            formative = h < 2 * self.lag
+
+            hidden = self.interests[everyone, rng.integers(self.interests.shape[1], size=users)]
+            long_term = np.where(formative | (resting[:, -1] == 0), hidden, _draw(rng, resting))
+            before = h - 1 - (rng.random(users) * np.minimum(h, self.recent)).astype(np.int64)
+            short_term = self.topic[item[everyone, np.maximum(before, 0)]]
+            hidden = self.favourites[everyone, rng.integers(self.favourites.shape[1], size=users)]
+            local = np.where(formative, hidden, _draw(rng, squared))
+
+            source = np.searchsorted(np.cumsum(self.weights), rng.random(users), side="right")
+            source[(source == 1) & (h == 0)] = 3  # no topic of the moment yet
+            at = rng.random(users)
+            by_topic = self._topic_items.item(np.where(source == 1, short_term, long_term), at)
+            by_category = self._category_items.item(local, at)
+            by_popularity = self._any_item.item(np.zeros(users, np.int64), at)
+            item[:, event] = np.choose(np.minimum(source, 3), [by_topic, by_topic, by_category, by_popularity])
+        self.far_mass, self.category_mass = far_mass.ravel(), category_mass.ravel()
+        self.formative = (length < 2 * self.lag).ravel()
+        self._topic_events = _Occurrences(self.topic[item], len(self._topic_items))
+        self._category_events = _Occurrences(self.category[item], len(self._category_items))
+        return item
+
+    def lift(self, position: np.ndarray, user: np.ndarray, length: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """lift(i, h) of item rows; the other arguments broadcast against them."""
+        topic, category = self.topic[rows], self.category[rows]
+        topic_share, category_share = self._topic_items.share[topic], self._category_items.share[category]
+        formative, mass = self.formative[position], self.far_mass[position]
+
+        far = np.maximum(length - self.lag, 0)
+        rests = self._topic_events.count(user, topic, far, length) == 0
+        remembered = rests * self._topic_events.count(user, topic, 0, far) ** 2 / np.maximum(mass, 1)
+        long_term = np.where(formative | (mass == 0), _uniform(self.interests, user, topic), remembered)
+
+        last = np.minimum(length, self.recent)
+        moment = self._topic_events.count(user, topic, length - last, length) / np.maximum(last, 1)
+        short_term = np.where(last == 0, topic_share, moment)
+
+        met = self._category_events.count(user, category, 0, length) ** 2 / np.maximum(self.category_mass[position], 1)
+        local = np.where(formative, _uniform(self.favourites, user, category), met)
+
+        weights = self.weights
+        by_topic = (weights[0] * long_term + weights[1] * short_term) / topic_share
+        return weights[3] + by_topic + weights[2] * local / category_share
+
+
+class _Groups:
+    """Items by topic or category; draws one of a group by popularity."""
+
+    def __init__(self, group: np.ndarray, popularity: np.ndarray):
+        self._rows = np.argsort(group, kind="stable")
+        self._cumulative = np.cumsum(popularity[self._rows])
+        last = np.searchsorted(group[self._rows], np.arange(group.max() + 1), side="right") - 1
+        self._bounds = np.append(0, self._cumulative[last])  # group -1, the unknown item, comes first and weighs nothing
+        self._last = last
+        self.share = np.diff(self._bounds)
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def item(self, group: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """An item row of each group for a number in [0, 1)."""
+        at = np.searchsorted(self._cumulative, self._bounds[group] + uniform * self.share[group], side="right")
+        return self._rows[np.minimum(at, self._last[group])]  # rounding may step over a group's end
+
+
+class _Occurrences:
+    """How often a label occurs in a stretch of a user's events, by binary search."""
+
+    def __init__(self, labels: np.ndarray, size: int):
+        users, self._events = labels.shape
+        self._size = size
+        self._keys = np.sort(self._key(np.arange(users)[:, None], labels, np.arange(self._events)).ravel())
+
+    def count(self, user: np.ndarray, label: np.ndarray, start: Any, stop: Any) -> np.ndarray:
+        """Events of the user with that label among events start:stop."""
+        return np.searchsorted(self._keys, self._key(user, label, stop)) - np.searchsorted(
+            self._keys, self._key(user, label, start)
+        )
+
+    def _key(self, user: np.ndarray, label: np.ndarray, event: Any) -> np.ndarray:
+        return (user * np.int64(self._size) + label) * (self._events + 1) + event
+
+
+def _times(rng: np.random.Generator, users: int, events: int, tie_rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds int64 [users, events] in ascending order, and how many events of the user are strictly earlier."""
+    new = rng.random((users, events)) >= tie_rate
+    new[:, 0] = True
+    gap = np.where(new, 1 + rng.exponential(MEAN_GAP, (users, events)), 0).astype(np.int64)
+    gap[:, 0] = 1_500_000_000 + rng.random(users) * (1 - tie_rate) * MEAN_GAP * events / 2  # users begin at different times
+    earlier = np.maximum.accumulate(np.where(new, np.arange(events), 0), axis=1)
+    return np.cumsum(gap, axis=1), earlier
+
+
+def _choose(rng: np.random.Generator, users: int, size: int, count: int) -> np.ndarray:
+    """`count` different values below `size` for each user."""
+    return np.argsort(rng.random((users, size)), axis=1)[:, :count]
+
+
+def _draw(rng: np.random.Generator, cumulative: np.ndarray) -> np.ndarray:
+    """A column of each row, with the probabilities whose running sums, times any factor, are given."""
+    return (cumulative > rng.random((len(cumulative), 1)) * cumulative[:, -1:]).argmax(axis=1)
+
+
+def _uniform(preferred: np.ndarray, user: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """1 / count where the label is one of the user's `count` preferred ones, else 0."""
+    user, label = np.broadcast_arrays(user, label)
+    return sum((preferred[user, i] == label for i in range(preferred.shape[1])), np.zeros(label.shape)) / preferred.shape[1]

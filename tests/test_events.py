@@ -1,0 +1,301 @@
+"""EventLog: sorting, history ends, windows, files; and that nothing leaks from the future or from a tie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aif_jax.data import events, split
+from aif_jax.data.events import EventLog
+
+#        user 1: times 10 20 20 20 30     user 2: nothing     user 3: times 5 5
+USER = [3, 1, 1, 1, 3, 1, 1]
+ITEM = [1, 2, 3, 4, 5, 6, 7]
+TIME = [5, 20, 10, 20, 5, 30, 20]
+
+
+def small_log() -> EventLog:
+    return EventLog.from_arrays(USER, ITEM, [1, 2, 3, 1, 2, 3, 1], TIME, users=5)
+
+
+@st.composite
+def logs(draw):
+    """Random logs of few users and very few moments, so that most events tie."""
+    size = draw(st.integers(1, 40))
+
+    def column(low, high):
+        return draw(st.lists(st.integers(low, high), min_size=size, max_size=size))
+
+    return EventLog.from_arrays(column(1, 4), column(0, 9), column(0, 3), column(-3, 6), users=6)
+
+
+def test_sorts_by_user_and_time_and_keeps_the_order_of_ties():
+    log = small_log()
+    assert log.user.tolist() == [1, 1, 1, 1, 1, 3, 3]
+    assert log.time.tolist() == [10, 20, 20, 20, 30, 5, 5]
+    assert log.item.tolist() == [3, 2, 4, 7, 6, 1, 5]
+    assert log.action.tolist() == [3, 2, 1, 1, 3, 1, 2]
+    assert log.offsets.tolist() == [0, 0, 5, 5, 7, 7]
+    assert (len(log), log.users) == (7, 5)
+    assert [log.user.dtype, log.item.dtype, log.action.dtype, log.time.dtype, log.offsets.dtype] == ["i4"] * 3 + ["i8"] * 2
+
+
+def test_users_default_to_the_largest_row():
+    assert EventLog.from_arrays([2], [1], [1], [1]).offsets.tolist() == [0, 0, 0, 1]
+
+
+def test_history_end_by_hand():
+    assert small_log().history_end(np.arange(7)).tolist() == [0, 1, 1, 1, 4, 5, 5]
+
+
+def test_history_end_at_by_hand():
+    log = small_log()
+    times = [9, 10, 11, 20, 21, 30, 31]
+    assert log.history_end_at([1] * 7, times).tolist() == [0, 0, 1, 1, 4, 4, 5]
+    assert log.history_end_at([0, 2, 3, 3, 4], [99, 99, 5, 6, 99]).tolist() == [0, 5, 5, 7, 7]
+
+
+def test_windows_by_hand():
+    index, mask = small_log().windows([0, 5, 0], [4, 5, 1], 3)
+    assert index.dtype == np.int64
+    assert index.tolist() == [[3, 2, 1], [0, 0, 0], [0, 0, 0]]
+    assert mask.tolist() == [[True, True, True], [False, False, False], [True, False, False]]
+
+
+@settings(deadline=None, max_examples=100)
+@given(logs(), st.integers(1, 8))
+def test_no_window_holds_an_event_that_ties_with_its_sample_or_is_later(log, length):
+    at = np.arange(len(log))
+    index, mask = log.windows(log.offsets[log.user], log.history_end(at), length)
+    times = np.broadcast_to(log.time[:, None], mask.shape)
+    assert np.all(log.time[index][mask] < times[mask])
+    assert np.all(log.user[index][mask] == np.broadcast_to(log.user[:, None], mask.shape)[mask])
+
+
+@settings(deadline=None, max_examples=100)
+@given(logs(), st.integers(1, 8))
+def test_windows_hold_the_latest_of_all_strictly_earlier_events(log, length):
+    """Against a plain loop: everything that may be seen is seen, most recent first."""
+    index, mask = log.windows(log.offsets[log.user], log.history_end(np.arange(len(log))), length)
+    for at in range(len(log)):
+        earlier = [j for j in range(len(log)) if log.user[j] == log.user[at] and log.time[j] < log.time[at]]
+        assert index[at][mask[at]].tolist() == earlier[::-1][:length]
+        assert mask[at].tolist() == sorted(mask[at], reverse=True)
+
+
+@settings(deadline=None, max_examples=100)
+@given(logs(), st.lists(st.tuples(st.integers(0, 5), st.integers(-5, 8)), min_size=1, max_size=10))
+def test_requests_at_any_time_see_strictly_earlier_events_only(log, requests):
+    users, times = np.array(requests).T
+    ends = log.history_end_at(users, times)
+    for user, time, end in zip(users, times, ends, strict=True):
+        earlier = int(np.sum((log.user == user) & (log.time < time)))
+        assert end == log.offsets[user] + earlier
+
+
+def test_empty_log_answers_with_empty_histories():
+    log = EventLog.from_arrays([], [], [], [], users=3)
+    assert len(log) == 0
+    assert log.history_end_at([0, 1, 2], [5, 5, 5]).tolist() == [0, 0, 0]
+    assert log.history_end([]).tolist() == []
+    assert not log.windows(np.zeros(3), np.zeros(3), 4)[1].any()
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        (
+            ([0, 1], [1, 1], [1, 1], [1, 1]),
+            ValueError,
+            "user: expected values in .1, 3.* got 0 at position 0; row 0 is the unknown",
+        ),
+        (([1, -1], [1, 1], [1, 1], [1, 1]), ValueError, "user.*got -1 at position 1"),
+        (([1, 3], [1, 1], [1, 1], [1, 1]), ValueError, "user.*got 3 at position 1"),
+        (([1, 1], [1, -2], [1, 1], [1, 1]), ValueError, "item.*got -2 at position 1"),
+        (([1, 1], [1, 2**31], [1, 1], [1, 1]), ValueError, "item: expected values that fit int32"),
+        (([1, 1], [1, 1], [-1, 1], [1, 1]), ValueError, "action.*got -1 at position 0"),
+        (([1, 1], [1, 1], [1, 1], [1, -(2**63)]), ValueError, "time.*got -9223372036854775808 at position 1"),
+        (([1, 1], [1, 1], [1, 1], [1.0, 2.0]), TypeError, "time: expected integers, got dtype float64"),
+        (([1, 1], ["a", "b"], [1, 1], [1, 1]), TypeError, "item: expected integers"),
+        (([1, 1], [1, 1], [True, False], [1, 1]), TypeError, "action: expected integers, got dtype bool"),
+        (([1, 1], [1, 1, 1], [1, 1], [1, 1]), ValueError, "one length.*'item': 3"),
+        (([[1, 1]], [1, 1], [1, 1], [1, 1]), ValueError, r"user: expected shape \[n\], got \[1, 2\]"),
+    ],
+)
+def test_from_arrays_refuses(columns, error, message):
+    with pytest.raises(error, match=message):
+        EventLog.from_arrays(*columns, users=3)
+
+
+def test_users_must_hold_the_unknown_row():
+    with pytest.raises(ValueError, match="users of at least 1.*got 0"):
+        EventLog.from_arrays([], [], [], [], users=0)
+
+
+def arrays(log: EventLog) -> dict[str, np.ndarray]:
+    return {name: np.array(getattr(log, name)) for name in ("user", "item", "action", "time", "offsets")}
+
+
+@pytest.mark.parametrize("block", [events.BLOCK, 1, 2, 3])  # the check must look across the seams of its blocks
+@pytest.mark.parametrize(
+    ("field", "position", "value", "message"),
+    [
+        ("time", 1, 9, "got event 1 out of order"),
+        ("time", 4, 19, "got event 4 out of order"),
+        ("user", 2, 3, "got event 3 out of order"),
+        ("user", 4, 2, "offsets: expected the first event"),
+        ("offsets", 1, 1, "offsets: expected the first event"),
+        ("offsets", 5, 6, "offsets: expected ascending values from 0 to 7"),
+        ("offsets", 2, -1, "offsets: expected ascending"),
+    ],
+)
+def test_an_unsorted_log_is_refused(monkeypatch, block, field, position, value, message):
+    monkeypatch.setattr(events, "BLOCK", block)
+    parts = arrays(small_log())
+    EventLog(**parts)  # sound before
+    parts[field][position] = value
+    with pytest.raises(ValueError, match=message):
+        EventLog(**parts)
+
+
+def test_a_log_of_other_dtypes_or_lengths_is_refused():
+    parts = arrays(small_log())
+    with pytest.raises(TypeError, match="EventLog.time: expected dtype int64, got int32"):
+        EventLog(**{**parts, "time": parts["time"].astype(np.int32)})
+    with pytest.raises(ValueError, match=r"EventLog.item: expected shape \[7\], got \[6\]"):
+        EventLog(**{**parts, "item": parts["item"][:6]})
+
+
+@pytest.mark.parametrize(
+    ("positions", "error", "message"),
+    [
+        ([7], ValueError, r"positions: expected values in \[0, 7\), got 7"),
+        ([0, -1], ValueError, r"got -1 at position \[1\]"),
+        ([0.5], TypeError, "positions: expected integers"),
+    ],
+)
+def test_positions_out_of_the_log_are_refused(positions, error, message):
+    with pytest.raises(error, match=message):
+        small_log().history_end(positions)
+
+
+def test_bad_requests_are_refused():
+    log = small_log()
+    with pytest.raises(ValueError, match=r"users: expected values in \[0, 5\), got 5"):
+        log.history_end_at([5], [1])
+    with pytest.raises(ValueError, match=r"times: expected shape \[2\] like users, got \[1\]"):
+        log.history_end_at([1, 1], [1])
+    with pytest.raises(TypeError, match="times: expected integer seconds, got dtype float64"):
+        log.history_end_at([1], [1.5])
+    with pytest.raises(ValueError, match="length of at least 1, got 0"):
+        log.windows([0], [1], 0)
+
+
+def test_save_and_load_memory_mapped(tmp_path):
+    log = small_log()
+    log.save(tmp_path / "log")
+    read = EventLog.load(tmp_path / "log")
+    for name, array in arrays(log).items():
+        np.testing.assert_array_equal(getattr(read, name), array)
+    assert not read.time.flags.owndata and not read.time.flags.writeable  # mapped, not read
+    assert read.history_end(np.arange(7)).tolist() == log.history_end(np.arange(7)).tolist()
+    with pytest.raises(FileExistsError, match="log, which exists"):
+        log.save(tmp_path / "log")
+
+
+def test_damaged_files_are_named(tmp_path):
+    log = small_log()
+    for name, damage, error in (
+        ("time", lambda path: path.write_bytes(path.read_bytes()[:-4]), ValueError),
+        ("item", lambda path: path.write_bytes(b""), ValueError),
+        ("user", lambda path: path.write_bytes(b"no numbers"), ValueError),
+        ("offsets", lambda path: path.unlink(), FileNotFoundError),
+    ):
+        folder = tmp_path / name
+        log.save(folder)
+        damage(folder / f"{name}.npy")
+        with pytest.raises(error, match=f"{name}.npy: expected"):
+            EventLog.load(folder)
+
+
+# split.py
+
+
+def test_split_by_time_by_hand():
+    log = EventLog.from_arrays([1] * 5 + [2] * 5, [1] * 10, [1] * 10, [0, 10, 20, 30, 40, 5, 15, 25, 35, 45])
+    parts = split.split_by_time(log, validation=0.2, test=0.3)
+    assert [log.time[part].tolist() for part in parts] == [[0, 10, 20, 5, 15], [30, 25], [40, 35, 45]]
+
+
+def test_a_tie_across_a_cut_goes_to_the_later_part():
+    log = EventLog.from_arrays([1, 2, 3, 4, 5], [1] * 5, [1] * 5, [1, 2, 3, 3, 3])
+    parts = split.split_by_time(log, validation=0, test=0.2)
+    assert [log.time[part].tolist() for part in parts] == [[1, 2], [], [3, 3, 3]]
+
+
+def test_split_without_held_out_parts_trains_on_everything():
+    parts = split.split_by_time(small_log(), validation=0, test=0)
+    assert [len(part) for part in parts] == [7, 0, 0]
+    parts = split.split_by_time(small_log(), validation=0.3, test=0)
+    assert parts.test.tolist() == [] and len(parts.validation) > 0
+
+
+@settings(deadline=None, max_examples=100)
+@given(logs(), st.sampled_from([0, 0.1, 0.3]), st.sampled_from([0, 0.1, 0.3]))
+def test_split_by_time_is_a_partition_in_the_order_of_time(log, validation, test):
+    try:
+        parts = split.split_by_time(log, validation=validation, test=test)
+    except ValueError as error:
+        assert "got none" in str(error)
+        # only when the earliest moment reaches into the held-out share
+        held_out = round(len(log) * (validation + test))
+        assert np.sum(log.time == log.time.min()) > len(log) - held_out
+        return
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(log)))
+    assert len(parts.test) >= round(len(log) * test)
+    assert len(parts.validation) + len(parts.test) >= round(len(log) * (validation + test))
+    last = -np.inf
+    for part in parts:
+        if len(part):
+            assert log.time[part].min() > last
+            last = log.time[part].max()
+
+
+def test_split_refuses_what_it_cannot_do():
+    log = small_log()
+    with pytest.raises(ValueError, match=r"validation in \[0, 1\), got -0.1"):
+        split.split_by_time(log, validation=-0.1)
+    with pytest.raises(ValueError, match="below 1, got 0.5 . 0.5"):
+        split.split_by_time(log, validation=0.5, test=0.5)
+    with pytest.raises(ValueError, match="got none of 3 events"):
+        split.split_by_time(EventLog.from_arrays([1, 2, 3], [1] * 3, [1] * 3, [7] * 3))
+    with pytest.raises(ValueError, match="got none of 0 events"):
+        split.split_by_time(EventLog.from_arrays([], [], [], []))
+
+
+@settings(deadline=None, max_examples=100)
+@given(logs())
+def test_leave_last_against_a_plain_loop(log):
+    parts = split.leave_last(log)
+    train, validation, test = [], [], []
+    for user in range(1, log.users):
+        mine = [at for at in range(len(log)) if log.user[at] == user]
+        if not mine:
+            continue
+        test.append(mine[-1])
+        earlier = [at for at in mine if log.time[at] < log.time[mine[-1]]]
+        if earlier:
+            validation.append(earlier[-1])
+            train += [at for at in earlier if log.time[at] < log.time[earlier[-1]]]
+    assert [part.tolist() for part in parts] == [train, validation, test]
+
+
+def test_eligible_counts_strictly_earlier_events_and_wants_a_known_item():
+    log = EventLog.from_arrays([1] * 5, [1, 0, 3, 4, 0], [1] * 5, [10, 20, 20, 30, 40])
+    assert split.eligible(log, [4, 3, 2, 1, 0], min_history=0).tolist() == [3, 2, 0]
+    assert split.eligible(log, [0, 1, 2, 3, 4], min_history=1).tolist() == [2, 3]
+    assert split.eligible(log, [0, 1, 2, 3, 4], min_history=2).tolist() == [3]
+    with pytest.raises(ValueError, match="min_history of at least 0, got -1"):
+        split.eligible(log, [0], min_history=-1)
