@@ -1,0 +1,1 @@
+"""Plain, slow NumPy written from the formulas; tests compare the library with it."""

@@ -1,0 +1,286 @@
+"""Losses: hand-computed values, the plain reference, masks that hide NaN from value and gradient."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from aif_jax import losses
+from tests.reference import losses as reference
+
+SHAPE = (3, 5)  # one shape for all random tests: one compilation each
+ALL = {
+    "pointwise_bce": losses.pointwise_bce,
+    "listwise_softmax": losses.listwise_softmax,
+    "listwise_softmax_log_q": lambda s, y, *, where=None: losses.listwise_softmax(s, y, where=where, log_q=-y),
+    "distill_pointwise": functools.partial(losses.distill_pointwise, temperature=2.0),
+    "distill_listwise": functools.partial(losses.distill_listwise, temperature=2.0),
+}
+COMPILED = {name: jax.jit(jax.value_and_grad(lambda s, y, w, f=f: f(s, y, where=w))) for name, f in ALL.items()}
+
+
+def logits(limit=6.0):
+    return hnp.arrays(np.float32, SHAPE, elements=st.floats(-limit, limit, width=32))
+
+
+def masks():
+    return hnp.arrays(np.bool_, SHAPE)
+
+
+def labels():
+    return hnp.arrays(np.float32, SHAPE, elements=st.sampled_from([0.0, 1.0]))
+
+
+# -- by hand ----------------------------------------------------------------------------------------------------------------
+
+
+def test_pointwise_bce_by_hand():
+    # sigmoid(log 3) = 3/4: a positive costs log(4/3), a negative log 4; at logit 0 both cost log 2.
+    scores = jnp.array([math.log(3), math.log(3), 0.0])
+    expected = (math.log(4 / 3) + math.log(4) + math.log(2)) / 3
+    np.testing.assert_allclose(losses.pointwise_bce(scores, jnp.array([1, 0, 1])), expected, rtol=1e-6)
+    # The mean is over valid entries, not over all.
+    where = jnp.array([True, False, False])
+    np.testing.assert_allclose(losses.pointwise_bce(scores, jnp.array([1, 0, 1]), where=where), math.log(4 / 3), rtol=1e-6)
+    # A soft label of 1/2 costs the mean of the two.
+    half = losses.pointwise_bce(scores[:1], jnp.array([0.5]))
+    np.testing.assert_allclose(half, (math.log(4 / 3) + math.log(4)) / 2, rtol=1e-6)
+
+
+def test_pointwise_bce_keeps_small_losses_of_confident_scores():
+    np.testing.assert_allclose(losses.pointwise_bce(jnp.array([30.0]), jnp.array([1])), math.exp(-30), rtol=1e-5)
+    np.testing.assert_allclose(losses.pointwise_bce(jnp.array([-500.0]), jnp.array([True])), 500.0, rtol=1e-6)
+
+
+def test_listwise_softmax_by_hand():
+    # exp(scores) = 1, 2, 5 and 1, 1 (third masked): softmax 1/8, 2/8, 5/8 and 1/2, 1/2.
+    scores = jnp.log(jnp.array([[1.0, 2.0, 5.0], [1.0, 1.0, 9.0]]))
+    y = jnp.array([[0, 1, 1], [1, 0, 0]])
+    where = jnp.array([[True, True, True], [True, True, False]])
+    first = (math.log(8 / 2) + math.log(8 / 5)) / 2
+    np.testing.assert_allclose(losses.listwise_softmax(scores, y, where=where), (first + math.log(2)) / 2, rtol=1e-6)
+    # A third list without a positive changes nothing; nor does one whose positive is masked.
+    for extra, keep in (([0, 0, 0], [True, True, True]), ([1, 0, 0], [False, True, True])):
+        more = losses.listwise_softmax(
+            jnp.vstack([scores, scores[:1]]),
+            jnp.vstack([y, jnp.array([extra])]),
+            where=jnp.vstack([where, jnp.array([keep])]),
+        )
+        np.testing.assert_allclose(more, (first + math.log(2)) / 2, rtol=1e-6)
+
+
+def test_log_q_by_hand_and_up_to_a_constant():
+    # exp(s - log q) = 1/1, 2/4, 5/10 = 1, 1/2, 1/2.
+    scores, q = jnp.log(jnp.array([[1.0, 2.0, 5.0]])), jnp.array([[1.0, 4.0, 10.0]])
+    y = jnp.array([[1, 0, 0]])
+    np.testing.assert_allclose(losses.listwise_softmax(scores, y, log_q=jnp.log(q)), math.log(2), rtol=1e-6)
+    np.testing.assert_allclose(losses.listwise_softmax(scores, y, log_q=jnp.log(7 * q)), math.log(2), rtol=1e-6)
+
+
+def test_log_q_makes_sampled_softmax_estimate_the_full_one():
+    """Negatives sampled by a skewed q: the corrected gradient is near the full softmax's, the uncorrected one is not."""
+    items, sampled = 20, 40_000
+    rng = np.random.default_rng(0)
+    scores = jnp.asarray(rng.normal(size=items), jnp.float32)
+    q = rng.dirichlet(np.full(items, 0.5)) * 0.8 + 0.2 / items
+    negatives = rng.choice(items, sampled, p=q)
+    # The catalogue's softmax has the positive (item 0) once; sampled copies of it are masked, as the docstring asks.
+    candidates = np.concatenate([[0], negatives])
+    where = jnp.asarray(np.concatenate([[True], negatives != 0]))[None]
+    y = jnp.zeros((1, sampled + 1)).at[0, 0].set(1)
+    # Expected counts: n q for a negative, 1 for the positive, which is always there.
+    log_q = jnp.asarray(np.log(np.concatenate([[1.0], sampled * q[negatives]])), jnp.float32)[None]
+    full = jax.grad(lambda s: losses.listwise_softmax(s[None], jnp.eye(items)[:1]))(scores)
+    corrected = jax.grad(lambda s: losses.listwise_softmax(s[candidates][None], y, where=where, log_q=log_q))(scores)
+    plain = jax.grad(lambda s: losses.listwise_softmax(s[candidates][None], y, where=where))(scores)
+    assert np.abs(corrected - full).max() < 0.02
+    assert np.abs(plain - full).max() > 0.05
+
+
+def test_distillation_by_hand():
+    # Pointwise, t = 2: teacher 2 log 3 -> 3/4, student 0 -> 1/2. KL = 3/4 log(3/2) + 1/4 log(1/2), times 4.
+    value = losses.distill_pointwise(jnp.array([0.0]), jnp.array([2 * math.log(3)]), temperature=2.0)
+    np.testing.assert_allclose(value, 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rtol=1e-5)
+    # Listwise, t = 2: teacher 3/4, 1/4 (a third is masked), student uniform: the same number.
+    value = losses.distill_listwise(
+        jnp.zeros((1, 3)),
+        jnp.array([[2 * math.log(3), 0.0, 50.0]]),
+        where=jnp.array([[True, True, False]]),
+        temperature=2.0,
+    )
+    np.testing.assert_allclose(value, 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rtol=1e-5)
+
+
+# -- against the reference --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(logits(), logits(), labels(), masks(), st.sampled_from([0.5, 1.0, 4.0]))
+def test_equal_to_the_reference(scores, other, y, where, t):
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+    close(losses.pointwise_bce(scores, y, where=where), reference.pointwise_bce(scores, y, where))
+    close(losses.listwise_softmax(scores, y, where=where, log_q=other), reference.listwise_softmax(scores, y, where, other))
+    close(
+        losses.distill_pointwise(scores, other, where=where, temperature=t),
+        reference.distill_pointwise(scores, other, where, t),
+    )
+    close(
+        losses.distill_listwise(scores, other, where=where, temperature=t),
+        reference.distill_listwise(scores, other, where, t),
+    )
+
+
+@pytest.mark.parametrize("name", ["pointwise_bce", "listwise_softmax"])
+def test_distillation_from_labels_has_the_gradient_of_the_label_loss(name):
+    """KL and cross-entropy to the same targets differ by a constant."""
+    scores, teacher = jax.random.normal(jax.random.key(0), (2, *SHAPE))
+    if name == "pointwise_bce":
+        soft, distill = jax.nn.sigmoid(teacher), losses.distill_pointwise
+    else:
+        soft, distill = jax.nn.softmax(teacher), losses.distill_listwise
+    expected = jax.grad(losses.by_name(name))(scores, soft)
+    np.testing.assert_allclose(jax.grad(distill)(scores, teacher), expected, atol=1e-6)
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=15, deadline=None)
+@given(logits(), labels(), masks(), st.sampled_from([np.nan, np.inf, -np.inf, 3e38]))
+def test_masked_entries_contribute_nothing(name, scores, y, where, junk):
+    f = COMPILED[name]
+    value, grad = f(scores, y, where)
+    dirty_value, dirty_grad = f(np.where(where, scores, junk), np.where(where, y, junk), where)
+    assert np.isfinite(value) and np.isfinite(grad).all()
+    assert value == dirty_value
+    np.testing.assert_array_equal(grad, dirty_grad)
+    assert not np.asarray(grad)[~where].any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_valid_gives_zero_with_zero_gradient(name):
+    value, grad = COMPILED[name](np.full(SHAPE, np.nan, np.float32), np.ones(SHAPE, np.float32), np.zeros(SHAPE, bool))
+    assert value == 0 and not np.asarray(grad).any()
+    empty = ALL[name](jnp.zeros((2, 0)), jnp.zeros((2, 0)))
+    assert empty == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_nan_on_the_way_either(name):
+    """Value and gradient run under `jax_debug_nans`, which stops at the first NaN inside, with an empty list among others."""
+    where = np.ones(SHAPE, bool)
+    where[1] = False
+    scores = np.where(where, 0.5, 7.0).astype(np.float32)
+    with jax.debug_nans(True):
+        grad = jax.grad(lambda s: ALL[name](s, np.ones(SHAPE, np.float32), where=where))(scores)
+    assert not np.asarray(grad)[1].any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_padding_lists_and_candidates_changes_nothing(name):
+    scores, y = np.array([[1.0, -2.0, 0.5]], np.float32), np.array([[1.0, 0.0, 1.0]], np.float32)
+    padded, target, where = np.full(SHAPE, 7.0, np.float32), np.ones(SHAPE, np.float32), np.zeros(SHAPE, bool)
+    padded[1, :3], target[1, :3], where[1, :3] = scores, y, True
+    np.testing.assert_allclose(ALL[name](padded, target, where=where), ALL[name](scores, y), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_valid_nan_is_not_hidden(name):
+    scores = np.zeros(SHAPE, np.float32)
+    scores[0, 1] = np.nan
+    assert np.isnan(ALL[name](scores, np.ones(SHAPE, np.float32)))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_large_logits_stay_finite(name):
+    scores = np.where(np.arange(15).reshape(SHAPE) % 2, 1e4, -1e4).astype(np.float32)
+    value, grad = COMPILED[name](scores, (scores < 0).astype(np.float32), np.ones(SHAPE, bool))
+    assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradient_equals_finite_differences(name):
+    scores, y = np.random.default_rng(1).normal(size=(2, *SHAPE)).astype(np.float32)
+    y, where = np.abs(y), np.arange(15).reshape(SHAPE) % 4 > 0
+    y = y / y.max()
+    f = COMPILED[name]
+    grad = np.asarray(f(scores, y, where)[1])
+    for at in [(0, 1), (1, 0), (2, 4)]:
+        step = np.zeros(SHAPE, np.float32)
+        step[at] = 0.05
+        np.testing.assert_allclose((f(scores + step, y, where)[0] - f(scores - step, y, where)[0]) / 0.1, grad[at], atol=2e-3)
+
+
+# -- the rest of the contract -----------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_gets_no_gradient():
+    scores, teacher = jnp.ones(SHAPE).at[0, 0].set(2.0), jnp.zeros(SHAPE).at[1, 1].set(3.0)
+    for f in (losses.distill_pointwise, losses.distill_listwise):
+        assert not np.asarray(jax.grad(f, argnums=1)(scores, teacher)).any()
+        assert np.asarray(jax.grad(f, argnums=0)(scores, teacher)).any()
+
+
+def test_a_broadcast_mask_equals_the_full_one():
+    scores, y = jax.random.normal(jax.random.key(0), (2, *SHAPE))
+    row = np.array([[True, False, True, True, False]])
+    np.testing.assert_array_equal(
+        losses.pointwise_bce(scores, y, where=row), losses.pointwise_bce(scores, y, where=np.broadcast_to(row, SHAPE))
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_half_precision_scores_give_float32_losses(name):
+    scores = np.linspace(-3, 3, 15, dtype=np.float32).reshape(SHAPE)
+    y = (scores > 1).astype(np.float32)
+    half = ALL[name](jnp.asarray(scores, jnp.bfloat16), y)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, ALL[name](scores, y), rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_strict_promotion_and_vmap(name):
+    y = jnp.ones((2, *SHAPE)).at[:, :, 1:].set(0)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        values = jax.vmap(ALL[name])(jnp.zeros((2, *SHAPE)), y)
+    np.testing.assert_allclose(values, [ALL[name](jnp.zeros(SHAPE), y[0])] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: losses.pointwise_bce(jnp.zeros((2, 3)), jnp.zeros(3)), r"labels: expected the shape of scores \(2, 3\)"),
+        (lambda: losses.pointwise_bce(jnp.zeros(3, int), jnp.zeros(3)), "scores: expected floating-point logits"),
+        (lambda: losses.pointwise_bce(jnp.zeros(3), jnp.zeros(3), where=jnp.ones(3)), "where: expected a bool mask, got dtype"),
+        (
+            lambda: losses.listwise_softmax(jnp.zeros((3, 3)), jnp.zeros((3, 3)), where=jnp.ones(3, bool)),
+            r"where: expected a shape of the same rank .* got \(3,\)",
+        ),
+        (
+            lambda: losses.listwise_softmax(jnp.zeros((2, 3)), jnp.zeros((2, 3)), log_q=jnp.zeros((2, 2))),
+            r"log_q: expected a shape of the same rank .* got \(2, 2\)",
+        ),
+        (
+            lambda: losses.distill_pointwise(jnp.zeros(3), jnp.zeros(2)),
+            r"teacher_scores: expected the shape of scores \(3,\), got \(2,\)",
+        ),
+        (lambda: losses.distill_listwise(jnp.zeros(3), jnp.zeros(3), temperature=0.0), "temperature: expected a positive"),
+        (lambda: losses.distill_pointwise(jnp.zeros(3), jnp.zeros(3), temperature=math.nan), "temperature: expected"),
+        (lambda: losses.by_name("hinge"), "loss: expected one of .*pointwise_bce.*, got 'hinge'"),
+    ],
+)
+def test_wrong_arguments_get_a_plain_answer(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_names_lead_to_the_losses():
+    for name, loss in losses.LOSSES.items():
+        assert losses.by_name(name) is loss is getattr(losses, name)

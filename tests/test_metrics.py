@@ -1,0 +1,470 @@
+"""Metrics: tables worked out by hand, definitions by brute force, scikit-learn, and properties that hold for any data."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn import calibration as sklearn_calibration
+from sklearn import metrics as sklearn_metrics
+
+from aif_jax import metrics
+from tests.reference import metrics as reference
+
+quick = settings(max_examples=60, deadline=None)
+close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
+LIST_METRICS = {
+    "hit": (metrics.hit_rate_at_k, reference.hit),
+    "recall": (metrics.recall_at_k, reference.recall),
+    "ndcg": (metrics.ndcg_at_k, reference.ndcg),
+}
+
+
+@st.composite
+def entries(draw, max_size=24, infinite=True):
+    """Scores with many ties, labels, groups, mask, of one length."""
+    n = draw(st.integers(0, max_size))
+    values = [-2.0, -0.5, 0.0, 0.5, 3.0] + [-np.inf, np.inf] * infinite
+    column = functools.partial(hnp.arrays, shape=n)
+    return (
+        draw(column(np.float64, elements=st.sampled_from(values))),
+        draw(column(np.bool_)),
+        draw(column(np.int64, elements=st.integers(-1, 3))),
+        draw(column(np.bool_, elements=st.sampled_from([True, True, True, False]))),
+    )
+
+
+@st.composite
+def candidate_lists(draw, max_candidates=5):
+    shape = draw(st.integers(0, 3)), draw(st.integers(0, max_candidates))
+    scores = draw(hnp.arrays(np.float64, shape, elements=st.sampled_from([-np.inf, -1.0, 0.0, 2.0])))
+    return scores, draw(hnp.arrays(np.bool_, shape)), draw(hnp.arrays(np.bool_, shape)), draw(st.integers(1, 6))
+
+
+# -- by hand ----------------------------------------------------------------------------------------------------------------
+
+
+def test_auc_by_hand():
+    # Positives .35 and .8, negatives .1 and .4: three of four pairs won.
+    assert metrics.auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]) == 3 / 4
+    # Positives 1 and 2, negatives 1, 1 and 2: wins 0 and 2, ties 2 and 1: (2 + 3 / 2) / 6.
+    assert metrics.auc([1, 2, 1, 1, 2], [1, 1, 0, 0, 0]) == 3.5 / 6
+    assert metrics.auc([5.0] * 7, [1, 0, 0, 1, 0, 0, 0]) == 0.5
+    assert metrics.auc([0.0, -0.0], [1, 0]) == 0.5
+    assert metrics.auc([-np.inf, 0.0, np.inf], [0, 1, 1]) == 1.0
+    assert metrics.auc([[1.0, 2.0], [3.0, 9.0]], [[0, 1], [0, 1]], where=[[True, True], [True, False]]) == 0.5
+
+
+def test_gauc_by_hand():
+    """
+    | group | positives | negatives | AUC | entries |
+    | 1     | 3         | 1, 2, 4   | 2/3 | 4       |
+    | 2     | 5, 5      | 5         | 1/2 | 3       |
+    | 3     | 8         |           | -   | 1       |
+    | 4     |           | 7, 6      | -   | 2       |
+    """
+    scores = [3, 1, 2, 4, 5, 5, 5, 8, 7, 6]
+    labels = [1, 0, 0, 0, 1, 1, 0, 1, 0, 0]
+    groups = [1, 1, 1, 1, 2, 2, 2, 3, 4, 4]
+    impressions = metrics.gauc(scores, labels, groups)
+    close(impressions.value, (4 * 2 / 3 + 3 * 1 / 2) / 7)
+    assert (impressions.used, impressions.left_out) == (2, 2)
+    close(metrics.gauc(scores, labels, groups, weighting="mean").value, (2 / 3 + 1 / 2) / 2)
+    # Masked entries weigh nothing, and group 3 without its only entry is not even left out.
+    where = np.array([True, True, False, True, True, True, True, False, True, True])
+    masked = metrics.gauc(scores, labels, groups, where=where)
+    close(masked.value, (3 * 1 / 2 + 3 * 1 / 2) / 6)
+    assert (masked.used, masked.left_out) == (2, 1)
+    # Names serve as groups.
+    assert metrics.gauc(scores, labels, [f"user {g}" for g in groups]) == impressions
+    # One group for each list of candidates, masked.
+    rows = metrics.gauc([[1, 2], [4, 3]], [[0, 1], [0, 1]], np.array([[0], [1]]))
+    assert rows == (0.5, 2, 0)
+
+
+def test_list_metrics_by_hand():
+    """
+    | list | ranked labels          | hit@2 | recall@2 | DCG@2                | best DCG@2       |
+    | 1    | 0 1 1 0                | 1     | 1/2      | 1/log2 3             | 1 + 1/log2 3     |
+    | 2    | 0 0 1                  | 0     | 0        | 0                    | 1                |
+    | 3    | no positive            | -     | -        | -                    | -                |
+    | 4    | 1 then a tie of 0 1 0  | 1     | 2/3      | 1 + (1/3) / log2 3   | 1 + 1/log2 3     |   (one more positive is last)
+    | 5    | a tie of 1 0 0         | 2/3   | 2/3      | (1/3) (1 + 1/log2 3) | 1                |
+    """
+    lists = [
+        ([4, 3, 2, 1], [0, 1, 1, 0]),
+        ([1, 3, 2], [1, 0, 0]),
+        ([1, 2], [0, 0]),
+        ([9, 5, 5, 5, 1], [1, 0, 1, 0, 1]),
+        ([7, 7, 7], [1, 0, 0]),
+    ]
+    scores, labels = np.full((5, 6), 99.0), np.ones((5, 6), int)  # the padding would be the best of all
+    where = np.zeros((5, 6), bool)
+    for row, (s, y) in enumerate(lists):
+        scores[row, : len(s)], labels[row, : len(s)], where[row, : len(s)] = s, y, True
+    second = 1 / math.log2(3)
+    hit = metrics.hit_rate_at_k(scores, labels, k=2, where=where)
+    close(hit, ((1 + 0 + 1 + 2 / 3) / 4, 4, 1))
+    recall = metrics.recall_at_k(scores, labels, k=2, where=where)
+    close(recall, ((1 / 2 + 0 + (1 + 1 / 3) / 3 + 2 / 3) / 4, 4, 1))
+    ndcg = metrics.ndcg_at_k(scores, labels, k=2, where=where)
+    each = [second / (1 + second), 0, (1 + second / 3) / (1 + second), (1 + second) / 3]
+    close(ndcg, (sum(each) / 4, 4, 1))
+
+
+def test_hit_rate_of_a_tie_with_several_positives():
+    # Four tied, two of them positive, three slots less one taken: no hit in two slots with chance C(2,2)/C(4,2) = 1/6.
+    close(metrics.hit_rate_at_k([9, 5, 5, 5, 5], [0, 1, 1, 0, 0], k=3).value, 5 / 6)
+    # Without a positive in reach it is 0 to the last bit, however wide the tie.
+    assert metrics.hit_rate_at_k([5.0] * 1000 + [4.0], [0] * 1000 + [1], k=700).value == 0
+
+
+def test_graded_ndcg_by_hand():
+    value = metrics.ndcg_at_k([3, 2, 1], [0, 3, 1.5], k=3).value
+    close(value, (3 / math.log2(3) + 1.5 / 2) / (3 + 1.5 / math.log2(3)))
+
+
+def test_log_loss_and_calibration_by_hand():
+    scores = [math.log(3), math.log(3), 0.0, -math.log(3)]  # 3/4, 3/4, 1/2, 1/4
+    labels = [1, 0, 1, 0]
+    close(metrics.log_loss(scores, labels), (math.log(4 / 3) + math.log(4) + math.log(2) + math.log(4 / 3)) / 4)
+    two = metrics.calibration(scores, labels, bins=2)  # [0, 1/2): 1/4; [1/2, 1]: the others
+    close(two.ratio, 2.25 / 2)
+    close(two.predicted, [1 / 4, 2 / 3])
+    close(two.observed, [0, 2 / 3])
+    close(two.error, (1 * 1 / 4 + 3 * 0) / 4)
+    assert two.entries.tolist() == [1, 3]
+    assert np.isnan(metrics.calibration(scores, labels, bins=10).predicted[0])
+    # Infinite logits are certain: free where right, infinitely costly where wrong.
+    assert metrics.log_loss([np.inf, -np.inf], [1, 0]) == 0
+    assert metrics.log_loss([np.inf, -np.inf], [1, 1]) == np.inf
+    assert metrics.calibration([np.inf, -np.inf], [1, 0])[:2] == (1, 0)
+    close(metrics.log_loss([1e4, -1e4], [0, 1]), 1e4)
+
+
+def test_top_k_labels():
+    scores = np.array([[1.0, 3.0, 2.0, 9.0], [5.0, 5.0, 5.0, 9.0], [-np.inf, -np.inf, 4.0, 9.0]])
+    where = np.array([[True, True, True, False]] * 3)
+    top = metrics.top_k_labels(scores, k=2, where=where)
+    assert top.tolist() == [[False, True, True, False], [True, True, False, False], [True, False, True, False]]
+    assert metrics.top_k_labels(scores, k=9, where=where).tolist() == where.tolist()
+    assert metrics.top_k_labels([2.0, 1.0], k=1).tolist() == [True, False]
+
+
+# -- against the definitions and scikit-learn -------------------------------------------------------------------------------
+
+
+@quick
+@given(entries(), st.sampled_from(["impressions", "mean"]))
+def test_auc_and_gauc_equal_the_definitions(data, weighting):
+    scores, labels, groups, where = data
+    close(metrics.auc(scores, labels, where=where), reference.auc(scores, labels, where))
+    close(
+        metrics.gauc(scores, labels, groups, where=where, weighting=weighting),
+        reference.gauc(scores, labels, groups, where, weighting),
+    )
+
+
+@pytest.mark.parametrize("name", LIST_METRICS)
+@quick
+@given(candidate_lists())
+def test_list_metrics_equal_the_mean_over_all_orders_of_ties(name, data):
+    scores, labels, where, k = data
+    ours, definition = LIST_METRICS[name]
+    expected = reference.over_all_tie_orders(definition, scores, labels, where, k)
+    close(ours(scores, labels, k=k, where=where), expected)
+
+
+@quick
+@given(entries(infinite=False), st.integers(1, 7))
+def test_log_loss_and_calibration_equal_the_definitions(data, bins):
+    scores, labels, _, where = data
+    close(metrics.log_loss(scores, labels, where=where), reference.log_loss(scores, labels, where))
+    ours = metrics.calibration(scores, labels, where=where, bins=bins)
+    close(ours[:2], reference.calibration(scores, labels, where, bins))
+
+
+def test_equal_to_scikit_learn():
+    rng = np.random.default_rng(0)
+    scores = np.round(rng.normal(size=(40, 50)), 1)  # many ties
+    labels = (rng.random(scores.shape) < 0.2).astype(int)
+    labels[:, 0] = 1  # scikit-learn counts a list without a positive as 0; ours leaves it out
+    flat = scores.ravel(), labels.ravel()
+    close(metrics.auc(*flat), sklearn_metrics.roc_auc_score(flat[1], flat[0]))
+    users = np.repeat(np.arange(40), 50)
+    each = [sklearn_metrics.roc_auc_score(y, s) for s, y in zip(scores, labels, strict=True)]
+    close(metrics.gauc(*flat, users).value, np.mean(each))
+    for k in (1, 7, 50):
+        close(metrics.ndcg_at_k(scores, labels, k=k).value, sklearn_metrics.ndcg_score(labels, scores, k=k))
+    graded = rng.integers(0, 5, scores.shape)
+    close(metrics.ndcg_at_k(scores, graded, k=9).value, sklearn_metrics.ndcg_score(graded, scores, k=9))
+    probability = 1 / (1 + np.exp(-flat[0]))
+    close(metrics.log_loss(*flat), sklearn_metrics.log_loss(flat[1], probability))
+    # Scores off the bins' edges, which scikit-learn counts to the bin below.
+    observed, predicted = sklearn_calibration.calibration_curve(flat[1], 1 / (1 + np.exp(-flat[0] - 0.01)), n_bins=10)
+    table = metrics.calibration(flat[0] + 0.01, flat[1])
+    close(table.observed[table.entries > 0], observed)
+    close(table.predicted[table.entries > 0], predicted)
+
+
+# -- properties -------------------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(entries(infinite=False), st.randoms(use_true_random=False))
+def test_ranking_metrics_depend_on_order_alone(data, random):
+    """Increasing transforms and permutations change not one bit of AUC; flipping scores or labels gives 1 - AUC."""
+    scores, labels, groups, where = data
+    value, grouped = metrics.auc(scores, labels, where=where), metrics.gauc(scores, labels, groups, where=where)
+    for transform in (np.exp, lambda x: x**3 - 7, lambda x: np.float32(x) * 1e30):
+        np.testing.assert_equal(metrics.auc(transform(scores), labels, where=where), value)
+        np.testing.assert_equal(metrics.gauc(transform(scores), labels, groups, where=where), grouped)
+    order = np.array(random.sample(range(len(scores)), len(scores)), int)
+    np.testing.assert_equal(metrics.auc(scores[order], labels[order], where=where[order]), value)
+    np.testing.assert_equal(metrics.gauc(scores[order], labels[order], groups[order], where=where[order]), grouped)
+    close(metrics.auc(-scores, labels, where=where), 1 - value)
+    close(metrics.auc(scores, ~labels, where=where), 1 - value)
+
+
+@pytest.mark.parametrize("name", LIST_METRICS)
+@quick
+@given(candidate_lists(max_candidates=12), st.randoms(use_true_random=False))
+def test_list_metrics_depend_on_order_alone(name, data, random):
+    scores, labels, where, k = data
+    ours = functools.partial(LIST_METRICS[name][0], k=k)
+    value = ours(scores, labels, where=where)
+    np.testing.assert_equal(ours(np.arctan(scores), labels, where=where), value)
+    order = random.sample(range(scores.shape[1]), scores.shape[1])
+    close(ours(scores[:, order], labels[:, order], where=where[:, order]), value)
+
+
+@quick
+@given(candidate_lists(), st.sampled_from([np.nan, np.inf, 1e9]))
+def test_masked_entries_are_never_looked_at(data, junk):
+    scores, labels, where, k = data
+    dirty = np.where(where, scores, junk), np.where(where, labels, np.nan)
+    groups = np.arange(len(scores))[:, None]
+    for f in (
+        metrics.auc,
+        metrics.log_loss,
+        lambda s, y, where: metrics.gauc(s, y, groups, where=where),
+        lambda s, y, where: metrics.calibration(s, y, where=where),
+        *(functools.partial(ours, k=k) for ours, _ in LIST_METRICS.values()),
+    ):
+        np.testing.assert_equal(f(*dirty, where=where), f(scores, labels, where=where))
+    top = metrics.top_k_labels(dirty[0], k=k, where=where)
+    assert not top[~where].any()
+    np.testing.assert_array_equal(top.sum(1), np.minimum(where.sum(1), k))
+
+
+@quick
+@given(entries())
+def test_gauc_of_one_group_is_auc(data):
+    scores, labels, _, where = data
+    value = metrics.auc(scores, labels, where=where)
+    grouped = metrics.gauc(scores, labels, np.zeros(len(scores), int), where=where)
+    close(grouped.value, value)
+    assert grouped.used == (not math.isnan(value))
+
+
+@quick
+@given(candidate_lists(), st.integers(0, 6))
+def test_a_model_keeps_all_of_its_own_best(data, more):
+    scores, _, where, k = data
+    scores = np.argsort(np.argsort(scores, axis=1), axis=1)  # no ties
+    best = metrics.top_k_labels(scores, k=k, where=where)
+    survived = metrics.recall_at_k(scores, best, k=k + more, where=where)
+    assert survived.value == 1 or survived.used == 0
+
+
+# -- streaming --------------------------------------------------------------------------------------------------------------
+
+
+def in_batches(total, *columns, where, sizes):
+    start = 0
+    for size in [*sizes, len(where)]:
+        batch = slice(start, start + size)
+        total.update(*(column[batch] for column in columns), where=where[batch])
+        start += size
+    return total.result()
+
+
+sizes = st.lists(st.integers(0, 9), max_size=6)
+
+
+@quick
+@given(entries(), sizes, st.sampled_from(["impressions", "mean"]))
+def test_streaming_gauc_equals_gauc(data, sizes, weighting):
+    scores, labels, groups, where = data
+    groups = np.sort(groups)
+    streamed = in_batches(metrics.StreamingGAUC(weighting=weighting), scores, labels, groups, where=where, sizes=sizes)
+    close(streamed, metrics.gauc(scores, labels, groups, where=where, weighting=weighting))
+
+
+def test_streaming_gauc_result_may_be_asked_at_any_time():
+    total = metrics.StreamingGAUC()
+    total.update([1.0, 2.0], [0, 1], [1, 1])
+    assert total.result() == total.result() == (1.0, 1, 0)
+    total.update([3.0], [0], [1])
+    assert total.result() == (0.5, 1, 0)
+    with pytest.raises(ValueError, match="groups: expected none below 1, which came before, got 0"):
+        total.update([3.0], [0], [0])
+    assert total.result() == (0.5, 1, 0)
+
+
+@quick
+@given(entries(), sizes, st.sampled_from([1, 2, 64, 1 << 16]))
+def test_streaming_auc_lies_within_its_bound(data, sizes, bins):
+    scores, labels, _, where = data
+    exact = metrics.auc(scores, labels, where=where)
+    value, error = in_batches(metrics.StreamingAUC(bins=bins), scores, labels, where=where, sizes=sizes)
+    if math.isnan(exact):
+        assert math.isnan(value) and math.isnan(error)
+    else:
+        assert abs(value - exact) <= error + 1e-12
+        if bins > 64:
+            close(value, exact)  # five values far apart: ties stay ties, the rest is told apart
+
+
+def test_streaming_auc_of_many_scores():
+    rng = np.random.default_rng(0)
+    labels = rng.random(50_000) < 0.1
+    for scale in (1e-3, 1.0, 30.0):
+        scores = (rng.normal(size=50_000) + labels) * scale
+        exact = metrics.auc(scores, labels)
+        halves = [metrics.StreamingAUC(), metrics.StreamingAUC()]
+        for half, part in zip(halves, (slice(0, 20_000), slice(20_000, None)), strict=True):
+            half.update(scores[part], labels[part])
+        halves[0].merge(halves[1])
+        value, error = halves[0].result()
+        assert abs(value - exact) <= error < 5e-3
+        assert abs(value - exact) < error / 10  # order within a bin is all but random
+
+
+def test_streaming_auc_keeps_the_order_of_neighbouring_scores():
+    """Bins never contradict the order, not even by rounding: pairs of adjacent floats all over the range."""
+    low = np.concatenate([np.geomspace(1e-300, 1e300, 50_001), -np.geomspace(1e-300, 1e300, 50_001)])
+    for bins in (3, 1 << 16):
+        total = metrics.StreamingAUC(bins=bins)
+        order = np.sort(np.concatenate([low, np.nextafter(low, np.inf), [-np.inf, 0, np.inf]]))
+        place = []
+        for chunk in order[::500]:
+            before = total._counts[1].copy()
+            total.update([chunk], [1])
+            place.append(int(np.flatnonzero(total._counts[1] - before)[0]))
+        assert place == sorted(place)
+
+
+@quick
+@given(entries(infinite=False), sizes)
+def test_streaming_log_loss_calibration_and_mean(data, sizes):
+    scores, labels, _, where = data
+    streamed = functools.partial(in_batches, where=where, sizes=sizes)
+    close(streamed(metrics.StreamingLogLoss(), scores, labels), metrics.log_loss(scores, labels, where=where))
+    for ours, expected in zip(
+        streamed(metrics.StreamingCalibration(), scores, labels),
+        metrics.calibration(scores, labels, where=where),
+        strict=True,
+    ):
+        close(ours, expected)
+    valid = scores[where]
+    close(streamed(metrics.StreamingMean(), scores), (valid.mean() if len(valid) else np.nan, len(valid), 0))
+
+
+@pytest.mark.parametrize("name", LIST_METRICS)
+@quick
+@given(candidate_lists(), candidate_lists())
+def test_merged_means_of_batches_are_the_mean_of_all(name, first, second):
+    k, width = first[3], 5
+    ours = functools.partial(LIST_METRICS[name][0], k=k)
+    total = metrics.StreamingMean()
+    batches = []
+    for scores, labels, where, _ in (first, second):
+        total.merge(ours(scores, labels, where=where))
+        batches.append([np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in (scores, labels, where)])
+    scores, labels, where = map(np.concatenate, zip(*batches, strict=True))
+    close(total.result(), ours(scores, labels, where=where))
+
+
+# -- undefined values and bad input -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "where"),
+    [([], [], None), ([1.0, 2.0], [1, 1], None), ([1.0, 2.0], [0, 0], None), ([1.0, 2.0], [0, 1], [True, False])],
+)
+def test_undefined_values_are_nan(scores, labels, where):
+    groups = np.zeros(len(scores), int)
+    assert math.isnan(metrics.auc(scores, labels, where=where))
+    grouped = metrics.gauc(scores, labels, groups, where=where)
+    assert math.isnan(grouped.value) and grouped[1:] == (0, min(1, len(scores)))
+    total = metrics.StreamingAUC()
+    total.update(scores, labels, where=where)
+    assert np.isnan(total.result()).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0), (3, 4)])
+def test_nothing_to_average_is_nan(shape):
+    scores, labels, where = np.zeros(shape), np.ones(shape), np.zeros(shape, bool)
+    for f, _ in LIST_METRICS.values():
+        value, used, left_out = f(scores, labels, k=2, where=where)
+        assert math.isnan(value) and (used, left_out) == (0, shape[0])
+    assert metrics.top_k_labels(scores, k=2, where=where).shape == shape
+    assert math.isnan(metrics.log_loss(scores, labels, where=where))
+    nothing = metrics.calibration(scores, labels, where=where)
+    assert math.isnan(nothing.ratio) and math.isnan(nothing.error) and not nothing.entries.any()
+    assert math.isnan(metrics.StreamingMean().result().value)
+    assert math.isnan(metrics.StreamingGAUC().result().value)
+
+
+def test_ratio_without_a_positive_is_nan_and_the_error_is_not():
+    result = metrics.calibration([0.0, 0.0], [0, 0])
+    assert math.isnan(result.ratio) and result.error == 0.5
+
+
+TWO = [[1.0, 2.0], [3.0, 4.0]], [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: metrics.auc([1.0, np.nan, np.nan], [0, 1, 1]),
+            r"scores: expected no NaN, got nan at \[1\] \(2 such",
+        ),
+        (lambda: metrics.log_loss([np.nan], [1]), r"scores: expected no NaN"),
+        (lambda: metrics.recall_at_k([[0, np.nan]], [[1, 0]], k=1), r"scores: expected no NaN, got nan at \[0, 1\]"),
+        (lambda: metrics.auc([1.0, 2.0], [0, 2]), r"labels: expected 0 or 1, got 2.0 at \[1\]"),
+        (lambda: metrics.auc([1.0, 2.0], [0, np.nan]), "labels: expected 0 or 1, got nan"),
+        (lambda: metrics.ndcg_at_k([1.0, 2.0], [0, -1], k=1), "labels: expected finite values of at least 0, got -1.0"),
+        (lambda: metrics.ndcg_at_k([1.0, 2.0], [0, np.inf], k=1), "labels: expected finite values of at least 0, got inf"),
+        (lambda: metrics.auc([1.0, 2.0], [0]), r"labels: expected the shape of scores \(2,\), got \(1,\)"),
+        (lambda: metrics.auc([1.0, 2.0], [0, 1], where=[1, 1]), "where: expected a bool mask, got dtype int"),
+        (lambda: metrics.auc(*TWO, where=[True, False]), r"where: expected a shape of the same rank .* got \(2,\)"),
+        (lambda: metrics.gauc(*TWO, [0, 1]), r"groups: expected a shape of the same rank .* got \(2,\)"),
+        (lambda: metrics.gauc([1.0], [0], [0.5]), "groups: expected integers or strings, got float64"),
+        (lambda: metrics.gauc([1.0], [0], [0], weighting="sum"), "weighting: expected one of .*, got 'sum'"),
+        (lambda: metrics.StreamingGAUC().update([1.0], [0], ["a"]), "groups: expected integers that int64 can hold"),
+        (lambda: metrics.hit_rate_at_k(*TWO, k=0), "k: expected an integer of at least 1, got 0"),
+        (lambda: metrics.ndcg_at_k(*TWO, k=2.5), "k: expected an integer of at least 1, got 2.5"),
+        (lambda: metrics.recall_at_k(1.0, 1, k=1), "scores: expected lists"),
+        (lambda: metrics.calibration([1.0], [0], bins=0), "bins: expected an integer of at least 1, got 0"),
+        (lambda: metrics.StreamingAUC(bins=0), "bins: expected an integer of at least 1, got 0"),
+        (lambda: metrics.StreamingAUC(bins=4).merge(metrics.StreamingAUC(bins=8)), "expected 4 bins, got 8"),
+        (lambda: metrics.StreamingMean().update([1.0, np.nan]), r"values: expected no NaN, got nan at \[1\]"),
+    ],
+)
+def test_bad_input_gets_a_plain_answer(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_device_arrays_of_any_number_type(dtype):
+    scores, labels = jnp.array([[1, 3, 2]], dtype), jnp.array([[0, 1, 0]])
+    assert metrics.auc(scores, labels) == 1
+    assert metrics.recall_at_k(scores, labels, k=1, where=jnp.ones((1, 3), bool)) == (1, 1, 0)
