@@ -112,7 +112,7 @@ def cold_interaction(params: Params, state: ColdState, rows: ColdRow, *, config:
     blocks = {
         "user": jnp.broadcast_to(state.features, (candidates, state.features.shape[0])),
         "item_features": jnp.asarray(rows.features),
-        "product": state.history * rows.item,
+        "product": jnp.asarray(state.history)[None, :] * rows.item,
     }
     return head.concatenated(params["interaction"], blocks)
 
@@ -195,9 +195,9 @@ def exact_interaction(params: Params, state: ExactState, rows: ExactRow, *, conf
     own = params["interaction"]
     kernels = own["first"]["kernels"]
     attend = layers.attention
-    first = own["first"]["bias"] + state.vector @ kernels["user"]
-    first += layers.masked_mean(jnp.asarray(state.long), jnp.asarray(state.long_mask)) @ kernels["target_mean"]
-    first = first + head.product(own, jnp.asarray(state.vector), jnp.asarray(rows.row.vector))
+    long_mean = layers.masked_mean(jnp.asarray(state.long), jnp.asarray(state.long_mask))
+    once = own["first"]["bias"] + state.vector @ kernels["user"] + long_mean @ kernels["target_mean"]
+    first = once[None, :] + head.product(own, jnp.asarray(state.vector), jnp.asarray(rows.row.vector))
     first += attend(jnp.asarray(rows.cross_query), state.short, state.short, state.short_mask) @ kernels["cross"]  # type: ignore[arg-type]
     first += attend(jnp.asarray(rows.target_query), state.long, state.long, state.long_mask) @ kernels["target"]  # type: ignore[arg-type]
     for field, cache in state.sim.items():
@@ -217,7 +217,7 @@ def float_tiers(content: jax.Array, state: ExactState, *, config: Config) -> jax
     at = jnp.clip((similarity * config.tiers).astype(jnp.int32), 0, config.tiers - 1)
     counts = []
     for group in range(config.tier_groups):
-        kept = jnp.asarray(state.long_mask) & (jnp.asarray(state.group) == group)
+        kept = (jnp.asarray(state.long_mask) & (jnp.asarray(state.group) == group))[None, :]
         reached = [jnp.sum((at >= t) & kept, axis=1, dtype=jnp.int32) for t in range(config.tiers)]
         counts += [a - b for a, b in zip(reached, [*reached[1:], jnp.zeros_like(reached[0])], strict=True)]
     return jnp.log1p(jnp.stack(counts, -1).astype(jnp.float32))

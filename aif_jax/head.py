@@ -46,11 +46,11 @@ def product(params: Params, user: jax.Array, item: jax.Array) -> jax.Array:
     kernels = params["first"]["kernels"]
     if item.shape[0] > item.shape[1]:
         return item @ (kernels["item"] + user[:, None] * kernels["product"])
-    return item @ kernels["item"] + (user * item) @ kernels["product"]
+    return item @ kernels["item"] + (user[None, :] * item) @ kernels["product"]
 
 
 def concatenated(params: Params, blocks: dict[str, jax.Array]) -> jax.Array:
     """The same head as one MLP over concatenated blocks [C, width] each, the reference for the split form -> logits [C]."""
     kernels = params["first"]["kernels"]
     kernel = jnp.concatenate([kernels[name] for name in blocks])
-    return finish(params, jnp.concatenate(list(blocks.values()), -1) @ kernel + params["first"]["bias"])
+    return finish(params, jnp.concatenate(list(blocks.values()), -1) @ kernel + params["first"]["bias"][None, :])

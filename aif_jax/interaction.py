@@ -48,7 +48,7 @@ def apply(params: Params, state: UserState, rows: ItemRow, *, config: Config) ->
     once = own["first"]["bias"] + state.vector @ kernels["user"]
     for kind, history in state.memory.items():
         once += memory.mean(history) @ kernels[f"{kind}_mean"]
-    first = once + head.product(own, jnp.asarray(state.vector), jnp.asarray(rows.vector))
+    first = once[None, :] + head.product(own, jnp.asarray(state.vector), jnp.asarray(rows.vector))
     if state.bridge is not None:
         first += bridge.combine(jnp.asarray(rows.bridge), state.bridge @ kernels["bridge"])
     for kind, history in state.memory.items():
@@ -67,6 +67,6 @@ def tier_block(state: UserState, rows: ItemRow, *, config: Config) -> jax.Array:
     """log1p tier counts of every candidate, float32 [C, G * T]: exact, or read from the table by bridge codes."""
     if isinstance(state.tiers, TierHistory):
         counts = simtier.histogram(jnp.asarray(rows.signature), state.tiers, tiers=config.tiers, groups=config.tier_groups)
-        return jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], -1)
+        return jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], config.tier_groups * config.tiers)
     table = jnp.asarray(state.tiers)
     return (table[jnp.asarray(rows.codes)] * jnp.asarray(rows.code_weights)[..., None]).sum(1)

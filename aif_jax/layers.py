@@ -32,7 +32,7 @@ class _MLP(nn.Module):
 
 def dense_init(key: jax.Array, width_in: int, width_out: int) -> Params:
     """Parameters of an affine map: kernel [width_in, width_out], bias [width_out]."""
-    return nn.Dense(width_out).init(key, jnp.zeros((1, width_in)))["params"]
+    return _init(nn.Dense(width_out), key, width_in)
 
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
@@ -42,7 +42,7 @@ def dense(params: Params, x: jax.Array) -> jax.Array:
 
 def mlp_init(key: jax.Array, width_in: int, widths: tuple[int, ...]) -> Params:
     """Parameters of `mlp`: one dense layer for each entry of `widths`."""
-    return _MLP(widths).init(key, jnp.zeros((1, width_in)))["params"]
+    return _init(_MLP(widths), key, width_in)
 
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:
@@ -53,7 +53,7 @@ def mlp(params: Params, x: jax.Array) -> jax.Array:
 
 def layer_norm_init(key: jax.Array, width: int) -> Params:
     """Parameters of `layer_norm`: scale and bias [width]."""
-    return nn.LayerNorm().init(key, jnp.zeros((1, width)))["params"]
+    return _init(nn.LayerNorm(), key, width)
 
 
 def layer_norm(params: Params, x: jax.Array) -> jax.Array:
@@ -137,3 +137,7 @@ def embed_behaviours(embedding: Params, fields: tuple[str, ...], behaviours: Beh
 def age_bucket(age: jax.Array) -> jax.Array:
     """floor(log2(1 + age in seconds)) as int32, at most AGE_BUCKETS - 1; NaN and negative ages give 0."""
     return jnp.clip(jnp.nan_to_num(jnp.log2(1.0 + age)), 0, AGE_BUCKETS - 1).astype(jnp.int32)
+
+
+def _init(module: nn.Module, key: jax.Array, width_in: int) -> Params:
+    return dict(module.init(key, jnp.zeros((1, width_in)))["params"])

@@ -57,18 +57,18 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> Params:
 
 def sign(frozen: Params, content: jax.Array) -> jax.Array:
     """Signature of a content embedding: float [..., E] -> uint32 [..., K / 32]. Sharded or batched by the caller."""
-    return pack(content @ frozen["projection"] > frozen["offset"])
+    return pack(content @ frozen["projection"] > jnp.expand_dims(frozen["offset"], range(content.ndim - 1)))
 
 
 def pack(bits: jax.Array) -> jax.Array:
     """bool [..., K] -> uint32 [..., K / 32], little-endian: bit k is bit k % 32 of word k // 32."""
     words = bits.reshape(*bits.shape[:-1], -1, WORD).astype(jnp.uint32)
-    return (words << jnp.arange(WORD, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+    return (words << _places(words.shape)).sum(-1, dtype=jnp.uint32)
 
 
 def unpack(words: jax.Array) -> jax.Array:
     """uint32 [..., W] -> bool [..., 32 W]; inverse of `pack`."""
-    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & jnp.uint32(1)
+    bits = (words[..., None] >> _places((*words.shape, WORD))) & jnp.uint32(1)
     return bits.reshape(*words.shape[:-1], -1).astype(bool)
 
 
@@ -177,3 +177,8 @@ def check_frozen(frozen: Params, config: Config) -> None:
     got = {name: tuple(np.shape(value)) for name, value in frozen.items()}
     if got != expected:
         raise ValueError(f"frozen parameters: expected shapes {expected}, got {got}")
+
+
+def _places(shape: tuple[int, ...]) -> jax.Array:
+    """Bit positions 0..31 along the last axis, uint32 of that shape."""
+    return jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)

@@ -94,7 +94,7 @@ def flags(cache: SimCache, value: jax.Array) -> jax.Array:
         ],
         -1,
     )
-    return own @ features + jnp.array([1.0, 0.0, 0.0])
+    return own @ features + jnp.array([[1.0, 0.0, 0.0]])
 
 
 def _group(value: jax.Array, mask: jax.Array):

@@ -3,10 +3,18 @@
 The histogram of sim over T equal tiers of [0, 1], split by behaviour type where a config says so. In integers, so that every
 form agrees bit for bit: with h differing bits of K, tier = min((K - h) T // K, T - 1).
 
-Source: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934). The forms by bridge codes are ours.
+The exact form costs C x L comparisons, so it is made of as few instructions as a comparison allows, and never makes a [C, L]
+array. A tier is a 4-bit field of a 32-bit word: a behaviour adds 1 << 4 tier to the word of its candidate, and 15 behaviours
+fit before a field can overflow. Their loop is unrolled, so all that is one elementwise pass with candidates minor, which a
+compiler turns into vector instructions and splits over cores. Words are then widened, 17 of them to bytes and those to int32.
+More than 8 tiers take more words; behaviour types are brought together first, each padded to whole words.
+
+Source: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934). The packed form and bridge codes are ours.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +22,27 @@ import jax.numpy as jnp
 from aif_jax import lsh
 from aif_jax.types import TierHistory
 
+UNROLL = 15
+"""Behaviours that a 4-bit field counts."""
+FIELDS = 8
+"""4-bit fields of a word: tiers that one word counts."""
+WIDEN = 17
+"""Words of one field that a byte can hold: 15 * 17 = 255."""
+FEW = 16
+"""With fewer candidates than this the vector units would stand idle: the plain form is as fast."""
+WORDS_BYTES = {"cpu": 2**21, "default": 2**28}
+"""Bytes of words made before they are widened; on a CPU they stay in the cache."""
+
 
 def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
-    """Tier of a Hamming distance: int32 [...] -> int32 [...] in [0, tiers)."""
-    return jnp.minimum((bits - differing) * tiers // bits, tiers - 1)
+    """Tier of a Hamming distance: integers [...] -> the same type [...] in [0, tiers)."""
+    equal = bits - differing
+    at = equal // (bits // tiers) if bits % tiers == 0 else equal * tiers // bits
+    return jnp.minimum(at, tiers - 1)
 
 
 def histogram_reference(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """The histogram written from its definition; makes a [C, L] array. Same signature and result as `histogram`."""
+    """The histogram written from its definition; compares [C, L] at once. Same signature and result as `histogram`."""
     bits = candidates.shape[-1] * lsh.WORD
     at = tier(lsh.hamming(candidates[:, None, :], history.signature[None, :, :]), bits=bits, tiers=tiers)
     cell = jnp.where(history.mask, history.group * tiers + at, groups * tiers)
@@ -30,7 +51,7 @@ def histogram_reference(candidates: jax.Array, history: TierHistory, *, tiers: i
 
 
 def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """Counts of a user's behaviours by similarity tier.
+    """Counts of a user's behaviours by similarity tier: exact, in a few MiB at any L.
 
     Args:
       candidates: uint32 [C, W].
@@ -40,8 +61,20 @@ def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups
 
     Returns:
       int32 [C, G, T].
+
+    Example:
+      >>> import numpy as np
+      >>> past = TierHistory(signature=np.array([[0], [1]], np.uint32), group=np.zeros(2, np.int32), mask=np.ones(2, bool))
+      >>> histogram(np.array([[0]], np.uint32), past, tiers=4).tolist()
+      [[[0, 0, 0, 2]]]
     """
-    return histogram_reference(candidates, history, tiers=tiers, groups=groups)
+    if candidates.shape[0] < FEW or history.mask.shape[0] < UNROLL:
+        return histogram_reference(candidates, history, tiers=tiers, groups=groups)
+    cpu, default = (
+        partial(_packed, tiers=tiers, groups=groups, words_bytes=WORDS_BYTES[platform], serial=platform == "cpu")
+        for platform in ("cpu", "default")
+    )
+    return jax.lax.platform_dependent(candidates, history, cpu=cpu, default=default)
 
 
 def code_table(codes: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
@@ -67,3 +100,85 @@ def nearest_codes(codes: jax.Array, signature: jax.Array, *, count: int, tiers: 
     distance = lsh.hamming(codes, signature).astype(jnp.float32)
     negative, index = jax.lax.top_k(-distance, count)
     return index.astype(jnp.int32), jax.nn.softmax(negative * tiers / (signature.shape[-1] * lsh.WORD))
+
+
+def _packed(
+    candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int, words_bytes: int, serial: bool
+) -> jax.Array:
+    """`histogram` in 4-bit fields, one chunk of spans after another; a span is UNROLL * widen behaviours of one group.
+
+    `serial`: the spans of a chunk are added in a loop. XLA on a CPU would else fuse the words into each of their uses.
+    """
+    count, words = candidates.shape[0], -(-tiers // FIELDS)
+    widen = WIDEN if groups == 1 else 4  # groups are padded to whole spans, so many groups need short ones
+    signature, kept, group = _spans(history, groups=groups, span=UNROLL * widen)
+    spans = group.shape[0]
+    chunks = -(-spans // max(1, words_bytes // (4 * count * words * widen)))
+    per_chunk = -(-spans // chunks)
+
+    def chunked(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, chunks * per_chunk - spans)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(chunks, per_chunk, *x.shape[1:])
+
+    def add_span(counts: jax.Array, span: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        made, group = span
+        return counts.at[group].add(_widen(made)), None
+
+    def add_chunk(counts: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        signature, kept, group = chunk
+        made = [
+            _word(candidates, signature.reshape(-1, UNROLL, signature.shape[-1]), kept.reshape(-1, UNROLL), tiers, w)
+            .reshape(per_chunk, widen, count)
+            for w in range(words)
+        ]  # fmt: skip
+        made = jnp.stack(made, 1)
+        if serial:
+            return jax.lax.scan(add_span, counts, (made, group))
+        widened = jax.vmap(_widen)(made)
+        return counts + (widened.sum(0) if groups == 1 else jax.ops.segment_sum(widened, group, num_segments=groups)), None
+
+    empty = jnp.zeros((groups, words, FIELDS, count), jnp.int32)
+    counts, _ = jax.lax.scan(add_chunk, empty, (chunked(signature), chunked(kept), chunked(group)))
+    return counts.reshape(groups, words * FIELDS, count)[:, :tiers].transpose(2, 0, 1)
+
+
+def _spans(history: TierHistory, *, groups: int, span: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Behaviours in spans of one group each: signatures [n, span, W], kept uint32 [n, span] (1 or 0), group int32 [n]."""
+    signature, mask = jnp.asarray(history.signature), jnp.asarray(history.mask)
+    length, width = signature.shape
+    if groups == 1:
+        short = -length % span
+        kept = jnp.pad(mask.astype(jnp.uint32), (0, short)).reshape(-1, span)
+        return jnp.pad(signature, ((0, short), (0, 0))).reshape(-1, span, width), kept, jnp.zeros(kept.shape[0], jnp.int32)
+    group = jnp.where(mask, jnp.asarray(history.group), groups)
+    order = jnp.argsort(group)
+    size = (group[:, None] == jnp.arange(groups)).sum(0)
+    start, spans = jnp.cumsum(size) - size, -(-size // span)
+    end = jnp.cumsum(spans)
+    at = jnp.arange(-(-length // span) + groups)  # enough spans for any sizes
+    own = jnp.minimum(jnp.searchsorted(end, at, side="right"), groups - 1)
+    within = (at - (end - spans)[own])[:, None] * span + jnp.arange(span)
+    kept = within < size[own][:, None]
+    place = order[jnp.where(kept, start[own][:, None] + within, 0)]
+    return signature[place], kept.astype(jnp.uint32), own.astype(jnp.int32)
+
+
+def _word(candidates: jax.Array, signature: jax.Array, kept: jax.Array, tiers: int, word: int) -> jax.Array:
+    """Counts of UNROLL behaviours in the tiers of one word, packed: uint32 [n, C] from signatures [n, UNROLL, W]."""
+    bits = candidates.shape[-1] * lsh.WORD
+    total = jnp.zeros((signature.shape[0], candidates.shape[0]), jnp.uint32)
+    for j in range(UNROLL):
+        differing = jnp.zeros_like(total)
+        for w in range(candidates.shape[-1]):
+            differing += jax.lax.population_count(candidates[:, w] ^ signature[:, j, w, None])
+        # Tiers of other words wrap round or shift too far: XLA defines both as zero.
+        total += kept[:, j, None] << (4 * (tier(differing, bits=bits, tiers=tiers) - word * FIELDS))
+    return total
+
+
+def _widen(packed: jax.Array) -> jax.Array:
+    """uint32 words [words, widen, C] of 4-bit counts, summed over `widen` -> int32 [words, FIELDS, C]."""
+    nibbles = jnp.uint32(0x0F0F0F0F)
+    even, odd = ((packed >> shift & nibbles).sum(1, dtype=jnp.uint32) for shift in (0, 4))
+    octets = jnp.stack([even, odd], 1)[:, None] >> (8 * jnp.arange(4, dtype=jnp.uint32))[:, None, None] & 255
+    return octets.reshape(packed.shape[0], FIELDS, packed.shape[-1]).astype(jnp.int32)

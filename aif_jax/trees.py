@@ -1,0 +1,107 @@
+"""Trees of arrays by path: names for leaves, and differences in words. Used where trees meet files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LISTED = 8  # differences that an error message spells out
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Leaves of a tree by path, in the tree's order.
+
+    Example:
+      >>> leaves_by_path({"item": {"kernel": 1, "bias": 2}})
+      {'item/bias': 2, 'item/kernel': 1}
+
+    Raises:
+      ValueError: two leaves with one path, as a dict key that holds "/" may give.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+    if len(named) != len(flat):
+        raise ValueError("expected a path of its own for every leaf, got two leaves with the same path; avoid '/' in keys")
+    return named
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path to nested dicts.
+
+    Example:
+      >>> nest({"item/bias": 2, "item/kernel": 1})
+      {'item': {'bias': 2, 'kernel': 1}}
+    """
+    nested: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *groups, last = path.split("/")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = leaf
+    return nested
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf, or the abstract form of one, is a typed random key."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def describe(leaf: Any) -> str:
+    """Dtype and shape of a leaf in one word.
+
+    Example:
+      >>> describe(np.zeros((2, 3), np.float32))
+      'float32[2, 3]'
+    """
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def mismatches(got: Mapping[str, str], expected: Mapping[str, str], *, source: str) -> list[str]:
+    """Leaves that two trees do not share, a line each: renamed ones come out as one missing and one too many.
+
+    Args:
+      got, expected: `describe` of each leaf by path.
+      source: what `got` is, for the message.
+
+    Example:
+      >>> mismatches({"a": "float32[2]", "b": "int32[]"}, {"a": "float32[3]"}, source="checkpoint")
+      ['a: expected float32[3], the checkpoint has float32[2]', 'b: only in the checkpoint, int32[]']
+    """
+    lines = []
+    for path in sorted(got.keys() | expected.keys()):
+        if path not in expected:
+            lines.append(f"{path}: only in the {source}, {got[path]}")
+        elif path not in got:
+            lines.append(f"{path}: not in the {source}, expected {expected[path]}")
+        elif got[path] != expected[path]:
+            lines.append(f"{path}: expected {expected[path]}, the {source} has {got[path]}")
+    return lines
+
+
+def differences(got: Any, expected: Any, *, path: str, source: str) -> list[str]:
+    """JSON values that differ, a line each, by path, in the order of `got`.
+
+    Example:
+      >>> differences({"width": 8, "tiers": 4}, {"width": 16, "tiers": 4}, path="config", source="checkpoint")
+      ['config.width: expected 16, the checkpoint has 8']
+    """
+    if isinstance(got, Mapping) and isinstance(expected, Mapping):
+        keys = [*got, *(key for key in expected if key not in got)]
+        pairs = [(f"{path}.{key}", got.get(key), expected.get(key)) for key in keys]
+    elif isinstance(got, list | tuple) and isinstance(expected, list | tuple) and len(got) == len(expected):
+        pairs = [(f"{path}[{i}]", g, e) for i, (g, e) in enumerate(zip(got, expected, strict=True))]
+    else:
+        return [] if got == expected else [f"{path}: expected {expected!r}, the {source} has {got!r}"]
+    return [line for field, g, e in pairs for line in differences(g, e, path=field, source=source)]
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The first lines, indented, and how many more there are."""
+    rest = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n".join(f"  {line}" for line in [*lines[:LISTED], *rest])

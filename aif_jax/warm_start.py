@@ -1,0 +1,64 @@
+"""Warm start: yesterday's parameters under today's vocabulary. Source: ours."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.config import Config
+from aif_jax.types import Params
+
+
+def grow_vocabulary(
+    params: Params, name: str, size: int, key: jax.Array, *, config: Config, rows: np.ndarray | None = None
+) -> tuple[Params, Config]:
+    """Parameters and config with a larger vocabulary: old ids keep their embedding, new ids get a fresh one.
+
+    New rows are Gaussian with the standard deviation of the old table. The optimizer state starts afresh: init it from the
+    result. Data that lies by item row, such as the `frozen` content of the baseline "exact", is the caller's to replace.
+
+    Args:
+      params: of the old vocabulary; not changed.
+      name: attribute whose table params["embedding"][name], float [old size, D], grows.
+      size: rows of the new vocabulary, the unknown row 0 included.
+      key: typed random key.
+      config: of `params`.
+      rows: int [old size], the new row of each old row, for ids that moved; None where new ids were appended. With a
+        `Vocabulary` before and after: `np.append(0, after.encode(before.raw))`.
+
+    Returns:
+      (params, config) of the new vocabulary.
+
+    Raises:
+      KeyError: no such attribute.
+      ValueError: a smaller size, or `rows` that are not distinct rows of the new table with row 0 first.
+
+    Example:
+      >>> import jax, numpy as np, aif_jax as aif
+      >>> params = {"embedding": {"category": np.ones((6, 8), np.float32)}}
+      >>> grown, larger = grow_vocabulary(params, "category", 9, jax.random.key(1), config=aif.tiny())
+      >>> grown["embedding"]["category"].shape, larger.schema.item_attribute("category").size
+      ((9, 8), 9)
+    """
+    schema = config.schema
+    groups = {"item_attributes": schema.item_attributes, "user_attributes": schema.user_attributes}
+    known = [attribute.name for group in groups.values() for attribute in group]
+    if name not in known:
+        raise KeyError(f"no attribute {name!r} in the schema; it has {known}")
+    table = jnp.asarray(params["embedding"][name])
+    old = table.shape[0]
+    if size < old:
+        raise ValueError(f"{name}: expected a size of at least the old {old}, got {size}; rows are never dropped")
+    place = np.arange(old) if rows is None else np.asarray(rows)
+    if place.shape != (old,) or place[0] != 0 or len(np.unique(place)) != old or place.min() < 0 or place.max() >= size:
+        raise ValueError(f"rows: expected {old} distinct rows below {size} with row 0 first, got {place}")
+    grown = jnp.std(table) * jax.random.normal(key, (size, *table.shape[1:]), table.dtype)
+    larger = {
+        field: tuple(dataclasses.replace(a, size=size) if a.name == name else a for a in group)
+        for field, group in groups.items()
+    }
+    embedding = {**params["embedding"], name: grown.at[place].set(table)}
+    return {**params, "embedding": embedding}, config.replace(schema=dataclasses.replace(schema, **larger))
