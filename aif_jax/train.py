@@ -76,7 +76,7 @@ def make_step(model: PreRanker, optimizer: optax.GradientTransformation, *, loss
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         value, gradient = jax.value_and_grad(objective)(state.trained, state.frozen, batch)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
         def update(trained: Params, opt_state: Any):

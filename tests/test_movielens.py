@@ -1,0 +1,264 @@
+"""MovieLens in its four layouts, and what a malformed file gets."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aif_jax.data import movielens
+from aif_jax.data.text_table import DataError
+
+DATA = Path(os.environ.get("AIF_JAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
+MERGED = DATA / "movielens-small-merged"
+needs_merged = pytest.mark.skipif(not MERGED.is_dir(), reason=f"needs the merged MovieLens data in {MERGED} (AIF_JAX_DATA)")
+
+# The same world in every layout: users 7 and 3, movies 20, 10 and 30 (nobody rated 30), ratings not in order of time.
+ITEM_FLAGS = {20: "0|1|0|0|0|1|0|0|0|0|0|0|0|0|0|0|0|0|0", 10: "0|0|0|0|0|0|0|0|1|0|0|0|0|0|0|0|0|0|0", 30: "1" + "|0" * 18}
+FILES = {
+    "100k": {
+        "u.data": "7\t20\t5\t200\n3\t10\t1\t50\n7\t10\t3\t100\n",
+        "u.item": f"20|Heat (1995)|15-Dec-1995||http://x|{ITEM_FLAGS[20]}\n"
+        f"10|Caf\xe9 (1931)|01-Jan-1931||http://x|{ITEM_FLAGS[10]}\n"
+        f"30|unknown||||{ITEM_FLAGS[30]}\n",
+        "u.user": "7|53|F|other|94043\n3|24|M|technician|85711\n",
+    },
+    "1m": {
+        "ratings.dat": "7::20::5::200\n3::10::1::50\n7::10::3::100\n",
+        "movies.dat": "20::Heat (1995)::Action|Comedy\n10::Caf\xe9 (1931)::Drama\n30::Unknown::\n",
+        "users.dat": "7::F::50::1::94043\n3::M::18::12::85711\n",
+    },
+    "csv": {
+        "ratings.csv": "userId,movieId,rating,timestamp\n7,20,5.0,200\n3,10,1.0,50\n7,10,3,100\n",
+        "movies.csv": 'movieId,title,genres\n20,"Heat, The (1995)",Action|Comedy\n10,Café (1931),Drama\n'
+        "30,Unknown,(no genres listed)\n",
+        "tags.csv": 'userId,movieId,tag,timestamp\n7,20,"crime, heist",1\n3,20,crime,2\n',
+    },
+    "recbole": {
+        "x.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\t20\t5\t200\n3\t10\t1\t50\n7\t10\t3\t100\n",
+        "x.item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "20\tHeat\t1995\tAction Comedy\n10\tCafé\t1931\tDrama\n30\tunkonwn\tV\tunknown\n",
+        "x.user": "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
+        "7\t53\tF\tother\t94043\n3\t24\tM\ttechnician\t85711\n",
+    },
+}
+LAYOUTS = list(FILES)
+
+
+def write(folder, layout, changes=()):
+    """Writes the files of a layout; changes: (file, old, new), where new None removes the file."""
+    files = dict(FILES[layout])
+    for name, old, new in changes:
+        if new is None:
+            del files[name]
+        else:
+            assert old in files[name]
+            files[name] = files[name].replace(old, new)
+    for name, text in files.items():
+        (folder / name).write_bytes(text.encode("latin-1" if layout in ("100k", "1m") else "utf-8"))
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_events_and_items(tmp_path, layout):
+    data = movielens.read(write(tmp_path, layout))
+    assert data.users.raw.tolist() == [3, 7] and data.items.raw.tolist() == [10, 20, 30]
+    assert data.log.user.tolist() == [1, 2, 2]
+    assert data.log.item.tolist() == [1, 1, 2]  # by user, then by time
+    assert data.log.action.tolist() == [2, 6, 10]  # twice the rating
+    assert data.log.time.tolist() == [50, 100, 200]
+    ids = data.catalogue.ids  # genres: Action 1, Comedy 2, Drama 3
+    assert ids["genres"].tolist() == [[0] * 6, [3, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0], [0] * 6]
+    assert ids["category"].tolist() == [0, 3, 1, 0]
+    assert ids["year"].tolist() == [0, 4, 17, 0]  # 1931 is in the third five years from 1920, 1995 in the sixteenth
+    assert data.schema.actions == 11 and data.schema.content == 0
+    assert data.name == tmp_path.name
+
+
+@pytest.mark.parametrize("layout", ["100k", "1m", "recbole"])
+def test_users_have_a_profile_where_the_layout_has_one(tmp_path, layout):
+    data = movielens.read(write(tmp_path, layout))
+    assert data.user_ids["gender"].tolist() == [0, 2, 1]
+    assert data.user_ids["age"].tolist() == [0, 2, 6]  # 24 is in 18-24, 53 in 50-55
+    assert data.user_ids["occupation"].tolist() == [0, 2, 1]  # "other" before "technician", "1" before "12"
+    assert "user" not in data.user_ids
+
+
+def test_recbole_files_may_lack_users(tmp_path):
+    data = movielens.read(write(tmp_path, "recbole", [("x.user", "", None)]))
+    assert data.user_ids == {} and data.users.raw.tolist() == [3, 7]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_user_id_is_an_option(tmp_path, layout):
+    data = movielens.read(write(tmp_path, layout), user_id=True)
+    assert data.user_ids["user"].tolist() == [0, 1, 2] and data.schema.user_attribute("user").size == 3
+
+
+def test_half_stars(tmp_path):
+    data = movielens.read(write(tmp_path, "csv", [("ratings.csv", "3,10,1.0", "3,10,0.5")]))
+    assert data.log.action.tolist() == [1, 6, 10]
+
+
+def test_windows_line_ends(tmp_path):
+    for name, text in FILES["csv"].items():
+        (tmp_path / name).write_bytes(text.replace("\n", "\r\n").encode())
+    assert movielens.read(tmp_path).log.action.tolist() == [2, 6, 10]
+
+
+def test_more_genres_than_fit_are_left_out_from_the_end(tmp_path):
+    many = "A|B|C|D|E|F|G|H"
+    data = movielens.read(write(tmp_path, "csv", [("movies.csv", "Action|Comedy", many)]))
+    assert data.catalogue.ids["genres"][2].tolist() == [1, 2, 3, 4, 6, 7]  # Drama, of the other movie, is 5
+    assert data.schema.item_attribute("genres").length == 6
+
+
+def test_years_are_buckets_with_open_ends():
+    years = np.array([0, 1895, 1919, 1920, 1924, 1925, 2029, 2030, 2050])
+    assert movielens._year_buckets(years).tolist() == [0, 1, 1, 2, 2, 3, 23, 24, 24]
+
+
+@pytest.mark.parametrize(("title", "bucket"), [
+    ("A (1995)", 17), ("A (1931) (1995) ", 17), ("B (1995-2000)", 17), ("C (1995–)", 17), ("1995", 0), ("D (95)", 0),
+    ("(1995) E", 0),
+])  # fmt: skip
+def test_year_comes_from_the_end_of_the_title(tmp_path, title, bucket):
+    data = movielens.read(write(tmp_path, "csv", [("movies.csv", '"Heat, The (1995)"', title)]))
+    assert data.catalogue.ids["year"][2] == bucket
+
+
+def test_given_content_follows_the_items(tmp_path):
+    rows = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]])
+    ids = np.array([30, 99, 10, 20])
+    data = movielens.read(write(tmp_path, "csv"), content=(ids, rows))
+    expected = [[0, 0], [4, 5], [6, 7], [0, 1]]
+    assert data.catalogue.content.tolist() == expected and data.schema.content == 2
+    np.savez(tmp_path / "content.npz", movieId=ids, embedding=rows.astype(np.float16))
+    assert movielens.read(tmp_path, content=tmp_path / "content.npz").catalogue.content.tolist() == expected
+
+
+def test_content_must_cover_the_catalogue(tmp_path):
+    with pytest.raises(ValueError, match="an embedding for each of 3 items, got none for 2: 20, 30"):
+        movielens.read(write(tmp_path, "csv"), content=(np.array([10]), np.ones((1, 2))))
+
+
+def test_text_content_reads_title_genres_and_tags(tmp_path):
+    plain = movielens.read(write(tmp_path, "csv", [("tags.csv", "", None)]), content="text", content_width=4)
+    assert plain.schema.content == 4 and plain.catalogue.content.shape == (4, 4)
+    tags = 'movieId,tag\n10,"same words"\n30,"same words"\n'
+    (tmp_path / "tags.csv").write_text(tags)
+    tagged = movielens.read(tmp_path, content="text", content_width=4).catalogue.content
+    assert tagged[1] @ tagged[3] > 0.3 > plain.catalogue.content[1] @ plain.catalogue.content[3]
+
+
+def test_category_by_content(tmp_path):
+    content = (np.array([10, 20, 30]), np.array([[0.0, 1.0], [1.0, 0.0], [0.1, 1.0]]))
+    data = movielens.read(write(tmp_path, "csv"), content=content, category="content", categories=2)
+    category = data.catalogue.ids["category"]
+    assert category[0] == 0 and category[1] == category[3] != category[2] and set(category[1:]) == {1, 2}
+    assert data.schema.item_attribute("category").size == 3
+    assert data.schema.item_attribute("genres").size == 4
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({"category": "content"}, "expected a content embedding"),
+    ({"category": "year"}, "category: expected 'genre' or 'content', got 'year'"),
+    ({"layout": "10m"}, "layout: expected one of .*, got '10m'"),
+    ({"category": "content", "categories": 4, "content": "text"}, "expected a count from 1 to 3 .items., got 4"),
+])  # fmt: skip
+def test_wrong_options(tmp_path, options, expected):
+    with pytest.raises(ValueError, match=expected):
+        movielens.read(write(tmp_path, "csv"), **options)
+
+
+MALFORMED = [  # layout, change, file, line, expected, got
+    ("100k", ("u.data", "7\t10\t3\t100\n", "7\t10\t3\n"), "u.data", 3, "4 fields (user, item, rating, time)", "3 in"),
+    ("100k", ("u.data", "\t5\t200", "\t4.5\t200"), "u.data", 1, "a rating of 1, 2, 3, 4, 5", "4.5"),
+    ("100k", ("u.data", "3\t10\t1", "3\t10\t0"), "u.data", 2, "a rating of 1, 2, 3, 4, 5", "0"),
+    ("100k", ("u.data", "7\t20", "-7\t20"), "u.data", 1, "user to be a non-negative whole number", "'-7'"),
+    ("100k", ("u.data", "3\t10", "3\t11"), "u.data", 2, "a movie that the movies' file has", "movie 11"),
+    ("100k", ("u.data", "3\t10", "4\t10"), "u.data", 2, "a user that the users' file has", "user 4"),
+    ("100k", ("u.data", FILES["100k"]["u.data"], ""), "u.data", 1, "user, item, rating, time", "an empty file"),
+    ("100k", ("u.item", "|15-Dec-1995|", "|"), "u.item", 1, "24 fields (movie id, title", "23 in"),
+    ("100k", ("u.item", "0|1|0|0|0|1", "0|2|0|0|0|1"), "u.item", 1, "the genre flag 'Action' to be 0 or 1", "'2'"),
+    ("100k", ("u.item", "10|Caf", "20|Caf"), "u.item", 2, "each movie id once", "20, which stands in line 1 too"),
+    ("100k", ("u.item", "10|Caf", "ten|Caf"), "u.item", 2, "movie id to be a non-negative whole number", "'ten'"),
+    ("100k", ("u.user", "|M|", "|X|"), "u.user", 2, "gender to be F or M", "'X'"),
+    ("100k", ("u.user", "|53|", "|?|"), "u.user", 1, "age to be a non-negative whole number", "'?'"),
+    ("100k", ("u.user", "3|24", "7|24"), "u.user", 2, "each id once", "7, which stands in line 1 too"),
+    ("100k", ("u.user", "", None), "u.user", None, "a file with id, age, gender, occupation, zip code", "no such file"),
+    ("1m", ("ratings.dat", "7::10::3::100", "7:10::3::100"), "ratings.dat", 3, "4 fields", "3 in '7:10::3::100'"),
+    ("1m", ("ratings.dat", "7::10", "7\x1f10"), "ratings.dat", 3, "4 fields", "3 in '7\\x1f10::3::100'"),
+    ("1m", ("ratings.dat", "7::10::3::100\n", "7::10::3::1"), "ratings.dat", 3, "a line end after the last line", "'7::10"),
+    ("1m", ("movies.dat", "Heat (1995)::", "Heat (1995):"), "movies.dat", 1, "3 fields (MovieID, Title, Genres)", "2 in"),
+    ("1m", ("users.dat", "3::M", "3"), "users.dat", 2, "5 fields", "4 in"),
+    ("csv", ("ratings.csv", "rating,timestamp", "stars,timestamp"), "ratings.csv", 1, "a header with a column 'rating'", "no"),
+    ("csv", ("ratings.csv", "7,10,3,", "7,10,5.5,"), "ratings.csv", 4, "a rating of 0.5, 1, 1.5, ..., 5", "5.5"),
+    ("csv", ("ratings.csv", "7,10,3,", "7,10,3.3,"), "ratings.csv", 4, "a rating of 0.5, 1, 1.5, ..., 5", "3.3"),
+    ("csv", ("ratings.csv", "7,10,3,", "7,11,3,"), "ratings.csv", 4, "a movie that the movies' file has", "movie 11"),
+    ("csv", ("movies.csv", "10,Caf", "20,Caf"), "movies.csv", 3, "each movieId once", "20, which stands in line 2 too"),
+    ("csv", ("movies.csv", "Heat, The (1995)\"", "Heat, The (1995)"), "movies.csv", 2, "a row of quoted CSV", "a row that"),
+    ("csv", ("movies.csv", "", None), "movies.csv", None, "a file with movieId, title, genres", "no such file"),
+    ("csv", ("tags.csv", "3,20,crime", "3,21,crime"), "tags.csv", 3, "a movieId that movies.csv has", "21"),
+    ("recbole", ("x.inter", "rating:float\t", ""), "x.inter", 1, "a header with a column 'rating'", "no such name"),
+    ("recbole", ("x.item", "\t1995\t", "\t"), "x.item", 2, "4 fields (item_id, movie_title, release_year, class)", "3 in"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "change", "file", "line", "expected", "got"), MALFORMED)
+def test_malformed_files_are_named(tmp_path, layout, change, file, line, expected, got):
+    write(tmp_path, layout, [change])
+    with pytest.raises(DataError) as error:
+        movielens.read(tmp_path, content="text" if file == "tags.csv" else None)
+    where = f"{tmp_path / file}, line {line}: " if line else f"{tmp_path / file}: "
+    message = str(error.value)
+    assert message.startswith(f"{where}expected {expected}") and f", got {got}" in message
+
+
+def test_bad_encoding_is_named(tmp_path):
+    write(tmp_path, "csv")
+    (tmp_path / "movies.csv").write_bytes(FILES["csv"]["movies.csv"].encode("latin-1"))
+    with pytest.raises(DataError, match=r"movies\.csv, line 3: expected text in utf-8, got the byte 0xe9"):
+        movielens.read(tmp_path)
+
+
+def test_folder_without_known_files_or_with_too_many(tmp_path):
+    with pytest.raises(DataError, match=r"expected a folder with MovieLens files, got no such folder"):
+        movielens.read(tmp_path / "no")
+    with pytest.raises(DataError, match=r"expected a folder with MovieLens files, got no such folder"):
+        movielens.read(tmp_path / "no", layout="csv")
+    with pytest.raises(DataError, match=r"expected one of u\.data, ratings\.dat, ratings\.csv, \*\.inter, got \[\]"):
+        movielens.read(tmp_path)
+    write(tmp_path, "csv")
+    write(tmp_path, "recbole")
+    with pytest.raises(DataError, match=r"got layouts \['csv', 'recbole'\]: name one with layout="):
+        movielens.read(tmp_path)
+    assert movielens.read(tmp_path, layout="recbole").schema.user_attribute("gender").size == 3
+    (tmp_path / "y.inter").write_text(FILES["recbole"]["x.inter"])
+    with pytest.raises(DataError, match=r"expected one \*\.inter file, got 2: \['x', 'y'\]"):
+        movielens.read(tmp_path, layout="recbole")
+
+
+@needs_merged
+def test_real_data():
+    data = movielens.read(MERGED, content=MERGED / "content.npz")
+    assert (len(data.users) - 1, len(data.items) - 1, len(data.log)) == (1975, 13004, 297_873)
+    lengths = np.diff(data.log.offsets)[1:]
+    assert (np.median(lengths), lengths.max(), (lengths >= 200).sum()) == (69, 2698, 410)
+    assert len(np.unique(data.log.action)) == 10
+    assert data.catalogue.content.shape == (13005, 384)
+    # fields are joined to the right movie: Toy Story (1995), Adventure first, its embedding near that of Toy Story 2
+    toy, sequel = data.items.encode([1, 3114])
+    ids = data.catalogue.ids
+    assert ids["year"][toy] == 17 and ids["genres"][toy, 0] == ids["category"][toy] == 2
+    similar = data.catalogue.content @ data.catalogue.content[toy]
+    assert sequel in np.argsort(-similar)[:20]
+
+
+@needs_merged
+def test_real_text_content_finds_related_movies():
+    data = movielens.read(MERGED, content="text")
+    content = data.catalogue.content
+    np.testing.assert_allclose(np.linalg.norm(content[1:], axis=1), 1, atol=1e-5)
+    toy, sequel = data.items.encode([1, 3114])
+    assert sequel in np.argsort(-(content @ content[toy]))[:20]

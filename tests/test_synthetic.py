@@ -1,0 +1,302 @@
+"""The synthetic world: the truth is the truth, the ceiling is one, and each knob plants the signal that it names."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from aif_jax import metrics
+from aif_jax.data.synthetic import CLICK, synthetic_world
+
+SMALL = dict(
+    users=150, items=300, categories=20, topics=25, events_per_user=120, lag=16, interests=4, favourites=2, content_dim=16
+)
+OFF = dict(long_term=0.0, short_term=0.0, category_locality=0.0, noise=0.5)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return synthetic_world(7, **SMALL)
+
+
+def next_item_lists(world, *, negatives=20, seed=0, every=5):
+    """Observable events with popularity-sampled negatives that are never the target."""
+    log = world.dataset.log
+    positions = np.flatnonzero(world.observable)[::every]
+    rng = np.random.default_rng(seed)
+    items = rng.choice(len(world.popularity), (len(positions), 1 + negatives), p=world.popularity)
+    target = log.item[positions]
+    while (same := items == target[:, None]).any():
+        items[same] = rng.choice(len(world.popularity), same.sum(), p=world.popularity)
+    items[:, 0] = target
+    labels = np.zeros(items.shape)
+    labels[:, 0] = 1
+    return positions, items, labels
+
+
+def everything(world):
+    data, fields = world.dataset, [f.name for f in dataclasses.fields(world.dataset.log)]
+    arrays = [getattr(data.log, f) for f in fields] + [data.catalogue.content, data.catalogue.ids["category"]]
+    return [*arrays, world.popularity, world.topic, world.observable]
+
+
+def test_the_same_seed_gives_the_same_world(world):
+    again, other = synthetic_world(7, **SMALL), synthetic_world(8, **SMALL)
+    for a, b in zip(everything(world), everything(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(world.dataset.log.item, other.dataset.log.item)
+
+
+def test_sizes_and_what_a_model_sees(world):
+    data = world.dataset
+    assert (len(data.users) - 1, len(data.items) - 1, len(data.log)) == (150, 300, 150 * 120)
+    assert [a.name for a in data.schema.item_attributes] == ["item", "category"] and data.schema.content == 16
+    assert set(np.unique(data.log.action)) == {1, 2}
+    np.testing.assert_array_equal(data.catalogue.ids["category"], world.category + 1)
+
+
+def lift_by_hand(world, position, row, lag=16, recent=4):
+    """The docstring's formula for one event and one item, counted event by event."""
+    log, weights = world.dataset.log, np.array([0.4, 0.2, 0.2, 0.2])
+    history = [p for p in range(len(log)) if log.user[p] == log.user[position] and log.time[p] < log.time[position]]
+    topics = [int(world.topic[log.item[p]]) for p in history]
+    categories = [int(world.category[log.item[p]]) for p in history]
+    far, near, last = topics[:-lag], topics[-lag:], topics[-recent:]
+    resting = {k: far.count(k) ** 2 for k in set(far) if k not in near}
+    k, c = world.topic[row], world.category[row]
+    share_k, share_c = world.popularity[world.topic == k].sum(), world.popularity[world.category == c].sum()
+    long_term = resting.get(int(k), 0) / sum(resting.values())
+    short_term = last.count(int(k)) / len(last)
+    local = categories.count(int(c)) ** 2 / sum(categories.count(x) ** 2 for x in set(categories))
+    return weights @ [long_term / share_k, short_term / share_k, local / share_c, 1]
+
+
+def test_truth_is_the_formula(world):
+    log, rng = world.dataset.log, np.random.default_rng(0)
+    positions = rng.choice(np.flatnonzero(world.observable), 12)
+    rows = rng.integers(1, 301, (12, 3))
+    rows[:, 0] = log.item[positions]
+    found = world.lift(positions, rows)
+    expected = [[lift_by_hand(world, p, r) for r in row] for p, row in zip(positions, rows, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(world.probability(positions, rows), expected * world.popularity[rows], rtol=1e-12)
+    np.testing.assert_array_equal(world.lift(positions, rows[:, 0]), found[:, 0])
+
+
+@pytest.mark.parametrize("weights", [{}, {"noise": 0.0}, {"long_term": 0.0}])
+def test_probabilities_sum_to_one_at_every_event(weights):
+    world = synthetic_world(3, **SMALL, **weights)
+    positions = np.r_[0:240:3, np.random.default_rng(0).choice(len(world.dataset.log), 100)]  # whole first histories too
+    items = np.tile(np.arange(1, 301), (len(positions), 1))
+    np.testing.assert_allclose(world.probability(positions, items).sum(axis=1), 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("source", ["all", "long_term", "short_term", "category_locality"])
+def test_events_are_drawn_from_the_truth(source):
+    """The mean log probability of what happened is its expectation, within what chance allows."""
+    world = synthetic_world(7, **SMALL, **({} if source == "all" else OFF | {"noise": 0.2, source: 0.8}))
+    positions = np.arange(0, len(world.dataset.log), 6)
+    p = world.probability(positions, np.tile(np.arange(1, 301), (len(positions), 1)))
+    log_p = np.log(p)
+    expected = (p * log_p).sum(axis=1)
+    variance = (p * log_p**2).sum(axis=1) - expected**2
+    surprise = np.log(world.probability(positions, world.dataset.log.item[positions])) - expected
+    assert abs(surprise.sum()) < 4 * np.sqrt(variance.sum())
+    # and not from another distribution: under popularity alone the sum would lie far outside
+    by_chance = (world.popularity[1:] * log_p).sum(axis=1) - expected
+    assert abs(by_chance.sum()) > 20 * np.sqrt(variance.sum())
+
+
+def test_without_noise_nothing_else_happens():
+    world = synthetic_world(7, **SMALL, noise=0.0)
+    assert (world.lift(np.arange(len(world.dataset.log)), world.dataset.log.item) > 0).all()
+
+
+def test_first_events_have_topics_by_popularity_where_only_the_moment_counts():
+    world = synthetic_world(7, **SMALL | {"users": 2000, "events_per_user": 2}, **OFF | {"noise": 0.0, "short_term": 1.0})
+    first = world.topic[world.dataset.log.item[world.dataset.log.offsets[1:-1]]]
+    share = np.bincount(world.topic[1:], weights=world.popularity[1:])
+    error = np.bincount(first, minlength=25) / 2000 - share
+    assert (np.abs(error) < 4.5 * np.sqrt(share * (1 - share) / 2000)).all()
+
+
+def test_clicks_are_drawn_from_the_truth(world):
+    log = world.dataset.log
+    p = world.click_probability(np.arange(len(log)), log.item)
+    clicked = log.action == CLICK
+    for low, high in ((0, 0.2), (0.2, 0.5), (0.5, 0.8), (0.8, 1)):
+        inside = (p >= low) & (p < high)
+        assert inside.sum() > 100
+        assert abs((clicked - p)[inside].sum()) < 4 * np.sqrt((p * (1 - p))[inside].sum())
+
+
+def test_the_ceiling_beats_popularity_and_every_spoiled_truth(world):
+    positions, items, labels = next_item_lists(world)
+    ceiling = world.ceiling_auc(positions, items, labels)
+    assert ceiling > metrics.auc(world.popularity[items], labels) + 0.2
+    best, rng = world.best_scores(positions, items), np.random.default_rng(0)
+    assert ceiling == metrics.auc(best, labels)
+    for spoiled in (best + 0.5 * rng.standard_normal(best.shape), best + np.log(world.popularity[items]), best.clip(max=1.5)):
+        assert metrics.auc(spoiled, labels) < ceiling
+    users = world.dataset.log.user[positions][:, None]
+    assert world.ceiling_gauc(positions, items, labels) == metrics.gauc(best, labels, users)
+
+
+def test_best_scores_are_the_likelihood_ratio(world):
+    """Against the exact ratio by enumeration: a negative is drawn from q without the target, which is drawn from P."""
+    positions = np.flatnonzero(world.observable)[::400]
+    items = np.tile(np.arange(1, 301), (len(positions), 1))
+    p, q = world.probability(positions, items), world.popularity[1:]
+    as_target = p
+    other_targets = (p / (1 - q)).sum(axis=1, keepdims=True) - p / (1 - q)
+    as_negative = q * other_targets
+    difference = world.best_scores(positions, items) - np.log(as_target / as_negative)
+    assert p.max() > 0.1 and np.abs(difference).max() < 0.05
+
+
+def test_the_ceiling_knows_how_negatives_were_drawn(world):
+    positions, items, labels = next_item_lists(world)
+    rng, uniform = np.random.default_rng(0), np.append(0, np.full(300, 1 / 300))
+    items[:, 1:] = rng.integers(1, 301, (len(items), 20))
+    right = world.ceiling_auc(positions, items, labels, sampling=uniform)
+    assert right > world.ceiling_auc(positions, items, labels) + 0.01
+    assert right == pytest.approx(metrics.auc(world.probability(positions, items), labels), abs=2e-3)
+
+
+def test_click_ceiling(world):
+    positions = np.flatnonzero(world.observable)
+    log = world.dataset.log
+    ceiling = world.ceiling_auc(positions)
+    assert ceiling > 0.65
+    assert ceiling > metrics.auc(world.popularity[log.item[positions]], log.action[positions] == CLICK) + 0.1
+    p = world.click_probability(positions, log.item[positions])
+    assert world.ceiling_gauc(positions) == metrics.gauc(p, log.action[positions] == CLICK, log.user[positions])
+
+
+def signals(world):
+    """For target and negatives, by the world's own labels: is the topic (1) only in the far history, (2) in the last few
+    events; (3) how often was the category met? Each as an AUC of telling targets from negatives."""
+    positions, items, labels = next_item_lists(world)
+    history = world.dataset.user_features(positions, short=4, long=120).long
+    topic, category = world.topic[history.ids["item"]], world.category[history.ids["item"]]
+
+    def count(of_history, of_items, window):
+        same = (of_history[:, None, window] == of_items[:, :, None]) & history.mask[:, None, window]
+        return same.sum(axis=2)
+
+    near = count(topic, world.topic[items], slice(0, 16))
+    far = count(topic, world.topic[items], slice(16, None))
+    last = count(topic, world.topic[items], slice(0, 4))
+    met = count(category, world.category[items], slice(None))
+    return {
+        "long_term": metrics.auc(far * (near == 0), labels),
+        "short_term": metrics.auc(last, labels),
+        "category_locality": metrics.auc(met, labels),
+    }
+
+
+@pytest.mark.parametrize("knob", ["long_term", "short_term", "category_locality"])
+def test_each_knob_plants_its_signal(knob):
+    off, on = (synthetic_world(5, **SMALL, **{**OFF, knob: weight}) for weight in (0.0, 1.0))
+    before, after = signals(off), signals(on)
+    for signal, value in before.items():
+        assert value == pytest.approx(0.5, abs=0.02), signal
+    assert after[knob] > 0.6
+    for signal in set(after) - {knob}:
+        # other signals stay well below; a topic of the moment is never one that rests
+        assert after[signal] < after[knob] - 0.08, signal
+
+
+def test_more_noise_lowers_the_ceiling_down_to_chance():
+    ceilings = []
+    for noise in (0.1, 0.5, 2.0):
+        world = synthetic_world(5, **SMALL, noise=noise)
+        ceilings.append(world.ceiling_auc(*next_item_lists(world)))
+    assert ceilings[0] > ceilings[1] + 0.02 > ceilings[2] + 0.04
+    pure = synthetic_world(5, **SMALL, **OFF)
+    positions, items, labels = next_item_lists(pure)
+    np.testing.assert_allclose(pure.lift(positions, items), 1)
+    assert pure.ceiling_auc(positions, items, labels) == pytest.approx(0.5, abs=0.02)
+
+
+def test_long_term_interests_lie_beyond_the_lag():
+    """What the far history alone says of the next topic, the near history hides: with only this signal, targets are of
+    topics that the last `lag` events lack."""
+    world = synthetic_world(5, **SMALL, **OFF | {"long_term": 5.0})
+    log, positions = world.dataset.log, np.flatnonzero(world.observable)
+    near = world.dataset.user_features(positions, short=16, long=16).short
+    in_near = ((world.topic[near.ids["item"]] == world.topic[log.item[positions]][:, None]) & near.mask).any(axis=1)
+    assert in_near.mean() < 0.1
+
+
+def test_content_shows_the_topic_and_the_category_does_not(world):
+    content = world.dataset.catalogue.content[1:]
+    np.testing.assert_allclose(np.linalg.norm(content, axis=1), 1, rtol=1e-5)
+    similarity, topic, category = content @ content.T, world.topic[1:], world.category[1:]
+    pairs = np.triu_indices(300, 1)
+    alike = (topic[:, None] == topic)[pairs]
+    assert metrics.auc(similarity[pairs], alike) > 0.99
+    assert metrics.auc(similarity[pairs], (category[:, None] == category)[pairs]) == pytest.approx(0.5, abs=0.03)
+    blurred = synthetic_world(7, **SMALL, content_spread=3.0).dataset.catalogue.content[1:]
+    assert metrics.auc((blurred @ blurred.T)[pairs], alike) < 0.95
+
+
+def test_ties_share_their_truth(world):
+    log = world.dataset.log
+    tied = np.flatnonzero((log.user[1:] == log.user[:-1]) & (log.time[1:] == log.time[:-1]))
+    assert 0.13 < len(tied) / len(log) < 0.17
+    positions, items = tied[::20], np.tile(np.arange(1, 301), (len(tied[::20]), 1))
+    np.testing.assert_array_equal(world.lift(positions, items), world.lift(positions + 1, items))
+    untied = synthetic_world(7, **SMALL, tie_rate=0.0).dataset.log
+    assert (np.diff(untied.time)[untied.user[1:] == untied.user[:-1]] > 0).all()
+
+
+def test_early_events_are_not_observable(world):
+    log = world.dataset.log
+    events = log.history_end(np.arange(len(log))) - log.offsets[log.user]
+    assert not world.observable[events < 32].any()
+    assert world.observable[events >= 32].mean() > 0.95
+
+
+def test_users_overlap_in_time(world):
+    """A split by time must leave most users on both sides."""
+    log = world.dataset.log
+    cut = np.quantile(log.time, 0.8)
+    after = np.bincount(log.user[log.time >= cut], minlength=151)[1:]
+    assert (after > 0).mean() > 0.7 and (after < 120).all()
+
+
+@pytest.mark.parametrize(("knobs", "message"), [
+    ({"users": 0}, "users: expected 1 to .*, got 0"),
+    ({"topics": 301}, "topics: expected 1 to 300, got 301"),
+    ({"interests": 26}, "interests: expected 1 to 25, got 26"),
+    ({"favourites": 0}, "favourites: expected 1 to 20, got 0"),
+    ({"lag": 0}, "lag: expected 1 to .*, got 0"),
+    ({"long_term": -1.0}, "long_term: expected a finite number of at least 0, got -1.0"),
+    ({"noise": float("nan")}, "noise: expected a finite number of at least 0, got nan"),
+    ({"tie_rate": 1.0}, r"tie_rate: expected a share in \[0, 1\), got 1.0"),
+    (OFF | {"noise": 0.0}, "expected at least one above 0, got none"),
+])  # fmt: skip
+def test_wrong_knobs(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        synthetic_world(0, **SMALL | knobs)
+
+
+@pytest.mark.parametrize(("positions", "items", "message"), [
+    ([18000], [1], r"positions: expected values in \[0, 18000\), got 18000"),
+    ([0], [301], r"items: expected values in \[0, 301\), got 301"),
+    ([0], [0], "items: expected known items, got row 0"),
+    ([0, 1], [[1, 2]], r"items: expected shape \[B\] or \[B, C\] for B=2 positions, got \[1, 2\]"),
+])  # fmt: skip
+def test_wrong_queries(world, positions, items, message):
+    with pytest.raises(ValueError, match=message):
+        world.lift(positions, items)
+
+
+def test_wrong_tasks(world):
+    with pytest.raises(ValueError, match="expected items and labels together"):
+        world.ceiling_auc([5], items=[[1]])
+    with pytest.raises(ValueError, match=r"sampling: expected shape \[301\], got \[3\]"):
+        world.best_scores([5], [[1]], sampling=np.ones(3))
+    with pytest.raises(ValueError, match="sampling: expected a positive probability for every item that is scored"):
+        world.best_scores([5], [[1]], sampling=np.zeros(301))
