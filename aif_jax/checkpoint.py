@@ -314,7 +314,7 @@ class Checkpoints:
                 kept.append(best)
             policy: Any = policies.AnyPreservationPolicy(kept)  # Orbax's own policies do not fit its annotation
             self._writer = ocp.training.Checkpointer(
-                str(self.directory), preservation_policy=policy, cleanup_tmp_directories=True
+                str(self.directory), context=_context(), preservation_policy=policy, cleanup_tmp_directories=True
             )
         return self._writer
 
@@ -336,7 +336,8 @@ def write(path: str | Path, trees: Mapping[str, Any], record: Mapping[str, Any],
     if path.exists():
         raise FileExistsError(f"{path}: expected a new folder, but something is there; it stays as it is")
     arrays, metadata = _pack(trees, record, format=format)
-    ocp.save_checkpointables(str(path), arrays, custom_metadata=metadata)
+    with _context():
+        ocp.save_checkpointables(str(path), arrays, custom_metadata=metadata)
 
 
 def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
@@ -394,6 +395,11 @@ def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str,
     if missing := like.keys() - leaves.keys():
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
     return {name: _restore(path, name, leaves[name], template) for name, template in like.items()}
+
+
+def _context() -> ocp.Context:
+    """Folders are made at once: where that fails, Orbax's background threads would wait minutes for a folder that never comes."""
+    return ocp.Context(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
 
 
 def _contents(

@@ -136,7 +136,9 @@ def embed_behaviours(embedding: Params, fields: tuple[str, ...], behaviours: Beh
 
 def age_bucket(age: jax.Array) -> jax.Array:
     """floor(log2(1 + age in seconds)) as int32, at most AGE_BUCKETS - 1; NaN and negative ages give 0."""
-    return jnp.clip(jnp.nan_to_num(jnp.log2(1.0 + age)), 0, AGE_BUCKETS - 1).astype(jnp.int32)
+    # the exponent of a float is exact; a logarithm is not, and would put 2^k - 1 in different buckets on different devices
+    _, exponent = jnp.frexp(1.0 + jnp.maximum(jnp.nan_to_num(age), 0.0))
+    return jnp.minimum(exponent - 1, AGE_BUCKETS - 1).astype(jnp.int32)
 
 
 def _init(module: nn.Module, key: jax.Array, width_in: int) -> Params:

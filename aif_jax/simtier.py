@@ -28,10 +28,10 @@ FIELDS = 8
 """4-bit fields of a word: tiers that one word counts."""
 WIDEN = 17
 """Words of one field that a byte can hold: 15 * 17 = 255."""
-FEW = 16
-"""With fewer candidates than this the vector units would stand idle: the plain form is as fast."""
 WORDS_BYTES = {"cpu": 2**21, "default": 2**28}
 """Bytes of words made before they are widened; on a CPU they stay in the cache."""
+NOMINAL_CANDIDATES = 1024
+"""Candidates that these bytes are shared out among in an export, whose candidate axis is symbolic."""
 
 
 def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
@@ -44,7 +44,7 @@ def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
 def histogram_reference(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
     """The histogram written from its definition; compares [C, L] at once. Same signature and result as `histogram`."""
     bits = candidates.shape[-1] * lsh.WORD
-    at = tier(lsh.hamming(candidates[:, None, :], history.signature[None, :, :]), bits=bits, tiers=tiers)
+    at = tier(lsh.hamming(candidates[:, None, :], jnp.asarray(history.signature)[None, :, :]), bits=bits, tiers=tiers)
     cell = jnp.where(history.mask, history.group * tiers + at, groups * tiers)
     counts = jax.nn.one_hot(cell, groups * tiers, dtype=jnp.int32).sum(1)
     return counts.reshape(candidates.shape[0], groups, tiers)
@@ -68,8 +68,6 @@ def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups
       >>> histogram(np.array([[0]], np.uint32), past, tiers=4).tolist()
       [[[0, 0, 0, 2]]]
     """
-    if candidates.shape[0] < FEW or history.mask.shape[0] < UNROLL:
-        return histogram_reference(candidates, history, tiers=tiers, groups=groups)
     cpu, default = (
         partial(_packed, tiers=tiers, groups=groups, words_bytes=WORDS_BYTES[platform], serial=platform == "cpu")
         for platform in ("cpu", "default")
@@ -109,12 +107,19 @@ def _packed(
 
     `serial`: the spans of a chunk are added in a loop. XLA on a CPU would else fuse the words into each of their uses.
     """
-    count, words = candidates.shape[0], -(-tiers // FIELDS)
-    widen = WIDEN if groups == 1 else 4  # groups are padded to whole spans, so many groups need short ones
+    count, length, words = candidates.shape[0], history.mask.shape[0], -(-tiers // FIELDS)
+    symbolic = not isinstance(length, int)  # under jax.export, where sizes cannot be compared
+    if not symbolic and length == 0:
+        return jnp.zeros((count, groups, tiers), jnp.int32)
+    widen = WIDEN if groups == 1 else 4  # groups are padded: short spans for many
+    widen = widen if symbolic else min(widen, -(-length // UNROLL))
     signature, kept, group = _spans(history, groups=groups, span=UNROLL * widen)
     spans = group.shape[0]
-    chunks = -(-spans // max(1, words_bytes // (4 * count * words * widen)))
-    per_chunk = -(-spans // chunks)
+    nominal = max(1, count) if isinstance(count, int) else NOMINAL_CANDIDATES
+    per_chunk = max(1, words_bytes // (4 * nominal * words * widen))
+    chunks = (spans + per_chunk - 1) // per_chunk
+    if not symbolic:
+        per_chunk = -(-spans // chunks)  # even chunks need less padding
 
     def chunked(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, chunks * per_chunk - spans)] + [(0, 0)] * (x.ndim - 1))
@@ -147,15 +152,16 @@ def _spans(history: TierHistory, *, groups: int, span: int) -> tuple[jax.Array, 
     signature, mask = jnp.asarray(history.signature), jnp.asarray(history.mask)
     length, width = signature.shape
     if groups == 1:
-        short = -length % span
-        kept = jnp.pad(mask.astype(jnp.uint32), (0, short)).reshape(-1, span)
-        return jnp.pad(signature, ((0, short), (0, 0))).reshape(-1, span, width), kept, jnp.zeros(kept.shape[0], jnp.int32)
+        spans = (length + span - 1) // span
+        short = spans * span - length
+        kept = jnp.pad(mask.astype(jnp.uint32), (0, short)).reshape(spans, span)
+        return jnp.pad(signature, ((0, short), (0, 0))).reshape(spans, span, width), kept, jnp.zeros(spans, jnp.int32)
     group = jnp.where(mask, jnp.asarray(history.group), groups)
     order = jnp.argsort(group)
     size = (group[:, None] == jnp.arange(groups)).sum(0)
     start, spans = jnp.cumsum(size) - size, -(-size // span)
     end = jnp.cumsum(spans)
-    at = jnp.arange(-(-length // span) + groups)  # enough spans for any sizes
+    at = jnp.arange((length + span - 1) // span + groups)  # enough spans for any sizes
     own = jnp.minimum(jnp.searchsorted(end, at, side="right"), groups - 1)
     within = (at - (end - spans)[own])[:, None] * span + jnp.arange(span)
     kept = within < size[own][:, None]

@@ -134,13 +134,13 @@ def fit(
     Raises:
       FloatingPointError: too many steps were skipped; the message names the step and the last loss.
     """
-    metrics: dict[str, jax.Array] = {}
+    seen, metrics = 0, {}
     with tqdm(batches, total=total, desc=label, disable=not progress, unit="step") as bar:
         for seen, batch in enumerate(bar, 1):
             state, metrics = step(state, batch)
             if seen % log_every == 0:
                 _look(state, metrics, bar, on_log, max_skipped)
-        if metrics:
+        if seen % log_every:
             _look(state, metrics, bar, on_log, max_skipped)
     return state
 

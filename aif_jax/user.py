@@ -106,6 +106,7 @@ def long_term(params: Params, long: Behaviours, *, config: Config, candidates: i
                 mask,
                 slots=config.sim_slots,
                 length=config.sim_length,
+                size=config.schema.item_attribute(field).size,
             )
             for field in config.sim_fields
         },

@@ -122,7 +122,7 @@ class TorchAIF(nn.Module):
 
     def _behaviours(self, history: dict) -> Tensor:
         total = F.embedding(history["action"], self._get("embedding/behaviour.action"))
-        bucket = torch.log2(1 + history["age"]).clamp(0, AGE_BUCKETS - 1).long()
+        bucket = (torch.frexp(1 + history["age"]).exponent - 1).clamp(0, AGE_BUCKETS - 1).long()
         total = total + F.embedding(bucket, self._get("embedding/behaviour.age"))
         for field in self.config.schema.behaviour_fields:
             total = total + F.embedding(history["ids"][field], self._get(f"embedding/{field}"))

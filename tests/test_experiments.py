@@ -1,0 +1,63 @@
+"""Every experiment runs as its header says, at `--smoke` size, and writes the figures that it promises."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def figures(module: str, tmp_path: Path, *arguments: str) -> dict:
+    done = run(module, "--smoke", "--json", "figures.json", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_quickstart(tmp_path):
+    got = figures("experiments.quickstart", tmp_path)
+    for name in ("auc", "gauc", "hr100", "two_tower_auc", "two_tower_gauc", "two_tower_hr100"):
+        assert 0 < got[name] <= 1, name
+    assert got["max_abs_staged_minus_joint"] < 1e-5
+    assert got["critical_path_ms_staged"] > 0 and got["critical_path_ms_sequential"] > 0
+    assert (got["n_users"], got["n_items"], got["n_events"], got["dataset"]) == (100, 400, 12000, "synthetic")
+    assert math.isfinite(got["seconds"])
+    assert (tmp_path / "quickstart_timelines.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--dataset", "ml-7k"], "invalid choice: 'ml-7k'"),
+        (["--sped", "up"], "unrecognized arguments"),
+    ],
+)
+def test_quickstart_refuses_wrong_flags(tmp_path, arguments, message):
+    done = run("experiments.quickstart", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_quickstart_names_a_wrong_file(tmp_path):
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,five,3\n")
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n2,Film (1999),Drama\n")
+    done = run("experiments.quickstart", "--data", str(tmp_path), cwd=tmp_path)
+    assert done.returncode != 0
+    assert "ratings.csv" in done.stderr and "five" in done.stderr and "line 2" in done.stderr
+
+
+def test_training_step_against_torch(tmp_path):
+    pytest.importorskip("torch", reason="needs the extra 'benchmarks'")
+    got = figures("experiments.train_step", tmp_path)
+    assert got["max_abs_logit_difference"] < 1e-4
+    assert got["jax_step_ms"] > 0 and got["torch_step_ms"] > 0
