@@ -398,8 +398,10 @@ def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str,
 
 
 def _context() -> ocp.Context:
-    """Folders are made at once: where that fails, Orbax's background threads would wait minutes for a folder that never comes."""
-    return ocp.Context(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
+    """Folders are made at once: where that fails, Orbax's threads would wait minutes for a folder that never comes."""
+    context = ocp.Context()
+    context.asynchronous.create_directories_asynchronously = False
+    return context
 
 
 def _contents(

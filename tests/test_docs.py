@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -19,15 +18,8 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
 
 
-@pytest.fixture
-def plain_ranks():
-    """Readers run the pages with JAX as it comes, not under the suite's stricter setting."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_tutorial_runs(page, tmp_path, monkeypatch, plain_ranks):
+def test_tutorial_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = blocks(page)
     assert code
@@ -36,7 +28,7 @@ def test_tutorial_runs(page, tmp_path, monkeypatch, plain_ranks):
         exec(compile(block, str(page), "exec"), namespace)
 
 
-def test_readme_block_runs(plain_ranks):
+def test_readme_block_runs():
     config = aif.tiny()
     items = demo.items(config, 8)
     namespace = {"config": config, "user_features": demo.user(config), "items": items, "catalogue": items}

@@ -1,0 +1,167 @@
+"""What is installed here, and whether it works: `python -m aif_jax doctor`."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import aif_jax
+from aif_jax.types import Params
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tqdm")
+EXTRAS = {
+    "experiments": ("scikit-learn", "matplotlib", "pyarrow"),
+    "data": ("pyarrow",),
+    "export": ("flatbuffers",),
+    "metrics": ("prometheus-client",),
+    "benchmarks": ("torch", "faiss-cpu"),
+}
+ENVIRONMENT = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64", "AIF_JAX_DATA")
+
+
+class Skipped(Exception):
+    """A check that cannot be made here, and what to install for it."""
+
+
+def check_compute() -> str:
+    """A compiled matrix product against NumPy."""
+    a = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    difference = float(np.abs(np.asarray(jax.jit(jnp.matmul)(a, a)) - a @ a).max())
+    if not difference < 1.0:  # TF32 and bfloat16 products differ by some 0.01 to 0.1; a broken device by far more
+        raise ValueError(f"a compiled product of 64 x 64 normal numbers differs from NumPy's by {difference:.3g}")
+    return f"a compiled product equals NumPy's to {difference:.1e}"
+
+
+def check_checkpoint() -> str:
+    """Saves and loads a small model."""
+    from aif_jax import checkpoint
+
+    model, params = _small_model()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        checkpoint.save(path, params, model.config)
+        loaded = checkpoint.load(path, config=model.config)
+    _expect_same(loaded.params, params)
+    return f"saved and loaded {len(jax.tree.leaves(params))} arrays, equal to the bit"
+
+
+def check_export() -> str:
+    """Exports the three functions of a small model, loads them, and replays their golden case."""
+    try:
+        importlib.metadata.version("flatbuffers")
+    except importlib.metadata.PackageNotFoundError:
+        raise Skipped('needs flatbuffers: pip install "aif_jax[export]"') from None
+    from aif_jax import export
+
+    model, params = _small_model()
+    platforms = ("cpu",) if jax.default_backend() == "cpu" else ("cpu", "cuda", "tpu")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        digest = export.save(path, model, params, platforms=platforms, stablehlo=False)
+        export.verify(path, sha256=digest)
+    return "exported, loaded and replayed user, item and interaction"
+
+
+CHECKS: dict[str, Callable[[], str]] = {"compute": check_compute, "checkpoint": check_checkpoint, "export": check_export}
+
+
+def examine() -> dict[str, Any]:
+    """Everything that `doctor` tells, as plain JSON values.
+
+    Returns:
+      python, platform, versions, devices, threads, environment, extras, checks; `checks` holds for each name a status
+      ("ok", "failed" or "skipped"), what was found, and seconds. `healthy` is true where none failed.
+    """
+    checks = {name: _run(check) for name, check in CHECKS.items()}
+    return {
+        "aif_jax": aif_jax.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "devices": _devices(),
+        "threads": {
+            "cpus": os.cpu_count(),
+            "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        },
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "extras": {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()},
+        "checks": checks,
+        "healthy": all(check["status"] != "failed" for check in checks.values()),
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report for a person to read."""
+    lines = [f"aif_jax {report['aif_jax']}, Python {report['python']}, {report['platform']}", "", "versions"]
+    lines += [f"  {name:<18}{version or 'missing'}" for name, version in report["versions"].items()]
+    lines += ["", "devices", *(f"  {device}" for device in report["devices"]), "", "threads"]
+    lines += [f"  {name:<18}{count}" for name, count in report["threads"].items() if count is not None]
+    lines += [f"  {name:<18}{value}" for name, value in report["environment"].items()]
+    lines += ["", "extras"]
+    for extra, found in report["extras"].items():
+        missing = [name for name, version in found.items() if version is None]
+        here = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+        hint = f'  (missing {", ".join(missing)}: pip install "aif_jax[{extra}]")' if missing else ""
+        lines.append(f"  {extra:<18}{here}{hint}")
+    lines += ["", "checks"]
+    for name, check in report["checks"].items():
+        lines.append(f"  {name:<18}{check['status']:<9}{check['found']} ({check['seconds']:.1f} s)")
+    return "\n".join([*lines, "", "all well" if report["healthy"] else "NOT WELL: a check failed"])
+
+
+def _run(check: Callable[[], str]) -> dict[str, Any]:
+    start = time.perf_counter()
+    try:
+        status, found = "ok", check()
+    except Skipped as reason:
+        status, found = "skipped", str(reason)
+    except Exception as error:  # whatever goes wrong is the finding
+        status, found = "failed", f"{type(error).__name__}: {error}"
+    return {"status": status, "found": found, "seconds": time.perf_counter() - start}
+
+
+def _devices() -> list[str]:
+    try:
+        return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
+    except RuntimeError as error:  # JAX_PLATFORMS names one that is not here
+        return [f"none: {error}"]
+
+
+@functools.cache
+def _small_model() -> tuple[aif_jax.PreRanker, Params]:
+    """The smallest model: what is tried here is the way out and back, not the blocks."""
+    config = aif_jax.tiny(sequence=False, bridges=0, sim_fields=(), memory=(), simtier="off")
+    model = aif_jax.build(config)
+    return model, jax.jit(model.init)(jax.random.key(0))
+
+
+def _expect_same(got: Params, expected: Params) -> None:
+    same = jax.tree.map(lambda g, e: bool(np.array_equal(g, e)), got, expected)
+    if not all(jax.tree.leaves(same)):
+        raise ValueError(f"what was loaded differs from what was saved: {same}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def main(*, as_json: bool = False) -> int:
+    """Prints the report; 0 where all is well, else 1."""
+    report = examine()
+    print(json.dumps(report, indent=2) if as_json else render(report))
+    return 0 if report["healthy"] else 1

@@ -1,0 +1,423 @@
+"""Checkpoints on real files: round trips, damage, crashes, templates, retention."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import aif_jax as aif
+from aif_jax import checkpoint
+from aif_jax.checkpoint import METADATA_FILE, CheckpointError, Checkpoints
+from aif_jax.version import fingerprint
+
+CONFIG = aif.tiny()
+
+
+def small(scale=1.0):
+    """Parameters in the shape of a model's, without the cost of one."""
+    return {
+        "embedding": {"item": scale * jnp.arange(12.0).reshape(4, 3), "category": scale * jnp.ones((2, 3))},
+        "item": {"mlp": {"kernel": scale * jnp.ones((3, 2)), "bias": jnp.zeros(2)}},
+        "frozen": {"lsh": np.arange(6, dtype=np.float32).reshape(2, 3)},
+    }
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """One good checkpoint; tests that damage it work on a copy."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "good"
+    checkpoint.save(folder, small(), CONFIG, opt_state=optax.adam(1e-3).init(small()))
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def assert_same(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert g.dtype == e.dtype
+        g, e = (jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (g, e))
+        np.testing.assert_array_equal(g, e)
+
+
+def test_round_trip_of_a_model(tiny_model, tmp_path):
+    _, model_params = tiny_model
+    position = {"epoch": 2, "batch": 17, "seeds": [1, 2]}
+    checkpoint.save(tmp_path / "a", model_params, CONFIG, step=7, position=position, metrics={"gauc": 0.61})
+    loaded = checkpoint.load(tmp_path / "a", config=CONFIG)
+    assert_same(loaded.params, model_params)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded.params))
+    assert loaded.config == CONFIG
+    assert (loaded.step, loaded.position, loaded.metrics) == (7, position, {"gauc": 0.61})
+    assert loaded.opt_state is None
+    assert loaded.version == fingerprint(model_params, CONFIG)
+
+
+def test_what_is_loaded_may_go_to_any_device(saved, python):
+    code = f"""
+import jax
+from aif_jax import checkpoint
+params = checkpoint.load({str(saved)!r}).params
+second = jax.device_put(1.0, jax.devices()[1])
+print((params["item"]["mlp"]["kernel"] * second).devices())
+"""
+    assert python(code, devices=2).strip() == "{CpuDevice(id=1)}"
+
+
+def test_optimizer_state_comes_back_as_it_was(tmp_path):
+    """A chain with empty states, a schedule's counter, a mask, and noise with a typed key."""
+    mask = {"embedding": True, "item": False, "frozen": False}
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.masked(optax.adam(optax.cosine_decay_schedule(1e-3, 100)), mask),
+        optax.add_noise(0.1, 0.1, jax.random.key(3)),
+    )
+    state = optimizer.init(small())
+    _, state = jax.jit(optimizer.update)(small(0.5), state, small())
+    checkpoint.save(tmp_path / "a", small(), CONFIG, opt_state=state)
+    template = jax.eval_shape(lambda: state)
+    loaded = checkpoint.load(tmp_path / "a", like={"opt_state": template}).opt_state
+    assert jax.tree.structure(loaded) == jax.tree.structure(state)
+    update = jax.jit(optimizer.update)
+    assert_same(update(small(0.1), loaded, small()), update(small(0.1), state, small()))
+
+
+def test_every_kind_of_leaf_comes_back(tmp_path):
+    trees = {
+        "rows": {
+            "bfloat16": jnp.arange(3, dtype=jnp.bfloat16),
+            "uint32": jnp.array([2**32 - 1], jnp.uint32),
+            "bool": np.array([True, False]),
+            "scalar": np.int32(4),
+            "empty": np.zeros((0, 3), np.float32),
+            "big": np.array([2**60 + 1]),
+            "ids": np.array([["a", "bcd"], ["", "dé"]]),
+            "transposed": np.arange(6.0, dtype=np.float32).reshape(2, 3).T,
+            "nan": np.array([np.nan, -np.inf, -0.0], np.float32),
+            "key": jax.random.key(5),
+            "keys": jax.random.split(jax.random.key(1, impl="rbg"), 2),
+        },
+        "nothing": {},
+    }
+    checkpoint.write(tmp_path / "a", trees, {"count": 3}, format="test/1")
+    got = checkpoint.read(tmp_path / "a", dict.fromkeys(trees), format="test/1")
+    assert_same(got, trees)
+    assert checkpoint.inspect(tmp_path / "a", format="test/1")[1]["count"] == 3
+
+
+def test_numpy_template_stays_in_numpy(saved):
+    loaded = checkpoint.load(saved, like={"params": jax.tree.map(np.asarray, small())})
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded.params))
+    assert_same(loaded.params, jax.tree.map(np.asarray, small()))
+
+
+def test_restored_onto_another_number_of_devices(saved, python):
+    """Written by one device, restored over four and over eight, with the contents checked."""
+    code = f"""
+import jax, numpy as np
+from aif_jax import checkpoint
+from jax.sharding import NamedSharding, PartitionSpec
+path = {str(saved)!r}
+host = checkpoint.load(path).params
+for count, spec in ((4, PartitionSpec("rows")), (2, PartitionSpec("rows", None))):
+    mesh = jax.make_mesh((count,), ("rows",), devices=jax.devices()[:count])
+    table = jax.ShapeDtypeStruct((4, 3), np.float32, sharding=NamedSharding(mesh, spec))
+    template = {{**host, "embedding": {{**host["embedding"], "item": table}}}}
+    restored = checkpoint.load(path, like={{"params": template}}).params["embedding"]["item"]
+    np.testing.assert_array_equal(restored, host["embedding"]["item"])
+    print(len(restored.sharding.device_set), restored.addressable_shards[0].data.shape)
+again = path + "-sharded"
+sharded = {{**template, "embedding": {{**host["embedding"], "item": restored}}}}
+checkpoint.save(again, sharded, checkpoint.load(path).config)
+print(checkpoint.load(again).version == checkpoint.load(path).version)
+"""
+    assert python(code, devices=8).split("\n")[:3] == ["4 (1, 3)", "2 (2, 3)", "True"]
+
+
+def test_other_config_is_refused_by_field(saved):
+    schema = json.loads(json.dumps(CONFIG.schema.to_json()))
+    schema["item_attributes"][1]["size"] = 99
+    other = CONFIG.replace(width=16, schema=aif.Schema.from_json(schema))
+    with pytest.raises(ValueError) as error:
+        checkpoint.load(saved, config=other)
+    assert "config.width: expected 16, the checkpoint has 8" in str(error.value)
+    assert "config.schema.item_attributes[1].size: expected 99, the checkpoint has 6" in str(error.value)
+
+
+def test_renamed_and_resized_leaves_are_named(saved):
+    template = small()
+    template["item"]["tower"] = template["item"].pop("mlp")
+    template["embedding"]["item"] = jnp.zeros((5, 3))
+    template["embedding"]["category"] = jnp.zeros((2, 3), jnp.bfloat16)
+    with pytest.raises(ValueError, match="params does not fit the template") as error:
+        checkpoint.load(saved, like={"params": template})
+    for line in (
+        "embedding/item: expected float32[5, 3], the checkpoint has float32[4, 3]",
+        "embedding/category: expected bfloat16[2, 3], the checkpoint has float32[2, 3]",
+        "item/mlp/kernel: only in the checkpoint, float32[3, 2]",
+        "item/tower/kernel: not in the checkpoint, expected float32[3, 2]",
+    ):
+        assert line in str(error.value)
+
+
+def test_wrong_optimizer_template_is_refused(saved, tmp_path):
+    with pytest.raises(ValueError, match="opt_state does not fit the template"):
+        checkpoint.load(saved, like={"opt_state": jax.eval_shape(optax.sgd(1.0, momentum=0.9).init, small())})
+    checkpoint.save(tmp_path / "bare", small(), CONFIG)
+    with pytest.raises(ValueError, match=r"expected \['opt_state'\], but it was saved without"):
+        checkpoint.load(tmp_path / "bare", like={"opt_state": ()})
+    with pytest.raises(ValueError, match="like: expected templates under"):
+        checkpoint.load(saved, like={"optimizer": ()})
+
+
+def test_missing_and_foreign_folders(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no checkpoint"):
+        checkpoint.load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        checkpoint.load(tmp_path)
+    checkpoint.write(tmp_path / "other", {"rows": np.ones(2)}, {}, format="test/1")
+    with pytest.raises(CheckpointError, match="expected the format 'aif_jax.checkpoint/1', got 'test/1'"):
+        checkpoint.load(tmp_path / "other")
+    with Checkpoints(tmp_path / "run") as run:
+        run.save(3, small(), CONFIG)
+    with pytest.raises(CheckpointError, match=r"it holds the steps \[3\] of a run"):
+        checkpoint.load(tmp_path / "run")
+
+
+def test_nothing_is_overwritten(saved):
+    with pytest.raises(FileExistsError, match="expected a new folder"):
+        checkpoint.save(saved, small(2.0), CONFIG)
+    assert_same(checkpoint.load(saved).params["item"], small()["item"])
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="position: expected plain JSON"):
+        checkpoint.save(tmp_path / "a", small(), CONFIG, position={"batch": np.int64(3)})
+    with pytest.raises(ValueError, match="params/item: expected an array, got object"):
+        checkpoint.save(tmp_path / "a", {"item": object()}, CONFIG)
+    with pytest.raises(ValueError, match="expected at least one array"):
+        checkpoint.save(tmp_path / "a", {}, CONFIG)
+    with pytest.raises(ValueError, match="a path of its own"):
+        checkpoint.save(tmp_path / "a", {"a/b": np.ones(1), "a": {"b": np.ones(1)}}, CONFIG)
+    assert not (tmp_path / "a").exists()
+
+
+DAMAGE = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from aif_jax import checkpoint
+from aif_jax.trees import leaves_by_path
+
+folder = Path({folder!r})
+expected = leaves_by_path(checkpoint.load(folder).params)
+
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
+
+for name, damage in dict(deleted=None, truncated=lambda data: data[: len(data) // 2], flipped=flipped).items():
+    said = []
+    for file in [p for p in sorted(folder.rglob("*")) if p.is_file() and "opt_state" not in p.parts and p.stat().st_size]:
+        original = file.read_bytes()
+        if damage is None:
+            file.unlink()
+        else:
+            file.write_bytes(damage(original))
+        try:
+            loaded = leaves_by_path(checkpoint.load(folder).params)
+        except checkpoint.CheckpointError as error:
+            said.append(file.name if str(folder) in str(error) else "where?")
+        else:
+            assert loaded.keys() == expected.keys()
+            for path in expected:
+                np.testing.assert_array_equal(loaded[path], expected[path])
+        file.write_bytes(original)
+    print(name, *said)
+"""
+
+
+def test_damage_to_any_file_is_found_or_harmless(copy, python):
+    """Every file of a checkpoint is damaged in turn: either `load` says so, or what it gives is what was saved.
+
+    In a process of its own and without warnings as errors: where a read fails, Orbax drops the others that are under way, and
+    their callbacks complain at some later moment.
+    """
+    lines = python(DAMAGE.format(folder=str(copy)), env={"PYTHONWARNINGS": "default"}).splitlines()
+    assert [line.split()[0] for line in lines] == ["deleted", "truncated", "flipped"]
+    for line in lines:
+        assert {METADATA_FILE, "_METADATA", "manifest.ocdbt"} <= set(line.split()), line
+        assert any(re.fullmatch("[0-9a-f]{32}", word) for word in line.split()), f"no data file among {line}"
+        assert "where?" not in line
+
+
+def test_altered_contents_are_named(copy):
+    """A leaf other than the one that was saved, though every file is sound."""
+    metadata = json.loads((copy / METADATA_FILE).read_text())
+    shutil.rmtree(copy / "params")
+    other = small()
+    other["item"]["mlp"]["bias"] = jnp.ones(2)
+    checkpoint.write(copy.parent / "other", {"params": other}, {}, format="test/1")
+    shutil.move(copy.parent / "other" / "params", copy / "params")
+    with pytest.raises(CheckpointError, match="params/item/mlp/bias was altered"):
+        checkpoint.load(copy)
+    metadata["custom_metadata"]["config"]["tiers"] = 5
+    (copy / METADATA_FILE).write_text(json.dumps(metadata))
+    with pytest.raises(CheckpointError, match="record in _CHECKPOINT_METADATA was altered"):
+        checkpoint.load(copy)
+
+
+def test_config_of_a_newer_library_is_refused(tmp_path):
+    record = {"config": CONFIG.to_json() | {"hologram": 1}, "step": 0, "position": None, "metrics": None}
+    record = json.loads(json.dumps(record))
+    checkpoint.write(tmp_path / "a", {"params": small()}, record, format=checkpoint.FORMAT)
+    with pytest.raises(CheckpointError, match="the config inside cannot be read .*hologram"):
+        checkpoint.load(tmp_path / "a")
+
+
+KILLED = """
+import os, signal, sys
+import jax.numpy as jnp
+import aif_jax as aif
+from aif_jax.checkpoint import Checkpoints
+
+folder, event, pattern = {folder!r}, {event!r}, {pattern!r}
+params = {{"embedding": {{"item": jnp.arange(12.0).reshape(4, 3)}}}}
+run = Checkpoints(folder)
+run.save(1, params, aif.tiny(), position={{"batch": 1}})
+
+def kill(name, arguments):
+    if name == event and any(pattern in str(argument) for argument in arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+run.save(2, {{"embedding": {{"item": jnp.ones((4, 3))}}}}, aif.tiny(), position={{"batch": 2}})
+"""
+
+
+@pytest.mark.parametrize(
+    "event, pattern",
+    [("os.mkdir", "2.orbax-checkpoint-tmp"), ("open", "_METADATA"), ("os.rename", "2.orbax-checkpoint-tmp")],
+    ids=["when the folder is made", "while files are written", "just before the folder gets its name"],
+)
+def test_a_process_killed_during_a_save_loses_only_that_save(python, tmp_path, event, pattern):
+    folder = tmp_path / "run"
+    python(KILLED.format(folder=str(folder), event=event, pattern=pattern), expect=-9)
+    if event != "os.mkdir":
+        assert list(folder.glob("2.orbax-checkpoint-tmp*")), "the process was not killed in the middle of the save"
+    with Checkpoints(folder) as run:
+        assert run.steps == [1]
+        restored = run.restore()
+        assert (restored.step, restored.position) == (1, {"batch": 1})
+        np.testing.assert_array_equal(restored.params["embedding"]["item"], np.arange(12.0).reshape(4, 3))
+        run.save(3, restored.params, restored.config)
+        assert run.steps == [1, 3]
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "3"], "the unfinished save was swept up"
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    gauc = {1: 0.60, 2: 0.67, 3: 0.64, 4: 0.65, 5: 0.62}
+    with Checkpoints(tmp_path, keep_last=2, keep_best=("gauc", "max")) as run:
+        for step, figure in gauc.items():
+            run.save_async(step, small(step), CONFIG, metrics={"gauc": figure})
+    assert (run.steps, run.latest, run.best) == ([2, 4, 5], 5, 2)
+    assert re.search(r"steps=\[2, 4, 5\], latest=5, best=2", repr(run))
+    assert_same(run.restore("best").params["item"], small(2)["item"])
+    assert run.restore("best").metrics == {"gauc": 0.67}
+    assert run.restore().step == 5
+    assert run.restore(4).step == 4
+    with pytest.raises(FileNotFoundError, match=r"expected step 3, found steps \[2, 4, 5\]"):
+        run.restore(3)
+    with Checkpoints(tmp_path, keep_last=1, keep_best=("gauc", "max")) as later:
+        later.save(6, small(6), CONFIG, metrics={"gauc": 0.61})
+    assert later.steps == [2, 6], "the best step of the earlier process stays"
+
+
+def test_the_best_may_be_the_smallest(tmp_path):
+    with Checkpoints(tmp_path, keep_last=1, keep_best=("log_loss", "min")) as run:
+        for step, figure in {1: 0.5, 2: 0.4, 3: 0.6, 10: 0.7}.items():
+            run.save_async(step, small(), CONFIG, metrics={"log_loss": figure})
+    assert (run.steps, run.best) == ([2, 10], 2)
+
+
+def test_arrays_may_be_donated_after_save_async(tmp_path):
+    params = {"item": {"table": jnp.zeros((500, 1000)), "host": np.zeros((500, 1000), np.float32)}}
+    bump = jax.jit(lambda x: x + 1, donate_argnums=0)
+    with Checkpoints(tmp_path) as run:
+        run.save_async(1, params, CONFIG)
+        params["item"]["table"] = bump(params["item"]["table"])
+        params["item"]["host"] += 1
+    loaded = run.restore().params
+    assert not loaded["item"]["table"].any() and not loaded["item"]["host"].any()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError):
+        checkpoint.save(tmp_path / "file" / "a", small(), CONFIG)
+
+
+FULL_DISK = """
+import resource, signal
+import jax, jax.numpy as jnp
+import aif_jax as aif
+from aif_jax.checkpoint import Checkpoints
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+run = Checkpoints({folder!r})
+run.save(1, {{"item": jnp.arange(12.0)}}, aif.tiny())
+table = jax.random.normal(jax.random.key(0), (500, 1000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+run.save_async(2, {{"item": table}}, aif.tiny())
+try:
+    run.wait()
+except Exception as error:
+    print("raised by wait:", str(error)[:200].replace(chr(10), " "))
+print(run.steps)
+"""
+
+
+def test_a_disk_that_fills_up_is_reported_by_wait(python, tmp_path):
+    """A limit on the size of files stands in for the full disk: the error comes up in a thread in the background."""
+    said = python(FULL_DISK.format(folder=str(tmp_path / "run")), env={"PYTHONWARNINGS": "default"})
+    assert re.match(r"raised by wait: .*\n\[1\]\n", said), said
+    with Checkpoints(tmp_path / "run") as run:
+        np.testing.assert_array_equal(run.restore().params["item"], np.arange(12.0))
+
+
+def test_steps_and_policies_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="keep_last: expected at least 1, got 0"):
+        Checkpoints(tmp_path, keep_last=0)
+    with pytest.raises(ValueError, match="keep_best"):
+        Checkpoints(tmp_path, keep_best=("gauc", "highest"))  # pyright: ignore
+    with Checkpoints(tmp_path, keep_best=("gauc", "max")) as run:
+        assert (run.steps, run.latest, run.best) == ([], None, None)
+        with pytest.raises(FileNotFoundError, match="expected step latest, found steps"):
+            run.restore()
+        for metrics in (None, {"auc": 0.7}, {"gauc": float("nan")}):
+            with pytest.raises(ValueError, match="expected a finite 'gauc'"):
+                run.save(1, small(), CONFIG, metrics=metrics)
+        run.save(1, small(), CONFIG, metrics={"gauc": 0.7})
+        with pytest.raises(FileExistsError, match="step 1 is saved already"):
+            run.save(1, small(), CONFIG, metrics={"gauc": 0.7})
+
+
+def test_a_reader_leaves_an_unfinished_save_of_another_process_alone(tmp_path):
+    with Checkpoints(tmp_path) as run:
+        run.save(1, small(), CONFIG)
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with Checkpoints(tmp_path) as reader:
+        assert reader.restore().step == 1
+        assert reader.best is None
+    assert unfinished.is_dir()

@@ -1,0 +1,110 @@
+"""`python -m aif_jax doctor`."""
+
+import json
+
+import jax
+import pytest
+
+from aif_jax import __main__ as command
+from aif_jax import doctor
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Replaces the checks by quick ones, so that a test says what they find."""
+
+    def replace(**checks):
+        monkeypatch.setattr(doctor, "CHECKS", checks)
+
+    return replace
+
+
+def broken():
+    raise RuntimeError("no space left on device")
+
+
+def skipped():
+    raise doctor.Skipped("needs flatbuffers")
+
+
+def test_everything_works_here(capsys):
+    """The real checks: a compiled product, a checkpoint there and back, an export there and back."""
+    assert command.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["healthy"]
+    assert {name: check["status"] for name, check in report["checks"].items()} == {
+        "compute": "ok",
+        "checkpoint": "ok",
+        "export": "ok",
+    }
+    assert report["versions"]["jax"] == jax.__version__
+    assert len(report["devices"]) == len(jax.devices())
+    assert report["threads"]["cpus"] >= 1
+
+
+def test_a_failed_check_is_named_and_gives_exit_status_one(quick, capsys):
+    quick(compute=lambda: "fine", checkpoint=broken)
+    assert command.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "checkpoint        failed   RuntimeError: no space left on device" in said
+    assert "compute           ok       fine" in said
+    assert said.rstrip().endswith("NOT WELL: a check failed")
+
+
+def test_a_skipped_check_is_no_failure(quick, capsys):
+    quick(export=skipped)
+    assert command.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "export            skipped  needs flatbuffers" in said
+    assert said.rstrip().endswith("all well")
+
+
+def test_what_is_missing_comes_with_the_command_that_installs_it(quick, capsys, monkeypatch):
+    quick()
+    monkeypatch.setattr(doctor, "EXTRAS", {"export": ("no-such-package",)})
+    assert command.main(["doctor"]) == 0
+    assert '(missing no-such-package: pip install "aif_jax[export]")' in capsys.readouterr().out
+
+
+def test_export_is_skipped_without_flatbuffers(monkeypatch):
+    def absent(name):
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", absent)
+    with pytest.raises(doctor.Skipped, match=r'pip install "aif_jax\[export\]"'):
+        doctor.check_export()
+
+
+def test_a_device_that_computes_nonsense_fails(monkeypatch):
+    monkeypatch.setattr(doctor.jnp, "matmul", lambda a, b: a)
+    with pytest.raises(ValueError, match="differs from NumPy's by"):
+        doctor.check_compute()
+
+
+def test_a_checkpoint_that_comes_back_different_fails(monkeypatch):
+    from aif_jax import checkpoint
+
+    real = checkpoint.load
+    monkeypatch.setattr(
+        checkpoint,
+        "load",
+        lambda *a, **k: checkpoint.Checkpoint(
+            params=jax.tree.map(lambda x: x + 1, real(*a, **k).params), config=None, version=""
+        ),
+    )
+    with pytest.raises(ValueError, match="what was loaded differs"):
+        doctor.check_checkpoint()
+
+
+def test_a_platform_that_is_not_here_is_reported_and_fails(python):
+    code = "import sys; from aif_jax.__main__ import main; sys.exit(main(['doctor']))"
+    said = python(code, expect=1, env={"JAX_PLATFORMS": "no_such_platform"})
+    assert "none: Unable to initialize backend 'no_such_platform'" in said
+    assert "NOT WELL" in said
+
+
+def test_a_command_is_required(capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.main([])
+    assert exit.value.code == 2
+    assert "doctor" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""The fingerprint: what it depends on, and what it does not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax.version import VersionMismatch, fingerprint
+
+CONFIG = aif.tiny()
+PARAMS = {"item": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "frozen": {"lsh": np.ones((2, 2), np.float32)}}
+
+
+def changed(**groups):
+    return {**PARAMS, **groups}
+
+
+def test_it_is_a_hash_of_contents():
+    version = fingerprint(PARAMS, CONFIG)
+    assert len(version) == 64 and set(version) <= set("0123456789abcdef")
+    again = {"frozen": {"lsh": jnp.ones((2, 2))}, "item": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
+    assert fingerprint(again, aif.Config.from_json(CONFIG.to_json())) == version
+    fortran = changed(item={"kernel": np.asfortranarray(PARAMS["item"]["kernel"])})
+    assert fingerprint(fortran, CONFIG) == version
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed(item={"kernel": np.arange(6, dtype=np.float32).reshape(3, 2)}),
+        changed(item={"kernel": np.arange(6, dtype=np.int32).reshape(2, 3)}),
+        changed(item={"weight": PARAMS["item"]["kernel"]}),
+        changed(item={"kernel": np.nextafter(PARAMS["item"]["kernel"], 9).astype(np.float32)}),
+        changed(frozen={"lsh": np.zeros((2, 2), np.float32)}),
+        changed(user={"bias": np.zeros(0, np.float32)}),
+    ],
+    ids=["shape", "dtype", "path", "one bit of each", "signature matrix", "an empty leaf more"],
+)
+def test_every_part_of_the_parameters_counts(other):
+    assert fingerprint(other, CONFIG) != fingerprint(PARAMS, CONFIG)
+
+
+def test_config_and_schema_count():
+    sizes = CONFIG.schema.to_json() | {"actions": 5}
+    versions = {
+        fingerprint(PARAMS, config)
+        for config in (CONFIG, CONFIG.replace(bridges=5), CONFIG.replace(schema=aif.Schema.from_json(sizes)))
+    }
+    assert len(versions) == 3
+
+
+def test_random_keys_count_by_their_data():
+    versions = {fingerprint({"key": jax.random.key(seed)}, CONFIG) for seed in (1, 2)}
+    assert len(versions | {fingerprint({"key": jax.random.key_data(jax.random.key(1))}, CONFIG)}) == 3
+
+
+def test_a_mismatch_names_both_versions():
+    error = VersionMismatch("index", expected="aaa", got="bbb")
+    assert isinstance(error, ValueError)
+    assert (error.expected, error.got) == ("aaa", "bbb")
+    assert str(error).startswith("index: expected version aaa, got bbb")
