@@ -1,0 +1,336 @@
+"""The nearline index: how fast it is built, what an update costs, how soon a change is seen, and what requests feel of it.
+
+Claim     A rebuild runs at the rate of the bare item function (at least 0.85 of it); an update of 1,000 items costs the same at
+          10^4 and at 10^7 rows (at most 2x); 10,000 ids are found among 10^7 in about a millisecond; with 1,000 changes a
+          second a change is seen within a second (p99), and the p99 of requests grows by at most 1.3x.
+Command   python -m experiments.index_refresh --json index_refresh.json --figures DIR      (or --smoke; --help lists all)
+Time      about 4 minutes on 2 CPU cores, of which most goes into the index of 10^7 rows (6 GB of memory in all)
+Method    arms interleaved round by round in one process, compilation left out. Items are drawn at random; the same 64 batches
+          come again and again, under new ids; rows are stored in bfloat16. Update: `upsert` until the rows are in the table.
+          Freshness: from the moment when an item changes (1,000 a second, spread evenly) to the end of the first request that
+          started after the engine took the snapshot with it; changes are applied every --interval seconds. Requests:
+          `AsyncPreRanker.rank` over 1,000 candidates, one at a time, phases with and without updates in turn.
+          Model: width 32, 10 bridges, SIM, LSH memory K=64, SimTier by 256 codes, head (64, 32); weights as initialised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+import aif_jax as aif
+from aif_jax.data.schema import Attribute, Schema
+from aif_jax.index import STORAGES, ItemIndex, capacity_for
+from aif_jax.serving import AsyncPreRanker, ServingConfig
+from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
+from aif_jax.version import fingerprint
+from experiments import common
+
+CHANGES = 1000
+LOOKED_UP = 10_000
+CANDIDATES = 1000
+BATCH = 1024
+VOCABULARY = 100_000
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the study and prints its figures."""
+    options = parse(arguments)
+    world = World(options.history)
+    figures: dict[str, Any] = build_rate(world, items=options.build_items, rounds=options.rounds)
+    figures |= storage(world)
+    figures |= costs_by_size(world, sizes=options.sizes, rounds=options.rounds)
+    figures |= asyncio.run(freshness(world, options))
+    report(figures)
+    if options.figures:
+        draw(figures, options.figures)
+    common.write_json(options.json, {name: value for name, value in figures.items() if name != "freshness_ms"})
+
+
+def parse(arguments: list[str] | None):
+    """The command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--figures", type=Path, help="folder for the pictures")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], help="catalogue sizes")
+    parser.add_argument("--rounds", type=int, default=21, help="rounds of each measurement")
+    parser.add_argument("--build-items", type=int, default=200 * BATCH, help="items of one timed build")
+    parser.add_argument("--serving-items", type=int, default=10**6, help="catalogue size under requests")
+    parser.add_argument("--history", type=int, default=1024, help="long history of the users")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a phase with or without updates")
+    parser.add_argument("--phases", type=int, default=8, help="how many of each")
+    parser.add_argument("--interval", type=float, default=0.5, help="seconds between two updates of the index")
+    parser.add_argument("--pause", type=float, default=0.005, help="seconds between two requests")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.sizes, options.rounds, options.build_items, options.serving_items = [2000, 8000], 3, 4 * BATCH, 4000
+        options.history, options.seconds, options.phases, options.interval = 64, 0.5, 1, 0.2
+    return options
+
+
+class World:
+    """A model and 64 batches of items that stand for a catalogue of any size."""
+
+    def __init__(self, history: int):
+        schema = Schema(
+            item_attributes=(
+                Attribute(name="item", size=VOCABULARY),
+                Attribute(name="category", size=500),
+                Attribute(name="brand", size=5000),
+            ),
+            actions=4,
+            item_floats=4,
+            content=64,
+            side=("bid",),
+        )
+        self.config = aif.Config(schema=schema, width=32, long_length=history, simtier="codes")
+        self.model = aif.build(self.config)
+        self.params = jax.jit(self.model.init)(jax.random.key(0))
+        self.version = fingerprint(self.params, self.config)
+        rng = np.random.default_rng(0)
+        self.batches = [self._items(rng) for _ in range(64)]
+
+    def _items(self, rng: np.random.Generator) -> ItemFeatures:
+        schema = self.config.schema
+        return ItemFeatures(
+            ids={a.name: rng.integers(1, a.size, BATCH).astype(np.int32) for a in schema.item_attributes},
+            floats=rng.normal(size=(BATCH, schema.item_floats)).astype(np.float32),
+            content=rng.normal(size=(BATCH, schema.content)).astype(np.float32),
+            side={"bid": rng.uniform(1, 2, BATCH).astype(np.float32)},
+        )
+
+    def catalogue(self, count: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
+        """`count` items in batches, under ids that look like anybody's: all over int64."""
+        for number, start in enumerate(range(0, count, BATCH)):
+            size = min(BATCH, count - start)
+            features = self.batches[number % len(self.batches)]
+            yield ids_of(np.arange(start, start + size)), features if size == BATCH else first(features, size)
+
+    def build(self, count: int, *, stored: str = "float32", progress: bool = False) -> ItemIndex:
+        """An index of `count` items."""
+        bar = tqdm(self.catalogue(count), total=-(-count // BATCH), desc=f"index of {count:,}", disable=not progress)
+        made = dict(version=self.version, capacity=capacity_for(count), batch_size=BATCH, progress=False)
+        return ItemIndex.build(self.model, self.params, bar, storage=stored, **made)
+
+    def user(self, seed: int) -> UserFeatures:
+        """A user with full histories."""
+        rng = np.random.default_rng(seed)
+        config = self.config
+        history = Behaviours(
+            ids={
+                "item": rng.integers(1, VOCABULARY, config.long_length).astype(np.int32),
+                "category": rng.integers(1, 500, config.long_length).astype(np.int32),
+            },
+            action=rng.integers(1, 4, config.long_length).astype(np.int32),
+            age=np.sort(rng.exponential(1e6, config.long_length)).astype(np.float32),
+            mask=np.ones(config.long_length, bool),
+            signature=rng.integers(0, 2**32, (config.long_length, config.signature_words), dtype=np.uint32),
+        )
+        short = jax.tree.map(lambda leaf: leaf[: config.short_length], history)
+        return UserFeatures(ids={}, floats=np.zeros(0, np.float32), short=short, long=history)
+
+
+def ids_of(numbers: np.ndarray) -> np.ndarray:
+    """Distinct int64 ids for 0, 1, 2, ...: a product with an odd number, modulo 2^64."""
+    return (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
+
+
+def first(features: ItemFeatures, count: int) -> ItemFeatures:
+    """The first items of a batch."""
+    return jax.tree.map(lambda leaf: leaf[:count], features)
+
+
+def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
+    """A rebuild beside the bare compiled item function on the same batches, as fast as it can be fed."""
+    bare = jax.jit(jax.vmap(world.model.item, (None, 0)))
+
+    def run_bare() -> None:
+        rows = [bare(world.params, features) for _, features in world.catalogue(items)]
+        jax.block_until_ready(rows)
+
+    def timed(work: Any) -> float:
+        start = time.perf_counter()
+        work()
+        return (time.perf_counter() - start) * 1e3
+
+    def run_build() -> None:
+        with world.build(items, stored="bfloat16").reading() as table:
+            jax.block_until_ready(table)
+
+    run_bare(), run_build()
+    times = common.interleaved({"bare": lambda _: timed(run_bare), "build": lambda _: timed(run_build)}, rounds)
+    rate = {name: items / (np.median(t) / 1e3) for name, t in times.items()}
+    return {
+        "build_items_per_s": rate["build"],
+        "bare_items_per_s": rate["bare"],
+        "build_over_bare": float(np.median(times["bare"] / times["build"])),
+    }
+
+
+def storage(world: World) -> dict[str, Any]:
+    """Bytes of a row, and how far compact rows move the logits of 20 users for 4,096 items."""
+    ids = ids_of(np.arange(4096))
+    score = jax.jit(world.model.interaction)
+    rows = {name: world.build(4096, stored=name) for name in STORAGES}
+    states = [jax.jit(world.model.user)(world.params, world.user(seed)) for seed in range(20)]
+    logits = {n: np.stack([score(world.params, s, index.take(ids)[0]) for s in states]) for n, index in rows.items()}
+    exact = logits["float32"]
+    top = [set(np.argsort(-row)[:400]) for row in exact]
+    return {
+        "bytes_per_row": {name: index.bytes_per_row for name, index in rows.items()},
+        "score_error_over_std": {n: float(np.abs(v - exact).max() / exact.std()) for n, v in logits.items()},
+        "top_400_kept": {
+            n: float(np.mean([len(t & set(np.argsort(-row)[:400])) / 400 for t, row in zip(top, v, strict=True)]))
+            for n, v in logits.items()
+        },
+    }
+
+
+def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, Any]:
+    """Update and look-up time by catalogue size, all sizes in turn."""
+    held = {size: world.build(size, stored="bfloat16", progress=size > 10**6) for size in sizes}
+    host = {size: index.host_bytes / size for size, index in held.items()}
+    rng = np.random.default_rng(1)
+
+    def update(size: int) -> float:
+        ids, features = ids_of(rng.choice(size, CHANGES, replace=False)), first(world.batches[rng.integers(64)], CHANGES)
+        start = time.perf_counter()
+        held[size] = held[size].upsert(ids, features)
+        with held[size].reading() as table:
+            jax.block_until_ready(table)
+        return (time.perf_counter() - start) * 1e3
+
+    def look_up(size: int) -> float:
+        ids = ids_of(rng.integers(0, size * 10 // 9, LOOKED_UP))  # a tenth unknown
+        start = time.perf_counter()
+        held[size].lookup(ids)
+        return (time.perf_counter() - start) * 1e3
+
+    arms = {("upsert", size): lambda _, size=size: update(size) for size in sizes}
+    arms |= {("lookup", size): lambda _, size=size: look_up(size) for size in sizes}
+    common.interleaved(arms, 2)
+    times = common.interleaved(arms, 3 * rounds)
+    medians = {key: float(np.median(t)) for key, t in times.items()}
+    upserts = {str(size): medians["upsert", size] for size in sizes}
+    return {
+        "upsert_1000_ms": upserts,
+        "upsert_1000_p99_ms": {str(size): float(np.quantile(times["upsert", size], 0.99)) for size in sizes},
+        "upsert_largest_over_smallest": upserts[str(max(sizes))] / upserts[str(min(sizes))],
+        "lookup_10k_ms": {str(size): medians["lookup", size] for size in sizes},
+        "host_bytes_per_item": {str(size): host[size] for size in sizes},
+    }
+
+
+async def freshness(world: World, options: Any) -> dict[str, Any]:
+    """Requests one after another, with and without a stream of changes, in turn."""
+    index = world.build(options.serving_items, stored="bfloat16")
+    users = {number: world.user(number) for number in range(16)}
+    rng = np.random.default_rng(2)
+    candidates = [ids_of(rng.choice(options.serving_items, CANDIDATES, replace=False)) for _ in range(64)]
+    engine = AsyncPreRanker(
+        world.model,
+        world.params,
+        index,
+        features=lambda request: _ready(users[request.user]),
+        retrieval=lambda request: _ready(candidates[rng.integers(64)]),
+        config=ServingConfig(buckets=(CANDIDATES,), cache_bytes=0),
+    )
+    latency: dict[bool, list[float]] = {False: [], True: []}
+    fresh: list[float] = []
+    waiting: list[tuple[float, np.ndarray]] = []  # (when the engine took a snapshot, when its items had changed)
+
+    async def requests(until: float, updating: bool) -> None:
+        while (start := time.perf_counter()) < until:
+            await engine.rank(int(rng.integers(16)), 100)
+            end = time.perf_counter()
+            latency[updating].append((end - start) * 1e3)
+            for _, changed in (entry for entry in waiting if entry[0] <= start):
+                fresh.extend((end - changed) * 1e3)
+            waiting[:] = [entry for entry in waiting if entry[0] > start]
+            await asyncio.sleep(options.pause)
+
+    async def updates(until: float) -> None:
+        nonlocal index
+        done = time.perf_counter()
+        while (due := done + options.interval) < until:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            now = time.perf_counter()
+            changed = np.arange(done, now, 1 / CHANGES)
+            ids = ids_of(rng.choice(options.serving_items, len(changed), replace=False))
+            pool = [first(world.batches[rng.integers(64)], min(BATCH, len(ids) - i)) for i in range(0, len(ids), BATCH)]
+            features = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pool)
+            index = await asyncio.to_thread(index.upsert, ids, features)
+            await engine.update_index(index)
+            waiting.append((time.perf_counter(), changed))
+            done = now
+
+    async with engine:
+        for phase in tqdm(range(2 * options.phases + 2), desc="requests"):
+            updating = phase % 2 == 1
+            until = time.perf_counter() + options.seconds
+            await asyncio.gather(requests(until, updating), *([updates(until)] if updating else []))
+            waiting.clear()
+            if phase < 2:  # warm-up
+                latency[updating].clear()
+                fresh.clear()
+    quiet, busy = (np.asarray(latency[key]) for key in (False, True))
+    return {
+        "freshness_p50_ms": float(np.quantile(fresh, 0.5)),
+        "freshness_p99_ms": float(np.quantile(fresh, 0.99)),
+        "request_p50_ms": float(np.median(quiet)),
+        "request_p99_ms": float(np.quantile(quiet, 0.99)),
+        "request_p99_under_updates_ms": float(np.quantile(busy, 0.99)),
+        "request_p99_ratio_under_updates": float(np.quantile(busy, 0.99) / np.quantile(quiet, 0.99)),
+        "request_p50_ratio_under_updates": float(np.median(busy) / np.median(quiet)),
+        "freshness_ms": fresh,
+    }
+
+
+async def _ready(value: Any) -> Any:
+    return value
+
+
+def report(figures: dict[str, Any]) -> None:
+    """Prints the figures, ratios first."""
+    print(f"build over bare item function       {figures['build_over_bare']:.2f}")
+    print(f"update at largest over smallest     {figures['upsert_largest_over_smallest']:.2f}")
+    print(f"request p99 under updates over not  {figures['request_p99_ratio_under_updates']:.2f}")
+    print(f"build {figures['build_items_per_s']:,.0f} items/s, bare {figures['bare_items_per_s']:,.0f} items/s")
+    print(f"freshness p50 {figures['freshness_p50_ms']:.0f} ms, p99 {figures['freshness_p99_ms']:.0f} ms")
+    print(f"request p50 {figures['request_p50_ms']:.2f} ms, p99 {figures['request_p99_ms']:.2f} ms", end="")
+    print(f", under updates p99 {figures['request_p99_under_updates_ms']:.2f} ms\n")
+    columns = ("upsert_1000_ms", "upsert_1000_p99_ms", "lookup_10k_ms", "host_bytes_per_item")
+    sizes = figures["upsert_1000_ms"]
+    print(common.table([[f"{int(s):,}", *(figures[c][s] for c in columns)] for s in sizes], ["rows", *columns]) + "\n")
+    columns = ("bytes_per_row", "score_error_over_std", "top_400_kept")
+    print(common.table([[name, *(figures[c][name] for c in columns)] for name in STORAGES], ["storage", *columns]))
+
+
+def draw(figures: dict[str, Any], folder: Path) -> None:
+    """Cost against catalogue size, and the distribution of freshness."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for name, label in (("upsert_1000_ms", "upsert of 1,000 items"), ("lookup_10k_ms", "look-up of 10,000 ids")):
+        left.plot([int(size) for size in figures[name]], list(figures[name].values()), "o-", label=label)
+    left.set(xscale="log", xlabel="items in the index", ylabel="milliseconds", ylim=(0, None), title="cost of a change")
+    left.legend()
+    right.hist(figures["freshness_ms"], bins=50)
+    right.set(xlabel="milliseconds from change to answer", ylabel="changes", title="freshness at 1,000 changes a second")
+    figure.tight_layout()
+    figure.savefig(folder / "index_refresh.png", dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

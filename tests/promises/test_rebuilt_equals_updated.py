@@ -1,0 +1,71 @@
+"""Promise: an index that was updated equals one rebuilt from the final catalogue, bit for bit."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aif_jax.index import STORAGES, ItemIndex
+from tests import demo
+
+IDS = np.array([-(2**62), -1, 0, 1, 7, 2**40, 2**40 + 1, 2**62, 99, 100, 101, 102])
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("upsert"), st.lists(st.tuples(st.sampled_from(range(12)), st.integers(0, 199)), max_size=9)),
+        st.tuples(st.just("delete"), st.lists(st.sampled_from(range(12)), max_size=4)),
+        st.tuples(st.just("hold"), st.none()),
+        st.tuples(st.just("compact"), st.none()),
+    ),
+    max_size=12,
+)
+
+
+@pytest.fixture(scope="module", params=STORAGES)
+def world(request):
+    """(model, params, features of 200 states of items, options)."""
+    model, params = demo.build()
+    return model, params, demo.items(model.config, 200), dict(batch_size=8, storage=request.param, version="v", progress=False)
+
+
+def contents(index) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Ids and rows of an index, and its table in compact form."""
+    compact = index.compact()
+    table = [np.asarray(leaf) for leaf in jax.tree.leaves(compact.table)]
+    return [index.ids, *jax.tree.leaves(index.take(index.ids)[0])], table
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) and x.dtype == y.dtype for left, right in zip(a, b, strict=True)
+               for x, y in zip(left, right, strict=True))  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None)
+@given(changes=CHANGES)
+def test_any_sequence_of_updates_equals_a_rebuild(world, changes):
+    model, params, features, options = world
+    state = {int(i): int(i % 200) for i in IDS[:5]}
+
+    def build(state):
+        at = np.array(list(state.values()), np.int64)
+        rows = jax.tree.map(lambda leaf: leaf[at], features)
+        return ItemIndex.build(model, params, rows, ids=np.array(list(state), np.int64), **options)
+
+    index, held = build(state), []
+    for kind, what in changes:
+        if kind == "upsert":
+            at = np.array([version for _, version in what], np.int64)
+            index = index.upsert(IDS[[i for i, _ in what]], jax.tree.map(lambda leaf, at=at: leaf[at], features))
+            state |= {int(IDS[i]): version for i, version in what}
+        elif kind == "delete":
+            index = index.delete(IDS[what])
+            state = {i: version for i, version in state.items() if i not in IDS[what]}
+        elif kind == "compact":
+            index = index.compact()
+        else:
+            held.append((index, dict(state)))
+    for snapshot, expected in [*held[-2:], (index, state)]:
+        assert len(snapshot) == len(expected)
+        assert same(contents(snapshot), contents(build(expected)))

@@ -1,0 +1,365 @@
+"""The item index: build, look-up, updates, snapshots, storage."""
+
+from __future__ import annotations
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax.data.catalogue import Catalogue
+from aif_jax.index import ItemIndex, capacity_for, string_ids
+from aif_jax.index.idmap import EMPTY, IdMap, find, home
+from aif_jax.index.storage import Half, Scaled, decode, encode
+from tests import demo
+
+
+@pytest.fixture(scope="module")
+def built():
+    """(model, params, features of 300 items, their ids, an index of them)."""
+    model, params = demo.build()
+    features = demo.items(model.config, 300)
+    ids = np.random.default_rng(0).integers(-(2**62), 2**62, 300)
+    return model, params, features, ids, make(model, params, features, ids)
+
+
+def make(model, params, features, ids, **options):
+    return ItemIndex.build(model, params, features, ids=ids, **{"batch_size": 64, "progress": False, **options})
+
+
+def part(features, at):
+    return jax.tree.map(lambda leaf: leaf[at], features)
+
+
+def equal(a, b) -> bool:
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_rows_are_the_item_function(built):
+    model, params, features, ids, index = built
+    rows, mask = index.take(ids)
+    want = jax.jit(jax.vmap(model.item, (None, 0)))(params, features)
+    assert mask.all() and jax.tree.structure(rows) == jax.tree.structure(want)
+    for got, expected in zip(jax.tree.leaves(rows), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(rows.signature, want.signature)
+
+
+@pytest.mark.parametrize("variant", ["several codes by action", "cold", "exact"])
+def test_every_architecture_scores_from_the_table_as_from_features(variant):
+    model, params = demo.build(**demo.VARIANTS[variant])
+    features = demo.items(model.config, 20)
+    index = make(model, params, features, np.arange(20))
+    state = jax.jit(model.user)(params, demo.user(model.config))
+    candidates, _ = index.lookup([7, 3, 11])
+    with index.reading() as table:
+        got = jax.jit(lambda table, rows: model.interaction(params, state, index.decode(table, rows)))(table, candidates)
+    want = jax.jit(model.joint)(params, demo.user(model.config), part(features, np.array([7, 3, 11])))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_lookup(built):
+    *_, ids, index = built
+    rows, mask = index.lookup(np.concatenate([ids[:5], [12345, EMPTY]]))
+    assert rows.dtype == np.int32 and mask.tolist() == [True] * 5 + [False] * 2
+    assert rows[5:].tolist() == [-1, -1] and len(set(rows[:5])) == 5
+    assert [len(part) for part in index.lookup([])] == [0, 0]
+    with pytest.raises(TypeError, match=r"ids: expected integers, got dtype float64"):
+        index.lookup([1.5])
+    with pytest.raises(ValueError, match=r"one axis, got shape \[1, 2\]"):
+        index.lookup([[1, 2]])
+
+
+def test_a_table_of_a_million_ids_finds_exactly_what_was_put_in():
+    rng = np.random.default_rng(3)
+    ids = np.unique(np.concatenate([rng.integers(-(2**63) + 1, 2**63 - 1, 100_000), np.arange(100_000) << 32]))
+    ids = rng.permutation(ids)
+    table = IdMap(len(ids))
+    view, _ = table.assign(table.fill(ids[:150_000]), ids[150_000:], np.arange(150_000, len(ids), dtype=np.int32))
+    assert np.array_equal(view.lookup(ids), np.arange(len(ids)))
+    absent = np.setdiff1d(rng.integers(-(2**63) + 1, 2**63 - 1, 50_000), ids)
+    assert (view.lookup(absent) == -1).all()
+    found, rows = view.items()
+    assert np.array_equal(found, np.sort(ids)) and np.array_equal(ids[rows], found)
+
+
+def test_ids_that_share_a_bucket_overflow_into_the_next():
+    table = IdMap(90)  # 128 places in 16 buckets
+    numbers = np.arange(20_000, dtype=np.int64)
+    last = numbers[home(table.keys, numbers) == 15][:30]  # three and a half buckets full, wrapping round the end
+    view, _ = table.assign(table.fill(last[:0]), last, np.arange(30, dtype=np.int32))
+    assert np.array_equal(view.lookup(last), np.arange(30))
+    assert np.array_equal(IdMap(90).fill(last).lookup(last), np.arange(30))
+    assert (find(table.keys, numbers[home(table.keys, numbers) == 15][30:60]) == -1).all()
+
+
+def test_old_snapshots_keep_their_rows(built):
+    model, params, features, ids, _ = built
+    first = make(model, params, features, ids)
+    before, changed = first.take(ids)[0], demo.items(model.config, 300, seed=9)
+    snapshots, expected = [first], [features]
+    for step in range(12):
+        at = np.arange(step, 300, 7)
+        wanted = jax.tree.map(lambda old, new, at=at: np.concatenate([old[:0], old]), expected[-1], changed)
+        for old, new in zip(jax.tree.leaves(wanted), jax.tree.leaves(changed), strict=True):
+            old[at] = new[at]
+        expected.append(wanted)
+        snapshots.append(snapshots[-1].upsert(ids[at], part(changed, at)))
+    assert snapshots[-1].capacity == first.capacity, "updates in place, or this test shows nothing"
+    assert snapshots[-1]._store is first._store
+    assert equal(first.take(ids)[0], before)
+    for snapshot, wanted in zip(snapshots, expected, strict=True):
+        assert equal(snapshot.take(ids)[0], make(model, params, wanted, ids).take(ids)[0])
+
+
+def test_rows_come_back_when_their_snapshots_are_gone(built):
+    model, params, features, ids, _ = built
+    index = make(model, params, features, ids)
+    store, free = index._store, index._store.room
+    for _ in range(50):  # 15,000 changes in 1024 rows
+        index = index.upsert(ids, features)
+    assert index._store is store and index.capacity == 1024
+    assert free - store.room in (0, 300)
+    pages = len(store.ids.pages)
+    for _ in range(50):
+        index = index.upsert(ids, features)
+    assert len(store.ids.pages) == pages
+    held = index
+    index = index.upsert(ids, features)
+    assert store.room == free - 300, "the held snapshot still reads its rows"
+    del held
+    assert store.room == free
+
+
+def test_delete_and_insert(built):
+    model, params, features, ids, index = built
+    less = index.delete(ids[:10])
+    assert len(less) == 290 and not less.lookup(ids[:10])[1].any() and index.lookup(ids[:10])[1].all()
+    assert less.delete([4]) is less and less.delete([]) is less and index.upsert([], part(features, slice(0))) is index
+    again = less.upsert(ids[:3], part(features, slice(3)))
+    assert len(again) == 293 and equal(again.take(ids[:3])[0], index.take(ids[:3])[0])
+    assert np.array_equal(again.ids, np.sort(np.concatenate([ids[:3], ids[10:]])))
+
+
+def test_the_last_of_an_id_that_comes_twice_counts(built):
+    model, params, features, ids, index = built
+    new = index.upsert([5, 6, 5], part(features, np.array([0, 1, 2])))
+    assert len(new) == 302
+    assert equal(new.take([5, 6])[0], index.take(ids[[2, 1]])[0])
+
+
+def test_growth_keeps_old_and_new_snapshots(built):
+    model, params, features, ids, index = built
+    many = demo.items(model.config, 2000, seed=4)
+    grown = index.upsert(np.arange(2000), many)
+    assert len(grown) == 2300 and grown.capacity == capacity_for(2300) and index.capacity == 1024
+    assert equal(grown.take(ids)[0], index.take(ids)[0])
+    assert equal(grown.take(np.arange(2000))[0], make(model, params, many, np.arange(2000)).take(np.arange(2000))[0])
+
+
+def test_an_update_of_an_older_snapshot_branches_off(built):
+    model, params, features, ids, _ = built
+    root = make(model, params, features, ids)
+    left = root.upsert([1], part(features, [0]))
+    right = root.upsert([2], part(features, [1])).delete(ids[:1])
+    assert left.lookup([1, 2, ids[0]])[1].tolist() == [True, False, True]
+    assert right.lookup([1, 2, ids[0]])[1].tolist() == [False, True, False]
+    assert root.lookup([1, 2, ids[0]])[1].tolist() == [False, False, True]
+
+
+def test_arrays_that_a_caller_keeps_are_never_written(built):
+    model, params, features, ids, _ = built
+    index = make(model, params, features, ids)
+    rows, _ = index.lookup(ids)
+    kept = index.table
+    before = jax.tree.map(np.asarray, index.decode(kept, rows))
+    newer = index
+    for _ in range(5):
+        newer = newer.upsert(ids, demo.items(model.config, 300, seed=5))
+    assert equal(jax.tree.map(np.asarray, index.decode(kept, rows)), before)
+    with newer.reading() as lent:
+        pass
+    newer = newer.upsert(ids, features)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(lent)), "in place once nobody keeps the arrays"
+
+
+def test_readers_and_a_writer_in_threads(built):
+    """A reader sees every row of its snapshot made from one and the same update."""
+    model, params, *_ = built
+    ids = np.arange(200)
+
+    def generation(number):
+        features = demo.items(model.config, 200, seed=7)
+        features.side["bid"][:] = number
+        return features
+
+    current = [make(model, params, generation(0), ids)]
+    score = jax.jit(lambda table, rows: ItemIndex.decode(table, rows).side["bid"])
+    torn, seen, stop = [], set(), threading.Event()
+
+    def read():
+        while not stop.is_set():
+            index = current[0]
+            rows, _ = index.lookup(ids)
+            with index.reading() as table:
+                got = score(table, rows)
+            values = set(np.asarray(got).tolist())
+            seen.update(values)
+            if len(values) != 1:
+                torn.append(values)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for thread in readers:
+        thread.start()
+    for number in range(1, 60):
+        current[0] = current[0].upsert(ids, generation(number))
+    stop.set()
+    for thread in readers:
+        thread.join()
+    assert not torn and len(seen) > 3
+
+
+@pytest.mark.parametrize(("storage", "tolerance"), [("float32", 0.0), ("bfloat16", 2**-8), ("int8", 0.5 / 127)])
+def test_storage_error_is_within_its_bound(storage, tolerance):
+    rows = jax.random.normal(jax.random.key(0), (50, 16)) * jnp.logspace(-3, 3, 50)[:, None]
+    rows = rows.at[0].set(0.0)
+    stored = jax.vmap(lambda row: encode({"v": row, "bid": row[0], "code": jnp.int32(3)}, storage))(rows)
+    back = decode(stored, np.arange(50))
+    largest = np.abs(rows).max(1, keepdims=True)
+    bound = tolerance * (np.abs(rows) if storage == "bfloat16" else largest) * 1.001
+    assert (np.abs(back["v"] - rows) <= bound).all()
+    assert np.array_equal(back["bid"], rows[:, 0]) and back["code"].tolist() == [3] * 50
+    assert isinstance(stored["v"], {"float32": jax.Array, "bfloat16": Half, "int8": Scaled}[storage])
+
+
+@pytest.mark.parametrize(("storage", "limit"), [("bfloat16", 0.02), ("int8", 0.02)])
+def test_score_error_of_compact_storage(built, storage, limit):
+    model, params, features, ids, exact = built
+    compact = make(model, params, features, ids, storage=storage)
+    assert compact.bytes_per_row < exact.bytes_per_row
+    score = jax.jit(lambda rows: model.interaction(params, model.user(params, demo.user(model.config)), rows))
+    want, got = (np.asarray(score(index.take(ids)[0])) for index in (exact, compact))
+    assert 0 < np.abs(got - want).max() < limit * np.abs(want).max()
+
+
+def test_sources(built):
+    model, params, features, ids, index = built
+    batches = [(ids[:100], part(features, slice(100))), (ids[100:100], part(features, slice(0)))]
+    batches += [(ids[i : i + 7], part(features, slice(i, i + 7))) for i in range(100, 300, 7)]
+    streamed = ItemIndex.build(model, params, iter(batches), batch_size=64, progress=False)
+    assert equal(streamed.take(ids)[0], index.take(ids)[0])
+    names = [f"sku-{i}" for i in range(49)]
+    attributes = {name: ids[:49] for name, ids in features.ids.items() if name != "item"}
+    rest = part(features, slice(49))
+    catalogue = Catalogue.from_items(
+        model.config.schema, names, ids=attributes, floats=rest.floats, content=rest.content, side=rest.side
+    )
+    named = ItemIndex.build(model, params, catalogue, batch_size=64, progress=False)
+    assert equal(named.take(string_ids(catalogue.raw))[0].side, catalogue.features(np.arange(1, 50)).side)
+    assert len(named.upsert(["sku-1", "new"], part(features, slice(2)))) == 50
+    with pytest.raises(ValueError, match="expected together with ItemFeatures"):
+        ItemIndex.build(model, params, features, progress=False)
+    with pytest.raises(TypeError, match="expected Catalogue, ItemFeatures or pairs"):
+        ItemIndex.build(model, params, 3, progress=False)
+
+
+def test_a_stream_of_unknown_length_grows_the_table(built):
+    model, params, *_ = built
+    many = demo.items(model.config, 3000, seed=2)
+    stream = [(np.arange(i, i + 500), part(many, slice(i, i + 500))) for i in range(0, 3000, 500)]
+    streamed = ItemIndex.build(model, params, stream, batch_size=64, progress=False)
+    assert equal(streamed.take(np.arange(3000))[0], make(model, params, many, np.arange(3000)).take(np.arange(3000))[0])
+    with pytest.raises(ValueError, match="capacity: the catalogue has more items than 2000"):
+        ItemIndex.build(model, params, stream, batch_size=64, capacity=2000, progress=False)
+
+
+def test_an_empty_index_works(built):
+    model, params, features, ids, _ = built
+    empty = ItemIndex.build(model, params, [], batch_size=64, progress=False)
+    assert len(empty) == 0 and not empty.lookup(ids)[1].any() and len(empty.ids) == 0
+    assert len(empty.upsert(ids, features)) == 300 and len(empty.compact()) == 0
+
+
+def test_string_ids_do_not_depend_on_the_company():
+    assert string_ids(["a", "b"])[0] == string_ids(["a", "a much longer name"])[0]
+    names = [f"item {i}" for i in range(100_000)]
+    assert len(np.unique(string_ids(names))) == 100_000
+
+
+def test_what_is_refused(built):
+    model, params, features, ids, index = built
+    with pytest.raises(ValueError, match=r"expected distinct ids, but 7 comes twice \(1 repeated"):
+        make(model, params, part(features, slice(3)), [7, 8, 7])
+    with pytest.raises(ValueError, match=r"features: expected 2 items like ids, got 3"):
+        index.upsert([1, 2], part(features, slice(3)))
+    with pytest.raises(ValueError, match=r"the id -9223372036854775808 is reserved"):
+        index.upsert([EMPTY], part(features, slice(1)))
+    bad = jax.tree.map(lambda leaf: np.array(leaf[:1]), features)
+    bad.content[0, 3] = np.nan
+    with pytest.raises(ValueError, match=r"ItemFeatures.content: expected finite values, got nan"):
+        index.upsert([1], bad)
+    with pytest.raises(ValueError, match=r"storage: expected one of .* got 'float16'"):
+        make(model, params, features, ids, storage="float16")
+    with pytest.raises(ValueError, match=r"batch_size: expected at least 1, got 0"):
+        make(model, params, features, ids, batch_size=0)
+    with pytest.raises(ValueError, match=r"capacity: expected at least 300, got 10"):
+        index.compact(capacity=10)
+
+
+def test_an_update_that_fails_leaves_everything_as_it_was(built, monkeypatch):
+    model, params, features, ids, _ = built
+    index = make(model, params, features, ids)
+    free = index._store.room
+    monkeypatch.setattr(index._store.encoder, "_compiled", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        index.upsert([1, 2], part(features, slice(2)))
+    assert index._store.room == free and len(index) == 300 and not index.lookup([1])[1].any()
+
+
+def test_nothing_compiles_after_the_first_update(built):
+    model, params, features, ids, _ = built
+    index = make(model, params, features, ids)
+    index = index.upsert(ids[:5], part(features, slice(5)))
+    with jax.no_tracing():
+        for count in (1, 63, 64, 65, 300):
+            index = index.upsert(ids[:count], part(features, slice(count))).delete(ids[:1])
+    assert len(index) == 299
+
+
+def test_mesh_of_four_devices(python):
+    """Table and batches are split over devices, and rows are those of one device; the update is in place there too."""
+    out = python(
+        """
+import jax, numpy as np
+from tests import demo
+from aif_jax import sharding
+from aif_jax.index import ItemIndex
+model, params = demo.build()
+features, ids = demo.items(model.config, 300), np.arange(300)
+mesh = sharding.row_mesh()
+options = dict(ids=ids, batch_size=64, progress=False)
+one = ItemIndex.build(model, params, features, **options)
+four = ItemIndex.build(model, params, features, mesh=mesh, storage="bfloat16", **options)
+four32 = ItemIndex.build(model, params, features, mesh=mesh, **options)
+assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(four.shapes))
+assert all(s.data.shape[0] == 256 for s in four.table.signature.addressable_shards)
+for a, b in zip(jax.tree.leaves(one.take(ids)[0]), jax.tree.leaves(four32.take(ids)[0])):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+changed = demo.items(model.config, 300, seed=3)
+updated = four32
+for start in range(0, 300, 50):
+    at = slice(start, start + 50)
+    updated = updated.upsert(ids[at], jax.tree.map(lambda x: x[at], changed))
+assert updated._store is four32._store
+rebuilt = ItemIndex.build(model, params, changed, mesh=mesh, **options)
+for a, b in zip(jax.tree.leaves(updated.take(ids)[0]), jax.tree.leaves(rebuilt.take(ids)[0])):
+    assert np.array_equal(a, b)
+print("capacity", four.capacity, "devices", mesh.size)
+""",
+        devices=4,
+    )
+    assert out == "capacity 1024 devices 4\n"
