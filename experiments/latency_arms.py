@@ -1,0 +1,246 @@
+"""The services that `latency.py` compares: the engine, and the sequential way with any model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import aif_jax as aif
+from aif_jax import head
+from aif_jax.index import ItemIndex
+from aif_jax.interaction import blocks
+from aif_jax.serving import AsyncPreRanker, Overloaded, Request, ServingConfig, Timeline
+from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
+
+CONTENT = 64
+
+
+class Delays(NamedTuple):
+    """Stated delays in seconds that stand for the systems around the model."""
+
+    features: float = 0.002
+    retrieval: float = 0.015
+
+
+class Served(NamedTuple):
+    """One answer: what was found, and when each stage ran."""
+
+    ids: np.ndarray  # int64 [k]
+    logits: np.ndarray  # float32 [k]
+    timeline: Timeline
+    degraded: bool = False
+
+    @property
+    def critical_ms(self) -> float:
+        """Milliseconds from "candidates are there" to "top-k is ready"."""
+        return self.timeline.stages()["critical"] * 1e3
+
+    @property
+    def total_ms(self) -> float:
+        """Milliseconds from arrival to answer."""
+        return self.timeline.stages()["total"] * 1e3
+
+
+class Arm(Protocol):
+    """A service under test."""
+
+    async def rank(self, number: int, k: int, *, budget: float | None = None) -> Served: ...
+    async def __aenter__(self) -> Any: ...
+    async def __aexit__(self, *error: object) -> None: ...
+
+
+class World:
+    """A catalogue and users drawn at random: latency does not depend on what the numbers say.
+
+    Every request of the same number has the same user and candidates in every arm. No state is reused between requests.
+    """
+
+    def __init__(self, *, items: int, users: int = 16, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.items, self.users, self.seed = items, users, seed
+        self.ids = np.sort(rng.choice(2**40, items, replace=False)).astype(np.int64)
+        self.schema = aif.Schema(
+            item_attributes=(aif.Attribute(name="item", size=items + 1), aif.Attribute(name="category", size=500)),
+            user_attributes=(aif.Attribute(name="segment", size=20),),
+            actions=4,
+            content=CONTENT,
+        )
+        self.content = rng.normal(size=(items + 1, CONTENT)).astype(np.float32)
+        self.category = rng.integers(1, 500, items + 1).astype(np.int32)
+
+    def features(self) -> ItemFeatures:
+        """Of the whole catalogue."""
+        rows = np.arange(1, self.items + 1, dtype=np.int32)
+        return ItemFeatures(
+            ids={"item": rows, "category": self.category[1:]},
+            floats=np.zeros((self.items, 0), np.float32),
+            content=self.content[1:],
+        )
+
+    def user(self, config: aif.Config, signatures: np.ndarray | None, number: int) -> UserFeatures:
+        """The user of a request: full histories."""
+        rng = np.random.default_rng((self.seed, number % self.users))
+
+        def history(length: int) -> Behaviours:
+            rows = rng.integers(1, self.items + 1, length).astype(np.int32)
+            return Behaviours(
+                ids={"item": rows, "category": self.category[rows]},
+                action=rng.integers(1, 4, length).astype(np.int32),
+                age=np.sort(rng.exponential(1e6, length)).astype(np.float32),
+                mask=np.ones(length, bool),
+                signature=None if signatures is None else signatures[rows],
+            )
+
+        ids = {"segment": np.int32(1 + number % 19)}
+        return UserFeatures(
+            ids=ids, floats=np.zeros(0, np.float32), short=history(config.short_length), long=history(config.long_length)
+        )
+
+    def candidates(self, number: int, count: int) -> np.ndarray:
+        """Row numbers of a request's candidates, int32 [C], distinct."""
+        return np.random.default_rng((self.seed, 7, number % self.users)).choice(self.items, count, replace=False)
+
+
+class Model:
+    """A model with random parameters and everything about it that both ways of serving share."""
+
+    def __init__(self, world: World, config: aif.Config):
+        self.world, self.config = world, config
+        self.model = aif.build(config)
+        frozen = aif.lsh.fit(world.content, config)
+        self.params = jax.device_put(self.model.init(jax.random.key(0), frozen=frozen))
+        signed = np.asarray(aif.lsh.sign(frozen, jnp.asarray(world.content))) if config.uses_signatures else None
+        self.users = [world.user(config, signed, number) for number in range(world.users)]
+        self.index = ItemIndex.build(self.model, self.params, world.features(), ids=world.ids, progress=False)
+
+    def user(self, number: int) -> UserFeatures:
+        """Features of a request's user."""
+        return self.users[number % self.world.users]
+
+
+class Engine:
+    """`AsyncPreRanker` over a model."""
+
+    def __init__(self, made: Model, *, candidates: int, delays: Delays, config: dict[str, Any] | None = None):
+        self._made, self._count, self._delays = made, candidates, delays
+        bucket = -(-candidates // 128) * 128
+        serving = ServingConfig(**{"buckets": (bucket,), "max_k": 300, "cache_bytes": 0, **(config or {})})
+        self.engine = AsyncPreRanker(
+            made.model, made.params, made.index, features=self._features, retrieval=self._retrieve, config=serving
+        )
+
+    async def __aenter__(self) -> Engine:
+        await self.engine.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.engine.close()
+
+    async def rank(self, number: int, k: int, *, budget: float | None = None) -> Served:
+        """One request."""
+        answer = await self.engine.rank(Request(user=(number, object()), context=number), k, budget=budget)
+        return Served(answer.ids, answer.logits, answer.timeline, answer.degraded)
+
+    async def _features(self, request: Request) -> UserFeatures:
+        await asyncio.sleep(self._delays.features)
+        return self._made.user(request.context)
+
+    async def _retrieve(self, request: Request) -> np.ndarray:
+        rows = self._made.world.candidates(request.context, self._count)
+        await asyncio.sleep(self._delays.retrieval)
+        return self._made.world.ids[rows]
+
+
+class Sequential:
+    """Everything of the model starts when the candidates are there: one compiled function of user, items and top-k.
+
+    Features are on the device before the clock starts and the catalogue's features stay there, so only compute is compared.
+    """
+
+    def __init__(self, made: Model, *, candidates: int, k: int, delays: Delays, max_pending: int = 64):
+        self._made, self._count, self._k, self._delays = made, candidates, k, delays
+        self._max_pending, self._pending = max_pending, 0
+        self._catalogue = jax.device_put(made.world.features())
+        self._users = [jax.device_put(user) for user in made.users]
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="sequential")
+
+    async def __aenter__(self) -> Sequential:
+        rows = jax.device_put(np.zeros(self._count, np.int32))
+
+        def answer(params, features, catalogue, rows):
+            items = jax.tree.map(lambda column: column[rows], catalogue)
+            logits, positions = jax.lax.top_k(self._made.model.joint(params, features, items), self._k)
+            return jnp.stack([jax.lax.bitcast_convert_type(logits, jnp.int32), positions])
+
+        arguments = (self._made.params, self._users[0], self._catalogue, rows)
+        self._answer = jax.jit(answer).lower(*arguments).compile()
+        jax.block_until_ready(self._answer(*arguments))
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._threads.shutdown(wait=False)
+
+    async def rank(self, number: int, k: int, *, budget: float | None = None) -> Served:
+        """One request."""
+        if self._pending >= self._max_pending:
+            raise Overloaded("as many requests as may be are under way")
+        self._pending += 1
+        try:
+            async with asyncio.timeout(budget):
+                return await self._rank(number)
+        finally:
+            self._pending -= 1
+
+    async def _rank(self, number: int) -> Served:
+        timeline = Timeline()
+        candidates = self._made.world.candidates(number, self._count)
+        await asyncio.sleep(self._delays.features)
+        timeline.add("features", timeline.arrival, time.perf_counter())
+        await asyncio.sleep(self._delays.retrieval - self._delays.features)
+        there = time.perf_counter()
+        timeline.add("retrieval", timeline.arrival, there)
+        packed, started = await asyncio.get_running_loop().run_in_executor(self._threads, self._compute, number, candidates)
+        end = time.perf_counter()
+        for stage, start in (("queue", there), ("critical", there), ("total", timeline.arrival)):
+            timeline.add(stage, start, started if stage == "queue" else end)
+        timeline.add("score", started, end)
+        return Served(self._made.world.ids[candidates[packed[1]]], packed[0].view(np.float32), timeline)
+
+    def _compute(self, number: int, candidates: np.ndarray) -> tuple[np.ndarray, float]:
+        start = time.perf_counter()
+        rows = jax.device_put(candidates.astype(np.int32))
+        features = self._users[number % len(self._users)]
+        return jax.device_get(self._answer(self._made.params, features, self._catalogue, rows)), start
+
+
+class Bare:
+    """Compiled functions alone, called from the main thread on ready inputs: what no service can be faster than."""
+
+    def __init__(self, made: Model, *, candidates: int):
+        model, params = made.model, made.params
+        state = jax.block_until_ready(jax.jit(model.user)(params, jax.device_put(made.user(0))))
+        rows = jnp.asarray(made.world.candidates(0, candidates), jnp.int32)
+        with made.index.reading() as table:
+            ready = jax.block_until_ready(jax.jit(made.index.decode)(table, rows))
+        self.interaction = self._timed(model.interaction, params, state, ready)
+        widths = blocks(made.config)
+        inputs = {name: jnp.ones((candidates, width)) for name, width in widths.items()}
+        self.head = self._timed(head.concatenated, params["interaction"], inputs)
+
+    @staticmethod
+    def _timed(function: Any, *arguments: Any) -> Any:
+        compiled = jax.jit(function).lower(*arguments).compile()
+        jax.block_until_ready(compiled(*arguments))
+
+        def once() -> float:
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(*arguments))
+            return (time.perf_counter() - start) * 1e3
+
+        return once

@@ -1,0 +1,112 @@
+"""A small world to serve: model, users, items with an index, and an engine that tests can make slow or fail."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Coroutine
+from typing import Any
+
+import jax
+import numpy as np
+
+from aif_jax.index import ItemIndex
+from aif_jax.serving import AsyncPreRanker, Candidates, Request, ServingConfig
+from aif_jax.serving.programs import Programs
+from aif_jax.types import ItemFeatures
+from tests import demo
+
+ITEMS = 300
+
+
+class World:
+    """Everything needed to make engines and to say what they should answer."""
+
+    def __init__(self, **changes: Any):
+        self.changes = {"simtier": "codes", "memory": ("lsh",), **changes}  # an engine does not care: compiles in less time
+        self.model, self.params = demo.build(**self.changes)
+        self.features = demo.items(self.model.config, ITEMS)
+        self.ids = np.arange(ITEMS, dtype=np.int64) * 7 + 1000
+        self.joint = jax.jit(self.model.joint)
+        self.index = self.index_of(self.params)
+        self.programs = Programs(self.model, max_k=8, bid="bid")  # compiled once for all engines of a world
+
+    def index_of(self, params: Any, *, capacity: int = 512) -> Any:
+        made = dict(ids=self.ids, batch_size=64, capacity=capacity, progress=False)
+        return ItemIndex.build(self.model, params, self.features, **made)
+
+    def take(self, rows: np.ndarray) -> ItemFeatures:
+        """Features of some items."""
+        return jax.tree.map(lambda column: column[rows], self.features)
+
+    def other_params(self, seed: int) -> Any:
+        return demo.build(seed, **self.changes)[1]
+
+    def user(self, name: Any):
+        return demo.user(self.model.config, events=int(name) % 20, seed=int(name))
+
+    def logits(self, name: Any, ids: Any, params: Any = None) -> np.ndarray:
+        """What `joint` says of these items, -inf for unknown ones."""
+        rows = np.searchsorted(self.ids, np.asarray(ids)).clip(0, ITEMS - 1)
+        everything = np.asarray(self.joint(self.params if params is None else params, self.user(name), self.features))
+        return np.where(self.ids[rows] == ids, everything[rows], -np.inf)
+
+    def engine(self, *, index: Any = None, **changes: Any) -> Engine:
+        return Engine(self, index or self.index, ServingConfig(**{"buckets": (16, 64), "max_k": 8, **changes}))
+
+
+class Engine(AsyncPreRanker):
+    """An engine whose callables wait and fail as told, and note who called them."""
+
+    def __init__(self, world: World, index: Any, config: ServingConfig):
+        super().__init__(world.model, world.params, index, features=self.fetch, retrieval=self.find, config=config)
+        self._programs = world.programs
+        self.world = world
+        self.fetched: list[Any] = []
+        self.ended: list[str] = []
+        self.feature_delay = self.retrieval_delay = 0.0
+        self.feature_error: BaseException | None = None
+        self.retrieval_error: BaseException | None = None
+        self.candidates: Any = world.ids[:40]
+
+    async def fetch(self, request: Request):
+        self.fetched.append(request.user)
+        try:
+            await asyncio.sleep(self.feature_delay)
+        except asyncio.CancelledError:
+            self.ended.append("features")
+            raise
+        if self.feature_error:
+            raise self.feature_error
+        return self.world.user(request.user)
+
+    async def find(self, request: Request):
+        try:
+            await asyncio.sleep(self.retrieval_delay)
+        except asyncio.CancelledError:
+            self.ended.append("retrieval")
+            raise
+        if self.retrieval_error:
+            raise self.retrieval_error
+        return request.context if request.context is not None else self.candidates
+
+
+@functools.cache
+def shared() -> World:
+    """One world for all tests of a process that change nothing in it: its functions are compiled once."""
+    return World()
+
+
+def run(test: Coroutine[Any, Any, Any]) -> Any:
+    """Runs a test's coroutine to its end; one that hangs fails."""
+
+    async def limited() -> Any:
+        async with asyncio.timeout(60):
+            return await test
+
+    return asyncio.run(limited())
+
+
+def bids_for(ids: np.ndarray) -> Candidates:
+    """Candidates whose order by bid is far from their order by logit."""
+    return Candidates(ids, np.random.default_rng(5).uniform(0.0, 10.0, len(ids)).astype(np.float32))

@@ -1,0 +1,444 @@
+"""The asynchronous engine: answers, deadlines, degradation, cancellation, overload, isolation, versions."""
+
+import asyncio
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, Overloaded, Request
+from aif_jax.version import VersionMismatch
+from tests.serving_world import World, bids_for, run, shared
+
+
+@pytest.fixture(scope="module")
+def world():
+    return shared()
+
+
+def expect(world, answer, user, ids, k, params=None):
+    """The answer is the best k of `joint` on these candidates."""
+    assert answer.reason is None or "stale" in answer.reason
+    logits = world.logits(user, ids, params)
+    best = np.argsort(-logits, kind="stable")[:k]
+    best = best[logits[best] > -np.inf]
+    assert answer.mask.tolist() == [True] * len(best) + [False] * (k - len(best))
+    np.testing.assert_array_equal(answer.ids[answer.mask], np.asarray(ids)[best])
+    np.testing.assert_allclose(answer.logits[answer.mask], logits[best], rtol=1e-5, atol=1e-5)
+    assert np.all(answer.scores[~answer.mask] == -np.inf)
+
+
+# answers
+
+
+def test_rank_equals_joint_for_any_number_of_candidates(world):
+    async def test():
+        async with world.engine() as engine:
+            for count in (1, 16, 17, 64, 65, 150):  # within, at and above buckets; above the largest they are split
+                engine.candidates = world.ids[:count]
+                answer = await engine.rank(3, 8)
+                expect(world, answer, 3, world.ids[:count], 8)
+                assert (answer.candidates, answer.unknown, answer.degraded, answer.reason) == (count, 0, False, None)
+                assert answer.version == world.index.version
+
+    run(test())
+
+
+def test_unknown_candidates_are_masked_and_no_candidates_give_an_empty_answer(world):
+    async def test():
+        async with world.engine() as engine:
+            ids = np.array([5, world.ids[3], -1, 2**60, world.ids[9]])
+            answer = await engine.rank(Request(user=3, context=ids), 4)
+            expect(world, answer, 3, ids, 4)
+            assert answer.unknown == 3
+            assert answer.ids[2:].tolist() == [0, 0]
+            for none in (np.array([5, 6]), [], np.zeros(0, np.int64)):
+                answer = await engine.rank(Request(user=3, context=none), 4)
+                assert not answer.mask.any()
+
+    run(test())
+
+
+def test_mini_batches_run_the_user_function_once_and_merge(world):
+    async def batches():
+        for start in (0, 30, 60):
+            await asyncio.sleep(0.001)
+            yield world.ids[start : start + 30]
+
+    async def test():
+        async with world.engine() as engine:
+            answer = await engine.rank(Request(user=3, context=batches()), 8)
+            expect(world, answer, 3, world.ids[:90], 8)
+            scores = await engine.score(4, batches())
+            np.testing.assert_allclose(scores.logits, world.logits(4, world.ids[:90]), rtol=1e-5, atol=1e-5)
+            assert engine.fetched == [3, 4]
+
+    run(test())
+
+
+def test_score_gives_every_logit_in_order(world):
+    async def test():
+        async with world.engine() as engine:
+            ids = np.concatenate([world.ids[:100][::-1], [5]])
+            scores = await engine.score(3, ids)
+            np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
+            assert scores.mask.tolist() == [True] * 100 + [False]
+            assert (await engine.score(3, [])).logits.shape == (0,)
+
+    run(test())
+
+
+def test_order_by_bid_from_candidates_and_from_the_index_row(world):
+    async def test():
+        ids = world.ids[:50]
+        probability = 1 / (1 + np.exp(-world.logits(3, ids).astype(np.float64)))
+        async with world.engine() as engine:
+            for candidates, bids in (
+                (bids_for(ids), bids_for(ids).bids),
+                (ids, np.asarray(world.features.side["bid"])[:50]),
+            ):
+                answer = await engine.rank(Request(user=3, order="bid", context=candidates), 8)
+                best = np.argsort(-(probability * bids), kind="stable")[:8]
+                np.testing.assert_array_equal(answer.ids, ids[best])
+                np.testing.assert_allclose(answer.scores, (probability * bids)[best], rtol=1e-5)
+                np.testing.assert_allclose(answer.logits, world.logits(3, ids)[best], rtol=1e-4, atol=1e-5)
+
+    run(test())
+
+
+def test_callables_may_be_plain_functions_and_objects(world):
+    class Find:
+        async def __call__(self, request):
+            return world.ids[:20]
+
+    async def test():
+        plain = AsyncPreRanker(
+            world.model, world.params, world.index, config=world.engine().config,
+            features=lambda request: world.user(request.user), retrieval=Find(),
+        )  # fmt: skip
+        plain._programs = world.programs
+        async with plain as engine:
+            expect(world, await engine.rank(3, 5), 3, world.ids[:20], 5)
+            assert "pending=0/64" in repr(engine)
+
+    run(test())
+
+
+@pytest.mark.parametrize("architecture", ["two_tower", "cold", "exact"])
+def test_baselines_are_served_in_the_same_way(architecture):
+    world = World(architecture=architecture)
+
+    async def test():
+        async with world.engine(buckets=(16,)) as engine:
+            expect(world, await engine.rank(3, 8), 3, world.ids[:40], 8)
+
+    run(test())
+
+
+def test_batched_requests_get_the_answers_of_single_ones(world):
+    class Picky:
+        """An index that breaks on one id."""
+
+        def __getattr__(self, name):
+            return getattr(world.index, name)
+
+        def lookup(self, ids):
+            if 666 in ids:
+                raise LookupError("a broken shard")
+            return world.index.lookup(ids)
+
+    async def test():
+        async with world.engine(batch_size=4, batch_wait=0.01, buckets=(32,), index=Picky()) as engine:
+            users = [(name, name % 3) for name in range(11)]
+            contexts = [world.ids[: 10 + at], bids_for(world.ids[:20]), world.ids[5:15]]
+            requests = [Request(user=name, context=contexts[kind]) for name, kind in users]
+            bad = Request(user=99, context=np.array([666]))
+            answers = await asyncio.gather(*[engine.rank(r, 5) for r in [*requests, bad]], return_exceptions=True)
+            for request, answer in zip(requests, answers, strict=False):
+                expect(world, answer, request.user, Candidates.of(request.context).ids, 5)
+            assert isinstance(answers[-1], LookupError)
+            mixed = [Request(user=1, context=world.ids[:20]), Request(user=2, context=contexts[1], order="bid")]
+            by_logit, by_bid = await asyncio.gather(*[engine.rank(r, 5) for r in mixed])
+            expect(world, by_logit, 1, world.ids[:20], 5)
+            assert by_bid.scores.min() > 0
+
+    at = 3
+    run(test())
+
+
+# the user side: cache and preparation
+
+
+def test_state_is_cached_by_user_and_feature_version(world):
+    async def test():
+        async with world.engine() as engine:
+            for version in ("a", "a", "b"):
+                await engine.rank(Request(user=3, feature_version=version), 3)
+            assert engine.fetched == [3, 3]
+            counters = engine.snapshot()["counters"]
+            assert (counters["cache_hits"], counters["cache_misses"]) == (1, 2)
+            await engine.rank(4, 3)
+            await engine.rank(4, 3)
+            assert engine.fetched == [3, 3, 4, 4]  # of no known version: each request asks again
+
+    run(test())
+
+
+def test_one_computation_in_flight_per_key(world):
+    async def test():
+        async with world.engine() as engine:
+            engine.feature_delay = 0.02
+            request = Request(user=3, feature_version=1)
+            answers = await asyncio.gather(*[engine.rank(request, 3) for _ in range(6)])
+            assert engine.fetched == [3]
+            assert engine.snapshot()["counters"]["cache_joins"] == 5
+            for answer in answers:
+                expect(world, answer, 3, world.ids[:40], 3)
+
+    run(test())
+
+
+def test_prepare_takes_the_user_side_off_the_request(world):
+    async def test():
+        async with world.engine() as engine:
+            await engine.prepare(3)
+            engine.feature_delay = 10.0
+            answer = await engine.rank(3, 5, budget=5.0)
+            expect(world, answer, 3, world.ids[:40], 5)
+            assert engine.fetched == [3] and "user" not in answer.stages
+            engine.feature_error, engine.feature_delay = OSError("no features"), 0.0
+            with pytest.raises(OSError, match="no features"):
+                await engine.prepare(4)
+
+    run(test())
+
+
+# deadlines and degradation
+
+
+def test_late_user_side_is_answered_with_the_unknown_user_then_with_the_stale_state(world):
+    async def test():
+        async with world.engine(reserve=0.3) as engine:
+            engine.feature_delay = 1.0
+            start = time.perf_counter()
+            answer = await engine.rank(3, 5, budget=0.6)
+            assert time.perf_counter() - start < 0.6
+            assert answer.degraded and "late" in answer.reason and "unknown user" in answer.reason
+            expect_fallback(world, answer)
+            await asyncio.sleep(1.0)  # the late user side still fills the cache
+            answer = await engine.rank(3, 5, budget=0.6)
+            assert answer.degraded and "stale state" in answer.reason
+            expect(world, answer, 3, world.ids[:40], 5)
+            assert engine.snapshot()["degraded"] == {"late, unknown user": 1, "late, stale state": 1}
+
+    run(test())
+
+
+def expect_fallback(world, answer):
+    from aif_jax.serving import empty_features
+
+    logits = np.asarray(world.joint(world.params, empty_features(world.model.config), world.features))[:40]
+    best = np.argsort(-logits, kind="stable")[: len(answer.ids)]
+    np.testing.assert_array_equal(answer.ids, world.ids[best])
+
+
+def test_failing_and_wrong_features_degrade_that_request_alone(world):
+    wrong = dataclasses.replace(world.user(4), floats=np.zeros(1, np.float32))
+
+    async def test():
+        async with world.engine() as engine:
+            engine.feature_error = OSError("feature store is away")
+            answer = await engine.rank(3, 5)
+            assert answer.degraded and "feature store is away" in answer.reason
+            expect_fallback(world, answer)
+            engine.feature_error, good = None, world.user
+
+            def features(name):
+                return wrong if name == 4 else good(name)
+
+            world.user = features
+            try:
+                answers = await asyncio.gather(engine.rank(3, 5), engine.rank(4, 5))
+            finally:
+                world.user = good
+            expect(world, answers[0], 3, world.ids[:40], 5)
+            assert "UserFeatures.floats: expected shape" in answers[1].reason
+
+    run(test())
+
+
+def test_without_fallback_the_error_is_raised(world):
+    async def test():
+        async with world.engine(fallback=False) as engine:
+            engine.feature_error = OSError("away")
+            with pytest.raises(OSError, match="away"):
+                await engine.rank(3, 5)
+            engine.feature_error, engine.feature_delay = None, 5.0
+            with pytest.raises(DeadlineExceeded, match="user side"):
+                await engine.rank(3, 5, budget=0.05)
+
+    run(test())
+
+
+def test_retrieval_that_fails_or_is_late_is_the_callers_error_in_time(world):
+    async def test():
+        async with world.engine() as engine:
+            engine.retrieval_error = KeyError("shard 3")
+            with pytest.raises(KeyError, match="shard 3"):
+                await engine.rank(3, 5)
+            engine.retrieval_error = TimeoutError("of its own")
+            with pytest.raises(TimeoutError, match="of its own"):
+                await engine.rank(3, 5, budget=1.0)
+            engine.retrieval_error, engine.retrieval_delay = None, 10.0
+            start = time.perf_counter()
+            with pytest.raises(DeadlineExceeded, match="retrieval"):
+                await engine.rank(3, 5, budget=0.05)
+            assert time.perf_counter() - start < 1.0  # retrieval would take ten
+            assert engine.ended[-1] == "retrieval"
+            assert engine.snapshot()["failed"] == {"KeyError": 1, "TimeoutError": 1, "DeadlineExceeded": 1}
+
+    run(test())
+
+
+def test_a_plain_callable_that_hangs_is_not_waited_for(world):
+    async def test():
+        hanging = AsyncPreRanker(
+            world.model, world.params, world.index, config=world.engine().config,
+            features=lambda request: world.user(request.user), retrieval=lambda request: time.sleep(0.5),
+        )  # fmt: skip
+        hanging._programs = world.programs
+        async with hanging as engine:
+            with pytest.raises(DeadlineExceeded):
+                await engine.rank(3, 5, budget=0.05)
+
+    run(test())
+
+
+# cancellation, overload, isolation, shutdown
+
+
+def test_cancelling_a_request_frees_what_it_held(world):
+    async def test():
+        async with world.engine() as engine:
+            engine.feature_delay = engine.retrieval_delay = 10.0
+            task = asyncio.create_task(engine.rank(3, 5))
+            other = asyncio.create_task(engine.rank(3, 5))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert engine.ended == ["retrieval"]  # the other one still waits for the same user
+            other.cancel()
+            await asyncio.gather(other, return_exceptions=True)
+            await asyncio.sleep(0)
+            assert engine.ended == ["retrieval", "retrieval", "features"]
+            snapshot = engine.snapshot()
+            assert snapshot["gauges"]["pending"] == snapshot["gauges"]["user_sides_in_flight"] == 0
+            assert snapshot["counters"]["cancelled"] == 2
+            engine.feature_delay = engine.retrieval_delay = 0.0
+            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
+
+    run(test())
+
+
+def test_more_requests_than_max_pending_are_refused_at_once(world):
+    async def test():
+        async with world.engine(max_pending=2) as engine:
+            engine.retrieval_delay = 0.1
+            running = [asyncio.create_task(engine.rank(name, 5)) for name in (1, 2)]
+            await asyncio.sleep(0)
+            start = time.perf_counter()
+            with pytest.raises(Overloaded, match="2 requests"):
+                await engine.rank(3, 5)
+            assert time.perf_counter() - start < 0.05  # the ones under way take longer than that
+            for name, answer in zip((1, 2), await asyncio.gather(*running), strict=True):
+                expect(world, answer, name, world.ids[:40], 5)
+            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
+            assert engine.snapshot()["counters"]["refused"] == 1
+
+    run(test())
+
+
+def test_shutdown_drains_and_refuses_what_is_new(world):
+    async def test():
+        engine = world.engine()
+        with pytest.raises(EngineClosed):
+            await engine.rank(3, 5)
+        async with engine:
+            engine.retrieval_delay = 0.05
+            running = asyncio.create_task(engine.rank(3, 5))
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(engine.close())
+            await asyncio.sleep(0)
+            with pytest.raises(EngineClosed):
+                await engine.rank(4, 5)
+            await closing
+            expect(world, await running, 3, world.ids[:40], 5)
+        with pytest.raises(EngineClosed, match="starts once"):
+            await engine.__aenter__()
+
+    run(test())
+
+
+def test_shutdown_cancels_what_does_not_drain(world):
+    async def test():
+        async with world.engine(drain_timeout=0.05) as engine:
+            engine.retrieval_delay = 30.0
+            running = asyncio.create_task(engine.rank(3, 5))
+            await asyncio.sleep(0.01)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    run(test())
+
+
+def test_wrong_questions_get_plain_answers(world):
+    async def test():
+        async with world.engine() as engine:
+            for k in (0, 9):
+                with pytest.raises(ValueError, match="expected 1 to max_k=8"):
+                    await engine.rank(3, k)
+            for ids, message in (
+                (np.zeros((2, 2), np.int64), r"expected item ids \[C\]"),
+                (np.array([1.5]), "integers or strings"),
+                (Candidates(world.ids[:3], np.ones(2)), "one bid for each of 3"),
+                (Candidates(world.ids[:1], np.array([np.nan])), "finite bids"),
+                (Candidates(world.ids[:1], np.array([-1.0])), "finite bids"),
+            ):
+                with pytest.raises(ValueError, match=message):
+                    await engine.rank(Request(user=3, context=ids), 3)
+        with pytest.raises(ValueError, match="Request.order"):
+            Request(user=1, order="price")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="Request.budget"):
+            Request(user=1, budget=0.0)
+
+    run(test())
+
+
+def test_an_index_of_other_params_is_refused(world):
+    other = world.other_params(1)
+
+    async def test():
+        with pytest.raises(VersionMismatch):
+            async with AsyncPreRanker(world.model, other, world.index, features=lambda request: None):
+                pass
+        async with world.engine() as engine:
+            with pytest.raises(VersionMismatch):
+                await engine.publish(other, world.index)
+            with pytest.raises(VersionMismatch):
+                await engine.update_index(world.index_of(other))
+            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
+
+    run(test())
+
+
+def test_index_updates_are_seen_by_new_requests(world):
+    async def test():
+        async with world.engine() as engine:
+            await engine.update_index(world.index.delete(world.ids[:1]))
+            answer = await engine.rank(3, 5)
+            assert answer.unknown == 1 and world.ids[0] not in answer.ids
+            await engine.update_index(world.index)
+            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
+
+    run(test())

@@ -1,0 +1,247 @@
+"""The parts of the engine that need no engine: buckets, cache, flights, histograms, timeline, config, merging."""
+
+import asyncio
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif_jax.serving import ServingConfig, Timeline, draw, geometric, prometheus_text
+from aif_jax.serving.buckets import bucket_for, pad, split
+from aif_jax.serving.cache import StateCache, StateKey
+from aif_jax.serving.flights import Flights
+from aif_jax.serving.observability import BOUNDS, Histogram, Metrics
+from aif_jax.serving.programs import Part, best_of, pack_words, unpack_words
+from aif_jax.serving.versions import batch_sizes
+
+# buckets
+
+
+@given(st.integers(1, 300), st.integers(0, 5000), st.floats(1.1, 3.0))
+def test_geometric_buckets_waste_at_most_their_ratio(smallest, more, ratio):
+    sizes = geometric(smallest, smallest + more, ratio=ratio)
+    assert sizes[0] == smallest and sizes[-1] == smallest + more
+    for low, high in zip(sizes, sizes[1:], strict=False):
+        assert low < high <= max(low * ratio, low + 1)
+
+
+def test_bucket_for_and_split():
+    assert [bucket_for(n, (4, 8)) for n in (0, 4, 5, 8)] == [4, 4, 8, 8]
+    with pytest.raises(ValueError, match="at most 8"):
+        bucket_for(9, (4, 8))
+    assert [(s.start, s.stop) for s in split(19, (4, 8))] == [(0, 8), (8, 16), (16, 19)]
+    assert list(split(0, (4, 8))) == []
+    values = np.array([1, 2], np.int32)
+    assert pad(values, 4, -1).tolist() == [1, 2, -1, -1] and not np.shares_memory(pad(values, 2, -1), values)
+    assert batch_sizes(1) == (1,) and batch_sizes(6) == (1, 2, 4, 6)
+    for wrong in ((0, 4), (5, 4)):
+        with pytest.raises(ValueError, match="smallest"):
+            geometric(*wrong)
+    with pytest.raises(ValueError, match="ratio"):
+        geometric(1, 4, ratio=1.0)
+
+
+# merging the best of several batches
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=12), max_size=4), st.integers(1, 9))
+def test_best_of_batches_is_the_best_of_all(batches, k):
+    parts, offsets, at = [], [], 0
+    for scores in batches:
+        values = np.asarray(scores, np.float32)
+        order = np.argsort(-values, kind="stable")
+        parts.append(Part(values[order], values[order] * 2, order.astype(np.int32)))
+        offsets.append(at)
+        at += len(scores)
+    best = best_of(parts, offsets, k)
+    everything = np.asarray([s for scores in batches for s in scores], np.float32)
+    wanted = np.argsort(-everything, kind="stable")[:k]
+    assert len(best.scores) == k
+    np.testing.assert_array_equal(best.positions[: len(wanted)], wanted)
+    np.testing.assert_array_equal(best.logits[: len(wanted)], everything[wanted] * 2)
+    assert np.all(best.scores[len(wanted) :] == -np.inf)
+
+
+# cache
+
+
+def key(user, feature=None, version="v"):
+    return StateKey(user, feature, version)
+
+
+def state(size=10):
+    return np.zeros(size, np.uint8)
+
+
+def test_cache_is_bounded_in_bytes_and_drops_the_least_recently_used():
+    cache = StateCache(30)
+    for name in "abc":
+        cache.put(key(name, 1), state())
+    assert cache.get(key("a", 1)) is not None  # now b is the least recently used
+    cache.put(key("d", 1), state())
+    assert cache.get(key("b", 1)) is None and cache.get(key("a", 1)) is not None
+    assert (cache.bytes, len(cache), cache.evictions, cache.hits, cache.misses) == (30, 3, 1, 2, 1)
+    cache.put(key("e", 1), state(31))  # larger than the whole cache
+    assert cache.get(key("e", 1)) is None and len(cache) == 3
+    cache.put(key("a", 1), state(5))
+    assert cache.bytes == 25
+
+
+def test_cache_keys_hold_feature_version_and_model_version():
+    cache = StateCache(1000)
+    cache.put(key("a", 1, "v"), state())
+    assert cache.get(key("a", 2, "v")) is None and cache.get(key("a", 1, "w")) is None
+    assert cache.stale("a", "v") is not None and cache.stale("a", "w") is None
+    cache.put(key("a", 1, "w"), state())
+    cache.keep_version("w")
+    assert cache.stale("a", "v") is None and cache.get(key("a", 1, "w")) is not None
+    assert cache.bytes == 10
+
+
+def test_unversioned_states_grow_old():
+    now = [0.0]
+    cache = StateCache(1000, unversioned_ttl=5.0, clock=lambda: now[0])
+    cache.put(key("a"), state())
+    cache.put(key("b", 1), state())
+    now[0] = 5.0
+    assert cache.get(key("a")) is not None
+    now[0] = 5.1
+    assert cache.get(key("a")) is None and cache.get(key("b", 1)) is not None
+    assert cache.stale("a", "v") is not None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(1, 40)), max_size=60))
+def test_cache_accounts_agree_with_its_contents(puts):
+    cache = StateCache(60)
+    for user, feature, size in puts:
+        cache.put(key(user, feature), state(size))
+        held = [cache._entries[k].state.nbytes for k in cache._entries]
+        assert cache.bytes == sum(held) <= 60
+        for (user_, version), latest in cache._latest.items():
+            assert (latest.user, latest.version) == (user_, version) and latest in cache._entries
+
+
+# flights
+
+
+def test_flights_share_cancel_and_detach():
+    async def test():
+        started, ended = [], []
+
+        async def work(name):
+            started.append(name)
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                ended.append(name)
+                raise
+            return name
+
+        flights = Flights(detached_limit=1)
+        first, again = flights.join("a", lambda: work("a"))
+        second, joined = flights.join("a", lambda: work("a"))
+        assert first is second and (again, joined) == (False, True)
+        await asyncio.sleep(0)
+        flights.leave(first, keep=False)
+        assert await second.task == "a" and started == ["a"]
+        flights.leave(second, keep=False)
+        kept, _ = flights.join("b", lambda: work("b"))
+        over, _ = flights.join("c", lambda: work("c"))
+        await asyncio.sleep(0)
+        flights.leave(kept, keep=True)
+        flights.leave(over, keep=True)  # one more than may run on without a waiter
+        anew, running = flights.join("c", lambda: work("c again"))
+        assert anew is not over and not running
+        await flights.close()
+        assert sorted(ended) == ["b", "c"]  # "c again" was cancelled before it began
+        assert len(flights) == 0
+
+    asyncio.run(test())
+
+
+# what an operator sees
+
+
+def test_histogram_quantiles_are_within_a_bucket():
+    histogram = Histogram()
+    for at in range(1, 1001):
+        histogram.observe(at * 1e-5)
+    step = BOUNDS[1] / BOUNDS[0]
+    assert 0.005 / step <= histogram.quantile(0.5) <= 0.005 * step
+    assert 0.0099 / step <= histogram.quantile(0.99) <= 0.0099 * step
+    assert Histogram().quantile(0.5) == 0.0
+    snapshot = histogram.snapshot()
+    assert snapshot["count"] == 1000 and snapshot["cumulative"][float("inf")] == 1000
+    assert snapshot["sum"] == pytest.approx(5.005)
+    histogram.observe(1e9)  # beyond the last bound
+    assert histogram.quantile(1.0) == BOUNDS[-1]
+
+
+def test_prometheus_text_is_read_back_by_the_client_library():
+    parser = pytest.importorskip("prometheus_client.parser", reason="the extra 'metrics' is not installed")
+    metrics = Metrics()
+    metrics.counters["answered"] = 3
+    metrics.degraded["late, stale state"] = 2
+    metrics.observe({"critical": 0.001})
+    metrics.observe({"critical": 0.002})
+    text = prometheus_text({**metrics.snapshot(), "gauges": {"pending": 4}})
+    samples = {}
+    for family in parser.text_string_to_metric_families(text):
+        for sample in family.samples:
+            samples[sample.name, *dict(sorted(sample.labels.items())).values()] = sample.value
+    assert samples["aif_answered_total",] == 3 and samples["aif_pending",] == 4
+    assert samples["aif_degraded_reason_total", "late, stale state"] == 2
+    assert samples["aif_stage_seconds_count", "critical"] == 2
+    assert samples["aif_stage_seconds_bucket", "+Inf", "critical"] == 2
+    assert samples["aif_stage_seconds_sum", "critical"] == pytest.approx(0.003)
+
+
+def test_timeline_sums_stages_and_draws(tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra 'experiments' is not installed")
+    timeline = Timeline(arrival=100.0)
+    timeline.add("retrieval", 100.0, 100.010)
+    timeline.add("score", 100.010, 100.012)
+    timeline.add("score", 100.012, 100.013)
+    assert timeline.stages() == {"retrieval": pytest.approx(0.010), "score": pytest.approx(0.003)}
+    with pytest.raises(KeyError), timeline.measure("lookup"):
+        raise KeyError
+    assert timeline.spans[-1].stage == "lookup"
+    draw({"one": timeline, "two": timeline}, tmp_path / "timeline.png")
+    assert (tmp_path / "timeline.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("buckets", ()), ("buckets", (8, 4)), ("buckets", (0, 4)), ("max_k", 0), ("max_pending", 0), ("budget", 0.0),
+        ("reserve", -1.0), ("history_shapes", ((3,),)), ("batch_size", 0), ("feature_timeout", -1.0),
+    ],
+)  # fmt: skip
+def test_config_names_the_wrong_field(field, value):
+    with pytest.raises(ValueError, match=f"ServingConfig.{field}: expected"):
+        ServingConfig(**{field: value})
+
+
+def test_a_snapshot_of_metrics_is_plain():
+    metrics = Metrics()
+    metrics.observe({"total": 0.1})
+    assert json.loads(json.dumps(metrics.snapshot()))["stages"]["total"]["count"] == 1
+
+
+def test_features_packed_into_one_array_come_out_as_they_went_in():
+    tree = {
+        "mask": np.array([True, False]),
+        "id": np.int32(-7),
+        "floats": np.array([[1.5, -0.0], [np.inf, 1e-40]], np.float32),
+        "words": np.array([2**32 - 1, 0, 2**31], np.uint32),
+        "none": np.zeros(0, np.float32),
+    }
+    tree["id"] = np.asarray(tree["id"])
+    layout = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    back = jax.jit(lambda words: unpack_words(words, layout))(pack_words(tree))
+    for name, leaf in tree.items():
+        assert back[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(np.asarray(back[name]), leaf)

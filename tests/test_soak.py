@@ -1,0 +1,156 @@
+"""Minutes of everything at once: slow, failing and cancelled calls, overload, publishes and index updates in the middle.
+
+Ten minutes behind the marker: `python -m pytest -m soak tests/test_soak.py`; AIF_JAX_SOAK_SECONDS sets another length. A few
+seconds of the same run always.
+"""
+
+import asyncio
+import gc
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aif_jax.serving import AsyncPreRanker, DeadlineExceeded, Overloaded, Request, ServingConfig
+from tests.serving_world import shared
+
+USERS, K = 12, 8
+
+
+class FeatureStoreDown(OSError):
+    """What failing features raise."""
+
+
+class ShardDown(OSError):
+    """What failing retrieval raises."""
+
+
+async def soak(seconds: float, clients: int = 12) -> tuple[Counter, list[int], AsyncPreRanker]:
+    """Runs the mixture; returns what became of the requests, resident bytes over time, and the closed engine."""
+    world = shared()
+    rng = np.random.default_rng(0)
+    versions = {}
+    for seed in range(3):
+        params = world.params if seed == 0 else world.other_params(seed)
+        versions[world.index_of(params).version] = params
+    expected = {
+        (name, user): world.logits(user, world.ids, params) for name, params in versions.items() for user in range(USERS)
+    }
+    outcome: Counter = Counter()
+    resident: list[int] = []
+
+    async def features(request):
+        await asyncio.sleep(rng.choice([0.0, 0.002, 0.15], p=[0.5, 0.45, 0.05]))
+        if rng.random() < 0.05:
+            raise FeatureStoreDown("feature store is down")
+        return world.user(request.user)
+
+    async def retrieval(request):
+        await asyncio.sleep(rng.choice([0.0, 0.003, 0.3], p=[0.5, 0.45, 0.05]))
+        if rng.random() < 0.05:
+            raise ShardDown("a shard is down")
+        if rng.random() < 0.2:
+            return in_batches(request.context)
+        return world.ids[request.context]
+
+    async def in_batches(rows):
+        for part in np.array_split(rows, 3):
+            await asyncio.sleep(0.001)
+            yield world.ids[part]
+
+    def check(answer, request):
+        logits = expected[answer.version, request.user][request.context]
+        if answer.reason is not None and "unknown user" in answer.reason:
+            assert np.isfinite(answer.logits[answer.mask]).all()
+            return
+        best = np.argsort(-logits, kind="stable")[:K]
+        np.testing.assert_allclose(answer.logits[: len(best)], logits[best], rtol=1e-4, atol=1e-4)
+
+    async def client(engine, number):
+        at = 0
+        while time.perf_counter() < end:
+            at += 1
+            rows = rng.choice(len(world.ids), rng.integers(0, 120), replace=False)
+            request = Request(user=int(rng.integers(USERS)), feature_version=at // 5 if number % 2 else None, context=rows)
+            task = asyncio.create_task(engine.rank(request, K, budget=0.1 if rng.random() < 0.7 else None))
+            if rng.random() < 0.05:
+                await asyncio.sleep(0.002)
+                task.cancel()
+            try:
+                answer = await task
+            except (Overloaded, DeadlineExceeded, ShardDown) as error:
+                outcome[type(error).__name__] += 1
+                assert str(error)
+                await asyncio.sleep(0.005)
+            except asyncio.CancelledError:
+                outcome["cancelled"] += 1
+            else:
+                outcome["degraded" if answer.degraded else "answered"] += 1
+                assert answer.degraded == bool(answer.reason)
+                check(answer, request)
+
+    async def changes(engine):
+        names = list(versions)
+        at = 0
+        while time.perf_counter() < end:
+            at += 1
+            params = versions[names[at % len(names)]]
+            index = world.index_of(params)
+            assert await engine.publish(params, index) == names[at % len(names)]
+            for _ in range(3):
+                await asyncio.sleep(0.2)
+                rows = rng.choice(len(world.ids), 10, replace=False)
+                # the same features again: rows move in the table, scores stay
+                index = await asyncio.to_thread(index.upsert, world.ids[rows], world.take(rows))
+                await engine.update_index(index)
+            gc.collect()
+            resident.append(resident_bytes())
+
+    config = ServingConfig(buckets=(16, 64), max_k=K, max_pending=10, cache_bytes=200_000)
+    engine = AsyncPreRanker(world.model, world.params, world.index, features=features, retrieval=retrieval, config=config)
+    engine._programs = world.programs
+    async with engine:
+        end = time.perf_counter() + seconds
+        await asyncio.gather(changes(engine), *[client(engine, number) for number in range(clients)])
+    return outcome, resident, engine
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_accounts(outcome: Counter, engine: AsyncPreRanker) -> None:
+    """Every request has one fate, the engine counted it as the clients did, and nothing is left behind."""
+    snapshot = engine.snapshot()
+    counters, gauges = snapshot["counters"], snapshot["gauges"]
+    assert counters["answered"] == outcome["answered"] + outcome["degraded"] > 0
+    assert counters["degraded"] == outcome["degraded"] == sum(snapshot["degraded"].values()) > 0
+    assert counters["refused"] == outcome["Overloaded"] > 0
+    assert snapshot["failed"] == {name: outcome[name] for name in ("DeadlineExceeded", "ShardDown")}
+    fates = counters["answered"] + counters["refused"] + counters["cancelled"] + sum(snapshot["failed"].values())
+    assert counters["requests"] == fates
+    assert gauges["pending"] == gauges["user_sides_in_flight"] == 0
+    assert gauges["cached_bytes"] <= 200_000
+    gc.collect()
+    assert engine.snapshot()["gauges"]["versions_in_memory"] == 1
+
+
+def test_a_few_seconds_of_everything():
+    outcome, _, engine = asyncio.run(soak(3.0))
+    check_accounts(outcome, engine)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_ten_minutes_of_everything():
+    seconds = float(os.environ.get("AIF_JAX_SOAK_SECONDS", "600"))
+    outcome, resident, engine = asyncio.run(soak(seconds))
+    check_accounts(outcome, engine)
+    settled = resident[len(resident) // 5 :]
+    first, last = np.median(settled[: len(settled) // 4]), np.median(settled[-len(settled) // 4 :])
+    assert last < 1.05 * first + 8e6, f"resident memory grew from {first / 1e6:.0f} to {last / 1e6:.0f} MB"
+    print(dict(outcome), f"resident {first / 1e6:.0f} -> {last / 1e6:.0f} MB")
