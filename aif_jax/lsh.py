@@ -6,7 +6,7 @@ position k % 32 (little-endian). The similarity of two items is the share of equ
     sim(a, b) = 1 - popcount(a xor b) / K,   in [0, 1].
 
 Source: LSH in place of dot products as in ETA (arXiv 2108.04468) and SDIM (2205.10249), used by AIF (2511.12934); the fitted
-rotation follows the idea of iterative quantisation (Gong and Lazebnik 2011) without the iterations.
+rotation follows iterative quantisation (Gong and Lazebnik 2011), by default without the iterations.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ def random_projection(key: jax.Array, *, content: int, bits: int) -> Params:
     return {"projection": jax.random.normal(key, (content, bits)), "offset": jnp.zeros(bits)}
 
 
-def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> Params:
-    """PCA to K directions, then a random rotation: bits of equal weight that follow the data.
+def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations: int = 0, centre: bool = True) -> Params:
+    """PCA to K directions, then a rotation: bits of equal weight that follow the data.
+
+    The rotation is random; with `iterations` it is turned towards the corners of the cube (iterative quantisation, ITQ):
+    B = sign(V R), then R from the singular vectors of V^T B, and so on. `experiments/signatures.py` compares them.
 
     Rows that are all zero (unknown items) are left out of the fit. With E < K the missing directions are Gaussian.
 
@@ -35,9 +38,12 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> Params:
       content: float [N, E] content embeddings of the catalogue.
       bits: K.
       seed: of the rotation.
+      iterations: of ITQ.
+      centre: take the mean off first: every bit is set for half of the rows. Without, bits follow the angle at the origin,
+        which is what the cosine of the embeddings themselves measures.
 
     Returns:
-      `projection` float32 [E, K] and `offset` float32 [K]: the projected mean.
+      `projection` float32 [E, K] and `offset` float32 [K]: the projected mean, or zeros.
     """
     rows = np.asarray(content, np.float64)
     rows = rows[np.any(rows != 0, axis=1)]
@@ -45,12 +51,17 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> Params:
         raise ValueError(f"fit_projection: expected at least 2 rows with content, got {len(rows)}")
     rng = np.random.default_rng(seed)
     width = rows.shape[1]
-    mean = rows.mean(0)
+    mean = rows.mean(0) if centre else np.zeros(width)
     values, vectors = np.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
     directions = vectors[:, np.argsort(values)[::-1][: min(bits, width)]]
     if width < bits:
         directions = np.concatenate([directions, rng.normal(size=(width, bits - width)) / np.sqrt(width)], 1)
     rotation, _ = np.linalg.qr(rng.normal(size=(bits, bits)))
+    if iterations:
+        reduced = (rows - mean) @ directions
+        for _ in range(iterations):
+            left, _, right = np.linalg.svd(reduced.T @ np.sign(reduced @ rotation))
+            rotation = left @ right
     projection = directions @ rotation
     return {"projection": jnp.asarray(projection, jnp.float32), "offset": jnp.asarray(mean @ projection, jnp.float32)}
 
@@ -62,7 +73,7 @@ def sign(frozen: Params, content: jax.Array) -> jax.Array:
 
 def pack(bits: jax.Array) -> jax.Array:
     """bool [..., K] -> uint32 [..., K / 32], little-endian: bit k is bit k % 32 of word k // 32."""
-    words = bits.reshape(*bits.shape[:-1], -1, WORD).astype(jnp.uint32)
+    words = bits.reshape(*bits.shape[:-1], bits.shape[-1] // WORD, WORD).astype(jnp.uint32)
     return (words << _places(words.shape)).sum(-1, dtype=jnp.uint32)
 
 

@@ -56,21 +56,23 @@ def deviation(memory: Memory | UnfoldedMemory, query: jax.Array, project: jax.Ar
     if isinstance(memory, Memory):
         scale = 1.0 / (math.sqrt(memory.moments.shape[0]) * jnp.maximum(memory.count, 1.0))
         return _as_float(query) @ (memory.moments @ project * scale)
+    keys, mask = jnp.asarray(memory.keys), jnp.asarray(memory.mask)
     if query.dtype == jnp.uint32:
         width = query.shape[-1] * lsh.WORD
-        agreement = (width - 2 * lsh.hamming(query[:, None, :], memory.keys[None, :, :])).astype(jnp.float32)
+        agreement = (width - 2 * lsh.hamming(query[:, None, :], keys[None, :, :])).astype(jnp.float32)
     else:
         width = query.shape[-1]
-        agreement = query @ memory.keys.T
-    weights = jnp.where(memory.mask, agreement, 0.0) / (math.sqrt(width) * jnp.maximum(memory.mask.sum(), 1))
+        agreement = query @ keys.T
+    weights = jnp.where(mask, agreement, 0.0) / (math.sqrt(width) * jnp.maximum(mask.sum(), 1))
     return weights @ memory.values @ project
 
 
 def mean(memory: Memory | UnfoldedMemory) -> jax.Array:
     """b / n [D]: the part that is the same for every candidate; zeros for an empty history."""
     if isinstance(memory, Memory):
-        return memory.total / jnp.maximum(memory.count, 1.0)
-    return jnp.where(memory.mask[:, None], memory.values, 0.0).sum(0) / jnp.maximum(memory.mask.sum(), 1)
+        return jnp.asarray(memory.total) / jnp.maximum(memory.count, 1.0)
+    mask = jnp.asarray(memory.mask)
+    return jnp.where(mask[:, None], memory.values, 0.0).sum(0) / jnp.maximum(mask.sum(), 1)
 
 
 def _as_float(keys: jax.Array) -> jax.Array:

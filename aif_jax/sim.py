@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.layers import masked_softmax
-from aif_jax.types import SimCache
+from aif_jax.types import Array, SimCache
 
 FLAGS = 3
 """Slot features next to the attention: missing, log1p(count), log1p(age in days)."""
@@ -70,8 +70,8 @@ def user_half(
 def lookup(cache: SimCache, query: jax.Array, value: jax.Array, project: jax.Array) -> jax.Array:
     """Attention of every candidate over its own slot, times the head's kernel; zeros for a value without a slot.
 
-    No [C, P, D] array is gathered: all Q * P entries are scored in one product, the candidate's own P scores are picked, and
-    their weights go back to their place for a second product. The kernel is taken in where that is cheaper.
+    With few candidates each gathers its own slot. With many, all Q * P entries are scored in one product and multiplied by
+    the kernel once; a candidate picks its P scores and sums its P projected entries, so that no [C, P, D] array is made.
 
     Args:
       cache: of one user.
@@ -83,16 +83,19 @@ def lookup(cache: SimCache, query: jax.Array, value: jax.Array, project: jax.Arr
       float32 [C, H].
     """
     slots, length, width = cache.entries.shape
-    entries = cache.entries.reshape(slots * length, width)
     own = _own(cache, value)
+    slot = jnp.argmax(own, 1).astype(jnp.int32)
+    kept = _take(cache.mask, slot) & own.any(1, keepdims=True)
+    if value.shape[0] <= slots:
+        entries = _take(cache.entries, slot)
+        scores = jnp.einsum("cd,cpd->cp", query, entries) / math.sqrt(width)
+        return jnp.einsum("cp,cpd->cd", masked_softmax(scores, kept), entries) @ project
+    entries = cache.entries.reshape(slots * length, width)
     scores = (query @ entries.T / math.sqrt(width)).reshape(-1, slots, length)
-    picked = jnp.where(own[..., None], scores, 0.0).sum(1)
-    kept = (own[..., None] & cache.mask).any(1)
-    weights = jnp.where(own[..., None], masked_softmax(picked, kept)[:, None, :], 0.0).reshape(-1, slots * length)
-    candidates, hidden = value.shape[0], project.shape[1]
-    if candidates * (slots * length + hidden) * width < (width + candidates) * slots * length * hidden:
-        return weights @ entries @ project
-    return weights @ (entries @ project)
+    scores = jnp.take_along_axis(scores, slot[:, None, None], 1, mode="promise_in_bounds")[:, 0]
+    weights = masked_softmax(scores, kept)
+    projected = (entries @ project).reshape(slots, length, -1)
+    return sum((weights[:, p, None] * _take(projected[:, p], slot) for p in range(length)), jnp.zeros(()))
 
 
 def flags(cache: SimCache, value: jax.Array) -> jax.Array:
@@ -114,11 +117,15 @@ def _own(cache: SimCache, value: jax.Array) -> jax.Array:
     return (value[:, None] == cache.value) & (cache.count > 0)
 
 
+def _take(table: Array, slot: jax.Array) -> jax.Array:
+    return jnp.asarray(table).at[slot].get(mode="promise_in_bounds")
+
+
 def _sorted(value: jax.Array, mask: jax.Array, *, size: int | None) -> tuple[jax.Array, jax.Array]:
     """Values in ascending order, equal ones by place, and the places they stood at; int32 [L] each, masked ones last."""
     total, last = value.shape[0], jnp.iinfo(jnp.int32).max
     place = jnp.arange(total, dtype=jnp.int32)
-    bits = max(1, (total - 1).bit_length())
+    bits = max(1, (total - 1).bit_length()) if isinstance(total, int) else 32  # under jax.export the length is a symbol
     if size is None or (size + 1) << bits > 1 << 32:
         group, order = jax.lax.sort((jnp.where(mask, value, last), place), num_keys=2)
         return group, order

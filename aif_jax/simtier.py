@@ -131,12 +131,8 @@ def _packed(
 
     def add_chunk(counts: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         signature, kept, group = chunk
-        made = [
-            _word(candidates, signature.reshape(-1, UNROLL, signature.shape[-1]), kept.reshape(-1, UNROLL), tiers, w)
-            .reshape(per_chunk, widen, count)
-            for w in range(words)
-        ]  # fmt: skip
-        made = jnp.stack(made, 1)
+        rows = signature.reshape(-1, UNROLL, signature.shape[-1]), kept.reshape(-1, UNROLL)
+        made = _words(candidates, *rows, tiers=tiers).reshape(words, per_chunk, widen, count).swapaxes(0, 1)
         if serial:
             return jax.lax.scan(add_span, counts, (made, group))
         widened = jax.vmap(_widen)(made)
@@ -169,16 +165,17 @@ def _spans(history: TierHistory, *, groups: int, span: int) -> tuple[jax.Array, 
     return signature[place], kept.astype(jnp.uint32), own.astype(jnp.int32)
 
 
-def _word(candidates: jax.Array, signature: jax.Array, kept: jax.Array, tiers: int, word: int) -> jax.Array:
-    """Counts of UNROLL behaviours in the tiers of one word, packed: uint32 [n, C] from signatures [n, UNROLL, W]."""
-    bits = candidates.shape[-1] * lsh.WORD
-    total = jnp.zeros((signature.shape[0], candidates.shape[0]), jnp.uint32)
+def _words(candidates: jax.Array, signature: jax.Array, kept: jax.Array, *, tiers: int) -> jax.Array:
+    """Counts of UNROLL behaviours at a time, packed: uint32 [words, n, C] from signatures [n, UNROLL, W], kept [n, UNROLL]."""
+    bits, words = candidates.shape[-1] * lsh.WORD, -(-tiers // FIELDS)
+    first_tier = FIELDS * jnp.arange(words, dtype=jnp.uint32)[:, None, None]
+    total = jnp.zeros((words, signature.shape[0], candidates.shape[0]), jnp.uint32)
     for j in range(UNROLL):
-        differing = jnp.zeros_like(total)
+        differing = jnp.uint32(0)
         for w in range(candidates.shape[-1]):
             differing += jax.lax.population_count(candidates[:, w] ^ signature[:, j, w, None])
-        # Tiers of other words wrap round or shift too far: XLA defines both as zero.
-        total += kept[:, j, None] << (4 * (tier(differing, bits=bits, tiers=tiers) - word * FIELDS))
+        field = tier(differing, bits=bits, tiers=tiers) - first_tier  # of another word: wraps round or is 8 or more
+        total += kept[:, j, None] << (4 * field)  # shifts of 32 and more give zero
     return total
 
 

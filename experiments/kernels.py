@@ -1,0 +1,253 @@
+"""What a long history costs in real time: every form of DIN, SimTier and the whole interaction, beside other libraries.
+
+Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
+          SimTier under 2.5 ms and 8 MiB, the interaction with bridge codes under twice its head and the same at any L.
+Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
+Time      about four minutes; needs nothing but the package. PyTorch and faiss are measured where they are installed
+          (`pip install "aif_jax[benchmarks]"`) and left out otherwise.
+Protocol  Every form is compiled and its result checked before the clock starts; arms of one size are interleaved, inputs lie on
+          the device, `block_until_ready` ends the clock. A figure is the median. Forms that hold a [C, L] array are left out
+          where that has more than 7e7 entries. "head_only" is the head's MLP on blocks that lie ready; "base" is a model
+          that has no other block. The bound is what popcounts alone would take at the rate measured in the same run.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+import aif_jax as aif
+from aif_jax import head, interaction, memory, simtier
+from aif_jax.layers import attention
+from aif_jax.types import Array, TierHistory, UnfoldedMemory
+from experiments import common
+
+WIDTH, TIERS, CODES, CONTENT = 32, 8, 256, 32
+LARGEST = 7e7
+Arm = tuple[Callable[..., Any], tuple]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures every form at every size and prints the table."""
+    made = common.parser(__doc__)
+    made.add_argument("--plot", metavar="FILE", type=Path, default=Path("kernels.png"), help="the figure (PNG)")
+    made.add_argument("--rounds", type=int, default=30, help="how often each form is timed")
+    sizes = {"candidates": [1000, 10_000], "lengths": [256, 1024, 4096, 16_384, 65_536], "bits": [64, 128]}
+    for name, standard in sizes.items():
+        made.add_argument(f"--{name}", type=int, nargs="+", default=standard, help=f"default: {standard}")
+    options = made.parse_args(arguments)
+    candidates, lengths, bits = options.candidates, options.lengths, options.bits
+    if options.smoke:
+        candidates, lengths, bits, options.rounds = [40], [64], [64], 2
+
+    figures: dict[str, Any] = {"largest_pairs": LARGEST, "rates": rates(options.smoke)}
+    for c, n, k in tqdm([(c, n, k) for k in bits for c in candidates for n in lengths], desc="sizes", unit="size"):
+        found = measure(c, n, k, options.rounds)
+        found["simtier_bound"] = 1e3 * c * n * k / 32 / figures["rates"]["popcounts_per_second"]
+        into = figures if k == 64 else figures.setdefault(f"k{k}", {})
+        for name, milliseconds in found.items():
+            into.setdefault(f"{name}_ms", {})[f"{c},{n}"] = milliseconds
+        into.setdefault("simtier_extra_mib", {})[f"{c},{n}"] = extra_mib(c, n, k)
+    for k in bits:
+        into = figures if k == 64 else figures[f"k{k}"]
+        names = [name for name in into if name.endswith("_ms")]
+        rows = [[name[:-3], *(into[name].get(f"{c},{n}", "") for c in candidates for n in lengths)] for name in names]
+        print(
+            f"\nK={k}, milliseconds by C,L\n" + common.table(rows, ["form", *(f"{c},{n}" for c in candidates for n in lengths)])
+        )
+    print(f"\nrates: {figures['rates']}")
+    plot(options.plot, figures, candidates[0], lengths)
+    common.write_json(options.json, figures)
+
+
+def measure(candidates: int, length: int, bits: int, rounds: int) -> dict[str, float]:
+    """Median milliseconds of every form at one size."""
+    arms = forms(candidates, length, bits) | other_libraries(candidates, length, bits)
+    spent = {name: (lambda _, f=f, inputs=inputs: timed(f, inputs)) for name, (f, inputs) in arms.items()}
+    slow = candidates * length > 2e6
+    return {name: float(np.median(t)) for name, t in common.interleaved(spent, max(2, rounds // 3 if slow else rounds)).items()}
+
+
+def forms(candidates: int, length: int, bits: int) -> dict[str, Arm]:
+    """Our forms, compiled and checked against each other."""
+    rng = np.random.default_rng(0)
+    words = bits // 32
+    item, past = (jnp.asarray(rng.integers(0, 2**32, (n, words), dtype=np.uint32)) for n in (candidates, length))
+    values, query = (jnp.asarray(rng.normal(size=(n, WIDTH)), jnp.float32) for n in (length, candidates))
+    mask = jnp.asarray(rng.random(length) < 0.9)
+    kernel = jnp.asarray(rng.normal(size=(WIDTH, 64)), jnp.float32)
+    tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=mask)
+    folded, unfolded = memory.fold(past, values, mask), UnfoldedMemory(keys=past, values=values, mask=mask)
+    arms: dict[str, Arm] = {
+        "din_linear": compiled(memory.deviation, folded, item, kernel),
+        "simtier": compiled(partial(simtier.histogram, tiers=TIERS), item, tiers),
+    }
+    if candidates * length <= LARGEST:
+        arms["din_direct"] = compiled(memory.deviation, unfolded, item, kernel)
+        arms["din_softmax"] = compiled(lambda q, v, m: attention(q, v, v, m) @ kernel, query, values, mask)
+        arms["simtier_naive"] = compiled(partial(simtier.histogram_reference, tiers=TIERS), item, tiers)
+        np.testing.assert_allclose(*(run(arms[name]) for name in ("din_linear", "din_direct")), rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(*(run(arms[name]) for name in ("simtier", "simtier_naive")))
+    return arms | whole(candidates, length, bits)
+
+
+def whole(candidates: int, length: int, bits: int) -> dict[str, Arm]:
+    """The interaction by codes and exact, the codes' look-up alone, the head on ready blocks, and a model of nothing else."""
+    off: dict[str, Any] = {"bridges": 0, "sim_fields": (), "memory": (), "simtier": "off"}
+    arms = {}
+    for name, changes in {"interaction": {"simtier": "codes"}, "interaction_exact": {}, "base": off}.items():
+        config = aif.Config(
+            schema=schema(), width=WIDTH, long_length=length, signature_bits=bits, tiers=TIERS, codes=CODES, **changes
+        )
+        model = aif.build(config)
+        params = jax.jit(model.init)(jax.random.key(0))
+        user, items = request(candidates, length, config)
+        state, rows = jax.jit(model.user)(params, user), jax.jit(jax.vmap(model.item, (None, 0)))(params, items)
+        arms[name] = compiled(model.interaction, params, state, rows)
+        if name == "interaction":
+            arms["simtier_codes"] = compiled(partial(interaction.tier_block, config=config), state, rows)
+            widths = interaction.blocks(config)
+            keys = jax.random.split(jax.random.key(1), len(widths))
+            ready = {n: jax.random.normal(k, (candidates, w)) for k, (n, w) in zip(keys, widths.items(), strict=True)}
+            arms["head_only"] = compiled(head.concatenated, params["interaction"], ready)
+    return arms
+
+
+def other_libraries(candidates: int, length: int, bits: int) -> dict[str, Arm]:
+    """Hamming distances by NumPy and faiss, softmax attention by PyTorch: what is installed, where [C, L] fits."""
+    if candidates * length > LARGEST:
+        return {}
+    rng = np.random.default_rng(0)
+    item, past = (rng.integers(0, 2**63, (n, bits // 64), dtype=np.uint64) for n in (candidates, length))
+
+    def hamming() -> np.ndarray:
+        return sum(np.bitwise_count(item[:, w, None] ^ past[:, w]) for w in range(bits // 64))  # type: ignore[return-value]
+
+    arms: dict[str, Arm] = {"numpy_hamming": (hamming, ())}
+    try:
+        import faiss  # type: ignore[import-not-found]
+
+        index = faiss.IndexBinaryFlat(bits)
+        index.add(past.view(np.uint8))  # type: ignore[call-arg]
+        arms["faiss_hamming"] = (lambda: index.search(item.view(np.uint8), 16), ())  # type: ignore[call-arg]
+    except ImportError:
+        pass
+    try:
+        import torch  # type: ignore[import-not-found]
+
+        query, values = (torch.from_numpy(rng.normal(size=(n, WIDTH)).astype(np.float32)) for n in (candidates, length))
+        arms["torch_softmax_attention"] = (lambda: torch.softmax(query @ values.T / WIDTH**0.5, -1) @ values, ())
+    except ImportError:
+        pass
+    for f, inputs in arms.values():
+        f(*inputs)
+    return arms
+
+
+def schema() -> aif.Schema:
+    """A catalogue of items with a category and content."""
+    attributes = (aif.Attribute(name="item", size=10_000), aif.Attribute(name="category", size=64))
+    return aif.Schema(item_attributes=attributes, content=CONTENT)
+
+
+def request(candidates: int, length: int, config: aif.Config) -> tuple[aif.UserFeatures, aif.ItemFeatures]:
+    """One user and their candidates, drawn at random."""
+    rng = np.random.default_rng(0)
+
+    def ids(n: int) -> dict[str, Array]:
+        return {a.name: rng.integers(0, a.size, n).astype(np.int32) for a in config.schema.item_attributes}
+
+    def behaviours(n: int) -> aif.Behaviours:
+        return aif.Behaviours(
+            ids=ids(n),
+            action=np.ones(n, np.int32),
+            age=np.sort(1e7 * rng.random(n)).astype(np.float32),
+            mask=np.arange(n) < 0.9 * n,
+            signature=rng.integers(0, 2**32, (n, config.signature_words), dtype=np.uint32),
+        )
+
+    user = aif.UserFeatures(
+        ids={}, floats=np.zeros(0, np.float32), short=behaviours(config.short_length), long=behaviours(length)
+    )
+    content = rng.normal(size=(candidates, CONTENT)).astype(np.float32)
+    return user, aif.ItemFeatures(ids=ids(candidates), floats=np.zeros((candidates, 0), np.float32), content=content)
+
+
+def rates(smoke: bool) -> dict[str, float]:
+    """What the machine can do: 32-bit popcounts a second out of the cache, and bytes a second out of memory."""
+    data = jnp.arange(2**16, dtype=jnp.uint32)
+    repeats = 64
+    count = jax.jit(lambda x: sum((jax.lax.population_count(x ^ jnp.uint32(i)) for i in range(repeats)), jnp.uint32(0)))
+    large = jnp.zeros(2**22 if smoke else 2**26, jnp.float32)
+    copy = jax.jit(lambda x: x + 1.0)
+    best = {}
+    for name, f, x in (("popcounts", count, data), ("bytes", copy, large)):
+        jax.block_until_ready(f(x))
+        best[name] = min(timed(f, (x,)) for _ in range(10)) / 1e3
+    return {
+        "popcounts_per_second": repeats * data.size / best["popcounts"],
+        "bytes_per_second": 2 * large.nbytes / best["bytes"],
+    }
+
+
+def extra_mib(candidates: int, length: int, bits: int) -> float:
+    """Memory that the exact SimTier needs beside inputs and output."""
+    words = bits // 32
+    past = TierHistory(
+        signature=jnp.zeros((length, words), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)
+    )
+    f = jax.jit(partial(simtier.histogram, tiers=TIERS))
+    return f.lower(jnp.zeros((candidates, words), jnp.uint32), past).compile().memory_analysis().temp_size_in_bytes / 2**20
+
+
+def compiled(f: Callable, *inputs: Any) -> Arm:
+    """The compiled form with its inputs on the device, run once."""
+    made, placed = jax.jit(f), jax.device_put(inputs)
+    jax.block_until_ready(made(*placed))
+    return made, placed
+
+
+def run(arm: Arm) -> Any:
+    """The result of an arm."""
+    return arm[0](*arm[1])
+
+
+def timed(f: Callable, inputs: tuple) -> float:
+    """Milliseconds of one call."""
+    began = time.perf_counter()
+    jax.block_until_ready(f(*inputs))
+    return 1e3 * (time.perf_counter() - began)
+
+
+def plot(path: Path, figures: dict[str, Any], candidates: int, lengths: list[int]) -> None:
+    """Milliseconds against L at the smaller C, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, values in figures.items():
+        if name.endswith("_ms"):
+            at = [n for n in lengths if f"{candidates},{n}" in values]
+            style = "--" if name.startswith(("numpy", "faiss", "torch", "simtier_bound")) else "-"
+            axes.plot(at, [values[f"{candidates},{n}"] for n in at], style, marker=".", label=name[:-3])
+    axes.set(xscale="log", yscale="log", xlabel="behaviours in the history", ylabel="milliseconds")
+    axes.set_title(f"Real-time cost for {candidates} candidates, K=64, on {jax.devices()[0].platform}")
+    axes.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    print(f"figure written to {path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

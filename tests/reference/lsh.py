@@ -1,0 +1,34 @@
+"""Signatures from their definition: bits in Python lists, one pair at a time."""
+
+import numpy as np
+
+
+def sign(content, projection, offset):
+    """bool [n, K]: one dot product for each bit."""
+    n, bits = len(content), projection.shape[1]
+    out = np.zeros((n, bits), bool)
+    for i in range(n):
+        for k in range(bits):
+            out[i, k] = sum(float(a) * float(b) for a, b in zip(content[i], projection[:, k], strict=True)) > offset[k]
+    return out
+
+
+def pack(bits):
+    """Bit k is bit k % 32 of word k // 32."""
+    words = [0] * (len(bits) // 32)
+    for k, bit in enumerate(bits):
+        words[k // 32] |= int(bit) << (k % 32)
+    return words
+
+
+def differing(a, b):
+    """Hamming distance of two lists of words."""
+    return sum(bin(int(x) ^ int(y)).count("1") for x, y in zip(a, b, strict=True))
+
+
+def similarity(a, b):
+    return 1 - differing(a, b) / (32 * len(a))
+
+
+def signs(words):
+    return [1.0 if int(words[k // 32]) >> (k % 32) & 1 else -1.0 for k in range(32 * len(words))]

@@ -1,0 +1,38 @@
+"""SIM with pre-caching from its definition: a dict of lists."""
+
+import math
+
+import numpy as np
+
+
+def user_half(value, embedded, age, mask, slots, length):
+    """One dict for each slot, most frequent value first, ties by the more recent last behaviour."""
+    places = {}
+    for j in np.flatnonzero(mask):
+        if value[j] > 0:
+            places.setdefault(int(value[j]), []).append(j)
+    best = sorted(places, key=lambda v: (-len(places[v]), places[v][0]))[:slots]
+    return [
+        {"value": v, "entries": embedded[places[v][:length]], "count": len(places[v]), "age": age[places[v][0]]} for v in best
+    ]
+
+
+def lookup(cache, query, value):
+    """Attention over the candidate's own slot, [C, D]; zeros for a value without a slot."""
+    out = np.zeros(query.shape)
+    for c in range(len(query)):
+        for slot in cache:
+            if slot["value"] == value[c]:
+                scores = [float(query[c] @ e) / math.sqrt(len(e)) for e in slot["entries"]]
+                exps = [math.exp(s - max(scores)) for s in scores]
+                out[c] = sum(x / sum(exps) * e for x, e in zip(exps, slot["entries"], strict=True))
+    return out
+
+
+def flags(cache, value):
+    """Missing, log1p(count), log1p(age in days)."""
+    out = np.zeros((len(value), 3))
+    for c in range(len(value)):
+        own = [slot for slot in cache if slot["value"] == value[c]]
+        out[c] = [0, math.log1p(own[0]["count"]), math.log1p(own[0]["age"] / 86400)] if own else [1, 0, 0]
+    return out

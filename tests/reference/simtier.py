@@ -1,0 +1,28 @@
+"""SimTier from its definition, one pair at a time."""
+
+import math
+
+import numpy as np
+
+from tests.reference import lsh
+
+
+def histogram(candidates, signature, group, mask, tiers, groups):
+    """Tier t holds similarities in [t / T, (t + 1) / T), the last one also 1; int [C, G, T]."""
+    bits = 32 * len(candidates[0]) if len(candidates) else 0
+    counts = np.zeros((len(candidates), groups, tiers), np.int64)
+    for c, candidate in enumerate(candidates):
+        for j in np.flatnonzero(mask):
+            equal = bits - lsh.differing(candidate, signature[j])
+            tier = max(t for t in range(tiers) if t * bits <= equal * tiers)
+            counts[c, group[j], tier] += 1
+    return counts
+
+
+def nearest_codes(codes, signature, count, tiers):
+    """The nearest codes, ties by the lower id, and softmax(-distance / tier width)."""
+    distance = [lsh.differing(code, signature) for code in codes]
+    nearest = sorted(range(len(codes)), key=lambda r: (distance[r], r))[:count]
+    width = 32 * len(signature) / tiers
+    weights = [math.exp(-(distance[r] - distance[nearest[0]]) / width) for r in nearest]
+    return nearest, [w / sum(weights) for w in weights]

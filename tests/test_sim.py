@@ -1,0 +1,185 @@
+"""SIM pre-cache: which values get a slot, what a slot holds, what a candidate reads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax import sim
+from tests.reference import sim as reference
+
+D, H = 6, 3
+user_half = jax.jit(sim.user_half, static_argnames=("slots", "length", "size"))
+lookup, flags = jax.jit(sim.lookup), jax.jit(sim.flags)
+
+
+def case(seed=0, length=30, values=6, kept=0.8, top=None):
+    rng = np.random.default_rng(seed)
+    value = rng.integers(0, values, length).astype(np.int32) if top is None else rng.integers(top - values, top, length)
+    return (
+        value.astype(np.int32),
+        rng.normal(size=(length, D)).astype(np.float32),
+        np.sort(rng.random(length) * 1e6).astype(np.float32),
+        rng.random(length) < kept,
+    )
+
+
+def check(cache, expected, slots):
+    np.testing.assert_array_equal(cache.value, [s["value"] for s in expected] + [-1] * (slots - len(expected)))
+    np.testing.assert_array_equal(cache.count, [s["count"] for s in expected] + [0] * (slots - len(expected)))
+    np.testing.assert_array_equal(cache.age, [s["age"] for s in expected] + [0] * (slots - len(expected)))
+    for q, slot in enumerate(expected):
+        filled = len(slot["entries"])
+        np.testing.assert_array_equal(cache.mask[q], np.arange(cache.mask.shape[1]) < filled)
+        np.testing.assert_array_equal(cache.entries[q, :filled], slot["entries"])
+        assert np.all(cache.entries[q, filled:] == 0)
+    assert not np.any(cache.mask[len(expected) :]) and np.all(cache.entries[len(expected) :] == 0)
+
+
+@pytest.mark.parametrize(
+    ("slots", "kept_each", "length", "values"), [(4, 3, 30, 6), (2, 1, 30, 6), (16, 8, 30, 6), (5, 40, 30, 3), (8, 3, 5, 9)]
+)
+@pytest.mark.parametrize("size", [None, 10, 2**29])
+def test_cache_matches_the_reference(slots, kept_each, length, values, size):
+    """By one sort key where value and place fit into 32 bits (size 10), by two where not or where it is not known."""
+    value, embedded, age, mask = case(0, length, values)
+    cache = user_half(value, embedded, age, mask, slots=slots, length=kept_each, size=size)
+    assert cache.entries.shape == (slots, kept_each, D)
+    assert (cache.value.dtype, cache.count.dtype, cache.mask.dtype) == (jnp.int32, jnp.int32, jnp.bool_)
+    check(cache, reference.user_half(value, embedded, age, mask, slots, kept_each), slots)
+
+
+def test_which_values_get_a_slot_by_hand():
+    """7 stands twice and later than 5, 3 once and latest, 9 only in padding, 0 is unknown."""
+    value = np.array([3, 7, 5, 0, 0, 0, 7, 5, 9], np.int32)
+    mask = np.arange(9) < 8
+    cache = user_half(value, np.eye(9, dtype=np.float32), np.arange(9, dtype=np.float32), mask, slots=4, length=1)
+    assert cache.value.tolist() == [7, 5, 3, -1]
+    assert cache.count.tolist() == [2, 2, 1, 0]
+    assert cache.age.tolist() == [1, 2, 0, 0]
+    assert cache.entries[0, 0].tolist() == np.eye(9)[1].tolist()
+
+
+@pytest.mark.parametrize("top", [2**31 - 2, 2**24])
+def test_values_of_any_size(top):
+    """Ids near the end of int32 sort and group like small ones."""
+    value, embedded, age, mask = case(2, top=top)
+    check(
+        user_half(value, embedded, age, mask, slots=4, length=3),
+        reference.user_half(value, embedded, age, mask, 4, 3), 4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [None, 6])
+def test_values_below_zero_have_no_slot(size):
+    value, embedded, age, mask = case(3)
+    value[:5] = -7
+    cache = user_half(value, embedded, age, mask, slots=8, length=3, size=size)
+    check(cache, reference.user_half(value, embedded, age, mask, 8, 3), 8)
+
+
+def test_padding_does_not_leak():
+    value, embedded, age, mask = case(4)
+    clean = user_half(value, embedded, age, mask, slots=4, length=3)
+    spoilt = [np.where(m, x, bad).astype(x.dtype) for m, x, bad in (
+        (mask, value, 2**30), (mask[:, None], embedded, np.nan), (mask, age, np.nan)
+    )]  # fmt: skip
+    dirty = user_half(*spoilt, mask, slots=4, length=3)
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+def test_padding_does_not_leak_into_gradients():
+    value, embedded, age, mask = case(4)
+    dirty = np.where(mask[:, None], embedded, np.nan)
+
+    def loss(embedded):
+        return (user_half(value, embedded, age, mask, slots=4, length=3).entries ** 2).sum()
+
+    gradient = jax.grad(loss)(dirty)
+    np.testing.assert_array_equal(gradient, jax.grad(loss)(embedded))
+    assert np.all(gradient[~mask] == 0)
+
+
+@pytest.mark.parametrize("length", [1, 12])
+def test_empty_history(length):
+    value, embedded, age, mask = case(5, length=length, kept=0.0)
+    cache = user_half(value, embedded, age, mask, slots=3, length=2)
+    check(cache, [], 3)
+    query = np.ones((4, D), np.float32)
+    asked = np.array([0, 1, -1, 3], np.int32)
+    assert np.all(lookup(cache, query, asked, np.ones((D, H))) == 0)
+    np.testing.assert_array_equal(flags(cache, asked), [[1, 0, 0]] * 4)
+
+
+@pytest.mark.parametrize("candidates", [1, 7, 300])
+@pytest.mark.parametrize(("slots", "kept_each"), [(4, 3), (3, 16)])
+def test_lookup_and_flags_match_the_reference(candidates, slots, kept_each):
+    value, embedded, age, mask = case(6)
+    rng = np.random.default_rng(7)
+    query = 3 * rng.normal(size=(candidates, D)).astype(np.float32)
+    asked = rng.integers(-1, 8, candidates).astype(np.int32)
+    asked[0] = value[mask & (value > 0)][0]
+    project = rng.normal(size=(D, H)).astype(np.float32)
+    cache = user_half(value, embedded, age, mask, slots=slots, length=kept_each)
+    slow = reference.user_half(value, embedded, age, mask, slots, kept_each)
+    expected = reference.lookup(slow, query, asked) @ project
+    assert np.any(expected != 0)
+    np.testing.assert_allclose(lookup(cache, query, asked, project), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(flags(cache, asked), reference.flags(slow, asked), rtol=1e-5, atol=1e-6)
+
+
+def test_values_without_a_slot_read_zeros_whatever_they_are():
+    """-1 marks an empty slot; a candidate that asks for -1, or for the unknown value, must not match it."""
+    value, embedded, age, mask = case(8, values=3)
+    cache = user_half(value, embedded, age, mask, slots=6, length=3)
+    assert cache.value.tolist()[-1] == -1
+    asked = np.array([-1, 0, 99], np.int32)
+    assert np.all(lookup(cache, np.ones((3, D), np.float32), asked, np.ones((D, H))) == 0)
+    np.testing.assert_array_equal(flags(cache, asked), [[1, 0, 0]] * 3)
+
+
+def test_a_shift_of_the_scores_changes_nothing_and_large_scores_stay_finite():
+    value, embedded, age, mask = case(9)
+    cache = user_half(value, embedded, age, mask, slots=4, length=3)
+    asked = np.asarray(cache.value)
+    large = lookup(cache, np.full((4, D), 1e4, np.float32), asked, np.eye(D))
+    assert np.all(np.isfinite(large))
+    best = [entries[int(np.argmax(entries[kept].sum(1)))] for entries, kept in zip(cache.entries, cache.mask, strict=True)]
+    np.testing.assert_allclose(large, best, rtol=1e-4, atol=1e-5)
+
+
+def test_under_vmap_and_jit():
+    cases = [case(seed) for seed in range(3)]
+    stacked = [np.stack(x) for x in zip(*cases, strict=True)]
+    rng = np.random.default_rng(0)
+    query, asked = rng.normal(size=(3, 5, D)).astype(np.float32), rng.integers(0, 6, (3, 5)).astype(np.int32)
+
+    def run(value, embedded, age, mask, query, asked):
+        cache = user_half(value, embedded, age, mask, slots=4, length=3)
+        return lookup(cache, query, asked, np.eye(D)), flags(cache, asked)
+
+    read, features = jax.jit(jax.vmap(run))(*stacked, query, asked)
+    for b in range(3):
+        slow = reference.user_half(*cases[b], 4, 3)
+        np.testing.assert_allclose(read[b], reference.lookup(slow, query[b], asked[b]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(features[b], reference.flags(slow, asked[b]), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_match_finite_differences():
+    value, embedded, age, mask = case(10, length=12, values=3)
+    rng = np.random.default_rng(1)
+    query, asked = rng.normal(size=(4, D)).astype(np.float32), np.array([1, 2, 1, 99], np.int32)
+    weight = rng.normal(size=(4, H)).astype(np.float32)
+
+    def loss(embedded, query, project):
+        cache = user_half(value, embedded, age, mask, slots=2, length=4)
+        return (weight * lookup(cache, query, asked, project)).sum()
+
+    arguments = [embedded, query, rng.normal(size=(D, H)).astype(np.float32)]
+    gradients = jax.grad(loss, (0, 1, 2))(*arguments)
+    assert np.all(gradients[1][3] == 0)
+    for i, gradient in enumerate(gradients):
+        direction = rng.normal(size=arguments[i].shape).astype(np.float32)
+        moved = [[a + s * 1e-2 * direction if j == i else a for j, a in enumerate(arguments)] for s in (1, -1)]
+        slope = (loss(*moved[0]) - loss(*moved[1])) / 2e-2
+        np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=2e-2, atol=2e-3)

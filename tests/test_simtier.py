@@ -1,0 +1,168 @@
+"""SimTier: every form counts exactly what the definition counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax import lsh, simtier
+from aif_jax.types import TierHistory
+from tests.reference import simtier as reference
+
+
+def words(rng, *shape):
+    """Signatures whose distances spread over all tiers: each row has its own share of ones."""
+    share = rng.random((*shape[:-1], 1))
+    return np.array(lsh.pack(jnp.asarray(rng.random((*shape[:-1], 32 * shape[-1])) < share)))
+
+
+def history(rng, length, count, *, groups=1, kept=0.8):
+    return TierHistory(
+        signature=words(rng, length, count),
+        group=rng.integers(0, groups, length).astype(np.int32),
+        mask=rng.random(length) < kept,
+    )
+
+
+def expected(candidates, past, tiers, groups=1):
+    return reference.histogram(candidates, past.signature, past.group, past.mask, tiers, groups)
+
+
+def packed(candidates, past, *, tiers, groups=1):
+    """The form for accelerators, which a CPU can run too; in several chunks."""
+    return simtier._packed(candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False)
+
+
+FORMS = [
+    jax.jit(form, static_argnames=("tiers", "groups")) for form in (simtier.histogram, simtier.histogram_reference, packed)
+]
+histogram = FORMS[0]
+
+
+def test_tiers_by_hand():
+    """32 bits, 4 tiers of 8 bits: 32 and 24 equal bits are in the last, 23 and 16 in the third, 0 in the first."""
+    assert simtier.tier(jnp.array([0, 8, 9, 16, 17, 32]), bits=32, tiers=4).tolist() == [3, 3, 2, 2, 1, 0]
+
+
+def test_counts_by_hand():
+    past = TierHistory(
+        signature=np.array([[0], [0xFF], [0xFFFFFFFF], [0]], np.uint32),
+        group=np.array([0, 1, 1, 1], np.int32),
+        mask=np.array([True, True, True, False]),
+    )
+    counts = histogram(np.array([[0]], np.uint32), past, tiers=4, groups=2)
+    assert counts.dtype == jnp.int32
+    assert counts.tolist() == [[[0, 0, 0, 1], [1, 0, 0, 1]]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("bits", "tiers", "groups", "length", "candidates"),
+    [(32, 4, 1, 24, 5), (64, 8, 1, 70, 9), (96, 5, 3, 33, 4), (256, 64, 2, 65, 3), (32, 64, 1, 7, 3), (64, 2, 5, 1, 1),
+     (128, 7, 4, 130, 17)],
+)  # fmt: skip
+def test_matches_the_reference(form, bits, tiers, groups, length, candidates):
+    rng = np.random.default_rng(bits + tiers)
+    past, items = history(rng, length, bits // 32, groups=groups), words(rng, candidates, bits // 32)
+    items[0] = past.signature[0]
+    made = form(items, past, tiers=tiers, groups=groups)
+    assert made.dtype == jnp.int32 and made.shape == (candidates, groups, tiers)
+    np.testing.assert_array_equal(made, expected(items, past, tiers, groups))
+
+
+@pytest.mark.parametrize("length", [15, 16, 255, 256, 700])
+def test_counts_above_what_a_field_or_a_byte_holds(length):
+    """All behaviours in one tier: partial sums in 4 and in 8 bits must not wrap."""
+    past = TierHistory(signature=np.zeros((length, 2), np.uint32), group=np.zeros(length, np.int32), mask=np.ones(length, bool))
+    counts = histogram(np.array([[0, 0], [0xFFFFFFFF, 0xFFFFFFFF]] * 40, np.uint32), past, tiers=8)
+    assert counts[0, 0].tolist() == [0] * 7 + [length]
+    assert counts[1, 0].tolist() == [length] + [0] * 7
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 100])
+def test_under_vmap(candidates):
+    rng = np.random.default_rng(0)
+    pasts = [history(rng, 50, 2, groups=2) for _ in range(4)]
+    items = words(rng, 4, candidates, 2)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *pasts)
+    many = jax.jit(jax.vmap(lambda a, b: histogram(a, b, tiers=4, groups=2)))(items, stacked)
+    for b in range(4):
+        np.testing.assert_array_equal(many[b], expected(items[b], pasts[b], 4, 2))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_does_not_count_and_every_behaviour_counts_once(form):
+    rng = np.random.default_rng(1)
+    past, items = history(rng, 40, 2), words(rng, 6, 2)
+    dirty = TierHistory(
+        signature=np.where(past.mask[:, None], past.signature, 12345).astype(np.uint32),
+        group=np.where(past.mask, past.group, 99).astype(np.int32),
+        mask=past.mask,
+    )
+    counts = form(items, past, tiers=8)
+    np.testing.assert_array_equal(counts, form(items, dirty, tiers=8))
+    assert np.all(np.asarray(counts).sum((1, 2)) == past.mask.sum())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_empty_history_and_no_candidates(form):
+    rng = np.random.default_rng(2)
+    empty = history(rng, 12, 2, kept=0.0)
+    assert not np.any(form(words(rng, 5, 2), empty, tiers=8))
+    assert form(np.zeros((0, 2), np.uint32), empty, tiers=8).shape == (0, 1, 8)
+    nothing = history(rng, 0, 2)
+    assert not np.any(form(words(rng, 5, 2), nothing, tiers=8, groups=2))
+
+
+def test_a_candidate_s_counts_do_not_depend_on_the_others():
+    rng = np.random.default_rng(3)
+    past, items = history(rng, 90, 2), words(rng, 33, 2)
+    whole = np.asarray(histogram(items, past, tiers=8))
+    order = rng.permutation(33)
+    np.testing.assert_array_equal(histogram(items[order], past, tiers=8), whole[order])
+    np.testing.assert_array_equal(histogram(items[7:8], past, tiers=8), whole[7:8])
+
+
+def test_inside_a_gradient():
+    """Counts have no gradient; the kernel above them has one."""
+    rng = np.random.default_rng(4)
+    past, items = history(rng, 30, 2), words(rng, 5, 2)
+
+    def loss(kernel):
+        return (jnp.log1p(histogram(items, past, tiers=4).astype(jnp.float32)).reshape(5, 4) @ kernel).sum()
+
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.ones(4)), np.log1p(expected(items, past, 4)[:, 0]).sum(0), rtol=1e-5)
+
+
+def test_codes_are_exact_where_they_cover_the_candidates():
+    rng = np.random.default_rng(5)
+    past, items = history(rng, 40, 2, groups=2), words(rng, 9, 2)
+    codes = lsh.fit_codes(items, codes=16)
+    table = simtier.code_table(codes, past, tiers=8, groups=2)
+    assert table.shape == (16, 16) and table.dtype == jnp.float32
+    for item, counts in zip(items, expected(items, past, 8, 2), strict=True):
+        index, weight = simtier.nearest_codes(codes, jnp.asarray(item), count=1, tiers=8)
+        np.testing.assert_allclose(weight, [1.0])
+        np.testing.assert_allclose(table[index[0]], np.log1p(counts).reshape(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_nearest_codes_match_the_reference(count):
+    rng = np.random.default_rng(6)
+    codes = words(rng, 16, 2)
+    codes[9] = codes[4]  # a tie
+    items = np.concatenate([codes[9:10], words(rng, 6, 2)])
+    index, weight = jax.jit(jax.vmap(lambda s: simtier.nearest_codes(codes, s, count=count, tiers=8)))(items)
+    assert index.dtype == jnp.int32
+    for i, item in enumerate(items):
+        nearest, weights = reference.nearest_codes(codes, item, count, 8)
+        assert index[i].tolist() == nearest
+        np.testing.assert_allclose(weight[i], weights, rtol=1e-5)
+    assert index[0, 0] == 4
+
+
+def test_no_array_of_all_pairs_is_held():
+    """At C=1000, L=4096, K=64 the exact form needs less than 8 MiB beside its inputs and outputs; [C, L] bytes are 4 MB."""
+    past = TierHistory(signature=jnp.zeros((4096, 2), jnp.uint32), group=jnp.zeros(4096, jnp.int32), mask=jnp.ones(4096, bool))
+    compiled = histogram.lower(jnp.zeros((1000, 2), jnp.uint32), past, tiers=8).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * 2**20
