@@ -26,8 +26,8 @@ def random_projection(key: jax.Array, *, content: int, bits: int) -> Params:
     return {"projection": jax.random.normal(key, (content, bits)), "offset": jnp.zeros(bits)}
 
 
-def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations: int = 0, centre: bool = True) -> Params:
-    """PCA to K directions, then a rotation: bits of equal weight that follow the data.
+def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations: int = 0, centre: bool = False) -> Params:
+    """The K main directions of the content, then a rotation: bits of equal weight that follow the data.
 
     The rotation is random; with `iterations` it is turned towards the corners of the cube (iterative quantisation, ITQ):
     B = sign(V R), then R from the singular vectors of V^T B, and so on. `experiments/signatures.py` compares them.
@@ -39,8 +39,8 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations:
       bits: K.
       seed: of the rotation.
       iterations: of ITQ.
-      centre: take the mean off first: every bit is set for half of the rows. Without, bits follow the angle at the origin,
-        which is what the cosine of the embeddings themselves measures.
+      centre: take the mean off first (PCA): every bit is set for half of the rows. Without (the default), bits follow the
+        angle at the origin, which is what the cosine of the embeddings themselves measures.
 
     Returns:
       `projection` float32 [E, K] and `offset` float32 [K]: the projected mean, or zeros.

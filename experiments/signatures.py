@@ -31,8 +31,8 @@ HIGHEST, TIERS = 16, 8
 BITS = (32, 64, 128, 256)
 FITS: dict[str, dict[str, Any] | None] = {
     "random": None,
-    "rotated": {},
-    "itq": {"iterations": 20},
+    "rotated": {"centre": True},
+    "itq": {"iterations": 20, "centre": True},
     "rotated at the origin": {"centre": False},
     "itq at the origin": {"iterations": 20, "centre": False},
 }

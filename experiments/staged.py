@@ -58,6 +58,7 @@ class Server:
         self._user = jax.jit(model.user)
         self._realtime = jax.jit(self._score_rows)
         self._late = jax.jit(self._score_features)
+        self._joint = jax.jit(model.joint)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="user-function")
 
     def staged(self, position: int) -> Answer:
@@ -91,11 +92,8 @@ class Server:
 
     def joint(self, position: int, items: np.ndarray) -> np.ndarray:
         """Joint scores of some catalogue rows, the reference for both ways."""
-        return np.asarray(
-            self.model.joint(
-                self.params, self._fetch(position), candidate_features(self.dataset, items, config=self.model.config)
-            )
-        )
+        features = candidate_features(self.dataset, items, config=self.model.config)
+        return np.asarray(self._joint(self.params, self._fetch(position), features))
 
     def close(self) -> None:
         """Ends the thread of the user function."""

@@ -83,7 +83,7 @@ def test_sign_matches_the_reference_alone_in_batches_and_compiled(rng):
 
 def test_fitted_bits_are_balanced_and_follow_the_data(rng):
     content = rng.normal(size=(2000, 6)) @ rng.normal(size=(6, 40)) + 3.0  # far from the origin, six directions
-    fitted = lsh.fit_projection(content, bits=32, seed=1)
+    fitted = lsh.fit_projection(content, bits=32, seed=1, centre=True)
     np.testing.assert_allclose(fitted["offset"], content.mean(0) @ np.asarray(fitted["projection"]), rtol=1e-3, atol=1e-3)
     share = np.asarray(lsh.unpack(lsh.sign(fitted, jnp.asarray(content, jnp.float32)))).mean(0)
     assert np.all(np.abs(share - 0.5) < 0.1)
@@ -117,9 +117,9 @@ def test_iterations_bring_rows_nearer_to_corners_and_centre_sets_the_offset(rng)
 
 def test_fit_is_reproducible_and_leaves_unknown_items_out(rng):
     content = rng.normal(size=(50, 8))
-    one = lsh.fit_projection(content, bits=32, seed=3)
-    two = lsh.fit_projection(np.concatenate([np.zeros((5, 8)), content]), bits=32, seed=3)
-    other = lsh.fit_projection(content, bits=32, seed=4)
+    one = lsh.fit_projection(content, bits=32, seed=3, centre=True)
+    two = lsh.fit_projection(np.concatenate([np.zeros((5, 8)), content]), bits=32, seed=3, centre=True)
+    other = lsh.fit_projection(content, bits=32, seed=4, centre=True)
     for name, shape in {"projection": (8, 32), "offset": (32,)}.items():
         assert one[name].shape == shape and one[name].dtype == jnp.float32
         np.testing.assert_array_equal(one[name], two[name])

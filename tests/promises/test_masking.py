@@ -20,7 +20,8 @@ def test_what_stands_in_padding_does_not_matter(name):
         short=demo.pad(jax.tree.map(lambda x: x[:4], features.short), config.short_length, poison=True),
         long=demo.pad(jax.tree.map(lambda x: x[:4], features.long), config.long_length, poison=True),
     )
-    np.testing.assert_array_equal(model.joint(params, poisoned, items), model.joint(params, features, items))
+    joint = jax.jit(model.joint)
+    np.testing.assert_array_equal(joint(params, poisoned, items), joint(params, features, items))
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)
@@ -28,7 +29,8 @@ def test_more_padding_changes_nothing(name):
     model, params = demo.build(**demo.VARIANTS[name])
     items, features = demo.items(model.config, 7), demo.user(model.config, events=10)
     longer = dataclasses.replace(features, long=demo.pad(features.long, 3 * model.config.long_length, poison=True))
-    np.testing.assert_allclose(model.joint(params, longer, items), model.joint(params, features, items), atol=1e-6)
+    joint = jax.jit(model.joint)
+    np.testing.assert_allclose(joint(params, longer, items), joint(params, features, items), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)
@@ -36,7 +38,8 @@ def test_more_padding_changes_nothing(name):
 def test_empty_and_shortest_history(name, events):
     model, params = demo.build(**demo.VARIANTS[name])
     features, items = demo.user(model.config, events=events), demo.items(model.config, 7)
-    scores, gradient = jax.value_and_grad(lambda p: model.joint(p, features, items).sum(), allow_int=True)(params)
+    objective = jax.value_and_grad(lambda p: model.joint(p, features, items).sum(), allow_int=True)
+    scores, gradient = jax.jit(objective)(params)
     assert np.isfinite(scores)
     trained = [leaf for name, group in gradient.items() if name != "frozen" for leaf in jax.tree.leaves(group)]
     assert all(np.isfinite(leaf).all() for leaf in trained)
@@ -52,10 +55,11 @@ def test_an_id_out_of_range_reads_the_unknown_row():
     model, params = demo.build()
     features = demo.user(model.config)
     items = demo.items(model.config, 4)
+    joint = jax.jit(model.joint)
     unknown = dataclasses.replace(items, ids={**items.ids, "item": np.zeros(4, np.int32)})
     for wrong in (-1, 50, 2**31 - 1):
         outside = dataclasses.replace(items, ids={**items.ids, "item": np.full(4, wrong, np.int32)})
-        np.testing.assert_array_equal(model.joint(params, features, outside), model.joint(params, features, unknown))
+        np.testing.assert_array_equal(joint(params, features, outside), joint(params, features, unknown))
 
 
 def test_a_bad_float_stays_with_its_item():
