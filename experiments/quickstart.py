@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax import losses, train
+from aif_jax import checkpoint, losses, train
 from aif_jax.data import fetch, movielens
 from aif_jax.data.batches import next_item_batches
 from aif_jax.data.dataset import Dataset
@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     print("\n" + common.table([[name, *row] for name, row in figures.items()], header) + "\n")
 
     model, params, signed = trained["aif"]
+    if options.checkpoint is not None:
+        checkpoint.save(options.checkpoint, params, model.config, metrics={"gauc": figures["aif"].gauc})
+        print(f"checkpoint of the AIF model written to {options.checkpoint}")
     tower, tower_params, _ = trained["two_tower"]
     times, difference, middle, overlap = serve(model, params, (tower, tower_params), signed, requests.positions, options)
     staged, sequential = float(np.median(times["staged"])), float(np.median(times["sequential"]))
@@ -104,6 +107,9 @@ def parse(arguments: list[str] | None):
     parser.add_argument("--requests", type=int, help="held-out requests (default 2000; smoke 200)")
     parser.add_argument("--served", type=int, help="requests answered in each way (default 300; smoke 30)")
     parser.add_argument("--candidates", type=int, default=1000, help="that retrieval finds (default %(default)s)")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", type=Path, help="write the AIF model there, a folder that must not exist"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of parameters, order and negatives (default %(default)s)")
     parser.add_argument(
         "--figure", metavar="PNG", type=Path, default=Path("quickstart_timelines.png"), help="default %(default)s"
@@ -115,6 +121,8 @@ def parse(arguments: list[str] | None):
     for name in ("epochs", "batch_size", "requests", "served", "candidates"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
+    if options.checkpoint is not None and options.checkpoint.exists():
+        parser.error(f"--checkpoint: expected a folder that does not exist, got {options.checkpoint}")
     return options
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from aif_jax import checkpoint
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -25,7 +27,8 @@ def figures(module: str, tmp_path: Path, *arguments: str) -> dict:
 
 
 def test_quickstart(tmp_path):
-    got = figures("experiments.quickstart", tmp_path)
+    got = figures("experiments.quickstart", tmp_path, "--checkpoint", "trained")
+    assert checkpoint.load(tmp_path / "trained").metrics == {"gauc": got["gauc"]}
     for name in ("auc", "gauc", "hr100", "two_tower_auc", "two_tower_gauc", "two_tower_hr100"):
         assert 0 < got[name] <= 1, name
     assert got["max_abs_staged_minus_joint"] < 1e-5

@@ -101,3 +101,22 @@ def test_vocabulary_equals_a_dict(raw, asked):
     asked = asked + raw
     got = Vocabulary(np.array(raw, np.int64)).encode(np.array(asked, np.int64))
     assert got.tolist() == [rows.get(value, 0) for value in asked]
+
+
+@pytest.mark.parametrize(
+    ("raw", "asked", "message"),
+    [
+        ([1, 2], ["1"], "expected integers like the vocabulary, got dtype <U1"),
+        (["a"], [1], "expected strings like the vocabulary, got dtype int64"),
+        ([1, 2], [1.0], "expected integers like the vocabulary, got dtype float64"),
+    ],
+)
+def test_ids_of_another_kind_are_refused(raw, asked, message):
+    """They would all be unknown, and nobody would notice."""
+    with pytest.raises(TypeError, match=message):
+        Vocabulary(raw).encode(asked)
+
+
+def test_a_vocabulary_of_floats_is_refused():
+    with pytest.raises(TypeError, match="expected integers or strings, got dtype float64"):
+        Vocabulary([1.0, float("nan")])
