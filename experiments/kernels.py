@@ -3,8 +3,8 @@
 Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
           SimTier under 2.5 ms and 8 MiB, the interaction with bridge codes under twice its head and the same at any L.
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
-Time      about a minute a size, 20 sizes by default (--candidates, --lengths). PyTorch and faiss are measured where they are installed
-          (`pip install "aif_jax[benchmarks]"`) and left out otherwise.
+Time      about a minute a size, 20 sizes by default (--candidates, --lengths). PyTorch and faiss are measured where they
+          are installed (`pip install "aif_jax[benchmarks]"`) and left out otherwise.
 Protocol  Every form is compiled and its result checked before the clock starts; arms of one size are interleaved, inputs lie on
           the device, `block_until_ready` ends the clock. A figure is the median. Forms that hold a [C, L] array are left out
           where that has more than 7e7 entries. "head_only" is the head's MLP on blocks that lie ready; "base" is a model
