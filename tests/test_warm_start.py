@@ -33,10 +33,10 @@ def test_user_attributes_grow_too(params, getkey):
 
 def test_ids_that_move_take_their_rows_along(params, getkey):
     """A vocabulary sorts its raw ids, so a new id in the middle moves the ones after it."""
-    before, after = aif.Vocabulary(range(100, 149)), aif.Vocabulary([*range(100, 149), 120.5, 7])
+    before, after = aif.Vocabulary(range(200, 298, 2)), aif.Vocabulary([*range(200, 298, 2), 241, 7])
     rows = np.append(0, after.encode(before.raw))
     grown, _ = grow_vocabulary(params, "item", len(after), getkey(), config=CONFIG, rows=rows)
-    for raw in (100, 120, 121, 148):
+    for raw in (200, 240, 242, 296):
         old, new = before.encode([raw])[0], after.encode([raw])[0]
         np.testing.assert_array_equal(grown["embedding"]["item"][new], params["embedding"]["item"][old])
     np.testing.assert_array_equal(grown["embedding"]["item"][0], params["embedding"]["item"][0])
