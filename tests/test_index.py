@@ -12,7 +12,7 @@ import pytest
 from aif_jax.data.catalogue import Catalogue
 from aif_jax.index import ItemIndex, capacity_for, string_ids
 from aif_jax.index.idmap import EMPTY, IdMap, find, home
-from aif_jax.index.storage import Half, Scaled, decode, encode
+from aif_jax.index.storage import Half, Scaled, decode, encode, pack, unpack
 from tests import demo
 
 
@@ -228,12 +228,30 @@ def test_storage_error_is_within_its_bound(storage, tolerance):
     rows = jax.random.normal(jax.random.key(0), (50, 16)) * jnp.logspace(-3, 3, 50)[:, None]
     rows = rows.at[0].set(0.0)
     stored = jax.vmap(lambda row: encode({"v": row, "bid": row[0], "code": jnp.int32(3)}, storage))(rows)
-    back = decode(stored, np.arange(50))
+    back = decode(jax.vmap(pack)(stored), np.arange(50))
     largest = np.abs(rows).max(1, keepdims=True)
     bound = tolerance * (np.abs(rows) if storage == "bfloat16" else largest) * 1.001
     assert (np.abs(back["v"] - rows) <= bound).all()
     assert np.array_equal(back["bid"], rows[:, 0]) and back["code"].tolist() == [3] * 50
     assert isinstance(stored["v"], {"float32": jax.Array, "bfloat16": Half, "int8": Scaled}[storage])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "uint32", "float16", "uint16", "int8", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (4,), (2, 3)])
+def test_packed_rows_keep_every_bit(dtype, shape):
+    """Of columns of any width, also where they leave part of a word free, and the columns beside them."""
+    values = np.random.default_rng(0).integers(0, 2**10, (5, *shape)) if dtype != "bool" else np.arange(5 * np.prod(shape)) % 3
+    column = values.reshape(5, *shape).astype(dtype)
+    rows = {"a": np.arange(5, dtype=np.int32), "b": column, "c": np.linspace(0, 1, 5, dtype=np.float32)}
+    packed = jax.vmap(pack)(rows)
+    assert packed.words.shape == (5, 2 + -(-column[0].size * column.itemsize // 4))
+    back = unpack(packed)
+    assert all(np.array_equal(back[name], rows[name]) and back[name].dtype == rows[name].dtype for name in rows)
+
+
+def test_a_row_wider_than_a_word_is_refused():
+    with pytest.raises(TypeError, match="at most 32 bits, got dtype complex64"):
+        pack({"v": jnp.zeros(2, jnp.complex64)})
 
 
 @pytest.mark.parametrize(("storage", "limit"), [("bfloat16", 0.02), ("int8", 0.02)])
@@ -346,7 +364,7 @@ one = ItemIndex.build(model, params, features, **options)
 four = ItemIndex.build(model, params, features, mesh=mesh, storage="bfloat16", **options)
 four32 = ItemIndex.build(model, params, features, mesh=mesh, **options)
 assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(four.shapes))
-assert all(s.data.shape[0] == 256 for s in four.table.signature.addressable_shards)
+assert all(s.data.shape[0] == 256 for s in four.table.words.addressable_shards)
 for a, b in zip(jax.tree.leaves(one.take(ids)[0]), jax.tree.leaves(four32.take(ids)[0])):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 changed = demo.items(model.config, 300, seed=3)

@@ -249,8 +249,8 @@ def test_kills_at_random_points_lose_nothing(tmp_path):
     while True:
         process = context.Process(target=work, args=(directory, str(log), time.monotonic()))
         process.start()
-        seen = log.stat().st_size
-        while log.stat().st_size == seen and process.is_alive():  # let it get going
+        seen, awaited = log.read_text(), ("start", "applied")[kills % 2]  # half of the kills come while it compiles
+        while awaited not in log.read_text()[len(seen) :] and process.is_alive():
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.15))
         if kills < 50 and process.is_alive():

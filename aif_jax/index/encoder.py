@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from aif_jax import sharding
-from aif_jax.index.storage import Storage, encode
+from aif_jax.index.storage import Storage, encode, pack
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
 
@@ -69,7 +69,7 @@ class Encoder:
 @lru_cache(maxsize=16)
 def _compiled(item: Callable[..., Any], storage: Storage) -> Any:
     def run(params: Params, features: ItemFeatures) -> Any:
-        return jax.vmap(lambda one: encode(item(params, one), storage))(features)
+        return jax.vmap(lambda one: pack(encode(item(params, one), storage)))(features)
 
     return jax.jit(run)
 

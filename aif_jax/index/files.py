@@ -18,6 +18,7 @@ from aif_jax import checkpoint
 from aif_jax.config import Config
 from aif_jax.index.encoder import Encoder
 from aif_jax.index.item_index import ItemIndex, capacity_for, empty_features
+from aif_jax.index.storage import unpack
 from aif_jax.index.store import Store
 from aif_jax.model import PreRanker
 from aif_jax.trees import differences, listed
@@ -154,7 +155,8 @@ def load(
         raise VersionMismatch(f"index in {path}", expected=expected, got=manifest.version)
     encoder = Encoder(model, params, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)  # type: ignore[arg-type]
     shapes = encoder.shapes(empty_features(model.config))
-    template = jax.tree.map(lambda leaf: np.empty((manifest.items, *leaf.shape[1:]), leaf.dtype), shapes)
+    columns = jax.eval_shape(unpack, shapes)
+    template = jax.tree.map(lambda leaf: np.empty((manifest.items, *leaf.shape[1:]), leaf.dtype), columns)
     ids = {"ids": np.empty(manifest.items, np.int64), "count": np.array(0)}
     held = checkpoint.read(path, {"ids": ids, "rows": template}, format=FORMAT)
     wanted = capacity_for(manifest.items, mesh) if capacity is None else capacity

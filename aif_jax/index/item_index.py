@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ from aif_jax.data.validate import check_item_features
 from aif_jax.index.batches import ItemBatches, as_batches, rebatch
 from aif_jax.index.encoder import Encoder
 from aif_jax.index.idmap import View, raw_ids
-from aif_jax.index.storage import Storage, decode, expect_storage
+from aif_jax.index.storage import Packed, Storage, decode, expect_storage, unpack
 from aif_jax.index.store import Store
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
@@ -30,6 +31,7 @@ from aif_jax.version import fingerprint
 
 BATCH = 1024
 IN_FLIGHT = 2  # batches computed or waiting while the next one is prepared: bounds memory, keeps the device busy
+GROUP = 8  # batches written in one call
 
 
 class ItemIndex:
@@ -111,22 +113,30 @@ class ItemIndex:
         batches, known = as_batches(catalogue, model.config.schema, ids=ids, size=max(batch_size, 1 << 14))
         wanted = capacity if capacity is not None else capacity_for(known or 0, mesh)
         store, all_ids, in_flight = None, [np.zeros(0, np.int64)], deque()
+        group: list[Any] = []  # computed and not yet written
         bar = tqdm(total=known, unit="item", unit_scale=True, desc="item index", disable=not progress)
         valid = (checked(model.config, pair) for pair in batches)
         for some_ids, features in rebatch(valid, batch_size):
             if store is None:
                 store = Store(encoder, version=version, capacity=wanted, shapes=encoder.shapes(features))
-            if len(some_ids) > store.room:
+            waiting = len(group) * batch_size
+            if waiting + len(some_ids) > store.room:
                 if capacity is not None:
                     raise ValueError(f"capacity: the catalogue has more items than {capacity}")
+                store.append(group, waiting)
                 store.resize(2 * store.capacity)
-            encoded = encoder(features)
-            store.put(encoded, store.take_rows(len(some_ids)))
+                group, waiting = [], 0
+            group.append(encoder(features))
+            in_flight.append(group[-1])
             all_ids.append(some_ids)
-            in_flight.append(encoded)
+            if len(group) == GROUP or len(some_ids) < batch_size:  # only the last batch is short
+                store.append(group, waiting + len(some_ids))
+                group = []
             if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
             bar.update(len(some_ids))
+        if store is not None:
+            store.append(group, len(group) * batch_size)
         bar.close()
         if store is None:
             empty = empty_features(model.config)
@@ -217,7 +227,7 @@ class ItemIndex:
 
     @property
     def table(self) -> Any:
-        """The stored rows: the model's row type with leading axis `capacity`, see `storage.py`. Yours to keep.
+        """The stored rows as `Packed` words [capacity, ...], which `decode` reads; see `storage.py`. Yours to keep.
 
         Because you may keep it, the next update copies the whole table instead of writing in place. Where updates and requests
         run beside each other, use `reading`.
@@ -259,11 +269,12 @@ class ItemIndex:
         return whole, mask
 
     def stored(self) -> tuple[np.ndarray, Any]:
-        """ids int64 [n], ascending, and the stored rows [n] on the host, as the table has them."""
+        """ids int64 [n], ascending, and the columns of their rows [n] on the host, as compact as the table has them."""
         ids, rows = self._view.items()
-        host = jax.tree.map(lambda leaf: np.empty((len(ids), *leaf.shape[1:]), leaf.dtype), self.shapes)
+        shapes = jax.eval_shape(unpack, self.shapes)
+        host = jax.tree.map(lambda leaf: np.empty((len(ids), *leaf.shape[1:]), leaf.dtype), shapes)
         for start in range(0, len(ids), self.batch_size):
-            block = self._store.read(rows[start : start + self.batch_size])
+            block = _columns(self._store.read(rows[start : start + self.batch_size]))
             for leaf, got in zip(jax.tree.leaves(host), jax.tree.leaves(block), strict=True):
                 leaf[start : start + self.batch_size] = np.asarray(got)[: len(leaf) - start]
         return ids, host
@@ -392,7 +403,9 @@ def _plain_ids(ids: Any) -> np.ndarray:
     return raw_ids(ids, "ids")
 
 
+_columns = jax.jit(unpack)
+
+
 @jax.jit
-def _decode_stored(stored: Any) -> Any:
-    size = jax.tree.leaves(stored)[0].shape[0]
-    return decode(stored, np.arange(size, dtype=np.int32))
+def _decode_stored(stored: Packed) -> Any:
+    return decode(stored, jnp.arange(len(stored.words)))

@@ -22,6 +22,7 @@ from aif_jax import sharding
 from aif_jax.index.encoder import Encoder
 from aif_jax.index.gate import Gate
 from aif_jax.index.idmap import IdMap, View
+from aif_jax.index.storage import pack
 from aif_jax.types import ItemFeatures
 
 
@@ -105,6 +106,22 @@ class Store:
             write = _write_copy if self._kept else _write
             self._table, self._kept = write(self._table, encoded, at), False
 
+    def append(self, batches: list[Any], count: int) -> None:
+        """Writes whole batches of stored rows, in which the first `count` rows count, behind the rows used last.
+
+        For filling a table for the first time. Several batches in one call, in one run of rows: half the time of as many `put`.
+        """
+        if not batches:
+            return
+        size, start = self.encoder.batch_size, self._fresh
+        if start + len(batches) * size > self.capacity or len(self._free):  # a run would not fit: it would be moved
+            for number, stored in enumerate(batches):
+                self.put(stored, self.take_rows(min(size, count - number * size)))
+            return
+        self.take_rows(count)
+        with self._gate.writing():
+            self._table = _append(self._table, batches, np.int32(start))
+
     def resize(self, capacity: int) -> None:
         """Makes the table longer or shorter while it is filled for the first time, before there is a snapshot."""
         placed = None if self.encoder.mesh is None else sharding.rows(self.encoder.mesh)
@@ -112,13 +129,13 @@ class Store:
             self._table = _resized(capacity, placed)(self._table)
         self.capacity, self.ids = capacity, IdMap(capacity)
 
-    def fill(self, stored: Any, count: int) -> None:
-        """Puts stored rows [count] from the host into rows 0..count-1 of a new store."""
+    def fill(self, columns: Any, count: int) -> None:
+        """Puts the columns of rows [count] from the host into rows 0..count-1 of a new store."""
         size = self.encoder.batch_size
         for start in range(0, count, size):
             rows = self.take_rows(min(size, count - start))
-            part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], stored)
-            self.put(self.encoder.place(part), rows)
+            part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], columns)
+            self.put(_pack(self.encoder.place(part)), rows)
 
     def commit(self, old: Any, new: Any, *, rows: np.ndarray, pages: np.ndarray) -> None:
         """Makes `new` the latest snapshot; `rows` and `pages` are what only `old` and those before it still read."""
@@ -158,6 +175,21 @@ def _put_rows(table: Any, encoded: Any, at: jax.Array) -> Any:
 
 _write = jax.jit(_put_rows, donate_argnums=0)
 _write_copy = jax.jit(_put_rows)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _append(table: Any, batches: list[Any], start: jax.Array) -> Any:
+    def write(leaf: jax.Array, *parts: jax.Array) -> jax.Array:
+        for number, part in enumerate(parts):
+            leaf = jax.lax.dynamic_update_slice_in_dim(leaf, part, start + number * part.shape[0], 0)
+        return leaf
+
+    return jax.tree.map(write, table, *batches)
+
+
+@jax.jit
+def _pack(columns: Any) -> Any:
+    return jax.vmap(pack)(columns)
 
 
 @jax.jit
