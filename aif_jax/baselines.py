@@ -187,7 +187,8 @@ def exact_interaction_init(key: jax.Array, config: Config) -> Params:
     blocks = {"user": width, "item": width, "product": width, "cross": width, "target": width, "target_mean": width}
     for field in config.sim_fields:
         blocks |= {f"sim_{field}": width, f"sim_{field}_flags": sim.FLAGS}
-    return head.init(key, blocks | {"tiers": config.tier_groups * config.tiers}, config.head_hidden)
+    made = head.init(key, blocks | {"tiers": config.tier_groups * config.tiers}, config.head_hidden)
+    return made | ({"matching": head.matching_init(config.width)} if config.matching else {})
 
 
 def exact_interaction(params: Params, state: ExactState, rows: ExactRow, *, config: Config) -> jax.Array:
@@ -197,15 +198,21 @@ def exact_interaction(params: Params, state: ExactState, rows: ExactRow, *, conf
     attend = layers.attention
     long_mean = layers.masked_mean(jnp.asarray(state.long), jnp.asarray(state.long_mask))
     once = own["first"]["bias"] + state.vector @ kernels["user"] + long_mean @ kernels["target_mean"]
-    first = once[None, :] + head.product(own, jnp.asarray(state.vector), jnp.asarray(rows.row.vector))
-    first += attend(jnp.asarray(rows.cross_query), state.short, state.short, state.short_mask) @ kernels["cross"]  # type: ignore[arg-type]
-    first += attend(jnp.asarray(rows.target_query), state.long, state.long, state.long_mask) @ kernels["target"]  # type: ignore[arg-type]
+    first = once[None, :] + head.total(head.product(own, jnp.asarray(state.vector), jnp.asarray(rows.row.vector)))
+    cross = attend(jnp.asarray(rows.cross_query), state.short, state.short, state.short_mask)  # type: ignore[arg-type]
+    target = attend(jnp.asarray(rows.target_query), state.long, state.long, state.long_mask)  # type: ignore[arg-type]
+    first += cross @ kernels["cross"] + target @ kernels["target"]
     for field, cache in state.sim.items():
         value = jnp.asarray(rows.row.sim[field])
         first += sim.lookup(cache, jnp.asarray(rows.row.query), value, kernels[f"sim_{field}"])
         first += sim.flags(cache, value) @ kernels[f"sim_{field}_flags"]
     first += float_tiers(jnp.asarray(rows.content), state, config=config) @ kernels["tiers"]
-    return head.finish(own, first)
+    logits = head.finish(own, first)
+    if not config.matching:
+        return logits
+    item = jnp.asarray(rows.row.vector)
+    read = (item * (cross + target)).sum(-1) / math.sqrt(config.width)
+    return logits + head.matching(own, jnp.asarray(state.vector), item) + read
 
 
 def float_tiers(content: jax.Array, state: ExactState, *, config: Config) -> jax.Array:

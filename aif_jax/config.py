@@ -13,7 +13,9 @@ from aif_jax.data.schema import Attribute, Schema
 
 Architecture = Literal["aif", "two_tower", "cold", "exact"]
 MEMORY_KINDS = ("lsh", "learned")
+KEY_FORMS = ("linear", "softmax")
 SIMTIER_FORMS = ("off", "exact", "codes")
+CODE_KINDS = ("signature", "cosine")
 ARCHITECTURES = ("aif", "two_tower", "cold", "exact")
 
 
@@ -37,12 +39,17 @@ class Config:
       sim_length: P, behaviours per cached value.
       memory: long-memory kinds: "lsh" (DIN on LSH signatures), "learned" (trained queries and keys), both, or ().
       memory_width: K of the learned memory.
+      memory_keys: how a behaviour's learned key weighs: "linear" as it is, or "softmax" over the history for each of the K
+        entries, which makes the learned memory K bridges over the long history.
+      matching: the two-tower's dot product, and the item's with what BEA and the learned memory read, are added to the logit.
       simtier: "exact" (histogram over the whole long history), "codes" (bridge codes, independent of L) or "off".
       tiers: T, equal tiers of similarity in [0, 1].
       tiers_by_action: one histogram per behaviour type instead of one for all.
       signature_bits: K of the LSH signatures, a multiple of 32 up to 256.
       codes: R, bridge codes of simtier="codes".
       codes_per_item: J, nearest codes that a row carries.
+      codes_by: how codes are compared: by "signature" (k-majority in Hamming space) or by "cosine" of the content (k-means; a
+        behaviour counts by the code of its item, so an item that was not there at the fit is not counted).
 
     Raises:
       ValueError: names the field, what was expected and what came.
@@ -63,12 +70,15 @@ class Config:
     sim_length: int = 8
     memory: tuple[str, ...] = ("lsh",)
     memory_width: int = 64
+    memory_keys: Literal["linear", "softmax"] = "linear"
+    matching: bool = False
     simtier: Literal["off", "exact", "codes"] = "exact"
     tiers: int = 8
     tiers_by_action: bool = False
     signature_bits: int = 64
     codes: int = 256
     codes_per_item: int = 1
+    codes_by: Literal["signature", "cosine"] = "signature"
 
     def __post_init__(self):
         _expect(self.architecture in ARCHITECTURES, "architecture", f"one of {ARCHITECTURES}", self.architecture)
@@ -90,11 +100,13 @@ class Config:
             _expect(field in self.schema.behaviour_fields, "sim_fields", f"names among {self.schema.behaviour_fields}", field)
         for kind in self.memory:
             _expect(kind in MEMORY_KINDS, "memory", f"kinds among {MEMORY_KINDS}", kind)
+        _expect(self.memory_keys in KEY_FORMS, "memory_keys", f"one of {KEY_FORMS}", self.memory_keys)
         _expect(self.simtier in SIMTIER_FORMS, "simtier", f"one of {SIMTIER_FORMS}", self.simtier)
+        _expect(self.codes_by in CODE_KINDS, "codes_by", f"one of {CODE_KINDS}", self.codes_by)
         bits = self.signature_bits
         _expect(bits % 32 == 0 and 32 <= bits <= 256, "signature_bits", "a multiple of 32 from 32 to 256", bits)
         _expect(self.codes_per_item <= self.codes, "codes_per_item", f"at most codes={self.codes}", self.codes_per_item)
-        if self.uses_signatures:
+        if self.uses_signatures or self.uses_code_centres:
             _expect(
                 self.schema.content > 0,
                 "schema.content",
@@ -102,10 +114,25 @@ class Config:
                 self.schema.content,
             )
 
+    def __repr__(self) -> str:
+        """The fields that differ from their defaults: what a reader of a log looks for."""
+        changed = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if field.name != "schema" and getattr(self, field.name) != field.default
+        ]
+        return f"Config({', '.join([*changed, f'schema={self.schema!r}'])})"
+
     @property
     def uses_signatures(self) -> bool:
         """Whether any block compares LSH signatures; false for baselines, which have no such block."""
-        return self.architecture == "aif" and ("lsh" in self.memory or self.simtier != "off")
+        compared = self.simtier == "exact" or self.simtier == "codes" and self.codes_by == "signature"
+        return self.architecture == "aif" and ("lsh" in self.memory or compared)
+
+    @property
+    def uses_code_centres(self) -> bool:
+        """Whether SimTier goes by codes that are compared by the cosine of their content."""
+        return self.architecture == "aif" and self.simtier == "codes" and self.codes_by == "cosine"
 
     @property
     def signature_words(self) -> int:
@@ -123,7 +150,7 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Config.from_json` reads it back."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"schema": self.schema.to_json()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Config:

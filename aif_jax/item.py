@@ -51,10 +51,13 @@ def apply(params: Params, features: ItemFeatures, *, config: Config) -> ItemRow:
             features.signature if features.signature is not None else lsh.sign(params["frozen"], jnp.asarray(features.content))
         )
         signature = jnp.asarray(signature)
-    if config.simtier == "codes" and signature is not None:
-        codes, code_weights = simtier.nearest_codes(
-            params["frozen"]["codes"], signature, count=config.codes_per_item, tiers=config.tiers
-        )
+    sizes = {"count": config.codes_per_item, "tiers": config.tiers}
+    if config.uses_code_centres:
+        if features.content is None:
+            raise ValueError("item: codes_by='cosine' needs ItemFeatures.content, got None")
+        codes, code_weights = simtier.nearest_centres(params["frozen"]["code_centres"], jnp.asarray(features.content), **sizes)
+    elif config.simtier == "codes":
+        codes, code_weights = simtier.nearest_codes(params["frozen"]["codes"], jnp.asarray(signature), **sizes)
     return ItemRow(
         vector=made,
         query=layers.dense(own["query"], made) if config.sim_fields else None,

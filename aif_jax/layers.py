@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.data.schema import Attribute, Schema
+from aif_jax.sparse import Rows
 from aif_jax.types import Array, Behaviours, Params
 
 AGE_BUCKETS = 32
@@ -96,9 +97,8 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
-    """One table [size, width] for each attribute, shared by item side and behaviours, and two for behaviours alone."""
-    attributes = (*schema.item_attributes, *schema.user_attributes)
-    sizes = {a.name: a.size for a in attributes} | {"behaviour.action": schema.actions, "behaviour.age": AGE_BUCKETS}
+    """One table [size, width] for each attribute that does not read another's, and two for behaviours alone."""
+    sizes = schema.table_sizes | {"behaviour.action": schema.actions, "behaviour.age": AGE_BUCKETS}
     keys = jax.random.split(key, len(sizes))
     return {
         name: nn.Embed(size, width).init(k, jnp.zeros((1,), jnp.int32))["params"]["embedding"]
@@ -106,12 +106,15 @@ def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
     }
 
 
-def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+def embedding_lookup(table: jax.Array | Rows, ids: jax.Array) -> jax.Array:
     """Rows of a table [size, D] for ids of any shape; ids out of range read row 0, the unknown row.
 
     Inside a compiled function nothing can raise, so the documented answer to an id that the vocabulary does not have is
-    the row trained for unknown ids. At the public edges `data.validate` raises instead.
+    the row trained for unknown ids. At the public edges `data.validate` raises instead. In training, `Rows` may stand in
+    the place of a large table: the rows of the batch alone.
     """
+    if isinstance(table, Rows):
+        return table.read(ids)
     known = (ids >= 0) & (ids < table.shape[0])
     return table.at[jnp.where(known, ids, 0)].get(mode="promise_in_bounds")
 
@@ -120,7 +123,7 @@ def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: 
     """One vector [D] for each attribute: its row, or the mean over the non-zero ids of a bag (zeros for an empty bag)."""
     vectors = []
     for attribute in attributes:
-        rows = embedding_lookup(embedding[attribute.name], jnp.asarray(ids[attribute.name]))
+        rows = embedding_lookup(embedding[attribute.table_name], jnp.asarray(ids[attribute.name]))
         vectors.append(rows if attribute.length == 1 else masked_mean(rows, jnp.asarray(ids[attribute.name]) != 0))
     return vectors
 

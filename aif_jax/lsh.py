@@ -137,6 +137,55 @@ def fit_codes(signatures: np.ndarray, *, codes: int, seed: int = 0, iterations: 
     return pack(jnp.asarray(centres) > 0)
 
 
+def fit_centres(content: np.ndarray, *, codes: int, seed: int = 0, iterations: int = 10) -> np.ndarray:
+    """Bridge codes by k-means on the sphere: each code the direction of the mean of its rows of unit length.
+
+    Where at most R distinct rows have content the codes are these themselves, so SimTier by codes is exact; codes left over
+    repeat the first. Means are taken over at most 256 rows a code, drawn at random; rows that are all zero are left out.
+
+    Args:
+      content: float [N, E].
+      codes: R.
+      seed: of draw and start.
+      iterations: of assignment and mean.
+
+    Returns:
+      float32 [R, E], of unit length.
+    """
+    rng = np.random.default_rng(seed)
+    rows = _unit(np.asarray(content, np.float32))
+    rows = rows[np.any(rows != 0, axis=1)]
+    if not len(rows):
+        raise ValueError(f"lsh.fit_centres: expected rows with content, got {np.shape(content)} of zeros")
+    if len(rows) > codes:
+        rows = rows[rng.permutation(len(rows))[: 256 * codes]]
+    distinct = np.unique(rows, axis=0)
+    if len(distinct) <= codes:
+        return np.concatenate([distinct, np.repeat(distinct[:1], codes - len(distinct), axis=0)])
+    centres = rng.choice(distinct, codes, replace=False)
+    for _ in range(iterations):
+        total = np.zeros_like(centres)
+        np.add.at(total, nearest_centre(rows, centres), rows)
+        centres = np.where(np.any(total != 0, axis=1, keepdims=True), _unit(total), centres)  # an empty code stays
+    return centres
+
+
+def nearest_centre(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The code with the largest product, [N, E] and [R, E] -> int32 [N]; -1 for a row of zeros. In bounded memory."""
+    size = max(1, 2**24 // len(centres))
+    parts = [(rows[at : at + size] @ centres.T).argmax(1) for at in range(0, len(rows), size)]
+    return np.where(np.any(rows != 0, axis=1), np.concatenate(parts), -1).astype(np.int32)
+
+
+def centre_tiers(centres: np.ndarray, *, tiers: int) -> np.ndarray:
+    """Tier of (1 + cosine) / 2 of every two codes: float32 [R, E] -> uint8 [R, R]."""
+    made = np.empty((len(centres), len(centres)), np.uint8)
+    for at in range(0, len(centres), 1024):
+        similarity = (1.0 + centres[at : at + 1024] @ centres.T) / 2.0
+        made[at : at + 1024] = np.clip(similarity * tiers, 0, tiers - 1)
+    return made
+
+
 def fit(content: np.ndarray, config: Config, *, seed: int = 0) -> Params:
     """Everything that a config's model keeps fixed, fitted once on the catalogue's content; give it to
     `model.init(frozen=...)`.
@@ -147,16 +196,21 @@ def fit(content: np.ndarray, config: Config, *, seed: int = 0) -> Params:
       seed: of rotation and codes.
 
     Returns:
-      `projection`, `offset` and, for simtier="codes", `codes`; `content` for architecture="exact"; {} where nothing is needed.
+      `projection` and `offset` where signatures are compared. For simtier="codes" also `codes` by signature; or, by cosine,
+      `code_centres`, the tiers `code_tiers` between them and `item_codes`, the code of every item. `content` for
+      architecture="exact". {} where nothing is needed.
     """
     if np.ndim(content) != 2 or np.shape(content)[1] != config.schema.content:
         raise ValueError(f"lsh.fit content: expected float [N, {config.schema.content}], got shape {np.shape(content)}")
     if config.architecture == "exact":
         return {"content": jnp.asarray(content, jnp.float32)}
+    frozen: Params = {}
+    if config.uses_code_centres:
+        frozen = _by_centres(fit_centres(content, codes=config.codes, seed=seed), content, config)
     if not config.uses_signatures:
-        return {}
-    frozen = fit_projection(content, bits=config.signature_bits, seed=seed)
-    if config.simtier == "codes":
+        return frozen
+    frozen |= fit_projection(content, bits=config.signature_bits, seed=seed)
+    if config.simtier == "codes" and config.codes_by == "signature":
         signatures = sign(frozen, jnp.asarray(content, jnp.float32))
         frozen["codes"] = fit_codes(np.asarray(signatures), codes=config.codes, seed=seed)
     return frozen
@@ -166,11 +220,18 @@ def random_frozen(key: jax.Array, config: Config) -> Params:
     """What `fit` gives, drawn at random: for tests, or before a catalogue is there."""
     if config.architecture == "exact":
         raise ValueError("the exact baseline compares float content: pass frozen=lsh.fit(content, config) to init")
-    if not config.uses_signatures:
-        return {}
     gaussian, codes = jax.random.split(key)
-    frozen = random_projection(gaussian, content=config.schema.content, bits=config.signature_bits)
-    if config.simtier == "codes":
+    frozen: Params = {}
+    if config.uses_code_centres:
+        centres, tiers, items = jax.random.split(codes, 3)
+        between = jax.random.randint(tiers, (config.codes, config.codes), 0, config.tiers).astype(jnp.uint8)
+        frozen["code_centres"] = jax.random.normal(centres, (config.codes, config.schema.content))
+        frozen["code_tiers"] = between
+        frozen["item_codes"] = jax.random.randint(items, (config.schema.item_attribute("item").size,), 0, config.codes)
+    if not config.uses_signatures:
+        return frozen
+    frozen |= random_projection(gaussian, content=config.schema.content, bits=config.signature_bits)
+    if config.simtier == "codes" and config.codes_by == "signature":
         frozen["codes"] = jax.random.bits(codes, (config.codes, config.signature_words), jnp.uint32)
     return frozen
 
@@ -181,13 +242,31 @@ def check_frozen(frozen: Params, config: Config) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     if config.architecture == "exact":
         expected = {"content": (config.schema.item_attribute("item").size, content)}
-    elif config.uses_signatures:
-        expected = {"projection": (content, bits), "offset": (bits,)}
-        if config.simtier == "codes":
+    if config.uses_signatures:
+        expected |= {"projection": (content, bits), "offset": (bits,)}
+        if config.simtier == "codes" and config.codes_by == "signature":
             expected["codes"] = (config.codes, config.signature_words)
+    if config.uses_code_centres:
+        expected |= {"code_centres": (config.codes, content), "code_tiers": (config.codes, config.codes)}
+        expected["item_codes"] = (config.schema.item_attribute("item").size,)
     got = {name: tuple(np.shape(value)) for name, value in frozen.items()}
     if got != expected:
         raise ValueError(f"frozen parameters: expected shapes {expected}, got {got}")
+
+
+def _by_centres(centres: np.ndarray, content: np.ndarray, config: Config) -> Params:
+    size = config.schema.item_attribute("item").size
+    if len(content) != size:
+        raise ValueError(f"lsh.fit content: codes_by='cosine' needs a row for each of the {size} items, got {len(content)}")
+    return {
+        "code_centres": jnp.asarray(centres),
+        "code_tiers": jnp.asarray(centre_tiers(centres, tiers=config.tiers)),
+        "item_codes": jnp.asarray(nearest_centre(np.asarray(content, np.float32), centres)),
+    }
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:

@@ -7,7 +7,8 @@ candidate's key, so the sum over the history can be taken before the candidate i
 
 - kind "lsh": f and g are the signs in {-1, +1}^K of the signatures. With sim = 1/2 + s_i . s_j / (2 K) the similarity-
   weighted mean is exactly (b / 2 + s_i A / (2 K)) / n, where b = sum_j m_j v_j and n = sum_j m_j.
-- kind "learned" (ours): f is a trained item query, g a trained behaviour key: linear attention at the same real-time cost.
+- kind "learned" (ours): f is a trained item query, g a trained behaviour key: linear attention at the same real-time cost. With
+  g a softmax over the history the K entries are bridges over the long history: attention whose weights know all behaviours.
 
 The head receives the mean b / n and the deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned. In
 real time this is one [C, K] x [K, D] product, whatever L is. Source: AIF's LSH-DIN (arXiv 2511.12934) and DIN (1706.06978);
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import lsh
+from aif_jax.layers import masked_softmax
 from aif_jax.types import Memory, UnfoldedMemory
 
 
@@ -65,6 +67,31 @@ def deviation(memory: Memory | UnfoldedMemory, query: jax.Array, project: jax.Ar
         agreement = query @ keys.T
     weights = jnp.where(mask, agreement, 0.0) / (math.sqrt(width) * jnp.maximum(mask.sum(), 1))
     return weights @ memory.values @ project
+
+
+def match(memory: Memory | UnfoldedMemory, query: jax.Array, item: jax.Array) -> jax.Array:
+    """Real time: the candidate's dot product with what its query reads, f_i A . item / (sqrt(K) n).
+
+    Args:
+      memory: of one user.
+      query: float32 [C, K] learned queries.
+      item: float32 [C, D].
+
+    Returns:
+      float32 [C]; zeros for an empty history.
+    """
+    if isinstance(memory, Memory):
+        scale = 1.0 / (math.sqrt(memory.moments.shape[0]) * jnp.maximum(memory.count, 1.0))
+        return (query * (item @ (memory.moments.T * scale))).sum(-1)
+    return (item * deviation(memory, query, jnp.eye(item.shape[-1]))).sum(-1)
+
+
+def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:
+    """Keys [L, K] as shares of the history: n times the softmax over its behaviours, for each of the K entries apart.
+
+    The factor n, the number of behaviours, cancels the mean that the memory takes.
+    """
+    return masked_softmax(keys.T, mask[None, :]).T * mask.sum()
 
 
 def mean(memory: Memory | UnfoldedMemory) -> jax.Array:

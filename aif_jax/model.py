@@ -69,6 +69,18 @@ class PreRanker(NamedTuple):
     interaction: InteractionFn
     joint: JointFn
 
+    def __repr__(self) -> str:
+        """Which functions it is made of, and the config."""
+        parts = {"user": self.user, "item": self.item, "interaction": self.interaction}
+        named = [f"{part}={_name(function)}" for part, function in parts.items()]
+        return f"PreRanker({', '.join(named)}, config={self.config!r})"
+
+
+def _name(function: Any) -> str:
+    """Where a component's function stands, without the config that `assemble` bound to it."""
+    inner = getattr(function, "func", function)
+    return f"{inner.__module__}.{inner.__qualname__}" if hasattr(inner, "__qualname__") else repr(inner)
+
 
 AIF = {
     "user": Component(user.init, user.apply),

@@ -100,16 +100,25 @@ def lookup(cache: SimCache, query: jax.Array, value: jax.Array, project: jax.Arr
 
 def flags(cache: SimCache, value: jax.Array) -> jax.Array:
     """Slot features of every candidate: [C, FLAGS] = missing, log1p(count), log1p(age in days)."""
-    own = _own(cache, value).astype(jnp.float32)
-    features = jnp.stack(
-        [
-            -jnp.ones_like(cache.age),
-            jnp.log1p(cache.count.astype(jnp.float32)),
-            jnp.log1p(jnp.maximum(cache.age, 0.0) / 86400.0),
-        ],
-        -1,
-    )
-    return own @ features + jnp.array([[1.0, 0.0, 0.0]])
+    return own_slot(cache, value) @ slot_flags(cache) + missing()[None, :]
+
+
+def own_slot(cache: SimCache, value: jax.Array) -> jax.Array:
+    """Float 1 where a slot is the candidate's: [C, Q]. Times `slot_flags` plus `missing` it is `flags`: the head's kernel can
+    enter before the candidates do."""
+    return _own(cache, value).astype(jnp.float32)
+
+
+def slot_flags(cache: SimCache) -> jax.Array:
+    """Features of every slot: [Q, FLAGS] = -1, log1p(count), log1p(age in days)."""
+    age = jnp.asarray(cache.age)
+    count, days = jnp.asarray(cache.count).astype(jnp.float32), jnp.maximum(age, 0.0) / 86400.0
+    return jnp.stack([-jnp.ones_like(age), jnp.log1p(count), jnp.log1p(days)], -1)
+
+
+def missing() -> jax.Array:
+    """What a candidate without a slot has: [FLAGS] = 1, 0, 0."""
+    return jnp.array([1.0, 0.0, 0.0])
 
 
 def _own(cache: SimCache, value: jax.Array) -> jax.Array:

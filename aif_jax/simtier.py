@@ -14,7 +14,9 @@ Source: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934). T
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,8 @@ WIDEN = 17
 """Words of one field that a byte can hold: 15 * 17 = 255."""
 WORDS_BYTES = {"cpu": 2**21, "default": 2**28}
 """Bytes of words made before they are widened; on a CPU they stay in the cache."""
+Rule: TypeAlias = Callable[[jax.Array, jax.Array, int], jax.Array]
+"""(candidates [C, ...], behaviours [n, W], T) -> tiers uint32 [n, C]."""
 NOMINAL_CANDIDATES = 1024
 """Candidates that these bytes are shared out among in an export, whose candidate axis is symbolic."""
 
@@ -68,17 +72,36 @@ def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups
       >>> histogram(np.array([[0]], np.uint32), past, tiers=4).tolist()
       [[[0, 0, 0, 2]]]
     """
-    cpu, default = (
-        partial(_packed, tiers=tiers, groups=groups, words_bytes=WORDS_BYTES[platform], serial=platform == "cpu")
-        for platform in ("cpu", "default")
-    )
-    return jax.lax.platform_dependent(candidates, history, cpu=cpu, default=default)
+    return _histogram(_by_bits, candidates, history, tiers=tiers, groups=groups)
 
 
 def code_table(codes: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
     """User side of SimTier by bridge codes: log1p histograms between every code and the history, float32 [R, G * T]."""
-    counts = histogram(codes, history, tiers=tiers, groups=groups)
-    return jnp.log1p(counts.astype(jnp.float32)).reshape(codes.shape[0], groups * tiers)
+    return _log_rows(histogram(codes, history, tiers=tiers, groups=groups))
+
+
+def centre_table(
+    between: jax.Array, code: jax.Array, group: jax.Array, mask: jax.Array, *, tiers: int, groups: int = 1
+) -> jax.Array:
+    """User side of SimTier by codes that are compared by cosine: each behaviour stands for its code.
+
+    Reads L rows of R bytes; no product with content is taken.
+
+    Args:
+      between: uint8 [R, R] tiers of code pairs, `lsh.centre_tiers`.
+      code: int32 [L] code of each behaviour's item, -1 for none: not counted.
+      group: int32 [L] in [0, G).
+      mask: bool [L].
+      tiers: T.
+      groups: G.
+
+    Returns:
+      float32 [R, G * T] log1p histograms.
+    """
+    known = mask & (code >= 0)
+    key = jnp.where(known, code, 0).astype(jnp.uint32)[:, None]
+    history = TierHistory(signature=key, group=group, mask=known)
+    return _log_rows(_histogram(_by_table, between, history, tiers=tiers, groups=groups))
 
 
 def nearest_codes(codes: jax.Array, signature: jax.Array, *, count: int, tiers: int) -> tuple[jax.Array, jax.Array]:
@@ -100,26 +123,60 @@ def nearest_codes(codes: jax.Array, signature: jax.Array, *, count: int, tiers: 
     return index.astype(jnp.int32), jax.nn.softmax(negative * tiers / (signature.shape[-1] * lsh.WORD))
 
 
+def nearest_centres(centres: jax.Array, content: jax.Array, *, count: int, tiers: int) -> tuple[jax.Array, jax.Array]:
+    """`nearest_codes` by cosine: centres float32 [R, E] of unit length, content float32 [E] -> int32 [J], float32 [J]."""
+    similarity = (1.0 + centres @ content / jnp.maximum(jnp.linalg.norm(content), 1e-12)) / 2.0
+    nearest, index = jax.lax.top_k(similarity, count)
+    return index.astype(jnp.int32), jax.nn.softmax(nearest * tiers)
+
+
+def _log_rows(counts: jax.Array) -> jax.Array:
+    return jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], counts.shape[1] * counts.shape[2])
+
+
+def _histogram(rule: Rule, candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int) -> jax.Array:
+    cpu, default = (
+        partial(_packed, rule, tiers=tiers, groups=groups, words_bytes=WORDS_BYTES[platform], serial=platform == "cpu")
+        for platform in ("cpu", "default")
+    )
+    return jax.lax.platform_dependent(candidates, history, cpu=cpu, default=default)
+
+
+def _by_bits(candidates: jax.Array, signature: jax.Array, tiers: int) -> jax.Array:
+    """Tier by differing bits: uint32 [C, W], [n, W] -> uint32 [n, C]."""
+    differing = jnp.uint32(0)
+    for w in range(candidates.shape[-1]):
+        differing += jax.lax.population_count(candidates[:, w] ^ signature[:, w, None])
+    return tier(differing, bits=candidates.shape[-1] * lsh.WORD, tiers=tiers)
+
+
+def _by_table(between: jax.Array, code: jax.Array, tiers: int) -> jax.Array:
+    """Tier by look-up: uint8 [R, R], uint32 [n, 1] -> uint32 [n, R]."""
+    return between.at[code[:, 0]].get(mode="promise_in_bounds").astype(jnp.uint32)
+
+
 def _packed(
-    candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int, words_bytes: int, serial: bool
+    rule: Rule, candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int, words_bytes: int, serial: bool
 ) -> jax.Array:
     """`histogram` in 4-bit fields, one chunk of spans after another; a span is UNROLL * widen behaviours of one group.
 
-    `serial`: the spans of a chunk are added in a loop. XLA on a CPU would else fuse the words into each of their uses.
+    `serial`: the spans of a chunk are added in a loop. XLA on a CPU would else fuse the words into each of their uses, and it
+    unrolls a loop of one: a chunk has two spans or more.
     """
     count, length, words = candidates.shape[0], history.mask.shape[0], -(-tiers // FIELDS)
     symbolic = not isinstance(length, int)  # under jax.export, where sizes cannot be compared
     if not symbolic and length == 0:
         return jnp.zeros((count, groups, tiers), jnp.int32)
     widen = WIDEN if groups == 1 else 4  # groups are padded: short spans for many
-    widen = widen if symbolic else min(widen, -(-length // UNROLL))
+    least = 2 if serial else 1
+    widen = widen if symbolic else min(widen, -(-length // (least * UNROLL)))
     signature, kept, group = _spans(history, groups=groups, span=UNROLL * widen)
     spans = group.shape[0]
     nominal = max(1, count) if isinstance(count, int) else NOMINAL_CANDIDATES
-    per_chunk = max(1, words_bytes // (4 * nominal * words * widen))
+    per_chunk = max(least, words_bytes // (4 * nominal * words * widen))
     chunks = (spans + per_chunk - 1) // per_chunk
     if not symbolic:
-        per_chunk = -(-spans // chunks)  # even chunks need less padding
+        per_chunk = max(least, -(-spans // chunks))  # even chunks need less padding
 
     def chunked(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, chunks * per_chunk - spans)] + [(0, 0)] * (x.ndim - 1))
@@ -132,7 +189,7 @@ def _packed(
     def add_chunk(counts: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         signature, kept, group = chunk
         rows = signature.reshape(-1, UNROLL, signature.shape[-1]), kept.reshape(-1, UNROLL)
-        made = _words(candidates, *rows, tiers=tiers).reshape(words, per_chunk, widen, count).swapaxes(0, 1)
+        made = _words(rule, candidates, *rows, tiers=tiers).reshape(words, per_chunk, widen, count).swapaxes(0, 1)
         if serial:
             return jax.lax.scan(add_span, counts, (made, group))
         widened = jax.vmap(_widen)(made)
@@ -165,16 +222,13 @@ def _spans(history: TierHistory, *, groups: int, span: int) -> tuple[jax.Array, 
     return signature[place], kept.astype(jnp.uint32), own.astype(jnp.int32)
 
 
-def _words(candidates: jax.Array, signature: jax.Array, kept: jax.Array, *, tiers: int) -> jax.Array:
+def _words(rule: Rule, candidates: jax.Array, signature: jax.Array, kept: jax.Array, *, tiers: int) -> jax.Array:
     """Counts of UNROLL behaviours at a time, packed: uint32 [words, n, C] from signatures [n, UNROLL, W], kept [n, UNROLL]."""
-    bits, words = candidates.shape[-1] * lsh.WORD, -(-tiers // FIELDS)
+    words = -(-tiers // FIELDS)
     first_tier = FIELDS * jnp.arange(words, dtype=jnp.uint32)[:, None, None]
     total = jnp.zeros((words, signature.shape[0], candidates.shape[0]), jnp.uint32)
     for j in range(UNROLL):
-        differing = jnp.uint32(0)
-        for w in range(candidates.shape[-1]):
-            differing += jax.lax.population_count(candidates[:, w] ^ signature[:, j, w, None])
-        field = tier(differing, bits=bits, tiers=tiers) - first_tier  # of another word: wraps round or is 8 or more
+        field = rule(candidates, signature[:, j], tiers) - first_tier  # of another word: wraps round or is 8 or more
         total += kept[:, j, None] << (4 * field)  # shifts of 32 and more give zero
     return total
 

@@ -1,25 +1,31 @@
-"""Training: a state, a step, a loop. Optax does the optimisation; `frozen` parameters are never touched.
+"""Training: a state and a step; `loop` runs it. Optax does the optimisation; `frozen` parameters are never touched.
 
 Source: ours.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm.auto import tqdm
 
 from aif_jax.data.batches import Batch
 from aif_jax.model import PreRanker
+from aif_jax.sparse import Rows, Slots, SparseConfig, apply, distinct, ids_of, init_slots, join, mark, split, tables
 from aif_jax.types import Array, Params, record
 
+PART_EVENTS = 10_000
+"""Candidates and behaviours of a part of a batch: with D = 32 its arrays fill the level-2 cache of a core."""
+
 LossFn = Callable[..., jax.Array]
-"""`loss(scores [B, C], labels [B, C], *, where [B, C]) -> []`, see `losses`."""
+"""`loss(scores [B, C], labels [B, C], *, where [B, C]) -> []`, see `losses`; it is given `log_q` too where the batch has it."""
 
 
 @record
@@ -39,7 +45,7 @@ class TrainState:
 
 
 class StepFn(Protocol):
-    """`step(state, batch) -> (state, {"loss": [], "grad_norm": []})`; the state given is consumed."""
+    """`step(state, batch) -> (state, {"loss": [], "grad_norm": [], "applied": bool []})`; the state given is consumed."""
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]: ...
 
@@ -59,90 +65,192 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(step=zero, skipped=zero.copy(), trained=trained, frozen=frozen, opt_state=optimizer.init(trained))
 
 
-def make_step(model: PreRanker, optimizer: optax.GradientTransformation, *, loss: LossFn) -> StepFn:
+def make_step(
+    model: PreRanker,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: LossFn,
+    sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
+    part: int | Literal["auto"] | None = "auto",
+    compute_dtype: Any = jnp.float32,
+    max_grad_norm: float = math.inf,
+) -> StepFn:
     """The compiled training step of a model.
 
-    The user function runs once for each list of candidates. A step whose loss or gradient is not finite leaves parameters and
-    optimizer as they were and counts in `state.skipped`.
+    The user function runs once for each list of candidates. A step whose loss or gradient is not finite, or whose
+    gradient is too large, leaves parameters and optimizer as they were and counts in `state.skipped`.
+
+    On a CPU the time of a large batch is the time of writing arrays such as [B, L, D] to memory. So the batch is taken in parts
+    that stay in the cache: all scores first, then the loss of the whole batch, then part after part the gradient of the scores,
+    for which a part is scored again. The result is that of one pass, up to the order of sums.
 
     Args:
       model: what to train.
-      optimizer: any optax transformation.
-      loss: of scores, labels and mask.
+      optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `aif_jax.sparse`.
+      loss: of scores, labels and mask, and of `log_q` where the batch has it.
+      sparse: which embedding tables are updated by touched rows; None updates every table whole. The state is the same, so a
+        run may go on from a checkpoint with another choice.
+      part: samples of a part; None takes the batch whole; "auto" takes parts where a batch lies on one CPU.
+      compute_dtype: of activations: parameters and float features are cast, ages and logits stay float32, and so do the
+        parameters that are kept (mixed precision with `jnp.bfloat16`).
+      max_grad_norm: a gradient norm above it makes the step change nothing; to end the run instead, see `loop.fit`.
     """
+    names = tables(model.config.schema, sparse)
+    step = partial(
+        _step,
+        model=model,
+        optimizer=optimizer,
+        loss=loss,
+        names=names,
+        compute_dtype=jnp.dtype(compute_dtype),
+        max_grad_norm=max_grad_norm,
+    )
+    compiled = jax.jit(step, donate_argnums=(0, 1), static_argnames="part")
+    return _Step(compiled, names, part)
 
-    def objective(trained: Params, frozen: Params, batch: Batch) -> jax.Array:
-        return loss(score(model, trained | frozen, batch), batch.labels, where=batch.where)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        value, gradient = jax.value_and_grad(objective)(state.trained, state.frozen, batch)
+class _Step:
+    """A compiled step with its scratch, which is no part of the state: nothing is kept there from one step to the next."""
+
+    def __init__(self, compiled: Any, names: tuple[str, ...], part: int | Literal["auto"] | None):
+        self._compiled, self._names, self._part = compiled, names, part
+        self._slots: Slots = {}
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        tables = {name: state.trained["embedding"][name] for name in self._names}
+        for name, table in tables.items():
+            slot = self._slots.get(name)
+            if slot is None or slot.is_deleted() or not _fits(slot, table):
+                self._slots |= init_slots(state.trained, [name])
+        state, metrics, self._slots = self._compiled(state, self._slots, batch, part=self.part(batch))
+        return state, metrics
+
+    def part(self, batch: Batch) -> int | None:
+        """Samples of a part of this batch; None for all."""
+        if not isinstance(self._part, str):
+            return self._part
+        devices = batch.labels.sharding.device_set if isinstance(batch.labels, jax.Array) else jax.devices()[:1]
+        return part_size(batch) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else None
+
+
+def _fits(slot: jax.Array, table: jax.Array) -> bool:
+    return slot.shape[0] == table.shape[0] and slot.sharding.device_set == table.sharding.device_set
+
+
+def part_size(batch: Batch) -> int | None:
+    """Samples whose candidates and histories are about PART_EVENTS; None where the batch is no larger."""
+    samples, candidates = batch.labels.shape
+    events = candidates + sum(h.mask.shape[1] for h in (batch.users.short, batch.users.long))
+    size = max(1, PART_EVENTS // events)
+    return size if size < samples else None
+
+
+def _step(
+    state: TrainState,
+    slots: Slots,
+    batch: Batch,
+    *,
+    model: PreRanker,
+    optimizer: optax.GradientTransformation,
+    loss: LossFn,
+    names: tuple[str, ...],
+    compute_dtype: Any,
+    max_grad_norm: float,
+    part: int | None,
+) -> tuple[TrainState, dict[str, jax.Array], Slots]:
+    schema = model.config.schema
+    dense, whole = split(state.trained, names)
+    features = (batch.users, batch.items)
+    scored = partial(_score, model, compute_dtype=compute_dtype)
+
+    def scores_of(dense: Params, rows: dict[str, jax.Array], slots: Slots, features: Any) -> jax.Array:
+        held = {name: Rows(table=rows[name], slot=slots[name]) for name in names}
+        return scored(join(dense, held) | state.frozen, *features)
+
+    def loss_of(scores: jax.Array) -> jax.Array:
+        correction = {} if batch.log_q is None else {"log_q": batch.log_q}
+        return loss(scores, batch.labels, where=batch.where, **correction)
+
+    def prepare(slots: Slots, features: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Slots]:
+        ids = {name: ids_of(schema, name, *features) for name in names}
+        slots = {name: mark(slots[name], ids[name]) for name in names}
+        return ids, {name: whole[name].at[ids[name]].get(mode="promise_in_bounds") for name in names}, slots
+
+    if part is None:
+        ids, rows, slots = prepare(slots, features)
+        scores, pull = jax.vjp(lambda dense, rows: scores_of(dense, rows, slots, features), dense, rows)
+        value, cotangent = jax.value_and_grad(loss_of)(scores)
+        gradient, row_gradients = pull(cotangent)
+    else:
+        samples, candidates = batch.labels.shape
+        parts = _parts(features, part)
+        scores = jax.lax.map(lambda features: scored(state.params, *features), parts)
+        value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, candidates)[:samples])
+        weight = jnp.pad(cotangent, ((0, -samples % part), (0, 0)))  # samples that fill the last part weigh nothing
+        weight = weight.reshape(-1, part, candidates)
+
+        def body(carry: tuple[Params, Slots], now: tuple[Any, jax.Array]) -> tuple[tuple[Params, Slots], Any]:
+            (total, slots), (features, cotangent) = carry, now
+            ids, rows, slots = prepare(slots, features)
+            _, pull = jax.vjp(lambda dense, rows: scores_of(dense, rows, slots, features), dense, rows)
+            gradient, row_gradients = pull(cotangent)
+            return (jax.tree.map(jnp.add, total, gradient), slots), (ids, row_gradients)
+
+        zeros = jax.tree.map(jnp.zeros_like, dense)
+        (gradient, slots), stacked = jax.lax.scan(body, (zeros, slots), (parts, weight))
+        ids, row_gradients = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked)
+
+    def update(gradient: Params, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
         norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm) & (norm <= max_grad_norm)
 
-        def update(trained: Params, opt_state: Any):
+        def change(trained: Params, opt_state: Any) -> tuple[Any, Any]:
             updates, opt_state = optimizer.update(gradient, opt_state, trained)
             return optax.apply_updates(trained, updates), opt_state
 
-        trained, opt_state = jax.lax.cond(finite, update, lambda *kept: kept, state.trained, state.opt_state)
-        after = TrainState(
-            step=state.step + 1,
-            skipped=state.skipped + jnp.where(finite, 0, 1),
-            trained=trained,
-            frozen=state.frozen,
-            opt_state=opt_state,
-        )
-        return after, {"loss": value, "grad_norm": norm}
+        return *jax.lax.cond(finite, change, lambda *kept: kept, trained, opt_state), (norm, finite)
 
-    return jax.jit(step, donate_argnums=0)
+    if names:
+        found = {name: distinct(slots[name], ids[name]) for name in names}
+        slots = {name: slot for name, (slot, _) in found.items()}
+        touched = {name: one for name, (_, one) in found.items()}
+        trained, opt_state, (norm, finite) = apply(update, state.trained, state.opt_state, gradient, touched, row_gradients)
+    else:
+        trained, opt_state, (norm, finite) = update(gradient, state.trained, state.opt_state)
+    after = TrainState(
+        step=state.step + 1,
+        skipped=state.skipped + jnp.where(finite, 0, 1),
+        trained=trained,
+        frozen=state.frozen,
+        opt_state=opt_state,
+    )
+    return after, {"loss": value, "grad_norm": norm, "applied": finite}, slots
+
+
+def _parts(tree: Any, size: int) -> Any:
+    """Splits the leading axis into parts of one size; the last sample fills what is missing of the last part."""
+
+    def reshape(x: Array) -> jax.Array:
+        x = jnp.asarray(x)
+        x = jnp.pad(x, [(0, -x.shape[0] % size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+        return x.reshape(x.shape[0] // size, size, *x.shape[1:])  # no -1: some features have width 0
+
+    return jax.tree.map(reshape, tree)
+
+
+def _score(model: PreRanker, params: Params, users: Any, items: Any, *, compute_dtype: Any = jnp.float32) -> jax.Array:
+    """Joint scores float32 [B, C], computed in a type of choice."""
+    if compute_dtype != jnp.float32:
+        cast = partial(jax.tree.map, lambda x: x.astype(compute_dtype) if x.dtype == jnp.float32 else x)
+        params = {name: group if name == "frozen" else cast(group) for name, group in params.items()}
+        users = dataclasses.replace(users, floats=cast(users.floats))
+        items = dataclasses.replace(items, floats=cast(items.floats), content=cast(items.content))
+    return jax.vmap(model.joint, (None, 0, 0))(params, users, items).astype(jnp.float32)
 
 
 def score(model: PreRanker, params: Params, batch: Batch) -> jax.Array:
     """Joint scores of a batch, float32 [B, C]."""
-    return jax.vmap(model.joint, (None, 0, 0))(params, batch.users, batch.items)
-
-
-def fit(
-    state: TrainState,
-    step: StepFn,
-    batches: Iterable[Batch],
-    *,
-    total: int | None = None,
-    label: str = "train",
-    log_every: int = 50,
-    on_log: Callable[[int, dict[str, float]], None] | None = None,
-    max_skipped: int = 10,
-    progress: bool = True,
-) -> TrainState:
-    """Runs a step for every batch under a progress bar.
-
-    The device works on one batch while the host gathers the next: nothing waits for a result except every `log_every` steps.
-
-    Args:
-      state: where to start; it is consumed.
-      step: from `make_step`.
-      batches: may be a generator.
-      total: how many batches, for the bar.
-      label: in front of the bar.
-      log_every: steps between two looks at the loss.
-      on_log: receives (step, {"loss", "grad_norm", "skipped"}) at every look.
-      max_skipped: more steps than this without a finite loss or gradient end the run.
-      progress: whether to show the bar.
-
-    Returns:
-      The state after the last batch.
-
-    Raises:
-      FloatingPointError: too many steps were skipped; the message names the step and the last loss.
-    """
-    seen, metrics = 0, {}
-    with tqdm(batches, total=total, desc=label, disable=not progress, unit="step") as bar:
-        for seen, batch in enumerate(bar, 1):
-            state, metrics = step(state, batch)
-            if seen % log_every == 0:
-                _look(state, metrics, bar, on_log, max_skipped)
-        if seen % log_every:
-            _look(state, metrics, bar, on_log, max_skipped)
-    return state
+    return _score(model, params, batch.users, batch.items)
 
 
 def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
@@ -150,16 +258,3 @@ def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Itera
     scores = jax.jit(lambda params, batch: score(model, params, batch))
     for batch in batches:
         yield np.asarray(scores(params, batch))
-
-
-def _look(state: TrainState, metrics: dict[str, jax.Array], bar: tqdm, on_log: Callable | None, max_skipped: int) -> None:
-    values = {name: float(value) for name, value in metrics.items()} | {"skipped": float(state.skipped)}
-    bar.set_postfix(loss=f"{values['loss']:.4f}", skipped=int(values["skipped"]))
-    at = int(state.step)
-    if on_log is not None:
-        on_log(at, values)
-    if values["skipped"] > max_skipped:
-        raise FloatingPointError(
-            f"{int(values['skipped'])} of {at} steps had a loss or gradient that was not finite (allowed: {max_skipped}); "
-            f"the last loss is {values['loss']}: look at the inputs, then at the learning rate"
-        )

@@ -90,6 +90,8 @@ def long_term(params: Params, long: Behaviours, *, config: Config, candidates: i
     memories: dict[str, Memory | UnfoldedMemory] = {}
     for kind in config.memory:
         keys = jnp.asarray(long.signature) if kind == "lsh" else layers.dense(params["user"]["memory_key"], embedded)
+        if kind == "learned" and config.memory_keys == "softmax":
+            keys = memory.softmax_keys(keys, mask)
         key_width = config.signature_bits if kind == "lsh" else config.memory_width
         unfolded = candidates is not None and memory.cheaper_unfolded(candidates, key_width)
         memories[kind] = (
@@ -119,7 +121,12 @@ def _tiers(params: Params, long: Behaviours, *, config: Config) -> TierHistory |
     action = jnp.asarray(long.action)
     known = (action >= 0) & (action < config.tier_groups)
     group = jnp.where(known, action, 0) if config.tiers_by_action else jnp.zeros_like(action)
-    history = TierHistory(signature=jnp.asarray(long.signature), group=group, mask=jnp.asarray(long.mask))
+    mask = jnp.asarray(long.mask)
+    if config.uses_code_centres:
+        frozen = params["frozen"]
+        code = layers.embedding_lookup(jnp.asarray(frozen["item_codes"]), jnp.asarray(long.ids["item"]))
+        return simtier.centre_table(frozen["code_tiers"], code, group, mask, tiers=config.tiers, groups=config.tier_groups)
+    history = TierHistory(signature=jnp.asarray(long.signature), group=group, mask=mask)
     if config.simtier == "exact":
         return history
     return simtier.code_table(params["frozen"]["codes"], history, tiers=config.tiers, groups=config.tier_groups)

@@ -22,7 +22,7 @@ def grow_vocabulary(
 
     Args:
       params: of the old vocabulary; not changed.
-      name: attribute whose table params["embedding"][name], float [old size, D], grows.
+      name: attribute whose table `params["embedding"][name]`, float [old size, D], grows.
       size: rows of the new vocabulary, the unknown row 0 included.
       key: typed random key.
       config: of `params`.

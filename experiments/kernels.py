@@ -3,12 +3,15 @@
 Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
           SimTier under 2.5 ms and 8 MiB, the interaction with bridge codes under twice its head and the same at any L.
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
-Time      about a minute a size, 20 sizes by default (--candidates, --lengths). PyTorch and faiss are measured where they
-          are installed (`pip install "aif_jax[benchmarks]"`) and left out otherwise.
-Protocol  Every form is compiled and its result checked before the clock starts; arms of one size are interleaved, inputs lie on
-          the device, `block_until_ready` ends the clock. A figure is the median. Forms that hold a [C, L] array are left out
-          where that has more than 7e7 entries. "head_only" is the head's MLP on blocks that lie ready; "base" is a model
-          that has no other block. The bound is what popcounts alone would take at the rate measured in the same run.
+Time      about a minute a size, 20 sizes by default (--candidates, --lengths, --bits). PyTorch and faiss are measured where
+          they are installed (`pip install "aif_jax[benchmarks]"`) and left out otherwise.
+Protocol  Every form is compiled and its result checked before the clock starts; inputs lie on the device, `block_until_ready`
+          ends the clock, a figure is the median. What does not grow with L is timed in one round-robin over all lengths, so
+          that a drift of the machine hits all alike; what grows is interleaved length by length. Forms that hold a [C, L]
+          array are left out where that has more than 7e7 entries. "head_only" is the head's MLP on blocks that lie ready; it
+          does not see L, so its own spread over L says what the clock is worth. "base" is a model that has no other block.
+Bound     What the machine would take at the rates measured in the same run: popcounts alone for SimTier; for the linear DIN and
+          the interaction the larger of multiply-adds and of bytes in and out, from the cache.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from experiments import common
 
 WIDTH, TIERS, CODES, CONTENT = 32, 8, 256, 32
 LARGEST = 7e7
+BOUNDED = ("din_linear", "interaction")
 Arm = tuple[Callable[..., Any], tuple]
 
 
@@ -50,13 +54,21 @@ def main(arguments: list[str] | None = None) -> None:
         candidates, lengths, bits, options.rounds = [40], [64], [64], 2
 
     figures: dict[str, Any] = {"largest_pairs": LARGEST, "rates": rates(options.smoke)}
-    for c, n, k in tqdm([(c, n, k) for k in bits for c in candidates for n in lengths], desc="sizes", unit="size"):
-        found = measure(c, n, k, options.rounds)
-        found["simtier_bound"] = 1e3 * c * n * k / 32 / figures["rates"]["popcounts_per_second"]
+    bar = tqdm(total=len(bits) * len(candidates) * (len(lengths) + 1), desc="sizes", unit="size")
+    for k in bits:
         into = figures if k == 64 else figures.setdefault(f"k{k}", {})
-        for name, milliseconds in found.items():
-            into.setdefault(f"{name}_ms", {})[f"{c},{n}"] = milliseconds
-        into.setdefault("simtier_extra_mib", {})[f"{c},{n}"] = extra_mib(c, n, k)
+        for c in candidates:
+            record(into, c, flat(c, lengths, k, options.rounds, figures["rates"]))
+            bar.update()
+            for n in lengths:
+                record(into, c, {n: growing(c, n, k, options.rounds, figures["rates"])})
+                into.setdefault("simtier_extra_mib", {})[f"{c},{n}"] = extra_mib(c, n, k)
+                bar.update()
+            for name in ("interaction", "head_only"):
+                times = [into[f"{name}_ms"][f"{c},{n}"] for n in lengths]
+                into.setdefault(f"{name}_longest_over_shortest", {})[str(c)] = times[-1] / times[0]
+                into.setdefault(f"{name}_spread_over_lengths", {})[str(c)] = max(times) / min(times)
+    bar.close()
     for k in bits:
         into = figures if k == 64 else figures[f"k{k}"]
         names = [name for name in into if name.endswith("_ms")]
@@ -64,62 +76,107 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"\nK={k}, milliseconds by C,L\n" + common.table(rows, ["form", *(f"{c},{n}" for c in candidates for n in lengths)])
         )
+        for name in (name for name in into if "_over_" in name or name == "simtier_extra_mib"):
+            print(f"K={k} {name}: {into[name]}")
     print(f"\nrates: {figures['rates']}")
     plot(options.plot, figures, candidates[0], lengths)
     common.write_json(options.json, figures)
 
 
-def measure(candidates: int, length: int, bits: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds of every form at one size."""
+def record(into: dict[str, Any], candidates: int, found: dict[int, dict[str, float]]) -> None:
+    """Files milliseconds by length and form under "<form>_ms" and "C,L"."""
+    for length, forms in found.items():
+        for name, milliseconds in forms.items():
+            into.setdefault(f"{name}_ms", {})[f"{candidates},{length}"] = milliseconds
+
+
+def flat(candidates: int, lengths: list[int], bits: int, rounds: int, rate: dict[str, float]) -> dict[int, dict[str, float]]:
+    """Median milliseconds of the forms that do not grow with L, all lengths in one round-robin, and their bounds."""
+    arms = {(name, n): arm for n in lengths for name, arm in fixed_forms(candidates, n, bits).items()}
+    times = interleaved({f"{name},{n}": arm for (name, n), arm in arms.items()}, rounds)
+    found: dict[int, dict[str, float]] = {n: {} for n in lengths}
+    for name, n in arms:
+        found[n][name] = times[f"{name},{n}"]
+        if name in BOUNDED:
+            found[n][f"{name}_bound"] = bound(arms[name, n], rate)
+    return found
+
+
+def growing(candidates: int, length: int, bits: int, rounds: int, rate: dict[str, float]) -> dict[str, float]:
+    """Median milliseconds of the forms that grow with L, other libraries beside them, and the bound of popcounts."""
     arms = forms(candidates, length, bits) | other_libraries(candidates, length, bits)
+    found = interleaved(arms, max(2, rounds // 3 if candidates * length > 2e6 else rounds))
+    return found | {"simtier_bound": 1e3 * candidates * length * bits / 32 / rate["popcounts_per_second"]}
+
+
+def interleaved(arms: dict[str, Arm], rounds: int) -> dict[str, float]:
+    """Median milliseconds of every arm, timed in turn."""
     spent = {name: (lambda _, f=f, inputs=inputs: timed(f, inputs)) for name, (f, inputs) in arms.items()}
-    slow = candidates * length > 2e6
-    return {name: float(np.median(t)) for name, t in common.interleaved(spent, max(2, rounds // 3 if slow else rounds)).items()}
+    return {name: float(np.median(times)) for name, times in common.interleaved(spent, rounds).items()}
+
+
+def history(candidates: int, length: int, bits: int) -> tuple[Array, ...]:
+    """Signatures of items and behaviours, values, queries, mask and a kernel, drawn at random."""
+    rng = np.random.default_rng(0)
+    item, past = (jnp.asarray(rng.integers(0, 2**32, (n, bits // 32), dtype=np.uint32)) for n in (candidates, length))
+    values, query = (jnp.asarray(rng.normal(size=(n, WIDTH)), jnp.float32) for n in (length, candidates))
+    mask, kernel = rng.random(length) < 0.9, rng.normal(size=(WIDTH, 64)).astype(np.float32)
+    return item, past, values, query, jnp.asarray(mask), jnp.asarray(kernel)
 
 
 def forms(candidates: int, length: int, bits: int) -> dict[str, Arm]:
-    """Our forms, compiled and checked against each other."""
-    rng = np.random.default_rng(0)
-    words = bits // 32
-    item, past = (jnp.asarray(rng.integers(0, 2**32, (n, words), dtype=np.uint32)) for n in (candidates, length))
-    values, query = (jnp.asarray(rng.normal(size=(n, WIDTH)), jnp.float32) for n in (length, candidates))
-    mask = jnp.asarray(rng.random(length) < 0.9)
-    kernel = jnp.asarray(rng.normal(size=(WIDTH, 64)), jnp.float32)
+    """Our forms that compare every pair, compiled and checked against each other."""
+    item, past, values, query, mask, kernel = history(candidates, length, bits)
     tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=mask)
-    folded, unfolded = memory.fold(past, values, mask), UnfoldedMemory(keys=past, values=values, mask=mask)
     arms: dict[str, Arm] = {
-        "din_linear": compiled(memory.deviation, folded, item, kernel),
         "simtier": compiled(partial(simtier.histogram, tiers=TIERS), item, tiers),
+        "interaction_exact": whole(candidates, length, bits, simtier="exact")[0],
     }
     if candidates * length <= LARGEST:
+        unfolded = UnfoldedMemory(keys=past, values=values, mask=mask)
         arms["din_direct"] = compiled(memory.deviation, unfolded, item, kernel)
         arms["din_softmax"] = compiled(lambda q, v, m: attention(q, v, v, m) @ kernel, query, values, mask)
         arms["simtier_naive"] = compiled(partial(simtier.histogram_reference, tiers=TIERS), item, tiers)
-        np.testing.assert_allclose(*(run(arms[name]) for name in ("din_linear", "din_direct")), rtol=1e-3, atol=1e-3)
+        linear = memory.deviation(memory.fold(past, values, mask), item, kernel)
+        np.testing.assert_allclose(linear, run(arms["din_direct"]), rtol=1e-3, atol=1e-3)
         np.testing.assert_array_equal(*(run(arms[name]) for name in ("simtier", "simtier_naive")))
-    return arms | whole(candidates, length, bits)
-
-
-def whole(candidates: int, length: int, bits: int) -> dict[str, Arm]:
-    """The interaction by codes and exact, the codes' look-up alone, the head on ready blocks, and a model of nothing else."""
-    off: dict[str, Any] = {"bridges": 0, "sim_fields": (), "memory": (), "simtier": "off"}
-    arms = {}
-    for name, changes in {"interaction": {"simtier": "codes"}, "interaction_exact": {}, "base": off}.items():
-        config = aif.Config(
-            schema=schema(), width=WIDTH, long_length=length, signature_bits=bits, tiers=TIERS, codes=CODES, **changes
-        )
-        model = aif.build(config)
-        params = jax.jit(model.init)(jax.random.key(0))
-        user, items = request(candidates, length, config)
-        state, rows = jax.jit(model.user)(params, user), jax.jit(jax.vmap(model.item, (None, 0)))(params, items)
-        arms[name] = compiled(model.interaction, params, state, rows)
-        if name == "interaction":
-            arms["simtier_codes"] = compiled(partial(interaction.tier_block, config=config), state, rows)
-            widths = interaction.blocks(config)
-            keys = jax.random.split(jax.random.key(1), len(widths))
-            ready = {n: jax.random.normal(k, (candidates, w)) for k, (n, w) in zip(keys, widths.items(), strict=True)}
-            arms["head_only"] = compiled(head.concatenated, params["interaction"], ready)
     return arms
+
+
+def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Arm]:
+    """Forms whose inputs have the same shapes at any L: linear DIN, the interaction by codes and parts of it, the head on ready
+    blocks, and a model of nothing else."""
+    item, past, values, _, mask, kernel = history(candidates, length, bits)
+    arms: dict[str, Arm] = {"din_linear": compiled(memory.deviation, memory.fold(past, values, mask), item, kernel)}
+    arms["interaction"], config = whole(candidates, length, bits, simtier="codes")
+    params, state, rows = arms["interaction"][1]
+    arms["simtier_codes"] = compiled(partial(interaction.tier_block, config=config), state, rows)
+    widths = interaction.blocks(config)
+    keys = jax.random.split(jax.random.key(1), len(widths))
+    ready = {n: jax.random.normal(k, (candidates, w)) for k, (n, w) in zip(keys, widths.items(), strict=True)}
+    arms["head_only"] = compiled(head.concatenated, params["interaction"], ready)
+    arms["base"], _ = whole(candidates, length, bits, bridges=0, sim_fields=(), memory=(), simtier="off")
+    return arms
+
+
+def whole(candidates: int, length: int, bits: int, **changes: Any) -> tuple[Arm, aif.Config]:
+    """The interaction of a model, with one user's state after `length` behaviours."""
+    config = aif.Config(
+        schema=schema(), width=WIDTH, long_length=length, signature_bits=bits, tiers=TIERS, codes=CODES, **changes
+    )
+    model = aif.build(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    user, items = request(candidates, length, config)
+    state, rows = jax.jit(model.user)(params, user), jax.jit(jax.vmap(model.item, (None, 0)))(params, items)
+    return compiled(model.interaction, params, state, rows), config
+
+
+def bound(arm: Arm, rate: dict[str, float]) -> float:
+    """Milliseconds that multiply-adds alone, or bytes in and out alone, would take."""
+    made = arm[0].lower(*arm[1]).compile()  # type: ignore[attr-defined]
+    size = made.memory_analysis()
+    moved = (size.argument_size_in_bytes + size.output_size_in_bytes) / rate["cached_bytes_per_second"]
+    return 1e3 * max(moved, made.cost_analysis()["flops"] / 2 / rate["multiply_adds_per_second"])
 
 
 def other_libraries(candidates: int, length: int, bits: int) -> dict[str, Arm]:
@@ -183,24 +240,28 @@ def request(candidates: int, length: int, config: aif.Config) -> tuple[aif.UserF
 
 
 def rates(smoke: bool) -> dict[str, float]:
-    """What the machine can do: 32-bit popcounts a second out of the cache, and bytes a second out of memory."""
+    """What the machine can do: 32-bit popcounts a second out of the cache, bytes a second out of memory and cache (read and
+    written), and multiply-adds of float32 matrices a second."""
     data = jnp.arange(2**16, dtype=jnp.uint32)
-    repeats = 64
+    repeats, side = 64, 256 if smoke else 1024
     count = jax.jit(lambda x: sum((jax.lax.population_count(x ^ jnp.uint32(i)) for i in range(repeats)), jnp.uint32(0)))
-    large = jnp.zeros(2**22 if smoke else 2**26, jnp.float32)
-    copy = jax.jit(lambda x: x + 1.0)
+    large, small = jnp.zeros(2**22 if smoke else 2**26, jnp.float32), jnp.zeros(2**18, jnp.float32)
+    square = jnp.ones((side, side))
+    copy, product = jax.jit(lambda x: x + 1.0), jax.jit(lambda x: x @ x)
     best = {}
-    for name, f, x in (("popcounts", count, data), ("bytes", copy, large)):
+    for name, f, x in (
+        ("popcounts", count, data), ("bytes", copy, large), ("cached_bytes", copy, small), ("multiply_adds", product, square),
+    ):  # fmt: skip
         jax.block_until_ready(f(x))
         best[name] = min(timed(f, (x,)) for _ in range(10)) / 1e3
-    return {
-        "popcounts_per_second": repeats * data.size / best["popcounts"],
-        "bytes_per_second": 2 * large.nbytes / best["bytes"],
-    }
+    done = {
+        "popcounts": repeats * data.size, "bytes": 2 * large.nbytes, "cached_bytes": 2 * small.nbytes, "multiply_adds": side**3,
+    }  # fmt: skip
+    return {f"{name}_per_second": done[name] / seconds for name, seconds in best.items()}
 
 
 def extra_mib(candidates: int, length: int, bits: int) -> float:
-    """Memory that the exact SimTier needs beside inputs and output."""
+    """MiB that the compiled exact SimTier allocates beside inputs and output, by XLA's own account of the program."""
     words = bits // 32
     past = TierHistory(
         signature=jnp.zeros((length, words), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax import checkpoint, losses, train
+from aif_jax import checkpoint, loop, losses, train
 from aif_jax.data import fetch, movielens
 from aif_jax.data.batches import next_item_batches
 from aif_jax.data.dataset import Dataset
@@ -166,7 +166,7 @@ def fit(
             dataset, positions, config=config, sampler=sampler, batch_size=options.batch_size, negatives=NEGATIVES,
             seed=options.seed, epoch=epoch,
         )  # fmt: skip
-        state = train.fit(state, step, batches, total=steps, label=f"{config.architecture} epoch {epoch + 1}/{options.epochs}")
+        state = loop.fit(state, step, batches, total=steps, label=f"{config.architecture} epoch {epoch + 1}/{options.epochs}")
     return model, jax.block_until_ready(state.params), dataset
 
 

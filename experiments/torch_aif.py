@@ -25,13 +25,14 @@ class TorchAIF(nn.Module):
     Args:
       params: of the JAX model.
       config: architecture "aif", memory ("lsh",) or (), simtier "exact" or "off", one tier group.
+      sparse: embedding tables with sparse gradients, for SparseAdam and Adagrad.
     """
 
-    def __init__(self, params: dict[str, Any], config: aif.Config):
+    def __init__(self, params: dict[str, Any], config: aif.Config, *, sparse: tuple[str, ...] = ()):
         super().__init__()
         if config.architecture != "aif" or "learned" in config.memory or config.simtier == "codes" or config.tiers_by_action:
             raise ValueError(f"TorchAIF: expected LSH memory and exact tiers of one group, got {config}")
-        self.config = config
+        self.config, self.sparse = config, sparse
         self.weights = nn.ParameterDict(
             {
                 path: nn.Parameter(torch.tensor(np.asarray(leaf)))
@@ -125,12 +126,15 @@ class TorchAIF(nn.Module):
         bucket = (torch.frexp(1 + history["age"]).exponent - 1).clamp(0, AGE_BUCKETS - 1).long()
         total = total + F.embedding(bucket, self._get("embedding/behaviour.age"))
         for field in self.config.schema.behaviour_fields:
-            total = total + F.embedding(history["ids"][field], self._get(f"embedding/{field}"))
+            total = total + self._rows(field, history["ids"][field])
         return total * history["mask"][..., None]
 
     def _attribute(self, attribute: aif.Attribute, ids: dict) -> Tensor:
-        rows = F.embedding(ids[attribute.name], self._get(f"embedding/{attribute.name}"))
+        rows = self._rows(attribute.name, ids[attribute.name])
         return rows if attribute.length == 1 else _masked_mean(rows, ids[attribute.name] != 0)
+
+    def _rows(self, table: str, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self._get(f"embedding/{table}"), sparse=table in self.sparse)
 
     def _dense(self, path: str, x: Tensor) -> Tensor:
         return x @ self._get(f"{path}/kernel") + self._get(f"{path}/bias")
@@ -140,6 +144,15 @@ class TorchAIF(nn.Module):
         for i, layer in enumerate(layers):
             x = self._dense(f"{path}/{layer}", F.relu(x) if i else x)
         return x
+
+    def optimizers(self, learning_rate: float, *, adagrad: bool = False) -> list[torch.optim.Optimizer]:
+        """Adam (or Adagrad) of everything; of sparse tables SparseAdam (or Adagrad, which takes sparse gradients)."""
+        rows = [self._get(f"embedding/{name}") for name in self.sparse]
+        rest = [weight for weight in self.weights.values() if not any(weight is row for row in rows)]
+        if adagrad:
+            return [torch.optim.Adagrad([*rows, *rest], lr=learning_rate, initial_accumulator_value=0.1)]
+        made: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=learning_rate)]
+        return made + ([torch.optim.SparseAdam(rows, lr=learning_rate)] if rows else [])
 
     def _get(self, path: str) -> Tensor:
         return self.weights[path.replace(".", "|")]

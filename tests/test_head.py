@@ -47,7 +47,10 @@ def test_product_by_either_form(candidates):
     user, item = rng.normal(size=4).astype(np.float32), rng.normal(size=(candidates, 4)).astype(np.float32)
     kernels = own["first"]["kernels"]
     np.testing.assert_allclose(
-        head.product(own, user, item), item @ kernels["item"] + (user * item) @ kernels["product"], rtol=1e-4, atol=1e-5
+        head.total(head.product(own, user, item)),
+        item @ kernels["item"] + (user * item) @ kernels["product"],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -87,6 +90,7 @@ def request(config, *, candidates, kept, seed=0):
 CONFIGS = {
     "everything": {},
     "codes": {"simtier": "codes", "codes_per_item": 2},
+    "codes by cosine": {"simtier": "codes", "codes_by": "cosine"},
     "by action": {"tiers_by_action": True, "simtier": "exact"},
     "base": {"sequence": False, "bridges": 0, "sim_fields": (), "memory": (), "simtier": "off"},
     "one hidden layer": {"head_hidden": (16,)},
@@ -127,7 +131,11 @@ def test_gradient_of_the_split_form_is_that_of_the_concatenated_form():
 
     def split(own, user, item):
         kernels = own["first"]["kernels"]
-        first = own["first"]["bias"] + user @ kernels["user"] + head.product(own, user, item) + tiers @ kernels["tiers"]
+        first = (
+            own["first"]["bias"]
+            + user @ kernels["user"]
+            + head.total(head.product(own, user, item) + [(tiers, kernels["tiers"])])
+        )
         return head.finish(own, first).sum()
 
     def whole(own, user, item):

@@ -151,11 +151,63 @@ def test_codes_are_bitwise_majorities_of_their_signatures(rng):
         np.testing.assert_array_equal(np.array(reference.signs(codes[r]))[decided], np.sign(votes)[decided])
 
 
+def test_centres_are_the_catalogue_where_they_cover_it(rng):
+    content = rng.normal(size=(5, 8)).astype(np.float32)
+    rows = np.concatenate([np.zeros((1, 8)), content, 3 * content])
+    centres = lsh.fit_centres(rows, codes=12)
+    assert centres.shape == (12, 8) and centres.dtype == np.float32
+    unit = content / np.linalg.norm(content, axis=1, keepdims=True)
+    assert np.all((centres @ unit.T).max(1) > 1 - 1e-6) and np.all((centres @ unit.T).max(0) > 1 - 1e-6)
+    nearest = lsh.nearest_centre(rows, centres)
+    assert nearest.dtype == np.int32 and nearest[0] == -1
+    np.testing.assert_allclose(centres[nearest[1:]], np.concatenate([unit, unit]), rtol=1e-5)
+
+
+def test_centres_are_means_of_their_rows_and_find_planted_clusters(rng):
+    planted = np.linalg.qr(rng.normal(size=(10, 10)))[0][:4]
+    content = np.repeat(planted, 50, axis=0) + 0.05 * rng.normal(size=(200, 10))
+    content *= rng.uniform(0.1, 9, (200, 1))  # length does not count
+    centres = lsh.fit_centres(content, codes=4, seed=5)
+    assert np.all((planted @ centres.T).max(1) > 0.99)
+    unit = content / np.linalg.norm(content, axis=1, keepdims=True)
+    nearest = (unit @ centres.T).argmax(1)
+    for r in range(4):
+        total = unit[nearest == r].sum(0)
+        np.testing.assert_allclose(centres[r], total / np.linalg.norm(total), atol=1e-5)
+
+
+def test_centres_need_content():
+    with pytest.raises(ValueError, match=r"expected rows with content, got \(3, 2\) of zeros"):
+        lsh.fit_centres(np.zeros((3, 2)), codes=2)
+
+
+def test_tiers_between_centres_by_hand():
+    """Cosines 1, 0, -1 and 0.6 are similarities 1, 0.5, 0 and 0.8: of four tiers the last, third, first and last."""
+    centres = np.array([[1, 0], [0, 1], [-1, 0], [0.6, 0.8]], np.float32)
+    made = lsh.centre_tiers(centres, tiers=4)
+    assert made.dtype == np.uint8
+    assert made[0].tolist() == [3, 2, 0, 3]
+    np.testing.assert_array_equal(made, made.T)
+
+
+def test_codes_by_cosine_need_a_row_for_each_item(rng):
+    config = aif.tiny(simtier="codes", codes_by="cosine")
+    with pytest.raises(ValueError, match="needs a row for each of the 50 items, got 49"):
+        lsh.fit(rng.normal(size=(49, 12)), config)
+
+
 def test_fit_gives_what_each_config_keeps_fixed(rng):
     content = rng.normal(size=(50, 12)).astype(np.float32)
     assert lsh.fit(content, aif.tiny(memory=(), simtier="off")) == {}
     assert sorted(lsh.fit(content, aif.tiny())) == ["offset", "projection"]
-    for config in (aif.tiny(simtier="codes"), aif.tiny(architecture="exact", memory=(), simtier="off")):
+    by_cosine = aif.tiny(simtier="codes", codes_by="cosine", memory=("learned",))
+    assert not by_cosine.uses_signatures
+    assert sorted(lsh.fit(content, by_cosine)) == ["code_centres", "code_tiers", "item_codes"]
+    assert sorted(lsh.fit(content, by_cosine.replace(memory=("lsh",)))) == [
+        "code_centres", "code_tiers", "item_codes", "offset", "projection",
+    ]  # fmt: skip
+    lsh.check_frozen(lsh.random_frozen(jax.random.key(0), by_cosine), by_cosine)
+    for config in (by_cosine, aif.tiny(simtier="codes"), aif.tiny(architecture="exact", memory=(), simtier="off")):
         lsh.check_frozen(lsh.fit(content, config), config)
     lsh.check_frozen(lsh.random_frozen(jax.random.key(0), aif.tiny(simtier="codes")), aif.tiny(simtier="codes"))
 

@@ -27,7 +27,8 @@ OWNERS = {
     "jax.set_mesh": ("sharding.py",),
     "jax.shard_map": ("sharding.py",),
     "asyncio": ("serving.py", "serving/"),
-    "threading": ("serving.py", "serving/", "index/gate.py"),  # a lock between readers and the writer of an index
+    # a lock between readers and the writer of an index; a thread that makes the next training batches
+    "threading": ("serving.py", "serving/", "index/gate.py", "data/prefetch.py"),
     "concurrent": ("serving.py", "serving/"),
     "multiprocessing": (),
     "pickle": (),
@@ -36,7 +37,10 @@ OWNERS = {
     "torch": (),
     "faiss": (),
 }
-OPTIONAL = ("sklearn", "matplotlib", "pyarrow", "torch", "faiss", "prometheus_client", "flatbuffers", "onnx", "onnxruntime")
+OPTIONAL = (
+    "sklearn", "matplotlib", "pyarrow", "torch", "faiss", "prometheus_client", "tensorboardX", "flatbuffers", "onnx",
+    "onnxruntime",
+)  # fmt: skip
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip

@@ -30,7 +30,7 @@ def expected(candidates, past, tiers, groups=1):
 
 def packed(candidates, past, *, tiers, groups=1):
     """The form for accelerators, which a CPU can run too; in several chunks."""
-    return simtier._packed(candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False)
+    return simtier._packed(simtier._by_bits, candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False)
 
 
 FORMS = [
@@ -59,7 +59,7 @@ def test_counts_by_hand():
 @pytest.mark.parametrize(
     ("bits", "tiers", "groups", "length", "candidates"),
     [(32, 4, 1, 24, 5), (64, 8, 1, 70, 9), (96, 5, 3, 33, 4), (256, 64, 2, 65, 3), (32, 64, 1, 7, 3), (64, 2, 5, 1, 1),
-     (128, 7, 4, 130, 17)],
+     (128, 7, 4, 130, 17), (160, 12, 2, 31, 4), (192, 3, 1, 16, 2), (224, 33, 1, 20, 3)],
 )  # fmt: skip
 def test_matches_the_reference(form, bits, tiers, groups, length, candidates):
     rng = np.random.default_rng(bits + tiers)
@@ -161,8 +161,59 @@ def test_nearest_codes_match_the_reference(count):
     assert index[0, 0] == 4
 
 
+@pytest.mark.parametrize(("tiers", "groups", "length"), [(8, 1, 40), (5, 3, 33), (64, 2, 700), (2, 1, 1)])
+def test_codes_by_cosine_are_exact_where_they_cover_the_catalogue(tiers, groups, length):
+    """The histogram of the float cosine itself, with behaviours that have no code left out."""
+    rng = np.random.default_rng(tiers)
+    catalogue = np.concatenate([np.zeros((1, 6)), rng.normal(size=(20, 6))]).astype(np.float32)
+    centres = lsh.fit_centres(catalogue, codes=24)
+    between, item_codes = lsh.centre_tiers(centres, tiers=tiers), lsh.nearest_centre(catalogue, centres)
+    past, group = rng.integers(0, 21, length), rng.integers(0, groups, length).astype(np.int32)
+    mask = rng.random(length) < 0.8
+    table = jax.jit(simtier.centre_table, static_argnames=("tiers", "groups"))(
+        between, item_codes[past], group, mask, tiers=tiers, groups=groups
+    )
+    assert table.shape == (24, groups * tiers) and table.dtype == jnp.float32
+    counts = reference.cosine_histogram(catalogue[1:], catalogue[past], group, mask & (past > 0), tiers, groups)
+    index, weight = jax.jit(jax.vmap(lambda c: simtier.nearest_centres(centres, c, count=1, tiers=tiers)))(catalogue[1:])
+    assert index.dtype == jnp.int32
+    np.testing.assert_allclose(weight, 1.0)
+    np.testing.assert_allclose(table[index[:, 0]], np.log1p(counts).reshape(20, -1), rtol=1e-6)
+
+
+def test_centre_table_under_vmap_and_with_nothing_to_count():
+    rng = np.random.default_rng(0)
+    between = rng.integers(0, 4, (7, 7)).astype(np.uint8)
+    code, group, mask = rng.integers(-1, 7, (3, 20)), rng.integers(0, 2, (3, 20)), rng.random((3, 20)) < 0.7
+    mask[2] = False
+    table = jax.jit(jax.vmap(lambda *x: simtier.centre_table(jnp.asarray(between), *x, tiers=4, groups=2)))(code, group, mask)
+    expected = np.zeros((3, 7, 2, 4))
+    for b, j in zip(*np.nonzero(mask & (code >= 0)), strict=True):
+        expected[b, np.arange(7), group[b, j], between[code[b, j]]] += 1
+    np.testing.assert_allclose(table, np.log1p(expected).reshape(3, 7, 8), rtol=1e-6)
+    assert not np.any(table[2])
+
+
+def test_weights_of_several_centres():
+    """softmax of the similarity in tiers: cosines 1 and 0 are four of eight tiers apart."""
+    centres = jnp.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
+    index, weight = simtier.nearest_centres(centres, jnp.array([5.0, 0.0]), count=2, tiers=8)
+    assert index.tolist() == [1, 0]
+    np.testing.assert_allclose(weight[0] / weight[1], np.exp(4), rtol=1e-5)
+
+
 def test_no_array_of_all_pairs_is_held():
     """At C=1000, L=4096, K=64 the exact form needs less than 8 MiB beside its inputs and outputs; [C, L] bytes are 4 MB."""
     past = TierHistory(signature=jnp.zeros((4096, 2), jnp.uint32), group=jnp.zeros(4096, jnp.int32), mask=jnp.ones(4096, bool))
     compiled = histogram.lower(jnp.zeros((1000, 2), jnp.uint32), past, tiers=8).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * 2**20
+
+
+@pytest.mark.parametrize(("candidates", "length"), [(1000, 20), (1000, 128), (1000, 4096), (16_384, 600)])
+def test_every_pair_is_compared_once(candidates, length):
+    """XLA must not copy the comparisons into each of their uses, as it does where a chunk is a single span."""
+    past = TierHistory(
+        signature=jnp.zeros((length, 2), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)
+    )
+    program = histogram.lower(jnp.zeros((candidates, 2), jnp.uint32), past, tiers=8).compile().as_text()
+    assert program.count(" popcnt(") == 2 * simtier.UNROLL

@@ -8,11 +8,13 @@ import optax
 import pytest
 
 import aif_jax as aif
-from aif_jax import losses, train
+from aif_jax import loop, losses, train
 from aif_jax.data.batches import next_item_batches
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.data.synthetic import synthetic_world
+from tests import demo
+from tests.test_sparse import batch_of
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_training_lowers_the_loss_and_leaves_frozen_parameters(world, trainer):
     seen = []
     state = copy(start)
     for epoch in range(3):
-        state = train.fit(
+        state = loop.fit(
             state,
             step,
             batches(world, epoch=epoch),
@@ -96,11 +98,11 @@ def test_a_step_is_the_optimizer_on_the_gradient_of_joint(world):
 
 def test_resuming_at_a_step_continues_bit_for_bit(world, trainer):
     start, step = trainer
-    whole = train.fit(copy(start), step, batches(world), progress=False)
+    whole = loop.fit(copy(start), step, batches(world), progress=False)
     half = copy(start)
     for _, batch in zip(range(7), batches(world), strict=False):
         half, _ = step(half, batch)
-    resumed = train.fit(copy(half), step, batches(world, start=7), progress=False)
+    resumed = loop.fit(copy(half), step, batches(world, start=7), progress=False)
     assert int(whole.step) == int(resumed.step) > 10
     assert same(whole, resumed)
 
@@ -114,7 +116,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(world, trainer
     assert same(after.trained, start.trained) and same(after.opt_state, start.opt_state)
     assert int(after.skipped) == 1 and int(after.step) == 1
     with pytest.raises(FloatingPointError, match="3 of 3 steps had a loss or gradient that was not finite"):
-        train.fit(copy(start), step, [poisoned] * 3, progress=False, max_skipped=2)
+        loop.fit(copy(start), step, [poisoned] * 3, progress=False, max_skipped=2)
 
 
 def test_an_all_padded_batch_teaches_nothing(world, trainer):
@@ -133,3 +135,33 @@ def test_predict_gives_joint_scores(world, trainer):
     one = model.joint(state.params, *jax.tree.map(lambda x: x[5], (batch.users, batch.items)))
     assert scores.shape == (64, 4)
     np.testing.assert_allclose(scores[5], one, atol=1e-5)
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
+    model, params = demo.build(architecture="two_tower", sequence=False)
+    batch = batch_of(model.config, seed=1)
+    optimizer = optax.sgd(0.1)
+    seen = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        step = train.make_step(model, optimizer, loss=losses.pointwise_bce, compute_dtype=dtype)
+        state, metrics = step(train.init_state(params, optimizer), batch)
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.trained)} == {jnp.dtype("float32")}
+        assert metrics["loss"].dtype == jnp.float32
+        seen[dtype] = float(metrics["loss"])
+    assert 0 < abs(seen[jnp.bfloat16] - seen[jnp.float32]) < 0.02
+    scores = jax.eval_shape(lambda p: train._score(model, p, batch.users, batch.items, compute_dtype=jnp.bfloat16), params)
+    assert scores.dtype == jnp.float32 and scores.shape == batch.labels.shape
+
+
+def test_ages_keep_their_buckets_in_bfloat16():
+    """A bfloat16 has 8 bits: an age of 2^k - 1 seconds would be rounded into the next bucket."""
+    model, params = demo.build(architecture="two_tower", sequence=False)
+    batch = batch_of(model.config, seed=1)
+    ages = np.full_like(batch.users.short.age, 2.0**16 - 2)
+    short = dataclasses.replace(batch.users.short, age=ages)
+    batch = dataclasses.replace(batch, users=dataclasses.replace(batch.users, short=short))
+    optimizer = optax.sgd(1.0)
+    step = train.make_step(model, optimizer, loss=losses.pointwise_bce, compute_dtype=jnp.bfloat16)
+    state, _ = step(train.init_state(params, optimizer), batch)
+    moved = np.abs(np.asarray(state.params["embedding"]["behaviour.age"]) - params["embedding"]["behaviour.age"]).max(1) > 0
+    assert np.flatnonzero(moved).tolist() == [15]

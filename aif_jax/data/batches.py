@@ -25,9 +25,19 @@ class Batch:
     items: ItemFeatures  # [B, C]
     labels: Array  # float32 [B, C]
     where: Array  # bool [B, C] false where there is no candidate
+    log_q: Array | None = None  # float32 [B, C] of sampled candidates, for a corrected softmax
 
 
-def make_batch(dataset: Dataset, positions: Any, rows: np.ndarray, labels: np.ndarray, *, config: Config) -> Batch:
+def make_batch(
+    dataset: Dataset,
+    positions: Any,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    *,
+    config: Config,
+    log_q: np.ndarray | None = None,
+    long: int | None = None,
+) -> Batch:
     """The features of samples and their candidates, as NumPy arrays.
 
     A catalogue with signatures sends them in place of the content where the model needs nothing else of it.
@@ -38,12 +48,15 @@ def make_batch(dataset: Dataset, positions: Any, rows: np.ndarray, labels: np.nd
       rows: int32 [B, C] candidates; row 0 marks the absence of one.
       labels: float32 [B, C].
       config: of the model; gives the history lengths.
+      log_q: float32 [B, C] of sampled candidates.
+      long: places of the long history, where fewer than `config.long_length` hold all events of these users.
     """
     return Batch(
-        users=dataset.user_features(positions, short=config.short_length, long=config.long_length),
+        users=dataset.user_features(positions, short=config.short_length, long=long or config.long_length),
         items=candidate_features(dataset, rows, config=config),
         labels=labels,
         where=rows > 0,
+        log_q=log_q,
     )
 
 

@@ -17,6 +17,10 @@ from aif_jax.data.validate import expect_array, expect_finite, expect_ids, expec
 from aif_jax.types import Behaviours, UserFeatures
 
 
+class CorruptRecord(ValueError):
+    """An event or a feature that cannot be right; the message names its position in the log."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """Events, the features of users and items, and the raw ids behind their rows.
@@ -65,7 +69,8 @@ class Dataset:
         expect_range(self.log.action, "Dataset.log.action", size=self.schema.actions)
 
     def __repr__(self) -> str:
-        return f"Dataset({self.name!r}: {len(self.users) - 1} users, {len(self.items) - 1} items, {len(self.log)} events)"
+        counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"
+        return f"Dataset({self.name!r}: {counts}, {self.schema!r})"
 
     def user_features(self, positions: Any, *, short: int, long: int) -> UserFeatures:
         """What was known of the user just before each sample: profile and strictly earlier events.
@@ -80,10 +85,18 @@ class Dataset:
 
         Raises:
           TypeError, ValueError: positions that are not integers in [0, n), lengths below 1.
+        CorruptRecord: an event out of range, in a file that was damaged after it was opened.
         """
         positions = expect_integers(positions, "positions", size=len(self.log))
+        users = self.log.user[positions]
+        if users.size and (users.min() < 0 or users.max() >= len(self.users)):
+            at = int(np.argmax((users < 0) | (users >= len(self.users))))
+            raise CorruptRecord(
+                f"{self.name}: event {positions[at]} of the log is corrupt: expected user in [0, {len(self.users)}),"
+                f" got {users[at]}"
+            )
         end = self.log.history_end(positions)
-        return self._features(self.log.user[positions], self.log.time[positions], end, short=short, long=long)
+        return self._features(users, self.log.time[positions], end, short=short, long=long)
 
     def request_features(self, users: Any, times: Any, *, short: int, long: int) -> UserFeatures:
         """The same for requests of `users` at arbitrary `times`.
@@ -137,6 +150,18 @@ class Dataset:
         age = log.time.take(index)
         np.subtract(times[:, None], age, out=age)
         age *= mask
+        # A log was checked when it was opened; its file may have been damaged since, and a wrong row must not be trained on.
+        for name, values, limit in (
+            ("item", item, len(catalogue)),
+            ("action", action, self.schema.actions),
+            ("age", age, 2**62),
+        ):
+            if values.size and (values.min() < 0 or values.max() >= limit):
+                at = np.unravel_index(np.argmax((values < 0) | (values >= limit)), values.shape)
+                raise CorruptRecord(
+                    f"{self.name}: event {index[at]} of the log is corrupt: expected {name} in [0, {limit}), got {values[at]};"
+                    f" it is in the history of user {users[at[0]]}"
+                )
         signature = None
         if catalogue.signature is not None:
             signature = catalogue.signature.take(item, axis=0)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.data.columns import Columns
+from aif_jax.data.schema import Vocabulary
 from aif_jax.data.validate import BLOCK, expect_array, expect_integers
 
 COLUMNS = {"user": np.int32, "item": np.int32, "action": np.int32, "time": np.int64}
@@ -63,7 +65,7 @@ class EventLog:
 
     def _check_block(self, start: int, stop: int) -> None:
         columns = {field: getattr(self, field)[start:stop] for field in COLUMNS}
-        _check_ranges(columns, users=self.users, start=start)
+        check_ranges(columns, users=self.users, start=start)
         first = max(start - 1, 0)
         user, time = self.user[first:stop], self.time[first:stop]
         wrong = (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
@@ -87,7 +89,7 @@ class EventLog:
           ValueError: columns of different lengths, or values out of range.
         """
         given = {"user": user, "item": item, "action": action, "time": time}
-        columns = {name: _column(value, name, COLUMNS[name]) for name, value in given.items()}
+        columns = {name: checked_column(value, name, COLUMNS[name]) for name, value in given.items()}
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"EventLog: expected columns of one length, got {lengths}")
@@ -95,13 +97,50 @@ class EventLog:
         rows = users if users is not None else int(user.max(initial=0)) + 1
         if rows < 1:
             raise ValueError(f"EventLog: expected users of at least 1 (row 0 is 'unknown'), got {users}")
-        _check_ranges(columns, users=rows, start=0)  # before sorting, so that the message names the caller's position
+        check_ranges(columns, users=rows, start=0)  # before sorting, so that the message names the caller's position
         later = (user[1:] > user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] >= time[:-1]))
         if not later.all():
             order = np.lexsort((time, user))  # stable
             columns = {name: column[order] for name, column in columns.items()}
         offsets = np.searchsorted(columns["user"], np.arange(rows + 1, dtype=np.int32)).astype(np.int64)
         return cls(offsets=offsets, **columns)
+
+    @classmethod
+    def from_parquet(
+        cls,
+        path: str | os.PathLike[str],
+        columns: Columns,
+        *,
+        users: Vocabulary | None = None,
+        items: Vocabulary | None = None,
+    ) -> EventLog:
+        """The log of a Parquet file or of a folder of them, read in bounded memory; `tabular.read` makes a whole `Dataset`.
+
+        Args:
+          path: of the events.
+          columns: which column is what.
+          users, items: raw ids to rows; None where the columns hold rows already.
+
+        Raises:
+          ImportError: pyarrow is not installed.
+          FileNotFoundError: nothing at `path`.
+          ValueError: the first problems of the file with row, column, expected and got; users that the vocabulary lacks.
+        """
+        from aif_jax.data.tabular import read_log  # which makes event logs
+
+        return read_log(path, columns, users=users, items=items)
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | os.PathLike[str],
+        columns: Columns,
+        *,
+        users: Vocabulary | None = None,
+        items: Vocabulary | None = None,
+    ) -> EventLog:
+        """The same of a CSV or TSV file with a header, or of a folder of them."""
+        return cls.from_parquet(path, columns, users=users, items=items)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes one `.npy` file for each array into a new folder, which appears only when it is complete.
@@ -137,6 +176,15 @@ class EventLog:
             except (ValueError, EOFError) as error:
                 raise ValueError(f"{file}: expected a complete .npy file, got one that NumPy cannot map: {error}") from error
         return cls(**arrays)
+
+    def __repr__(self) -> str:
+        """Sizes and times instead of arrays: a log has millions of entries."""
+        if not len(self):
+            return f"EventLog(0 events, {self.users - 1} users)"
+        lengths = np.diff(self.offsets)[1:]
+        first, last = (_date(function(self.time)) for function in (np.min, np.max))
+        history = f"events of a user: median {np.median(lengths):g}, at most {lengths.max(initial=0):,}"
+        return f"EventLog({len(self):,} events, {self.users - 1:,} users, {first} to {last}; {history})"
 
     def __len__(self) -> int:
         """n, how many events."""
@@ -226,7 +274,7 @@ class EventLog:
         return low
 
 
-def _check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> None:
+def check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> None:
     """Raises for a value out of range; `start` is the position of the columns' first event."""
     limits = {"user": (1, users), "item": (0, 2**31), "action": (0, 2**31), "time": (-TIME_LIMIT, TIME_LIMIT)}
     for name, column in columns.items():
@@ -239,7 +287,8 @@ def _check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> 
             )
 
 
-def _column(value: Any, name: str, dtype: Any) -> np.ndarray:
+def checked_column(value: Any, name: str, dtype: Any) -> np.ndarray:
+    """A column of integers [n] as `dtype`; raises where it is not one or a value does not fit."""
     array = np.asarray(value)
     if array.size == 0:
         array = array.astype(dtype)
@@ -262,3 +311,8 @@ def _times(times: Any, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape != shape:
         raise ValueError(f"times: expected shape {list(shape)} like users, got {list(array.shape)}")
     return array.astype(np.int64)
+
+
+def _date(seconds: Any) -> str:
+    """The day, where the time can be a Unix time; else the number."""
+    return str(np.datetime64(int(seconds), "s"))[:10] if 10**8 <= seconds < 2**33 else f"second {int(seconds)}"

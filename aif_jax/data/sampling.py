@@ -6,16 +6,18 @@ Source: popularity ** 0.75 is word2vec's (arXiv 1310.4546); the rest is ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset
+from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.validate import expect_array, expect_integers
+from aif_jax.data.order import EpochOrder
+from aif_jax.data.positions import Positions
+from aif_jax.data.validate import BLOCK, expect_array, expect_integers
 
-ORDER, NEGATIVES = 0, 1  # streams of random numbers: the order must not change with the negatives
+ORDER, NEGATIVES = 0, 1  # streams of random numbers: the order must not change with the negatives; `order` uses 0 too
 ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution is worked out
 
 
@@ -25,7 +27,8 @@ def epoch_batches(
     """Every position once an epoch, in an order of its own for each (seed, epoch).
 
     Args:
-      positions: [n] integer positions of samples.
+      positions: [n] integer positions of samples: an array, whose order is held in memory; or a `range` or a `Positions`, whose
+        order is computed batch by batch, in memory that does not grow with n.
       batch_size: B.
       seed: 0 or more.
       epoch: 0 or more.
@@ -44,21 +47,58 @@ def epoch_batches(
     """
     if batch_size < 1 or start < 0:
         raise ValueError(f"epoch_batches: expected batch_size >= 1 and start >= 0, got {batch_size} and {start}")
-    positions = expect_integers(positions, "positions", size=2**62).astype(np.int64)
-    order = _random(seed, ORDER, epoch).permutation(positions)
-    stop = len(order) - len(order) % batch_size if drop_last else len(order)
+    take = epoch_order(positions, seed=seed, epoch=epoch)
+    stop = len(positions) - len(positions) % batch_size if drop_last else len(positions)
 
     def batches() -> Iterator[np.ndarray]:
         for at in range(start * batch_size, stop, batch_size):
-            yield order[at : at + batch_size]
+            yield take(at, min(at + batch_size, stop))
 
     return batches()
 
 
+def epoch_order(positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = 64) -> Callable[[int, int], np.ndarray]:
+    """The order of an epoch as a function: `take(start, stop)` gives the positions at those places of it, int64.
+
+    Args:
+      positions: as `epoch_batches` takes them.
+      seed, epoch: 0 or more.
+      block, window: of `EpochOrder`, for a log on disk; only for a `range` or `Positions`.
+
+    Raises:
+      TypeError, ValueError: positions that are not integers of at least 0, negative seed or epoch, a block for an array.
+    """
+    if isinstance(positions, range | Positions):
+        _random(seed, ORDER, epoch)  # refuses negative ones
+        order = EpochOrder(size=len(positions), seed=seed, epoch=epoch, block=block, window=window)
+        if isinstance(positions, Positions):
+            return lambda start, stop: positions[order.take(start, stop)]
+        if len(positions) and min(positions[0], positions[-1]) < 0:
+            raise ValueError(f"positions: expected integers of at least 0, got {positions}")
+        return lambda start, stop: positions.start + positions.step * order.take(start, stop)
+    if block:
+        raise ValueError("block: expected positions as a range or Positions; the order of an array is held in memory")
+    array = expect_integers(positions, "positions", size=2**62).astype(np.int64)
+    mixed = _random(seed, ORDER, epoch).permutation(array)
+    return lambda start, stop: mixed[start:stop]
+
+
 def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
-    """Events of each item among `positions`, int64 [N]. Pass training positions only: later counts leak the future."""
-    rows = dataset.log.item[expect_integers(positions, "positions", size=len(dataset.log))]
-    return np.bincount(rows, minlength=len(dataset.catalogue))
+    """Events of each item among `positions`, int64 [N]. Pass training positions only: later counts leak the future.
+
+    A `range` or `Positions` is read in blocks.
+    """
+    size = len(dataset.catalogue)
+    if isinstance(positions, Positions):
+        blocks = positions.blocks()
+    elif isinstance(positions, range):
+        blocks = (np.asarray(positions[start : start + BLOCK]) for start in range(0, len(positions), BLOCK))
+    else:
+        blocks = iter([positions])
+    counts = np.zeros(size, np.int64)
+    for at in blocks:
+        counts += np.bincount(dataset.log.item[expect_integers(at, "positions", size=len(dataset.log))], minlength=size)
+    return counts
 
 
 class Seen:
@@ -201,6 +241,24 @@ class NegativeSampler:
             flat[here] = random.choice(size, len(here), p=left / left.sum())
         return rows
 
+    def log_q(self, rows: Any, draws: int) -> np.ndarray:
+        """log(draws * probability) of each row: the `log_q` of `losses.listwise_softmax` for what this sampler drew.
+
+        Args:
+          rows: integer item rows of any shape.
+          draws: n, how many rows were drawn for the list.
+
+        Returns:
+          float32, shape of `rows`; -inf for a row that is never drawn.
+
+        Example:
+          >>> np.exp(NegativeSampler([0, 1, 3], power=1).log_q([1, 2], 4)).round(4).tolist()
+          [1.0, 3.0]
+        """
+        probability = self.probabilities[expect_integers(rows, "rows", size=len(self.probabilities))]
+        with np.errstate(divide="ignore"):
+            return np.log(draws * probability).astype(np.float32)
+
     def _rows(self, uniform: np.ndarray) -> np.ndarray:
         """int32 [n], for each draw in [0, 1) the first row whose cumulative probability exceeds it."""
         bins = (uniform * (len(self._guide) - 1)).astype(np.int32)
@@ -284,6 +342,12 @@ def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
         at = positions[int(np.argmax(target == 0))]
         raise ValueError(
             f"positions: expected samples of known items, got the unknown item at position {at}; see split.eligible"
+        )
+    size = len(dataset.catalogue)
+    if target.size and (target.min() < 0 or target.max() >= size):
+        at = int(np.argmax((target < 0) | (target >= size)))
+        raise CorruptRecord(
+            f"{dataset.name}: event {positions[at]} of the log is corrupt: expected item in [0, {size}), got {target[at]}"
         )
     return target
 

@@ -22,6 +22,8 @@ class Attribute:
       name: key in `ids` dicts and of the embedding table.
       size: rows of the vocabulary, row 0 (unknown or padding) included; ids are in [0, size).
       length: 1 for a single value (ids of shape []), n > 1 for a bag of up to n values (ids [n], padded with 0).
+      table: the attribute whose embedding table this one reads too, such as "item" for a user's last item; None for a table
+        of its own.
 
     Raises:
       ValueError: empty name, size < 2 or length < 1.
@@ -30,6 +32,7 @@ class Attribute:
     name: str
     size: int
     length: int = 1
+    table: str | None = None
 
     def __post_init__(self):
         if not self.name or "/" in self.name:
@@ -38,6 +41,11 @@ class Attribute:
             raise ValueError(f"Attribute {self.name!r}.size: expected at least 2 (row 0 is 'unknown'), got {self.size}")
         if self.length < 1:
             raise ValueError(f"Attribute {self.name!r}.length: expected at least 1, got {self.length}")
+
+    @property
+    def table_name(self) -> str:
+        """The name of the embedding table that the ids read."""
+        return self.name if self.table is None else self.table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,11 +94,28 @@ class Schema:
                 raise ValueError(
                     f"Schema.behaviour_fields: expected single-valued item attributes {sorted(single)}, got {name!r}"
                 )
+        self._check_tables()
         if self.actions < 2:
             raise ValueError(f"Schema.actions: expected at least 2 (row 0 is 'unknown'), got {self.actions}")
         for field in ("user_floats", "item_floats", "content"):
             if getattr(self, field) < 0:
                 raise ValueError(f"Schema.{field}: expected 0 or more, got {getattr(self, field)}")
+
+    def __repr__(self) -> str:
+        """The features, each attribute with its size, its length where it is a bag, and the table it shares."""
+
+        def shown(a: Attribute) -> str:
+            return f"{a.name} {a.size}{f'x{a.length}' if a.length > 1 else ''}{f' in {a.table}' if a.table else ''}"
+
+        def listed(attributes: tuple[Attribute, ...]) -> str:
+            return ", ".join(map(shown, attributes)) or "none"
+
+        parts = [f"items: {listed(self.item_attributes)}", f"users: {listed(self.user_attributes)}"]
+        parts += [f"behaviours: {', '.join(self.behaviour_fields)}", f"actions: {self.actions}"]
+        numbers = {"user_floats": self.user_floats, "item_floats": self.item_floats, "content": self.content}
+        parts += [f"{name}: {count}" for name, count in numbers.items() if count]
+        parts += [f"side: {', '.join(self.side)}"] if self.side else []
+        return f"Schema({'; '.join(parts)})"
 
     def item_attribute(self, name: str) -> Attribute:
         """The item attribute of that name. Raises KeyError with the known names."""
@@ -100,9 +125,27 @@ class Schema:
         """The user attribute of that name. Raises KeyError with the known names."""
         return _find(self.user_attributes, name)
 
+    @property
+    def table_sizes(self) -> dict[str, int]:
+        """Rows of every attribute's embedding table, by the table's name; attributes that share a table count once."""
+        return {a.name: a.size for a in self.item_attributes + self.user_attributes if a.table is None}
+
+    def _check_tables(self) -> None:
+        sizes = self.table_sizes
+        for attribute in self.item_attributes + self.user_attributes:
+            if attribute.table is None:
+                continue
+            if attribute.name in self.behaviour_fields:
+                raise ValueError(f"Attribute {attribute.name!r}.table: a behaviour field has a table of its own, got another's")
+            if sizes.get(attribute.table) != attribute.size:
+                raise ValueError(
+                    f"Attribute {attribute.name!r}.table: expected one of size {attribute.size} with a table of its own "
+                    f"among {sizes}, got {attribute.table!r}"
+                )
+
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Schema.from_json` reads it back."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self, dict_factory=_present)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Schema:
@@ -155,6 +198,11 @@ class Vocabulary:
             raise TypeError(f"Vocabulary.encode: expected {_kind(self._raw)} like the vocabulary, got dtype {raw.dtype}")
         at = np.minimum(np.searchsorted(self._raw, raw), len(self._raw) - 1)
         return np.where(self._raw[at] == raw, at + 1, 0).astype(np.int32)
+
+
+def _present(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of fields without a shared table that is not set: schemas without one keep the fingerprint they had."""
+    return {name: value for name, value in fields if not (name == "table" and value is None)}
 
 
 def _kind(raw: np.ndarray) -> str | None:

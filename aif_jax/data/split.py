@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.data.events import EventLog
-from aif_jax.data.validate import expect_integers
+from aif_jax.data.validate import BLOCK, expect_integers
+
+BINS = 1 << 16  # of the histogram that finds a time by its rank
 
 
 class Split(NamedTuple):
@@ -49,18 +51,11 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
       >>> [part.tolist() for part in split_by_time(log, validation=0.2, test=0.2)]
       [[0, 1, 3], [4], [2]]
     """
-    for name, share in (("validation", validation), ("test", test)):
-        if not 0 <= share < 1:
-            raise ValueError(f"split_by_time: expected {name} in [0, 1), got {share}")
-    if validation + test >= 1:
-        raise ValueError(f"split_by_time: expected validation + test below 1, got {validation} + {test}")
-    size = len(log)
-    first_validation = _time_of_rank(log, size - round(size * (validation + test)))
-    first_test = _time_of_rank(log, size - round(size * test))
+    first_validation, first_test = time_cuts(log, validation=validation, test=test)
     train = np.flatnonzero(log.time < first_validation)
     if not len(train):
         raise ValueError(
-            f"split_by_time: expected training events before the first cut, got none of {size} events"
+            f"split_by_time: expected training events before the first cut, got none of {len(log)} events"
             f" with validation={validation}, test={test}: too few events, or too many share one time"
         )
     return Split(
@@ -68,6 +63,33 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
         validation=np.flatnonzero((log.time >= first_validation) & (log.time < first_test)),
         test=np.flatnonzero(log.time >= first_test),
     )
+
+
+def time_cuts(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> tuple[int, int]:
+    """The two moments of `split_by_time`, for a log whose positions do not fit into memory: see `Positions.eligible`.
+
+    Reads the times a few times over, in blocks.
+
+    Args:
+      log: the events; may be memory-mapped.
+      validation: share of events in [0, 1).
+      test: share of events in [0, 1); with `validation` less than 1.
+
+    Returns:
+      The first time of the validation part and the first time of the test part, in seconds.
+
+    Example:
+      >>> log = EventLog.from_arrays([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
+      >>> time_cuts(log, validation=0.2, test=0.2)
+      (40, 50)
+    """
+    for name, share in (("validation", validation), ("test", test)):
+        if not 0 <= share < 1:
+            raise ValueError(f"expected {name} in [0, 1), got {share}")
+    if validation + test >= 1:
+        raise ValueError(f"expected validation + test below 1, got {validation} + {test}")
+    size = len(log)
+    return _time_of_rank(log, size - round(size * (validation + test))), _time_of_rank(log, size - round(size * test))
 
 
 def leave_last(log: EventLog) -> Split:
@@ -127,4 +149,15 @@ def _time_of_rank(log: EventLog, rank: int) -> int:
     """The time of the event with that rank by time; one past the last time for the rank after the last event."""
     if rank == len(log):
         return int(log.time.max(initial=-1)) + 1
-    return int(np.partition(log.time, rank)[rank])
+    low, high = int(log.time.min()), int(log.time.max())
+    while low < high:  # the time lies in [low, high]: each pass narrows that to one of BINS parts
+        width = (high - low) // BINS + 1
+        counts = np.zeros(BINS, np.int64)
+        for start in range(0, len(log), BLOCK):
+            time = log.time[start : start + BLOCK]
+            counts += np.bincount((time[(time >= low) & (time <= high)] - low) // width, minlength=BINS)
+        upto = np.cumsum(counts)
+        part = int(np.searchsorted(upto, rank, side="right"))
+        rank -= int(upto[part - 1]) if part else 0
+        low, high = low + part * width, min(high, low + (part + 1) * width - 1)
+    return low

@@ -162,7 +162,8 @@ class ItemIndex:
         return self._count
 
     def __repr__(self) -> str:
-        held = f"{self._count} items, capacity={self.capacity}, storage={self.storage!r}"
+        size = f"{self.bytes_per_row:.0f} bytes a row"
+        held = f"{self._count:,} items, capacity={self.capacity:,}, storage={self.storage!r}, {size}"
         return f"ItemIndex({held}, version={self.version[:12]}...)"
 
     @property

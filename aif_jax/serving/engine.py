@@ -212,8 +212,7 @@ class AsyncPreRanker:
           candidates: item ids [C], or `Candidates`, or an async iterator of either; the user function runs once.
           budget: as in `rank`.
 
-        Raises:
-          As `rank`.
+        Raises what `rank` raises.
         """
         with self._admit(request, budget) as job:
             return await self._within_budget(job, self._score(job, candidates))
@@ -275,7 +274,7 @@ class AsyncPreRanker:
         sizes = [len(batch.ids) for batch in candidates]
         best = best_of([scored.part for scored in parts if scored.part], np.cumsum([0, *sizes]).tolist()[: len(sizes)], k)
         mask = best.scores > -np.inf
-        ids = np.concatenate([batch.ids for batch in candidates]) if candidates else np.zeros(0, np.int64)
+        ids = _joined([batch.ids for batch in candidates])
         chosen = np.zeros(k, ids.dtype)
         chosen[mask] = ids[best.positions[mask]]
         return Ranking(
@@ -539,6 +538,10 @@ class _Job:
             "stages": self.timeline.stages(),
             "timeline": self.timeline,
         }
+
+
+def _joined(ids: list[np.ndarray]) -> np.ndarray:
+    return ids[0] if len(ids) == 1 else np.concatenate(ids or [np.zeros(0, np.int64)])
 
 
 def _closing(stream: Any) -> Any:

@@ -92,17 +92,22 @@ class Programs:
             BY_LOGIT if order == "logit" else BY_ROW_BID if given is None else BY_GIVEN_BID
             for order, given in zip(orders, bids, strict=True)
         ]
-        sent: dict[str, np.ndarray] = {"rows": np.stack([pad(r.astype(np.int32, copy=False), bucket, -1) for r in rows])}
+        padded = [pad(r.astype(np.int32, copy=False), bucket, -1) for r in rows]
+        if BY_GIVEN_BID not in modes and len(set(modes)) == 1:  # nearly every request: one array goes up, as it is
+            sent = padded[0][None] if len(padded) == 1 else np.stack(padded)
+            on_device, constant = jax.device_put(self._count_up(sent)), self._constant((len(rows),), modes[0])
+            return on_device, self._constant((len(rows), bucket), 0.0), constant
+        more: dict[str, np.ndarray] = {"rows": np.stack(padded)}
         if BY_GIVEN_BID in modes:
             empty = np.zeros(0, np.float32)
-            sent["bids"] = np.stack([pad(empty if given is None else given, bucket, 0.0) for given in bids])
+            more["bids"] = np.stack([pad(empty if given is None else given, bucket, 0.0) for given in bids])
         if len(set(modes)) > 1:
-            sent["orders"] = np.asarray(modes, np.int32)
-        on_device = jax.device_put(self._count_up(sent))
+            more["orders"] = np.asarray(modes, np.int32)
+        put = jax.device_put(self._count_up(more))
         return (
-            on_device["rows"],
-            on_device["bids"] if "bids" in sent else self._constant((len(rows), bucket), 0.0),
-            on_device["orders"] if "orders" in sent else self._constant((len(rows),), modes[0]),
+            put["rows"],
+            put["bids"] if "bids" in more else self._constant((len(rows), bucket), 0.0),
+            put["orders"] if "orders" in more else self._constant((len(rows),), modes[0]),
         )
 
     def download(self, value: jax.Array) -> np.ndarray:

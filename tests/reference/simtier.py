@@ -26,3 +26,14 @@ def nearest_codes(codes, signature, count, tiers):
     width = 32 * len(signature) / tiers
     weights = [math.exp(-(distance[r] - distance[nearest[0]]) / width) for r in nearest]
     return nearest, [w / sum(weights) for w in weights]
+
+
+def cosine_histogram(content, past, group, mask, tiers, groups):
+    """Tier t holds (1 + cosine) / 2 in [t / T, (t + 1) / T), the last one also 1; int [C, G, T] in float64."""
+    counts = np.zeros((len(content), groups, tiers), np.int64)
+    for c, item in enumerate(np.asarray(content, np.float64)):
+        for j in np.flatnonzero(mask):
+            other = np.asarray(past[j], np.float64)
+            cosine = item @ other / math.sqrt((item @ item) * (other @ other))
+            counts[c, group[j], min(int((1 + cosine) / 2 * tiers), tiers - 1)] += 1
+    return counts

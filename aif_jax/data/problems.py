@@ -1,0 +1,133 @@
+"""What is wrong with a table, as records: every problem with file, row, column, expected and got.
+
+Source: ours. Readers collect problems and go on, so that one look at a file tells all of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+CAP = 20
+"""How many problems of one kind are listed; the rest is counted."""
+
+NOT_FATAL = ("duplicate event", "unsorted time", "history across users")
+"""Kinds that `columns.read` can live with: it sorts, and a user may do the same thing twice in a second."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+      kind: such as "null", "negative id", "missing column", "wrong type", "unknown category", "unsorted time".
+      file: the path.
+      row: which row of data, 1 for the first; None where the problem is the file's or the column's.
+      column: its name; None where the problem is the row's or the file's.
+      expected: in words.
+      got: in words.
+    """
+
+    kind: str
+    file: str
+    row: int | None
+    column: str | None
+    expected: str
+    got: str
+
+    @property
+    def where(self) -> str:
+        """File and row; in text files the line, which is one more than the row because line 1 is the header."""
+        if self.row is None:
+            return self.file
+        return f"{self.file}, {place(self.file, self.row)}"
+
+    def __str__(self) -> str:
+        column = "" if self.column is None else f", column {self.column!r}"
+        return f"{self.where}{column}: {self.kind}: expected {self.expected}, got {self.got}"
+
+
+class Problems:
+    """Collects problems: the first `cap` of each kind, and the number of all.
+
+    Example:
+      >>> problems = Problems(cap=1)
+      >>> problems.add("null", "events.csv", [3, 9], "time", "a time", "nothing")
+      >>> print(problems.listed()[0])
+      events.csv, line 4, column 'time': null: expected a time, got nothing
+      >>> problems.totals
+      {'null': 2}
+    """
+
+    def __init__(self, cap: int = CAP):
+        if cap < 1:
+            raise ValueError(f"cap: expected at least 1 problem of a kind, got {cap}")
+        self.cap = cap
+        self._listed: dict[str, list[Problem]] = collections.defaultdict(list)
+        self._totals: collections.Counter[str] = collections.Counter()
+
+    def add(
+        self, kind: str, file: Any, rows: Sequence[int] | np.ndarray | None, column: str | None, expected: str, got: Any
+    ) -> None:
+        """One problem for each of `rows`, or one without a row where that is None.
+
+        Args:
+          kind: of the problem.
+          file: path.
+          rows: ascending row numbers, 1 for the first row of data.
+          column: name, or None.
+          expected: in words.
+          got: in words: one for all rows, or an iterable of one for each, of which only those listed are drawn.
+        """
+        numbers: Any = [None] if rows is None else rows
+        self._totals[kind] += len(numbers)
+        room = max(0, self.cap - len(self._listed[kind]))
+        texts = itertools.repeat(got) if isinstance(got, str) else iter(got)
+        for row, text in zip(numbers[:room], texts, strict=False):
+            where = None if row is None else int(row)
+            problem = Problem(kind=kind, file=str(file), row=where, column=column, expected=expected, got=str(text))
+            self._listed[kind].append(problem)
+
+    def merge(self, other: Problems) -> None:
+        """Takes over the problems of another collection with the same cap."""
+        for kind, count in other._totals.items():
+            self._totals[kind] += count
+            self._listed[kind] += other._listed[kind][: max(0, self.cap - len(self._listed[kind]))]
+
+    def drop(self, kind: str) -> None:
+        """Forgets the problems of one kind."""
+        self._totals.pop(kind, None)
+        self._listed.pop(kind, None)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """How many there are of each kind, listed or not."""
+        return {kind: count for kind, count in self._totals.items() if count}
+
+    def listed(self, *, fatal: bool = False) -> list[Problem]:
+        """The problems listed, by file and row; with `fatal` without those that a reader can live with."""
+        kept = [p for kind, listed in self._listed.items() for p in listed if not (fatal and kind in NOT_FATAL)]
+        return sorted(kept, key=lambda p: (p.file, p.row or 0))
+
+    def expect_none(self) -> None:
+        """Raises ValueError with the first problems if there is any that a reader cannot live with."""
+        fatal = self.listed(fatal=True)
+        if fatal:
+            count = sum(count for kind, count in self.totals.items() if kind not in NOT_FATAL)
+            more = f"\n({count} problems in all; `python -m aif_jax.data check` lists them)" if count > 1 else ""
+            raise ValueError("\n".join(str(problem) for problem in fatal[:5]) + more)
+
+
+def is_text(file: str) -> bool:
+    """Whether a path is that of a text file, whose rows have lines."""
+    return file.removesuffix(".gz").endswith((".csv", ".tsv"))
+
+
+def place(file: Any, row: int) -> str:
+    """Where a row stands: "row 3", or "line 4" of a text file."""
+    return f"line {row + 1}" if is_text(str(file)) else f"row {row}"

@@ -1,0 +1,192 @@
+"""Where the figures of a run go: CSV, JSON lines, TensorBoard. A resumed run leaves no step twice.
+
+A row of a file is with the operating system when `write` returns: killing the process does not lose it. Source: ours.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+FLUSH_SECONDS = 5
+
+
+class LogWriter(Protocol):
+    """What `loop.fit` asks of a writer."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one row."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows behind `step`, which a run that starts there will write again; at 0 all of them."""
+        ...
+
+
+class JsonLines:
+    """One JSON object a line: {"step": ..., "loss": ...}; a value that is not finite becomes null.
+
+    Args:
+      path: the file; folders are made.
+
+    Example:
+      >>> import tempfile
+      >>> log = JsonLines(tempfile.mkdtemp() + "/log.jsonl")
+      >>> log.write(10, {"loss": 0.5}), log.write(20, {"loss": 0.25}), log.rewind(10), log.write(20, {"loss": 0.2})
+      (None, None, None, None)
+      >>> [row["loss"] for row in log.rows()]
+      [0.5, 0.2]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a row."""
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Keeps the rows up to `step`."""
+        if self.path.exists():
+            _replace(self.path, "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows; a last line that a killed process left unfinished is passed over.
+
+        Raises:
+          ValueError: any other line that is not JSON; names it.
+        """
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        rows = []
+        for number, line in enumerate(lines, 1):
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number}: expected JSON, got {line[:80]!r}") from error
+        return rows
+
+
+class Csv:
+    """A table with a header; a figure that comes up later gets a column then, and the rows before it an empty cell.
+
+    Args:
+      path: the file; folders are made.
+
+    Example:
+      >>> import tempfile
+      >>> log = Csv(tempfile.mkdtemp() + "/log.csv")
+      >>> log.write(10, {"loss": 0.5}), log.write(20, {"loss": 0.25, "gauc": 0.6})
+      (None, None)
+      >>> print(log.path.read_text().strip())
+      step,loss,gauc
+      10,0.5,
+      20,0.25,0.6
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._columns: list[str] | None = None  # None: not looked at yet
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a row."""
+        row = {"step": str(step), **{name: repr(float(value)) for name, value in values.items()}}
+        if self._columns is None:
+            self._columns = list(self._rows()[0]) if self._rows() else []
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._rewrite(self._rows(), [*self._columns, *new])
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+
+    def rewind(self, step: int) -> None:
+        """Keeps the rows up to `step`."""
+        rows = self._rows()
+        kept = [row for row in rows if int(row["step"]) <= step]
+        self._rewrite(kept, list(rows[0]) if rows else [])
+
+    def _rows(self) -> list[dict[str, str]]:
+        """The whole rows, without a last one that a killed process left unfinished."""
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+    def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
+        self._columns = columns
+        text = io.StringIO()
+        if columns:
+            table = csv.DictWriter(text, columns, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+        _replace(self.path, text.getvalue())
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, through tensorboardX: no TensorFlow is needed.
+
+    A thread of tensorboardX writes them within seconds; what a killed process had not written is missing from the curve.
+
+    Args:
+      folder: for the event files; one for each start of the run.
+
+    Raises:
+      ImportError: tensorboardX is missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        try:
+            import tensorboardX
+        except ImportError as error:
+            raise ImportError('TensorBoard logs need tensorboardX: pip install "aif_jax[tensorboard]"') from error
+        self._module = tensorboardX
+        self.folder = Path(folder)
+        self._writer: Any = None
+
+    def __enter__(self) -> TensorBoard:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to the curve of each figure."""
+        writer = self._writer or self._open(None)
+        for name, value in values.items():
+            writer.add_scalar(name, float(value), step)
+
+    def rewind(self, step: int) -> None:
+        """Begins a new event file, which tells TensorBoard to drop the points behind `step`."""
+        self.close()
+        self._open(step + 1)
+
+    def _open(self, purge_step: int | None) -> Any:
+        # The name must differ from that of a run that was killed within the same second: the file would be written over.
+        suffix = f".{time.time_ns()}"
+        self._writer = self._module.SummaryWriter(
+            str(self.folder), purge_step=purge_step, flush_secs=FLUSH_SECONDS, filename_suffix=suffix
+        )
+        return self._writer
+
+    def close(self) -> None:
+        """Lets go of the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _replace(path: Path, text: str) -> None:
+    """The file holds either what it held or the whole new text, whenever the process is killed."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="")
+    os.replace(partial, path)

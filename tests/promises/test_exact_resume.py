@@ -1,0 +1,104 @@
+"""Exact resume: a run that is killed, at any moment and more than once, ends with the parameters of one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from aif_jax.logs import JsonLines
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+STEPS = 60
+RUN = f"""
+import sys, time
+from pathlib import Path
+import jax
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])  # the process starts again and again
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+import numpy as np
+import aif_jax as aif
+from aif_jax import loop, losses, train
+from aif_jax.checkpoint import Checkpoints
+from aif_jax.data.candidates import sampled
+from aif_jax.data.pipeline import Pipeline, to_device
+from aif_jax.data.positions import Positions
+from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.data.synthetic import synthetic_world
+from aif_jax.logs import JsonLines
+
+folder = Path(sys.argv[1])
+dataset = synthetic_world(0, users=40, items=80, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+config = aif.tiny(dataset.schema, memory=(), simtier="off", sim_fields=(), sequence=False, bridges=2)
+model = aif.build(config)
+positions = Positions.eligible(dataset.log, min_history=1)
+sampler = NegativeSampler(item_counts(dataset, positions))
+feed = Pipeline(
+    dataset=dataset, positions=positions, candidates=sampled(dataset, sampler=sampler, negatives=3), config=config,
+    batch_size=64, epochs=3, buckets=(8, 16), window=5, seed=1,
+)
+optimizer = train.default_optimizer({STEPS})
+state = train.init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)
+step = train.make_step(model, optimizer, loss=losses.listwise_softmax)
+
+def slowly(batches):  # leaves the parent time to choose its moment
+    for fed, _ in zip(batches, range({STEPS} - int(state.step)), strict=False):
+        time.sleep(0.01)
+        yield fed
+
+with Checkpoints(folder / "run") as checkpoints:
+    state, cursor = loop.resume(state, checkpoints, config=config)
+    with to_device(slowly(feed.batches(cursor))) as batches:
+        log = JsonLines(folder / "log.jsonl")
+        state = loop.fit(
+            state, step, batches, checkpoints=checkpoints, config=config, save_every=7, log_every=1, writers=[log],
+            progress=False,
+        )
+np.savez(folder / "end.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(state)])
+"""
+
+
+def start(folder: Path, cache: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(folder), str(cache)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output.decode()
+
+
+def steps(folder: Path) -> list[int]:
+    return [row["step"] for row in JsonLines(folder / "log.jsonl").rows()]
+
+
+def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(whole, tmp_path / "cache"))
+    rng = np.random.default_rng()
+    moments = np.sort(rng.choice(np.arange(2, STEPS - 10), 2, replace=False))
+    for moment in moments:
+        process = start(killed, tmp_path / "cache")
+        while process.poll() is None and max(steps(killed), default=0) < moment:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.01))
+        assert process.poll() is None, f"ended before it was killed: {process.communicate()[0].decode()}"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        assert not (killed / "end.npz").exists()
+    finish(start(killed, tmp_path / "cache"))
+    assert steps(killed) == steps(whole) == list(range(1, STEPS + 1)), moments
+    losses = [[row["loss"] for row in JsonLines(folder / "log.jsonl").rows()] for folder in (whole, killed)]
+    assert losses[0] == losses[1], moments
+    ends = [np.load(folder / "end.npz") for folder in (whole, killed)]
+    assert ends[0].files == ends[1].files and len(ends[0].files) > 30
+    for name in ends[0].files:
+        np.testing.assert_array_equal(ends[0][name], ends[1][name], err_msg=f"killed at about steps {moments}")

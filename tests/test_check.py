@@ -1,0 +1,280 @@
+"""Every kind of problem of one's own files is found, with its row; a clean file is clean."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from aif_jax.data import tables, tabular
+from aif_jax.data.__main__ import _meaning, main
+from aif_jax.data.check import check
+from aif_jax.data.columns import Columns
+from aif_jax.data.problems import Problems
+
+EVENTS = "user,item,time\n1,7,10\n1,8,20\n2,7,5\n2,7,6\n3,8,9\n3,7,11\n"
+ITEMS = "item,category\n7,tea\n8,cup\n"
+USERS = "user,age\n1,.5\n2,.25\n3,1\n"
+
+
+def write(folder, **texts):
+    for name, text in texts.items():
+        (folder / f"{name}.csv").write_text(text)
+
+
+def found(folder, *, items=True, users=False, columns=None, **options):
+    """kind, line or row, column, got of every problem."""
+    report = check(
+        folder / "events.csv",
+        items=folder / "items.csv" if items else None,
+        users=folder / "users.csv" if users else None,
+        columns=columns or Columns(),
+        **options,
+    )
+    return [(p.kind, p.row and p.row + 1, p.column, p.got) for p in report.problems]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path, events=EVENTS, items=ITEMS, users=USERS)
+    return tmp_path
+
+
+def test_clean_files_are_clean(folder):
+    report = check(folder / "events.csv", items=folder / "items.csv", users=folder / "users.csv", columns=Columns())
+    assert report.clean and report.problems == [] and report.order == "user"
+    assert list(report.rows.values()) == [2, 3, 6]
+    assert "no problem" in str(report) and "sorted by user and time" in str(report)
+
+
+@pytest.mark.parametrize(("old", "new", "problem"), [
+    ("2,7,6", "2,7,4", ("unsorted time", 5, "time", "4 after 5")),
+    ("3,7,11", "1,7,30", ("history across users", 7, "user", "user 1 again, after events of other users")),
+    ("2,7,6", "2,-7,6", ("negative id", 5, "item", "-7")),
+    ("2,7,6", "2,9,6", ("unknown item", 5, "item", "9")),
+    ("2,7,6", "9,7,6", ("unknown user", 5, "user", "9")),
+    ("2,7,6", "2,7,", ("null", 5, "time", "nothing")),
+    ("2,7,6", ",7,6", ("null", 5, "user", "nothing")),
+    ("2,7,6", "2,7,6.5", ("wrong type", 5, "time", "'6.5'")),
+    ("2,7,6", "2,x,6", ("wrong type", 5, "item", "'x'")),
+    ("2,7,6", "2,7,5", ("duplicate event", 5, None, "the user, item, action and time of line 4")),
+    ("2,7,6", "2,7", ("wrong number of fields", 5, None, "2 in '2,7'")),
+    ("3,7,11", "3,7,1511544070000", ("time unit", 7, "time", "1511544070000, which looks like 'ms'")),
+    ("user,item,time", "user,item,at", ("missing column", None, "time", "the columns 'user', 'item', 'at'")),
+    ("user,item,time", "user,item,item,time", ("missing column", None, "item", "more than one")),
+    (EVENTS, "user,item,time\n", ("no rows", None, None, "none")),
+])  # fmt: skip
+def test_one_wrong_event(folder, old, new, problem):
+    assert old in EVENTS
+    write(folder, events=EVENTS.replace(old, new))
+    assert problem in found(folder, users=True)
+
+
+@pytest.mark.parametrize(("old", "new", "problem"), [
+    ("8,cup", "8,", ("null", 3, "category", "nothing")),
+    ("8,cup", "7,cup", ("duplicate item", 3, "item", "7, which stands in line 2 too")),
+    ("8,cup", "-8,cup", ("negative id", 3, "item", "-8")),
+    ("8,cup", "x,cup", ("wrong type", 3, "item", "'x'")),
+    ("item,category", "id,category", ("missing column", None, "item", "the columns 'id', 'category'")),
+])  # fmt: skip
+def test_one_wrong_item(folder, old, new, problem):
+    write(folder, items=ITEMS.replace(old, new))
+    assert problem in found(folder)
+
+
+@pytest.mark.parametrize(("old", "new", "problem"), [
+    ("2,.25", "2,nan", ("not finite", 3, "age", "nan")),
+    ("2,.25", "2,1e300", ("not finite", 3, "age", "inf")),
+    ("2,.25", "2,", ("null", 3, "age", "nothing")),
+    ("2,.25", "2,young", ("wrong type", 3, "age", "'young'")),
+    ("2,.25", "1,.25", ("duplicate user", 3, "user", "1, which stands in line 2 too")),
+])  # fmt: skip
+def test_one_wrong_user(folder, old, new, problem):
+    write(folder, users=USERS.replace(old, new))
+    assert problem in found(folder, users=True, columns=Columns(user_floats=("age",)))
+
+
+def test_all_problems_of_a_file_at_once(folder):
+    write(folder, events="user,item,time\n1,7,10\n1,-8,20\n1,7\n1,9,15\n2,7,\n1,7,30\n1,7,30\n\n")
+    assert found(folder) == [
+        ("negative id", 3, "item", "-8"),
+        ("wrong number of fields", 4, None, "2 in '1,7'"),
+        ("unknown item", 5, "item", "9"),
+        ("unsorted time", 5, "time", "15 after 20"),
+        ("null", 6, "time", "nothing"),
+        ("duplicate event", 8, None, "the user, item, action and time of line 7"),
+        ("null", 9, "user", "nothing"),
+        ("null", 9, "item", "nothing"),
+        ("null", 9, "time", "nothing"),
+    ]
+
+
+def test_parquet_tells_rows(tmp_path):
+    events = {
+        "user": pa.array(["a", "a", None]),
+        "item": pa.array([1, 2, -3]),
+        "time": pa.array([1_511_544_070_000, 5, 6]),
+    }
+    pq.write_table(pa.table(events), tmp_path / "events.parquet")
+    pq.write_table(
+        pa.table({"item": [1.0, 2.0], "category": [None, "x"], "content": [[1.0, 2.0], [3.0]]}), tmp_path / "items.parquet"
+    )
+    report = check(
+        tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns(content="content"), order="user"
+    )
+    got = [(p.kind, p.row, p.column, p.got) for p in report.problems]
+    pandas = "double (pandas makes floats of integers where one is missing)"
+    assert got == [
+        ("time unit", 1, "time", "1511544070000, which looks like 'ms'"),
+        ("unsorted time", 2, "time", "5 after 1511544070000"),
+        ("null", 3, "user", "nothing"),
+        ("negative id", 3, "item", "-3"),
+        ("wrong type", None, "item", pandas),
+        ("null", 1, "category", "nothing"),
+        ("wrong length", 2, "content", "1"),
+    ]
+    assert str(report.problems[0]).startswith(f"{tmp_path / 'events.parquet'}, row 1, column 'time': time unit: expected")
+
+
+def test_torn_parquet(folder):
+    pq.write_table(pa.table({"user": [1], "item": [7], "time": [1]}), folder / "events.parquet")
+    whole = (folder / "events.parquet").read_bytes()
+    (folder / "events.parquet").write_bytes(whole[: len(whole) // 2])
+    (problem,) = check(folder / "events.parquet", columns=Columns()).problems
+    assert problem.kind == "unreadable file" and "magic bytes" in problem.got
+
+
+def test_seconds_read_as_milliseconds(folder):
+    write(folder, events="user,item,time\n1,7,1511544070\n")
+    assert found(folder, columns=Columns(time_unit="ms")) == [
+        ("time unit", 2, "time", "1511544000, which looks like 's'"),
+    ]
+
+
+def test_ids_of_two_kinds(folder):
+    write(folder, items="item,category\nseven,tea\neight,cup\n")
+    assert found(folder) == [("wrong type", None, "item", "text")]
+
+
+def test_values_that_a_trained_model_lacks(folder):
+    columns = Columns(item_attributes=("brand",), action="event", actions=("view", "buy"))
+    write(
+        folder,
+        events="user,item,time,event\n1,7,10,view\n1,8,20,look\n",
+        items="item,category,brand\n7,tea,x\n8,cup,y\n",
+    )
+    known = {"brand": np.array(["x"]), "category": np.array(["tea"])}
+    known = {name: tabular.Vocabulary(raw) for name, raw in known.items()}
+    assert found(folder, columns=columns, vocabularies=known) == [
+        ("unknown action", 3, "event", "'look'"),
+        ("unknown category", 3, "category", "'cup'"),
+        ("unknown category", 3, "brand", "'y'"),
+    ]
+
+
+@pytest.mark.parametrize(("events", "order"), [
+    ("1,7,10\n1,8,20\n2,7,5\n2,8,15\n", "user"),
+    ("1,7,10\n2,8,20\n1,7,25\n2,8,35\n", "time"),
+    ("1,7,10\n2,8,5\n1,7,25\n2,8,1\n1,8,7\n", "none"),
+])  # fmt: skip
+def test_order_is_what_the_file_looks_like(folder, events, order):
+    write(folder, events="user,item,time\n" + events)
+    report = check(folder / "events.csv", columns=Columns())
+    assert report.clean and report.order == order
+
+
+def test_order_as_it_is_said_to_be(folder):
+    write(folder, events="user,item,time\n1,7,10\n2,8,5\n1,7,25\n2,8,1\n1,8,7\n")
+    assert [row for kind, row, *_ in found(folder, order="time")] == [3, 5]
+    again = [(kind, row) for kind, row, *_ in found(folder, order="user")]
+    assert again == [("history across users", 4), ("history across users", 5), ("history across users", 6)]
+    assert found(folder, order="none") == []
+
+
+def test_order_across_blocks(tmp_path, monkeypatch):
+    """What is out of order is found where one block ends and the next begins."""
+    events = {"user": [1, 1, 1, 2, 2, 1], "item": [1] * 6, "time": [10, 20, 15, 5, 6, 30]}
+    pq.write_table(pa.table(events), tmp_path / "events.parquet")
+    monkeypatch.setattr(tables, "ROWS", 2)
+    report = check(tmp_path / "events.parquet", columns=Columns(), order="user")
+    assert [(p.kind, p.row) for p in report.problems] == [("unsorted time", 3), ("history across users", 6)]
+
+
+def test_cap_lists_some_and_counts_all(folder):
+    write(folder, events="user,item,time\n" + "1,7,\n" * 30 + "1,-7,3\n")
+    report = check(folder / "events.csv", columns=Columns(), cap=5)
+    assert report.totals == {"null": 30, "negative id": 1}
+    assert [p.row for p in report.problems] == [1, 2, 3, 4, 5, 31]
+    assert "null: 30 in all, 5 listed" in str(report)
+
+
+def test_many_bad_values_are_found_among_many_good_ones(folder):
+    bad = {3, 999, 1000, 4321, 70_000}
+    lines = "".join(f"1,7,{'x' if row in bad else row}\n" for row in range(1, 80_001))
+    write(folder, events="user,item,time\n" + lines)
+    report = check(folder / "events.csv", items=folder / "items.csv", columns=Columns())
+    assert {p.row for p in report.problems} == bad and {p.kind for p in report.problems} == {"wrong type"}
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ({"order": "rows"}, "order: expected one of auto, user, time, none, got 'rows'"),
+    ({"cap": 0}, "cap: expected at least 1 problem of a kind, got 0"),
+])  # fmt: skip
+def test_wrong_options(folder, option, message):
+    with pytest.raises(ValueError, match=message):
+        check(folder / "events.csv", columns=Columns(), **option)
+
+
+def test_command(folder, capsys):
+    events, items = str(folder / "events.csv"), str(folder / "items.csv")
+    assert main(["check", "--events", events, "--items", items]) == 0
+    assert "no problem" in capsys.readouterr().out
+    write(folder, events=EVENTS.replace("2,7,6", "2,-7,6"))
+    assert main(["check", "--events", events, "--items", items, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["totals"]["negative id"] == 1 and report["problems"][0]["row"] == 4
+    (folder / "columns.json").write_text('{"user": "uid", "item_attributes": ["brand"]}')
+    arguments = ["check", "--events", events, "--columns", str(folder / "columns.json")]
+    assert main(arguments) == 1 and "missing column" in capsys.readouterr().out
+    assert main([*arguments, "--user", "user"]) == 1  # the flag goes before the file
+    assert "missing column" not in capsys.readouterr().out
+    assert main(["check", "--events", str(folder / "no.csv")]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["check"], ["check", "--events", "e.csv", "--cap", "0"], ["check", "--events", "e.csv", "--sorted"],
+    ["check", "--events", "e.csv", "--order", "rows"],
+])  # fmt: skip
+def test_command_refuses_wrong_flags(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_command_refuses_wrong_columns(folder, capsys):
+    assert main(["check", "--events", str(folder / "events.csv"), "--time-unit", "min"]) == 2
+    assert "Columns.time_unit" in capsys.readouterr().err
+    (folder / "columns.json").write_text('{"usr": "uid"}')
+    assert main(["check", "--events", str(folder / "events.csv"), "--columns", str(folder / "columns.json")]) == 2
+    assert "usr" in capsys.readouterr().err
+
+
+def test_help_names_every_column(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "Exit codes" in text
+    for field in dataclasses.fields(Columns):
+        assert f"--{field.name.replace('_', '-')}" in text and _meaning(field.name), field.name
+    assert "the field by which SIM looks into the history" in " ".join(text.split())
+
+
+def test_problems_merge_within_the_cap():
+    one, other = Problems(2), Problems(2)
+    one.add("null", "f", [1], None, "x", "y")
+    other.add("null", "f", [2, 3], None, "x", "y")
+    one.merge(other)
+    assert one.totals == {"null": 3} and [p.row for p in one.listed()] == [1, 2]

@@ -1,0 +1,183 @@
+"""Logs written as a stream: equal to logs made in memory, refused where they are out of order, bounded in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aif_jax.data.events import COLUMNS, EventLog
+from aif_jax.data.log_files import EventLogWriter, write_log
+
+
+def table(size: int, seed: int = 0) -> EventLog:
+    rng = np.random.default_rng(seed)
+    return EventLog.from_arrays(
+        rng.integers(1, 40, size), rng.integers(0, 90, size), rng.integers(0, 4, size), rng.integers(0, 60, size), users=50
+    )
+
+
+def chunks(log: EventLog, cuts):
+    for start, stop in zip([0, *cuts], [*cuts, len(log)], strict=True):
+        yield {name: getattr(log, name)[start:stop] for name in COLUMNS}
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(0, 500), max_size=6).map(sorted), seed=st.integers(0, 9))
+def test_a_streamed_log_equals_one_made_in_memory(tmp_path_factory, cuts, seed):
+    log = table(500, seed)
+    folder = tmp_path_factory.mktemp("logs") / "log"
+    streamed = write_log(folder, chunks(log, cuts), users=50)
+    for name in (*COLUMNS, "offsets"):
+        np.testing.assert_array_equal(getattr(streamed, name), getattr(log, name))
+        assert getattr(streamed, name).dtype == getattr(log, name).dtype
+    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.npy" for name in (*COLUMNS, "offsets"))
+
+
+def test_users_default_to_the_largest_row_and_an_empty_log_is_a_log(tmp_path):
+    with EventLogWriter(tmp_path / "a") as writer:
+        writer.append(user=[2], item=[1], action=[1], time=[1])
+        writer.append(user=[], item=[], action=[], time=[])
+        assert len(writer) == 1
+    assert EventLog.load(tmp_path / "a").offsets.tolist() == [0, 0, 0, 1]
+    assert len(write_log(tmp_path / "b", [])) == 0
+    assert write_log(tmp_path / "c", [], users=4).users == 4
+
+
+def test_events_out_of_order_are_refused_within_and_across_chunks(tmp_path):
+    with EventLogWriter(tmp_path / "log") as writer:
+        writer.append(user=[1, 2], item=[1, 1], action=[1, 1], time=[10, 20])
+        for user, time, at in (([2], [19], 2), ([1], [99], 2), ([2, 2, 2], [20, 30, 29], 4), ([3, 2], [5, 30], 3)):
+            with pytest.raises(ValueError, match=f"got event {at} out of order"):
+                writer.append(user=user, item=[1] * len(user), action=[1] * len(user), time=time)
+        writer.append(user=[2, 3], item=[1, 1], action=[1, 1], time=[20, 5])  # a refused chunk left nothing behind
+    assert EventLog.load(tmp_path / "log").time.tolist() == [10, 20, 20, 5]
+
+
+def test_bad_values_are_refused_with_their_position_in_the_log(tmp_path):
+    with EventLogWriter(tmp_path / "log", users=5) as writer:
+        writer.append(user=[1], item=[1], action=[1], time=[10])
+        for wrong, message in (
+            ({"user": [1, 5]}, r"user: expected values in \[1, 5\), got 5 at position 2"),
+            ({"item": [-1, 0]}, r"item: expected values in \[0, 2147483648\), got -1 at position 1"),
+            ({"time": [1, 2, 3]}, "columns of one length"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                writer.append(**{"user": [1, 1], "item": [1, 1], "action": [1, 1], "time": [10, 10], **wrong})
+        with pytest.raises(TypeError, match="action: expected integers"):
+            writer.append(user=[1], item=[1], action=[0.5], time=[10])
+
+
+def test_what_is_there_stays_and_what_fails_leaves_nothing(tmp_path):
+    write_log(tmp_path / "log", chunks(table(9), []))
+    with pytest.raises(FileExistsError, match="which exists"):
+        EventLogWriter(tmp_path / "log")
+    with pytest.raises(ValueError, match="out of order"):
+        write_log(tmp_path / "other", [{"user": [2, 1], "item": [1, 1], "action": [1, 1], "time": [1, 1]}])
+    assert [p.name for p in tmp_path.iterdir()] == ["log"]
+    with pytest.raises(ValueError, match="users: expected at least 1"):
+        EventLogWriter(tmp_path / "none", users=0)
+
+
+STREAM = """
+import json, threading, time
+import aif_jax.data.validate as validate
+validate.BLOCK = {block}
+import numpy as np
+import aif_jax as aif
+from aif_jax.data import candidates
+from aif_jax.data.catalogue import Catalogue
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.log_files import write_log
+from aif_jax.data.pipeline import Pipeline
+from aif_jax.data.positions import Positions
+from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.data.split import time_cuts
+
+def resident(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+
+events, users, items, chunk_users = {events}, {users}, {items}, {chunk_users}
+per_user = events // users
+report, peak = dict(), 0.0
+
+def watch():  # the peak within a phase counts, not only what is left after it
+    global peak
+    while True:
+        peak = max(peak, resident("RssAnon") - before)
+        time.sleep(0.005)
+
+def chunks():
+    rng = np.random.default_rng(0)
+    for first in range(1, users + 1, chunk_users):
+        rows = min(chunk_users, users + 1 - first)
+        user = np.repeat(np.arange(first, first + rows, dtype=np.int32), per_user)
+        time_ = np.sort(rng.integers(0, 10_000_000, (rows, per_user)), axis=1).ravel()
+        item = rng.integers(0, items, rows * per_user, dtype=np.int32)
+        yield dict(user=user, item=item, action=np.ones_like(item), time=time_)
+
+schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=items), aif.Attribute(name="category", size=9)))
+catalogue = Catalogue.from_items(schema, np.arange(items - 1), ids=dict(category=np.arange(items - 1) % 8 + 1))
+vocabularies = dict(users=aif.Vocabulary(np.arange(users)), items=aif.Vocabulary(np.arange(items - 1)))
+config = aif.Config(schema=schema, memory=(), simtier="off")
+before = resident("RssAnon")
+
+def phase(name):
+    global started
+    report[name] = round(time.perf_counter() - started, 2)
+    started = time.perf_counter()
+
+threading.Thread(target=watch, daemon=True).start()
+started = time.perf_counter()
+log = write_log({folder!r}, chunks(), users=users + 1)
+phase("write_and_check_s")
+dataset = Dataset(name="large", schema=schema, log=log, catalogue=catalogue, user_ids=dict(),
+                  user_floats=np.zeros((users + 1, 0), np.float32), **vocabularies)
+phase("dataset_s")
+first_validation, _ = time_cuts(log)
+positions = Positions.eligible(log, min_history=1, before=first_validation)
+phase("eligible_s")
+sampler = NegativeSampler(item_counts(dataset, positions))
+phase("counts_s")
+for block in (0, 4096):
+    feed = Pipeline(dataset=dataset, positions=positions, candidates=candidates.sampled(dataset, sampler=sampler, negatives=1),
+                    config=config, batch_size=1024, epochs=10, block=block)
+    for fed, _ in zip(feed.batches(), range({steps}), strict=False):
+        assert fed.problem is None
+    phase(f"batches_s_block_{{block}}")
+report |= dict(events=len(log), samples=len(positions), anon_mb=round(peak, 1), rss_file_mb=round(resident("RssFile"), 1),
+               log_mb=len(log) * 20 / 2**20)
+print(json.dumps(report))
+"""
+
+
+def stream(python, tmp_path, **sizes) -> dict:
+    folder = tmp_path / "log"
+    try:
+        return json.loads(python(STREAM.format(folder=str(folder), **sizes), timeout=1200).splitlines()[-1])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # pytest would keep it
+
+
+def test_a_log_streams_in_bounded_memory(python, tmp_path):
+    """The small form of the test below, with blocks so small that a copy of any column would show."""
+    report = stream(python, tmp_path, events=4_000_000, users=40_000, items=1000, chunk_users=500, block=1 << 16, steps=10)
+    assert report["events"] == 4_000_000 and report["samples"] > 3_000_000
+    assert report["anon_mb"] < 0.4 * report["log_mb"], report  # one int64 for each event would be 0.4 of it
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+def test_a_log_of_100_million_events_streams_in_bounded_memory(python, tmp_path):
+    report = stream(
+        python, tmp_path, events=100_000_000, users=1_000_000, items=100_000, chunk_users=10_000, block=1 << 22, steps=300
+    )
+    print(report)
+    assert report["events"] == 100_000_000
+    assert report["anon_mb"] < 300, report  # the log takes 1,907 MB, its permutation would take 763 MB

@@ -1,0 +1,103 @@
+"""Writers: what they write can be read, and a run that is killed and resumed leaves no step twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+import sys
+
+import pytest
+
+from aif_jax.logs import Csv, JsonLines, TensorBoard
+
+
+def table(log: Csv) -> list[dict[str, str]]:
+    return list(csv.DictReader(log.path.read_text().splitlines()))
+
+
+def test_json_lines_by_hand(tmp_path):
+    log = JsonLines(tmp_path / "new" / "log.jsonl")
+    log.write(5, {"loss": 0.1, "skipped": 0})
+    log.write(10, {"loss": float("nan")})
+    assert [json.loads(line) for line in log.path.read_text().splitlines()] == [
+        {"step": 5, "loss": 0.1, "skipped": 0.0}, {"step": 10, "loss": None},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [JsonLines, Csv])
+def test_a_resumed_run_writes_no_step_twice(tmp_path, kind):
+    def steps(log):
+        return [int(row["step"]) for row in (table(log) if kind is Csv else log.rows())]
+
+    log = kind(tmp_path / "log")
+    log.rewind(0)
+    for step in (10, 20, 30):
+        log.write(step, {"loss": 1 / step})
+    whole = log.path.read_text()
+    with open(log.path, "a") as file:  # the process was killed within a row
+        file.write(whole.splitlines()[-1][:5])
+    again = kind(tmp_path / "log")
+    again.rewind(20)
+    assert steps(again) == [10, 20]
+    again.write(30, {"loss": 1 / 30})
+    assert again.path.read_text() == whole
+    fresh = kind(tmp_path / "log")
+    fresh.rewind(0)
+    fresh.write(10, {"accuracy": 0.5})
+    assert steps(fresh) == [10]
+
+
+def test_a_table_grows_columns_and_keeps_full_precision(tmp_path):
+    log = Csv(tmp_path / "log.csv")
+    log.write(1, {"loss": 0.1})
+    log.write(2, {"loss": 1 / 3, "gauc": 0.6})
+    again = Csv(tmp_path / "log.csv")  # appends without being rewound, in the order of the header
+    again.write(3, {"gauc": 0.7, "loss": float("nan")})
+    assert table(log) == [
+        {"step": "1", "loss": "0.1", "gauc": ""},
+        {"step": "2", "loss": repr(1 / 3), "gauc": "0.6"},
+        {"step": "3", "loss": "nan", "gauc": "0.7"},
+    ]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    log = JsonLines(tmp_path / "log.jsonl")
+    log.path.write_text('{"step": 1}\nnot json\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="log.jsonl, line 2: expected JSON, got 'not json"):
+        log.rows()
+
+
+def points(folder) -> list[tuple[int, str, float]]:
+    """What TensorBoard would show, read from the event files: a step that a later file purges is gone."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    shown: list[tuple[int, str, float]] = []
+    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: p.name):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack("<Q", data[at : at + 8])
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += 16 + size
+            if event.session_log.status == SessionLog.START:
+                shown = [point for point in shown if point[0] < event.step]
+            shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return shown
+
+
+def test_tensorboard_files_can_be_read_and_resumed(tmp_path):
+    with TensorBoard(tmp_path) as log:
+        log.rewind(0)
+        for step in (10, 20, 30):
+            log.write(step, {"loss": step / 4, "skipped": 0.0})
+    with TensorBoard(tmp_path) as log:
+        log.rewind(20)
+        log.write(30, {"loss": 9.0, "skipped": 1.0})
+    kept = [(step, name, value) for step in (10, 20) for name, value in (("loss", step / 4), ("skipped", 0.0))]
+    assert points(tmp_path) == [*kept, (30, "loss", 9.0), (30, "skipped", 1.0)]
+
+
+def test_without_tensorboardx_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r'pip install "aif_jax\[tensorboard\]"'):
+        TensorBoard(tmp_path)

@@ -1,0 +1,298 @@
+"""The loop: what goes wrong is stopped or skipped as stated, counted, and named; logs and checkpoints come when they should."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import aif_jax as aif
+from aif_jax import loop, losses, train
+from aif_jax.checkpoint import Checkpoints
+from aif_jax.data.candidates import pointwise, sampled
+from aif_jax.data.pipeline import Fed, Pipeline, to_device
+from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.data.synthetic import synthetic_world
+from aif_jax.logs import Csv, JsonLines
+
+OPTIMIZER = optax.adam(0.1)
+
+
+@pytest.fixture(scope="module")
+def feed() -> Pipeline:
+    dataset = synthetic_world(0, users=20, items=60, topics=12, categories=8, events_per_user=30, lag=8, content_dim=12).dataset
+    config = aif.tiny(dataset.schema, memory=(), simtier="off")
+    source = pointwise(dataset, threshold=2)
+    return Pipeline(dataset=dataset, positions=range(600), candidates=source, config=config, batch_size=50, epochs=2)
+
+
+def fresh() -> train.TrainState:
+    return train.init_state({"user": {"w": jnp.zeros(3)}, "frozen": {"h": jnp.arange(2.0)}}, OPTIMIZER)
+
+
+@jax.jit
+def step(state, batch):
+    """The rules of `train.make_step` on three weights, so that it compiles at once."""
+
+    def objective(trained):
+        seen = jnp.stack([batch.labels.mean(), batch.items.ids["item"].mean() / 60, batch.users.long.mask.mean()])
+        return jnp.sum((trained["user"]["w"] - seen) ** 2)
+
+    loss, gradient = jax.value_and_grad(objective)(state.trained)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = OPTIMIZER.update(gradient, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (trained, opt_state), (state.trained, state.opt_state))
+    after = dataclasses.replace(state, step=state.step + 1, skipped=state.skipped + ~finite, trained=kept[0], opt_state=kept[1])
+    return after, {"loss": loss, "grad_norm": norm}
+
+
+def same(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def with_problems(feed, problems: dict[int, str]):
+    """The feed with some batches replaced: by a problem, or by one with a NaN that no check saw ("nan") or huge labels."""
+    for number, fed in enumerate(feed.batches()):
+        what = problems.get(number)
+        if what in ("nan", "huge"):
+            batch = dataclasses.replace(fed.batch, labels=np.full_like(fed.batch.labels, np.nan if what == "nan" else 1e6))
+            yield dataclasses.replace(fed, batch=batch)
+        elif what is not None:
+            yield dataclasses.replace(fed, batch=None, problem=what)
+        else:
+            yield fed
+
+
+def run(batches, **given):
+    rows = []
+    given = {"progress": False, "log_every": 1, "on_log": lambda at, values: rows.append((at, values)), **given}
+    return loop.fit(given.pop("state", None) or fresh(), given.pop("step", step), batches, **given), rows
+
+
+# looks
+
+
+def test_a_look_tells_loss_rate_padding_and_input_share(feed):
+    state, rows = run(feed.batches(), log_every=5)
+    assert [at for at, _ in rows] == [5, 10, 15, 20, 24] and int(state.step) == 24
+    plain = list(feed.batches())
+    for at, values in rows:
+        first = {5: 0, 10: 5, 15: 10, 20: 15, 24: 20}[at]
+        events, places = (sum(getattr(fed, name) for fed in plain[first:at]) for name in ("events", "places"))
+        assert values["padding"] == pytest.approx(1 - events / places) and 0 < values["padding"] < 1
+        assert values["examples_per_s"] > 0 and 0 < values["input_share"] <= 1
+        assert values["skipped"] == values["empty_batches"] == values["bad_batches"] == 0
+    one = fresh()
+    for fed in plain[:5]:
+        one, metrics = step(one, fed.batch)
+    assert rows[0][1]["loss"] == float(metrics["loss"]) and rows[0][1]["grad_norm"] == float(metrics["grad_norm"])
+
+
+def test_plain_batches_do_as_well(feed):
+    state, rows = run(fed.batch for fed in feed.batches())
+    assert same(state, run(feed.batches())[0]) and rows[0][1]["padding"] > 0
+    empty = dataclasses.replace(next(feed.batches()).batch, where=np.zeros((50, 1), bool))
+    _, rows = run([empty, next(feed.batches()).batch])
+    assert rows[-1][0] == 1 and rows[-1][1]["empty_batches"] == 1
+    assert run([])[1] == []
+
+
+def test_a_slow_input_shows_in_the_input_share(feed):
+    import time
+
+    def slow():
+        for fed in feed.batches():
+            time.sleep(0.02)
+            yield fed
+
+    _, rows = run(slow(), log_every=8)
+    assert rows[-1][1]["input_share"] > 0.5
+
+
+# policies
+
+
+def test_a_step_that_is_not_finite_is_counted_and_its_samples_are_named(feed, caplog):
+    caplog.set_level(logging.WARNING, "aif_jax.loop")
+    state, rows = run(with_problems(feed, {3: "nan", 14: "nan"}), log_every=10)
+    assert int(state.skipped) == 2 and int(state.step) == 24 and rows[-1][1]["skipped"] == 2
+    plain = list(feed.batches())
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0].startswith("step 4 changed nothing: loss nan, gradient norm nan (batch 3 of epoch 0; samples at")
+    assert f"positions {plain[3].positions[0]}, {plain[3].positions[1]}, " in caplog.messages[0]
+    assert "step 15 changed nothing" in caplog.messages[1] and "batch 2 of epoch 1" in caplog.messages[1]
+    good = fresh()
+    for number, fed in enumerate(plain):
+        if number not in (3, 14):
+            good, _ = step(good, fed.batch)
+    assert same(good.trained, state.trained)
+    with pytest.raises(
+        FloatingPointError, match=r"2 of 15 steps had a loss or gradient that was not finite or too large \(allowed: 1\)"
+    ):
+        run(with_problems(feed, {3: "nan", 14: "nan"}), max_skipped=1)
+
+
+def test_an_exploding_gradient_ends_the_run_before_it_is_saved(feed, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(FloatingPointError) as error:
+        given = {"checkpoints": checkpoints, "config": feed.config, "save_every": 5}
+        run(with_problems(feed, {6: "huge"}), max_grad_norm=100, log_every=50, **given)
+    assert "step 7: expected a gradient norm of at most 100, got 2e+06" in str(error.value)
+    assert "batch 6 of epoch 0; samples at positions" in str(error.value)
+    assert checkpoints.steps == [5]
+    run(with_problems(feed, {6: "huge"}))  # no bound, no stop
+
+
+def test_a_real_step_skips_exploding_gradients_and_corrects_a_sampled_softmax(feed, caplog):
+    caplog.set_level(logging.WARNING, "aif_jax.loop")
+    config = feed.config.replace(sim_fields=(), sequence=False)
+    sampler = NegativeSampler(item_counts(feed.dataset, feed.positions))
+    source = sampled(feed.dataset, sampler=sampler, negatives=3, corrected=True)
+    lists = dataclasses.replace(feed, config=config, candidates=source)
+    model = aif.build(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    bounded = train.make_step(model, OPTIMIZER, loss=losses.listwise_softmax, max_grad_norm=1e-6)
+    state, rows = run(list(lists.batches())[:3], state=train.init_state(params, OPTIMIZER), step=bounded)
+    assert same(state.params, params) and int(state.skipped) == 3 and int(state.step) == 3
+    assert "applied" not in rows[0][1] and rows[0][1]["grad_norm"] > 1e-6
+    assert [message.split(":")[0] for message in caplog.messages] == [f"step {at} changed nothing" for at in (1, 2, 3)]
+    batch = next(lists.batches()).batch
+    scores = jax.jit(lambda params, batch: train.score(model, params, batch))(params, batch)
+    corrected, plain = (
+        losses.listwise_softmax(scores, batch.labels, where=batch.where, log_q=log_q) for log_q in (batch.log_q, None)
+    )
+    assert rows[0][1]["loss"] == pytest.approx(float(corrected), rel=1e-5) != pytest.approx(float(plain), rel=1e-3)
+    with pytest.raises(FloatingPointError, match=r"2 of 2 steps .* too large \(allowed: 1\)"):
+        run(lists.batches(), state=train.init_state(params, OPTIMIZER), step=bounded, max_skipped=1)
+
+
+@pytest.mark.parametrize("kind", ["empty", "event 7 of the log is corrupt"])
+def test_a_batch_without_candidates_or_with_a_corrupt_record_is_passed_over(feed, caplog, kind):
+    caplog.set_level(logging.WARNING, "aif_jax.loop")
+    state, rows = run(with_problems(feed, {3: kind, 4: kind}), on_bad_batch="skip", log_every=50)
+    assert int(state.step) == 22 and [at for at, _ in rows] == [22]
+    counted = {"empty": ("empty_batches", "bad_batches")}.get(kind, ("bad_batches", "empty_batches"))
+    assert (rows[-1][1][counted[0]], rows[-1][1][counted[1]]) == (2, 0)
+    assert len(caplog.messages) == 2 and "passed over" in caplog.messages[0]
+    assert "after step 3" in caplog.messages[0] and "batch 3 of epoch 0; samples at positions" in caplog.messages[0]
+    assert kind in caplog.messages[0] or kind == "empty"
+    good = fresh()
+    for number, fed in enumerate(feed.batches()):
+        if number not in (3, 4):
+            good, _ = step(good, fed.batch)
+    assert same(good, state)
+
+
+def test_a_corrupt_record_stops_the_run_unless_it_may_be_skipped(feed):
+    corrupt = {3: "event 7 is corrupt", 5: "event 8 is corrupt"}
+    with pytest.raises(loop.BadBatch, match=r"after step 3: a bad batch: event 7 is corrupt \(batch 3 of epoch 0; samples at"):
+        run(with_problems(feed, corrupt))
+    with pytest.raises(loop.BadBatch, match=r"event 8 is corrupt .*; it is number 2 \(allowed: 1\)"):
+        run(with_problems(feed, corrupt), on_bad_batch="skip", max_skipped=1)
+    run(with_problems(feed, {3: "empty"}))  # an empty batch is no error
+
+
+def test_wrong_policies_are_refused(feed, tmp_path):
+    with pytest.raises(ValueError, match="on_bad_batch: expected 'stop' or 'skip', got 'ignore'"):
+        run(feed.batches(), on_bad_batch="ignore")
+    with pytest.raises(ValueError, match="checkpoints, config: expected both or none"):
+        run(feed.batches(), checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(ValueError, match="log_every, save_every: expected at least 1"):
+        run(feed.batches(), save_every=0)
+
+
+# checkpoints and logs
+
+
+def test_checkpoints_come_every_n_steps_and_at_the_end_and_are_resumed(feed, tmp_path):
+    whole, _ = run(feed.batches())
+    with Checkpoints(tmp_path / "a", keep_last=9) as checkpoints:
+        run(feed.batches(), checkpoints=checkpoints, config=feed.config, save_every=10)
+        assert checkpoints.steps == [10, 20, 24]
+        assert checkpoints.restore(10).position == list(feed.batches())[9].cursor
+        state, cursor = loop.resume(fresh(), checkpoints, config=feed.config)
+        assert same(state, whole) and list(feed.batches(cursor)) == []
+
+    def dies():
+        for number, fed in enumerate(feed.batches()):
+            if number == 17:
+                raise KeyboardInterrupt
+            yield fed
+
+    with Checkpoints(tmp_path / "b") as checkpoints:
+        state, cursor = loop.resume(fresh(), checkpoints, config=feed.config)
+        assert same(state, fresh()) and cursor is None
+        with pytest.raises(KeyboardInterrupt):
+            run(dies(), checkpoints=checkpoints, config=feed.config, save_every=7)
+        assert checkpoints.steps == [7, 14]
+        state, cursor = loop.resume(fresh(), checkpoints, config=feed.config)
+        assert int(state.step) == 14
+        resumed, rows = run(
+            feed.batches(cursor), state=state, checkpoints=checkpoints, config=feed.config, save_every=7, log_every=5
+        )
+        assert same(resumed, whole)
+        assert [at for at, _ in rows] == [15, 20, 21, 24] and checkpoints.steps == [14, 21, 24]  # as if it had not died
+
+
+def test_batches_made_ahead_are_not_in_the_cursor(feed, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, to_device(feed.batches(), ahead=5) as batches:
+        run((fed for fed, _ in zip(batches, range(8), strict=False)), checkpoints=checkpoints, config=feed.config)
+        assert checkpoints.restore().position == list(feed.batches())[7].cursor
+
+
+def test_figures_go_to_logs_and_choose_the_best_checkpoint(feed, tmp_path):
+    figures = iter([0.5, 0.7, 0.6])
+    log = JsonLines(tmp_path / "log.jsonl")
+    with Checkpoints(tmp_path / "run", keep_last=1, keep_best=("gauc", "max")) as checkpoints:
+        run(
+            feed.batches(), checkpoints=checkpoints, config=feed.config, save_every=10, log_every=6, writers=[log],
+            evaluate=lambda state: {"gauc": next(figures)},
+        )  # fmt: skip
+        assert (checkpoints.steps, checkpoints.best) == ([20, 24], 20)
+    assert [(row["step"], row.get("gauc")) for row in log.rows()] == [
+        (6, None), (10, 0.5), (12, None), (18, None), (20, 0.7), (24, 0.6),
+    ]  # fmt: skip
+
+
+def test_resumed_logs_are_those_of_a_run_that_was_not_killed(feed, tmp_path):
+    def logs(folder):
+        return [JsonLines(folder / "log.jsonl"), Csv(folder / "log.csv")]
+
+    def written(folder):
+        rows = logs(folder)[0].rows()
+        cells = [line.split(",")[:3] for line in (folder / "log.csv").read_text().splitlines()]
+        return [(row["step"], row["loss"]) for row in rows], cells
+
+    for name, stop in (("whole", None), ("killed", 17)):
+        with Checkpoints(tmp_path / name / "run") as checkpoints:
+            for last in (stop, None) if stop else (None,):
+                state, cursor = loop.resume(fresh(), checkpoints, config=feed.config)
+                batches = list(feed.batches(cursor))[:last]
+                if last is not None:  # ends without the checkpoint that the end of a run makes
+                    batches = [*batches, Fed(batch=None, problem="killed")]
+                try:
+                    run(
+                        batches, state=state, writers=logs(tmp_path / name), log_every=3, save_every=8,
+                        checkpoints=checkpoints, config=feed.config,
+                    )  # fmt: skip
+                except loop.BadBatch:
+                    assert checkpoints.latest == 16
+    assert written(tmp_path / "whole") == written(tmp_path / "killed")
+    assert json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])["step"] == 24
+
+
+def test_a_state_of_another_optimizer_is_refused(feed, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        run(feed.batches(), checkpoints=checkpoints, config=feed.config)
+        other = train.init_state({"user": {"w": jnp.zeros(3)}, "frozen": {"h": jnp.arange(2.0)}}, optax.sgd(0.1, momentum=0.9))
+        with pytest.raises(ValueError, match="opt_state does not fit the template"):
+            loop.resume(other, checkpoints, config=feed.config)
+        with pytest.raises(ValueError, match="config or schema other than expected"):
+            loop.resume(fresh(), checkpoints, config=feed.config.replace(width=9))

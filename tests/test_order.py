@@ -1,0 +1,177 @@
+"""Orders and position sets that are computed, not held: exactly once each, evenly mixed, equal to the plain way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aif_jax.data import order as order_module
+from aif_jax.data import positions as positions_module
+from aif_jax.data import split
+from aif_jax.data.events import EventLog
+from aif_jax.data.order import EpochOrder
+from aif_jax.data.positions import Positions
+from aif_jax.data.sampling import epoch_batches, epoch_order, item_counts
+
+
+def whole(**given_) -> np.ndarray:
+    order = EpochOrder(**given_)
+    return order.take(0, order.size)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    size=st.integers(0, 700),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 5),
+    block=st.integers(0, 40),
+    window=st.integers(1, 9),
+    small=st.sampled_from([2, 1 << 12]),
+)
+def test_every_index_once_and_any_part_is_part_of_the_whole(monkeypatch, size, seed, epoch, block, window, small):
+    monkeypatch.setattr(order_module, "SMALL", small)
+    order = EpochOrder(size=size, seed=seed, epoch=epoch, block=block, window=window)
+    all_ = order.take(0, size + 5)
+    assert sorted(all_.tolist()) == list(range(size))
+    for start, stop in ((0, size // 3), (size // 3, size // 2), (size // 2, size), (size, size + 9)):
+        np.testing.assert_array_equal(order.take(start, stop), all_[start:stop])
+
+
+def test_a_large_range_is_permuted_without_a_list_of_it():
+    size = 10**12
+    order = EpochOrder(size=size, seed=0, epoch=0)
+    taken = order.take(size - 100_000, size)
+    assert len(np.unique(taken)) == 100_000 and taken.min() >= 0 and taken.max() < size
+    shares = np.histogram(taken, bins=10, range=(0, size))[0] / len(taken)
+    assert np.all(np.abs(shares - 0.1) < 5 * np.sqrt(0.09 / len(taken)))
+    assert abs(np.corrcoef(taken[1:], taken[:-1])[0, 1]) < 5 / np.sqrt(len(taken))
+
+
+@pytest.mark.parametrize("size, block, runs", [(5, 0, 2000), (12, 2, 1000), (5000, 0, 2000)])
+def test_every_index_is_as_likely_in_every_place(size, block, runs):
+    """The first place, and of large orders the tenth of the range that it points into."""
+    bins = min(size, 10 if size > 12 else size)
+    first = np.array([EpochOrder(size=size, seed=seed, epoch=0, block=block, window=3).take(2, 3)[0] for seed in range(runs)])
+    shares = np.bincount(first * bins // size, minlength=bins) / runs
+    assert np.all(np.abs(shares - 1 / bins) < 5 * np.sqrt((1 / bins) * (1 - 1 / bins) / runs)), shares
+
+
+def test_neighbours_of_a_computed_order_are_independent():
+    """Of two neighbouring places, which tenths of the range do they point into? A chi-square test of all pairs."""
+    size = 200_000
+    tenth = EpochOrder(size=size, seed=3, epoch=1).take(0, size) * 10 // size
+    pairs = np.bincount(tenth[1:] * 10 + tenth[:-1], minlength=100)
+    expected = (size - 1) / 100
+    assert np.sum((pairs - expected) ** 2) / expected < 99 + 5 * np.sqrt(2 * 99)
+
+
+def test_order_depends_on_seed_and_epoch():
+    one = whole(size=100, seed=0, epoch=0)
+    np.testing.assert_array_equal(one, whole(size=100, seed=0, epoch=0))
+    for other in ({"seed": 1, "epoch": 0}, {"seed": 0, "epoch": 1}):
+        assert np.mean(one == whole(size=100, **other)) < 0.2
+
+
+def test_a_block_order_reads_from_few_places_at_a_time():
+    order = EpochOrder(size=100_000, seed=0, epoch=0, block=100, window=8)
+    for start in range(0, 100_000, 800):
+        blocks = np.unique(order.take(start, start + 800) // 100)
+        assert len(blocks) <= 8 * 2 + 1  # borders of blocks are shifted, so that one of them covers two of these
+    assert len(np.unique(order.take(0, 800) // 10_000)) > 4  # the blocks come from all over the range
+
+
+@pytest.mark.parametrize("wrong", [{"size": -1}, {"seed": -1}, {"epoch": -1}, {"block": -1}, {"window": 0}])
+def test_a_bad_order_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"EpochOrder.{next(iter(wrong))}: expected at least"):
+        EpochOrder(**{"size": 5, "seed": 0, "epoch": 0, **wrong})
+
+
+# positions
+
+
+@settings(max_examples=40, deadline=None)
+@given(mask=st.lists(st.booleans(), max_size=1500))
+def test_a_set_of_positions_equals_the_array_of_them(mask):
+    mask = np.array(mask, np.bool_)
+    plain, positions = np.flatnonzero(mask), Positions.from_mask(mask)
+    assert len(positions) == len(plain)
+    np.testing.assert_array_equal(positions[np.arange(len(plain))], plain)
+    np.testing.assert_array_equal(np.concatenate([np.zeros(0, np.int64), *positions.blocks()]), plain)
+
+
+def test_positions_take_any_shape_and_refuse_what_is_outside():
+    positions = Positions.from_mask(np.arange(2000) % 7 == 3)
+    assert positions[[[0, 1], [2, 285]]].tolist() == [[3, 10], [17, 1998]]
+    assert repr(positions) == "Positions(286 of 2000 events)"
+    for wrong in ([-1], [286]):
+        with pytest.raises(ValueError, match=r"index: expected values in \[0, 286\)"):
+            positions[wrong]
+    with pytest.raises(ValueError, match="expected zeros behind the last of 3 positions"):
+        Positions(np.array([0b1001], np.uint8), 3)
+
+
+def ties(seed: int, size: int = 300) -> EventLog:
+    rng = np.random.default_rng(seed)
+    return EventLog.from_arrays(
+        rng.integers(1, 9, size), rng.integers(0, 4, size), rng.integers(0, 4, size), rng.integers(0, 15, size), users=12
+    )
+
+
+@pytest.mark.parametrize("block", [8, 64, 1 << 22])  # users and ties that cross the borders of blocks
+@pytest.mark.parametrize("min_history", [0, 1, 5])
+def test_eligible_positions_equal_the_split(monkeypatch, block, min_history):
+    monkeypatch.setattr(positions_module, "BLOCK", block)
+    for seed in range(5):
+        log = ties(seed)
+        parts = split.split_by_time(log, validation=0.2, test=0.2)
+        first, second = split.time_cuts(log, validation=0.2, test=0.2)
+        spans = ({"before": first}, {"since": first, "before": second}, {"since": second})
+        for part, span in zip(parts, spans, strict=True):
+            plain = split.eligible(log, part, min_history=min_history)
+            got = Positions.eligible(log, min_history=min_history, **span)
+            np.testing.assert_array_equal(got[np.arange(len(got))], plain)
+    with pytest.raises(ValueError, match="min_history of at least 0"):
+        Positions.eligible(ties(0), min_history=-1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(times=st.lists(st.integers(-(2**61), 2**61) | st.integers(0, 9), min_size=1, max_size=60), data=st.data())
+def test_a_time_found_by_rank_equals_sorting(times, data):
+    log = EventLog.from_arrays([1] * len(times), [1] * len(times), [1] * len(times), times)
+    rank = data.draw(st.integers(0, len(times) - 1))
+    assert split._time_of_rank(log, rank) == sorted(times)[rank]
+
+
+# what stands on both
+
+
+@pytest.mark.parametrize("positions", [range(50), range(5, 105, 2), Positions.from_mask(np.arange(200) % 4 == 1)])
+def test_an_epoch_of_a_range_or_a_set_holds_every_position_once_and_resumes(positions):
+    every = np.asarray(positions if isinstance(positions, range) else positions[np.arange(50)])
+    batches = list(epoch_batches(positions, 8, seed=1, epoch=2, drop_last=False))
+    assert [len(batch) for batch in batches] == [8] * 6 + [2]
+    assert sorted(np.concatenate(batches).tolist()) == every.tolist() != np.concatenate(batches).tolist()
+    np.testing.assert_array_equal(list(epoch_batches(positions, 8, seed=1, epoch=2, start=4)), batches[4:6])
+
+
+def test_a_block_needs_an_order_that_is_computed():
+    with pytest.raises(ValueError, match="expected positions as a range or Positions"):
+        epoch_order([1, 2], seed=0, epoch=0, block=1)
+    with pytest.raises(ValueError, match="positions: expected integers of at least 0"):
+        epoch_order(range(-1, 3), seed=0, epoch=0)
+    with pytest.raises(ValueError, match="seed, epoch and step of at least 0"):
+        epoch_order(range(3), seed=-1, epoch=0)
+
+
+def test_counts_of_a_set_equal_those_of_the_array(monkeypatch):
+    from aif_jax.data import sampling
+    from tests.test_sampling import dataset
+
+    monkeypatch.setattr(sampling, "BLOCK", 2)
+    monkeypatch.setattr(positions_module, "BLOCK", 8)
+    data = dataset()
+    for positions in (range(6), range(0, 6, 2), Positions.from_mask(np.array([True, False, True, True, False, False]))):
+        at = np.asarray(positions if isinstance(positions, range) else positions[np.arange(3)])
+        assert item_counts(data, positions).tolist() == item_counts(data, at).tolist()

@@ -1,0 +1,89 @@
+"""Prefetch: the same items in the same order, errors where they belong, no thread left behind, no more ahead than allowed."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import pytest
+
+from aif_jax.data.prefetch import Prefetch
+
+
+def threads() -> int:
+    return sum(thread.name == "aif_jax.prefetch" for thread in threading.enumerate())
+
+
+def wait_for(condition) -> bool:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return condition()
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 50])
+def test_items_come_in_order_and_then_it_ends(ahead):
+    with Prefetch(range(20), ahead=ahead, place=lambda x: x + 1) as items:
+        assert list(items) == list(range(1, 21))
+        assert list(items) == []
+    assert threads() == 0
+
+
+def test_work_is_done_in_another_thread():
+    with Prefetch([None], place=lambda _: threading.current_thread().name) as names:
+        assert list(names) == ["aif_jax.prefetch"] != [threading.current_thread().name]
+
+
+def test_no_more_is_made_than_allowed():
+    made = []
+    with Prefetch((made.append(i) or i for i in range(100)), ahead=3) as items:
+        assert wait_for(lambda: len(made) == 4)  # three wait, one is in the hand of the thread
+        time.sleep(0.05)
+        assert len(made) == 4
+        assert next(items) == 0
+        assert wait_for(lambda: len(made) == 5)
+
+
+def test_an_error_is_raised_where_its_item_would_have_come():
+    def items():
+        yield 1
+        yield 2
+        raise OSError("the disk is gone")
+
+    with Prefetch(items(), ahead=5) as prefetched:
+        assert [next(prefetched), next(prefetched)] == [1, 2]
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(prefetched)
+        assert list(prefetched) == []
+    with Prefetch([1], place=lambda x: x / 0) as prefetched, pytest.raises(ZeroDivisionError):
+        next(prefetched)
+    assert threads() == 0
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_closing_in_the_middle_stops_the_thread(taken):
+    def endless():
+        while True:
+            yield 0
+
+    items = Prefetch(endless(), ahead=2)
+    for _ in range(taken):
+        next(items)
+    assert threads() == 1
+    items.close()
+    assert threads() == 0 and list(items) == []
+    items.close()  # twice does no harm
+
+
+def test_letting_go_of_it_stops_the_thread():
+    items = Prefetch(iter(int, 1), ahead=1)
+    next(items)
+    del items
+    gc.collect()
+    assert wait_for(lambda: threads() == 0)
+
+
+def test_at_least_one_item_ahead():
+    with pytest.raises(ValueError, match="ahead: expected at least 1, got 0"):
+        Prefetch([], ahead=0)

@@ -1,0 +1,64 @@
+"""What a person sees of the main objects when they print one."""
+
+import jax
+import numpy as np
+
+import aif_jax as aif
+from aif_jax.data.catalogue import Catalogue
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.events import EventLog
+from aif_jax.index import ItemIndex
+from aif_jax.serving import AsyncPreRanker, empty_features
+from tests import demo
+
+SCHEMA = (
+    "Schema(items: item 50, category 6, tags 9x3; users: gender 3, interests 7x2; behaviours: item, category; actions: 4; "
+    "user_floats: 2; item_floats: 1; content: 12; side: bid)"
+)
+
+
+def test_schema():
+    assert repr(aif.demo_schema()) == SCHEMA
+    small = aif.Schema(item_attributes=(aif.Attribute(name="item", size=3), aif.Attribute(name="category", size=2)))
+    assert repr(small) == "Schema(items: item 3, category 2; users: none; behaviours: item, category; actions: 2)"
+
+
+def test_config_shows_what_differs_from_the_defaults():
+    assert repr(aif.Config(schema=aif.demo_schema())) == f"Config(schema={SCHEMA})"
+    changed = aif.Config(schema=aif.demo_schema(), width=16, memory=("lsh", "learned"))
+    assert repr(changed) == f"Config(width=16, memory=('lsh', 'learned'), schema={SCHEMA})"
+
+
+def test_configs_that_differ_look_different():
+    assert repr(aif.tiny(tiers=5)) != repr(aif.tiny())
+
+
+def test_model_names_its_functions():
+    text = repr(aif.build(aif.tiny()))
+    start = "PreRanker(user=aif_jax.user.apply, item=aif_jax.item.apply, interaction=aif_jax.interaction.apply, config=Config("
+    assert text.startswith(start)
+    assert "two_tower_item" in repr(aif.build(aif.tiny(architecture="two_tower")))
+
+
+def test_dataset_and_log():
+    schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=3), aif.Attribute(name="category", size=2)))
+    users, items = aif.Vocabulary([5, 6, 7]), aif.Vocabulary(["a", "b"])
+    times = [1_500_000_000, 1_500_000_100, 1_600_000_000, 1_500_000_000]
+    log = EventLog.from_arrays([1, 1, 1, 2], [1, 2, 1, 2], [1] * 4, times, users=4)
+    data = Dataset(
+        name="mine", schema=schema, log=log, catalogue=Catalogue.from_items(schema, items.raw, ids={"category": [1, 1]}),
+        user_ids={}, user_floats=np.zeros((4, 0), np.float32), users=users, items=items,
+    )  # fmt: skip
+    assert repr(data) == f"Dataset('mine': 3 users, 2 items, 4 events, {schema!r})"
+    assert repr(log) == "EventLog(4 events, 3 users, 2017-07-14 to 2020-09-13; events of a user: median 1, at most 3)"
+    assert repr(EventLog.from_arrays([], [], [], [], users=2)) == "EventLog(0 events, 1 users)"
+
+
+def test_index_and_engine():
+    model = aif.build(aif.tiny(sequence=False, bridges=0, sim_fields=(), memory=(), simtier="off"))  # compiles soonest
+    params = jax.jit(model.init)(jax.random.key(0))
+    index = ItemIndex.build(model, params, demo.items(model.config, 8), ids=np.arange(8), batch_size=8, progress=False)
+    assert repr(index).startswith("ItemIndex(8 items, capacity=") and index.version[:12] in repr(index)
+    assert "storage='float32'" in repr(index) and "bytes a row" in repr(index)
+    engine = AsyncPreRanker(model, params, index, features=lambda request: empty_features(model.config))
+    assert "version=not started" in repr(engine) and "pending=0/64" in repr(engine)

@@ -1,0 +1,267 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import aif_jax as aif
+from aif_jax import losses, sparse, train
+from aif_jax.data.batches import Batch
+from aif_jax.sparse import SparseConfig, rowwise_adagrad
+from tests import demo
+from tests.reference import optimizers as reference
+
+ITEM = SparseConfig(tables=("item",))
+SMALL = dict(architecture="two_tower", sequence=False, tower_hidden=(), width=4, short_length=3, long_length=4)  # compiles fast
+
+
+def batch_of(config: aif.Config, *, seed: int, samples: int = 6, candidates: int = 2) -> Batch:
+    """Features of several users, with candidates of each."""
+    users = [demo.user(config, events=5 + seed + i, seed=10 * seed + i) for i in range(samples)]
+    items = [demo.items(config, candidates, seed=100 * seed + i) for i in range(samples)]
+    stack = lambda *x: np.stack(x)  # noqa: E731
+    return Batch(
+        users=jax.tree.map(stack, *users),
+        items=jax.tree.map(stack, *items),
+        labels=np.random.default_rng(seed).integers(0, 2, (samples, candidates)).astype(np.float32),
+        where=np.ones((samples, candidates), bool),
+    )
+
+
+def run(model, params, optimizer, batches, **options) -> tuple[train.TrainState, list[dict]]:
+    state, metrics = train.init_state(params, optimizer), []
+    step = train.make_step(model, optimizer, loss=losses.pointwise_bce, **options)
+    for batch in batches:
+        state, made = step(state, batch)
+        metrics.append({name: float(value) for name, value in made.items()})
+    return state, metrics
+
+
+def assert_close(a, b, *, atol=2e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def touched_items(batch: Batch) -> np.ndarray:
+    ids = [batch.items.ids["item"], batch.users.short.ids["item"], batch.users.long.ids["item"]]
+    return np.unique(np.concatenate([np.ravel(i) for i in ids] + [[0]]))
+
+
+@pytest.mark.parametrize("name", ["two SIM fields", "exact", "cold"])
+def test_every_architecture_takes_the_step_of_the_dense_form(name):
+    """Every large table read through its rows, ids as they are: SIM's comparison, the exact baseline's content and bags too."""
+    model, params = demo.build(**demo.VARIANTS[name])
+    if model.config.architecture == "exact":
+        content = np.random.default_rng(0).normal(size=(50, model.config.schema.content)).astype(np.float32)
+        params = params | {"frozen": params.get("frozen", {}) | {"content": content}}
+    optimizer, batches = optax.sgd(0.3), [batch_of(model.config, seed=1)]
+    every = SparseConfig(min_rows=1)
+    assert sparse.tables(model.config.schema, every) == ("item", "category", "tags", "gender", "interests")
+    dense, expected = run(model, params, optimizer, batches, sparse=None, part=None)
+    touched, metrics = run(model, params, optimizer, batches, sparse=every, part=4)
+    assert_close(touched.params, dense.params)
+    assert metrics[0] == pytest.approx(expected[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("part", [None, 4, 50])
+def test_the_size_of_the_parts_changes_nothing(part):
+    model, params = demo.build(**SMALL)
+    batches = [batch_of(model.config, seed=s) for s in (1, 2)]
+    optimizer = optax.adagrad(0.1)
+    expected, _ = run(model, params, optimizer, batches, sparse=None, part=None)
+    for sparsely in (None, ITEM):
+        got, _ = run(model, params, optimizer, batches, sparse=sparsely, part=part)
+        assert_close((got.trained, got.opt_state), (expected.trained, expected.opt_state))
+
+
+def test_a_loss_over_the_whole_batch_survives_the_parts():
+    """In-batch losses compare candidates of different samples."""
+    model, params = demo.build(**SMALL)
+    batch = batch_of(model.config, seed=1)
+
+    def loss(scores, labels, *, where):
+        return losses.listwise_softmax(scores.reshape(1, -1), labels.reshape(1, -1), where=where.reshape(1, -1))
+
+    optimizer, made = optax.sgd(0.5), []
+    for part in (None, 4):
+        step = train.make_step(model, optimizer, loss=loss, part=part)
+        made.append(step(train.init_state(params, optimizer), batch)[0].trained)
+    assert_close(*made)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adagrad(0.1),
+        rowwise_adagrad(0.1),
+        optax.sgd(optax.linear_schedule(0.3, 0.0, 10)),
+        optax.chain(optax.clip_by_global_norm(0.05), optax.adagrad(0.1)),
+    ],
+    ids=["adagrad", "rowwise_adagrad", "sgd under a schedule", "clipped"],
+)
+def test_where_a_zero_gradient_changes_nothing_the_whole_table_is_that_of_the_dense_optimizer(optimizer):
+    model, params = demo.build(**SMALL)
+    batches = [batch_of(model.config, seed=s, samples=2) for s in range(4)]
+    dense, expected = run(model, params, optimizer, batches, sparse=None)
+    touched, metrics = run(model, params, optimizer, batches, sparse=ITEM)
+    assert_close((touched.trained, touched.opt_state), (dense.trained, dense.opt_state))
+    np.testing.assert_allclose([m["grad_norm"] for m in metrics], [m["grad_norm"] for m in expected], rtol=1e-4)
+
+
+def test_lazy_adam_is_dense_adam_on_rows_that_every_step_touches():
+    model, params = demo.build(**SMALL)
+    batches = [batch_of(model.config, seed=1)] * 4
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.01, weight_decay=0.1))
+    dense, _ = run(model, params, optimizer, batches, sparse=None)
+    touched, _ = run(model, params, optimizer, batches, sparse=ITEM)
+    rows = touched_items(batches[0])
+    untouched = np.setdiff1d(np.arange(50), rows)
+    assert len(untouched) and len(rows) > 5
+    table, expected, start = (np.asarray(p["embedding"]["item"]) for p in (touched.params, dense.params, params))
+    np.testing.assert_allclose(table[rows], expected[rows], atol=2e-5)
+    np.testing.assert_array_equal(table[untouched], start[untouched])
+    assert np.abs(expected[untouched] - start[untouched]).max() > 0  # the dense form decays them
+
+
+def test_lazy_adam_by_its_formula():
+    """Rows move in the steps that touch them alone; the bias correction counts every step."""
+    rng = np.random.default_rng(0)
+    table, optimizer = rng.normal(size=(7, 3)).astype(np.float32), optax.adamw(0.1, weight_decay=0.2)
+    params = {"embedding": {"item": jnp.asarray(table), "other": jnp.ones(2)}}
+    state, slot = optimizer.init(params), jnp.zeros(7, jnp.int32)
+    gradients, marked = np.zeros((5, 7, 3)), np.zeros((5, 7), bool)
+    for step in range(5):
+        ids = jnp.asarray(rng.integers(0, 4, 6) + (step % 2) * 3)
+        occurrences = rng.normal(size=(6, 3)).astype(np.float32)
+        np.add.at(gradients[step], ids, occurrences)
+        marked[step, ids] = True
+        slot, touched = sparse.distinct(slot, ids)
+        assert int(touched.count) == len(np.unique(ids))
+
+        def update(gradient, params, state):
+            updates, state = optimizer.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state, ()
+
+        params, state, _ = sparse.apply(
+            update, params, state, {"embedding": {"other": jnp.zeros(2)}}, {"item": touched}, {"item": jnp.asarray(occurrences)}
+        )
+    expected = reference.lazy_adam(table, gradients, marked, learning_rate=0.1, weight_decay=0.2)
+    np.testing.assert_allclose(params["embedding"]["item"], expected, atol=1e-5)
+
+
+def test_rowwise_adagrad_by_its_formula():
+    rng = np.random.default_rng(0)
+    table, gradients = rng.normal(size=(5, 3)), rng.normal(size=(4, 5, 3)) * (rng.random((4, 5, 1)) < 0.6)
+    optimizer = rowwise_adagrad(0.3, initial_accumulator=0.2, eps=1e-3)
+    made = jnp.asarray(table, jnp.float32)
+    state = optimizer.init(made)
+    assert state[0].shape == (5, 1)
+    for gradient in gradients:
+        updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state)
+        made = optax.apply_updates(made, updates)
+    expected = reference.rowwise_adagrad(table, gradients, learning_rate=0.3, initial_accumulator=0.2, eps=1e-3)
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 700, 5000])
+def test_the_update_fits_its_size_to_the_rows_of_the_batch(count):
+    """5,000 occurrences may be one row or 5,000: each compiled size gives the same."""
+    rows = 6000
+    rng = np.random.default_rng(count)
+    chosen = rng.permutation(rows)[:count]
+    ids = np.concatenate([chosen, rng.choice(chosen, 5000 - count)]).astype(np.int32)
+    gradient = rng.normal(size=(5000, 2)).astype(np.float32)
+    params = {"embedding": {"item": jnp.ones((rows, 2))}}
+
+    @jax.jit
+    def made(params, ids, gradient):
+        _, touched = sparse.distinct(jnp.zeros(rows, jnp.int32), ids)
+
+        def update(gradient, params, state):
+            taken = gradient["embedding"]["item"].shape[0]
+            return jax.tree.map(lambda p, g: p - g, params, gradient), state, jnp.int32(taken)
+
+        return sparse.apply(update, params, (), {"embedding": {}}, {"item": touched}, {"item": gradient})
+
+    after, _, taken = made(params, ids, gradient)
+    expected = np.ones((rows, 2), np.float32)
+    np.subtract.at(expected, ids, gradient)
+    np.testing.assert_allclose(after["embedding"]["item"], expected, atol=1e-4)
+    assert int(taken) == {1: 1250, 700: 1250, 5000: 5000}[count]
+
+
+def test_ids_out_of_range_read_and_train_row_0():
+    model, params = demo.build(**SMALL)
+    batch = batch_of(model.config, seed=1)
+    ids = batch.items.ids | {"item": np.array(batch.items.ids["item"])}
+    ids["item"][0], ids["item"][1] = -3, 50
+    batch = dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
+    dense, _ = run(model, params, optax.sgd(0.3), [batch], sparse=None)
+    touched, _ = run(model, params, optax.sgd(0.3), [batch], sparse=ITEM)
+    assert_close(touched.trained, dense.trained)
+    assert not np.allclose(dense.params["embedding"]["item"][0], params["embedding"]["item"][0])
+
+
+def test_a_step_that_is_not_finite_changes_no_row():
+    model, params = demo.build(**SMALL)
+    batch = batch_of(model.config, seed=1)
+    poisoned = dataclasses.replace(batch, labels=np.full_like(batch.labels, np.nan))
+    optimizer = optax.adam(0.1)
+    state, _ = run(model, params, optimizer, [poisoned], sparse=ITEM)
+    start = train.init_state(params, optimizer)
+    assert int(state.skipped) == 1
+    jax.tree.map(np.testing.assert_array_equal, (state.trained, state.opt_state), (start.trained, start.opt_state))
+
+
+def test_attributes_share_a_table():
+    schema = aif.config.demo_schema()
+    last = (
+        aif.Attribute(name="last_item", size=50, table="item"),
+        aif.Attribute(name="bought", size=50, length=3, table="item"),
+    )
+    schema = dataclasses.replace(schema, user_attributes=(*schema.user_attributes, *last))
+    model = aif.build(aif.tiny(schema, **SMALL))
+    params = model.init(jax.random.key(0))
+    assert "last_item" not in params["embedding"] and "bought" not in params["embedding"]
+    batch = batch_of(model.config, seed=1)
+    ids = batch.users.ids | {"last_item": np.full(6, 49, np.int32), "bought": np.tile(np.int32([47, 48, 0]), (6, 1))}
+    batch = dataclasses.replace(batch, users=dataclasses.replace(batch.users, ids=ids))
+    dense, _ = run(model, params, optax.sgd(0.3), [batch], sparse=None)
+    touched, _ = run(model, params, optax.sgd(0.3), [batch], sparse=ITEM)
+    assert_close(touched.trained, dense.trained)
+    moved = np.abs(np.asarray(touched.params["embedding"]["item"]) - params["embedding"]["item"]).max(1) > 0
+    assert moved[[47, 48, 49]].all()
+
+
+def test_an_optimizer_that_mixes_rows_is_refused():
+    model, params = demo.build(**SMALL)
+    optimizer = optax.adafactor(0.1, min_dim_size_to_factor=2)
+    with pytest.raises(ValueError, match="expected one row for each of the 50 rows of table 'item'"):
+        run(model, params, optimizer, [batch_of(model.config, seed=1)], sparse=ITEM)
+
+
+def test_config_names_what_is_wrong():
+    schema = aif.tiny().schema
+    assert sparse.tables(schema, None) == () and sparse.tables(schema, SparseConfig()) == ()
+    with pytest.raises(ValueError, match=r"expected names among \['category', 'gender', 'interests', 'item', 'tags'\], got"):
+        sparse.tables(schema, SparseConfig(tables=("behaviour.age",)))
+    with pytest.raises(ValueError, match="min_rows: expected at least 1, got 0"):
+        SparseConfig(min_rows=0)
+
+
+def test_a_shared_table_is_checked_and_survives_json():
+    schema = aif.config.demo_schema()
+    assert "table" not in str(schema.to_json())  # schemas without one keep their fingerprint
+    shared = dataclasses.replace(schema, user_attributes=(aif.Attribute(name="last", size=50, table="item"),))
+    assert aif.Schema.from_json(shared.to_json()) == shared
+    assert aif.Config.from_json(aif.tiny(shared).to_json()) == aif.tiny(shared)
+    assert "last" not in shared.table_sizes
+    for attribute in (aif.Attribute(name="last", size=49, table="item"), aif.Attribute(name="last", size=50, table="absent")):
+        with pytest.raises(ValueError, match="Attribute 'last'.table: expected one of size"):
+            dataclasses.replace(schema, user_attributes=(attribute,))
+    brand = aif.Attribute(name="brand", size=50, table="item")
+    with pytest.raises(ValueError, match="a behaviour field has a table of its own"):
+        dataclasses.replace(
+            schema, item_attributes=(*schema.item_attributes, brand), behaviour_fields=("item", "category", "brand")
+        )
