@@ -1,0 +1,221 @@
+"""Does it rank better? AIF's blocks, baselines and recipes compared on public data.
+
+Claim     On next-item MovieLens the full AIF model ranks better than a tuned two-tower model and than COLD, and keeps the gain
+          of the sequential ceiling; each block gains where its signal is planted in a synthetic world.
+Command   python -m experiments.ablation --data DIR --json ablation.json
+          (--smoke: seconds; --report-only: tables from the records; --critical: times of the critical path; --help lists all)
+Data      DIR holds movielens-small-merged/ and taobao-userbehavior-head100k/; the synthetic worlds are made here.
+Protocol  docs/study.md. Each cell (data set, arm, recipe, seed) is trained and asked once and leaves a record in
+          experiments/results/; cells with a record are skipped, so the study can be stopped and taken up at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments import common
+from experiments.study import arms, benches, inttower, plan, recipes, records, report, tuning
+from experiments.study import critical as critical_path
+from experiments.study.cells import SIZES, SMOKE, Cell, run
+
+CRITICAL = "critical.json"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the cells that are missing, or measures critical paths, then reports."""
+    options = parse(arguments)
+    if options.protocol is not None:
+        inttower.main(options)
+        return
+    if options.critical:
+        time_arms(options)
+    elif options.workers > 1 and not options.report_only:
+        spawn(options)
+    elif not options.report_only:
+        if options.worker is not None:
+            own_core(options.worker)
+        work_through(wanted(options), options)
+    if not options.list and options.worker is None:
+        tell(options)
+
+
+def tell(options) -> None:
+    """Prints every table, draws the figures and writes the JSON file, all from the records."""
+    found, critical = records.read(options.results), read_critical(options)
+    print(report.text(found, critical))
+    for path in report.draw(found, critical, options.figures):
+        print(f"figure written to {path}")
+    common.write_json(options.json, report.keys(found, critical))
+
+
+def time_arms(options) -> None:
+    """Measures the critical path of every arm, interleaved, and writes one record."""
+    bench = benches.load("smoke" if options.smoke else "movielens", options.data)
+    names = options.arm or [*arms.BASELINES, *arms.ADDITIVE]
+    rounds = 5 if options.smoke else options.rounds
+    timed = critical_path.measure(bench, names, candidates=options.candidates, rounds=rounds, smoke=options.smoke)
+    made = {"candidates": options.candidates, "rounds": rounds, "arms": timed, "machine": common.machine()}
+    options.results.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(records.rounded(made), indent=1) + "\n"
+    (options.results / CRITICAL).write_text(text, encoding="utf-8")
+
+
+def read_critical(options) -> dict[str, Any] | None:
+    """Times by arm, or None where they were not measured."""
+    path = options.results / CRITICAL
+    return json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else None
+
+
+def parse(arguments: list[str] | None):
+    """The command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    parser.add_argument("--stage", nargs="+", choices=plan.STAGES, help="only these stages")
+    parser.add_argument("--dataset", nargs="+", choices=benches.NAMES, help="only cells of these data sets")
+    parser.add_argument("--arm", nargs="+", metavar="ARM", choices=arms.names(), help="only these arms")
+    parser.add_argument("--recipe", nargs="+", metavar="RECIPE", choices=recipes.NAMES, help="only these recipes")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(plan.SEEDS), help="default %(default)s")
+    parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="begin no cell after that many minutes")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the cells (default %(default)s)")
+    parser.add_argument("--list", action="store_true", help="print the cells that are missing and stop")
+    parser.add_argument("--report-only", action="store_true", help="tables and figures from the records there are")
+    parser.add_argument("--results", metavar="DIR", type=Path, default=records.RESULTS, help="records (default %(default)s)")
+    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/study"), help="models (default %(default)s)")
+    parser.add_argument("--figures", metavar="DIR", type=Path, default=Path("out/study"), help="where PNG files go")
+    parser.add_argument("--critical", action="store_true", help="measure the critical path of every arm, on a quiet machine")
+    parser.add_argument("--candidates", type=int, default=1000, help="of --critical (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=200, help="of --critical (default %(default)s)")
+    parser.add_argument("--protocol", choices=["inttower"], help="the pre-ranking literature's protocol on MovieLens-1M files")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.raw = sys.argv[1:] if arguments is None else arguments
+    return options
+
+
+def wanted(options) -> list[Cell]:
+    """The cells that the command line asks for, in the order of the plan."""
+    if options.smoke:
+        return [Cell(bench="smoke", arm=arm, seed=0) for arm in options.arm or ("exact", "two_tower", "aif")]
+    stages = options.stage or plan.STAGES
+    found = list(dict.fromkeys(cell for stage in stages for cell in plan.cells(stage, seeds=tuple(options.seeds))))
+    return [
+        cell
+        for cell in found
+        if (not options.dataset or cell.bench in options.dataset)
+        and (not options.arm or cell.arm in options.arm)
+        and (not options.recipe or cell.recipe in options.recipe)
+    ]
+
+
+def work_through(cells: list[Cell], options) -> None:
+    """Runs every cell that has no record and that no other process has claimed."""
+    began = time.monotonic()
+    claims = options.work / "claims"
+    claims.mkdir(parents=True, exist_ok=True)
+    loaded: dict[str, benches.Bench] = {}
+    sizes = SMOKE if options.smoke else SIZES
+    for cell in cells:
+        done = records.read(options.results)
+        if cell.id in done:
+            continue
+        if options.list:
+            print(cell.id)
+            continue
+        if time.monotonic() - began > 60 * options.budget_minutes:
+            print("time is up; the same command goes on from here")
+            return
+        if not claim(claims / cell.file):
+            continue
+        try:
+            if cell.slice == "test" and not options.smoke:
+                wait_for_trials(options)
+                done = records.read(options.results)
+            if cell.bench not in loaded:
+                loaded = {cell.bench: benches.load(cell.bench, options.data)}
+            record = run(
+                tuning.tuned(cell, done), loaded[cell.bench], options.work, sizes=sizes, progress=options.worker is None
+            )
+            records.append(options.results, record)
+            figures = record["figures"]
+            print(
+                f"{cell.id}: GAUC {figures['gauc']:.4f}, AUC {figures['auc']:.4f}, "
+                f"{record['train_seconds']:.0f} of {record['seconds']:.0f} s were training",
+                flush=True,
+            )
+        except FileNotFoundError as error:
+            print(f"left for later: {error}", flush=True)
+        finally:
+            (claims / cell.file).unlink(missing_ok=True)
+        jax.clear_caches()  # every cell compiles its own programs
+
+
+def claim(path: Path) -> bool:
+    """Whether this process may run the cell: nobody else alive has claimed it."""
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(str(os.getpid()))
+        return True
+    except FileExistsError:
+        owner = path.read_text(encoding="utf-8")
+        if owner and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+            path.unlink(missing_ok=True)
+            return claim(path)
+        return False
+
+
+def wait_for_trials(options) -> None:
+    """Waits while another process is still at a trial: its outcome decides the hyperparameters."""
+    while any("--validation--" in path.name for path in (options.work / "claims").iterdir()):
+        time.sleep(5)
+
+
+def spawn(options) -> None:
+    """Starts the workers, each on a core of its own with one thread, and waits for them.
+
+    Two cells side by side are done sooner than one after another with two threads each: the products are small.
+    """
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    raw = strip(options.raw, "--workers")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.ablation", *raw, "--worker", str(i)],
+            env={**os.environ, "XLA_FLAGS": flags},
+        )
+        for i in range(options.workers)
+    ]
+    failed = [process.wait() for process in processes]
+    if any(failed):
+        sys.exit(f"{sum(map(bool, failed))} of {len(failed)} workers failed; the same command goes on from here")
+
+
+def own_core(number: int) -> None:
+    """Keeps this process to one core; called before JAX starts its threads."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
+def strip(arguments: list[str], flag: str) -> list[str]:
+    """The arguments without a flag and its value."""
+    kept: list[Any] = []
+    for argument in arguments:
+        if argument.startswith(f"{flag}="):
+            continue
+        kept.append(argument)
+    if flag in kept:
+        at = kept.index(flag)
+        del kept[at : at + 2]
+    return kept
+
+
+if __name__ == "__main__":
+    main()

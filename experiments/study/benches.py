@@ -1,0 +1,120 @@
+"""The data sets of the study, each with its split, its negatives and, for the synthetic world, its truth.
+
+A bench is made anew from its files in a few seconds, and always comes out the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from aif_jax.data import movielens, taobao
+from aif_jax.data.content import unit_rows
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.split import Split, split_by_time
+from aif_jax.data.synthetic import World, synthetic_world
+
+CONTENT = 64  # width that wide content embeddings are reduced to
+FOLDERS = {"movielens": "movielens-small-merged", "taobao": "taobao-userbehavior-head100k"}
+KNOBS = ("long_term", "short_term", "category_locality", "noise")
+SYNTHETIC = {
+    "synthetic": dict(zip(KNOBS, (0.4, 0.2, 0.2, 0.2), strict=True)),
+    "synthetic-long": dict(zip(KNOBS, (0.8, 0.0, 0.0, 0.2), strict=True)),
+    "synthetic-short": dict(zip(KNOBS, (0.0, 0.8, 0.0, 0.2), strict=True)),
+    "synthetic-category": dict(zip(KNOBS, (0.0, 0.0, 0.8, 0.2), strict=True)),
+    "synthetic-noise": dict(zip(KNOBS, (0.0, 0.0, 0.0, 1.0), strict=True)),
+}
+NAMES = ("movielens", "taobao", *SYNTHETIC, "smoke")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A data set ready for the study.
+
+    Attributes:
+      dataset: without signatures; `cells` adds those of an arm.
+      split: by time.
+      sim_fields: fields with a SIM cache.
+      repeats: whether users come back to items: they stay candidates of the catalogue question then.
+      world: the truth of a synthetic data set, else None.
+    """
+
+    name: str
+    dataset: Dataset
+    split: Split
+    sim_fields: tuple[str, ...] = ("item", "category")
+    repeats: bool = True
+    world: World | None = None
+
+
+def load(name: str, folder: Path | None = None) -> Bench:
+    """A bench by name.
+
+    Args:
+      name: one of NAMES.
+      folder: that holds the data set's own folder (see FOLDERS); not needed for synthetic worlds.
+
+    Raises:
+      ValueError: an unknown name, or no folder where one is needed.
+    """
+    if name in FOLDERS:
+        if folder is None:
+            raise ValueError(f"data set {name!r}: expected --data DIR, the folder that holds {FOLDERS[name]}, got none")
+        if name == "movielens":
+            dataset = _movielens(folder / FOLDERS[name])
+            split = split_by_time(dataset.log)
+            assert dataset.catalogue.content is not None  # read with it
+            dataset, fields = dataset.with_content(reduced(dataset.catalogue.content)), ("category", "year")
+            return Bench(name=name, dataset=dataset, split=split, sim_fields=fields, repeats=False)
+        dataset = taobao.read(folder / FOLDERS[name], between=taobao.WINDOW)
+        split = split_by_time(dataset.log)
+        return Bench(name=name, dataset=dataset.with_content(_company(dataset, split.train)), split=split)
+    if name == "smoke":
+        world = synthetic_world(0, users=60, items=200, topics=10, categories=10, events_per_user=80, interests=3)
+    elif name in SYNTHETIC:
+        world = synthetic_world(0, users=500, items=2000, events_per_user=300, **SYNTHETIC[name])
+    else:
+        raise ValueError(f"data set: expected one of {NAMES}, got {name!r}")
+    return Bench(name=name, dataset=world.dataset, split=split_by_time(world.dataset.log), world=world)
+
+
+def _movielens(folder: Path) -> Dataset:
+    """Merged MovieLens: the category is one of 128 content clusters, behaviours carry the year of release too."""
+    read = movielens.read(folder, content=folder / "content.npz", category="content")
+    catalogue = read.catalogue
+    schema = dataclasses.replace(read.schema, behaviour_fields=("item", "category", "year"))
+    return dataclasses.replace(read, schema=schema, catalogue=dataclasses.replace(catalogue, schema=schema))
+
+
+def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
+    """Content for items that come without: which categories their category is met with, float32 [N, CONTENT].
+
+    Categories of one user's training events are counted in pairs; the main directions of the positive pointwise mutual
+    information stand for the category, and a short random direction tells the items of a category apart.
+    """
+    log, category = dataset.log, dataset.catalogue.ids["category"]
+    size = int(category.max()) + 1
+    met = np.zeros((log.users, size), np.float32)
+    met[log.user[positions], category[log.item[positions]]] = 1
+    pairs = (met.T @ met).astype(np.float64)
+    own = np.maximum(np.diag(pairs).copy(), 1)
+    information = np.log(np.maximum(pairs * len(met) / np.outer(own, own), 1.0))
+    values, vectors = np.linalg.eigh(information)
+    top = np.argsort(-np.abs(values))[:CONTENT]
+    direction = unit_rows(vectors[:, top] * np.sqrt(np.abs(values[top])))
+    rng = np.random.default_rng(0)
+    unmet = ~direction.any(1)
+    direction[unmet] = unit_rows(rng.normal(size=(int(unmet.sum()), CONTENT)))
+    content = direction[category] + 0.5 * unit_rows(rng.normal(size=(len(category), CONTENT)))
+    content[0] = 0
+    return unit_rows(content)
+
+
+def reduced(content: np.ndarray, width: int = CONTENT) -> np.ndarray:
+    """The main directions about the origin, rows of unit length: float32 [N, width]. Looks at the catalogue alone."""
+    if content.shape[1] <= width:
+        return unit_rows(content)
+    values, vectors = np.linalg.eigh(content.T.astype(np.float64) @ content)
+    return unit_rows(content @ vectors[:, np.argsort(values)[::-1][:width]])

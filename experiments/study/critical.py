@@ -1,0 +1,100 @@
+"""The critical path of every arm: milliseconds from "candidates are there" to "top-k is ready", compiled functions alone.
+
+Staged arms have their user state and item rows ready, as AIF serves them. `cold` and `exact` have no part to prepare: they run
+user function, item function and interaction when the candidates are there. Parameters are random: what they say does not matter
+here. All arms take turns in one run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+import aif_jax as aif
+from aif_jax.data.batches import candidate_features
+from aif_jax.data.dataset import Dataset
+from experiments import common
+from experiments.evaluation import catalogue_rows, earlier
+from experiments.study import arms, benches
+from experiments.study.cells import signed
+
+SEQUENTIAL = ("cold", "exact")
+TOP = 100
+
+
+def measure(
+    bench: benches.Bench, names: list[str], *, candidates: int = 1000, rounds: int = 200, smoke: bool = False
+) -> dict[str, dict[str, float]]:
+    """Times every arm in turn.
+
+    Args:
+      bench: users and items; the requests are those of the longest histories.
+      names: arms.
+      candidates: C.
+      rounds: requests of every arm.
+      smoke: small sizes.
+
+    Returns:
+      Arm to `p50`, `p99` and `best` in milliseconds.
+    """
+    log = bench.dataset.log
+    positions = np.argsort(-earlier(bench.dataset, np.arange(len(log))), kind="stable")[: 64 * rounds : 64]
+    count = min(candidates, len(bench.dataset.catalogue) - 1)
+    found = [np.random.default_rng(i).choice(len(bench.dataset.catalogue) - 1, count, replace=False) + 1 for i in range(16)]
+    timed = {}
+    for name in tqdm(names, desc="compile arms", unit="arm"):
+        config = arms.config(name, bench.dataset.schema, sim_fields=bench.sim_fields, smoke=smoke)
+        make = _sequential if config.architecture in SEQUENTIAL else _staged
+        once = make(config, bench.dataset, positions[:16], min(TOP, count))
+        timed[name] = partial(_time, once, [rows.astype(np.int32) for rows in found])
+        for i in range(3):
+            timed[name](i)
+    times = common.interleaved(timed, rounds)
+    return {
+        name: {"p50": float(np.median(ms)), "p99": float(np.percentile(ms, 99)), "best": float(ms.min())}
+        for name, ms in times.items()
+    }
+
+
+def _time(once: Callable[[int, np.ndarray], Any], found: list[np.ndarray], i: int) -> float:
+    start = time.perf_counter()
+    jax.device_get(once(i % len(found), found[i % len(found)]))
+    return (time.perf_counter() - start) * 1e3
+
+
+def _prepared(config: aif.Config, dataset: Dataset, positions: np.ndarray) -> tuple[Any, ...]:
+    model = aif.build(config)
+    dataset, frozen = signed(dataset, config)
+    params = jax.device_put(model.init(jax.random.key(0), frozen=frozen))
+    users = [dataset.user_features([at], short=config.short_length, long=config.long_length) for at in positions]
+    return model, dataset, params, [jax.tree.map(lambda x: x[0], features) for features in users]
+
+
+def _staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int) -> Callable[[int, np.ndarray], Any]:
+    model, dataset, params, users = _prepared(config, dataset, positions)
+    table = catalogue_rows(model, params, dataset)
+    user = jax.jit(model.user)
+    states = [jax.block_until_ready(user(params, features)) for features in users]
+
+    @jax.jit
+    def answer(params: Any, state: Any, table: Any, found: jax.Array) -> Any:
+        return jax.lax.top_k(model.interaction(params, state, jax.tree.map(lambda x: x[found], table)), k)
+
+    return lambda i, found: answer(params, states[i % len(states)], table, found)
+
+
+def _sequential(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int) -> Callable[[int, np.ndarray], Any]:
+    model, dataset, params, users = _prepared(config, dataset, positions)
+    catalogue = jax.device_put(candidate_features(dataset, np.arange(len(dataset.catalogue)), config=config))
+
+    @jax.jit
+    def answer(params: Any, features: Any, catalogue: Any, found: jax.Array) -> Any:
+        return jax.lax.top_k(model.joint(params, features, jax.tree.map(lambda x: x[found], catalogue)), k)
+
+    return lambda i, found: answer(params, users[i % len(users)], catalogue, found)

@@ -1,0 +1,80 @@
+"""Which cells there are, the most valuable first."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from experiments.study import arms, benches, recipes
+from experiments.study.cells import Cell
+
+SEEDS = (0, 1, 2)
+MAIN = ("exact", "two_tower", "aif", "cold", "+ SimTier")
+FAMILIES = ("two_tower", "aif", "cold", "exact")
+TRIALS: tuple[dict[str, Any], ...] = tuple(
+    dict(learning_rate=rate, epochs=epochs, weight_decay=decay)
+    for rate, epochs, decay in ((1e-2, 1, 1e-5), (1e-2, 1, 0.1), (2e-2, 1, 1e-5), (1e-2, 2, 0.1), (5e-3, 2, 0.1))
+)
+"""The tuning budget of a family: each trial is one run with seed 0, judged by GAUC on the validation slice."""
+STAGES = ("tuning", "main", "recipes", "blocks", "synthetic", "taobao", "sweeps", "liked")
+
+
+def cells(stage: str, *, bench: str = "movielens", seeds: tuple[int, ...] = SEEDS) -> list[Cell]:
+    """The cells of a stage, in order; seed by seed, so that what is done first stands on all arms.
+
+    Raises:
+      ValueError: no such stage.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage: expected one of {STAGES}, got {stage!r}")
+    make = _STAGES[stage]
+    return make(bench, seeds)
+
+
+def everything(seeds: tuple[int, ...] = SEEDS) -> list[Cell]:
+    """All stages one after another, each cell once."""
+    return list(dict.fromkeys(cell for stage in STAGES for cell in cells(stage, seeds=seeds)))
+
+
+def _tuning(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    return [Cell(bench=bench, arm=arm, seed=0, slice="validation", **trial) for trial in TRIALS for arm in FAMILIES]
+
+
+def _main(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    return [Cell(bench=bench, arm=arm, seed=seed) for seed in seeds for arm in MAIN]
+
+
+def _recipes(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    others = [name for name in recipes.NAMES if name != recipes.DEFAULT]
+    return [Cell(bench=bench, arm=arm, seed=seed, recipe=name) for seed in seeds for name in others for arm in ("aif",)]
+
+
+def _blocks(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    wanted = [*arms.ADDITIVE, *arms.LEAVE_ONE_OUT]
+    return [Cell(bench=bench, arm=arm, seed=seed) for seed in seeds for arm in wanted if arm not in MAIN]
+
+
+def _synthetic(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    mixed = ("two_tower", "aif", "exact", "cold", "+ SimTier")
+    blocks = ("two_tower", "+ user and item blocks", "+ SIM", "minus SIM", "minus SimTier", "minus DIN on LSH", "aif")
+    found = [Cell(bench="synthetic", arm=arm, seed=seed) for seed in seeds for arm in mixed]
+    one_source = [name for name in benches.SYNTHETIC if name != "synthetic"]
+    return found + [Cell(bench=name, arm=arm, seed=seed) for seed in seeds for name in one_source for arm in blocks]
+
+
+def _taobao(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    wanted = [*MAIN, *(arm for arm in arms.ADDITIVE if arm not in MAIN)]
+    return [Cell(bench="taobao", arm=arm, seed=seed) for seed in seeds for arm in wanted]
+
+
+def _sweeps(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    wanted = [*arms.MEMORIES, *arms.SWEEPS]
+    return [Cell(bench=bench, arm=arm, seed=seed) for seed in seeds[:2] for arm in wanted]
+
+
+def _liked(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    found = [Cell(bench=bench, arm=arm, seed=seed) for seed in seeds for arm in MAIN]
+    return [dataclasses.replace(cell, task="liked", recipe="pointwise") for cell in found]
+
+
+_STAGES = dict(zip(STAGES, (_tuning, _main, _recipes, _blocks, _synthetic, _taobao, _sweeps, _liked), strict=True))

@@ -1,0 +1,50 @@
+"""Records: one JSON object a line for every cell, appended when it is done. A cell that has a record is never run again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+def append(folder: Path, record: dict[str, Any]) -> None:
+    """Adds a record to `<folder>/<bench>.jsonl`; safe beside other processes that do the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(rounded(record), separators=(",", ":")) + "\n"
+    with open(folder / f"{record['bench']}.jsonl", "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """All records by their `id`, in the order written; the last one of an id counts.
+
+    Raises:
+      ValueError: a line that is no record: names file and line.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                record = json.loads(line)
+                found[record["id"]] = record
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: expected a record with an id, got {line[:60]!r}") from error
+    return found
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """The same with every float cut to five digits after the point: more would be noise."""
+    if isinstance(value, dict):
+        return {name: rounded(entry, digits) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(entry, digits) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return round(value, digits) if isinstance(value, float) else value

@@ -1,0 +1,30 @@
+"""Hyperparameters: chosen for each family of arms by the trials on the validation slice, the same trials for every family."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from experiments.study import arms
+from experiments.study.cells import Cell
+
+TUNED = ("learning_rate", "epochs", "weight_decay")
+
+
+def chosen(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The hyperparameters of the trial with the highest validation GAUC, by family; families without a trial are left out."""
+    best: dict[str, dict[str, Any]] = {}
+    for record in records.values():
+        if record["slice"] != "validation":
+            continue
+        family = record["arm"]
+        if family not in best or record["figures"]["gauc"] > best[family]["figures"]["gauc"]:
+            best[family] = record
+    return {family: {name: record[name] for name in TUNED} for family, record in best.items()}
+
+
+def tuned(cell: Cell, records: dict[str, dict[str, Any]]) -> Cell:
+    """The cell with its family's hyperparameters; a trial stays as it is, a family without trials keeps the defaults."""
+    if cell.slice == "validation":
+        return cell
+    return dataclasses.replace(cell, **chosen(records).get(arms.family(cell.arm), {}))

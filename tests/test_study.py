@@ -1,0 +1,213 @@
+"""The study: its command at smoke size, its arms, its records, its report, and the literature's protocol."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aif_jax.data import movielens
+from experiments import ablation, evaluation
+from experiments.study import arms, benches, inttower, plan, recipes, records, report, tuning
+from experiments.study.cells import Cell
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    return benches.load("smoke")
+
+
+def made(arm, seed, gauc, **more):
+    cell = Cell(bench="movielens", arm=arm, seed=seed, **more)
+    figures = {"auc": gauc - 0.01, "gauc": gauc, "hr100": 0.5, "long_users": {"gauc": gauc - 0.02, "auc": 0.7}}
+    figures["by_history"] = {"5-19": {"gauc": gauc}, "20+": {"gauc": gauc + 0.01}}
+    return {"id": cell.id, **dataclasses.asdict(cell), "figures": figures}
+
+
+def by_id(*found):
+    return {record["id"]: record for record in found}
+
+
+def test_smoke(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-m", "experiments.ablation", "--smoke", "--arm", "exact", "aif"]
+    command += ["--json", "a.json", "--results", "r", "--work", "w", "--figures", "f"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    got = json.loads((tmp_path / "a.json").read_text())["next"]["smoke"]
+    assert set(got) == {"exact", "aif"}
+    assert 0 < got["aif"]["ranker_top10_in_top100"] <= 1 and "ranker_top10_in_top100" not in got["exact"]
+    for figures in got.values():
+        for name in ("auc", "gauc", "gauc_mean", "hr100", "ndcg100", "ceiling_gauc"):
+            assert 0 < figures[name] <= 1, name
+    stored = records.read(tmp_path / "r")
+    assert all(len(record["losses"]) >= 20 and record["losses"][-1][1] > 0 for record in stored.values())
+    assert {cell.id for cell in ablation.wanted(ablation.parse(command[3:]))} == set(stored)  # the next run has nothing to do
+    assert all(np.load(path).shape == (16, 100) for path in (tmp_path / "w" / "top").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--arm", "three_tower"], "invalid choice: 'three_tower'"), (["--dataset", "netflix"], "invalid choice: 'netflix'")],
+)
+def test_command_refuses_wrong_flags(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        ablation.parse(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_every_arm_has_a_config(smoke):
+    configs = {name: arms.config(name, smoke.dataset.schema, sim_fields=smoke.sim_fields) for name in arms.names()}
+    assert len(set(configs.values())) == len(configs)  # no two arms are the same model
+    assert configs["base"].bridges == 0 and configs["base"].sim_fields == () and not configs["base"].sequence
+    assert configs["+ SIM"].sim_fields == ("item", "category") and configs["+ SIM"].bridges == 0
+    assert configs["minus SimTier"].simtier == "off" and configs["minus SimTier"].memory == ("lsh", "learned")
+    assert configs["sweep K=256"].signature_bits == 256
+    with pytest.raises(ValueError, match="arm: expected one of"):
+        arms.config("three_tower", smoke.dataset.schema, sim_fields=())
+
+
+def test_plan_names_every_cell_once():
+    cells = plan.everything()
+    assert len({cell.id for cell in cells}) == len(cells) and cells[0].slice == "validation"
+    assert {cell.arm for cell in cells} == set(arms.names())
+    assert {cell.bench for cell in cells} == set(benches.NAMES) - {"smoke"}
+    assert {cell.recipe for cell in cells} == set(recipes.NAMES)
+    with pytest.raises(ValueError, match="stage: expected one of"):
+        plan.cells("lunch")
+
+
+def test_records_round_trip(tmp_path):
+    first = {**made("aif", 0, 0.8), "figures": {"gauc": np.float32(0.123456789), "bins": [np.int64(3)]}}
+    records.append(tmp_path, first)
+    records.append(tmp_path, made("cold", 0, 0.7))
+    records.append(tmp_path, made("cold", 0, 0.75))  # the later record of an id counts
+    got = records.read(tmp_path)
+    assert list(got) == [first["id"], made("cold", 0, 0)["id"]]
+    assert got[first["id"]]["figures"] == {"gauc": 0.12346, "bins": [3]}
+    assert got[made("cold", 0, 0)["id"]]["figures"]["gauc"] == 0.75
+    with open(tmp_path / "movielens.jsonl", "a") as file:
+        file.write('{"half a rec')
+    with pytest.raises(ValueError, match=r"movielens.jsonl, line 4: expected a record with an id"):
+        records.read(tmp_path)
+
+
+def test_hyperparameters_are_those_of_the_best_trial():
+    trials = [
+        made("aif", 0, 0.7, slice="validation", learning_rate=0.01),
+        made("aif", 0, 0.8, slice="validation", learning_rate=0.02),
+        made("two_tower", 0, 0.9, slice="validation", learning_rate=0.005),
+        made("aif", 0, 0.99, learning_rate=0.5),  # the test slice has no say
+    ]
+    found = by_id(*trials)
+    assert tuning.tuned(Cell(bench="movielens", arm="+ SIM", seed=1), found).learning_rate == 0.02
+    assert tuning.tuned(Cell(bench="movielens", arm="two_tower", seed=1), found).learning_rate == 0.005
+    assert tuning.tuned(Cell(bench="movielens", arm="cold", seed=1, learning_rate=0.3), found).learning_rate == 0.3
+    trial = Cell(bench="movielens", arm="aif", seed=0, slice="validation", learning_rate=0.4)
+    assert tuning.tuned(trial, found) == trial
+
+
+def test_report_from_records(tmp_path):
+    found = by_id(
+        *(made("two_tower", seed, gauc) for seed, gauc in enumerate((0.80, 0.82))),
+        *(made("aif", seed, gauc) for seed, gauc in enumerate((0.86, 0.86))),
+        *(made("exact", seed, 0.87) for seed in range(2)),
+        *(made("cold", seed, gauc) for seed, gauc in enumerate((0.84, 0.85))),
+        made("aif", 0, 0.84, recipe="pointwise"),
+        made("aif", 0, 0.5, slice="validation"),
+    )
+    critical = {"aif": {"p50": 0.5}, "exact": {"p50": 6.0}}
+    keys = report.keys(found, critical)
+    rows = keys["next"]["movielens"]
+    assert list(rows) == ["two_tower", "cold", "exact", "aif"]
+    assert rows["two_tower"]["gauc"] == pytest.approx(0.81) and rows["two_tower"]["seeds"] == 2
+    assert rows["two_tower"]["gauc_std"] == pytest.approx(0.02 / 2**0.5)
+    assert rows["aif"]["gauc_long_users"] == pytest.approx(0.84) and rows["aif"]["critical_ms"] == 0.5
+    assert keys["claims"]["gauc_points_over_two_tower"] == pytest.approx(5)
+    assert keys["claims"]["share_of_exact_gain"] == pytest.approx(5 / 6)
+    assert keys["claims"]["critical_exact_over_aif"] == 12
+    assert keys["recipes"]["pointwise"]["gauc"] == 0.84
+    assert keys["by_history"]["aif"] == {"5-19": pytest.approx(0.86), "20+": pytest.approx(0.87)}
+    text = report.text(found, critical)
+    assert "two_tower  0.8000 ±0.0141  0.8100 ±0.0141" in text and "gauc_points_over_two_tower: 5.000" in text
+    for path in report.draw(found, critical, tmp_path):
+        assert path.stat().st_size > 10_000
+
+
+def test_hard_negatives_are_the_highest_and_the_first_drawn():
+    rows = np.array([[9, 1, 2, 3, 4, 5]])
+    scores = np.array([[0.0, 1.0, 5.0, 2.0, 7.0, 3.0]])
+    assert recipes.hardest(rows, scores, count=4).tolist() == [[9, 4, 2, 1, 3]]
+
+
+def test_recipes_train_towards_the_positive():
+    scores = np.array([[1.0, 2.0, 0.0]], np.float32)
+    first = np.array([[1.0, 0.0, 0.0]], np.float32)
+    plain = float(recipes.loss(recipes.DEFAULT)(scores, first))
+    pointwise, listwise = (float(recipes.loss(name)(scores, first)) for name in ("pointwise", "listwise"))
+    assert plain == pytest.approx(pointwise + listwise)
+    teacher = np.array([[1.0, 2.0, 0.0]], np.float32)  # agrees: distillation adds nothing
+    assert float(recipes.loss("distillation")(scores, teacher)) == pytest.approx(plain)
+    corrected = float(recipes.loss("logQ")(scores, np.array([[0.0, 3.0, 3.0]], np.float32)))
+    assert corrected < plain  # frequent negatives are pushed down less
+    with pytest.raises(ValueError, match="recipe: expected one of"):
+        recipes.loss("prayer")
+
+
+def test_catalogue_question_by_hand(smoke):
+    """The best rows and ranks of scores that are written down."""
+    assert evaluation.hits(np.array([0, 99, 100, 5])) == {
+        "hr100": 0.75,
+        "ndcg100": pytest.approx((1 + 1 / np.log2(101) + 1 / np.log2(7)) / 4),
+    }
+    ranker, top = np.array([[1, 2], [3, 4]]), np.array([[2, 9, 8], [4, 3, 7]])
+    assert evaluation.survival(ranker, top) == 0.75
+
+
+def test_ceiling_is_what_no_arm_beats(smoke):
+    world = smoke.world
+    assert world is not None
+    assert smoke.split.test.min() >= 0 and 0.5 < world.ceiling_auc(smoke.split.test[world.observable[smoke.split.test]]) < 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small folder in the format of MovieLens 1M."""
+    rng = np.random.default_rng(0)
+    pairs = [(user, movie) for user in range(1, 13) for movie in rng.permutation(np.arange(1, 21))[:12]]
+    lines = [f"{user}::{movie}::{rng.integers(1, 6)}::{978300000 + i}" for i, (user, movie) in enumerate(pairs)]
+    (tmp_path / "ratings.dat").write_text("\n".join(lines) + "\n", encoding="latin-1")
+    films = [f"{movie}::Film {movie} (19{70 + movie})::{'Drama' if movie % 2 else 'Comedy'}" for movie in range(1, 21)]
+    (tmp_path / "movies.dat").write_text("\n".join(films) + "\n", encoding="latin-1")
+    people = [f"{user}::{'MF'[user % 2]}::25::4::12345" for user in range(1, 13)]
+    (tmp_path / "users.dat").write_text("\n".join(people) + "\n", encoding="latin-1")
+    return tmp_path
+
+
+def test_inttower_protocol_drops_threes_and_leaks_only_by_name(folder):
+    dataset = movielens.read(folder)
+    ratings = dataset.log.action / 2
+    leaky, honest = (inttower.prepare(dataset, leak=leak) for leak in (True, False))
+    for protocol in (leaky, honest):
+        tested = np.concatenate([protocol.train, protocol.test])
+        assert len(np.unique(tested)) == len(tested) == (ratings != 3).sum()
+        assert len(protocol.test) == round(0.2 * len(tested))
+        assert (protocol.labels[tested] == (ratings[tested] > 3)).all()
+        assert (protocol.dataset.log.action[protocol.test] == 0).all()  # histories do not show what is asked
+    user = int(dataset.log.user[leaky.test[0]])
+    counted = {True: ratings != 3, False: np.isin(np.arange(len(ratings)), honest.train)}
+    for leak, protocol in ((True, leaky), (False, honest)):
+        mean = ratings[counted[leak] & (dataset.log.user == user)].mean() - ratings[counted[leak]].mean()
+        assert protocol.dataset.user_floats[user, 0] == pytest.approx(mean, abs=1e-6)
+    assert not np.allclose(leaky.dataset.user_floats, honest.dataset.user_floats)
+    moved = dataclasses.replace(dataset.log, action=dataset.log.action.copy())
+    moved.action[honest.test] = 10  # other test ratings change the leaky features alone
+    other = dataclasses.replace(dataset, log=moved)
+    assert np.array_equal(inttower.prepare(other, leak=False).dataset.user_floats, honest.dataset.user_floats)
+    assert not np.array_equal(inttower.prepare(other, leak=True).dataset.user_floats, leaky.dataset.user_floats)
