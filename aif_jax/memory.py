@@ -91,7 +91,7 @@ def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:
 
     The factor n, the number of behaviours, cancels the mean that the memory takes.
     """
-    return masked_softmax(keys.T, mask[None, :]).T * mask.sum()
+    return masked_softmax(keys.T, mask[None, :]).T * mask.sum().astype(keys.dtype)
 
 
 def mean(memory: Memory | UnfoldedMemory) -> jax.Array:

@@ -13,9 +13,11 @@ Arms      aif         AsyncPreRanker over the AIF model
 Load      feature fetch is a stated delay of 2 ms, retrieval one of 15 ms, in every arm. Users have full histories; each
           request is of a new user, so the state cache helps nobody.
 Method    arms interleaved request by request in one process, compilation and warm-up left out. Sequential arms have their
-          features on the device before their clock starts. The bare interaction and head run on ready inputs in the main
-          thread, after the same wait as a request's. Model: width 32, 10 bridges, SIM, LSH memory K=64, SimTier by 256
-          codes (--simtier exact takes the exact form), head (64, 32).
+          features on the device before their clock starts. Bare functions run on ready inputs in the main thread, after the
+          same wait as a request's. After a wait of 15 ms caches are cold, and every step of every arm takes longer; so the
+          same is measured back to back too, with state and candidates at hand, in turns of eight requests.
+          Model: width 32, 10 bridges, SIM, LSH memory K=64, SimTier by 256 codes (--simtier exact takes the exact form), head
+          (64, 32).
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ from experiments import common
 from experiments.latency_arms import Arm, Bare, Delays, Engine, Model, Sequential, Served, World
 
 ARMS = ("aif", "sequential", "exact", "two_tower", "cold")
+BARE = ("interaction", "head", "staged", "sequential")
+"""Compiled functions on ready inputs: interaction and head alone; index rows, interaction and top-k; the sequential arm's."""
+TURN, COLD = 8, 2
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,19 +85,19 @@ async def study(options) -> dict[str, Any]:
     answers: dict[str, Served] = {}
     figures: dict[str, Any] = {}
     for count, length in tqdm(settings, desc="settings", file=sys.stderr):
-        models = build(world, options, length)
+        models, k = build(world, options, length), min(options.k, count)
+        bare = Bare(models["aif"], candidates=count, k=k)
         async with contextlib.AsyncExitStack() as stack:
-            arms = await start(stack, models, options, count)
-            bare = Bare(models["aif"], candidates=count)
-            await check_same_scores(arms, min(options.k, count))
-            measured[count, length], found = await one_by_one(arms, bare, options, min(options.k, count))
+            arms = await start(stack, models, count, k)
+            await check_same_scores(arms, k)
+            measured[count, length], found = await one_by_one(arms, bare, options.rounds, k)
             if (count, length) == settings[0]:
                 answers = found
                 figures |= stages_of(arms["aif"])
         if (count, length) == settings[0]:
+            figures["back_to_back"] = summary(await back_to_back(models, bare, count, options.rounds, k))
             figures |= await load(models, options)
-    base = measured[settings[0]]
-    figures |= summary(base)
+    figures |= summary(measured[settings[0]])
     figures["critical_ms_by_history"] = by_setting(measured, axis=1, fixed=options.candidates)
     figures["critical_ms_by_candidates"] = by_setting(measured, axis=0, fixed=options.history)
     report(figures, options)
@@ -109,14 +114,16 @@ def build(world: World, options, length: int) -> dict[str, Model]:
     return {name: Model(world, config) for name, config in made.items()}
 
 
-async def start(stack: contextlib.AsyncExitStack, models: dict[str, Model], options, count: int) -> dict[str, Any]:
-    """All arms, compiled and warm."""
-    delays, k = Delays(), min(options.k, count)
+async def start(
+    stack: contextlib.AsyncExitStack, models: dict[str, Model], count: int, k: int, *, ready: bool = False
+) -> dict[str, Any]:
+    """All arms, compiled and warm; `ready` ones have user state and candidates at hand."""
+    delays = Delays(0.0, 0.0) if ready else Delays()
     arms: dict[str, Any] = {
-        "aif": Engine(models["aif"], candidates=count, delays=delays),
+        "aif": Engine(models["aif"], candidates=count, delays=delays, ready=ready),
         "sequential": Sequential(models["aif"], candidates=count, k=k, delays=delays),
         "exact": Sequential(models["exact"], candidates=count, k=k, delays=delays),
-        "two_tower": Engine(models["two_tower"], candidates=count, delays=delays),
+        "two_tower": Engine(models["two_tower"], candidates=count, delays=delays, ready=ready),
         "cold": Sequential(models["cold"], candidates=count, k=k, delays=delays),
     }
     for arm in arms.values():
@@ -131,11 +138,13 @@ async def check_same_scores(arms: dict[str, Arm], k: int) -> None:
         np.testing.assert_allclose(staged.logits, sequential.logits, rtol=1e-3, atol=1e-4)
 
 
-async def one_by_one(arms: dict[str, Arm], bare: Bare, options, k: int) -> tuple[dict[str, np.ndarray], dict[str, Served]]:
+async def one_by_one(arms: dict[str, Arm], bare: Bare, rounds: int, k: int) -> tuple[dict[str, np.ndarray], dict[str, Served]]:
     """Milliseconds of the critical path of every arm, one request at a time, in turn; and one answer of each."""
-    times: dict[str, list[float]] = {name: [] for name in (*arms, "total_aif", "total_sequential", "interaction", "head")}
+    alone = {name: getattr(bare, name) for name in BARE}
+    names = (*arms, "total_aif", "total_sequential", *(f"bare_{name}" for name in BARE))
+    times: dict[str, list[float]] = {name: [] for name in names}
     found: dict[str, Served] = {}
-    for number in range(-3, options.rounds):
+    for number in range(-3, rounds):
         for name, arm in arms.items():
             answer = await arm.rank(number, k)
             if number >= 0:
@@ -143,12 +152,33 @@ async def one_by_one(arms: dict[str, Arm], bare: Bare, options, k: int) -> tuple
                 found[name] = answer
                 if name in ("aif", "sequential"):
                     times[f"total_{name}"].append(answer.total_ms)
-        for name, function in (("interaction", bare.interaction), ("head", bare.head)):
-            await asyncio.sleep(Delays().retrieval)  # as a request waits: a processor that has slept is slow at first
+        for name, function in alone.items():
+            await asyncio.sleep(Delays().retrieval)  # as a request waits
             milliseconds = function()
             if number >= 0:
-                times[name].append(milliseconds)
+                times[f"bare_{name}"].append(milliseconds)
     return {name: np.asarray(values) for name, values in times.items()}, found
+
+
+async def back_to_back(models: dict[str, Model], bare: Bare, count: int, rounds: int, k: int) -> dict[str, np.ndarray]:
+    """Milliseconds of the critical path where one request follows the other at once: `TURN` of an arm, then the next arm's.
+
+    User state and candidates are at hand. The first `COLD` requests of a turn do not count: the caches hold another arm's data.
+    """
+    times: dict[str, list[float]] = {name: [] for name in (*ARMS, *(f"bare_{name}" for name in BARE))}
+    async with contextlib.AsyncExitStack() as stack:
+        arms = await start(stack, models, count, k, ready=True)
+        for number in range(bare.users):  # fills the state caches
+            for name in ("aif", "two_tower"):
+                await arms[name].rank(number, k)
+        for turn in range(0, rounds, TURN):
+            for name in times:
+                function, arm = getattr(bare, name.removeprefix("bare_"), None), arms.get(name)
+                for number in range(turn - COLD, turn + TURN):
+                    milliseconds = function() if arm is None and function else (await arms[name].rank(number, k)).critical_ms
+                    if number >= turn:
+                        times[name].append(milliseconds)
+    return {name: np.asarray(values) for name, values in times.items()}
 
 
 def stages_of(arm: Engine) -> dict[str, Any]:
@@ -260,15 +290,15 @@ def summary(base: dict[str, np.ndarray]) -> dict[str, Any]:
     return {
         "critical_p50_ms": {name: p50[name] for name in ARMS},
         "critical_p99_ms": {name: p99[name] for name in ARMS},
-        "total_p50_ms": {name: p50[f"total_{name}"] for name in ("aif", "sequential")},
-        "total_p99_ms": {name: p99[f"total_{name}"] for name in ("aif", "sequential")},
+        "total_p50_ms": {name: p50[f"total_{name}"] for name in ("aif", "sequential") if f"total_{name}" in p50},
+        "total_p99_ms": {name: p99[f"total_{name}"] for name in ("aif", "sequential") if f"total_{name}" in p99},
         "critical_ratio_sequential_over_aif": p50["sequential"] / p50["aif"],
         "critical_ratio_exact_over_aif": p50["exact"] / p50["aif"],
         "critical_ratio_aif_over_two_tower": p50["aif"] / p50["two_tower"],
-        "critical_ratio_aif_over_head_mlp": p50["aif"] / p50["head"],
-        "bare_interaction_ms": p50["interaction"],
-        "bare_head_mlp_ms": p50["head"],
-        "engine_overhead_ms": p50["aif"] - p50["interaction"],
+        "critical_ratio_aif_over_head_mlp": p50["aif"] / p50["bare_head"],
+        "compute_ratio_sequential_over_aif": p50["bare_sequential"] / p50["bare_staged"],
+        **{f"bare_{name}_ms": p50[f"bare_{name}"] for name in BARE},
+        "engine_overhead_ms": p50["aif"] - p50["bare_interaction"],
     }
 
 
@@ -281,10 +311,12 @@ def by_setting(measured: dict, *, axis: int, fixed: int) -> dict[int, dict[str, 
 def report(figures: dict[str, Any], options) -> None:
     """Prints everything that the JSON file holds, ratios first."""
     print(f"\nC={options.candidates}, L={options.history}, {common.machine()}\n")
-    names = [name for name in figures if name.startswith(("critical_ratio", "engine", "bare", "max_rps", "goodput"))]
-    print(common.table([[name, figures[name]] for name in names], ["figure", "value"]))
-    rows = [[name, figures["critical_p50_ms"][name], figures["critical_p99_ms"][name]] for name in ARMS]
-    print("\n" + common.table(rows, ["critical path", "p50 ms", "p99 ms"]))
+    shown = ("critical_ratio", "compute_ratio", "engine", "bare", "max_rps", "goodput")
+    hot = figures["back_to_back"]
+    rows = [[name, value, hot.get(name, "")] for name, value in figures.items() if name.startswith(shown)]
+    print(common.table(rows, ["figure", "after a wait", "back to back"]))
+    rows = [[n, *[f[key][n] for f in (figures, hot) for key in ("critical_p50_ms", "critical_p99_ms")]] for n in ARMS]
+    print("\n" + common.table(rows, ["critical path", "p50 ms", "p99 ms", "back to back p50", "p99"]))
     for title, key in (("history", "critical_ms_by_history"), ("candidates", "critical_ms_by_candidates")):
         rows = [[at, *[times[name] for name in ARMS]] for at, times in figures[key].items()]
         print("\n" + common.table(rows, [title, *ARMS]))

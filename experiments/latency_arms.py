@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -26,6 +27,12 @@ class Delays(NamedTuple):
 
     features: float = 0.002
     retrieval: float = 0.015
+
+    @staticmethod
+    async def wait(seconds: float) -> None:
+        """Lets so many seconds pass; none at all gives nobody else a turn."""
+        if seconds > 0:
+            await asyncio.sleep(seconds)
 
 
 class Served(NamedTuple):
@@ -71,6 +78,7 @@ class World:
             actions=4,
             content=CONTENT,
         )
+        self._drawn: dict[tuple[int, int], np.ndarray] = {}
         self.content = rng.normal(size=(items + 1, CONTENT)).astype(np.float32)
         self.category = rng.integers(1, 500, items + 1).astype(np.int32)
 
@@ -104,7 +112,10 @@ class World:
 
     def candidates(self, number: int, count: int) -> np.ndarray:
         """Row numbers of a request's candidates, int32 [C], distinct."""
-        return np.random.default_rng((self.seed, 7, number % self.users)).choice(self.items, count, replace=False)
+        key = number % self.users, count
+        if key not in self._drawn:  # drawing takes longer than scoring
+            self._drawn[key] = np.random.default_rng((self.seed, 7, key[0])).choice(self.items, count, replace=False)
+        return self._drawn[key]
 
 
 class Model:
@@ -125,12 +136,24 @@ class Model:
 
 
 class Engine:
-    """`AsyncPreRanker` over a model."""
+    """`AsyncPreRanker` over a model.
 
-    def __init__(self, made: Model, *, candidates: int, delays: Delays, config: dict[str, Any] | None = None):
-        self._made, self._count, self._delays = made, candidates, delays
+    Args:
+      made: the model.
+      candidates: C.
+      delays: before features and candidates.
+      ready: whether the user's state comes from the cache, after the first request of each user; else every request is of a
+        new user.
+      config: of the engine, over the benchmark's own.
+    """
+
+    def __init__(
+        self, made: Model, *, candidates: int, delays: Delays, ready: bool = False, config: dict[str, Any] | None = None
+    ):
+        self._made, self._count, self._delays, self._ready = made, candidates, delays, ready
         bucket = -(-candidates // 128) * 128
-        serving = ServingConfig(**{"buckets": (bucket,), "max_k": 300, "cache_bytes": 0, **(config or {})})
+        cache = {} if ready else {"cache_bytes": 0}
+        serving = ServingConfig(**{"buckets": (bucket,), "max_k": 300, **cache, **(config or {})})
         self.engine = AsyncPreRanker(
             made.model, made.params, made.index, features=self._features, retrieval=self._retrieve, config=serving
         )
@@ -144,17 +167,35 @@ class Engine:
 
     async def rank(self, number: int, k: int, *, budget: float | None = None) -> Served:
         """One request."""
-        answer = await self.engine.rank(Request(user=(number, object()), context=number), k, budget=budget)
+        user = number % self._made.world.users if self._ready else (number, object())
+        request = Request(user=user, feature_version=0 if self._ready else None, context=number)
+        answer = await self.engine.rank(request, k, budget=budget)
         return Served(answer.ids, answer.logits, answer.timeline, answer.degraded)
 
     async def _features(self, request: Request) -> UserFeatures:
-        await asyncio.sleep(self._delays.features)
+        await self._delays.wait(self._delays.features)
         return self._made.user(request.context)
 
     async def _retrieve(self, request: Request) -> np.ndarray:
         rows = self._made.world.candidates(request.context, self._count)
-        await asyncio.sleep(self._delays.retrieval)
+        await self._delays.wait(self._delays.retrieval)
         return self._made.world.ids[rows]
+
+
+def sequential_answer(model: aif.PreRanker, k: int) -> Callable[..., jax.Array]:
+    """(params, features, catalogue, rows [C]) -> the best k as int32 [2, k]: bits of the logits, positions."""
+
+    def answer(params: Any, features: Any, catalogue: Any, rows: jax.Array) -> jax.Array:
+        items = jax.tree.map(lambda column: column[rows], catalogue)
+        return best(model.joint(params, features, items), k)
+
+    return answer
+
+
+def best(logits: jax.Array, k: int) -> jax.Array:
+    """The best k of logits [C] as int32 [2, k]: bits of the logits, positions."""
+    logits, positions = jax.lax.top_k(logits, k)
+    return jnp.stack([jax.lax.bitcast_convert_type(logits, jnp.int32), positions])
 
 
 class Sequential:
@@ -172,14 +213,8 @@ class Sequential:
 
     async def __aenter__(self) -> Sequential:
         rows = jax.device_put(np.zeros(self._count, np.int32))
-
-        def answer(params, features, catalogue, rows):
-            items = jax.tree.map(lambda column: column[rows], catalogue)
-            logits, positions = jax.lax.top_k(self._made.model.joint(params, features, items), self._k)
-            return jnp.stack([jax.lax.bitcast_convert_type(logits, jnp.int32), positions])
-
         arguments = (self._made.params, self._users[0], self._catalogue, rows)
-        self._answer = jax.jit(answer).lower(*arguments).compile()
+        self._answer = jax.jit(sequential_answer(self._made.model, self._k)).lower(*arguments).compile()
         jax.block_until_ready(self._answer(*arguments))
         return self
 
@@ -200,9 +235,9 @@ class Sequential:
     async def _rank(self, number: int) -> Served:
         timeline = Timeline()
         candidates = self._made.world.candidates(number, self._count)
-        await asyncio.sleep(self._delays.features)
+        await self._delays.wait(self._delays.features)
         timeline.add("features", timeline.arrival, time.perf_counter())
-        await asyncio.sleep(self._delays.retrieval - self._delays.features)
+        await self._delays.wait(self._delays.retrieval - self._delays.features)
         there = time.perf_counter()
         timeline.add("retrieval", timeline.arrival, there)
         packed, started = await asyncio.get_running_loop().run_in_executor(self._threads, self._compute, number, candidates)
@@ -222,12 +257,20 @@ class Sequential:
 class Bare:
     """Compiled functions alone, called from the main thread on ready inputs: what no service can be faster than."""
 
-    def __init__(self, made: Model, *, candidates: int):
-        model, params = made.model, made.params
-        state = jax.block_until_ready(jax.jit(model.user)(params, jax.device_put(made.user(0))))
+    def __init__(self, made: Model, *, candidates: int, k: int):
+        model, params, self.users = made.model, made.params, made.world.users
+        features = jax.device_put(made.user(0))
+        state = jax.block_until_ready(jax.jit(model.user)(params, features))
         rows = jnp.asarray(made.world.candidates(0, candidates), jnp.int32)
-        with made.index.reading() as table:
-            ready = jax.block_until_ready(jax.jit(made.index.decode)(table, rows))
+        table, decode = made.index.table, made.index.decode
+        ready = jax.block_until_ready(jax.jit(decode)(table, rows))
+
+        def staged(params: Any, state: Any, table: Any, rows: jax.Array) -> jax.Array:
+            return best(model.interaction(params, state, decode(table, rows)), k)
+
+        catalogue = jax.device_put(made.world.features())
+        self.staged = self._timed(staged, params, state, table, rows)
+        self.sequential = self._timed(sequential_answer(model, k), params, features, catalogue, rows)
         self.interaction = self._timed(model.interaction, params, state, ready)
         widths = blocks(made.config)
         inputs = {name: jnp.ones((candidates, width)) for name, width in widths.items()}

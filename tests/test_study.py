@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from aif_jax.data import movielens
 from experiments import ablation, evaluation
-from experiments.study import arms, benches, inttower, plan, recipes, records, report, tuning
+from experiments.study import arms, benches, cells, inttower, plan, recipes, records, report, tuning
 from experiments.study.cells import Cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,11 +75,11 @@ def test_every_arm_has_a_config(smoke):
 
 
 def test_plan_names_every_cell_once():
-    cells = plan.everything()
-    assert len({cell.id for cell in cells}) == len(cells) and cells[0].slice == "validation"
-    assert {cell.arm for cell in cells} == set(arms.names())
-    assert {cell.bench for cell in cells} == set(benches.NAMES) - {"smoke"}
-    assert {cell.recipe for cell in cells} == set(recipes.NAMES)
+    found = plan.everything()
+    assert len({cell.id for cell in found}) == len(found) and found[0].slice == "validation"
+    assert {cell.arm for cell in found} == set(arms.names())
+    assert {cell.bench for cell in found} == set(benches.NAMES) - {"smoke"}
+    assert {cell.recipe for cell in found} == set(recipes.NAMES)
     with pytest.raises(ValueError, match="stage: expected one of"):
         plan.cells("lunch")
 
@@ -96,6 +97,19 @@ def test_records_round_trip(tmp_path):
         file.write('{"half a rec')
     with pytest.raises(ValueError, match=r"movielens.jsonl, line 4: expected a record with an id"):
         records.read(tmp_path)
+
+
+def test_projection_and_dtype_of_a_cell_reach_the_model(smoke, tmp_path):
+    config = arms.config("+ DIN on LSH", smoke.dataset.schema, sim_fields=smoke.sim_fields, smoke=True)
+    frozen = [cells.signed(smoke.dataset, config, projection=name)[1]["projection"] for name in ("rotated", "random")]
+    assert frozen[0].shape == frozen[1].shape and not np.allclose(*frozen)
+    figures = {}
+    for dtype in ("float32", "bfloat16"):
+        cell = Cell(bench="smoke", arm="two_tower", seed=0, compute=dtype)
+        figures[dtype] = cells.run(cell, smoke, tmp_path, sizes=cells.SMOKE, progress=False)
+    assert figures["bfloat16"]["id"] == figures["float32"]["id"].replace("/seed 0", "/bfloat16/seed 0")
+    assert figures["float32"]["figures"]["gauc"] != figures["bfloat16"]["figures"]["gauc"]
+    assert figures["float32"]["figures"]["gauc"] == pytest.approx(figures["bfloat16"]["figures"]["gauc"], abs=0.1)
 
 
 def test_hyperparameters_are_those_of_the_best_trial():
@@ -121,11 +135,13 @@ def test_report_from_records(tmp_path):
         *(made("cold", seed, gauc) for seed, gauc in enumerate((0.84, 0.85))),
         made("aif", 0, 0.84, recipe="pointwise"),
         made("aif", 0, 0.5, slice="validation"),
+        made("aif", 0, 0.7, compute="bfloat16"),  # is not averaged with the others
     )
     critical = {"aif": {"p50": 0.5}, "exact": {"p50": 6.0}}
     keys = report.keys(found, critical)
     rows = keys["next"]["movielens"]
-    assert list(rows) == ["two_tower", "cold", "exact", "aif"]
+    assert list(rows) == ["two_tower", "cold", "exact", "aif", "aif, with bfloat16"]
+    assert rows["aif"]["seeds"] == 2 and rows["aif, with bfloat16"]["gauc"] == 0.7
     assert rows["two_tower"]["gauc"] == pytest.approx(0.81) and rows["two_tower"]["seeds"] == 2
     assert rows["two_tower"]["gauc_std"] == pytest.approx(0.02 / 2**0.5)
     assert rows["aif"]["gauc_long_users"] == pytest.approx(0.84) and rows["aif"]["critical_ms"] == 0.5
@@ -135,7 +151,7 @@ def test_report_from_records(tmp_path):
     assert keys["recipes"]["pointwise"]["gauc"] == 0.84
     assert keys["by_history"]["aif"] == {"5-19": pytest.approx(0.86), "20+": pytest.approx(0.87)}
     text = report.text(found, critical)
-    assert "two_tower  0.8000 ±0.0141  0.8100 ±0.0141" in text and "gauc_points_over_two_tower: 5.000" in text
+    assert re.search(r"two_tower +0.8000 ±0.0141  0.8100 ±0.0141", text) and "gauc_points_over_two_tower: 5.000" in text
     for path in report.draw(found, critical, tmp_path):
         assert path.stat().st_size > 10_000
 

@@ -5,6 +5,7 @@ Source: ours. The checks run on the host, outside jit, before anything is sent t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -214,10 +215,10 @@ def _check_signature(signature: Any, name: str, *, lead: tuple[int | None, ...])
 
 def _blocks(array: np.ndarray):
     """(first row, rows) in blocks of bounded size; a scalar is one block."""
-    if array.ndim == 0:
-        yield 0, array.reshape(1)
+    if array.size <= BLOCK:
+        yield 0, array.reshape(1) if array.ndim == 0 else array
         return
-    step = max(1, BLOCK // max(1, int(np.prod(array.shape[1:]))))
+    step = max(1, BLOCK // math.prod(array.shape[1:]))
     for start in range(0, len(array), step):
         yield start, array[start : start + step]
 

@@ -68,6 +68,8 @@ class Cell:
       recipe: see `recipes`; of the next-item task.
       slice: "test", or "validation" for a trial of hyperparameters: then trained on `train` alone, else on all before the test.
       learning_rate, epochs, weight_decay: of the optimizer.
+      compute: dtype of activations in training; parameters, scores and evaluation are float32.
+      projection: behind the signatures, "rotated" (fitted on the catalogue, see `lsh.fit`) or "random".
     """
 
     bench: str
@@ -79,6 +81,8 @@ class Cell:
     learning_rate: float = 3e-3
     epochs: int = 1
     weight_decay: float = 1e-5
+    compute: str = "float32"
+    projection: str = "rotated"
 
     @property
     def id(self) -> str:
@@ -86,6 +90,7 @@ class Cell:
         parts = [self.bench, self.task, self.slice, self.arm, self.recipe]
         if self.slice == "validation":
             parts.append(f"lr={self.learning_rate:g} epochs={self.epochs} decay={self.weight_decay:g}")
+        parts += [value for value, usual in ((self.compute, "float32"), (self.projection, "rotated")) if value != usual]
         return "/".join([*parts, f"seed {self.seed}"])
 
     @property
@@ -113,7 +118,7 @@ def run(cell: Cell, bench: benches.Bench, work: Path, *, sizes: Sizes = SIZES, p
     began = time.perf_counter()
     config = arms.config(cell.arm, bench.dataset.schema, sim_fields=bench.sim_fields, smoke=sizes.smoke)
     model = aif.build(config)
-    dataset, frozen = signed(bench.dataset, config)
+    dataset, frozen = signed(bench.dataset, config, projection=cell.projection)
     log = dataset.log
     parts = bench.split
     seen = parts.train if cell.slice == "validation" else np.sort(np.concatenate([parts.train, parts.validation]))
@@ -157,12 +162,16 @@ def run(cell: Cell, bench: benches.Bench, work: Path, *, sizes: Sizes = SIZES, p
     }
 
 
-def signed(dataset: Dataset, config: aif.Config, seed: int = 0) -> tuple[Dataset, Params | None]:
+def signed(
+    dataset: Dataset, config: aif.Config, *, seed: int = 0, projection: str = "rotated"
+) -> tuple[Dataset, Params | None]:
     """The data set with the signatures that a config needs, and the fixed parameters behind them."""
     content = dataset.catalogue.content
     if content is None:
         return dataset, None
     frozen = lsh.fit(content, config, seed=seed)
+    if projection == "random" and config.uses_signatures:
+        frozen |= lsh.random_projection(jax.random.key(seed), content=content.shape[1], bits=config.signature_bits)
     if config.uses_signatures:
         dataset = dataset.with_signatures(np.asarray(lsh.sign(frozen, jnp.asarray(content))))
     return dataset, frozen
@@ -180,7 +189,7 @@ def fit(
         raise ValueError(f"{cell.id}: expected training samples for at least one batch, got fewer")
     optimizer = train.default_optimizer(steps * cell.epochs, learning_rate=cell.learning_rate, weight_decay=cell.weight_decay)
     state = train.init_state(model.init(jax.random.key(cell.seed), frozen=frozen), optimizer)
-    step = train.make_step(model, optimizer, loss=loss)
+    step = train.make_step(model, optimizer, loss=loss, compute_dtype=jnp.dtype(cell.compute))
     logged: list[list[float]] = []
     began = time.perf_counter()
     for epoch in range(cell.epochs):

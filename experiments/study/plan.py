@@ -16,7 +16,7 @@ TRIALS: tuple[dict[str, Any], ...] = tuple(
     for rate, epochs, decay in ((1e-2, 1, 1e-5), (1e-2, 1, 0.1), (2e-2, 1, 1e-5), (1e-2, 2, 0.1), (5e-3, 2, 0.1))
 )
 """The tuning budget of a family: each trial is one run with seed 0, judged by GAUC on the validation slice."""
-STAGES = ("tuning", "main", "recipes", "blocks", "synthetic", "taobao", "sweeps", "liked")
+STAGES = ("tuning", "main", "recipes", "blocks", "synthetic", "taobao", "sweeps", "liked", "precision", "signatures")
 
 
 def cells(stage: str, *, bench: str = "movielens", seeds: tuple[int, ...] = SEEDS) -> list[Cell]:
@@ -77,4 +77,24 @@ def _liked(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
     return [dataclasses.replace(cell, task="liked", recipe="pointwise") for cell in found]
 
 
-_STAGES = dict(zip(STAGES, (_tuning, _main, _recipes, _blocks, _synthetic, _taobao, _sweeps, _liked), strict=True))
+def _precision(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    return [Cell(bench=bench, arm="aif", seed=seed, compute=dtype) for seed in seeds for dtype in ("float32", "bfloat16")]
+
+
+def _signatures(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    wanted = ("sweep K=32", "sweep K=64", "aif", "sweep K=256")
+    return [
+        Cell(bench=bench, arm=arm, seed=seed, projection=projection)
+        for seed in seeds[:2]
+        for arm in wanted
+        for projection in ("rotated", "random")
+    ]
+
+
+_STAGES = dict(
+    zip(
+        STAGES,
+        (_tuning, _main, _recipes, _blocks, _synthetic, _taobao, _sweeps, _liked, _precision, _signatures),
+        strict=True,
+    )
+)

@@ -39,12 +39,22 @@ def summary(records: Records, *, task: str = "next", recipe: str | None = None) 
     groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for record in records.values():
         if (record["slice"], record["task"], record["recipe"]) == ("test", task, wanted):
-            groups[record["bench"]][record["arm"]].append(record["figures"])
+            groups[record["bench"]][label(record)].append(record["figures"])
     order = {name: i for i, name in enumerate(arms.names())}
     return {
-        bench: {arm: averaged(found) for arm, found in sorted(by_arm.items(), key=lambda pair: order.get(pair[0], 99))}
+        bench: {
+            arm: averaged(found)
+            for arm, found in sorted(by_arm.items(), key=lambda pair: (order[pair[0].partition(", with ")[0]], pair[0]))
+        }
         for bench, by_arm in groups.items()
     }
+
+
+def label(record: dict[str, Any]) -> str:
+    """The arm, and what else of the cell is not as usual: "aif, with bfloat16"."""
+    usual = {"compute": "float32", "projection": "rotated"}
+    found = [record[name] for name in usual if record.get(name, usual[name]) != usual[name]]
+    return record["arm"] + (f", with {' and '.join(found)}" if found else "")
 
 
 def by_recipe(records: Records, *, bench: str = "movielens", arm: str = "aif") -> dict[str, dict[str, float]]:
@@ -127,7 +137,7 @@ def by_history(records: Records, *, bench: str = "movielens") -> dict[str, dict[
     for record in records.values():
         if (record["bench"], record["slice"], record["task"], record["recipe"]) == (bench, "test", "next", recipes.DEFAULT):
             for name, figures in record["figures"].get("by_history", {}).items():
-                found[record["arm"]][name].append(figures["gauc"])
+                found[label(record)][name].append(figures["gauc"])
     return {arm: {name: float(np.mean(values)) for name, values in bins.items()} for arm, bins in found.items()}
 
 
