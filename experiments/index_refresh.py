@@ -4,7 +4,8 @@ Claim     A rebuild runs at the rate of the bare item function (at least 0.85 of
           10^4 and at 10^7 rows (at most 2x); 10,000 ids are found among 10^7 in about a millisecond; with 1,000 changes a
           second a change is seen within a second (p99), and the p99 of requests grows by at most 1.3x.
 Command   python -m experiments.index_refresh --json index_refresh.json --figures DIR      (or --smoke; --help lists all)
-Time      estimated at 4 minutes on 2 CPU cores, of which most goes into the index of 10^7 rows (6 GB of memory in all)
+Time      2 minutes on 2 CPU cores (6 GB of memory in all)
+Measured  experiments/README.md, with the machine and why the first figure is missed
 Method    arms interleaved round by round in one process, compilation left out. Items are drawn at random; the same 64 batches
           come again and again, under new ids; rows are stored in bfloat16. Update: `upsert` until the rows are in the table.
           Freshness: from the moment when an item changes (1,000 a second, spread evenly) to the end of the first request that

@@ -3,7 +3,7 @@
 Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
           SimTier under 2.5 ms and 8 MiB, the interaction with bridge codes under twice its head and the same at any L.
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
-Time      about a minute a size, 20 sizes by default (--candidates, --lengths, --bits). PyTorch and faiss are measured where
+Time      6 minutes with --rounds 15 (--candidates, --lengths, --bits choose other sizes). PyTorch and faiss are measured where
           they are installed (`pip install "aif_jax[benchmarks]"`) and left out otherwise.
 Protocol  Every form is compiled and its result checked before the clock starts; inputs lie on the device, `block_until_ready`
           ends the clock, a figure is the median. What does not grow with L is timed in one round-robin over all lengths, so
@@ -12,6 +12,7 @@ Protocol  Every form is compiled and its result checked before the clock starts;
           does not see L, so its own spread over L says what the clock is worth. "base" is a model that has no other block.
 Bound     What the machine would take at the rates measured in the same run: popcounts alone for SimTier; for the linear DIN and
           the interaction the larger of multiply-adds and of bytes in and out, from the cache.
+Measured  docs/long_history.md, with the machine
 """
 
 from __future__ import annotations
@@ -296,15 +297,16 @@ def plot(path: Path, figures: dict[str, Any], candidates: int, lengths: list[int
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for name, values in figures.items():
-        if name.endswith("_ms"):
-            at = [n for n in lengths if f"{candidates},{n}" in values]
-            style = "--" if name.startswith(("numpy", "faiss", "torch", "simtier_bound")) else "-"
-            axes.plot(at, [values[f"{candidates},{n}"] for n in at], style, marker=".", label=name[:-3])
+    figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
+    drawn = {name: values for name, values in figures.items() if name.endswith("_ms")}
+    for number, (name, values) in enumerate(drawn.items()):
+        at = [n for n in lengths if f"{candidates},{n}" in values]
+        style = ":" if name.endswith("_bound_ms") else "--" if name.startswith(("numpy", "faiss", "torch")) else "-"
+        colour = plt.colormaps["tab20"](number)
+        axes.plot(at, [values[f"{candidates},{n}"] for n in at], style, marker=".", label=name[:-3], color=colour)
     axes.set(xscale="log", yscale="log", xlabel="behaviours in the history", ylabel="milliseconds")
     axes.set_title(f"Real-time cost for {candidates} candidates, K=64, on {jax.devices()[0].platform}")
-    axes.legend(fontsize=7)
+    figure.legend(loc="outside right upper", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     print(f"figure written to {path}")

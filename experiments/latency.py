@@ -4,7 +4,8 @@ Claim     With the user function beside retrieval and the item function nearline
           ready) is at most a third of the same model's run sequentially, at most a tenth of exact attention's, and does not
           depend on the length of the history.
 Command   python -m experiments.latency --json latency.json --figures DIR      (or --smoke; --help lists all)
-Time      estimated at 8 minutes on 2 CPU cores; the full sweeps have not been timed
+Time      6 minutes on 2 CPU cores with --rounds 60 --seconds 3
+Measured  experiments/README.md, with the machine
 Arms      aif         AsyncPreRanker over the AIF model
           sequential  the same model and scores; user function, item function and interaction start when the candidates come
           exact       softmax target attention over the whole history, float similarities, full cross-attention; sequential

@@ -136,6 +136,8 @@ def test_report_from_records(tmp_path):
         made("aif", 0, 0.84, recipe="pointwise"),
         made("aif", 0, 0.5, slice="validation"),
         made("aif", 0, 0.7, compute="bfloat16"),  # is not averaged with the others
+        *(made("+ SimTier", seed, 0.81, projection="random", **plan.FIXED) for seed in range(2)),
+        made("+ SimTier", 1, 0.83, **plan.FIXED),
     )
     critical = {"aif": {"p50": 0.5}, "exact": {"p50": 6.0}}
     keys = report.keys(found, critical)
@@ -149,6 +151,10 @@ def test_report_from_records(tmp_path):
     assert keys["claims"]["share_of_exact_gain"] == pytest.approx(5 / 6)
     assert keys["claims"]["critical_exact_over_aif"] == 12
     assert keys["recipes"]["pointwise"]["gauc"] == 0.84
+    signatures = keys["signatures"]
+    assert signatures["+ SimTier, with random"]["gauc"] == pytest.approx(0.81)
+    assert signatures["+ SimTier, with random"]["seeds"] == 2 and signatures["+ SimTier"]["seeds"] == 1
+    assert keys["precision"] == {"+ SimTier": signatures["+ SimTier"]}
     assert keys["by_history"]["aif"] == {"5-19": pytest.approx(0.86), "20+": pytest.approx(0.87)}
     text = report.text(found, critical)
     assert re.search(r"two_tower +0.8000 ±0.0141  0.8100 ±0.0141", text) and "gauc_points_over_two_tower: 5.000" in text

@@ -74,6 +74,7 @@ def draw(timelines: Mapping[str, Timeline], path: str | Path) -> None:
         raise ImportError('draw needs matplotlib: pip install "aif_jax[experiments]"') from error
     lanes = ("user side", "retrieval", "real time")
     figure = Figure(figsize=(9, 0.6 + 1.5 * len(timelines)), layout="constrained")
+    longest = max((span.end for timeline in timelines.values() for span in timeline.spans), default=0.0)
     panels = figure.subplots(len(timelines), 1, sharex=True, squeeze=False)[:, 0]
     for panel, (title, timeline) in zip(panels, timelines.items(), strict=True):
         for stage, start, end in timeline.spans:
@@ -81,7 +82,7 @@ def draw(timelines: Mapping[str, Timeline], path: str | Path) -> None:
                 continue
             lane = lanes.index(LANES.get(stage, "real time"))
             panel.barh(lane, (end - start) * 1e3, left=start * 1e3, color=f"C{STAGES.index(stage)}", height=0.7)
-            if end - start > 0.03 * max(span.end for span in timeline.spans):
+            if end - start > 0.01 * len(stage) * longest:  # else the word would not fit
                 panel.text((start + end) * 500, lane, stage, ha="center", va="center", fontsize=8)
         panel.set_yticks(range(len(lanes)), lanes)
         panel.invert_yaxis()

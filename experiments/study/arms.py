@@ -29,7 +29,7 @@ MEMORY = ("lsh", "learned")
 
 def names() -> list[str]:
     """Every arm, in the order of the report."""
-    return [*BASELINES, *ADDITIVE, *LEAVE_ONE_OUT, *MEMORIES, *SWEEPS]
+    return [*BASELINES, *ADDITIVE, *LEAVE_ONE_OUT, *MEMORIES, *SIGNATURES, *SWEEPS]
 
 
 def config(arm: str, schema: Schema, *, sim_fields: tuple[str, ...], smoke: bool = False, **changes: Any) -> aif.Config:
@@ -94,10 +94,12 @@ LEAVE_ONE_OUT: dict[str, dict[str, Any]] = {
 }
 MEMORIES: dict[str, dict[str, Any]] = {"learned, not LSH": dict(memory=("learned",), simtier="off")}
 """Long memories at equal cost in real time, without SimTier; "+ BEA" has none, "+ DIN on LSH" one, "minus SimTier" both."""
+SIGNATURES: dict[str, dict[str, Any]] = {f"+ SimTier, K={k}": _TIERS | dict(signature_bits=k) for k in (32, 64, 256)}
+"""The paper's model with other signatures; "+ SimTier" itself has K=128."""
 SWEEPS: dict[str, dict[str, Any]] = {
     **{f"sweep M={m}": dict(bridges=m) for m in (1, 4, 32)},
     **{f"sweep K={k}": dict(signature_bits=k) for k in (32, 64, 256)},
     **{f"sweep Q={q} P={p}": dict(sim_slots=q, sim_length=p) for q, p in ((4, 8), (16, 2), (64, 8), (16, 32))},
     **{f"sweep L={length}": dict(long_length=length) for length in (16, 32, 64, 256, 512)},
 }
-_ARMS = BASELINES | ADDITIVE | LEAVE_ONE_OUT | MEMORIES | SWEEPS
+_ARMS = BASELINES | ADDITIVE | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments import common
-from experiments.study import arms, recipes
+from experiments.study import arms, plan, recipes
 
 Records = dict[str, dict[str, Any]]
 COLUMNS = {
@@ -113,16 +113,32 @@ def text(records: Records, critical: dict[str, Any] | None) -> str:
         parts.append("movielens, GAUC by earlier events\n" + common.table([[a, *r.values()] for a, r in bins.items()], header))
     if trials := tuning(records):
         parts.append("movielens, trials on the validation slice, GAUC\n" + common.table(*trials))
+    for title, found in small(records).items():
+        rows = [[arm, _spread(row, "auc"), _spread(row, "gauc"), row["seeds"]] for arm, row in found.items()]
+        parts.append(f"movielens, {title}, validation slice\n" + common.table(rows, ["arm", "auc", "gauc", "seeds"]))
     if found := claims(summary(records), critical):
         parts.append("\n".join(f"{name}: {value:.3f}" for name, value in found.items()))
     return "\n\n".join(parts)
+
+
+def small(records: Records) -> dict[str, dict[str, dict[str, float]]]:
+    """Title to arm to figures of the comparisons that leave the test slice alone: dtypes, signatures."""
+    made: dict[str, dict[str, dict[str, float]]] = {}
+    for stage in ("precision", "signatures"):
+        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for cell in plan.cells(stage):
+            if cell.id in records:
+                found[label(records[cell.id])].append(records[cell.id]["figures"])
+        if found:
+            made[stage] = {arm: averaged(figures) for arm, figures in found.items()}
+    return made
 
 
 def tuning(records: Records) -> tuple[list[list[Any]], list[str]] | None:
     """Rows and header: validation GAUC of every trial by family."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for record in records.values():
-        if record["slice"] == "validation":
+        if record["slice"] == "validation" and record["arm"] in plan.FAMILIES:
             trial = f"lr {record['learning_rate']:g}, {record['epochs']} epochs, decay {record['weight_decay']:g}"
             found[record["arm"]][trial] = record["figures"]["gauc"]
     if not found:
@@ -152,6 +168,7 @@ def keys(records: Records, critical: dict[str, Any] | None) -> dict[str, Any]:
         "liked": summary(records, task="liked"),
         "recipes": by_recipe(records),
         "by_history": by_history(records),
+        **small(records),
         "claims": claims(table, critical),
     }
 
