@@ -15,7 +15,12 @@ LARS) is refused or gives another result.
 
 The model does not know: `Rows` stands in the place of the table, and `layers.embedding_lookup` reads through it with the ids
 as they are. Distinct ids are found without sorting, by a slot for each row of the table (int32, 4 bytes): every occurrence
-writes its place to the slot of its id, and whichever stays represents the id.
+writes its place to the slot of its id, and whichever stays represents the id. Then the slot holds the id's number, its row
+among those that were taken: a few thousand rows side by side stay in the cache through forward and backward pass, whatever the
+size of the table.
+
+Sizes are static in a compiled function, the number of distinct rows is not. So they are counted first (`find`), and the step is
+compiled for a few sizes, each half of the one before; the smallest that holds the rows runs.
 
 Source: ours; lazy Adam as in TensorFlow Addons and torch.optim.SparseAdam; row-wise Adagrad as in DLRM (arXiv 1906.00091).
 """
@@ -24,7 +29,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -67,7 +71,7 @@ class SparseConfig:
 class Rows:
     """Stands in the place of an embedding table: the rows that a batch names, read by the same ids."""
 
-    table: Array  # float32 [n, D]
+    table: Array  # float32 [size, D]
     slot: Array  # int32 [N] position in `table` of every id of the batch; undefined for others
 
     def read(self, ids: jax.Array) -> jax.Array:
@@ -139,6 +143,29 @@ def distinct(slot: jax.Array, ids: jax.Array) -> tuple[jax.Array, Touched]:
     return slot, Touched(ids=ids, own=own, at=number.at[representative].get(mode="promise_in_bounds"), count=number[-1] + 1)
 
 
+def find(slots: Slots, schema: Schema, users: UserFeatures, items: ItemFeatures) -> tuple[Slots, dict[str, Touched]]:
+    """The distinct ids of a batch for the tables of these slots, and the slots with the number of each of them."""
+    made: Slots = {}
+    touched: dict[str, Touched] = {}
+    for name, slot in slots.items():
+        slot, found = distinct(slot, ids_of(schema, name, users, items))
+        made[name], touched[name] = slot.at[found.ids].set(found.at, mode="promise_in_bounds"), found
+    return made, touched
+
+
+def size_for(count: int, bound: int) -> int:
+    """The compiled size for so many distinct rows: `bound`, halved as long as they fit and it does not fall below `SMALLEST`.
+
+    Example:
+      >>> size_for(8000, 300_000), size_for(1, 300_000), size_for(5, 100)
+      (9375, 1172, 100)
+    """
+    level = 0
+    while bound // 2 ** (level + 1) >= SMALLEST and count <= -(-bound // 2 ** (level + 1)):
+        level += 1
+    return -(-bound // 2**level)
+
+
 def init_slots(params: Params, names: Iterable[str]) -> Slots:
     """Scratch for the tables of these names."""
     return {name: jnp.zeros(params["embedding"][name].shape[0], jnp.int32) for name in names}
@@ -156,25 +183,33 @@ def join(dense: Params, taken: Mapping[str, Any]) -> Params:
     return {**dense, "embedding": {**dense["embedding"], **taken}}
 
 
+def row_ids(touched: Touched, size: int, *, none: int) -> jax.Array:
+    """The distinct ids in the order of their numbers, int32 [size]; `none` in places that are left."""
+    place = jnp.where(touched.own, touched.at, size)
+    return jnp.full(size, none, jnp.int32).at[place].set(touched.ids, mode="drop")
+
+
+def take(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows [size, ...] of a table by `row_ids`; places that are left hold some row."""
+    return table.at[ids].get(mode="clip")
+
+
 def apply(
     update: Callable[[Params, Params, Any], tuple[Params, Any, Any]],
     trained: Params,
     opt_state: Any,
     gradient: Params,
-    touched: Mapping[str, Touched],
+    ids: Mapping[str, jax.Array],
     row_gradients: Mapping[str, jax.Array],
 ) -> tuple[Params, Any, Any]:
     """Runs an update on the dense parameters and on the touched rows of the tables, and puts both back.
-
-    Sizes are static in a compiled function, the number of distinct rows is not: the update is compiled for a few sizes, each
-    half of the one before, and the smallest that holds the batch's rows runs.
 
     Args:
       update: (gradient, params, opt_state) -> (params, opt_state, anything), for trees of any number of rows.
       trained, opt_state: whole.
       gradient: of the dense parameters, see `split`.
-      touched: by table.
-      row_gradients: by table, [n, D]: a gradient for each occurrence.
+      ids: by table, `row_ids` [size].
+      row_gradients: by table, [size, D], in the order of `ids`; zeros in places that are left.
 
     Returns:
       What `update` gave, with whole tables.
@@ -182,36 +217,15 @@ def apply(
     Raises:
       ValueError: the optimizer keeps something of a table that is not one row for each row of the table.
     """
-    rows = {name: trained["embedding"][name].shape[0] for name in touched}
-    bound = {name: min(size, touched[name].ids.shape[0]) for name, size in rows.items()}
-
-    def run(level: int, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
-        sizes = {name: -(-most // 2**level) for name, most in bound.items()}
-        ids = {name: _ids(found, sizes[name], none=rows[name]) for name, found in touched.items()}
-        dense, whole = split(trained, touched)
-        summed = {
-            name: jnp.zeros((sizes[name], given.shape[1]), given.dtype).at[touched[name].at].add(given, mode="drop")
-            for name, given in row_gradients.items()
-        }
-        taken = {name: _take(table, ids[name]) for name, table in whole.items()}
-        local_state = _map_rows(lambda leaf, name: _take(leaf, ids[name]), opt_state, rows)
-        made, state, rest = update(join(gradient, summed), join(dense, taken), local_state)
-        dense, taken = split(made, touched)
-        placed = {name: _put(table, ids[name], taken[name]) for name, table in whole.items()}
-        back = _map_rows(lambda leaf, name, new: _put(leaf, ids[name], new), opt_state, rows, state)
-        return join(dense, placed), back, rest
-
-    levels = 1
-    while max(bound.values()) // 2**levels >= SMALLEST:
-        levels += 1
-    fits = [jnp.stack([touched[name].count <= -(-most // 2**k) for name, most in bound.items()]).all() for k in range(levels)]
-    level = jnp.stack(fits).sum() - 1  # what fits a size fits the larger ones
-    made = jax.eval_shape(partial(run, 0), trained, opt_state)
-    carry = (trained, opt_state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made[2]))
-    for k in range(levels):
-        # a loop of one turn or none: what a loop carries is updated in place, what a conditional returns is copied
-        carry = jax.lax.fori_loop(0, (level == k).astype(jnp.int32), lambda _, now, k=k: run(k, now[0], now[1]), carry)
-    return carry
+    rows = {name: trained["embedding"][name].shape[0] for name in ids}
+    dense, whole = split(trained, ids)
+    taken = {name: take(table, ids[name]) for name, table in whole.items()}
+    local_state = _map_rows(lambda leaf, name: take(leaf, ids[name]), opt_state, rows)
+    made, state, rest = update(join(gradient, row_gradients), join(dense, taken), local_state)
+    dense, taken = split(made, ids)
+    placed = {name: _put(table, ids[name], taken[name]) for name, table in whole.items()}
+    back = _map_rows(lambda leaf, name, new: _put(leaf, ids[name], new), opt_state, rows, state)
+    return join(dense, placed), back, rest
 
 
 def table_of(path: tuple, names: Iterable[str]) -> str | None:
@@ -255,16 +269,6 @@ def rowwise_adagrad(
         return jax.tree.map(lambda a, g: g * jax.lax.rsqrt(a + eps), state, updates), state
 
     return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
-
-
-def _ids(touched: Touched, size: int, *, none: int) -> jax.Array:
-    """The distinct ids in the order of their numbers, [size]; `none` in places that are left."""
-    place = jnp.where(touched.own, touched.at, size)
-    return jnp.full(size, none, jnp.int32).at[place].set(touched.ids, mode="drop")
-
-
-def _take(table: jax.Array, ids: jax.Array) -> jax.Array:
-    return table.at[ids].get(mode="clip")
 
 
 def _put(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:

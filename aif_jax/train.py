@@ -17,12 +17,16 @@ import numpy as np
 import optax
 
 from aif_jax.data.batches import Batch
+from aif_jax.data.schema import Schema
 from aif_jax.model import PreRanker
-from aif_jax.sparse import Rows, Slots, SparseConfig, apply, distinct, ids_of, init_slots, join, mark, split, tables
+from aif_jax.sparse import Rows, Slots, SparseConfig, Touched, apply, find, init_slots, join, row_ids, size_for, split, tables
+from aif_jax.sparse import take as take_rows
 from aif_jax.types import Array, Params, record
 
 PART_EVENTS = 10_000
 """Candidates and behaviours of a part of a batch: with D = 32 its arrays fill the level-2 cache of a core."""
+PART_BYTES = 1 << 26
+"""Touched rows that all parts of a batch together may add their gradients to: each part passes over all of them."""
 
 LossFn = Callable[..., jax.Array]
 """`loss(scores [B, C], labels [B, C], *, where [B, C]) -> []`, see `losses`; it is given `log_q` too where the batch has it."""
@@ -105,49 +109,69 @@ def make_step(
         compute_dtype=jnp.dtype(compute_dtype),
         max_grad_norm=max_grad_norm,
     )
-    compiled = jax.jit(step, donate_argnums=(0, 1), static_argnames="part")
-    return _Step(compiled, names, part)
+    compiled = jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes"))
+    counted = jax.jit(partial(_find, schema=model.config.schema), donate_argnums=0)
+    return _Step(compiled, counted, names, part)
 
 
 class _Step:
     """A compiled step with its scratch, which is no part of the state: nothing is kept there from one step to the next."""
 
-    def __init__(self, compiled: Any, names: tuple[str, ...], part: int | Literal["auto"] | None):
-        self._compiled, self._names, self._part = compiled, names, part
+    def __init__(self, compiled: Any, counted: Any, names: tuple[str, ...], part: int | Literal["auto"] | None):
+        self._compiled, self._counted, self._names, self._part = compiled, counted, names, part
         self._slots: Slots = {}
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        tables = {name: state.trained["embedding"][name] for name in self._names}
-        for name, table in tables.items():
+        if not self._names:
+            return self._compiled(state, {}, {}, batch, part=self.part(batch, 0), sizes=())
+        whole = {name: state.trained["embedding"][name] for name in self._names}
+        for name, table in whole.items():
             slot = self._slots.get(name)
             if slot is None or slot.is_deleted() or not _fits(slot, table):
                 self._slots |= init_slots(state.trained, [name])
-        state, metrics, self._slots = self._compiled(state, self._slots, batch, part=self.part(batch))
-        return state, metrics
+        self._slots, touched, counts = self._counted(self._slots, batch)
+        sizes = tuple(
+            size_for(int(count), min(table.shape[0], touched[name].ids.shape[0]))
+            for (name, table), count in zip(whole.items(), jax.device_get(counts), strict=True)
+        )
+        taken = sum(size * table.nbytes // table.shape[0] for size, table in zip(sizes, whole.values(), strict=True))
+        return self._compiled(state, self._slots, touched, batch, part=self.part(batch, taken), sizes=sizes)
 
-    def part(self, batch: Batch) -> int | None:
-        """Samples of a part of this batch; None for all."""
+    def part(self, batch: Batch, taken: int) -> int | None:
+        """Samples of a part of this batch, whose tables' touched rows are so many bytes; None for all."""
         if not isinstance(self._part, str):
             return self._part
         devices = batch.labels.sharding.device_set if isinstance(batch.labels, jax.Array) else jax.devices()[:1]
-        return part_size(batch) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else None
+        return part_size(batch, taken) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else None
+
+
+def _find(slots: Slots, batch: Batch, *, schema: Schema) -> tuple[Slots, dict[str, Touched], list[jax.Array]]:
+    slots, touched = find(slots, schema, batch.users, batch.items)
+    return slots, touched, [touched[name].count for name in slots]
 
 
 def _fits(slot: jax.Array, table: jax.Array) -> bool:
     return slot.shape[0] == table.shape[0] and slot.sharding.device_set == table.sharding.device_set
 
 
-def part_size(batch: Batch) -> int | None:
-    """Samples whose candidates and histories are about PART_EVENTS; None where the batch is no larger."""
+def part_size(batch: Batch, taken: int = 0) -> int | None:
+    """Samples whose candidates and histories are about PART_EVENTS; None where the batch is no larger.
+
+    Args:
+      batch: whose samples are taken in parts.
+      taken: bytes of touched rows, for which large parts are cheaper.
+    """
     samples, candidates = batch.labels.shape
     events = candidates + sum(h.mask.shape[1] for h in (batch.users.short, batch.users.long))
-    size = max(1, PART_EVENTS // events)
+    most = max(1, PART_BYTES // max(taken, 1))  # parts
+    size = max(1, PART_EVENTS // events, -(-samples // most))
     return size if size < samples else None
 
 
 def _step(
     state: TrainState,
     slots: Slots,
+    touched: dict[str, Touched],
     batch: Batch,
     *,
     model: PreRanker,
@@ -157,13 +181,15 @@ def _step(
     compute_dtype: Any,
     max_grad_norm: float,
     part: int | None,
-) -> tuple[TrainState, dict[str, jax.Array], Slots]:
-    schema = model.config.schema
+    sizes: tuple[int, ...],
+) -> tuple[TrainState, dict[str, jax.Array]]:
     dense, whole = split(state.trained, names)
+    ids = {name: row_ids(touched[name], size, none=len(whole[name])) for name, size in zip(names, sizes, strict=True)}
+    rows = {name: take_rows(whole[name], ids[name]) for name in names}
     features = (batch.users, batch.items)
     scored = partial(_score, model, compute_dtype=compute_dtype)
 
-    def scores_of(dense: Params, rows: dict[str, jax.Array], slots: Slots, features: Any) -> jax.Array:
+    def scores_of(dense: Params, rows: dict[str, jax.Array], features: Any) -> jax.Array:
         held = {name: Rows(table=rows[name], slot=slots[name]) for name in names}
         return scored(join(dense, held) | state.frozen, *features)
 
@@ -171,34 +197,25 @@ def _step(
         correction = {} if batch.log_q is None else {"log_q": batch.log_q}
         return loss(scores, batch.labels, where=batch.where, **correction)
 
-    def prepare(slots: Slots, features: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Slots]:
-        ids = {name: ids_of(schema, name, *features) for name in names}
-        slots = {name: mark(slots[name], ids[name]) for name in names}
-        return ids, {name: whole[name].at[ids[name]].get(mode="promise_in_bounds") for name in names}, slots
-
     if part is None:
-        ids, rows, slots = prepare(slots, features)
-        scores, pull = jax.vjp(lambda dense, rows: scores_of(dense, rows, slots, features), dense, rows)
+        scores, pull = jax.vjp(lambda dense, rows: scores_of(dense, rows, features), dense, rows)
         value, cotangent = jax.value_and_grad(loss_of)(scores)
         gradient, row_gradients = pull(cotangent)
     else:
         samples, candidates = batch.labels.shape
         parts = _parts(features, part)
-        scores = jax.lax.map(lambda features: scored(state.params, *features), parts)
+        scores = jax.lax.map(partial(scores_of, dense, rows), parts)
         value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, candidates)[:samples])
         weight = jnp.pad(cotangent, ((0, -samples % part), (0, 0)))  # samples that fill the last part weigh nothing
         weight = weight.reshape(-1, part, candidates)
 
-        def body(carry: tuple[Params, Slots], now: tuple[Any, jax.Array]) -> tuple[tuple[Params, Slots], Any]:
-            (total, slots), (features, cotangent) = carry, now
-            ids, rows, slots = prepare(slots, features)
-            _, pull = jax.vjp(lambda dense, rows: scores_of(dense, rows, slots, features), dense, rows)
-            gradient, row_gradients = pull(cotangent)
-            return (jax.tree.map(jnp.add, total, gradient), slots), (ids, row_gradients)
+        def body(total: Any, now: tuple[Any, jax.Array]) -> tuple[Any, None]:
+            features, cotangent = now
+            _, pull = jax.vjp(lambda dense, rows: scores_of(dense, rows, features), dense, rows)
+            return jax.tree.map(jnp.add, total, pull(cotangent)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, dense)
-        (gradient, slots), stacked = jax.lax.scan(body, (zeros, slots), (parts, weight))
-        ids, row_gradients = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked)
+        zeros = jax.tree.map(jnp.zeros_like, (dense, rows))
+        (gradient, row_gradients), _ = jax.lax.scan(body, zeros, (parts, weight))
 
     def update(gradient: Params, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
         norm = optax.tree.norm(gradient)
@@ -211,10 +228,7 @@ def _step(
         return *jax.lax.cond(finite, change, lambda *kept: kept, trained, opt_state), (norm, finite)
 
     if names:
-        found = {name: distinct(slots[name], ids[name]) for name in names}
-        slots = {name: slot for name, (slot, _) in found.items()}
-        touched = {name: one for name, (_, one) in found.items()}
-        trained, opt_state, (norm, finite) = apply(update, state.trained, state.opt_state, gradient, touched, row_gradients)
+        trained, opt_state, (norm, finite) = apply(update, state.trained, state.opt_state, gradient, ids, row_gradients)
     else:
         trained, opt_state, (norm, finite) = update(gradient, state.trained, state.opt_state)
     after = TrainState(
@@ -224,7 +238,7 @@ def _step(
         frozen=state.frozen,
         opt_state=opt_state,
     )
-    return after, {"loss": value, "grad_norm": norm, "applied": finite}, slots
+    return after, {"loss": value, "grad_norm": norm, "applied": finite}
 
 
 def _parts(tree: Any, size: int) -> Any:

@@ -143,9 +143,9 @@ def test_lazy_adam_by_its_formula():
             updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, ()
 
-        params, state, _ = sparse.apply(
-            update, params, state, {"embedding": {"other": jnp.zeros(2)}}, {"item": touched}, {"item": jnp.asarray(occurrences)}
-        )
+        named = {"item": sparse.row_ids(touched, 6, none=7)}
+        summed = {"item": jnp.zeros((6, 3)).at[touched.at].add(jnp.asarray(occurrences))}
+        params, state, _ = sparse.apply(update, params, state, {"embedding": {"other": jnp.zeros(2)}}, named, summed)
     expected = reference.lazy_adam(table, gradients, marked, learning_rate=0.1, weight_decay=0.2)
     np.testing.assert_allclose(params["embedding"]["item"], expected, atol=1e-5)
 
@@ -164,8 +164,8 @@ def test_rowwise_adagrad_by_its_formula():
     np.testing.assert_allclose(made, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 700, 5000])
-def test_the_update_fits_its_size_to_the_rows_of_the_batch(count):
+@pytest.mark.parametrize(("count", "size"), [(1, 1250), (700, 1250), (5000, 5000)])
+def test_the_update_fits_its_size_to_the_rows_of_the_batch(count, size):
     """5,000 occurrences may be one row or 5,000: each compiled size gives the same."""
     rows = 6000
     rng = np.random.default_rng(count)
@@ -173,22 +173,33 @@ def test_the_update_fits_its_size_to_the_rows_of_the_batch(count):
     ids = np.concatenate([chosen, rng.choice(chosen, 5000 - count)]).astype(np.int32)
     gradient = rng.normal(size=(5000, 2)).astype(np.float32)
     params = {"embedding": {"item": jnp.ones((rows, 2))}}
+    _, touched = sparse.distinct(jnp.zeros(rows, jnp.int32), ids)
+    assert int(touched.count) == count and sparse.size_for(count, 5000) == size
 
     @jax.jit
-    def made(params, ids, gradient):
-        _, touched = sparse.distinct(jnp.zeros(rows, jnp.int32), ids)
-
+    def made(params, touched, gradient):
         def update(gradient, params, state):
-            taken = gradient["embedding"]["item"].shape[0]
-            return jax.tree.map(lambda p, g: p - g, params, gradient), state, jnp.int32(taken)
+            return jax.tree.map(lambda p, g: p - g, params, gradient), state, None
 
-        return sparse.apply(update, params, (), {"embedding": {}}, {"item": touched}, {"item": gradient})
+        named = {"item": sparse.row_ids(touched, size, none=rows)}
+        summed = {"item": jnp.zeros((size, 2)).at[touched.at].add(gradient)}
+        return sparse.apply(update, params, (), {"embedding": {}}, named, summed)
 
-    after, _, taken = made(params, ids, gradient)
+    after, _, _ = made(params, touched, gradient)
     expected = np.ones((rows, 2), np.float32)
     np.subtract.at(expected, ids, gradient)
     np.testing.assert_allclose(after["embedding"]["item"], expected, atol=1e-4)
-    assert int(taken) == {1: 1250, 700: 1250, 5000: 5000}[count]
+
+
+def test_parts_are_larger_where_each_would_pass_over_many_rows():
+    model, _ = demo.build(**SMALL)
+    batch = batch_of(model.config, seed=0, samples=12)
+    few = train.PART_EVENTS // (2 + 3 + 4)
+    assert train.part_size(batch) is None and few > 12
+    wide = jax.tree.map(lambda leaf: np.repeat(leaf, 4000, axis=0), batch)
+    assert train.part_size(wide) == few
+    assert train.part_size(wide, train.PART_BYTES // 3) == len(wide.labels) // 3
+    assert train.part_size(wide, 2 * train.PART_BYTES) is None
 
 
 def test_ids_out_of_range_read_and_train_row_0():
