@@ -13,6 +13,7 @@ et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -164,6 +165,28 @@ LOSSES: dict[str, Loss] = {
     "distill_pointwise": distill_pointwise,
     "distill_listwise": distill_listwise,
 }
+
+
+def _entries(targets: Array, where: Array) -> jax.Array:
+    return jnp.sum(jnp.broadcast_to(jnp.asarray(where), jnp.shape(targets)))
+
+
+def _lists(targets: Array, where: Array) -> jax.Array:
+    return jnp.sum(jnp.any(jnp.broadcast_to(jnp.asarray(where), jnp.shape(targets)), axis=-1))
+
+
+def _lists_with_a_positive(targets: Array, where: Array) -> jax.Array:
+    return _lists(targets, jnp.asarray(where) & (jnp.asarray(targets) > 0))
+
+
+TERMS: dict[Loss, Callable[[Array, Array], jax.Array]] = {
+    pointwise_bce: _entries,
+    listwise_softmax: _lists_with_a_positive,
+    distill_pointwise: _entries,
+    distill_listwise: _lists,
+}
+"""How many terms a loss is the mean of: (targets [..., C], where) -> []. It is known before the scores are, so a batch may be
+taken in parts that are scored once: its loss is the sum of the parts' losses, each weighted by its share of the terms."""
 
 
 def by_name(name: str) -> Loss:

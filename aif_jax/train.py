@@ -18,6 +18,7 @@ import optax
 
 from aif_jax.data.batches import Batch
 from aif_jax.data.schema import Schema
+from aif_jax.losses import TERMS
 from aif_jax.model import PreRanker
 from aif_jax.sparse import Rows, Slots, SparseConfig, Touched, apply, find, init_slots, join, row_ids, size_for, split, tables
 from aif_jax.sparse import take as take_rows
@@ -85,8 +86,9 @@ def make_step(
     gradient is too large, leaves parameters and optimizer as they were and counts in `state.skipped`.
 
     On a CPU the time of a large batch is the time of writing arrays such as [B, L, D] to memory. So the batch is taken in parts
-    that stay in the cache: all scores first, then the loss of the whole batch, then part after part the gradient of the scores,
-    for which a part is scored again. The result is that of one pass, up to the order of sums.
+    that stay in the cache. A loss of `losses.TERMS` adds up over the parts. Any other loss needs all scores first, then part
+    after part the gradient of the scores, for which a part is scored again: a third more work. The result is that of one pass,
+    up to the order of sums.
 
     Args:
       model: what to train.
@@ -204,18 +206,35 @@ def _step(
     else:
         samples, candidates = batch.labels.shape
         parts = _parts(features, part)
-        scores = jax.lax.map(partial(scores_of, dense, rows), parts)
-        value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, candidates)[:samples])
-        weight = jnp.pad(cotangent, ((0, -samples % part), (0, 0)))  # samples that fill the last part weigh nothing
-        weight = weight.reshape(-1, part, candidates)
+        terms = TERMS.get(loss) if batch.log_q is None else None
+        if terms is None:  # the loss must see all scores before it tells what each weighs
+            scores = jax.lax.map(partial(scores_of, dense, rows), parts)
+            value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, candidates)[:samples])
+            weight = jnp.pad(cotangent, ((0, -samples % part), (0, 0)))  # samples that fill the last part weigh nothing
 
-        def body(total: Any, now: tuple[Any, jax.Array]) -> tuple[Any, None]:
-            features, cotangent = now
-            _, pull = jax.vjp(lambda dense, rows: scores_of(dense, rows, features), dense, rows)
-            return jax.tree.map(jnp.add, total, pull(cotangent)), None
+            def body(total: Any, now: tuple[Any, jax.Array]) -> tuple[Any, None]:
+                features, cotangent = now
+                _, pull = jax.vjp(lambda dense, rows: scores_of(dense, rows, features), dense, rows)
+                return jax.tree.map(jnp.add, total, pull(cotangent)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (dense, rows))
-        (gradient, row_gradients), _ = jax.lax.scan(body, zeros, (parts, weight))
+            zeros = jax.tree.map(jnp.zeros_like, (dense, rows))
+            (gradient, row_gradients), _ = jax.lax.scan(body, zeros, (parts, weight.reshape(-1, part, candidates)))
+        else:
+            all_terms = jnp.maximum(terms(batch.labels, batch.where), 1)
+            labels, where = _parts((batch.labels, batch.where), part)
+            where &= (jnp.arange(labels.shape[0] * part) < samples).reshape(-1, part, 1)
+
+            def add(total: Any, now: tuple[Any, Array, Array]) -> tuple[Any, None]:
+                features, labels, where = now
+                share = terms(labels, where) / all_terms
+
+                def loss_of_part(dense: Params, rows: dict[str, jax.Array]) -> jax.Array:
+                    return loss(scores_of(dense, rows, features), labels, where=where) * share
+
+                return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of_part, argnums=(0, 1))(dense, rows)), None
+
+            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, (dense, rows)))
+            (value, (gradient, row_gradients)), _ = jax.lax.scan(add, zeros, (parts, labels, where))
 
     def update(gradient: Params, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
         norm = optax.tree.norm(gradient)

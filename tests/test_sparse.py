@@ -75,6 +75,26 @@ def test_the_size_of_the_parts_changes_nothing(part):
         assert_close((got.trained, got.opt_state), (expected.trained, expected.opt_state))
 
 
+@pytest.mark.parametrize("name", list(losses.LOSSES))
+def test_a_mean_over_terms_adds_up_over_the_parts(name):
+    """Parts with many, few and no terms; the last one is filled up with a sample that must not count."""
+    model, params = demo.build(**SMALL)
+    batch, rng = batch_of(model.config, seed=1, candidates=3), np.random.default_rng(0)
+    where = rng.random((6, 3)) < 0.8
+    where[4:] = [[False, False, False], [True, True, False]]
+    labels = np.eye(3)[[1, 0, 1, 2, 0, 1]] * [[1], [1], [0], [1], [1], [1]]
+    batch = dataclasses.replace(batch, where=where, labels=labels.astype(np.float32))
+    assert losses.LOSSES[name] in losses.TERMS and 0 < where.sum() < where.size
+    made = []
+    for part in (None, 4, 1):
+        step = train.make_step(model, optax.sgd(0.5), loss=losses.LOSSES[name], part=part)
+        state, metrics = step(train.init_state(params, optax.sgd(0.5)), batch)
+        made.append((state.trained, metrics["loss"], metrics["grad_norm"]))
+    assert float(made[0][2]) > 1e-3
+    assert_close(made[0], made[1])
+    assert_close(made[0], made[2])
+
+
 def test_a_loss_over_the_whole_batch_survives_the_parts():
     """In-batch losses compare candidates of different samples."""
     model, params = demo.build(**SMALL)
