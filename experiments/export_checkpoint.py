@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         digest = export.save(folder, model, params, onnx=onnx, stablehlo=not options.smoke, buckets=sizes)
         print(f"exported {source} to {folder} in {time.perf_counter() - began:.1f} s, manifest sha256 {digest}")
         report = export.verify(folder, sha256=digest)
-        figures = {"artifact_bytes": sum(path.stat().st_size for path in folder.iterdir())}
+        figures = {"artifact_bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file())}
         figures |= starts(folder, source, options)
         warm, difference = warm_calls(folder, model, params, options)
         figures |= warm | {"max_abs_diff": max(difference, report["max_abs_diff"])}
