@@ -94,6 +94,24 @@ def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:
     return masked_softmax(keys.T, mask[None, :]).T * mask.sum().astype(keys.dtype)
 
 
+def fold_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Memory:
+    """`fold(softmax_keys(keys, mask), values, mask)` without the shares: what would divide shares [L, K] divides sums [K, D].
+
+    Less than two thirds of the time in training, where the shares of all samples are the largest array of the user side.
+
+    Args:
+      keys: float32 [L, K] learned keys.
+      values: float32 [L, D] behaviour embeddings.
+      mask: bool [L].
+    """
+    scores = jnp.where(mask[:, None], keys, jnp.finfo(keys.dtype).min)
+    weights = jnp.where(mask[:, None], jnp.exp(scores - jax.lax.stop_gradient(scores.max(0))), 0.0)
+    sums = jnp.maximum(weights.sum(0), jnp.finfo(keys.dtype).tiny)
+    folded = fold(weights, values, mask)
+    scale = folded.count.astype(keys.dtype) / sums
+    return Memory(moments=folded.moments * scale[:, None].astype(values.dtype), total=folded.total, count=folded.count)
+
+
 def mean(memory: Memory | UnfoldedMemory) -> jax.Array:
     """b / n [D]: the part that is the same for every candidate; zeros for an empty history."""
     if isinstance(memory, Memory):

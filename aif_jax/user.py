@@ -90,13 +90,13 @@ def long_term(params: Params, long: Behaviours, *, config: Config, candidates: i
     memories: dict[str, Memory | UnfoldedMemory] = {}
     for kind in config.memory:
         keys = jnp.asarray(long.signature) if kind == "lsh" else layers.dense(params["user"]["memory_key"], embedded)
-        if kind == "learned" and config.memory_keys == "softmax":
-            keys = memory.softmax_keys(keys, mask)
+        shares = kind == "learned" and config.memory_keys == "softmax"
         key_width = config.signature_bits if kind == "lsh" else config.memory_width
-        unfolded = candidates is not None and memory.cheaper_unfolded(candidates, key_width)
-        memories[kind] = (
-            UnfoldedMemory(keys=keys, values=embedded, mask=mask) if unfolded else memory.fold(keys, embedded, mask)
-        )
+        if candidates is not None and memory.cheaper_unfolded(candidates, key_width):
+            keys = memory.softmax_keys(keys, mask) if shares else keys
+            memories[kind] = UnfoldedMemory(keys=keys, values=embedded, mask=mask)
+        else:
+            memories[kind] = (memory.fold_softmax if shares else memory.fold)(keys, embedded, mask)
     return {
         "memory": memories,
         "tiers": _tiers(params, long, config=config),

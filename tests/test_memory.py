@@ -164,3 +164,26 @@ def test_lsh_keys_fold_as_signs():
     np.testing.assert_allclose(
         folded(keys, values, mask).moments, folded(lsh.signs(jnp.asarray(keys)), values, mask).moments, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_folding_a_softmax_is_folding_its_shares(scale):
+    """Values and gradients, for histories of every length down to none; padding holds keys beyond all others."""
+    rng = np.random.default_rng(0)
+    keys = (scale * rng.normal(size=(4, L, 7))).astype(np.float32)
+    values = rng.normal(size=(4, L, D)).astype(np.float32)
+    mask = np.arange(L) < np.array([L, 6, 1, 0])[:, None]
+    keys[~mask] = 1e30
+    weight = jnp.asarray(rng.normal(size=(7, D)).astype(np.float32))
+
+    def shares(keys, values, mask):
+        return memory.fold(memory.softmax_keys(keys, mask), values, mask)
+
+    def outputs(fold):
+        loss = lambda keys, values: (jnp.tanh(jax.vmap(fold)(keys, values, mask).moments) * weight).sum()  # noqa: E731
+        return jax.jit(jax.vmap(fold))(keys, values, mask), jax.jit(jax.grad(loss, (0, 1)))(keys, values)
+
+    (expected, wanted), (got, found) = outputs(shares), outputs(memory.fold_softmax)
+    for ours, plain in zip(jax.tree.leaves((got, found)), jax.tree.leaves((expected, wanted)), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+    assert not got.moments[3].any()
