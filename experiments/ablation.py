@@ -181,14 +181,16 @@ def wait_for_trials(options) -> None:
 def spawn(options) -> None:
     """Starts the workers, each on a core of its own with one thread, and waits for them.
 
-    Two cells side by side are done sooner than one after another with two threads each: the products are small.
+    Two cells side by side are done sooner than one after another with two threads each: the products are small. Seeds share
+    their compiled programs.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(options.work / "compiled"), **os.environ, "XLA_FLAGS": flags}
     raw = strip(options.raw, "--workers")
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "experiments.ablation", *raw, "--worker", str(i)],
-            env={**os.environ, "XLA_FLAGS": flags},
+            env=environment,
         )
         for i in range(options.workers)
     ]

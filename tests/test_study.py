@@ -69,7 +69,7 @@ def test_every_arm_has_a_config(smoke):
     assert configs["base"].bridges == 0 and configs["base"].sim_fields == () and not configs["base"].sequence
     assert configs["+ SIM"].sim_fields == ("item", "category") and configs["+ SIM"].bridges == 0
     assert configs["minus SimTier"].simtier == "off" and configs["minus SimTier"].memory == ("lsh", "learned")
-    assert configs["sweep K=256"].signature_bits == 256
+    assert configs["sweep M=32"].bridges == 32 and configs["sweep M=32"].memory == ("lsh",)
     with pytest.raises(ValueError, match="arm: expected one of"):
         arms.config("three_tower", smoke.dataset.schema, sim_fields=())
 
@@ -123,6 +123,8 @@ def test_hyperparameters_are_those_of_the_best_trial():
     assert tuning.tuned(Cell(bench="movielens", arm="+ SIM", seed=1), found).learning_rate == 0.02
     assert tuning.tuned(Cell(bench="movielens", arm="two_tower", seed=1), found).learning_rate == 0.005
     assert tuning.tuned(Cell(bench="movielens", arm="cold", seed=1, learning_rate=0.3), found).learning_rate == 0.3
+    more = found | by_id(made("aif", 1, 0.95, slice="validation", learning_rate=0.01))  # other seeds are no trials
+    assert tuning.tuned(Cell(bench="movielens", arm="aif", seed=1), more).learning_rate == 0.02
     trial = Cell(bench="movielens", arm="aif", seed=0, slice="validation", learning_rate=0.4)
     assert tuning.tuned(trial, found) == trial
 
@@ -133,7 +135,7 @@ def test_report_from_records(tmp_path):
         *(made("aif", seed, gauc) for seed, gauc in enumerate((0.86, 0.86))),
         *(made("exact", seed, 0.87) for seed in range(2)),
         *(made("cold", seed, gauc) for seed, gauc in enumerate((0.84, 0.85))),
-        made("aif", 0, 0.84, recipe="pointwise"),
+        made("+ SimTier", 0, 0.84, recipe="pointwise"),
         made("aif", 0, 0.5, slice="validation"),
         made("aif", 0, 0.7, compute="bfloat16"),  # is not averaged with the others
         *(made("+ SimTier", seed, 0.81, projection="random", **plan.FIXED) for seed in range(2)),

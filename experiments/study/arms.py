@@ -1,7 +1,7 @@
 """The arms: what every model of the study is, as changes to one base config.
 
-ADDITIVE is the paper's table built up block by block, "minus ..." the full model without one block, "sweep ..." the full model
-with one size changed. All arms of a data set share widths, features, candidates, optimizer and number of steps.
+ADDITIVE is the paper's table built up block by block, "minus ..." the full model without one block, "sweep ..." the paper's
+model with one size changed. All arms of a data set share widths, features, candidates, optimizer and number of steps.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ LEAVE_ONE_OUT: dict[str, dict[str, Any]] = {
     "minus softmax keys": dict(memory_keys="linear"),
 }
 MEMORIES: dict[str, dict[str, Any]] = {"learned, not LSH": dict(memory=("learned",), simtier="off")}
-"""Long memories at equal cost in real time, without SimTier; "+ BEA" has none, "+ DIN on LSH" one, "minus SimTier" both."""
+"""Long memories at equal cost in real time, no SimTier; "+ BEA" has none, "+ DIN on LSH" the other, "minus SimTier" both."""
 SIGNATURES: dict[str, dict[str, Any]] = {f"+ SimTier, K={k}": _TIERS | dict(signature_bits=k) for k in (32, 64, 256)}
 """The paper's model with other signatures; "+ SimTier" itself has K=128."""
 SWEEPS: dict[str, dict[str, Any]] = {
-    **{f"sweep M={m}": dict(bridges=m) for m in (1, 4, 32)},
-    **{f"sweep K={k}": dict(signature_bits=k) for k in (32, 64, 256)},
-    **{f"sweep Q={q} P={p}": dict(sim_slots=q, sim_length=p) for q, p in ((4, 8), (16, 2), (64, 8), (16, 32))},
-    **{f"sweep L={length}": dict(long_length=length) for length in (16, 32, 64, 256, 512)},
+    **{f"sweep M={m}": _TIERS | dict(bridges=m) for m in (1, 4, 32)},
+    **{f"sweep Q={q} P={p}": _TIERS | dict(sim_slots=q, sim_length=p) for q, p in ((4, 8), (16, 2), (64, 8), (16, 32))},
+    **{f"sweep L={length}": _TIERS | dict(long_length=length) for length in (16, 32, 64, 256, 512)},
 }
+"""The paper's model with one size changed; its K stands under SIGNATURES."""
 _ARMS = BASELINES | ADDITIVE | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS

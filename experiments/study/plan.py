@@ -16,7 +16,12 @@ TRIALS: tuple[dict[str, Any], ...] = tuple(
     for rate, epochs, decay in ((1e-2, 1, 1e-5), (1e-2, 1, 0.1), (2e-2, 1, 1e-5), (1e-2, 2, 0.1), (5e-3, 2, 0.1))
 )
 """The tuning budget of a family: each trial is one run with seed 0, judged by GAUC on the validation slice."""
-STAGES = ("tuning", "main", "recipes", "blocks", "synthetic", "taobao", "sweeps", "liked", "precision", "signatures")
+STAGES = (
+    "tuning", "main", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
+    "precision", "signatures",
+)  # fmt: skip
+SMALL = ("leave one out", "sweeps", "precision", "signatures")
+"""Stages that choose among models: they stand on the validation slice with `FIXED`, and leave the test slice alone."""
 
 
 def cells(stage: str, *, bench: str = "movielens", seeds: tuple[int, ...] = SEEDS) -> list[Cell]:
@@ -46,20 +51,23 @@ def _main(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 def _recipes(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
     others = [name for name in recipes.NAMES if name != recipes.DEFAULT]
-    return [Cell(bench=bench, arm=arm, seed=seed, recipe=name) for seed in seeds for name in others for arm in ("aif",)]
+    return [Cell(bench=bench, arm=recipes.ARM, seed=seed, recipe=name) for seed in seeds for name in others]
 
 
 def _blocks(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
-    wanted = [*arms.ADDITIVE, *arms.LEAVE_ONE_OUT]
+    wanted = [*arms.ADDITIVE, *arms.MEMORIES, "minus SimTier"]
     return [Cell(bench=bench, arm=arm, seed=seed) for seed in seeds for arm in wanted if arm not in MAIN]
 
 
 def _synthetic(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
-    mixed = ("two_tower", "aif", "exact", "cold", "+ SimTier")
+    return [Cell(bench="synthetic", arm=arm, seed=seed) for seed in seeds for arm in MAIN]
+
+
+def _one_source(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    """Worlds with a single source of interest: which block finds which signal."""
     blocks = ("two_tower", "+ user and item blocks", "+ SIM", "minus SIM", "minus SimTier", "minus DIN on LSH", "aif")
-    found = [Cell(bench="synthetic", arm=arm, seed=seed) for seed in seeds for arm in mixed]
-    one_source = [name for name in benches.SYNTHETIC if name != "synthetic"]
-    return found + [Cell(bench=name, arm=arm, seed=seed) for seed in seeds for name in one_source for arm in blocks]
+    names = [name for name in benches.SYNTHETIC if name != "synthetic"]
+    return [Cell(bench=name, arm=arm, seed=seed) for seed in seeds for name in names for arm in blocks]
 
 
 def _taobao(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
@@ -68,8 +76,11 @@ def _taobao(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 
 def _sweeps(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
-    wanted = [*arms.MEMORIES, *arms.SWEEPS]
-    return [Cell(bench=bench, arm=arm, seed=seed) for seed in seeds[:2] for arm in wanted]
+    return [Cell(bench=bench, arm=arm, seed=seed, **FIXED) for seed in seeds[:2] for arm in ("+ SimTier", *arms.SWEEPS)]
+
+
+def _leave_one_out(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    return [Cell(bench=bench, arm=arm, seed=seed, **FIXED) for seed in seeds for arm in ("aif", *arms.LEAVE_ONE_OUT)]
 
 
 def _liked(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
@@ -99,7 +110,10 @@ def _signatures(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 _STAGES = dict(
     zip(
         STAGES,
-        (_tuning, _main, _recipes, _blocks, _synthetic, _taobao, _sweeps, _liked, _precision, _signatures),
+        (
+            _tuning, _main, _blocks, _synthetic, _taobao, _recipes, _liked, _leave_one_out, _sweeps, _one_source,
+            _precision, _signatures,
+        ),  # fmt: skip
         strict=True,
     )
 )

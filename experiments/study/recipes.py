@@ -23,6 +23,8 @@ LIKED = 8  # action row of four stars
 DEFAULT = "listwise + pointwise"
 """What arms are compared with. A softmax over a list says nothing about the level of the list's scores, which GAUC, pooling all
 requests of a user, and log-loss ask for; the pointwise part fixes it."""
+ARM = "+ SimTier"
+"""The model that recipes are compared on: the paper's."""
 NAMES = (DEFAULT, "pointwise", "listwise", "logQ", "distillation", "hard negatives")
 
 

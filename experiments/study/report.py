@@ -57,7 +57,7 @@ def label(record: dict[str, Any]) -> str:
     return record["arm"] + (f", with {' and '.join(found)}" if found else "")
 
 
-def by_recipe(records: Records, *, bench: str = "movielens", arm: str = "aif") -> dict[str, dict[str, float]]:
+def by_recipe(records: Records, *, bench: str = "movielens", arm: str = recipes.ARM) -> dict[str, dict[str, float]]:
     """Recipe to the figures of one arm."""
     found = {name: summary(records, recipe=name).get(bench, {}).get(arm) for name in recipes.NAMES}
     return {name: figures for name, figures in found.items() if figures is not None}
@@ -107,7 +107,7 @@ def text(records: Records, critical: dict[str, Any] | None) -> str:
                 f"{bench}, {title}, recipe {recipes.DEFAULT if task == 'next' else 'pointwise'}\n" + _table(rows, critical)
             )
     if found := by_recipe(records):
-        parts.append("movielens, next item, the full model by recipe\n" + _table(found, None))
+        parts.append(f"movielens, next item, {recipes.ARM} by recipe\n" + _table(found, None))
     if bins := by_history(records):
         header = ["arm", *next(iter(bins.values()))]
         parts.append("movielens, GAUC by earlier events\n" + common.table([[a, *r.values()] for a, r in bins.items()], header))
@@ -122,9 +122,9 @@ def text(records: Records, critical: dict[str, Any] | None) -> str:
 
 
 def small(records: Records) -> dict[str, dict[str, dict[str, float]]]:
-    """Title to arm to figures of the comparisons that leave the test slice alone: dtypes, signatures."""
+    """Title to arm to figures of the comparisons that leave the test slice alone."""
     made: dict[str, dict[str, dict[str, float]]] = {}
-    for stage in ("precision", "signatures"):
+    for stage in plan.SMALL:
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for cell in plan.cells(stage):
             if cell.id in records:
