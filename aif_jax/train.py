@@ -17,7 +17,6 @@ import numpy as np
 import optax
 
 from aif_jax.data.batches import Batch
-from aif_jax.data.schema import Schema
 from aif_jax.losses import TERMS
 from aif_jax.model import PreRanker
 from aif_jax.sparse import Rows, Slots, SparseConfig, Touched, apply, find, init_slots, join, row_ids, size_for, split, tables
@@ -112,7 +111,7 @@ def make_step(
         max_grad_norm=max_grad_norm,
     )
     compiled = jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes"))
-    counted = jax.jit(partial(_find, schema=model.config.schema), donate_argnums=0)
+    counted = jax.jit(lambda slots, users, items: find(slots, model.config.schema, users, items), donate_argnums=0)
     return _Step(compiled, counted, names, part)
 
 
@@ -131,10 +130,10 @@ class _Step:
             slot = self._slots.get(name)
             if slot is None or slot.is_deleted() or not _fits(slot, table):
                 self._slots |= init_slots(state.trained, [name])
-        self._slots, touched, counts = self._counted(self._slots, batch)
+        self._slots, touched = self._counted(self._slots, batch.users, batch.items)
+        counts = jax.device_get({name: found.count for name, found in touched.items()})
         sizes = tuple(
-            size_for(int(count), min(table.shape[0], touched[name].ids.shape[0]))
-            for (name, table), count in zip(whole.items(), jax.device_get(counts), strict=True)
+            size_for(int(counts[name]), min(table.shape[0], touched[name].ids.shape[0])) for name, table in whole.items()
         )
         taken = sum(size * table.nbytes // table.shape[0] for size, table in zip(sizes, whole.values(), strict=True))
         return self._compiled(state, self._slots, touched, batch, part=self.part(batch, taken), sizes=sizes)
@@ -145,11 +144,6 @@ class _Step:
             return self._part
         devices = batch.labels.sharding.device_set if isinstance(batch.labels, jax.Array) else jax.devices()[:1]
         return part_size(batch, taken) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else None
-
-
-def _find(slots: Slots, batch: Batch, *, schema: Schema) -> tuple[Slots, dict[str, Touched], list[jax.Array]]:
-    slots, touched = find(slots, schema, batch.users, batch.items)
-    return slots, touched, [touched[name].count for name in slots]
 
 
 def _fits(slot: jax.Array, table: jax.Array) -> bool:
