@@ -61,8 +61,10 @@ def time_arms(options) -> None:
     """Measures the critical path of every arm, interleaved, and writes one record."""
     bench = benches.load("smoke" if options.smoke else "movielens", options.data)
     names = options.arm or [*arms.BASELINES, *arms.ADDITIVE]
-    rounds = 5 if options.smoke else options.rounds
-    timed = critical_path.measure(bench, names, candidates=options.candidates, rounds=rounds, smoke=options.smoke)
+    rounds, lengths = (5, (64,)) if options.smoke else (options.rounds, critical_path.LENGTHS)
+    timed = critical_path.measure(
+        bench, names, candidates=options.candidates, rounds=rounds, lengths=lengths, smoke=options.smoke
+    )
     made = {"candidates": options.candidates, "rounds": rounds, "arms": timed, "machine": common.machine()}
     options.results.mkdir(parents=True, exist_ok=True)
     text = json.dumps(records.rounded(made), indent=1) + "\n"

@@ -53,6 +53,19 @@ def test_smoke(tmp_path):
     assert all(np.load(path).shape == (16, 100) for path in (tmp_path / "w" / "top").iterdir())
 
 
+def test_critical_paths_of_arms_and_lengths(tmp_path, capsys):
+    arguments = ["--smoke", "--critical", "--arm", "two_tower", "exact", "aif", "--json", str(tmp_path / "a.json")]
+    ablation.main([*arguments, "--results", str(tmp_path), "--figures", str(tmp_path)])
+    timed = json.loads((tmp_path / ablation.CRITICAL).read_text())["arms"]
+    assert list(timed) == ["two_tower", "exact", "aif", "exact, L=64", "aif, L=64"]
+    assert all(0 < times["best"] <= times["p50"] <= times["p99"] for times in timed.values())
+    claims = json.loads((tmp_path / "a.json").read_text())["claims"]
+    assert claims["critical_exact_over_aif L=64"] == pytest.approx(
+        timed["exact, L=64"]["p50"] / timed["aif, L=64"]["p50"], rel=1e-3
+    )
+    assert "critical_exact_over_aif L=64: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--arm", "three_tower"], "invalid choice: 'three_tower'"), (["--dataset", "netflix"], "invalid choice: 'netflix'")],
@@ -141,7 +154,7 @@ def test_report_from_records(tmp_path):
         *(made("+ SimTier", seed, 0.81, projection="random", **plan.FIXED) for seed in range(2)),
         made("+ SimTier", 1, 0.83, **plan.FIXED),
     )
-    critical = {"aif": {"p50": 0.5}, "exact": {"p50": 6.0}}
+    critical = {"aif": {"p50": 0.5}, "exact": {"p50": 6.0}, "aif, L=9": {"p50": 1.0}, "exact, L=9": {"p50": 20.0}}
     keys = report.keys(found, critical)
     rows = keys["next"]["movielens"]
     assert list(rows) == ["two_tower", "cold", "exact", "aif", "aif, with bfloat16"]
@@ -151,7 +164,7 @@ def test_report_from_records(tmp_path):
     assert rows["aif"]["gauc_long_users"] == pytest.approx(0.84) and rows["aif"]["critical_ms"] == 0.5
     assert keys["claims"]["gauc_points_over_two_tower"] == pytest.approx(5)
     assert keys["claims"]["share_of_exact_gain"] == pytest.approx(5 / 6)
-    assert keys["claims"]["critical_exact_over_aif"] == 12
+    assert keys["claims"]["critical_exact_over_aif"] == 12 and keys["claims"]["critical_exact_over_aif L=9"] == 20
     assert keys["recipes"]["pointwise"]["gauc"] == 0.84
     signatures = keys["signatures"]
     assert signatures["+ SimTier, with random"]["gauc"] == pytest.approx(0.81)

@@ -2,7 +2,7 @@
 
 Staged arms have their user state and item rows ready, as AIF serves them. `cold` and `exact` have no part to prepare: they run
 user function, item function and interaction when the candidates are there. Parameters are random: what they say does not matter
-here. All arms take turns in one run.
+here. All arms take turns in one run; those of LONGER also with longer histories, under names such as "exact, L=2048".
 """
 
 from __future__ import annotations
@@ -26,10 +26,18 @@ from experiments.study.cells import signed
 
 SEQUENTIAL = ("cold", "exact")
 TOP = 100
+LONGER = ("+ SimTier", "aif", "exact")
+LENGTHS = (512, 2048)
 
 
 def measure(
-    bench: benches.Bench, names: list[str], *, candidates: int = 1000, rounds: int = 200, smoke: bool = False
+    bench: benches.Bench,
+    names: list[str],
+    *,
+    candidates: int = 1000,
+    rounds: int = 200,
+    lengths: tuple[int, ...] = LENGTHS,
+    smoke: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Times every arm in turn.
 
@@ -38,6 +46,7 @@ def measure(
       names: arms.
       candidates: C.
       rounds: requests of every arm.
+      lengths: L at which the arms of LONGER are timed too.
       smoke: small sizes.
 
     Returns:
@@ -47,9 +56,11 @@ def measure(
     positions = np.argsort(-earlier(bench.dataset, np.arange(len(log))), kind="stable")[: 64 * rounds : 64]
     count = min(candidates, len(bench.dataset.catalogue) - 1)
     found = [np.random.default_rng(i).choice(len(bench.dataset.catalogue) - 1, count, replace=False) + 1 for i in range(16)]
+    wanted: dict[str, tuple[str, dict[str, int]]] = {name: (name, {}) for name in names}
+    wanted |= {f"{name}, L={n}": (name, {"long_length": n}) for n in lengths for name in names if name in LONGER}
     timed = {}
-    for name in tqdm(names, desc="compile arms", unit="arm"):
-        config = arms.config(name, bench.dataset.schema, sim_fields=bench.sim_fields, smoke=smoke)
+    for name, (arm, changes) in tqdm(wanted.items(), desc="compile arms", unit="arm"):
+        config = arms.config(arm, bench.dataset.schema, sim_fields=bench.sim_fields, smoke=smoke, **changes)
         make = _sequential if config.architecture in SEQUENTIAL else _staged
         once = make(config, bench.dataset, positions[:16], min(TOP, count))
         timed[name] = partial(_time, once, [rows.astype(np.int32) for rows in found])

@@ -89,8 +89,12 @@ def claims(table: dict[str, dict[str, dict[str, float]]], critical: dict[str, An
         if "cold" in rows:
             made["gauc_points_over_cold"] = 100 * (aif - rows["cold"]["gauc"])
             made["spread_over_cold"] = 100 * float(np.hypot(rows["aif"]["gauc_std"], rows["cold"]["gauc_std"]))
-    if critical and {"exact", "aif"} <= set(critical):
-        made["critical_exact_over_aif"] = critical["exact"]["p50"] / critical["aif"]["p50"]
+    times = critical or {}
+    for name in times:
+        arm, _, length = name.partition(", ")
+        exact = f"exact, {length}" if length else "exact"
+        if arm == "aif" and exact in times:
+            made[f"critical_exact_over_aif {length}".rstrip()] = times[exact]["p50"] / times[name]["p50"]
     for bench, rows in table.items():
         if {"two_tower", "aif"} <= set(rows) and "ceiling_gauc" in rows["aif"]:
             tower = rows["two_tower"]["gauc"]
