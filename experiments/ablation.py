@@ -12,6 +12,7 @@ Protocol  docs/study.md. Each cell (data set, arm, recipe, seed) is trained and 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -25,7 +26,7 @@ import jax
 from experiments import common
 from experiments.study import arms, benches, inttower, plan, recipes, records, report, tuning
 from experiments.study import critical as critical_path
-from experiments.study.cells import SIZES, SMOKE, Cell, run
+from experiments.study.cells import SIZES, SMOKE, Cell, run, survived
 
 CRITICAL = "critical.json"
 
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.worker is not None:
             own_core(options.worker)
         work_through(wanted(options), options)
+    if not (options.report_only or options.list or options.worker is not None):
+        fill(options)
     if not options.list and options.worker is None:
         tell(options)
 
@@ -158,6 +161,17 @@ def work_through(cells: list[Cell], options) -> None:
         finally:
             (claims / cell.file).unlink(missing_ok=True)
         jax.clear_caches()  # every cell compiles its own programs
+
+
+def fill(options) -> None:
+    """Adds the survival of the ranker's best to records of cells that were asked before the ranker was."""
+    fields = {field.name for field in dataclasses.fields(Cell)}
+    for record in records.read(options.results).values():
+        if record["slice"] == "test" and record["task"] == "next" and "ranker_top10_in_top100" not in record["figures"]:
+            share = survived(Cell(**{name: value for name, value in record.items() if name in fields}), options.work)
+            if share is not None:
+                figures = record["figures"] | {"ranker_top10_in_top100": share}
+                records.append(options.results, record | {"figures": figures})
 
 
 def claim(path: Path) -> bool:

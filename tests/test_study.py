@@ -37,7 +37,7 @@ def by_id(*found):
 
 def test_smoke(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    command = [sys.executable, "-m", "experiments.ablation", "--smoke", "--arm", "exact", "aif"]
+    command = [sys.executable, "-m", "experiments.ablation", "--smoke", "--arm", "aif", "exact"]
     command += ["--json", "a.json", "--results", "r", "--work", "w", "--figures", "f"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr

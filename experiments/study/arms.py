@@ -29,7 +29,7 @@ MEMORY = ("lsh", "learned")
 
 def names() -> list[str]:
     """Every arm, in the order of the report."""
-    return [*BASELINES, *ADDITIVE, *LEAVE_ONE_OUT, *MEMORIES, *SIGNATURES, *SWEEPS]
+    return [*BASELINES, *ADDITIVE, *LONGER, *LEAVE_ONE_OUT, *MEMORIES, *SIGNATURES, *SWEEPS]
 
 
 def config(arm: str, schema: Schema, *, sim_fields: tuple[str, ...], smoke: bool = False, **changes: Any) -> aif.Config:
@@ -52,13 +52,14 @@ def config(arm: str, schema: Schema, *, sim_fields: tuple[str, ...], smoke: bool
     if "sim_fields" in own and own["sim_fields"] == "all":
         own["sim_fields"] = sim_fields
     if smoke:
-        own = {name: min(value, 64) if name == "long_length" else value for name, value in own.items()}
+        own = {name: min(value, 64) if name.endswith("_length") else value for name, value in own.items()}
     return aif.Config(schema=schema, **(full | own | changes))
 
 
 def family(arm: str) -> str:
     """Whose tuned hyperparameters an arm uses: its own baseline's, or those of the full model."""
-    return arm if arm in BASELINES else "aif"
+    own = arm.partition(", ")[0]
+    return own if own in BASELINES else "aif"
 
 
 BASELINES: dict[str, dict[str, Any]] = {
@@ -82,6 +83,13 @@ ADDITIVE: dict[str, dict[str, Any]] = {
     "aif": {},
 }
 """The last row adds the learned long memory; the one before it is the paper's model."""
+LONGER: dict[str, dict[str, Any]] = {
+    "two_tower, S=128": dict(architecture="two_tower", short_length=128),
+    "exact, L=512": dict(architecture="exact", long_length=512),
+    "+ SimTier, L=512": _TIERS | dict(long_length=512),
+    "aif, L=512": dict(long_length=512),
+}
+"""The arms with longer histories; a two-tower model has the short one alone."""
 LEAVE_ONE_OUT: dict[str, dict[str, Any]] = {
     "minus sequence": dict(sequence=False),
     "minus SIM": dict(sim_fields=()),
@@ -102,4 +110,4 @@ SWEEPS: dict[str, dict[str, Any]] = {
     **{f"sweep L={length}": _TIERS | dict(long_length=length) for length in (16, 32, 64, 256, 512)},
 }
 """The paper's model with one size changed; its K stands under SIGNATURES."""
-_ARMS = BASELINES | ADDITIVE | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS
+_ARMS = BASELINES | ADDITIVE | LONGER | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS

@@ -258,10 +258,18 @@ def catalogue_figures(
     figures: dict[str, Any] = hits(found.ranks)
     if long.any():
         figures |= {f"{name}_long_users": value for name, value in hits(found.ranks[long]).items()}
-    ranker = dataclasses.replace(cell, arm="exact", recipe=recipes.DEFAULT)
-    if cell.id != ranker.id and (folder / f"{ranker.file}.npy").exists():
-        figures["ranker_top10_in_top100"] = survival(np.load(folder / f"{ranker.file}.npy")[:, :10], found.top)
+    if (share := survived(cell, work)) is not None:
+        figures["ranker_top10_in_top100"] = share
     return figures
+
+
+def survived(cell: Cell, work: Path) -> float | None:
+    """Share of the `exact` model's ten best rows among the cell's hundred best, same seed; None until both are known."""
+    ranker = dataclasses.replace(cell, arm="exact", recipe=recipes.DEFAULT)
+    theirs, ours = (work / "top" / f"{one.file}.npy" for one in (ranker, cell))
+    if cell.id == ranker.id or not theirs.exists() or not ours.exists():
+        return None
+    return survival(np.load(theirs)[:, :10], np.load(ours))
 
 
 def ceiling(bench: benches.Bench, requests: Requests, sampler: NegativeSampler) -> dict[str, float]:

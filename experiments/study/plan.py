@@ -17,7 +17,7 @@ TRIALS: tuple[dict[str, Any], ...] = tuple(
 )
 """The tuning budget of a family: each trial is one run with seed 0, judged by GAUC on the validation slice."""
 STAGES = (
-    "tuning", "main", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
+    "tuning", "main", "longer", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
     "precision", "signatures",
 )  # fmt: skip
 SMALL = ("leave one out", "sweeps", "precision", "signatures")
@@ -47,6 +47,10 @@ def _tuning(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 def _main(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
     return [Cell(bench=bench, arm=arm, seed=seed) for seed in seeds for arm in MAIN]
+
+
+def _longer(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    return [Cell(bench=bench, arm=arm, seed=seed) for seed in seeds for arm in arms.LONGER]
 
 
 def _recipes(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
@@ -111,7 +115,7 @@ _STAGES = dict(
     zip(
         STAGES,
         (
-            _tuning, _main, _blocks, _synthetic, _taobao, _recipes, _liked, _leave_one_out, _sweeps, _one_source,
+            _tuning, _main, _longer, _blocks, _synthetic, _taobao, _recipes, _liked, _leave_one_out, _sweeps, _one_source,
             _precision, _signatures,
         ),  # fmt: skip
         strict=True,

@@ -83,9 +83,12 @@ def claims(table: dict[str, dict[str, dict[str, float]]], critical: dict[str, An
     rows = table.get("movielens", {})
     if {"two_tower", "aif"} <= set(rows):
         tower, aif = rows["two_tower"]["gauc"], rows["aif"]["gauc"]
-        made["gauc_points_over_two_tower"] = 100 * (aif - tower)
-        if "exact" in rows:
-            made["share_of_exact_gain"] = (aif - tower) / (rows["exact"]["gauc"] - tower)
+        for name in ("aif", "aif, L=512"):
+            length, exact = name.removeprefix("aif").replace(",", ""), name.replace("aif", "exact")
+            if name in rows:
+                made[f"gauc_points_over_two_tower{length}"] = 100 * (rows[name]["gauc"] - tower)
+            if name in rows and exact in rows:
+                made[f"share_of_exact_gain{length}"] = (rows[name]["gauc"] - tower) / (rows[exact]["gauc"] - tower)
         if "cold" in rows:
             made["gauc_points_over_cold"] = 100 * (aif - rows["cold"]["gauc"])
             made["spread_over_cold"] = 100 * float(np.hypot(rows["aif"]["gauc_std"], rows["cold"]["gauc_std"]))
