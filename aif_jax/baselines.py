@@ -148,7 +148,6 @@ def exact_user(params: Params, features: UserFeatures, *, config: Config, candid
     """Embeds both histories and looks up the float content of the long one."""
     state = user.apply(params, features, config=config.replace(bridges=0, memory=(), simtier="off"), candidates=candidates)
     long = features.long
-    group = jnp.asarray(long.action) if config.tiers_by_action else jnp.zeros_like(jnp.asarray(long.action))
     return ExactState(
         vector=state.vector,
         short=user.short_sequence(params, features.short, config=config),
@@ -156,7 +155,7 @@ def exact_user(params: Params, features: UserFeatures, *, config: Config, candid
         long=layers.embed_behaviours(params["embedding"], config.schema.behaviour_fields, long),
         long_mask=jnp.asarray(long.mask),
         content=_unit(layers.embedding_lookup(params["frozen"]["content"], jnp.asarray(long.ids["item"]))),
-        group=jnp.where((group >= 0) & (group < config.tier_groups), group, 0),
+        group=user.tier_group(long, config=config),
         sim=state.sim,
     )
 

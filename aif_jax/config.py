@@ -45,6 +45,7 @@ class Config:
       simtier: "exact" (histogram over the whole long history), "codes" (bridge codes, independent of L) or "off".
       tiers: T, equal tiers of similarity in [0, 1].
       tiers_by_action: one histogram per behaviour type instead of one for all.
+      tiers_by_recency: the `short_length` most recent behaviours have histograms of their own, apart from those of the rest.
       signature_bits: K of the LSH signatures, a multiple of 32 up to 256.
       codes: R, bridge codes of simtier="codes".
       codes_per_item: J, nearest codes that a row carries.
@@ -75,6 +76,7 @@ class Config:
     simtier: Literal["off", "exact", "codes"] = "exact"
     tiers: int = 8
     tiers_by_action: bool = False
+    tiers_by_recency: bool = False
     signature_bits: int = 64
     codes: int = 256
     codes_per_item: int = 1
@@ -142,7 +144,7 @@ class Config:
     @property
     def tier_groups(self) -> int:
         """G, histograms per candidate."""
-        return self.schema.actions if self.tiers_by_action else 1
+        return (self.schema.actions if self.tiers_by_action else 1) * (2 if self.tiers_by_recency else 1)
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some fields changed, checked anew."""

@@ -115,13 +115,24 @@ def long_term(params: Params, long: Behaviours, *, config: Config, candidates: i
     }
 
 
+def tier_group(long: Behaviours, *, config: Config) -> jax.Array:
+    """Which of the G histograms of SimTier a behaviour counts in, int32 [L]: that of its action, of its recency, of both.
+
+    An unknown action counts as action 0. The recent behaviours' groups come first, the others' follow.
+    """
+    action = jnp.asarray(long.action)
+    known = (action >= 0) & (action < config.schema.actions)
+    group = jnp.where(known, action, 0) if config.tiers_by_action else jnp.zeros_like(action)
+    if not config.tiers_by_recency:
+        return group
+    far = jnp.arange(action.shape[0], dtype=group.dtype) >= config.short_length
+    return group + far.astype(group.dtype) * (config.tier_groups // 2)
+
+
 def _tiers(params: Params, long: Behaviours, *, config: Config) -> TierHistory | jax.Array | None:
     if config.simtier == "off":
         return None
-    action = jnp.asarray(long.action)
-    known = (action >= 0) & (action < config.tier_groups)
-    group = jnp.where(known, action, 0) if config.tiers_by_action else jnp.zeros_like(action)
-    mask = jnp.asarray(long.mask)
+    group, mask = tier_group(long, config=config), jnp.asarray(long.mask)
     if config.uses_code_centres:
         frozen = params["frozen"]
         code = layers.embedding_lookup(jnp.asarray(frozen["item_codes"]), jnp.asarray(long.ids["item"]))

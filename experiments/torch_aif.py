@@ -30,7 +30,7 @@ class TorchAIF(nn.Module):
 
     def __init__(self, params: dict[str, Any], config: aif.Config, *, sparse: tuple[str, ...] = ()):
         super().__init__()
-        if config.architecture != "aif" or "learned" in config.memory or config.simtier == "codes" or config.tiers_by_action:
+        if config.architecture != "aif" or "learned" in config.memory or config.simtier == "codes" or config.tier_groups > 1:
             raise ValueError(f"TorchAIF: expected LSH memory and exact tiers of one group, got {config}")
         self.config, self.sparse = config, sparse
         self.weights = nn.ParameterDict(

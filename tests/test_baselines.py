@@ -27,15 +27,18 @@ def test_two_tower_does_not_see_the_long_history():
 
 
 def test_float_tiers_against_loops():
-    model, params = demo.build(architecture="exact", tiers_by_action=True)
+    model, params = demo.build(architecture="exact", tiers_by_action=True, tiers_by_recency=True)
     config = model.config
-    state = model.user(params, demo.user(config, events=15))
+    assert config.tier_groups == 2 * 4 and config.short_length == 6
+    features = demo.user(config, events=15)
+    state = model.user(params, features)
     rows = jax.vmap(model.item, (None, 0))(params, demo.items(config, 5))
     got = baselines.float_tiers(jnp.asarray(rows.content), state, config=config)
     expected = np.zeros((5, config.tier_groups, config.tiers))
     for c in range(5):
         for j in range(config.long_length):
             if state.long_mask[j]:
+                assert state.group[j] == features.long.action[j] + (4 if j >= 6 else 0)
                 cosine = float(np.dot(rows.content[c], state.content[j]))
                 expected[c, int(state.group[j]), min(max(int((1 + cosine) / 2 * config.tiers), 0), config.tiers - 1)] += 1
     assert expected.sum() == 5 * 15

@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax import interaction, user
 from tests import demo
 
 
@@ -109,3 +112,18 @@ def test_each_block_changes_the_scores():
             "interaction": {**params["interaction"], "first": {**params["interaction"]["first"], "kernels": without}},
         }
         assert np.abs(joint(changed, features, items) - scores).max() > 1e-6, block
+
+
+def test_tiers_by_recency_are_those_of_the_short_history_and_of_the_rest():
+    model, params = demo.build(tiers_by_recency=True, simtier="exact")
+    config = model.config
+    features, rows = demo.user(config), jax.vmap(model.item, (None, 0))(params, demo.items(config, 5))
+    plain = config.replace(tiers_by_recency=False)
+    long, at = features.long, np.arange(config.long_length)
+    blocks = []
+    for kept in (at < config.short_length, at >= config.short_length):
+        part = dataclasses.replace(features, long=dataclasses.replace(long, mask=long.mask & kept))
+        blocks.append(interaction.tier_block(user.apply(params, part, config=plain), rows, config=plain))
+    got = interaction.tier_block(model.user(params, features), rows, config=config)
+    np.testing.assert_array_equal(got, np.concatenate(blocks, 1))
+    assert all(block.any() for block in blocks)

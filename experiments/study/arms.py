@@ -88,8 +88,9 @@ LONGER: dict[str, dict[str, Any]] = {
     "exact, L=512": dict(architecture="exact", long_length=512),
     "+ SimTier, L=512": _TIERS | dict(long_length=512),
     "aif, L=512": dict(long_length=512),
+    "aif, L=512, tiers by recency": dict(long_length=512, tiers_by_recency=True),
 }
-"""The arms with longer histories; a two-tower model has the short one alone."""
+"""The arms with longer histories; a two-tower model has the short one alone. The last one has an addition that is ours."""
 LEAVE_ONE_OUT: dict[str, dict[str, Any]] = {
     "minus sequence": dict(sequence=False),
     "minus SIM": dict(sim_fields=()),
@@ -108,6 +109,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
     **{f"sweep M={m}": _TIERS | dict(bridges=m) for m in (1, 4, 32)},
     **{f"sweep Q={q} P={p}": _TIERS | dict(sim_slots=q, sim_length=p) for q, p in ((4, 8), (16, 2), (64, 8), (16, 32))},
     **{f"sweep L={length}": _TIERS | dict(long_length=length) for length in (16, 32, 64, 256, 512)},
+    "sweep L=512, tiers by recency": _TIERS | dict(long_length=512, tiers_by_recency=True),
 }
 """The paper's model with one size changed; its K stands under SIGNATURES."""
 _ARMS = BASELINES | ADDITIVE | LONGER | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS

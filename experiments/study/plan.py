@@ -20,6 +20,7 @@ STAGES = (
     "tuning", "main", "longer", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
     "precision", "signatures",
 )  # fmt: skip
+LONG = ("aif, L=512", "aif, L=512, tiers by recency")
 SMALL = ("leave one out", "sweeps", "precision", "signatures")
 """Stages that choose among models: they stand on the validation slice with `FIXED`, and leave the test slice alone."""
 
@@ -64,7 +65,7 @@ def _blocks(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 
 def _synthetic(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
-    return [Cell(bench="synthetic", arm=arm, seed=seed) for seed in seeds for arm in MAIN]
+    return [Cell(bench="synthetic", arm=arm, seed=seed) for seed in seeds for arm in (*MAIN, *LONG)]
 
 
 def _one_source(bench: str, seeds: tuple[int, ...]) -> list[Cell]:

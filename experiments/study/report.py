@@ -200,7 +200,9 @@ def draw(records: Records, critical: dict[str, Any] | None, folder: Path) -> lis
         axes.grid(alpha=0.3)
         made.append(_saved(figure, folder / "gauc_by_critical_path.png"))
     bins = {
-        arm: values for arm, values in by_history(records).items() if arm in ("two_tower", "cold", "+ SimTier", "aif", "exact")
+        arm: values
+        for arm, values in by_history(records).items()
+        if arm in ("two_tower", "cold", "+ SimTier", "aif", "exact", "aif, L=512", "exact, L=512")
     }
     if bins:
         figure, axes = pyplot.subplots(figsize=(8, 5))
@@ -214,7 +216,7 @@ def draw(records: Records, critical: dict[str, Any] | None, folder: Path) -> lis
     return made
 
 
-_MAIN = (*arms.BASELINES, *arms.ADDITIVE)
+_MAIN = (*arms.BASELINES, *arms.ADDITIVE, *arms.LONGER)
 
 
 def _table(rows: dict[str, dict[str, float]], critical: dict[str, Any] | None) -> str:
