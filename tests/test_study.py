@@ -13,7 +13,7 @@ import pytest
 
 from aif_jax.data import movielens
 from experiments import ablation, evaluation
-from experiments.study import arms, benches, cells, inttower, plan, recipes, records, report, tuning
+from experiments.study import arms, benches, cells, inttower, limits, plan, recipes, records, report, tuning
 from experiments.study.cells import Cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,6 +211,17 @@ def test_ceiling_is_what_no_arm_beats(smoke):
     world = smoke.world
     assert world is not None
     assert smoke.split.test.min() >= 0 and 0.5 < world.ceiling_auc(smoke.split.test[world.observable[smoke.split.test]]) < 1
+
+
+def test_limits_see_the_whole_truth_or_less(smoke):
+    requests, sampling = limits.asked(smoke, requests=200)
+    full = limits.lift(smoke.world, requests, limits.View(), knobs=benches.SYNTHETIC["synthetic"])
+    np.testing.assert_allclose(full, smoke.world.lift(requests.positions, requests.rows), rtol=1e-9)
+    whole = limits.gauc(smoke.world, requests, full, sampling)
+    assert whole == smoke.world.ceiling_gauc(requests.positions, requests.rows, requests.labels, sampling=sampling).value
+    for name in ("both", "no short term"):
+        less = limits.lift(smoke.world, requests, limits.VIEWS[name]._replace(window=40), knobs=benches.SYNTHETIC["synthetic"])
+        assert limits.gauc(smoke.world, requests, less, sampling) < whole - 0.01
 
 
 @pytest.fixture

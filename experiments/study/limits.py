@@ -1,0 +1,109 @@
+"""How much of a synthetic world's truth a model can reach that does not see all of it.
+
+Claim     A model whose long history is cut, or that counts recent behaviours like earlier ones, has a lower ceiling
+          than the truth: what the AIF arms miss of the ceiling is mostly that.
+Command   python -m experiments.study.limits
+Method    The truth's formula (`aif_jax.data.synthetic`) is evaluated with less information, on the requests of the study.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import NamedTuple
+
+import numpy as np
+
+from aif_jax import metrics
+from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.data.synthetic import World, synthetic_world
+from experiments import common
+from experiments.evaluation import Requests, held_out, pick
+from experiments.study import benches
+from experiments.study.cells import SIZES
+
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(synthetic_world).parameters.items()}
+LAG, RECENT = _DEFAULTS["lag"], _DEFAULTS["recent"]
+
+
+class View(NamedTuple):
+    """What of the truth is seen: only the latest `window` events, whether rest is told from recency, which sources."""
+
+    window: int | None = None
+    rest: bool = True
+    long_term: bool = True
+    short_term: bool = True
+    category_locality: bool = True
+
+
+VIEWS = {
+    "the truth": View(),
+    "the latest 128 events of it": View(window=128),
+    "recent topics not left out of the long term": View(rest=False),
+    "both": View(window=128, rest=False),
+    "no long term": View(long_term=False),
+    "no short term": View(short_term=False),
+    "no categories": View(category_locality=False),
+}
+
+
+def lift(world: World, requests: Requests, view: View, *, knobs: dict[str, float]) -> np.ndarray:
+    """The lift [R, C] of every candidate as far as the view goes; with the full view `world.lift`, for observable samples."""
+    log, total = world.dataset.log, sum(knobs.values())
+    topics, categories = (_shares(world, group) for group in (world.topic, world.category))
+    found = np.empty(requests.rows.shape)
+    for i, (at, rows) in enumerate(zip(requests.positions, requests.rows, strict=True)):
+        end = int(log.history_end(np.array([at]))[0])
+        past = log.item[log.offsets[log.user[at]] : end]
+        near = np.bincount(world.topic[past[-LAG:]], minlength=len(topics))
+        seen = past if view.window is None else past[-view.window :]
+        far = np.bincount(world.topic[seen[:-LAG]], minlength=len(topics)).astype(float) ** 2
+        rests = far * (near == 0) if view.rest else far
+        moment = np.bincount(world.topic[past[-RECENT:]], minlength=len(topics)) / RECENT
+        met = np.bincount(world.category[seen], minlength=len(categories)).astype(float) ** 2
+        topic, category = world.topic[rows], world.category[rows]
+        found[i] = knobs["noise"] / total
+        if view.long_term:
+            found[i] += knobs["long_term"] / total * (rests / max(rests.sum(), 1))[topic] / topics[topic]
+        if view.short_term:
+            found[i] += knobs["short_term"] / total * moment[topic] / topics[topic]
+        if view.category_locality:
+            found[i] += knobs["category_locality"] / total * (met / max(met.sum(), 1))[category] / categories[category]
+    return found
+
+
+def gauc(world: World, requests: Requests, seen: np.ndarray, sampling: np.ndarray) -> float:
+    """GAUC of the best scores that a lift [R, C] allows against negatives drawn by `sampling` [N]."""
+    probability = seen * world.popularity[requests.rows]
+    scores = np.log(probability) - np.log(sampling[requests.rows]) - np.log1p(-probability)
+    users = np.broadcast_to(world.dataset.log.user[requests.positions][:, None], scores.shape)
+    return metrics.gauc(scores, requests.labels, users).value
+
+
+def asked(bench: benches.Bench, requests: int = SIZES.requests) -> tuple[Requests, np.ndarray]:
+    """The observable requests of a bench's test slice, and how negatives were drawn."""
+    assert bench.world is not None  # of synthetic benches
+    parts = bench.split
+    sampler = NegativeSampler(item_counts(bench.dataset, np.sort(np.concatenate([parts.train, parts.validation]))))
+    found = held_out(bench.dataset, parts.test, sampler, requests=requests, seed=0)
+    return pick(found, bench.world.observable[found.positions]), sampler.probabilities
+
+
+def main() -> None:
+    """Prints the ceiling of every view."""
+    common.parser(__doc__).parse_args()
+    bench = benches.load("synthetic")
+    assert bench.world is not None
+    requests, sampling = asked(bench)
+    rows = []
+    for name, view in VIEWS.items():
+        seen = lift(bench.world, requests, view, knobs=benches.SYNTHETIC["synthetic"])
+        rows.append([name, f"{gauc(bench.world, requests, seen, sampling):.4f}"])
+    print(common.table(rows, ["what is seen", "highest GAUC"]))
+
+
+def _shares(world: World, group: np.ndarray) -> np.ndarray:
+    return np.bincount(group[1:], weights=world.popularity[1:])
+
+
+if __name__ == "__main__":
+    main()
