@@ -108,8 +108,8 @@ SIGNATURES: dict[str, dict[str, Any]] = {f"+ SimTier, K={k}": _TIERS | dict(sign
 SWEEPS: dict[str, dict[str, Any]] = {
     **{f"sweep M={m}": _TIERS | dict(bridges=m) for m in (1, 4, 32)},
     **{f"sweep Q={q} P={p}": _TIERS | dict(sim_slots=q, sim_length=p) for q, p in ((4, 8), (16, 2), (64, 8), (16, 32))},
-    **{f"sweep L={length}": _TIERS | dict(long_length=length) for length in (16, 32, 64, 256, 512)},
+    **{f"sweep L={length}": _TIERS | dict(long_length=length) for length in (16, 32, 64, 256)},
     "sweep L=512, tiers by recency": _TIERS | dict(long_length=512, tiers_by_recency=True),
 }
-"""The paper's model with one size changed; its K stands under SIGNATURES."""
+"""The paper's model with one size changed; its K stands under SIGNATURES, its L=512 under LONGER."""
 _ARMS = BASELINES | ADDITIVE | LONGER | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS

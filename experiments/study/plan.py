@@ -81,7 +81,8 @@ def _taobao(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 
 def _sweeps(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
-    return [Cell(bench=bench, arm=arm, seed=seed, **FIXED) for seed in seeds[:2] for arm in ("+ SimTier", *arms.SWEEPS)]
+    wanted = ("+ SimTier", "+ SimTier, L=512", *arms.SWEEPS)
+    return [Cell(bench=bench, arm=arm, seed=seed, **FIXED) for seed in seeds[:2] for arm in wanted]
 
 
 def _leave_one_out(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
