@@ -9,7 +9,8 @@ from experiments.study import arms
 from experiments.study.cells import Cell
 
 TUNED = ("learning_rate", "epochs", "weight_decay")
-TRIAL_SEED = 0
+TRIALS = ("movielens", "validation", 0)
+"""Data set, slice and seed of the records that are trials."""
 
 
 def chosen(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -19,7 +20,7 @@ def chosen(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """
     best: dict[str, dict[str, Any]] = {}
     for record in records.values():
-        if record["slice"] != "validation" or record["seed"] != TRIAL_SEED:
+        if (record["bench"], record["slice"], record["seed"]) != TRIALS:
             continue
         family = record["arm"]
         if family not in best or record["figures"]["gauc"] > best[family]["figures"]["gauc"]:
