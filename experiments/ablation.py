@@ -190,7 +190,8 @@ def claim(path: Path) -> bool:
 
 def wait_for_trials(options) -> None:
     """Waits while another process is still at a trial: its outcome decides the hyperparameters."""
-    while any("--validation--" in path.name for path in (options.work / "claims").iterdir()):
+    trials = {cell.file for cell in plan.cells("tuning")}
+    while any(path.name in trials for path in (options.work / "claims").iterdir()):
         time.sleep(5)
 
 
