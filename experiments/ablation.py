@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 from experiments import common
-from experiments.study import arms, benches, inttower, plan, recipes, records, report, tuning
+from experiments.study import arms, benches, inttower, plan, plots, recipes, records, report, tables, tuning
 from experiments.study import critical as critical_path
 from experiments.study.cells import SIZES, SMOKE, Cell, run, survived
 
@@ -54,16 +54,19 @@ def main(arguments: list[str] | None = None) -> None:
 def tell(options) -> None:
     """Prints every table, draws the figures and writes the JSON file, all from the records."""
     found, critical = records.read(options.results), read_critical(options)
-    print(report.text(found, critical))
-    for path in report.draw(found, critical, options.figures):
+    print(tables.text(tables.tables(found, critical)))
+    figures = options.figures if options.page is None else options.page / "figures"
+    for path in plots.draw(found, critical, figures):
         print(f"figure written to {path}")
+    if options.page is not None:
+        print(f"tables written to {tables.write(options.page, found, critical)}")
     common.write_json(options.json, report.keys(found, critical))
 
 
 def time_arms(options) -> None:
     """Measures the critical path of every arm, interleaved, and writes one record."""
     bench = benches.load("smoke" if options.smoke else "movielens", options.data)
-    names = options.arm or [*arms.BASELINES, *arms.ADDITIVE]
+    names = options.arm or [*arms.BASELINES, *arms.ADDITIVE, *arms.MEMORIES, "two_tower, S=128", plan.LONG[1]]
     rounds, lengths = (5, (64,)) if options.smoke else (options.rounds, critical_path.LENGTHS)
     timed = critical_path.measure(
         bench, names, candidates=options.candidates, rounds=rounds, lengths=lengths, smoke=options.smoke
@@ -96,6 +99,7 @@ def parse(arguments: list[str] | None):
     parser.add_argument("--results", metavar="DIR", type=Path, default=records.RESULTS, help="records (default %(default)s)")
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/study"), help="models (default %(default)s)")
     parser.add_argument("--figures", metavar="DIR", type=Path, default=Path("out/study"), help="where PNG files go")
+    parser.add_argument("--page", metavar="DIR", type=Path, help=f"write {tables.PAGE} and figures/ into this folder")
     parser.add_argument("--critical", action="store_true", help="measure the critical path of every arm, on a quiet machine")
     parser.add_argument("--candidates", type=int, default=1000, help="of --critical (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=200, help="of --critical (default %(default)s)")

@@ -13,7 +13,7 @@ import pytest
 
 from aif_jax.data import movielens
 from experiments import ablation, evaluation
-from experiments.study import arms, benches, cells, inttower, limits, plan, recipes, records, report, tuning
+from experiments.study import arms, benches, cells, inttower, limits, plan, plots, recipes, records, report, tables, tuning
 from experiments.study.cells import Cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def test_critical_paths_of_arms_and_lengths(tmp_path, capsys):
     assert claims["critical_exact_over_aif L=64"] == pytest.approx(
         timed["exact, L=64"]["p50"] / timed["aif, L=64"]["p50"], rel=1e-3
     )
-    assert "critical_exact_over_aif L=64: " in capsys.readouterr().out
+    assert "critical_exact_over_aif L=64 " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -171,10 +171,21 @@ def test_report_from_records(tmp_path):
     assert signatures["+ SimTier, with random"]["seeds"] == 2 and signatures["+ SimTier"]["seeds"] == 1
     assert list(keys["precision"]) == ["+ SimTier"] and keys["precision"]["+ SimTier"]["gauc"] == 0.83
     assert keys["by_history"]["aif"] == {"5-19": pytest.approx(0.86), "20+": pytest.approx(0.87)}
-    text = report.text(found, critical)
-    assert re.search(r"two_tower +0.8000 ±0.0141  0.8100 ±0.0141", text) and "gauc_points_over_two_tower: 5.000" in text
-    for path in report.draw(found, critical, tmp_path):
+    shown = tables.tables(found, critical)
+    text, page = tables.text(shown), tables.markdown(shown)
+    assert re.search(r"two_tower +0.8000 ± 0.0141  0.8100 ± 0.0141", text)
+    assert re.search("gauc_points_over_two_tower +5.000", text)
+    assert "| two_tower | 0.8000 ± 0.0141 | 0.8100 ± 0.0141 | 0.5000 ± 0.0000 |  | 2 |" in page
+    assert "| aif | 0.8500 ± 0.0000 | 0.8600 ± 0.0000 | 0.5000 ± 0.0000 | 0.50 | 2 |" in page
+    for path in plots.draw(found, critical, tmp_path):
         assert path.stat().st_size > 10_000
+
+
+def test_the_page_of_tables_is_that_of_the_records():
+    critical = json.loads((records.RESULTS / ablation.CRITICAL).read_text())["arms"]
+    wanted = tables.markdown(tables.tables(records.read(records.RESULTS), critical))
+    written = (ROOT / "docs" / tables.PAGE).read_text(encoding="utf-8")
+    assert written == wanted, "write it anew: python -m experiments.ablation --report-only --page docs"
 
 
 def test_hard_negatives_are_the_highest_and_the_first_drawn():

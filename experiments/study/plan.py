@@ -55,8 +55,9 @@ def _longer(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 
 def _recipes(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
-    others = [name for name in recipes.NAMES if name != recipes.DEFAULT]
-    return [Cell(bench=bench, arm=recipes.ARM, seed=seed, recipe=name) for seed in seeds for name in others]
+    """All recipes on one model, and the one that is made for the whole catalogue on the two-tower model too."""
+    others = [(recipes.ARM, name) for name in recipes.NAMES if name != recipes.DEFAULT] + [("two_tower", "logQ")]
+    return [Cell(bench=bench, arm=arm, seed=seed, recipe=name) for seed in seeds for arm, name in others]
 
 
 def _blocks(bench: str, seeds: tuple[int, ...]) -> list[Cell]:

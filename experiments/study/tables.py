@@ -1,0 +1,123 @@
+"""The study's tables: as plain text for the terminal, as Markdown for `docs/study_tables.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import common
+from experiments.study import recipes, report
+from experiments.study.report import Records
+
+PAGE = "study_tables.md"
+HEADING = """# The study's tables
+
+Written by `python -m experiments.ablation --report-only --page docs` from the records in `experiments/results/`; what they mean
+stands in [Does it rank better?](study.md). Figures are means over seeds, ± their sample deviation; without ± there is one seed.
+*GAUC* pools a user's requests, *per user* is the plain mean over users. *Survival* is the share of the `exact` model's ten best
+that stand among the arm's hundred best. *Critical ms* is the median from "candidates are here" to "scores are here" at C=1000
+with the arm's own history length, all arms in turn in one run, measured on MovieLens.
+"""
+NAMES = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "gauc_mean": "GAUC per user",
+    "log_loss": "log-loss",
+    "hr100": "HR@100",
+    "ndcg100": "NDCG@100",
+    "ranker_top10_in_top100": "survival",
+}
+LONG = "_long_users"
+TIMES = ("p50", "p99", "best")
+TASKS = {"next": f"next item, {recipes.DEFAULT}", "liked": "liked or not, pointwise"}
+
+
+class Table(NamedTuple):
+    """A title and its cells; the first column names the row."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def tables(records: Records, critical: Mapping[str, Any] | None) -> list[Table]:
+    """Every table of the study, the main ones first.
+
+    Args:
+      records: by id.
+      critical: arm to its times in ms, or None where they were not measured.
+    """
+    times = {arm: timed["p50"] for arm, timed in (critical or {}).items()}
+    made = []
+    if found := report.claims(report.summary(records), critical):
+        made.append(Table("Claims", ["claim", "figure"], [[name, f"{value:.3f}"] for name, value in found.items()]))
+    for task, title in TASKS.items():
+        for bench, rows in report.summary(records, task=task).items():
+            if bench.startswith("synthetic-"):
+                continue  # they stand side by side, below
+            made.append(_figures(f"{bench}, {title}", rows, NAMES, times))
+            long = {f"{name}{LONG}": shown for name, shown in NAMES.items()}
+            made.append(_figures(f"{bench}, {title}: users with at least 200 earlier events", rows, long, {}))
+    if critical:
+        measured = {arm: timed for arm, timed in critical.items() if set(TIMES) <= set(timed)}
+        lines = [[arm, *(f"{timed[name]:.2f}" for name in TIMES)] for arm, timed in measured.items()]
+        made.append(Table("Critical path at C=1000, ms", ["", *TIMES], lines))
+    made.append(_plain("movielens, GAUC by the user's earlier events", report.by_history(records)))
+    made.append(_plain("movielens, trials on the validation slice, GAUC", report.trials(records)))
+    for arm in (recipes.ARM, "two_tower"):
+        if len(found := report.by_recipe(records, arm)) > 1:
+            made.append(_figures(f"movielens, {arm} by recipe", found, NAMES, {}))
+    for stage, rows in report.small(records).items():
+        made.append(_figures(f"movielens, {stage}, validation slice", rows, NAMES, {}))
+    made.append(_plain("synthetic worlds with one source of interest, GAUC", report.by_world(records)))
+    return [table for table in made if table.rows and len(table.header) > 1]
+
+
+def text(found: Iterable[Table]) -> str:
+    """Plain text, columns aligned."""
+    return "\n\n".join(f"{table.title}\n{common.table(table.rows, table.header)}" for table in found)
+
+
+def markdown(found: Iterable[Table]) -> str:
+    """The page: a heading and every table."""
+    parts = [HEADING]
+    for table in found:
+        lines = [table.header, ["---"] * len(table.header), *table.rows]
+        parts.append(f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    return "\n".join(parts)
+
+
+def write(folder: Path, records: Records, critical: Mapping[str, Any] | None) -> Path:
+    """Writes the page into a folder of documentation and says where."""
+    path = folder / PAGE
+    path.write_text(markdown(tables(records, critical)), encoding="utf-8")
+    return path
+
+
+def _figures(title: str, rows: Mapping[str, dict[str, float]], names: Mapping[str, str], times: Mapping[str, float]) -> Table:
+    """Figures with their spread, and the critical path where there is one; columns that nobody has are left out."""
+    shown = {name: header for name, header in names.items() if any(name in figures for figures in rows.values())}
+    timed = any(arm in times for arm in rows)
+    lines = []
+    for arm, figures in rows.items():
+        path = [f"{times[arm]:.2f}" if arm in times else ""] if timed else []
+        lines.append([arm, *(_spread(figures, name) for name in shown), *path, str(figures["seeds"])])
+    header = ["", *shown.values(), *["critical ms"] * timed, "seeds"]
+    return Table(title, header, lines if shown else [])
+
+
+def _plain(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """One figure a cell."""
+    columns = list(dict.fromkeys(name for values in rows.values() for name in values))
+    lines = [[row, *(f"{values[name]:.4f}" if name in values else "" for name in columns)] for row, values in rows.items()]
+    return Table(title, ["", *columns], lines)
+
+
+def _spread(figures: Mapping[str, float], name: str) -> str:
+    if name not in figures:
+        return ""
+    spread = figures[f"{name}_std"]
+    return f"{figures[name]:.4f}" + (f" ± {spread:.4f}" if np.isfinite(spread) else "")
