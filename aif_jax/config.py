@@ -45,7 +45,8 @@ class Config:
       simtier: "exact" (histogram over the whole long history), "codes" (bridge codes, independent of L) or "off".
       tiers: T, equal tiers of similarity in [0, 1].
       tiers_by_action: one histogram per behaviour type instead of one for all.
-      tiers_by_recency: the `short_length` most recent behaviours have histograms of their own, apart from those of the rest.
+      tier_windows: one histogram per stretch of the history instead of one for all; ends in behaviours, counted from the most
+        recent: (4, 32) counts the last 4, the 28 before them and the rest apart.
       signature_bits: K of the LSH signatures, a multiple of 32 up to 256.
       codes: R, bridge codes of simtier="codes".
       codes_per_item: J, nearest codes that a row carries.
@@ -76,7 +77,7 @@ class Config:
     simtier: Literal["off", "exact", "codes"] = "exact"
     tiers: int = 8
     tiers_by_action: bool = False
-    tiers_by_recency: bool = False
+    tier_windows: tuple[int, ...] = ()
     signature_bits: int = 64
     codes: int = 256
     codes_per_item: int = 1
@@ -98,6 +99,8 @@ class Config:
         _expect(self.bridges >= 0, "bridges", "0 (off) or more", self.bridges)
         _expect(len(self.head_hidden) >= 1, "head_hidden", "at least one hidden layer", self.head_hidden)
         _expect(2 <= self.tiers <= 64, "tiers", "2 to 64", self.tiers)
+        ascending = all(a < b for a, b in zip((0, *self.tier_windows), self.tier_windows, strict=False))
+        _expect(ascending, "tier_windows", "ascending numbers of behaviours, at least 1", self.tier_windows)
         for field in self.sim_fields:
             _expect(field in self.schema.behaviour_fields, "sim_fields", f"names among {self.schema.behaviour_fields}", field)
         for kind in self.memory:
@@ -144,7 +147,7 @@ class Config:
     @property
     def tier_groups(self) -> int:
         """G, histograms per candidate."""
-        return (self.schema.actions if self.tiers_by_action else 1) * (2 if self.tiers_by_recency else 1)
+        return (self.schema.actions if self.tiers_by_action else 1) * (len(self.tier_windows) + 1)
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some fields changed, checked anew."""

@@ -116,17 +116,16 @@ def long_term(params: Params, long: Behaviours, *, config: Config, candidates: i
 
 
 def tier_group(long: Behaviours, *, config: Config) -> jax.Array:
-    """Which of the G histograms of SimTier a behaviour counts in, int32 [L]: that of its action, of its recency, of both.
+    """Which of the G histograms of SimTier a behaviour counts in, int32 [L]: that of its action, of its window, of both.
 
-    An unknown action counts as action 0. The recent behaviours' groups come first, the others' follow.
+    An unknown action counts as action 0. The groups of the most recent window come first, those of the others follow.
     """
     action = jnp.asarray(long.action)
     known = (action >= 0) & (action < config.schema.actions)
     group = jnp.where(known, action, 0) if config.tiers_by_action else jnp.zeros_like(action)
-    if not config.tiers_by_recency:
-        return group
-    far = jnp.arange(action.shape[0], dtype=group.dtype) >= config.short_length
-    return group + far.astype(group.dtype) * (config.tier_groups // 2)
+    windows = jnp.array(config.tier_windows, group.dtype)
+    window = (jnp.arange(action.shape[0], dtype=group.dtype)[:, None] >= windows).sum(1, dtype=group.dtype)
+    return group + window * (config.tier_groups // (len(config.tier_windows) + 1))
 
 
 def _tiers(params: Params, long: Behaviours, *, config: Config) -> TierHistory | jax.Array | None:

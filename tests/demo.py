@@ -15,7 +15,7 @@ VARIANTS: dict[str, dict] = {
     "codes": {"simtier": "codes"},
     "several codes by action": {"simtier": "codes", "codes_per_item": 3, "tiers_by_action": True},
     "codes by cosine": {"simtier": "codes", "codes_by": "cosine", "codes_per_item": 2, "memory": ("learned",)},
-    "tiers by action and recency": {"tiers_by_action": True, "tiers_by_recency": True},
+    "tiers by action and window": {"tiers_by_action": True, "tier_windows": (2, 6)},
     "base": {"sequence": False, "bridges": 0, "memory": (), "sim_fields": (), "simtier": "off"},
     "matching": {"matching": True, "memory_keys": "softmax"},
     "two SIM fields": {"sim_fields": ("category", "item")},

@@ -27,9 +27,9 @@ def test_two_tower_does_not_see_the_long_history():
 
 
 def test_float_tiers_against_loops():
-    model, params = demo.build(architecture="exact", tiers_by_action=True, tiers_by_recency=True)
+    model, params = demo.build(architecture="exact", tiers_by_action=True, tier_windows=(2, 6))
     config = model.config
-    assert config.tier_groups == 2 * 4 and config.short_length == 6
+    assert config.tier_groups == 3 * 4
     features = demo.user(config, events=15)
     state = model.user(params, features)
     rows = jax.vmap(model.item, (None, 0))(params, demo.items(config, 5))
@@ -38,7 +38,7 @@ def test_float_tiers_against_loops():
     for c in range(5):
         for j in range(config.long_length):
             if state.long_mask[j]:
-                assert state.group[j] == features.long.action[j] + (4 if j >= 6 else 0)
+                assert state.group[j] == features.long.action[j] + 4 * ((j >= 2) + (j >= 6))
                 cosine = float(np.dot(rows.content[c], state.content[j]))
                 expected[c, int(state.group[j]), min(max(int((1 + cosine) / 2 * config.tiers), 0), config.tiers - 1)] += 1
     assert expected.sum() == 5 * 15

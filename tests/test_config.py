@@ -12,6 +12,8 @@ import aif_jax as aif
         ({"bridges": -1}, "Config.bridges"),
         ({"head_hidden": ()}, "Config.head_hidden"),
         ({"tiers": 1}, "Config.tiers: expected 2 to 64, got 1"),
+        ({"tier_windows": (0,)}, "Config.tier_windows: expected ascending numbers of behaviours, at least 1, got \\(0,\\)"),
+        ({"tier_windows": (8, 8)}, "Config.tier_windows"),
         ({"sim_fields": ("brand",)}, "Config.sim_fields: expected names among"),
         ({"memory": ("lsh", "attention")}, "Config.memory: expected kinds among"),
         ({"simtier": "fast"}, "Config.simtier"),

@@ -114,14 +114,14 @@ def test_each_block_changes_the_scores():
         assert np.abs(joint(changed, features, items) - scores).max() > 1e-6, block
 
 
-def test_tiers_by_recency_are_those_of_the_short_history_and_of_the_rest():
-    model, params = demo.build(tiers_by_recency=True, simtier="exact")
+def test_tiers_by_window_are_those_of_the_stretches_of_the_history():
+    model, params = demo.build(tier_windows=(2, 6), simtier="exact")
     config = model.config
     features, rows = demo.user(config), jax.vmap(model.item, (None, 0))(params, demo.items(config, 5))
-    plain = config.replace(tiers_by_recency=False)
+    plain = config.replace(tier_windows=())
     long, at = features.long, np.arange(config.long_length)
     blocks = []
-    for kept in (at < config.short_length, at >= config.short_length):
+    for kept in (at < 2, (at >= 2) & (at < 6), at >= 6):
         part = dataclasses.replace(features, long=dataclasses.replace(long, mask=long.mask & kept))
         blocks.append(interaction.tier_block(user.apply(params, part, config=plain), rows, config=plain))
     got = interaction.tier_block(model.user(params, features), rows, config=config)

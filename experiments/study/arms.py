@@ -25,11 +25,12 @@ SIZES: dict[str, Any] = dict(
 )
 SMOKE: dict[str, Any] = dict(width=8, short_length=8, long_length=32, head_hidden=(16, 8), tower_hidden=(16,))
 MEMORY = ("lsh", "learned")
+OCTAVES = (4, 8, 16, 32, 64, 128)
 
 
 def names() -> list[str]:
     """Every arm, in the order of the report."""
-    return [*BASELINES, *ADDITIVE, *LONGER, *LEAVE_ONE_OUT, *MEMORIES, *SIGNATURES, *SWEEPS]
+    return [*BASELINES, *ADDITIVE, *LONGER, *WINDOWS, *LEAVE_ONE_OUT, *MEMORIES, *SIGNATURES, *SWEEPS]
 
 
 def config(arm: str, schema: Schema, *, sim_fields: tuple[str, ...], smoke: bool = False, **changes: Any) -> aif.Config:
@@ -88,9 +89,11 @@ LONGER: dict[str, dict[str, Any]] = {
     "exact, L=512": dict(architecture="exact", long_length=512),
     "+ SimTier, L=512": _TIERS | dict(long_length=512),
     "aif, L=512": dict(long_length=512),
-    "aif, L=512, tiers by recency": dict(long_length=512, tiers_by_recency=True),
+    "aif, L=512, tiers by octaves": dict(long_length=512, tier_windows=OCTAVES),
 }
 """The arms with longer histories; a two-tower model has the short one alone. The last one has an addition that is ours."""
+WINDOWS: dict[str, dict[str, Any]] = {"aif, L=512, tiers by recency": dict(long_length=512, tier_windows=(32,))}
+"""Two histograms where octaves have seven."""
 LEAVE_ONE_OUT: dict[str, dict[str, Any]] = {
     "minus sequence": dict(sequence=False),
     "minus SIM": dict(sim_fields=()),
@@ -109,7 +112,8 @@ SWEEPS: dict[str, dict[str, Any]] = {
     **{f"sweep M={m}": _TIERS | dict(bridges=m) for m in (1, 4, 32)},
     **{f"sweep Q={q} P={p}": _TIERS | dict(sim_slots=q, sim_length=p) for q, p in ((4, 8), (16, 2), (64, 8), (16, 32))},
     **{f"sweep L={length}": _TIERS | dict(long_length=length) for length in (16, 32, 64, 256)},
-    "sweep L=512, tiers by recency": _TIERS | dict(long_length=512, tiers_by_recency=True),
+    "sweep L=512, tiers by recency": _TIERS | dict(long_length=512, tier_windows=(32,)),
+    "sweep L=512, tiers by octaves": _TIERS | dict(long_length=512, tier_windows=OCTAVES),
 }
 """The paper's model with one size changed; its K stands under SIGNATURES, its L=512 under LONGER."""
-_ARMS = BASELINES | ADDITIVE | LONGER | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS
+_ARMS = BASELINES | ADDITIVE | LONGER | WINDOWS | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS

@@ -20,7 +20,7 @@ STAGES = (
     "tuning", "main", "longer", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
     "precision", "signatures",
 )  # fmt: skip
-LONG = ("aif, L=512", "aif, L=512, tiers by recency")
+LONG = ("aif, L=512", "aif, L=512, tiers by octaves", *arms.WINDOWS)
 SMALL = ("leave one out", "sweeps", "precision", "signatures")
 """Stages that choose among models: they stand on the validation slice with `FIXED`, and leave the test slice alone."""
 
@@ -55,9 +55,11 @@ def _longer(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 
 def _recipes(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
-    """All recipes on one model, and the one that is made for the whole catalogue on the two-tower model too."""
-    others = [(recipes.ARM, name) for name in recipes.NAMES if name != recipes.DEFAULT] + [("two_tower", "logQ")]
-    return [Cell(bench=bench, arm=arm, seed=seed, recipe=name) for seed in seeds for arm, name in others]
+    """All recipes on one model; the one that is made for the whole catalogue on the two-tower model and other data sets too."""
+    wanted = [(bench, recipes.ARM, name) for name in recipes.NAMES if name != recipes.DEFAULT]
+    for other in (bench, "taobao", "synthetic"):
+        wanted += [(other, arm, recipes.CATALOGUE) for arm in ("two_tower", recipes.ARM)]
+    return list(dict.fromkeys(Cell(bench=on, arm=arm, seed=seed, recipe=name) for seed in seeds for on, arm, name in wanted))
 
 
 def _blocks(bench: str, seeds: tuple[int, ...]) -> list[Cell]:

@@ -25,7 +25,9 @@ DEFAULT = "listwise + pointwise"
 requests of a user, and log-loss ask for; the pointwise part fixes it."""
 ARM = "+ SimTier"
 """The model that recipes are compared on: the paper's."""
-NAMES = (DEFAULT, "pointwise", "listwise", "logQ", "distillation", "hard negatives")
+CATALOGUE = "logQ"
+"""The recipe for the question that asks the whole catalogue: the others' scores are likelihoods over those of the sampler."""
+NAMES = (DEFAULT, "pointwise", "listwise", CATALOGUE, "distillation", "hard negatives")
 
 
 class Helper(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +68,9 @@ def tables(records: Records, critical: Mapping[str, Any] | None) -> list[Table]:
         made.append(Table("Critical path at C=1000, ms", ["", *TIMES], lines))
     made.append(_plain("movielens, GAUC by the user's earlier events", report.by_history(records)))
     made.append(_plain("movielens, trials on the validation slice, GAUC", report.trials(records)))
-    for arm in (recipes.ARM, "two_tower"):
-        if len(found := report.by_recipe(records, arm)) > 1:
-            made.append(_figures(f"movielens, {arm} by recipe", found, NAMES, {}))
+    for bench, arm in product(("movielens", "taobao", "synthetic"), (recipes.ARM, "two_tower")):
+        if len(found := report.by_recipe(records, arm, bench=bench)) > 1:
+            made.append(_figures(f"{bench}, {arm} by recipe", found, NAMES, {}))
     for stage, rows in report.small(records).items():
         made.append(_figures(f"movielens, {stage}, validation slice", rows, NAMES, {}))
     made.append(_plain("synthetic worlds with one source of interest, GAUC", report.by_world(records)))
