@@ -162,8 +162,8 @@ def test_report_from_records(tmp_path):
     assert rows["two_tower"]["gauc"] == pytest.approx(0.81) and rows["two_tower"]["seeds"] == 2
     assert rows["two_tower"]["gauc_std"] == pytest.approx(0.02 / 2**0.5)
     assert rows["aif"]["gauc_long_users"] == pytest.approx(0.84) and rows["aif"]["critical_ms"] == 0.5
-    assert keys["claims"]["gauc_points_over_two_tower"] == pytest.approx(5)
-    assert keys["claims"]["share_of_exact_gain"] == pytest.approx(5 / 6)
+    assert keys["claims"]["movielens_gauc_points_over_two_tower"] == pytest.approx(5)
+    assert keys["claims"]["movielens_share_of_exact_gain"] == pytest.approx(5 / 6)
     assert keys["claims"]["critical_exact_over_aif"] == 12 and keys["claims"]["critical_exact_over_aif L=9"] == 20
     assert keys["recipes"]["pointwise"]["gauc"] == 0.84
     signatures = keys["signatures"]
@@ -174,7 +174,7 @@ def test_report_from_records(tmp_path):
     shown = tables.tables(found, critical)
     text, page = tables.text(shown), tables.markdown(shown)
     assert re.search(r"two_tower +0.8000 ± 0.0141  0.8100 ± 0.0141", text)
-    assert re.search("gauc_points_over_two_tower +5.000", text)
+    assert re.search("movielens_gauc_points_over_two_tower +5.000", text)
     assert "| two_tower | 0.8000 ± 0.0141 | 0.8100 ± 0.0141 | 0.5000 ± 0.0000 |  | 2 |" in page
     assert "| aif | 0.8500 ± 0.0000 | 0.8600 ± 0.0000 | 0.5000 ± 0.0000 | 0.50 | 2 |" in page
     for path in plots.draw(found, critical, tmp_path):

@@ -94,6 +94,8 @@ LONGER: dict[str, dict[str, Any]] = {
 """The arms with longer histories; a two-tower model has the short one alone. The last one has an addition that is ours."""
 WINDOWS: dict[str, dict[str, Any]] = {"aif, L=512, tiers by recency": dict(long_length=512, tier_windows=(32,))}
 """Two histograms where octaves have seven."""
+AIF = ("aif", *(name for name in (*LONGER, *WINDOWS) if name.startswith("aif")))
+"""The arms with every block on, and what else is not as usual in them."""
 LEAVE_ONE_OUT: dict[str, dict[str, Any]] = {
     "minus sequence": dict(sequence=False),
     "minus SIM": dict(sim_fields=()),
