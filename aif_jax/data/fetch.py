@@ -43,7 +43,7 @@ RECBOLE_SHA256 = {
 }
 CHUNK = 1 << 16
 BROKEN = (OSError, http.client.HTTPException)  # URLError, HTTPError and timeouts are OSErrors
-BAD_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)
+BAD_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)  # zipfile's word for a compression it cannot undo
 
 
 class FetchError(RuntimeError):
