@@ -1,0 +1,78 @@
+"""What every metric checks of its arguments before it counts anything."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def check_k(k: int) -> None:
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k: expected an integer of at least 1, got {k!r}")
+
+
+def check_bins(bins: int) -> None:
+    if not isinstance(bins, int | np.integer) or bins < 1:
+        raise ValueError(f"bins: expected an integer of at least 1, got {bins!r}")
+
+
+def valid_entries(scores: Any, labels: Any, where: Any, *, name: str = "scores") -> tuple[np.ndarray, np.ndarray]:
+    """Scores float64 [n] and positive bool [n] of the valid entries, flat."""
+    scores, labels, valid = _checked(scores, labels, where, name=name)
+    return scores[valid], labels[valid] != 0
+
+
+def grouped_entries(scores: Any, labels: Any, groups: Any, where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `valid_entries`, with the groups [n]."""
+    scores, labels, valid = _checked(scores, labels, where)
+    groups = np.asarray(groups)
+    if groups.dtype.kind == "f" and groups.size:
+        raise ValueError(f"groups: expected integers or strings, got {groups.dtype}")
+    return scores[valid], labels[valid] != 0, _broadcast(groups, "groups", scores.shape)[valid]
+
+
+def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, labels and mask as [B, C]; masked scores are -inf, masked labels 0. Labels are bool unless graded."""
+    scores, labels, valid = _checked(scores, labels, where, graded=graded)
+    if not scores.ndim:
+        raise ValueError("scores: expected lists [..., C], got a single number")
+    shape = (math.prod(scores.shape[:-1]), scores.shape[-1])
+    labels = np.where(valid, labels, 0)
+    if not graded:
+        labels = labels != 0
+    return np.where(valid, scores, -np.inf).reshape(shape), labels.reshape(shape), valid.reshape(shape)
+
+
+def _checked(
+    scores: Any, labels: Any, where: Any, *, graded: bool = False, name: str = "scores"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores float64, labels and mask, all of the shape of `scores`."""
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    if labels.shape != scores.shape:
+        raise ValueError(f"labels: expected the shape of scores {scores.shape}, got {labels.shape}")
+    valid = np.asarray(True if where is None else where)
+    if valid.dtype != np.bool_:
+        raise ValueError(f"where: expected a bool mask, got dtype {valid.dtype}")
+    valid = np.broadcast_to(valid, scores.shape) if where is None else _broadcast(valid, "where", scores.shape)
+    if labels.dtype != np.bool_:
+        labels = labels.astype(np.float64)
+        wrong = ~(np.isfinite(labels) & (labels >= 0)) if graded else (labels != 0) & (labels != 1)
+        _refuse(wrong & valid, labels, "labels", "finite values of at least 0" if graded else "0 or 1")
+    _refuse(np.isnan(scores) & valid, scores, name, "no NaN")
+    return scores, labels, valid
+
+
+def _refuse(wrong: np.ndarray, values: np.ndarray, name: str, expected: str) -> None:
+    if wrong.any():
+        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        place = [int(i) for i in at]
+        raise ValueError(f"{name}: expected {expected}, got {values[at]} at {place} ({int(wrong.sum())} such entries)")
+
+
+def _broadcast(value: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    # The same rank is required: a mask [B] against scores [B, B] would fit silently along the wrong axis.
+    if value.ndim != len(shape) or any(have not in (1, want) for have, want in zip(value.shape, shape, strict=True)):
+        raise ValueError(f"{name}: expected a shape of the same rank that broadcasts to scores {shape}, got {value.shape}")
+    return np.broadcast_to(value, shape)

@@ -1,0 +1,159 @@
+"""By list, the top k of each: hit rate, recall, NDCG, and how many of a ranker's best survive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aif_jax.metrics.entries import check_k, listed_entries
+from aif_jax.metrics.means import Averaged, ratio
+
+
+def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
+    """HR@k: the share of lists with at least one positive among their k highest scores.
+
+    With one positive a list it equals recall@k. Where a tie straddles rank k, a list counts with the probability that a random
+    order of the tie makes a hit.
+
+    Args:
+      scores: numbers [..., C].
+      labels: 0 or 1 [..., C].
+      k: at least 1; above C it means C.
+      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
+
+    Returns:
+      The mean, the lists used, and the lists left out for having no valid positive.
+
+    Raises:
+      ValueError: as `auc`, and for k below 1.
+
+    Example:
+      >>> hit_rate_at_k([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[0, 1, 1], [1, 0, 0]], k=2)
+      Averaged(value=0.5, used=2, left_out=0)
+    """
+    scores, positive, valid = listed_entries(scores, labels, where)
+    above, tied, slots = _top_k(scores, valid, k)
+    sure = (positive & above).any(axis=1)
+    n, p = tied.sum(axis=1), (positive & tied).sum(axis=1)
+    # No hit in the tie: all its slots in the top k go to the n - p others, C(n - p, slots) / C(n, slots).
+    log_factorial = np.append(0.0, np.cumsum(np.log(np.arange(1, scores.shape[1] + 1))))
+    possible = slots <= n - p
+    rest = np.where(possible, n - p - slots, 0)
+    # In this order of operations a tie without positives gives exactly 0, not 1e-13.
+    log_miss = (log_factorial[n - p] - log_factorial[n]) - (log_factorial[rest] - log_factorial[n - slots])
+    hit = np.where(possible, -np.expm1(np.minimum(log_miss, 0)), 1)
+    return _mean_of_lists(np.where(sure, 1.0, hit), positive.sum(axis=1))
+
+
+def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
+    """Recall@k: of the positives of a list, the share among its k highest scores; the mean over lists.
+
+    The share of a ranker's best that a pre-ranker lets through is this metric with `top_k_labels` of the ranker as labels.
+    Where a tie straddles rank k, its positives count with the share of the tie that fits.
+
+    Args:
+      scores: numbers [..., C].
+      labels: 0 or 1 [..., C].
+      k: at least 1; above C it means C.
+      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
+
+    Returns:
+      The mean, the lists used, and the lists left out for having no valid positive.
+
+    Raises:
+      ValueError: as `auc`, and for k below 1.
+
+    Example:
+      >>> recall_at_k([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[0, 1, 1], [1, 0, 0]], k=2)
+      Averaged(value=0.25, used=2, left_out=0)
+    """
+    scores, positive, valid = listed_entries(scores, labels, where)
+    above, tied, slots = _top_k(scores, valid, k)
+    share = slots / np.maximum(tied.sum(axis=1), 1)
+    kept = (positive & above).sum(axis=1) + (positive & tied).sum(axis=1) * share
+    positives = positive.sum(axis=1)
+    return _mean_of_lists(kept / np.maximum(positives, 1), positives)
+
+
+def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
+    """NDCG@k: discounted gain of the k highest scores over that of the best order; the mean over lists.
+
+    DCG = sum over ranks r = 1..k of label_r / log2(r + 1); NDCG = DCG / DCG of the labels in descending order
+
+    The gain is the label itself: for the exponential gain pass 2 ** labels - 1. Tied scores share the mean of their labels.
+
+    Args:
+      scores: numbers [..., C].
+      labels: relevance [..., C], finite and not negative; 0/1 or graded.
+      k: at least 1; above C it means C.
+      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
+
+    Returns:
+      The mean, the lists used, and the lists left out for having no valid positive.
+
+    Raises:
+      ValueError: NaN scores, negative or non-finite labels, shapes that do not fit, k below 1.
+
+    Example:
+      >>> ndcg_at_k([[3.0, 2.0, 1.0]], [[0, 1, 0]], k=2).value.__round__(4)
+      0.6309
+    """
+    check_k(k)
+    scores, gains, valid = listed_entries(scores, labels, where, graded=True)
+    rows, columns = scores.shape
+    discounts = np.where(np.arange(columns) < k, 1 / np.log2(np.arange(columns) + 2), 0)
+    order = np.lexsort((-scores, ~valid), axis=1)  # masked entries last, whatever their score
+    ranked, counts = np.take_along_axis(scores, order, 1), np.take_along_axis(valid, order, 1)
+    starts = np.ones((rows, columns), np.bool_)
+    starts[:, 1:] = (ranked[:, 1:] != ranked[:, :-1]) | (counts[:, 1:] != counts[:, :-1])
+    tie = np.cumsum(starts) - 1  # the tie that each place belongs to, numbered through all lists
+    gain = np.bincount(tie, np.take_along_axis(gains, order, 1).ravel()) / np.maximum(np.bincount(tie), 1)
+    found = gain[tie].reshape(rows, columns) @ discounts
+    best = -np.sort(-gains, axis=1) @ discounts
+    return _mean_of_lists(found / np.where(best > 0, best, 1), best)
+
+
+def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
+    """The k highest scores of each list as labels, for asking how many of a ranker's best another model keeps.
+
+    Args:
+      scores: numbers [..., C].
+      k: at least 1; lists with fewer valid candidates have them all.
+      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
+
+    Returns:
+      bool, shape of `scores`; of tied scores the first are taken, so that there are exactly k.
+
+    Raises:
+      ValueError: NaN scores, shapes that do not fit, k below 1.
+
+    Example:
+      >>> ranker, pre_ranker = [[4.0, 3.0, 2.0, 1.0]], [[9.0, 1.0, 5.0, 0.0]]
+      >>> recall_at_k(pre_ranker, top_k_labels(ranker, k=2), k=3).value
+      1.0
+    """
+    shape = np.shape(scores)
+    scores, _, valid = listed_entries(scores, np.zeros(shape), where)
+    above, tied, slots = _top_k(scores, valid, k)
+    return (above | (tied & (np.cumsum(tied, axis=1) <= slots[:, None]))).reshape(shape)
+
+
+def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of lists [B, C]: bool above the k-th highest score, bool tied with it, and how many of the tied are in the top k [B]."""
+    check_k(k)
+    columns = scores.shape[1]
+    if not columns:
+        return valid, valid, np.zeros(len(scores), np.int64)
+    # A partition, not a sort: linear in C, which counts when C is the whole catalogue.
+    at = max(columns - k, 0)
+    threshold = np.partition(scores, at, axis=1)[:, at, None]
+    above, tied = valid & (scores > threshold), valid & (scores == threshold)
+    return above, tied, np.minimum(k - above.sum(axis=1), tied.sum(axis=1))
+
+
+def _mean_of_lists(values: np.ndarray, positives: np.ndarray) -> Averaged:
+    """The mean over the lists that have a positive."""
+    defined = positives > 0
+    used = int(defined.sum())
+    return Averaged(ratio(values[defined].sum(), used), used, len(defined) - used)
