@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def work_through(cells: list[Cell], options) -> None:
             continue
         try:
             if cell.slice == "test" and not options.smoke:
-                wait_for_trials(options)
+                wait_for_trials(options.work)
                 done = records.read(options.results)
             if cell.bench not in loaded:
                 loaded = {cell.bench: benches.load(cell.bench, options.data)}
@@ -185,18 +186,26 @@ def claim(path: Path) -> bool:
             file.write(str(os.getpid()))
         return True
     except FileExistsError:
-        owner = path.read_text(encoding="utf-8")
-        if owner and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+        if abandoned(path):
             path.unlink(missing_ok=True)
             return claim(path)
         return False
 
 
-def wait_for_trials(options) -> None:
+def abandoned(path: Path) -> bool:
+    """Whether the process of a claim is gone; where that cannot be told, as without /proc, it counts as alive."""
+    try:
+        owner = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return True
+    return bool(owner) and Path("/proc/self").exists() and not Path(f"/proc/{owner}").exists()
+
+
+def wait_for_trials(work: Path, *, rest: Callable[[float], None] = time.sleep) -> None:
     """Waits while another process is still at a trial: its outcome decides the hyperparameters."""
     trials = {cell.file for cell in plan.cells("tuning")}
-    while any(path.name in trials for path in (options.work / "claims").iterdir()):
-        time.sleep(5)
+    while any(path.name in trials and not abandoned(path) for path in (work / "claims").iterdir()):
+        rest(5)
 
 
 def spawn(options) -> None:

@@ -97,6 +97,47 @@ def test_plan_names_every_cell_once():
         plan.cells("lunch")
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="without /proc every claim counts as alive")
+
+
+@pytest.fixture
+def other_process():
+    """A process that does nothing until it is killed."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+@needs_proc
+def test_a_claim_holds_while_its_process_lives(tmp_path, other_process):
+    path = tmp_path / "cell"
+    path.write_text(str(other_process.pid), encoding="utf-8")
+    assert not ablation.claim(path)
+    other_process.kill()
+    other_process.wait()
+    assert ablation.claim(path) and path.read_text() == str(os.getpid())
+    assert not ablation.claim(path)
+
+
+@pytest.mark.parametrize("ending", ["done", pytest.param("killed", marks=needs_proc)])
+def test_models_wait_for_trials_of_other_processes(tmp_path, other_process, ending):
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    trial = claims / plan.cells("tuning")[0].file
+    trial.write_text(str(other_process.pid), encoding="utf-8")
+    (claims / plan.cells("main")[0].file).write_text(str(other_process.pid), encoding="utf-8")  # no trial: nobody waits for it
+    waits = []
+
+    def rest(seconds):
+        waits.append(seconds)
+        assert len(waits) < 5
+        if len(waits) == 2:
+            trial.unlink() if ending == "done" else (other_process.kill(), other_process.wait())
+
+    ablation.wait_for_trials(tmp_path, rest=rest)
+    assert len(waits) == 2
+
+
 def test_records_round_trip(tmp_path):
     first = {**made("aif", 0, 0.8), "figures": {"gauc": np.float32(0.123456789), "bins": [np.int64(3)]}}
     records.append(tmp_path, first)
@@ -226,13 +267,12 @@ def test_ceiling_is_what_no_arm_beats(smoke):
 
 def test_limits_see_the_whole_truth_or_less(smoke):
     requests, sampling = limits.asked(smoke, requests=200)
-    knobs = benches.SYNTHETIC["synthetic"]
-    full = limits.lift(smoke.world, requests, limits.View(), knobs=knobs)
+    full = limits.lift(smoke.world, requests, limits.View())
     np.testing.assert_allclose(full, smoke.world.lift(requests.positions, requests.rows), rtol=1e-9)
     whole = limits.gauc(smoke.world, requests, full, sampling)
     assert whole == smoke.world.ceiling_gauc(requests.positions, requests.rows, requests.labels, sampling=sampling).value
     for name, view in limits.VIEWS.items():
-        less = limits.lift(smoke.world, requests, view._replace(window=view.window and 40), knobs=knobs)
+        less = limits.lift(smoke.world, requests, view._replace(window=view.window and 40))
         assert (np.abs(less - full).max() > 0.1) == (name != "the truth"), name
         if name not in ("the truth", "no categories"):  # categories are worth less than the luck of 200 requests
             assert limits.gauc(smoke.world, requests, less, sampling) < whole - 0.01, name

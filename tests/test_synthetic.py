@@ -55,6 +55,13 @@ def test_sizes_and_what_a_model_sees(world):
     np.testing.assert_array_equal(data.catalogue.ids["category"], world.category + 1)
 
 
+def test_a_world_says_how_it_was_made(world):
+    assert (world.lag, world.recent) == (16, 4)
+    assert world.shares == dict(long_term=0.4, short_term=0.2, category_locality=0.2, noise=0.2)
+    other = synthetic_world(7, **SMALL | dict(recent=3), long_term=3.0, short_term=1.0, category_locality=0.0, noise=0.0)
+    assert other.recent == 3 and other.shares == dict(long_term=0.75, short_term=0.25, category_locality=0.0, noise=0.0)
+
+
 def lift_by_hand(world, position, row, lag=16, recent=4):
     """The docstring's formula for one event and one item, counted event by event."""
     log, weights = world.dataset.log, np.array([0.4, 0.2, 0.2, 0.2])

@@ -31,6 +31,7 @@ Source: ours; the signals are those that SIM (2006.05639), ETA (2108.04468) and 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,8 @@ class World:
       category: int32 [N] the schema's category minus 1, -1 in row 0.
       observable: bool [n] whether the truth at an event depends on its history alone.
       median_lift: m of the click probability.
+      lag, recent: events that the far history lies back, and that make up the short-term interest.
+      shares: of the four sources by their knobs' names, sum 1.
     """
 
     dataset: Dataset
@@ -66,6 +69,9 @@ class World:
     category: np.ndarray
     observable: np.ndarray
     median_lift: float
+    lag: int
+    recent: int
+    shares: Mapping[str, float]
     _truth: _Truth
 
     def lift(self, positions: Any, items: Any) -> np.ndarray:
@@ -217,6 +223,8 @@ def synthetic_world(
     if not total > 0:
         raise ValueError("long_term, short_term, category_locality, noise: expected at least one above 0, got none")
 
+    shares = {knob: value / total for knob, value in weights.items()}
+
     rng = np.random.default_rng(seed)
     popularity = rng.permutation((1.0 + np.arange(items)) ** -popularity_skew)
     popularity = np.append(0, popularity / popularity.sum())
@@ -230,7 +238,7 @@ def synthetic_world(
         popularity=popularity,
         topic=topic,
         category=category,
-        weights=(long_term / total, short_term / total, category_locality / total, noise / total),
+        shares=tuple(shares.values()),
         lag=lag,
         recent=recent,
         interests=_choose(rng, users, topics, interests),
@@ -265,6 +273,9 @@ def synthetic_world(
         category=category,
         observable=~(truth.formative | (truth.far_mass == 0)),
         median_lift=median,
+        lag=lag,
+        recent=recent,
+        shares=shares,
         _truth=truth,
     )
 
@@ -281,13 +292,13 @@ class _Truth:
         popularity: np.ndarray,
         topic: np.ndarray,
         category: np.ndarray,
-        weights: tuple[float, float, float, float],
+        shares: tuple[float, ...],  # long term, short term, categories, noise
         lag: int,
         recent: int,
         interests: np.ndarray,  # int [users, interests]
         favourites: np.ndarray,  # int [users, favourites]
     ):
-        self.topic, self.category, self.weights, self.lag, self.recent = topic, category, weights, lag, recent
+        self.topic, self.category, self.shares, self.lag, self.recent = topic, category, shares, lag, recent
         self.interests, self.favourites = interests, favourites
         self._topic_items, self._category_items = _Groups(topic, popularity), _Groups(category, popularity)
         self._any_item = _Groups(np.where(topic < 0, -1, 0), popularity)
@@ -323,7 +334,7 @@ class _Truth:
             hidden = self.favourites[everyone, rng.integers(self.favourites.shape[1], size=users)]
             local = np.where(formative, hidden, _draw(rng, squared))
 
-            source = np.searchsorted(np.cumsum(self.weights), rng.random(users), side="right")
+            source = np.searchsorted(np.cumsum(self.shares), rng.random(users), side="right")
             source[(source == 1) & (h == 0)] = 3  # no topic of the moment yet
             at = rng.random(users)
             by_topic = self._topic_items.item(np.where(source == 1, short_term, long_term), at)
@@ -354,9 +365,9 @@ class _Truth:
         met = self._category_events.count(user, category, 0, length) ** 2 / np.maximum(self.category_mass[position], 1)
         local = np.where(formative, _uniform(self.favourites, user, category), met)
 
-        weights = self.weights
-        by_topic = (weights[0] * long_term + weights[1] * short_term) / topic_share
-        return weights[3] + by_topic + weights[2] * local / category_share
+        resting, of_the_moment, by_category, by_chance = self.shares
+        by_topic = (resting * long_term + of_the_moment * short_term) / topic_share
+        return by_chance + by_topic + by_category * local / category_share
 
 
 class _Groups:

@@ -8,21 +8,17 @@ Method    The truth's formula (`aif_jax.data.synthetic`) is evaluated with less 
 
 from __future__ import annotations
 
-import inspect
 from typing import NamedTuple
 
 import numpy as np
 
 from aif_jax import metrics
 from aif_jax.data.sampling import NegativeSampler, item_counts
-from aif_jax.data.synthetic import World, synthetic_world
+from aif_jax.data.synthetic import World
 from experiments import common
 from experiments.evaluation import Requests, held_out, pick
 from experiments.study import benches
 from experiments.study.cells import SIZES
-
-_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(synthetic_world).parameters.items()}
-LAG, RECENT = _DEFAULTS["lag"], _DEFAULTS["recent"]
 
 
 class View(NamedTuple):
@@ -46,28 +42,28 @@ VIEWS = {
 }
 
 
-def lift(world: World, requests: Requests, view: View, *, knobs: dict[str, float]) -> np.ndarray:
+def lift(world: World, requests: Requests, view: View) -> np.ndarray:
     """The lift [R, C] of every candidate as far as the view goes; with the full view `world.lift`, for observable samples."""
-    log, total = world.dataset.log, sum(knobs.values())
+    log, lag, recent, shares = world.dataset.log, world.lag, world.recent, world.shares
     topics, categories = (_shares(world, group) for group in (world.topic, world.category))
     found = np.empty(requests.rows.shape)
     for i, (at, rows) in enumerate(zip(requests.positions, requests.rows, strict=True)):
         end = int(log.history_end(np.array([at]))[0])
         past = log.item[log.offsets[log.user[at]] : end]
-        near = np.bincount(world.topic[past[-LAG:]], minlength=len(topics))
+        near = np.bincount(world.topic[past[-lag:]], minlength=len(topics))
         seen = past if view.window is None else past[-view.window :]
-        far = np.bincount(world.topic[seen[:-LAG]], minlength=len(topics)).astype(float) ** 2
+        far = np.bincount(world.topic[seen[:-lag]], minlength=len(topics)).astype(float) ** 2
         rests = far * (near == 0) if view.rest else far
-        moment = np.bincount(world.topic[past[-RECENT:]], minlength=len(topics)) / RECENT
+        moment = np.bincount(world.topic[past[-recent:]], minlength=len(topics)) / recent
         met = np.bincount(world.category[seen], minlength=len(categories)).astype(float) ** 2
         topic, category = world.topic[rows], world.category[rows]
-        found[i] = knobs["noise"] / total
+        found[i] = shares["noise"]
         if view.long_term:
-            found[i] += knobs["long_term"] / total * (rests / max(rests.sum(), 1))[topic] / topics[topic]
+            found[i] += shares["long_term"] * (rests / max(rests.sum(), 1))[topic] / topics[topic]
         if view.short_term:
-            found[i] += knobs["short_term"] / total * moment[topic] / topics[topic]
+            found[i] += shares["short_term"] * moment[topic] / topics[topic]
         if view.category_locality:
-            found[i] += knobs["category_locality"] / total * (met / max(met.sum(), 1))[category] / categories[category]
+            found[i] += shares["category_locality"] * (met / max(met.sum(), 1))[category] / categories[category]
     return found
 
 
@@ -96,7 +92,7 @@ def main() -> None:
     requests, sampling = asked(bench)
     rows = []
     for name, view in VIEWS.items():
-        seen = lift(bench.world, requests, view, knobs=benches.SYNTHETIC["synthetic"])
+        seen = lift(bench.world, requests, view)
         rows.append([name, f"{gauc(bench.world, requests, seen, sampling):.4f}"])
     print(common.table(rows, ["what is seen", "highest GAUC"]))
 
