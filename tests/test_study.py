@@ -24,10 +24,11 @@ def smoke():
     return benches.load("smoke")
 
 
-def made(arm, seed, gauc, **more):
-    cell = Cell(bench="movielens", arm=arm, seed=seed, **more)
+def made(arm, seed, gauc, *, truth=None, **more):
+    cell = Cell(**{"bench": "movielens", "arm": arm, "seed": seed, **more})
     figures = {"auc": gauc - 0.01, "gauc": gauc, "hr100": 0.5, "long_users": {"gauc": gauc - 0.02, "auc": 0.7}}
     figures["by_history"] = {"5-19": {"gauc": gauc}, "20+": {"gauc": gauc + 0.01}}
+    figures |= {} if truth is None else {"ceiling": {"gauc": truth}}
     return {"id": cell.id, **dataclasses.asdict(cell), "figures": figures}
 
 
@@ -194,6 +195,10 @@ def test_report_from_records(tmp_path):
         made("aif", 0, 0.7, compute="bfloat16"),  # is not averaged with the others
         *(made("+ SimTier", seed, 0.81, projection="random", **plan.FIXED) for seed in range(2)),
         made("+ SimTier", 1, 0.83, **plan.FIXED),
+        made("sweep L=16", 0, 0.79, **plan.FIXED),
+        *(made("aif", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.90, 0.84))),
+        *(made("minus SIM", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.88, 0.83, 0.1))),
+        *(made(arm, seed, 0.9, bench="synthetic-long", truth=0.95) for arm in ("aif", "+ SIM") for seed in range(2)),
     )
     critical = {"aif": {"p50": 0.5}, "exact": {"p50": 6.0}, "aif, L=9": {"p50": 1.0}, "exact, L=9": {"p50": 20.0}}
     keys = report.keys(found, critical)
@@ -212,14 +217,29 @@ def test_report_from_records(tmp_path):
     assert signatures["+ SimTier, with random"]["seeds"] == 2 and signatures["+ SimTier"]["seeds"] == 1
     assert list(keys["precision"]) == ["+ SimTier"] and keys["precision"]["+ SimTier"]["gauc"] == 0.83
     assert keys["by_history"]["aif"] == {"5-19": pytest.approx(0.86), "20+": pytest.approx(0.87)}
+    assert keys["lost"] == {"minus SIM": {"points": pytest.approx(1.5), "points_std": pytest.approx(0.5 * 2**0.5)}}
+    lengths = report.sizes(found)["long history L"]
+    assert {value: figures["gauc"] for value, figures in lengths.items()} == {"16": 0.79, "128": 0.83}
+    assert keys["by_world"]["the truth"]["synthetic-long"]["gauc"] == 0.95
     shown = tables.tables(found, critical)
     text, page = tables.text(shown), tables.markdown(shown)
     assert re.search(r"two_tower +0.8000 ± 0.0141  0.8100 ± 0.0141", text)
     assert re.search("movielens_gauc_points_over_two_tower +5.000", text)
     assert "| two_tower | 0.8000 ± 0.0141 | 0.8100 ± 0.0141 | 0.5000 ± 0.0000 |  | 2 |" in page
     assert "| aif | 0.8500 ± 0.0000 | 0.8600 ± 0.0000 | 0.5000 ± 0.0000 | 0.50 | 2 |" in page
-    for path in plots.draw(found, critical, tmp_path):
-        assert path.stat().st_size > 10_000
+    assert "| minus SIM | 1.50 ± 0.71 |" in page and "| aif | 0.9000 ± 0.0000 |\n| the truth | 0.9500 |" in page
+    drawn = {path.stem: path.stat().st_size for path in plots.draw(found, critical, tmp_path)}
+    assert set(drawn) == {"gauc_by_critical_path", "gauc_by_history", "gauc_by_size", "leave_one_out"}
+    assert all(size > 10_000 for size in drawn.values())
+    assert plots.draw({}, None, tmp_path) == []
+
+
+def test_sizes_name_arms_of_the_plan():
+    """Every value of a size is an arm whose config has it, and every sweep is in the figure or the table of octaves."""
+    planned = {cell.arm for stage in ("sweeps", "signatures") for cell in plan.cells(stage)}
+    assert all(set(values.values()) <= planned for values in arms.SWEPT.values())
+    shown = {arm for values in arms.SWEPT.values() for arm in values.values()}
+    assert planned - shown == {"sweep L=512, tiers by recency", "sweep L=512, tiers by octaves"}
 
 
 def test_the_page_of_tables_is_that_of_the_records():

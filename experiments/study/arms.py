@@ -118,4 +118,22 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "sweep L=512, tiers by octaves": _TIERS | dict(long_length=512, tier_windows=OCTAVES),
 }
 """The paper's model with one size changed; its K stands under SIGNATURES, its L=512 under LONGER."""
+SWEPT: dict[str, dict[str, str]] = {
+    "bridges M": {"1": "sweep M=1", "4": "sweep M=4", "10": "+ SimTier", "32": "sweep M=32"},
+    "signature bits K": {str(k): "+ SimTier" if k == 128 else f"+ SimTier, K={k}" for k in (32, 64, 128, 256)},
+    "SIM: values Q x events P": {
+        "4x8": "sweep Q=4 P=8",
+        "16x2": "sweep Q=16 P=2",
+        "16x8": "+ SimTier",
+        "64x8": "sweep Q=64 P=8",
+        "16x32": "sweep Q=16 P=32",
+    },
+    "long history L": {
+        **{str(length): f"sweep L={length}" for length in (16, 32, 64)},
+        "128": "+ SimTier",
+        "256": "sweep L=256",
+        "512": "+ SimTier, L=512",
+    },
+}
+"""Size to its values to their arms: what SWEEPS, SIGNATURES and the paper's model are points of."""
 _ARMS = BASELINES | ADDITIVE | LONGER | WINDOWS | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS

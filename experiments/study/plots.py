@@ -1,63 +1,113 @@
-"""The study's figures: GAUC against the critical path, and against the length of the history."""
+"""The study's figures: GAUC against the critical path, length of history and sizes of blocks, and without a block."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.study import arms
-from experiments.study.report import Records, by_history, summary
+from experiments.study.report import Records, by_history, lost, sizes, summary
 
 PLACED = tuple(arm for arm in (*arms.BASELINES, *arms.ADDITIVE, *arms.LONGER) if arm != "two_tower, S=128")
 """Arms of the first figure, where their critical path was measured; the one left out lies on `two_tower`."""
 DRAWN = ("two_tower", "cold", "+ SimTier", "aif", "exact", "aif, L=512", "exact, L=512")
 """Arms of the second."""
+GAUC = "GAUC, next item, merged MovieLens"
 
 
-def draw(records: Records, critical: dict[str, Any] | None, folder: Path) -> list[Path]:
-    """GAUC against the critical path, and against history length; the PNG files written."""
+def draw(records: Records, critical: Mapping[str, Any] | None, folder: Path) -> list[Path]:
+    """Draws every figure that the records have something for; the PNG files written."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    rows = summary(records).get("movielens", {})
-    placed = [(arm, critical[arm]["p50"], rows[arm]) for arm in PLACED if critical and arm in critical and arm in rows]
-    if placed:
-        figure, axes = pyplot.subplots(figsize=(8, 5))
-        for arm, ms, figures in placed:
-            level = figures["gauc"]
-            crowded = any(ms < other and abs(level - there["gauc"]) < 0.003 for _, other, there in placed)
-            at, side = ((-8, 0), "right") if crowded else ((8, 0), "left")  # the name stands where no other point is
-            axes.errorbar(ms, level, yerr=figures["gauc_std"], fmt="o", capsize=3)
-            axes.annotate(arm, (ms, level), xytext=at, textcoords="offset points", ha=side, va="center", fontsize=9)
-        axes.margins(x=0.3)
-        axes.set(xscale="log", xlabel="critical path at C=1000, ms (median)", ylabel="GAUC, next item, merged MovieLens")
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
-        axes.grid(alpha=0.3)
-        made.append(_saved(figure, folder / "gauc_by_critical_path.png"))
-    bins = {
-        arm: values
-        for arm, values in by_history(records).items()
-        if arm in DRAWN
+    drawn = {
+        "gauc_by_critical_path": _by_critical_path(records, critical or {}),
+        "gauc_by_history": _by_history(records),
+        "gauc_by_size": _by_size(records),
+        "leave_one_out": _leave_one_out(records),
     }
-    if bins:
-        figure, axes = pyplot.subplots(figsize=(8, 5))
-        for arm, values in bins.items():
-            axes.plot(list(values), list(values.values()), marker="o", label=arm)
-        axes.set(xlabel="earlier events of the user", ylabel="GAUC, next item, merged MovieLens")
-        axes.legend()
-        axes.grid(alpha=0.3)
-        made.append(_saved(figure, folder / "gauc_by_history.png"))
+    made = []
+    for name, figure in drawn.items():
+        if figure is not None:
+            figure.tight_layout()
+            figure.savefig(folder / f"{name}.png", dpi=120)
+            made.append(folder / f"{name}.png")
     pyplot.close("all")
     return made
 
 
-def _saved(figure: Any, path: Path) -> Path:
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    return path
+def _by_critical_path(records: Records, critical: Mapping[str, Any]) -> Any:
+    from matplotlib import pyplot, ticker
+
+    rows = summary(records).get("movielens", {})
+    placed = [(arm, critical[arm]["p50"], rows[arm]) for arm in PLACED if arm in critical and arm in rows]
+    if not placed:
+        return None
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for arm, ms, figures in placed:
+        level = figures["gauc"]
+        crowded = any(ms < other and abs(level - there["gauc"]) < 0.003 for _, other, there in placed)
+        at, side = ((-8, 0), "right") if crowded else ((8, 0), "left")  # the name stands where no other point is
+        axes.errorbar(ms, level, yerr=figures["gauc_std"], fmt="o", capsize=3)
+        axes.annotate(arm, (ms, level), xytext=at, textcoords="offset points", ha=side, va="center", fontsize=9)
+    axes.margins(x=0.3)
+    axes.set(xscale="log", xlabel="critical path at C=1000, ms (median)", ylabel=GAUC)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _by_history(records: Records) -> Any:
+    from matplotlib import pyplot
+
+    bins = {arm: values for arm, values in by_history(records).items() if arm in DRAWN}
+    if not bins:
+        return None
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for arm, values in bins.items():
+        axes.plot(list(values), list(values.values()), marker="o", label=arm)
+    axes.set(xlabel="earlier events of the user", ylabel=GAUC)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _by_size(records: Records) -> Any:
+    """A panel for each size, all on one scale."""
+    from matplotlib import pyplot
+
+    found = {size: values for size, values in sizes(records).items() if len(values) > 1}
+    if not found:
+        return None
+    figure, panels = pyplot.subplots(1, len(found), figsize=(3 * len(found), 3.6), sharey=True, squeeze=False)
+    for axes, (size, values) in zip(panels[0], found.items(), strict=True):
+        levels, spread = ([figures[name] for figures in values.values()] for name in ("gauc", "gauc_std"))
+        joined = all(value.isdigit() for value in values)
+        axes.errorbar(list(values), levels, yerr=spread, fmt="o-" if joined else "o", capsize=3)
+        axes.margins(x=0.1)
+        axes.set(xlabel=size)
+        axes.grid(alpha=0.3)
+    panels[0][0].set(ylabel="GAUC, validation slice")
+    return figure
+
+
+def _leave_one_out(records: Records) -> Any:
+    """Bars: points that the full model loses without a block."""
+    from matplotlib import pyplot
+
+    found = sorted(lost(records).items(), key=lambda pair: pair[1]["points"])
+    if not found:
+        return None
+    figure, axes = pyplot.subplots(figsize=(8, 3.6))
+    points, spread = ([figures[name] for _, figures in found] for name in ("points", "points_std"))
+    axes.barh([arm for arm, _ in found], points, xerr=spread, capsize=3, color="tab:blue", alpha=0.7)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="GAUC points below the full model, validation slice")
+    axes.grid(alpha=0.3, axis="x")
+    return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from typing import Any
 
@@ -70,8 +71,7 @@ def averaged(found: list[dict[str, Any]]) -> dict[str, float]:
     for name, path in PATHS.items():
         values = [value for figures in found if (value := _at(figures, path)) is not None]
         if values:
-            made[name] = float(np.mean(values))
-            made[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+            made |= _spread(values, name)
     ceilings = [figures["ceiling"]["gauc"] for figures in found if "ceiling" in figures]
     if ceilings:
         made["ceiling_gauc"] = float(np.mean(ceilings))
@@ -127,6 +127,23 @@ def small(records: Records) -> dict[str, dict[str, dict[str, float]]]:
     return made
 
 
+def lost(records: Records) -> dict[str, dict[str, float]]:
+    """Arm of "leave one out" to the GAUC points that the full model is above it: mean and deviation over seeds."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for cell in plan.cells("leave one out"):
+        full = dataclasses.replace(cell, arm="aif")
+        if cell != full and cell.id in records and full.id in records:
+            found[cell.arm].append(100 * (records[full.id]["figures"]["gauc"] - records[cell.id]["figures"]["gauc"]))
+    return {arm: _spread(points, "points") for arm, points in found.items()}
+
+
+def sizes(records: Records) -> dict[str, dict[str, dict[str, float]]]:
+    """Size to its values to figures on the validation slice, see `arms.SWEPT`; the paper's model stands in each."""
+    stages = small(records)
+    found = stages.get("signatures", {}) | stages.get("sweeps", {})
+    return {size: {value: found[arm] for value, arm in values.items() if arm in found} for size, values in arms.SWEPT.items()}
+
+
 def trials(records: Records) -> dict[str, dict[str, float]]:
     """Family to the validation GAUC of every trial."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
@@ -138,14 +155,14 @@ def trials(records: Records) -> dict[str, dict[str, float]]:
     return dict(found)
 
 
-def by_world(records: Records) -> dict[str, dict[str, float]]:
+def by_world(records: Records) -> dict[str, dict[str, dict[str, float]]]:
     """Arm to its GAUC in every synthetic world with one source of interest, and what the truth scores there."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
+    found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for bench, rows in summary(records).items():
         if bench.startswith("synthetic-"):
             for arm, figures in rows.items():
-                found[arm][bench] = figures["gauc"]
-                found["the truth"][bench] = figures["ceiling_gauc"]
+                found[arm][bench] = {name: figures[name] for name in ("gauc", "gauc_std", "seeds")}
+                found["the truth"][bench] = {"gauc": figures["ceiling_gauc"], "gauc_std": float("nan")}
     truth = found.pop("the truth", {})
     return dict(found) | ({"the truth": truth} if truth else {})
 
@@ -174,8 +191,15 @@ def keys(records: Records, critical: dict[str, Any] | None) -> dict[str, Any]:
         "by_world": by_world(records),
         "by_history": by_history(records),
         **small(records),
+        "lost": lost(records),
         "claims": claims(table, critical),
     }
+
+
+def _spread(values: list[Any], name: str) -> dict[str, float]:
+    """Mean and sample deviation, the latter NaN for one value."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return {name: float(np.mean(values)), f"{name}_std": deviation}
 
 
 def _at(figures: dict[str, Any], path: tuple[str, ...]) -> Any:

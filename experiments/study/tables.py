@@ -73,7 +73,9 @@ def tables(records: Records, critical: Mapping[str, Any] | None) -> list[Table]:
             made.append(_figures(f"{bench}, {arm} by recipe", found, NAMES, {}))
     for stage, rows in report.small(records).items():
         made.append(_figures(f"movielens, {stage}, validation slice", rows, NAMES, {}))
-    made.append(_plain("synthetic worlds with one source of interest, GAUC", report.by_world(records)))
+    lines = [[arm, _spread(found, "points", digits=2)] for arm, found in report.lost(records).items()]
+    made.append(Table("movielens, leave one out: GAUC points below the full model, seed by seed", ["", "points"], lines))
+    made.append(_worlds(report.by_world(records)))
     return [table for table in made if table.rows and len(table.header) > 1]
 
 
@@ -117,8 +119,15 @@ def _plain(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     return Table(title, ["", *columns], lines)
 
 
-def _spread(figures: Mapping[str, float], name: str) -> str:
+def _worlds(rows: Mapping[str, Mapping[str, dict[str, float]]]) -> Table:
+    """GAUC with its spread: an arm a row, a world a column."""
+    worlds = list(dict.fromkeys(name for found in rows.values() for name in found))
+    lines = [[arm, *(_spread(found.get(world, {}), "gauc") for world in worlds)] for arm, found in rows.items()]
+    return Table("synthetic worlds with one source of interest, GAUC", ["", *worlds], lines)
+
+
+def _spread(figures: Mapping[str, float], name: str, *, digits: int = 4) -> str:
     if name not in figures:
         return ""
     spread = figures[f"{name}_std"]
-    return f"{figures[name]:.4f}" + (f" ± {spread:.4f}" if np.isfinite(spread) else "")
+    return f"{figures[name]:.{digits}f}" + (f" ± {spread:.{digits}f}" if np.isfinite(spread) else "")
