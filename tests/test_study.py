@@ -199,6 +199,7 @@ def test_report_from_records(tmp_path):
         *(made("aif", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.90, 0.84))),
         *(made("minus SIM", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.88, 0.83, 0.1))),
         *(made(arm, seed, 0.9, bench="synthetic-long", truth=0.95) for arm in ("aif", "+ SIM") for seed in range(2)),
+        *(made("+ SIM", 0, gauc, **plan.FIXED | dict(bench="synthetic-short", epochs=n)) for n, gauc in ((2, 0.7), (6, 0.8))),
     )
     critical = {"aif": {"p50": 0.5}, "exact": {"p50": 6.0}, "aif, L=9": {"p50": 1.0}, "exact, L=9": {"p50": 20.0}}
     keys = report.keys(found, critical)
@@ -221,13 +222,15 @@ def test_report_from_records(tmp_path):
     lengths = report.sizes(found)["long history L"]
     assert {value: figures["gauc"] for value, figures in lengths.items()} == {"16": 0.79, "128": 0.83}
     assert keys["by_world"]["the truth"]["synthetic-long"]["gauc"] == 0.95
+    assert {n: figures["gauc"] for n, figures in keys["by_epochs"]["+ SIM"].items()} == {"2 epochs": 0.7, "6 epochs": 0.8}
     shown = tables.tables(found, critical)
     text, page = tables.text(shown), tables.markdown(shown)
     assert re.search(r"two_tower +0.8000 ± 0.0141  0.8100 ± 0.0141", text)
     assert re.search("movielens_gauc_points_over_two_tower +5.000", text)
     assert "| two_tower | 0.8000 ± 0.0141 | 0.8100 ± 0.0141 | 0.5000 ± 0.0000 |  | 2 |" in page
     assert "| aif | 0.8500 ± 0.0000 | 0.8600 ± 0.0000 | 0.5000 ± 0.0000 | 0.50 | 2 |" in page
-    assert "| minus SIM | 1.50 ± 0.71 |" in page and "| aif | 0.9000 ± 0.0000 |\n| the truth | 0.9500 |" in page
+    assert "| minus SIM | 1.50 ± 0.71 |" in page and "| + SIM | 0.7000 | 0.8000 |" in page
+    assert "| aif | 0.9000 ± 0.0000 |\n| the truth | 0.9500 |" in page
     drawn = {path.stem: path.stat().st_size for path in plots.draw(found, critical, tmp_path)}
     assert set(drawn) == {"gauc_by_critical_path", "gauc_by_history", "gauc_by_size", "leave_one_out"}
     assert all(size > 10_000 for size in drawn.values())

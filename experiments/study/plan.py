@@ -18,7 +18,7 @@ TRIALS: tuple[dict[str, Any], ...] = tuple(
 """The tuning budget of a family: each trial is one run with seed 0, judged by GAUC on the validation slice."""
 STAGES = (
     "tuning", "main", "longer", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
-    "precision", "signatures",
+    "precision", "signatures", "more epochs",
 )  # fmt: skip
 LONG = ("aif, L=512", "aif, L=512, tiers by octaves", *arms.WINDOWS)
 SMALL = ("leave one out", "sweeps", "precision", "signatures")
@@ -116,12 +116,19 @@ def _signatures(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
     ]
 
 
+def _more_epochs(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
+    """Whether SIM, where it is not the signal, ranks worse for good or learns more slowly."""
+    fixed = FIXED | dict(bench="synthetic-short")
+    wanted = ("+ user and item blocks", "+ SIM")
+    return [Cell(**fixed | dict(arm=arm, seed=seed, epochs=n)) for seed in seeds[:2] for n in (2, 6) for arm in wanted]
+
+
 _STAGES = dict(
     zip(
         STAGES,
         (
             _tuning, _main, _longer, _blocks, _synthetic, _taobao, _recipes, _liked, _leave_one_out, _sweeps, _one_source,
-            _precision, _signatures,
+            _precision, _signatures, _more_epochs,
         ),  # fmt: skip
         strict=True,
     )

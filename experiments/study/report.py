@@ -155,6 +155,15 @@ def trials(records: Records) -> dict[str, dict[str, float]]:
     return dict(found)
 
 
+def by_epochs(records: Records) -> dict[str, dict[str, dict[str, float]]]:
+    """Arm of "more epochs" to epochs to its GAUC on the validation slice."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell in plan.cells("more epochs"):
+        if cell.id in records:
+            found[cell.arm][f"{cell.epochs} epochs"].append(records[cell.id]["figures"]["gauc"])
+    return {arm: {epochs: _spread(values, "gauc") for epochs, values in by.items()} for arm, by in found.items()}
+
+
 def by_world(records: Records) -> dict[str, dict[str, dict[str, float]]]:
     """Arm to its GAUC in every synthetic world with one source of interest, and what the truth scores there."""
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
@@ -189,6 +198,7 @@ def keys(records: Records, critical: dict[str, Any] | None) -> dict[str, Any]:
         "recipes": by_recipe(records),
         "trials": trials(records),
         "by_world": by_world(records),
+        "by_epochs": by_epochs(records),
         "by_history": by_history(records),
         **small(records),
         "lost": lost(records),

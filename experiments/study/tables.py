@@ -75,7 +75,8 @@ def tables(records: Records, critical: Mapping[str, Any] | None) -> list[Table]:
         made.append(_figures(f"movielens, {stage}, validation slice", rows, NAMES, {}))
     lines = [[arm, _spread(found, "points", digits=2)] for arm, found in report.lost(records).items()]
     made.append(Table("movielens, leave one out: GAUC points below the full model, seed by seed", ["", "points"], lines))
-    made.append(_worlds(report.by_world(records)))
+    made.append(_grid("synthetic worlds with one source of interest, GAUC", report.by_world(records)))
+    made.append(_grid("synthetic-short by epochs, validation slice, GAUC", report.by_epochs(records)))
     return [table for table in made if table.rows and len(table.header) > 1]
 
 
@@ -119,11 +120,11 @@ def _plain(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     return Table(title, ["", *columns], lines)
 
 
-def _worlds(rows: Mapping[str, Mapping[str, dict[str, float]]]) -> Table:
-    """GAUC with its spread: an arm a row, a world a column."""
-    worlds = list(dict.fromkeys(name for found in rows.values() for name in found))
-    lines = [[arm, *(_spread(found.get(world, {}), "gauc") for world in worlds)] for arm, found in rows.items()]
-    return Table("synthetic worlds with one source of interest, GAUC", ["", *worlds], lines)
+def _grid(title: str, rows: Mapping[str, Mapping[str, dict[str, float]]]) -> Table:
+    """GAUC with its spread in every cell."""
+    columns = list(dict.fromkeys(name for found in rows.values() for name in found))
+    lines = [[arm, *(_spread(found.get(column, {}), "gauc") for column in columns)] for arm, found in rows.items()]
+    return Table(title, ["", *columns], lines)
 
 
 def _spread(figures: Mapping[str, float], name: str, *, digits: int = 4) -> str:
