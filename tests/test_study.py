@@ -198,6 +198,7 @@ def test_report_from_records(tmp_path):
         made("sweep L=16", 0, 0.79, **plan.FIXED),
         *(made("aif", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.90, 0.84))),
         *(made("minus SIM", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.88, 0.83, 0.1))),
+        *(made(arm, 0, gauc, **plan.FIXED | dict(bench="taobao")) for arm, gauc in (("aif", 0.7), ("minus SIM", 0.6))),
         *(made(arm, seed, 0.9, bench="synthetic-long", truth=0.95) for arm in ("aif", "+ SIM") for seed in range(2)),
         *(made("+ SIM", 0, gauc, **plan.FIXED | dict(bench="synthetic-short", epochs=n)) for n, gauc in ((2, 0.7), (6, 0.8))),
     )
@@ -218,7 +219,13 @@ def test_report_from_records(tmp_path):
     assert signatures["+ SimTier, with random"]["seeds"] == 2 and signatures["+ SimTier"]["seeds"] == 1
     assert list(keys["precision"]) == ["+ SimTier"] and keys["precision"]["+ SimTier"]["gauc"] == 0.83
     assert keys["by_history"]["aif"] == {"5-19": pytest.approx(0.86), "20+": pytest.approx(0.87)}
-    assert keys["lost"] == {"minus SIM": {"points": pytest.approx(1.5), "points_std": pytest.approx(0.5 * 2**0.5)}}
+    assert keys["lost"] == {
+        "minus SIM": {
+            "movielens": {"points": pytest.approx(1.5), "points_std": pytest.approx(0.5 * 2**0.5)},
+            "taobao": {"points": pytest.approx(10), "points_std": pytest.approx(np.nan, nan_ok=True)},
+        }
+    }
+    assert keys["leave one out"]["aif"]["seeds"] == 2  # MovieLens alone
     lengths = report.sizes(found)["long history L"]
     assert {value: figures["gauc"] for value, figures in lengths.items()} == {"16": 0.79, "128": 0.83}
     assert keys["by_world"]["the truth"]["synthetic-long"]["gauc"] == 0.95
@@ -229,7 +236,7 @@ def test_report_from_records(tmp_path):
     assert re.search("movielens_gauc_points_over_two_tower +5.000", text)
     assert "| two_tower | 0.8000 ± 0.0141 | 0.8100 ± 0.0141 | 0.5000 ± 0.0000 |  | 2 |" in page
     assert "| aif | 0.8500 ± 0.0000 | 0.8600 ± 0.0000 | 0.5000 ± 0.0000 | 0.50 | 2 |" in page
-    assert "| minus SIM | 1.50 ± 0.71 |" in page and "| + SIM | 0.7000 | 0.8000 |" in page
+    assert "| minus SIM | 1.50 ± 0.71 | 10.00 |" in page and "| + SIM | 0.7000 | 0.8000 |" in page
     assert "| aif | 0.9000 ± 0.0000 |\n| the truth | 0.9500 |" in page
     drawn = {path.stem: path.stat().st_size for path in plots.draw(found, critical, tmp_path)}
     assert set(drawn) == {"gauc_by_critical_path", "gauc_by_history", "gauc_by_size", "leave_one_out"}

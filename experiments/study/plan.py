@@ -68,7 +68,8 @@ def _blocks(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 
 def _synthetic(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
-    return [Cell(bench="synthetic", arm=arm, seed=seed) for seed in seeds for arm in (*MAIN, *LONG)]
+    wanted = [*MAIN, *LONG, *(arm for arm in arms.ADDITIVE if arm not in MAIN)]
+    return [Cell(bench="synthetic", arm=arm, seed=seed) for seed in seeds for arm in wanted]
 
 
 def _one_source(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
@@ -89,7 +90,13 @@ def _sweeps(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 
 def _leave_one_out(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
-    return [Cell(bench=bench, arm=arm, seed=seed, **FIXED) for seed in seeds for arm in ("aif", *arms.LEAVE_ONE_OUT)]
+    wanted = ("aif", *arms.LEAVE_ONE_OUT)
+    return [
+        Cell(bench=on, arm=arm, seed=seed, **FIXED)
+        for on in dict.fromkeys((bench, "taobao", "synthetic"))
+        for seed in seeds
+        for arm in wanted
+    ]
 
 
 def _liked(bench: str, seeds: tuple[int, ...]) -> list[Cell]:

@@ -98,16 +98,19 @@ def _by_size(records: Records) -> Any:
 
 
 def _leave_one_out(records: Records) -> Any:
-    """Bars: points that the full model loses without a block."""
+    """Bars: points that the full model loses without a block, a panel for each data set."""
     from matplotlib import pyplot
 
-    found = sorted(lost(records).items(), key=lambda pair: pair[1]["points"])
+    found = sorted(lost(records).items(), key=lambda pair: next(iter(pair[1].values()))["points"])
+    benches = list(dict.fromkeys(bench for _, by in found for bench in by))
     if not found:
         return None
-    figure, axes = pyplot.subplots(figsize=(8, 3.6))
-    points, spread = ([figures[name] for _, figures in found] for name in ("points", "points_std"))
-    axes.barh([arm for arm, _ in found], points, xerr=spread, capsize=3, color="tab:blue", alpha=0.7)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="GAUC points below the full model, validation slice")
-    axes.grid(alpha=0.3, axis="x")
+    figure, panels = pyplot.subplots(1, len(benches), figsize=(2 + 3.4 * len(benches), 3.6), sharey=True, squeeze=False)
+    for axes, bench in zip(panels[0], benches, strict=True):
+        rows = [(arm, by[bench]) for arm, by in found if bench in by]
+        points, spread = ([figures[name] for _, figures in rows] for name in ("points", "points_std"))
+        axes.barh([arm for arm, _ in rows], points, xerr=spread, capsize=3, color="tab:blue", alpha=0.7)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(title=bench, xlabel="GAUC points below the full model")
+        axes.grid(alpha=0.3, axis="x")
     return figure

@@ -114,27 +114,28 @@ def _ceiling(arm: str) -> str:
     return ", ".join(["exact", *(part for part in arm.split(", ")[1:] if part.startswith("L="))])
 
 
-def small(records: Records) -> dict[str, dict[str, dict[str, float]]]:
-    """Title to arm to figures of the comparisons that leave the test slice alone."""
+def small(records: Records, *, bench: str = "movielens") -> dict[str, dict[str, dict[str, float]]]:
+    """Stage to arm to figures of the comparisons that leave the test slice alone, on one data set."""
     made: dict[str, dict[str, dict[str, float]]] = {}
     for stage in plan.SMALL:
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for cell in plan.cells(stage):
-            if cell.id in records:
+            if cell.bench == bench and cell.id in records:
                 found[label(records[cell.id])].append(records[cell.id]["figures"])
         if found:
             made[stage] = {arm: averaged(figures) for arm, figures in found.items()}
     return made
 
 
-def lost(records: Records) -> dict[str, dict[str, float]]:
-    """Arm of "leave one out" to the GAUC points that the full model is above it: mean and deviation over seeds."""
-    found: dict[str, list[float]] = defaultdict(list)
+def lost(records: Records) -> dict[str, dict[str, dict[str, float]]]:
+    """Arm of "leave one out" to data set to the GAUC points that the full model is above it: mean and deviation over seeds."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in plan.cells("leave one out"):
         full = dataclasses.replace(cell, arm="aif")
         if cell != full and cell.id in records and full.id in records:
-            found[cell.arm].append(100 * (records[full.id]["figures"]["gauc"] - records[cell.id]["figures"]["gauc"]))
-    return {arm: _spread(points, "points") for arm, points in found.items()}
+            points = 100 * (records[full.id]["figures"]["gauc"] - records[cell.id]["figures"]["gauc"])
+            found[cell.arm][cell.bench].append(points)
+    return {arm: {bench: _spread(points, "points") for bench, points in by.items()} for arm, by in found.items()}
 
 
 def sizes(records: Records) -> dict[str, dict[str, dict[str, float]]]:

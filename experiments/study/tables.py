@@ -31,6 +31,7 @@ NAMES = {
     "ndcg100": "NDCG@100",
     "ranker_top10_in_top100": "survival",
 }
+BENCHES = ("movielens", "taobao", "synthetic")
 LONG = "_long_users"
 TIMES = ("p50", "p99", "best")
 TASKS = {"next": f"next item, {recipes.DEFAULT}", "liked": "liked or not, pointwise"}
@@ -68,15 +69,16 @@ def tables(records: Records, critical: Mapping[str, Any] | None) -> list[Table]:
         made.append(Table("Critical path at C=1000, ms", ["", *TIMES], lines))
     made.append(_plain("movielens, GAUC by the user's earlier events", report.by_history(records)))
     made.append(_plain("movielens, trials on the validation slice, GAUC", report.trials(records)))
-    for bench, arm in product(("movielens", "taobao", "synthetic"), (recipes.ARM, "two_tower")):
+    for bench, arm in product(BENCHES, (recipes.ARM, "two_tower")):
         if len(found := report.by_recipe(records, arm, bench=bench)) > 1:
             made.append(_figures(f"{bench}, {arm} by recipe", found, NAMES, {}))
-    for stage, rows in report.small(records).items():
-        made.append(_figures(f"movielens, {stage}, validation slice", rows, NAMES, {}))
-    lines = [[arm, _spread(found, "points", digits=2)] for arm, found in report.lost(records).items()]
-    made.append(Table("movielens, leave one out: GAUC points below the full model, seed by seed", ["", "points"], lines))
-    made.append(_grid("synthetic worlds with one source of interest, GAUC", report.by_world(records)))
-    made.append(_grid("synthetic-short by epochs, validation slice, GAUC", report.by_epochs(records)))
+    for bench in BENCHES:
+        for stage, rows in report.small(records, bench=bench).items():
+            made.append(_figures(f"{bench}, {stage}, validation slice", rows, NAMES, {}))
+    title = "leave one out: GAUC points below the full model, seed by seed, validation slice"
+    made.append(_grid(title, report.lost(records), "points", digits=2))
+    made.append(_grid("synthetic worlds with one source of interest, GAUC", report.by_world(records), "gauc"))
+    made.append(_grid("synthetic-short by epochs, validation slice, GAUC", report.by_epochs(records), "gauc"))
     return [table for table in made if table.rows and len(table.header) > 1]
 
 
@@ -120,10 +122,10 @@ def _plain(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     return Table(title, ["", *columns], lines)
 
 
-def _grid(title: str, rows: Mapping[str, Mapping[str, dict[str, float]]]) -> Table:
-    """GAUC with its spread in every cell."""
-    columns = list(dict.fromkeys(name for found in rows.values() for name in found))
-    lines = [[arm, *(_spread(found.get(column, {}), "gauc") for column in columns)] for arm, found in rows.items()]
+def _grid(title: str, rows: Mapping[str, Mapping[str, dict[str, float]]], name: str, *, digits: int = 4) -> Table:
+    """One figure with its spread in every cell."""
+    columns = list(dict.fromkeys(column for found in rows.values() for column in found))
+    lines = [[arm, *(_spread(found.get(column, {}), name, digits=digits) for column in columns)] for arm, found in rows.items()]
     return Table(title, ["", *columns], lines)
 
 
