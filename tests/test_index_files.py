@@ -224,6 +224,25 @@ def test_resume_names_the_snapshot_that_it_cannot_read(tmp_path):
         IndexWriter.resume(tmp_path / "nothing", MODEL, PARAMS)
 
 
+@pytest.mark.parametrize("metadata", ["whole", "empty", "missing"])
+def test_a_snapshot_that_never_got_its_name_is_none(tmp_path, metadata):
+    """A kill between Orbax's last file, or the first byte of it, and the renaming of the folder."""
+    writer = IndexWriter(tmp_path, build(), every_updates=1)
+    writer.apply(update(1))
+    first, newest = snapshots(tmp_path)
+    unfinished = newest.rename(tmp_path / f"{newest.name}.orbax-checkpoint-tmp")
+    if metadata == "empty":
+        (unfinished / METADATA_FILE).write_text("")
+    elif metadata == "missing":
+        (unfinished / METADATA_FILE).unlink()
+    assert snapshots(tmp_path) == [first]
+    resumed = IndexWriter.resume(tmp_path, MODEL, PARAMS)
+    assert resumed.position == 0 and not unfinished.exists()
+    resumed.apply(update(1))
+    resumed.close()
+    assert same(IndexWriter.resume(tmp_path, MODEL, PARAMS).index, after(1))
+
+
 def work(directory: str, log: str, start: float) -> None:
     """A process that applies the stream, from wherever it stands, until it is killed."""
     if snapshots(directory):

@@ -21,7 +21,8 @@ from aif_jax.index.item_index import ItemIndex
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
 
-PART = re.compile(r"[0-9]{10}(\.orbax-checkpoint-tmp.*)?")
+SNAPSHOT = re.compile(r"[0-9]{10}")
+PART = re.compile(SNAPSHOT.pattern + r"(\.orbax-checkpoint-tmp.*)?")  # Orbax gives a folder its name when it is complete
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,7 +253,7 @@ class IndexWriter:
 def snapshots(directory: str | Path) -> list[Path]:
     """The complete snapshots in a writer's directory, oldest first."""
     folders = Path(directory).absolute().glob("[0-9]*")
-    return sorted(f for f in folders if PART.fullmatch(f.name) and (f / METADATA_FILE).is_file())
+    return sorted(f for f in folders if SNAPSHOT.fullmatch(f.name) and (f / METADATA_FILE).is_file())
 
 
 def _applied(index: ItemIndex, update: Update) -> ItemIndex:

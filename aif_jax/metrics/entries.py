@@ -9,11 +9,13 @@ import numpy as np
 
 
 def check_k(k: int) -> None:
+    """Raises ValueError for a length of a list's top that is no integer of at least 1."""
     if not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k: expected an integer of at least 1, got {k!r}")
 
 
 def check_bins(bins: int) -> None:
+    """Raises ValueError for a number of bins that is no integer of at least 1."""
     if not isinstance(bins, int | np.integer) or bins < 1:
         raise ValueError(f"bins: expected an integer of at least 1, got {bins!r}")
 

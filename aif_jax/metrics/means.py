@@ -51,4 +51,5 @@ class StreamingMean:
 
 
 def ratio(above: Any, below: Any) -> float:
+    """The quotient; NaN where there is nothing to divide by."""
     return float(above / below) if below else math.nan
