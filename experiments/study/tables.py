@@ -20,7 +20,7 @@ Written by `python -m experiments.ablation --report-only --page docs` from the r
 stands in [Does it rank better?](study.md). Figures are means over seeds, ± their sample deviation; without ± there is one seed.
 *GAUC* pools a user's requests, *per user* is the plain mean over users. *Survival* is the share of the `exact` model's ten best
 that stand among the arm's hundred best; in the synthetic world it stands on two seeds for logQ, on one or two where L=512.
-*Critical ms* is the median from "candidates are here" to "scores are here" at C=1000 with the arm's own history length, all
+*Critical ms* is the median from "candidates are here" to "top 100 are here" at C=1000 with the arm's own history length, all
 arms in turn in one run, measured on MovieLens.
 """
 NAMES = {
