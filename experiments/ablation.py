@@ -67,7 +67,7 @@ def tell(options) -> None:
 def time_arms(options) -> None:
     """Measures the critical path of every arm, interleaved, and writes one record."""
     bench = benches.load("smoke" if options.smoke else "movielens", options.data)
-    names = options.arm or [*arms.BASELINES, *arms.ADDITIVE, *arms.MEMORIES, "two_tower, S=128", *plan.LONG[1:]]
+    names = options.arm or arms.names()
     rounds, lengths = (5, (64,)) if options.smoke else (options.rounds, critical_path.LENGTHS)
     timed = critical_path.measure(
         bench, names, candidates=options.candidates, rounds=rounds, lengths=lengths, smoke=options.smoke

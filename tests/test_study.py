@@ -199,13 +199,15 @@ def test_report_from_records(tmp_path):
         *(made("aif", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.90, 0.84))),
         *(made("minus SIM", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.88, 0.83, 0.1))),
         *(made(arm, 0, gauc, **plan.FIXED | dict(bench="taobao")) for arm, gauc in (("aif", 0.7), ("minus SIM", 0.6))),
+        *(made("minus SIM", seed, gauc) for seed, gauc in enumerate((0.85, 0.83))),
         *(made(arm, seed, 0.9, bench="synthetic-long", truth=0.95) for arm in ("aif", "+ SIM") for seed in range(2)),
         *(made("+ SIM", 0, gauc, **plan.FIXED | dict(bench="synthetic-short", epochs=n)) for n, gauc in ((2, 0.7), (6, 0.8))),
     )
-    critical = {"aif": {"p50": 0.5}, "exact": {"p50": 6.0}, "aif, L=9": {"p50": 1.0}, "exact, L=9": {"p50": 20.0}}
+    critical = {arm: {"p50": ms} for arm, ms in (("aif", 0.5), ("exact", 6.0), ("minus SIM", 0.25))}
+    critical |= {"aif, L=9": {"p50": 1.0}, "exact, L=9": {"p50": 20.0}}
     keys = report.keys(found, critical)
     rows = keys["next"]["movielens"]
-    assert list(rows) == ["two_tower", "cold", "exact", "aif", "aif, with bfloat16"]
+    assert list(rows) == ["two_tower", "cold", "exact", "aif", "aif, with bfloat16", "minus SIM"]
     assert rows["aif"]["seeds"] == 2 and rows["aif, with bfloat16"]["gauc"] == 0.7
     assert rows["two_tower"]["gauc"] == pytest.approx(0.81) and rows["two_tower"]["seeds"] == 2
     assert rows["two_tower"]["gauc_std"] == pytest.approx(0.02 / 2**0.5)
@@ -219,13 +221,16 @@ def test_report_from_records(tmp_path):
     assert signatures["+ SimTier, with random"]["seeds"] == 2 and signatures["+ SimTier"]["seeds"] == 1
     assert list(keys["precision"]) == ["+ SimTier"] and keys["precision"]["+ SimTier"]["gauc"] == 0.83
     assert keys["by_history"]["aif"] == {"5-19": pytest.approx(0.86), "20+": pytest.approx(0.87)}
-    assert keys["lost"] == {
+    points = {"points": pytest.approx(2), "points_std": pytest.approx(2**0.5)}  # 1 and 3
+    assert keys["lost"] == {"minus SIM": {"movielens": points}} and rows["minus SIM"]["critical_ms"] == 0.25
+    assert keys["lost, validation"] == {
         "minus SIM": {
             "movielens": {"points": pytest.approx(1.5), "points_std": pytest.approx(0.5 * 2**0.5)},
             "taobao": {"points": pytest.approx(10), "points_std": pytest.approx(np.nan, nan_ok=True)},
         }
     }
-    assert keys["leave one out"]["aif"]["seeds"] == 2  # MovieLens alone
+    before = keys["leave one out, validation"]
+    assert before["aif"]["seeds"] == 2 and before["minus SIM"]["critical_ms"] == 0.25  # MovieLens alone
     lengths = report.sizes(found)["long history L"]
     assert {value: figures["gauc"] for value, figures in lengths.items()} == {"16": 0.79, "128": 0.83}
     assert keys["by_world"]["the truth"]["synthetic-long"]["gauc"] == 0.95
@@ -236,7 +241,10 @@ def test_report_from_records(tmp_path):
     assert re.search("movielens_gauc_points_over_two_tower +5.000", text)
     assert "| two_tower | 0.8000 ± 0.0141 | 0.8100 ± 0.0141 | 0.5000 ± 0.0000 |  | 2 |" in page
     assert "| aif | 0.8500 ± 0.0000 | 0.8600 ± 0.0000 | 0.5000 ± 0.0000 | 0.50 | 2 |" in page
-    assert "| minus SIM | 1.50 ± 0.71 | 10.00 |" in page and "| + SIM | 0.7000 | 0.8000 |" in page
+    assert "| minus SIM | 2.00 ± 1.41 |" in page and "| minus SIM | 1.50 ± 0.71 | 10.00 |" in page
+    assert "| minus SIM | 0.5933 ± 0.4366 | 0.6033 ± 0.4366 | 0.5000 ± 0.0000 | 0.25 | 3 |" in page
+    assert "## movielens, leave one out, validation slice" in page
+    assert "| + SIM | 0.7000 | 0.8000 |" in page
     assert "| aif | 0.9000 ± 0.0000 |\n| the truth | 0.9500 |" in page
     drawn = {path.stem: path.stat().st_size for path in plots.draw(found, critical, tmp_path)}
     assert set(drawn) == {"gauc_by_critical_path", "gauc_by_history", "gauc_by_size", "leave_one_out"}
@@ -250,6 +258,11 @@ def test_sizes_name_arms_of_the_plan():
     assert all(set(values.values()) <= planned for values in arms.SWEPT.values())
     shown = {arm for values in arms.SWEPT.values() for arm in values.values()}
     assert planned - shown == {"sweep L=512, tiers by recency", "sweep L=512, tiers by octaves"}
+
+
+def test_every_arm_of_the_plan_has_its_critical_path():
+    critical = json.loads((records.RESULTS / ablation.CRITICAL).read_text())["arms"]
+    assert {cell.arm for cell in plan.everything()} <= set(critical), "measure it anew: --critical --rounds 300"
 
 
 def test_the_page_of_tables_is_that_of_the_records():

@@ -51,7 +51,8 @@ def _by_critical_path(records: Records, critical: Mapping[str, Any]) -> Any:
     for arm, ms, figures in placed:
         level = figures["gauc"]
         crowded = any(ms < other and abs(level - there["gauc"]) < 0.003 for _, other, there in placed)
-        at, side = ((-8, 0), "right") if crowded else ((8, 0), "left")  # the name stands where no other point is
+        above = any(other < ms and 0 < level - there["gauc"] < 0.003 for _, other, there in placed)
+        at, side = ((-8, 7 * above), "right") if crowded else ((8, 0), "left")  # the name stands where no other one is
         axes.errorbar(ms, level, yerr=figures["gauc_std"], fmt="o", capsize=3)
         axes.annotate(arm, (ms, level), xytext=at, textcoords="offset points", ha=side, va="center", fontsize=9)
     axes.margins(x=0.3)
@@ -98,19 +99,24 @@ def _by_size(records: Records) -> Any:
 
 
 def _leave_one_out(records: Records) -> Any:
-    """Bars: points that the full model loses without a block, a panel for each data set."""
+    """Bars: points that the full model loses without a block, a panel for each data set; diamonds: on the validation slice."""
     from matplotlib import pyplot
 
+    before = lost(records, stage="leave one out, validation")
     found = sorted(lost(records).items(), key=lambda pair: next(iter(pair[1].values()))["points"])
     benches = list(dict.fromkeys(bench for _, by in found for bench in by))
     if not found:
         return None
-    figure, panels = pyplot.subplots(1, len(benches), figsize=(2 + 3.4 * len(benches), 3.6), sharey=True, squeeze=False)
+    figure, panels = pyplot.subplots(1, len(benches), figsize=(2 + 3.4 * len(benches), 3.9), sharey=True, squeeze=False)
     for axes, bench in zip(panels[0], benches, strict=True):
         rows = [(arm, by[bench]) for arm, by in found if bench in by]
         points, spread = ([figures[name] for _, figures in rows] for name in ("points", "points_std"))
-        axes.barh([arm for arm, _ in rows], points, xerr=spread, capsize=3, color="tab:blue", alpha=0.7)
+        bars = axes.barh([arm for arm, _ in rows], points, xerr=spread, capsize=3, color="tab:blue", alpha=0.7)
+        chosen = [(before[arm][bench]["points"], arm) for arm, _ in rows if bench in before.get(arm, {})]
+        marks = axes.scatter(*zip(*chosen, strict=True), marker="D", s=22, zorder=3, color="tab:orange") if chosen else None
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set(title=bench, xlabel="GAUC points below the full model")
         axes.grid(alpha=0.3, axis="x")
+        if marks is not None and axes is panels[0][-1]:
+            axes.legend([bars, marks], ["test slice", "validation slice, one epoch"], loc="lower right", fontsize=8)
     return figure

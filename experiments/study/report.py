@@ -127,10 +127,15 @@ def small(records: Records, *, bench: str = "movielens") -> dict[str, dict[str, 
     return made
 
 
-def lost(records: Records) -> dict[str, dict[str, dict[str, float]]]:
-    """Arm of "leave one out" to data set to the GAUC points that the full model is above it: mean and deviation over seeds."""
+def lost(records: Records, *, stage: str = "leave one out") -> dict[str, dict[str, dict[str, float]]]:
+    """Arm without a block to data set to the GAUC points that the full model is above it: mean and deviation over seeds.
+
+    Args:
+      records: by id.
+      stage: "leave one out", on the test slice, or "leave one out, validation".
+    """
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for cell in plan.cells("leave one out"):
+    for cell in plan.cells(stage):
         full = dataclasses.replace(cell, arm="aif")
         if cell != full and cell.id in records and full.id in records:
             points = 100 * (records[full.id]["figures"]["gauc"] - records[cell.id]["figures"]["gauc"])
@@ -189,8 +194,8 @@ def by_history(records: Records, *, bench: str = "movielens") -> dict[str, dict[
 
 def keys(records: Records, critical: dict[str, Any] | None) -> dict[str, Any]:
     """What `--json` writes: per data set and arm the keys of the study, then recipes, bins and claims."""
-    table = summary(records)
-    for rows in table.values():
+    table, choices = summary(records), small(records)
+    for rows in [*table.values(), *choices.values()]:
         for arm, figures in rows.items():
             figures["critical_ms"] = critical[arm]["p50"] if critical and arm in critical else float("nan")
     return {
@@ -201,8 +206,9 @@ def keys(records: Records, critical: dict[str, Any] | None) -> dict[str, Any]:
         "by_world": by_world(records),
         "by_epochs": by_epochs(records),
         "by_history": by_history(records),
-        **small(records),
+        **choices,
         "lost": lost(records),
+        "lost, validation": lost(records, stage="leave one out, validation"),
         "claims": claims(table, critical),
     }
 
