@@ -127,9 +127,13 @@ def _signatures(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
 
 def _more_epochs(bench: str, seeds: tuple[int, ...]) -> list[Cell]:
     """Whether SIM, where it is not the signal, ranks worse for good or learns more slowly."""
-    fixed = FIXED | dict(bench="synthetic-short")
     wanted = ("+ user and item blocks", "+ SIM")
-    return [Cell(**fixed | dict(arm=arm, seed=seed, epochs=n)) for seed in seeds[:2] for n in (2, 6) for arm in wanted]
+    return [
+        dataclasses.replace(Cell(bench="synthetic-short", arm=arm, seed=seed, **FIXED), epochs=n)
+        for seed in seeds[:2]
+        for n in (2, 6)
+        for arm in wanted
+    ]
 
 
 _STAGES = dict(

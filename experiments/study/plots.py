@@ -102,7 +102,7 @@ def _leave_one_out(records: Records) -> Any:
     """Bars: points that the full model loses without a block, a panel for each data set; diamonds: on the validation slice."""
     from matplotlib import pyplot
 
-    before = lost(records, stage="leave one out, validation")
+    before = lost(records, where="validation")
     found = sorted(lost(records).items(), key=lambda pair: next(iter(pair[1].values()))["points"])
     benches = list(dict.fromkeys(bench for _, by in found for bench in by))
     if not found:

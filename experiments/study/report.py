@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ PATHS = {
     "ranker_top10_in_top100": ("ranker_top10_in_top100",),
 }
 """Column to where a record's figures hold it."""
+LEFT_OUT = {"test": "leave one out", "validation": "leave one out, validation"}
+"""Slice to the stage that asks the full model without one block there."""
 
 
 def summary(records: Records, *, task: str = "next", recipe: str | None = None) -> dict[str, dict[str, dict[str, float]]]:
@@ -78,7 +81,7 @@ def averaged(found: list[dict[str, Any]]) -> dict[str, float]:
     return made | {"seeds": len(found)}
 
 
-def claims(table: dict[str, dict[str, dict[str, float]]], critical: dict[str, Any] | None) -> dict[str, float]:
+def claims(table: dict[str, dict[str, dict[str, float]]], critical: Mapping[str, Any] | None) -> dict[str, float]:
     """The figures that the study was asked for; names end with what is not as usual in the AIF arm, such as " L=512"."""
     made: dict[str, float] = {}
     for bench, rows in table.items():
@@ -127,15 +130,15 @@ def small(records: Records, *, bench: str = "movielens") -> dict[str, dict[str, 
     return made
 
 
-def lost(records: Records, *, stage: str = "leave one out") -> dict[str, dict[str, dict[str, float]]]:
+def lost(records: Records, *, where: str = "test") -> dict[str, dict[str, dict[str, float]]]:
     """Arm without a block to data set to the GAUC points that the full model is above it: mean and deviation over seeds.
 
     Args:
       records: by id.
-      stage: "leave one out", on the test slice, or "leave one out, validation".
+      where: slice, one of `LEFT_OUT`.
     """
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for cell in plan.cells(stage):
+    for cell in plan.cells(LEFT_OUT[where]):
         full = dataclasses.replace(cell, arm="aif")
         if cell != full and cell.id in records and full.id in records:
             points = 100 * (records[full.id]["figures"]["gauc"] - records[cell.id]["figures"]["gauc"])
@@ -192,7 +195,7 @@ def by_history(records: Records, *, bench: str = "movielens") -> dict[str, dict[
     return {arm: {name: float(np.mean(values)) for name, values in bins.items()} for arm, bins in found.items()}
 
 
-def keys(records: Records, critical: dict[str, Any] | None) -> dict[str, Any]:
+def keys(records: Records, critical: Mapping[str, Any] | None) -> dict[str, Any]:
     """What `--json` writes: per data set and arm the keys of the study, then recipes, bins and claims."""
     table, choices = summary(records), small(records)
     for rows in [*table.values(), *choices.values()]:
@@ -208,7 +211,7 @@ def keys(records: Records, critical: dict[str, Any] | None) -> dict[str, Any]:
         "by_history": by_history(records),
         **choices,
         "lost": lost(records),
-        "lost, validation": lost(records, stage="leave one out, validation"),
+        "lost, validation": lost(records, where="validation"),
         "claims": claims(table, critical),
     }
 

@@ -34,7 +34,6 @@ NAMES = {
 }
 BENCHES = ("movielens", "taobao", "synthetic")
 LONG = "_long_users"
-VALIDATION = ", validation"
 TIMES = ("p50", "p99", "best")
 TASKS = {"next": f"next item, {recipes.DEFAULT}", "liked": "liked or not, pointwise"}
 
@@ -76,10 +75,10 @@ def tables(records: Records, critical: Mapping[str, Any] | None) -> list[Table]:
             made.append(_figures(f"{bench}, {arm} by recipe", found, NAMES, {}))
     for bench in BENCHES:
         for stage, rows in report.small(records, bench=bench).items():
-            made.append(_figures(f"{bench}, {stage.removesuffix(VALIDATION)}{VALIDATION} slice", rows, NAMES, times))
-    for more, where in (("", "test"), (VALIDATION, "validation")):
+            made.append(_figures(f"{bench}, {stage.partition(',')[0]}, validation slice", rows, NAMES, times))
+    for where in report.LEFT_OUT:
         title = f"leave one out: GAUC points below the full model, seed by seed, {where} slice"
-        made.append(_grid(title, report.lost(records, stage=f"leave one out{more}"), "points", digits=2))
+        made.append(_grid(title, report.lost(records, where=where), "points", digits=2))
     made.append(_grid("synthetic worlds with one source of interest, GAUC", report.by_world(records), "gauc"))
     made.append(_grid("synthetic-short by epochs, validation slice, GAUC", report.by_epochs(records), "gauc"))
     return [table for table in made if table.rows and len(table.header) > 1]
