@@ -1,0 +1,193 @@
+"""Folders that appear complete or not at all: errors, kills in the middle, concurrent writers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from aif_jax import folders
+from aif_jax.folders import new_folder, remove_folder, unfinished
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def fill(folder, word="new", **options):
+    with new_folder(folder, **options) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text(word)
+        assert not folder.exists() or contents(folder) != {"inner/file": word}, "visible before it is complete"
+
+
+def test_a_folder_appears_with_its_parents_and_leaves_nothing_else(tmp_path):
+    target = tmp_path / "a" / "b"
+    with new_folder(target) as partial:
+        (partial / "file").write_text("x")
+        (partial.parent / "scratch.zip").write_text("gone at the end")
+        assert not target.exists() and unfinished(target) == [partial.parent]
+    assert contents(target) == {"file": "x"}
+    assert [path.name for path in target.parent.iterdir()] == ["b"]
+    assert os.stat(target).st_mode & 0o777 == 0o777 & ~umask()
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_block_that_raises_leaves_nothing(tmp_path):
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), new_folder(tmp_path / "a") as partial:
+            (partial / "file").write_text("x")
+            raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(tmp_path):
+    fill(tmp_path / "a", "old")
+    with pytest.raises(FileExistsError, match="a: expected a new folder, but something is there; it stays as it is"):
+        fill(tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        fill(tmp_path / "link")
+    with pytest.raises(FileExistsError), new_folder(tmp_path / "b") as partial:
+        (partial / "file").write_text("slow")
+        (tmp_path / "b").mkdir()  # another process was faster; a rename onto an empty folder would go through
+    assert contents(tmp_path / "a") == {"inner/file": "old"} and not list((tmp_path / "b").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "link"]
+
+
+def test_replace(tmp_path, monkeypatch):
+    fill(tmp_path / "a", "first", exist="replace")
+    fill(tmp_path / "a", "second", exist="replace")
+    assert contents(tmp_path / "a") == {"inner/file": "second"}
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "a", exist="replace"):
+        raise RuntimeError
+    assert contents(tmp_path / "a") == {"inner/file": "second"}
+    monkeypatch.setattr(folders, "_exchange", lambda first, second: False)  # a file system that cannot swap
+    fill(tmp_path / "a", "third", exist="replace")
+    assert contents(tmp_path / "a") == {"inner/file": "third"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_replace_swaps_in_one_step_on_linux(tmp_path):
+    fill(tmp_path / "a", "a")
+    fill(tmp_path / "b", "b")
+    assert folders._exchange(tmp_path / "a", tmp_path / "b")
+    assert contents(tmp_path / "a") == {"inner/file": "b"}
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(ValueError, match="exist: expected 'error' or 'replace', got 'keep'"):
+        fill(tmp_path / "a", exist="keep")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="expected a folder to replace"):
+        fill(tmp_path / "file", exist="replace")
+
+
+def test_remove(tmp_path):
+    fill(tmp_path / "a")
+    remove_folder(tmp_path / "a")
+    with pytest.raises(FileNotFoundError):
+        remove_folder(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from aif_jax import folders
+
+target, event, pattern = Path({target!r}), {event!r}, {pattern!r}
+if {two_renames}:
+    folders._exchange = lambda first, second: False
+
+def kill(name, arguments):
+    if name == event and pattern in str(arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+with folders.new_folder(target, exist="replace") as partial:
+    (partial / "inner").mkdir()
+    (partial / "inner" / "file").write_text("new")
+"""
+MOMENTS = [
+    ("os.mkdir", "inner", False, "old"),
+    ("open", "inner/file", False, "old"),
+    ("os.rename", "a.old", True, "old"),
+    ("shutil.rmtree", "partial", False, "new"),
+]
+
+
+@pytest.mark.parametrize(("event", "pattern", "two_renames", "left"), MOMENTS, ids=[" ".join(moment[:2]) for moment in MOMENTS])
+def test_a_killed_process_leaves_old_or_new(python, tmp_path, event, pattern, two_renames, left):
+    target = tmp_path / "a"
+    fill(target, "old")
+    code = KILLED.format(target=str(target), event=event, pattern=pattern, two_renames=two_renames)
+    python(code, expect=-9)
+    assert contents(target) == {"inner/file": left}
+    assert len(unfinished(target)) == 1
+    fill(tmp_path / "a.b")  # another name: not its business
+    assert len(unfinished(target)) == 1
+    fill(target, "newest", exist="replace")
+    assert contents(target) == {"inner/file": "newest"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.b"]
+
+
+def test_a_replacement_killed_between_its_two_renames_is_finished(python, tmp_path):
+    target = tmp_path / "a"
+    fill(target, "old")
+    pattern = f"a', '{target}"  # the second rename: from the work folder to the target
+    python(KILLED.format(target=str(target), event="os.rename", pattern=pattern, two_renames=True), expect=-9)
+    assert not target.exists()
+    with pytest.raises(RuntimeError), new_folder(target, exist="replace"):
+        raise RuntimeError
+    assert contents(target) == {"inner/file": "new"}
+    assert not unfinished(target)
+
+
+def test_the_work_folder_of_a_running_process_stays(tmp_path):
+    target = tmp_path / "a"
+    code = f"""
+import sys
+from aif_jax.folders import new_folder
+with new_folder({str(target)!r}) as partial:
+    (partial / "file").write_text("slow")
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+    slow = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert slow.stdout is not None and slow.stdin is not None and slow.stdout.readline() == "ready\n"
+    with pytest.raises(RuntimeError), new_folder(target):
+        raise RuntimeError
+    assert len(unfinished(target)) == 1
+    slow.communicate("\n", timeout=60)
+    assert slow.returncode == 0 and contents(target) == {"file": "slow"}
+
+
+def test_many_threads_write_one_name(tmp_path):
+    """One wins, the others are told; nobody removes another's work folder."""
+    barrier, results = threading.Barrier(8), []
+
+    def write(number):
+        barrier.wait()
+        try:
+            with new_folder(tmp_path / "a") as partial:
+                (partial / "file").write_text(str(number))
+            results.append("written")
+        except FileExistsError:
+            results.append("refused")
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["refused"] * 7 + ["written"] and not unfinished(tmp_path / "a")
+    assert len(contents(tmp_path / "a")) == 1
