@@ -1,12 +1,10 @@
-"""Where the figures of a run go: CSV, JSON lines, TensorBoard. A resumed run leaves no step twice.
+"""Writers of a run's figures: JSON lines and TensorBoard. A resumed run leaves no step twice.
 
-A row of a file is with the operating system when `write` returns: killing the process does not lose it. Source: ours.
+A row of a file is with the operating system when `write` returns: killing the process does not lose it.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -19,7 +17,7 @@ FLUSH_SECONDS = 5
 
 
 class LogWriter(Protocol):
-    """What `loop.fit` asks of a writer."""
+    """What the training loop calls."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one row."""
@@ -34,7 +32,7 @@ class JsonLines:
     """One JSON object a line: {"step": ..., "loss": ...}; a value that is not finite becomes null.
 
     Args:
-      path: the file; folders are made.
+      path: the file; its folders are made by the first row.
 
     Example:
       >>> import tempfile
@@ -47,10 +45,10 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a row."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -58,10 +56,13 @@ class JsonLines:
     def rewind(self, step: int) -> None:
         """Keeps the rows up to `step`."""
         if self.path.exists():
-            _replace(self.path, "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step))
+            text = "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step)
+            partial = self.path.with_name(self.path.name + ".partial")
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, self.path)  # a process that is killed leaves the old rows or the new ones
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows; a last line that a killed process left unfinished is passed over.
+        """The rows, without a last line that a killed process left unfinished.
 
         Raises:
           ValueError: any other line that is not JSON; names it.
@@ -78,64 +79,10 @@ class JsonLines:
         return rows
 
 
-class Csv:
-    """A table with a header; a figure that comes up later gets a column then, and the rows before it an empty cell.
-
-    Args:
-      path: the file; folders are made.
-
-    Example:
-      >>> import tempfile
-      >>> log = Csv(tempfile.mkdtemp() + "/log.csv")
-      >>> log.write(10, {"loss": 0.5}), log.write(20, {"loss": 0.25, "gauc": 0.6})
-      (None, None)
-      >>> print(log.path.read_text().strip())
-      step,loss,gauc
-      10,0.5,
-      20,0.25,0.6
-    """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._columns: list[str] | None = None  # None: not looked at yet
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a row."""
-        row = {"step": str(step), **{name: repr(float(value)) for name, value in values.items()}}
-        if self._columns is None:
-            self._columns = list(self._rows()[0]) if self._rows() else []
-        new = [name for name in row if name not in self._columns]
-        if new:
-            self._rewrite(self._rows(), [*self._columns, *new])
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
-
-    def rewind(self, step: int) -> None:
-        """Keeps the rows up to `step`."""
-        rows = self._rows()
-        kept = [row for row in rows if int(row["step"]) <= step]
-        self._rewrite(kept, list(rows[0]) if rows else [])
-
-    def _rows(self) -> list[dict[str, str]]:
-        """The whole rows, without a last one that a killed process left unfinished."""
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-
-    def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
-        self._columns = columns
-        text = io.StringIO()
-        if columns:
-            table = csv.DictWriter(text, columns, lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-        _replace(self.path, text.getvalue())
-
-
 class TensorBoard:
     """Scalars for TensorBoard, through tensorboardX: no TensorFlow is needed.
 
-    A thread of tensorboardX writes them within seconds; what a killed process had not written is missing from the curve.
+    A thread of tensorboardX writes them within seconds; points that a killed process had not written are missing.
 
     Args:
       folder: for the event files; one for each start of the run.
@@ -179,14 +126,7 @@ class TensorBoard:
         return self._writer
 
     def close(self) -> None:
-        """Lets go of the event file."""
+        """Closes the event file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def _replace(path: Path, text: str) -> None:
-    """The file holds either what it held or the whole new text, whenever the process is killed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    os.replace(partial, path)

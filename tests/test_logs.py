@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import struct
 import sys
 
 import pytest
 
-from aif_jax.logs import Csv, JsonLines, TensorBoard
-
-
-def table(log: Csv) -> list[dict[str, str]]:
-    return list(csv.DictReader(log.path.read_text().splitlines()))
+from aif_jax.logs import JsonLines, TensorBoard
 
 
 def test_json_lines_by_hand(tmp_path):
@@ -25,40 +20,32 @@ def test_json_lines_by_hand(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [JsonLines, Csv])
-def test_a_resumed_run_writes_no_step_twice(tmp_path, kind):
+def test_a_resumed_run_writes_no_step_twice(tmp_path):
     def steps(log):
-        return [int(row["step"]) for row in (table(log) if kind is Csv else log.rows())]
+        return [row["step"] for row in log.rows()]
 
-    log = kind(tmp_path / "log")
+    log = JsonLines(tmp_path / "log")
     log.rewind(0)
     for step in (10, 20, 30):
         log.write(step, {"loss": 1 / step})
     whole = log.path.read_text()
     with open(log.path, "a") as file:  # the process was killed within a row
         file.write(whole.splitlines()[-1][:5])
-    again = kind(tmp_path / "log")
+    again = JsonLines(tmp_path / "log")
     again.rewind(20)
     assert steps(again) == [10, 20]
     again.write(30, {"loss": 1 / 30})
     assert again.path.read_text() == whole
-    fresh = kind(tmp_path / "log")
+    fresh = JsonLines(tmp_path / "log")
     fresh.rewind(0)
     fresh.write(10, {"accuracy": 0.5})
     assert steps(fresh) == [10]
 
 
-def test_a_table_grows_columns_and_keeps_full_precision(tmp_path):
-    log = Csv(tmp_path / "log.csv")
-    log.write(1, {"loss": 0.1})
-    log.write(2, {"loss": 1 / 3, "gauc": 0.6})
-    again = Csv(tmp_path / "log.csv")  # appends without being rewound, in the order of the header
-    again.write(3, {"gauc": 0.7, "loss": float("nan")})
-    assert table(log) == [
-        {"step": "1", "loss": "0.1", "gauc": ""},
-        {"step": "2", "loss": repr(1 / 3), "gauc": "0.6"},
-        {"step": "3", "loss": "nan", "gauc": "0.7"},
-    ]
+def test_a_writer_that_writes_nothing_leaves_nothing(tmp_path):
+    log = JsonLines(tmp_path / "new" / "log")
+    log.rewind(0)
+    assert log.rows() == [] and not (tmp_path / "new").exists()
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):

@@ -281,115 +281,6 @@ def test_a_model_keeps_all_of_its_own_best(data, more):
     assert survived.value == 1 or survived.used == 0
 
 
-# -- streaming --------------------------------------------------------------------------------------------------------------
-
-
-def in_batches(total, *columns, where, sizes):
-    start = 0
-    for size in [*sizes, len(where)]:
-        batch = slice(start, start + size)
-        total.update(*(column[batch] for column in columns), where=where[batch])
-        start += size
-    return total.result()
-
-
-sizes = st.lists(st.integers(0, 9), max_size=6)
-
-
-@quick
-@given(entries(), sizes, st.sampled_from(["impressions", "mean"]))
-def test_streaming_gauc_equals_gauc(data, sizes, weighting):
-    scores, labels, groups, where = data
-    groups = np.sort(groups)
-    streamed = in_batches(metrics.StreamingGAUC(weighting=weighting), scores, labels, groups, where=where, sizes=sizes)
-    close(streamed, metrics.gauc(scores, labels, groups, where=where, weighting=weighting))
-
-
-def test_streaming_gauc_result_may_be_asked_at_any_time():
-    total = metrics.StreamingGAUC()
-    total.update([1.0, 2.0], [0, 1], [1, 1])
-    assert total.result() == total.result() == (1.0, 1, 0)
-    total.update([3.0], [0], [1])
-    assert total.result() == (0.5, 1, 0)
-    with pytest.raises(ValueError, match="groups: expected none below 1, which came before, got 0"):
-        total.update([3.0], [0], [0])
-    assert total.result() == (0.5, 1, 0)
-
-
-@quick
-@given(entries(), sizes, st.sampled_from([1, 2, 64, 1 << 16]))
-def test_streaming_auc_lies_within_its_bound(data, sizes, bins):
-    scores, labels, _, where = data
-    exact = metrics.auc(scores, labels, where=where)
-    value, error = in_batches(metrics.StreamingAUC(bins=bins), scores, labels, where=where, sizes=sizes)
-    if math.isnan(exact):
-        assert math.isnan(value) and math.isnan(error)
-    else:
-        assert abs(value - exact) <= error + 1e-12
-        if bins > 64:
-            close(value, exact)  # five values far apart: ties stay ties, the rest is told apart
-
-
-def test_streaming_auc_of_many_scores():
-    rng = np.random.default_rng(0)
-    labels = rng.random(50_000) < 0.1
-    for scale in (1e-3, 1.0, 30.0):
-        scores = (rng.normal(size=50_000) + labels) * scale
-        exact = metrics.auc(scores, labels)
-        halves = [metrics.StreamingAUC(), metrics.StreamingAUC()]
-        for half, part in zip(halves, (slice(0, 20_000), slice(20_000, None)), strict=True):
-            half.update(scores[part], labels[part])
-        halves[0].merge(halves[1])
-        value, error = halves[0].result()
-        assert abs(value - exact) <= error < 5e-3
-        assert abs(value - exact) < error / 10  # order within a bin is all but random
-
-
-def test_streaming_auc_keeps_the_order_of_neighbouring_scores():
-    """Bins never contradict the order, not even by rounding: pairs of adjacent floats all over the range."""
-    low = np.concatenate([np.geomspace(1e-300, 1e300, 50_001), -np.geomspace(1e-300, 1e300, 50_001)])
-    for bins in (3, 1 << 16):
-        total = metrics.StreamingAUC(bins=bins)
-        order = np.sort(np.concatenate([low, np.nextafter(low, np.inf), [-np.inf, 0, np.inf]]))
-        place = []
-        for chunk in order[::500]:
-            before = total._counts[1].copy()
-            total.update([chunk], [1])
-            place.append(int(np.flatnonzero(total._counts[1] - before)[0]))
-        assert place == sorted(place)
-
-
-@quick
-@given(entries(infinite=False), sizes)
-def test_streaming_log_loss_calibration_and_mean(data, sizes):
-    scores, labels, _, where = data
-    streamed = functools.partial(in_batches, where=where, sizes=sizes)
-    close(streamed(metrics.StreamingLogLoss(), scores, labels), metrics.log_loss(scores, labels, where=where))
-    for ours, expected in zip(
-        streamed(metrics.StreamingCalibration(), scores, labels),
-        metrics.calibration(scores, labels, where=where),
-        strict=True,
-    ):
-        close(ours, expected)
-    valid = scores[where]
-    close(streamed(metrics.StreamingMean(), scores), (valid.mean() if len(valid) else np.nan, len(valid), 0))
-
-
-@pytest.mark.parametrize("name", LIST_METRICS)
-@quick
-@given(candidate_lists(), candidate_lists())
-def test_merged_means_of_batches_are_the_mean_of_all(name, first, second):
-    k, width = first[3], 5
-    ours = functools.partial(LIST_METRICS[name][0], k=k)
-    total = metrics.StreamingMean()
-    batches = []
-    for scores, labels, where, _ in (first, second):
-        total.merge(ours(scores, labels, where=where))
-        batches.append([np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in (scores, labels, where)])
-    scores, labels, where = map(np.concatenate, zip(*batches, strict=True))
-    close(total.result(), ours(scores, labels, where=where))
-
-
 # -- undefined values and bad input -----------------------------------------------------------------------------------------
 
 
@@ -402,9 +293,6 @@ def test_undefined_values_are_nan(scores, labels, where):
     assert math.isnan(metrics.auc(scores, labels, where=where))
     grouped = metrics.gauc(scores, labels, groups, where=where)
     assert math.isnan(grouped.value) and grouped[1:] == (0, min(1, len(scores)))
-    total = metrics.StreamingAUC()
-    total.update(scores, labels, where=where)
-    assert np.isnan(total.result()).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0), (3, 4)])
@@ -417,8 +305,6 @@ def test_nothing_to_average_is_nan(shape):
     assert math.isnan(metrics.log_loss(scores, labels, where=where))
     nothing = metrics.calibration(scores, labels, where=where)
     assert math.isnan(nothing.ratio) and math.isnan(nothing.error) and not nothing.entries.any()
-    assert math.isnan(metrics.StreamingMean().result().value)
-    assert math.isnan(metrics.StreamingGAUC().result().value)
 
 
 def test_ratio_without_a_positive_is_nan_and_the_error_is_not():
@@ -448,14 +334,10 @@ TWO = [[1.0, 2.0], [3.0, 4.0]], [[0, 1], [1, 0]]
         (lambda: metrics.gauc(*TWO, [0, 1]), r"groups: expected a shape of the same rank .* got \(2,\)"),
         (lambda: metrics.gauc([1.0], [0], [0.5]), "groups: expected integers or strings, got float64"),
         (lambda: metrics.gauc([1.0], [0], [0], weighting="sum"), "weighting: expected one of .*, got 'sum'"),
-        (lambda: metrics.StreamingGAUC().update([1.0], [0], ["a"]), "groups: expected integers that int64 can hold"),
         (lambda: metrics.hit_rate_at_k(*TWO, k=0), "k: expected an integer of at least 1, got 0"),
         (lambda: metrics.ndcg_at_k(*TWO, k=2.5), "k: expected an integer of at least 1, got 2.5"),
         (lambda: metrics.recall_at_k(1.0, 1, k=1), "scores: expected lists"),
         (lambda: metrics.calibration([1.0], [0], bins=0), "bins: expected an integer of at least 1, got 0"),
-        (lambda: metrics.StreamingAUC(bins=0), "bins: expected an integer of at least 1, got 0"),
-        (lambda: metrics.StreamingAUC(bins=4).merge(metrics.StreamingAUC(bins=8)), "expected 4 bins, got 8"),
-        (lambda: metrics.StreamingMean().update([1.0, np.nan]), r"values: expected no NaN, got nan at \[1\]"),
     ],
 )
 def test_bad_input_gets_a_plain_answer(call, message):

@@ -1,4 +1,4 @@
-"""What every metric checks of its arguments before it counts anything."""
+"""Checks of the arguments that all metrics share."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from typing import Any
 import numpy as np
 
 
-def check_k(k: int) -> None:
-    """Raises ValueError for a length of a list's top that is no integer of at least 1."""
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k: expected an integer of at least 1, got {k!r}")
+def check_at_least_one(number: int, name: str) -> None:
+    """Raises ValueError unless `number` is an integer of at least 1."""
+    if not isinstance(number, int | np.integer) or number < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {number!r}")
 
 
-def check_bins(bins: int) -> None:
-    """Raises ValueError for a number of bins that is no integer of at least 1."""
-    if not isinstance(bins, int | np.integer) or bins < 1:
-        raise ValueError(f"bins: expected an integer of at least 1, got {bins!r}")
-
-
-def valid_entries(scores: Any, labels: Any, where: Any, *, name: str = "scores") -> tuple[np.ndarray, np.ndarray]:
+def valid_entries(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarray]:
     """Scores float64 [n] and positive bool [n] of the valid entries, flat."""
-    scores, labels, valid = _checked(scores, labels, where, name=name)
+    scores, labels, valid = _checked(scores, labels, where)
     return scores[valid], labels[valid] != 0
 
 
@@ -47,9 +41,7 @@ def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False
     return np.where(valid, scores, -np.inf).reshape(shape), labels.reshape(shape), valid.reshape(shape)
 
 
-def _checked(
-    scores: Any, labels: Any, where: Any, *, graded: bool = False, name: str = "scores"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores float64, labels and mask, all of the shape of `scores`."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if labels.shape != scores.shape:
@@ -62,15 +54,15 @@ def _checked(
         labels = labels.astype(np.float64)
         wrong = ~(np.isfinite(labels) & (labels >= 0)) if graded else (labels != 0) & (labels != 1)
         _refuse(wrong & valid, labels, "labels", "finite values of at least 0" if graded else "0 or 1")
-    _refuse(np.isnan(scores) & valid, scores, name, "no NaN")
+    _refuse(np.isnan(scores) & valid, scores, "scores", "no NaN")
     return scores, labels, valid
 
 
 def _refuse(wrong: np.ndarray, values: np.ndarray, name: str, expected: str) -> None:
     if wrong.any():
-        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        place = [int(i) for i in at]
-        raise ValueError(f"{name}: expected {expected}, got {values[at]} at {place} ({int(wrong.sum())} such entries)")
+        place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        index = [int(i) for i in place]
+        raise ValueError(f"{name}: expected {expected}, got {values[place]} at {index} ({int(wrong.sum())} such entries)")
 
 
 def _broadcast(value: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:

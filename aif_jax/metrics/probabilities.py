@@ -1,4 +1,4 @@
-"""Of probabilities, from logits: log-loss and calibration, whole and streaming."""
+"""Log-loss and calibration: from logits, as probabilities."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.metrics.entries import check_bins, valid_entries
-from aif_jax.metrics.means import StreamingMean, ratio
+from aif_jax.metrics.entries import check_at_least_one, valid_entries
+from aif_jax.metrics.means import ratio
 
 
 class Calibration(NamedTuple):
@@ -40,9 +40,8 @@ def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
       >>> round(log_loss([0.0, 2.0], [1, 1]), 4)
       0.41
     """
-    total = StreamingLogLoss()
-    total.update(scores, labels, where=where)
-    return total.result()
+    scores, positive = valid_entries(scores, labels, where)
+    return ratio(np.logaddexp(0, np.where(positive, -scores, scores)).sum(), len(scores))
 
 
 def calibration(scores: Any, labels: Any, *, where: Any = None, bins: int = 10) -> Calibration:
@@ -68,70 +67,12 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, bins: int = 10) 
       >>> calibration([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 0])[:2]
       (2.0, 0.25)
     """
-    total = StreamingCalibration(bins=bins)
-    total.update(scores, labels, where=where)
-    return total.result()
-
-
-class StreamingLogLoss:
-    """Log-loss of entries that arrive in batches.
-
-    Example:
-      >>> total = StreamingLogLoss()
-      >>> total.update([0.0], [1])
-      >>> total.update([2.0], [1])
-      >>> round(total.result(), 4)
-      0.41
-    """
-
-    def __init__(self) -> None:
-        self._mean = StreamingMean()
-
-    def update(self, scores: Any, labels: Any, *, where: Any = None) -> None:
-        """Adds entries; arguments and errors as those of `log_loss`."""
-        scores, positive = valid_entries(scores, labels, where)
-        self._mean.update(np.logaddexp(0, np.where(positive, -scores, scores)))
-
-    def result(self) -> float:
-        """The mean so far; NaN without data."""
-        return self._mean.result().value
-
-
-class StreamingCalibration:
-    """Calibration of entries that arrive in batches.
-
-    Args:
-      bins: how many, of equal width over [0, 1].
-
-    Raises:
-      ValueError: bins below 1.
-
-    Example:
-      >>> total = StreamingCalibration()
-      >>> total.update([0.0, 0.0], [1, 0])
-      >>> total.update([0.0, 0.0], [0, 0])
-      >>> total.result()[:2]
-      (2.0, 0.25)
-    """
-
-    def __init__(self, *, bins: int = 10):
-        check_bins(bins)
-        self._sums = np.zeros((2, bins))  # probabilities, positives
-        self._count = np.zeros(bins, np.int64)
-
-    def update(self, scores: Any, labels: Any, *, where: Any = None) -> None:
-        """Adds entries; arguments and errors as those of `calibration`."""
-        scores, positive = valid_entries(scores, labels, where)
-        probability = np.exp(-np.logaddexp(0, -scores))  # sigmoid without overflow
-        bins = len(self._count)
-        at = np.minimum((probability * bins).astype(np.int64), bins - 1)
-        self._count += np.bincount(at, minlength=bins)
-        for i, values in enumerate((probability, positive)):
-            self._sums[i] += np.bincount(at, values, minlength=bins)
-
-    def result(self) -> Calibration:
-        """Ratio, error and table so far; NaN where undefined."""
-        predicted, observed = self._sums / np.where(self._count > 0, self._count, np.nan)
-        gap = float(np.abs(self._sums[0] - self._sums[1]).sum())
-        overall = ratio(self._sums[0].sum(), self._sums[1].sum())
-        return Calibration(overall, ratio(gap, self._count.sum()), predicted, observed, self._count.copy())
+    check_at_least_one(bins, "bins")
+    scores, positive = valid_entries(scores, labels, where)
+    probability = np.exp(-np.logaddexp(0, -scores))  # sigmoid without overflow
+    bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    entries = np.bincount(bin_of, minlength=bins)
+    probabilities, positives = (np.bincount(bin_of, values, minlength=bins) for values in (probability, positive))
+    predicted, observed = np.stack([probabilities, positives]) / np.where(entries > 0, entries, np.nan)
+    error = ratio(np.abs(probabilities - positives).sum(), entries.sum())
+    return Calibration(ratio(probabilities.sum(), positives.sum()), error, predicted, observed, entries)

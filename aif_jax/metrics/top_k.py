@@ -1,4 +1,4 @@
-"""By list, the top k of each: hit rate, recall, NDCG, and how many of a ranker's best survive."""
+"""Hit rate, recall and NDCG of the top k of each list, and the ranker's top k as labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.metrics.entries import check_k, listed_entries
+from aif_jax.metrics.entries import check_at_least_one, listed_entries
 from aif_jax.metrics.means import Averaged, ratio
 
 
@@ -49,7 +49,7 @@ def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Ave
 def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
     """Recall@k: of the positives of a list, the share among its k highest scores; the mean over lists.
 
-    The share of a ranker's best that a pre-ranker lets through is this metric with `top_k_labels` of the ranker as labels.
+    Ranker recall@k, the share of a ranker's top that a pre-ranker passes on, takes `top_k_labels` of the ranker as labels.
     Where a tie straddles rank k, its positives count with the share of the tie that fits.
 
     Args:
@@ -71,9 +71,9 @@ def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Avera
     scores, positive, valid = listed_entries(scores, labels, where)
     above, tied, slots = _top_k(scores, valid, k)
     share = slots / np.maximum(tied.sum(axis=1), 1)
-    kept = (positive & above).sum(axis=1) + (positive & tied).sum(axis=1) * share
+    hits = (positive & above).sum(axis=1) + (positive & tied).sum(axis=1) * share
     positives = positive.sum(axis=1)
-    return _mean_of_lists(kept / np.maximum(positives, 1), positives)
+    return _mean_of_lists(hits / np.maximum(positives, 1), positives)
 
 
 def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
@@ -99,7 +99,7 @@ def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Average
       >>> ndcg_at_k([[3.0, 2.0, 1.0]], [[0, 1, 0]], k=2).value.__round__(4)
       0.6309
     """
-    check_k(k)
+    check_at_least_one(k, "k")
     scores, gains, valid = listed_entries(scores, labels, where, graded=True)
     rows, columns = scores.shape
     discounts = np.where(np.arange(columns) < k, 1 / np.log2(np.arange(columns) + 2), 0)
@@ -109,13 +109,13 @@ def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Average
     starts[:, 1:] = (ranked[:, 1:] != ranked[:, :-1]) | (counts[:, 1:] != counts[:, :-1])
     tie = np.cumsum(starts) - 1  # the tie that each place belongs to, numbered through all lists
     gain = np.bincount(tie, np.take_along_axis(gains, order, 1).ravel()) / np.maximum(np.bincount(tie), 1)
-    found = gain[tie].reshape(rows, columns) @ discounts
+    gained = gain[tie].reshape(rows, columns) @ discounts
     best = -np.sort(-gains, axis=1) @ discounts
-    return _mean_of_lists(found / np.where(best > 0, best, 1), best)
+    return _mean_of_lists(gained / np.where(best > 0, best, 1), best)
 
 
 def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
-    """The k highest scores of each list as labels, for asking how many of a ranker's best another model keeps.
+    """The k highest scores of each list as labels, for the recall of a ranker's top in another model's.
 
     Args:
       scores: numbers [..., C].
@@ -141,13 +141,13 @@ def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
 
 def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of lists [B, C]: bool above the k-th highest score, bool tied with it, and how many of the tied are in the top k [B]."""
-    check_k(k)
+    check_at_least_one(k, "k")
     columns = scores.shape[1]
     if not columns:
         return valid, valid, np.zeros(len(scores), np.int64)
     # A partition, not a sort: linear in C, which counts when C is the whole catalogue.
-    at = max(columns - k, 0)
-    threshold = np.partition(scores, at, axis=1)[:, at, None]
+    lowest = max(columns - k, 0)
+    threshold = np.partition(scores, lowest, axis=1)[:, lowest, None]
     above, tied = valid & (scores > threshold), valid & (scores == threshold)
     return above, tied, np.minimum(k - above.sum(axis=1), tied.sum(axis=1))
 
