@@ -1,8 +1,9 @@
 """Folders that appear complete or not at all, and disappear at once.
 
 `new_folder` is the only place of the package that gives a finished folder its name. Contents are written into a hidden work
-folder in the same directory, forced to disk, and renamed. A killed process leaves a work folder, which the next `new_folder` of
-the same name removes; the work folder of a process that still runs is locked and stays.
+folder in the same directory, forced to disk, and renamed. A killed process leaves its work folder, which the next `new_folder`
+of the same name removes, or `remove_unfinished` for all names in a directory. The work folder of a process that still runs is
+locked and stays.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+WORK = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial")  # as `tempfile.mkdtemp` names work folders
 OLD = ".old"  # ends the name of the folder that `exist="replace"` moved into the work folder
 AT_CURRENT_FOLDER, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
@@ -93,10 +95,21 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
 def unfinished(path: str | os.PathLike[str]) -> list[Path]:
     """Work folders for `path`: of a process that is writing it now, or of one that was killed."""
     target = Path(path).absolute()
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.partial")  # as `tempfile.mkdtemp` names folders
-    if not target.parent.is_dir():
+    return [folder for folder, name in _work_folders(target.parent) if name == target.name]
+
+
+def remove_unfinished(directory: str | os.PathLike[str]) -> None:
+    """Removes the work folders that killed processes left in a directory, whatever name they were for."""
+    for folder, name in _work_folders(Path(directory).absolute()):
+        _clean(folder, folder.with_name(name))
+
+
+def _work_folders(directory: Path) -> list[tuple[Path, str]]:
+    """Work folders in a directory, each with the name that it is for."""
+    if not directory.is_dir():
         return []
-    return sorted(folder for folder in target.parent.iterdir() if pattern.fullmatch(folder.name))
+    matches = [(folder, WORK.fullmatch(folder.name)) for folder in sorted(directory.iterdir())]
+    return [(folder, match[1]) for folder, match in matches if match]
 
 
 def _check_target(target: Path, exist: str) -> None:
@@ -122,12 +135,15 @@ def _replace(partial: Path, target: Path) -> None:
 
 def _work_folder(target: Path) -> tuple[Path, int]:
     """A new work folder and its lock, which the kernel lets go of when the process ends, however it ends."""
-    while True:
+    while True:  # until no other process takes the folder for a leftover before it is locked
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        lock = os.open(work, os.O_RDONLY)
+        try:
+            lock = os.open(work, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         with contextlib.suppress(OSError):  # a file system without locks: there nobody removes the folder
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.path.lexists(work):  # else another process took it for a leftover before it was locked
+        if os.path.lexists(work):
             return work, lock
         os.close(lock)
 

@@ -1,8 +1,8 @@
-"""The version of a model: one string for the contents of its parameters, its config and its schema.
+"""The version of a model: one string for the contents of its parameters, its config and its encoder.
 
-User state, index and interaction must be made from the same parameters. Every one of them carries this string, and what differs
-is refused with `VersionMismatch`, never mixed. Source: the paper names the need (one model version over nearline and online
-parts); the way is ours.
+User state, index and interaction must be made from the same parameters, and features by the encoder that the parameters were
+trained with. Every one of them carries its version; a different one is refused, never mixed. The paper names the need: one
+model version over nearline and online parts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from aif_jax.types import Params
 
 
 class VersionMismatch(ValueError):
-    """Two parts of the system come from different parameters, config or schema.
+    """Two parts of the system come from different parameters, config or encoder.
 
     Args:
       what: the part that does not fit, such as "index".
@@ -33,12 +33,39 @@ class VersionMismatch(ValueError):
       expected, got: the two versions.
     """
 
+    MESSAGE = "{what}: expected version {expected}, got {got}; both must be made from the same params, config and encoder"
+
     def __init__(self, what: str, *, expected: str, got: str):
-        super().__init__(
-            f"{what}: expected version {expected}, got {got}; both must be made from the same params, config and schema"
-        )
+        super().__init__(self.MESSAGE.format(what=what, expected=expected, got=got))
         self.expected = expected
         self.got = got
+
+
+class EncodingMismatch(VersionMismatch):
+    """Features, or something made from features, were encoded by another encoder than the model's."""
+
+    MESSAGE = (
+        "{what}: expected the encoding {expected}, got {got}; its ids and floats mean something else to this model. "
+        "Other vocabularies, columns or scales: encode with the encoder of the model's checkpoint"
+    )
+
+
+def check_encoding(what: str, *, expected: str, got: str) -> None:
+    """Raises `EncodingMismatch` where two encodings are known and differ.
+
+    Args:
+      what: the part that carries `got`, such as "UserFeatures".
+      expected: version of the model's encoder; "" where none is known.
+      got: the part's `encoding`; "" where none is known.
+
+    Example:
+      >>> check_encoding("UserFeatures", expected="ab12", got="")
+      >>> check_encoding("UserFeatures", expected="ab12", got="cd34")
+      Traceback (most recent call last):
+      aif_jax.version.EncodingMismatch: UserFeatures: expected the encoding ab12, got cd34; ...
+    """
+    if expected and got and got != expected:
+        raise EncodingMismatch(what, expected=expected, got=got)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,31 +80,47 @@ class Digest:
         return f"{self.dtype}{list(self.shape)}"
 
 
-def fingerprint(params: Params, config: Config) -> str:
-    """Version of a model: 64 hex digits over path, dtype, shape and bytes of every leaf of `params`, and over the config.
+class Versioned(Protocol):
+    """Anything with a version: an encoder."""
+
+    @property
+    def version(self) -> str:
+        """Hex digits over its contents."""
+        ...
+
+
+def fingerprint(params: Params, config: Config, encoder: Versioned | None = None) -> str:
+    """Version of a model: 64 hex digits over path, dtype, shape and bytes of every leaf of `params`, the config, the encoder.
 
     Equal contents give equal strings, in NumPy or on a device, sharded or not. Every leaf is copied to the host once.
 
     Args:
-      params: all groups, the signature matrix in `frozen` included.
-      config: with its schema.
+      params: all groups, `fitted` included.
+      config: with its schema and blocks.
+      encoder: with its columns, vocabularies and scales; None for a model without one.
 
     Raises:
       ValueError: a leaf that this process does not hold whole.
 
     Example:
       >>> import numpy as np, aif_jax as aif
-      >>> config, params = aif.tiny(), {"item": {"kernel": np.zeros((2, 3), np.float32)}}
+      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
+      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
+      >>> params = {"item": {"kernel": np.zeros((2, 3), np.float32)}}
       >>> version = fingerprint(params, config)
-      >>> version == fingerprint(params, config), version == fingerprint(params, config.replace(width=16))
+      >>> version == fingerprint(params, config), version == fingerprint(params, config.replace(width=24))
       (True, False)
     """
-    return combine(digests(params), config)
+    return combine(digests(params), config, encoder)
 
 
-def combine(leaves: Mapping[str, Digest], config: Config) -> str:
-    """The fingerprint, from digests made before."""
-    parts = {"leaves": {path: dataclasses.astuple(leaf) for path, leaf in leaves.items()}, "config": config.to_json()}
+def combine(leaves: Mapping[str, Digest], config: Config, encoder: Versioned | None = None) -> str:
+    """The fingerprint, from the digests of the leaves."""
+    parts = {
+        "leaves": {path: dataclasses.astuple(leaf) for path, leaf in leaves.items()},
+        "config": config.to_json(),
+        "encoder": None if encoder is None else encoder.version,
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

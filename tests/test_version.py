@@ -9,7 +9,7 @@ import aif_jax as aif
 from aif_jax.version import VersionMismatch, fingerprint
 
 CONFIG = aif.tiny()
-PARAMS = {"item": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "frozen": {"lsh": np.ones((2, 2), np.float32)}}
+PARAMS = {"item": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "fitted": {"lsh": np.ones((2, 2), np.float32)}}
 
 
 def changed(**groups):
@@ -19,7 +19,7 @@ def changed(**groups):
 def test_it_is_a_hash_of_contents():
     version = fingerprint(PARAMS, CONFIG)
     assert len(version) == 64 and set(version) <= set("0123456789abcdef")
-    again = {"frozen": {"lsh": jnp.ones((2, 2))}, "item": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
+    again = {"fitted": {"lsh": jnp.ones((2, 2))}, "item": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
     assert fingerprint(again, aif.Config.from_json(CONFIG.to_json())) == version
     fortran = changed(item={"kernel": np.asfortranarray(PARAMS["item"]["kernel"])})
     assert fingerprint(fortran, CONFIG) == version
@@ -32,7 +32,7 @@ def test_it_is_a_hash_of_contents():
         changed(item={"kernel": np.arange(6, dtype=np.int32).reshape(2, 3)}),
         changed(item={"weight": PARAMS["item"]["kernel"]}),
         changed(item={"kernel": np.nextafter(PARAMS["item"]["kernel"], 9).astype(np.float32)}),
-        changed(frozen={"lsh": np.zeros((2, 2), np.float32)}),
+        changed(fitted={"lsh": np.zeros((2, 2), np.float32)}),
         changed(user={"bias": np.zeros(0, np.float32)}),
     ],
     ids=["shape", "dtype", "path", "one bit of each", "signature matrix", "an empty leaf more"],

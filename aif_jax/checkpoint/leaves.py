@@ -1,7 +1,4 @@
-"""Leaves as files hold them: what an array store cannot take is turned into something that it can, and back.
-
-Typed random keys become key data, strings code points, Python scalars arrays. `place` checks what came back against its digest.
-"""
+"""Leaves as files hold them: typed random keys as key data, strings as code points, Python scalars as arrays."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ from aif_jax.version import Digest, digest
 KEY_IMPLEMENTATIONS = {"key<fry>": ("threefry2x32", 2), "key<rbg>": ("rbg", 4), "key<urbg>": ("unsafe_rbg", 4)}
 
 
-class AlteredError(ValueError):
-    """Contents other than those that were saved."""
+class CheckpointError(ValueError):
+    """A folder that is torn, altered, or not one of this library."""
 
 
 def encode(leaf: Any) -> jax.Array | np.ndarray:
-    """A leaf as Orbax takes it: keys as key data, strings as code points, scalars as arrays."""
+    """A leaf as Orbax takes it."""
     if is_key(leaf):
         return jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array):
@@ -32,13 +29,13 @@ def encode(leaf: Any) -> jax.Array | np.ndarray:
 
 
 def abstract(leaf: Digest, template: Any) -> Any:
-    """What to ask of Orbax: the sharding of the template where it has one, else NumPy."""
+    """The array to request from Orbax: with the sharding of the template where it has one, else in NumPy."""
     if leaf.dtype in KEY_IMPLEMENTATIONS:
         return np.empty((*leaf.shape, KEY_IMPLEMENTATIONS[leaf.dtype][1]), np.uint32)
     dtype = jnp.dtype(leaf.dtype)
     if dtype.kind == "U":
         return np.empty((*leaf.shape, dtype.itemsize // 4), np.uint32)
-    # An array that was never placed by hand has a sharding too, but one that it would not insist on.
+    # An array that was never placed by hand has a sharding too, but does not insist on it.
     sharding = getattr(template, "sharding", None) if getattr(template, "committed", True) else None
     return np.empty(leaf.shape, dtype) if sharding is None else jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
 
@@ -52,19 +49,25 @@ def decode(array: Any, leaf: Digest) -> Any:
     return array
 
 
-def place(array: Any, leaf: Digest, template: Any, where: str) -> Any:
-    """A leaf as read, checked, and moved to where the template wants it.
+def place(array: Any, leaf: Digest, template: Any, name: str) -> Any:
+    """A leaf as read, checked against its digest, and moved to where the template wants it.
+
+    Args:
+      array: as `decode` returned it.
+      leaf: what was saved.
+      template: of this leaf: an array, a `jax.ShapeDtypeStruct`, None for the default device, `np.ndarray` for NumPy.
+      name: of the leaf, for messages.
 
     Raises:
-      AlteredError: other contents than the digest says.
-      ValueError: JAX cut the leaf to another dtype.
+      CheckpointError: contents other than saved.
+      ValueError: JAX reduced the leaf to another dtype.
     """
     got = digest(array)
     if got.dtype != leaf.dtype:
-        raise ValueError(f"{where}: saved as {leaf.dtype}, but JAX here gives {got.dtype}; set jax_enable_x64 or use NumPy")
+        raise ValueError(f"{name}: saved as {leaf.dtype}, but JAX here gives {got.dtype}; set jax_enable_x64 or use NumPy")
     if got != leaf:
-        raise AlteredError(f"{where} was altered: its contents are not those that were saved")
-    if isinstance(array, jax.Array) or isinstance(template, np.ndarray) or array.dtype.kind == "U":
+        raise CheckpointError(f"{name} was altered: its contents are not those that were saved")
+    if isinstance(array, jax.Array) or template is np.ndarray or isinstance(template, np.ndarray) or array.dtype.kind == "U":
         return array
     moved = jnp.asarray(array)
     return moved if moved.dtype == array.dtype else array  # 64 bits stay in NumPy where JAX would cut them

@@ -1,0 +1,190 @@
+"""One checkpoint folder: `save` and `load` of parameters, config, encoder, optimizer state, position and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import aif_jax
+from aif_jax.checkpoint.leaves import CheckpointError
+from aif_jax.checkpoint.storage import Packed, inspect, is_json, pack, read, write_packed
+from aif_jax.config import Config
+from aif_jax.encoder import Encoder
+from aif_jax.trees import differences, listed
+from aif_jax.types import Params
+from aif_jax.version import combine
+
+FORMAT = "aif_jax.checkpoint/2"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The contents of a folder.
+
+    Attributes:
+      params: all groups of the model, `fitted` included.
+      config: with its schema and blocks.
+      version: fingerprint of params, config and encoder, see `aif_jax.version.fingerprint`.
+      encoder: turns raw users, events and items into features; None where it was saved without.
+      step: training steps so far.
+      opt_state: optimizer state, or None where `load` got no template for it.
+      position: of the data stream, as given to `save`.
+      metrics: figures of this step by name.
+    """
+
+    params: Params
+    config: Config
+    version: str
+    encoder: Encoder | None = None
+    step: int = 0
+    opt_state: Any = None
+    position: Any = None
+    metrics: dict[str, float] | None = None
+
+    def __repr__(self) -> str:
+        parts = "with optimizer state, " if self.opt_state is not None else ""
+        parts += "" if self.encoder is not None else "without encoder, "
+        return f"Checkpoint(step={self.step}, {parts}metrics={self.metrics}, version={self.version[:12]}...)"
+
+
+def save(
+    path: str | Path,
+    params: Params,
+    config: Config,
+    *,
+    encoder: Encoder | None = None,
+    step: int = 0,
+    opt_state: Any = None,
+    position: Any = None,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Writes a checkpoint folder: complete, or not there at all.
+
+    Args:
+      path: a folder that does not exist yet.
+      params: all groups of the model; arrays of any dtype that Orbax knows, of any sharding in this process, typed keys.
+      config: with its schema and blocks.
+      encoder: with its columns, vocabularies and scales; without it the checkpoint takes encoded features only.
+      step: training steps so far.
+      opt_state: any pytree of arrays, such as an optax state.
+      position: plain JSON value that tells where to go on: epoch, batch, offset in the update stream, seed.
+      metrics: figures by name.
+
+    Raises:
+      FileExistsError: something is there already; nothing is ever overwritten.
+      ValueError: a position that is not plain JSON, or a leaf that is no array.
+
+    Example:
+      >>> import tempfile, jax, aif_jax as aif
+      >>> from aif_jax import checkpoint
+      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
+      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
+      >>> params = {"embedding": {"category": jax.numpy.ones((6, 8))}}
+      >>> folder = tempfile.mkdtemp() + "/first"
+      >>> checkpoint.save(folder, params, config, step=7)
+      >>> checkpoint.load(folder, config=config).step
+      7
+    """
+    contents = pack_contents(
+        params, config, encoder=encoder, step=step, opt_state=opt_state, position=position, metrics=metrics
+    )
+    write_packed(path, contents)
+
+
+def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Reads a checkpoint folder and checks every leaf of it. No other file is needed.
+
+    Args:
+      path: what `save` wrote.
+      config: the config that is expected; None takes the one inside.
+      like: templates under "params" and "opt_state": trees of arrays or `jax.ShapeDtypeStruct`. A template leaf with a
+        sharding is restored onto that sharding, whatever the one it was saved with; a NumPy leaf stays in NumPy. Without a
+        template, params are nested dicts on the default device, and the optimizer state is not read.
+
+    Returns:
+      A `Checkpoint`.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      CheckpointError: torn, altered or foreign folder, or a config with a block that is not registered; says which part.
+      ValueError: a config or schema other than expected, or leaves missing, renamed or resized against the template: by name.
+
+    Example:
+      >>> import tempfile, jax, optax, aif_jax as aif
+      >>> from aif_jax import checkpoint
+      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
+      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
+      >>> params = {"embedding": {"category": jax.numpy.ones((6, 8))}}
+      >>> state = optax.adam(1e-3).init(params)
+      >>> folder = tempfile.mkdtemp() + "/first"
+      >>> checkpoint.save(folder, params, config, opt_state=state)
+      >>> template = jax.eval_shape(optax.adam(1e-3).init, params)
+      >>> type(checkpoint.load(folder, like={"opt_state": template}).opt_state[0]).__name__
+      'ScaleByAdamState'
+    """
+    like = dict(like or {})
+    if unknown := like.keys() - {"params", "opt_state"}:
+        raise ValueError(f"like: expected templates under 'params' and 'opt_state', got {sorted(unknown)}")
+    leaves, record = inspect(path, format=FORMAT)
+    stored = _parsed(path, record, "config", Config.from_json)
+    if config is not None and config != stored:
+        lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
+        raise ValueError(f"{path}: config or schema other than expected:\n{listed(lines)}")
+    templates = {"params": None} | ({"encoder": np.ndarray} if "encoder" in leaves else {}) | like
+    trees = read(path, templates, format=FORMAT)
+    encoder = None
+    if record.get("encoder") is not None:
+        encoder = _parsed(path, record, "encoder", lambda value: Encoder.from_record(value, trees.get("encoder", {})))
+    return Checkpoint(
+        params=trees["params"],
+        config=stored,
+        version=combine(leaves["params"], stored, encoder),
+        encoder=encoder,
+        step=record["step"],
+        opt_state=trees.get("opt_state"),
+        position=record["position"],
+        metrics=record["metrics"],
+    )
+
+
+def pack_contents(
+    params: Params,
+    config: Config,
+    *,
+    encoder: Encoder | None,
+    step: int,
+    opt_state: Any,
+    position: Any,
+    metrics: Mapping[str, float] | None,
+    copy: bool = False,
+) -> Packed:
+    """Trees and record of a checkpoint, checked and hashed; see `save` and `storage.pack`."""
+    if not is_json(position):
+        raise ValueError(f"position: expected plain JSON (dicts with string keys, lists, str, int, float), got {position!r}")
+    trees = {"params": params}
+    if encoder is not None:
+        trees["encoder"] = encoder.to_arrays()
+    if opt_state is not None:
+        trees["opt_state"] = opt_state
+    record = {
+        "config": json.loads(json.dumps(config.to_json())),
+        "encoder": None if encoder is None else json.loads(json.dumps(encoder.to_record())),
+        "step": int(step),
+        "position": position,
+        "metrics": {name: float(figure) for name, figure in metrics.items()} if metrics else None,
+    }
+    return pack(trees, record, format=FORMAT, copy=copy)
+
+
+def _parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Any) -> Any:
+    """A part of the record as an object."""
+    try:
+        return parse(record[name])
+    except (KeyError, TypeError, ValueError) as error:
+        written = f"written by aif_jax {record.get('aif_jax')}, this is {aif_jax.__version__}"
+        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}") from error

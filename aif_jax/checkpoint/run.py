@@ -1,0 +1,180 @@
+"""The checkpoints of one training run: saved in the background, the last and the best are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, pack_contents
+from aif_jax.checkpoint.leaves import CheckpointError
+from aif_jax.checkpoint.storage import Packed, complete_steps, inspect, write_packed
+from aif_jax.config import Config
+from aif_jax.encoder import Encoder
+from aif_jax.folders import remove_folder, remove_unfinished
+from aif_jax.types import Params
+
+
+class Checkpoints:
+    """The checkpoints of one training run: a folder with one sub-folder for each step that is kept.
+
+    One process writes; any number may read meanwhile, since reading looks at the folder anew each time.
+
+    Args:
+      directory: made when the first checkpoint is saved.
+      keep_last: how many of the latest steps stay.
+      keep_best: such as ("gauc", "max"): the best step by that metric stays too. None keeps the latest alone.
+
+    Example:
+      >>> import tempfile, jax, aif_jax as aif
+      >>> from aif_jax.checkpoint import Checkpoints
+      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
+      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
+      >>> params = {"embedding": {"category": jax.numpy.ones((6, 8))}}
+      >>> with Checkpoints(tempfile.mkdtemp(), keep_last=1, keep_best=("gauc", "max")) as run:
+      ...     for step, gauc in ((1, 0.61), (2, 0.66), (3, 0.64)):
+      ...         run.save_async(step, params, config, metrics={"gauc": gauc})
+      >>> run.steps, run.latest, run.best
+      ([2, 3], 3, 2)
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep_last: int = 3,
+        keep_best: tuple[str, Literal["max", "min"]] | None = None,
+    ):
+        if keep_last < 1:
+            raise ValueError(f"keep_last: expected at least 1, got {keep_last}")
+        if keep_best is not None and keep_best[1] not in ("max", "min"):
+            raise ValueError(f"keep_best: expected (metric, 'max' or 'min'), got {keep_best}")
+        self.directory = Path(directory).absolute()
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self._saving: Future[None] | None = None
+        self._swept = False  # whether this process has removed what killed processes left in the directory
+
+    def __repr__(self) -> str:
+        return f"Checkpoints({str(self.directory)!r}, steps={self.steps}, latest={self.latest}, best={self.best})"
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that are complete on disk, ascending."""
+        return complete_steps(self.directory)
+
+    @property
+    def latest(self) -> int | None:
+        """The highest complete step, None where there is none."""
+        return max(self.steps, default=None)
+
+    @property
+    def best(self) -> int | None:
+        """The best complete step by the metric of `keep_best`, the later one on a tie; None where there is none."""
+        if self.keep_best is None:
+            return None
+        name, direction = self.keep_best
+        sign = 1 if direction == "max" else -1
+        known = [(sign * figures[name], step) for step in self.steps if name in (figures := self._metrics(step))]
+        return max(known)[1] if known else None
+
+    def save(self, step: int, params: Params, config: Config, **rest: Any) -> None:
+        """Saves and waits; arguments as `save_async`."""
+        self.save_async(step, params, config, **rest)
+        self.wait()
+
+    def save_async(
+        self,
+        step: int,
+        params: Params,
+        config: Config,
+        *,
+        encoder: Encoder | None = None,
+        opt_state: Any = None,
+        position: Any = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Saves in the background; the arrays may be donated or changed as soon as this returns.
+
+        Copies to the host and hashes before it returns, writes afterwards; waits for the save before it. An error in the
+        background is raised by the next `save_async`, `wait` or `close`.
+
+        Args:
+          step: must not be on disk yet.
+          params, config, encoder, opt_state, position: as in `checkpoint.save`.
+          metrics: figures by name; the one of `keep_best` must be among them.
+
+        Raises:
+          FileExistsError: the step is there already.
+          ValueError: the metric of `keep_best` is missing or not finite, or what `checkpoint.save` refuses.
+        """
+        if self.keep_best is not None and not math.isfinite((metrics or {}).get(self.keep_best[0], math.nan)):
+            raise ValueError(
+                f"metrics: expected a finite {self.keep_best[0]!r}, by which keep_best={self.keep_best} chooses, got {metrics}"
+            )
+        self.wait()
+        if self._folder(step).exists():
+            raise FileExistsError(f"{self._folder(step)}: step {step} is saved already; it stays as it is")
+        packed = pack_contents(
+            params, config, encoder=encoder, step=step, opt_state=opt_state, position=position, metrics=metrics, copy=True
+        )
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving = thread.submit(self._write, step, packed)
+        thread.shutdown(wait=False)
+
+    def restore(
+        self,
+        step: int | Literal["latest", "best"] = "latest",
+        *,
+        config: Config | None = None,
+        like: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """`load` of one step.
+
+        Raises:
+          FileNotFoundError: no such step; names those that are there.
+        """
+        number = self.latest if step == "latest" else self.best if step == "best" else step
+        if number is None or number not in self.steps:
+            raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}")
+        return load(self._folder(number), config=config, like=like)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises what went wrong in the background."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """Waits, as at the end of a `with` block."""
+        self.wait()
+
+    def _write(self, step: int, packed: Packed) -> None:
+        """Writes a step and removes the steps that are neither among the last nor the best."""
+        if not self._swept:  # not before the first save: a process that only reads removes nothing
+            remove_unfinished(self.directory)
+            self._swept = True
+        write_packed(self._folder(step), packed)
+        kept = {*self.steps[-self.keep_last :], self.best}
+        for old in self.steps:
+            if old not in kept:
+                remove_folder(self._folder(old))
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def _metrics(self, step: int) -> dict[str, float]:
+        try:
+            return inspect(self._folder(step), format=FORMAT)[1]["metrics"] or {}
+        except (FileNotFoundError, CheckpointError):
+            if step in self.steps:
+                raise
+            return {}  # the writer removed it since it was listed

@@ -1,0 +1,184 @@
+"""Named trees of arrays and a JSON record in one folder that checks itself, on Orbax.
+
+The record holds a SHA-256 of every leaf, which `read` compares with what it read. Other programs can read the arrays with Orbax
+alone: they are nested dicts under the trees' names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+import aif_jax
+from aif_jax.checkpoint.leaves import CheckpointError, abstract, decode, encode, place
+from aif_jax.folders import new_folder, unfinished
+from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
+from aif_jax.version import Digest, digests
+
+METADATA_FILE = "_CHECKPOINT_METADATA"  # the record, written by Orbax
+
+
+class Packed(NamedTuple):
+    """What Orbax writes: nested dicts of arrays, and the record with a digest of every leaf."""
+
+    arrays: dict[str, Any]
+    record: dict[str, Any]
+
+
+def write(path: str | Path, trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str) -> None:
+    """Writes named trees and a record into a new folder: complete, or not there at all.
+
+    Args:
+      path: a folder that does not exist yet.
+      trees: pytrees by name; leaves are arrays of numbers or strings, or typed random keys.
+      record: plain JSON.
+      format: name and number of the layout, which `read` must be given.
+
+    Raises:
+      FileExistsError: something is there already; nothing is ever overwritten.
+      ValueError: a record that is not plain JSON, or a leaf that is no array.
+    """
+    write_packed(path, pack(trees, record, format=format))
+
+
+def write_packed(path: str | Path, packed: Packed) -> None:
+    """Writes what `pack` returned, as `write` does."""
+    context = ocp.Context()
+    # Where making a folder fails in the background, Orbax's threads wait minutes for a folder that never comes.
+    context.asynchronous.create_directories_asynchronously = False
+    with new_folder(path) as partial, context:
+        ocp.save_checkpointables(str(partial), packed.arrays, overwrite=True, custom_metadata=packed.record)
+
+
+def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, copy: bool = False) -> Packed:
+    """Checks and hashes trees and record; arguments and errors as `write`.
+
+    Args:
+      copy: copy all arrays to the host, so that the caller may donate or change them.
+    """
+    if not is_json(record):
+        raise ValueError(f"record: expected plain JSON, got {record!r}")
+    named = {name: leaves_by_path(tree) for name, tree in trees.items()}
+    if not any(named.values()):
+        raise ValueError(f"expected at least one array to save, got none in {sorted(trees)}")
+    for name, tree in named.items():
+        for path, leaf in tree.items():
+            if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind in "OS":
+                raise ValueError(f"{name}/{path}: expected an array, got {type(leaf).__name__}")
+    leaves = {name: {path: dataclasses.asdict(d) for path, d in digests(tree).items()} for name, tree in trees.items()}
+    metadata = {**record, "format": format, "aif_jax": aif_jax.__version__, "jax": jax.__version__, "leaves": leaves}
+    metadata |= {"sha256": _record_hash(metadata)}
+    # Orbax refuses arrays of size 0; the record has all there is to know of them.
+    arrays = {name: {path: encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
+    if copy:
+        arrays = {name: {path: np.array(leaf) for path, leaf in tree.items()} for name, tree in arrays.items()}
+    return Packed({name: nest(tree) for name, tree in arrays.items() if tree}, metadata)
+
+
+def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
+    """The record of a folder; reads no arrays.
+
+    Returns:
+      (leaves, record): a digest for every leaf, by tree and path; the record given to `write`.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      CheckpointError: torn, altered or foreign.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        work = unfinished(path)
+        hint = f"; {work[0]} is being written, or was left by a save that was killed" if work else ""
+        raise FileNotFoundError(f"{path}: no checkpoint{hint}")
+    if not (path / METADATA_FILE).is_file():
+        steps = complete_steps(path)
+        hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
+        raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}")
+    try:
+        metadata = json.loads((path / METADATA_FILE).read_text())["custom_metadata"]
+        if metadata["format"] != format:
+            raise CheckpointError(f"{path}: expected the format {format!r}, got {metadata['format']!r}")
+        if metadata["sha256"] != _record_hash(metadata):
+            raise CheckpointError(f"{path}: the record in {METADATA_FILE} was altered")
+        leaves = {
+            name: {leaf: Digest(**{**entry, "shape": tuple(entry["shape"])}) for leaf, entry in tree.items()}
+            for name, tree in metadata["leaves"].items()
+        }
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {METADATA_FILE} is torn, altered or not of this library: {error!r}") from error
+    return leaves, metadata
+
+
+def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str, Any]:
+    """Reads some trees of a folder and checks every leaf of them.
+
+    Args:
+      path: what `write` wrote.
+      like: what to read: a template for each name, see `load`. None takes the tree as nested dicts on the default device,
+        `np.ndarray` as nested dicts of NumPy arrays.
+      format: as given to `write`.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      CheckpointError: torn, altered or foreign folder; says which part.
+      ValueError: a tree that is not there, or leaves missing, renamed or resized against the template: by path.
+    """
+    path = Path(path).absolute()
+    leaves, _ = inspect(path, format=format)
+    if missing := like.keys() - leaves.keys():
+        raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
+    return {name: _restore(path, name, leaves[name], template) for name, template in like.items()}
+
+
+def complete_steps(directory: Path) -> list[int]:
+    """Steps of a run that are complete on disk, ascending."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / METADATA_FILE).is_file())
+
+
+def is_json(value: Any) -> bool:
+    """Whether a value is the same after a round trip through JSON."""
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False
+
+
+def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> Any:
+    """One tree: its leaves read, checked against the record, and put into the form of the template."""
+    nested = like is None or like is np.ndarray
+    templates = dict.fromkeys(leaves, like) if nested else leaves_by_path(like)
+    if not nested:
+        lines = mismatches(
+            {p: str(leaf) for p, leaf in leaves.items()}, {p: describe(t) for p, t in templates.items()}, source="checkpoint"
+        )
+        if lines:
+            raise ValueError(f"{path}: {name} does not fit the template:\n{listed(lines)}")
+    arrays = {p: abstract(leaf, templates[p]) for p, leaf in leaves.items()}
+    if stored := {p: leaf for p, leaf in arrays.items() if leaf.size}:
+        try:
+            arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
+        except PermissionError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0][:300]
+            raise CheckpointError(f"{path}: {name} is torn or altered: {type(error).__name__}: {reason}") from error
+    placed = {p: place(decode(arrays[p], leaves[p]), leaves[p], templates[p], f"{path}: {name}/{p}") for p in templates}
+    return nest(placed) if nested else jax.tree.unflatten(jax.tree.structure(like), placed.values())
+
+
+def _record_hash(metadata: Mapping[str, Any]) -> str:
+    """A hash of everything in a record but the hash."""
+    rest = {name: value for name, value in metadata.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
