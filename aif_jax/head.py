@@ -1,88 +1,93 @@
-"""The head: an MLP over the blocks of one (user, candidate) pair, its first layer split by block.
+"""The head: an MLP over the inputs of one (user, candidate) pair, its first layer split by block.
 
-A first layer over concatenated blocks is a sum of one product for each block. Split so, whatever is the same for every
-candidate is computed once, and a block that is linear in a user-side matrix (BEA, folded memory, SIM values) can take its
+A first layer over concatenated inputs is a sum of one product for each input. Split so, whatever is the same for every
+candidate is computed once, and a block that is linear in a user-side matrix (BEA, linear attention, SIM values) can take its
 kernel in before the candidates come: w V W = w (V W). `tests/test_head.py` ties this to the plain concatenation.
 """
 
 from __future__ import annotations
 
-import math
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
+from aif_jax.blocks.block import Terms
 from aif_jax.types import Params
 
-Pair: TypeAlias = tuple[jax.Array, jax.Array]
-"""A block [C, w] and its kernel [w, H]."""
+Pair = tuple[jax.Array, jax.Array]
+"""An input [C, w] and its kernel [w, H]."""
 
 
-def init(key: jax.Array, blocks: dict[str, int], hidden: tuple[int, ...]) -> Params:
-    """`first`: a kernel [width, H] for each block and a bias [H], scaled by the total fan-in; `rest`: the MLP above it."""
+def init(key: jax.Array, widths: Mapping[str, Mapping[str, int]], hidden: tuple[int, ...]) -> Params:
+    """`first`: a kernel [width, H] for each input and a bias [H], scaled by the total fan-in; `rest`: the MLP above it.
+
+    Without hidden layers there is a `bias` [] alone.
+    """
+    if not hidden:
+        return {"bias": jnp.zeros(())}
     first, rest = jax.random.split(key)
-    whole = layers.dense_init(first, sum(blocks.values()), hidden[0])
+    whole = layers.dense_init(first, sum(sum(inputs.values()) for inputs in widths.values()), hidden[0])
     kernels, start = {}, 0
-    for name, width in blocks.items():
-        kernels[name] = whole["kernel"][start : start + width]
-        start += width
+    for block, inputs in widths.items():
+        for name, width in inputs.items():
+            kernels.setdefault(block, {})[name] = whole["kernel"][start : start + width]
+            start += width
     return {"first": {"kernels": kernels, "bias": whole["bias"]}, "rest": layers.mlp_init(rest, hidden[0], (*hidden[1:], 1))}
 
 
-def finish(params: Params, first: jax.Array) -> jax.Array:
-    """Logits [C] from the first layer's sum [C, H]."""
-    return layers.mlp(params["rest"], jax.nn.relu(first))[..., 0]
+def kernels(params: Params, block: str) -> dict[str, jax.Array]:
+    """The kernels of a block's inputs, by name; none without hidden layers or inputs."""
+    return params["first"]["kernels"].get(block, {}) if "first" in params else {}
 
 
-def product(params: Params, user: jax.Array, item: jax.Array) -> list[Pair]:
-    """The blocks "item" and "product" of the first layer: i W_i + (u * i) W_p.
+def towers(params: Params, user: jax.Array, item: jax.Array) -> Terms:
+    """The inputs of the towers: user vector, item vector and their product, u W_u + i W_i + (u * i) W_p.
 
-    With many candidates the user vector is folded into the kernel, i (W_i + diag(u) W_p): one product instead of two.
+    With many candidates the user vector enters the kernel, i (W_i + diag(u) W_p): one product instead of two.
 
     Args:
       params: of the head.
       user: float32 [D].
       item: float32 [C, D].
-
-    Returns:
-      Pairs for `total`.
     """
-    kernels = params["first"]["kernels"]
+    own = kernels(params, "tower")
     if item.shape[0] > item.shape[1]:
-        return [(item, kernels["item"] + user[:, None] * kernels["product"])]
-    return [(item, kernels["item"]), (user[None, :] * item, kernels["product"])]
+        pairs: tuple[Pair, ...] = ((item, own["item"] + user[:, None] * own["product"]),)
+    else:
+        pairs = ((item, own["item"]), (user[None, :] * item, own["product"]))
+    return Terms(once=user @ own["user"], pairs=pairs)
 
 
-def total(pairs: list[Pair]) -> jax.Array:
+def logits(params: Params, terms: Sequence[Terms]) -> jax.Array:
+    """Logits [C] from the terms of towers and blocks."""
+    direct = [term.logit for term in terms if not isinstance(term.logit, float)]
+    if "first" not in params:
+        return sum(direct[1:], direct[0]) + params["bias"]
+    once = sum((term.once for term in terms if not isinstance(term.once, float)), params["first"]["bias"])
+    first = once[None, :] + total([pair for term in terms for pair in term.pairs])
+    first = sum((term.rest for term in terms if not isinstance(term.rest, float)), first)
+    return sum(direct, layers.mlp(params["rest"], jax.nn.relu(first))[..., 0])
+
+
+def total(pairs: Sequence[Pair]) -> jax.Array | float:
     """The sum of left @ right: [C, w] x [w, H] each -> [C, H].
 
-    With many candidates narrow blocks side by side make one product, which is faster than several and a sum over [C, H]. With
+    With many candidates narrow inputs side by side make one product, which is faster than several and a sum over [C, H]. With
     few, kernels stay apart: those that users share need not be copied for each.
     """
+    if not pairs:
+        return 0.0
     (first, _), *_ = pairs
     if first.shape[0] > first.shape[1]:
         left, right = zip(*pairs, strict=True)
         return jnp.concatenate(left, -1) @ jnp.concatenate(right, 0)
-    return sum((left @ right for left, right in pairs), jnp.zeros(()))
+    return sum((left @ right for left, right in pairs), 0.0)
 
 
-def matching_init(width: int) -> Params:
-    """Parameters of `matching`: a `popularity` direction [D]."""
-    return {"popularity": jnp.zeros(width)}
-
-
-def matching(params: Params, user: jax.Array, item: jax.Array) -> jax.Array:
-    """The two-tower's logit, u . i / sqrt D + popularity . i, to stand beside the MLP: item float32 [C, D] -> [C].
-
-    An MLP learns a dot product of two vectors only slowly (Rendle et al. 2020, arXiv 2005.09683).
-    """
-    return item @ (user / math.sqrt(user.shape[-1]) + params["matching"]["popularity"])
-
-
-def concatenated(params: Params, blocks: dict[str, jax.Array]) -> jax.Array:
-    """The same head as one MLP over concatenated blocks [C, width] each, the reference for the split form -> logits [C]."""
-    kernels = params["first"]["kernels"]
-    kernel = jnp.concatenate([kernels[name] for name in blocks])
-    return finish(params, jnp.concatenate(list(blocks.values()), -1) @ kernel + params["first"]["bias"][None, :])
+def concatenated(params: Params, inputs: Mapping[str, Mapping[str, jax.Array]]) -> jax.Array:
+    """The same head as one MLP over concatenated inputs [C, width] each, the reference for the split form -> logits [C]."""
+    kernel = jnp.concatenate([params["first"]["kernels"][block][name] for block in inputs for name in inputs[block]])
+    whole = jnp.concatenate([value for named in inputs.values() for value in named.values()], -1)
+    return layers.mlp(params["rest"], jax.nn.relu(whole @ kernel + params["first"]["bias"][None, :]))[..., 0]

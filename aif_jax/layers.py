@@ -13,12 +13,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aif_jax.data.schema import Attribute, Schema
-from aif_jax.sparse import Rows
-from aif_jax.types import Array, Behaviours, Params
+from aif_jax.schema import Attribute, Schema
+from aif_jax.types import Array, Behaviours, Params, record
 
 AGE_BUCKETS = 32
 """Ages are looked up by floor(log2(1 + seconds)); the last bucket holds everything from 2^31 seconds (68 years) on."""
+
+
+@record
+class Rows:
+    """Takes the place of an embedding table in training: the rows that a batch names, read by the same ids."""
+
+    table: Array  # float32 [size, D]
+    slot: Array  # int32 [N] position in `table` of every id of the batch; undefined for others
+
+    def read(self, ids: jax.Array) -> jax.Array:
+        """Rows [..., D] of ids [...] of the batch; ids out of range read row 0."""
+        known = (ids >= 0) & (ids < self.slot.shape[0])
+        positions = jnp.asarray(self.slot).at[jnp.where(known, ids, 0)].get(mode="promise_in_bounds")
+        return jnp.asarray(self.table).at[positions].get(mode="promise_in_bounds")
 
 
 class _MLP(nn.Module):
@@ -106,15 +119,15 @@ def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
     }
 
 
-def embedding_lookup(table: jax.Array | Rows, ids: jax.Array) -> jax.Array:
-    """Rows of a table [size, D] for ids of any shape; ids out of range read row 0, the unknown row.
+def lookup(table: Array | Rows, ids: jax.Array) -> jax.Array:
+    """Rows [..., *] of a table [size, *] for ids [...]; ids out of range read row 0, the unknown row.
 
     Inside a compiled function nothing can raise, so the documented answer to an id that the vocabulary does not have is
-    the row trained for unknown ids. At the public edges `data.validate` raises instead. In training, `Rows` may stand in
-    the place of a large table: the rows of the batch alone.
+    the row trained for unknown ids. At the public edges `features.check_user_features` and `check_item_features` raise instead.
     """
     if isinstance(table, Rows):
         return table.read(ids)
+    table = jnp.asarray(table)
     known = (ids >= 0) & (ids < table.shape[0])
     return table.at[jnp.where(known, ids, 0)].get(mode="promise_in_bounds")
 
@@ -123,18 +136,31 @@ def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: 
     """One vector [D] for each attribute: its row, or the mean over the non-zero ids of a bag (zeros for an empty bag)."""
     vectors = []
     for attribute in attributes:
-        rows = embedding_lookup(embedding[attribute.table_name], jnp.asarray(ids[attribute.name]))
+        rows = lookup(embedding[attribute.table_name], jnp.asarray(ids[attribute.name]))
         vectors.append(rows if attribute.length == 1 else masked_mean(rows, jnp.asarray(ids[attribute.name]) != 0))
     return vectors
 
 
-def embed_behaviours(embedding: Params, fields: tuple[str, ...], behaviours: Behaviours) -> jax.Array:
+def fit_fields(ids: Mapping[str, Array], schema: Schema) -> Params:
+    """The behaviour fields of every item beside the item itself: int32 [N] each, from the catalogue's ids."""
+    return {field: jnp.asarray(ids[field], jnp.int32) for field in schema.behaviour_fields if field != "item"}
+
+
+def behaviour_fields(params: Params, schema: Schema, item: Array) -> dict[str, jax.Array]:
+    """int32 [S] ids of every behaviour field for the items [S] of a history, looked up in `params["fitted"]["fields"]`."""
+    rows = jnp.asarray(item)
+    tables = params["fitted"]["fields"]
+    return {field: rows if field == "item" else lookup(tables[field], rows) for field in schema.behaviour_fields}
+
+
+def embed_behaviours(params: Params, schema: Schema, behaviours: Behaviours) -> jax.Array:
     """Z: the sum of a behaviour's field, action and age embeddings, [S, D]; zeros where the mask is false."""
-    total = embedding_lookup(embedding["behaviour.action"], jnp.asarray(behaviours.action))
-    total += embedding_lookup(embedding["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
-    for field in fields:
-        total += embedding_lookup(embedding[field], jnp.asarray(behaviours.ids[field]))
-    return jnp.where(jnp.asarray(behaviours.mask)[:, None], total, 0.0)
+    embedding = params["embedding"]
+    total = lookup(embedding["behaviour.action"], jnp.asarray(behaviours.action))
+    total += lookup(embedding["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
+    for field, ids in behaviour_fields(params, schema, behaviours.item).items():
+        total += lookup(embedding[field], ids)
+    return jnp.where(jnp.asarray(behaviours.mask)[:, None], total, jnp.zeros((), total.dtype))
 
 
 def age_bucket(age: jax.Array) -> jax.Array:

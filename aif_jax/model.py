@@ -1,11 +1,12 @@
 """The map of the system: three pure functions and their composition.
 
-    user         one user            -> UserState   asynchronous, beside retrieval
+    user         one user            -> UserState   asynchronous, while retrieval runs
     item         one item            -> ItemRow     nearline, over the catalogue
     interaction  state x rows [C]    -> logits [C]  real time
     joint        = interaction(params, user(...), vmap(item)(...)): what training differentiates
 
-There is no second graph for serving, so nothing can skew. Nothing here is compiled: callers jit and vmap.
+Nothing here is compiled: callers jit and vmap. With few candidates a user `joint` may take a cheaper form of a block that the
+staged functions do not have; the two forms are tested equal.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from aif_jax import baselines, bridge, interaction, item, layers, lsh, user
+from aif_jax import interaction, item, layers, user
+from aif_jax.catalogue import Catalogue
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, Params, UserFeatures
 
 
 class Component(NamedTuple):
-    """A part of the model: `init(key, config) -> params` of its own group, `apply(params, inputs..., config=...)`."""
+    """A part of a model: `init(key, config) -> params` of its own group, `apply(params, inputs..., config=...)`."""
 
     init: Callable[..., Params]
     apply: Callable[..., Any]
 
 
 class InitFn(Protocol):
-    """`init(key, *, frozen=None)`: all parameters; `frozen` are fitted signature matrices, see `lsh.fit`."""
+    """`init(key, catalogue, *, seed=0)`: trained parameters from the key, fitted ones from the catalogue."""
 
-    def __call__(self, key: jax.Array, *, frozen: Params | None = None) -> Params: ...
+    def __call__(self, key: jax.Array, catalogue: Catalogue | ItemFeatures, *, seed: int = 0) -> Params: ...
 
 
 class UserFn(Protocol):
-    """`user(params, features, *, candidates=None)`: ONE user -> state."""
+    """`user(params, features)`: ONE user -> state."""
 
-    def __call__(self, params: Params, features: UserFeatures, *, candidates: int | None = None) -> Any: ...
+    def __call__(self, params: Params, features: UserFeatures) -> Any: ...
 
 
 class ItemFn(Protocol):
@@ -76,60 +78,94 @@ class PreRanker(NamedTuple):
         return f"PreRanker({', '.join(named)}, config={self.config!r})"
 
 
-def _name(function: Any) -> str:
-    """Where a component's function stands, without the config that `assemble` bound to it."""
-    inner = getattr(function, "func", function)
-    return f"{inner.__module__}.{inner.__qualname__}" if hasattr(inner, "__qualname__") else repr(inner)
-
-
-AIF = {
-    "user": Component(user.init, user.apply),
-    "item": Component(item.init, item.apply),
-    "interaction": Component(interaction.init, interaction.apply),
-}
-ARCHITECTURES: dict[str, dict[str, Component]] = {
-    "aif": AIF,
-    "two_tower": {name: Component(*pair) for name, pair in baselines.TWO_TOWER.items()},
-    "cold": {name: Component(*pair) for name, pair in baselines.COLD.items()},
-    "exact": {name: Component(*pair) for name, pair in baselines.EXACT.items()},
-}
+USER = Component(user.init, user.apply)
+ITEM = Component(item.init, item.apply)
+INTERACTION = Component(interaction.init, interaction.apply)
 
 
 def build(config: Config) -> PreRanker:
     """The pre-ranker that a config describes.
 
     Example:
-      >>> import jax, aif_jax as aif
-      >>> model = aif.build(aif.tiny())
-      >>> sorted(model.init(jax.random.key(0)))
-      ['bridge', 'embedding', 'frozen', 'interaction', 'item', 'user']
+      >>> import jax, numpy as np, aif_jax as aif
+      >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
+      >>> catalogue = aif.Catalogue.from_items(schema, range(10, 18), ids={"category": [1, 2] * 4})
+      >>> model = aif.build(aif.presets.aif(schema))
+      >>> sorted(model.init(jax.random.key(0), catalogue))
+      ['blocks', 'embedding', 'fitted', 'head', 'item', 'user']
     """
-    return assemble(config, **ARCHITECTURES[config.architecture])
+    return assemble(config)
 
 
-def assemble(config: Config, *, user: Component, item: Component, interaction: Component) -> PreRanker:
-    """A pre-ranker from three components, for towers of one's own.
+def assemble(
+    config: Config, *, user: Component = USER, item: Component = ITEM, interaction: Component = INTERACTION
+) -> PreRanker:
+    """A pre-ranker from three components, for whole towers of your own.
 
-    Each component's `init(key, config)` gives the parameter group of its name; `apply` sees all groups.
+    Each component's `init(key, config)` gives the parameter group of its name (the interaction's is "head"); `apply` sees all
+    groups. A component of yours that reads what the blocks of the config made calls them as `aif_jax.user`, `aif_jax.item` and
+    `aif_jax.interaction` do.
     """
-    parts = {"user": user, "item": item, "interaction": interaction}
     user_fn: UserFn = partial(user.apply, config=config)
     item_fn: ItemFn = partial(item.apply, config=config)
     interaction_fn: InteractionFn = partial(interaction.apply, config=config)
+    hinted = user is USER  # a component of yours need not know how many candidates follow
 
-    def init(key: jax.Array, *, frozen: Params | None = None) -> Params:
-        keys = dict(zip(("embedding", "bridge", "frozen", *parts), jax.random.split(key, 6), strict=True))
-        params: Params = {"embedding": layers.embedding_init(keys["embedding"], config.schema, config.width)}
-        if config.bridges and config.architecture == "aif":
-            params["bridge"] = bridge.init(keys["bridge"], bridges=config.bridges, width=config.width)
-        params |= {name: part.init(keys[name], config) for name, part in parts.items()}
-        fixed = frozen if frozen is not None else lsh.random_frozen(keys["frozen"], config)
-        lsh.check_frozen(fixed, config)
-        return params | ({"frozen": fixed} if fixed else {})
+    def init(key: jax.Array, catalogue: Catalogue | ItemFeatures, *, seed: int = 0) -> Params:
+        items = _items(config, catalogue)
+        keys = dict(zip(("embedding", "user", "item", "head", "blocks"), jax.random.split(key, 5), strict=True))
+        block_keys = jax.random.split(keys["blocks"], max(1, len(config.blocks)))
+        blocks = {block.name: block.init(k, config) for k, block in zip(block_keys, config.blocks, strict=False)}  # type: ignore[attr-defined]
+        return {
+            "embedding": layers.embedding_init(keys["embedding"], config.schema, config.width),
+            "user": user.init(keys["user"], config),
+            "item": item.init(keys["item"], config),
+            "blocks": {name: trained for name, trained in blocks.items() if trained},
+            "head": interaction.init(keys["head"], config),
+            "fitted": fit_tables(config, items, seed=seed),
+        }
 
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> jax.Array:
         candidates = jnp.shape(items.ids["item"])[0]
         rows = jax.vmap(item_fn, (None, 0))(params, items)
-        return interaction_fn(params, user_fn(params, features, candidates=candidates), rows)
+        hint = {"candidates": candidates} if hinted else {}
+        return interaction_fn(params, user.apply(params, features, config=config, **hint), rows)
 
     return PreRanker(config, init, user_fn, item_fn, interaction_fn, joint)
+
+
+def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int = 0) -> Params:
+    """The fitted group alone: what blocks and tables derive from a catalogue; for a catalogue that has changed.
+
+    Args:
+      config: of the model.
+      catalogue: features of all N rows of the item vocabulary.
+      seed: of random rotations and starts.
+
+    Returns:
+      `fields`, the behaviour fields of every item, and a dict for each table and block that fits something.
+
+    Raises:
+      ValueError: another number of rows than the schema's; no content although the schema has one.
+    """
+    items = _items(config, catalogue)
+    parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}  # type: ignore[attr-defined]
+    return {"fields": layers.fit_fields(items.ids, config.schema)} | {name: made for name, made in parts.items() if made}
+
+
+def _items(config: Config, catalogue: Catalogue | ItemFeatures) -> ItemFeatures:
+    items = catalogue.items if isinstance(catalogue, Catalogue) else catalogue
+    if not isinstance(items, ItemFeatures):
+        raise TypeError(f"init catalogue: expected Catalogue or ItemFeatures, got {type(catalogue).__name__}")
+    size, count = config.schema.item_attribute("item").size, jnp.shape(items.ids["item"])
+    if count != (size,):
+        raise ValueError(f"init catalogue: expected a row for each of the {size} items of the schema, got shape {list(count)}")
+    if config.schema.content and items.content is None:
+        raise ValueError(f"init catalogue: expected content [{size}, {config.schema.content}], got None")
+    return items
+
+
+def _name(function: Any) -> str:
+    """Where a component's function is, without the config that `assemble` bound to it."""
+    inner = getattr(function, "func", function)
+    return f"{inner.__module__}.{inner.__qualname__}" if hasattr(inner, "__qualname__") else repr(inner)

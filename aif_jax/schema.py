@@ -1,15 +1,12 @@
 """Which features there are: the part of a config that data, model, index and export must agree on.
 
-Source: the feature groups of AIF's user and item towers (arXiv 2511.12934); the layout is ours.
+Source: the feature groups of AIF's user and item towers (arXiv 2511.12934).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 REQUIRED_ITEM_FIELDS = ("item", "category")
 
@@ -55,7 +52,8 @@ class Schema:
     Attributes:
       item_attributes: of an item; must hold single-valued "item" and "category".
       user_attributes: of a user; names must differ from the items'.
-      behaviour_fields: names of the item attributes that a behaviour carries too (they share the item's table).
+      behaviour_fields: names of the item attributes that a behaviour is embedded by too (they share the item's table). The
+        catalogue determines them, so they are looked up by item id.
       actions: size of the behaviour-type (or rating-bucket) vocabulary, row 0 unknown.
       user_floats, item_floats: how many float features.
       content: E, the width of the content embedding; 0 for none.
@@ -158,55 +156,9 @@ class Schema:
         return cls(**value)
 
 
-class Vocabulary:
-    """Raw ids to rows 1..n in ascending order of the raw id; 0 stands for everything unknown.
-
-    Works on integers and on strings. Encoding is a binary search, so a million ids take some tens of milliseconds.
-
-    Raises:
-      TypeError: ids that are neither integers nor strings, or of the other kind than the vocabulary's.
-
-    Example:
-      >>> Vocabulary([30, 10, 20]).encode([10, 99, 30]).tolist()
-      [1, 0, 3]
-    """
-
-    def __init__(self, raw: Sequence | np.ndarray):
-        raw = np.asarray(raw)
-        if raw.size and _kind(raw) is None:
-            raise TypeError(f"Vocabulary: expected integers or strings, got dtype {raw.dtype}")
-        self._raw = np.unique(raw)
-
-    def __len__(self) -> int:
-        """Rows, the unknown row 0 included: the `size` of the attribute."""
-        return len(self._raw) + 1
-
-    def __repr__(self) -> str:
-        return f"Vocabulary({len(self._raw)} ids + unknown)"
-
-    @property
-    def raw(self) -> np.ndarray:
-        """Raw ids [size - 1]; row r of the vocabulary is `raw[r - 1]`."""
-        return self._raw
-
-    def encode(self, raw: Sequence | np.ndarray) -> np.ndarray:
-        """Raw ids of any shape to int32 rows of the same shape; unknown ids give 0."""
-        raw = np.asarray(raw)
-        if not len(self._raw) or not raw.size:
-            return np.zeros(raw.shape, np.int32)
-        if _kind(raw) != _kind(self._raw):
-            raise TypeError(f"Vocabulary.encode: expected {_kind(self._raw)} like the vocabulary, got dtype {raw.dtype}")
-        at = np.minimum(np.searchsorted(self._raw, raw), len(self._raw) - 1)
-        return np.where(self._raw[at] == raw, at + 1, 0).astype(np.int32)
-
-
 def _present(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dict of fields without a shared table that is not set: schemas without one keep the fingerprint they had."""
     return {name: value for name, value in fields if not (name == "table" and value is None)}
-
-
-def _kind(raw: np.ndarray) -> str | None:
-    return {"i": "integers", "u": "integers", "U": "strings"}.get(raw.dtype.kind)
 
 
 def _find(attributes: tuple[Attribute, ...], name: str) -> Attribute:

@@ -1,6 +1,6 @@
 """The catalogue: the features of every item, one row each.
 
-Row r is row r of the item vocabulary; row 0 is the unknown item, all zeros. Source: ours.
+Row r is row r of the item vocabulary; row 0 is the unknown item, all zeros.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.data.schema import Schema
-from aif_jax.data.validate import check_content, check_side, expect_array, expect_finite, expect_ids, expect_integers
+from aif_jax.checks import expect_integers
+from aif_jax.features import check_item_features
+from aif_jax.schema import Schema
 from aif_jax.types import ItemFeatures
 
 
@@ -24,17 +25,16 @@ class Catalogue:
       raw: int64 or str [N - 1] raw item ids; row r is `raw[r - 1]`.
       ids: int32 [N] each, or [N, n] for a multi-valued attribute.
       floats: float32 [N, F].
-      content: float32 [N, E] content embedding; None where the schema has none, or where signatures are ready.
-      signature: uint32 [N, W] content signature, or None.
+      content: float32 [N, E] content embedding; None where the schema has none.
       side: float32 [N] each.
 
     Raises:
       TypeError: wrong dtype.
       ValueError: names the field, what was expected and what came: wrong shape, id out of range, NaN or infinity, a row 0
-        that is not all zeros (signatures excepted: a projection may give zeros any signature).
+        that is not all zeros.
 
     Example:
-      >>> from aif_jax.data.schema import Attribute
+      >>> from aif_jax.schema import Attribute
       >>> schema = Schema(item_attributes=(Attribute(name="item", size=4), Attribute(name="category", size=3)))
       >>> catalogue = Catalogue.from_items(schema, [10, 20, 30], ids={"category": [1, 2, 1]})
       >>> catalogue.features([3, 0]).ids["category"].tolist()
@@ -46,23 +46,19 @@ class Catalogue:
     ids: dict[str, np.ndarray]
     floats: np.ndarray
     content: np.ndarray | None = None
-    signature: np.ndarray | None = None
     side: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.raw.ndim != 1 or self.raw.dtype.kind not in "iuU":
+        if self.raw.ndim != 1 or self.raw.dtype.kind not in "iuUT":
             raise ValueError(
                 f"Catalogue.raw: expected integers or strings [N - 1], got {self.raw.dtype} {list(self.raw.shape)}"
             )
-        lead, name = (len(self.raw) + 1,), "Catalogue"
-        expect_ids(self.ids, f"{name}.ids", self.schema.item_attributes, lead=lead)
-        floats = expect_array(self.floats, f"{name}.floats", dtype=np.float32, shape=(*lead, self.schema.item_floats))
-        expect_finite(floats, f"{name}.floats")
-        check_content(self.schema, self.content, self.signature, name, lead=lead)
-        check_side(self.schema, self.side, f"{name}.side", lead=lead)
+        check_item_features(self.schema, self.items, batched=True, name="Catalogue")
+        if len(self.floats) != len(self):
+            raise ValueError(f"Catalogue.floats: expected {len(self)} rows (raw ids and the unknown item), got {len(self.floats)}")
         for field, table in self._tables():
-            if field != "signature" and np.any(table[0]):
-                raise ValueError(f"{name}.{field}: expected zeros in row 0 (the unknown item), got {table[0]}")
+            if np.any(table[0]):
+                raise ValueError(f"Catalogue.{field}: expected zeros in row 0 (the unknown item), got {table[0]}")
 
     @classmethod
     def from_items(
@@ -99,11 +95,17 @@ class Catalogue:
         """N, rows, the unknown row 0 included."""
         return len(self.raw) + 1
 
-    def features(self, rows: Any) -> ItemFeatures:
+    @property
+    def items(self) -> ItemFeatures:
+        """The features of all N rows, without a copy."""
+        return ItemFeatures(ids=self.ids, floats=self.floats, content=self.content, side=self.side)
+
+    def features(self, rows: Any, *, content: bool = True) -> ItemFeatures:
         """The features of some rows.
 
         Args:
           rows: integer rows of any shape, in [0, N).
+          content: False leaves the content out, for training a model whose tower does not read it.
 
         Returns:
           ItemFeatures of NumPy arrays whose leading axes are those of `rows`.
@@ -115,22 +117,17 @@ class Catalogue:
         return ItemFeatures(
             ids={name: table[rows] for name, table in self.ids.items()},
             floats=self.floats[rows],
-            content=None if self.content is None else self.content[rows],
-            signature=None if self.signature is None else self.signature[rows],
+            content=None if self.content is None or not content else self.content[rows],
             side={name: table[rows] for name, table in self.side.items()},
         )
 
-    def with_signatures(self, signature: Any) -> Catalogue:
-        """The same catalogue with signatures uint32 [N, W]."""
-        return dataclasses.replace(self, signature=np.asarray(signature))
-
     def with_content(self, content: Any) -> Catalogue:
-        """The same catalogue with another content embedding float32 [N, E]; its schema says E, old signatures are dropped."""
+        """The same catalogue with another content embedding float32 [N, E]; its schema says E."""
         content = np.asarray(content)
         if content.ndim != 2:
             raise ValueError(f"Catalogue.content: expected shape [{len(self)}, E], got {list(content.shape)}")
         schema = dataclasses.replace(self.schema, content=content.shape[1])
-        return dataclasses.replace(self, schema=schema, content=content, signature=None)
+        return dataclasses.replace(self, schema=schema, content=content)
 
     def _tables(self):
         yield from ((f"ids[{name!r}]", table) for name, table in self.ids.items())

@@ -1,15 +1,14 @@
-"""SimTier on LSH signatures: how many behaviours are how similar to the candidate.
+"""How many behaviours are how similar to each candidate: the packed tier histogram.
 
-The histogram of sim over T equal tiers of [0, 1], split by behaviour type where a config says so. In integers, so that every
-form agrees bit for bit: with h differing bits of K, tier = min((K - h) T // K, T - 1).
+With h differing bits of K, tier = min((K - h) T // K, T - 1): in integers, so that every form agrees bit for bit.
 
 The exact form costs C x L comparisons, so it is made of as few instructions as a comparison allows, and never makes a [C, L]
 array. A tier is a 4-bit field of a 32-bit word: a behaviour adds 1 << 4 tier to the word of its candidate, and 15 behaviours
 fit before a field can overflow. Their loop is unrolled, so all that is one elementwise pass with candidates minor, which a
 compiler turns into vector instructions and splits over cores. Words are then widened, 17 of them to bytes and those to int32.
-More than 8 tiers take more words; behaviour types are brought together first, each padded to whole words.
+More than 8 tiers take more words; groups are brought together first, each padded to whole words.
 
-Source: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934). The packed form and bridge codes are ours.
+`histogram_reference` is the same from its definition.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from aif_jax import lsh
-from aif_jax.types import TierHistory
+from aif_jax.types import Array, record
 
+WORD = 32
 UNROLL = 15
 """Behaviours that a 4-bit field counts."""
 FIELDS = 8
@@ -38,6 +37,15 @@ NOMINAL_CANDIDATES = 1024
 """Candidates that these bytes are shared out among in an export, whose candidate axis is symbolic."""
 
 
+@record
+class TierHistory:
+    """What a candidate is compared with."""
+
+    signature: Array  # uint32 [L, W]
+    group: Array  # int32 [L] which of G histograms the behaviour counts in
+    mask: Array  # bool [L]
+
+
 def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
     """Tier of a Hamming distance: integers [...] -> the same type [...] in [0, tiers)."""
     equal = bits - differing
@@ -46,10 +54,12 @@ def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
 
 
 def histogram_reference(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """The histogram written from its definition; compares [C, L] at once. Same signature and result as `histogram`."""
-    bits = candidates.shape[-1] * lsh.WORD
-    at = tier(lsh.hamming(candidates[:, None, :], jnp.asarray(history.signature)[None, :, :]), bits=bits, tiers=tiers)
-    cell = jnp.where(history.mask, history.group * tiers + at, groups * tiers)
+    """The histogram written from its definition; compares [C, L] at once. Same arguments and result as `histogram`."""
+    bits = candidates.shape[-1] * WORD
+    differing = jnp.asarray(candidates)[:, None, :] ^ jnp.asarray(history.signature)[None, :, :]
+    distance = jax.lax.population_count(differing).astype(jnp.int32).sum(-1)
+    group = jnp.asarray(history.group)[None, :] * tiers + tier(distance, bits=bits, tiers=tiers)
+    cell = jnp.where(jnp.asarray(history.mask)[None, :], group, groups * tiers)
     counts = jax.nn.one_hot(cell, groups * tiers, dtype=jnp.int32).sum(1)
     return counts.reshape(candidates.shape[0], groups, tiers)
 
@@ -75,63 +85,9 @@ def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups
     return _histogram(_by_bits, candidates, history, tiers=tiers, groups=groups)
 
 
-def code_table(codes: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """User side of SimTier by bridge codes: log1p histograms between every code and the history, float32 [R, G * T]."""
-    return _log_rows(histogram(codes, history, tiers=tiers, groups=groups))
-
-
-def centre_table(
-    between: jax.Array, code: jax.Array, group: jax.Array, mask: jax.Array, *, tiers: int, groups: int = 1
-) -> jax.Array:
-    """User side of SimTier by codes that are compared by cosine: each behaviour stands for its code.
-
-    Reads L rows of R bytes; no product with content is taken.
-
-    Args:
-      between: uint8 [R, R] tiers of code pairs, `lsh.centre_tiers`.
-      code: int32 [L] code of each behaviour's item, -1 for none: not counted.
-      group: int32 [L] in [0, G).
-      mask: bool [L].
-      tiers: T.
-      groups: G.
-
-    Returns:
-      float32 [R, G * T] log1p histograms.
-    """
-    known = mask & (code >= 0)
-    key = jnp.where(known, code, 0).astype(jnp.uint32)[:, None]
-    history = TierHistory(signature=key, group=group, mask=known)
-    return _log_rows(_histogram(_by_table, between, history, tiers=tiers, groups=groups))
-
-
-def nearest_codes(codes: jax.Array, signature: jax.Array, *, count: int, tiers: int) -> tuple[jax.Array, jax.Array]:
-    """Item side: the `count` nearest codes of a signature and their weights.
-
-    Weights are softmax(-distance / tier width): a code one tier further away weighs e times less.
-
-    Args:
-      codes: uint32 [R, W].
-      signature: uint32 [W].
-      count: J.
-      tiers: T; a tier is K / T bits wide.
-
-    Returns:
-      int32 [J] code ids (ties: the lower id) and float32 [J] weights that sum to 1.
-    """
-    distance = lsh.hamming(codes, signature).astype(jnp.float32)
-    negative, index = jax.lax.top_k(-distance, count)
-    return index.astype(jnp.int32), jax.nn.softmax(negative * tiers / (signature.shape[-1] * lsh.WORD))
-
-
-def nearest_centres(centres: jax.Array, content: jax.Array, *, count: int, tiers: int) -> tuple[jax.Array, jax.Array]:
-    """`nearest_codes` by cosine: centres float32 [R, E] of unit length, content float32 [E] -> int32 [J], float32 [J]."""
-    similarity = (1.0 + centres @ content / jnp.maximum(jnp.linalg.norm(content), 1e-12)) / 2.0
-    nearest, index = jax.lax.top_k(similarity, count)
-    return index.astype(jnp.int32), jax.nn.softmax(nearest * tiers)
-
-
-def _log_rows(counts: jax.Array) -> jax.Array:
-    return jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], counts.shape[1] * counts.shape[2])
+def histogram_by_table(between: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
+    """The same with tiers from a table: uint8 [R, R] between codes, `history.signature` uint32 [L, 1] codes -> int32 [R, G, T]."""
+    return _histogram(_by_table, between, history, tiers=tiers, groups=groups)
 
 
 def _histogram(rule: Rule, candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int) -> jax.Array:
@@ -146,8 +102,8 @@ def _by_bits(candidates: jax.Array, signature: jax.Array, tiers: int) -> jax.Arr
     """Tier by differing bits: uint32 [C, W], [n, W] -> uint32 [n, C]."""
     differing = jnp.uint32(0)
     for w in range(candidates.shape[-1]):
-        differing += jax.lax.population_count(candidates[:, w] ^ signature[:, w, None])
-    return tier(differing, bits=candidates.shape[-1] * lsh.WORD, tiers=tiers)
+        differing += jax.lax.population_count(candidates[None, :, w] ^ signature[:, w, None])
+    return tier(differing, bits=candidates.shape[-1] * WORD, tiers=tiers)
 
 
 def _by_table(between: jax.Array, code: jax.Array, tiers: int) -> jax.Array:
@@ -193,7 +149,7 @@ def _packed(
         if serial:
             return jax.lax.scan(add_span, counts, (made, group))
         widened = jax.vmap(_widen)(made)
-        return counts + (widened.sum(0) if groups == 1 else jax.ops.segment_sum(widened, group, num_segments=groups)), None
+        return counts + (widened.sum(0, keepdims=True) if groups == 1 else jax.ops.segment_sum(widened, group, num_segments=groups)), None
 
     empty = jnp.zeros((groups, words, FIELDS, count), jnp.int32)
     counts, _ = jax.lax.scan(add_chunk, empty, (chunked(signature), chunked(kept), chunked(group)))
@@ -211,12 +167,12 @@ def _spans(history: TierHistory, *, groups: int, span: int) -> tuple[jax.Array, 
         return jnp.pad(signature, ((0, short), (0, 0))).reshape(spans, span, width), kept, jnp.zeros(spans, jnp.int32)
     group = jnp.where(mask, jnp.asarray(history.group), groups)
     order = jnp.argsort(group)
-    size = (group[:, None] == jnp.arange(groups)).sum(0)
+    size = (group[:, None] == jnp.arange(groups)[None, :]).sum(0)
     start, spans = jnp.cumsum(size) - size, -(-size // span)
     end = jnp.cumsum(spans)
     at = jnp.arange((length + span - 1) // span + groups)  # enough spans for any sizes
     own = jnp.minimum(jnp.searchsorted(end, at, side="right"), groups - 1)
-    within = (at - (end - spans)[own])[:, None] * span + jnp.arange(span)
+    within = (at - (end - spans)[own])[:, None] * span + jnp.arange(span)[None, :]
     kept = within < size[own][:, None]
     place = order[jnp.where(kept, start[own][:, None] + within, 0)]
     return signature[place], kept.astype(jnp.uint32), own.astype(jnp.int32)
@@ -228,8 +184,8 @@ def _words(rule: Rule, candidates: jax.Array, signature: jax.Array, kept: jax.Ar
     first_tier = FIELDS * jnp.arange(words, dtype=jnp.uint32)[:, None, None]
     total = jnp.zeros((words, signature.shape[0], candidates.shape[0]), jnp.uint32)
     for j in range(UNROLL):
-        field = rule(candidates, signature[:, j], tiers) - first_tier  # of another word: wraps round or is 8 or more
-        total += kept[:, j, None] << (4 * field)  # shifts of 32 and more give zero
+        field = rule(candidates, signature[:, j], tiers)[None] - first_tier  # of another word: wraps round or is 8 or more
+        total += kept[None, :, j, None] << (4 * field)  # shifts of 32 and more give zero
     return total
 
 
@@ -237,5 +193,5 @@ def _widen(packed: jax.Array) -> jax.Array:
     """uint32 words [words, widen, C] of 4-bit counts, summed over `widen` -> int32 [words, FIELDS, C]."""
     nibbles = jnp.uint32(0x0F0F0F0F)
     even, odd = ((packed >> shift & nibbles).sum(1, dtype=jnp.uint32) for shift in (0, 4))
-    octets = jnp.stack([even, odd], 1)[:, None] >> (8 * jnp.arange(4, dtype=jnp.uint32))[:, None, None] & 255
+    octets = jnp.stack([even, odd], 1)[:, None] >> (8 * jnp.arange(4, dtype=jnp.uint32))[None, :, None, None] & 255
     return octets.reshape(packed.shape[0], FIELDS, packed.shape[-1]).astype(jnp.int32)

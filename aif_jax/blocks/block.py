@@ -1,0 +1,232 @@
+"""What a block is: one approximation that owns its parameters, its user half, its item half and its share of the head.
+
+A block is a frozen dataclass in a file of its own, made by the decorator `block`. The components of the model are loops over
+`Config.blocks`; nothing else in the package knows which blocks there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax import layers
+from aif_jax.config import Config, register
+from aif_jax.types import Array, Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
+
+
+class Terms(NamedTuple):
+    """A block's share of the head's first layer [C, H], and of the logit.
+
+    What is the same for every candidate goes into `once`; a product whose left side is [C, w] into `pairs`, which the head
+    joins into one product; anything else into `rest`.
+    """
+
+    once: Any = 0.0  # [H]
+    pairs: tuple[tuple[jax.Array, jax.Array], ...] = ()  # (left [C, w], right [w, H])
+    rest: Any = 0.0  # [C, H]
+    logit: Any = 0.0  # [C], added to the logit past the MLP
+
+
+class Fitted(Protocol):
+    """Values that a model derives from the catalogue once, one for each item, such as content signatures.
+
+    Blocks that name equal tables in `Block.tables` share one. Histories and rows read the same table by item id, so the two sides
+    cannot disagree. An item that is newer than the fit has row 0: in its own row the value is computed from its content, in
+    histories it counts from the next publish on.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its place in `params["fitted"]` and `ItemRow.fitted`."""
+        ...
+
+    def check(self, config: Config) -> None:
+        """Raises ValueError where the schema lacks what the fit needs."""
+        ...
+
+    def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
+        """Fits on the items [N] of the catalogue; the result holds `table` [N, ...]."""
+        ...
+
+    def item(self, params: Params, features: ItemFeatures) -> jax.Array:
+        """The value of ONE item."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UserView:
+    """What a block may read of ONE user.
+
+    Attributes:
+      config: of the model.
+      params: of the whole model.
+      features: of the user.
+      sequence: Z' float32 [S, D], the projected short history; [0, D] in a model without towers.
+      candidates: how many candidates the state will score where that is known (in training); None in serving. A block with a
+        cheaper equal form for few candidates may use it.
+    """
+
+    config: Config
+    params: Params
+    features: UserFeatures
+    sequence: jax.Array
+    candidates: int | None = None
+
+    @cached_property
+    def short(self) -> Behaviours:
+        """The first `short_length` places of the history."""
+        return recent(self.features.history, self.config.short_length)
+
+    @cached_property
+    def long(self) -> Behaviours:
+        """The first `long_length` places of the history."""
+        return recent(self.features.history, self.config.long_length)
+
+    @cached_property
+    def embedded(self) -> jax.Array:
+        """Embeddings of the long history, float32 [L, D]; zeros where there is no event."""
+        return layers.embed_behaviours(self.params, self.config.schema, self.long)
+
+    def values(self, table: Fitted) -> jax.Array:
+        """A fitted table's value for each place of the long history, [L, ...]."""
+        return layers.lookup(self.params["fitted"][table.name]["table"], jnp.asarray(self.long.item))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ItemView:
+    """What a block may read of ONE item.
+
+    Attributes:
+      config: of the model.
+      params: of the whole model.
+      features: of the item.
+      vector: float32 [D], the item vector.
+    """
+
+    config: Config
+    params: Params
+    features: ItemFeatures
+    vector: jax.Array
+
+
+class Block:
+    """An approximation. Subclasses override what they have; the defaults are those of a block that does nothing.
+
+    `params` is what `init` and `fit` returned, in one dict. States and rows are pytrees; a block finds its own at
+    `state.blocks[self.name]` and `rows.blocks[self.name]`.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its place in parameters, state, row and head: the class name in snake case unless overridden."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    def tables(self) -> tuple[Fitted, ...]:
+        """Fitted tables that it reads."""
+        return ()
+
+    @property
+    def least_history(self) -> int:
+        """The least number of places of a history that its exported function takes."""
+        return 1
+
+    def check(self, config: Config) -> None:
+        """Raises ValueError where the config lacks what the block needs."""
+
+    def widths(self, config: Config) -> dict[str, int]:
+        """The inputs that it adds to the head, by name: `score` gets a kernel [width, H] for each."""
+        return {}
+
+    def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
+        """Parameters that are fitted once on the items [N] of the catalogue and never trained."""
+        return {}
+
+    def init(self, key: jax.Array, config: Config) -> Params:
+        """Trained parameters of both sides."""
+        return {}
+
+    def user(self, params: Params, user: UserView) -> Any:
+        """The user half of ONE user, off the critical path."""
+        return {}
+
+    def item(self, params: Params, item: ItemView) -> Any:
+        """The item half of ONE item, nearline."""
+        return {}
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        """Real time: its share of the head for one state and rows [C]."""
+        return Terms()
+
+
+B = TypeVar("B", bound=type[Block])
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def block(cls: B) -> B:
+    """Makes a subclass of `Block` a frozen dataclass and registers it under its class name.
+
+    Raises:
+      ValueError: another class has that name.
+
+    Example:
+      >>> from aif_jax.blocks.block import Block, block
+      >>> @block
+      ... class Nothing(Block):
+      ...     size: int = 3
+      >>> Nothing(4), Nothing().name
+      (Nothing(size=4), 'nothing')
+    """
+    return register(dataclasses.dataclass(frozen=True)(cls))
+
+
+def own(params: Params, part: Any) -> Params:
+    """The parameters of one block or fitted table: trained and fitted ones in one dict."""
+    return params.get("blocks", {}).get(part.name, {}) | params["fitted"].get(part.name, {})
+
+
+def by_id(table: Array, features: ItemFeatures, from_content: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """A fitted value of ONE item: its row of the table, or what its content gives where the item is newer than the fit.
+
+    Args:
+      table: [N, ...].
+      features: of the item; id 0 is an item that the vocabulary does not have.
+      from_content: content float32 [E] -> the value.
+    """
+    row = jnp.asarray(features.ids["item"])
+    value = layers.lookup(table, row)
+    if features.content is None:
+        return value
+    return jnp.where((row > 0) & (row < table.shape[0]), value, from_content(jnp.asarray(features.content)))
+
+
+def recent(history: Behaviours, length: int) -> Behaviours:
+    """The most recent `length` places of a history, or all of a shorter one."""
+    return jax.tree.map(lambda x: x[:length], history)
+
+
+def expect(ok: bool, block: Block, field: str, expected: str, got: object) -> None:
+    """Raises ValueError that names a block's field."""
+    if not ok:
+        raise ValueError(f"{type(block).__name__}.{field}: expected {expected}, got {got!r}")
+
+
+def expect_towers(part: Block, config: Config) -> None:
+    """Raises ValueError in a model without towers."""
+    if config.towers is None:
+        raise ValueError(f"{type(part).__name__}: expected Config.towers, got None: the block reads the item vector")
+
+
+def expect_content(part: Any, config: Config) -> None:
+    """Raises ValueError where the schema has no content embedding."""
+    if not config.schema.content:
+        raise ValueError(
+            f"{type(part).__name__}: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out"
+            " (`presets.aif` does that by itself)"
+        )

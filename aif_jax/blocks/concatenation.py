@@ -1,0 +1,66 @@
+"""COLD's input: the features of user and item side by side, one MLP over each pair.
+
+Source: COLD (arXiv 2007.16122), without its feature selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax import layers
+from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block
+from aif_jax.config import Config
+from aif_jax.types import ItemRow, Params, UserState
+
+
+@block
+class Concatenation(Block):
+    """Concatenated user features, concatenated item features, and the product of the short history's mean and the item.
+
+    It needs no towers: `Config(towers=None, blocks=(Concatenation(),))` is COLD.
+    """
+
+    def widths(self, config: Config) -> dict[str, int]:
+        schema, width = config.schema, config.width
+        content = schema.content if config.item_content else 0
+        return {
+            "user": (len(schema.user_attributes) + 2) * width + schema.user_floats,
+            "item": len(schema.item_attributes) * width + schema.item_floats + content,
+            "product": width,
+        }
+
+    def user(self, params: Params, user: UserView) -> dict[str, jax.Array]:
+        schema, features = user.config.schema, user.features
+        profile = layers.embed_attributes(user.params["embedding"], schema.user_attributes, features.ids)
+        embedded = layers.embed_behaviours(user.params, schema, user.short)
+        short = layers.masked_mean(embedded, jnp.asarray(user.short.mask))
+        long = layers.masked_mean(user.embedded, jnp.asarray(user.long.mask))
+        return {"features": jnp.concatenate([*profile, jnp.asarray(features.floats), short, long]), "short": short}
+
+    def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
+        schema, features = item.config.schema, item.features
+        vectors = layers.embed_attributes(item.params["embedding"], schema.item_attributes, features.ids)
+        behaviour = [v for a, v in zip(schema.item_attributes, vectors, strict=True) if a.name in schema.behaviour_fields]
+        content = [jnp.asarray(features.content)] if item.config.item_content and schema.content else []
+        return {
+            "features": jnp.concatenate([*vectors, jnp.asarray(features.floats), *content]),
+            "embedding": jnp.stack(behaviour).sum(0),
+        }
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        user, item = (_arrays(side.blocks[self.name]) for side in (state, rows))
+        return Terms(
+            once=user["features"] @ kernels["user"],
+            pairs=(
+                (item["features"], kernels["item"]),
+                (user["short"][None, :] * item["embedding"], kernels["product"]),
+            ),
+        )
+
+
+def _arrays(part: Any) -> Any:
+    return jax.tree.map(jnp.asarray, part)

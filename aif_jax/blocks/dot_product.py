@@ -1,0 +1,31 @@
+"""The two-tower's dot product, added to the logit.
+
+An MLP learns a dot product of two vectors only slowly (Rendle et al. 2020, arXiv 2005.09683).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax.blocks.block import Block, Terms, block, expect_towers
+from aif_jax.config import Config
+from aif_jax.types import ItemRow, Params, UserState
+
+
+@block
+class DotProduct(Block):
+    """u . i / sqrt D + popularity . i, with a learned direction of popularity. With `head=()` it is the two-tower model."""
+
+    def check(self, config: Config) -> None:
+        expect_towers(self, config)
+
+    def init(self, key: jax.Array, config: Config) -> Params:
+        return {"popularity": jax.random.normal(key, (config.width,)) * 0.02}
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        user = jnp.asarray(state.vector)
+        return Terms(logit=jnp.asarray(rows.vector) @ (user / math.sqrt(user.shape[-1]) + params["popularity"]))

@@ -1,0 +1,177 @@
+"""Linear attention over the long history, its state summed before the candidate is known.
+
+DIN's target attention weighs every behaviour by its similarity to the candidate. Without a softmax over behaviours it is linear
+in the candidate's query, so the sum over the history can be taken first:
+
+    sum_j m_j (f_i . g_j) v_j = f_i A,   A = sum_j m_j g_j v_j^T   [K, D]
+
+f is a trained item query, g a trained behaviour key. With keys="softmax" g is a softmax over the history for each of the K
+entries: K bridges over the long history, whose weights know all behaviours.
+
+The head receives the mean b / n and the deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned. In real
+time this is one [C, K] x [K, D] product, whatever L is. Where a user has few candidates, as in pointwise training, an equal form
+that keeps the keys is cheaper; the two forms are tested equal.
+
+Source: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax import layers
+from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect, expect_towers
+from aif_jax.config import Config
+from aif_jax.types import Array, ItemRow, Params, UserState, record
+
+
+@record
+class Summed:
+    """A long history as its sums: the cost in real time does not depend on L."""
+
+    moments: Array  # float32 [K, D]  sum_j m_j key_j value_j^T
+    total: Array  # float32 [D]     sum_j m_j value_j
+    count: Array  # float32 []      sum_j m_j
+
+
+@record
+class Events:
+    """The same history event by event: cheaper than `Summed` for few candidates."""
+
+    keys: Array  # float32 [L, K]
+    values: Array  # float32 [L, D]
+    mask: Array  # bool [L]
+
+
+@block
+class LinearMemory(Block):
+    """Linear attention over the long history with trained queries and keys.
+
+    Attributes:
+      width: K.
+      keys: "linear" as they are, or "softmax" over the history for each of the K entries.
+      dot_product: adds the dot product of what is read and the item vector to the logit.
+
+    Raises:
+      ValueError: a width below 1, or another kind of keys.
+    """
+
+    width: int = 64
+    keys: Literal["linear", "softmax"] = "softmax"
+    dot_product: bool = False
+
+    def __post_init__(self):
+        expect(self.width >= 1, self, "width", "at least 1", self.width)
+        expect(self.keys in ("linear", "softmax"), self, "keys", "'linear' or 'softmax'", self.keys)
+
+    def check(self, config: Config) -> None:
+        expect_towers(self, config)
+
+    def widths(self, config: Config) -> dict[str, int]:
+        return {"mean": config.width, "deviation": config.width}
+
+    def init(self, key: jax.Array, config: Config) -> Params:
+        query, keys = jax.random.split(key)
+        return {
+            "query": layers.dense_init(query, config.width, self.width),
+            "key": layers.dense_init(keys, config.width, self.width),
+        }
+
+    def user(self, params: Params, user: UserView) -> Summed | Events:
+        keys, mask = layers.dense(params["key"], user.embedded), jnp.asarray(user.long.mask)
+        if cheaper_by_event(user.candidates, self.width):
+            keys = softmax_keys(keys, mask) if self.keys == "softmax" else keys
+            return Events(keys=keys, values=user.embedded, mask=mask)
+        return (sum_softmax if self.keys == "softmax" else sum_events)(keys, user.embedded, mask)
+
+    def item(self, params: Params, item: ItemView) -> jax.Array:
+        """f float32 [K]."""
+        return layers.dense(params["query"], item.vector)
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        history, query = state.blocks[self.name], jnp.asarray(rows.blocks[self.name])
+        logit = 0.0
+        if self.dot_product:
+            item = jnp.asarray(rows.vector)
+            logit = read_dot_item(history, query, item) / math.sqrt(item.shape[-1])
+        return Terms(once=mean(history) @ kernels["mean"], rest=deviation(history, query, kernels["deviation"]), logit=logit)
+
+
+def cheaper_by_event(candidates: int | None, key_width: int) -> bool:
+    """Whether so few candidates are scored per user that summing the history (K D L) costs more than it saves (C K D)."""
+    return candidates is not None and candidates * 8 <= key_width
+
+
+def sum_events(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
+    """Sums a history: keys float32 [L, K], values float32 [L, D], mask bool [L]."""
+    kept = jnp.where(mask[:, None], values, jnp.zeros((), values.dtype))
+    return Summed(moments=keys.T @ kept, total=kept.sum(0), count=mask.sum().astype(values.dtype))
+
+
+def sum_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
+    """`sum_events(softmax_keys(keys, mask), values, mask)`: what would divide shares [L, K] divides sums [K, D].
+
+    Less than two thirds of the time in training, where the shares of all samples are the largest array of the user side.
+    """
+    scores = jnp.where(mask[:, None], keys, jnp.finfo(keys.dtype).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(0, keepdims=True)))
+    weights = jnp.where(mask[:, None], weights, jnp.zeros((), keys.dtype))
+    totals = jnp.maximum(weights.sum(0), jnp.finfo(keys.dtype).tiny)
+    summed = sum_events(weights, values, mask)
+    scale = summed.count.astype(keys.dtype) / totals
+    return Summed(moments=summed.moments * scale[:, None].astype(values.dtype), total=summed.total, count=summed.count)
+
+
+def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:
+    """Keys [L, K] as shares of the history: n times the softmax over its behaviours, for each of the K entries apart.
+
+    The factor n, the number of behaviours, cancels the mean that is taken later.
+    """
+    return layers.masked_softmax(keys.T, mask[None, :]).T * mask.sum().astype(keys.dtype)
+
+
+def mean(history: Summed | Events) -> jax.Array:
+    """b / n [D]: the part that is the same for every candidate; zeros for an empty history."""
+    if isinstance(history, Summed):
+        return jnp.asarray(history.total) / jnp.maximum(jnp.asarray(history.count), 1)
+    return layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
+
+
+def deviation(history: Summed | Events, query: jax.Array, kernel: jax.Array) -> jax.Array:
+    """f_i A / (sqrt(K) n) times the head's kernel.
+
+    Args:
+      history: of one user.
+      query: float32 [C, K].
+      kernel: float32 [D, H]; enters before the product with the candidates where the history is summed.
+
+    Returns:
+      float32 [C, H]; zeros for an empty history.
+    """
+    if isinstance(history, Summed):
+        return query @ (jnp.asarray(history.moments) @ kernel * _scale(history))
+    return weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1]) @ kernel
+
+
+def weigh_events(agreement: jax.Array, history: Events, width: int) -> jax.Array:
+    """The values [C, D] of a history weighed by agreement [C, L] / (sqrt(K) n)."""
+    mask = jnp.asarray(history.mask)
+    count = jnp.maximum(mask.sum(), 1).astype(agreement.dtype)
+    weights = jnp.where(mask[None, :], agreement, jnp.zeros((), agreement.dtype)) / (math.sqrt(width) * count)
+    return weights @ jnp.asarray(history.values)
+
+
+def read_dot_item(history: Summed | Events, query: jax.Array, item: jax.Array) -> jax.Array:
+    """The candidate's dot product with what its query reads, f_i A . item / (sqrt(K) n), float32 [C]; item float32 [C, D]."""
+    if isinstance(history, Summed):
+        return (query * (item @ (jnp.asarray(history.moments).T * _scale(history)))).sum(-1)
+    return (item * weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1])).sum(-1)
+
+
+def _scale(history: Summed) -> jax.Array:
+    return 1 / (math.sqrt(history.moments.shape[0]) * jnp.maximum(jnp.asarray(history.count), 1))

@@ -1,0 +1,65 @@
+"""DIN on LSH: target attention whose weights are similarities of content signatures, in its linear form.
+
+With sim(i, j) = 1/2 + s_i . s_j / (2 K) for signs s in {-1, +1}^K, the similarity-weighted mean of a history is exactly
+
+    o_i = (b / 2 + s_i A / (2 K)) / n,   A = sum_j m_j s_j v_j^T,   b = sum_j m_j v_j,   n = sum_j m_j
+
+so A [K, D] is summed on the user side and real time is one [C, K] x [K, D] product, whatever L is. The head receives the mean
+b / n and the deviation s_i A / (sqrt(K) n) apart: the same information, better conditioned.
+
+Source: AIF's LSH-DIN (arXiv 2511.12934) after DIN (1706.06978); the linear form is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax.blocks.block import Block, Fitted, Terms, UserView, block
+from aif_jax.blocks.linear_memory import Events, Summed, cheaper_by_event, deviation, mean, sum_events, weigh_events
+from aif_jax.blocks.signatures import WORD, Signatures, hamming, signs
+from aif_jax.config import Config
+from aif_jax.types import ItemRow, Params, UserState
+
+
+@block
+class LshDin(Block):
+    """Attention over the long history weighted by the similarity of content signatures.
+
+    Attributes:
+      bits: K of the signatures.
+
+    Raises:
+      ValueError: bits that are no multiple of 32 from 32 to 256; a schema without content.
+    """
+
+    bits: int = 64
+
+    def __post_init__(self):
+        Signatures(self.bits)
+
+    @property
+    def tables(self) -> tuple[Fitted, ...]:
+        return (Signatures(self.bits),)
+
+    def widths(self, config: Config) -> dict[str, int]:
+        return {"mean": config.width, "deviation": config.width}
+
+    def user(self, params: Params, user: UserView) -> Summed | Events:
+        signatures, mask = user.values(self.tables[0]), jnp.asarray(user.long.mask)
+        if cheaper_by_event(user.candidates, self.bits):
+            return Events(keys=signatures, values=user.embedded, mask=mask)
+        return sum_events(signs(signatures).astype(user.embedded.dtype), user.embedded, mask)
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        history, query = state.blocks[self.name], jnp.asarray(rows.fitted[self.tables[0].name])
+        kernel = kernels["deviation"]
+        if isinstance(history, Summed):
+            rest = deviation(history, signs(query).astype(kernel.dtype), kernel)
+        else:
+            keys = jnp.asarray(history.keys)
+            agreement = (query.shape[-1] * WORD - 2 * hamming(query[:, None, :], keys[None, :, :])).astype(kernel.dtype)
+            rest = weigh_events(agreement, history, self.bits) @ kernel
+        return Terms(once=mean(history) @ kernels["mean"], rest=rest)

@@ -1,0 +1,152 @@
+"""Content signatures by locality-sensitive hashing: projection, bits, similarity.
+
+A fixed matrix H [E, K] gives the bits e H > offset, packed into uint32 words; bit k of an item is bit k % 32 of word k // 32
+(little-endian). The similarity of two items is the share of equal bits,
+
+    sim(a, b) = 1 - popcount(a xor b) / K,   in [0, 1].
+
+Source: LSH in place of dot products as in ETA (arXiv 2108.04468) and SDIM (2205.10249), used by AIF (2511.12934); the fitted
+rotation follows iterative quantisation (Gong and Lazebnik 2011), by default without the iterations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.blocks.block import by_id, expect_content
+from aif_jax.config import Config
+from aif_jax.types import Array, ItemFeatures, Params
+
+WORD = 32
+ROWS = 1 << 16
+"""Items that are signed in one go."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Signatures:
+    """A fitted table of content signatures, uint32 [N, W].
+
+    Attributes:
+      bits: K, a multiple of 32 from 32 to 256.
+
+    Raises:
+      ValueError: other bits.
+    """
+
+    bits: int = 64
+
+    def __post_init__(self):
+        if self.bits % WORD or not WORD <= self.bits <= 256:
+            raise ValueError(f"signature bits: expected a multiple of 32 from 32 to 256, got {self.bits}")
+
+    @property
+    def name(self) -> str:
+        return f"signatures_{self.bits}"
+
+    def check(self, config: Config) -> None:
+        expect_content(self, config)
+
+    def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
+        """`projection` float32 [E, K], `offset` float32 [K] and `table` uint32 [N, W]; row 0, the unknown item, is zeros."""
+        content = np.asarray(items.content)
+        fitted = fit_projection(content, bits=self.bits, seed=seed)
+        signed = [np.asarray(sign(fitted, jnp.asarray(content[i : i + ROWS]))) for i in range(0, len(content), ROWS)]
+        table = np.concatenate(signed)
+        table[0] = 0
+        return fitted | {"table": jnp.asarray(table)}
+
+    def item(self, params: Params, features: ItemFeatures) -> jax.Array:
+        """uint32 [W]: the table's row, or the signature of the content of an item that is newer than the fit."""
+        return by_id(params["table"], features, lambda content: sign(params, content.astype(params["projection"].dtype)))
+
+
+def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations: int = 0, centre: bool = False) -> Params:
+    """The K main directions of the content, then a rotation: bits of equal weight that follow the data.
+
+    The rotation is random; with `iterations` it is turned towards the corners of the cube (iterative quantisation, ITQ):
+    B = sign(V R), then R from the singular vectors of V^T B, and so on. `experiments/signatures.py` compares them.
+
+    Rows that are all zero (unknown items) are left out of the fit. With E < K the missing directions are Gaussian.
+
+    Args:
+      content: float [N, E] content embeddings of the catalogue.
+      bits: K.
+      seed: of the rotation.
+      iterations: of ITQ.
+      centre: take the mean off first (PCA): every bit is set for half of the rows. Without (the default), bits follow the
+        angle at the origin, which is what the cosine of the embeddings themselves measures.
+
+    Returns:
+      `projection` float32 [E, K] and `offset` float32 [K]: the projected mean, or zeros.
+    """
+    rows = np.asarray(content, np.float64)
+    rows = rows[np.any(rows != 0, axis=1)]
+    if len(rows) < 2:
+        raise ValueError(f"fit_projection: expected at least 2 rows with content, got {len(rows)}")
+    rng = np.random.default_rng(seed)
+    width = rows.shape[1]
+    mean = rows.mean(0) if centre else np.zeros(width)
+    values, vectors = np.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    directions = vectors[:, np.argsort(values)[::-1][: min(bits, width)]]
+    if width < bits:
+        directions = np.concatenate([directions, rng.normal(size=(width, bits - width)) / np.sqrt(width)], 1)
+    rotation, _ = np.linalg.qr(rng.normal(size=(bits, bits)))
+    if iterations:
+        reduced = (rows - mean) @ directions
+        for _ in range(iterations):
+            left, _, right = np.linalg.svd(reduced.T @ np.sign(reduced @ rotation))
+            rotation = left @ right
+    projection = directions @ rotation
+    return {"projection": jnp.asarray(projection, jnp.float32), "offset": jnp.asarray(mean @ projection, jnp.float32)}
+
+
+def sign(params: Params, content: jax.Array) -> jax.Array:
+    """Signature of a content embedding: float [..., E] -> uint32 [..., K / 32]. Sharded or batched by the caller."""
+    return pack(content @ params["projection"] > jnp.expand_dims(params["offset"], range(content.ndim - 1)))
+
+
+def pack(bits: jax.Array) -> jax.Array:
+    """bool [..., K] -> uint32 [..., K / 32], little-endian: bit k is bit k % 32 of word k // 32."""
+    words = bits.reshape(*bits.shape[:-1], bits.shape[-1] // WORD, WORD).astype(jnp.uint32)
+    return (words << _places(words.shape)).sum(-1, dtype=jnp.uint32)
+
+
+def unpack(words: jax.Array) -> jax.Array:
+    """uint32 [..., W] -> bool [..., 32 W]; inverse of `pack`."""
+    bits = (jnp.asarray(words)[..., None] >> _places((*words.shape, WORD))) & jnp.uint32(1)
+    return bits.reshape(*words.shape[:-1], -1).astype(bool)
+
+
+def signs(words: jax.Array) -> jax.Array:
+    """uint32 [..., W] -> float32 [..., K] of -1 and +1."""
+    return unpack(words).astype(jnp.float32) * 2.0 - 1.0
+
+
+def to_bytes(words: Array) -> np.ndarray:
+    """uint32 [..., W] -> uint8 [..., 4 W], the layout of `np.packbits(bits, bitorder="little")` and of faiss binary indexes."""
+    return np.ascontiguousarray(np.asarray(words).astype("<u4")).view(np.uint8)
+
+
+def from_bytes(octets: np.ndarray) -> np.ndarray:
+    """uint8 [..., 4 W] -> uint32 [..., W]; inverse of `to_bytes`."""
+    return np.ascontiguousarray(octets, np.uint8).view("<u4").astype(np.uint32)
+
+
+def hamming(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Differing bits: uint32 [..., W] against uint32 [..., W] (broadcast) -> int32 [...]."""
+    return jax.lax.population_count(a ^ b).astype(jnp.int32).sum(-1)
+
+
+def similarity(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Share of equal bits of every pair: uint32 [C, W], uint32 [L, W] -> float32 [C, L]."""
+    bits = a.shape[-1] * WORD
+    return 1.0 - hamming(a[:, None, :], b[None, :, :]).astype(jnp.float32) / bits
+
+
+def _places(shape: tuple[int, ...]) -> jax.Array:
+    """Bit positions 0..31 along the last axis, uint32 of that shape."""
+    return jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)

@@ -1,0 +1,244 @@
+"""SIM with pre-caching: attention over the user's behaviours in the candidate's category.
+
+Hard-search SIM (arXiv 2006.05639) attends over the user's behaviours that share a field with the candidate: a cross feature that
+is not known before the candidates are. The user's own values of the field are: the user side caches, for the Q values with the
+most behaviours, the last P of them. In real time the candidate's value picks the slot, and a softmax runs over its P entries:
+
+    o = softmax(q E_slot^T / sqrt D) E_slot
+
+The key map is part of the item's query and the value map part of the head's first layer: both are linear, so this loses
+nothing and halves the cache. Pre-caching is AIF's (arXiv 2511.12934); the rule for choosing slots is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax import layers
+from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect, expect_towers
+from aif_jax.config import Config
+from aif_jax.types import Array, ItemRow, Params, UserState, record
+
+FLAGS = 3
+"""Slot features next to the attention: missing, log1p(count), log1p(age in days)."""
+
+
+@record
+class SimCache:
+    """The user's last P behaviours for each of Q values of an item field."""
+
+    value: Array  # int32 [Q] the field's value (category id), -1 where the slot is empty
+    entries: Array  # float32 [Q, P, D] behaviour embeddings
+    mask: Array  # bool [Q, P]
+    count: Array  # int32 [Q] behaviours of this value in the whole long history, not only the P kept
+    age: Array  # float32 [Q] seconds since the last of them
+
+
+@block
+class Sim(Block):
+    """Attention over the cached behaviours that share a field with the candidate.
+
+    Attributes:
+      field: one of the schema's behaviour fields, such as "category".
+      slots: Q, cached values.
+      length: P, behaviours cached for each value.
+
+    Raises:
+      ValueError: sizes below 1; a field that behaviours do not have.
+    """
+
+    field: str = "category"
+    slots: int = 16
+    length: int = 8
+
+    def __post_init__(self):
+        expect(self.slots >= 1, self, "slots", "at least 1", self.slots)
+        expect(self.length >= 1, self, "length", "at least 1", self.length)
+
+    @property
+    def name(self) -> str:
+        return f"sim_{self.field}"
+
+    @property
+    def least_history(self) -> int:
+        return self.slots
+
+    def check(self, config: Config) -> None:
+        expect_towers(self, config)
+        fields = config.schema.behaviour_fields
+        expect(self.field in fields, self, "field", f"one of schema.behaviour_fields {fields}", self.field)
+
+    def widths(self, config: Config) -> dict[str, int]:
+        return {"read": config.width, "flags": FLAGS}
+
+    def init(self, key: jax.Array, config: Config) -> Params:
+        return {"query": layers.dense_init(key, config.width, config.width)}
+
+    def user(self, params: Params, user: UserView) -> SimCache:
+        schema, long = user.config.schema, user.long
+        value = layers.behaviour_fields(user.params, schema, long.item)[self.field]
+        return fill_cache(
+            value,
+            user.embedded,
+            jnp.asarray(long.age),
+            jnp.asarray(long.mask),
+            slots=self.slots,
+            length=self.length,
+            size=schema.item_attribute(self.field).size,
+        )
+
+    def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
+        return {"query": layers.dense(params["query"], item.vector), "value": jnp.asarray(item.features.ids[self.field])}
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        slots, row = state.blocks[self.name], rows.blocks[self.name]
+        value, flags = jnp.asarray(row["value"]), kernels["flags"]
+        return Terms(
+            once=missing().astype(flags.dtype) @ flags,
+            pairs=((own_slot(slots, value).astype(flags.dtype), slot_flags(slots).astype(flags.dtype) @ flags),),
+            rest=read(slots, jnp.asarray(row["query"]), value, kernels["read"]),
+        )
+
+
+def fill_cache(
+    value: jax.Array, embedded: jax.Array, age: jax.Array, mask: jax.Array, *, slots: int, length: int, size: int | None = None
+) -> SimCache:
+    """Caches the last `length` behaviours of each of the `slots` most frequent values.
+
+    Equal counts are ordered by the more recent last behaviour. Value 0 (unknown) has no slot, nor has a negative one.
+
+    Args:
+      value: int32 [L], most recent first.
+      embedded: float32 [L, D] behaviour embeddings.
+      age: float32 [L] seconds.
+      mask: bool [L].
+      slots: Q.
+      length: P.
+      size: values are below this, where it is known: with size * L < 2^32 value and place sort as one number, which is
+        four times as fast as two.
+    """
+    total = value.shape[0]
+    group, order = _sorted(value, mask & (value > 0), size=size)
+    first, count = _most_frequent(group, order, min(slots, total))
+    filled = count > 0
+    own = jnp.where(filled, value[first], -1)
+    start = (group[None, :] < own[:, None]).sum(1, dtype=jnp.int32)
+    within = jnp.arange(length, dtype=jnp.int32)
+    kept = within[None, :] < count[:, None]
+    events = order[jnp.minimum(start[:, None] + within[None, :], total - 1)]
+    made = SimCache(
+        value=own,
+        entries=jnp.where(kept[..., None], embedded[events], jnp.zeros((), embedded.dtype)),
+        mask=kept,
+        count=count,
+        age=jnp.where(filled, age[first], 0.0),
+    )
+    short = slots - made.value.shape[0]
+    if short <= 0:
+        return made
+
+    def pad(x: Array, fill: int) -> jax.Array:  # a history shorter than Q cannot fill Q slots
+        return jnp.pad(jnp.asarray(x), [(0, short)] + [(0, 0)] * (x.ndim - 1), constant_values=jnp.asarray(fill, x.dtype))
+
+    return SimCache(
+        value=pad(made.value, -1), entries=pad(made.entries, 0), mask=pad(made.mask, 0), count=pad(made.count, 0),
+        age=pad(made.age, 0),
+    )  # fmt: skip
+
+
+def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Attention of every candidate over its own slot, times the head's kernel; zeros for a value without a slot.
+
+    With few candidates each gathers its own slot. With many, all Q * P entries are scored in one product and multiplied by
+    the kernel once; a candidate picks its P scores and sums its P projected entries, so that no [C, P, D] array is made.
+
+    Args:
+      cache: of one user.
+      query: float32 [C, D].
+      value: int32 [C] the candidates' values of the field.
+      kernel: float32 [D, H].
+
+    Returns:
+      float32 [C, H].
+    """
+    slots, length, width = cache.entries.shape
+    own = _own(cache, value)
+    slot = jnp.argmax(own, 1).astype(jnp.int32)
+    kept = _take(cache.mask, slot) & own.any(1, keepdims=True)
+    if value.shape[0] <= slots:
+        entries = _take(cache.entries, slot)
+        scores = jnp.einsum("cd,cpd->cp", query, entries) / math.sqrt(width)
+        return jnp.einsum("cp,cpd->cd", layers.masked_softmax(scores, kept), entries) @ kernel
+    entries = jnp.asarray(cache.entries).reshape(slots * length, width)
+    scores = (query @ entries.T / math.sqrt(width)).reshape(-1, slots, length)
+    scores = jnp.take_along_axis(scores, slot[:, None, None], 1, mode="promise_in_bounds")[:, 0]
+    weights = layers.masked_softmax(scores, kept)
+    projected = (entries @ kernel).reshape(slots, length, -1)
+    return sum((weights[:, p, None] * _take(projected[:, p], slot) for p in range(length)), 0.0)  # type: ignore[return-value]
+
+
+def own_slot(cache: SimCache, value: jax.Array) -> jax.Array:
+    """Float 1 where a slot is the candidate's: [C, Q]. Times `slot_flags`, plus `missing`, it is the candidate's slot features,
+    so the head's kernel can enter before the candidates do."""
+    return _own(cache, value).astype(jnp.float32)
+
+
+def slot_flags(cache: SimCache) -> jax.Array:
+    """Features of every slot: [Q, FLAGS] = -1, log1p(count), log1p(age in days)."""
+    age = jnp.asarray(cache.age)
+    count, days = jnp.asarray(cache.count).astype(jnp.float32), jnp.maximum(age, 0.0) / 86400.0
+    return jnp.stack([-jnp.ones_like(age), jnp.log1p(count), jnp.log1p(days)], -1)
+
+
+def missing() -> jax.Array:
+    """What a candidate without a slot has: [FLAGS] = 1, 0, 0."""
+    return jnp.array([1.0, 0.0, 0.0])
+
+
+def _own(cache: SimCache, value: jax.Array) -> jax.Array:
+    """Which slot is the candidate's: bool [C, Q], no more than one of a row; an empty slot (value -1) is nobody's."""
+    return (value[:, None] == jnp.asarray(cache.value)[None, :]) & (jnp.asarray(cache.count) > 0)[None, :]
+
+
+def _take(table: Array, slot: jax.Array) -> jax.Array:
+    return jnp.asarray(table).at[slot].get(mode="promise_in_bounds")
+
+
+def _sorted(value: jax.Array, mask: jax.Array, *, size: int | None) -> tuple[jax.Array, jax.Array]:
+    """Values in ascending order, equal ones by place, and the places they came from; int32 [L] each, masked ones last."""
+    total, last = value.shape[0], jnp.iinfo(jnp.int32).max
+    place = jnp.arange(total, dtype=jnp.int32)
+    bits = max(1, (total - 1).bit_length()) if isinstance(total, int) else 32  # under jax.export the length is a symbol
+    if size is None or (size + 1) << bits > 1 << 32:
+        group, order = jax.lax.sort((jnp.where(mask, value, last), place), num_keys=2)
+        return group, order
+    key = jnp.where(mask & (value < size), value, size).astype(jnp.uint32) << bits | place.astype(jnp.uint32)
+    key = jax.lax.sort(key, is_stable=False)
+    group = (key >> bits).astype(jnp.int32)
+    return jnp.where(group < size, group, last), (key & ((1 << bits) - 1)).astype(jnp.int32)
+
+
+def _most_frequent(group: jax.Array, order: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
+    """Place of the last behaviour of each of the most frequent values, ties by that place, and their counts; [Q] each.
+
+    Takes one maximum after another: Q passes over L are cheaper than sorting it.
+    """
+    total = group.shape[0]
+    place = jnp.arange(total, dtype=jnp.int32)
+    starts = jnp.concatenate([jnp.ones(1, bool), group[1:] != group[:-1]])
+    nexts = jnp.concatenate([jnp.where(starts, place, total)[1:], jnp.full(1, total, jnp.int32)])
+    runs = jnp.where(starts & (group < jnp.iinfo(jnp.int32).max), jax.lax.cummin(nexts, reverse=True) - place, 0)
+
+    def following(last: tuple[jax.Array, jax.Array], _: None):
+        count, first = last
+        left = (runs < count) | (runs == count) & (order > first)
+        count = jnp.where(left, runs, 0).max()
+        first = jnp.where(left & (runs == count) & (count > 0), order, total - 1).min()
+        return (count, first), (first, count)
+
+    none = (jnp.int32(total + 1), jnp.int32(0))
+    return jax.lax.scan(following, none, None, length=slots)[1]

@@ -1,0 +1,95 @@
+"""SimTier on content signatures: how many behaviours are how similar to the candidate.
+
+The histogram of sim = 1 - hamming / K over T equal tiers of [0, 1], as log1p counts; one for all behaviours, or one for each
+action and each window of recent behaviours. The counts are exact: `kernels/tier_histogram.py` has the loop and its reference.
+
+Source: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934); windows are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax.blocks.block import Block, Fitted, Terms, UserView, block, expect
+from aif_jax.blocks.signatures import Signatures
+from aif_jax.config import Config
+from aif_jax.kernels.tier_histogram import TierHistory, histogram
+from aif_jax.types import Behaviours, ItemRow, Params, UserState
+
+
+@block
+class SimTier(Block):
+    """Exact tier histograms between the candidate and the long history.
+
+    Attributes:
+      tiers: T.
+      bits: K of the signatures.
+      by_action: a histogram for each behaviour type.
+      windows: a histogram for each window of the history; ends in behaviours, counted from the most recent: (4, 32) counts the
+        last 4, the 28 before them and the rest apart.
+
+    Raises:
+      ValueError: sizes out of range; windows that do not ascend; a schema without content.
+    """
+
+    tiers: int = 8
+    bits: int = 64
+    by_action: bool = False
+    windows: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        Signatures(self.bits)
+        check_tiers(self, self.tiers, self.windows)
+
+    @property
+    def tables(self) -> tuple[Fitted, ...]:
+        return (Signatures(self.bits),)
+
+    def widths(self, config: Config) -> dict[str, int]:
+        return {"tiers": self.groups(config) * self.tiers}
+
+    def groups(self, config: Config) -> int:
+        """G, histograms of a candidate."""
+        return group_count(config, self.by_action, self.windows)
+
+    def user(self, params: Params, user: UserView) -> TierHistory:
+        group = behaviour_group(user.long, user.config, by_action=self.by_action, windows=self.windows)
+        return TierHistory(signature=user.values(self.tables[0]), group=group, mask=jnp.asarray(user.long.mask))
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        kernel, signature = kernels["tiers"], jnp.asarray(rows.fitted[self.tables[0].name])
+        counts = histogram(signature, state.blocks[self.name], tiers=self.tiers, groups=kernel.shape[0] // self.tiers)
+        return Terms(pairs=((log_counts(counts).astype(kernel.dtype), kernel),))
+
+
+def check_tiers(part: Block, tiers: int, windows: tuple[int, ...]) -> None:
+    """Raises ValueError for a number of tiers or windows that no histogram has."""
+    expect(2 <= tiers <= 64, part, "tiers", "2 to 64", tiers)
+    ascending = all(a < b for a, b in zip((0, *windows), windows, strict=False))
+    expect(ascending, part, "windows", "ascending numbers of behaviours, at least 1", windows)
+
+
+def group_count(config: Config, by_action: bool, windows: tuple[int, ...]) -> int:
+    """G, histograms of a candidate."""
+    return (config.schema.actions if by_action else 1) * (len(windows) + 1)
+
+
+def behaviour_group(long: Behaviours, config: Config, *, by_action: bool, windows: tuple[int, ...]) -> jax.Array:
+    """Which of the G histograms a behaviour counts in, int32 [L]: that of its action, of its window, of both.
+
+    An unknown action counts as action 0. The groups of the most recent window come first, those of the others follow.
+    """
+    action = jnp.asarray(long.action)
+    known = (action >= 0) & (action < config.schema.actions)
+    group = jnp.where(known, action, 0) if by_action else jnp.zeros_like(action)
+    ends = jnp.array(windows, group.dtype)
+    window = (jnp.arange(action.shape[0], dtype=group.dtype)[:, None] >= ends[None, :]).sum(1, dtype=group.dtype)
+    return group + window * (config.schema.actions if by_action else 1)
+
+
+def log_counts(counts: jax.Array) -> jax.Array:
+    """log1p of counts int32 [C, G, T] as float32 [C, G * T]."""
+    return jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], counts.shape[1] * counts.shape[2])

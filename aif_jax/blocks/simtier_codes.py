@@ -1,0 +1,185 @@
+"""SimTier by a codebook: tier histograms between R codes and the history, read by the candidate's nearest codes.
+
+The codes are k-means centres on the sphere of the catalogue's content. The user side counts, for every code, how many behaviours
+are in which tier of (1 + cosine) / 2 between the codes; real time is a gather, whatever L is. It is cheaper than exact SimTier on
+long histories and keeps only a small part of its gain in ranking, see docs/study.md.
+
+Source: SimTier (arXiv 2407.19467); the codebook is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax import layers
+from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, by_id, expect, expect_content
+from aif_jax.blocks.simtier import behaviour_group, check_tiers, group_count, log_counts
+from aif_jax.config import Config
+from aif_jax.kernels.tier_histogram import TierHistory, histogram_by_table
+from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
+
+
+@block
+class SimTierCodes(Block):
+    """Tier histograms by a codebook: independent of L in real time.
+
+    Attributes:
+      codes: R.
+      nearest: J, the nearest codes that a row carries.
+      tiers: T.
+      by_action: a histogram for each behaviour type.
+      windows: a histogram for each window of the history, as in `SimTier`.
+
+    Raises:
+      ValueError: sizes out of range; a schema without content.
+    """
+
+    codes: int = 256
+    nearest: int = 1
+    tiers: int = 8
+    by_action: bool = False
+    windows: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        expect(self.codes >= 1, self, "codes", "at least 1", self.codes)
+        expect(1 <= self.nearest <= self.codes, self, "nearest", f"1 to codes={self.codes}", self.nearest)
+        check_tiers(self, self.tiers, self.windows)
+
+    @property
+    def name(self) -> str:
+        return "simtier_codes"
+
+    def check(self, config: Config) -> None:
+        expect_content(self, config)
+
+    def widths(self, config: Config) -> dict[str, int]:
+        return {"tiers": group_count(config, self.by_action, self.windows) * self.tiers}
+
+    def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
+        """Fits the codebook on the content [N, E] of the catalogue.
+
+        Returns:
+          `centres` float32 [R, E], `between` uint8 [R, R] tiers of code pairs, and for every item `code` int32 [N] (-1 without
+          content: not counted), `nearest` int32 [N, J] and `weights` float32 [N, J].
+        """
+        content = np.asarray(items.content, np.float32)
+        centres = fit_centres(content, codes=self.codes, seed=seed)
+        nearest, weights = jax.lax.map(
+            lambda row: nearest_centres(jnp.asarray(centres), row, count=self.nearest, tiers=self.tiers), jnp.asarray(content)
+        )
+        return {
+            "centres": jnp.asarray(centres),
+            "between": jnp.asarray(centre_tiers(centres, tiers=self.tiers)),
+            "code": jnp.asarray(nearest_centre(content, centres)),
+            "nearest": nearest,
+            "weights": weights,
+        }
+
+    def user(self, params: Params, user: UserView) -> jax.Array:
+        """float32 [R, G * T] log1p histograms; reads L rows of R bytes, no product with content is taken."""
+        code = layers.lookup(params["code"], jnp.asarray(user.long.item))
+        group = behaviour_group(user.long, user.config, by_action=self.by_action, windows=self.windows)
+        groups = group_count(user.config, self.by_action, self.windows)
+        return code_table(params["between"], code, group, jnp.asarray(user.long.mask), tiers=self.tiers, groups=groups)
+
+    def item(self, params: Params, item: ItemView) -> dict[str, Any]:
+        """int32 [J] codes and float32 [J] weights, which sum to 1."""
+
+        def from_content(content: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return nearest_centres(params["centres"], content.astype(jnp.float32), count=self.nearest, tiers=self.tiers)
+
+        features = item.features
+        return {
+            "codes": by_id(params["nearest"], features, lambda content: from_content(content)[0]),
+            "weights": by_id(params["weights"], features, lambda content: from_content(content)[1]),
+        }
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        kernel, row = kernels["tiers"], rows.blocks[self.name]
+        read = jnp.asarray(state.blocks[self.name])[jnp.asarray(row["codes"])] * jnp.asarray(row["weights"])[..., None]
+        return Terms(pairs=((read.sum(1).astype(kernel.dtype), kernel),))
+
+
+def code_table(
+    between: jax.Array, code: jax.Array, group: jax.Array, mask: jax.Array, *, tiers: int, groups: int = 1
+) -> jax.Array:
+    """Log1p histograms of every code: between uint8 [R, R], code int32 [L] (-1: not counted) -> float32 [R, G * T]."""
+    known = mask & (code >= 0)
+    key = jnp.where(known, code, 0).astype(jnp.uint32)[:, None]
+    history = TierHistory(signature=key, group=group, mask=known)
+    return log_counts(histogram_by_table(between, history, tiers=tiers, groups=groups))
+
+
+def nearest_centres(centres: jax.Array, content: jax.Array, *, count: int, tiers: int) -> tuple[jax.Array, jax.Array]:
+    """The nearest codes of a content embedding and their weights, softmax(similarity * T).
+
+    Args:
+      centres: float32 [R, E] of unit length.
+      content: float32 [E].
+      count: J.
+      tiers: T; a code one tier further away weighs e times less.
+
+    Returns:
+      int32 [J] and float32 [J], which sums to 1.
+    """
+    similarity = (1.0 + centres @ content / jnp.maximum(jnp.linalg.norm(content), 1e-12)) / 2.0
+    nearest, index = jax.lax.top_k(similarity, count)
+    return index.astype(jnp.int32), jax.nn.softmax(nearest * tiers)
+
+
+def fit_centres(content: np.ndarray, *, codes: int, seed: int = 0, iterations: int = 10) -> np.ndarray:
+    """Codes by k-means on the sphere: each code the direction of the mean of its rows of unit length.
+
+    Where at most R distinct rows have content the codes are these themselves, so SimTier by codes is exact; codes left over
+    repeat the first. Means are taken over at most 256 rows a code, drawn at random; rows that are all zero are left out.
+
+    Args:
+      content: float [N, E].
+      codes: R.
+      seed: of draw and start.
+      iterations: of assignment and mean.
+
+    Returns:
+      float32 [R, E], of unit length.
+    """
+    rng = np.random.default_rng(seed)
+    rows = _unit(np.asarray(content, np.float32))
+    rows = rows[np.any(rows != 0, axis=1)]
+    if not len(rows):
+        raise ValueError(f"SimTierCodes: expected catalogue rows with content, got {np.shape(content)} of zeros")
+    if len(rows) > codes:
+        rows = rows[rng.permutation(len(rows))[: 256 * codes]]
+    distinct = np.unique(rows, axis=0)
+    if len(distinct) <= codes:
+        return np.concatenate([distinct, np.repeat(distinct[:1], codes - len(distinct), axis=0)])
+    centres = rng.choice(distinct, codes, replace=False)
+    for _ in range(iterations):
+        total = np.zeros_like(centres)
+        np.add.at(total, nearest_centre(rows, centres), rows)
+        centres = np.where(np.any(total != 0, axis=1, keepdims=True), _unit(total), centres)  # an empty code stays
+    return centres
+
+
+def nearest_centre(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The code with the largest product, [N, E] and [R, E] -> int32 [N]; -1 for a row of zeros. In bounded memory."""
+    size = max(1, 2**24 // len(centres))
+    parts = [(rows[at : at + size] @ centres.T).argmax(1) for at in range(0, len(rows), size)]
+    return np.where(np.any(rows != 0, axis=1), np.concatenate(parts), -1).astype(np.int32)
+
+
+def centre_tiers(centres: np.ndarray, *, tiers: int) -> np.ndarray:
+    """Tier of (1 + cosine) / 2 of every two codes: float32 [R, E] -> uint8 [R, R]."""
+    made = np.empty((len(centres), len(centres)), np.uint8)
+    for at in range(0, len(centres), 1024):
+        similarity = (1.0 + centres[at : at + 1024] @ centres.T) / 2.0
+        made[at : at + 1024] = np.clip(similarity * tiers, 0, tiers - 1)
+    return made
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

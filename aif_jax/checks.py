@@ -1,0 +1,122 @@
+"""Checks of arrays at the public edge: what, where, expected, got. Nothing is altered or clipped.
+
+They run on the host, outside jit, before anything is sent to a device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from aif_jax.schema import Attribute
+
+BLOCK = 1 << 22  # elements looked at in one go, so that a check of a memory-mapped table stays in bounded memory
+
+
+def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    """`value` as a NumPy array of exactly that dtype and shape; `None` in the shape is any length.
+
+    Args:
+      value: NumPy or JAX array; anything else goes through `numpy.asarray`.
+      name: where it stands, for the message.
+      dtype: the dtype it must have.
+      shape: the shape it must have.
+
+    Raises:
+      TypeError: wrong dtype.
+      ValueError: wrong rank or length.
+
+    Example:
+      >>> expect_array(np.zeros([2, 3], np.float32), "x", dtype=np.float32, shape=(None, 3)).shape
+      (2, 3)
+    """
+    array = np.asarray(value)
+    if array.dtype != np.dtype(dtype):
+        raise TypeError(f"{name}: expected dtype {np.dtype(dtype).name}, got {array.dtype.name}")
+    if array.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name}: expected shape [{wanted}], got {list(array.shape)}")
+    return array
+
+
+def expect_integers(value: Any, name: str, *, size: int) -> np.ndarray:
+    """`value` as an array of integers in [0, size), of any shape and integer dtype.
+
+    Raises:
+      TypeError: not integers.
+      ValueError: a value out of range; the message names the first one and its position.
+
+    Example:
+      >>> expect_integers([0, 2], "rows", size=3).tolist()
+      [0, 2]
+    """
+    array = np.asarray(value)
+    if array.size == 0 and not isinstance(value, np.ndarray):
+        array = array.astype(np.int64)  # numpy reads an empty list as float64
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got dtype {array.dtype.name}")
+    expect_range(array, name, size=size)
+    return array
+
+
+def expect_range(array: np.ndarray, name: str, *, size: int) -> None:
+    """Raises ValueError unless all values are in [0, size)."""
+    for start, block in _blocks(array):
+        if block.size and (block.min() < 0 or block.max() >= size):
+            bad = int(np.flatnonzero((block < 0) | (block >= size))[0])
+            at = _position(array, start, bad)
+            raise ValueError(f"{name}: expected values in [0, {size}), got {array[at]} at {_index(at)}")
+
+
+def expect_finite(array: np.ndarray, name: str, *, minimum: float = -np.inf) -> None:
+    """Raises ValueError unless all values are finite and at least `minimum`."""
+    wanted = "finite values" if minimum == -np.inf else f"finite values of at least {minimum:g}"
+    for start, block in _blocks(array):
+        good = np.isfinite(block)
+        if minimum > -np.inf:
+            good &= block >= minimum
+        if not good.all():
+            at = _position(array, start, int(np.flatnonzero(~good)[0]))
+            raise ValueError(f"{name}: expected {wanted}, got {array[at]} at {_index(at)}")
+
+
+def expect_names(got: Any, name: str, wanted: Any) -> None:
+    """Raises ValueError unless the dict `got` has exactly the keys `wanted`."""
+    if not isinstance(got, dict):
+        raise TypeError(f"{name}: expected a dict with keys {sorted(wanted)}, got {type(got).__name__}")
+    missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
+    if missing or extra:
+        raise ValueError(f"{name}: expected keys {sorted(wanted)}, got {sorted(got)} (missing {missing}, extra {extra})")
+
+
+def expect_ids(ids: dict[str, Any], name: str, attributes: tuple[Attribute, ...], *, lead: tuple[int | None, ...]) -> None:
+    """Raises unless `ids` has exactly the attributes, int32, with leading axes `lead`, every id within its vocabulary."""
+    expect_names(ids, name, [a.name for a in attributes])
+    for attribute in attributes:
+        shape = lead if attribute.length == 1 else (*lead, attribute.length)
+        array = expect_array(ids[attribute.name], f"{name}[{attribute.name!r}]", dtype=np.int32, shape=shape)
+        expect_range(array, f"{name}[{attribute.name!r}]", size=attribute.size)
+
+
+def _blocks(array: np.ndarray):
+    """(first row, rows) in blocks of bounded size; a scalar is one block."""
+    if array.size <= BLOCK:
+        yield 0, array.reshape(1) if array.ndim == 0 else array
+        return
+    step = max(1, BLOCK // math.prod(array.shape[1:]))
+    for start in range(0, len(array), step):
+        yield start, array[start : start + step]
+
+
+def _position(array: np.ndarray, start: int, flat: int) -> tuple[int, ...]:
+    """The index in `array` of the flat position `flat` of the block that starts at row `start`."""
+    if array.ndim == 0:
+        return ()
+    row, *rest = np.unravel_index(flat, (len(array) - start, *array.shape[1:]))
+    return (start + int(row), *(int(r) for r in rest))
+
+
+def _index(at: tuple[int, ...]) -> str:
+    return f"position {list(at)}" if at else "the only position"

@@ -1,0 +1,258 @@
+"""The layout of features: what a user and an item consist of, for a schema.
+
+`user_layout` and `item_layout` are the one description. Shapes for compilation and export, empty features, checks and packing
+are derived from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.checks import expect_array, expect_finite, expect_names, expect_range
+from aif_jax.schema import Attribute, Schema
+from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
+
+Tree = TypeVar("Tree")
+LENGTH = "L"
+"""Stands in a leaf's shape for the places of the history."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """One array of the features.
+
+    Attributes:
+      name: where it is, such as "UserFeatures.history.item".
+      dtype: int32, float32 or bool.
+      shape: sizes of ONE user or item; LENGTH for the places of the history.
+      size: ids are in [0, size); None for what is no id.
+      minimum: the least value of a float, None for none.
+    """
+
+    name: str
+    dtype: Any
+    shape: tuple[int | str, ...] = ()
+    size: int | None = None
+    minimum: float | None = None
+
+
+def user_layout(schema: Schema, *, name: str = "UserFeatures") -> UserFeatures:
+    """`UserFeatures` whose leaves are `Leaf`s; `name` begins theirs."""
+    item = schema.item_attribute("item")
+    return UserFeatures(
+        ids=_ids(schema.user_attributes, name),
+        floats=Leaf(name=f"{name}.floats", dtype=np.float32, shape=(schema.user_floats,)),  # type: ignore[arg-type]
+        history=Behaviours(
+            item=Leaf(name=f"{name}.history.item", dtype=np.int32, shape=(LENGTH,), size=item.size),  # type: ignore[arg-type]
+            action=Leaf(name=f"{name}.history.action", dtype=np.int32, shape=(LENGTH,), size=schema.actions),  # type: ignore[arg-type]
+            age=Leaf(name=f"{name}.history.age", dtype=np.float32, shape=(LENGTH,), minimum=0.0),  # type: ignore[arg-type]
+            mask=Leaf(name=f"{name}.history.mask", dtype=np.bool_, shape=(LENGTH,)),  # type: ignore[arg-type]
+        ),
+    )
+
+
+def item_layout(schema: Schema, *, name: str = "ItemFeatures") -> ItemFeatures:
+    """`ItemFeatures` whose leaves are `Leaf`s; `name` begins theirs."""
+    content = Leaf(name=f"{name}.content", dtype=np.float32, shape=(schema.content,))
+    return ItemFeatures(
+        ids=_ids(schema.item_attributes, name),
+        floats=Leaf(name=f"{name}.floats", dtype=np.float32, shape=(schema.item_floats,)),  # type: ignore[arg-type]
+        content=content if schema.content else None,  # type: ignore[arg-type]
+        side={key: Leaf(name=f"{name}.side[{key!r}]", dtype=np.float32) for key in schema.side},  # type: ignore[misc]
+    )
+
+
+def user_specs(schema: Schema, *, length: Any, lead: tuple[Any, ...] = ()) -> UserFeatures:
+    """Shapes and dtypes of one user's features, or of many.
+
+    Args:
+      schema: the features.
+      length: L, places of the history; a symbolic dimension under `jax.export`.
+      lead: leading axes.
+
+    Returns:
+      `UserFeatures` of `jax.ShapeDtypeStruct`.
+
+    Example:
+      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
+      >>> user_specs(schema, length=4, lead=(2,)).history.age.shape
+      (2, 4)
+    """
+    return jax.tree.map(lambda leaf: _spec(leaf, length, lead), user_layout(schema))
+
+
+def item_specs(schema: Schema, *, lead: tuple[Any, ...] = ()) -> ItemFeatures:
+    """Shapes and dtypes of one item's features, or of many with leading axes `lead`, as `user_specs`."""
+    return jax.tree.map(lambda leaf: _spec(leaf, 0, lead), item_layout(schema))
+
+
+def empty_user(schema: Schema, *, length: int, lead: tuple[int, ...] = ()) -> UserFeatures:
+    """The unknown user without events, as NumPy arrays: every id 0, floats 0, no event in `length` places.
+
+    Example:
+      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
+      >>> empty_user(schema, length=2).history.mask.tolist()
+      [False, False]
+    """
+    return _zeros(user_specs(schema, length=length, lead=lead))
+
+
+def empty_items(schema: Schema, count: int = 0) -> ItemFeatures:
+    """Features of `count` unknown items as NumPy arrays: every id 0, floats and content 0."""
+    return _zeros(item_specs(schema, lead=(count,)))
+
+
+def behaviours(item: np.ndarray, action: np.ndarray, age: np.ndarray, mask: np.ndarray) -> Behaviours:
+    """Encoded events as a history; training and serving both call it.
+
+    Args:
+      item: int32 [..., L] item rows, most recent first; what is there where the mask is false does not matter.
+      action: int32 [..., L] action rows.
+      age: integer or float [..., L] seconds from the event to the request.
+      mask: bool [..., L].
+
+    Returns:
+      `Behaviours` of arrays of their own, zeros where the mask is false.
+
+    Example:
+      >>> behaviours(np.int32([5, 7]), np.int32([1, 1]), np.int64([60, 9]), np.array([True, False])).item.tolist()
+      [5, 0]
+    """
+    return Behaviours(
+        item=np.multiply(item, mask, dtype=np.int32),
+        action=np.multiply(action, mask, dtype=np.int32),
+        age=np.multiply(age, mask).astype(np.float32),
+        mask=np.ascontiguousarray(mask),
+    )
+
+
+def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool, name: str = "UserFeatures") -> None:
+    """Checks one user, or a batch of users with a leading axis, against the schema. Nothing is altered or clipped.
+
+    An empty history, a mask with holes and a batch of no users are all valid.
+
+    Args:
+      schema: what the features should be.
+      features: NumPy or JAX arrays (JAX arrays are fetched).
+      batched: whether every array has a leading axis B.
+      name: what to call the features in a message.
+
+    Raises:
+      TypeError: wrong dtype, or not a `UserFeatures`.
+      ValueError: missing or extra field, wrong rank or length, id out of range, NaN or infinite float, negative age.
+
+    Example:
+      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
+      >>> check_user_features(schema, empty_user(schema, length=4), batched=False)
+    """
+    if not isinstance(features, UserFeatures):
+        raise TypeError(f"{name}: expected UserFeatures, got {type(features).__name__}")
+    if not isinstance(features.history, Behaviours):
+        raise TypeError(f"{name}.history: expected Behaviours, got {type(features.history).__name__}")
+    layout = user_layout(schema, name=name)
+    _check(layout, features, name, batched=batched, length=np.shape(features.history.mask)[-1:])
+
+
+def check_item_features(
+    schema: Schema, features: ItemFeatures, *, batched: bool, needs_content: bool = True, name: str = "ItemFeatures"
+) -> None:
+    """Checks one item, or a batch of items with a leading axis, against the schema. Nothing is altered or clipped.
+
+    Args:
+      schema: what the features should be.
+      features: NumPy or JAX arrays (JAX arrays are fetched).
+      batched: whether every array has a leading axis.
+      needs_content: whether content must be there where the schema has it; False for candidates in training.
+      name: what to call the features in a message.
+
+    Raises:
+      TypeError: wrong dtype, or not an `ItemFeatures`.
+      ValueError: missing or extra field, wrong rank or length, id out of range, NaN or infinite float or content; no content
+        although the schema has one.
+
+    Example:
+      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
+      >>> check_item_features(schema, empty_items(schema, 2), batched=True)
+    """
+    if not isinstance(features, ItemFeatures):
+        raise TypeError(f"{name}: expected ItemFeatures, got {type(features).__name__}")
+    layout = item_layout(schema, name=name)
+    if features.content is None and not needs_content:
+        layout = dataclasses.replace(layout, content=None)
+    if features.content is None and layout.content is not None:
+        raise ValueError(f"{name}.content: expected float32 [..., {schema.content}], got None")
+    if features.content is not None and layout.content is None:
+        raise ValueError(f"{name}.content: expected None (schema.content is 0), got an array")
+    _check(layout, features, name, batched=batched, length=())
+
+
+def pack(features: Any) -> np.ndarray:
+    """All leaves of a tree of NumPy arrays as one int32 array, a word for each value: one transfer in place of many.
+
+    Args:
+      features: leaves of 32-bit or boolean dtype.
+    """
+    words = [leaf.astype(np.int32) if leaf.dtype == np.bool_ else leaf.view(np.int32) for leaf in jax.tree.leaves(features)]
+    return np.concatenate([word.ravel() for word in words])
+
+
+def unpack(words: jax.Array, specs: Tree) -> Tree:
+    """The tree that `pack` packed, inside jit; `specs` has its shapes and dtypes."""
+    leaves, tree = jax.tree.flatten(specs)
+    unpacked, start = [], 0
+    for leaf in leaves:
+        part = words[start : start + leaf.size].reshape(leaf.shape)
+        unpacked.append(part != 0 if leaf.dtype == np.bool_ else jax.lax.bitcast_convert_type(part, leaf.dtype))
+        start += leaf.size
+    return jax.tree.unflatten(tree, unpacked)
+
+
+def _ids(attributes: tuple[Attribute, ...], name: str) -> dict[str, Any]:
+    return {
+        a.name: Leaf(
+            name=f"{name}.ids[{a.name!r}]", dtype=np.int32, shape=() if a.length == 1 else (a.length,), size=a.size
+        )
+        for a in attributes
+    }
+
+
+def _spec(leaf: Leaf, length: Any, lead: tuple[Any, ...]) -> jax.ShapeDtypeStruct:
+    shape = tuple(length if size == LENGTH else size for size in leaf.shape)
+    return jax.ShapeDtypeStruct((*lead, *shape), jnp.dtype(leaf.dtype))
+
+
+def _zeros(specs: Tree) -> Tree:
+    return jax.tree.map(lambda spec: np.zeros(spec.shape, spec.dtype), specs)
+
+
+def _check(layout: Any, features: Any, name: str, *, batched: bool, length: tuple[int, ...]) -> None:
+    """Compares features with a layout leaf by leaf; the first leaf tells the leading axis for the others."""
+    lead: tuple[int | None, ...] = (None,) if batched else ()
+    places = length[0] if length else None
+    for leaf, value in _pairs(layout, features, name):
+        sizes = tuple(places if size == LENGTH else size for size in leaf.shape)
+        array = expect_array(value, leaf.name, dtype=leaf.dtype, shape=(*lead, *sizes))  # type: ignore[arg-type]
+        lead = array.shape[: len(lead)]
+        if leaf.size is not None:
+            expect_range(array, leaf.name, size=leaf.size)
+        elif leaf.dtype == np.float32:
+            expect_finite(array, leaf.name, minimum=-math.inf if leaf.minimum is None else leaf.minimum)
+
+
+def _pairs(layout: Any, features: Any, name: str) -> list[tuple[Leaf, Any]]:
+    """(leaf of the layout, array) for every array; raises where a dict has other keys than the layout."""
+    if isinstance(layout, Leaf):
+        return [(layout, features)]
+    if isinstance(layout, dict):
+        expect_names(features, name, layout)
+        return [pair for key, inner in layout.items() for pair in _pairs(inner, features[key], f"{name}[{key!r}]")]
+    if not dataclasses.is_dataclass(layout):
+        return []  # content that is not there, the encoding
+    fields = [field.name for field in dataclasses.fields(layout)]
+    return [pair for key in fields for pair in _pairs(getattr(layout, key), getattr(features, key), f"{name}.{key}")]

@@ -1,0 +1,1 @@
+"""Hot loops, each with a plain reference in the same file."""

@@ -1,0 +1,93 @@
+"""Named models: `aif` is the one that the study recommends, `paper` has the paper's blocks alone, the others are baselines.
+
+Every preset takes a schema and changes to any field of `Config`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from aif_jax.blocks import (
+    Bea,
+    Concatenation,
+    CosineTiers,
+    CrossAttention,
+    DotProduct,
+    LinearMemory,
+    LshDin,
+    Sim,
+    SimTier,
+    TargetAttention,
+)
+from aif_jax.config import Config
+from aif_jax.schema import Schema
+
+logger = logging.getLogger(__name__)
+LONG_LENGTH = 512
+TIERS = 16
+BITS = 128
+
+
+def aif(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
+    """The AIF model: the block list that the study recommends; README's figures are of this one.
+
+    BEA, SIM, linear attention with softmax keys, exact SimTier over 512 behaviours, and dot products added to the logit. Without
+    content in the schema SimTier is left out, and the logger "aif_jax.presets" says so.
+
+    Args:
+      schema: the features.
+      sim_fields: behaviour fields with a SIM cache.
+      changes: fields of `Config`.
+
+    Example:
+      >>> from aif_jax import Attribute, Schema
+      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)), content=8)
+      >>> [block.name for block in aif(schema).blocks]
+      ['bea', 'sim_category', 'linear_memory', 'sim_tier', 'dot_product']
+    """
+    tiers = _with_content(schema, "aif", SimTier(tiers=TIERS, bits=BITS))
+    blocks = (Bea(dot_product=True), *map(Sim, sim_fields), LinearMemory(dot_product=True), *tiers, DotProduct())
+    return _config(schema, changes, long_length=LONG_LENGTH, blocks=blocks)
+
+
+def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
+    """The paper's blocks alone, at sizes in the range that its setting names: BEA, SIM, DIN on LSH, SimTier, L=4,096."""
+    content = _with_content(schema, "paper", LshDin(), SimTier())
+    sizes = dict(width=64, short_length=64, long_length=4096, towers=(256, 128), head=(128, 64))
+    return _config(schema, changes, **sizes, blocks=(Bea(), *(Sim(f, slots=32, length=16) for f in sim_fields), *content))
+
+
+def two_tower(schema: Schema, **changes: Any) -> Config:
+    """The dot product of user and item vector, and nothing else in real time."""
+    return _config(schema, changes, head=(), blocks=(DotProduct(),))
+
+
+def cold(schema: Schema, **changes: Any) -> Config:
+    """COLD (arXiv 2007.16122) without its feature selection: one MLP over concatenated features, everything in real time."""
+    return _config(schema, changes, towers=None, long_length=LONG_LENGTH, blocks=(Concatenation(),))
+
+
+def exact(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
+    """The sequential ceiling: attention over both whole histories and tiers of float cosines, in place of AIF's approximations."""
+    tiers = _with_content(schema, "exact", CosineTiers(tiers=TIERS))
+    attention = (CrossAttention(dot_product=True), TargetAttention(dot_product=True))
+    blocks = (*attention, *map(Sim, sim_fields), *tiers, DotProduct())
+    return _config(schema, changes, long_length=LONG_LENGTH, blocks=blocks)
+
+
+PRESETS = {"aif": aif, "paper": paper, "two_tower": two_tower, "cold": cold, "exact": exact}
+"""Presets by name, for command lines."""
+
+
+def _config(schema: Schema, changes: dict[str, Any], **defaults: Any) -> Config:
+    return Config(schema=schema, **(defaults | changes))
+
+
+def _with_content(schema: Schema, preset: str, *blocks: Any) -> tuple[Any, ...]:
+    """The blocks, or none where the schema has no content to fit them on."""
+    if schema.content:
+        return blocks
+    names = ", ".join(type(block).__name__ for block in blocks)
+    logger.warning("presets.%s: the schema has no content embedding, so the model goes without %s", preset, names)
+    return ()
