@@ -1,4 +1,4 @@
-"""What is installed here, and whether it works: `python -m aif_jax doctor`."""
+"""Reports installed versions and runs a smoke test: `aif-jax doctor`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax
+from aif_jax import checkpoint, export, presets
+from aif_jax.catalogue import Catalogue
+from aif_jax.model import PreRanker, build
+from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Params
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tqdm")
@@ -32,7 +36,7 @@ ENVIRONMENT = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_TH
 
 
 class Skipped(Exception):
-    """A check that cannot be made here, and what to install for it."""
+    """A check that cannot run here; the message says what to install."""
 
 
 def check_compute() -> str:
@@ -46,8 +50,6 @@ def check_compute() -> str:
 
 def check_checkpoint() -> str:
     """Saves and loads a small model."""
-    from aif_jax import checkpoint
-
     model, params = _small_model()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
@@ -63,8 +65,6 @@ def check_export() -> str:
         importlib.metadata.version("flatbuffers")
     except importlib.metadata.PackageNotFoundError:
         raise Skipped('needs flatbuffers: pip install "aif_jax[export]"') from None
-    from aif_jax import export
-
     model, params = _small_model()
     platforms = ("cpu",) if jax.default_backend() == "cpu" else ("cpu", "cuda", "tpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -78,11 +78,11 @@ CHECKS: dict[str, Callable[[], str]] = {"compute": check_compute, "checkpoint": 
 
 
 def examine() -> dict[str, Any]:
-    """Everything that `doctor` tells, as plain JSON values.
+    """The report as plain JSON values.
 
     Returns:
       python, platform, versions, devices, threads, environment, extras, checks; `checks` holds for each name a status
-      ("ok", "failed" or "skipped"), what was found, and seconds. `healthy` is true where none failed.
+      ("ok", "failed" or "skipped"), the finding in words, and seconds. `healthy` is true where none failed.
     """
     checks = {name: _run(check) for name, check in CHECKS.items()}
     return {
@@ -140,11 +140,12 @@ def _devices() -> list[str]:
 
 
 @functools.cache
-def _small_model() -> tuple[aif_jax.PreRanker, Params]:
-    """The smallest model: what is tried here is the way out and back, not the blocks."""
-    config = aif_jax.tiny(sequence=False, bridges=0, sim_fields=(), memory=(), simtier="off")
-    model = aif_jax.build(config)
-    return model, jax.jit(model.init)(jax.random.key(0))
+def _small_model() -> tuple[PreRanker, Params]:
+    """The smallest model: the checks are of the way out and back, not of the blocks."""
+    schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
+    catalogue = Catalogue.from_items(schema, range(10, 18), ids={"category": [1, 2] * 4})
+    model = build(presets.two_tower(schema, width=8, short_length=4, long_length=4, towers=(8,), sequence=False))
+    return model, model.init(jax.random.key(0), catalogue)
 
 
 def _expect_same(got: Params, expected: Params) -> None:

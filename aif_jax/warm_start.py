@@ -1,4 +1,4 @@
-"""Warm start: yesterday's parameters under today's vocabulary. Source: ours."""
+"""Warm start: yesterday's parameters under today's vocabulary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.config import Config
-from aif_jax.types import Params
+from aif_jax.types import Array, Params
 
 
 def grow_vocabulary(
@@ -17,8 +17,9 @@ def grow_vocabulary(
 ) -> tuple[Params, Config]:
     """Parameters and config with a larger vocabulary: old ids keep their embedding, new ids get a fresh one.
 
-    New rows are Gaussian with the standard deviation of the old table. The optimizer state starts afresh: init it from the
-    result. Data that lies by item row, such as the `frozen` content of the baseline "exact", is the caller's to replace.
+    New embeddings are Gaussian with the standard deviation of the old table. In `params["fitted"]` old items keep their values
+    and new items get those of the unknown item, until you refit on the new catalogue:
+    `params | {"fitted": aif.fit_tables(config, catalogue)}`. The optimizer state starts afresh: init it from the result.
 
     Args:
       params: of the old vocabulary; not changed.
@@ -38,8 +39,10 @@ def grow_vocabulary(
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
+      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
+      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
       >>> params = {"embedding": {"category": np.ones((6, 8), np.float32)}}
-      >>> grown, larger = grow_vocabulary(params, "category", 9, jax.random.key(1), config=aif.tiny())
+      >>> grown, larger = grow_vocabulary(params, "category", 9, jax.random.key(1), config=config)
       >>> grown["embedding"]["category"].shape, larger.schema.item_attribute("category").size
       ((9, 8), 9)
     """
@@ -60,5 +63,29 @@ def grow_vocabulary(
         field: tuple(dataclasses.replace(a, size=size) if a.name == name else a for a in group)
         for field, group in groups.items()
     }
-    embedding = {**params["embedding"], name: grown.at[place].set(table)}
-    return {**params, "embedding": embedding}, config.replace(schema=dataclasses.replace(schema, **larger))
+    grown_params = {**params, "embedding": {**params["embedding"], name: grown.at[place].set(table)}}
+    if "fitted" in params:
+        grown_params["fitted"] = _fitted(params["fitted"], name, size, place, config)
+    return grown_params, config.replace(schema=dataclasses.replace(schema, **larger))
+
+
+def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Config) -> Params:
+    """The fitted group: values of items in their new rows, or ids of a field that are new rows."""
+
+    def grow(values: Array) -> jax.Array:
+        values = jnp.asarray(values)
+        return jnp.broadcast_to(values[:1], (size, *values.shape[1:])).at[place].set(values)
+
+    fields = fitted.get("fields", {})
+    if name != "item":
+        moved = {name: jnp.asarray(place, jnp.int32)[fields[name]]} if name in fields else {}
+        return {**fitted, "fields": {**fields, **moved}}
+    tables = {table.name for table in config.tables}
+    return {
+        group: {
+            # A table's values are per item by contract; in a block's group those with the vocabulary's length are.
+            leaf: grow(values) if (leaf == "table" if group in tables else len(values) == len(place)) else values
+            for leaf, values in values_by_name.items()
+        }
+        for group, values_by_name in fitted.items()
+    }

@@ -1,12 +1,11 @@
-"""`python -m aif_jax doctor`."""
+"""`aif-jax doctor`."""
 
 import json
 
 import jax
 import pytest
 
-from aif_jax import __main__ as command
-from aif_jax import doctor
+from aif_jax import checkpoint, cli, doctor
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def skipped():
 
 def test_everything_works_here(capsys):
     """The real checks: a compiled product, a checkpoint there and back, an export there and back."""
-    assert command.main(["doctor", "--json"]) == 0
+    assert cli.main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["healthy"]
     assert {name: check["status"] for name, check in report["checks"].items()} == {
@@ -44,7 +43,7 @@ def test_everything_works_here(capsys):
 
 def test_a_failed_check_is_named_and_gives_exit_status_one(quick, capsys):
     quick(compute=lambda: "fine", checkpoint=broken)
-    assert command.main(["doctor"]) == 1
+    assert cli.main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "checkpoint        failed   RuntimeError: no space left on device" in said
     assert "compute           ok       fine" in said
@@ -53,7 +52,7 @@ def test_a_failed_check_is_named_and_gives_exit_status_one(quick, capsys):
 
 def test_a_skipped_check_is_no_failure(quick, capsys):
     quick(export=skipped)
-    assert command.main(["doctor"]) == 0
+    assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "export            skipped  needs flatbuffers" in said
     assert said.rstrip().endswith("all well")
@@ -62,7 +61,7 @@ def test_a_skipped_check_is_no_failure(quick, capsys):
 def test_what_is_missing_comes_with_the_command_that_installs_it(quick, capsys, monkeypatch):
     quick()
     monkeypatch.setattr(doctor, "EXTRAS", {"export": ("no-such-package",)})
-    assert command.main(["doctor"]) == 0
+    assert cli.main(["doctor"]) == 0
     assert '(missing no-such-package: pip install "aif_jax[export]")' in capsys.readouterr().out
 
 
@@ -82,8 +81,6 @@ def test_a_device_that_computes_nonsense_fails(monkeypatch):
 
 
 def test_a_checkpoint_that_comes_back_different_fails(monkeypatch):
-    from aif_jax import checkpoint
-
     real = checkpoint.load
     monkeypatch.setattr(
         checkpoint,
@@ -97,14 +94,7 @@ def test_a_checkpoint_that_comes_back_different_fails(monkeypatch):
 
 
 def test_a_platform_that_is_not_here_is_reported_and_fails(python):
-    code = "import sys; from aif_jax.__main__ import main; sys.exit(main(['doctor']))"
+    code = "import sys; from aif_jax.cli import main; sys.exit(main(['doctor']))"
     said = python(code, expect=1, env={"JAX_PLATFORMS": "no_such_platform"})
     assert "none: Unable to initialize backend 'no_such_platform'" in said
     assert "NOT WELL" in said
-
-
-def test_a_command_is_required(capsys):
-    with pytest.raises(SystemExit) as exit:
-        command.main([])
-    assert exit.value.code == 2
-    assert "doctor" in capsys.readouterr().err

@@ -1,13 +1,45 @@
 """Warm start of a grown vocabulary."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.blocks import CosineTiers, LshDin, SimTierCodes
+from aif_jax.vocabulary import Vocabulary
 from aif_jax.warm_start import grow_vocabulary
 
-CONFIG = aif.tiny()
+ITEMS = 50
+SCHEMA = aif.Schema(
+    item_attributes=(aif.Attribute(name="item", size=ITEMS), aif.Attribute(name="category", size=6)),
+    user_attributes=(aif.Attribute(name="gender", size=3),),
+    content=12,
+)
+CONFIG = aif.Config(schema=SCHEMA, width=8, blocks=(LshDin(), SimTierCodes(codes=4, tiers=3, nearest=2), CosineTiers(tiers=3)))
+
+
+def catalogue(raw):
+    """Categories and content that depend on the raw id alone."""
+    raw = np.asarray(raw)
+    content = np.stack([np.random.default_rng(number).normal(size=12) for number in raw]).astype(np.float32)
+    return aif.Catalogue.from_items(SCHEMA_OF[len(raw) + 1], raw, ids={"category": raw % 5 + 1}, content=content)
+
+
+def with_items(size):
+    item = aif.Attribute(name="item", size=size)
+    return aif.Schema(item_attributes=(item, SCHEMA.item_attributes[1]), user_attributes=SCHEMA.user_attributes, content=12)
+
+
+SCHEMA_OF = {size: with_items(size) for size in (ITEMS, ITEMS + 2)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """(model, params, raw ids 200, 202, ..., 296)."""
+    raw = np.arange(200, 298, 2)
+    model = aif.build(CONFIG)
+    return model, model.init(jax.random.key(0), catalogue(raw)), raw
 
 
 @pytest.fixture
@@ -31,28 +63,56 @@ def test_user_attributes_grow_too(params, getkey):
     assert config.schema.user_attribute("gender").size == 4
 
 
-def test_ids_that_move_take_their_rows_along(params, getkey):
+def test_ids_that_move_take_their_rows_along(model, getkey):
     """A vocabulary sorts its raw ids, so a new id in the middle moves the ones after it."""
-    before, after = aif.Vocabulary(range(200, 298, 2)), aif.Vocabulary([*range(200, 298, 2), 241, 7])
+    _, params, raw = model
+    before, after = Vocabulary(raw), Vocabulary([*raw, 241, 7])
     rows = np.append(0, after.encode(before.raw))
-    grown, _ = grow_vocabulary(params, "item", len(after), getkey(), config=CONFIG, rows=rows)
-    for raw in (200, 240, 242, 296):
-        old, new = before.encode([raw])[0], after.encode([raw])[0]
-        np.testing.assert_array_equal(grown["embedding"]["item"][new], params["embedding"]["item"][old])
-    np.testing.assert_array_equal(grown["embedding"]["item"][0], params["embedding"]["item"][0])
+    grown, config = grow_vocabulary(params, "item", len(after), getkey(), config=CONFIG, rows=rows)
+    old, new = (jax.tree.leaves_with_path({g: p[g] for g in ("embedding", "fitted")}) for p in (params, grown))
+    per_item = 0
+    for (path, values), (_, moved) in zip(old, new, strict=True):
+        if values.shape == moved.shape:
+            np.testing.assert_array_equal(moved, values)
+            continue
+        per_item += 1
+        np.testing.assert_array_equal(moved[rows], values)
+        if path[0].key == "fitted":
+            for number in (7, 241):
+                np.testing.assert_array_equal(moved[after.encode([number])[0]], values[0])
+    # the embedding; the category; the tables of LSH and cosine; code, nearest and weights of the codebook
+    assert per_item == 7
+    assert config.schema.item_attribute("item").size == ITEMS + 2
 
 
-def test_a_grown_model_gives_old_items_the_rows_that_they_had(tiny_model, getkey):
-    model, params = tiny_model
-    grown, config = grow_vocabulary(params, "item", 60, getkey(), config=model.config)
-    item = aif.ItemFeatures(
-        ids={"item": np.int32(7), "category": np.int32(2), "tags": np.zeros(3, np.int32)},
-        floats=np.ones(1, np.float32),
-        content=np.ones(12, np.float32),
-        side={"bid": np.float32(1)},
-    )
-    before, after = jax.jit(model.item)(params, item), jax.jit(aif.build(config).item)(grown, item)
-    jax.tree.map(np.testing.assert_array_equal, before, after)
+def test_a_grown_model_gives_old_items_the_rows_that_they_had(model, getkey):
+    small, params, raw = model
+    before, after = Vocabulary(raw), Vocabulary([*raw, 241, 7])
+    rows = np.append(0, after.encode(before.raw))
+    grown, config = grow_vocabulary(params, "item", len(after), getkey(), config=CONFIG, rows=rows)
+    large = aif.build(config)
+    old = catalogue(raw).features(before.encode([246])[0])
+    new = catalogue(after.raw).features(after.encode([246])[0])
+    expected, got = jax.jit(small.item)(params, old), jax.jit(large.item)(grown, new)
+    jax.tree.map(np.testing.assert_array_equal, expected, got)
+
+
+def test_fitted_values_are_fitted_anew(model, getkey):
+    _, params, raw = model
+    grown, config = grow_vocabulary(params, "item", ITEMS + 2, getkey(), config=CONFIG)
+    new = aif.fit_tables(config, catalogue(np.append(raw, [300, 301])))
+    shapes = jax.tree.map(jnp.shape, grown["fitted"])
+    assert jax.tree.map(jnp.shape, new) == shapes
+
+
+def test_a_field_that_grows_renames_its_ids(model, getkey):
+    _, params, _ = model
+    rows = np.array([0, 2, 4, 6, 7, 8])
+    grown, config = grow_vocabulary(params, "category", 9, getkey(), config=CONFIG, rows=rows)
+    np.testing.assert_array_equal(grown["fitted"]["fields"]["category"], rows[params["fitted"]["fields"]["category"]])
+    old, new = ({**p["fitted"], "fields": None} for p in (params, grown))
+    jax.tree.map(np.testing.assert_array_equal, old, new)
+    assert config.schema.item_attribute("category").size == 9
 
 
 @pytest.mark.parametrize(
