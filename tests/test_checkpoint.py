@@ -13,11 +13,13 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint
+from aif_jax.blocks import Bea
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError, Checkpoints
 from aif_jax.folders import unfinished
 from aif_jax.version import fingerprint
 
-CONFIG = aif.tiny()
+SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)))
+CONFIG = aif.Config(schema=SCHEMA, width=8, blocks=(Bea(bridges=4),))
 
 
 def small(scale=1.0):
@@ -51,16 +53,16 @@ def assert_same(got, expected):
 
 
 def test_round_trip_of_a_model(tiny_model, tmp_path):
-    _, model_params = tiny_model
+    model, model_params = tiny_model
     position = {"epoch": 2, "batch": 17, "seeds": [1, 2]}
-    checkpoint.save(tmp_path / "a", model_params, CONFIG, step=7, position=position, metrics={"gauc": 0.61})
-    loaded = checkpoint.load(tmp_path / "a", config=CONFIG)
+    checkpoint.save(tmp_path / "a", model_params, model.config, step=7, position=position, metrics={"gauc": 0.61})
+    loaded = checkpoint.load(tmp_path / "a", config=model.config)
     assert_same(loaded.params, model_params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded.params))
-    assert loaded.config == CONFIG
+    assert loaded.config == model.config
     assert (loaded.step, loaded.position, loaded.metrics) == (7, position, {"gauc": 0.61})
-    assert loaded.opt_state is None
-    assert loaded.version == fingerprint(model_params, CONFIG)
+    assert loaded.opt_state is None and loaded.encoder is None
+    assert loaded.version == fingerprint(model_params, model.config)
 
 
 def test_what_is_loaded_may_go_to_any_device(saved, python):
@@ -113,6 +115,8 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
     got = checkpoint.read(tmp_path / "a", dict.fromkeys(trees), format="test/1")
     assert_same(got, trees)
     assert checkpoint.inspect(tmp_path / "a", format="test/1")[1]["count"] == 3
+    arrays = checkpoint.read(tmp_path / "a", {"rows": np.ndarray}, format="test/1")["rows"]
+    assert [name for name, leaf in arrays.items() if isinstance(leaf, jax.Array)] == ["key", "keys"]
 
 
 def test_numpy_template_stays_in_numpy(saved):
@@ -147,11 +151,12 @@ print(checkpoint.load(again).version == checkpoint.load(path).version)
 def test_other_config_is_refused_by_field(saved):
     schema = json.loads(json.dumps(CONFIG.schema.to_json()))
     schema["item_attributes"][1]["size"] = 99
-    other = CONFIG.replace(width=16, schema=aif.Schema.from_json(schema))
+    other = CONFIG.replace(width=16, schema=aif.Schema.from_json(schema), blocks=(Bea(bridges=5),))
     with pytest.raises(ValueError) as error:
         checkpoint.load(saved, config=other)
     assert "config.width: expected 16, the checkpoint has 8" in str(error.value)
     assert "config.schema.item_attributes[1].size: expected 99, the checkpoint has 6" in str(error.value)
+    assert "config.blocks[0].bridges: expected 5, the checkpoint has 4" in str(error.value)
 
 
 def test_renamed_and_resized_leaves_are_named(saved):
@@ -272,37 +277,48 @@ def test_altered_contents_are_named(copy):
     shutil.move(copy.parent / "other" / "params", copy / "params")
     with pytest.raises(CheckpointError, match="params/item/mlp/bias was altered"):
         checkpoint.load(copy)
-    metadata["custom_metadata"]["config"]["tiers"] = 5
+    metadata["custom_metadata"]["config"]["width"] = 9
     (copy / METADATA_FILE).write_text(json.dumps(metadata))
     with pytest.raises(CheckpointError, match="record in _CHECKPOINT_METADATA was altered"):
         checkpoint.load(copy)
 
 
-def test_config_of_a_newer_library_is_refused(tmp_path):
-    record = {"config": CONFIG.to_json() | {"hologram": 1}, "step": 0, "position": None, "metrics": None}
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"hologram": 1}, "the config inside cannot be read .*hologram"),
+        (
+            {"blocks": [{"block": "Hologram", "size": 3}]},
+            "block 'Hologram': expected one of .*import the module that defines it",
+        ),
+        ({"blocks": [{"block": "Bea", "hue": 3}]}, "block 'Bea': expected fields among .*hue"),
+    ],
+)
+def test_a_config_that_this_process_cannot_build_is_refused(tmp_path, config, words):
+    record = {"config": CONFIG.to_json() | config, "encoder": None, "step": 0, "position": None, "metrics": None}
     record = json.loads(json.dumps(record))
     checkpoint.write(tmp_path / "a", {"params": small()}, record, format=checkpoint.FORMAT)
-    with pytest.raises(CheckpointError, match="the config inside cannot be read .*hologram"):
+    with pytest.raises(CheckpointError, match=words):
         checkpoint.load(tmp_path / "a")
 
 
 KILLED = """
 import os, signal, sys
 import jax.numpy as jnp
-import aif_jax as aif
 from aif_jax.checkpoint import Checkpoints
+from tests.test_checkpoint import CONFIG
 
 folder, event, pattern = {folder!r}, {event!r}, {pattern!r}
 params = {{"embedding": {{"item": jnp.arange(12.0).reshape(4, 3)}}}}
 run = Checkpoints(folder)
-run.save(1, params, aif.tiny(), position={{"batch": 1}})
+run.save(1, params, CONFIG, position={{"batch": 1}})
 
 def kill(name, arguments):
     if name == event and pattern in str(arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(kill)
-run.save(2, {{"embedding": {{"item": jnp.ones((4, 3))}}}}, aif.tiny(), position={{"batch": 2}})
+run.save(2, {{"embedding": {{"item": jnp.ones((4, 3))}}}}, CONFIG, position={{"batch": 2}})
 """
 
 
@@ -370,15 +386,15 @@ def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
 FULL_DISK = """
 import resource, signal
 import jax, jax.numpy as jnp
-import aif_jax as aif
 from aif_jax.checkpoint import Checkpoints
+from tests.test_checkpoint import CONFIG
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 run = Checkpoints({folder!r})
-run.save(1, {{"item": jnp.arange(12.0)}}, aif.tiny())
+run.save(1, {{"item": jnp.arange(12.0)}}, CONFIG)
 table = jax.random.normal(jax.random.key(0), (500, 1000))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-run.save_async(2, {{"item": table}}, aif.tiny())
+run.save_async(2, {{"item": table}}, CONFIG)
 try:
     run.wait()
 except Exception as error:

@@ -1,14 +1,18 @@
 """The fingerprint: what it depends on, and what it does not."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.version import VersionMismatch, fingerprint
+from aif_jax.blocks import Bea
+from aif_jax.version import EncodingMismatch, VersionMismatch, check_encoding, fingerprint
 
-CONFIG = aif.tiny()
+SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
+CONFIG = aif.Config(schema=SCHEMA, blocks=(Bea(bridges=4),))
 PARAMS = {"item": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "fitted": {"lsh": np.ones((2, 2), np.float32)}}
 
 
@@ -45,9 +49,19 @@ def test_config_and_schema_count():
     sizes = CONFIG.schema.to_json() | {"actions": 5}
     versions = {
         fingerprint(PARAMS, config)
-        for config in (CONFIG, CONFIG.replace(bridges=5), CONFIG.replace(schema=aif.Schema.from_json(sizes)))
+        for config in (CONFIG, CONFIG.replace(blocks=(Bea(bridges=5),)), CONFIG.replace(schema=aif.Schema.from_json(sizes)))
     }
     assert len(versions) == 3
+
+
+class Encoder:
+    def __init__(self, version):
+        self.version = version
+
+
+def test_the_encoder_counts():
+    versions = [fingerprint(PARAMS, CONFIG, encoder) for encoder in (None, Encoder("ab"), Encoder("cd"), Encoder("ab"))]
+    assert len(set(versions)) == 3 and versions[1] == versions[3]
 
 
 def test_random_keys_count_by_their_data():
@@ -60,3 +74,11 @@ def test_a_mismatch_names_both_versions():
     assert isinstance(error, ValueError)
     assert (error.expected, error.got) == ("aaa", "bbb")
     assert str(error).startswith("index: expected version aaa, got bbb")
+
+
+def test_features_of_another_encoder_are_refused():
+    for expected, got in (("ab", "ab"), ("", "ab"), ("ab", ""), ("", "")):
+        check_encoding("index", expected=expected, got=got)
+    with pytest.raises(EncodingMismatch, match="^index: expected the encoding ab, got cd; .* Other vocabularies") as caught:
+        check_encoding("index", expected="ab", got="cd")
+    assert isinstance(caught.value, VersionMismatch) and (caught.value.expected, caught.value.got) == ("ab", "cd")
