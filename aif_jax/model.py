@@ -149,8 +149,10 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
       ValueError: another number of rows than the schema's; no content although the schema has one.
     """
     items = _items(config, catalogue)
-    parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}  # type: ignore[attr-defined]
-    return {"fields": layers.fit_fields(items.ids, config.schema)} | {name: made for name, made in parts.items() if made}
+    with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced
+        parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}  # type: ignore[attr-defined]
+        fields = layers.fit_fields(items.ids, config.schema)
+    return {"fields": fields} | {name: made for name, made in parts.items() if made}
 
 
 def _items(config: Config, catalogue: Catalogue | ItemFeatures) -> ItemFeatures:

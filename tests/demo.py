@@ -1,95 +1,136 @@
-"""Features made to the demo schema, for tests of the model."""
+"""A small schema with every kind of feature, and models, users and items made to it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
+from aif_jax import blocks
+from aif_jax.features import behaviours
 
-VARIANTS: dict[str, dict] = {
+ITEMS = 50
+BLOCKS = (
+    blocks.Bea(bridges=4),
+    blocks.LshDin(bits=32),
+    blocks.LinearMemory(width=8, keys="linear"),
+    blocks.Sim("category", slots=4, length=3),
+    blocks.SimTier(tiers=4, bits=32),
+)
+"""Every approximation at a size for tests."""
+EXACT = (
+    blocks.CrossAttention(),
+    blocks.TargetAttention(),
+    blocks.Sim("category", slots=4, length=3),
+    blocks.CosineTiers(tiers=4),
+)
+VARIANTS: dict[str, dict[str, Any]] = {
     "every block": {},
-    "codes": {"simtier": "codes"},
-    "several codes by action": {"simtier": "codes", "codes_per_item": 3, "tiers_by_action": True},
-    "codes by cosine": {"simtier": "codes", "codes_by": "cosine", "codes_per_item": 2, "memory": ("learned",)},
-    "tiers by action and window": {"tiers_by_action": True, "tier_windows": (2, 6)},
-    "base": {"sequence": False, "bridges": 0, "memory": (), "sim_fields": (), "simtier": "off"},
-    "matching": {"matching": True, "memory_keys": "softmax"},
-    "two SIM fields": {"sim_fields": ("category", "item")},
-    "two_tower": {"architecture": "two_tower"},
-    "cold": {"architecture": "cold"},
-    "exact": {"architecture": "exact"},
+    "codes": {"blocks": (blocks.LinearMemory(width=8), blocks.SimTierCodes(codes=16, nearest=2, tiers=4))},
+    "codes by action": {"blocks": (blocks.SimTierCodes(codes=16, tiers=4, by_action=True),)},
+    "tiers by action and window": {"blocks": (blocks.SimTier(tiers=4, bits=32, by_action=True, windows=(2, 6)),)},
+    "base": {"sequence": False, "blocks": ()},
+    "dot products": {
+        "blocks": (
+            blocks.Bea(bridges=4, dot_product=True),
+            blocks.LinearMemory(width=8, dot_product=True),
+            blocks.DotProduct(),
+        )
+    },
+    "two SIM fields": {"blocks": (blocks.Sim("category", slots=4, length=3), blocks.Sim("item", slots=4, length=3))},
+    "two_tower": {"head": (), "blocks": (blocks.DotProduct(),)},
+    "cold": {"towers": None, "blocks": (blocks.Concatenation(),)},
+    "exact": {"blocks": (*EXACT, blocks.DotProduct())},
 }
-"""Config changes by name: every architecture, and the switches that change what crosses a component."""
+"""Config changes by name: every kind of block, and what changes the types that cross a component."""
 
 
-def build(seed: int = 0, **changes) -> tuple[aif.PreRanker, dict]:
-    """A tiny model and its parameters, with the signature matrix fitted on random content."""
-    config = aif.tiny(**changes)
-    model = aif.build(config)
-    content = np.random.default_rng(seed).normal(size=(50, config.schema.content))
-    return model, model.init(jax.random.key(seed), frozen=aif.lsh.fit(content, config, seed=seed))
-
-
-def behaviours(rng: np.random.Generator, config: aif.Config, length: int, count: int) -> Behaviours:
-    """`count` events in `length` places."""
-    mask = np.arange(length) < count
-    return Behaviours(
-        ids={
-            "item": (rng.integers(1, 50, length) * mask).astype(np.int32),
-            "category": (rng.integers(1, 6, length) * mask).astype(np.int32),
-        },
-        action=(rng.integers(0, 4, length) * mask).astype(np.int32),
-        age=(np.sort(rng.exponential(1e6, length)) * mask).astype(np.float32),
-        mask=mask,
-        signature=rng.integers(0, 2**32, (length, config.signature_words), dtype=np.uint32) * mask[:, None].astype(np.uint32),
+def schema() -> aif.Schema:
+    """Items with a bag, a float, content and a bid; users with a bag and floats."""
+    return aif.Schema(
+        item_attributes=(
+            aif.Attribute(name="item", size=ITEMS),
+            aif.Attribute(name="category", size=6),
+            aif.Attribute(name="tags", size=9, length=3),
+        ),
+        user_attributes=(aif.Attribute(name="gender", size=3), aif.Attribute(name="interests", size=7, length=2)),
+        actions=4,
+        user_floats=2,
+        item_floats=1,
+        content=12,
+        side=("bid",),
     )
 
 
-def user(config: aif.Config, *, events: int = 20, seed: int = 0) -> UserFeatures:
-    """One user; the short history is the start of the long one."""
+def config(**changes: Any) -> aif.Config:
+    """Every approximation, at sizes that compile in a second or two."""
+    sizes: dict[str, Any] = dict(
+        schema=schema(), width=8, short_length=6, long_length=24, towers=(16,), head=(16, 8), blocks=BLOCKS
+    )
+    return aif.Config(**(sizes | changes))
+
+
+@functools.cache
+def catalogue(seed: int = 0) -> aif.Catalogue:
+    """The catalogue of the 49 known items, raw ids 100 to 148."""
+    rng, count = np.random.default_rng(seed), ITEMS - 1
+    return aif.Catalogue.from_items(
+        schema(),
+        np.arange(count) + 100,
+        ids={"category": rng.integers(1, 6, count), "tags": rng.integers(0, 9, (count, 3))},
+        floats=rng.normal(size=(count, 1)),
+        content=rng.normal(size=(count, 12)),
+        side={"bid": rng.uniform(1, 2, count)},
+    )
+
+
+def build(seed: int = 0, **changes: Any) -> tuple[aif.PreRanker, dict[str, Any]]:
+    """A small model and its parameters, fitted on `catalogue()`."""
+    model = aif.build(config(**changes))
+    return model, init(model, seed)
+
+
+def init(model: aif.PreRanker, seed: int = 0) -> dict[str, Any]:
+    """Parameters of a model on `catalogue()`; one compiled function in place of a hundred small ones."""
+    whole = catalogue()
+    return jax.jit(lambda key: model.init(key, whole, seed=seed))(jax.random.key(seed))
+
+
+def history(length: int, events: int, *, seed: int = 0) -> aif.Behaviours:
+    """`events` events of known items in `length` places."""
     rng = np.random.default_rng(seed)
-    long = behaviours(rng, config, config.long_length, events)
-    short = jax.tree.map(lambda x: x[: config.short_length], long)
-    return UserFeatures(
+    return behaviours(
+        rng.integers(1, ITEMS, length),
+        rng.integers(0, 4, length),
+        np.sort(rng.exponential(1e6, length)),
+        np.arange(length) < events,
+    )
+
+
+def user(config: aif.Config, *, events: int = 20, seed: int = 0) -> aif.UserFeatures:
+    """One user with a history as long as the config reads."""
+    return aif.UserFeatures(
         ids={"gender": np.int32(1), "interests": np.array([2, 0], np.int32)},
-        floats=rng.normal(size=2).astype(np.float32),
-        short=short,
-        long=long,
+        floats=np.random.default_rng(seed).normal(size=2).astype(np.float32),
+        history=history(config.history_length, events, seed=seed),
     )
 
 
-def items(config: aif.Config, count: int, *, seed: int = 1) -> ItemFeatures:
-    """`count` items."""
-    rng = np.random.default_rng(seed)
-    return ItemFeatures(
-        ids={
-            "item": rng.integers(1, 50, count).astype(np.int32),
-            "category": rng.integers(1, 6, count).astype(np.int32),
-            "tags": rng.integers(0, 9, (count, 3)).astype(np.int32),
-        },
-        floats=rng.normal(size=(count, 1)).astype(np.float32),
-        content=rng.normal(size=(count, config.schema.content)).astype(np.float32),
-        side={"bid": rng.uniform(1, 2, count).astype(np.float32)},
-    )
+def items(count: int, *, seed: int = 1) -> aif.ItemFeatures:
+    """`count` rows of the catalogue, drawn at random."""
+    return catalogue().features(np.random.default_rng(seed).integers(1, ITEMS, count))
 
 
-def pad(history: Behaviours, length: int, *, poison: bool = False) -> Behaviours:
+def pad(events: aif.Behaviours, length: int, *, poison: bool = False) -> aif.Behaviours:
     """The same history in more places; with `poison`, padding that would show wherever it leaked."""
 
-    def grow(array: np.ndarray, fill: float) -> np.ndarray:
-        width = [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1)
-        return np.pad(array, width, constant_values=array.dtype.type(fill))
+    def grow(array: Any, fill: float) -> np.ndarray:
+        array = np.asarray(array)
+        return np.pad(array, (0, length - len(array)), constant_values=array.dtype.type(fill))
 
-    grown = dataclasses.replace(
-        history,
-        ids={name: grow(np.asarray(ids), 3 if poison else 0) for name, ids in history.ids.items()},
-        action=grow(np.asarray(history.action), 1 if poison else 0),
-        age=grow(np.asarray(history.age), np.nan if poison else 0),
-        mask=grow(np.asarray(history.mask), False),
-        signature=grow(np.asarray(history.signature), 0x55555555 if poison else 0),
-    )
-    return grown
+    fill = {"item": 3, "action": 1, "age": np.nan, "mask": False} if poison else dict.fromkeys(("item", "action", "age", "mask"), 0)
+    return aif.Behaviours(**{field.name: grow(getattr(events, field.name), fill[field.name]) for field in dataclasses.fields(events)})
