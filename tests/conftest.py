@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,24 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.types import Params
+from tests import demo
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Strict dtypes and ranks in every test; what one worker of a run compiles the others need not compile again."""
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is not None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"aif_jax-compiled-{run}"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_report_header() -> str:
+    """The seeds of tests that draw at random, so that a failure can be repeated."""
+    return "seeds: fixed in each test; hypothesis prints how to reproduce a failure"
 
 
 @pytest.fixture
@@ -30,9 +47,8 @@ def getkey() -> Callable[[], jax.Array]:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> tuple[aif.PreRanker, Params]:
-    """`(model, params)` of `aif.tiny()`: every block switched on, initialised once for all tests."""
-    model = aif.build(aif.tiny())
-    return model, jax.jit(model.init)(jax.random.key(0))
+    """`(model, params)` with every approximation at a small size, initialised once for all tests."""
+    return demo.build()
 
 
 @pytest.fixture
