@@ -15,7 +15,7 @@ from aif_jax.checkpoint.leaves import CheckpointError
 from aif_jax.checkpoint.storage import Packed, inspect, is_json, pack, read, write_packed
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
-from aif_jax.trees import differences, listed
+from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import Params
 from aif_jax.version import combine
 
@@ -139,7 +139,8 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     trees = read(path, templates, format=FORMAT)
     encoder = None
     if record.get("encoder") is not None:
-        encoder = _parsed(path, record, "encoder", lambda value: Encoder.from_record(value, trees.get("encoder", {})))
+        arrays = leaves_by_path(trees.get("encoder", {}))
+        encoder = _parsed(path, record, "encoder", lambda value: Encoder.from_record(value, arrays))
     return Checkpoint(
         params=trees["params"],
         config=stored,
