@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from aif_jax.data import fetch, movielens
-from aif_jax.data.fetch import FetchError, fetch_movielens
+from experiments.datasets import fetch, movielens
+from experiments.datasets.fetch import FetchError, fetch_movielens
 
 GENRES = "|".join("0" * 19)
 ORIGINAL = {
@@ -206,6 +206,79 @@ def test_pip_that_does_not_run_is_named(tmp_path, server, monkeypatch):
     monkeypatch.setattr(fetch.sys, "executable", str(tmp_path / "no-python"))
     with pytest.raises(FetchError, match=r"RecBole wheel: pip did not run to its end: .*no-python"):
         fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url)
+
+
+@contextlib.contextmanager
+def raw_server(head, piece, pause=0.0):
+    """A server that sends `head`, then `piece` over and over; yields its URL."""
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.sendall(head)
+                    while not stop.wait(pause):
+                        connection.sendall(piece)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(("head", "piece", "pause", "message"), [
+    (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536, 0.0, "expected at most 1000000 bytes, got more"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n", b"x", 0.01, "expected at most 1000000 bytes, got 2000000"),
+    (b"HTTP/1.1 200 OK\r\n\r\n", b"x", 0.01, "expected at least 10000 bytes a second, got .* in 0 s"),
+    (b"HTTP/1.1 200 OK\r\n", b"Slow: x\r\n", 0.01, "no answer, timed out after 0.4 s"),
+    (b"what?\r\n\r\n", b"", 0.01, "what"),
+], ids=["endless body", "announced", "body that drips", "headers that drip", "no HTTP"])  # fmt: skip
+def test_a_server_that_never_ends_is_left(tmp_path, monkeypatch, head, piece, pause, message):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(fetch, "MAX_ARCHIVE", 10**6)
+    with raw_server(head, piece, pause) as url, pytest.raises(FetchError, match=message):
+        fetch_movielens("ml-1m", cache_dir=tmp_path, base_url=url, timeout=0.2)
+    assert os.listdir(tmp_path) == []
+
+
+def crooked(kind):
+    """An archive that must not be unpacked, and what is said of it."""
+    data = archive({"ml-1m/users.dat": "x" * 100})
+    if kind == "bomb":
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bundle:
+            bundle.writestr("ml-1m/users.dat", b"0" * 3_000_000)
+        return packed.getvalue(), "expected at most 3 files and 1000000 bytes, got 1 files and 3000000 bytes"
+    if kind == "many files":
+        return archive({f"ml-1m/{i}": "x" for i in range(9)}), "expected at most 3 files .*, got 9 files"
+    if kind == "more than it says":  # the size in the directory of the archive
+        at = data.rindex(b"PK\x01\x02") + 24
+        return data[:at] + (50).to_bytes(4, "little") + data[at + 4 :], "got one that does not open: BadZipFile"
+    if kind == "encrypted":
+        at = data.rindex(b"PK\x01\x02") + 8
+        return data[:at] + b"\x01\x00" + data[at + 2 :], "got one that does not open: .*password"
+    if kind == "other compression":
+        at = data.rindex(b"PK\x01\x02") + 10
+        return data[:at] + b"\x63\x00" + data[at + 2 :], "got one that does not open: NotImplementedError"
+    if kind == "file as a folder":
+        return archive({"ml-1m/a": "x", "ml-1m/a/b": "x"}), "cannot be written: .*(exists|Not a directory)"
+    return data[: len(data) // 2], "got one that does not open: BadZipFile"
+
+
+@pytest.mark.parametrize(
+    "kind", ["bomb", "many files", "more than it says", "encrypted", "other compression", "file as a folder", "half"]
+)
+def test_crooked_archives_are_refused(tmp_path, server, release, monkeypatch, kind):
+    monkeypatch.setattr(fetch, "MAX_UNPACKED", 10**6)
+    monkeypatch.setattr(fetch, "MAX_MEMBERS", 3)
+    data, message = crooked(kind)
+    server.files["/ml-1m.zip"] = release(data, "ml-1m")
+    with pytest.raises(FetchError, match=message):
+        fetch_movielens("ml-1m", cache_dir=tmp_path, base_url=server.url)
+    assert os.listdir(tmp_path) == []
 
 
 def link(name, target):

@@ -37,12 +37,14 @@ from typing import Any
 import numpy as np
 
 from aif_jax import metrics
-from aif_jax.data.catalogue import Catalogue
+from aif_jax.catalogue import Catalogue
+from aif_jax.checks import expect_array, expect_integers
+from aif_jax.columns import Columns
 from aif_jax.data.content import unit_rows
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.schema import Attribute, Schema, Vocabulary
-from aif_jax.data.validate import expect_array, expect_integers
+from aif_jax.encoder import Encoder, schema_of
+from aif_jax.vocabulary import Vocabulary
 
 SEEN, CLICK = 1, 2
 MEAN_GAP = 6 * 3600  # seconds between events that do not tie
@@ -250,21 +252,19 @@ def synthetic_world(
     lift = truth.lift(position, user, length.ravel(), chosen.ravel())
     median = float(np.median(lift))
     clicked = rng.random(len(lift)) * (lift + median) < lift
-    schema = Schema(
-        item_attributes=(Attribute(name="item", size=items + 1), Attribute(name="category", size=categories + 1)),
-        actions=3,
-        content=content_dim,
-    )
-    raw = np.arange(1, items + 1)
+    columns = Columns(action="action", actions=(SEEN, CLICK))
+    vocabularies = {"user": users, "item": items, "category": categories}
+    vocabularies = {name: Vocabulary(np.arange(1, count + 1)) for name, count in vocabularies.items()}
+    schema = schema_of(columns, vocabularies, content=content_dim)
     dataset = Dataset(
         name="synthetic",
-        schema=schema,
         log=EventLog.from_arrays(user + 1, chosen.ravel(), np.where(clicked, CLICK, SEEN), time.ravel(), users=users + 1),
-        catalogue=Catalogue.from_items(schema, raw, ids={"category": category[1:] + 1}, content=content),
+        catalogue=Catalogue.from_items(
+            schema, vocabularies["item"].raw, ids={"category": category[1:] + 1}, content=content
+        ),
         user_ids={},
         user_floats=np.zeros((users + 1, 0), np.float32),
-        users=Vocabulary(np.arange(1, users + 1)),
-        items=Vocabulary(raw),
+        encoder=Encoder(schema=schema, columns=columns, vocabularies=vocabularies),
     )
     return World(
         dataset=dataset,
