@@ -20,7 +20,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") i
 
 OWNERS = {
     "flax": ("layers.py",),
-    "orbax": ("checkpoint.py",),
+    "orbax": ("checkpoint/storage.py",),
     "jax.export": ("export.py", "export/"),
     "jax.sharding": ("sharding.py",),
     "jax.make_mesh": ("sharding.py",),
@@ -29,7 +29,7 @@ OWNERS = {
     "asyncio": ("serving.py", "serving/"),
     # a lock between readers and the writer of an index; a thread that makes the next training batches
     "threading": ("serving.py", "serving/", "index/gate.py", "data/prefetch.py"),
-    "concurrent": ("serving.py", "serving/"),
+    "concurrent": ("serving.py", "serving/", "checkpoint/run.py"),
     "multiprocessing": (),
     "pickle": (),
     "experiments": (),
