@@ -32,9 +32,14 @@ class Component(NamedTuple):
 
 
 class InitFn(Protocol):
-    """`init(key, catalogue, *, seed=0)`: trained parameters from the key, fitted ones from the catalogue."""
+    """`init(key, catalogue, *, seed=0, fitted=None)`: trained parameters from the key, fitted ones from the catalogue.
 
-    def __call__(self, key: jax.Array, catalogue: Catalogue | ItemFeatures, *, seed: int = 0) -> Params: ...
+    With `fitted`, what `fit_tables` returned before, nothing is fitted and the catalogue may be None.
+    """
+
+    def __call__(
+        self, key: jax.Array, catalogue: Catalogue | ItemFeatures | None, *, seed: int = 0, fitted: Params | None = None
+    ) -> Params: ...
 
 
 class UserFn(Protocol):
@@ -111,8 +116,11 @@ def assemble(
     interaction_fn: InteractionFn = partial(interaction.apply, config=config)
     hinted = user is USER  # a component of yours need not know how many candidates follow
 
-    def init(key: jax.Array, catalogue: Catalogue | ItemFeatures, *, seed: int = 0) -> Params:
-        items = _items(config, catalogue)
+    def init(
+        key: jax.Array, catalogue: Catalogue | ItemFeatures | None, *, seed: int = 0, fitted: Params | None = None
+    ) -> Params:
+        if fitted is None:
+            fitted = fit_tables(config, catalogue, seed=seed)  # type: ignore[arg-type]  # which refuses None
         keys = dict(zip(("embedding", "user", "item", "head", "blocks"), jax.random.split(key, 5), strict=True))
         block_keys = jax.random.split(keys["blocks"], max(1, len(config.blocks)))
         blocks = {block.name: block.init(k, config) for k, block in zip(block_keys, config.blocks, strict=False)}  # type: ignore[attr-defined]
@@ -122,7 +130,7 @@ def assemble(
             "item": item.init(keys["item"], config),
             "blocks": {name: trained for name, trained in blocks.items() if trained},
             "head": interaction.init(keys["head"], config),
-            "fitted": fit_tables(config, items, seed=seed),
+            "fitted": fitted,
         }
 
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> jax.Array:
