@@ -1,4 +1,4 @@
-"""What every experiment's command line and report share."""
+"""What the command lines and reports of all experiments share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 def parser(description: str | None) -> argparse.ArgumentParser:
     """An argument parser with `--smoke` and `--json`; the description is the script's own header."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--smoke", action="store_true", help="all of it in seconds, on a small world that the script makes")
+    made.add_argument("--smoke", action="store_true", help="everything in seconds, on a small world that the script makes")
     made.add_argument("--json", metavar="FILE", type=Path, help="write every figure that is printed to this file")
     return made
 
@@ -53,21 +53,20 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def interleaved(arms: dict[str, Callable[[int], float]], rounds: int) -> dict[str, np.ndarray]:
-    """Milliseconds of every arm in turn, round by round, so that a drift of the machine hits all alike.
+def interleaved(functions: dict[str, Callable[[int], float]], rounds: int) -> dict[str, np.ndarray]:
+    """Milliseconds of every function in turn, round by round, so that a drift of the machine hits all alike.
 
     Args:
-      arms: name to a function of the round that does the work and returns the milliseconds that count.
+      functions: name to a function of the round that does the work and returns the milliseconds that count.
       rounds: how often.
 
     Returns:
       Name to float64 [rounds].
     """
-    times = {name: np.zeros(rounds) for name in arms}
+    times = {name: np.zeros(rounds) for name in functions}
     for i in range(rounds):
-        order = list(arms) if i % 2 == 0 else list(arms)[::-1]
-        for name in order:
-            times[name][i] = arms[name](i)
+        for name in list(functions) if i % 2 == 0 else reversed(functions):
+            times[name][i] = functions[name](i)
     return times
 
 

@@ -1,15 +1,17 @@
-"""What a long history costs in real time: every form of DIN, SimTier and the whole interaction, beside other libraries.
+"""What a long history costs in real time: every form of DIN, SimTier and the whole interaction, compared with other libraries.
 
 Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
           SimTier under 2.5 ms and 8 MiB, the interaction with bridge codes under twice its head and the same at any L.
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
 Time      6 minutes with --rounds 15 (--candidates, --lengths, --bits choose other sizes). PyTorch and faiss are measured where
           they are installed (`pip install "aif_jax[benchmarks]"`) and left out otherwise.
-Protocol  Every form is compiled and its result checked before the clock starts; inputs lie on the device, `block_until_ready`
+Models    "interaction_exact" is `presets.aif` with signatures of K bits, "interaction" the same with SimTier by bridge codes,
+          "base" a model without blocks, "head_only" the head's MLP on ready inputs; it does not see L, so its spread over L is
+          the noise of the clock. Weights are as initialised.
+Protocol  Every form is compiled and its result checked before the clock starts; inputs are on the device, `block_until_ready`
           ends the clock, a figure is the median. What does not grow with L is timed in one round-robin over all lengths, so
           that a drift of the machine hits all alike; what grows is interleaved length by length. Forms that hold a [C, L]
-          array are left out where that has more than 7e7 entries. "head_only" is the head's MLP on blocks that lie ready; it
-          does not see L, so its own spread over L says what the clock is worth. "base" is a model that has no other block.
+          array are left out where that has more than 7e7 entries.
 Bound     What the machine would take at the rates measured in the same run: popcounts alone for SimTier; for the linear DIN and
           the interaction the larger of multiply-adds and of bytes in and out, from the cache.
 Measured  docs/long_history.md, with the machine
@@ -17,6 +19,7 @@ Measured  docs/long_history.md, with the machine
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -30,15 +33,17 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax import head, interaction, memory, simtier
+from aif_jax import head, interaction
+from aif_jax.blocks import linear_memory
+from aif_jax.blocks.signatures import hamming, signs
+from aif_jax.kernels.tier_histogram import TierHistory, histogram, histogram_reference
 from aif_jax.layers import attention
-from aif_jax.types import Array, TierHistory, UnfoldedMemory
-from experiments import common
+from experiments import common, drawn
 
 WIDTH, TIERS, CODES, CONTENT = 32, 8, 256, 32
 LARGEST = 7e7
 BOUNDED = ("din_linear", "interaction")
-Arm = tuple[Callable[..., Any], tuple]
+Form = tuple[Callable[..., Any], tuple]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,30 +98,30 @@ def record(into: dict[str, Any], candidates: int, found: dict[int, dict[str, flo
 
 def flat(candidates: int, lengths: list[int], bits: int, rounds: int, rate: dict[str, float]) -> dict[int, dict[str, float]]:
     """Median milliseconds of the forms that do not grow with L, all lengths in one round-robin, and their bounds."""
-    arms = {(name, n): arm for n in lengths for name, arm in fixed_forms(candidates, n, bits).items()}
-    times = interleaved({f"{name},{n}": arm for (name, n), arm in arms.items()}, rounds)
+    made = {(name, n): form for n in lengths for name, form in fixed_forms(candidates, n, bits).items()}
+    times = interleaved({f"{name},{n}": form for (name, n), form in made.items()}, rounds)
     found: dict[int, dict[str, float]] = {n: {} for n in lengths}
-    for name, n in arms:
+    for name, n in made:
         found[n][name] = times[f"{name},{n}"]
         if name in BOUNDED:
-            found[n][f"{name}_bound"] = bound(arms[name, n], rate)
+            found[n][f"{name}_bound"] = bound(made[name, n], rate)
     return found
 
 
 def growing(candidates: int, length: int, bits: int, rounds: int, rate: dict[str, float]) -> dict[str, float]:
-    """Median milliseconds of the forms that grow with L, other libraries beside them, and the bound of popcounts."""
-    arms = forms(candidates, length, bits) | other_libraries(candidates, length, bits)
-    found = interleaved(arms, max(2, rounds // 3 if candidates * length > 2e6 else rounds))
+    """Median milliseconds of the forms that grow with L, other libraries, and the bound of popcounts."""
+    made = forms(candidates, length, bits) | other_libraries(candidates, length, bits)
+    found = interleaved(made, max(2, rounds // 3 if candidates * length > 2e6 else rounds))
     return found | {"simtier_bound": 1e3 * candidates * length * bits / 32 / rate["popcounts_per_second"]}
 
 
-def interleaved(arms: dict[str, Arm], rounds: int) -> dict[str, float]:
-    """Median milliseconds of every arm, timed in turn."""
-    spent = {name: (lambda _, f=f, inputs=inputs: timed(f, inputs)) for name, (f, inputs) in arms.items()}
+def interleaved(made: dict[str, Form], rounds: int) -> dict[str, float]:
+    """Median milliseconds of every form, timed in turn."""
+    spent = {name: (lambda _, f=f, inputs=inputs: timed(f, inputs)) for name, (f, inputs) in made.items()}
     return {name: float(np.median(times)) for name, times in common.interleaved(spent, rounds).items()}
 
 
-def history(candidates: int, length: int, bits: int) -> tuple[Array, ...]:
+def history(candidates: int, length: int, bits: int) -> tuple[jax.Array, ...]:
     """Signatures of items and behaviours, values, queries, mask and a kernel, drawn at random."""
     rng = np.random.default_rng(0)
     item, past = (jnp.asarray(rng.integers(0, 2**32, (n, bits // 32), dtype=np.uint32)) for n in (candidates, length))
@@ -125,62 +130,81 @@ def history(candidates: int, length: int, bits: int) -> tuple[Array, ...]:
     return item, past, values, query, jnp.asarray(mask), jnp.asarray(kernel)
 
 
-def forms(candidates: int, length: int, bits: int) -> dict[str, Arm]:
-    """Our forms that compare every pair, compiled and checked against each other."""
+def forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
+    """Forms of the package that compare every pair, compiled and checked against each other."""
     item, past, values, query, mask, kernel = history(candidates, length, bits)
     tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=mask)
-    arms: dict[str, Arm] = {
-        "simtier": compiled(partial(simtier.histogram, tiers=TIERS), item, tiers),
-        "interaction_exact": whole(candidates, length, bits, simtier="exact")[0],
+    made: dict[str, Form] = {
+        "simtier": compiled(partial(histogram, tiers=TIERS), item, tiers),
+        "interaction_exact": whole(candidates, length, aif_blocks(bits))[0],
     }
     if candidates * length <= LARGEST:
-        unfolded = UnfoldedMemory(keys=past, values=values, mask=mask)
-        arms["din_direct"] = compiled(memory.deviation, unfolded, item, kernel)
-        arms["din_softmax"] = compiled(lambda q, v, m: attention(q, v, v, m) @ kernel, query, values, mask)
-        arms["simtier_naive"] = compiled(partial(simtier.histogram_reference, tiers=TIERS), item, tiers)
-        linear = memory.deviation(memory.fold(past, values, mask), item, kernel)
-        np.testing.assert_allclose(linear, run(arms["din_direct"]), rtol=1e-3, atol=1e-3)
-        np.testing.assert_array_equal(*(run(arms[name]) for name in ("simtier", "simtier_naive")))
-    return arms
+        made["din_direct"] = compiled(weighted, item, past, values, mask, kernel)
+        made["din_softmax"] = compiled(lambda q, v, m: attention(q, v, v, m) @ kernel, query, values, mask)
+        made["simtier_naive"] = compiled(partial(histogram_reference, tiers=TIERS), item, tiers)
+        linear = linear_memory.deviation(linear_memory.sum_events(signs(past), values, mask), signs(item), kernel)
+        np.testing.assert_allclose(linear, run(made["din_direct"]), rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(*(run(made[name]) for name in ("simtier", "simtier_naive")))
+    return made
 
 
-def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Arm]:
+def weighted(item: jax.Array, past: jax.Array, values: jax.Array, mask: jax.Array, kernel: jax.Array) -> jax.Array:
+    """DIN on LSH by comparing every pair, [C, H]."""
+    bits = 32 * item.shape[-1]
+    agreement = bits - 2 * hamming(item[:, None, :], past[None, :, :]).astype(jnp.float32)
+    events = linear_memory.Events(keys=past, values=values, mask=mask)
+    return linear_memory.weigh_events(agreement, events, bits) @ kernel
+
+
+def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
     """Forms whose inputs have the same shapes at any L: linear DIN, the interaction by codes and parts of it, the head on ready
-    blocks, and a model of nothing else."""
+    inputs, and a model without blocks."""
     item, past, values, _, mask, kernel = history(candidates, length, bits)
-    arms: dict[str, Arm] = {"din_linear": compiled(memory.deviation, memory.fold(past, values, mask), item, kernel)}
-    arms["interaction"], config = whole(candidates, length, bits, simtier="codes")
-    params, state, rows = arms["interaction"][1]
-    arms["simtier_codes"] = compiled(partial(interaction.tier_block, config=config), state, rows)
-    widths = interaction.blocks(config)
-    keys = jax.random.split(jax.random.key(1), len(widths))
-    ready = {n: jax.random.normal(k, (candidates, w)) for k, (n, w) in zip(keys, widths.items(), strict=True)}
-    arms["head_only"] = compiled(head.concatenated, params["interaction"], ready)
-    arms["base"], _ = whole(candidates, length, bits, bridges=0, sim_fields=(), memory=(), simtier="off")
-    return arms
+    summed = linear_memory.sum_events(signs(past), values, mask)
+    made: dict[str, Form] = {
+        "din_linear": compiled(lambda h, words, k: linear_memory.deviation(h, signs(words), k), summed, item, kernel)
+    }
+    codes = aif.blocks.SimTierCodes(codes=CODES, tiers=TIERS)
+    by_codes = tuple(codes if isinstance(block, aif.blocks.SimTier) else block for block in aif_blocks(bits))
+    made["interaction"], config = whole(candidates, length, by_codes)
+    params, state, rows = made["interaction"][1]
+    kernels = params["head"]["first"]["kernels"]
+    made["simtier_codes"] = compiled(lambda *sides: codes.score({}, *sides, kernels[codes.name]).pairs[0][0], state, rows)
+    ready = {
+        block: {name: np.ones((candidates, width), np.float32) for name, width in inputs.items()}
+        for block, inputs in interaction.widths(config).items()
+    }
+    made["head_only"] = compiled(head.concatenated, params["head"], ready)
+    made["base"], _ = whole(candidates, length, ())
+    return made
 
 
-def whole(candidates: int, length: int, bits: int, **changes: Any) -> tuple[Arm, aif.Config]:
-    """The interaction of a model, with one user's state after `length` behaviours."""
-    config = aif.Config(
-        schema=schema(), width=WIDTH, long_length=length, signature_bits=bits, tiers=TIERS, codes=CODES, **changes
-    )
+def aif_blocks(bits: int) -> tuple[Any, ...]:
+    """The blocks of `presets.aif` with signatures of `bits`."""
+    blocks = aif.presets.aif(schema()).blocks
+    return tuple(dataclasses.replace(b, bits=bits) if isinstance(b, aif.blocks.SimTier) else b for b in blocks)
+
+
+def whole(candidates: int, length: int, blocks: tuple[Any, ...]) -> tuple[Form, aif.Config]:
+    """The interaction of `presets.aif` with these blocks, and one user's state after `length` behaviours."""
+    config = aif.presets.aif(schema(), long_length=length, blocks=blocks)
     model = aif.build(config)
-    params = jax.jit(model.init)(jax.random.key(0))
-    user, items = request(candidates, length, config)
-    state, rows = jax.jit(model.user)(params, user), jax.jit(jax.vmap(model.item, (None, 0)))(params, items)
+    params = jax.jit(lambda key: model.init(key, drawn.catalogue(schema())))(jax.random.key(0))
+    user = drawn.users(schema(), config.history_length, events=int(0.9 * length))
+    state = jax.jit(model.user)(params, user)
+    rows = jax.jit(jax.vmap(model.item, (None, 0)))(params, drawn.items(schema(), (candidates,)))
     return compiled(model.interaction, params, state, rows), config
 
 
-def bound(arm: Arm, rate: dict[str, float]) -> float:
+def bound(form: Form, rate: dict[str, float]) -> float:
     """Milliseconds that multiply-adds alone, or bytes in and out alone, would take."""
-    made = arm[0].lower(*arm[1]).compile()  # type: ignore[attr-defined]
+    made = form[0].lower(*form[1]).compile()  # type: ignore[attr-defined]
     size = made.memory_analysis()
     moved = (size.argument_size_in_bytes + size.output_size_in_bytes) / rate["cached_bytes_per_second"]
     return 1e3 * max(moved, made.cost_analysis()["flops"] / 2 / rate["multiply_adds_per_second"])
 
 
-def other_libraries(candidates: int, length: int, bits: int) -> dict[str, Arm]:
+def other_libraries(candidates: int, length: int, bits: int) -> dict[str, Form]:
     """Hamming distances by NumPy and faiss, softmax attention by PyTorch: what is installed, where [C, L] fits."""
     if candidates * length > LARGEST:
         return {}
@@ -190,54 +214,31 @@ def other_libraries(candidates: int, length: int, bits: int) -> dict[str, Arm]:
     def hamming() -> np.ndarray:
         return sum(np.bitwise_count(item[:, w, None] ^ past[:, w]) for w in range(bits // 64))  # type: ignore[return-value]
 
-    arms: dict[str, Arm] = {"numpy_hamming": (hamming, ())}
+    made: dict[str, Form] = {"numpy_hamming": (hamming, ())}
     try:
         import faiss  # type: ignore[import-not-found]
 
         index = faiss.IndexBinaryFlat(bits)
         index.add(past.view(np.uint8))  # type: ignore[call-arg]
-        arms["faiss_hamming"] = (lambda: index.search(item.view(np.uint8), 16), ())  # type: ignore[call-arg]
+        made["faiss_hamming"] = (lambda: index.search(item.view(np.uint8), 16), ())  # type: ignore[call-arg]
     except ImportError:
         pass
     try:
         import torch  # type: ignore[import-not-found]
 
         query, values = (torch.from_numpy(rng.normal(size=(n, WIDTH)).astype(np.float32)) for n in (candidates, length))
-        arms["torch_softmax_attention"] = (lambda: torch.softmax(query @ values.T / WIDTH**0.5, -1) @ values, ())
+        made["torch_softmax_attention"] = (lambda: torch.softmax(query @ values.T / WIDTH**0.5, -1) @ values, ())
     except ImportError:
         pass
-    for f, inputs in arms.values():
+    for f, inputs in made.values():
         f(*inputs)
-    return arms
+    return made
 
 
 def schema() -> aif.Schema:
     """A catalogue of items with a category and content."""
     attributes = (aif.Attribute(name="item", size=10_000), aif.Attribute(name="category", size=64))
     return aif.Schema(item_attributes=attributes, content=CONTENT)
-
-
-def request(candidates: int, length: int, config: aif.Config) -> tuple[aif.UserFeatures, aif.ItemFeatures]:
-    """One user and their candidates, drawn at random."""
-    rng = np.random.default_rng(0)
-
-    def ids(n: int) -> dict[str, Array]:
-        return {a.name: rng.integers(0, a.size, n).astype(np.int32) for a in config.schema.item_attributes}
-
-    def behaviours(n: int) -> aif.Behaviours:
-        return aif.Behaviours(
-            ids=ids(n),
-            action=np.ones(n, np.int32),
-            age=np.sort(1e7 * rng.random(n)).astype(np.float32),
-            mask=np.arange(n) < 0.9 * n,
-            signature=rng.integers(0, 2**32, (n, config.signature_words), dtype=np.uint32),
-        )
-
-    user = aif.UserFeatures(
-        ids={}, floats=np.zeros(0, np.float32), short=behaviours(config.short_length), long=behaviours(length)
-    )
-    content = rng.normal(size=(candidates, CONTENT)).astype(np.float32)
-    return user, aif.ItemFeatures(ids=ids(candidates), floats=np.zeros((candidates, 0), np.float32), content=content)
 
 
 def rates(smoke: bool) -> dict[str, float]:
@@ -262,25 +263,25 @@ def rates(smoke: bool) -> dict[str, float]:
 
 
 def extra_mib(candidates: int, length: int, bits: int) -> float:
-    """MiB that the compiled exact SimTier allocates beside inputs and output, by XLA's own account of the program."""
+    """MiB that the compiled exact SimTier allocates on top of inputs and output, by XLA's own account of the program."""
     words = bits // 32
     past = TierHistory(
         signature=jnp.zeros((length, words), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)
     )
-    f = jax.jit(partial(simtier.histogram, tiers=TIERS))
+    f = jax.jit(partial(histogram, tiers=TIERS))
     return f.lower(jnp.zeros((candidates, words), jnp.uint32), past).compile().memory_analysis().temp_size_in_bytes / 2**20
 
 
-def compiled(f: Callable, *inputs: Any) -> Arm:
+def compiled(f: Callable, *inputs: Any) -> Form:
     """The compiled form with its inputs on the device, run once."""
     made, placed = jax.jit(f), jax.device_put(inputs)
     jax.block_until_ready(made(*placed))
     return made, placed
 
 
-def run(arm: Arm) -> Any:
-    """The result of an arm."""
-    return arm[0](*arm[1])
+def run(form: Form) -> Any:
+    """The result of a form."""
+    return form[0](*form[1])
 
 
 def timed(f: Callable, inputs: tuple) -> float:

@@ -8,9 +8,9 @@ Time      two minutes of one core.
 Protocol  Users with at least 200 events; candidates drawn uniformly from the catalogue; similarity of two embeddings is
           1 - angle / pi. For every user, over candidates: "top" is the rank correlation between the mean of the 16 highest
           similarities to the user's history and the same in float; "tier" that of the mean tier of the SimTier histogram;
-          "histogram" the mean total variation between the arm's histogram (T=8) and the float one. Means over users, with the
-          standard deviation over three seeds (projection, candidates). Nothing is trained, so there is no test set. SimTier by
-          bridge codes has a study of its own, `experiments/codes.py`.
+          "histogram" the mean total variation between the histogram of the bits (T=8) and the float one. Means over users, with
+          the standard deviation over three seeds (projection, candidates). Nothing is trained, so there is no test set.
+          `experiments/codes.py` measures SimTier by bridge codes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from aif_jax import lsh
+from aif_jax.blocks.signatures import fit_projection, sign
+from aif_jax.types import Params
 from experiments import common
 
 HIGHEST, TIERS = 16, 8
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     found: dict[str, list[dict[str, float]]] = {}
     for seed in tqdm(range(1 if options.smoke else options.seeds), desc="seeds", unit="seed"):
-        for name, similarity in arms(content, bits, seed):
+        for name, similarity in projections(content, bits, seed):
             figures = agreement(content, histories, similarity, candidates=options.candidates, seed=seed)
             found.setdefault(name, []).append(figures)
     figures = {
@@ -66,22 +67,27 @@ def main(arguments: list[str] | None = None) -> None:
         for name, seeds in found.items()
     }
     rows = [[name, *values.values(), name_bytes(name)] for name, values in figures.items()]
-    print(common.table(rows, ["arm", *next(iter(figures.values())), "bytes an item"]))
+    print(common.table(rows, ["projection", *next(iter(figures.values())), "bytes an item"]))
     common.write_json(options.json, {"agreement": figures, "users": len(histories), "candidates": options.candidates})
 
 
 SUMMARIES = {"": np.mean, "_sd": np.std}
 
 
-def arms(content: np.ndarray, bits: tuple[int, ...], seed: int) -> Iterator[tuple[str, Any]]:
-    """(name, similarity(items [C], behaviours [L]) -> float [C, L]) of every arm."""
+def projections(content: np.ndarray, bits: tuple[int, ...], seed: int) -> Iterator[tuple[str, Any]]:
+    """(name, similarity(items [C], behaviours [L]) -> float [C, L]) of every projection and width."""
     for k in bits:
         for kind, options in FITS.items():
             if options is None:
-                frozen = lsh.random_projection(jax.random.key(seed), content=content.shape[1], bits=k)
+                fitted = random_projection(content.shape[1], bits=k, seed=seed)
             else:
-                frozen = lsh.fit_projection(content, bits=k, seed=seed, **options)
-            yield f"{kind} K={k}", by_bits(np.asarray(lsh.sign(frozen, jnp.asarray(content))))
+                fitted = fit_projection(content, bits=k, seed=seed, **options)
+            yield f"{kind} K={k}", by_bits(np.asarray(sign(fitted, jnp.asarray(content))))
+
+
+def random_projection(width: int, *, bits: int, seed: int = 0) -> Params:
+    """A Gaussian projection [E, K], which needs no data."""
+    return {"projection": jax.random.normal(jax.random.key(seed), (width, bits)), "offset": jnp.zeros(bits)}
 
 
 def by_bits(signature: np.ndarray):

@@ -1,0 +1,45 @@
+"""Features drawn at random, for measuring speed and size: what the numbers say does not matter there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+import aif_jax as aif
+from aif_jax.features import LENGTH, Leaf, behaviours, item_layout, user_layout
+
+
+def items(schema: aif.Schema, shape: tuple[int, ...], *, seed: int = 0) -> aif.ItemFeatures:
+    """Features of known items with leading axes `shape`; every id is drawn uniformly from 1 on."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: _draw(leaf, shape, rng), item_layout(schema))
+
+
+def catalogue(schema: aif.Schema, *, seed: int = 0) -> aif.Catalogue:
+    """A catalogue of all items of the schema's vocabulary; raw ids are the rows."""
+    raw = np.arange(1, schema.item_attribute("item").size, dtype=np.int32)
+    drawn = items(schema, (len(raw),), seed=seed)
+    ids = dict(drawn.ids) | {"item": raw}
+    return aif.Catalogue.from_items(schema, raw, ids=ids, floats=drawn.floats, content=drawn.content, side=drawn.side)
+
+
+def users(
+    schema: aif.Schema, length: int, shape: tuple[int, ...] = (), *, events: Any = None, seed: int = 0
+) -> aif.UserFeatures:
+    """Features of users with leading axes `shape` and `length` places of history, of which the first `events` are filled."""
+    rng = np.random.default_rng(seed)
+    layout = user_layout(schema)
+    drawn = jax.tree.map(lambda leaf: _draw(leaf, (*shape, *[length] * (LENGTH in leaf.shape)), rng), layout)
+    age = np.sort(rng.exponential(1e6, (*shape, length)), axis=-1)
+    mask = np.broadcast_to(np.arange(length) < (length if events is None else np.asarray(events)[..., None]), age.shape)
+    return dataclasses.replace(drawn, history=behaviours(drawn.history.item, drawn.history.action, age, mask))
+
+
+def _draw(leaf: Leaf, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    shape = (*shape, *(size for size in leaf.shape if size != LENGTH))
+    if leaf.size is not None:
+        return rng.integers(1, leaf.size, shape, dtype=np.int32)
+    return rng.normal(size=shape).astype(leaf.dtype)
