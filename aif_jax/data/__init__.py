@@ -1,1 +1,1 @@
-"""Schema and events, readers of public data sets, a synthetic world."""
+"""The event log, the data set made of it, splits, samples and batches."""

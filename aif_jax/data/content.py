@@ -1,18 +1,20 @@
 """Content embeddings: from text, or given as an array; clusters of them as categories.
 
-They stand for the multimodal embeddings of a production catalogue. Unit-length rows suit what compares them later
-(cosines and the LSH signatures that approximate them). Source: TF-IDF and truncated SVD (latent semantic analysis,
-Deerwester et al. 1990) and k-means by scikit-learn.
+They take the place of the multimodal embeddings of a production catalogue. Unit-length rows suit what compares them later:
+cosines, and the LSH signatures that approximate them. Source: TF-IDF and truncated SVD (latent semantic analysis, Deerwester
+et al. 1990) and k-means by scikit-learn.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+
+from aif_jax.vocabulary import Vocabulary
 
 Content: TypeAlias = str | os.PathLike | tuple[np.ndarray, np.ndarray]
 """A path to an .npz, or (raw item ids [n], embeddings [n, E])."""
@@ -139,7 +141,7 @@ def align(content: Content, items: np.ndarray) -> np.ndarray:
     """The embeddings of `items`, in their order.
 
     Args:
-      content: as in `load`; ids beyond `items` are passed over.
+      content: as in `load`; ids beyond `items` are left out.
       items: raw item ids [n].
 
     Returns:
@@ -148,13 +150,26 @@ def align(content: Content, items: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: as `load`, or an item without an embedding.
     """
+    return lookup(content)(items)
+
+
+def lookup(content: Content) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from raw item ids [n] to their embeddings float32 [n, E], for items that come in parts; see `align`."""
     ids, embedding = load(content)
-    missing = np.setdiff1d(items, ids)
-    if missing.size:
-        shown = ", ".join(str(i) for i in missing[:5])
-        raise ValueError(f"content: expected an embedding for each of {len(items)} items, got none for {missing.size}: {shown}")
-    order = np.argsort(ids)
-    return embedding[order[np.searchsorted(ids[order], items)]]
+    known = Vocabulary(ids)
+    embedding = embedding[np.argsort(known.encode(ids))]
+
+    def rows_of(items: np.ndarray) -> np.ndarray:
+        rows = known.encode(items)
+        missing = np.asarray(items)[rows == 0]
+        if missing.size:
+            shown = ", ".join(str(i) for i in missing[:5])
+            raise ValueError(
+                f"content: expected an embedding for each of {len(rows)} items, got none for {missing.size}: {shown}"
+            )
+        return embedding[rows - 1]
+
+    return rows_of
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:

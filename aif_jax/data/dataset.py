@@ -1,6 +1,6 @@
-"""A data set ready for training and serving: schema, events, catalogue, users.
+"""A data set ready for training and serving: schema, events, catalogue, users, and the encoder that made them.
 
-Readers return it; histories are gathered from it as NumPy arrays on the host. Source: ours.
+Readers return it; histories are gathered from it as NumPy arrays on the host.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.data.catalogue import Catalogue
+from aif_jax.catalogue import Catalogue
+from aif_jax.checks import expect_array, expect_finite, expect_ids, expect_integers, expect_range
 from aif_jax.data.events import EventLog
-from aif_jax.data.schema import Schema, Vocabulary
-from aif_jax.data.validate import expect_array, expect_finite, expect_ids, expect_integers, expect_range
+from aif_jax.encoder import Encoder
+from aif_jax.features import behaviours
+from aif_jax.schema import Schema
+from aif_jax.times import ticks
 from aif_jax.types import Behaviours, UserFeatures
+from aif_jax.vocabulary import Vocabulary
 
 
 class CorruptRecord(ValueError):
@@ -34,6 +38,8 @@ class Dataset:
       user_floats: float32 [U, F].
       users: raw user ids, U rows.
       items: raw item ids, N rows.
+      encoder: raw data to these features, with the other vocabularies and the scales; None for data made otherwise, whose raw
+        values nothing encodes.
 
     Raises:
       TypeError: wrong dtype.
@@ -48,6 +54,7 @@ class Dataset:
     user_floats: np.ndarray
     users: Vocabulary
     items: Vocabulary
+    encoder: Encoder | None = None
 
     def __post_init__(self):
         if self.schema != self.catalogue.schema:
@@ -60,6 +67,10 @@ class Dataset:
                 raise ValueError(f"Dataset.{field}: expected {expected} rows like the vocabulary, got {got}")
         if not np.array_equal(self.items.raw, self.catalogue.raw):
             raise ValueError("Dataset.items: expected the raw ids of the catalogue in the same order, got others")
+        if self.encoder is not None:
+            known = self.encoder.vocabularies
+            if (self.encoder.schema, known["user"], known["item"]) != (self.schema, self.users, self.items):
+                raise ValueError("Dataset.encoder: expected one of this schema with these users and items, got another")
         lead = (len(self.users),)
         expect_ids(self.user_ids, "Dataset.user_ids", self.schema.user_attributes, lead=lead)
         shape = (*lead, self.schema.user_floats)
@@ -72,20 +83,19 @@ class Dataset:
         counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"
         return f"Dataset({self.name!r}: {counts}, {self.schema!r})"
 
-    def user_features(self, positions: Any, *, short: int, long: int) -> UserFeatures:
+    def user_features(self, positions: Any, *, length: int) -> UserFeatures:
         """What was known of the user just before each sample: profile and strictly earlier events.
 
         Args:
           positions: [B] integer positions of events in the log.
-          short: S, length of the short history.
-          long: L, length of the long history; it starts at the most recent event too, so it includes the short one.
+          length: L, places of the history.
 
         Returns:
           UserFeatures of NumPy arrays with a leading axis B. Ages are counted from the sample's time, in seconds.
 
         Raises:
-          TypeError, ValueError: positions that are not integers in [0, n), lengths below 1.
-        CorruptRecord: an event out of range, in a file that was damaged after it was opened.
+          TypeError, ValueError: positions that are not integers in [0, n), a length below 1.
+          CorruptRecord: an event out of range, in a file that was damaged after it was opened.
         """
         positions = expect_integers(positions, "positions", size=len(self.log))
         users = self.log.user[positions]
@@ -95,97 +105,62 @@ class Dataset:
                 f"{self.name}: event {positions[at]} of the log is corrupt: expected user in [0, {len(self.users)}),"
                 f" got {users[at]}"
             )
-        end = self.log.history_end(positions)
-        return self._features(users, self.log.time[positions], end, short=short, long=long)
+        return self._features(users, self.log.time[positions], self.log.history_end(positions), length)
 
-    def request_features(self, users: Any, times: Any, *, short: int, long: int) -> UserFeatures:
-        """The same for requests of `users` at arbitrary `times`.
+    def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
+        """The same for requests of `users` at arbitrary `times`; `encoder` does it for raw ids and raw events.
 
         Args:
           users: [B] integer user rows; row 0, the unknown user, has an empty history.
           times: [B] integer seconds.
-          short: S.
-          long: L.
+          length: L.
 
         Returns:
           UserFeatures of NumPy arrays with a leading axis B.
 
         Raises:
-          TypeError, ValueError: users that are not integers in [0, U), times that are not integers [B], lengths below 1.
+          TypeError, ValueError: users that are not integers in [0, U), times that are not seconds [B] before 2100, a length
+            below 1.
+          CorruptRecord: as `user_features`.
         """
         users = expect_integers(users, "users", size=len(self.users))
         end = self.log.history_end_at(users, times)
-        return self._features(users, np.asarray(times, np.int64), end, short=short, long=long)
-
-    def with_signatures(self, signature: Any) -> Dataset:
-        """The same data set with item signatures uint32 [N, W]; behaviours carry them too."""
-        return dataclasses.replace(self, catalogue=self.catalogue.with_signatures(signature))
+        return self._features(users, ticks(times, "times").seconds, end, length)
 
     def with_content(self, content: Any) -> Dataset:
-        """The same data set with another content embedding float32 [N, E]."""
+        """The same data set with another content embedding float32 [N, E], which the encoder then expects of items."""
         catalogue = self.catalogue.with_content(content)
-        return dataclasses.replace(self, schema=catalogue.schema, catalogue=catalogue)
+        encoder = self.encoder and dataclasses.replace(self.encoder, schema=catalogue.schema)
+        return dataclasses.replace(self, schema=catalogue.schema, catalogue=catalogue, encoder=encoder)
 
-    def _features(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, *, short: int, long: int) -> UserFeatures:
-        if short < 1 or long < 1:
-            raise ValueError(f"short, long: expected lengths of at least 1, got short={short}, long={long}")
-        history = self._behaviours(users, times, end, max(short, long))
+    def _features(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> UserFeatures:
+        if length < 1:
+            raise ValueError(f"length: expected at least 1, got {length}")
         return UserFeatures(
             ids={name: table[users] for name, table in self.user_ids.items()},
             floats=self.user_floats[users],
-            short=_most_recent(history, short),
-            long=_most_recent(history, long),
+            history=self._history(users, times, end, length),
+            encoding="" if self.encoder is None else self.encoder.version,
         )
 
-    def _behaviours(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> Behaviours:
-        log, catalogue = self.log, self.catalogue
+    def _history(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> Behaviours:
+        log = self.log
         index, mask = log.windows(log.offsets[users], end, length)
         if not len(log):  # there is nothing to read, not even for padding
             log = EventLog.from_arrays([1], [0], [0], [0])
-        # `take` into fresh arrays, then in place: this runs once for every training step and every request
-        item = log.item.take(index)
-        item *= mask  # row 0, all zeros, in padding
-        action = log.action.take(index)
-        action *= mask
-        age = log.time.take(index)
+        item, action, age = log.item.take(index), log.action.take(index), log.time.take(index)
         np.subtract(times[:, None], age, out=age)
-        age *= mask
+        history = behaviours(item, action, age, mask)
         # A log was checked when it was opened; its file may have been damaged since, and a wrong row must not be trained on.
         for name, values, limit in (
-            ("item", item, len(catalogue)),
-            ("action", action, self.schema.actions),
-            ("age", age, 2**62),
+            ("item", np.asarray(history.item), len(self.catalogue)),
+            ("action", np.asarray(history.action), self.schema.actions),
+            ("age", np.asarray(history.age), 2**62),
         ):
             if values.size and (values.min() < 0 or values.max() >= limit):
                 at = np.unravel_index(np.argmax((values < 0) | (values >= limit)), values.shape)
                 raise CorruptRecord(
-                    f"{self.name}: event {index[at]} of the log is corrupt: expected {name} in [0, {limit}), got {values[at]};"
-                    f" it is in the history of user {users[at[0]]}"
+                    f"{self.name}: event {index[at]} of the log is corrupt: expected {name} in [0, {limit}), "
+                    f"got {int(values[at])}; it is in the history of user {users[at[0]]}"
                 )
-        signature = None
-        if catalogue.signature is not None:
-            signature = catalogue.signature.take(item, axis=0)
-            if catalogue.signature[0].any():
-                signature *= mask[..., None]
-        return Behaviours(
-            ids={field: catalogue.ids[field].take(item) for field in self.schema.behaviour_fields},
-            action=action,
-            age=age.astype(np.float32),
-            mask=mask,
-            signature=signature,
-        )
-
-
-def _most_recent(history: Behaviours, length: int) -> Behaviours:
-    """The first `length` behaviours of every row, as arrays of their own where that is not all of them."""
-
-    def cut(array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array[:, :length])
-
-    return Behaviours(
-        ids={field: cut(np.asarray(ids)) for field, ids in history.ids.items()},
-        action=cut(np.asarray(history.action)),
-        age=cut(np.asarray(history.age)),
-        mask=cut(np.asarray(history.mask)),
-        signature=None if history.signature is None else cut(np.asarray(history.signature)),
-    )
+        return history

@@ -1,7 +1,7 @@
 """The event log: every interaction stored once, histories as windows into it.
 
 A training sample is a position in the log. Its history is the user's events with a *strictly earlier* time: events that
-tie with the sample are left out, because any order among ties would let the model look at the answer. Source: ours.
+tie with the sample are left out, because any order among ties would let the model look at the answer.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
 
-from aif_jax.data.columns import Columns
-from aif_jax.data.schema import Vocabulary
-from aif_jax.data.validate import BLOCK, expect_array, expect_integers
+from aif_jax.checks import BLOCK, expect_array, expect_integers
+from aif_jax.folders import new_folder
+from aif_jax.times import FLOOR, LATEST, expect_plausible, ticks
 
 COLUMNS = {"user": np.int32, "item": np.int32, "action": np.int32, "time": np.int64}
-TIME_LIMIT = 2**62  # beyond it differences of times could overflow; also catches the "not a time" of datetime64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,12 +79,12 @@ class EventLog:
           user: [n] integer user rows, at least 1.
           item: [n] integer catalogue rows, 0 unknown.
           action: [n] integer behaviour types, 0 unknown.
-          time: [n] integer seconds.
+          time: [n] integer seconds, before the year 2100.
           users: U, rows of the user vocabulary, row 0 included; default: the largest user row plus 1.
 
         Raises:
           TypeError: a column that is not of integers.
-          ValueError: columns of different lengths, or values out of range.
+          ValueError: columns of different lengths, or values out of range; times that look like milliseconds.
         """
         given = {"user": user, "item": item, "action": action, "time": time}
         columns = {name: checked_column(value, name, COLUMNS[name]) for name, value in given.items()}
@@ -105,58 +103,15 @@ class EventLog:
         offsets = np.searchsorted(columns["user"], np.arange(rows + 1, dtype=np.int32)).astype(np.int64)
         return cls(offsets=offsets, **columns)
 
-    @classmethod
-    def from_parquet(
-        cls,
-        path: str | os.PathLike[str],
-        columns: Columns,
-        *,
-        users: Vocabulary | None = None,
-        items: Vocabulary | None = None,
-    ) -> EventLog:
-        """The log of a Parquet file or of a folder of them, read in bounded memory; `tabular.read` makes a whole `Dataset`.
-
-        Args:
-          path: of the events.
-          columns: which column is what.
-          users, items: raw ids to rows; None where the columns hold rows already.
-
-        Raises:
-          ImportError: pyarrow is not installed.
-          FileNotFoundError: nothing at `path`.
-          ValueError: the first problems of the file with row, column, expected and got; users that the vocabulary lacks.
-        """
-        from aif_jax.data.tabular import read_log  # which makes event logs
-
-        return read_log(path, columns, users=users, items=items)
-
-    @classmethod
-    def from_csv(
-        cls,
-        path: str | os.PathLike[str],
-        columns: Columns,
-        *,
-        users: Vocabulary | None = None,
-        items: Vocabulary | None = None,
-    ) -> EventLog:
-        """The same of a CSV or TSV file with a header, or of a folder of them."""
-        return cls.from_parquet(path, columns, users=users, items=items)
-
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes one `.npy` file for each array into a new folder, which appears only when it is complete.
 
         Raises:
           FileExistsError: the folder is there already.
         """
-        target = pathlib.Path(folder)
-        if target.exists():
-            raise FileExistsError(f"EventLog.save: expected a new folder, got {target}, which exists")
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name in (*COLUMNS, "offsets"):
-            np.save(partial / f"{name}.npy", getattr(self, name))
-        os.replace(partial, target)
+        with new_folder(folder) as target:
+            for name in (*COLUMNS, "offsets"):
+                np.save(target / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EventLog:
@@ -224,6 +179,9 @@ class EventLog:
           users: [B] integer user rows; row 0, the unknown user, has an empty history.
           times: [B] integer seconds.
 
+        Raises:
+          TypeError, ValueError: users that are not integers in [0, U), times that are not seconds [B] before 2100.
+
         Returns:
           int64 [B] absolute positions in the log: `offsets[u]` where the user has no earlier event.
 
@@ -233,7 +191,9 @@ class EventLog:
           [0, 1, 3, 0]
         """
         rows = expect_integers(users, "users", size=self.users).astype(np.int64)
-        times = _times(times, rows.shape)
+        if np.shape(times) != rows.shape:
+            raise ValueError(f"times: expected shape {list(rows.shape)} like users, got {list(np.shape(times))}")
+        times = ticks(times, "times").seconds
         return self._first_not_earlier(self.offsets[rows], self.offsets[rows + 1], times)
 
     def windows(self, start: Any, end: Any, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -276,10 +236,12 @@ class EventLog:
 
 def check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> None:
     """Raises for a value out of range; `start` is the position of the columns' first event."""
-    limits = {"user": (1, users), "item": (0, 2**31), "action": (0, 2**31), "time": (-TIME_LIMIT, TIME_LIMIT)}
+    limits = {"user": (1, users), "item": (0, 2**31), "action": (0, 2**31), "time": (FLOOR, LATEST + 1)}
     for name, column in columns.items():
         low, high = limits[name]
         if column.size and (column.min() < low or column.max() >= high):
+            if name == "time":
+                expect_plausible(column, "EventLog.time", unit="s", start=start)
             at = int(np.flatnonzero((column < low) | (column >= high))[0])
             hint = "; row 0 is the unknown user, who has no events" if name == "user" and column[at] == 0 else ""
             raise ValueError(
@@ -302,15 +264,6 @@ def checked_column(value: Any, name: str, dtype: Any) -> np.ndarray:
             f"EventLog.{name}: expected values that fit {np.dtype(dtype).name}, got {array.min()} to {array.max()}"
         )
     return np.ascontiguousarray(array, dtype)
-
-
-def _times(times: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.asarray(times)
-    if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"times: expected integer seconds, got dtype {array.dtype.name}")
-    if array.shape != shape:
-        raise ValueError(f"times: expected shape {list(shape)} like users, got {list(array.shape)}")
-    return array.astype(np.int64)
 
 
 def _date(seconds: Any) -> str:

@@ -6,7 +6,7 @@ machine. With n distinct ids in m = size - 1 rows the expected share of ids that
 
     1 - (1 - 1/m)^(n - 1),    about n / m where n is much smaller than m.
 
-With a vocabulary: give the frequent ids rows of their own and hash the rest behind them, see `hash_rest`. Source: the hashing
+`hash_rest` keeps a vocabulary for the frequent ids and hashes the rest behind it. Source: the hashing
 trick of Weinberger et al. 2009 (arXiv 0902.2206).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.data.schema import Vocabulary
+from aif_jax.vocabulary import Vocabulary
 
 
 def hash_ids(raw: Any, size: int, *, seed: int = 0) -> np.ndarray:
@@ -41,6 +41,8 @@ def hash_ids(raw: Any, size: int, *, seed: int = 0) -> np.ndarray:
     raw = np.asarray(raw)
     if raw.size == 0:
         return np.zeros(raw.shape, np.int32)
+    if raw.dtype.kind == "T":
+        raw = np.array(raw.tolist(), str)
     if raw.dtype.kind == "U":
         words = _string_words(raw)
     elif raw.dtype.kind in "iu":
@@ -69,11 +71,11 @@ def hash_rest(vocabulary: Vocabulary, raw: Any, size: int, *, seed: int = 0) -> 
       >>> hash_rest(Vocabulary([10, 20]), [20, 10, 99], 4).tolist()
       [2, 1, 3]
     """
-    own = len(vocabulary)
-    if size <= own:
-        raise ValueError(f"hash_rest.size: expected more than the vocabulary's {own} rows, got {size}")
+    first = len(vocabulary)
+    if size <= first:
+        raise ValueError(f"hash_rest.size: expected more than the vocabulary's {first} rows, got {size}")
     known = vocabulary.encode(raw)
-    return np.where(known > 0, known, hash_ids(raw, size - own + 1, seed=seed) + np.int32(own - 1)).astype(np.int32)
+    return np.where(known > 0, known, hash_ids(raw, size - first + 1, seed=seed) + np.int32(first - 1)).astype(np.int32)
 
 
 def collision_rate(ids: int, size: int) -> float:

@@ -1,4 +1,4 @@
-"""The order of an epoch without a list of it: a permutation of 0..n-1 that is computed where it is asked for.
+"""The order of an epoch without a list of it: a permutation of 0..n-1, computed part by part.
 
 A balanced Feistel network over the bits of an index is a bijection whatever its round function is; indices that fall
 outside [0, n) are sent through it again until they fall inside (cycle walking), which leaves a bijection of [0, n). So every
@@ -20,7 +20,7 @@ SMALL = 1 << 12  # up to here a list is cheaper, and a network over so few bits 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpochOrder:
-    """The indices 0..size-1, each once, in an order of their own for each (seed, epoch).
+    """The indices 0..size-1, each once, in another order for each (seed, epoch).
 
     With `block` the order keeps neighbours near each other in time, for a log on disk: blocks of `block` neighbouring
     indices are put in random order, and `window` blocks at a time are mixed index by index. At any moment the run reads from

@@ -1,4 +1,4 @@
-"""Which events are trained on and which are held out. Source: ours.
+"""Which events are trained on and which are held out.
 
 A split is a set of positions in the event log; histories are not split: a held-out sample's history may hold training
 events, and earlier held-out events, because a live system would have seen them too.
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aif_jax.checks import BLOCK, expect_integers
 from aif_jax.data.events import EventLog
-from aif_jax.data.validate import BLOCK, expect_integers
 
 BINS = 1 << 16  # of the histogram that finds a time by its rank
 
@@ -31,7 +31,7 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
     `validation` share before it the validation part, everything before that the training part. Every training event is
     strictly earlier than every validation event, and every validation event strictly earlier than every test event:
     events that share the time of a cut all go to the later part, so that the later parts may be a little larger than
-    asked for. A user may stand in one part only, and users or items that are new after a cut stay in: `eligible`
+    asked for. A user may be in one part only, and users or items that are new after a cut stay in: `eligible`
     leaves out samples without a history. Statistics (popularity, vocabularies of a production system) must be taken
     from `train` alone.
 

@@ -1,11 +1,18 @@
-"""Which column of one's own files is what. Source: ours."""
+"""Which column of your files is what."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal, TypeAlias, get_args
 
-from aif_jax.data.tables import PER_SECOND, Kind, Reading, TimeUnit
+from aif_jax.times import PER_SECOND, TimeUnit
 
+Kind: TypeAlias = Literal["id", "value", "category", "bag", "float", "vector", "time"]
+"""What a column holds: "id" (integers from 0 or strings, none missing), "value" (integers or strings, may be missing),
+"category" (the same, none missing), "bag" (lists of values), "float", "vector" (lists of floats), "time"."""
+
+File: TypeAlias = Literal["events", "items", "users"]
+CODED = ("id", "value", "category", "bag")  # kinds whose values become rows of a vocabulary
 RESERVED = ("user", "item", "category", "action")
 
 
@@ -16,7 +23,7 @@ class Columns:
     Attributes:
       user: user ids in events and users: integers from 0, or text.
       item: item ids in events and items: the same.
-      time: when it happened: integers in `time_unit`, or timestamps (UTC where they name no zone). Sub-seconds are cut.
+      time: when it happened: integers in `time_unit`, or timestamps (UTC where they name no zone). Ages count whole seconds.
       time_unit: of integer times: "s", "ms", "us" or "ns".
       action: what was done (a behaviour type or a rating); None where the events are of one kind.
       actions: values of `action` in the order of actions 1, 2, ...; () takes those that the file has, ascending.
@@ -25,14 +32,17 @@ class Columns:
       item_bags: columns of items with several values: lists, or text joined by `bag_separator`.
       bag_length: values of a bag that are kept, the first ones.
       bag_separator: between the values of a bag that comes as text.
-      item_floats: numbers of an item; scale them to about -1..1, they enter the network as they are.
+      item_floats: numbers of an item.
       side: numbers of an item that the engine gets to see and the network does not, such as a bid.
       content: a column of lists of numbers, the content embedding.
-      behaviour_fields: among `item_attributes`, those that a behaviour carries beside item and category (SIM may use them).
+      behaviour_fields: among `item_attributes`, those by which a behaviour is embedded too, after item and category (SIM may
+        use them).
       user_attributes, user_floats: the same of users.
       user_id: adds the user's own row as a user attribute.
       item_key, user_key: the id column of the items file and of the users file, where its name differs from that in events.
-      text: columns that are text even where they look like numbers.
+      text: columns that are text even where they look like numbers: "07" and "7" are two ids then.
+      scale: floats enter the network as (x - mean) / deviation over the files that training reads; False takes them as they
+        are, which suits numbers of about -1..1.
 
     Raises:
       ValueError: names that collide, or a value that is none of those allowed.
@@ -63,6 +73,7 @@ class Columns:
     item_key: str | None = None
     user_key: str | None = None
     text: tuple[str, ...] = ()
+    scale: bool = True
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -82,8 +93,8 @@ class Columns:
             if name in RESERVED or named.count(name) > 1:
                 names = f"different names, none of them {', '.join(RESERVED)}"
                 raise ValueError(f"Columns: expected attributes of {names}, got {name!r} among {named}")
-        for file, kinds in (("events", self._events()), ("items", self._items()), ("users", self._users())):
-            used = [name for name, _ in kinds]
+        for file in get_args(File):
+            used = [name for name, _ in self._listed(file)]
             twice = sorted({name for name in used if used.count(name) > 1})
             if twice:
                 raise ValueError(f"Columns: expected each column of the {file} file in one place, got {twice} in several")
@@ -97,51 +108,54 @@ class Columns:
                 f"Columns.actions: expected a column for them in Columns.action, got None with actions {self.actions}"
             )
 
-    @property
-    def reading(self) -> Reading:
-        """Units and separators for `tables.blocks`."""
-        return Reading(time_unit=self.time_unit, text=self.text, bag_length=self.bag_length, bag_separator=self.bag_separator)
+    def of(self, file: File) -> dict[str, Kind]:
+        """The columns of a file and what they hold."""
+        return dict(self._listed(file))
 
-    def of_events(self) -> dict[str, Kind]:
-        """The columns of an events file."""
-        return dict(self._events())
-
-    def of_items(self) -> dict[str, Kind]:
-        """The columns of an items file."""
-        return dict(self._items())
-
-    def of_users(self) -> dict[str, Kind]:
-        """The columns of a users file."""
-        return dict(self._users())
-
-    def _events(self) -> list[tuple[str, Kind]]:
-        action: list[tuple[str, Kind]] = [] if self.action is None else [(self.action, "category")]
-        return [(self.user, "id"), (self.item, "id"), (self.time, "time"), *action]
-
-    def _items(self) -> list[tuple[str, Kind]]:
-        content: list[tuple[str, Kind]] = [] if self.content is None else [(self.content, "vector")]
-        return [
-            (self.item_id, "id"),
-            (self.category, "category"),
-            *((name, "value") for name in self.item_attributes),
-            *((name, "bag") for name in self.item_bags),
-            *((name, "float") for name in (*self.item_floats, *self.side)),
-            *content,
-        ]
-
-    def _users(self) -> list[tuple[str, Kind]]:
-        return [
-            (self.user_key or self.user, "id"),
-            *((name, "value") for name in self.user_attributes),
-            *((name, "float") for name in self.user_floats),
-        ]
+    def vocabularies(self, file: File) -> dict[str, str]:
+        """The categorical columns of a file and the vocabulary of each."""
+        special = {
+            "events": {self.user: "user", self.item: "item", self.action: "action"},
+            "items": {self.item_id: "item", self.category: "category"},
+            "users": {self.user_record_id: "user"},
+        }[file]
+        return {name: special.get(name, name) for name, kind in self._listed(file) if kind in CODED}
 
     @property
     def item_id(self) -> str:
         """The id column of the items file."""
         return self.item_key or self.item
 
-    def vocabulary_of(self, column: str) -> str:
-        """The vocabulary that a column's values belong to."""
-        names = {self.user: "user", self.user_key: "user", self.item: "item", self.item_key: "item", self.category: "category"}
-        return names.get(column) or ("action" if column == self.action else column)
+    @property
+    def user_record_id(self) -> str:
+        """The id column of the users file."""
+        return self.user_key or self.user
+
+    @property
+    def floats(self) -> dict[str, tuple[str, ...]]:
+        """The float columns of "item" and of "user"."""
+        return {"item": self.item_floats, "user": self.user_floats}
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values; `Columns.from_json` reads it back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Columns:
+        """The columns that `to_json` wrote."""
+        return cls(**value)
+
+    def _listed(self, file: File) -> list[tuple[str, Kind]]:
+        columns: dict[File, list[tuple[tuple[str | None, ...], Kind]]] = {
+            "events": [((self.user, self.item), "id"), ((self.time,), "time"), ((self.action,), "category")],
+            "items": [
+                ((self.item_id,), "id"),
+                ((self.category,), "category"),
+                (self.item_attributes, "value"),
+                (self.item_bags, "bag"),
+                ((*self.item_floats, *self.side), "float"),
+                ((self.content,), "vector"),
+            ],
+            "users": [((self.user_record_id,), "id"), (self.user_attributes, "value"), (self.user_floats, "float")],
+        }
+        return [(name, kind) for names, kind in columns[file] for name in names if name is not None]

@@ -1,6 +1,6 @@
 """What is wrong with a table, as records: every problem with file, row, column, expected and got.
 
-Source: ours. Readers collect problems and go on, so that one look at a file tells all of them.
+Readers collect problems and go on, so that reading a file once lists all of them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,30 @@ import numpy as np
 CAP = 20
 """How many problems of one kind are listed; the rest is counted."""
 
-NOT_FATAL = ("duplicate event", "unsorted time", "history across users")
-"""Kinds that `columns.read` can live with: it sorts, and a user may do the same thing twice in a second."""
+NOT_FATAL = ("duplicate event", "unsorted time", "history across users", "unscaled floats")
+"""Kinds that `read` can live with: it sorts, and a user may do the same thing twice in a second."""
+SKIPPED = ("unknown user", "unknown item", "unknown action", "unknown category")
+"""Kinds that `read` can live with where it is told to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """The name of a table in messages.
+
+    Attributes:
+      name: path of a file, or "events", "items", "users" for a table in memory.
+      first_line: line of the first row of data in a text file; None where rows have no lines.
+    """
+
+    name: str
+    first_line: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def place(self, row: int) -> str:
+        """A row by its number, 1 for the first: "row 3", or "line 4" of a text file with a header."""
+        return f"row {row}" if self.first_line is None else f"line {row - 1 + self.first_line}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +53,7 @@ class Problem:
       column: its name; None where the problem is the row's or the file's.
       expected: in words.
       got: in words.
+      where: file and row; in text files the line.
     """
 
     kind: str
@@ -39,13 +62,7 @@ class Problem:
     column: str | None
     expected: str
     got: str
-
-    @property
-    def where(self) -> str:
-        """File and row; in text files the line, which is one more than the row because line 1 is the header."""
-        if self.row is None:
-            return self.file
-        return f"{self.file}, {place(self.file, self.row)}"
+    where: str
 
     def __str__(self) -> str:
         column = "" if self.column is None else f", column {self.column!r}"
@@ -57,7 +74,7 @@ class Problems:
 
     Example:
       >>> problems = Problems(cap=1)
-      >>> problems.add("null", "events.csv", [3, 9], "time", "a time", "nothing")
+      >>> problems.add("null", File("events.csv", first_line=2), [3, 9], "time", "a time", "nothing")
       >>> print(problems.listed()[0])
       events.csv, line 4, column 'time': null: expected a time, got nothing
       >>> problems.totals
@@ -72,13 +89,13 @@ class Problems:
         self._totals: collections.Counter[str] = collections.Counter()
 
     def add(
-        self, kind: str, file: Any, rows: Sequence[int] | np.ndarray | None, column: str | None, expected: str, got: Any
+        self, kind: str, file: File, rows: Sequence[int] | np.ndarray | None, column: str | None, expected: str, got: Any
     ) -> None:
         """One problem for each of `rows`, or one without a row where that is None.
 
         Args:
           kind: of the problem.
-          file: path.
+          file: its file.
           rows: ascending row numbers, 1 for the first row of data.
           column: name, or None.
           expected: in words.
@@ -89,9 +106,11 @@ class Problems:
         room = max(0, self.cap - len(self._listed[kind]))
         texts = itertools.repeat(got) if isinstance(got, str) else iter(got)
         for row, text in zip(numbers[:room], texts, strict=False):
-            where = None if row is None else int(row)
-            problem = Problem(kind=kind, file=str(file), row=where, column=column, expected=expected, got=str(text))
-            self._listed[kind].append(problem)
+            number = None if row is None else int(row)
+            where = file.name if number is None else f"{file}, {file.place(number)}"
+            self._listed[kind].append(
+                Problem(kind=kind, file=file.name, row=number, column=column, expected=expected, got=str(text), where=where)
+            )
 
     def merge(self, other: Problems) -> None:
         """Takes over the problems of another collection with the same cap."""
@@ -119,15 +138,5 @@ class Problems:
         fatal = self.listed(fatal=True)
         if fatal:
             count = sum(count for kind, count in self.totals.items() if kind not in NOT_FATAL)
-            more = f"\n({count} problems in all; `python -m aif_jax.data check` lists them)" if count > 1 else ""
+            more = f"\n({count} problems in all; `aif-jax check` lists them)" if count > 1 else ""
             raise ValueError("\n".join(str(problem) for problem in fatal[:5]) + more)
-
-
-def is_text(file: str) -> bool:
-    """Whether a path is that of a text file, whose rows have lines."""
-    return file.removesuffix(".gz").endswith((".csv", ".tsv"))
-
-
-def place(file: Any, row: int) -> str:
-    """Where a row stands: "row 3", or "line 4" of a text file."""
-    return f"line {row + 1}" if is_text(str(file)) else f"row {row}"

@@ -1,0 +1,416 @@
+"""The encoder: raw users, events and items to features, the same way in training and in serving."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aif_jax.columns import Columns
+from aif_jax.features import behaviours
+from aif_jax.raw import column_of, flat_lists, floats_of, is_arrow, plain, present, taken
+from aif_jax.schema import Attribute, Schema
+from aif_jax.times import break_ties, ticks
+from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
+from aif_jax.vocabulary import Vocabulary, as_ids, string_array
+
+CONTENT = "content"  # the column of content embeddings that come from elsewhere than the items file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Encoder:
+    """Everything that turns raw data into features; it travels with the model.
+
+    `aif.read` makes it from your files, checkpoints and exports keep it. Training encodes its samples by the same rules, so a
+    request gets the features that a sample of the same moment would have had:
+
+    | raw | becomes |
+    |---|---|
+    | an item or attribute value that the vocabulary lacks, None | row 0; an unknown item is still an event of the history |
+    | an action that is none of those listed | action 0 |
+    | events in any order | the most recent first; ties are ordered by item and action, so the order of arrival never matters |
+    | an event in the same second as the request, or up to `max_skew` seconds later | left out, as in training |
+    | an event later than that | ValueError: clocks or units differ |
+    | a time that cannot be in `Columns.time_unit` | ValueError with the likely unit |
+    | more events than `length` | the most recent ones |
+    | no events, no user | an empty history, the unknown user |
+
+    Attributes:
+      schema: the features.
+      columns: names and units of raw data.
+      vocabularies: by name: "user", "item", "category", each attribute, and "action" where `columns` lists no actions.
+      scales: "item/NAME" or "user/NAME" to (mean, standard deviation) of a float column; empty for floats as they are.
+      length: places of the history, a model's `config.history_length`.
+      max_skew: seconds that an event may be later than the request.
+
+    Raises:
+      ValueError: parts that do not fit together.
+
+    Example:
+      >>> columns = Columns(action="event", actions=("view", "buy"))
+      >>> vocabularies = {"user": Vocabulary(["ann"]), "item": Vocabulary([7, 8]), "category": Vocabulary(["cup", "tea"])}
+      >>> encoder = Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies, length=3)
+      >>> user = encoder.user(None, {"item": [7, 99], "time": [1_600_000_000, 1_600_000_050], "event": ["buy", "view"]},
+      ...                     now=1_600_000_060)
+      >>> user.history.item.tolist(), user.history.action.tolist(), user.history.age.tolist(), user.history.mask.tolist()
+      ([0, 1, 0], [1, 2, 0], [10.0, 60.0, 0.0], [True, True, False])
+    """
+
+    schema: Schema
+    columns: Columns
+    vocabularies: Mapping[str, Vocabulary]
+    scales: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    length: int = 512
+    max_skew: int = 60
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise ValueError(f"Encoder.length: expected at least 1, got {self.length}")
+        if self.max_skew < 0:
+            raise ValueError(f"Encoder.max_skew: expected 0 seconds or more, got {self.max_skew}")
+        wanted = schema_of(self.columns, self.vocabularies, content=self.schema.content)
+        if self.schema != wanted:
+            raise ValueError(f"Encoder.schema: expected that of columns and vocabularies, {wanted}, got {self.schema}")
+        floats = {f"{which}/{name}" for which, names in self.columns.floats.items() for name in names}
+        if self.scales and set(self.scales) != floats:
+            raise ValueError(f"Encoder.scales: expected those of {sorted(floats)}, or none, got {sorted(self.scales)}")
+
+    def __repr__(self) -> str:
+        return f"Encoder({self.version[:12]}, {self.schema!r}, length={self.length})"
+
+    def __call__(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
+        """The same as `user`."""
+        return self.user(user, events, now)
+
+    @functools.cached_property
+    def version(self) -> str:
+        """64 hex digits over schema, columns, vocabularies and scales: what ids and floats mean. Features carry it."""
+        parts = self._settings() | {"vocabularies": {name: v.digest for name, v in self.vocabularies.items()}}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def with_length(self, length: int) -> Encoder:
+        """The same encoder for histories of `length` places; the version stays."""
+        return dataclasses.replace(self, length=length)
+
+    def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
+        """Features of ONE user at the moment of a request.
+
+        Args:
+          user: raw values by column, as in the users file, with the id where `Columns.user_id` is set; other keys are left
+            alone. A value of None is unknown. None: an unknown user.
+          events: raw values by column, as in the events file: arrays, lists or Arrow (a batch or a table). None: no events.
+          now: time of the request, in `Columns.time_unit`, or a `datetime`.
+
+        Returns:
+          UserFeatures of NumPy arrays with `length` places of history.
+
+        Raises:
+          TypeError: ids of another kind than the vocabulary's, times that are no integers.
+          ValueError: a missing column, columns of different lengths, times in another unit or later than `now`, floats that are
+            not finite.
+        """
+        ids, floats = self._profile(user)
+        return UserFeatures(ids=ids, floats=floats, history=self._history(events, now), encoding=self.version)
+
+    def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
+        """Raw ids and features of n items.
+
+        Args:
+          table: raw values by column, as in the items file: arrays, lists or Arrow. Where training took its content embedding
+            from elsewhere, it is read from the column "content".
+
+        Returns:
+          Raw ids [n], int64 or strings, and ItemFeatures [n] of NumPy arrays. Unknown items have row 0; their attributes and
+          their content count all the same.
+
+        Raises:
+          TypeError, ValueError: as `user`; content of another width.
+        """
+        columns = self.columns
+        raw = as_ids(self._as_read(plain(column_of(table, columns.item_id)), columns.item_id, "item"), columns.item_id)
+        rows = {
+            name: self._rows(column_of(table, column), column, name) for column, name in columns.vocabularies("items").items()
+        }
+        floats = {name: floats_of(column_of(table, name), name) for name in (*columns.item_floats, *columns.side)}
+        content = self._content(table) if self.schema.content else None
+        lengths = {name: len(value) for name, value in (rows | floats).items()}
+        if len({*lengths.values(), len(raw if content is None else content)}) > 1:
+            raise ValueError(f"items: expected columns of one length, got {lengths}")
+        return raw if isinstance(raw, np.ndarray) else string_array(raw), self.item_features(rows, floats, content)
+
+    def item(self, record: Mapping[str, Any]) -> ItemFeatures:
+        """Features of ONE item from its raw values by column; as `items`."""
+        _, features = self.items({name: [value] for name, value in record.items()})
+        return dataclasses.replace(
+            features,
+            ids={name: rows[0] for name, rows in features.ids.items()},
+            floats=features.floats[0],
+            content=None if features.content is None else features.content[0],
+            side={name: values[0] for name, values in features.side.items()},
+        )
+
+    def item_features(
+        self, rows: Mapping[str, np.ndarray], floats: Mapping[str, np.ndarray], content: np.ndarray | None
+    ) -> ItemFeatures:
+        """Features of n items from what their columns hold: for readers, which read columns in another way than `items`.
+
+        Args:
+          rows: int32 [n] or [n, bag length] by vocabulary.
+          floats: float32 [n] by column, those of `Columns.item_floats` and `Columns.side`.
+          content: float32 [n, E], or None.
+
+        Raises:
+          ValueError: content of another width.
+        """
+        if (0 if content is None else content.shape[1]) != self.schema.content:
+            got = "none" if content is None else f"{content.shape[1]}"
+            raise ValueError(f"items: expected a content embedding of width {self.schema.content}, got {got}")
+        return ItemFeatures(
+            ids={attribute.name: rows[attribute.name] for attribute in self.schema.item_attributes},
+            floats=self.scaled("item", _stacked([floats[name] for name in self.columns.item_floats], len(rows["item"]))),
+            content=content,
+            side={name: floats[name] for name in self.columns.side},
+            encoding=self.version,
+        )
+
+    def scaled(self, which: str, floats: np.ndarray) -> np.ndarray:
+        """Floats [n, F] of known items ("item") or users ("user") as they enter the network."""
+        if not self.scales or not floats.shape[1]:
+            return floats
+        mean, deviation = np.array([self.scales[f"{which}/{name}"] for name in self.columns.floats[which]], np.float32).T
+        return (floats - mean) / deviation
+
+    def action_rows(self, raw: Any) -> np.ndarray:
+        """int32 [n] actions 1, 2, ... of raw values; 0 for one that `Columns.actions` or the vocabulary lacks."""
+        if is_arrow(raw):  # a few actions, each many times
+            coded = raw.dictionary_encode()
+            return self.action_rows(plain(coded.dictionary))[plain(coded.indices)]
+        if not self.columns.actions:
+            return self.vocabularies["action"].encode(raw)
+        first = raw[0] if len(raw) else 0
+        vocabulary, rows = self._listed_actions["strings" if isinstance(first, str) else "integers"]
+        return rows[vocabulary.encode(raw)]
+
+    def to_record(self) -> dict[str, Any]:
+        """A dict of plain JSON values; with `to_arrays` everything that `from_record` needs."""
+        return self._settings() | {
+            "vocabularies": list(self.vocabularies),
+            "length": self.length,
+            "max_skew": self.max_skew,
+            "version": self.version,
+        }
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The vocabularies as arrays: "NAME/ids" int64, or for strings "NAME/utf8" uint8 and "NAME/offsets" int64."""
+        return {f"{name}/{key}": array for name, v in self.vocabularies.items() for key, array in v.to_arrays().items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Encoder:
+        """The encoder that `to_record` and `to_arrays` wrote.
+
+        Raises:
+          ValueError: a record that lacks something, or arrays that are not those it was written with.
+        """
+        parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in record.get("vocabularies", ())}
+        for path, array in arrays.items():
+            name, _, key = path.rpartition("/")
+            parts.setdefault(name, {})[key] = array
+        try:
+            encoder = cls(
+                schema=Schema.from_json(record["schema"]),
+                columns=Columns.from_json(record["columns"]),
+                vocabularies={name: Vocabulary.from_arrays(part) for name, part in parts.items()},
+                scales={name: (float(mean), float(deviation)) for name, (mean, deviation) in record["scales"].items()},
+                length=record["length"],
+                max_skew=record["max_skew"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"encoder: expected a record of Encoder.to_record, got another: {error!r}") from error
+        if encoder.version != record.get("version"):
+            raise ValueError(
+                f"encoder: expected vocabularies and settings of version {record.get('version')}, got {encoder.version}"
+            )
+        return encoder
+
+    def _settings(self) -> dict[str, Any]:
+        scales = {name: list(scale) for name, scale in self.scales.items()}
+        return {"schema": self.schema.to_json(), "columns": self.columns.to_json(), "scales": scales}
+
+    @functools.cached_property
+    def _listed_actions(self) -> dict[str, tuple[Vocabulary, np.ndarray]]:
+        """For text and for integers: the vocabulary of `Columns.actions`, and the action of each of its rows."""
+        numbers = {str(value): number for number, value in enumerate(self.columns.actions, start=1)}
+        integers = {int(text): number for text, number in numbers.items() if text.lstrip("-").isdecimal()}
+        tables: dict[str, tuple[Vocabulary, np.ndarray]] = {}
+        for kind, listed in (("strings", numbers), ("integers", integers)):
+            vocabulary = Vocabulary(list(listed))
+            tables[kind] = vocabulary, np.array([0, *(listed[value] for value in vocabulary.raw.tolist())], np.int32)
+        return tables
+
+    def _profile(self, user: Mapping[str, Any] | None) -> tuple[dict[str, Any], np.ndarray]:
+        """ids and floats of one user."""
+        columns = self.columns
+        names = {columns.user_record_id: "user"} if columns.user_id else {}
+        names |= {name: name for name in columns.user_attributes}
+        floats = np.zeros((1, len(columns.user_floats)), np.float32)
+        if user is None:
+            return {name: np.zeros((), np.int32) for name in names.values()}, floats[0]
+        missing = [name for name in (*names, *columns.user_floats) if name not in user]
+        if missing:
+            raise ValueError(f"user: expected values of {[*names, *columns.user_floats]}, got none of {missing}")
+        ids = {name: self._rows([user[column]], column, name).reshape(()) for column, name in names.items()}
+        known = np.array([user[name] is not None for name in columns.user_floats], bool)
+        for place, name in enumerate(columns.user_floats):
+            floats[0, place] = floats_of([user[name] if known[place] else 0], name)[0]
+        return ids, np.where(known, self.scaled("user", floats)[0], 0)
+
+    def _history(self, events: Any, now: Any) -> Behaviours:
+        columns, length = self.columns, self.length
+        moment = ticks(now, "now", unit=columns.time_unit).seconds
+        if moment.ndim:
+            raise ValueError(f"now: expected one time, got an array of shape {list(moment.shape)}")
+        item, action, age = np.zeros((3, length), np.int32)
+        age = age.astype(np.int64)
+        count = 0
+        if events is not None:
+            item_rows, action_rows, seconds = self._latest(events, int(moment))
+            count = len(seconds)
+            item[:count], action[:count], age[:count] = item_rows, action_rows, moment - seconds
+        return behaviours(item, action, age, np.arange(length) < count)
+
+    def _latest(self, events: Any, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Item row, action and second of the last events before `now`, most recent first."""
+        columns = self.columns
+        names = [columns.item, columns.time, *([columns.action] if columns.action is not None else [])]
+        raw = {name: column_of(events, name) for name in names}
+        lengths = {name: len(values) for name, values in raw.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"events: expected columns of one length, got {lengths}")
+        time = ticks(plain(raw[columns.time]), f"events, column {columns.time!r}", unit=columns.time_unit)
+        seconds, value = time.seconds, time.value
+        if len(seconds) and int(seconds.max()) > now + self.max_skew:
+            late = int(np.argmax(seconds))
+            raise ValueError(
+                f"events, column {columns.time!r}: expected times up to the request's, {self.max_skew} s of clock skew allowed,"
+                f" got one {seconds[late] - now} s later at position [{late}]"
+            )
+        kept = value < now * time.per_second  # an event in the same second would tie with a sample
+        if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
+            kept &= value >= np.partition(value[kept], -self.length)[-self.length]
+        at = slice(None) if kept.all() else np.flatnonzero(kept)
+        item = self.vocabularies["item"].encode(self._as_read(plain(taken(raw[columns.item], at)), columns.item, "item"))
+        action = np.ones(len(item), np.int32)
+        if columns.action is not None:
+            action = self.action_rows(taken(raw[columns.action], at))
+        order = _ascending(value[at])
+        value, item, action, seconds = value[at][order], item[order], action[order], seconds[at][order]
+        order = break_ties([value], [item, action])
+        last = slice(None, -self.length - 1, -1)
+        return item[order][last], action[order][last], seconds[order][last]
+
+    def _rows(self, values: Any, column: str, name: str) -> np.ndarray:
+        """int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""
+        if name in self.columns.item_bags:
+            flat, row, place = flat_lists(values, self.columns.bag_separator)
+            kept = place < self.columns.bag_length
+            rows = np.zeros((len(values), self.columns.bag_length), np.int32)
+            rows[row[kept], place[kept]] = self._known_rows(flat, column, name)[kept]
+            return rows
+        return self._known_rows(values, column, name)
+
+    def _known_rows(self, values: Any, column: str, name: str) -> np.ndarray:
+        there, known = present(values)
+        rows = np.zeros(len(there), np.int32)
+        rows[there] = self.vocabularies[name].encode(self._as_read(known, column, name))
+        return rows
+
+    def _as_read(self, values: Any, column: str, name: str) -> Any:
+        """Values as a file would give them: booleans are 0 and 1, numbers of a text column are text."""
+        first = values[0] if len(values) else None
+        if isinstance(first, bool | np.bool_):
+            values = np.asarray(values, np.int64)
+        if column in self.columns.text and isinstance(first, int | np.integer) and self.vocabularies[name].kind == "strings":
+            values = list(map(str, values))
+        return values
+
+    def _content(self, table: Any) -> np.ndarray:
+        name, width = self.columns.content or CONTENT, self.schema.content
+        values = column_of(table, name)
+        flat, row, _ = flat_lists(values)
+        lengths = np.bincount(row, minlength=len(values))
+        if (lengths != width).any():
+            at = int(np.argmax(lengths != width))
+            raise ValueError(f"column {name!r}: expected {width} numbers, got {lengths[at]} at position [{at}]")
+        return floats_of(flat, name).reshape(-1, width)
+
+
+def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, content: int = 0) -> Schema:
+    """The schema of features that are encoded by columns and vocabularies.
+
+    Args:
+      columns: which features there are.
+      vocabularies: by name, see `Encoder.vocabularies`.
+      content: E, width of the content embedding; 0 for none.
+
+    Raises:
+      ValueError: a vocabulary that is missing.
+    """
+    users = (("user",) if columns.user_id else ()) + columns.user_attributes
+    wanted = vocabulary_names(columns)
+    if set(wanted) != set(vocabularies):
+        raise ValueError(f"Encoder.vocabularies: expected {sorted(wanted)}, got {sorted(vocabularies)}")
+
+    def attribute(name: str, length: int = 1) -> Attribute:
+        return Attribute(name=name, size=max(len(vocabularies[name]), 2), length=length)
+
+    actions = len(columns.actions) + 1 if columns.actions else len(vocabularies.get("action", ())) or 2
+    return Schema(
+        item_attributes=(
+            *(attribute(name) for name in ("item", "category", *columns.item_attributes)),
+            *(attribute(name, columns.bag_length) for name in columns.item_bags),
+        ),
+        user_attributes=tuple(attribute(name) for name in users),
+        behaviour_fields=("item", "category", *columns.behaviour_fields),
+        actions=max(actions, 2),
+        user_floats=len(columns.user_floats),
+        item_floats=len(columns.item_floats),
+        content=content,
+        side=columns.side,
+    )
+
+
+def vocabulary_names(columns: Columns) -> list[str]:
+    """The vocabularies that features of these columns need."""
+    action = ["action"] if columns.action is not None and not columns.actions else []
+    return ["user", "item", "category", *columns.item_attributes, *columns.item_bags, *columns.user_attributes, *action]
+
+
+def scale_of(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of a float column [n], each a float32; deviation 1 for a constant one.
+
+    Example:
+      >>> scale_of(np.float32([1, 3])), scale_of(np.float32([5, 5])), scale_of(np.float32([]))
+      ((2.0, 1.0), (5.0, 1.0), (0.0, 1.0))
+    """
+    if not len(values):
+        return 0.0, 1.0
+    if values.min() == values.max():
+        return float(values[0]), 1.0
+    return float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64)))
+
+
+def _ascending(value: np.ndarray) -> np.ndarray | slice:
+    """An index that sorts; events mostly come in the order of their time, or in the opposite one."""
+    rises = value[1:] >= value[:-1]
+    if rises.all():
+        return slice(None)
+    return np.argsort(value, kind="stable") if rises.any() else slice(None, None, -1)
+
+
+def _stacked(columns: list[np.ndarray], count: int) -> np.ndarray:
+    return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.float32)

@@ -1,0 +1,75 @@
+"""Columns of raw values as they come: lists, NumPy arrays, Arrow arrays; in a mapping, an Arrow batch or an Arrow table.
+
+Arrow is used through its own methods, so that nothing here needs it installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aif_jax.checks import expect_finite
+
+
+def column_of(table: Any, name: str) -> Any:
+    """A column of a mapping or of an Arrow batch or table: a list, a NumPy array or an Arrow array."""
+    arrow = hasattr(table, "schema")
+    present = table.schema.names if arrow else list(table)
+    if name not in present:
+        raise ValueError(f"expected a column {name!r}, got {present}")
+    values = table.column(name) if arrow else table[name]
+    if hasattr(values, "combine_chunks"):
+        values = values.combine_chunks()
+    return values if isinstance(values, list | np.ndarray) or is_arrow(values) else np.asarray(values)
+
+
+def is_arrow(values: Any) -> bool:
+    return hasattr(values, "drop_null")
+
+
+def plain(values: Any) -> Any:
+    """Arrow values as NumPy, others as they are."""
+    return values.to_numpy(zero_copy_only=False) if is_arrow(values) else values
+
+
+def taken(values: Any, at: np.ndarray | slice) -> Any:
+    if isinstance(at, slice):
+        return values
+    return values.take(at) if is_arrow(values) else [values[i] for i in at] if isinstance(values, list) else values[at]
+
+
+def present(values: Any) -> tuple[np.ndarray, Any]:
+    """Where a value is not missing, bool [n], and the values that are there."""
+    if is_arrow(values):
+        return values.is_valid().to_numpy(zero_copy_only=False), plain(values.drop_null())
+    if isinstance(values, np.ndarray) and values.dtype.kind != "O":
+        return np.ones(len(values), bool), values
+    present = np.array([value is not None and value == value for value in values], bool)  # pandas marks a missing one by NaN
+    return present, [value for value, there in zip(values, present, strict=True) if there]
+
+
+def flat_lists(values: Any, separator: str | None = None) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The values of n lists, and for each its row and its place in the list; text is split, None is an empty list."""
+    if hasattr(values, "value_lengths"):
+        lengths, flat = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), values.flatten()
+    elif isinstance(values, np.ndarray) and values.ndim == 2:
+        lengths, flat = np.full(len(values), values.shape[1]), values.reshape(-1)
+    else:
+        lists = values.to_pylist() if is_arrow(values) else values
+        lists = [[] if v is None else v.split(separator) if isinstance(v, str) else v for v in lists]
+        lengths, flat = np.array(list(map(len, lists)), np.int64), [value for one in lists for value in one]
+    lengths = np.asarray(lengths, np.int64)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    return flat, row, np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def floats_of(values: Any, name: str) -> np.ndarray:
+    """float32 of numbers; raises where one is not a finite number."""
+    array = np.asarray(plain(values))
+    if array.dtype.kind not in "iufbO" or (array.dtype.kind == "O" and any(isinstance(v, str) for v in array.flat)):
+        raise TypeError(f"column {name!r}: expected numbers, got dtype {array.dtype}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found below
+        array = array.astype(np.float64).astype(np.float32)
+    expect_finite(array, f"column {name!r}")
+    return array

@@ -1,0 +1,11 @@
+"""Your Parquet, CSV and TSV files: `read` makes a `Dataset` of them, `check` lists what is wrong, `read_items` feeds an index.
+
+Needs the `data` extra (Apache Arrow).
+"""
+
+from aif_jax.readers.check import Report, check
+from aif_jax.readers.problems import Problem
+from aif_jax.readers.read import load_columns, read, read_items, read_log
+from aif_jax.readers.sources import TextFile
+
+__all__ = ["Problem", "Report", "TextFile", "check", "load_columns", "read", "read_items", "read_log"]

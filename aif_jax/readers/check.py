@@ -1,0 +1,133 @@
+"""Lists every problem of your files, with row numbers: `aif-jax check --events events.parquet --items items.parquet`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+import numpy as np
+
+from aif_jax.columns import Columns
+from aif_jax.encoder import Encoder
+from aif_jax.readers.problems import CAP, Problem, Problems
+from aif_jax.readers.relations import Order, note_order, note_repeated_events, note_repeated_ids
+from aif_jax.readers.settle import Tables, read_tables
+from aif_jax.readers.sources import Source
+
+ORDERS: tuple[str, ...] = get_args(Order)
+FAR = 10.0  # a mean further from 0, or a deviation further from 1 by this factor, wants scaling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+      problems: by file and row; at most `cap` of each kind.
+      totals: how many there are of each kind, listed or not.
+      rows: file to rows of data.
+      order: what the events were checked to be sorted by: "user" (and time), "time" or "none".
+    """
+
+    problems: list[Problem]
+    totals: dict[str, int]
+    rows: dict[str, int]
+    order: str
+
+    @property
+    def clean(self) -> bool:
+        """Whether there is no problem."""
+        return not self.totals
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems]
+        listed = {kind: sum(p.kind == kind for p in self.problems) for kind in self.totals}
+        lines += [
+            f"{kind}: {total} in all, {listed[kind]} listed" for kind, total in self.totals.items() if total > listed[kind]
+        ]
+        rows = "".join(f"{file}: {count} rows, " for file, count in self.rows.items())
+        sorted_by = {"user": "sorted by user and time", "time": "sorted by time", "none": "in no order"}[self.order]
+        count = sum(self.totals.values())
+        verdict = {0: "no problem", 1: "1 problem"}.get(count, f"{count} problems")
+        return "\n".join([*lines, f"{verdict} ({rows}events checked as {sorted_by})"])
+
+
+def check(
+    events: Source,
+    *,
+    items: Source | None = None,
+    users: Source | None = None,
+    columns: Columns | None = None,
+    encoder: Encoder | None = None,
+    order: Order = "auto",
+    cap: int = CAP,
+) -> Report:
+    """Looks at every value of every row and lists all that is wrong; nothing is raised for a wrong file.
+
+    | kind | means |
+    |---|---|
+    | missing column, wrong type, wrong number of fields, wrong length | not the table that `columns` describes |
+    | no rows, unreadable file, cut off | not a table, or an incomplete one |
+    | null, not finite, negative id | a value that must be there, be finite, be 0 or more |
+    | unknown item, unknown user | an event's id that the items or users file (or the encoder) lacks |
+    | unknown action, unknown category | none of `Columns.actions`; a value that the encoder lacks |
+    | duplicate item, duplicate user, duplicate event | the same id twice; the same user, item, action and time twice |
+    | unsorted time | a file that looks sorted, or is said to be, has an earlier time after a later one |
+    | history across users | the same of users: a user's events go on after those of another |
+    | time unit | a time that is implausible in the unit stated, such as milliseconds read as seconds |
+    | unscaled floats | a column far from mean 0 and deviation 1 although `Columns.scale` is off |
+
+    Args:
+      events: Parquet, CSV or TSV, file or folder; a table in memory.
+      items, users: the same; what they would tell is not looked at where they are None.
+      columns: which column is what; default: the encoder's, or `Columns()`.
+      encoder: of a trained model; values that its vocabularies lack are problems.
+      order: what the events claim to be sorted by: "user" (users together, times ascending in each), "time", "none"; "auto"
+        looks. Reading needs no order: this is for files that claim one, and finds rows appended or shuffled by mistake.
+      cap: problems of one kind that are listed; the rest is counted.
+
+    Returns:
+      Report.
+
+    Raises:
+      ImportError: pyarrow is not installed.
+      FileNotFoundError: a file is not there.
+      ValueError: wrong options, or a file name that does not say what it is.
+
+    Example:
+      >>> table = {"user": [1, 1], "item": [7, -8], "time": [20, None]}
+      >>> print(check(table, columns=Columns()))
+      events, row 2, column 'time': null: expected a time, got nothing
+      events, row 2, column 'item': negative id: expected 0 or more, got -8
+      2 problems (events: 2 rows, events checked as in no order)
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
+    problems = Problems(cap)
+    columns = columns or (encoder.columns if encoder is not None else Columns())
+    known = encoder.vocabularies if encoder is not None else None
+    tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
+    note_repeated_ids(tables, columns, problems)
+    checked = note_order(tables, columns, problems, order=order) if order != "none" else order
+    note_repeated_events(tables, columns, problems)
+    if not columns.scale:
+        _note_unscaled(tables, columns, problems)
+    rows = {}
+    for name in ("items", "users", "events"):
+        rows |= tables.scans[name].counts() if name in tables.scans else {}
+    return Report(problems=problems.listed(), totals=problems.totals, rows=rows, order=checked)
+
+
+def _note_unscaled(tables: Tables, columns: Columns, problems: Problems) -> None:
+    for which, names in columns.floats.items():
+        table = tables.scans.get("items" if which == "item" else "users")
+        for name in names if table is not None else ():
+            values = table.floats(name)
+            values = values[table.is_good(name)] if len(values) == table.count else values[:0]
+            if not len(values):
+                continue
+            mean, deviation = float(np.mean(values, dtype=np.float64)), float(np.std(values, dtype=np.float64))
+            if abs(mean) > FAR or deviation > FAR or 0 < deviation < 1 / FAR:
+                got = f"mean {mean:.3g}, deviation {deviation:.3g}"
+                expected = "numbers of about -1..1 where Columns.scale is off"
+                problems.add("unscaled floats", table.label, None, name, expected, got)

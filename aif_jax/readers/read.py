@@ -1,0 +1,305 @@
+"""Your Parquet or CSV files as a `Dataset`: say which column is what, and read. Every file is read once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from aif_jax.catalogue import Catalogue
+from aif_jax.columns import CODED, Columns, Kind
+from aif_jax.data import content as contents
+from aif_jax.data.content import Content
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.events import EventLog
+from aif_jax.encoder import Encoder, scale_of, schema_of
+from aif_jax.readers.problems import SKIPPED, Problems
+from aif_jax.readers.relations import note_repeated_ids
+from aif_jax.readers.scan import Scan, scan
+from aif_jax.readers.settle import Tables, raw_values, read_tables, settle
+from aif_jax.readers.sources import Source, TextFile
+from aif_jax.readers.tables import blocks
+from aif_jax.times import break_ties
+from aif_jax.types import ItemFeatures
+from aif_jax.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+def read(
+    events: Source,
+    *,
+    items: Source,
+    users: Source | None = None,
+    columns: Columns | None = None,
+    content: Content | None = None,
+    encoder: Encoder | None = None,
+    unknown: str = "error",
+    name: str | None = None,
+) -> Dataset:
+    """Reads events, items and, where there are any, users.
+
+    Held in memory are the arrays of the data set, 20 bytes an event, and as much again while reading. Events need no order:
+    they are sorted by user and time, those of one moment by item and action.
+
+    Args:
+      events: a Parquet, CSV or TSV file, or a folder of them, or a table in memory: one row for each interaction.
+      items: the same: one row for each item of the catalogue.
+      users: the same: one row for each user; None where nothing is known of users but their events.
+      columns: which column is what; left out with `encoder`.
+      content: content embedding from elsewhere: a path to an .npz with `embedding` and item ids, or (ids [n], arrays [n, E]).
+      encoder: of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies lack is
+        an error, or with `unknown="skip"` row 0.
+      unknown: "error", or "skip": leaves out events of unknown users and rows of unknown items. Events with an unknown item
+        stay in histories as row 0, as in serving. A warning says how many there are.
+      name: of the data set; default: the name of the events file.
+
+    Returns:
+      The data set with its encoder; rows follow the ascending ids.
+
+    Raises:
+      ImportError: pyarrow is not installed.
+      FileNotFoundError: a file is not there.
+      ValueError: the first problems of the files with file, row, column, expected and got; wrong options.
+
+    Example:
+      >>> events = {"user": ["ann", "ann", "bob"], "item": [7, 8, 7], "time": [20, 10, 30]}
+      >>> data = read(events, items={"item": [7, 8], "category": ["tea", "cup"]}, columns=Columns())
+      >>> data.log.item.tolist(), data.users.raw.tolist()
+      ([2, 1, 1], ['ann', 'bob'])
+    """
+    columns = _options(columns, content, encoder, unknown)
+    if users is None and (columns.user_attributes or columns.user_floats):
+        named = (*columns.user_attributes, *columns.user_floats)
+        raise ValueError(f"users: expected a file, because Columns names user columns {named}, got None")
+    problems = Problems()
+    known = encoder.vocabularies if encoder is not None else None
+    tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
+    note_repeated_ids(tables, columns, problems)
+    for kind in SKIPPED if unknown == "skip" else ():
+        if count := problems.totals.get(kind, 0):
+            logger.warning("%s: %d rows left out or left unknown: %s", tables.scans["events"].label, count, kind)
+        problems.drop(kind)
+    problems.expect_none()
+    embedding = _content(tables, columns, content)
+    if encoder is None:
+        width = 0 if embedding is None else embedding.shape[1]
+        encoder = Encoder(
+            schema=schema_of(columns, tables.vocabularies, content=width),
+            columns=columns,
+            vocabularies=tables.vocabularies,
+            scales=_scales(tables, columns),
+        )
+    user_ids, user_floats = _users(tables, encoder)
+    return Dataset(
+        name=name or _name(events),
+        schema=encoder.schema,
+        log=_log(tables, columns, tables.rows["events"], users=len(tables.vocabularies["user"])),
+        catalogue=_catalogue(tables, encoder, embedding),
+        user_ids=user_ids,
+        user_floats=user_floats,
+        users=tables.vocabularies["user"],
+        items=tables.vocabularies["item"],
+        encoder=encoder,
+    )
+
+
+def read_log(events: Source, columns: Columns, *, users: Vocabulary | None = None, items: Vocabulary | None = None) -> EventLog:
+    """Reads events alone.
+
+    Args:
+      events: file, folder or table in memory.
+      columns: which column is what; of items and users only the ids are looked at.
+      users, items: ids to rows; None where the column holds rows already. Users must be known; an unknown item is row 0.
+
+    Raises:
+      ImportError, FileNotFoundError, ValueError: as `read`.
+
+    Example:
+      >>> read_log({"user": [2, 1], "item": [5, 6], "time": [20, 10]}, Columns()).item.tolist()
+      [6, 5]
+    """
+    problems = Problems()
+    given = {name: vocabulary for name, vocabulary in (("user", users), ("item", items)) if vocabulary is not None}
+    tables = read_tables({"events": events}, columns, problems, known=given)
+    problems.drop("unknown item")
+    rows = dict(tables.rows["events"])
+    for name, column in (("user", columns.user), ("item", columns.item)):
+        vocabulary = tables.vocabularies[name]
+        if name not in given and vocabulary.kind == "strings":
+            expected = f"rows (integers), or a vocabulary: {name}s="
+            problems.add("wrong type", tables.scans["events"].label, None, column, expected, "text")
+        elif name not in given:
+            rows[name] = np.append(vocabulary.raw, 0)[rows[name] - 1]
+    problems.expect_none()
+    return _log(tables, columns, rows, users=None if users is None else len(users))
+
+
+def read_items(items: Source, encoder: Encoder, *, content: Content | None = None) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
+    """Reads items as features, block by block in bounded memory: for an index of the whole catalogue.
+
+    Args:
+      items: file, folder or table in memory, with the columns that training read.
+      encoder: of the model.
+      content: where training took its content embedding from elsewhere.
+
+    Yields:
+      Raw ids [n], int64 or strings, and ItemFeatures [n]; items that the encoder does not know have row 0.
+
+    Raises:
+      ImportError, FileNotFoundError, ValueError: as `read`; nothing is checked across blocks, such as ids that repeat.
+
+    Example:
+      >>> table = {"item": [7, 8], "category": ["tea", "cup"]}
+      >>> data = read({"user": [1], "item": [7], "time": [20]}, items=table, columns=Columns())
+      >>> ((ids, features),) = read_items(table, data.encoder)
+      >>> ids.tolist(), features.ids["category"].tolist()
+      ([7, 8], [2, 1])
+    """
+    columns, problems = encoder.columns, Problems()
+    if encoder.schema.content and columns.content is None and content is None:
+        raise ValueError("content: expected the content embedding that training took from elsewhere, got None")
+    lookup = None if content is None else contents.lookup(content)
+    for block in blocks(items, columns.of("items"), problems, columns=columns, name="items"):
+        table = Scan(block.file, columns.of("items"), columns)
+        table.add(block, problems)
+        rows = {}
+        for column, name in columns.vocabularies("items").items():
+            known = encoder.vocabularies[name]
+            if name == "item":
+                ids = raw_values(table.codes[column], known.kind)
+            _, (rows[name],) = settle(name, [(table, column)], columns, problems, given=known)
+        for kind in SKIPPED:
+            problems.drop(kind)
+        problems.expect_none()
+        floats = {name: table.floats(name) for name in (*columns.item_floats, *columns.side)}
+        embedding = None if columns.content is None else table.floats(columns.content)
+        yield ids, encoder.item_features(rows, floats, lookup(ids) if lookup is not None else embedding)
+    problems.expect_none()
+
+
+def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns | None = None) -> dict[str, np.ndarray]:
+    """Reads some columns into memory, for data that needs work before it is what `read` takes.
+
+    Args:
+      source: path, `TextFile`, mapping of columns or Arrow.
+      kinds: column name to what it holds: "id", "category", "float", "vector" or "time".
+      columns: for units; `Columns.text` names columns that stay text. Default: times in seconds.
+
+    Returns:
+      Name to int64 [n] or StringDType [n]; float32 [n] or [n, E]; int64 [n] seconds.
+
+    Raises:
+      ValueError: the first problems with file, row, column, expected and got; another kind.
+      ImportError, FileNotFoundError, TypeError: as `read`.
+
+    Example:
+      >>> load_columns({"movie": ["9", "7"], "rating": [4.5, 3.0]}, {"movie": "id", "rating": "float"})["rating"].tolist()
+      [4.5, 3.0]
+    """
+    if {"bag", "value"} & set(kinds.values()):
+        raise ValueError(f"load_columns: expected kinds of columns without missing values, got {dict(kinds)}")
+    problems, columns = Problems(), columns or Columns()
+    table = scan(source, kinds, problems, columns=columns, name="table")
+    arrays: dict[str, np.ndarray] = {}
+    for name, kind in kinds.items():
+        if kind in CODED:
+            vocabulary, (rows,) = settle(name, [(table, name)], columns, problems)
+            arrays[name] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
+        else:
+            arrays[name] = table.seconds(name) if kind == "time" else table.floats(name)
+    problems.expect_none()
+    return arrays
+
+
+def _options(columns: Columns | None, content: Content | None, encoder: Encoder | None, unknown: str) -> Columns:
+    """Checks the options of `read`; returns the columns."""
+    if unknown not in ("error", "skip"):
+        raise ValueError(f"unknown: expected 'error' or 'skip', got {unknown!r}")
+    if columns is None:
+        if encoder is None:
+            raise ValueError("columns: expected Columns, or an encoder that has them, got neither")
+        columns = encoder.columns
+    if encoder is not None and encoder.columns != columns:
+        raise ValueError(f"columns: expected those of the encoder, {encoder.columns}, or none, got {columns}")
+    if columns.content is not None and content is not None:
+        raise ValueError(f"content: expected Columns.content ({columns.content!r}) or content=, not both")
+    return columns
+
+
+def _name(events: Source) -> str:
+    path = events.path if isinstance(events, TextFile) else events
+    return Path(path).name.split(".")[0] if isinstance(path, str | Path) else "events"
+
+
+def _content(tables: Tables, columns: Columns, content: Content | None) -> np.ndarray | None:
+    """float32 [N, E] by row of the item vocabulary, zeros for the unknown item; None without content."""
+    vocabulary = tables.vocabularies["item"]
+    if columns.content is not None:
+        return _by_row(tables.rows["items"]["item"], tables.scans["items"].floats(columns.content), len(vocabulary))
+    if content is None:
+        return None
+    embedding = contents.align(content, vocabulary.raw)
+    return np.concatenate([np.zeros((1, embedding.shape[1]), np.float32), embedding])
+
+
+def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """Values [n, ...] of the table's rows, put where their vocabulary says, [count, ...]; zeros in row 0."""
+    table = np.zeros((count, *values.shape[1:]), values.dtype)
+    table[rows] = values
+    table[0] = 0
+    return table
+
+
+def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, float]]:
+    if not columns.scale:
+        return {}
+    scans = {"item": tables.scans.get("items"), "user": tables.scans.get("users")}
+    present = [(which, table) for which, table in scans.items() if table is not None]
+    return {f"{which}/{name}": scale_of(table.floats(name)) for which, table in present for name in columns.floats[which]}
+
+
+def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None) -> Catalogue:
+    columns, table, vocabulary = encoder.columns, tables.scans["items"], tables.vocabularies["item"]
+    rows, count = dict(tables.rows["items"]), len(vocabulary)
+    at = rows["item"]
+    floats = {name: _by_row(at, table.floats(name), count) for name in (*columns.item_floats, *columns.side)}
+    ids = {name: _by_row(at, values, count) for name, values in rows.items()}
+    features = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
+    known = _by_row(at, np.ones(len(at), bool), count)
+    return Catalogue(
+        schema=encoder.schema,
+        raw=vocabulary.raw,
+        ids=features.ids,
+        floats=features.floats * known[:, None],
+        content=features.content,
+        side=features.side,
+    )
+
+
+def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """ids and floats of the users [U]."""
+    columns, count = encoder.columns, len(tables.vocabularies["user"])
+    ids = {"user": np.arange(count, dtype=np.int32)} if columns.user_id else {}
+    if "users" not in tables.scans:
+        return ids, np.zeros((count, 0), np.float32)
+    table, rows = tables.scans["users"], tables.rows["users"]
+    ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
+    floats = np.stack([table.floats(name) for name in columns.user_floats] or [np.zeros((0, table.count))], axis=1)
+    return ids, _by_row(rows["user"], encoder.scaled("user", floats.astype(np.float32)), count)
+
+
+def _log(tables: Tables, columns: Columns, rows: Mapping[str, np.ndarray], *, users: int | None) -> EventLog:
+    """The events of known users, sorted by user and time; events of one moment by item and action."""
+    table, known = tables.scans["events"], rows["user"] > 0
+    action = rows.get("action", np.ones(table.count, np.int32))
+    parts = [rows["user"], table.seconds(columns.time), rows["item"], action]
+    rest = table.nanoseconds(columns.time)
+    user, time, item, action, *rest = (part[known] for part in (*parts, *([] if rest is None else [rest])))
+    if np.any((user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))):
+        order = np.lexsort((time, user))
+        user, time, item, action, *rest = (part[order] for part in (user, time, item, action, *rest))
+    order = break_ties([user, time], [*rest, item, action])
+    return EventLog.from_arrays(user, item[order], action[order], time, users=users)

@@ -1,0 +1,184 @@
+"""One pass over a table: every column in memory, categorical values as codes into distinct values that grow block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from aif_jax.columns import CODED, Columns, Kind
+from aif_jax.readers.problems import File, Problems
+from aif_jax.readers.sources import Source, TextFile, pyarrow
+from aif_jax.readers.tables import Block, Coded, Moments, blocks
+
+MERGE_AT = 1 << 20  # distinct values of blocks that are merged at a time
+
+
+class Codes:
+    """The codes of one categorical column: int32 [n] or [n, bag length], -1 where there is no value."""
+
+    def __init__(self):
+        self.is_text = False
+        self._parts: list[np.ndarray] = []
+        self._pending: list[tuple[int, Any]] = []  # part, its distinct values
+        self._distinct: Any = pyarrow().array([], pyarrow().int64())
+
+    def add(self, coded: Coded) -> None:
+        """Appends the codes of a block."""
+        self._parts.append(coded.codes)
+        if len(coded.values):
+            self._pending.append((len(self._parts) - 1, coded.values))
+        if sum(len(values) for _, values in self._pending) > max(MERGE_AT, len(self._distinct)):
+            self._merge()
+
+    def differs(self, coded: Coded) -> bool:
+        """Whether a block holds integers and those before it text, or the other way round."""
+        before = self._pending[0][1] if self._pending else self._distinct
+        return bool(len(before) and len(coded.values)) and before.type != coded.values.type
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Of all blocks."""
+        self._merge()
+        self._parts = [np.concatenate(self._parts)] if self._parts else [np.zeros(0, np.int32)]
+        return self._parts[0]
+
+    @property
+    def distinct(self) -> Any:
+        """Arrow array of int64 or large_string."""
+        self._merge()
+        return self._distinct
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the values came as integers."""
+        return self.distinct.type == pyarrow().int64()
+
+    def _merge(self) -> None:
+        """Distinct values so far keep their codes; those of pending blocks are found among them or appended."""
+        if not self._pending:
+            return
+        before = [self._distinct] if len(self._distinct) else []
+        merged = pyarrow().chunked_array([*before, *(values for _, values in self._pending)]).dictionary_encode()
+        self._distinct = merged.chunk(0).dictionary
+        for (part, _), chunk in zip(self._pending, merged.chunks[len(before) :], strict=True):
+            codes = np.append(chunk.indices.to_numpy(), -1).astype(np.int32)
+            self._parts[part] = codes[self._parts[part]]
+        self._pending = []
+
+
+class Scan:
+    """A table that was read once.
+
+    Attributes:
+      label: what messages call the whole table.
+      kinds: the columns and what they hold.
+      codes: of categorical columns.
+      good: name to bool [n], where the value is no placeholder; of columns in which something was wrong.
+      count: n, rows.
+    """
+
+    def __init__(self, label: File, kinds: Mapping[str, Kind], columns: Columns):
+        self.label, self.kinds, self.columns, self.count = label, kinds, columns, 0
+        self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
+        self.good: dict[str, np.ndarray] = {}
+        self._arrays: dict[str, list[Any]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
+        self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
+        self._bad: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in kinds}
+
+    def add(self, block: Block, problems: Problems) -> None:
+        """Appends a block."""
+        rows = block.rows
+        regular = rows[-1] - rows[0] + 1 == len(rows)
+        self._parts.append((block.file, self.count, int(rows[0]) if regular else rows))
+        for name, kind in self.kinds.items():
+            good = block.good.get(name, np.zeros(len(rows), bool))
+            values = block.columns.get(name)
+            if kind in CODED:
+                codes = self.codes[name]
+                codes.is_text = block.is_text
+                if values is not None and codes.differs(values):
+                    expected, got = ("text", "integers") if values.values.type == pyarrow().int64() else ("integers", "text")
+                    problems.add("wrong type", block.file, None, name, f"{expected} as in the files before", got)
+                    values, good = None, np.zeros(len(rows), bool)
+                shape = (len(rows), self.columns.bag_length) if kind == "bag" else (len(rows),)
+                codes.add(values or Coded(np.full(shape, -1, np.int32), ()))
+            elif values is not None:
+                self._arrays[name].append(values)
+            if not good.all():
+                self._bad[name].append((self.count, ~good))
+        self.count += len(rows)
+
+    def finish(self) -> None:
+        """Ends the pass."""
+        for name, parts in self._bad.items():
+            if parts:
+                self.good[name] = np.ones(self.count, bool)
+                for start, bad in parts:
+                    self.good[name][start : start + len(bad)] = ~bad
+
+    def is_good(self, *names: str) -> np.ndarray:
+        """bool [n]: rows where the values of all these columns are no placeholders."""
+        good = np.ones(self.count, bool)
+        for name in names:
+            good &= self.good.get(name, True)
+        return good
+
+    def floats(self, name: str) -> np.ndarray:
+        """float32 [n] or [n, E] of a "float" or "vector" column."""
+        parts = self._arrays[name]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def seconds(self, name: str) -> np.ndarray:
+        """int64 [n] of a "time" column."""
+        parts = [moments.seconds for moments in self._arrays[name]]
+        return np.concatenate(parts) if parts else np.zeros(self.count, np.int64)
+
+    def nanoseconds(self, name: str) -> np.ndarray | None:
+        """int32 [n] of a "time" column: what its seconds cut off; None where that is nothing."""
+        moments: list[Moments] = self._arrays[name]
+        if all(part.nanoseconds is None for part in moments):
+            return None
+        return np.concatenate([0 * p.seconds.astype(np.int32) if p.nanoseconds is None else p.nanoseconds for p in moments])
+
+    def place(self, row: int) -> str:
+        """The place of row 0, 1, ..., such as "line 4", with the file where there are several."""
+        starts = [start for _, start, _ in self._parts]
+        file, start, rows = self._parts[int(np.searchsorted(starts, row, side="right")) - 1]
+        number = rows + row - start if isinstance(rows, int) else int(rows[row - start])
+        return file.place(number) if file == self._parts[0][0] == self._parts[-1][0] else f"{file.place(number)} of {file}"
+
+    def counts(self) -> dict[str, int]:
+        """Rows by file."""
+        counts: dict[str, int] = {}
+        for (file, start, _), stop in zip(self._parts, [*(part[1] for part in self._parts[1:]), self.count], strict=True):
+            counts[file.name] = counts.get(file.name, 0) + stop - start
+        return counts
+
+    def note(
+        self,
+        problems: Problems,
+        kind: str,
+        wrong: np.ndarray,
+        column: str | None,
+        expected: str,
+        got: Callable[[np.ndarray], Iterable[str]],
+    ) -> None:
+        """Adds one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
+        stops = [*(start for _, start, _ in self._parts[1:]), self.count]
+        for (file, start, rows), stop in zip(self._parts, stops, strict=True):
+            here = np.flatnonzero(wrong[start:stop])
+            if len(here):
+                numbers = here + rows if isinstance(rows, int) else rows[here]
+                problems.add(kind, file, numbers, column, expected, got(here + start))
+
+
+def scan(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Scan:
+    """Reads a table once; arguments as `tables.blocks`."""
+    label = source.path if isinstance(source, TextFile) else source
+    table = Scan(File(str(label) if hasattr(label, "__fspath__") or isinstance(label, str) else name), kinds, columns)
+    for block in blocks(source, kinds, problems, columns=columns, name=name):
+        table.add(block, problems)
+    table.finish()
+    return table

@@ -1,0 +1,202 @@
+"""From the distinct values of all tables to vocabularies, and from codes to their rows.
+
+One vocabulary may have several columns: item ids are in events and in items. Parquet says whether ids are integers or text. CSV
+does not: its ids are integers where one column of the vocabulary holds nothing else, and text otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aif_jax.columns import Columns, File
+from aif_jax.encoder import vocabulary_names
+from aif_jax.readers.problems import Problems
+from aif_jax.readers.scan import Codes, Scan, scan
+from aif_jax.readers.sources import Source, pyarrow
+from aif_jax.vocabulary import Kind, Vocabulary, string_array
+
+WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Tables:
+    """Events, items and users, read once.
+
+    Attributes:
+      scans: the tables that there are.
+      rows: int32 [n] or [n, bag length] by table and vocabulary; 0 where a value is missing or unknown.
+      vocabularies: by name.
+    """
+
+    scans: Mapping[File, Scan]
+    rows: Mapping[File, Mapping[str, np.ndarray]]
+    vocabularies: Mapping[str, Vocabulary]
+
+
+def read_tables(
+    sources: Mapping[File, Source | None],
+    columns: Columns,
+    problems: Problems,
+    *,
+    known: Mapping[str, Vocabulary] | None = None,
+) -> Tables:
+    """Reads every table once, and notes what is wrong with single values and with ids that no table knows.
+
+    Args:
+      sources: "events", "items", "users" in this order; the last table that has a vocabulary's ids says which are known.
+      columns: which column is what.
+      problems: receives what is wrong.
+      known: vocabularies of an encoder.
+    """
+    scans = {
+        name: scan(source, columns.of(name), problems, columns=columns, name=name)
+        for name, source in sources.items()
+        if source is not None
+    }
+    members: dict[str, list[tuple[File, str]]] = {}
+    for name in scans:
+        for column, vocabulary in columns.vocabularies(name).items():
+            members.setdefault(vocabulary, []).append((name, column))
+    rows: dict[File, dict[str, np.ndarray]] = {name: {} for name in scans}
+    known = dict(known or {})
+    if "action" in members and columns.actions:
+        _settle_actions(scans["events"], columns, rows["events"], problems)
+        del members["action"]
+    for vocabulary, places in members.items():
+        tables = [(scans[name], column) for name, column in places]
+        known[vocabulary], settled = settle(vocabulary, tables, columns, problems, given=known.get(vocabulary))
+        for (name, _), values in zip(places, settled, strict=True):
+            rows[name][vocabulary] = values
+    vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
+    return Tables(scans=scans, rows=rows, vocabularies=vocabularies)
+
+
+def settle(
+    name: str, members: list[tuple[Scan, str]], columns: Columns, problems: Problems, *, given: Vocabulary | None = None
+) -> tuple[Vocabulary, list[np.ndarray]]:
+    """The vocabulary of some columns, and their rows in it.
+
+    Args:
+      name: of the vocabulary.
+      members: table and column; the last one that has values says which are known.
+      columns: which columns are text.
+      problems: receives values of another kind, negative ids, unknown values.
+      given: the vocabulary of an encoder; None makes one.
+
+    Returns:
+      The vocabulary, and int32 [n] or [n, bag length] for each member.
+    """
+    held = [table.codes.pop(column) for table, column in members]
+    kind = given.kind if given is not None else None
+    kind = kind or _kind(held, is_text=any(column in columns.text for _, column in members))
+    values = [_as_kind(codes, kind) for codes in held]
+    vocabulary = given
+    if vocabulary is None:
+        vocabulary = Vocabulary(next((ids for ids, _ in reversed(values) if len(ids)), []))
+    rows = []
+    for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):
+        place = np.append(fits, False)  # the last one is code -1, no value
+        of_code = np.zeros(len(place), np.int32)
+        of_code[place] = vocabulary.encode(ids)
+        rows.append(of_code[codes.codes])
+        if len(fits) and not fits.any():
+            others = [other.label for other, _ in members if other is not table]
+            like = f"like the {name}s of {others[0]}" if given is None else f"like the vocabulary {name!r} given"
+            problems.add("wrong type", table.label, None, column, f"{_words(kind)} {like}", _words(_other(kind)))
+        elif codes.codes.ndim == 1:
+            _note_values(table, column, codes, place, ids, problems)
+            expected = f"one of the {len(vocabulary) - 1} known"
+            unknown = f"unknown {name if name in ('user', 'item') else 'category'}"
+            strange = table.is_good(column) & (codes.codes >= 0) & (rows[-1] == 0)
+            table.note(problems, unknown, strange, column, expected, lambda at, codes=codes: _shown(codes, at))
+    return vocabulary, rows
+
+
+def raw_values(codes: Codes, kind: Kind | None) -> np.ndarray:
+    """The values of a column without missing ones, [n] int64 or StringDType; 0 or "" for those of another kind."""
+    ids, fits = _as_kind(codes, kind or _kind([codes]))
+    values = ids if isinstance(ids, np.ndarray) else string_array(ids)
+    place = np.zeros(len(fits) + 1, np.int64)
+    place[:-1][fits] = np.arange(1, len(values) + 1)
+    return np.concatenate([np.zeros(1, values.dtype), values])[place[codes.codes]]
+
+
+def _kind(members: list[Codes], *, is_text: bool = False) -> Kind:
+    """Whether a vocabulary is of integers or of text."""
+    typed = {codes.is_integer for codes in members if not codes.is_text and len(codes.distinct)}
+    if is_text:
+        return "strings"
+    if typed:
+        return "integers" if True in typed else "strings"
+    whole = [_whole(codes.distinct).all() for codes in members if len(codes.distinct)]
+    return "integers" if any(whole) or not whole else "strings"
+
+
+def _as_kind(codes: Codes, kind: Kind) -> tuple[np.ndarray | list[str], np.ndarray]:
+    """The distinct values that are of a kind, and which of all those are, bool [distinct]."""
+    arrow, distinct = pyarrow(), codes.distinct
+    if codes.is_integer:
+        fits = np.full(len(distinct), kind == "integers")
+        return (distinct.to_numpy() if kind == "integers" else []), fits
+    if kind == "strings":
+        return distinct.to_pylist(), np.ones(len(distinct), bool)
+    fits = _whole(distinct)
+    return distinct.filter(arrow.array(fits)).cast(arrow.int64()).to_numpy(), fits
+
+
+def _note_values(
+    table: Scan, column: str, codes: Codes, fits: np.ndarray, ids: np.ndarray | list[str], problems: Problems
+) -> None:
+    """Notes text among integers and negative ids, and marks them as no good."""
+    negative = np.zeros(len(fits), bool)
+    if isinstance(ids, np.ndarray) and table.kinds[column] == "id":
+        negative[fits] = ids < 0
+    strange = ~fits
+    strange[-1] = False
+    for kind, wrong, expected in (
+        ("wrong type", strange, "a whole number, like the others"),
+        ("negative id", negative, "0 or more"),
+    ):
+        if wrong.any():
+            here = wrong[codes.codes]
+            table.note(problems, kind, here, column, expected, lambda at: _shown(codes, at))
+            table.good[column] = table.is_good(column) & ~here
+
+
+def _settle_actions(table: Scan, columns: Columns, rows: dict[str, np.ndarray], problems: Problems) -> None:
+    """Rows of `Columns.actions`, which may name integers as text."""
+    column = str(columns.action)
+    codes = table.codes.pop(column)
+    numbers = {str(value): number for number, value in enumerate(columns.actions, start=1)}
+    of_code = np.array([*(numbers.get(str(value), 0) for value in codes.distinct.to_pylist()), 0], np.int32)
+    rows["action"] = of_code[codes.codes]
+    strange = table.is_good(column) & (codes.codes >= 0) & (rows["action"] == 0)
+    expected = f"one of {', '.join(map(repr, columns.actions))}"
+    table.note(problems, "unknown action", strange, column, expected, lambda at: _shown(codes, at))
+
+
+def _whole(values: Any) -> np.ndarray:
+    """Which strings are integers, bool [n]; all of an integer array."""
+    if values.type == pyarrow().int64():
+        return np.ones(len(values), bool)
+    return pyarrow("pyarrow.compute").match_substring_regex(values, WHOLE).to_numpy(zero_copy_only=False)
+
+
+def _shown(codes: Codes, at: np.ndarray) -> Any:
+    """Values of some rows for a message, one after another; text is quoted."""
+    whole = codes.is_text and _whole(codes.distinct)
+    for code in codes.codes[at]:
+        value = codes.distinct[int(code)].as_py()
+        yield str(value) if isinstance(value, int) or (codes.is_text and whole[code]) else repr(value)
+
+
+def _words(kind: Kind) -> str:
+    return "text" if kind == "strings" else "integers"
+
+
+def _other(kind: Kind) -> Kind:
+    return "integers" if kind == "strings" else "strings"

@@ -1,0 +1,274 @@
+"""Where tables come from: Parquet, CSV and TSV files, folders of them, and tables in memory, as Arrow record batches.
+
+A file is never held as a whole. Rows keep their numbers, so that every problem can name its row. Needs the `data` extra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from tqdm import tqdm
+
+from aif_jax.readers.problems import File, Problems
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
+ROWS = 1 << 16  # of a batch
+UNIT_SEPARATOR = b"\x1f"  # stands for a separator of several characters
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Source: TypeAlias = "PathLike | TextFile | Mapping[str, Any] | Any"
+"""A path to a file or a folder, a `TextFile`, a mapping of columns (arrays or lists), or Arrow: a table, a record batch, or a
+reader of batches."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """A text file that its name does not describe.
+
+    Attributes:
+      path: of the file; ".gz" is unpacked.
+      names: of the columns, for a file without a header.
+      separator: between fields, one or more characters.
+      encoding: of the file.
+      quoted: whether double quotes keep separators within a field.
+      whole: refuses a last line without a line end, which may have been cut off.
+
+    Example:
+      >>> TextFile(path="ratings.dat", names=("user", "item", "rating", "time"), separator="::").separator
+      '::'
+    """
+
+    path: PathLike
+    names: tuple[str, ...] = ()
+    separator: str = ","
+    encoding: str = "utf8"
+    quoted: bool = True
+    whole: bool = False
+
+
+class Batch(NamedTuple):
+    """Some rows of one file."""
+
+    file: File
+    types: Mapping[str, Any]  # Arrow type of each column that is there; in text what the first block looks like
+    rows: np.ndarray  # int64 [n] row numbers, 1 for the first row of data of the file
+    columns: Any  # Arrow record batch of those columns; strings in text
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the values are text that still has to be parsed."""
+        return self.file.first_line is not None
+
+
+def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: str) -> Iterator[Batch]:
+    """Reads some columns of a source.
+
+    Args:
+      source: where the table is.
+      wanted: the columns; others are not looked at.
+      problems: receives missing columns, files that cannot be read, rows with too few or too many fields.
+      name: of a table in memory, for messages.
+
+    Raises:
+      ImportError: pyarrow is not installed.
+      FileNotFoundError: nothing at a path.
+      ValueError: a file of another kind; a folder without files or with files of more than one kind.
+      TypeError: none of the sources.
+    """
+    if isinstance(source, TextFile):
+        if not Path(source.path).is_file():
+            raise FileNotFoundError(f"{source.path}: expected a file, got no such file")
+        files = [(Path(source.path).name, _text(source, wanted, problems))]
+    elif isinstance(source, str | os.PathLike):
+        files = ((file.name, _file(file, wanted, problems)) for file in files_of(source))
+    else:
+        files = [(name, _in_memory(source, wanted, problems, name))]
+    for label, opened in files:
+        with tqdm(desc=label, unit="rows", unit_scale=True, delay=2, leave=False) as bar:
+            for batch in opened:
+                bar.update(len(batch.rows))
+                yield batch
+
+
+def files_of(path: PathLike) -> list[Path]:
+    """The file itself, or the Parquet, CSV and TSV files under a folder in the order of their names.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: a file of another kind, or a folder without such files or with more than one kind.
+    """
+    root = Path(path)
+    if root.is_dir():
+        files = sorted(file for file in root.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+        if len({file.name.endswith(".parquet") for file in files}) != 1:
+            raise ValueError(f"{root}: expected Parquet files or text files, one kind, got {[f.name for f in files[:8]]}")
+        return files
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: expected a file or folder, got no such file")
+    if not root.name.endswith(SUFFIXES):
+        raise ValueError(f"{root}: expected a name that ends in one of {', '.join(SUFFIXES)}, got {root.name!r}")
+    return [root]
+
+
+def pyarrow(module: str = "pyarrow") -> Any:
+    """A module of pyarrow. Raises ImportError with what to install where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError("Parquet and CSV files of your own need pyarrow: pip install 'aif_jax[data]'") from error
+
+
+def _file(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[Batch]:
+    if path.name.endswith(".parquet"):
+        return _parquet(path, wanted, problems)
+    separator = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    return _text(TextFile(path=path, separator=separator), wanted, problems)
+
+
+def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[Batch]:
+    arrow, parquet, file = pyarrow(), pyarrow("pyarrow.parquet"), File(str(path))
+    try:
+        with parquet.ParquetFile(path) as opened:
+            names = _present(file, opened.schema_arrow.names, wanted, problems)
+            yield from _numbered(file, names, opened.iter_batches(batch_size=ROWS, columns=names), problems)
+    except (arrow.ArrowException, OSError) as error:
+        problems.add("unreadable file", file, None, None, "a complete Parquet file", _first_line(error))
+
+
+def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str) -> Iterator[Batch]:
+    arrow, file = pyarrow(), File(name)
+    if isinstance(source, Mapping):
+        source = arrow.table({str(key): _array(values) for key, values in source.items()})
+    if isinstance(source, arrow.RecordBatch):
+        source = arrow.Table.from_batches([source])
+    if not isinstance(source, arrow.Table | arrow.RecordBatchReader):
+        raise TypeError(f"{name}: expected a path, a mapping of columns or an Arrow table, got {type(source).__name__}")
+    names = _present(file, source.schema.names, wanted, problems)
+    parts = source.to_batches() if isinstance(source, arrow.Table) else source
+    slices = (part.slice(start, ROWS) for part in parts for start in range(0, part.num_rows, ROWS))
+    yield from _numbered(file, names, (part.select(names) for part in slices), problems)
+
+
+def _numbered(file: File, names: list[str], parts: Iterator[Any], problems: Problems) -> Iterator[Batch]:
+    """Arrow record batches with the numbers of their rows."""
+    first = 1
+    for part in parts:
+        if part.num_rows:
+            types = {name: part.schema.field(name).type for name in names}
+            yield Batch(file, types, np.arange(first, first + part.num_rows), part)
+            first += part.num_rows
+    if first == 1:
+        problems.add("no rows", file, None, None, "at least one row", "none")
+
+
+def _array(values: Any) -> Any:
+    """A column in memory as an Arrow array."""
+    arrow = pyarrow()
+    if not isinstance(values, np.ndarray):
+        return values
+    if values.ndim == 2:
+        return arrow.FixedSizeListArray.from_arrays(arrow.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+    return arrow.array(values.tolist(), arrow.large_string()) if values.dtype.kind in "UT" else arrow.array(values)
+
+
+def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator[Batch]:
+    arrow, csv = pyarrow(), pyarrow("pyarrow.csv")
+    file = File(str(text.path), first_line=1 if text.names else 2)
+    header = file.first_line or 0
+    broken: set[int] = set()
+
+    def refuse(row: Any) -> str:
+        number = row.number + 1 - header
+        broken.add(number)
+        got = f"{row.actual_columns} in {row.text!r}"
+        problems.add("wrong number of fields", file, [number], None, f"{row.expected_columns}", got)
+        return "skip"
+
+    def opened(handler: Any, **options: Any) -> Any:
+        return csv.open_csv(
+            _characters(text),
+            read_options=csv.ReadOptions(
+                use_threads=False,  # with threads a broken row does not know its number
+                column_names=list(text.names) or None,
+                encoding=text.encoding,
+            ),
+            parse_options=csv.ParseOptions(
+                delimiter=text.separator if len(text.separator) == 1 else UNIT_SEPARATOR.decode(),
+                quote_char='"' if text.quoted else False,
+                invalid_row_handler=handler,
+                ignore_empty_lines=False,
+            ),
+            **options,
+        )
+
+    try:
+        with opened(lambda row: "skip") as reader:  # reads one block, which tells what the columns look like
+            schema = reader.schema
+        names = _present(file, schema.names, wanted, problems)
+        convert = csv.ConvertOptions(
+            column_types={name: arrow.string() for name in schema.names},
+            include_columns=names,
+            strings_can_be_null=True,
+            null_values=[""],
+        )
+        types, first = {name: schema.field(name).type for name in names}, 1
+        with opened(refuse, convert_options=convert) as reader:
+            for part in reader:
+                rows = np.arange(first, first + part.num_rows + len(broken))
+                rows = np.setdiff1d(rows, list(broken), assume_unique=True)[: part.num_rows] if broken else rows
+                if part.num_rows:
+                    first = int(rows[-1]) + 1
+                    broken = {number for number in broken if number >= first}
+                    yield Batch(file, types, rows, part)
+        if first == 1:
+            problems.add("no rows", file, None, None, "at least one row", "none")
+        elif text.whole and (tail := _unended(text.path)):
+            problems.add("cut off", file, None, None, "a line end after the last line", repr(tail))
+    except (arrow.ArrowException, OSError) as error:
+        expected = f"text {'without' if text.names else 'with'} a header in {text.encoding}"
+        problems.add("unreadable file", file, None, None, expected, _first_line(error))
+
+
+def _characters(text: TextFile) -> Any:
+    """The file for Arrow, which knows separators of one character only."""
+    separator, held = text.separator.encode(), b""
+    if len(separator) == 1:
+        return str(text.path)
+
+    def translate(data: Any) -> bytes:
+        nonlocal held
+        joined = (held + bytes(data)).replace(separator, UNIT_SEPARATOR)
+        # a separator may go on in the next piece; the last piece is empty
+        cut = max((k for k in range(len(separator)) if joined.endswith(separator[:k])), default=0) if len(data) else 0
+        held = joined[len(joined) - cut :]
+        return joined[: len(joined) - cut]
+
+    arrow = pyarrow()
+    return arrow.TransformInputStream(arrow.input_stream(str(text.path)), translate)
+
+
+def _unended(path: PathLike) -> str:
+    """The end of a file whose last line has no line end; "" where it has one."""
+    with pyarrow().input_stream(str(path)) as stream:
+        tail = b""
+        while data := stream.read(1 << 20):
+            tail = data[-60:]
+    return "" if tail.endswith(b"\n") else tail.rpartition(b"\n")[2].decode("utf8", "replace")
+
+
+def _present(file: File, names: list[str], wanted: Sequence[str], problems: Problems) -> list[str]:
+    for name in wanted:
+        if names.count(name) != 1:
+            got = "more than one" if name in names else f"the columns {', '.join(map(repr, names))}"
+            problems.add("missing column", file, None, name, "a column of this name", got)
+    return [name for name in wanted if names.count(name) == 1]
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

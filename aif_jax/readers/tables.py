@@ -1,0 +1,269 @@
+"""Tables as blocks of checked columns: every value is parsed as what `Columns` says it is, or its problem is noted.
+
+Ids and other categorical values become codes into the distinct values of their block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aif_jax.columns import CODED, Columns, Kind
+from aif_jax.readers.problems import File, Problems
+from aif_jax.readers.sources import Batch, Source, batches, pyarrow
+from aif_jax.times import PER_SECOND, likely_unit, wrong_unit
+
+NANOSECONDS = 10**9
+
+
+class Coded(NamedTuple):
+    """Categorical values of a block."""
+
+    codes: np.ndarray  # int32 [n], or [n, length] for bags: position in `values`, -1 where there is none
+    values: Any  # the distinct values: Arrow array of int64 or large_string; of text files always the latter
+
+
+class Moments(NamedTuple):
+    """Times of a block."""
+
+    seconds: np.ndarray  # int64 [n]
+    nanoseconds: np.ndarray | None  # int32 [n] after the second; None where times are whole seconds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Block:
+    """Some rows of one file.
+
+    Attributes:
+      file: that the rows are in.
+      is_text: whether it is a text file, where integers are still text.
+      rows: int64 [n] row numbers, 1 for the first row of data of the file.
+      columns: name to `Coded`, `Moments`, float32 [n] or float32 [n, E]; a column that is missing or of a type that cannot be
+        read is in none.
+      good: name to bool [n]; where it is false the value is a placeholder and its problem is noted.
+    """
+
+    file: File
+    is_text: bool
+    rows: np.ndarray
+    columns: dict[str, Any]
+    good: dict[str, np.ndarray]
+
+
+def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Iterator[Block]:
+    """Reads the columns `kinds` of a source.
+
+    Args:
+      source: path, `TextFile`, mapping of columns or Arrow.
+      kinds: column name to what it holds; other columns are not looked at.
+      problems: receives every value that is not of its kind, every row with too few or too many fields, missing columns.
+      columns: for units and separators.
+      name: of a table in memory, for messages.
+
+    Raises:
+      ImportError, FileNotFoundError, ValueError, TypeError: as `sources.batches`.
+
+    Example:
+      >>> problems = Problems()
+      >>> table = {"user": ["ann", "bob"], "time": [5, None]}
+      >>> (block,) = blocks(table, {"user": "id", "time": "time"}, problems, columns=Columns(), name="events")
+      >>> block.columns["user"].values.to_pylist(), block.good["time"].tolist(), problems.totals
+      (['ann', 'bob'], [True, False], {'null': 1})
+    """
+    widths: dict[str, int] = {}
+    file, parsers = None, {}
+    for batch in batches(source, list(kinds), problems, name=name):
+        if batch.file != file:
+            file, parsers = batch.file, _parsers(batch, kinds, problems, columns, widths)
+        parsed = {column: parse(batch.columns.column(column), batch.rows) for column, parse in parsers.items()}
+        yield Block(
+            file=batch.file,
+            is_text=batch.is_text,
+            rows=batch.rows,
+            columns={column: values for column, (values, _) in parsed.items()},
+            good={column: good for column, (_, good) in parsed.items()},
+        )
+
+
+def _parsers(
+    batch: Batch, kinds: Mapping[str, Kind], problems: Problems, columns: Columns, widths: dict[str, int]
+) -> dict[str, Callable[[Any, np.ndarray], tuple[Any, np.ndarray]]]:
+    """For every readable column of a file a function (values, rows) -> (column, good)."""
+    test, text = pyarrow("pyarrow").types, batch.is_text
+    parsers = {}
+    for name, type_ in batch.types.items():
+        value, kind = type_.value_type if test.is_dictionary(type_) else type_, kinds[name]
+        word = test.is_string(value) or test.is_large_string(value)
+        listed = test.is_list(value) or test.is_large_list(value) or test.is_fixed_size_list(value)
+        integer = test.is_integer(value) or test.is_boolean(value)
+        number = test.is_floating(value) or test.is_decimal(value)
+        moment, empty = test.is_timestamp(value) or test.is_date(value), test.is_null(value)
+        column = _Column(batch, name, kind, type_, problems, columns, widths)
+        named = text and (not number or name in columns.text)  # text may look like dates, and still name something
+        fits, expected, parse = {
+            "coded": (word or integer or empty or named, "integers or text", column.coded),
+            "bag": (word or listed or text or empty, "lists, or text to be split", column.bag),
+            "float": (integer or number or text or empty, "numbers", column.floats),
+            "vector": (listed and not text, "lists of numbers (in text files give the content by itself)", column.vectors),
+            "time": (integer or moment or text or empty, "whole numbers or timestamps", column.times),
+        }["coded" if kind in CODED and kind != "bag" else kind]
+        if fits:
+            parsers[name] = parse
+        else:
+            hint = " (pandas makes floats of integers where one is missing)" if number and kind in CODED else ""
+            problems.add("wrong type", batch.file, None, name, expected, f"{type_}{hint}")
+    return parsers
+
+
+class _Column:
+    """One column of one file: how its values become arrays."""
+
+    def __init__(
+        self, batch: Batch, name: str, kind: Kind, type_: Any, problems: Problems, columns: Columns, widths: dict[str, int]
+    ):
+        self.file, self.text, self.name, self.kind, self.type = batch.file, batch.is_text, name, kind, type_
+        self.problems, self.columns, self.widths = problems, columns, widths
+
+    def coded(self, values: Any, rows: np.ndarray) -> tuple[Coded, np.ndarray]:
+        """Ids and other categorical values."""
+        good = np.ones(len(rows), bool)
+        if self.kind != "value":
+            good = self._not_null(values, rows, "a category for every item" if self.kind == "category" else "an id")
+        return self._encode(values, rows), good
+
+    def bag(self, values: Any, rows: np.ndarray) -> tuple[Coded, np.ndarray]:
+        """Lists of values, cut to the length kept."""
+        arrow, length = pyarrow(), self.columns.bag_length
+        if arrow.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if arrow.types.is_null(values.type):
+            values = values.cast(arrow.list_(arrow.string()))
+        if arrow.types.is_string(values.type) or arrow.types.is_large_string(values.type):
+            values = pyarrow("pyarrow.compute").split_pattern(values, self.columns.bag_separator)
+        flat, row, place = _flatten(values)
+        coded = self._encode(flat, rows[row])
+        codes = np.full((len(rows), length), -1, np.int32)
+        kept = place < length
+        codes[row[kept], place[kept]] = coded.codes[kept]
+        return Coded(codes, coded.values), np.ones(len(rows), bool)
+
+    def floats(self, values: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [n]."""
+        arrow = pyarrow()
+        good = self._not_null(values, rows, "a number")
+        if self.text:
+            values, parsed = self._parse(values, rows, arrow.float64(), "a number")
+            good &= parsed
+        else:
+            values = values.cast(arrow.float64())
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found below
+            array = values.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float32)
+        return self._finite(array, rows, good)
+
+    def vectors(self, values: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [n, E], E being the length of the first list."""
+        good = self._not_null(values, rows, "a list of numbers")
+        flat, row, place = _flatten(values)
+        counts = np.bincount(row, minlength=len(rows))
+        width = self.widths.setdefault(self.name, max(1, int(counts[good][0]))) if good.any() else self.widths.get(self.name, 0)
+        wrong = good & (counts != width)
+        expected = f"{width} numbers like the rows before"
+        self.problems.add("wrong length", self.file, rows[wrong], self.name, expected, map(str, counts[wrong]))
+        good &= ~wrong
+        array = np.zeros((len(rows), width), np.float32)
+        kept = good[row]
+        numbers = flat.cast(pyarrow().float32(), safe=False)
+        array[row[kept], place[kept]] = numbers.to_numpy(zero_copy_only=False)[kept]
+        return self._finite(array, rows, good)
+
+    def times(self, values: Any, rows: np.ndarray) -> tuple[Moments, np.ndarray]:
+        """Seconds and what is left of them."""
+        arrow = pyarrow()
+        dated = arrow.types.is_timestamp(self.type) or arrow.types.is_date(self.type)
+        good = self._not_null(values, rows, "a time")
+        if self.text:
+            target, expected = (self.type, "a date and time") if dated else (arrow.int64(), "a whole number")
+            values, parsed = self._parse(values, rows, target, expected)
+            good &= parsed
+        if arrow.types.is_date(self.type):
+            values = values.cast(arrow.timestamp("s"))
+        unit = values.type.unit if dated else self.columns.time_unit
+        array = values.cast(arrow.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+        late, early = wrong_unit(array, unit=unit, dated=dated)
+        for wrong, expected in ((late, "times before 2100"), (early, "times after 1973")):
+            got = (f"{value}, which looks like {likely_unit(int(value))!r}" for value in array[good & wrong])
+            self.problems.add("time unit", self.file, rows[good & wrong], self.name, f"{expected} in {unit!r}", got)
+        per_second = PER_SECOND[unit]
+        if per_second == 1:
+            return Moments(array, None), good
+        rest = (array % per_second * (NANOSECONDS // per_second)).astype(np.int32)
+        return Moments(array // per_second, rest), good
+
+    def _encode(self, values: Any, rows: np.ndarray) -> Coded:
+        """Codes into the distinct values; `rows` are the numbers of the values' rows."""
+        arrow, test = pyarrow(), pyarrow("pyarrow.types")
+        if test.is_null(values.type):
+            return Coded(np.full(len(values), -1, np.int32), arrow.array([], arrow.int64()))
+        coded = values if test.is_dictionary(values.type) else values.dictionary_encode()
+        codes, distinct = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32), coded.dictionary
+        if test.is_uint64(distinct.type):
+            beyond = np.append(distinct.to_numpy() >= 2**63, False)
+            wrong = beyond[codes]
+            got = map(str, (distinct[int(code)] for code in codes[wrong]))
+            self.problems.add("wrong type", self.file, rows[wrong], self.name, "an integer below 2^63", got)
+            distinct = arrow.array(np.where(beyond[:-1], 0, distinct.to_numpy()).astype(np.int64))
+        word = test.is_string(distinct.type) or test.is_large_string(distinct.type)
+        if test.is_boolean(distinct.type):
+            distinct = distinct.cast(arrow.int8())
+        if not word and self.name in self.columns.text:
+            distinct, word = distinct.cast(arrow.string()), True
+        return Coded(codes, distinct.cast(arrow.large_string() if word else arrow.int64()))
+
+    def _finite(self, array: np.ndarray, rows: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        finite = np.isfinite(array).reshape(len(rows), -1).all(1)
+        wrong = good & ~finite
+        got = (str(value[~np.isfinite(value)][0]) for value in array.reshape(len(rows), -1)[wrong])
+        self.problems.add("not finite", self.file, rows[wrong], self.name, "a finite number", got)
+        array[~finite] = 0
+        return array, good & finite
+
+    def _not_null(self, values: Any, rows: np.ndarray, expected: str) -> np.ndarray:
+        missing = values.is_null().to_numpy(zero_copy_only=False).astype(bool)
+        self.problems.add("null", self.file, rows[missing], self.name, expected, "nothing")
+        return ~missing
+
+    def _parse(self, values: Any, rows: np.ndarray, target: Any, expected: str) -> tuple[Any, np.ndarray]:
+        """Text as `target`, nothing where it is not that; and where it is."""
+        parts, good = [], np.ones(len(values), bool)
+        _parse_some(values, 0, target, parts, good)
+        bad = ~good
+        got = (repr(value.as_py()) for value in values.filter(pyarrow().array(bad))) if bad.any() else ""
+        self.problems.add("wrong type", self.file, rows[bad], self.name, expected, got)
+        return pyarrow().chunked_array(parts, target).combine_chunks(), good
+
+
+def _parse_some(values: Any, start: int, target: Any, parts: list[Any], good: np.ndarray) -> None:
+    """Casts by halves, so that a few bad values cost a few tries."""
+    arrow = pyarrow()
+    try:
+        parts.append(values.cast(target))
+    except arrow.ArrowInvalid:
+        if len(values) == 1:
+            good[start] = False
+            parts.append(arrow.nulls(1, target))
+            return
+        middle = len(values) // 2
+        _parse_some(values[:middle], start, target, parts, good)
+        _parse_some(values[middle:], start + middle, target, parts, good)
+
+
+def _flatten(values: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The values of all lists, and for each its row and its place in the list; lists that are null count as empty."""
+    compute = pyarrow("pyarrow.compute")
+    counts = compute.fill_null(compute.list_value_length(values), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    row = np.repeat(np.arange(len(values)), counts)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return compute.list_flatten(values), row, place

@@ -1,0 +1,134 @@
+"""Times: their units, what a present-day time can be, and the order of events.
+
+Everything inside the package counts whole seconds. A time is read once, at the edge, by `ticks`, which refuses what cannot be
+in the unit stated, such as milliseconds given as seconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
+PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+EARLIEST, LATEST = 100_000_000, 4_102_444_800  # 1973 and 2100 in seconds: a present-day time is between them
+FLOOR = -(2**62)  # below it differences of times could overflow
+
+
+class Ticks(NamedTuple):
+    """Times as they came: integers, of which `per_second` make a second."""
+
+    value: np.ndarray  # int64 [...]
+    per_second: int
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """int64 [...] whole seconds, rounded down."""
+        return self.value if self.per_second == 1 else self.value // self.per_second
+
+
+def ticks(times: Any, name: str, *, unit: TimeUnit = "s") -> Ticks:
+    """Reads times of any shape.
+
+    Args:
+      times: integers in `unit`; `datetime64` or `datetime` (UTC where they name no zone).
+      name: of the argument, for the message.
+      unit: of integers.
+
+    Raises:
+      TypeError: no times.
+      ValueError: a missing time, or one that cannot be in `unit`; the message names the unit that it looks like.
+
+    Example:
+      >>> ticks([1_511_544_070_999], "times", unit="ms").seconds.tolist()
+      [1511544070]
+      >>> ticks(1_511_544_070_999, "now")
+      Traceback (most recent call last):
+      ValueError: now: expected a time before 2100 in 's', got 1511544070999, which looks like 'ms'
+    """
+    if isinstance(times, datetime.datetime):
+        times = np.datetime64(times if times.tzinfo is None else times.astimezone(datetime.UTC).replace(tzinfo=None), "us")
+    array = np.asarray(times)
+    if not array.size:
+        return Ticks(np.zeros(array.shape, np.int64), PER_SECOND[unit])
+    if array.dtype.kind == "M":
+        if np.isnat(array).any():
+            raise ValueError(f"{name}: expected a time, got none (NaT) {_place(np.isnat(array))}".rstrip())
+        own = np.datetime_data(array.dtype)
+        unit = own[0] if own[1] == 1 and own[0] in PER_SECOND else "s"  # type: ignore[assignment]
+        value = array.astype(f"datetime64[{unit}]").astype(np.int64)
+    elif array.dtype.kind in "iu":
+        value = array.astype(np.int64, copy=False)
+    else:
+        raise TypeError(f"{name}: expected integer times in {unit!r} or datetime64, got dtype {array.dtype.name}")
+    expect_plausible(value, name, unit=unit, dated=array.dtype.kind == "M")
+    return Ticks(value, PER_SECOND[unit])
+
+
+def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False, start: int = 0) -> None:
+    """Raises ValueError for a time that cannot be in `unit`; `start` is the position of the first one.
+
+    Args:
+      value: int64 [...] in `unit`.
+      name: for the message.
+      unit: the unit stated.
+      dated: the times came as dates, which cannot be seconds read as another unit.
+      start: added to the position in the message.
+    """
+    late, early = wrong_unit(value, unit=unit, dated=dated)
+    for wrong, expected in ((late, "before 2100"), (early, "after 1973"), (value < FLOOR, f"of at least {FLOOR}")):
+        if wrong.any():
+            got = int(value[wrong].flat[0]) if value.ndim else int(value)
+            place = _place(wrong, start)
+            looks = f", which looks like {likely_unit(got)!r}" if got > EARLIEST else ""
+            raise ValueError(f"{name}: expected a time {expected} in {unit!r}, got {got}{place and ' ' + place}{looks}")
+
+
+def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Which times are too late for the unit (after 2100), and which are too early because they look like seconds."""
+    late = value >= (LATEST + 1) * PER_SECOND[unit]
+    if unit == "s" or dated:
+        return late, np.zeros_like(late)
+    return late, (value > EARLIEST) & (value < LATEST)
+
+
+def likely_unit(value: int) -> str:
+    """The unit in which a time would be before 2100."""
+    return next((unit for unit, per_second in PER_SECOND.items() if value // per_second <= LATEST), "ns")
+
+
+def break_ties(keys: Sequence[np.ndarray], ties: Sequence[np.ndarray]) -> np.ndarray | slice:
+    """The order of events that are sorted by `keys` and, among equal ones, shall be by `ties`.
+
+    Events of one moment come from files and from feature stores in any order. So that both give the same history, ties are
+    ordered by what the event is.
+
+    Args:
+      keys: [n] each, by which the events are sorted, the first one first.
+      ties: [n] each.
+
+    Returns:
+      An index [n].
+
+    Example:
+      >>> break_ties([np.array([5, 5, 8])], [np.array([2, 1, 0])]).tolist()
+      [1, 0, 2]
+    """
+    same = np.logical_and.reduce([key[1:] == key[:-1] for key in keys])
+    if not same.any():
+        return slice(None)
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    group = np.cumsum(np.append(True, ~same))[tied]
+    order = np.arange(len(same) + 1)
+    order[tied] = tied[np.lexsort((*(tie[tied] for tie in reversed(ties)), group))]
+    return order
+
+
+def _place(wrong: np.ndarray, start: int = 0) -> str:
+    if not wrong.ndim:
+        return ""
+    first = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    return f"at position {[int(first[0]) + start, *map(int, first[1:])]}"
