@@ -1,12 +1,13 @@
 """The synthetic world: the truth is the truth, the ceiling is one, and each knob plants the signal that it names."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
 
 from aif_jax import metrics
-from aif_jax.data.synthetic import CLICK, synthetic_world
+from experiments.datasets.synthetic import CLICK, synthetic_world
 
 SMALL = dict(
     users=150, items=300, categories=20, topics=25, events_per_user=120, lag=16, interests=4, favourites=2, content_dim=16
@@ -45,6 +46,26 @@ def test_the_same_seed_gives_the_same_world(world):
     for a, b in zip(everything(world), everything(again), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(world.dataset.log.item, other.dataset.log.item)
+
+
+def test_the_world_of_the_records():
+    """Recorded results of the study are of these draws."""
+    log = synthetic_world(7, **SMALL).dataset.log
+    digest = hashlib.sha256(b"".join(getattr(log, name).tobytes() for name in ("user", "item", "action", "time"))).hexdigest()
+    assert digest == "252336cc6362091d5fa05571213dd12141c93f96dcc2fc9bc27683b8f7e2652d"
+
+
+def test_features_are_those_of_raw_events():
+    """Without ties, whose order the log keeps as they happened and the encoder by item."""
+    world = synthetic_world(7, **SMALL | {"users": 3}, tie_rate=0.0)
+    data, position = world.dataset, 300
+    user = data.log.user[position]
+    before = slice(data.log.offsets[user], position)
+    raw = {"item": data.items.raw[data.log.item[before] - 1], "action": data.log.action[before], "time": data.log.time[before]}
+    encoded = dataclasses.replace(data.encoder, length=32).user(None, raw, data.log.time[position])
+    offline = data.user_features([position], length=32).history
+    for field in ("item", "action", "age", "mask"):
+        np.testing.assert_array_equal(getattr(encoded.history, field), getattr(offline, field)[0], field)
 
 
 def test_sizes_and_what_a_model_sees(world):
@@ -184,8 +205,8 @@ def signals(world):
     """For target and negatives, by the world's own labels: is the topic (1) only in the far history, (2) in the last few
     events; (3) how often was the category met? Each as an AUC of telling targets from negatives."""
     positions, items, labels = next_item_lists(world)
-    history = world.dataset.user_features(positions, short=4, long=120).long
-    topic, category = world.topic[history.ids["item"]], world.category[history.ids["item"]]
+    history = world.dataset.user_features(positions, length=120).history
+    topic, category = world.topic[history.item], world.category[history.item]
 
     def count(of_history, of_items, window):
         same = (of_history[:, None, window] == of_items[:, :, None]) & history.mask[:, None, window]
@@ -231,8 +252,8 @@ def test_long_term_interests_lie_beyond_the_lag():
     topics that the last `lag` events lack."""
     world = synthetic_world(5, **SMALL, **OFF | {"long_term": 5.0})
     log, positions = world.dataset.log, np.flatnonzero(world.observable)
-    near = world.dataset.user_features(positions, short=16, long=16).short
-    in_near = ((world.topic[near.ids["item"]] == world.topic[log.item[positions]][:, None]) & near.mask).any(axis=1)
+    near = world.dataset.user_features(positions, length=16).history
+    in_near = ((world.topic[near.item] == world.topic[log.item[positions]][:, None]) & near.mask).any(axis=1)
     assert in_near.mean() < 0.1
 
 

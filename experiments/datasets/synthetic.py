@@ -25,7 +25,7 @@ user. `World.observable` is false for those samples. A first event has S(k) = po
 lift of all events. Clicks do not change what comes next.
 
 Users come back to items: negatives must not leave out what the user has seen, or the truth is another one.
-Source: ours; the signals are those that SIM (2006.05639), ETA (2108.04468) and SimTier (2407.19467) are made for.
+The signals are those that SIM (2006.05639), ETA (2108.04468) and SimTier (2407.19467) are made for.
 """
 
 from __future__ import annotations
@@ -253,17 +253,20 @@ def synthetic_world(
     median = float(np.median(lift))
     clicked = rng.random(len(lift)) * (lift + median) < lift
     columns = Columns(action="action", actions=(SEEN, CLICK))
-    vocabularies = {"user": users, "item": items, "category": categories}
-    vocabularies = {name: Vocabulary(np.arange(1, count + 1)) for name, count in vocabularies.items()}
+    counts = {"user": users, "item": items, "category": categories}
+    vocabularies = {name: Vocabulary(np.arange(1, count + 1)) for name, count in counts.items()}
     schema = schema_of(columns, vocabularies, content=content_dim)
     dataset = Dataset(
         name="synthetic",
+        schema=schema,
         log=EventLog.from_arrays(user + 1, chosen.ravel(), np.where(clicked, CLICK, SEEN), time.ravel(), users=users + 1),
         catalogue=Catalogue.from_items(
             schema, vocabularies["item"].raw, ids={"category": category[1:] + 1}, content=content
         ),
         user_ids={},
         user_floats=np.zeros((users + 1, 0), np.float32),
+        users=vocabularies["user"],
+        items=vocabularies["item"],
         encoder=Encoder(schema=schema, columns=columns, vocabularies=vocabularies),
     )
     return World(
