@@ -1,0 +1,55 @@
+"""The command line `aif-jax`: check files, train, build and update an index, export, verify.
+
+Exit codes, the same for every command: 0 fine; 1 problems were found, a folder failed its verification, or data was refused;
+2 the command could not start: wrong usage, a file or package that is missing, an output that exists already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from aif_jax import doctor
+from aif_jax.cli import data, exports, indexes
+from aif_jax.cli.options import FINE, PROBLEMS, USAGE, UsageError
+
+__all__ = ["FINE", "PROBLEMS", "USAGE", "main", "parser"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      argv: the words after the program's name; None takes those of this process.
+
+    Returns:
+      The exit code. Reasons are on stderr.
+
+    Example:
+      >>> main(["index", "inspect", "no-such-folder"])
+      2
+    """
+    options = parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except (UsageError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return PROBLEMS
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of all commands."""
+    whole = argparse.ArgumentParser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = whole.add_subparsers(required=True, metavar="check|train|index|export|verify|doctor")
+    data.add_commands(commands)
+    indexes.add_commands(commands)
+    exports.add_commands(commands)
+    text = "Reports installed versions and devices, and runs a smoke test."
+    one = commands.add_parser("doctor", help=text, description=text)
+    one.add_argument("--json", action="store_true", help="print the report as JSON")
+    one.set_defaults(run=lambda options: doctor.main(as_json=options.json))
+    return whole

@@ -1,0 +1,240 @@
+"""The command line: every command on real files, its exit codes, its help."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import aif_jax as aif
+from aif_jax import checkpoint, cli, export
+from aif_jax.cli.options import meaning
+from aif_jax.columns import Columns
+from aif_jax.index import ItemIndex
+from aif_jax.readers import read
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = Columns(category="kind", item_floats=("price",), user_attributes=("city",))
+FLAGS = ["--category", "kind", "--item-floats", "price", "--user-attributes", "city"]
+
+
+def items(ids, *, kinds=3):
+    ids = np.asarray(ids)
+    return pa.table({"item": ids, "kind": [f"kind {number % kinds}" for number in ids], "price": ids / 7})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with events, items, users and a checkpoint; the model, its parameters and encoder."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    ids = np.arange(1000, 1090)
+    time = np.sort(rng.integers(1_600_000_000, 1_600_900_000, 600))
+    events = {"user": rng.integers(1, 30, 600), "item": rng.choice(ids, 600), "time": time}
+    pq.write_table(pa.table(events), folder / "events.parquet")
+    (folder / "items").mkdir()
+    pq.write_table(items(ids[:40]), folder / "items" / "a.parquet")
+    pq.write_table(items(ids[40:]), folder / "items" / "b.parquet")
+    (folder / "users.csv").write_text("user,city\n" + "".join(f"{user},city {user % 4}\n" for user in range(1, 30)))
+    (folder / "columns.json").write_text(json.dumps(COLUMNS.to_json()))
+    data = read(folder / "events.parquet", items=folder / "items", users=folder / "users.csv", columns=COLUMNS)
+    model = aif.build(aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False))
+    params = jax.jit(lambda key: model.init(key, data.catalogue))(jax.random.key(0))
+    checkpoint.save(folder / "model", params, model.config, encoder=data.encoder)
+    checkpoint.save(folder / "bare", params, model.config)
+    return folder, model, params, data.encoder
+
+
+@pytest.fixture
+def run(capsys):
+    """`run(word, ...)` is (exit code, stdout, stderr)."""
+
+    def call(*words):
+        code = cli.main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def same(a: ItemIndex, b: ItemIndex) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(*(jax.tree.leaves(i.stored()) for i in (a, b)), strict=True))
+
+
+def files(folder):
+    return ["--events", folder / "events.parquet", "--items", folder / "items", "--users", folder / "users.csv"]
+
+
+# -- index ------------------------------------------------------------------------------------------------------------------
+
+
+def test_index_build_update_inspect_verify(world, tmp_path, run):
+    folder, model, params, encoder = world
+    build = ["index", "build", "--checkpoint", folder / "model", "--items", folder / "items", "--batch-size", 64, "--quiet"]
+    code, out, _ = run(*build, "--out", tmp_path / "one", "--dry-run")
+    assert code == 0 and out.startswith("dry run: 90 items, ") and not (tmp_path / "one").exists()
+    assert run(*build, "--out", tmp_path / "one", "--position", 5)[0] == 0
+    built = ItemIndex.build(model, params, folder / "items", encoder=encoder, batch_size=64, progress=False)
+    assert same(ItemIndex.load(tmp_path / "one", model, params, encoder=encoder), built)
+
+    pq.write_table(items([1000, 7, 7], kinds=2), tmp_path / "changes.parquet")
+    (tmp_path / "deleted.csv").write_text("item,note\n1001,out of stock\n1002,\n5,was never there\n")
+    update = ["index", "update", "--index", tmp_path / "one", "--checkpoint", folder / "model", "--quiet"]
+    update += ["--items", tmp_path / "changes.parquet", "--deleted", tmp_path / "deleted.csv", "--out", tmp_path / "two"]
+    code, out, _ = run(*update, "--dry-run")
+    assert code == 0 and "3 changed, 3 deleted, 90 -> 89 items" in out and not (tmp_path / "two").exists()
+    code, out, _ = run(*update, "--position", "2=9")
+    assert code == 0 and "90 -> 89 items" in out
+    wanted = built.upsert({name: column.to_numpy() for name, column in columns_of(items([1000, 7], kinds=2))}).delete(
+        [1001, 1002]
+    )
+    assert same(ItemIndex.load(tmp_path / "two", model, params, encoder=encoder), wanted)
+
+    code, out, _ = run("index", "inspect", tmp_path / "two")
+    manifest = json.loads(out)
+    assert code == 0 and (manifest["items"], manifest["version"]) == (89, built.version)
+    assert manifest["positions"] == {"0": 5, "2": 9} and manifest["config"]["blocks"] == [{"block": "DotProduct"}]
+    code, out, _ = run("index", "verify", tmp_path / "two")
+    assert code == 0 and "intact, 89 items" in out
+    (file,) = [path for path in (tmp_path / "two" / "rows" / "d").iterdir()][:1]
+    file.write_bytes(file.read_bytes()[:-3])
+    code, _, err = run("index", "verify", tmp_path / "two")
+    assert code == 1 and "torn or altered" in err
+
+
+def columns_of(table):
+    return zip(table.column_names, table.columns, strict=True)
+
+
+def test_exit_codes_of_the_index(world, tmp_path, run):
+    folder, model, params, encoder = world
+    code, _, err = run("index", "verify", tmp_path / "nothing")
+    assert code == 2 and "no checkpoint" in err
+    (tmp_path / "there").mkdir()
+    build = ["index", "build", "--checkpoint", folder / "model", "--quiet", "--out"]
+    code, _, err = run(*build, tmp_path / "there", "--items", folder / "items")
+    assert code == 2 and "expected a new folder" in err
+    code, _, err = run(*build, tmp_path / "a", "--items", tmp_path / "none.csv")
+    assert code == 2 and "no such file" in err
+    pq.write_table(items([1000, 1000]), tmp_path / "twice.parquet")
+    code, _, err = run(*build, tmp_path / "a", "--items", tmp_path / "twice.parquet", "--dry-run")
+    assert code == 1 and "1000 comes twice" in err
+    pq.write_table(items([1000]).drop_columns(["kind"]), tmp_path / "short.parquet")
+    code, _, err = run(*build, tmp_path / "a", "--items", tmp_path / "short.parquet")
+    assert code == 1 and "missing column" in err and "'kind'" in err
+    code, _, err = run("index", "build", "--checkpoint", folder / "bare", "--items", folder / "items", "--out", tmp_path / "a")
+    assert code == 2 and "expected a checkpoint with an encoder" in err
+    with pytest.raises(SystemExit) as usage:
+        run("index", "build", "--storage", "float8")
+    assert usage.value.code == 2
+    ItemIndex.build(model, params, folder / "items", encoder=encoder, batch_size=64, progress=False).save(tmp_path / "index")
+    update = ["index", "update", "--index", tmp_path / "index", "--out", tmp_path / "b", "--checkpoint"]
+    assert run(*update, folder / "model")[0] == 2
+    other = {**params, "item": jax.tree.map(lambda x: x + 1, params["item"])}
+    checkpoint.save(tmp_path / "other", other, model.config, encoder=encoder)
+    code, _, err = run(*update, tmp_path / "other", "--items", tmp_path / "twice.parquet")
+    assert code == 1 and "expected version" in err and not (tmp_path / "b").exists()
+
+
+# -- export -----------------------------------------------------------------------------------------------------------------
+
+
+def test_export_verify_rebuild(world, tmp_path, run):
+    folder, model, params, encoder = world
+    index = ItemIndex.build(model, params, folder / "items", encoder=encoder, progress=False)
+    index.save(tmp_path / "index")
+    words = ["export", "--checkpoint", folder / "model", "--index", tmp_path / "index", "--platforms", "cpu", "--no-stablehlo"]
+    code, out, _ = run(*words, "--out", tmp_path / "exported")
+    written = json.loads(out)
+    assert code == 0 and written["version"] == index.version
+    loaded = export.load(tmp_path / "exported", sha256=written["sha256"])
+    assert loaded.version == index.version and loaded.index is not None
+    assert run(*words, "--out", tmp_path / "exported")[0] == 2
+
+    code, out, _ = run("verify", tmp_path / "exported", "--sha256", written["sha256"])
+    assert code == 0 and json.loads(out)["version"] == index.version
+    code, out, _ = run("export", "--rebuild", tmp_path / "exported", "--out", tmp_path / "rebuilt")
+    assert code == 0 and run("verify", tmp_path / "rebuilt", "--sha256", json.loads(out)["sha256"])[0] == 0
+    assert run("export", "--rebuild", tmp_path / "rebuilt", "--index", tmp_path / "index", "--out", tmp_path / "x")[0] == 2
+
+    params_file = tmp_path / "exported" / "params.safetensors"
+    params_file.write_bytes(params_file.read_bytes()[:-1] + b"\x01")
+    code, _, err = run("verify", tmp_path / "exported")
+    assert code == 1 and "params.safetensors" in err
+    assert run("verify", tmp_path / "nothing")[0] == 2
+
+
+# -- check ------------------------------------------------------------------------------------------------------------------
+
+
+def test_check(world, tmp_path, run):
+    folder, *_ = world
+    code, out, _ = run("check", *files(folder), "--columns", folder / "columns.json")
+    assert code == 0 and "no problem" in out
+    code, out, _ = run("check", *files(folder), *FLAGS, "--json")
+    assert code == 0 and json.loads(out)["problems"] == []
+    (tmp_path / "events.csv").write_text("user,item,time\n1,1000,1600000000\n1,1000,\n1,5,1600000001\n")
+    code, out, _ = run("check", "--events", tmp_path / "events.csv", "--checkpoint", folder / "model", "--cap", 1)
+    assert code == 1 and "null: expected a time" in out and "unknown item" in out and "2 problems" in out
+
+
+def test_settings_that_make_no_sense_are_wrong_usage(world, tmp_path, run):
+    folder, *_ = world
+    code, _, err = run("check", *files(folder), "--columns", tmp_path / "none.json")
+    assert code == 2 and "none.json" in err
+    for text, words in (("{", "columns.json"), ('{"hue": 1}', "hue"), ('{"time_unit": "h"}', "Columns.time_unit")):
+        (tmp_path / "columns.json").write_text(text)
+        code, _, err = run("check", *files(folder), "--columns", tmp_path / "columns.json")
+        assert code == 2 and words in err
+    code, _, err = run("check", *files(folder), "--bag-length", 1)
+    assert code == 2 and "Columns.bag_length" in err
+    code, _, err = run("check", "--events", tmp_path / "none.parquet")
+    assert code == 2 and "no such file" in err
+    with pytest.raises(SystemExit) as usage:
+        run("check", *files(folder), "--cap", 0)
+    assert usage.value.code == 2
+
+
+# -- help -------------------------------------------------------------------------------------------------------------------
+
+COMMANDS = [
+    [], ["check"], ["train"], ["index"], ["index", "build"], ["index", "update"], ["index", "inspect"], ["index", "verify"],
+    ["export"], ["verify"], ["doctor"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as usage:
+        cli.main([*command, "--help"])
+    said = capsys.readouterr().out
+    assert usage.value.code == 0 and said.startswith(" ".join(["usage: aif-jax", *command]))
+    if not command:
+        assert "Exit codes" in said and all(word[0] in said for word in COMMANDS if word)
+
+
+def test_a_command_is_required(capsys):
+    for words, hint in (([], "doctor"), (["fly"], "doctor"), (["index"], "build|update|inspect|verify")):
+        with pytest.raises(SystemExit) as usage:
+            cli.main(words)
+        assert usage.value.code == 2 and hint in capsys.readouterr().err
+
+
+def test_help_on_columns_is_that_of_their_fields(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["check", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name in COLUMNS.to_json():
+        assert "--" + name.replace("_", "-") in said and meaning(name) and meaning(name) in said
+
+
+def test_the_command_is_installed_and_runs_as_a_module(python):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"aif-jax": "aif_jax.cli:main"}
+    said = python("import runpy, sys; sys.argv = ['aif_jax', '--help']; runpy.run_module('aif_jax', run_name='__main__')")
+    assert said.startswith("usage: aif-jax")
