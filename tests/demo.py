@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
@@ -95,9 +96,18 @@ def build(seed: int = 0, **changes: Any) -> tuple[aif.PreRanker, dict[str, Any]]
 
 
 def init(model: aif.PreRanker, seed: int = 0) -> dict[str, Any]:
-    """Parameters of a model on `catalogue()`; one compiled function in place of a hundred small ones."""
-    whole = catalogue()
-    return jax.jit(lambda key: model.init(key, whole, seed=seed))(jax.random.key(seed))
+    """Parameters of a model on `catalogue()`. NumPy draws the trained ones, biases too, so that nothing is compiled."""
+    fitted = aif.fit_tables(model.config, catalogue(), seed=seed)
+    shapes = jax.eval_shape(lambda key: model.init(key, None, fitted=fitted), jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        group, last = path[0].key, path[-1].key
+        fan_in = leaf.shape[-1 if group == "embedding" else 0] if leaf.ndim > 1 else 100
+        return jnp.asarray(rng.normal(size=leaf.shape) * fan_in**-0.5 + float(last == "scale"), leaf.dtype)
+
+    trained = {group: part for group, part in shapes.items() if group != "fitted"}
+    return jax.tree_util.tree_map_with_path(draw, trained) | {"fitted": fitted}
 
 
 def history(length: int, events: int, *, seed: int = 0) -> aif.Behaviours:

@@ -144,11 +144,16 @@ def users() -> aif.UserFeatures:
 def test_logits_are_those_of_the_switches(name):
     config = config_of(VARIANTS[name]["config"])
     model, params = aif.build(config), params_of(name, config)
-    joint = jax.jit(jax.vmap(model.joint, (None, 0, None)))
-    many, few = items(FILE["inputs/candidates"]), items(FILE["inputs/few"])
-    np.testing.assert_allclose(joint(params, users(), many), FILE[f"logits/{name}"], atol=1e-6, rtol=1e-6)
-    np.testing.assert_allclose(joint(params, users(), few), FILE[f"few/{name}"], atol=1e-6, rtol=1e-6)
-    states = jax.jit(jax.vmap(model.user, (None, 0)))(params, users())
-    rows = jax.jit(jax.vmap(model.item, (None, 0)))(params, many)
-    staged = jax.jit(jax.vmap(model.interaction, (None, 0, None)))(params, states, rows)
-    np.testing.assert_allclose(staged, FILE[f"staged/{name}"], atol=1e-6, rtol=1e-6)
+
+    def logits(params, users, many, few):
+        joint = jax.vmap(model.joint, (None, 0, None))
+        states = jax.vmap(model.user, (None, 0))(params, users)
+        rows = jax.vmap(model.item, (None, 0))(params, many)
+        staged = jax.vmap(model.interaction, (None, 0, None))(params, states, rows)
+        return {"logits": joint(params, users, many), "few": joint(params, users, few), "staged": staged}
+
+    inputs = (params, users(), items(FILE["inputs/candidates"]), items(FILE["inputs/few"]))
+    # each program runs once: compile it fast instead of making it fast
+    run = jax.jit(logits).lower(*inputs).compile(compiler_options={"xla_backend_optimization_level": 0})
+    for form, got in run(*inputs).items():
+        np.testing.assert_allclose(got, FILE[f"{form}/{name}"], atol=1e-6, rtol=1e-6, err_msg=form)
