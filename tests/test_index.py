@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import csv, parquet
 
-from aif_jax.data.catalogue import Catalogue
+import aif_jax as aif
+from aif_jax import Catalogue
+from aif_jax.columns import Columns
+from aif_jax.encoder import Encoder, schema_of
 from aif_jax.index import ItemIndex, capacity_for, string_ids
-from aif_jax.index.idmap import EMPTY, IdMap, find, home
+from aif_jax.index import ids as ids_module
+from aif_jax.index.idmap import IdMap
+from aif_jax.index.ids import EMPTY, Keys
 from aif_jax.index.storage import Half, Scaled, decode, encode, pack, unpack
+from aif_jax.version import EncodingMismatch, fingerprint
+from aif_jax.vocabulary import Vocabulary
 from tests import demo
 
 
@@ -20,7 +30,7 @@ from tests import demo
 def built():
     """(model, params, features of 300 items, their ids, an index of them)."""
     model, params = demo.build()
-    features = demo.items(model.config, 300)
+    features = demo.items(300)
     ids = np.random.default_rng(0).integers(-(2**62), 2**62, 300)
     return model, params, features, ids, make(model, params, features, ids)
 
@@ -46,13 +56,13 @@ def test_rows_are_the_item_function(built):
     assert mask.all() and jax.tree.structure(rows) == jax.tree.structure(want)
     for got, expected in zip(jax.tree.leaves(rows), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-    assert np.array_equal(rows.signature, want.signature)
+    assert np.array_equal(rows.fitted["signatures_32"], want.fitted["signatures_32"])
 
 
-@pytest.mark.parametrize("variant", ["several codes by action", "cold", "exact"])
-def test_every_architecture_scores_from_the_table_as_from_features(variant):
+@pytest.mark.parametrize("variant", ["codes by action", "cold", "exact", "dot products"])
+def test_every_kind_of_model_scores_from_the_table_as_from_features(variant):
     model, params = demo.build(**demo.VARIANTS[variant])
-    features = demo.items(model.config, 20)
+    features = demo.items(20)
     index = make(model, params, features, np.arange(20))
     state = jax.jit(model.user)(params, demo.user(model.config))
     candidates, _ = index.lookup([7, 3, 11])
@@ -68,39 +78,59 @@ def test_lookup(built):
     assert rows.dtype == np.int32 and mask.tolist() == [True] * 5 + [False] * 2
     assert rows[5:].tolist() == [-1, -1] and len(set(rows[:5])) == 5
     assert [len(part) for part in index.lookup([])] == [0, 0]
-    with pytest.raises(TypeError, match=r"ids: expected integers, got dtype float64"):
-        index.lookup([1.5])
+    assert index.lookup(ids[:5].tolist())[1].all() and index.lookup(ids[:10:2])[1].all()
     with pytest.raises(ValueError, match=r"one axis, got shape \[1, 2\]"):
         index.lookup([[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([1.5], "expected integers or strings, all of one kind, got dtype float64"),
+        (["7"], "expected integers, got strings"),
+        (np.array([7, None], object), "NoneType after int at position 1"),
+        ([7, "7"], "str after int at position 1"),
+        ([7, 2**63], "got 9223372036854775808"),
+        (np.array([7, 2**63], np.uint64), "got 9223372036854775808"),
+        ([True], "got dtype bool"),
+    ],
+)
+def test_ids_that_are_none_are_refused_and_do_not_make_all_unknown(built, bad, message):
+    model, params, features, _, index = built
+    for call in (index.lookup, index.delete, lambda ids: index.upsert(ids, part(features, slice(len(ids))))):
+        with pytest.raises(TypeError, match=f"ids: .*{message}"):
+            call(bad)
 
 
 def test_a_table_of_a_million_ids_finds_exactly_what_was_put_in():
     rng = np.random.default_rng(3)
     ids = np.unique(np.concatenate([rng.integers(-(2**63) + 1, 2**63 - 1, 100_000), np.arange(100_000) << 32]))
     ids = rng.permutation(ids)
-    table = IdMap(len(ids))
-    view, _ = table.assign(table.fill(ids[:150_000]), ids[150_000:], np.arange(150_000, len(ids), dtype=np.int32))
-    assert np.array_equal(view.lookup(ids), np.arange(len(ids)))
+    table = IdMap(len(ids), "integers")
+    later = np.arange(150_000, len(ids), dtype=np.int32)
+    view, _ = table.assign(table.fill(Keys(ids[:150_000])), Keys(ids[150_000:]), later)
+    assert np.array_equal(view.lookup(Keys(ids)), np.arange(len(ids)))
     absent = np.setdiff1d(rng.integers(-(2**63) + 1, 2**63 - 1, 50_000), ids)
-    assert (view.lookup(absent) == -1).all()
-    found, rows = view.items()
-    assert np.array_equal(found, np.sort(ids)) and np.array_equal(ids[rows], found)
+    assert (view.lookup(Keys(absent)) == -1).all()
+    keys, rows = view.items()
+    assert np.array_equal(keys.key, np.sort(ids)) and np.array_equal(ids[rows], keys.key)
 
 
 def test_ids_that_share_a_bucket_overflow_into_the_next():
-    table = IdMap(90)  # 128 places in 16 buckets
+    table = IdMap(90, "integers")  # 128 places in 16 buckets
     numbers = np.arange(20_000, dtype=np.int64)
-    last = numbers[home(table.keys, numbers) == 15][:30]  # three and a half buckets full, wrapping round the end
-    view, _ = table.assign(table.fill(last[:0]), last, np.arange(30, dtype=np.int32))
+    crowd = Keys(numbers[table.places.home(numbers) == 15])
+    last = crowd.take(slice(30))  # three and a half buckets full, wrapping round the end
+    view, _ = table.assign(table.fill(crowd.take(slice(0))), last, np.arange(30, dtype=np.int32))
     assert np.array_equal(view.lookup(last), np.arange(30))
-    assert np.array_equal(IdMap(90).fill(last).lookup(last), np.arange(30))
-    assert (find(table.keys, numbers[home(table.keys, numbers) == 15][30:60]) == -1).all()
+    assert np.array_equal(IdMap(90, "integers").fill(last).lookup(last), np.arange(30))
+    assert (table.places.find(crowd.take(slice(30, 60))) == -1).all()
 
 
 def test_old_snapshots_keep_their_rows(built):
     model, params, features, ids, _ = built
     first = make(model, params, features, ids)
-    before, changed = first.take(ids)[0], demo.items(model.config, 300, seed=9)
+    before, changed = first.take(ids)[0], demo.items(300, seed=9)
     snapshots, expected = [first], [features]
     for step in range(12):
         at = np.arange(step, 300, 7)
@@ -154,7 +184,7 @@ def test_the_last_of_an_id_that_comes_twice_counts(built):
 
 def test_growth_keeps_old_and_new_snapshots(built):
     model, params, features, ids, index = built
-    many = demo.items(model.config, 2000, seed=4)
+    many = demo.items(2000, seed=4)
     grown = index.upsert(np.arange(2000), many)
     assert len(grown) == 2300 and grown.capacity == capacity_for(2300) and index.capacity == 1024
     assert equal(grown.take(ids)[0], index.take(ids)[0])
@@ -171,20 +201,19 @@ def test_an_update_of_an_older_snapshot_branches_off(built):
     assert root.lookup([1, 2, ids[0]])[1].tolist() == [False, False, True]
 
 
-def test_arrays_that_a_caller_keeps_are_never_written(built):
+def test_a_copy_of_the_table_is_never_written_and_costs_the_next_update_nothing(built):
     model, params, features, ids, _ = built
     index = make(model, params, features, ids)
     rows, _ = index.lookup(ids)
-    kept = index.table
-    before = jax.tree.map(np.asarray, index.decode(kept, rows))
-    newer = index
-    for _ in range(5):
-        newer = newer.upsert(ids, demo.items(model.config, 300, seed=5))
-    assert equal(jax.tree.map(np.asarray, index.decode(kept, rows)), before)
-    with newer.reading() as lent:
+    table = index.copy_table()
+    before = jax.tree.map(np.asarray, index.decode(table, rows))
+    with index.reading() as lent:
         pass
-    newer = newer.upsert(ids, features)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(lent)), "in place once nobody keeps the arrays"
+    newer = index.upsert(ids, demo.items(300, seed=5))
+    assert lent.words.is_deleted(), "in place, although somebody has a copy"
+    for _ in range(5):
+        newer = newer.upsert(ids, demo.items(300, seed=6))
+    assert equal(jax.tree.map(np.asarray, index.decode(table, rows)), before)
 
 
 def test_readers_and_a_writer_in_threads(built):
@@ -193,7 +222,7 @@ def test_readers_and_a_writer_in_threads(built):
     ids = np.arange(200)
 
     def generation(number):
-        features = demo.items(model.config, 200, seed=7)
+        features = demo.items(200, seed=7)
         features.side["bid"][:] = number
         return features
 
@@ -277,17 +306,82 @@ def test_sources(built):
         model.config.schema, names, ids=attributes, floats=rest.floats, content=rest.content, side=rest.side
     )
     named = ItemIndex.build(model, params, catalogue, batch_size=64, progress=False)
-    assert equal(named.take(string_ids(catalogue.raw))[0].side, catalogue.features(np.arange(1, 50)).side)
+    assert equal(named.take(catalogue.raw)[0].side, catalogue.features(np.arange(1, 50)).side)
     assert len(named.upsert(["sku-1", "new"], part(features, slice(2)))) == 50
     with pytest.raises(ValueError, match="expected together with ItemFeatures"):
         ItemIndex.build(model, params, features, progress=False)
-    with pytest.raises(TypeError, match="expected Catalogue, ItemFeatures or pairs"):
+    with pytest.raises(TypeError, match="expected Catalogue, path, ItemFeatures or pairs"):
         ItemIndex.build(model, params, 3, progress=False)
+    with pytest.raises(ValueError, match="encoder: expected the encoder of the model's checkpoint, to read items.csv"):
+        ItemIndex.build(model, params, "items.csv", progress=False)
+    with pytest.raises(TypeError, match="items: expected ids and ItemFeatures, or an index with an encoder, got dict"):
+        ItemIndex.build(model, params, [{"item": [1]}], progress=False)
+
+
+@pytest.fixture(scope="module")
+def raw():
+    """(model, params, encoder, items as raw columns), with a brand, a scaled price and a bid."""
+    columns = Columns(item_attributes=("brand",), item_floats=("price",), side=("bid",))
+    table = {
+        "item": [f"sku-{i}" for i in range(40)],
+        "category": ["tea", "cup"] * 20,
+        "brand": ["x", None, "y", "z"] * 10,
+        "price": np.linspace(1, 9, 40),
+        "bid": np.arange(40.0),
+    }
+    words = {"user": ["ann"], "item": table["item"], "category": ["cup", "tea"], "brand": ["x", "y"]}
+    vocabularies = {name: Vocabulary(values) for name, values in words.items()}
+    schema = schema_of(columns, vocabularies)
+    encoder = Encoder(schema=schema, columns=columns, vocabularies=vocabularies, scales={"item/price": (5.0, 2.0)})
+    model = aif.build(aif.presets.two_tower(schema))
+    known = encoder.items(table)[1]
+    whole = jax.tree.map(lambda leaf: np.concatenate([leaf[:1] * 0, leaf]), known)  # with row 0, the unknown item
+    params = jax.jit(lambda key: model.init(key, whole))(jax.random.key(0))
+    return model, params, encoder, table
+
+
+def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
+    """From a file, Arrow batches or columns, by the encoder of the model: one index."""
+    model, params, encoder, table = raw
+    arrow = pa.table({name: pa.array(list(values)) for name, values in table.items()})
+    csv.write_csv(arrow, tmp_path / "items.csv")
+    parquet.write_table(arrow, tmp_path / "items.parquet")
+    options = dict(encoder=encoder, batch_size=16, progress=False)
+    index = ItemIndex.build(model, params, [encoder.items(table)], **options)
+    assert index.version == fingerprint(params, model.config, encoder) and index.encoding == encoder.version
+    rows, mask = index.take(["sku-3", "sku-40"])
+    want = model.item(params, encoder.item({name: values[3] for name, values in table.items()}))
+    assert mask.tolist() == [True, False] and rows.side["bid"][0] == 3.0
+    np.testing.assert_allclose(rows.vector[0], want.vector, rtol=1e-5, atol=1e-6)
+    for catalogue in (tmp_path / "items.csv", str(tmp_path / "items.parquet"), arrow.to_batches(max_chunksize=7), [arrow]):
+        assert equal(ItemIndex.build(model, params, catalogue, **options).stored(), index.stored())
+
+
+def test_raw_updates(raw):
+    model, params, encoder, table = raw
+    index = ItemIndex.build(model, params, [table], encoder=encoder, batch_size=16, progress=False)
+    record = {"item": "sku-5", "category": "tea", "brand": "y", "price": 2.5, "bid": 99.0}
+    new = {"item": "brand new", "category": "unheard of", "price": 1.0, "bid": 1.0}
+    changed = index.upsert([record, new])
+    assert len(changed) == 41 and changed.take(["sku-5", "brand new"])[0].side["bid"].tolist() == [99.0, 1.0]
+    columns = {name: [one.get(name) for one in (record, new)] for name in table}
+    for update in (columns, pa.table(columns), pa.record_batch(columns)):
+        assert equal(index.upsert(update).stored(), changed.stored())
+    assert equal(index.upsert(*encoder.items(columns)).stored(), changed.stored())
+    other = dataclasses.replace(encoder, scales={"item/price": (5.0, 3.0)})
+    with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding"):
+        index.upsert(*other.items(columns))
+    with pytest.raises(EncodingMismatch):
+        ItemIndex.build(model, params, [other.items(table)], encoder=encoder, progress=False)
+    with pytest.raises(ValueError, match="column 'price'"):
+        index.upsert([{**record, "price": float("nan")}])
+    with pytest.raises(ValueError, match="expected a column 'bid'"):
+        index.upsert([{"item": "sku-1", "category": "tea", "brand": "x", "price": 1.0}])
 
 
 def test_a_stream_of_unknown_length_grows_the_table(built):
     model, params, *_ = built
-    many = demo.items(model.config, 3000, seed=2)
+    many = demo.items(3000, seed=2)
     stream = [(np.arange(i, i + 500), part(many, slice(i, i + 500))) for i in range(0, 3000, 500)]
     streamed = ItemIndex.build(model, params, stream, batch_size=64, progress=False)
     assert equal(streamed.take(np.arange(3000))[0], make(model, params, many, np.arange(3000)).take(np.arange(3000))[0])
@@ -306,11 +400,50 @@ def test_string_ids_do_not_depend_on_the_company():
     assert string_ids(["a", "b"])[0] == string_ids(["a", "a much longer name"])[0]
     names = [f"item {i}" for i in range(100_000)]
     assert len(np.unique(string_ids(names))) == 100_000
+    assert np.array_equal(string_ids(names[:9]), string_ids(np.array(names[:9], np.dtypes.StringDType())))
+    assert np.array_equal(string_ids(np.array(names[:9])), string_ids(names[:9])) and string_ids([]).shape == (0,)
+    long = string_ids(["x" * 20_000, *names])  # memory follows the characters, not the longest string
+    assert np.array_equal(long[1:], string_ids(names))
+
+
+def test_strings_are_found_by_what_they_are(built):
+    model, params, features, *_ = built
+    names = [f"{i:03d}" for i in range(300)]
+    index = make(model, params, features, names)
+    assert index.lookup(names)[1].all() and index.lookup(np.array(names))[1].all()
+    assert index.lookup(["7", "007", "", "007 "])[1].tolist() == [False, True, False, False]
+    assert np.array_equal(index.ids, np.sort(string_ids(names)))
+    with pytest.raises(TypeError, match="ids: expected strings, got integers"):
+        index.lookup(np.arange(3))
+    less = index.delete(["007", "nothing"])
+    assert len(less) == 299 and len(less.upsert(["007", "300"], part(features, slice(2)))) == 301
+    assert equal(less.compact().take(["008"])[0], index.take(["008"])[0])
+
+
+def test_two_strings_with_one_hash_are_refused(built, monkeypatch):
+    """Of 10^7 strings two share 64 bits with probability 3e-6; their marks still differ."""
+    model, params, features, *_ = built
+    index = make(model, params, part(features, slice(3)), ["a", "b", "c"])
+    hashed = ids_module._hashed
+
+    def clash(strings):
+        keys = hashed(strings)
+        return Keys(np.where(np.array(strings) == "clash", hashed(["a"]).key[0], keys.key), keys.mark)
+
+    monkeypatch.setattr(ids_module, "_hashed", clash)
+    assert index.lookup(["clash", "a"])[1].tolist() == [False, True] and index.delete(["clash"]) is index
+    room = index._store.room
+    for ids in (["clash"], ["d", "clash", "a"]):
+        with pytest.raises(ValueError, match="ids: expected strings with hashes that differ, got two with one"):
+            index.upsert(ids, part(features, slice(len(ids))))
+    assert index._store.room == room and len(index) == 3
+    with pytest.raises(ValueError, match="expected distinct ids, but one comes twice, at positions 0 and 1"):
+        make(model, params, part(features, slice(2)), ["a", "clash"])
 
 
 def test_what_is_refused(built):
     model, params, features, ids, index = built
-    with pytest.raises(ValueError, match=r"expected distinct ids, but 7 comes twice \(1 repeated"):
+    with pytest.raises(ValueError, match=r"expected distinct ids, but 7 comes twice, at positions 0 and 2 \(1 repeated"):
         make(model, params, part(features, slice(3)), [7, 8, 7])
     with pytest.raises(ValueError, match=r"features: expected 2 items like ids, got 3"):
         index.upsert([1, 2], part(features, slice(3)))
@@ -332,7 +465,7 @@ def test_an_update_that_fails_leaves_everything_as_it_was(built, monkeypatch):
     model, params, features, ids, _ = built
     index = make(model, params, features, ids)
     free = index._store.room
-    monkeypatch.setattr(index._store.encoder, "_compiled", lambda *_: 1 / 0)
+    monkeypatch.setattr(index._store.program, "_compiled", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         index.upsert([1, 2], part(features, slice(2)))
     assert index._store.room == free and len(index) == 300 and not index.lookup([1])[1].any()
@@ -357,17 +490,17 @@ from tests import demo
 from aif_jax import sharding
 from aif_jax.index import ItemIndex
 model, params = demo.build()
-features, ids = demo.items(model.config, 300), np.arange(300)
+features, ids = demo.items(300), np.arange(300)
 mesh = sharding.row_mesh()
 options = dict(ids=ids, batch_size=64, progress=False)
 one = ItemIndex.build(model, params, features, **options)
 four = ItemIndex.build(model, params, features, mesh=mesh, storage="bfloat16", **options)
 four32 = ItemIndex.build(model, params, features, mesh=mesh, **options)
 assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(four.shapes))
-assert all(s.data.shape[0] == 256 for s in four.table.words.addressable_shards)
+assert all(s.data.shape[0] == 256 for s in four.copy_table().words.addressable_shards)
 for a, b in zip(jax.tree.leaves(one.take(ids)[0]), jax.tree.leaves(four32.take(ids)[0])):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-changed = demo.items(model.config, 300, seed=3)
+changed = demo.items(300, seed=3)
 updated = four32
 for start in range(0, 300, 50):
     at = slice(start, start + 50)

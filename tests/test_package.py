@@ -28,8 +28,8 @@ OWNERS = {
     "jax.shard_map": ("sharding.py",),
     "asyncio": ("serving.py", "serving/"),
     # a lock between readers and the writer of an index; a thread that makes the next training batches
-    "threading": ("serving.py", "serving/", "index/gate.py", "data/prefetch.py"),
-    "concurrent": ("serving.py", "serving/", "checkpoint/run.py"),
+    "threading": ("serving.py", "serving/", "index/lock.py", "data/prefetch.py"),
+    "concurrent": ("serving.py", "serving/", "checkpoint/run.py", "index/writer.py"),
     "multiprocessing": (),
     "pickle": (),
     "experiments": (),

@@ -4,11 +4,13 @@
 online) table of AIF (arXiv 2511.12934).
 """
 
-from aif_jax.index.files import Manifest, inspect, load, save, verify
-from aif_jax.index.idmap import string_ids
-from aif_jax.index.item_index import ItemIndex, capacity_for
+from aif_jax.index.build import capacity_for
+from aif_jax.index.files import Manifest, inspect, verify
+from aif_jax.index.ids import string_ids
+from aif_jax.index.item_index import ItemIndex
+from aif_jax.index.lease import WriterConflict
 from aif_jax.index.storage import STORAGES, Storage
-from aif_jax.index.writer import IndexWriter, Update, snapshots
+from aif_jax.index.writer import IndexWriter, snapshots
 
 __all__ = [
     "STORAGES",
@@ -16,11 +18,9 @@ __all__ = [
     "ItemIndex",
     "Manifest",
     "Storage",
-    "Update",
+    "WriterConflict",
     "capacity_for",
     "inspect",
-    "load",
-    "save",
     "snapshots",
     "string_ids",
     "verify",

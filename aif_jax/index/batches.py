@@ -1,4 +1,4 @@
-"""A catalogue as a stream of column batches of one size, whatever it comes as. Source: ours."""
+"""A catalogue, whatever it comes as, as a stream of checked batches of one size."""
 
 from __future__ import annotations
 
@@ -9,78 +9,130 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from aif_jax.data.catalogue import Catalogue
-from aif_jax.data.schema import Schema
-from aif_jax.index.arrow import from_arrow, parquet_batches
-from aif_jax.index.idmap import raw_ids
+from aif_jax.catalogue import Catalogue
+from aif_jax.config import Config
+from aif_jax.encoder import Encoder
+from aif_jax.features import check_item_features
+from aif_jax.index.ids import Keys, raw_keys
+from aif_jax.readers import read_items
 from aif_jax.types import ItemFeatures
+from aif_jax.version import check_encoding
+from aif_jax.vocabulary import Kind
 
-ItemBatches: TypeAlias = Iterable[tuple[Any, ItemFeatures]]
-"""Pairs of raw ids [n] (integers, or strings that `string_ids` turns into integers) and features with a leading axis [n];
-n may differ from batch to batch."""
+ItemBatches: TypeAlias = Iterable[Any]
+"""Pairs of raw ids [n] and `ItemFeatures` with a leading axis [n], or with an encoder raw columns [n], such as Arrow record
+batches; n may differ from batch to batch."""
+Batch: TypeAlias = tuple[Keys, ItemFeatures]
 
 
-def as_batches(
-    catalogue: Any, schema: Schema, *, ids: Any = None, size: int
-) -> tuple[Iterator[tuple[np.ndarray, ItemFeatures]], int | None]:
-    """What `ItemIndex.build` accepts, as pairs of (ids int64 [n], features) and, where it is known, the number of items.
+class Reader:
+    """Turns what callers give into keys and checked features.
 
     Args:
-      catalogue: `Catalogue`, `ItemFeatures` with `ids`, an iterable of pairs or of Arrow record batches, or a Parquet path.
-      schema: of the features.
-      ids: of the items, with `ItemFeatures` alone.
-      size: rows to take from a `Catalogue` in one go.
-
-    Raises:
-      TypeError: something else.
-      ValueError: `ids` missing or superfluous.
+      config: with the schema of the features.
+      encoder: of raw columns; None where all features come encoded.
     """
-    if isinstance(catalogue, ItemFeatures) != (ids is not None):
-        raise ValueError("ids: expected together with ItemFeatures, and with nothing else")
-    if isinstance(catalogue, ItemFeatures):
-        return iter([(raw_ids(ids, "ids"), catalogue)]), len(ids)
-    if isinstance(catalogue, Catalogue):
-        return _catalogue_batches(catalogue, size), len(catalogue) - 1
-    if isinstance(catalogue, str | Path):
-        return parquet_batches(catalogue, schema), None
-    if not isinstance(catalogue, Iterable):
-        raise TypeError(f"catalogue: expected Catalogue, ItemFeatures or pairs (ids, features), got {type(catalogue).__name__}")
-    return (_pair(entry, schema) for entry in catalogue), None
+
+    def __init__(self, config: Config, encoder: Encoder | None):
+        self.config = config
+        self.encoder = encoder
+
+    def pair(self, ids: Any, features: Any, *, kind: Kind | None = None) -> Batch:
+        """Keys and features [n] of raw ids and features, or of raw columns where `features` is None.
+
+        Args:
+          ids: raw ids [n], or raw columns: a mapping of columns, an Arrow batch or table, or a list of records.
+          features: of the items.
+          kind: of ids that is expected.
+
+        Raises:
+          TypeError, ValueError: ids of another kind, features that do not fit the schema, raw columns without an encoder.
+          EncodingMismatch: features that another encoder made.
+        """
+        if features is None:
+            if self.encoder is None:
+                raise TypeError(f"items: expected ids and ItemFeatures, or an index with an encoder, got {type(ids).__name__}")
+            ids, features = self.encoder.items(_columns(ids))
+        keys = raw_keys(ids, "ids", like=kind)
+        check_item_features(self.config.schema, features, batched=True)
+        check_encoding("ItemFeatures", expected="" if self.encoder is None else self.encoder.version, got=features.encoding)
+        if len(features.floats) != len(keys.key):
+            raise ValueError(f"features: expected {len(keys.key)} items like ids, got {len(features.floats)}")
+        plain = ItemFeatures(ids=features.ids, floats=features.floats, content=features.content, side=features.side)
+        return keys, jax.tree.map(np.asarray, plain)
+
+    def batches(self, catalogue: Any, *, ids: Any, size: int) -> tuple[Iterator[Batch], int | None]:
+        """What `ItemIndex.build` takes as batches, and the number of items where it is known.
+
+        Args:
+          catalogue: a `Catalogue`, `ItemFeatures` with `ids`, `ItemBatches`, or with an encoder the path of an items file.
+          ids: of the items, with `ItemFeatures` alone.
+          size: rows to take from a `Catalogue` in one go.
+
+        Raises:
+          TypeError: something else.
+          ValueError: `ids` missing or superfluous.
+        """
+        if isinstance(catalogue, ItemFeatures) != (ids is not None):
+            raise ValueError("ids: expected together with ItemFeatures, and with nothing else")
+        if isinstance(catalogue, ItemFeatures):
+            return iter([self.pair(ids, catalogue)]), len(ids)
+        if isinstance(catalogue, Catalogue):
+            return self._checked(_rows(catalogue, size)), len(catalogue) - 1
+        if isinstance(catalogue, str | Path):
+            if self.encoder is None:
+                raise ValueError(f"encoder: expected the encoder of the model's checkpoint, to read {catalogue}, got None")
+            return self._checked(read_items(catalogue, self.encoder)), None
+        if not isinstance(catalogue, Iterable):
+            raise TypeError(
+                f"catalogue: expected Catalogue, path, ItemFeatures or pairs (ids, features), got {type(catalogue).__name__}"
+            )
+        return self._checked(catalogue), None
+
+    def _checked(self, entries: ItemBatches) -> Iterator[Batch]:
+        kind = None
+        for entry in entries:
+            keys, features = self.pair(*(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)
+            kind = kind or keys.kind
+            yield keys, features
 
 
-def _pair(entry: Any, schema: Schema) -> tuple[np.ndarray, ItemFeatures]:
-    if isinstance(entry, tuple):
-        return raw_ids(entry[0], "ids"), entry[1]
-    return from_arrow(entry, schema)
-
-
-def rebatch(batches: Iterable[tuple[np.ndarray, ItemFeatures]], size: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
+def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The same rows in batches of exactly `size`; only the last may be shorter. Holds one batch more than it was given."""
-    rest: list[tuple[np.ndarray, ItemFeatures]] = []
-    for pair in batches:
-        rest.append(pair)
-        if sum(len(ids) for ids, _ in rest) < size:
+    rest: list[Batch] = []
+    for batch in batches:
+        if not len(batch[0].key):
             continue
-        whole = _join(rest)
-        full = len(whole[0]) // size * size
+        rest.append(batch)
+        if sum(len(keys.key) for keys, _ in rest) < size:
+            continue
+        keys, features = join(rest)
+        full = len(keys.key) // size * size
         for start in range(0, full, size):
-            yield _slice(whole, start, start + size)
-        rest = [_slice(whole, full, len(whole[0]))] if full < len(whole[0]) else []
+            yield part(keys, features, slice(start, start + size))
+        rest = [part(keys, features, slice(full, None))] if full < len(keys.key) else []
     if rest:
-        whole = _join(rest)
-        if len(whole[0]):
-            yield whole
+        yield join(rest)
 
 
-def _join(pairs: list[tuple[np.ndarray, ItemFeatures]]) -> tuple[np.ndarray, ItemFeatures]:
-    return pairs[0] if len(pairs) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *pairs)
+def part(keys: Keys, features: ItemFeatures, at: Any) -> Batch:
+    """Some items of a batch."""
+    return keys.take(at), jax.tree.map(lambda leaf: leaf[at], features)
 
 
-def _slice(pair: tuple[np.ndarray, ItemFeatures], start: int, stop: int) -> tuple[np.ndarray, ItemFeatures]:
-    return jax.tree.map(lambda leaf: leaf[start:stop], pair)
+def join(batches: list[Batch]) -> Batch:
+    """Batches as one."""
+    return batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
-def _catalogue_batches(catalogue: Catalogue, size: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
+def _columns(table: Any) -> Any:
+    """Raw columns; of a list of records, one for each name, None where a record lacks it."""
+    if not isinstance(table, list):
+        return table
+    return {name: [record.get(name) for record in table] for name in dict.fromkeys(name for record in table for name in record)}
+
+
+def _rows(catalogue: Catalogue, size: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
     for start in range(1, len(catalogue), size):
         rows = np.arange(start, min(start + size, len(catalogue)))
-        yield raw_ids(catalogue.raw[rows - 1], "Catalogue.raw"), catalogue.features(rows)
+        yield catalogue.raw[rows - 1], catalogue.features(rows)

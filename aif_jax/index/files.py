@@ -1,13 +1,14 @@
 """Snapshots of an index on disk: complete or not there, checked leaf by leaf, the same bytes for the same items.
 
-Rows lie by ascending id, without free rows, so what a file holds does not depend on the history of updates. Beside the arrays
-stands a record: count, storage, version, config with schema, and the position in the update stream. Source: ours, on Orbax.
+Rows lie by ascending id, without free rows, so what a file holds does not depend on the history of updates. A record with the
+arrays says what they are: count, kind of ids, storage, version, config with schema, positions in the update stream.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,14 @@ import numpy as np
 
 from aif_jax import checkpoint
 from aif_jax.config import Config
-from aif_jax.index.encoder import Encoder
-from aif_jax.index.item_index import ItemIndex, capacity_for, empty_features
-from aif_jax.index.storage import unpack
-from aif_jax.index.store import Store
-from aif_jax.model import PreRanker
+from aif_jax.index.ids import Keys
+from aif_jax.index.storage import Storage
 from aif_jax.trees import differences, listed
-from aif_jax.types import Params
-from aif_jax.version import VersionMismatch, fingerprint
+from aif_jax.version import VersionMismatch, check_encoding
+from aif_jax.vocabulary import Kind
 
-FORMAT = "aif_jax.index/1"
+FORMAT = "aif_jax.index/2"
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +33,13 @@ class Manifest:
 
     Attributes:
       items: rows.
-      version: of model, params, config and schema that made them.
+      version: of params, config and encoder that made them.
       config: with its schema.
+      encoding: version of the encoder, "" where it was built without one.
+      ids: kind of the raw ids; None for an index that never had any.
       storage: of vectors.
       batch_size: items in one run of the item function.
-      position: in the update stream: every update up to it is in, none after it.
+      positions: in the update stream, by partition: every update up to there is in, none after it.
       library: version of aif_jax that wrote it.
       leaves: dtype and shape of each array by path.
       nbytes: of the arrays.
@@ -47,38 +48,29 @@ class Manifest:
     items: int
     version: str
     config: Config
-    storage: str
+    encoding: str
+    ids: Kind | None
+    storage: Storage
     batch_size: int
-    position: int
-    library: str
-    leaves: dict[str, str]
-    nbytes: int
+    positions: dict[int, int]
+    library: str = ""
+    leaves: dict[str, str] = dataclasses.field(default_factory=dict)
+    nbytes: int = 0
 
 
-def save(index: ItemIndex, path: str | Path, *, position: int = 0) -> None:
-    """Writes a snapshot into a new folder: complete, or not there at all.
-
-    Reads the rows in blocks, so updates may go on meanwhile; needs room for the stored rows on the host.
-
-    Args:
-      index: the snapshot.
-      path: a folder that does not exist yet.
-      position: how far in the update stream the snapshot is.
-
-    Raises:
-      FileExistsError: something is there already; nothing is ever overwritten.
-    """
-    ids, rows = index.stored()
+def write(path: str | Path, keys: Keys, columns: Any, manifest: Manifest) -> None:
+    """Writes keys [n], the columns of their rows [n] and the record into a new folder, see `ItemIndex.save`."""
     record = {
-        "items": len(index),
-        "version": index.version,
-        "config": json.loads(json.dumps(index.config.to_json())),
-        "storage": index.storage,
-        "batch_size": index.batch_size,
-        "position": int(position),
+        "items": manifest.items,
+        "version": manifest.version,
+        "config": json.loads(json.dumps(manifest.config.to_json())),
+        "encoding": manifest.encoding,
+        "ids": manifest.ids,
+        "storage": manifest.storage,
+        "batch_size": manifest.batch_size,
+        "positions": {str(partition): int(position) for partition, position in sorted(manifest.positions.items())},
     }
-    tables = {"ids": {"ids": ids, "count": np.array(len(ids))}, "rows": rows}  # the count: not all arrays may be empty
-    checkpoint.write(path, tables, record, format=FORMAT)
+    checkpoint.write(_local(path), {"ids": _id_arrays(keys), "rows": columns}, record, format=FORMAT)
 
 
 def inspect(path: str | Path) -> Manifest:
@@ -88,22 +80,23 @@ def inspect(path: str | Path) -> Manifest:
       FileNotFoundError: nothing there.
       CheckpointError: torn, altered, not an index, or written by a newer version.
     """
-    leaves, record = checkpoint.inspect(path, format=FORMAT)
+    leaves, record = checkpoint.inspect(_local(path), format=FORMAT)
+    arrays = {f"{name}/{leaf_path}": leaf for name, tree in leaves.items() for leaf_path, leaf in tree.items()}
     try:
         return Manifest(
             items=record["items"],
             version=record["version"],
             config=Config.from_json(record["config"]),
+            encoding=record["encoding"],
+            ids=record["ids"],
             storage=record["storage"],
             batch_size=record["batch_size"],
-            position=record["position"],
+            positions={int(partition): position for partition, position in record["positions"].items()},
             library=record["aif_jax"],
-            leaves={f"{name}/{p}": str(leaf) for name, table in leaves.items() for p, leaf in table.items()},
-            nbytes=sum(
-                int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for table in leaves.values() for leaf in table.values()
-            ),
+            leaves={leaf_path: str(leaf) for leaf_path, leaf in arrays.items()},
+            nbytes=sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in arrays.values()),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise checkpoint.CheckpointError(f"{path}: the record cannot be read: {error!r}") from error
 
 
@@ -114,54 +107,40 @@ def verify(path: str | Path) -> Manifest:
       FileNotFoundError, CheckpointError: as `inspect`, or arrays that are torn or altered.
     """
     manifest = inspect(path)
-    held = checkpoint.read(path, {"ids": None, "rows": None}, format=FORMAT)
-    lengths = {len(leaf) for leaf in jax.tree.leaves([held["ids"]["ids"], held["rows"]])}
+    trees = checkpoint.read(path, {"ids": np.ndarray, "rows": np.ndarray}, format=FORMAT)
+    arrays = {name: leaf for name, leaf in trees["ids"].items() if name != "count"}
+    lengths = {len(leaf) for leaf in jax.tree.leaves([arrays, trees["rows"]])}
     if lengths != {manifest.items}:
         raise checkpoint.CheckpointError(f"{path}: expected {manifest.items} rows in every array, got {sorted(lengths)}")
     return manifest
 
 
-def load(
-    path: str | Path,
-    model: PreRanker,
-    params: Params,
-    *,
-    version: str | None = None,
-    capacity: int | None = None,
-    mesh: Any = None,
-) -> ItemIndex:
-    """Reads a snapshot and checks that it belongs to a model.
-
-    Args:
-      path: what `save` wrote.
-      model: whose item function makes the rows of later updates.
-      params: of the model; must be those that made the rows.
-      version: of model and params; None computes `aif_jax.version.fingerprint`.
-      capacity: rows of the table; None leaves an eighth free.
-      mesh: to spread the table over.
-
-    Raises:
-      FileNotFoundError: nothing there.
-      CheckpointError: torn or altered, not an index, or written by a newer version.
-      ValueError: another config or schema; names the fields.
-      VersionMismatch: other parameters; names both versions.
-    """
-    manifest = inspect(path)
-    if manifest.config != model.config:
-        lines = differences(manifest.config.to_json(), model.config.to_json(), path="config", source="index")
+def check_model(path: str | Path, manifest: Manifest, config: Config, *, encoding: str, version: str) -> None:
+    """Raises unless a snapshot was made by a model of this config, encoder and version, see `ItemIndex.load`."""
+    if manifest.config != config:
+        lines = differences(manifest.config.to_json(), config.to_json(), path="config", source="index")
         raise ValueError(f"{path}: config or schema other than the model's:\n{listed(lines)}")
-    expected = fingerprint(params, model.config) if version is None else version
-    if manifest.version != expected:
-        raise VersionMismatch(f"index in {path}", expected=expected, got=manifest.version)
-    encoder = Encoder(model, params, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)  # type: ignore[arg-type]
-    shapes = encoder.shapes(empty_features(model.config))
-    columns = jax.eval_shape(unpack, shapes)
-    template = jax.tree.map(lambda leaf: np.empty((manifest.items, *leaf.shape[1:]), leaf.dtype), columns)
-    ids = {"ids": np.empty(manifest.items, np.int64), "count": np.array(0)}
-    held = checkpoint.read(path, {"ids": ids, "rows": template}, format=FORMAT)
-    wanted = capacity_for(manifest.items, mesh) if capacity is None else capacity
-    if wanted < manifest.items:
-        raise ValueError(f"capacity: expected at least {manifest.items}, got {wanted}")
-    store = Store(encoder, version=manifest.version, capacity=wanted, shapes=shapes)
-    store.fill(held["rows"], manifest.items)
-    return ItemIndex.first(store, held["ids"]["ids"])
+    check_encoding(f"index in {path}", expected=encoding, got=manifest.encoding)
+    if manifest.version != version:
+        raise VersionMismatch(f"index in {path}", expected=version, got=manifest.version)
+
+
+def read(path: str | Path, manifest: Manifest, shapes: Any) -> tuple[Keys, Any]:
+    """Keys [n] and the columns of their rows [n] as NumPy arrays; `shapes` are those of the columns [any, ...]."""
+    count = manifest.items
+    columns = jax.tree.map(lambda leaf: np.empty((count, *leaf.shape[1:]), leaf.dtype), shapes)
+    mark = np.empty(count, np.uint32) if manifest.ids == "strings" else None
+    like = {"ids": _id_arrays(Keys(np.empty(count, np.int64), mark)), "rows": columns}
+    trees = checkpoint.read(path, like, format=FORMAT)
+    return Keys(trees["ids"]["ids"], trees["ids"].get("marks")), trees["rows"]
+
+
+def _id_arrays(keys: Keys) -> dict[str, np.ndarray]:
+    arrays = {"ids": keys.key, "count": np.array(len(keys.key))}  # the count: not all arrays may be empty
+    return arrays if keys.mark is None else arrays | {"marks": keys.mark}
+
+
+def _local(path: str | Path) -> str | Path:
+    if URL.match(str(path)):
+        raise ValueError(f"path: expected a local folder, got the URL {str(path)!r}; save to a local path and copy the folder")
+    return path

@@ -1,13 +1,12 @@
 """`ItemIndex`: an immutable snapshot of every item's row, the paper's N2O (nearline-to-online) table.
 
 The nearline job runs the item function over the catalogue when the model changes and over one item when that item changes; the
-request only looks rows up. Snapshots of one index share their memory, see `store.py`. Source: AIF (arXiv 2511.12934); the
-design of the table is ours.
+request only looks rows up. Snapshots of one index share their memory, see `store.py`. Source: AIF (arXiv 2511.12934).
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from aif_jax.config import Config
-from aif_jax.data.catalogue import Catalogue
-from aif_jax.data.validate import check_item_features
-from aif_jax.index.batches import ItemBatches, as_batches, rebatch
-from aif_jax.index.encoder import Encoder
-from aif_jax.index.idmap import View, raw_ids
-from aif_jax.index.storage import Packed, Storage, decode, expect_storage, unpack
+from aif_jax.catalogue import Catalogue
+from aif_jax.encoder import Encoder
+from aif_jax.index import files
+from aif_jax.index.batches import ItemBatches, Reader, part
+from aif_jax.index.build import BATCH, build_store, capacity_for
+from aif_jax.index.idmap import View
+from aif_jax.index.ids import Keys, raw_keys
+from aif_jax.index.program import ItemProgram
+from aif_jax.index.storage import Packed, Storage, decode, unpack
 from aif_jax.index.store import Store
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
 from aif_jax.version import fingerprint
 
-BATCH = 1024
-IN_FLIGHT = 2  # batches computed or waiting while the next one is prepared: bounds memory, keeps the device busy
-GROUP = 8  # batches written in one call
+NONE = np.zeros(0, np.int32)
 
 
 class ItemIndex:
@@ -41,17 +39,18 @@ class ItemIndex:
     catalogue. Snapshots may be read from any thread; one thread at a time makes new ones, from the latest. (From an older one
     it works too, with a copy of the whole table.) Old rows are kept as long as a snapshot that reads them lives.
 
+    Raw item ids are integers, or strings, which are known by a hash; all ids of an index are of one kind.
+
     Example:
       >>> import jax, numpy as np, aif_jax as aif
-      >>> from aif_jax.data.schema import Attribute, Schema
       >>> from aif_jax.index import ItemIndex
-      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
-      >>> config = aif.Config(schema=schema, memory=(), simtier="off", width=8)
-      >>> model = aif.build(config)
+      >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
+      >>> model = aif.build(aif.presets.two_tower(schema))
       >>> def features(*items):
       ...     rows, none = np.asarray(items, np.int32), np.zeros((len(items), 0), np.float32)
-      ...     return aif.types.ItemFeatures(ids={"item": rows, "category": rows % 3}, floats=none)
-      >>> index = ItemIndex.build(model, model.init(jax.random.key(0)), features(1, 2, 3), ids=[10, 20, 30], progress=False)
+      ...     return aif.ItemFeatures(ids={"item": rows, "category": rows % 3}, floats=none)
+      >>> params = model.init(jax.random.key(0), features(*range(9)))
+      >>> index = ItemIndex.build(model, params, features(1, 2, 3), ids=[10, 20, 30], progress=False)
       >>> index.lookup([20, 99])[1].tolist()
       [True, False]
       >>> newer = index.upsert([99], features(4)).delete([10])
@@ -62,11 +61,12 @@ class ItemIndex:
     decode = staticmethod(decode)
     """`decode(table, rows)`: rows int32 [C] of a table as the interaction takes them, for use inside jit."""
 
-    def __init__(self, store: Store, view: View, count: int):
+    def __init__(self, store: Store, view: View, count: int, reader: Reader):
         """Not for callers: see `build`."""
         self._store = store
         self._view = view
         self._count = count
+        self._reader = reader
 
     @classmethod
     def build(
@@ -75,6 +75,7 @@ class ItemIndex:
         params: Params,
         catalogue: Catalogue | ItemFeatures | ItemBatches | str | Path,
         *,
+        encoder: Encoder | None = None,
         ids: Any = None,
         version: str | None = None,
         storage: Storage = "float32",
@@ -85,17 +86,18 @@ class ItemIndex:
     ) -> ItemIndex:
         """Runs the item function over a catalogue.
 
-        The host prepares and sends a batch while the device computes those before it; beside the table and 20 bytes an item
-        for ids, memory is bounded by a few batches.
+        The host prepares and sends a batch while the device computes those before it; beyond the table and some 20 bytes an
+        item for ids, memory is bounded by a few batches.
 
         Args:
           model: whose item function runs.
           params: of the model. Held by reference, for updates.
-          catalogue: a `Catalogue`; an iterable of (ids [n], ItemFeatures with leading axis [n]) or of Arrow record batches, of
-            any size; the path of a Parquet file or directory, see `arrow.py`; or one `ItemFeatures` with `ids`. Ids are int64
-            of the caller's choice except -2^63; strings become ids by `string_ids`.
-          ids: of the items of one `ItemFeatures`.
-          version: of model, params, config and schema; None computes `aif_jax.version.fingerprint`.
+          catalogue: a `Catalogue`; the path of the items file that training read, or of a newer one (Parquet or CSV); an
+            iterable of (raw ids [n], ItemFeatures with leading axis [n]) or of raw columns [n], such as Arrow record batches;
+            or one `ItemFeatures` with `ids`. Files and raw columns need the `encoder`.
+          encoder: of the model's checkpoint. Features that another encoder made are refused.
+          ids: raw ids of the items of one `ItemFeatures`.
+          version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.
           storage: of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. With a stream, whose length is not known, a capacity saves
@@ -104,58 +106,86 @@ class ItemIndex:
           progress: a progress bar on stderr.
 
         Raises:
-          TypeError, ValueError: features that do not fit the schema, an id that comes twice, a catalogue larger than
-            `capacity`.
+          TypeError, ValueError: ids that are neither integers nor strings or of both kinds, an id that comes twice, features
+            that do not fit the schema, a catalogue larger than `capacity`.
+          EncodingMismatch: features that another encoder made.
         """
-        expect_storage(storage)
-        encoder = Encoder(model, params, storage=storage, batch_size=batch_size, mesh=mesh)
-        version = fingerprint(params, model.config) if version is None else version
-        batches, known = as_batches(catalogue, model.config.schema, ids=ids, size=max(batch_size, 1 << 14))
-        wanted = capacity if capacity is not None else capacity_for(known or 0, mesh)
-        store, all_ids, in_flight = None, [np.zeros(0, np.int64)], deque()
-        group: list[Any] = []  # computed and not yet written
-        bar = tqdm(total=known, unit="item", unit_scale=True, desc="item index", disable=not progress)
-        valid = (checked(model.config, pair) for pair in batches)
-        for some_ids, features in rebatch(valid, batch_size):
-            if store is None:
-                store = Store(encoder, version=version, capacity=wanted, shapes=encoder.shapes(features))
-            waiting = len(group) * batch_size
-            if waiting + len(some_ids) > store.room:
-                if capacity is not None:
-                    raise ValueError(f"capacity: the catalogue has more items than {capacity}")
-                store.append(group, waiting)
-                store.resize(2 * store.capacity)
-                group, waiting = [], 0
-            group.append(encoder(features))
-            in_flight.append(group[-1])
-            all_ids.append(some_ids)
-            if len(group) == GROUP or len(some_ids) < batch_size:  # only the last batch is short
-                store.append(group, waiting + len(some_ids))
-                group = []
-            if len(in_flight) > IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
-            bar.update(len(some_ids))
-        if store is not None:
-            store.append(group, len(group) * batch_size)
-        bar.close()
-        if store is None:
-            empty = empty_features(model.config)
-            store = Store(encoder, version=version, capacity=wanted, shapes=encoder.shapes(empty))
-        ids = np.concatenate(all_ids)
-        if capacity is None and known is None and store.capacity > (least := capacity_for(len(ids), mesh)):
-            store.resize(least)
-        return cls.first(store, ids)
+        program = ItemProgram(model, params, storage=storage, batch_size=batch_size, mesh=mesh)
+        version = fingerprint(params, model.config, encoder) if version is None else version
+        reader = Reader(model.config, encoder)
+        batches, known = reader.batches(catalogue, ids=ids, size=max(batch_size, 1 << 14))
+        store, keys = build_store(program, batches, known, version=version, capacity=capacity, progress=progress)
+        return cls._first(store, store.assign(keys, keys.kind), len(keys.key), reader)
 
     @classmethod
-    def first(cls, store: Store, ids: np.ndarray) -> ItemIndex:
-        """Not for callers: the first snapshot of a store whose rows 0..n-1 belong to these ids."""
-        ordered = np.sort(ids)
-        if len(twice := ordered[1:][ordered[1:] == ordered[:-1]]):
-            raise ValueError(f"ids: expected distinct ids, but {twice[0]} comes twice ({len(twice)} repeated in all)")
-        view = store.ids.fill(ids)
-        index = cls(store, view, len(ids))
-        store.commit(None, index, rows=np.zeros(0, np.int32), pages=np.zeros(0, np.int32))
-        return index
+    def load(
+        cls,
+        path: str | Path,
+        model: PreRanker,
+        params: Params,
+        *,
+        encoder: Encoder | None = None,
+        version: str | None = None,
+        capacity: int | None = None,
+        mesh: Any = None,
+    ) -> ItemIndex:
+        """Reads a snapshot and checks that it belongs to a model.
+
+        Args:
+          path: what `save` wrote.
+          model: whose item function makes the rows of later updates.
+          params: of the model; must be those that made the rows.
+          encoder: of the model's checkpoint; must be the one that the index was built with.
+          version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.
+          capacity: rows of the table; None leaves an eighth free.
+          mesh: to spread the table over.
+
+        Raises:
+          FileNotFoundError: nothing there.
+          CheckpointError: torn or altered, not an index, or written by a newer version.
+          ValueError: another config or schema; names the fields.
+          EncodingMismatch: another encoder.
+          VersionMismatch: other parameters; names both versions.
+        """
+        manifest = files.inspect(path)
+        encoding = "" if encoder is None else encoder.version
+        version = fingerprint(params, model.config, encoder) if version is None else version
+        files.check_model(path, manifest, model.config, encoding=encoding, version=version)
+        program = ItemProgram(model, params, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
+        keys, columns = files.read(path, manifest, jax.eval_shape(unpack, program.shapes()))
+        store = Store(program, version=version, capacity=capacity_for(manifest.items, mesh, capacity))
+        store.fill(columns, manifest.items)
+        return cls._first(store, store.assign(keys, manifest.ids), manifest.items, Reader(model.config, encoder))
+
+    def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
+        """Writes this snapshot into a new folder: complete, or not there at all.
+
+        Reads the rows in blocks, so updates may go on meanwhile; needs room for the stored rows on the host.
+
+        Args:
+          path: a local folder that does not exist yet.
+          positions: how far in the update stream the snapshot is, by partition.
+
+        Raises:
+          FileExistsError: something is there already; nothing is ever overwritten.
+          ValueError: a URL: save to a local path, and copy the folder.
+        """
+        keys, columns = self._host_rows()
+        files.write(
+            path,
+            keys,
+            columns,
+            files.Manifest(
+                items=len(self),
+                version=self.version,
+                config=self.model.config,
+                encoding=self.encoding,
+                ids=self._store.ids.kind,
+                storage=self.storage,
+                batch_size=self._store.program.batch_size,
+                positions=dict(positions or {}),
+            ),
+        )
 
     def __len__(self) -> int:
         """Items in this snapshot."""
@@ -168,38 +198,33 @@ class ItemIndex:
 
     @property
     def version(self) -> str:
-        """Fingerprint of params, config and schema that made the rows."""
+        """Fingerprint of params, config and encoder that made the rows."""
         return self._store.version
 
     @property
     def model(self) -> PreRanker:
         """The model whose item function makes the rows."""
-        return self._store.encoder.model
+        return self._store.program.model
 
     @property
     def params(self) -> Params:
         """Parameters that make the rows."""
-        return self._store.encoder.params
+        return self._store.program.params
 
     @property
-    def config(self) -> Config:
-        """Config of the model, with its schema."""
-        return self.model.config
+    def encoder(self) -> Encoder | None:
+        """What turns raw items into features; None where the index takes features alone."""
+        return self._reader.encoder
+
+    @property
+    def encoding(self) -> str:
+        """Version of the encoder, "" without one."""
+        return "" if self.encoder is None else self.encoder.version
 
     @property
     def storage(self) -> Storage:
         """How vectors are stored."""
-        return self._store.encoder.storage
-
-    @property
-    def batch_size(self) -> int:
-        """Items in one run of the item function."""
-        return self._store.encoder.batch_size
-
-    @property
-    def mesh(self) -> Any:
-        """The mesh that the table lies on, or None."""
-        return self._store.encoder.mesh
+        return self._store.program.storage
 
     @property
     def capacity(self) -> int:
@@ -208,11 +233,11 @@ class ItemIndex:
 
     @property
     def ids(self) -> np.ndarray:
-        """int64 [len(self)] ids, ascending. Costs a pass over the id map."""
-        return self._view.items()[0]
+        """int64 [len(self)] ids, ascending; of strings their hashes, as `string_ids`. Costs a pass over the id map."""
+        return self._view.items()[0].key
 
     @property
-    def shapes(self) -> Any:
+    def shapes(self) -> Packed:
         """Shapes and dtypes of the table, for ahead-of-time compilation."""
         return self._store.shapes()
 
@@ -226,36 +251,36 @@ class ItemIndex:
         """Host bytes of the id map, shared by all snapshots."""
         return self._store.ids.nbytes + self._view.directory.nbytes
 
-    @property
-    def table(self) -> Any:
-        """The stored rows as `Packed` words [capacity, ...], which `decode` reads; see `storage.py`. Yours to keep.
-
-        Because you may keep it, the next update copies the whole table instead of writing in place. Where updates and requests
-        run beside each other, use `reading`.
-        """
-        return self._store.keep()
-
-    def reading(self) -> AbstractContextManager[Any]:
+    def reading(self) -> AbstractContextManager[Packed]:
         """`with index.reading() as table:` lends the stored rows while a computation on them is dispatched.
 
         Leave the block as soon as the compiled function has returned (its result need not be there yet): updates wait for that.
-        Do not use the arrays afterwards, and do not enter it twice in one thread.
+        Do not use the arrays afterwards, and do not enter it twice in one thread. `decode` reads them.
         """
         return self._store.reading()
+
+    def copy_table(self) -> Packed:
+        """A copy of the stored rows [capacity, ...] on the device, yours to keep."""
+        return self._store.copy_table()
 
     def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
         """Rows of items.
 
         Args:
-          ids: integers [C].
+          ids: raw ids [C]; an int64 array takes the least time.
 
         Returns:
           rows int32 [C], -1 where this snapshot does not have the id, and mask bool [C], true where it has.
 
         Raises:
-          TypeError: ids that are not integers.
+          TypeError: ids of another kind than the index has, or of mixed kinds; None; integers beyond int64.
         """
-        rows = self._view.lookup(_plain_ids(ids))
+        kind = self._store.ids.kind
+        if kind == "integers" and isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1:
+            keys = Keys(ids)  # the reserved id is never found, so a request need not be searched for it
+        else:
+            keys = raw_keys(ids, "ids", like=kind)
+        rows = self._view.lookup(keys)
         return rows, rows >= 0
 
     def take(self, ids: Any) -> tuple[Any, np.ndarray]:
@@ -264,72 +289,58 @@ class ItemIndex:
         For inspection and tests; serving gathers on the device.
         """
         rows, mask = self.lookup(ids)
-        size = self.batch_size
+        size = self._store.program.batch_size
         parts = [_decode_stored(self._store.read(rows[i : i + size].clip(0))) for i in range(0, max(len(rows), 1), size)]
         whole = jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[: len(rows)], *parts)
         return whole, mask
 
     def stored(self) -> tuple[np.ndarray, Any]:
         """ids int64 [n], ascending, and the columns of their rows [n] on the host, as compact as the table has them."""
-        ids, rows = self._view.items()
-        shapes = jax.eval_shape(unpack, self.shapes)
-        host = jax.tree.map(lambda leaf: np.empty((len(ids), *leaf.shape[1:]), leaf.dtype), shapes)
-        for start in range(0, len(ids), self.batch_size):
-            block = _columns(self._store.read(rows[start : start + self.batch_size]))
-            for leaf, got in zip(jax.tree.leaves(host), jax.tree.leaves(block), strict=True):
-                leaf[start : start + self.batch_size] = np.asarray(got)[: len(leaf) - start]
-        return ids, host
+        keys, columns = self._host_rows()
+        return keys.key, columns
 
-    def upsert(self, ids: Any, features: ItemFeatures) -> ItemIndex:
+    def upsert(self, ids: Any, features: ItemFeatures | None = None) -> ItemIndex:
         """A snapshot with some items new or changed.
 
         Args:
-          ids: integers [n], or strings. Of an id that comes twice the last one counts.
+          ids: raw ids [n]. Of an id that comes twice the last one counts. Without `features`: raw columns [n] with the ids
+            among them, as the items file has them: a mapping, an Arrow batch or table, or a list of records.
           features: of the items, leading axis [n].
 
         Raises:
-          TypeError, ValueError: features that do not fit the schema; nothing has changed then.
+          TypeError, ValueError: ids of another kind than the index has, features that do not fit the schema, raw columns
+            without an encoder; nothing has changed then.
+          EncodingMismatch: features that another encoder made.
         """
-        changed = raw_ids(ids, "ids")
-        changed, features = checked(self.config, (changed, features))
-        last = len(changed) - 1 - np.unique(changed[::-1], return_index=True)[1]
-        if len(last) < len(changed):
-            last = np.sort(last)
-            changed, features = changed[last], jax.tree.map(lambda leaf: np.asarray(leaf)[last], features)
-        if not len(changed):
+        keys, features = self._reader.pair(ids, features, kind=self._store.ids.kind)
+        last = keys.last("ids")
+        if len(last) < len(keys.key):
+            keys, features = part(keys, features, last)
+        if not len(last):
             return self
-        base = self._with_room(changed)
-        old = base._view.lookup(changed)
-        rows = base._store.take_rows(len(changed))
+        base = self if self._store.is_head(self) and self._store.fits(keys) else self._copy(least=len(last), kind=keys.kind)
+        old = base._view.lookup(keys)
+        rows = base._store.take_rows(len(last))
         try:
             base._store.encode(features, rows)
+            return base._next(keys, rows, old)
         except BaseException:
             base._store.give_back(rows)
             raise
-        return base._next(changed, rows, old)
 
     def delete(self, ids: Any) -> ItemIndex:
-        """A snapshot without some items. Ids that are not there are left out silently, so that a replay does no harm."""
-        changed = np.unique(raw_ids(ids, "ids"))
-        old = self._view.lookup(changed)
-        changed, old = changed[old >= 0], old[old >= 0]
-        if not len(changed):
+        """A snapshot without some items. Ids that are not there are left out silently, so that a replay does no harm.
+
+        Raises:
+          TypeError: ids of another kind than the index has.
+        """
+        keys = raw_keys(ids, "ids", like=self._store.ids.kind)
+        keys = keys.take(keys.last("ids"))
+        keys = keys.take(self._view.lookup(keys) >= 0)
+        if not len(keys.key):
             return self
-        base = self if self._store.is_head(self) else self._fork(self.capacity)
-        return base._next(changed, np.full(len(changed), -1, np.int32), base._view.lookup(changed))
-
-    def save(self, path: str | Path, *, position: int = 0) -> None:
-        """Writes this snapshot into a new folder, see `aif_jax.index.files.save`."""
-        from aif_jax.index import files
-
-        files.save(self, path, position=position)
-
-    @staticmethod
-    def load(path: str | Path, model: PreRanker, params: Params, **options: Any) -> ItemIndex:
-        """Reads what `save` wrote, see `aif_jax.index.files.load`."""
-        from aif_jax.index import files
-
-        return files.load(path, model, params, **options)
+        base = self if self._store.is_head(self) else self._copy()
+        return base._next(keys, np.full(len(keys.key), -1, np.int32), base._view.lookup(keys))
 
     def compact(self, *, capacity: int | None = None) -> ItemIndex:
         """A copy with memory of its own, rows by ascending id from row 0 on.
@@ -340,68 +351,39 @@ class ItemIndex:
         Args:
           capacity: rows of the new table; None takes the least that `build` would.
         """
-        wanted = capacity_for(len(self), self.mesh) if capacity is None else capacity
-        if wanted < len(self):
-            raise ValueError(f"capacity: expected at least {len(self)}, got {wanted}")
-        return self._fork(wanted)
+        return self._copy(capacity=capacity_for(len(self), self._store.program.mesh, capacity))
 
-    def _next(self, ids: np.ndarray, rows: np.ndarray, old: np.ndarray) -> ItemIndex:
-        view, pages = self._store.ids.assign(self._view, ids, rows)
+    @classmethod
+    def _first(cls, store: Store, view: View, count: int, reader: Reader) -> ItemIndex:
+        """The first snapshot of a store."""
+        index = cls(store, view, count, reader)
+        store.commit(None, index, rows=NONE, pages=NONE)
+        return index
+
+    def _next(self, keys: Keys, rows: np.ndarray, old: np.ndarray) -> ItemIndex:
+        view, pages = self._store.ids.assign(self._view, keys, rows)
         count = self._count + int((rows >= 0).sum()) - int((old >= 0).sum())
-        new = ItemIndex(self._store, view, count)
-        self._store.commit(self, new, rows=old[old >= 0], pages=pages)
-        return new
+        index = ItemIndex(self._store, view, count, self._reader)
+        self._store.commit(self, index, rows=old[old >= 0], pages=pages)
+        return index
 
-    def _with_room(self, ids: np.ndarray) -> ItemIndex:
-        """This snapshot, or a copy of it that has free rows for these ids."""
-        if self._store.is_head(self) and self._store.fits(len(ids)):
-            return self
-        least = len(self) + len(ids)
-        return self._fork(max(self.capacity, capacity_for(least, self.mesh)))
+    def _copy(self, *, least: int = 0, capacity: int | None = None, kind: Any = None) -> ItemIndex:
+        """A copy with memory of its own and room for at least so many more items."""
+        if capacity is None:
+            capacity = max(self.capacity, capacity_for(len(self) + least, self._store.program.mesh) if least else 0)
+        store, view = self._store.copy(self._view, capacity=capacity, kind=self._store.ids.kind or kind)
+        return ItemIndex._first(store, view, self._count, self._reader)
 
-    def _fork(self, capacity: int) -> ItemIndex:
-        store, view = self._store.fork(self._view, capacity=capacity)
-        new = ItemIndex(store, view, self._count)
-        store.commit(None, new, rows=np.zeros(0, np.int32), pages=np.zeros(0, np.int32))
-        return new
-
-
-def capacity_for(items: int, mesh: Any = None) -> int:
-    """Rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two.
-
-    Few capacities mean few shapes to compile for.
-    """
-    wanted = max(items * 9 // 8 + 512, 1024)
-    quarter = max(1, 1 << (wanted.bit_length() - 3))
-    rounded = -(-wanted // quarter) * quarter
-    devices = 1 if mesh is None else mesh.size
-    return -(-rounded // devices) * devices
-
-
-def checked(config: Config, pair: tuple[np.ndarray, ItemFeatures]) -> tuple[np.ndarray, ItemFeatures]:
-    """The pair with features in NumPy, or an error that says what does not fit."""
-    ids, features = pair
-    check_item_features(config.schema, features, batched=True)
-    if len(features.floats) != len(ids):
-        raise ValueError(f"features: expected {len(ids)} items like ids, got {len(features.floats)}")
-    return ids, jax.tree.map(np.asarray, features)
-
-
-def empty_features(config: Config) -> ItemFeatures:
-    """Features of no items."""
-    schema = config.schema
-    return ItemFeatures(
-        ids={a.name: np.zeros((0, a.length) if a.length > 1 else 0, np.int32) for a in schema.item_attributes},
-        floats=np.zeros((0, schema.item_floats), np.float32),
-        content=np.zeros((0, schema.content), np.float32) if schema.content else None,
-        side={name: np.zeros(0, np.float32) for name in schema.side},
-    )
-
-
-def _plain_ids(ids: Any) -> np.ndarray:
-    if isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1 and ids.flags.c_contiguous:
-        return ids  # the reserved id is never found, so a request need not be searched for it
-    return raw_ids(ids, "ids")
+    def _host_rows(self) -> tuple[Keys, Any]:
+        keys, rows = self._view.items()
+        shapes = jax.eval_shape(unpack, self.shapes)
+        columns = jax.tree.map(lambda leaf: np.empty((len(rows), *leaf.shape[1:]), leaf.dtype), shapes)
+        size = self._store.program.batch_size
+        for start in range(0, len(rows), size):
+            block = _columns(self._store.read(rows[start : start + size]))
+            for leaf, read in zip(jax.tree.leaves(columns), jax.tree.leaves(block), strict=True):
+                leaf[start : start + size] = np.asarray(read)[: len(leaf) - start]
+        return keys, columns
 
 
 _columns = jax.jit(unpack)

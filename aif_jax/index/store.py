@@ -19,31 +19,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import sharding
-from aif_jax.index.encoder import Encoder
-from aif_jax.index.gate import Gate
 from aif_jax.index.idmap import IdMap, View
-from aif_jax.index.storage import pack
+from aif_jax.index.ids import Keys
+from aif_jax.index.lock import ReadWriteLock
+from aif_jax.index.program import ItemProgram
+from aif_jax.index.storage import Packed, pack
 from aif_jax.types import ItemFeatures
+from aif_jax.vocabulary import Kind
 
 
 class Store:
     """Table, id map and free rows.
 
     Args:
-      encoder: makes the rows.
+      program: makes the rows.
       version: of its parameters.
       capacity: rows of the table.
-      shapes: of a batch of stored rows.
     """
 
-    def __init__(self, encoder: Encoder, *, version: str, capacity: int, shapes: Any):
-        self.encoder = encoder
+    def __init__(self, program: ItemProgram, *, version: str, capacity: int):
+        self.program = program
         self.version = version
         self.capacity = capacity
-        self.ids = IdMap(capacity)
-        self._gate = Gate()
-        self._table = _zeros(shapes, capacity, encoder.mesh)
-        self._kept = False  # someone holds the arrays themselves
+        self.ids = IdMap(0, None)
+        self._lock = ReadWriteLock()
+        self._table = _zeros(program.shapes(), capacity, program.mesh)
         self._free = np.zeros(0, np.int32)
         self._fresh = 0  # rows from here on were never used
         self._retired: deque[tuple[weakref.ref, np.ndarray, np.ndarray]] = deque()
@@ -55,29 +55,24 @@ class Store:
         self._collect()
         return len(self._free) + self.capacity - self._fresh
 
-    def fits(self, changed: int) -> bool:
-        """Whether a change of so many ids finds room in table and id map."""
-        return changed <= self.room and self.ids.has_room(changed)
+    def fits(self, keys: Keys) -> bool:
+        """Whether a change of these ids finds room in table and id map, which holds ids of their kind."""
+        count = len(keys.key)
+        return keys.kind == self.ids.kind and count <= self.room and self.ids.has_room(count)
 
     def is_head(self, snapshot: Any) -> bool:
         """Whether a snapshot is the latest of this store."""
         return self._head is not None and self._head() is snapshot
 
-    def shapes(self) -> Any:
-        """Shapes and dtypes of the table, without touching it."""
-        with self._gate.reading():
-            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self._table)
-
-    def keep(self) -> Any:
-        """The arrays, to be kept: the next update copies them."""
-        with self._gate.reading():
-            self._kept = True
-            return self._table
+    def shapes(self) -> Packed:
+        """Shapes and dtypes of the table, without a look at its contents."""
+        with self.reading() as table:
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), table)
 
     @contextmanager
-    def reading(self) -> Iterator[Any]:
+    def reading(self) -> Iterator[Packed]:
         """The arrays, lent until a computation on them is dispatched."""
-        with self._gate.reading():
+        with self._lock.reading():
             yield self._table
 
     def take_rows(self, count: int) -> np.ndarray:
@@ -93,49 +88,35 @@ class Store:
 
     def encode(self, features: ItemFeatures, rows: np.ndarray) -> None:
         """Computes items and puts them into free rows."""
-        for part, encoded in self.encoder.batches(features, len(rows)):
-            self.put(encoded, rows[part])
+        for start in self._batches(len(rows)):
+            part = slice(start, start + self.program.batch_size)
+            self.put(self.program(jax.tree.map(lambda leaf, part=part: leaf[part], features)), rows[part])
 
-    def put(self, encoded: Any, rows: np.ndarray) -> None:
+    def put(self, stored: Packed, rows: np.ndarray) -> None:
         """Writes a batch of stored rows in place."""
-        at = np.full(self.encoder.batch_size, self.capacity, np.int32)  # out of range: dropped
-        at[: len(rows)] = rows
-        if self.encoder.mesh is not None:
-            at = jax.device_put(at, sharding.replicated(self.encoder.mesh))
-        with self._gate.writing():
-            write = _write_copy if self._kept else _write
-            self._table, self._kept = write(self._table, encoded, at), False
-
-    def append(self, batches: list[Any], count: int) -> None:
-        """Writes whole batches of stored rows, in which the first `count` rows count, behind the rows used last.
-
-        For filling a table for the first time. Several batches in one call, in one run of rows: half the time of as many `put`.
-        """
-        if not batches:
-            return
-        size, start = self.encoder.batch_size, self._fresh
-        if start + len(batches) * size > self.capacity or len(self._free):  # a run would not fit: it would be moved
-            for number, stored in enumerate(batches):
-                self.put(stored, self.take_rows(min(size, count - number * size)))
-            return
-        self.take_rows(count)
-        with self._gate.writing():
-            self._table = _append(self._table, batches, np.int32(start))
-
-    def resize(self, capacity: int) -> None:
-        """Makes the table longer or shorter while it is filled for the first time, before there is a snapshot."""
-        placed = None if self.encoder.mesh is None else sharding.rows(self.encoder.mesh)
-        with self._gate.writing():
-            self._table = _resized(capacity, placed)(self._table)
-        self.capacity, self.ids = capacity, IdMap(capacity)
+        targets = np.full(self.program.batch_size, self.capacity, np.int32)  # out of range: dropped
+        targets[: len(rows)] = rows
+        with self._lock.writing():
+            self._table = _write(self._table, stored, self._replicated(targets))
 
     def fill(self, columns: Any, count: int) -> None:
         """Puts the columns of rows [count] from the host into rows 0..count-1 of a new store."""
-        size = self.encoder.batch_size
-        for start in range(0, count, size):
-            rows = self.take_rows(min(size, count - start))
-            part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], columns)
-            self.put(_pack(self.encoder.place(part)), rows)
+        for start in self._batches(count):
+            part = slice(start, min(start + self.program.batch_size, count))
+            batch = self.program.place(jax.tree.map(lambda leaf, part=part: leaf[part], columns))
+            self.put(_pack(batch), self.take_rows(part.stop - start))
+
+    def resize(self, capacity: int) -> None:
+        """Makes the table longer or shorter while it is filled for the first time, before there is a snapshot."""
+        placed = None if self.program.mesh is None else sharding.rows(self.program.mesh)
+        with self._lock.writing():
+            self._table = _resized(capacity, placed)(self._table)
+        self.capacity = capacity
+
+    def assign(self, keys: Keys, kind: Kind | None) -> View:
+        """The first version of the id map, once the table is filled: distinct keys [n], which have rows 0 to n - 1."""
+        self.ids = IdMap(self.capacity, kind)
+        return self.ids.fill(keys)
 
     def commit(self, old: Any, new: Any, *, rows: np.ndarray, pages: np.ndarray) -> None:
         """Makes `new` the latest snapshot; `rows` and `pages` are what only `old` and those before it still read."""
@@ -143,23 +124,32 @@ class Store:
             self._retired.append((weakref.ref(old), rows, pages))
         self._head = weakref.ref(new)
 
-    def fork(self, view: View, *, capacity: int) -> tuple[Store, View]:
-        """A copy of one snapshot with a table and an id map of its own, by ascending id."""
-        ids, rows = view.items()
-        new = Store(self.encoder, version=self.version, capacity=capacity, shapes=self.shapes())
-        size = self.encoder.batch_size
-        for start in range(0, len(ids), size):
-            new.put(self.read(rows[start : start + size]), new.take_rows(len(rows[start : start + size])))
-        return new, new.ids.fill(ids)
+    def copy(self, view: View, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
+        """The rows of one snapshot in a new store, by ascending key, with an id map for ids of that kind."""
+        keys, rows = view.items()
+        new = Store(self.program, version=self.version, capacity=capacity)
+        for start in self._batches(len(rows)):
+            part = rows[start : start + self.program.batch_size]
+            new.put(self.read(part), new.take_rows(len(part)))
+        return new, new.assign(keys, kind)
 
-    def read(self, rows: np.ndarray) -> Any:
+    def read(self, rows: np.ndarray) -> Packed:
         """Stored rows [batch_size] on the device, at most `batch_size` of them."""
-        at = np.zeros(self.encoder.batch_size, np.int32)
-        at[: len(rows)] = rows
-        if self.encoder.mesh is not None:
-            at = jax.device_put(at, sharding.replicated(self.encoder.mesh))
+        wanted = np.zeros(self.program.batch_size, np.int32)
+        wanted[: len(rows)] = rows
         with self.reading() as table:
-            return _gather(table, at)
+            return _gather(table, self._replicated(wanted))
+
+    def copy_table(self) -> Packed:
+        """The arrays, copied."""
+        with self.reading() as table:
+            return _copy(table)
+
+    def _batches(self, count: int) -> range:
+        return range(0, count, self.program.batch_size)
+
+    def _replicated(self, rows: np.ndarray) -> Any:
+        return rows if self.program.mesh is None else jax.device_put(rows, sharding.replicated(self.program.mesh))
 
     def _collect(self) -> None:
         """Frees what no living snapshot reads; they die in any order, what the oldest living one may read stays."""
@@ -169,36 +159,28 @@ class Store:
             self.ids.release(pages)
 
 
-def _put_rows(table: Any, encoded: Any, at: jax.Array) -> Any:
-    return jax.tree.map(lambda leaf, new: leaf.at[at].set(new, mode="drop"), table, encoded)
-
-
-_write = jax.jit(_put_rows, donate_argnums=0)
-_write_copy = jax.jit(_put_rows)
-
-
 @partial(jax.jit, donate_argnums=0)
-def _append(table: Any, batches: list[Any], start: jax.Array) -> Any:
-    def write(leaf: jax.Array, *parts: jax.Array) -> jax.Array:
-        for number, part in enumerate(parts):
-            leaf = jax.lax.dynamic_update_slice_in_dim(leaf, part, start + number * part.shape[0], 0)
-        return leaf
-
-    return jax.tree.map(write, table, *batches)
+def _write(table: Packed, stored: Packed, rows: jax.Array) -> Packed:
+    return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new, mode="drop"), table, stored)
 
 
 @jax.jit
-def _pack(columns: Any) -> Any:
+def _pack(columns: Any) -> Packed:
     return jax.vmap(pack)(columns)
 
 
 @jax.jit
-def _gather(table: Any, at: jax.Array) -> Any:
-    return jax.tree.map(lambda leaf: leaf.at[at].get(mode="clip"), table)
+def _gather(table: Packed, rows: jax.Array) -> Packed:
+    return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), table)
 
 
-def _zeros(shapes: Any, capacity: int, mesh: Any) -> Any:
-    leaves, tree = jax.tree.flatten(shapes)
+@jax.jit
+def _copy(table: Packed) -> Packed:
+    return jax.tree.map(jnp.copy, table)
+
+
+def _zeros(batch: Packed, capacity: int, mesh: Any) -> Packed:
+    leaves, tree = jax.tree.flatten(batch)
     rows = tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
     return tree.unflatten(_zeros_compiled(rows, capacity, None if mesh is None else sharding.rows(mesh))())
 

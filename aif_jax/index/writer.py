@@ -1,65 +1,62 @@
-"""`IndexWriter`: applies an ordered stream of updates to an index and can go on after being killed at any moment. Source: ours.
+"""`IndexWriter`: applies an ordered stream of updates to an index and can go on after being killed at any moment.
 
-A snapshot on disk and the stream's position belong together: every update up to the position is in, none after it. After a kill
-`resume` reads the newest complete snapshot, and the caller replays the stream from `position + 1`. Updates that are in already
-are passed over, a gap is refused.
+A snapshot on disk and the stream's positions belong together: of each partition, every update up to its position is in, none
+after it. After a kill `resume` reads the newest complete snapshot, and the caller replays each partition after its position.
+Updates that are in already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
+
+One writer owns a directory, see `lease.py`. A snapshot is named by its owner's number and its own, so the snapshots of an owner
+come after those of all owners before it, whenever they were written.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import logging
+import operator
 import re
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError
-from aif_jax.index.files import inspect, load
+from aif_jax.encoder import Encoder
+from aif_jax.folders import remove_folder, remove_unfinished
+from aif_jax.index.files import inspect
 from aif_jax.index.item_index import ItemIndex
+from aif_jax.index.lease import Lease
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
 
-SNAPSHOT = re.compile(r"[0-9]{10}")
-PART = re.compile(SNAPSHOT.pattern + r"(\.orbax-checkpoint-tmp.*)?")  # Orbax gives a folder its name when it is complete
+SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
+logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Update:
-    """One entry of the update stream.
+class Change(NamedTuple):
+    """An update as a push keeps it."""
 
-    Attributes:
-      position: in the stream; each entry's is one more than that of the entry before.
-      ids: of the items that change, integers or strings [n].
-      features: what they are now, leading axis [n]; None deletes them.
-    """
-
-    position: int
-    ids: Any
-    features: ItemFeatures | None = None
+    kind: Literal["upsert", "delete"]
+    arguments: tuple[Any, ...]
 
 
 class IndexWriter:
     """Applies updates in order, and saves a snapshot every so many updates or seconds.
 
-    One thread applies; `index` may be read from any. A snapshot takes time that grows with the table; with `submit` it is
-    written elsewhere while updates go on.
+    `IndexWriter.start` begins a directory, `IndexWriter.resume` goes on with one; `close`, or the end of a `with` block, saves
+    what is left and lets the next writer in. One thread applies; `index` may be read from any.
 
     Args:
-      directory: of the snapshots; must not hold any yet, see `resume`. The first one is written at once.
+      directory: of the snapshots.
       index: to start from.
-      position: of the last update that is in `index`.
-      every_updates: stream entries between two snapshots; None leaves it to time.
+      positions: of the last update of each partition that is in `index`.
+      every_updates: updates between two snapshots; None leaves it to time.
       every_seconds: between two snapshots, looked at when an update comes; None leaves it to the count.
       keep: how many snapshots stay; at least 1.
-      submit: runs the saving of a snapshot, such as `ThreadPoolExecutor(1).submit`: what it returns must have `result()`.
-        None saves before `apply` returns.
+      background: saves in a thread while updates go on. A snapshot takes time that grows with the table.
       clock: seconds, monotonic.
 
     Raises:
-      FileExistsError: there are snapshots in `directory`.
-      ValueError: a number out of range.
+      ValueError, TypeError: a number out of range, positions that are no integers.
     """
 
     def __init__(
@@ -67,80 +64,101 @@ class IndexWriter:
         directory: str | Path,
         index: ItemIndex,
         *,
-        position: int = 0,
+        positions: Mapping[int, int] | None = None,
         every_updates: int | None = 1000,
         every_seconds: float | None = None,
         keep: int = 3,
-        submit: Callable[[Callable[[], None]], Any] | None = None,
+        background: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._configure(
-            directory, index, position, every_updates=every_updates, every_seconds=every_seconds, keep=keep, submit=submit,
-            clock=clock,
-        )  # fmt: skip
-        if found := snapshots(self.directory):
-            raise FileExistsError(f"{self.directory}: holds {len(found)} snapshots already; use IndexWriter.resume")
-        self.snapshot()
-        self.wait()
-
-    def _configure(
-        self, directory: str | Path, index: ItemIndex, position: int, *, every_updates: int | None = 1000,
-        every_seconds: float | None = None, keep: int = 3, submit: Callable[[Callable[[], None]], Any] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
         for name, value in (("every_updates", every_updates), ("every_seconds", every_seconds), ("keep", keep)):
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: expected more than 0, got {value}")
         self.directory = Path(directory).absolute()
+        self._lease = Lease(self.directory)
         self._index = index
-        self._position = position
-        self._every_updates = every_updates
-        self._every_seconds = every_seconds
-        self._keep = keep
-        self._submit = submit
-        self._clock = clock
-        self._saved_position = position
-        self._saved_at = clock()
-        self._saving: Any = None
-        self._next = 0  # number of the next snapshot
-        self._pushing: list[Update] | None = None
+        self._positions = {_integer(p, "partition"): _integer(at, "position") for p, at in (positions or {}).items()}
+        self._saved_positions: dict[int, int] = {}
+        self._every_updates, self._every_seconds, self._keep = every_updates, every_seconds, keep
+        self._background, self._clock = background, clock
+        self._changes = 1  # what is not on disk counts as a change
+        self._saved_changes = 0
+        self._tried_changes, self._tried_at = 0, clock()  # of the last save, whatever became of it
+        self._saving: Future[None] | None = None
+        self._snapshots = 0
+        self._pushing: list[Change] | None = None
+
+    @classmethod
+    def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
+        """A writer for a directory without snapshots; saves the first one before it returns.
+
+        Args:
+          directory: which is made.
+          index: to start from.
+          options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for the class.
+
+        Raises:
+          FileExistsError: there are snapshots in `directory`.
+          WriterConflict: another writer has the directory.
+        """
+        writer = cls(directory, index, **options)
+        writer._lease.take()
+        try:
+            if there := snapshots(directory):
+                raise FileExistsError(f"{writer.directory}: holds {len(there)} snapshots already; use IndexWriter.resume")
+            remove_unfinished(writer.directory)
+            writer._save(*writer._next_snapshot())
+        except BaseException:
+            writer._lease.release()
+            raise
+        return writer
 
     @classmethod
     def resume(
-        cls, directory: str | Path, model: PreRanker, params: Params, *, version: str | None = None, mesh: Any = None,
+        cls,
+        directory: str | Path,
+        model: PreRanker,
+        params: Params,
+        *,
+        encoder: Encoder | None = None,
+        version: str | None = None,
+        mesh: Any = None,
+        takeover: bool = False,
         **options: Any,
-    ) -> IndexWriter:  # fmt: skip
+    ) -> IndexWriter:
         """A writer that goes on from the newest complete snapshot of a directory.
 
         Args:
           directory: of an earlier writer.
-          model, params, version, mesh: as in `ItemIndex.load`.
-          options: `every_updates`, `every_seconds`, `keep`, `submit`, `clock`, as for a new writer.
+          model, params, encoder, version, mesh: as in `ItemIndex.load`.
+          takeover: take the directory from a writer that is alive, for one that hangs or is cut off; its next save raises
+            WriterConflict.
+          options: `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for the class.
 
         Returns:
-          the writer; replay the stream from `writer.position + 1`.
+          the writer; replay each partition of the stream after its entry in `writer.positions`.
 
         Raises:
           FileNotFoundError: no complete snapshot there.
+          WriterConflict: another writer has the directory.
           CheckpointError: the newest snapshot was altered; names it, and the one before it.
           VersionMismatch, ValueError: it belongs to another model.
         """
         directory = Path(directory).absolute()
-        found = snapshots(directory)
-        if not found:
+        if not snapshots(directory):
             raise FileNotFoundError(f"{directory}: no complete snapshot of an index")
+        lease = Lease(directory)
+        lease.take(above=_number(snapshots(directory)[-1])[0], takeover=takeover)
         try:
-            index = load(found[-1], model, params, version=version, mesh=mesh)
-        except CheckpointError as error:
-            if len(found) > 1:
-                error.add_note(f"Without that folder the writer would resume from {found[-2]}.")
+            there = snapshots(directory)  # again: the owner before may have saved one
+            index = _load(there, model, params, encoder=encoder, version=version, mesh=mesh)
+            writer = cls(directory, index, positions=inspect(there[-1]).positions, **options)
+        except BaseException:
+            lease.release()
             raise
-        writer = cls.__new__(cls)
-        writer._configure(directory, index, inspect(found[-1]).position, **options)
-        writer._next = int(found[-1].name) + 1
-        for left in directory.iterdir():  # what a kill in the middle of a save or a removal left
-            if PART.fullmatch(left.name) and left not in found:
-                shutil.rmtree(left, ignore_errors=True)
+        writer._lease = lease
+        writer._saved_positions, writer._changes = writer.positions, 0
+        remove_unfinished(directory)  # what a kill in the middle of a save or a removal left
         return writer
 
     @property
@@ -149,64 +167,67 @@ class IndexWriter:
         return self._index
 
     @property
-    def position(self) -> int:
-        """Of the last update that is in `index`."""
-        return self._position
+    def positions(self) -> dict[int, int]:
+        """Of the last update of each partition that is in `index`."""
+        return dict(self._positions)
 
     @property
-    def saved_position(self) -> int:
-        """Of the last update that is on disk, or on its way there."""
-        return self._saved_position
+    def saved_positions(self) -> dict[int, int]:
+        """Of the last update of each partition that is on disk: only these may be committed to the stream."""
+        return dict(self._saved_positions)
 
-    def apply(self, update: Update) -> bool:
-        """Applies one update, unless it is in already.
+    def upsert(self, ids: Any, features: ItemFeatures | None = None, *, position: int, partition: int = 0) -> bool:
+        """Applies an update of some items, unless it is in already.
+
+        Args:
+          ids, features: as in `ItemIndex.upsert`.
+          position: in the stream; rises within a partition.
+          partition: of the stream.
 
         Returns:
-          whether it was applied; False for a position that is not after `position`.
+          whether it was applied; False for a position that is not after the partition's last one.
 
         Raises:
-          ValueError: a gap in the stream, or features that do not fit; nothing has changed then.
+          TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
+          OSError, WriterConflict: a snapshot could not be saved, now or before in the background. The update is in all the
+            same; a later one tries again.
         """
-        if update.position <= self._position:
-            return False
-        if update.position > self._position + 1:
-            raise ValueError(
-                f"update stream: expected position {self._position + 1}, got {update.position}: updates are missing"
-            )
-        self._index = _applied(self._index, update)
-        self._position = update.position
-        if self._pushing is not None:
-            self._pushing.append(update)
-        if self._due():
-            self.snapshot()
-        return True
+        return self._apply(Change("upsert", (ids, features)), position, partition)
+
+    def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
+        """Applies a deletion of some items; arguments, returns and errors as `upsert`. No ids move the position alone."""
+        return self._apply(Change("delete", (ids,)), position, partition)
 
     def snapshot(self) -> None:
-        """Saves the latest snapshot now and removes the oldest ones beyond `keep`."""
+        """Saves the latest snapshot now and removes the oldest ones beyond `keep`.
+
+        Raises:
+          OSError, WriterConflict: this snapshot, or the one before in the background, could not be saved.
+        """
         self.wait()
-        index, position, path = self._index, self._position, self.directory / f"{self._next:010d}"
-        if self._submit is None:
-            self._save(index, position, path)
-        else:
-            self._saving = self._submit(lambda: self._save(index, position, path))
-        self._next, self._saved_position, self._saved_at = self._next + 1, position, self._clock()
+        task = self._next_snapshot()
+        if not self._background:
+            return self._save(*task)
+        thread = ThreadPoolExecutor(1, "index-writer")
+        self._saving = thread.submit(self._save, *task)
+        thread.shutdown(wait=False)
 
     def wait(self) -> None:
         """Waits for the snapshot that is being saved, and raises what went wrong with it."""
-        if self._saving is not None:
-            saving, self._saving = self._saving, None
+        saving, self._saving = self._saving, None
+        if saving is not None:
             saving.result()
 
     def begin_push(self) -> None:
         """From here on updates are also kept for a new version that is being built.
 
-        Build it beside the old one, in any thread, from a catalogue that is at least as new as `position` is now; then hand it
-        to `finish_push`. Until then the old version goes on.
+        Build it in any thread, while the old one goes on, from a catalogue that is at least as new as `positions` is now; then
+        give it to `finish_push`.
         """
         self._pushing = []
 
     def finish_push(self, index: ItemIndex) -> ItemIndex:
-        """Brings a new version up to the stream's position and makes it the latest snapshot, which is saved.
+        """Brings a new version up to the stream's positions and makes it the latest snapshot, which is saved.
 
         The old version stays readable as long as someone holds a snapshot of it.
 
@@ -221,17 +242,26 @@ class IndexWriter:
         """
         if self._pushing is None:
             raise RuntimeError("finish_push: expected begin_push before it")
-        for update in self._pushing:
-            index = _applied(index, update)
-        self._index, self._pushing = index, None
+        for change in self._pushing:
+            index = getattr(index, change.kind)(*change.arguments)
+        self._index, self._pushing, self._changes = index, None, self._changes + 1
         self.snapshot()
         return index
 
     def close(self) -> None:
-        """Saves what is not on disk yet, and waits for it."""
-        if self._saved_position < self._position:
-            self.snapshot()
-        self.wait()
+        """Saves what is not on disk yet, waits for it and lets the next writer in.
+
+        Raises:
+          OSError, WriterConflict: it could not be saved; `saved_positions` tells how far the directory is.
+        """
+        try:
+            if self._saving is not None:
+                self._saving.exception()  # an update that this save lost is saved below, or raises there
+                self._saving = None
+            if self._saved_changes < self._changes:
+                self._save(*self._next_snapshot())
+        finally:
+            self._lease.release()
 
     def __enter__(self) -> IndexWriter:
         return self
@@ -239,22 +269,72 @@ class IndexWriter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _due(self) -> bool:
-        by_count = self._every_updates is not None and self._position - self._saved_position >= self._every_updates
-        return by_count or (self._every_seconds is not None and self._clock() - self._saved_at >= self._every_seconds)
+    def _apply(self, change: Change, position: int, partition: int) -> bool:
+        position, partition = _integer(position, "position"), _integer(partition, "partition")
+        if partition in self._positions and position <= self._positions[partition]:
+            return False
+        self._index = getattr(self._index, change.kind)(*change.arguments)
+        self._positions[partition] = position
+        self._changes += 1
+        if self._pushing is not None:
+            self._pushing.append(change)
+        if self._due():
+            self.snapshot()
+        return True
 
-    def _save(self, index: ItemIndex, position: int, path: Path) -> None:
-        index.save(path, position=position)
-        for old in snapshots(self.directory)[: -self._keep]:
-            (old / METADATA_FILE).unlink()  # first, so that a kill in between leaves no folder that looks complete
-            shutil.rmtree(old)
+    def _due(self) -> bool:
+        by_count = self._every_updates is not None and self._changes - self._tried_changes >= self._every_updates
+        return by_count or (self._every_seconds is not None and self._clock() - self._tried_at >= self._every_seconds)
+
+    def _next_snapshot(self) -> tuple[ItemIndex, dict[int, int], int, Path]:
+        """What `_save` saves: the state now."""
+        self._tried_changes, self._tried_at = self._changes, self._clock()
+        self._snapshots += 1
+        path = self.directory / f"{self._lease.number:06d}-{self._snapshots:010d}"
+        return self._index, self.positions, self._changes, path
+
+    def _save(self, index: ItemIndex, positions: dict[int, int], changes: int, path: Path) -> None:
+        self._lease.check()
+        index.save(path, positions=positions)
+        self._lease.check()  # a snapshot that came too late sorts before those of the new owner
+        self._saved_positions, self._saved_changes = positions, changes
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Removes what is beyond `keep`; where that fails, the next save tries again."""
+        try:
+            for old in snapshots(self.directory)[: -self._keep]:
+                remove_folder(old)
+            remove_unfinished(self.directory)
+        except OSError as error:
+            logger.warning("%s: an old snapshot was not removed, tried again after the next save: %s", self.directory, error)
 
 
 def snapshots(directory: str | Path) -> list[Path]:
     """The complete snapshots in a writer's directory, oldest first."""
-    folders = Path(directory).absolute().glob("[0-9]*")
-    return sorted(f for f in folders if SNAPSHOT.fullmatch(f.name) and (f / METADATA_FILE).is_file())
+    folders = Path(directory).absolute().glob("[0-9]*-[0-9]*")
+    return sorted((f for f in folders if SNAPSHOT.fullmatch(f.name) and (f / METADATA_FILE).is_file()), key=_number)
 
 
-def _applied(index: ItemIndex, update: Update) -> ItemIndex:
-    return index.delete(update.ids) if update.features is None else index.upsert(update.ids, update.features)
+def _number(snapshot: Path) -> tuple[int, int]:
+    """Number of the owner, and of the snapshot among its own."""
+    owner, number = snapshot.name.split("-")
+    return int(owner), int(number)
+
+
+def _load(there: list[Path], model: PreRanker, params: Params, **options: Any) -> ItemIndex:
+    try:
+        return ItemIndex.load(there[-1], model, params, **options)
+    except CheckpointError as error:
+        if len(there) > 1:
+            error.add_note(f"Without that folder the writer would resume from {there[-2]}.")
+        raise
+
+
+def _integer(value: Any, name: str) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None

@@ -23,18 +23,20 @@ CHANGES = st.lists(
 )
 
 
-@pytest.fixture(scope="module", params=STORAGES)
+@pytest.fixture(scope="module", params=[*((storage, "integers") for storage in STORAGES), ("float32", "strings")], ids=" ".join)
 def world(request):
-    """(model, params, features of 200 states of items, options)."""
+    """(model, params, features of 200 states of items, raw ids of 12 items, options)."""
+    storage, kind = request.param
     model, params = demo.build()
-    return model, params, demo.items(model.config, 200), dict(batch_size=8, storage=request.param, version="v", progress=False)
+    ids = IDS if kind == "integers" else np.array([f"sku {i}" for i in IDS], np.dtypes.StringDType())
+    return model, params, demo.items(200), ids, dict(batch_size=8, storage=storage, version="v", progress=False)
 
 
 def contents(index) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Ids and rows of an index, and its table in compact form."""
     compact = index.compact()
-    table = [np.asarray(leaf) for leaf in jax.tree.leaves(compact.table)]
-    return [index.ids, *jax.tree.leaves(index.take(index.ids)[0])], table
+    table = [np.asarray(leaf) for leaf in jax.tree.leaves(compact.copy_table())]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(index.stored())], table
 
 
 def same(a, b) -> bool:
@@ -45,23 +47,23 @@ def same(a, b) -> bool:
 @settings(max_examples=15, deadline=None)
 @given(changes=CHANGES)
 def test_any_sequence_of_updates_equals_a_rebuild(world, changes):
-    model, params, features, options = world
-    state = {int(i): int(i % 200) for i in IDS[:5]}
+    model, params, features, ids, options = world
+    state = {i: i * 17 for i in range(5)}
 
     def build(state):
         at = np.array(list(state.values()), np.int64)
         rows = jax.tree.map(lambda leaf: leaf[at], features)
-        return ItemIndex.build(model, params, rows, ids=np.array(list(state), np.int64), **options)
+        return ItemIndex.build(model, params, rows, ids=ids[np.array(list(state), np.int64)], **options)
 
     index, held = build(state), []
     for kind, what in changes:
         if kind == "upsert":
             at = np.array([version for _, version in what], np.int64)
-            index = index.upsert(IDS[[i for i, _ in what]], jax.tree.map(lambda leaf, at=at: leaf[at], features))
-            state |= {int(IDS[i]): version for i, version in what}
+            index = index.upsert(ids[[i for i, _ in what]], jax.tree.map(lambda leaf, at=at: leaf[at], features))
+            state |= dict(what)
         elif kind == "delete":
-            index = index.delete(IDS[what])
-            state = {i: version for i, version in state.items() if i not in IDS[what]}
+            index = index.delete(ids[what])
+            state = {i: version for i, version in state.items() if i not in what}
         elif kind == "compact":
             index = index.compact()
         else:

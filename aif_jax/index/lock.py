@@ -1,4 +1,4 @@
-"""Many readers or one writer: lets an update write into arrays only while no computation is being handed to the device."""
+"""Many readers or one writer: an update writes into arrays only while no computation is being handed to the device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Gate:
+class ReadWriteLock:
     """A lock that readers share; a waiting writer goes before readers that come after it. Not reentrant."""
 
     def __init__(self):

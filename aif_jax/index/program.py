@@ -1,12 +1,12 @@
 """The item function as the index runs it: vmapped, compiled once, always on batches of one size.
 
 One size is what makes an updated row equal a rebuilt one bit for bit: a product over another number of rows may add in another
-order. Source: ours.
+order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -14,35 +14,40 @@ import jax
 import numpy as np
 
 from aif_jax import sharding
-from aif_jax.index.storage import Storage, encode, pack
+from aif_jax.features import item_specs
+from aif_jax.index.storage import Packed, Storage, encode, expect_storage, pack
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
 
 
-class Encoder:
+class ItemProgram:
     """Turns features into stored rows, on one device or over a mesh.
 
     Args:
       model: whose item function runs.
-      params: of the model; only references are held.
+      params: of the model; on the device already, only references are held.
       storage: of the rows.
       batch_size: items in one run.
       mesh: batches are split over its devices, parameters copied to each.
+
+    Raises:
+      ValueError: an unknown storage, a batch size below 1 or one that the mesh cannot split.
     """
 
     def __init__(self, model: PreRanker, params: Params, *, storage: Storage, batch_size: int, mesh: Any = None):
+        expect_storage(storage)
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         if mesh is not None and batch_size % mesh.size:
             raise ValueError(f"batch_size: expected a multiple of the mesh's {mesh.size} devices, got {batch_size}")
         self.model = model
-        self.params = params if mesh is None else jax.device_put(params, sharding.replicated(mesh))
+        self.params = jax.device_put(params) if mesh is None else jax.device_put(params, sharding.replicated(mesh))
         self.storage: Storage = storage
         self.batch_size = batch_size
         self.mesh = mesh
         self._compiled = _compiled(model.item, storage)
 
-    def __call__(self, features: ItemFeatures) -> Any:
+    def __call__(self, features: ItemFeatures) -> Packed:
         """Stored rows [batch_size] of at most `batch_size` items; those after the items are of no meaning."""
         return self._compiled(self.params, self.place(features))
 
@@ -52,23 +57,15 @@ class Encoder:
         # On one device the compiled function sends NumPy arrays itself, in less time than an explicit transfer takes.
         return padded if self.mesh is None else jax.device_put(padded, sharding.rows(self.mesh))
 
-    def shapes(self, features: ItemFeatures) -> Any:
+    def shapes(self) -> Packed:
         """Shapes and dtypes of one batch of stored rows."""
-        padded = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self.batch_size, *np.shape(leaf)[1:]), np.asarray(leaf).dtype), features
-        )
-        return jax.eval_shape(self._compiled, self.params, padded)
-
-    def batches(self, features: ItemFeatures, count: int) -> Iterator[tuple[slice, Any]]:
-        """Stored rows of any number of items, batch by batch, with the slice of items that each holds."""
-        for start in range(0, count, self.batch_size):
-            part = slice(start, min(start + self.batch_size, count))
-            yield part, self(jax.tree.map(lambda leaf, part=part: leaf[part], features))
+        specs = item_specs(self.model.config.schema, lead=(self.batch_size,))
+        return jax.eval_shape(self._compiled, self.params, specs)
 
 
 @lru_cache(maxsize=16)
 def _compiled(item: Callable[..., Any], storage: Storage) -> Any:
-    def run(params: Params, features: ItemFeatures) -> Any:
+    def run(params: Params, features: ItemFeatures) -> Packed:
         return jax.vmap(lambda one: pack(encode(item(params, one), storage)))(features)
 
     return jax.jit(run)

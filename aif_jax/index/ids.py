@@ -1,0 +1,109 @@
+"""Raw item ids as the 64-bit keys of the id map: integers as they are, strings by a fixed hash and a check mark."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aif_jax.vocabulary import Kind, as_ids
+
+EMPTY = np.iinfo(np.int64).min
+"""Marks a free place of the id map, and so is no valid id."""
+
+
+class Keys(NamedTuple):
+    """Ids of one kind. Two strings are equal where key and mark are."""
+
+    key: np.ndarray  # int64 [n]
+    mark: np.ndarray | None = None  # uint32 [n] a second hash of strings; None for integers
+
+    @property
+    def kind(self) -> Kind | None:
+        """What the raw ids are; None for none."""
+        if self.mark is not None:
+            return "strings"
+        return "integers" if len(self.key) else None
+
+    def take(self, at: Any) -> Keys:
+        """Some of the ids."""
+        return Keys(self.key[at], None if self.mark is None else self.mark[at])
+
+    def last(self, name: str) -> np.ndarray:
+        """int64 positions, ascending, of the last occurrence of every id.
+
+        Raises:
+          ValueError: two different strings with one hash.
+        """
+        _, first, inverse = np.unique(self.key[::-1], return_index=True, return_inverse=True)
+        last = len(self.key) - 1 - first
+        if self.mark is not None and (self.mark[last][inverse] != self.mark[::-1]).any():
+            raise ValueError(f"{name}: {COLLISION}")
+        return np.sort(last)
+
+
+COLLISION = "expected strings with hashes that differ, got two with one; give one of the items another id"
+
+
+def raw_keys(raw: Any, name: str, *, like: Kind | None = None) -> Keys:
+    """Keys of raw ids [n], integers or strings, all of one kind.
+
+    Args:
+      raw: an array, a list or an Arrow array.
+      name: for messages.
+      like: the kind that they must have.
+
+    Raises:
+      TypeError: ids of another kind, mixed kinds, None, integers beyond int64.
+      ValueError: not one axis, or the reserved id -2^63.
+    """
+    shape = raw.shape if isinstance(raw, np.ndarray) else np.shape(raw) if _nested(raw) else (len(raw),)
+    if len(shape) != 1:
+        raise ValueError(f"{name}: expected one axis, got shape {list(shape)}")
+    ids = as_ids(raw, name)
+    keys = Keys(ids) if isinstance(ids, np.ndarray) else _hashed(ids)
+    if None not in (like, keys.kind) and keys.kind != like:
+        raise TypeError(f"{name}: expected {like}, got {keys.kind}")
+    if keys.kind == "integers" and keys.key.min() == EMPTY:
+        raise ValueError(f"{name}: the id {EMPTY} is reserved")
+    return keys
+
+
+def string_ids(names: Any) -> np.ndarray:
+    """int64 ids of strings: a fixed 64-bit hash of the code points, the same on every machine and in every version.
+
+    An index hashes strings itself. Use this to keep integers in the retrieval instead, and build the index from them too.
+
+    Args:
+      names: strings [n].
+
+    Example:
+      >>> string_ids(["B00X4WHP5E", "B00X4WHP5F"]).tolist()
+      [-1363410762929181125, -8533427915187302917]
+    """
+    return raw_keys(names, "names", like="strings").key
+
+
+def _nested(raw: Any) -> bool:
+    return not hasattr(raw, "__len__") or (len(raw) > 0 and isinstance(next(iter(raw)), list | tuple | np.ndarray))
+
+
+def _hashed(strings: list[str]) -> Keys:
+    """Character by character over all strings, the longest first, so that those with a character left are a prefix."""
+    lengths = np.fromiter(map(len, strings), np.int64, len(strings))
+    points = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), np.uint32)
+    order = np.argsort(-lengths, kind="stable")
+    starts = (np.cumsum(lengths) - lengths)[order]
+    longer = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)), side="left").tolist()
+    mixed = np.full(len(strings), 0xCBF29CE484222325, np.uint64)
+    marks = np.full(len(strings), 0x811C9DC5, np.uint32)
+    for place, count in enumerate(longer):
+        character = points[starts[:count] + place]
+        step = (mixed[:count] ^ character) * np.uint64(0x9E3779B97F4A7C15)
+        mixed[:count] = step ^ (step >> np.uint64(32))
+        marks[:count] = (marks[:count] ^ character) * np.uint32(0x01000193)
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    ids = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
+    keys, shuffled = np.empty_like(ids), np.empty_like(marks)
+    keys[order], shuffled[order] = np.where(ids == EMPTY, 0, ids), marks
+    return Keys(keys, shuffled)

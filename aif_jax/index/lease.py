@@ -1,0 +1,120 @@
+"""One writer for a directory: a lock with an owner, whose number rises with every owner.
+
+Every owner claims the next number by making the file `.owner-NUMBER`, which no two processes can, and locks it. The kernel lets
+go of the lock when the process ends, however it ends, so the claim of a dead process stops nobody. Where a lock says nothing (a
+file system without locks, a takeover), the number decides: the highest one owns the directory, and a writer checks at every
+save that it is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CLAIM = re.compile(r"\.owner-(\d+)")
+
+
+class WriterConflict(RuntimeError):
+    """Another writer owns the directory: a second one is refused, the one that lost it saves nothing more."""
+
+
+class Lease:
+    """The right to write into a directory. It ends with `release`, with the object and with the process.
+
+    Args:
+      directory: which is made by `take`.
+
+    Attributes:
+      number: of this owner, above those of all owners before; 0 before `take`.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.number = 0
+        self._close: Callable[[], Any] = lambda: None
+
+    def take(self, *, above: int = 0, takeover: bool = False) -> None:
+        """Becomes the owner.
+
+        Args:
+          above: a number that the owner's must exceed.
+          takeover: take the directory from an owner that is alive; its next save fails.
+
+        Raises:
+          WriterConflict: the owner is alive, or another process was faster.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        before = self._claims()
+        last = max(before, default=0)
+        if last and not takeover and _locked(before[last]):
+            raise WriterConflict(f"{self.directory}: {_described(before[last], last)} is writing here; stop it first")
+        number = max(last, above) + 1
+        path = self.directory / f".owner-{number:06d}"
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        except FileExistsError:
+            raise WriterConflict(f"{self.directory}: another writer has just started") from None
+        self._close = weakref.finalize(self, os.close, descriptor)
+        with contextlib.suppress(OSError):  # a file system without locks: there the number alone decides
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}).encode())
+        self.number = number
+        self.check()
+        for path in before.values():
+            path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raises WriterConflict unless this is the owner."""
+        if not self.number:
+            raise WriterConflict(f"{self.directory}: this writer is closed")
+        claims = self._claims()
+        last = max(claims, default=0)
+        if last > self.number:
+            owner = _described(claims[last], last)
+            raise WriterConflict(
+                f"{self.directory}: {owner} took over; this writer (owner {self.number}) saves no more"
+            )
+
+    def release(self) -> None:
+        """Lets the next owner in."""
+        self.number = 0
+        self._close()
+
+    def _claims(self) -> dict[int, Path]:
+        found = ((CLAIM.fullmatch(path.name), path) for path in self.directory.iterdir())
+        return {int(match[1]): path for match, path in found if match}
+
+
+def _locked(path: Path) -> bool:
+    """Whether the process that made a claim holds it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _described(path: Path, number: int) -> str:
+    try:
+        owner = json.loads(path.read_text())
+        return f"process {owner['process']} on {owner['host']} (owner {number}, since {owner['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"owner {number}"
