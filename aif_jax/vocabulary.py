@@ -63,6 +63,10 @@ class Vocabulary:
         """Raw ids [size - 1], int64 or NumPy's StringDType; row r of the vocabulary is `raw[r - 1]`."""
         return self._raw
 
+    def decode(self, row: int) -> int | str:
+        """The raw id of a known row, 1 to size - 1."""
+        return self._raw[row - 1 : row].tolist()[0]
+
     @property
     def kind(self) -> Kind | None:
         """What the ids are; None for a vocabulary without ids, which goes with both."""
@@ -82,7 +86,8 @@ class Vocabulary:
         if self.kind == "strings" and isinstance(raw, list | np.ndarray) and (rows := self._rows_of(raw)) is not None:
             return rows
         ids = as_ids(raw, "Vocabulary.encode", like=self.kind)
-        shape = (len(ids),) if isinstance(raw, list) and len(ids) == len(raw) else np.shape(raw)
+        flat = isinstance(raw, list) and not (raw and type(raw[0]) in NESTED)
+        shape = (len(ids),) if flat else np.shape(raw)
         if not len(self._raw) or not len(ids):
             return np.zeros(shape, np.int32)
         if not isinstance(ids, np.ndarray):
@@ -182,7 +187,7 @@ def as_ids(raw: Any, name: str, *, like: Kind | None = None) -> np.ndarray | lis
         return np.zeros(0, np.int64)
     ids = _integers(flat, name) if isinstance(flat, np.ndarray) else _of_objects(flat, name, wanted)
     if ids is None or like not in (None, "integers" if isinstance(ids, np.ndarray) else "strings"):
-        raise TypeError(f"{name}: expected {wanted}, got dtype {np.asarray(raw).dtype}")
+        raise TypeError(f"{name}: expected {wanted.split(',')[0]}, got dtype {np.asarray(raw).dtype}")
     return ids
 
 

@@ -1,18 +1,13 @@
-"""Every kind of problem of one's own files is found, with its row; a clean file is clean."""
+"""Every kind of problem of your files is found, with its row; a clean file is clean."""
 
-import dataclasses
-import json
-
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aif_jax.data import tables, tabular
-from aif_jax.data.__main__ import _meaning, main
-from aif_jax.data.check import check
-from aif_jax.data.columns import Columns
-from aif_jax.data.problems import Problems
+from aif_jax.columns import Columns
+from aif_jax.encoder import Encoder, schema_of
+from aif_jax.readers import check, sources
+from aif_jax.vocabulary import Vocabulary
 
 EVENTS = "user,item,time\n1,7,10\n1,8,20\n2,7,5\n2,7,6\n3,8,9\n3,7,11\n"
 ITEMS = "item,category\n7,tea\n8,cup\n"
@@ -74,7 +69,7 @@ def test_one_wrong_event(folder, old, new, problem):
 
 @pytest.mark.parametrize(("old", "new", "problem"), [
     ("8,cup", "8,", ("null", 3, "category", "nothing")),
-    ("8,cup", "7,cup", ("duplicate item", 3, "item", "7, which stands in line 2 too")),
+    ("8,cup", "7,cup", ("duplicate item", 3, "item", "7, which is in line 2 too")),
     ("8,cup", "-8,cup", ("negative id", 3, "item", "-8")),
     ("8,cup", "x,cup", ("wrong type", 3, "item", "'x'")),
     ("item,category", "id,category", ("missing column", None, "item", "the columns 'id', 'category'")),
@@ -89,7 +84,7 @@ def test_one_wrong_item(folder, old, new, problem):
     ("2,.25", "2,1e300", ("not finite", 3, "age", "inf")),
     ("2,.25", "2,", ("null", 3, "age", "nothing")),
     ("2,.25", "2,young", ("wrong type", 3, "age", "'young'")),
-    ("2,.25", "1,.25", ("duplicate user", 3, "user", "1, which stands in line 2 too")),
+    ("2,.25", "1,.25", ("duplicate user", 3, "user", "1, which is in line 2 too")),
 ])  # fmt: skip
 def test_one_wrong_user(folder, old, new, problem):
     write(folder, users=USERS.replace(old, new))
@@ -149,7 +144,7 @@ def test_torn_parquet(folder):
 def test_seconds_read_as_milliseconds(folder):
     write(folder, events="user,item,time\n1,7,1511544070\n")
     assert found(folder, columns=Columns(time_unit="ms")) == [
-        ("time unit", 2, "time", "1511544000, which looks like 's'"),
+        ("time unit", 2, "time", "1511544070, which looks like 's'"),
     ]
 
 
@@ -165,9 +160,10 @@ def test_values_that_a_trained_model_lacks(folder):
         events="user,item,time,event\n1,7,10,view\n1,8,20,look\n",
         items="item,category,brand\n7,tea,x\n8,cup,y\n",
     )
-    known = {"brand": np.array(["x"]), "category": np.array(["tea"])}
-    known = {name: tabular.Vocabulary(raw) for name, raw in known.items()}
-    assert found(folder, columns=columns, vocabularies=known) == [
+    known = {"user": [1], "item": [7, 8], "brand": ["x"], "category": ["tea"]}
+    known = {name: Vocabulary(raw) for name, raw in known.items()}
+    encoder = Encoder(schema=schema_of(columns, known), columns=columns, vocabularies=known)
+    assert found(folder, columns=columns, encoder=encoder) == [
         ("unknown action", 3, "event", "'look'"),
         ("unknown category", 3, "category", "'cup'"),
         ("unknown category", 3, "brand", "'y'"),
@@ -197,7 +193,7 @@ def test_order_across_blocks(tmp_path, monkeypatch):
     """What is out of order is found where one block ends and the next begins."""
     events = {"user": [1, 1, 1, 2, 2, 1], "item": [1] * 6, "time": [10, 20, 15, 5, 6, 30]}
     pq.write_table(pa.table(events), tmp_path / "events.parquet")
-    monkeypatch.setattr(tables, "ROWS", 2)
+    monkeypatch.setattr(sources, "ROWS", 2)
     report = check(tmp_path / "events.parquet", columns=Columns(), order="user")
     assert [(p.kind, p.row) for p in report.problems] == [("unsorted time", 3), ("history across users", 6)]
 
@@ -227,54 +223,43 @@ def test_wrong_options(folder, option, message):
         check(folder / "events.csv", columns=Columns(), **option)
 
 
-def test_command(folder, capsys):
-    events, items = str(folder / "events.csv"), str(folder / "items.csv")
-    assert main(["check", "--events", events, "--items", items]) == 0
-    assert "no problem" in capsys.readouterr().out
-    write(folder, events=EVENTS.replace("2,7,6", "2,-7,6"))
-    assert main(["check", "--events", events, "--items", items, "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
-    assert report["totals"]["negative id"] == 1 and report["problems"][0]["row"] == 4
-    (folder / "columns.json").write_text('{"user": "uid", "item_attributes": ["brand"]}')
-    arguments = ["check", "--events", events, "--columns", str(folder / "columns.json")]
-    assert main(arguments) == 1 and "missing column" in capsys.readouterr().out
-    assert main([*arguments, "--user", "user"]) == 1  # the flag goes before the file
-    assert "missing column" not in capsys.readouterr().out
-    assert main(["check", "--events", str(folder / "no.csv")]) == 1
-    assert "no such file" in capsys.readouterr().err
+def test_a_file_that_is_repeated_in_a_folder_repeats_its_ids(folder):
+    """Row 1 of the second file has the id of row 1 of the first."""
+    (folder / "items").mkdir()
+    for name in ("1.csv", "2.csv"):
+        (folder / "items" / name).write_text(ITEMS)
+    report = check(folder / "events.csv", items=folder / "items", columns=Columns())
+    assert report.totals == {"duplicate item": 2}
+    assert report.problems[0].where.endswith("2.csv, line 2")
+    assert report.problems[0].got == f"7, which is in line 2 of {folder / 'items' / '1.csv'} too"
 
 
-@pytest.mark.parametrize("arguments", [
-    [], ["check"], ["check", "--events", "e.csv", "--cap", "0"], ["check", "--events", "e.csv", "--sorted"],
-    ["check", "--events", "e.csv", "--order", "rows"],
-])  # fmt: skip
-def test_command_refuses_wrong_flags(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+def test_floats_far_from_unit_scale_where_scaling_is_off(folder):
+    write(folder, users="user,age,height\n1,25,.5\n2,45,.7\n3,31,-.9\n")
+    columns = Columns(user_floats=("age", "height"))
+    assert found(folder, users=True, columns=columns) == []
+    columns = Columns(user_floats=("age", "height"), scale=False)
+    assert found(folder, users=True, columns=columns) == [("unscaled floats", None, "age", "mean 33.7, deviation 8.38")]
 
 
-def test_command_refuses_wrong_columns(folder, capsys):
-    assert main(["check", "--events", str(folder / "events.csv"), "--time-unit", "min"]) == 2
-    assert "Columns.time_unit" in capsys.readouterr().err
-    (folder / "columns.json").write_text('{"usr": "uid"}')
-    assert main(["check", "--events", str(folder / "events.csv"), "--columns", str(folder / "columns.json")]) == 2
-    assert "usr" in capsys.readouterr().err
+def test_ids_with_leading_zeros_are_no_integers(folder):
+    write(folder, events="user,item,time\n1,07,10\n1,7,20\n", items="item,category\n07,tea\n7,cup\n")
+    assert found(folder) == []  # two text ids
+    write(folder, items="item,category\n7,tea\n8,cup\n")
+    assert found(folder) == [("wrong type", 2, "item", "'07'")]
 
 
-def test_help_names_every_column(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["check", "--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0 and "Exit codes" in text
-    for field in dataclasses.fields(Columns):
-        assert f"--{field.name.replace('_', '-')}" in text and _meaning(field.name), field.name
-    assert "the field by which SIM looks into the history" in " ".join(text.split())
+def test_integers_beyond_64_bits(tmp_path):
+    pq.write_table(
+        pa.table({"user": pa.array([1, 2**63], pa.uint64()), "item": [1, 1], "time": [1, 2]}), tmp_path / "e.parquet"
+    )
+    (problem,) = check(tmp_path / "e.parquet", columns=Columns(), order="none").problems
+    assert str(problem).endswith(f"row 2, column 'user': wrong type: expected an integer below 2^63, got {2**63}")
 
 
-def test_problems_merge_within_the_cap():
-    one, other = Problems(2), Problems(2)
-    one.add("null", "f", [1], None, "x", "y")
-    other.add("null", "f", [2, 3], None, "x", "y")
-    one.merge(other)
-    assert one.totals == {"null": 3} and [p.row for p in one.listed()] == [1, 2]
+def test_text_after_a_block_of_integers(folder):
+    """A column that begins with a block of integers is one of integers; what comes later is named, not made text of all."""
+    lines = "".join(f"{user},7,{user}\n" for user in range(1, 150_000)) + "x,7,150000\n"
+    write(folder, events="user,item,time\n" + lines)
+    assert found(folder, order="none") == [("wrong type", 150_001, "user", "'x'")]
+    assert found(folder, order="none", columns=Columns(text=("user",))) == []

@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif_jax.data.catalogue import Catalogue
-from aif_jax.data.dataset import Dataset
+from aif_jax.catalogue import Catalogue
+from aif_jax.columns import Columns
+from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.schema import Attribute, Schema, Vocabulary
-from aif_jax.data.validate import check_user_features
+from aif_jax.encoder import Encoder, schema_of
+from aif_jax.features import check_user_features
+from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Behaviours, UserFeatures
+from aif_jax.vocabulary import Vocabulary
 
 SCHEMA = Schema(
     item_attributes=(
@@ -47,70 +50,54 @@ def dataset(user=(1, 1, 1, 1, 2), item=(1, 2, 3, 0, 2), action=(1, 2, 3, 1, 2), 
     )
 
 
-SIGNATURE = np.array([[5, 5], [1, 10], [2, 20], [3, 30]], np.uint32)  # row 0 is not zero, as a projection may give
-
-
 def test_features_of_positions_by_hand():
-    data = dataset().with_signatures(SIGNATURE)
-    features = data.user_features([3, 2, 0, 4], short=2, long=4)
+    data = dataset()
+    features = data.user_features([3, 2, 0, 4], length=4)
     assert features.ids["gender"].tolist() == [1, 1, 1, 2]
     assert features.ids["interests"].tolist() == [[1, 2], [1, 2], [1, 2], [3, 0]]
     assert features.floats.tolist() == [[0.5], [0.5], [0.5], [1.5]]
-    long = features.long
-    assert sorted(long.ids) == ["category", "item"]
-    assert long.ids["item"].tolist() == [[3, 2, 1, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
-    assert long.ids["category"].tolist() == [[1, 2, 1, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
-    assert long.action.tolist() == [[3, 2, 1, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
-    assert long.age.tolist() == [[10, 10, 20, 0], [10, 0, 0, 0], [0] * 4, [0] * 4]
-    assert long.mask.tolist() == [[True, True, True, False], [True, False, False, False], [False] * 4, [False] * 4]
-    assert long.signature is not None
-    assert long.signature[0].tolist() == [[3, 30], [2, 20], [1, 10], [0, 0]]
-    for got, whole in zip(leaves(features.short), leaves(long), strict=True):
+    history = features.history
+    assert history.item.tolist() == [[3, 2, 1, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
+    assert history.action.tolist() == [[3, 2, 1, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
+    assert history.age.tolist() == [[10, 10, 20, 0], [10, 0, 0, 0], [0] * 4, [0] * 4]
+    assert history.mask.tolist() == [[True, True, True, False], [True, False, False, False], [False] * 4, [False] * 4]
+    for got, whole in zip(leaves(data.user_features([3, 2, 0, 4], length=2).history), leaves(history), strict=True):
         np.testing.assert_array_equal(got, whole[:, :2])
+    assert features.encoding == ""
     check_user_features(SCHEMA, features, batched=True)
 
 
 def test_features_of_requests_by_hand():
-    data = dataset()
-    features = data.request_features([1, 1, 0, 3], [31, 20, 99, 99], short=3, long=1)
-    assert features.short.ids["item"].tolist() == [[0, 3, 2], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
-    assert features.short.mask.tolist() == [
-        [True] * 3,
-        [True, False, False],
-        [False] * 3,
-        [False] * 3,
-    ]  # item 0: unknown, but an event
-    assert features.short.age.tolist() == [[1, 11, 11], [10, 0, 0], [0, 0, 0], [0, 0, 0]]
-    assert features.long.ids["item"].tolist() == [[0], [1], [0], [0]]
+    features = dataset().request_features([1, 1, 0, 3], [31, 20, 99, 99], length=3)
+    history = features.history
+    assert history.item.tolist() == [[0, 3, 2], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    # item 0: unknown, but an event
+    assert history.mask.tolist() == [[True] * 3, [True, False, False], [False] * 3, [False] * 3]
+    assert history.age.tolist() == [[1, 11, 11], [10, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert features.ids["gender"].tolist() == [1, 1, 0, 1]
-    assert features.short.signature is None
     check_user_features(SCHEMA, features, batched=True)
 
 
 def test_a_request_at_the_time_of_an_event_equals_the_sample_of_that_event():
-    data = dataset().with_signatures(SIGNATURE)
+    data = dataset()
     at = np.arange(5)
-    samples = data.user_features(at, short=2, long=3)
-    requests = data.request_features(data.log.user[at], data.log.time[at], short=2, long=3)
+    samples = data.user_features(at, length=3)
+    requests = data.request_features(data.log.user[at], data.log.time[at], length=3)
     for got, expected in zip(leaves(requests), leaves(samples), strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
 def test_features_have_the_dtypes_of_the_types():
-    features = dataset().with_signatures(SIGNATURE).user_features([0, 1], short=1, long=2)
-    for history in (features.short, features.long):
-        assert [x.dtype for x in (*history.ids.values(), history.action)] == [np.int32] * 3
-        assert (history.age.dtype, history.mask.dtype) == (np.float32, np.bool_)
-        assert history.signature is not None and history.signature.dtype == np.uint32
-    assert features.floats.dtype == np.float32
-    assert not np.shares_memory(features.short.mask, features.long.mask)
+    history = dataset().user_features([0, 1], length=2).history
+    assert [x.dtype for x in leaves(history)] == [np.int32, np.int32, np.float32, np.bool_]
+    assert dataset().user_features([0, 1], length=2).floats.dtype == np.float32
 
 
 def test_no_events_at_all():
     data = dataset([], [], [], [])
-    features = data.request_features([0, 2], [5, 5], short=2, long=3)
-    assert not features.long.mask.any() and not features.long.age.any()
-    assert data.user_features([], short=2, long=3).long.mask.shape == (0, 3)
+    features = data.request_features([0, 2], [5, 5], length=3)
+    assert not features.history.mask.any() and not features.history.age.any()
+    assert data.user_features([], length=3).history.mask.shape == (0, 3)
 
 
 @settings(deadline=None, max_examples=60)
@@ -119,15 +106,15 @@ def test_no_behaviour_ties_with_its_sample_or_is_later(rows):
     """Few moments, so that most events tie. The age of a behaviour is its distance to the sample: a tie would have age 0."""
     data = dataset(*np.array(rows).T)
     log = data.log
-    features = data.user_features(np.arange(len(log)), short=2, long=5)
-    for history in (features.short, features.long):
+    histories = [(data.user_features(np.arange(len(log)), length=length).history, length) for length in (2, 5)]
+    for history, _ in histories:
         assert np.all(np.asarray(history.age)[history.mask] > 0)
     for at in range(len(log)):
         earlier = [j for j in range(len(log)) if log.user[j] == log.user[at] and log.time[j] < log.time[at]][::-1]
-        for history, length in ((features.short, 2), (features.long, 5)):
+        for history, length in histories:
             kept = earlier[:length]
             padding = [0] * (length - len(kept))
-            assert history.ids["item"][at].tolist() == log.item[kept].tolist() + padding
+            assert history.item[at].tolist() == log.item[kept].tolist() + padding
             assert history.action[at].tolist() == log.action[kept].tolist() + padding
             assert history.age[at].tolist() == (log.time[at] - log.time[kept]).tolist() + padding
             assert history.mask[at].tolist() == [True] * len(kept) + [False] * len(padding)
@@ -169,13 +156,34 @@ def test_parts_that_do_not_fit_together_are_refused(changes, error, message):
 def test_bad_requests_are_refused():
     data = dataset()
     with pytest.raises(ValueError, match=r"positions: expected values in \[0, 5\), got 5"):
-        data.user_features([5], short=1, long=1)
+        data.user_features([5], length=1)
     with pytest.raises(ValueError, match=r"users: expected values in \[0, 4\), got -1"):
-        data.request_features([-1], [1], short=1, long=1)
-    with pytest.raises(TypeError, match="times: expected integer seconds"):
-        data.request_features([1], [1.5], short=1, long=1)
-    with pytest.raises(ValueError, match="lengths of at least 1, got short=0, long=1"):
-        data.user_features([0], short=0, long=1)
+        data.request_features([-1], [1], length=1)
+    with pytest.raises(TypeError, match="times: expected integer times in 's'"):
+        data.request_features([1], [1.5], length=1)
+    with pytest.raises(ValueError, match=r"times: .* before 2100 in 's', got 1511544070000 .* looks like 'ms'"):
+        data.request_features([1], [1_511_544_070_000], length=1)
+    with pytest.raises(ValueError, match="length: expected at least 1, got 0"):
+        data.user_features([0], length=0)
+
+
+@pytest.mark.parametrize(("field", "value", "got"), [
+    ("item", 4, "item in [0, 4), got 4"), ("action", -1, "action in [0, 4), got -1"), ("time", 31, f"age in [0, {2**62}), got -1"),
+])  # fmt: skip
+def test_an_event_that_was_damaged_after_the_check_is_named(field, value, got):
+    data = dataset()
+    getattr(data.log, field)[0] = value
+    message = f"event 0 of the log is corrupt: expected {got}; it is in the history of user 1"
+    with pytest.raises(CorruptRecord, match=re.escape(message)):
+        data.user_features([3], length=4)
+
+
+def test_an_encoder_of_another_schema_or_other_vocabularies_is_refused():
+    columns = Columns()
+    vocabularies = {"user": Vocabulary([1, 2]), "item": Vocabulary([7, 8]), "category": Vocabulary(["a"])}
+    encoder = Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies)
+    with pytest.raises(ValueError, match="Dataset.encoder: expected one of this schema with these users and items"):
+        dataclasses.replace(dataset(), encoder=encoder)
 
 
 # check_user_features
@@ -185,39 +193,29 @@ def leaves(record) -> list[np.ndarray]:
     return jax.tree.leaves(record)
 
 
-def good(words: int | None = 1) -> UserFeatures:
-    """Two users, short histories of 2, long ones of 3; the mask has a hole."""
-
-    def history(length):
-        ids = {"item": np.full([2, length], 3, np.int32), "category": np.full([2, length], 2, np.int32)}
-        mask = np.arange(length) != 1
-        signature = None if words is None else np.zeros([2, length, words], np.uint32)
-        return Behaviours(
-            ids=ids,
-            action=np.full([2, length], 3, np.int32),
-            age=np.ones([2, length], np.float32),
-            mask=np.stack([mask, mask]),
-            signature=signature,
-        )
-
+def good() -> UserFeatures:
+    """Two users with histories of 3; the mask has a hole."""
     return UserFeatures(
         ids={"gender": np.array([0, 2], np.int32), "interests": np.array([[0, 6], [1, 2]], np.int32)},
         floats=np.zeros([2, 1], np.float32),
-        short=history(2),
-        long=history(3),
+        history=Behaviours(
+            item=np.full([2, 3], 3, np.int32),
+            action=np.full([2, 3], 3, np.int32),
+            age=np.ones([2, 3], np.float32),
+            mask=np.array([[True, False, True]] * 2),
+        ),
     )
 
 
 def test_good_user_features_pass():
     check_user_features(SCHEMA, good(), batched=True)
-    check_user_features(SCHEMA, good(words=None), batched=True)
     check_user_features(SCHEMA, jax.tree.map(jnp.asarray, good()), batched=True)
     check_user_features(SCHEMA, jax.tree.map(lambda x: x[0], good()), batched=False)
     check_user_features(SCHEMA, jax.tree.map(lambda x: x[:0], good()), batched=True)
 
 
-def long(**changes):
-    return {"long": dataclasses.replace(good().long, **changes)}
+def history(**changes):
+    return {"history": dataclasses.replace(good().history, **changes)}
 
 
 def put(array, position, value):
@@ -226,14 +224,14 @@ def put(array, position, value):
     return array
 
 
-LONG = good().long
+HISTORY = good().history
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"floats": np.zeros([2, 1])}, TypeError, "UserFeatures.floats: expected dtype float32, got float64"),
-        ({"floats": np.zeros([2, 2], np.float32)}, ValueError, "UserFeatures.floats: expected shape [any, 1], got [2, 2]"),
+        ({"floats": np.zeros([2, 2], np.float32)}, ValueError, "UserFeatures.floats: expected shape [2, 1], got [2, 2]"),
         ({"floats": np.full([2, 1], np.inf, np.float32)}, ValueError, "UserFeatures.floats: expected finite values, got inf"),
         ({"ids": {"gender": np.zeros(2, np.int32)}}, ValueError, "UserFeatures.ids: expected keys ['gender', 'interests']"),
         ({"ids": {**good().ids, "age": np.zeros(2)}}, ValueError, "(missing [], extra ['age'])"),
@@ -242,34 +240,34 @@ LONG = good().long
             ValueError,
             "ids['gender']: expected values in [0, 3), got 3",
         ),
-        ({"ids": {**good().ids, "gender": np.zeros(3, np.int32)}}, ValueError, "ids['gender']: expected shape [2], got [3]"),
-        ({"short": None}, TypeError, "UserFeatures.short: expected Behaviours, got NoneType"),
-        (long(mask=np.ones([2, 3], np.int32)), TypeError, "UserFeatures.long.mask: expected dtype bool, got int32"),
-        (long(mask=np.ones([3], bool)), ValueError, "UserFeatures.long.mask: expected shape [2, any], got [3]"),
-        (long(mask=np.ones([2, 4], bool)), ValueError, "UserFeatures.long.ids['item']: expected shape [2, 4], got [2, 3]"),
-        (long(ids={"item": LONG.ids["item"]}), ValueError, "UserFeatures.long.ids: expected keys ['category', 'item']"),
         (
-            long(ids={**LONG.ids, "item": put(LONG.ids["item"], (1, 2), 4)}),
+            {"ids": {**good().ids, "gender": np.zeros(3, np.int32)}},
             ValueError,
-            "UserFeatures.long.ids['item']: expected values in [0, 4), got 4 at position [1, 2]",
+            "ids['interests']: expected shape [3, 2], got [2, 2]",
+        ),
+        ({"history": None}, TypeError, "UserFeatures.history: expected Behaviours, got NoneType"),
+        (history(mask=np.ones([2, 3], np.int32)), TypeError, "UserFeatures.history.mask: expected dtype bool, got int32"),
+        (history(mask=np.ones([3], bool)), ValueError, "UserFeatures.history.mask: expected shape [2, 3], got [3]"),
+        (history(mask=np.ones([2, 4], bool)), ValueError, "UserFeatures.history.item: expected shape [2, 4], got [2, 3]"),
+        (
+            history(item=put(HISTORY.item, (1, 2), 4)),
+            ValueError,
+            "UserFeatures.history.item: expected values in [0, 4), got 4 at position [1, 2]",
         ),
         (
-            long(ids={**LONG.ids, "item": put(LONG.ids["item"], (0, 1), -1)}),
+            history(item=put(HISTORY.item, (0, 1), -1)),
             ValueError,
-            "UserFeatures.long.ids['item']: expected values in [0, 4), got -1 at position [0, 1]",
+            "UserFeatures.history.item: expected values in [0, 4), got -1 at position [0, 1]",
         ),
-        (long(action=put(LONG.action, (0, 0), 4)), ValueError, "UserFeatures.long.action: expected values in [0, 4), got 4"),
-        (long(action=np.asarray(LONG.action, np.int8)), TypeError, "UserFeatures.long.action: expected dtype int32, got int8"),
+        (history(action=put(HISTORY.action, (0, 0), 4)), ValueError, "history.action: expected values in [0, 4), got 4"),
+        (history(action=np.asarray(HISTORY.action, np.int8)), TypeError, "history.action: expected dtype int32, got int8"),
         (
-            long(age=put(LONG.age, (1, 1), -1)),
+            history(age=put(HISTORY.age, (1, 1), -1)),
             ValueError,
-            "long.age: expected finite values of at least 0, got -1.0 at position [1, 1]",
+            "history.age: expected finite values of at least 0, got -1.0 at position [1, 1]",
         ),
-        (long(age=put(LONG.age, (1, 1), np.nan)), ValueError, "long.age: expected finite values of at least 0, got nan"),
-        (long(age=np.ones([2, 3])), TypeError, "UserFeatures.long.age: expected dtype float32, got float64"),
-        (long(signature=np.zeros([2, 3, 2], np.uint32)), ValueError, "as many words as short.signature (1), got 2"),
-        (long(signature=np.zeros([2, 3], np.uint32)), ValueError, "long.signature: expected shape [2, 3, any], got [2, 3]"),
-        (long(signature=np.zeros([2, 3, 1], np.int32)), TypeError, "long.signature: expected dtype uint32, got int32"),
+        (history(age=put(HISTORY.age, (1, 1), np.nan)), ValueError, "age: expected finite values of at least 0, got nan"),
+        (history(age=np.ones([2, 3])), TypeError, "UserFeatures.history.age: expected dtype float32, got float64"),
     ],
 )
 def test_wrong_user_features_are_named(changes, error, message):
@@ -279,7 +277,7 @@ def test_wrong_user_features_are_named(changes, error, message):
 
 
 def test_one_user_has_no_leading_axis():
-    with pytest.raises(ValueError, match=r"UserFeatures.floats: expected shape \[1\], got \[2, 1\]"):
+    with pytest.raises(ValueError, match=r"UserFeatures.ids\['gender'\]: expected shape \[\], got \[2\]"):
         check_user_features(SCHEMA, good(), batched=False)
     with pytest.raises(TypeError, match="expected UserFeatures, got Behaviours"):
-        check_user_features(SCHEMA, LONG, batched=False)  # pyright: ignore[reportArgumentType]
+        check_user_features(SCHEMA, HISTORY, batched=False)  # pyright: ignore[reportArgumentType]

@@ -116,7 +116,12 @@ def test_empty_log_answers_with_empty_histories():
         (([1, 1], [1, -2], [1, 1], [1, 1]), ValueError, "item.*got -2 at position 1"),
         (([1, 1], [1, 2**31], [1, 1], [1, 1]), ValueError, "item: expected values that fit int32"),
         (([1, 1], [1, 1], [-1, 1], [1, 1]), ValueError, "action.*got -1 at position 0"),
-        (([1, 1], [1, 1], [1, 1], [1, -(2**63)]), ValueError, "time.*got -9223372036854775808 at position 1"),
+        (([1, 1], [1, 1], [1, 1], [1, -(2**63)]), ValueError, r"time.*got -9223372036854775808 at position \[1\]"),
+        (
+            ([1, 1], [1, 1], [1, 1], [1, 1_511_544_070_000]),
+            ValueError,
+            r"EventLog.time: expected a time before 2100 in 's', got 1511544070000 at position \[1\], which looks like 'ms'",
+        ),
         (([1, 1], [1, 1], [1, 1], [1.0, 2.0]), TypeError, "time: expected integers, got dtype float64"),
         (([1, 1], ["a", "b"], [1, 1], [1, 1]), TypeError, "item: expected integers"),
         (([1, 1], [1, 1], [True, False], [1, 1]), TypeError, "action: expected integers, got dtype bool"),
@@ -187,7 +192,7 @@ def test_bad_requests_are_refused():
         log.history_end_at([5], [1])
     with pytest.raises(ValueError, match=r"times: expected shape \[2\] like users, got \[1\]"):
         log.history_end_at([1, 1], [1])
-    with pytest.raises(TypeError, match="times: expected integer seconds, got dtype float64"):
+    with pytest.raises(TypeError, match="times: expected integer times in 's' or datetime64, got dtype float64"):
         log.history_end_at([1], [1.5])
     with pytest.raises(ValueError, match="length of at least 1, got 0"):
         log.windows([0], [1], 0)
@@ -201,7 +206,7 @@ def test_save_and_load_memory_mapped(tmp_path):
         np.testing.assert_array_equal(getattr(read, name), array)
     assert not read.time.flags.owndata and not read.time.flags.writeable  # mapped, not read
     assert read.history_end(np.arange(7)).tolist() == log.history_end(np.arange(7)).tolist()
-    with pytest.raises(FileExistsError, match="log, which exists"):
+    with pytest.raises(FileExistsError, match="log: expected a new folder, but something is there"):
         log.save(tmp_path / "log")
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from aif_jax.data import hashing
-from aif_jax.data.schema import Vocabulary
+from aif_jax.vocabulary import Vocabulary
 
 
 def splitmix64(x: int) -> int:

@@ -1,16 +1,13 @@
-"""Schema and Vocabulary: what they hold, what they refuse."""
+"""Schema: what it holds, what it refuses."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from aif_jax.config import demo_schema
-from aif_jax.data.schema import Attribute, Schema, Vocabulary
+from aif_jax.schema import Attribute, Schema
+from tests import demo
 
 ITEM, CATEGORY = Attribute(name="item", size=10), Attribute(name="category", size=4)
 TAGS = Attribute(name="tags", size=5, length=3)
@@ -52,7 +49,7 @@ def test_schema_names_the_wrong_field(changes, message):
 
 
 def test_schema_survives_json():
-    schema = demo_schema()
+    schema = demo.schema()
     read = Schema.from_json(json.loads(json.dumps(schema.to_json())))
     assert read == schema
     assert hash(read) == hash(schema)
@@ -61,62 +58,14 @@ def test_schema_survives_json():
 
 def test_schema_of_a_newer_version_is_refused():
     with pytest.raises(TypeError, match="colour"):
-        Schema.from_json({**demo_schema().to_json(), "colour": 1})
+        Schema.from_json({**demo.schema().to_json(), "colour": 1})
 
 
 def test_attribute_look_up_lists_what_there_is():
-    schema = demo_schema()
+    schema = demo.schema()
     assert schema.item_attribute("tags").length == 3
     assert schema.user_attribute("gender").size == 3
     with pytest.raises(KeyError, match="'gender'.*'item', 'category', 'tags'"):
         schema.item_attribute("gender")
     with pytest.raises(KeyError, match="'item'.*'gender', 'interests'"):
         schema.user_attribute("item")
-
-
-def test_vocabulary_by_hand():
-    vocabulary = Vocabulary([30, 10, 20, 10])
-    assert len(vocabulary) == 4
-    assert vocabulary.raw.tolist() == [10, 20, 30]
-    rows = vocabulary.encode(np.array([[10, 30], [31, 9], [25, 20]]))
-    assert rows.dtype == np.int32
-    assert rows.tolist() == [[1, 3], [0, 0], [0, 2]]
-
-
-def test_vocabulary_of_strings():
-    vocabulary = Vocabulary(["shoe", "hat"])
-    assert vocabulary.encode(["hat", "shoes", "", "shoe"]).tolist() == [1, 0, 0, 2]
-
-
-def test_empty_vocabulary_knows_nothing():
-    assert len(Vocabulary([])) == 1
-    assert Vocabulary(np.zeros(0, np.int64)).encode([1, 2]).tolist() == [0, 0]
-    assert Vocabulary([5]).encode(np.zeros((0, 2), np.int64)).shape == (0, 2)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
-def test_vocabulary_equals_a_dict(raw, asked):
-    rows = {value: row for row, value in enumerate(sorted(set(raw)), start=1)}
-    asked = asked + raw
-    got = Vocabulary(np.array(raw, np.int64)).encode(np.array(asked, np.int64))
-    assert got.tolist() == [rows.get(value, 0) for value in asked]
-
-
-@pytest.mark.parametrize(
-    ("raw", "asked", "message"),
-    [
-        ([1, 2], ["1"], "expected integers like the vocabulary, got dtype <U1"),
-        (["a"], [1], "expected strings like the vocabulary, got dtype int64"),
-        ([1, 2], [1.0], "expected integers like the vocabulary, got dtype float64"),
-    ],
-)
-def test_ids_of_another_kind_are_refused(raw, asked, message):
-    """They would all be unknown, and nobody would notice."""
-    with pytest.raises(TypeError, match=message):
-        Vocabulary(raw).encode(asked)
-
-
-def test_a_vocabulary_of_floats_is_refused():
-    with pytest.raises(TypeError, match="expected integers or strings, got dtype float64"):
-        Vocabulary([1.0, float("nan")])

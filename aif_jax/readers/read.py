@@ -70,10 +70,7 @@ def read(
       >>> data.log.item.tolist(), data.users.raw.tolist()
       ([2, 1, 1], ['ann', 'bob'])
     """
-    columns = _options(columns, content, encoder, unknown)
-    if users is None and (columns.user_attributes or columns.user_floats):
-        named = (*columns.user_attributes, *columns.user_floats)
-        raise ValueError(f"users: expected a file, because Columns names user columns {named}, got None")
+    columns = _options(columns, users, content, encoder, unknown)
     problems = Problems()
     known = encoder.vocabularies if encoder is not None else None
     tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
@@ -214,7 +211,9 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
     return arrays
 
 
-def _options(columns: Columns | None, content: Content | None, encoder: Encoder | None, unknown: str) -> Columns:
+def _options(
+    columns: Columns | None, users: Source | None, content: Content | None, encoder: Encoder | None, unknown: str
+) -> Columns:
     """Checks the options of `read`; returns the columns."""
     if unknown not in ("error", "skip"):
         raise ValueError(f"unknown: expected 'error' or 'skip', got {unknown!r}")
@@ -226,6 +225,9 @@ def _options(columns: Columns | None, content: Content | None, encoder: Encoder 
         raise ValueError(f"columns: expected those of the encoder, {encoder.columns}, or none, got {columns}")
     if columns.content is not None and content is not None:
         raise ValueError(f"content: expected Columns.content ({columns.content!r}) or content=, not both")
+    named = (*columns.user_attributes, *columns.user_floats)
+    if users is None and named:
+        raise ValueError(f"users: expected a file, because Columns names user columns {named}, got None")
     return columns
 
 
@@ -287,7 +289,7 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
         return ids, np.zeros((count, 0), np.float32)
     table, rows = tables.scans["users"], tables.rows["users"]
     ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
-    floats = np.stack([table.floats(name) for name in columns.user_floats] or [np.zeros((0, table.count))], axis=1)
+    floats = np.array([table.floats(name) for name in columns.user_floats], np.float32).reshape(-1, table.count).T
     return ids, _by_row(rows["user"], encoder.scaled("user", floats.astype(np.float32)), count)
 
 

@@ -19,13 +19,13 @@ def note_repeated_ids(tables: Tables, columns: Columns, problems: Problems) -> N
     for name, which, column in (("items", "item", columns.item_id), ("users", "user", columns.user_record_id)):
         if name not in tables.scans:
             continue
-        table, ids, raw = tables.scans[name], tables.rows[name][which], tables.vocabularies[which].raw
-        first = np.zeros(len(raw) + 1, np.int64)
+        table, ids, vocabulary = tables.scans[name], tables.rows[name][which], tables.vocabularies[which]
+        first = np.zeros(len(vocabulary), np.int64)
         first[ids[::-1]] = np.arange(len(ids))[::-1]  # the first row of each id is written last
         again = (ids > 0) & (first[ids] != np.arange(len(ids)))
 
-        def got(at: np.ndarray, table=table, ids=ids, raw=raw, first=first) -> Iterator[str]:
-            return (f"{raw[ids[row] - 1]!r}, which stands in {table.place(int(first[ids[row]]))} too" for row in at)
+        def got(at: np.ndarray, table=table, ids=ids, known=vocabulary, first=first) -> Iterator[str]:
+            return (f"{known.decode(i)!r}, which is in {table.place(int(first[i]))} too" for i in ids[at])
 
         table.note(problems, f"duplicate {which}", again, column, "every id once", got)
 
@@ -60,11 +60,11 @@ def note_order(tables: Tables, columns: Columns, problems: Problems, *, order: O
     if checked == "time":
         note("unsorted time", falls, columns.time, "times that ascend", step)
     if checked == "user":
-        raw = tables.vocabularies["user"].raw
+        known = tables.vocabularies["user"]
         note("unsorted time", falls & ~starts, columns.time, "times that ascend within a user", step)
         note(
             "history across users", again, columns.user, "all events of a user together",
-            lambda i: f"user {raw[user[i] - 1]!r} again, after events of other users",
+            lambda i: f"user {known.decode(user[i])!r} again, after events of other users",
         )  # fmt: skip
     return checked
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from aif_jax.columns import CODED, Columns, Kind
 from aif_jax.readers.problems import File, Problems
 from aif_jax.readers.sources import Source, TextFile, pyarrow
-from aif_jax.readers.tables import Block, Coded, Moments, blocks
+from aif_jax.readers.tables import Block, Coded, Moments, blocks, is_whole
 
 MERGE_AT = 1 << 20  # distinct values of blocks that are merged at a time
 
@@ -20,6 +20,7 @@ class Codes:
 
     def __init__(self):
         self.is_text = False
+        self.looks_whole: bool | None = None  # whether the first block with values holds integers and nothing else
         self._parts: list[np.ndarray] = []
         self._pending: list[tuple[int, Any]] = []  # part, its distinct values
         self._distinct: Any = pyarrow().array([], pyarrow().int64())
@@ -28,6 +29,7 @@ class Codes:
         """Appends the codes of a block."""
         self._parts.append(coded.codes)
         if len(coded.values):
+            self.looks_whole = bool(is_whole(coded.values).all()) if self.looks_whole is None else self.looks_whole
             self._pending.append((len(self._parts) - 1, coded.values))
         if sum(len(values) for _, values in self._pending) > max(MERGE_AT, len(self._distinct)):
             self._merge()
@@ -152,7 +154,7 @@ class Scan:
     def counts(self) -> dict[str, int]:
         """Rows by file."""
         counts: dict[str, int] = {}
-        for (file, start, _), stop in zip(self._parts, [*(part[1] for part in self._parts[1:]), self.count], strict=True):
+        for file, start, stop, _ in self._spans():
             counts[file.name] = counts.get(file.name, 0) + stop - start
         return counts
 
@@ -166,12 +168,16 @@ class Scan:
         got: Callable[[np.ndarray], Iterable[str]],
     ) -> None:
         """Adds one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
-        stops = [*(start for _, start, _ in self._parts[1:]), self.count]
-        for (file, start, rows), stop in zip(self._parts, stops, strict=True):
+        for file, start, stop, rows in self._spans():
             here = np.flatnonzero(wrong[start:stop])
             if len(here):
                 numbers = here + rows if isinstance(rows, int) else rows[here]
                 problems.add(kind, file, numbers, column, expected, got(here + start))
+
+    def _spans(self) -> Iterator[tuple[File, int, int, int | np.ndarray]]:
+        """(file, first row, row after the last, number of the first or of each row) of every block."""
+        stops = [start for _, start, _ in self._parts[1:]] + [self.count]
+        return ((file, start, stop, rows) for (file, start, rows), stop in zip(self._parts, stops, strict=False))
 
 
 def scan(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Scan:

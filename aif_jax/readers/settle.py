@@ -1,7 +1,7 @@
 """From the distinct values of all tables to vocabularies, and from codes to their rows.
 
 One vocabulary may have several columns: item ids are in events and in items. Parquet says whether ids are integers or text. CSV
-does not: its ids are integers where one column of the vocabulary holds nothing else, and text otherwise.
+does not: its ids are integers where one column of the vocabulary begins with nothing else, and text otherwise.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from aif_jax.encoder import vocabulary_names
 from aif_jax.readers.problems import Problems
 from aif_jax.readers.scan import Codes, Scan, scan
 from aif_jax.readers.sources import Source, pyarrow
+from aif_jax.readers.tables import is_whole
 from aif_jax.vocabulary import Kind, Vocabulary, string_array
-
-WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,7 +131,7 @@ def _kind(members: list[Codes], *, is_text: bool = False) -> Kind:
         return "strings"
     if typed:
         return "integers" if True in typed else "strings"
-    whole = [_whole(codes.distinct).all() for codes in members if len(codes.distinct)]
+    whole = [codes.looks_whole for codes in members if len(codes.distinct)]
     return "integers" if any(whole) or not whole else "strings"
 
 
@@ -144,7 +143,7 @@ def _as_kind(codes: Codes, kind: Kind) -> tuple[np.ndarray | list[str], np.ndarr
         return (distinct.to_numpy() if kind == "integers" else []), fits
     if kind == "strings":
         return distinct.to_pylist(), np.ones(len(distinct), bool)
-    fits = _whole(distinct)
+    fits = is_whole(distinct)
     return distinct.filter(arrow.array(fits)).cast(arrow.int64()).to_numpy(), fits
 
 
@@ -158,7 +157,7 @@ def _note_values(
     strange = ~fits
     strange[-1] = False
     for kind, wrong, expected in (
-        ("wrong type", strange, "a whole number, like the others"),
+        ("wrong type", strange, "a whole number, like the others (Columns.text keeps a column text)"),
         ("negative id", negative, "0 or more"),
     ):
         if wrong.any():
@@ -179,16 +178,9 @@ def _settle_actions(table: Scan, columns: Columns, rows: dict[str, np.ndarray], 
     table.note(problems, "unknown action", strange, column, expected, lambda at: _shown(codes, at))
 
 
-def _whole(values: Any) -> np.ndarray:
-    """Which strings are integers, bool [n]; all of an integer array."""
-    if values.type == pyarrow().int64():
-        return np.ones(len(values), bool)
-    return pyarrow("pyarrow.compute").match_substring_regex(values, WHOLE).to_numpy(zero_copy_only=False)
-
-
 def _shown(codes: Codes, at: np.ndarray) -> Any:
     """Values of some rows for a message, one after another; text is quoted."""
-    whole = codes.is_text and _whole(codes.distinct)
+    whole = codes.is_text and is_whole(codes.distinct)
     for code in codes.codes[at]:
         value = codes.distinct[int(code)].as_py()
         yield str(value) if isinstance(value, int) or (codes.is_text and whole[code]) else repr(value)

@@ -186,7 +186,7 @@ def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator
     def refuse(row: Any) -> str:
         number = row.number + 1 - header
         broken.add(number)
-        got = f"{row.actual_columns} in {row.text!r}"
+        got = f"{row.actual_columns} in {row.text.replace(UNIT_SEPARATOR.decode(), text.separator)!r}"
         problems.add("wrong number of fields", file, [number], None, f"{row.expected_columns}", got)
         return "skip"
 
@@ -243,6 +243,8 @@ def _characters(text: TextFile) -> Any:
 
     def translate(data: Any) -> bytes:
         nonlocal held
+        if UNIT_SEPARATOR in bytes(data):
+            raise ValueError(f"{text.path}: expected text without the character {UNIT_SEPARATOR.decode()!r}, got some")
         joined = (held + bytes(data)).replace(separator, UNIT_SEPARATOR)
         # a separator may go on in the next piece; the last piece is empty
         cut = max((k for k in range(len(separator)) if joined.endswith(separator[:k])), default=0) if len(data) else 0

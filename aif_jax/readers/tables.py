@@ -17,6 +17,7 @@ from aif_jax.readers.sources import Batch, Source, batches, pyarrow
 from aif_jax.times import PER_SECOND, likely_unit, wrong_unit
 
 NANOSECONDS = 10**9
+WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
 
 
 class Coded(NamedTuple):
@@ -86,6 +87,13 @@ def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, col
             columns={column: values for column, (values, _) in parsed.items()},
             good={column: good for column, (_, good) in parsed.items()},
         )
+
+
+def is_whole(values: Any) -> np.ndarray:
+    """Which values of an Arrow array of strings are integers, bool [n]; all of an integer array."""
+    if values.type == pyarrow().int64():
+        return np.ones(len(values), bool)
+    return pyarrow("pyarrow.compute").match_substring_regex(values, WHOLE).to_numpy(zero_copy_only=False)
 
 
 def _parsers(

@@ -1,4 +1,4 @@
-"""One's own Parquet and CSV files: reading, what a wrong file gets, vocabularies for tomorrow."""
+"""Your Parquet and CSV files: reading, what a wrong file gets, tomorrow's files, items for an index."""
 
 import datetime
 import gzip
@@ -8,15 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aif_jax.data import tables, tabular
-from aif_jax.data.columns import Columns
+from aif_jax import readers
+from aif_jax.columns import Columns
 from aif_jax.data.events import EventLog
-from aif_jax.data.schema import Vocabulary
+from aif_jax.readers import load_columns, read_items, read_log, scan, sources
+from aif_jax.vocabulary import Vocabulary
 
 COLUMNS = Columns(
     user="uid", item="sku", time="at", time_unit="ms", action="event", actions=("view", "buy"), category="group",
     item_attributes=("brand",), item_bags=("tags",), bag_length=2, item_floats=("price",), side=("bid",), content="vector",
-    behaviour_fields=("brand",), user_attributes=("country",), user_floats=("age",), user_id=True, item_key="id",
+    behaviour_fields=("brand",), user_attributes=("country",), user_floats=("age",), user_id=True, item_key="id", scale=False,
 )  # fmt: skip
 EVENTS = {
     "uid": ["b", "a", "b", "a"],
@@ -54,7 +55,7 @@ def folder(tmp_path):
 
 
 def read(folder, columns=COLUMNS, **options):
-    return tabular.read(
+    return readers.read(
         folder / "events.parquet", items=folder / "items.parquet", users=folder / "users.parquet", columns=columns, **options
     )
 
@@ -75,7 +76,7 @@ def test_everything_arrives_in_its_place(folder):
     assert data.user_ids["user"].tolist() == [0, 1, 2, 3] and data.user_ids["country"].tolist() == [0, 1, 2, 0]
     assert data.user_floats.tolist() == [[0], [np.float32(0.1)], [np.float32(0.2)], [np.float32(0.3)]]
     assert data.schema.behaviour_fields == ("item", "category", "brand")
-    assert data.user_features([1], short=2, long=2).long.ids["brand"].tolist() == [[0, 0]]
+    assert data.encoder.scales == {} and data.user_features([1], length=2).encoding == data.encoder.version
 
 
 def test_csv_gives_the_same_as_parquet(folder, tmp_path):
@@ -86,7 +87,7 @@ def test_csv_gives_the_same_as_parquet(folder, tmp_path):
     }
     csv(tmp_path, **text)
     columns = Columns(**{**vars(COLUMNS), "content": None})
-    data = tabular.read(
+    data = readers.read(
         tmp_path / "events.csv",
         items=tmp_path / "items.csv",
         users=tmp_path / "users.csv",
@@ -109,7 +110,7 @@ def test_a_folder_gzip_and_tabs_will_do(tmp_path):
         file.write("user,item,time\n1,7,20\n")
     (tmp_path / "events" / "2.csv").write_text("user,item,time\n1,8,30\n2,8,10\n")
     (tmp_path / "items.tsv").write_text("item\tcategory\n7\ttea, green\n8\tcup\n")
-    data = tabular.read(tmp_path / "events", items=tmp_path / "items.tsv", columns=Columns())
+    data = readers.read(tmp_path / "events", items=tmp_path / "items.tsv", columns=Columns())
     assert data.log.item.tolist() == [1, 2, 2] and data.catalogue.ids["category"].tolist() == [0, 2, 1]
 
 
@@ -117,9 +118,9 @@ def test_many_blocks_are_one_table(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     events = {"user": rng.integers(0, 50, 1000), "item": rng.integers(0, 30, 1000), "time": rng.integers(0, 10**6, 1000)}
     parquet(tmp_path, events=events, items={"item": np.arange(30), "category": np.arange(30) % 4})
-    whole = tabular.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns())
-    monkeypatch.setattr(tables, "ROWS", 64)
-    pieces = tabular.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns())
+    whole = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns())
+    monkeypatch.setattr(sources, "ROWS", 64)
+    pieces = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns())
     order = np.lexsort((events["time"], events["user"]))
     for log in (whole.log, pieces.log):
         assert np.array_equal(log.item, events["item"][order] + 1) and np.array_equal(log.time, events["time"][order])
@@ -136,13 +137,13 @@ def test_many_blocks_are_one_table(tmp_path, monkeypatch):
 def test_times(tmp_path, times, unit, seconds):
     parquet(tmp_path, events={"user": ["a"], "item": [1], "time": times}, items={"item": [1], "category": [1]})
     columns = Columns(time_unit=unit)
-    data = tabular.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=columns)
+    data = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=columns)
     assert data.log.time.tolist() == [seconds]
 
 
 def test_times_written_out_in_csv(tmp_path):
     csv(tmp_path, events="user,item,time\n1,1,2017-11-25 00:00:10\n1,1,2017-11-25 00:00:05\n", items="item,category\n1,1\n")
-    data = tabular.read(tmp_path / "events.csv", items=tmp_path / "items.csv", columns=Columns())
+    data = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", columns=Columns())
     assert data.log.time.tolist() == [1511568005, 1511568010]
 
 
@@ -154,25 +155,21 @@ def test_dictionaries_booleans_and_numbers_as_text(tmp_path):
     }
     parquet(tmp_path, events={"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}, items=items)
     columns = Columns(item_attributes=("shop",), text=("shop",))
-    data = tabular.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=columns)
+    data = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=columns)
     assert data.catalogue.ids["category"].tolist() == [0, 2, 1]
-    assert tabular.vocabularies(
-        tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=columns
-    )["shop"].raw.tolist() == ["7", "8"]  # fmt: skip
+    assert data.encoder.vocabularies["shop"].raw.tolist() == ["7", "8"]
 
 
 def test_tomorrows_files_keep_todays_rows(folder, tmp_path):
-    known = tabular.vocabularies(
-        folder / "events.parquet", items=folder / "items.parquet", users=folder / "users.parquet", columns=COLUMNS
-    )
-    tabular.save_vocabularies(tmp_path / "vocabularies.json", known)
-    known = tabular.load_vocabularies(tmp_path / "vocabularies.json")
+    today = read(folder)
+    encoder = type(today.encoder).from_record(today.encoder.to_record(), today.encoder.to_arrays())
     tomorrow = tmp_path / "tomorrow"
     tomorrow.mkdir()
     parquet(tomorrow, events={name: values[:1] for name, values in EVENTS.items()}, items=ITEMS, users=USERS)
-    today, data = read(folder), read(tomorrow, vocabularies=known)
+    data = read(tomorrow, columns=None, encoder=encoder)
     assert data.schema == today.schema and len(data.log) == 1 and data.log.item.tolist() == [3]
     assert np.array_equal(data.catalogue.ids["brand"], today.catalogue.ids["brand"])
+    assert data.encoder.version == today.encoder.version
 
     new = {name: [*values, values[0]] for name, values in ITEMS.items()} | {
         "id": [20, 10, 30, 99],
@@ -181,8 +178,8 @@ def test_tomorrows_files_keep_todays_rows(folder, tmp_path):
     events = {name: [*values, values[0]] for name, values in EVENTS.items()} | {"uid": [*EVENTS["uid"], "stranger"]}
     parquet(tomorrow, events=events, items=new)
     with pytest.raises(ValueError, match=r"row 4, column 'id': unknown item: expected one of the 3 known, got 99"):
-        read(tomorrow, vocabularies=known)
-    data = read(tomorrow, vocabularies=known, unknown="skip")
+        read(tomorrow, encoder=encoder)
+    data = read(tomorrow, encoder=encoder, unknown="skip")
     assert data.schema == today.schema and len(data.log) == 4  # without the stranger's event
     assert data.catalogue.ids["brand"].tolist() == [0, 0, 1, 2]  # "z" is unknown
 
@@ -191,8 +188,114 @@ def test_skipping_is_told(folder, caplog):
     parquet(folder, events={name: [*values, values[0]] for name, values in EVENTS.items()} | {"sku": [30, 10, 10, 20, 77]})
     with pytest.raises(ValueError, match="unknown item"):
         read(folder)
-    assert len(read(folder, unknown="skip").log) == 4
-    assert "1 rows passed over or left unknown: unknown item" in caplog.text
+    log = read(folder, unknown="skip").log
+    assert log.item.tolist() == [1, 2, 1, 0, 3]  # an event with an unknown item stays in its user's history, as in serving
+    assert "1 rows left out or left unknown: unknown item" in caplog.text
+
+
+def test_floats_are_scaled_as_they_were_in_training(folder, tmp_path):
+    columns = Columns(**{**vars(COLUMNS), "scale": True})
+    data = read(folder, columns)
+    price = np.float32([2, 1.5, -1])
+    assert data.encoder.scales["item/price"] == (float(price.mean()), float(price.std()))
+    assert data.encoder.scales["user/age"] == pytest.approx((0.2, np.sqrt(0.02 / 3)))
+    np.testing.assert_allclose(data.catalogue.floats[1:, 0], (price - price.mean()) / price.std(), rtol=1e-6)
+    assert data.catalogue.floats[0] == 0 and data.user_floats[0] == 0
+    np.testing.assert_allclose(data.user_floats[1:].mean(), 0, atol=1e-6)
+    assert data.catalogue.side["bid"].tolist() == [0, 4, 3, 5]  # as they are
+    later = parquet(tmp_path, items=ITEMS | {"price": [100.0, 2.0, -1.0]})
+    parquet(later, events=EVENTS, users=USERS)
+    again = read(later, None, encoder=data.encoder)
+    assert again.catalogue.floats[1, 0] == data.catalogue.floats[1, 0]
+
+
+def test_tables_in_memory_give_the_same_as_files(folder):
+    whole = read(folder)
+    tables = {"events": EVENTS, "items": ITEMS, "users": USERS}
+    arrow = {name: pa.table(columns) for name, columns in tables.items()}
+    numpy = tables | {"events": {name: np.array(values) for name, values in EVENTS.items()}}
+    numpy["items"] = ITEMS | {"vector": np.array(ITEMS["vector"], np.float32)}
+    stream = arrow | {"events": pa.RecordBatchReader.from_batches(arrow["events"].schema, arrow["events"].to_batches())}
+    for given in (tables, arrow, numpy, stream):
+        data = readers.read(given["events"], items=given["items"], users=given["users"], columns=COLUMNS)
+        assert data.encoder.version == whole.encoder.version and data.name == "events"
+        for field in ("user", "item", "action", "time"):
+            assert np.array_equal(getattr(data.log, field), getattr(whole.log, field)), field
+        assert np.array_equal(data.catalogue.content, whole.catalogue.content)
+    with pytest.raises(ValueError, match="items, row 2, column 'group': null: expected a category"):
+        readers.read(EVENTS, items=ITEMS | {"group": ["tea", None, "tea"]}, users=USERS, columns=COLUMNS)
+    with pytest.raises(TypeError, match="events: expected a path, a mapping of columns or an Arrow table, got list"):
+        readers.read([1], items=ITEMS, users=USERS, columns=COLUMNS)
+
+
+def test_distinct_values_that_grow_over_many_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS", 16)
+    monkeypatch.setattr(scan, "MERGE_AT", 20)
+    rng = np.random.default_rng(1)
+    items = np.array([f"item {number:03d}" for number in range(200)])
+    events = {
+        "user": rng.integers(10**12, 10**12 + 99, 1000),
+        "item": items[rng.integers(0, 200, 1000)],
+        "time": np.arange(1000),
+    }
+    data = readers.read(events, items={"item": items, "category": np.arange(200) % 7}, columns=Columns())
+    order = np.lexsort((events["time"], events["user"]))
+    assert np.array_equal(data.items.raw[data.log.item - 1], events["item"][order])
+    assert np.array_equal(data.users.raw[data.log.user - 1], events["user"][order])
+
+
+def test_events_of_one_moment_have_one_order(tmp_path):
+    """By sub-second, then by item and action, however the file has them."""
+    columns = Columns(action="event", actions=("view", "buy"), time_unit="ms")
+    items = {"item": [5, 6, 7], "category": ["a", "a", "b"]}
+    rows = [(1, 7, 1000, "view"), (1, 5, 1999, "view"), (1, 6, 1500, "view"), (1, 5, 1999, "buy"), (1, 7, 1000, "view")]
+    for seed in range(5):
+        shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+        events = dict(zip(("user", "item", "time", "event"), map(list, zip(*shuffled, strict=True)), strict=True))
+        log = readers.read(events, items=items, columns=columns).log
+        assert log.item.tolist() == [3, 3, 2, 1, 1] and log.action.tolist() == [1, 1, 1, 1, 2]
+        assert log.time.tolist() == [1] * 5
+
+
+def test_items_for_an_index_equal_the_catalogue(folder, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS", 2)
+    data = read(folder, Columns(**{**vars(COLUMNS), "scale": True}))
+    parts = list(read_items(folder / "items.parquet", data.encoder))
+    assert [ids.tolist() for ids, _ in parts] == [[20, 10], [30]]
+    for ids, features in parts:
+        rows = data.items.encode(ids)
+        expected = data.catalogue.features(rows)
+        for name, values in expected.ids.items():
+            assert np.array_equal(features.ids[name], values), name
+        assert np.array_equal(features.floats, expected.floats) and np.array_equal(features.content, expected.content)
+        assert np.array_equal(features.side["bid"], expected.side["bid"]) and features.encoding == data.encoder.version
+
+
+def test_items_for_an_index_are_checked(folder, tmp_path):
+    encoder = read(folder).encoder
+    new = parquet(tmp_path, new=ITEMS | {"id": [20, 99, 30]})
+    ((ids, features),) = read_items(new / "new.parquet", encoder)
+    assert ids.tolist() == [20, 99, 30] and features.ids["item"].tolist() == [2, 0, 3]
+    assert features.content[1].tolist() == [3, 4]
+    for change, message in (
+        ({"price": [1.0, None, 2.0]}, "row 2, column 'price': null"),
+        ({"vector": [[1.0]] * 3}, "expected a content embedding of width 2, got 1"),
+        ({"id": ["a", "b", "c"]}, "column 'id': wrong type: expected integers like the vocabulary 'item' given, got text"),
+    ):
+        parquet(tmp_path, wrong=ITEMS | change)
+        with pytest.raises(ValueError, match=message):
+            list(read_items(tmp_path / "wrong.parquet", encoder))
+
+
+def test_content_from_elsewhere_for_an_index():
+    events, items = {"user": [1], "item": ["a"], "time": [1]}, {"item": ["a", "b"], "category": [1, 2]}
+    content = (np.array(["b", "a"]), np.array([[2.0, 2], [1, 1]]))
+    data = readers.read(events, items=items, columns=Columns(), content=content)
+    assert data.catalogue.content.tolist() == [[0, 0], [1, 1], [2, 2]]
+    ((ids, features),) = read_items(items, data.encoder, content=content)
+    assert ids.tolist() == ["a", "b"] and features.content.tolist() == [[1, 1], [2, 2]]
+    with pytest.raises(ValueError, match="content: expected the content embedding that training took from elsewhere"):
+        list(read_items(items, data.encoder))
 
 
 def test_reading_names_the_first_problems(folder):
@@ -204,17 +307,17 @@ def test_reading_names_the_first_problems(folder):
 
 def test_log_alone(folder):
     users, items = Vocabulary(["a", "b"]), Vocabulary([10, 30])
-    log = EventLog.from_parquet(folder / "events.parquet", COLUMNS, users=users, items=items)
+    log = read_log(folder / "events.parquet", COLUMNS, users=users, items=items)
     assert log.item.tolist() == [1, 0, 1, 2] and log.users == 3  # an unknown item is row 0
     with pytest.raises(ValueError, match=r"row 1, column 'uid': unknown user"):
-        EventLog.from_parquet(folder / "events.parquet", COLUMNS, users=Vocabulary(["a"]), items=items)
+        read_log(folder / "events.parquet", COLUMNS, users=Vocabulary(["a"]), items=items)
     with pytest.raises(ValueError, match=r"expected rows \(integers\), or a vocabulary: users=, got text"):
-        EventLog.from_parquet(folder / "events.parquet", COLUMNS, items=items)
+        read_log(folder / "events.parquet", COLUMNS, items=items)
 
 
 def test_log_of_rows(tmp_path):
     csv(tmp_path, events="user,item,time\n2,5,20\n1,6,10\n2,7,15\n")
-    log = EventLog.from_csv(tmp_path / "events.csv", Columns())
+    log = read_log(tmp_path / "events.csv", Columns())
     assert log.item.tolist() == [6, 7, 5] and log.offsets.tolist() == [0, 0, 1, 3]
 
 
@@ -240,21 +343,46 @@ def test_wrong_columns(change, message):
 
 
 def test_wrong_options(folder):
+    with pytest.raises(ValueError, match="columns: expected Columns, or an encoder that has them, got neither"):
+        read(folder, None)
+    with pytest.raises(ValueError, match="columns: expected those of the encoder"):
+        read(folder, Columns(), encoder=read(folder).encoder)
+    with pytest.raises(ValueError, match=r"users: expected a file, because Columns names user columns \('country', 'age'\)"):
+        readers.read(folder / "events.parquet", items=folder / "items.parquet", columns=COLUMNS)
     with pytest.raises(ValueError, match="unknown: expected 'error' or 'skip', got 'keep'"):
         read(folder, unknown="keep")
     with pytest.raises(ValueError, match=r"expected Columns.content \('vector'\) or content=, not both"):
         read(folder, content="content.npz")
     with pytest.raises(FileNotFoundError, match="expected a file or folder, got no such file"):
-        tabular.read(folder / "no.parquet", items=folder / "items.parquet", columns=COLUMNS)
+        readers.read(folder / "no.parquet", items=folder / "items.parquet", users=folder / "users.parquet", columns=COLUMNS)
     (folder / "events.feather").write_bytes(b"")
     with pytest.raises(ValueError, match=r"expected a name that ends in one of \.parquet, \.csv"):
-        tabular.read(folder / "events.feather", items=folder / "items.parquet", columns=COLUMNS)
+        readers.read(folder / "events.feather", items=folder / "items.parquet", users=USERS, columns=COLUMNS)
     csv(folder, events="user\n")
     with pytest.raises(ValueError, match="expected Parquet files or text files, one kind"):
-        tabular.read(folder, items=folder / "items.parquet", columns=COLUMNS)
+        readers.read(folder, items=folder / "items.parquet", users=USERS, columns=COLUMNS)
 
 
 def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setattr(tables.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    monkeypatch.setattr(sources.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(ImportError, match=r"pip install 'aif_jax\[data\]'"):
         read(folder)
+
+
+def test_columns_survive_json():
+    assert Columns.from_json(COLUMNS.to_json()) == COLUMNS
+    assert Columns.from_json({"item_attributes": ["brand"]}).item_attributes == ("brand",)
+    with pytest.raises(TypeError, match="colour"):
+        Columns.from_json({"colour": 1})
+
+
+def test_columns_loaded_into_memory():
+    table = {"id": [7, 5], "name": ["b", "a"], "rating": [4.5, 3.0], "at": [5_999, 6_000], "vector": [[1.0, 2.0], [3.0, 4.0]]}
+    kinds = {"id": "id", "name": "category", "rating": "float", "at": "time", "vector": "vector"}
+    loaded = load_columns(table, kinds, columns=Columns(time_unit="ms"))
+    assert loaded["id"].tolist() == [7, 5] and loaded["name"].tolist() == ["b", "a"] and loaded["at"].tolist() == [5, 6]
+    assert loaded["rating"].dtype == np.float32 and loaded["vector"].shape == (2, 2)
+    with pytest.raises(ValueError, match="table, row 2, column 'id': null"):
+        load_columns({"id": [1, None]}, {"id": "id"})
+    with pytest.raises(ValueError, match="expected kinds of columns without missing values"):
+        load_columns({"id": [1]}, {"id": "value"})

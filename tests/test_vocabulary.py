@@ -1,0 +1,151 @@
+"""Vocabularies: raw ids to rows and back, by value and by kind."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aif_jax.vocabulary import Vocabulary
+
+
+def test_vocabulary_by_hand():
+    vocabulary = Vocabulary([30, 10, 20, 10])
+    assert len(vocabulary) == 4
+    assert vocabulary.raw.tolist() == [10, 20, 30]
+    rows = vocabulary.encode(np.array([[10, 30], [31, 9], [25, 20]]))
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [[1, 3], [0, 0], [0, 2]]
+
+
+def test_vocabulary_of_strings():
+    vocabulary = Vocabulary(["shoe", "hat"])
+    assert vocabulary.encode(["hat", "shoes", "", "shoe"]).tolist() == [1, 0, 0, 2]
+
+
+def test_empty_vocabulary_knows_nothing():
+    assert len(Vocabulary([])) == 1
+    assert Vocabulary(np.zeros(0, np.int64)).encode([1, 2]).tolist() == [0, 0]
+    assert Vocabulary([5]).encode(np.zeros((0, 2), np.int64)).shape == (0, 2)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
+def test_vocabulary_equals_a_dict(raw, asked):
+    rows = {value: row for row, value in enumerate(sorted(set(raw)), start=1)}
+    asked = asked + raw
+    got = Vocabulary(np.array(raw, np.int64)).encode(np.array(asked, np.int64))
+    assert got.tolist() == [rows.get(value, 0) for value in asked]
+
+
+@pytest.mark.parametrize(
+    ("raw", "asked", "message"),
+    [
+        ([1, 2], ["1"], "expected integers like the vocabulary, got dtype <U1"),
+        (["a"], [1], "expected strings like the vocabulary, got dtype int64"),
+        ([1, 2], [1.0], "expected integers like the vocabulary, got dtype float64"),
+    ],
+)
+def test_ids_of_another_kind_are_refused(raw, asked, message):
+    """They would all be unknown, and nobody would notice."""
+    with pytest.raises(TypeError, match=message):
+        Vocabulary(raw).encode(asked)
+
+
+def test_a_vocabulary_of_floats_is_refused():
+    with pytest.raises(TypeError, match="expected integers or strings, got dtype float64"):
+        Vocabulary([1.0, float("nan")])
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=20),
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=20),
+)
+def test_a_vocabulary_of_strings_equals_a_dict(raw, asked):
+    rows = {value: row for row, value in enumerate(sorted(set(raw)), start=1)}
+    asked, vocabulary = asked + raw, Vocabulary(raw)
+    expected = [rows.get(value, 0) for value in asked]
+    assert vocabulary.encode(asked).tolist() == expected
+    assert vocabulary.encode(np.array(asked, object)).tolist() == expected
+    assert vocabulary.encode(np.array(asked, np.dtypes.StringDType())).tolist() == expected
+    assert Vocabulary.from_arrays(vocabulary.to_arrays()) == vocabulary
+    assert [vocabulary.decode(row) for row in range(1, len(vocabulary))] == sorted(set(raw))
+
+
+@pytest.mark.parametrize("spread", [1, 10**9])  # a direct table, a search
+def test_integers_of_any_dtype_shape_and_container(spread):
+    vocabulary = Vocabulary([3 * spread, spread, 5 * spread])
+    assert vocabulary.encode(np.array([[spread, 2 * spread], [5 * spread, 3 * spread]])).tolist() == [[1, 0], [3, 2]]
+    assert vocabulary.encode([[spread], [-spread]]).tolist() == [[1], [0]]
+    assert vocabulary.encode((5 * spread,)).tolist() == [3] and vocabulary.encode(spread).tolist() == 1
+    assert vocabulary.encode(np.array([spread], np.uint64)).tolist() == [1]
+    assert vocabulary.encode([np.int32(7), 5 * spread]).tolist() == [0, 3]
+    assert vocabulary.encode([-(2**63), 2**63 - 1]).tolist() == [0, 0]
+
+
+def test_few_strings_in_a_wide_array():
+    few, many = Vocabulary(["view", "buy"]), Vocabulary([f"id {number}" for number in range(30)])
+    assert few.encode(np.array(["buy", "look", "view and more", "view"])).tolist() == [1, 0, 0, 2]
+    assert many.encode(np.array([["id 7"], ["id 77"]])).tolist() == [[28], [0]]
+
+
+def test_text_of_digits_is_text():
+    vocabulary = Vocabulary(["7", "07"])
+    assert vocabulary.encode(["07", "7", "007"]).tolist() == [1, 2, 0]
+
+
+def test_one_long_id_costs_its_own_length():
+    vocabulary = Vocabulary([f"item {number}" for number in range(10_000)] + ["x" * 2_000])
+    arrays = vocabulary.to_arrays()
+    assert sum(array.nbytes for array in arrays.values()) < 250_000
+    assert vocabulary.raw.nbytes + sys.getsizeof("x" * 2_000) < 250_000
+    assert vocabulary.encode(["x" * 2_000]).tolist() == [10_001]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ([None], "got NoneType at position 0"),
+        (["a", None], "got NoneType after str at position 1"),
+        ([1, None], "got NoneType after int at position 1"),
+        ([1, "a"], "got str after int at position 1"),
+        (["a", 1], "got int after str at position 1"),
+        ([1, 1.5], "got float after int at position 1"),
+        (np.array(["a", None], object), "got NoneType after str at position 1"),
+        (np.array([1.5, 2.5]), "got dtype float64"),
+        ([True, False], "got dtype bool"),
+        ([b"a"], "got dtype"),
+        ([2**63], "expected integers from -2^63 to below 2^63, got 9223372036854775808"),
+        (np.array([2**63], np.uint64), "expected integers below 2^63, got 9223372036854775808"),
+        ([2**64, 1], "got 18446744073709551616"),
+    ],
+)
+@pytest.mark.parametrize("known", [[1, 2], ["a", "b"], []])
+def test_what_is_no_id_is_refused_and_never_unknown(known, asked, message):
+    with pytest.raises(TypeError) as error:
+        Vocabulary(known).encode(asked)
+    assert message in str(error.value)
+    with pytest.raises(TypeError):
+        Vocabulary(asked)
+
+
+def test_an_unknown_string_among_known_ones_may_not_hide_another_kind():
+    with pytest.raises(TypeError, match="got int after str at position 2"):
+        Vocabulary(["a", "b"]).encode(["a", "z", 7])
+
+
+def test_equality_digest_and_arrays():
+    one, same, other = Vocabulary([3, 1]), Vocabulary(np.array([1, 3, 3], np.int8)), Vocabulary(["1", "3"])
+    assert one == same and hash(one) == hash(same) and one.digest == same.digest
+    assert one != other and one != Vocabulary([1, 3, 4]) and one != [1, 3]
+    assert Vocabulary(["ab", "c"]).digest != Vocabulary(["a", "bc"]).digest
+    assert one.to_arrays()["ids"].dtype == np.int64
+    assert Vocabulary([]) == Vocabulary(np.zeros(0, np.int64)) == Vocabulary.from_arrays(Vocabulary([]).to_arrays())
+    assert len(one.digest) == 64 and repr(one) == "Vocabulary(2 ids + unknown)"
+    assert (one.kind, other.kind, Vocabulary([]).kind) == ("integers", "strings", None)
+    with pytest.raises(ValueError, match="expected the arrays 'ids', or 'utf8' and 'offsets', got"):
+        Vocabulary.from_arrays({"utf8": np.zeros(0, np.uint8)})
