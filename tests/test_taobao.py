@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aif_jax.data import taobao
-from aif_jax.data.text_table import DataError
+from experiments.datasets import taobao
 
 DATA = Path(os.environ.get("AIF_JAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
 HEAD = DATA / "taobao-userbehavior-head100k"
@@ -25,8 +24,8 @@ def test_events_and_categories(tmp_path):
     data = taobao.read(write(tmp_path))
     assert data.users.raw.tolist() == [2, 5] and data.items.raw.tolist() == [100, 200]
     assert data.log.user.tolist() == [1, 1, 2, 2]
-    assert data.log.item.tolist() == [2, 1, 1, 2]  # ties keep the order of the file
-    assert data.log.action.tolist() == [3, 4, 2, 1]  # fav, buy, cart, pv
+    assert data.log.item.tolist() == [1, 2, 1, 2]  # ties are ordered by item
+    assert data.log.action.tolist() == [4, 3, 2, 1]  # buy, fav, cart, pv
     assert data.log.time.tolist() == [1511600000, 1511600000, 1511544000, 1511544070]
     assert data.catalogue.ids["category"].tolist() == [0, 1, 2]
     assert data.schema.actions == 5 and data.schema.user_attributes == () and data.name == "UserBehavior"
@@ -36,7 +35,7 @@ def test_a_folder_with_one_csv_will_do(tmp_path):
     write(tmp_path)
     assert len(taobao.read(tmp_path).log) == 4
     (tmp_path / "other.csv").write_text(ROWS)
-    with pytest.raises(DataError, match=r"expected exactly one \.csv file, got 2: \['UserBehavior.csv', 'other.csv'\]"):
+    with pytest.raises(ValueError, match=r"expected one file \*\.csv, got 2: \['UserBehavior.csv', 'other.csv'\]"):
         taobao.read(tmp_path)
 
 
@@ -48,7 +47,7 @@ def test_user_id_is_an_option(tmp_path):
 def test_item_under_two_categories_gets_that_of_its_last_event(tmp_path, caplog):
     path = write(tmp_path, "1,9,50,pv,300\n1,9,40,pv,200\n1,8,40,pv,100\n")
     assert taobao.read(path).catalogue.ids["category"].tolist() == [0, 1, 2]
-    assert "1 of 2 items stand under more than one category" in caplog.text
+    assert "1 of 2 items have more than one category" in caplog.text
 
 
 def test_no_warning_where_categories_agree(tmp_path, caplog):
@@ -72,28 +71,35 @@ def test_content_follows_the_items(tmp_path):
     assert data.catalogue.content.tolist() == [[0, 0], [0, 1], [1, 0]]
 
 
-@pytest.mark.parametrize(("old", "new", "line", "expected", "got"), [
-    (",fav,", ",like,", 3, "behaviour to be one of pv, cart, fav, buy", "'like'"),
-    (",fav,", ",", 3, "5 fields (user, item, category, behaviour, time)", "4 in '2,200,70,1511600000'"),
-    ("2,200,70,fav", "2,-200,70,fav", 3, "item to be a non-negative whole number", "'-200'"),
-    ("2,200,70,fav", "2,200,x,fav", 3, "category to be a non-negative whole number", "'x'"),
-    ("1511544000", "2017-11-25", 2, "time to be a whole number", "'2017-11-25'"),
-    ("buy,1511600000\n", "buy,15116", 4, "a line end after the last line", "'2,100,60,buy,15116'"),
-    ("5,200,70,pv", "user,item,category,behaviour,time\n5,200,70,pv", 1, "user to be a non-negative whole number", "'user'"),
-    (ROWS, "", 1, "user, item, category, behaviour, time", "an empty file"),
+@pytest.mark.parametrize(("old", "new", "place", "expected", "got"), [
+    (",fav,", ",like,", ", line 3, column 'behaviour'", "one of pv, cart, fav, buy", "'like'"),
+    (",fav,", ",", ", line 3", "5", "4 in '2,200,70,1511600000'"),
+    ("2,200,70,fav", "2,-200,70,fav", ", line 3, column 'item'", "0 or more", "-200"),
+    ("2,200,70,fav", "2,200,x,fav", ", line 3, column 'category'", "a whole number of 0 or more", "'x'"),
+    ("1511544000", "2017-11-25", ", line 2, column 'time'", "a whole number", "'2017-11-25'"),
+    ("buy,1511600000\n", "buy,15116", "", "a line end after the last line", "'2,100,60,buy,15116'"),
+    ("5,200,70,pv", "user,item,category,behaviour,time\n5,200,70,pv", ", line 1, column 'time'", "a whole number", "'time'"),
+    (ROWS, "", "", "text without a header in utf8", "ArrowInvalid: Empty CSV file"),
 ])  # fmt: skip
-def test_malformed_files_are_named(tmp_path, old, new, line, expected, got):
+def test_malformed_files_are_named(tmp_path, old, new, place, expected, got):
     assert old in ROWS
     path = write(tmp_path, ROWS.replace(old, new))
-    with pytest.raises(DataError) as error:
+    with pytest.raises(ValueError) as error:
         taobao.read(path)
     message = str(error.value)
-    assert message.startswith(f"{path}, line {line}: expected {expected}") and message.endswith(f", got {got}")
+    assert message.startswith(f"{path}{place}: ") and message.endswith(f": expected {expected}, got {got}")
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match="got no such file"):
+    with pytest.raises(FileNotFoundError, match="no.csv: expected a file, got no such file"):
         taobao.read(tmp_path / "no.csv")
+
+
+def test_raw_events_are_encoded_as_the_log_is(tmp_path):
+    data = taobao.read(write(tmp_path))
+    raw = {"item": [200, 100], "behaviour": ["pv", "cart"], "time": [1511544070, 1511544000]}
+    history = data.encoder.user(None, raw, 1511544080).history
+    assert history.item[:3].tolist() == [2, 1, 0] and history.action[:3].tolist() == [1, 2, 0]
 
 
 @needs_head

@@ -6,42 +6,24 @@ behaviours of the 22 days before. CSV with headers: raw_sample.csv, ad_feature.c
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 
-from aif_jax.data.catalogue import Catalogue
+from aif_jax.columns import Columns
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
-from aif_jax.data.schema import Attribute, Schema, Vocabulary
-from aif_jax.data.text_table import DataError, Kind, number_blocks, text_rows, whole_number
+from experiments.datasets.tables import UNKNOWN, Table, dataset, text_file
 
 SHOWN, CLICKED = 1, 2  # actions of impressions
 BEHAVIOURS = ("pv", "cart", "fav", "buy")  # actions 3 to 6; the data set's page writes "ipv" for "pv"
-ACTIONS = 3 + len(BEHAVIOURS)
+PAIRS = 1 << 40
+"""Raw ids of pairs of category and brand are this and more; those of ads are less."""
 PROFILE = (
     "cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level", "shopping_level", "occupation",
     "new_user_class_level",
 )  # fmt: skip
-SAMPLE: dict[str, Kind] = {
-    "user": "id", "time_stamp": "integer", "adgroup_id": "id", "nonclk": ("0", "1"), "clk": ("0", "1"),
-}  # fmt: skip
-BEHAVIOUR: dict[str, Kind] = {
-    "user": "id", "time_stamp": "integer", "btag": (*BEHAVIOURS, "ipv"), "cate": "id", "brand": "id",
-}  # fmt: skip
-AD = ("adgroup_id", "cate_id", "campaign_id", "customer", "brand", "price")
-MISSING = ("", "NULL")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Ads:
-    """ad_feature.csv, by ascending id; -1 where a value is missing."""
-
-    raw: np.ndarray  # int64 [n]
-    columns: dict[str, np.ndarray]  # int64 [n]: cate_id, campaign_id, customer, brand
-    price: np.ndarray  # float64 [n]
+MISSING = (UNKNOWN, "NULL")
 
 
 def read(path: str | os.PathLike, *, behaviours: bool = True, user_id: bool = False) -> Dataset:
@@ -52,10 +34,9 @@ def read(path: str | os.PathLike, *, behaviours: bool = True, user_id: bool = Fa
     evaluate on `impressions(dataset)`, and on no other events. What a sample's history is: all of the user's strictly earlier
     events, behaviours and impressions, clicked or not; the action tells the network which.
 
-    A behaviour names a category and a brand and no item. It stands in the catalogue as a row of its own for each pair of the
-    two, with item 0 (unknown), so that it meets the candidates in category and brand: by SIM on either field, by attention
-    through their embeddings. Ads are the rows of positive raw id, the ad group; such pairs have negative raw ids and are
-    never candidates.
+    A behaviour names a category and a brand and no item. Each pair of the two is an item of the catalogue, with a raw id from
+    `PAIRS` on, so that it meets the candidates in category and brand: by SIM on either field, by attention through their
+    embeddings. Pairs are never candidates; ads are, their raw id is the ad group.
 
     | feature | values |
     |---|---|
@@ -75,7 +56,8 @@ def read(path: str | os.PathLike, *, behaviours: bool = True, user_id: bool = Fa
       The data set; user rows follow the ascending raw ids.
 
     Raises:
-      DataError: a file is missing or malformed: names file, line, what was expected and what came.
+      FileNotFoundError: a file is missing.
+      ValueError: a malformed file: file, line, column, expected and got.
 
     Example:
       >>> import pathlib, tempfile
@@ -90,60 +72,30 @@ def read(path: str | os.PathLike, *, behaviours: bool = True, user_id: bool = Fa
       ([2], [0, 0])
     """
     folder = Path(path)
-    ads = _ads(folder / "ad_feature.csv")
-    events = [_impressions(folder / "raw_sample.csv", Vocabulary(ads.raw))]
-    users = Vocabulary(events[0]["user"])
-    pairs = np.zeros((0, 2), np.int64)
+    items = _ads(folder / "ad_feature.csv")
+    events = _impressions(folder / "raw_sample.csv", items["item"])
+    users = np.unique(events["user"])
     if behaviours:
-        found, pairs = _behaviours(folder / "behavior_log.csv", users, pairs=len(ads.raw))
-        events.append(found)
-    columns = {name: np.concatenate([part[name] for part in events]) for name in events[0]}
-
-    values = {name: np.append(np.full(len(pairs), -1), ads.columns[name]) for name in ads.columns}
-    values["cate_id"][: len(pairs)], values["brand"][: len(pairs)] = pairs[:, 0], pairs[:, 1]
-    known = {name: Vocabulary(column[column >= 0]) for name, column in values.items()}
-    items = Vocabulary(np.append(-np.arange(1, len(pairs) + 1), ads.raw))
-    # ascending ids: the last pair has the lowest
-    order = np.append(np.arange(len(pairs))[::-1], np.arange(len(pairs), len(items) - 1))
-    rows = {name: known[name].encode(column[order]) for name, column in values.items()}
-    item = np.arange(1, len(items), dtype=np.int32)
-    item[: len(pairs)] = 0
-    price = np.append(np.zeros(len(pairs)), ads.price)
-    profile, attributes = _profile(folder / "user_profile.csv", users)
-    if user_id:
-        profile["user"] = np.arange(len(users), dtype=np.int32)
-        attributes = (Attribute(name="user", size=len(users)), *attributes)
-    names = {"category": "cate_id", "brand": "brand", "campaign": "campaign_id", "customer": "customer"}
-    schema = Schema(
-        item_attributes=(
-            Attribute(name="item", size=len(items)),
-            *(Attribute(name=name, size=max(len(known[column]), 2)) for name, column in names.items()),
+        found, pairs = _behaviours(folder / "behavior_log.csv", users)
+        events = {name: np.concatenate([values, found[name]]) for name, values in events.items()}
+        items = {name: np.concatenate([values, pairs[name]]) for name, values in items.items()}
+    may_miss = ("brand", "campaign", "customer")
+    return dataset(
+        folder.name,
+        events=events,
+        items=items | {name: [None if value < 0 else value for value in items[name].tolist()] for name in may_miss},
+        users=_profile(folder / "user_profile.csv", users),
+        columns=Columns(
+            action="action",
+            actions=tuple(range(1, 3 + len(BEHAVIOURS))),
+            item_attributes=may_miss,
+            item_floats=("log_price",),
+            behaviour_fields=("brand",),
+            user_attributes=PROFILE,
+            user_id=user_id,
+            scale=False,
         ),
-        user_attributes=attributes,
-        behaviour_fields=("item", "category", "brand"),
-        actions=ACTIONS,
-        item_floats=1,
-    )
-    return Dataset(
-        name=folder.name,
-        schema=schema,
-        log=EventLog.from_arrays(
-            user=users.encode(columns["user"]),
-            item=items.encode(columns["item"]),
-            action=columns["action"],
-            time=columns["time"],
-            users=len(users),
-        ),
-        catalogue=Catalogue.from_items(
-            schema,
-            items.raw,
-            ids={"item": item} | {name: rows[column] for name, column in names.items()},
-            floats=np.log1p(price)[:, None],
-        ),
-        user_ids=profile,
-        user_floats=np.zeros((len(users), 0), np.float32),
-        users=users,
-        items=items,
+        vocabularies={},
     )
 
 
@@ -158,91 +110,58 @@ def impressions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return positions, (action[positions] == CLICKED).astype(np.float32)
 
 
-def _impressions(path: Path, ads: Vocabulary) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {"user": [], "item": [], "action": [], "time": []}
-    for first, block in number_blocks(path, SAMPLE, header=True):
-        both = np.flatnonzero(block["clk"] == block["nonclk"])
-        if both.size:
-            got = f"{block['nonclk'][both[0]]} and {block['clk'][both[0]]}"
-            raise DataError(path, first + int(both[0]), "nonclk and clk to be 0 and 1 or 1 and 0", got)
-        unknown = np.flatnonzero(ads.encode(block["adgroup_id"]) == 0)
-        if unknown.size:
-            got = str(block["adgroup_id"][unknown[0]])
-            raise DataError(path, first + int(unknown[0]), "an adgroup_id that ad_feature.csv has", got)
-        for name, values in zip(
-            parts, (block["user"], block["adgroup_id"], SHOWN + block["clk"], block["time_stamp"]), strict=True
-        ):
-            parts[name].append(values)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+def _ads(path: Path) -> dict[str, np.ndarray]:
+    table = Table(text_file(path), {
+        "adgroup_id": "id", "cate_id": "id", "campaign_id": "id", "customer": "id", "brand": "text", "price": "float",
+    })  # fmt: skip
+    table.expect_once("adgroup_id")
+    table.expect(table["price"] >= 0, "price", "0 or more")
+    return {
+        "item": table["adgroup_id"],
+        "category": table["cate_id"],
+        "campaign": table["campaign_id"],
+        "customer": table["customer"],
+        "brand": table.integers("brand", missing=MISSING),
+        "log_price": np.log1p(table["price"]),
+    }
 
 
-def _behaviours(path: Path, users: Vocabulary, *, pairs: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Events whose item is minus the number, from 1, of their pair; and the pairs int64 [n, 2] of category and brand."""
-    parts: dict[str, list[np.ndarray]] = {"user": [], "item": [], "action": [], "time": []}
-    for _, block in number_blocks(path, BEHAVIOUR, header=True):
-        kept = users.encode(block["user"]) > 0
-        packed = (block["cate"][kept].astype(np.int64) << 32) | block["brand"][kept]
-        action = 3 + block["btag"][kept] % len(BEHAVIOURS)  # "ipv" stands after the last one, and is the first
-        for name, values in zip(parts, (block["user"][kept], packed, action, block["time_stamp"][kept]), strict=True):
-            parts[name].append(values)
-    events = {name: np.concatenate(values) for name, values in parts.items()}
-    packed, inverse = np.unique(events["item"], return_inverse=True)
-    events["item"] = -1 - inverse
-    return events, np.stack([packed >> 32, packed & (2**32 - 1)], axis=1)
+def _impressions(path: Path, ads: np.ndarray) -> dict[str, np.ndarray]:
+    table = Table(text_file(path), {
+        "user": "id", "time_stamp": "time", "adgroup_id": "id", "nonclk": "text", "clk": "text",
+    })  # fmt: skip
+    clicked, passed = (table.words(name, ("0", "1")) for name in ("clk", "nonclk"))
+    table.expect(clicked != passed, "clk", "0 where nonclk is 1, 1 where it is 0")
+    table.expect(np.isin(table["adgroup_id"], ads), "adgroup_id", "an ad that ad_feature.csv has")
+    return {"user": table["user"], "item": table["adgroup_id"], "action": SHOWN + clicked, "time": table["time_stamp"]}
 
 
-def _ads(path: Path) -> _Ads:
-    lines: dict[int, int] = {}
-    rows: list[list[int]] = []
-    prices: list[float] = []
-    for line, row in text_rows(path, AD, header=True):
-        ad = whole_number(path, line, "adgroup_id", row[0])
-        if ad in lines:
-            raise DataError(path, line, "each adgroup_id once", f"{ad}, which stands in line {lines[ad]} too")
-        lines[ad] = line
-        rows.append([
-            -1 if text in MISSING and name == "brand" else whole_number(path, line, name, text)
-            for name, text in zip(AD[1:5], row[1:5], strict=True)
-        ])  # fmt: skip
-        prices.append(_price(path, line, row[5]))
-    if not rows:
-        raise DataError(path, 2, "at least one ad", "the end of the file")
-    raw, table, price = np.array(list(lines), np.int64), np.array(rows, np.int64), np.array(prices)
-    order = np.argsort(raw)
-    columns = {name: table[order, i] for i, name in enumerate(AD[1:5])}
-    return _Ads(raw=raw[order], columns=columns, price=price[order])
+def _behaviours(path: Path, users: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Events of known users, and the pairs of category and brand that are their items."""
+    table = Table(text_file(path), {"user": "id", "time_stamp": "time", "btag": "text", "cate": "id", "brand": "id"})
+    action = CLICKED + 1 + table.words("btag", (*BEHAVIOURS, "ipv")) % len(BEHAVIOURS)  # "ipv" comes last and is the first
+    kept = np.isin(table["user"], users)
+    pairs, pair = np.unique(np.stack([table["cate"][kept], table["brand"][kept]], axis=1), axis=0, return_inverse=True)
+    none = np.full(len(pairs), -1)
+    items = {"item": PAIRS + np.arange(len(pairs)), "category": pairs[:, 0], "brand": pairs[:, 1], "campaign": none}
+    items |= {"customer": none, "log_price": np.zeros(len(pairs), np.float32)}
+    events = {"user": table["user"][kept], "action": action[kept], "time": table["time_stamp"][kept]}
+    return events | {"item": PAIRS + pair.reshape(-1)}, items
 
 
-def _price(path: Path, line: int, text: str) -> float:
-    try:
-        price = float(text)
-    except ValueError:
-        price = -1.0
-    if not 0 <= price < np.inf:
-        raise DataError(path, line, "price to be a number of 0 or more", repr(text))
-    return price
-
-
-def _profile(path: Path, users: Vocabulary) -> tuple[dict[str, np.ndarray], tuple[Attribute, ...]]:
-    """ids [U] of each profile column, and the attributes; the file may hold more users, and need not hold all."""
-    table = np.full((len(users), len(PROFILE)), -1, np.int64)
-    lines: dict[int, int] = {}
-    raws: list[int] = []
-    rows: list[list[int]] = []
-    for line, (user, *values) in text_rows(path, ("userid", *PROFILE), header=True):
-        raw = whole_number(path, line, "userid", user)
-        if raw in lines:
-            raise DataError(path, line, "each userid once", f"{raw}, which stands in line {lines[raw]} too")
-        lines[raw] = line
-        raws.append(raw)
-        rows.append([
-            -1 if text in MISSING else whole_number(path, line, name, text)
-            for name, text in zip(PROFILE, values, strict=True)
-        ])  # fmt: skip
-    if rows:
-        at = users.encode(np.array(raws, np.int64))
-        table[at] = np.array(rows, np.int64)
-        table[0] = -1  # where those went whom nothing was shown
-    known = {name: Vocabulary(column[column >= 0]) for name, column in zip(PROFILE, table.T, strict=True)}
-    attributes = tuple(Attribute(name=name, size=max(len(vocabulary), 2)) for name, vocabulary in known.items())
-    return {name: vocabulary.encode(table[:, i]) for i, (name, vocabulary) in enumerate(known.items())}, attributes
+def _profile(path: Path, users: np.ndarray) -> dict[str, list]:
+    """Raw values of every user; None where there is none. The file may hold more users, and need not hold all."""
+    header = []
+    if path.is_file():
+        with path.open(encoding="utf8") as file:
+            header = file.readline().rstrip("\r\n").split(",")
+    names = {name.strip(): name for name in header}  # the file's last column name ends in a space
+    table = Table(text_file(path), {"userid": "id"} | {names.get(name, name): "text" for name in PROFILE})
+    table.expect_once("userid")
+    row = dict(zip(table["userid"].tolist(), range(len(table)), strict=True))
+    at = [row.get(user) for user in users.tolist()]
+    columns: dict[str, list] = {"user": users.tolist()}
+    for name in PROFILE:
+        values = table.integers(names.get(name, name), missing=MISSING).tolist()
+        columns[name] = [None if i is None or values[i] < 0 else values[i] for i in at]
+    return columns

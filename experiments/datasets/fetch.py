@@ -1,7 +1,8 @@
 """Downloads MovieLens from GroupLens, or 100K from the copy inside the RecBole wheel; the only file that downloads.
 
-Everything is bounded: bytes of an archive, bytes and files that it unpacks to, seconds until a server answers, bytes a second after
-that. Whatever breaks is a `FetchError`, and nothing is left in the cache. The data are GroupLens's, under its terms (research use, no commercial use; see the README in each archive).
+Everything is bounded: bytes of an archive, bytes and files that it unpacks to, seconds until a server answers, bytes a second
+after that. Whatever breaks is a `FetchError`, and nothing is left in the cache. The data are GroupLens's, under its terms
+(research use, no commercial use; see the README in each archive).
 """
 
 from __future__ import annotations

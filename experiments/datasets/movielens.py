@@ -1,4 +1,11 @@
-"""MovieLens as a `Dataset`.
+"""MovieLens as a `Dataset`, in the file layouts that it comes in.
+
+| layout | files | separator | from |
+|---|---|---|---|
+| `100k` | u.data, u.item, u.user | tab and vertical bar, latin-1 | GroupLens ml-100k |
+| `1m` | ratings.dat, movies.dat, users.dat | "::", latin-1 | GroupLens ml-1m |
+| `csv` | ratings.csv, movies.csv, tags.csv (optional) | quoted CSV with header | GroupLens 20M, 25M, 32M, latest |
+| `recbole` | *.inter, *.item, *.user (optional) | tab, header of `name:type` | RecBole atomic files |
 
 Data: F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. ACM TiiS 5, 4. The files are
 GroupLens's, under its terms (research use, no commercial use); `fetch` gets them.
@@ -7,24 +14,44 @@ GroupLens's, under its terms (research use, no commercial use); `fetch` gets the
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from aif_jax.columns import Columns
 from aif_jax.data import content as contents
-from aif_jax.data.catalogue import Catalogue
 from aif_jax.data.content import Content
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
-from aif_jax.data.movielens_files import Layout, Movies, People, Ratings, Tables, read_tables
-from aif_jax.data.schema import Attribute, Schema, Vocabulary
-from aif_jax.data.text_table import DataError
+from aif_jax.readers import TextFile
+from aif_jax.vocabulary import Vocabulary
+from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file, text_file
 
+Layout = Literal["100k", "1m", "csv", "recbole"]
+RATINGS: dict[Layout, str] = {"100k": "u.data", "1m": "ratings.dat", "csv": "ratings.csv", "recbole": "*.inter"}
+"""The ratings file of each layout."""
+GENRES_100K = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+NO_GENRE = {"unknown", "(no genres listed)", UNKNOWN}
+TITLE_YEAR = re.compile(r"\((\d{4})(?:[-–]\d{0,4})?\)\s*$")
 MAX_GENRES = 6
-ACTIONS = 11  # rows: unknown, then half stars 1..10
-AGE_GROUPS = (18, 25, 35, 45, 50, 56)  # lower bounds: the codes of MovieLens 1M
-FIRST_YEAR, LAST_YEAR, YEARS_PER_BUCKET = 1920, 2030, 5
+AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # lower bounds: the codes of MovieLens 1M
+FIRST_YEAR, LAST_YEAR, STEP = 1920, 2030, 5
+BEFORE = FIRST_YEAR - STEP
+"""The step of all years before the first one."""
+
+
+class Movies(NamedTuple):
+    """The catalogue in the order of its file."""
+
+    ids: np.ndarray  # int64 [m]
+    titles: list[str]
+    genres: list[list[str]]  # in the order of the file; [] where there are none
+    years: list[int]  # of release, 0 unknown
 
 
 def read(
@@ -35,6 +62,7 @@ def read(
     content_width: int = 64,
     category: Literal["genre", "content"] = "genre",
     categories: int = 128,
+    behaviour_fields: tuple[str, ...] = (),
     user_id: bool = False,
     seed: int = 0,
 ) -> Dataset:
@@ -44,11 +72,11 @@ def read(
     |---|---|
     | item `item` | every movie of the movies file, rated or not |
     | item `category` | the first genre listed, or the cluster of the content embedding |
+    | item `year` | first year of the step of 5 years in which it was released; the first and the last step are open |
     | item `genres` | bag of the first 6 genres listed |
-    | item `year` | year of release in steps of 5 years; the first and the last step are open |
     | user `gender`, `age`, `occupation` | in 100K, 1M and RecBole files with users; age in the groups of MovieLens 1M |
     | user `user` | the user's row, with `user_id` |
-    | action | twice the rating: 1 for half a star to 10 for five stars |
+    | action `half_stars` | twice the rating: 1 for half a star to 10 for five stars |
 
     There are no float features: means of ratings would have to be those of the training slice.
 
@@ -56,11 +84,12 @@ def read(
       path: the folder with the files.
       layout: "100k", "1m", "csv" or "recbole"; detected where it is None.
       content: content embedding: None for none; "text" for TF-IDF and truncated SVD of titles, genres and tags (tags carry the
-        time of their writing, which is not looked at); a path to an .npz with `movieId` and `embedding`; or
+        time of their writing, which is ignored); a path to an .npz with `movieId` and `embedding`; or
         (raw movie ids [n], embeddings [n, E]).
       content_width: E for "text".
       category: "genre", or "content" for k-means clusters of the content embedding: a more selective field for SIM.
       categories: how many clusters.
+      behaviour_fields: by what a behaviour is embedded after item and category: () or ("year",).
       user_id: adds the user's own row as a user attribute.
       seed: of the text embedding and the clusters.
 
@@ -68,9 +97,9 @@ def read(
       The data set; user and movie rows follow the ascending raw ids.
 
     Raises:
-      DataError: a file is missing or malformed: names file, line, what was expected and what came.
-      ValueError: wrong option, or a content embedding that does not fit.
-      ImportError: "text" or clusters without scikit-learn.
+      FileNotFoundError: a file is missing.
+      ValueError: a malformed file: file, line, column, expected and got; wrong option; a content embedding that does not fit.
+      ImportError: pyarrow is missing, or for "text" and clusters scikit-learn.
 
     Example:
       >>> import pathlib, tempfile
@@ -85,95 +114,165 @@ def read(
         raise ValueError(f"category: expected 'genre' or 'content', got {category!r}")
     if category == "content" and content is None:
         raise ValueError("category='content': expected a content embedding (content=), got None")
-    text = isinstance(content, str) and content == "text"
-    tables = read_tables(path, layout=layout, tags=text)
-    movies = tables.movies
-    items = Vocabulary(movies.raw)
-    order = np.argsort(movies.raw)
-    embedding = None
-    if text:
-        embedding = contents.text_embedding([_text(movies, i) for i in order], width=content_width, seed=seed)
-    elif content is not None:
-        embedding = contents.align(content, items.raw)
-
+    folder = Path(path)
+    layout = detect_layout(folder) if layout is None else layout
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout: expected one of {get_args(Layout)}, got {layout!r}")
+    movies = _movies(folder, layout)
+    users = _users(folder, layout)
+    events = _ratings(folder, layout, movies, users)
+    order = np.argsort(movies.ids)
+    if isinstance(content, str) and content == "text":
+        tags = _tags(folder / "tags.csv", movies) if (folder / "tags.csv").is_file() else {}
+        words = [(movies.titles[i], movies.genres[i], tags.get(int(movies.ids[i]), ())) for i in order]
+        texts = [f"{title}. {' '.join(listed)}. {' '.join(tagged)}" for title, listed, tagged in words]
+        content = movies.ids[order], contents.text_embedding(texts, width=content_width, seed=seed)
     genres = Vocabulary([genre for listed in movies.genres for genre in listed])
-    bags = _bags(movies, genres)[order]
-    groups, group_of = max(len(genres), 2), bags[:, 0]
-    if category == "content" and embedding is not None:
-        groups, group_of = categories + 1, contents.clusters(embedding, categories, seed=seed) + 1
-    users, user_attributes, user_ids = _users(tables, user_id)
-    schema = Schema(
-        item_attributes=(
-            Attribute(name="item", size=max(len(items), 2)),
-            Attribute(name="category", size=groups),
-            Attribute(name="genres", size=max(len(genres), 2), length=MAX_GENRES),
-            Attribute(name="year", size=(LAST_YEAR - FIRST_YEAR) // YEARS_PER_BUCKET + 3),
-        ),
-        user_attributes=user_attributes,
-        actions=ACTIONS,
-        content=0 if embedding is None else embedding.shape[1],
-    )
-    ids = {"category": group_of, "genres": bags, "year": _year_buckets(movies.years[order])}
-    return Dataset(
-        name=Path(path).name,
-        schema=schema,
-        log=_log(tables.ratings, users, items),
-        catalogue=Catalogue.from_items(schema, items.raw, ids=ids, content=embedding),
-        user_ids=user_ids,
-        user_floats=np.zeros((len(users), 0), np.float32),
+    first: Any = [listed[0] if listed else UNKNOWN for listed in movies.genres]
+    vocabularies = {"genres": genres, "category": genres, "year": Vocabulary(range(BEFORE, LAST_YEAR + 1, STEP))}
+    if category == "content" and content is not None:
+        content = movies.ids[order], contents.align(content, movies.ids[order])
+        first = np.empty(len(order), np.int64)
+        first[order] = contents.clusters(content[1], categories, seed=seed) + 1
+        vocabularies["category"] = Vocabulary(range(1, categories + 1))
+    if users is not None:
+        vocabularies |= {"gender": Vocabulary(["F", "M"]), "age": Vocabulary(AGE_GROUPS)}
+    return dataset(
+        folder.name,
+        events=events,
+        items={
+            "movieId": movies.ids,
+            "category": first,
+            "year": [year_step(year) for year in movies.years],
+            "genres": movies.genres,
+        },
         users=users,
-        items=items,
+        columns=Columns(
+            user="userId",
+            item="movieId",
+            time="timestamp",
+            action="half_stars",
+            actions=tuple(range(1, 11)),
+            item_attributes=("year",),
+            item_bags=("genres",),
+            bag_length=MAX_GENRES,
+            behaviour_fields=behaviour_fields,
+            user_attributes=("gender", "age", "occupation") if users is not None else (),
+            user_id=user_id,
+        ),
+        vocabularies=vocabularies,
+        content=content,
     )
 
 
-def _log(ratings: Ratings, users: Vocabulary, items: Vocabulary) -> EventLog:
-    rows = {}
-    for name, raw, vocabulary in (("user", ratings.user, users), ("movie", ratings.item, items)):
-        rows[name] = vocabulary.encode(raw)
-        unknown = np.flatnonzero(rows[name] == 0)
-        if unknown.size:
-            line = ratings.first_line + int(unknown[0])
-            raise DataError(ratings.path, line, f"a {name} that the {name}s' file has", f"{name} {raw[unknown[0]]}")
-    return EventLog.from_arrays(
-        user=rows["user"], item=rows["movie"], action=ratings.half_stars.astype(np.int32), time=ratings.time, users=len(users)
-    )
+def detect_layout(folder: Path) -> Layout:
+    """The layout whose ratings file is there. Raises ValueError unless exactly one is."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected a folder with MovieLens files, got no such folder")
+    found: list[Layout] = [layout for layout, pattern in RATINGS.items() if any(folder.glob(pattern))]
+    if len(found) != 1:
+        got = f"layouts {found}: name one with layout=" if found else f"{sorted(p.name for p in folder.iterdir())[:8]}"
+        raise ValueError(f"{folder}: expected one of {', '.join(RATINGS.values())}, got {got}")
+    return found[0]
 
 
-def _bags(movies: Movies, genres: Vocabulary) -> np.ndarray:
-    """int32 [m, MAX_GENRES] genre rows in the order listed, padded with 0."""
-    listed = [genre[:MAX_GENRES] for genre in movies.genres]
-    lengths = np.array([len(genre) for genre in listed])
-    bags = np.zeros((len(listed), MAX_GENRES), np.int32)
-    bags[np.arange(MAX_GENRES) < lengths[:, None]] = genres.encode([name for genre in listed for name in genre])
-    return bags
+def year_step(year: int) -> int | None:
+    """First year of a year's step, BEFORE for all before FIRST_YEAR; None for 0, an unknown year.
+
+    Example:
+      >>> [year_step(year) for year in (0, 1895, 1919, 1920, 1924, 1925, 2029, 2050)]
+      [None, 1915, 1915, 1920, 1920, 1925, 2025, 2030]
+    """
+    return min(max(year - year % STEP, BEFORE), LAST_YEAR) if year else None
 
 
-def _year_buckets(years: np.ndarray) -> np.ndarray:
-    """int32 [m]: 0 unknown, 1 before FIRST_YEAR, then 5 years each, the last one from LAST_YEAR on."""
-    bounds = np.arange(FIRST_YEAR, LAST_YEAR + 1, YEARS_PER_BUCKET)
-    return np.where(years > 0, np.searchsorted(bounds, years, side="right") + 1, 0).astype(np.int32)
+def _ratings(folder: Path, layout: Layout, movies: Movies, users: dict[str, Any] | None) -> dict[str, np.ndarray]:
+    names = ("userId", "movieId", "rating", "timestamp")
+    if layout == "recbole":
+        file, columns = _recbole(folder, ".inter"), ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
+    elif layout == "csv":
+        file, columns = text_file(folder / "ratings.csv"), names
+    else:
+        separator = {"100k": "\t", "1m": "::"}[layout]
+        file, columns = text_file(folder / RATINGS[layout], names=names, separator=separator, quoted=False), names
+    user, movie, stars, time = columns
+    table = Table(file, {user: "id", movie: "id", stars: "float", time: "time"})
+    doubled = table[stars] * 2
+    good = (doubled == np.rint(doubled)) & (doubled >= 1) & (doubled <= 10)
+    if layout in ("100k", "1m"):
+        table.expect(good & (doubled % 2 == 0), stars, "a rating of 1, 2, 3, 4, 5")
+    table.expect(good, stars, "a rating of 0.5, 1, 1.5, ..., 5")
+    table.expect(np.isin(table[movie], movies.ids), movie, "a movie that the movies' file has")
+    if users is not None:
+        table.expect(np.isin(table[user], users["userId"]), user, "a user that the users' file has")
+    values = table[user], table[movie], doubled.astype(np.int64), table[time]
+    return dict(zip(("userId", "movieId", "half_stars", "timestamp"), values, strict=True))
 
 
-def _users(tables: Tables, user_id: bool) -> tuple[Vocabulary, tuple[Attribute, ...], dict[str, np.ndarray]]:
-    """The user vocabulary, the attributes that there are, and their ids [U]."""
-    people = tables.people
-    users = Vocabulary(np.unique(tables.ratings.user) if people is None else people.raw)
-    columns = {"user": (len(users), np.arange(1, len(users)))} if user_id else {}
-    if people is not None:
-        columns |= _profile(people, np.argsort(people.raw))
-    attributes = tuple(Attribute(name=name, size=max(size, 2)) for name, (size, _) in columns.items())
-    return users, attributes, {name: np.append(0, rows).astype(np.int32) for name, (_, rows) in columns.items()}
+def _movies(folder: Path, layout: Layout) -> Movies:
+    if layout == "100k":
+        names = ("movieId", "title", "release date", "video release date", "IMDb URL", *GENRES_100K)
+        file = text_file(folder / "u.item", names=names, separator="|", encoding="latin-1", quoted=False)
+        table = Table(file, {"movieId": "id", "title": "text", "release date": "text"} | dict.fromkeys(GENRES_100K, "text"))
+        for name in GENRES_100K:
+            table.expect(np.isin(table[name], ["0", "1"]), name, "a genre flag of 0 or 1")
+        flags = np.stack([table[name] == "1" for name in GENRES_100K], axis=1)
+        genres = [[GENRES_100K[i] for i in np.flatnonzero(row)] for row in flags]
+        return _checked(table, "movieId", table["title"], genres, (date[-4:] for date in table["release date"]))
+    if layout == "recbole":
+        columns = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
+        table = Table(_recbole(folder, ".item"), {columns[0]: "id"} | dict.fromkeys(columns[1:], "text"))
+        genres = [text.split(" ") for text in table[columns[3]]]
+        return _checked(table, columns[0], table[columns[1]], genres, table[columns[2]])
+    if layout == "1m":
+        names = ("movieId", "title", "genres")
+        file = text_file(folder / "movies.dat", names=names, separator="::", encoding="latin-1", quoted=False)
+    else:
+        file = text_file(folder / "movies.csv")
+    table = Table(file, {"movieId": "id", "title": "text", "genres": "text"})
+    found = map(TITLE_YEAR.search, table["title"])
+    genres = [text.split("|") for text in table["genres"]]
+    return _checked(table, "movieId", table["title"], genres, (year[1] if year else UNKNOWN for year in found))
 
 
-def _profile(people: People, order: np.ndarray) -> dict[str, tuple[int, np.ndarray]]:
-    gender, occupation = Vocabulary(["F", "M"]), Vocabulary(people.occupation)
-    age = np.searchsorted(AGE_GROUPS, people.age, side="right") + 1
-    return {
-        "gender": (len(gender), gender.encode(people.gender)[order]),
-        "age": (len(AGE_GROUPS) + 2, age[order]),
-        "occupation": (len(occupation), occupation.encode(people.occupation)[order]),
-    }
+def _checked(table: Table, column: str, titles: Iterable[str], genres: list[list[str]], years: Iterable[str]) -> Movies:
+    table.expect_once(column)
+    known = [[genre for genre in listed if genre not in NO_GENRE] for listed in genres]
+    numbers = [int(year) if re.fullmatch(r"\d{4}", year) else 0 for year in years]
+    return Movies(table[column], list(titles), known, numbers)
 
 
-def _text(movies: Movies, i: int) -> str:
-    return f"{movies.titles[i]}. {' '.join(movies.genres[i])}. {movies.tags[i]}"
+def _users(folder: Path, layout: Layout) -> dict[str, Any] | None:
+    """Raw values of the users; None where the layout has none."""
+    if layout == "csv":
+        return None
+    if layout == "recbole":
+        if not any(folder.glob("*.user")):
+            return None
+        file, columns = _recbole(folder, ".user"), ("user_id:token", "gender:token", "age:token", "occupation:token")
+    else:
+        columns = ("userId", "gender", "age", "occupation")
+        path, separator, names = "users.dat", "::", (*columns, "zip code")
+        if layout == "100k":
+            path, separator, names = "u.user", "|", ("userId", "age", "gender", "occupation", "zip code")
+        file = text_file(folder / path, names=names, separator=separator, encoding="latin-1", quoted=False)
+    user, gender, age, occupation = columns
+    table = Table(file, {user: "id", gender: "text", age: "text", occupation: "text"})
+    table.expect_once(user)
+    table.expect(np.isin(table[gender], ["F", "M"]), gender, "F or M")
+    group = np.array(AGE_GROUPS)[np.searchsorted(AGE_GROUPS[1:], table.integers(age), side="right")]
+    return {"userId": table[user], "gender": table[gender], "age": group, "occupation": table[occupation]}
+
+
+def _tags(path: Path, movies: Movies) -> dict[int, list[str]]:
+    """The tags of each movie."""
+    table = Table(text_file(path), {"movieId": "id", "tag": "text"})
+    table.expect(np.isin(table["movieId"], movies.ids), "movieId", "a movie that movies.csv has")
+    tags: dict[int, list[str]] = {}
+    for movie, tag in zip(table["movieId"].tolist(), table["tag"], strict=True):
+        tags.setdefault(movie, []).append(str(tag))
+    return tags
+
+
+def _recbole(folder: Path, suffix: str) -> TextFile:
+    return text_file(one_file(folder, "*.inter").with_suffix(suffix), separator="\t", quoted=False)

@@ -12,16 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from aif_jax.data import content as contents
-from aif_jax.data.catalogue import Catalogue
+from aif_jax.columns import Columns
 from aif_jax.data.content import Content
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
-from aif_jax.data.schema import Attribute, Schema, Vocabulary
-from aif_jax.data.text_table import DataError, Kind, number_blocks
+from experiments.datasets.tables import Table, coded, dataset, one_file, text_file
 
 BEHAVIOURS = ("pv", "cart", "fav", "buy")  # actions 1 to 4
-COLUMNS: dict[str, Kind] = {"user": "id", "item": "id", "category": "id", "behaviour": BEHAVIOURS, "time": "integer"}
+COLUMNS = {"user": "id", "item": "id", "category": "id", "behaviour": "text", "time": "time"}
 WINDOW = (1511539200, 1512316800)  # 25 November 2017, 00:00, to 4 December, 00:00, in Beijing
 
 logger = logging.getLogger(__name__)
@@ -36,7 +33,7 @@ def read(
 ) -> Dataset:
     """Reads UserBehavior.csv or any excerpt of it in the same format.
 
-    Items have `item` and `category`; actions are 1 pv (page view), 2 cart, 3 fav, 4 buy. A few items stand under more than one
+    Items have `item` and `category`; actions are 1 pv (page view), 2 cart, 3 fav, 4 buy. A few items have more than one
     category: they get that of their last event, and a warning is logged with their number.
 
     Args:
@@ -50,8 +47,9 @@ def read(
       The data set; rows follow the ascending raw ids.
 
     Raises:
-      DataError: the file is missing or malformed: names file, line, what was expected and what came.
-      ValueError: a content embedding that does not fit, or no event in `between`.
+      FileNotFoundError: no such file.
+      ValueError: a malformed file: file, line, column, expected and got; a content embedding that does not fit; no event in
+        `between`.
 
     Example:
       >>> import pathlib, tempfile
@@ -60,54 +58,32 @@ def read(
       >>> read(path).log.action.tolist()
       [1, 4]
     """
-    file = _file(Path(path))
-    events = _events(file, between)
-    users, items, categories = (Vocabulary(np.unique(events[name])) for name in ("user", "item", "category"))
-    rows = {name: vocabulary.encode(events[name]) for name, vocabulary in (("user", users), ("item", items))}
-    category = categories.encode(events["category"])
-    category_of = np.zeros(len(items), np.int32)
+    folder = Path(path)
+    file = one_file(folder, "*.csv") if folder.is_dir() else folder
+    table = Table(text_file(file, names=tuple(COLUMNS)), COLUMNS)
+    behaviour = table.words("behaviour", BEHAVIOURS)
+    kept = np.ones(len(table), bool) if between is None else (table["time"] >= between[0]) & (table["time"] < between[1])
+    if not kept.any():
+        raise ValueError(f"{file}: expected events with times in {between}, got none")
+    events = {name: table[name][kept] for name in COLUMNS if name != "behaviour"}
+    items, categories = _last_category(events, file)
+    return dataset(
+        file.stem,
+        events=events | {"behaviour": coded(behaviour[kept], BEHAVIOURS)},
+        items={"item": items, "category": categories},
+        columns=Columns(action="behaviour", actions=BEHAVIOURS, user_id=user_id),
+        vocabularies={},
+        content=content,
+    )
+
+
+def _last_category(events: dict[str, np.ndarray], file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The items, and the category of each one's last event."""
+    items, row = np.unique(events["item"], return_inverse=True)
+    category = np.zeros(len(items), np.int64)
     order = np.argsort(events["time"], kind="stable")
-    category_of[rows["item"][order]] = category[order]  # the last one stays
-    several = np.unique(rows["item"][category_of[rows["item"]] != category])
+    category[row[order]] = events["category"][order]  # the last one stays
+    several = np.unique(row[category[row] != events["category"]])
     if several.size:
-        logger.warning("%s: %d of %d items stand under more than one category", file.name, several.size, len(items) - 1)
-    embedding = None if content is None else contents.align(content, items.raw)
-    schema = Schema(
-        item_attributes=(Attribute(name="item", size=len(items)), Attribute(name="category", size=len(categories))),
-        user_attributes=(Attribute(name="user", size=len(users)),) if user_id else (),
-        actions=len(BEHAVIOURS) + 1,
-        content=0 if embedding is None else embedding.shape[1],
-    )
-    return Dataset(
-        name=file.stem,
-        schema=schema,
-        log=EventLog.from_arrays(
-            user=rows["user"], item=rows["item"], action=events["behaviour"] + 1, time=events["time"], users=len(users)
-        ),
-        catalogue=Catalogue.from_items(schema, items.raw, ids={"category": category_of[1:]}, content=embedding),
-        user_ids={"user": np.arange(len(users), dtype=np.int32)} if user_id else {},
-        user_floats=np.zeros((len(users), 0), np.float32),
-        users=users,
-        items=items,
-    )
-
-
-def _file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.csv"))
-    if len(files) != 1:
-        raise DataError(path, None, "exactly one .csv file", f"{len(files)}: {[file.name for file in files[:8]]}")
-    return files[0]
-
-
-def _events(path: Path, between: tuple[int, int] | None) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
-    for _, block in number_blocks(path, COLUMNS):
-        inside = slice(None) if between is None else (block["time"] >= between[0]) & (block["time"] < between[1])
-        for name, values in block.items():
-            parts[name].append(values[inside])
-    events = {name: np.concatenate(values) for name, values in parts.items()}
-    if not len(events["time"]):
-        raise ValueError(f"{path}: expected events with times in {between}, got none")
-    return events
+        logger.warning("%s: %d of %d items have more than one category", file.name, several.size, len(items))
+    return items, category

@@ -1,0 +1,175 @@
+"""What the readers of public data share: text files as columns, checks that name file and line, and the way to a `Dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aif_jax.columns import Columns, Kind
+from aif_jax.data import content as contents
+from aif_jax.data.content import Content
+from aif_jax.data.dataset import Dataset
+from aif_jax.encoder import Encoder, schema_of
+from aif_jax.readers import TextFile, read
+from aif_jax.readers.problems import Problems
+from aif_jax.readers.scan import scan
+from aif_jax.readers.settle import raw_values, settle
+from aif_jax.readers.sources import pyarrow
+from aif_jax.vocabulary import Vocabulary
+
+UNKNOWN = ""
+"""Stands for a missing value of a text column; vocabularies do not have it."""
+
+
+class Table:
+    """Columns of one text file.
+
+    Args:
+      file: where it is.
+      kinds: column name to "id", "time" or "float"; "text" for text that may be missing, which becomes UNKNOWN.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the first problems with file, line, column, expected and got.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "ratings.dat"
+      >>> _ = path.write_text("7::30::4.5\\n")
+      >>> file = TextFile(path=path, names=("user", "movie", "rating"), separator="::")
+      >>> Table(file, {"movie": "id", "rating": "float"})["rating"].tolist()
+      [4.5]
+    """
+
+    def __init__(self, file: TextFile, kinds: Mapping[str, str]):
+        columns = Columns(text=tuple(name for name, kind in kinds.items() if kind == "text"))
+        parsed: dict[str, Kind] = {name: "value" if kind == "text" else kind for name, kind in kinds.items()}  # type: ignore[misc]
+        problems = Problems()
+        self._scan = scan(file, parsed, problems, columns=columns, name="table")
+        problems.expect_none()
+        self._columns: dict[str, np.ndarray] = {}
+        for name, kind in kinds.items():
+            if kind == "id":
+                vocabulary, (rows,) = settle(name, [(self._scan, name)], columns, problems)
+                self._columns[name] = np.append(vocabulary.raw, vocabulary.raw[:1])[rows - 1]
+                if vocabulary.kind == "strings":
+                    self._columns[name] = self.integers(name)
+            elif kind != "text":
+                self._columns[name] = self._scan.seconds(name) if kind == "time" else self._scan.floats(name)
+        problems.expect_none()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A column: int64 [n] ids or seconds, float32 [n], or StringDType [n]."""
+        return self._columns[name] if name in self._columns else raw_values(self._scan.codes[name], "strings")
+
+    def __len__(self) -> int:
+        return self._scan.count
+
+    def expect(self, good: np.ndarray, column: str, expected: str, got: Callable[[int], str] | None = None) -> None:
+        """Raises ValueError with the lines where `good` [n] is false, and `got` of them: what the column has there."""
+        if not good.all():
+            problems, values = Problems(), self[column]
+            shown = got or (lambda row: _shown(values[row]))
+            self._scan.note(problems, "unexpected value", ~good, column, expected, lambda rows: map(shown, rows))
+            problems.expect_none()
+
+    def words(self, column: str, words: tuple[str, ...]) -> np.ndarray:
+        """A text column as int64 [n] positions in `words`. Raises as `expect`."""
+        codes = self._scan.codes[column]
+        place = [words.index(word) if word in words else -1 for word in codes.distinct.to_pylist()]
+        positions = np.array([*place, -1])[codes.codes]
+        self.expect(positions >= 0, column, f"one of {', '.join(words)}")
+        return positions
+
+    def integers(self, column: str, *, missing: tuple[str, ...] = ()) -> np.ndarray:
+        """A text column as int64 [n]; -1 where it has one of the words `missing`. Raises as `expect`."""
+        text = self[column]
+        absent = np.isin(text, np.array(missing, text.dtype))
+        whole = np.strings.isdigit(np.where(absent, "0", text))
+        self.expect(whole, column, "a whole number of 0 or more")
+        return np.where(absent, -1, np.where(absent, "0", text).astype(np.int64))
+
+    def expect_once(self, column: str) -> None:
+        """Raises ValueError where an id is in an earlier line too."""
+        values = self._columns[column]
+        _, first, which = np.unique(values, return_index=True, return_inverse=True)
+        first = first[which]
+
+        def got(row: int) -> str:
+            return f"{values[row]}, which is in {self._scan.place(int(first[row]))} too"
+
+        self.expect(first == np.arange(len(values)), column, "every id once", got)
+
+
+def dataset(
+    name: str,
+    *,
+    events: Mapping[str, Any],
+    items: Mapping[str, Any],
+    users: Mapping[str, Any] | None = None,
+    columns: Columns,
+    vocabularies: Mapping[str, Vocabulary],
+    content: Content | None = None,
+) -> Dataset:
+    """A `Dataset` of tables in memory whose ids have been checked.
+
+    Args:
+      name: of the data set.
+      events, items, users: raw values by column; UNKNOWN, or None in a list, where an attribute has no value.
+      columns: which column is what.
+      vocabularies: of attributes whose values are fixed beforehand; others take the values that their table has.
+      content: as `aif_jax.read` takes it.
+    """
+    known = dict(vocabularies)
+    for table, which in ((items, "items"), (users, "users"), (events, "events")):
+        for column, vocabulary in columns.vocabularies(which).items() if table is not None else ():  # type: ignore[arg-type]
+            if vocabulary not in known and not (vocabulary == "action" and columns.actions):
+                values = table[column]  # type: ignore[index]
+                if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+                    values = [value for value in values if value is not None and value != UNKNOWN]
+                known[vocabulary] = Vocabulary(values)
+    tables = [_nulls(table, columns.of(which)) for table, which in ((items, "items"), (users, "users"))]  # type: ignore[arg-type]
+    width = 0 if content is None else contents.load(content)[1].shape[1]
+    encoder = Encoder(schema=schema_of(columns, known, content=width), columns=columns, vocabularies=known)
+    made = read(events, items=tables[0], users=tables[1], content=content, encoder=encoder, unknown="skip", name=name)
+    if len(made.log) != len(events[columns.time]) or not made.log.item.all() or not made.log.action.all():
+        raise ValueError(f"{name}: expected events of known users, items and actions, got others")
+    return made
+
+
+def coded(positions: np.ndarray, words: tuple[str, ...]) -> Any:
+    """Words at positions int [n], as an Arrow column of codes."""
+    arrow = pyarrow()
+    return arrow.DictionaryArray.from_arrays(arrow.array(positions.astype(np.int32)), arrow.array(words))
+
+
+def _nulls(table: Mapping[str, Any] | None, kinds: Mapping[str, Kind]) -> dict[str, Any] | None:
+    """A table with None in place of UNKNOWN in columns whose values may be missing."""
+    if table is None:
+        return None
+    return {
+        name: [None if value == UNKNOWN else value for value in values] if kinds.get(name) == "value" else values
+        for name, values in table.items()
+    }
+
+
+def text_file(path: Path, **options: Any) -> TextFile:
+    """A text file whose last line has a line end; one without may be cut off."""
+    return TextFile(path=path, whole=True, **options)
+
+
+def one_file(folder: Path, pattern: str) -> Path:
+    """The only file of a pattern. Raises ValueError unless there is exactly one."""
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise ValueError(f"{folder}: expected one file {pattern}, got {len(found)}: {[file.name for file in found[:8]]}")
+    return found[0]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(str(value))
+    return f"{value:g}" if isinstance(value, np.floating) else str(value)
