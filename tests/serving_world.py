@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from collections.abc import Coroutine
 from typing import Any
@@ -23,24 +24,29 @@ class World:
     """Everything needed to make engines and to say what they should answer."""
 
     def __init__(self, **changes: Any):
-        self.changes = {"simtier": "codes", "memory": ("lsh",), **changes}  # an engine does not care: compiles in less time
+        self.changes = changes or demo.VARIANTS["codes"]  # an engine does not care: compiles in less time
         self.model, self.params = demo.build(**self.changes)
-        self.features = demo.items(self.model.config, ITEMS)
+        floats = np.random.default_rng(2).normal(size=(ITEMS, 1)).astype(np.float32)  # no two items have one score
+        self.features = dataclasses.replace(demo.items(ITEMS), floats=floats)
         self.ids = np.arange(ITEMS, dtype=np.int64) * 7 + 1000
         self.joint = jax.jit(self.model.joint)
         self.index = self.index_of(self.params)
         self.programs = Programs(self.model, max_k=8, bid="bid")  # compiled once for all engines of a world
 
     def index_of(self, params: Any, *, capacity: int = 512) -> Any:
-        made = dict(ids=self.ids, batch_size=64, capacity=capacity, progress=False)
-        return ItemIndex.build(self.model, params, self.features, **made)
+        sizes: dict[str, Any] = dict(batch_size=64, capacity=capacity, progress=False)
+        return ItemIndex.build(self.model, params, self.features, ids=self.ids, **sizes)
 
     def take(self, rows: np.ndarray) -> ItemFeatures:
         """Features of some items."""
         return jax.tree.map(lambda column: column[rows], self.features)
 
     def other_params(self, seed: int) -> Any:
-        return demo.build(seed, **self.changes)[1]
+        """Parameters as another training might have left them."""
+        rng = np.random.default_rng(seed)
+        trained = {name: group for name, group in self.params.items() if name != "fitted"}
+        moved = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.2 * rng.normal(size=leaf.shape).astype(np.float32), trained)
+        return moved | {"fitted": self.params["fitted"]}
 
     def user(self, name: Any):
         return demo.user(self.model.config, events=int(name) % 20, seed=int(name))
@@ -60,7 +66,7 @@ class Engine(AsyncPreRanker):
 
     def __init__(self, world: World, index: Any, config: ServingConfig):
         super().__init__(world.model, world.params, index, features=self.fetch, retrieval=self.find, config=config)
-        self._programs = world.programs
+        share_programs(self, world)
         self.world = world
         self.fetched: list[Any] = []
         self.ended: list[str] = []
@@ -68,6 +74,7 @@ class Engine(AsyncPreRanker):
         self.feature_error: BaseException | None = None
         self.retrieval_error: BaseException | None = None
         self.candidates: Any = world.ids[:40]
+        self.features: Any = world.user
 
     async def fetch(self, request: Request):
         self.fetched.append(request.user)
@@ -78,7 +85,7 @@ class Engine(AsyncPreRanker):
             raise
         if self.feature_error:
             raise self.feature_error
-        return self.world.user(request.user)
+        return self.features(request.user)
 
     async def find(self, request: Request):
         try:
@@ -89,6 +96,12 @@ class Engine(AsyncPreRanker):
         if self.retrieval_error:
             raise self.retrieval_error
         return request.context if request.context is not None else self.candidates
+
+
+def share_programs(engine: AsyncPreRanker, world: World) -> AsyncPreRanker:
+    """Lets an engine use what the world's other engines have compiled."""
+    engine._programs = engine._users._programs = engine._scorer._programs = world.programs
+    return engine
 
 
 @functools.cache

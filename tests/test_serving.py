@@ -3,13 +3,18 @@
 import asyncio
 import dataclasses
 import time
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, Overloaded, Request
-from aif_jax.version import VersionMismatch
-from tests.serving_world import World, bids_for, run, shared
+import aif_jax as aif
+from aif_jax.index import ItemIndex
+from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
+from aif_jax.version import VersionMismatch, fingerprint
+from tests import demo
+from tests.serving_world import World, bids_for, run, share_programs, shared
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +57,53 @@ def test_unknown_candidates_are_masked_and_no_candidates_give_an_empty_answer(wo
             answer = await engine.rank(Request(user=3, context=ids), 4)
             expect(world, answer, 3, ids, 4)
             assert answer.unknown == 3
-            assert answer.ids[2:].tolist() == [0, 0]
+            assert answer.ids[2:].tolist() == [-1, -1]  # no real id
             for none in (np.array([5, 6]), [], np.zeros(0, np.int64)):
                 answer = await engine.rank(Request(user=3, context=none), 4)
                 assert not answer.mask.any()
+
+    run(test())
+
+
+def test_a_repeated_candidate_is_ranked_once(world):
+    ids = world.ids[[5, 3, 5, 9, 3, 3, 7]]
+
+    async def batches():
+        yield ids[:3]
+        yield ids[3:]
+
+    async def test():
+        async with world.engine() as engine:
+            for candidates in (ids, batches()):
+                answer = await engine.rank(Request(user=3, context=candidates), 6)
+                expect(world, answer, 3, world.ids[[3, 5, 7, 9]], 6)
+                assert answer.candidates == 7 and answer.ids[4:].tolist() == [-1, -1]
+            twice = Candidates(world.ids[[5, 5, 3]], np.float32([1.0, 9.0, 0.0]))
+            answer = await engine.rank(Request(user=3, order="bid", context=twice), 3)
+            assert answer.ids.tolist() == [world.ids[5], world.ids[3], -1]
+            np.testing.assert_allclose(answer.scores[0], 9 / (1 + np.exp(-answer.logits[0])), rtol=1e-5)
+            scores = await engine.score(3, ids)  # every place its own score
+            np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
+
+    run(test())
+
+
+def test_item_ids_may_be_strings(world):
+    names = np.array([f"item-{raw}" for raw in world.ids])
+    index = ItemIndex.build(world.model, world.params, world.features, ids=names, batch_size=64, capacity=512, progress=False)
+
+    async def mixed():
+        yield names[:5]
+        yield world.ids[:5]
+
+    async def test():
+        async with world.engine(index=index) as engine:
+            by_number = {count: await engine.rank(Request(user=3, context=list(names[:count])), 8) for count in (40, 5)}
+            wanted = np.argsort(-world.logits(3, world.ids[:40]), kind="stable")[:8]
+            assert by_number[40].ids.tolist() == names[wanted].tolist()
+            assert by_number[5].ids[5:].tolist() == ["", "", ""] and not by_number[5].mask[5:].any()
+            with pytest.raises(TypeError, match="candidates: expected strings as in the batches before, got integers"):
+                await engine.rank(Request(user=3, context=mixed()), 8)
 
     run(test())
 
@@ -117,17 +165,16 @@ def test_callables_may_be_plain_functions_and_objects(world):
             world.model, world.params, world.index, config=world.engine().config,
             features=lambda request: world.user(request.user), retrieval=Find(),
         )  # fmt: skip
-        plain._programs = world.programs
-        async with plain as engine:
+        async with share_programs(plain, world) as engine:
             expect(world, await engine.rank(3, 5), 3, world.ids[:20], 5)
             assert "pending=0/64" in repr(engine)
 
     run(test())
 
 
-@pytest.mark.parametrize("architecture", ["two_tower", "cold", "exact"])
-def test_baselines_are_served_in_the_same_way(architecture):
-    world = World(architecture=architecture)
+@pytest.mark.parametrize("name", ["two_tower", "cold", "exact"])
+def test_baselines_are_served_in_the_same_way(name):
+    world = World(**demo.VARIANTS[name])
 
     async def test():
         async with world.engine(buckets=(16,)) as engine:
@@ -143,13 +190,16 @@ def test_batched_requests_get_the_answers_of_single_ones(world):
         def __getattr__(self, name):
             return getattr(world.index, name)
 
+        def __len__(self):
+            return len(world.index)
+
         def lookup(self, ids):
             if 666 in ids:
                 raise LookupError("a broken shard")
             return world.index.lookup(ids)
 
     async def test():
-        async with world.engine(batch_size=4, batch_wait=0.01, buckets=(32,), index=Picky()) as engine:
+        async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=Picky()) as engine:
             users = [(name, name % 3) for name in range(11)]
             contexts = [world.ids[: 10 + at], bids_for(world.ids[:20]), world.ids[5:15]]
             requests = [Request(user=name, context=contexts[kind]) for name, kind in users]
@@ -176,7 +226,7 @@ def test_state_is_cached_by_user_and_feature_version(world):
             for version in ("a", "a", "b"):
                 await engine.rank(Request(user=3, feature_version=version), 3)
             assert engine.fetched == [3, 3]
-            counters = engine.snapshot()["counters"]
+            counters = engine.metrics()["counters"]
             assert (counters["cache_hits"], counters["cache_misses"]) == (1, 2)
             await engine.rank(4, 3)
             await engine.rank(4, 3)
@@ -192,9 +242,34 @@ def test_one_computation_in_flight_per_key(world):
             request = Request(user=3, feature_version=1)
             answers = await asyncio.gather(*[engine.rank(request, 3) for _ in range(6)])
             assert engine.fetched == [3]
-            assert engine.snapshot()["counters"]["cache_joins"] == 5
+            assert engine.metrics()["counters"]["cache_joins"] == 5
             for answer in answers:
                 expect(world, answer, 3, world.ids[:40], 3)
+
+    run(test())
+
+
+def test_requests_without_a_feature_version_share_no_state(world):
+    histories = {"before": world.user(3), "after": world.user(17)}
+
+    async def features(request):
+        await asyncio.sleep(0.01)
+        return histories[request.context]
+
+    async def test():
+        engine = AsyncPreRanker(world.model, world.params, world.index, config=world.engine().config, features=features)
+        async with share_programs(engine, world):
+            requests = [Request(user=3, context=when) for when in histories]
+            answers = await asyncio.gather(*[engine.score(request, world.ids[:40]) for request in requests])
+            for answer, seed in zip(answers, (3, 17), strict=True):
+                np.testing.assert_allclose(answer.logits, world.logits(seed, world.ids[:40]), rtol=1e-5, atol=1e-5)
+            # but one that `prepare` makes serves them all
+            preparing = asyncio.create_task(engine.prepare(requests[0]))
+            await asyncio.sleep(0)
+            answer = await engine.score(requests[1], world.ids[:40])
+            np.testing.assert_allclose(answer.logits, world.logits(3, world.ids[:40]), rtol=1e-5, atol=1e-5)
+            await preparing
+            assert engine.metrics()["counters"]["cache_joins"] == 1
 
     run(test())
 
@@ -230,15 +305,64 @@ def test_late_user_side_is_answered_with_the_unknown_user_then_with_the_stale_st
             answer = await engine.rank(3, 5, budget=0.6)
             assert answer.degraded and "stale state" in answer.reason
             expect(world, answer, 3, world.ids[:40], 5)
-            assert engine.snapshot()["degraded"] == {"late, unknown user": 1, "late, stale state": 1}
+            assert engine.metrics()["degraded"] == {"late, unknown user": 1, "late, stale state": 1}
+
+    run(test())
+
+
+def test_no_answer_uses_a_state_older_than_max_stale(world):
+    async def test():
+        async with world.engine(max_stale=0.5) as engine:
+            request = Request(user=3, feature_version=1)
+            first = await engine.rank(request, 5)
+            assert 0 <= first.state_age < 0.5
+            await asyncio.sleep(0.1)
+            assert (await engine.rank(request, 5)).state_age > first.state_age  # the same state
+            engine.feature_error = OSError("away")
+            stale = await engine.rank(Request(user=3, feature_version=2), 5)
+            assert "stale state of 0." in stale.reason and 0.1 < stale.state_age < 0.5
+            gauges = engine.metrics()["gauges"]
+            assert 0.1 < gauges["stale_answer_seconds"] <= gauges["oldest_state_seconds"] < 0.5
+            await asyncio.sleep(0.5)
+            for version in (1, 2):  # of the same features too: the ages of their events have changed
+                answer = await engine.rank(Request(user=3, feature_version=version), 5)
+                assert "unknown user" in answer.reason and answer.state_age is None
+            assert engine.metrics()["gauges"]["cached_states"] == 0
+
+    run(test())
+
+
+def test_features_of_another_encoder_are_refused_by_name(world):
+    class Encoded:
+        """An index of a model with an encoder."""
+
+        encoder = SimpleNamespace(version="ab12")
+        encoding = "ab12"
+        version = fingerprint(world.params, world.model.config, encoder)
+
+        def __getattr__(self, name):
+            return getattr(world.index, name)
+
+        def __len__(self):
+            return len(world.index)
+
+    async def test():
+        async with world.engine(index=Encoded()) as engine:
+            compiled = dict(world.programs.compiles)
+            for encoding, reason in (("ab12", None), ("", None), ("cd34", "UserFeatures: expected the encoding ab12, got cd")):
+                encoded = dataclasses.replace(world.user(3), encoding=encoding)
+                engine.features = lambda name, encoded=encoded: encoded
+                answer = await engine.rank(3, 5)
+                assert reason in answer.reason if reason else not answer.degraded
+            assert dict(world.programs.compiles) == compiled  # the name of an encoding is no shape
 
     run(test())
 
 
 def expect_fallback(world, answer):
-    from aif_jax.serving import empty_features
-
-    logits = np.asarray(world.joint(world.params, empty_features(world.model.config), world.features))[:40]
+    config = world.model.config
+    unknown = aif.empty_user(config.schema, length=config.history_length)
+    logits = np.asarray(world.joint(world.params, unknown, world.features))[:40]
     best = np.argsort(-logits, kind="stable")[: len(answer.ids)]
     np.testing.assert_array_equal(answer.ids, world.ids[best])
 
@@ -252,16 +376,9 @@ def test_failing_and_wrong_features_degrade_that_request_alone(world):
             answer = await engine.rank(3, 5)
             assert answer.degraded and "feature store is away" in answer.reason
             expect_fallback(world, answer)
-            engine.feature_error, good = None, world.user
-
-            def features(name):
-                return wrong if name == 4 else good(name)
-
-            world.user = features
-            try:
-                answers = await asyncio.gather(engine.rank(3, 5), engine.rank(4, 5))
-            finally:
-                world.user = good
+            engine.feature_error = None
+            engine.features = lambda name: wrong if name == 4 else world.user(name)
+            answers = await asyncio.gather(engine.rank(3, 5), engine.rank(4, 5))
             expect(world, answers[0], 3, world.ids[:40], 5)
             assert "UserFeatures.floats: expected shape" in answers[1].reason
 
@@ -275,8 +392,9 @@ def test_without_fallback_the_error_is_raised(world):
             with pytest.raises(OSError, match="away"):
                 await engine.rank(3, 5)
             engine.feature_error, engine.feature_delay = None, 5.0
-            with pytest.raises(DeadlineExceeded, match="user side"):
-                await engine.rank(3, 5, budget=0.05)
+            for late in (engine.rank(3, 5, budget=0.05), engine.score(3, world.ids[:9], budget=0.05)):
+                with pytest.raises(DeadlineExceeded, match="^user side"):
+                    await late
 
     run(test())
 
@@ -295,22 +413,9 @@ def test_retrieval_that_fails_or_is_late_is_the_callers_error_in_time(world):
             with pytest.raises(DeadlineExceeded, match="retrieval"):
                 await engine.rank(3, 5, budget=0.05)
             assert time.perf_counter() - start < 1.0  # retrieval would take ten
+            await asyncio.sleep(0)
             assert engine.ended[-1] == "retrieval"
-            assert engine.snapshot()["failed"] == {"KeyError": 1, "TimeoutError": 1, "DeadlineExceeded": 1}
-
-    run(test())
-
-
-def test_a_plain_callable_that_hangs_is_not_waited_for(world):
-    async def test():
-        hanging = AsyncPreRanker(
-            world.model, world.params, world.index, config=world.engine().config,
-            features=lambda request: world.user(request.user), retrieval=lambda request: time.sleep(0.5),
-        )  # fmt: skip
-        hanging._programs = world.programs
-        async with hanging as engine:
-            with pytest.raises(DeadlineExceeded):
-                await engine.rank(3, 5, budget=0.05)
+            assert engine.metrics()["failed"] == {"KeyError": 1, "TimeoutError": 1, "DeadlineExceeded": 1}
 
     run(test())
 
@@ -322,8 +427,8 @@ def test_cancelling_a_request_frees_what_it_held(world):
     async def test():
         async with world.engine() as engine:
             engine.feature_delay = engine.retrieval_delay = 10.0
-            task = asyncio.create_task(engine.rank(3, 5))
-            other = asyncio.create_task(engine.rank(3, 5))
+            request = Request(user=3, feature_version=1)
+            task, other = (asyncio.create_task(engine.rank(request, 5)) for _ in range(2))
             await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -332,9 +437,9 @@ def test_cancelling_a_request_frees_what_it_held(world):
             await asyncio.gather(other, return_exceptions=True)
             await asyncio.sleep(0)
             assert engine.ended == ["retrieval", "retrieval", "features"]
-            snapshot = engine.snapshot()
-            assert snapshot["gauges"]["pending"] == snapshot["gauges"]["user_sides_in_flight"] == 0
-            assert snapshot["counters"]["cancelled"] == 2
+            metrics = engine.metrics()
+            assert metrics["gauges"]["pending"] == metrics["gauges"]["user_sides_running"] == 0
+            assert metrics["counters"]["cancelled"] == 2
             engine.feature_delay = engine.retrieval_delay = 0.0
             expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
 
@@ -354,7 +459,7 @@ def test_more_requests_than_max_pending_are_refused_at_once(world):
             for name, answer in zip((1, 2), await asyncio.gather(*running), strict=True):
                 expect(world, answer, name, world.ids[:40], 5)
             expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
-            assert engine.snapshot()["counters"]["refused"] == 1
+            assert engine.metrics()["counters"]["refused"] == 1
 
     run(test())
 
@@ -395,12 +500,25 @@ def test_shutdown_cancels_what_does_not_drain(world):
 def test_wrong_questions_get_plain_answers(world):
     async def test():
         async with world.engine() as engine:
-            for k in (0, 9):
+            for k in (0, 9, 2.5, None):
                 with pytest.raises(ValueError, match="expected 1 to max_k=8"):
                     await engine.rank(3, k)
+            for budget in (0, -1, np.nan, np.inf, "1"):
+                with pytest.raises(ValueError, match="budget: expected None or more than 0 seconds"):
+                    await engine.rank(3, 5, budget=budget)
             for ids, message in (
-                (np.zeros((2, 2), np.int64), r"expected item ids \[C\]"),
-                (np.array([1.5]), "integers or strings"),
+                (np.array([1.5]), "candidates: expected integers or strings, all of one kind, got dtype float64"),
+                ([1000, "1000"], "candidates: .* got str after int at position 1"),
+                (np.array([1000, None]), "candidates: .* got NoneType after int at position 1"),
+                (np.array([1000, 2**63], object), "candidates: expected integers from .* got 9223372036854775808"),
+                (np.array([1000, 2**63], np.uint64), "candidates: expected integers below 2.63"),
+                (["a", "b"], "expected integers"),  # which the index has
+            ):
+                with pytest.raises(TypeError, match=message):
+                    await engine.rank(Request(user=3, context=ids), 3)
+            for ids, message in (
+                (np.zeros((2, 2), np.int64), r"expected item ids \[C\], .* got shape \[2, 2\]"),
+                ({1000}, r"expected item ids \[C\], .* got set"),
                 (Candidates(world.ids[:3], np.ones(2)), "one bid for each of 3"),
                 (Candidates(world.ids[:1], np.array([np.nan])), "finite bids"),
                 (Candidates(world.ids[:1], np.array([-1.0])), "finite bids"),
@@ -411,6 +529,8 @@ def test_wrong_questions_get_plain_answers(world):
             Request(user=1, order="price")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="Request.budget"):
             Request(user=1, budget=0.0)
+        with pytest.raises(TypeError, match="Request.user: expected something hashable"):
+            Request(user=[1])  # type: ignore[arg-type]
 
     run(test())
 
@@ -440,5 +560,49 @@ def test_index_updates_are_seen_by_new_requests(world):
             assert answer.unknown == 1 and world.ids[0] not in answer.ids
             await engine.update_index(world.index)
             expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
+
+    run(test())
+
+
+# scores that are not finite
+
+
+def test_a_model_with_non_finite_parameters_or_scores_never_serves(world):
+    broken = jax.tree.map(np.array, world.other_params(1))
+    broken["user"]["tower"]["layer_0"]["bias"][3] = np.nan
+    overflowing = jax.tree.map(np.array, world.other_params(1))
+    for layer in overflowing["head"]["rest"].values():
+        layer["kernel"] *= np.float32(1e30)
+
+    async def test():
+        async with world.engine() as engine:
+            with pytest.raises(ValueError, match=r"params user/tower/layer_0/bias: expected finite values, got nan"):
+                await engine.publish(broken, world.index_of(broken))
+            with pytest.raises(NonFiniteScores, match="scores of .* user.* are NaN or infinite"):
+                await engine.publish(overflowing, world.index_of(overflowing))
+            answer = await engine.rank(3, 5)
+            expect(world, answer, 3, world.ids[:40], 5)
+            assert answer.version == world.index.version and engine.metrics()["counters"].get("publishes", 0) == 0
+
+    run(test())
+
+
+def test_items_without_a_finite_score_are_counted_and_left_out(world):
+    huge = world.take(np.arange(3))
+    huge = dataclasses.replace(huge, content=np.full_like(huge.content, 3e38))
+
+    async def test():
+        async with world.engine() as engine:
+            await engine.update_index(world.index.upsert(world.ids[:3], huge))
+            answer = await engine.rank(3, 5)
+            expect(world, answer, 3, world.ids[3:40], 5)
+            assert (answer.non_finite, answer.unknown) == (3, 0)
+            scores = await engine.score(3, world.ids[:6])
+            assert scores.mask.tolist() == [False] * 3 + [True] * 3 and scores.non_finite == 3
+            for nothing_left in (engine.rank(Request(user=3, context=world.ids[:3]), 5), engine.score(3, world.ids[:3])):
+                with pytest.raises(NonFiniteScores, match="all 3 known candidates"):
+                    await nothing_left
+            metrics = engine.metrics()
+            assert metrics["counters"]["non_finite_scores"] == 12 and metrics["failed"] == {"NonFiniteScores": 2}
 
     run(test())

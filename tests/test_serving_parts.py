@@ -1,9 +1,8 @@
-"""The parts of the engine that need no engine: buckets, cache, flights, histograms, timeline, config, merging."""
+"""The parts of the engine that need no engine: buckets, cache, single-flight, threads, callables, metrics, config, merging."""
 
 import asyncio
 import json
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,9 +11,9 @@ from hypothesis import strategies as st
 from aif_jax.serving import ServingConfig, Timeline, draw, geometric, prometheus_text
 from aif_jax.serving.buckets import bucket_for, pad, split
 from aif_jax.serving.cache import StateCache, StateKey
-from aif_jax.serving.flights import Flights
-from aif_jax.serving.observability import BOUNDS, Histogram, Metrics
-from aif_jax.serving.programs import Part, best_of, pack_words, unpack_words
+from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
+from aif_jax.serving.programs import Part, best_of, without_repeats
+from aif_jax.serving.single_flight import SingleFlight
 from aif_jax.serving.versions import batch_sizes
 
 # buckets
@@ -47,22 +46,34 @@ def test_bucket_for_and_split():
 # merging the best of several batches
 
 
-@given(st.lists(st.lists(st.integers(0, 5), max_size=12), max_size=4), st.integers(1, 9))
+@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=12), max_size=4), st.integers(1, 9))
 def test_best_of_batches_is_the_best_of_all(batches, k):
-    parts, offsets, at = [], [], 0
-    for scores in batches:
-        values = np.asarray(scores, np.float32)
+    parts, rows, everything = [], [], []
+    for batch in batches:
+        batch = list({row: (score, row) for score, row in reversed(batch)}.values())  # a batch has no item twice
+        values = np.asarray([score for score, _ in batch], np.float32)
         order = np.argsort(-values, kind="stable")
-        parts.append(Part(values[order], values[order] * 2, order.astype(np.int32)))
-        offsets.append(at)
-        at += len(scores)
-    best = best_of(parts, offsets, k)
-    everything = np.asarray([s for scores in batches for s in scores], np.float32)
-    wanted = np.argsort(-everything, kind="stable")[:k]
-    assert len(best.scores) == k
+        parts.append(Part(values[order], values[order] * 2, order.astype(np.int32), len(batch)))
+        rows.append(np.asarray([row for _, row in batch], np.int32))
+        everything += batch
+    best = best_of(parts, rows, k)
+    wanted: dict[int, float] = {}
+    for place in sorted(range(len(everything)), key=lambda place: -everything[place][0]):
+        wanted.setdefault(everything[place][1], place)
+    wanted = list(wanted.values())[:k]
+    assert len(best.scores) == k and best.non_finite == len(everything)
     np.testing.assert_array_equal(best.positions[: len(wanted)], wanted)
-    np.testing.assert_array_equal(best.logits[: len(wanted)], everything[wanted] * 2)
+    np.testing.assert_array_equal(best.logits[: len(wanted)], [2 * everything[place][0] for place in wanted])
     assert np.all(best.scores[len(wanted) :] == -np.inf)
+
+
+def test_repeated_candidates_leave_one_with_the_highest_bid():
+    rows = np.array([5, -1, 7, 5, -1, 7, 5], np.int32)
+    assert without_repeats(rows, None).tolist() == [5, -1, 7, -1, -1, -1, -1]
+    assert without_repeats(rows, np.float32([1, 9, 2, 3, 9, 2, 3])).tolist() == [-1, -1, 7, 5, -1, -1, -1]
+    distinct = np.array([3, 1, -1, -1], np.int32)
+    assert without_repeats(distinct, None) is distinct
+    assert without_repeats(np.zeros(0, np.int32), None).tolist() == []
 
 
 # cache
@@ -124,10 +135,10 @@ def test_cache_accounts_agree_with_its_contents(puts):
             assert (latest.user, latest.version) == (user_, version) and latest in cache._entries
 
 
-# flights
+# single-flight
 
 
-def test_flights_share_cancel_and_detach():
+def test_computations_are_shared_cancelled_and_detached():
     async def test():
         started, ended = [], []
 
@@ -140,24 +151,23 @@ def test_flights_share_cancel_and_detach():
                 raise
             return name
 
-        flights = Flights(detached_limit=1)
-        first, again = flights.join("a", lambda: work("a"))
-        second, joined = flights.join("a", lambda: work("a"))
-        assert first is second and (again, joined) == (False, True)
+        running = SingleFlight(detached_limit=1)
+        first = running.join("a", lambda: work("a"))
+        second = running.join("a", lambda: work("a"))
+        assert first is second and "a" in running and "b" not in running
         await asyncio.sleep(0)
-        flights.leave(first, keep=False)
+        running.leave(first, keep=False)
         assert await second.task == "a" and started == ["a"]
-        flights.leave(second, keep=False)
-        kept, _ = flights.join("b", lambda: work("b"))
-        over, _ = flights.join("c", lambda: work("c"))
+        running.leave(second, keep=False)
+        kept = running.join("b", lambda: work("b"))
+        over = running.join("c", lambda: work("c"))
         await asyncio.sleep(0)
-        flights.leave(kept, keep=True)
-        flights.leave(over, keep=True)  # one more than may run on without a waiter
-        anew, running = flights.join("c", lambda: work("c again"))
-        assert anew is not over and not running
-        await flights.close()
+        running.leave(kept, keep=True)
+        running.leave(over, keep=True)  # one more than may run on without a waiter
+        assert "c" not in running and running.join("c", lambda: work("c again")) is not over
+        await running.close()
         assert sorted(ended) == ["b", "c"]  # "c again" was cancelled before it began
-        assert len(flights) == 0
+        assert len(running) == 0
 
     asyncio.run(test())
 
@@ -173,9 +183,9 @@ def test_histogram_quantiles_are_within_a_bucket():
     assert 0.005 / step <= histogram.quantile(0.5) <= 0.005 * step
     assert 0.0099 / step <= histogram.quantile(0.99) <= 0.0099 * step
     assert Histogram().quantile(0.5) == 0.0
-    snapshot = histogram.snapshot()
-    assert snapshot["count"] == 1000 and snapshot["cumulative"][float("inf")] == 1000
-    assert snapshot["sum"] == pytest.approx(5.005)
+    values = histogram.values()
+    assert values["count"] == 1000 and values["cumulative"][float("inf")] == 1000
+    assert values["sum"] == pytest.approx(5.005)
     histogram.observe(1e9)  # beyond the last bound
     assert histogram.quantile(1.0) == BOUNDS[-1]
 
@@ -187,7 +197,7 @@ def test_prometheus_text_is_read_back_by_the_client_library():
     metrics.degraded["late, stale state"] = 2
     metrics.observe({"critical": 0.001})
     metrics.observe({"critical": 0.002})
-    text = prometheus_text({**metrics.snapshot(), "gauges": {"pending": 4}})
+    text = prometheus_text({**metrics.values(), "gauges": {"pending": 4}})
     samples = {}
     for family in parser.text_string_to_metric_families(text):
         for sample in family.samples:
@@ -217,7 +227,8 @@ def test_timeline_sums_stages_and_draws(tmp_path):
     ("field", "value"),
     [
         ("buckets", ()), ("buckets", (8, 4)), ("buckets", (0, 4)), ("max_k", 0), ("max_pending", 0), ("budget", 0.0),
-        ("reserve", -1.0), ("history_shapes", ((3,),)), ("batch_size", 0), ("feature_timeout", -1.0),
+        ("reserve", -1.0), ("reserve", float("nan")), ("history_lengths", (0,)), ("batch_size", 0), ("batch_size", 2.5),
+        ("callable_timeout", -1.0), ("max_stale", 0.0), ("max_hung", 0), ("budget", float("inf")),
     ],
 )  # fmt: skip
 def test_config_names_the_wrong_field(field, value):
@@ -225,23 +236,7 @@ def test_config_names_the_wrong_field(field, value):
         ServingConfig(**{field: value})
 
 
-def test_a_snapshot_of_metrics_is_plain():
+def test_metrics_are_plain():
     metrics = Metrics()
     metrics.observe({"total": 0.1})
-    assert json.loads(json.dumps(metrics.snapshot()))["stages"]["total"]["count"] == 1
-
-
-def test_features_packed_into_one_array_come_out_as_they_went_in():
-    tree = {
-        "mask": np.array([True, False]),
-        "id": np.int32(-7),
-        "floats": np.array([[1.5, -0.0], [np.inf, 1e-40]], np.float32),
-        "words": np.array([2**32 - 1, 0, 2**31], np.uint32),
-        "none": np.zeros(0, np.float32),
-    }
-    tree["id"] = np.asarray(tree["id"])
-    layout = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-    back = jax.jit(lambda words: unpack_words(words, layout))(pack_words(tree))
-    for name, leaf in tree.items():
-        assert back[name].dtype == leaf.dtype
-        np.testing.assert_array_equal(np.asarray(back[name]), leaf)
+    assert json.loads(json.dumps(metrics.values()))["stages"]["total"]["count"] == 1

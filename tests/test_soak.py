@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from aif_jax.serving import AsyncPreRanker, DeadlineExceeded, Overloaded, Request, ServingConfig
-from tests.serving_world import shared
+from tests.serving_world import share_programs, shared
 
 USERS, K = 12, 8
 
@@ -111,8 +111,7 @@ async def soak(seconds: float, clients: int = 12) -> tuple[Counter, list[int], A
 
     config = ServingConfig(buckets=(16, 64), max_k=K, max_pending=10, cache_bytes=200_000)
     engine = AsyncPreRanker(world.model, world.params, world.index, features=features, retrieval=retrieval, config=config)
-    engine._programs = world.programs
-    async with engine:
+    async with share_programs(engine, world):
         end = time.perf_counter() + seconds
         await asyncio.gather(changes(engine), *[client(engine, number) for number in range(clients)])
     return outcome, resident, engine
@@ -125,18 +124,18 @@ def resident_bytes() -> int:
 
 def check_accounts(outcome: Counter, engine: AsyncPreRanker) -> None:
     """Every request has one fate, the engine counted it as the clients did, and nothing is left behind."""
-    snapshot = engine.snapshot()
-    counters, gauges = snapshot["counters"], snapshot["gauges"]
+    metrics = engine.metrics()
+    counters, gauges = metrics["counters"], metrics["gauges"]
     assert counters["answered"] == outcome["answered"] + outcome["degraded"] > 0
-    assert counters["degraded"] == outcome["degraded"] == sum(snapshot["degraded"].values()) > 0
+    assert counters["degraded"] == outcome["degraded"] == sum(metrics["degraded"].values()) > 0
     assert counters["refused"] == outcome["Overloaded"] > 0
-    assert snapshot["failed"] == {name: outcome[name] for name in ("DeadlineExceeded", "ShardDown")}
-    fates = counters["answered"] + counters["refused"] + counters["cancelled"] + sum(snapshot["failed"].values())
+    assert metrics["failed"] == {name: outcome[name] for name in ("DeadlineExceeded", "ShardDown")}
+    fates = counters["answered"] + counters["refused"] + counters["cancelled"] + sum(metrics["failed"].values())
     assert counters["requests"] == fates
-    assert gauges["pending"] == gauges["user_sides_in_flight"] == 0
+    assert gauges["pending"] == gauges["user_sides_running"] == 0
     assert gauges["cached_bytes"] <= 200_000
     gc.collect()
-    assert engine.snapshot()["gauges"]["versions_in_memory"] == 1
+    assert engine.metrics()["gauges"]["versions_in_memory"] == 1
 
 
 def test_a_few_seconds_of_everything():

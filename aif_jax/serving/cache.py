@@ -1,4 +1,4 @@
-"""User states kept for later requests, bounded in bytes, least recently used first out."""
+"""User states kept for later requests, bounded in bytes and age, least recently used first out."""
 
 from __future__ import annotations
 
@@ -23,27 +23,37 @@ class Entry(NamedTuple):
 
     state: Any
     bytes: int
-    made: float  # seconds, by the cache's clock
+    since: float  # seconds, by the cache's clock
 
 
 class StateCache:
     """LRU cache of user states, used from one thread.
 
-    A state of no known feature version is read only for `unversioned_ttl` seconds. The latest state of each user can also be
-    read whatever its feature version: the stale answer for a user side that is late.
+    A state is never read when it is older than `max_age`, one of no known feature version when it is older than
+    `unversioned_ttl`. The latest state of each user can also be read whatever its feature version: the stale answer for a user
+    side that is late.
 
     Args:
       limit: bytes held at most; a state larger than that is not kept.
+      max_age: seconds; None for no bound.
       unversioned_ttl: seconds.
       clock: seconds; tests set it.
     """
 
-    def __init__(self, limit: int, *, unversioned_ttl: float = 5.0, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        limit: int,
+        *,
+        max_age: float | None = None,
+        unversioned_ttl: float = 5.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         self.limit = limit
         self.bytes = 0
         self.hits = 0
         self.misses = 0
         self.evictions = 0
+        self._max_age = float("inf") if max_age is None else max_age
         self._ttl = unversioned_ttl
         self._clock = clock
         self._entries: OrderedDict[StateKey, Entry] = OrderedDict()
@@ -52,11 +62,15 @@ class StateCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def oldest(self) -> float:
+        """Seconds since the oldest state was made; 0.0 without any. Costs a pass over the cache."""
+        return self._clock() - min((entry.since for entry in self._entries.values()), default=self._clock())
+
     def get(self, key: StateKey) -> Any | None:
         """The state of that key, or None; counts a hit or a miss."""
-        entry = self._entries.get(key)
-        if entry is not None and key.feature_version is None and self._clock() - entry.made > self._ttl:
-            entry = None
+        limit = self._max_age if key.feature_version is not None else min(self._ttl, self._max_age)
+        entry = self._young(key, limit)
         if entry is None:
             self.misses += 1
             return None
@@ -65,18 +79,25 @@ class StateCache:
         return entry.state
 
     def stale(self, user: Hashable, version: str) -> Any | None:
-        """The latest state of a user for that model version, whatever its feature version and age, or None."""
+        """The latest state of a user for that model version, whatever its feature version, or None."""
         key = self._latest.get((user, version))
-        return self._entries[key].state if key is not None else None
+        entry = None if key is None else self._young(key, self._max_age)
+        return None if entry is None else entry.state
 
-    def put(self, key: StateKey, state: Any) -> None:
-        """Keeps a state, dropping the least recently used ones where the limit asks for it."""
+    def put(self, key: StateKey, state: Any, *, since: float | None = None) -> None:
+        """Keeps a state, dropping the least recently used ones where the limit asks for it.
+
+        Args:
+          key: what it depends on.
+          state: any pytree of arrays.
+          since: when its features were fetched, by the cache's clock; None for now.
+        """
         size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
         if key in self._entries:
             self._drop(key)
         if size > self.limit:
             return
-        self._entries[key] = Entry(state, size, self._clock())
+        self._entries[key] = Entry(state, size, self._clock() if since is None else since)
         self._latest[key.user, key.version] = key
         self.bytes += size
         while self.bytes > self.limit:
@@ -87,6 +108,16 @@ class StateCache:
         """Drops the states of every other model version, so that their memory is free."""
         for key in [key for key in self._entries if key.version != version]:
             self._drop(key)
+
+    def _young(self, key: StateKey, limit: float) -> Entry | None:
+        """The entry of a key, unless it is older than that or than any state may be, in which case its memory is freed."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        age = self._clock() - entry.since
+        if age > self._max_age:
+            self._drop(key)
+        return entry if age <= limit else None
 
     def _drop(self, key: StateKey) -> None:
         self.bytes -= self._entries.pop(key).bytes

@@ -1,4 +1,4 @@
-"""How the engine says no."""
+"""Engine exceptions."""
 
 from __future__ import annotations
 
@@ -13,3 +13,12 @@ class DeadlineExceeded(TimeoutError):
 
 class EngineClosed(RuntimeError):
     """The engine has not started, is draining, or has shut down."""
+
+
+class CallableError(RuntimeError):
+    """`features` or `retrieval` raised SystemExit, KeyboardInterrupt, StopIteration or CancelledError, which no callable may,
+    or has as many calls that never returned as the engine tolerates."""
+
+
+class NonFiniteScores(ArithmeticError):
+    """Scores that are NaN or infinite: of every known candidate of a request, or of the probe of a version that is refused."""

@@ -2,11 +2,12 @@
 
 Everything is compiled ahead of time for exact shapes and called with arrays that were put on the device explicitly, so a
 request can neither trace nor transfer anything that is not written here. For a request go up: the user features, int32 rows
-[bucket] and, only where candidates carry bids, float32 bids [bucket]. Down come k scores, k logits and k positions.
+[bucket] and, only where candidates carry bids, float32 bids [bucket]. Down come k scores, k logits, k positions and a count.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -16,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.config import Config
-from aif_jax.data.validate import check_user_features
+from aif_jax.features import check_user_features, pack, unpack, user_specs
 from aif_jax.model import PreRanker
+from aif_jax.schema import Schema
 from aif_jax.serving.buckets import pad
-from aif_jax.types import Behaviours, Params, UserFeatures
+from aif_jax.types import Params, UserFeatures
+from aif_jax.version import check_encoding
 
 BY_LOGIT, BY_ROW_BID, BY_GIVEN_BID = 0, 1, 2
 
@@ -31,6 +33,7 @@ class Part(NamedTuple):
     scores: np.ndarray  # float32 [min(max_k, bucket)], best first, -inf behind the last
     logits: np.ndarray  # float32 [min(max_k, bucket)]
     positions: np.ndarray  # int32 [min(max_k, bucket)]
+    non_finite: int  # known candidates of the whole batch without a finite score
 
 
 class Programs:
@@ -53,26 +56,25 @@ class Programs:
         self._constants: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
-    def user(self, params: Params, features: UserFeatures) -> Callable[..., Any]:
-        """The compiled user function for features of these shapes: (params, packed features) -> state."""
-        layout = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), features)
-        packed = jax.ShapeDtypeStruct((sum(leaf.size for leaf in jax.tree.leaves(layout)),), np.int32)
+    def user(self, params: Params, length: int) -> Callable[..., Any]:
+        """The compiled user function for histories of one length: (params, packed features) -> state."""
+        specs = user_specs(self.model.config.schema, length=length)
+        packed = jax.ShapeDtypeStruct((sum(spec.size for spec in jax.tree.leaves(specs)),), np.int32)
 
         def user(params, packed):
-            return self.model.user(params, unpack_words(packed, layout))
+            return self.model.user(params, unpack(packed, specs))
 
-        return self._get("user", (params, packed), lambda: user, of=layout)
+        return self._get("user", (params, packed), lambda: user, of=specs)
 
     def score(self, params: Params, states: tuple[Any, ...], index: Any, bucket: int) -> Callable[..., Any]:
         """The compiled interaction for `len(states)` requests of one bucket, with gather and top-k:
-        (params, states, table, rows [b, bucket], bids [b, bucket], order [b]) -> (int32 [b, 3, k], logits [b, bucket]).
+        (params, states, table, rows [b, bucket], bids [b, bucket], order [b]) -> (int32 [b, 3 k + 1], logits [b, bucket]).
 
         Args:
           params: of the version.
           states: of the requests.
           index: whose table is read; only its `shapes` and `decode` are looked at.
           bucket: candidates of each request.
-          compile: False raises RuntimeError in place of compiling; requests pass False.
         """
         count = len(states)
         shapes = jax.ShapeDtypeStruct((count, bucket), np.int32), jax.ShapeDtypeStruct((count, bucket), np.float32)
@@ -81,12 +83,12 @@ class Programs:
 
     def upload_features(self, features: UserFeatures) -> jax.Array:
         """The checked features of one user on the device, as one array: a transfer for each leaf would take longer."""
-        return jax.device_put(self._count_up(pack_words(features)))
+        return jax.device_put(self._count_up(pack(features)))
 
     def upload_rows(self, rows: list[np.ndarray], bids: list[np.ndarray | None], orders: list[str], bucket: int) -> Any:
         """Rows [b, bucket], bids [b, bucket] and order [b] of b requests on the device.
 
-        Bids and orders go up only where requests bring bids or differ in order; otherwise device constants stand in.
+        Bids and orders go up only where requests bring bids or differ in order; device constants take their place otherwise.
         """
         modes = [
             BY_LOGIT if order == "logit" else BY_ROW_BID if given is None else BY_GIVEN_BID
@@ -118,8 +120,9 @@ class Programs:
 
     @staticmethod
     def unpack(packed: np.ndarray) -> Part:
-        """int32 [3, k] -> the scores, logits and positions that it packs into one transfer."""
-        return Part(packed[0].view(np.float32), packed[1].view(np.float32), packed[2])
+        """int32 [3 k + 1] -> the scores, logits, positions and count that it packs into one transfer."""
+        scores, logits, positions = packed[:-1].reshape(3, -1)
+        return Part(scores.view(np.float32), logits.view(np.float32), positions, int(packed[-1]))
 
     def _score_fn(self, decode: Callable[..., Any], bucket: int) -> Callable[..., Any]:
         model, bid, kept = self.model, self.bid, min(self.max_k, bucket)
@@ -127,14 +130,15 @@ class Programs:
         def one(params, state, table, rows, bids, order):
             items = decode(table, rows)
             logits = model.interaction(params, state, items)
-            logits = jnp.where((rows >= 0) & ~jnp.isnan(logits), logits, -jnp.inf)
-            own = side(items).get(bid, bids)
-            price = jnp.where(order == BY_ROW_BID, jnp.asarray(own), bids)
+            price = jnp.where(order == BY_ROW_BID, jnp.asarray(getattr(items, "side", {}).get(bid, bids)), bids)
             value = jnp.where(order == BY_LOGIT, logits, jax.nn.sigmoid(logits) * price)
-            value = jnp.where((logits > -jnp.inf) & ~jnp.isnan(value), value, -jnp.inf)
+            known = rows >= 0
+            finite = known & jnp.isfinite(logits) & jnp.isfinite(value)
+            logits, value = (jnp.where(finite, x, -jnp.inf) for x in (logits, value))
             best, positions = jax.lax.top_k(value, kept)
             as_bits = [jax.lax.bitcast_convert_type(part, jnp.int32) for part in (best, logits[positions])]
-            return jnp.stack([*as_bits, positions]), logits
+            non_finite = jnp.sum(known & ~finite, dtype=jnp.int32)
+            return jnp.concatenate([*as_bits, positions, non_finite[None]]), logits
 
         def many(params, states, table, rows, bids, order):
             if len(states) == 1:
@@ -168,103 +172,52 @@ class Programs:
         return tree
 
 
-def pack_words(tree: Any) -> np.ndarray:
-    """All leaves of a tree of 32-bit and boolean NumPy arrays as one int32 array, a word for each value."""
-    words = [leaf.astype(np.int32) if leaf.dtype == np.bool_ else leaf.view(np.int32) for leaf in jax.tree.leaves(tree)]
-    return np.concatenate([word.ravel() for word in words])
+def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> UserFeatures:
+    """Features of one user, checked, as NumPy arrays without the name of their encoding, which no compiled function depends on.
 
-
-def unpack_words(words: jax.Array, layout: Any) -> Any:
-    """The tree that `pack_words` packed, inside jit; `layout` has its shapes and dtypes."""
-    leaves, tree = jax.tree.flatten(layout)
-    unpacked, start = [], 0
-    for leaf in leaves:
-        part = words[start : start + leaf.size].reshape(leaf.shape)
-        boolean = leaf.dtype == np.bool_
-        unpacked.append(part != 0 if boolean else jax.lax.bitcast_convert_type(part, leaf.dtype))
-        start += leaf.size
-    return jax.tree.unflatten(tree, unpacked)
-
-
-def side(rows: Any) -> dict[str, jax.Array]:
-    """The side values of rows of any architecture."""
-    return rows.side if hasattr(rows, "side") else rows.row.side
-
-
-def prepare_features(config: Config, features: UserFeatures) -> UserFeatures:
-    """Features of one user as NumPy arrays of the one layout that is compiled, checked against the schema.
-
-    Signatures are dropped where the model reads none, so that features with and without them meet the same function.
+    Raises:
+      EncodingMismatch: made by another encoder than the model's.
+      TypeError, ValueError: as `check_user_features`.
     """
-    check_user_features(config.schema, features, batched=False)
-
-    def plain(behaviours: Behaviours, signature: Any) -> Behaviours:
-        return Behaviours(
-            ids={field: np.asarray(behaviours.ids[field]) for field in config.schema.behaviour_fields},
-            action=np.asarray(behaviours.action),
-            age=np.asarray(behaviours.age),
-            mask=np.asarray(behaviours.mask),
-            signature=None if signature is None else np.asarray(signature),
-        )
-
-    signature = features.long.signature if config.uses_signatures else None
-    if config.uses_signatures:
-        got = None if signature is None else np.shape(signature)[-1]
-        if got != config.signature_words:
-            raise ValueError(f"UserFeatures.long.signature: expected {config.signature_words} words, got {got}")
-    return UserFeatures(
-        ids={a.name: np.asarray(features.ids[a.name]) for a in config.schema.user_attributes},
-        floats=np.asarray(features.floats),
-        short=plain(features.short, None),
-        long=plain(features.long, signature),
-    )
+    check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
+    check_user_features(schema, features, batched=False)
+    return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
 
 
-def empty_features(config: Config, *, short: int | None = None, long: int | None = None) -> UserFeatures:
-    """An unknown user: every id 0, floats 0, histories empty.
-
-    Args:
-      config: of the model.
-      short: S; the config's where None.
-      long: L; the config's where None.
-    """
-
-    def history(length: int) -> Behaviours:
-        zeros = np.zeros(length, np.int32)
-        return Behaviours(
-            ids={field: zeros for field in config.schema.behaviour_fields},
-            action=zeros,
-            age=np.zeros(length, np.float32),
-            mask=np.zeros(length, bool),
-            signature=np.zeros((length, config.signature_words), np.uint32) if config.uses_signatures else None,
-        )
-
-    schema = config.schema
-    return UserFeatures(
-        ids={a.name: np.zeros(() if a.length == 1 else (a.length,), np.int32) for a in schema.user_attributes},
-        floats=np.zeros(schema.user_floats, np.float32),
-        short=history(short or config.short_length),
-        long=history(long or config.long_length),
-    )
-
-
-def best_of(parts: list[Part], offsets: list[int], k: int) -> Part:
+def best_of(parts: list[Part], rows: list[np.ndarray], k: int) -> Part:
     """The best k of several batches of candidates; positions count from the first batch's first candidate.
 
     Args:
-      parts: of each batch.
-      offsets: candidates before each batch.
+      parts: of each batch; none has an item twice.
+      rows: int32 [n] index rows of each batch's candidates: an item of several batches comes once, with its best score.
       k: how many to keep; missing ones have score -inf and position 0.
     """
     if len(parts) == 1:
-        scores, logits, positions = (field[:k] for field in parts[0])
+        scores, logits, positions = (field[:k] for field in parts[0][:3])
     else:
+        offsets = np.cumsum([0, *map(len, rows)])[: len(rows)]
         scores = np.concatenate([part.scores for part in parts] or [np.zeros(0, np.float32)])
         logits = np.concatenate([part.logits for part in parts] or [np.zeros(0, np.float32)])
-        shifted = [part.positions + at for part, at in zip(parts, offsets, strict=True)]
+        shifted = [part.positions + offset for part, offset in zip(parts, offsets, strict=True)]
         positions = np.concatenate(shifted or [np.zeros(0, np.int32)])
-        best = np.argsort(-scores, kind="stable")[:k]
+        best = np.argsort(-scores, kind="stable")
+        best = best[scores[best] > -np.inf]
+        _, first = np.unique(np.concatenate(rows)[positions[best]] if rows else best, return_index=True)
+        best = best[np.sort(first)[:k]]
         scores, logits, positions = scores[best], logits[best], positions[best]
     if len(scores) < k:
-        return Part(pad(scores, k, -np.inf), pad(logits, k, -np.inf), pad(positions, k, 0))
-    return Part(scores, logits, positions)
+        scores, logits, positions = pad(scores, k, -np.inf), pad(logits, k, -np.inf), pad(positions, k, 0)
+    return Part(scores, logits, positions, sum(part.non_finite for part in parts))
+
+
+def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:
+    """Rows int32 [C] of candidates with -1 for those that repeat another: the first of the highest bid is left."""
+    ordered = np.sort(rows)
+    if not ((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)).any():
+        return rows
+    keys = (np.arange(len(rows)), rows) if bids is None else (np.arange(len(rows)), -bids, rows)
+    order = np.lexsort(keys)
+    once = np.full_like(rows, -1)
+    first = order[np.flatnonzero(np.diff(rows[order], prepend=-2))]
+    once[first] = rows[first]
+    return once

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Hashable
 from typing import Any, Literal
 
 import numpy as np
 
 from aif_jax.serving.timeline import Timeline
+from aif_jax.vocabulary import as_ids, string_array
 
 Order = Literal["logit", "bid"]
 
@@ -24,6 +26,10 @@ class Request:
         state. None: the state serves this request alone, unless `prepare` made it.
       order: by "logit", or by "bid": sigmoid(logit) x bid.
       context: anything that `features` and `retrieval` want to know.
+
+    Raises:
+      TypeError: a user or feature version that cannot be hashed.
+      ValueError: another order; a budget that is not a positive number of seconds.
     """
 
     user: Hashable
@@ -33,10 +39,20 @@ class Request:
     context: Any = None
 
     def __post_init__(self):
-        if self.budget is not None and not self.budget > 0:
-            raise ValueError(f"Request.budget: expected None or more than 0 seconds, got {self.budget!r}")
+        for field in ("user", "feature_version"):
+            try:
+                hash(getattr(self, field))
+            except TypeError as error:
+                raise TypeError(f"Request.{field}: expected something hashable, got {error}") from None
+        expect_budget(self.budget, "Request.budget")
         if self.order not in ("logit", "bid"):
             raise ValueError(f"Request.order: expected 'logit' or 'bid', got {self.order!r}")
+
+
+def expect_budget(budget: Any, name: str) -> None:
+    """Raises ValueError unless a budget is None or a finite number of seconds above 0."""
+    if budget is not None and not (isinstance(budget, int | float | np.number) and 0 < budget < math.inf):
+        raise ValueError(f"{name}: expected None or more than 0 seconds, got {budget!r}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,17 +64,22 @@ class Candidates:
 
     @classmethod
     def of(cls, value: Any) -> Candidates:
-        """Candidates from what a retrieval function returned: Candidates, or ids of any one-dimensional kind.
+        """Candidates from what a retrieval function returned: `Candidates`, or ids as an array or a list.
+
+        Returns:
+          ids int64 or strings, as the caller has them.
 
         Raises:
-          ValueError: ids that are not one-dimensional integers or strings; bids of another length, not finite or negative.
+          TypeError: ids that are neither integers nor strings, None or both kinds among them, integers beyond int64.
+          ValueError: not one axis; bids of another length, not finite or negative.
+
+        Example:
+          >>> Candidates.of([7, "7"])
+          Traceback (most recent call last):
+          TypeError: candidates: expected integers or strings, all of one kind, got str after int at position 1
         """
-        ids, bids = (value.ids, value.bids) if isinstance(value, Candidates) else (value, None)
-        ids = np.asarray(ids)
-        if ids.size == 0 and ids.ndim == 1:
-            ids = ids.astype(np.int64) if ids.dtype.kind == "f" else ids
-        if ids.ndim != 1 or ids.dtype.kind not in "iuUSO":
-            raise ValueError(f"candidates: expected item ids [C], integers or strings, got {ids.dtype} {list(ids.shape)}")
+        raw, bids = (value.ids, value.bids) if isinstance(value, Candidates) else (value, None)
+        ids = _plain_ids(raw)
         if bids is not None:
             bids = np.asarray(bids, np.float32)
             if bids.shape != ids.shape:
@@ -67,23 +88,70 @@ class Candidates:
                 raise ValueError("candidates: expected finite bids of 0 or more, got some that are not")
         return cls(ids, bids)
 
+    def part(self, places: slice) -> Candidates:
+        """Some of them."""
+        return Candidates(self.ids[places], None if self.bids is None else self.bids[places])
+
+    @property
+    def kind(self) -> str:
+        """What the ids are, for messages."""
+        return "integers" if self.ids.dtype.kind == "i" else "strings"
+
+
+def _plain_ids(raw: Any) -> np.ndarray:
+    if not isinstance(raw, list | tuple):
+        raw = np.asarray(raw)
+    if isinstance(raw, np.ndarray) and raw.ndim != 1 or len(raw) and np.ndim(raw[0]):
+        raise ValueError(f"candidates: expected item ids [C], one axis of integers or strings, got {_described(raw)}")
+    if isinstance(raw, np.ndarray) and raw.dtype.kind in "UT":
+        return raw
+    ids = as_ids(raw, "candidates")
+    return ids if isinstance(ids, np.ndarray) else string_array(ids)
+
+
+def _described(raw: Any) -> str:
+    if isinstance(raw, np.ndarray) and raw.dtype == object and raw.ndim == 0:
+        return type(raw.item()).__name__
+    return f"shape {list(np.shape(raw))}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Ranking:
-    """The answer to `rank`: the best k, best first; ties stand in the candidates' order.
+class Answer:
+    """What every answer says of itself.
 
     Attributes:
-      ids: [k] item ids as retrieval gave them; a zero or empty id where the mask is false.
-      scores: float32 [k] what the ranking is by: the logit, or sigmoid(logit) x bid; -inf where the mask is false.
-      logits: float32 [k]; -inf where the mask is false.
-      mask: bool [k]; false where fewer than k candidates are in the index.
-      candidates: how many candidates came, known or not.
-      unknown: how many of them the index does not hold.
       version: of the model and index that scored.
+      non_finite: how many known candidates have no score because it would be NaN or infinite.
       degraded: whether the user's own fresh state was not used.
       reason: why it was not, in words; None otherwise.
+      state_age: seconds since the fetch of the features that the user state was made from; None for the unknown user.
       stages: seconds of each stage; see `Timeline`.
       timeline: when each stage ran.
+    """
+
+    version: str
+    non_finite: int
+    degraded: bool
+    reason: str | None
+    state_age: float | None
+    stages: dict[str, float]
+    timeline: Timeline
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Ranking(Answer):
+    """The answer to `rank`: the best k, best first; ties keep the candidates' order.
+
+    A candidate that comes twice is ranked once, with its higher bid. Where fewer than k candidates have a score, the mask is
+    false for the rest, which carries no real id.
+
+    Attributes:
+      ids: [k] item ids as retrieval gave them, int64 or strings; -1 or "" where the mask is false.
+      scores: float32 [k] what the ranking is by: the logit, or sigmoid(logit) x bid; -inf where the mask is false.
+      logits: float32 [k]; -inf where the mask is false.
+      mask: bool [k].
+      candidates: how many candidates came, known or not.
+      unknown: how many of them the index does not hold.
     """
 
     ids: np.ndarray
@@ -92,24 +160,16 @@ class Ranking:
     mask: np.ndarray
     candidates: int
     unknown: int
-    version: str
-    degraded: bool
-    reason: str | None
-    stages: dict[str, float]
-    timeline: Timeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Scores:
-    """The answer to `score`: logits float32 [C] in the order of the candidates (-inf where unknown), and their mask [C].
+class Scores(Answer):
+    """The answer to `score`, in the order of the candidates.
 
-    The other fields are those of `Ranking`.
+    Attributes:
+      logits: float32 [C]; -inf where the mask is false.
+      mask: bool [C] true where the index holds the candidate and its score is finite.
     """
 
     logits: np.ndarray
     mask: np.ndarray
-    version: str
-    degraded: bool
-    reason: str | None
-    stages: dict[str, float]
-    timeline: Timeline

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +14,15 @@ import numpy as np
 from aif_jax.serving.buckets import bucket_for
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded
-from aif_jax.serving.programs import Part, Programs
+from aif_jax.serving.programs import Part, Programs, without_repeats
 from aif_jax.serving.requests import Candidates
+from aif_jax.serving.threads import Workers, post
 from aif_jax.serving.versions import Snapshot, UserSide, Version, batch_sizes
 
 Spans = list[tuple[str, float, float]]
 
 
-class Item(NamedTuple):
+class ScoringTask(NamedTuple):
     """One batch of candidates of one request, ready to be scored."""
 
     version: Version
@@ -37,13 +39,23 @@ class Scored(NamedTuple):
     """What came of it, on the host."""
 
     part: Part | None
-    logits: np.ndarray | None  # float32 [C], where asked for
-    known: np.ndarray  # bool [C]
+    logits: np.ndarray | None  # float32 [C], where they were to come back
+    rows: np.ndarray  # int32 [C] of the index, -1 where unknown
     spans: Spans
 
 
+class _Waiting(NamedTuple):
+    key: tuple[int, int, int]  # tasks of one key run the same compiled function on the same table
+    bucket: int
+    task: ScoringTask
+    future: asyncio.Future[Scored | Exception]
+
+
 class Scorer:
-    """Turns items into scores without blocking the event loop.
+    """Turns tasks into scores without blocking the event loop.
+
+    A thread that becomes free takes the task that has waited longest and, up to `batch_size`, those that can share its run.
+    So batches form only where tasks have to wait, and a lone task waits for nobody.
 
     Args:
       programs: compiled functions.
@@ -54,107 +66,101 @@ class Scorer:
         self._programs = programs
         self._config = config
         self._sizes = batch_sizes(config.batch_size)
-        self._pool = ThreadPoolExecutor(config.score_threads, thread_name_prefix="aif-score")
-        self._waiting: dict[Any, list[tuple[Item, asyncio.Future[Scored]]]] = {}
+        self._workers = Workers("aif-score", config.score_threads)
+        self._waiting: deque[_Waiting] = deque()
+        self._lock = threading.Lock()
 
-    def submit(self, item: Item) -> asyncio.Future[Scored]:
-        """Scores one batch of candidates; the future raises what went wrong with this one alone."""
-        loop = asyncio.get_running_loop()
-        bucket = bucket_for(max(len(item.candidates.ids), 1), self._config.buckets)
-        if self._config.batch_size == 1:
-            return loop.run_in_executor(self._pool, self._run_alone, item, bucket)
-        # A state of another shape, an index snapshot or a bucket of another size needs another compiled function.
-        key = (id(item.snapshot), item.user.shape, bucket)
-        group = self._waiting.setdefault(key, [])
-        future: asyncio.Future[Scored] = loop.create_future()
-        group.append((item, future))
-        if len(group) == self._config.batch_size:
-            self._flush(key, group, bucket)
-        elif len(group) == 1:
-            loop.call_later(self._config.batch_wait, self._flush, key, group, bucket)
+    def submit(self, task: ScoringTask) -> asyncio.Future[Scored | Exception]:
+        """Scores one batch of candidates; the future holds the scores, or what went wrong with this task alone."""
+        future: asyncio.Future[Scored | Exception] = asyncio.get_running_loop().create_future()
+        bucket = bucket_for(max(len(task.candidates.ids), 1), self._config.buckets)
+        with self._lock:
+            self._waiting.append(_Waiting((id(task.snapshot), task.user.length, bucket), bucket, task, future))
+        self._workers.start(self._run_next)
         return future
 
     def close(self) -> None:
-        """Ends the threads once their work is done."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads; waits for the run that each is in."""
+        self._workers.close(wait=1.0)
 
-    def _flush(self, key: Any, group: list[tuple[Item, asyncio.Future[Scored]]], bucket: int) -> None:
-        if self._waiting.get(key) is not group:
-            return  # full and gone before its time was up
-        del self._waiting[key]
-        wanted = [(item, future) for item, future in group if not future.done()]  # the others were cancelled
-        if not wanted:
-            return
-        running = asyncio.get_running_loop().run_in_executor(self._pool, self._run, [item for item, _ in wanted], bucket)
-        running.add_done_callback(lambda done: _hand_out(done, [future for _, future in wanted]))
+    def _run_next(self) -> None:
+        """In a worker thread: one batch of what waits, if another thread has not taken it."""
+        batch = self._take()
+        if batch:
+            results = self._run([waiting.task for waiting in batch], batch[0].bucket)
+            post(batch[0].future.get_loop(), _hand_out, [waiting.future for waiting in batch], results)
 
-    def _run_alone(self, item: Item, bucket: int) -> Scored:
-        (result,) = self._run([item], bucket)
-        if isinstance(result, BaseException):
-            raise result
-        return result
+    def _take(self) -> list[_Waiting]:
+        with self._lock:
+            while self._waiting and self._waiting[0].future.done():  # cancelled
+                self._waiting.popleft()
+            if not self._waiting or self._config.batch_size == 1:
+                return [self._waiting.popleft()] if self._waiting else []
+            key = self._waiting[0].key
+            batch = [waiting for waiting in self._waiting if waiting.key == key and not waiting.future.done()]
+            # The largest compiled size that is at least three quarters full: the rest of it would be computed for nothing.
+            size = next(size for size in reversed(self._sizes) if 4 * len(batch) >= 3 * size)
+            taken = set(map(id, batch[:size]))
+            self._waiting = deque(waiting for waiting in self._waiting if id(waiting) not in taken)
+            return batch[:size]
 
-    def _run(self, items: list[Item], bucket: int) -> list[Scored | BaseException]:
-        """In a worker thread: scores items of one snapshot, bucket and state shape. One item's error is its own."""
+    def _run(self, tasks: list[ScoringTask], bucket: int) -> list[Scored | Exception]:
+        """Scores tasks of one snapshot, bucket and history length. One task's error is its own."""
         start = time.perf_counter()
-        results: list[Any] = [None] * len(items)
-        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        results: list[Any] = [None] * len(tasks)
+        rows: dict[int, np.ndarray] = {}
         with jax.profiler.TraceAnnotation("aif.lookup"):
-            for at, item in enumerate(items):
+            for place, task in enumerate(tasks):
                 try:
-                    if item.deadline is not None and start > item.deadline:
+                    if task.deadline is not None and start > task.deadline:
                         raise DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
-                    found[at] = item.snapshot.index.lookup(item.candidates.ids)
+                    rows[place], _ = task.snapshot.index.lookup(task.candidates.ids)
                 except Exception as error:
-                    results[at] = error
-        if not found:
+                    results[place] = error
+        if not rows:
             return results
-        looked_up = time.perf_counter()
         try:
-            packed, logits, spans = self._compute([items[at] for at in found], [rows for rows, _ in found.values()], bucket)
+            sent = [
+                found if tasks[place].whole else without_repeats(found, tasks[place].candidates.bids)
+                for place, found in rows.items()
+            ]
+            looked_up = time.perf_counter()
+            packed, logits, spans = self._compute([tasks[place] for place in rows], sent, bucket)
         except Exception as error:
             return [error if result is None else result for result in results]
-        for place, (at, (_, known)) in enumerate(found.items()):
-            item = items[at]
-            own = [("queue", item.submitted, start), ("lookup", start, looked_up), *spans]
-            part = None if item.whole else self._programs.unpack(packed[place])
-            whole = np.asarray(logits[place][: len(known)]) if item.whole else None
-            results[at] = Scored(part, whole, known, own)
+        for slot, (place, found) in enumerate(rows.items()):
+            task = tasks[place]
+            part = None if task.whole else self._programs.unpack(packed[slot])
+            whole = np.asarray(logits[slot][: len(found)]) if task.whole else None
+            queue = [("queue", task.submitted, start), ("lookup", start, looked_up)]
+            results[place] = Scored(part, whole, found, [*queue, *spans])
         return results
 
-    def _compute(self, items: list[Item], rows: list[np.ndarray], bucket: int) -> tuple[Any, Any, Spans]:
-        size = next(size for size in self._sizes if size >= len(items))
-        spare = size - len(items)  # batches are filled up with their first request
-        items, rows = items + items[:1] * spare, rows + rows[:1] * spare
-        first = items[0]
+    def _compute(self, tasks: list[ScoringTask], rows: list[np.ndarray], bucket: int) -> tuple[Any, Any, Spans]:
+        size = next(size for size in self._sizes if size >= len(tasks))
+        spare = size - len(tasks)  # batches are filled up with their first request
+        tasks, rows = tasks + tasks[:1] * spare, rows + rows[:1] * spare
+        first = tasks[0]
         start = time.perf_counter()
         with jax.profiler.TraceAnnotation("aif.upload"):
-            orders, bids = [item.order for item in items], [item.candidates.bids for item in items]
+            orders, bids = [task.order for task in tasks], [task.candidates.bids for task in tasks]
             inputs = self._programs.upload_rows(rows, bids, orders, bucket)
         uploaded = time.perf_counter()
         with jax.profiler.TraceAnnotation("aif.score"):
-            function = first.snapshot.score[first.user.shape, size, bucket]
-            states = tuple(item.user.state for item in items)
+            function = first.snapshot.score[first.user.length, size, bucket]
+            states = tuple(task.user.state for task in tasks)
             with first.snapshot.index.reading() as table:
                 packed, logits = function(first.version.params, states, table, *inputs)
             packed.block_until_ready()
         scored = time.perf_counter()
         with jax.profiler.TraceAnnotation("aif.fetch"):
-            best = None if all(item.whole for item in items) else self._programs.download(packed)
-            whole = self._programs.download(logits) if any(item.whole for item in items) else None
+            best = None if all(task.whole for task in tasks) else self._programs.download(packed)
+            whole = self._programs.download(logits) if any(task.whole for task in tasks) else None
         fetched = time.perf_counter()
         return best, whole, [("upload", start, uploaded), ("score", uploaded, scored), ("fetch", scored, fetched)]
 
 
-def _hand_out(done: asyncio.Future[list[Any]], futures: list[asyncio.Future[Scored]]) -> None:
-    error = asyncio.CancelledError() if done.cancelled() else done.exception()
-    results = [error] * len(futures) if error is not None else done.result()
+def _hand_out(futures: list[asyncio.Future[Scored | Exception]], results: list[Scored | Exception]) -> None:
     for future, result in zip(futures, results, strict=True):
-        if future.done():
-            continue
-        if isinstance(result, asyncio.CancelledError):
-            future.cancel()
-        elif isinstance(result, BaseException):
-            future.set_exception(result)
-        else:
+        if not future.done():
             future.set_result(result)

@@ -15,7 +15,7 @@ def take(tree, index):
 def staged(request):
     model, params = demo.build(**demo.VARIANTS[request.param])
     state = jax.jit(model.user)(params, demo.user(model.config))
-    rows = jax.jit(jax.vmap(model.item, (None, 0)))(params, demo.items(model.config, 60))
+    rows = jax.jit(jax.vmap(model.item, (None, 0)))(params, demo.items(60))
     score = jax.jit(lambda rows: model.interaction(params, state, rows))
     return score, rows, np.asarray(score(rows))
 
@@ -42,7 +42,7 @@ def test_padding_candidates(staged):
 def test_other_users_of_a_batch(name):
     model, params = demo.build(**demo.VARIANTS[name])
     users = [demo.user(model.config, events=n, seed=n) for n in (0, 7, 24)]
-    items = demo.items(model.config, 5)
+    items = demo.items(5)
     joint = jax.jit(model.joint)
     together = jax.jit(jax.vmap(model.joint, (None, 0, None)))(params, jax.tree.map(lambda *x: np.stack(x), *users), items)
     for features, scores in zip(users, together, strict=True):

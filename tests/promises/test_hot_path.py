@@ -35,7 +35,7 @@ def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
         yield world.ids[30:99]
 
     async def test():
-        async with world.engine(batch_size=2, batch_wait=0.001, buckets=(64,)) as engine:
+        async with world.engine(batch_size=2, score_threads=1, buckets=(64,)) as engine:
             forbidden(True)
             try:
                 with pytest.raises(RuntimeError, match="no_tracing"):
@@ -70,15 +70,15 @@ def test_what_crosses_between_host_and_device_is_rows_and_k_answers():
     async def test():
         async with world.engine(buckets=(64,)) as engine:
             await engine.rank(Request(user=3, feature_version=1), 8)
-            before = engine.snapshot()["counters"]
+            before = engine.metrics()["counters"]
             await engine.rank(Request(user=3, feature_version=1), 8)
-            after = engine.snapshot()["counters"]
+            after = engine.metrics()["counters"]
             moved = {name: after[name] - before[name] for name in after if name.startswith("transfers_")}
             assert moved == {
                 "transfers_host_to_device": 1,
                 "transfers_host_to_device_bytes": 64 * 4,  # int32 rows of the bucket
                 "transfers_device_to_host": 1,
-                "transfers_device_to_host_bytes": 3 * 8 * 4,  # scores, logits and positions of max_k
+                "transfers_device_to_host_bytes": (3 * 8 + 1) * 4,  # scores, logits, positions of max_k, and a count
             }
 
     run(test())

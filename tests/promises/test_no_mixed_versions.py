@@ -45,9 +45,9 @@ def test_publish_under_load():
             engine.feature_delay, engine.retrieval_delay = 0.004, 0.002
             await asyncio.gather(publishes(), *[traffic(user) for user in range(5)])
             assert seen >= {published[-1][1].version} and len(seen) >= 2
-            counters = engine.snapshot()["counters"]
+            counters = engine.metrics()["counters"]
             assert (counters["requests"], counters["answered"], counters["publishes"]) == (200, 200, 3)
-            assert engine.snapshot()["failed"] == {}
+            assert engine.metrics()["failed"] == {}
 
     run(test())
 
@@ -60,24 +60,24 @@ def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory_goes(
     async def test():
         async with world.engine(buckets=(64,), index=world.index_of(world.params)) as engine:
             old_name = world.index.version
-            old_index = weakref.ref(engine._version().snapshot.index)  # the engine alone holds it
+            old_index = weakref.ref(engine._current.snapshot.index)  # the engine alone holds it
             await engine.rank(Request(user=4, feature_version=1), 8)  # a cached state of the old version
             engine.retrieval_delay = 0.2
             under_way = asyncio.create_task(engine.rank(3, 8))
             await asyncio.sleep(0.05)
             await engine.publish(new, new_index)
-            assert engine.snapshot()["gauges"]["cached_states"] == 0  # their memory is of the old version
+            assert engine.metrics()["gauges"]["cached_states"] == 0  # their memory is of the old version
             engine.retrieval_delay = 0.0
             assert (await engine.rank(4, 8)).version == new_index.version
             gc.collect()
-            assert old_index() is not None and engine.snapshot()["gauges"]["versions_in_memory"] == 2
+            assert old_index() is not None and engine.metrics()["gauges"]["versions_in_memory"] == 2
             answer = await under_way
             assert answer.version == old_name
             logits = world.logits(3, world.ids[:40])
             np.testing.assert_array_equal(answer.ids, world.ids[:40][np.argsort(-logits, kind="stable")[:8]])
             await asyncio.sleep(0.01)
             gc.collect()
-            assert engine.snapshot()["gauges"]["versions_in_memory"] == 1
+            assert engine.metrics()["gauges"]["versions_in_memory"] == 1
             assert old_index() is None
 
     run(test())
@@ -95,7 +95,7 @@ def test_states_of_an_old_version_are_not_cached_after_a_publish():
             await asyncio.sleep(0.02)
             await engine.publish(new, new_index)
             await under_way
-            assert engine.snapshot()["gauges"]["cached_states"] == 0
+            assert engine.metrics()["gauges"]["cached_states"] == 0
             engine.feature_delay = 0.0
             answer = await engine.rank(Request(user=3, feature_version=1), 8)
             assert answer.version == new_index.version

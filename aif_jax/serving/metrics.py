@@ -1,4 +1,4 @@
-"""Counters and latency histograms: a plain snapshot, and the same as Prometheus text."""
+"""Counters and latency histograms: as plain values, and as Prometheus text."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Histogram:
         """Seconds below which `share` of the latencies lie, interpolated inside a bucket; 0.0 where nothing was observed."""
         total = sum(self.counts)
         wanted, before = share * total, 0
-        for at, count in enumerate(self.counts):
+        for place, count in enumerate(self.counts):
             if count and before + count >= wanted:
-                low = BOUNDS[at - 1] if at else 0.0
-                high = BOUNDS[min(at, len(BOUNDS) - 1)]
+                low = BOUNDS[place - 1] if place else 0.0
+                high = BOUNDS[min(place, len(BOUNDS) - 1)]
                 return low + (high - low) * (wanted - before) / count
             before += count
         return 0.0
 
-    def snapshot(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """Plain values: count, sum, p50, p99 in seconds and the cumulative counts by upper bound."""
         cumulative, running = {}, 0
         for bound, count in zip((*BOUNDS, float("inf")), self.counts, strict=True):
@@ -57,6 +57,11 @@ class Metrics:
         self.degraded: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.stages: dict[str, Histogram] = {}
+        self.scoring = 0.0  # seconds that scoring took lately: up at once, down slowly
+
+    def observe_scoring(self, seconds: float) -> None:
+        """Notes how long the scoring of one request took."""
+        self.scoring = max(seconds, 0.95 * self.scoring + 0.05 * seconds)
 
     def observe(self, stages: dict[str, float]) -> None:
         """Counts the seconds of each stage of one request."""
@@ -65,23 +70,23 @@ class Metrics:
                 self.stages[stage] = Histogram()
             self.stages[stage].observe(seconds)
 
-    def snapshot(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """Plain dicts and numbers: `counters`, `degraded` and `failed` by reason, `stages` by name."""
         return {
             "counters": dict(self.counters),
             "degraded": dict(self.degraded),
             "failed": dict(self.failed),
-            "stages": {name: histogram.snapshot() for name, histogram in dict(self.stages).items()},
+            "stages": {name: histogram.values() for name, histogram in dict(self.stages).items()},
         }
 
 
-def prometheus_text(snapshot: dict[str, Any]) -> str:
-    """A snapshot of an engine in the Prometheus text format, written by the official client library.
+def prometheus_text(metrics: dict[str, Any]) -> str:
+    """The metrics of an engine in the Prometheus text format, written by the official client library.
 
     Counters are `aif_<name>_total`, gauges `aif_<name>`, latencies `aif_stage_seconds{stage=...}`.
 
     Args:
-      snapshot: what `AsyncPreRanker.snapshot()` gave.
+      metrics: what `AsyncPreRanker.metrics()` gave.
 
     Raises:
       ImportError: prometheus-client is not there.
@@ -98,17 +103,17 @@ def prometheus_text(snapshot: dict[str, Any]) -> str:
 
     class Collector:
         def collect(self):
-            for name, value in snapshot["counters"].items():
+            for name, value in metrics["counters"].items():
                 yield CounterMetricFamily(f"aif_{name}", f"Total of {name.replace('_', ' ')}.", value=value)
-            for name, value in snapshot.get("gauges", {}).items():
+            for name, value in metrics.get("gauges", {}).items():
                 yield GaugeMetricFamily(f"aif_{name}", f"Current {name.replace('_', ' ')}.", value=value)
             for name in ("degraded", "failed"):
                 family = CounterMetricFamily(f"aif_{name}_reason", f"Requests {name}, by reason.", labels=["reason"])
-                for reason, value in snapshot[name].items():
+                for reason, value in metrics[name].items():
                     family.add_metric([reason], value)
                 yield family
             latency = HistogramMetricFamily("aif_stage_seconds", "Latency of each stage.", labels=["stage"])
-            for stage, values in snapshot["stages"].items():
+            for stage, values in metrics["stages"].items():
                 cumulative = [
                     ("+Inf" if bound == float("inf") else repr(bound), count) for bound, count in values["cumulative"].items()
                 ]

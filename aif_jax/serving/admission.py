@@ -1,0 +1,167 @@
+"""Which requests are let in, until when each may run, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Awaitable, Iterator
+from typing import Any, TypeVar
+
+from aif_jax.serving.config import ServingConfig
+from aif_jax.serving.errors import DeadlineExceeded, EngineClosed, Overloaded
+from aif_jax.serving.metrics import Metrics
+from aif_jax.serving.requests import Request, expect_budget
+from aif_jax.serving.timeline import Timeline
+from aif_jax.serving.versions import Snapshot, UserSide, Version
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """One request that was let in.
+
+    Attributes:
+      request: what came.
+      version: of the model, for the whole request.
+      budget: seconds from arrival to answer; None for no limit.
+      waiting_for: the stage that a missed deadline is reported as.
+      timeline: when each stage ran.
+      user: the state that scores, once it is known.
+      snapshot: of the index, pinned with it.
+      candidates_there: when the latest candidates came.
+      submitted: when the latest were handed to the scorer.
+      reason: why the answer is degraded, in words.
+      degraded: the same, as a counter's name.
+      non_finite: known candidates without a finite score.
+    """
+
+    request: Request
+    version: Version
+    budget: float | None
+    waiting_for: str
+    timeline: Timeline = dataclasses.field(default_factory=Timeline)
+    user: UserSide | None = None
+    snapshot: Snapshot | None = None
+    candidates_there: float | None = None
+    submitted: float = 0.0
+    reason: str | None = None
+    degraded: str | None = None
+    non_finite: int = 0
+
+    @property
+    def deadline(self) -> float | None:
+        """By `time.perf_counter`; None for no limit."""
+        return None if self.budget is None else self.timeline.arrival + self.budget
+
+    async def within_budget(self, answer: Awaitable[T]) -> T:
+        """Awaits an answer, at most until the deadline.
+
+        Raises:
+          DeadlineExceeded: names the stage that was waited for.
+        """
+        if self.deadline is None:
+            return await answer
+        limit = asyncio.timeout(self.deadline - time.perf_counter())
+        try:
+            async with limit:
+                return await answer
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(f"{self.waiting_for}: no answer within the budget of {self.budget} s") from error
+
+    def finish(self) -> dict[str, Any]:
+        """The fields that every answer carries."""
+        now = time.perf_counter()
+        if self.candidates_there is not None:
+            self.timeline.add("critical", self.candidates_there, now)
+        self.timeline.add("total", self.timeline.arrival, now)
+        since = None if self.user is None else self.user.since
+        return {
+            "version": self.version.name,
+            "non_finite": self.non_finite,
+            "degraded": self.reason is not None,
+            "reason": self.reason,
+            "state_age": None if since is None else now - since,
+            "stages": self.timeline.stages(),
+            "timeline": self.timeline,
+        }
+
+
+class Admission:
+    """Requests that are under way, used from the event loop's thread.
+
+    Args:
+      config: `max_pending` and `budget`.
+      metrics: where every request's fate is counted.
+    """
+
+    def __init__(self, config: ServingConfig, metrics: Metrics):
+        self.open = False
+        self._config = config
+        self._metrics = metrics
+        self._pending: dict[Job, asyncio.Task[Any]] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def require_open(self) -> None:
+        """Raises EngineClosed before the start and from the beginning of the shutdown on."""
+        if not self.open:
+            raise EngineClosed("the engine is not serving: not started, draining, or closed")
+
+    @contextlib.contextmanager
+    def admit(self, request: Any, budget: float | None, version: Version | None, *, waiting_for: str) -> Iterator[Job]:
+        """Counts a request in and out, or refuses it at once.
+
+        Raises:
+          EngineClosed, Overloaded, ValueError: as `AsyncPreRanker.rank`.
+        """
+        self.require_open()
+        assert version is not None
+        expect_budget(budget, "budget")
+        request = request if isinstance(request, Request) else Request(user=request)
+        counters = self._metrics.counters
+        counters["requests"] += 1
+        if len(self._pending) >= self._config.max_pending:
+            counters["refused"] += 1
+            raise Overloaded(f"{self._config.max_pending} requests are under way, as many as max_pending allows")
+        limit = budget if budget is not None else request.budget if request.budget is not None else self._config.budget
+        job = Job(request, version, limit, waiting_for)
+        task = asyncio.current_task()
+        assert task is not None
+        self._pending[job] = task
+        self._empty.clear()
+        try:
+            yield job
+            counters["answered"] += 1
+            if job.degraded is not None:
+                counters["degraded"] += 1
+                self._metrics.degraded[job.degraded] += 1
+        except asyncio.CancelledError:
+            counters["cancelled"] += 1
+            raise
+        except Exception as error:
+            self._metrics.failed[type(error).__name__] += 1
+            raise
+        finally:
+            counters["non_finite_scores"] += job.non_finite
+            del self._pending[job]
+            self._metrics.observe(job.timeline.stages())
+            if not self._pending:
+                self._empty.set()
+
+    async def drain(self) -> None:
+        """Lets nothing in any more, and returns when nothing is under way; cancels what is after `drain_timeout` seconds."""
+        self.open = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.drain_timeout):
+                await self._empty.wait()
+        for task in self._pending.values():
+            task.cancel()
+        await self._empty.wait()

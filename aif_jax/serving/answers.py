@@ -1,0 +1,163 @@
+"""Candidates of one request, scored as they come, and the answer made of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import numpy as np
+
+from aif_jax.serving.admission import Job
+from aif_jax.serving.buckets import split
+from aif_jax.serving.callables import Guarded
+from aif_jax.serving.config import ServingConfig
+from aif_jax.serving.errors import NonFiniteScores
+from aif_jax.serving.metrics import Metrics
+from aif_jax.serving.programs import best_of
+from aif_jax.serving.requests import Candidates, Ranking, Scores
+from aif_jax.serving.scoring import Scored, Scorer, ScoringTask
+from aif_jax.serving.single_flight import Computation
+from aif_jax.serving.users import UserSides
+from aif_jax.serving.versions import UserSide
+
+Results = list[tuple[Candidates, Scored]]
+
+
+class CandidateScoring:
+    """Scores the candidates of requests, all at once or batch by batch.
+
+    Args:
+      users: gives the user states.
+      scorer: computes.
+      config: of the engine.
+      metrics: of the engine.
+      has_bids: whether index rows carry bids.
+    """
+
+    def __init__(self, users: UserSides, scorer: Scorer, config: ServingConfig, metrics: Metrics, *, has_bids: bool):
+        self._users = users
+        self._scorer = scorer
+        self._config = config
+        self._metrics = metrics
+        self._has_bids = has_bids
+
+    async def score(
+        self, job: Job, user: UserSide | Computation, given: Any, reader: Guarded, *, whole: bool
+    ) -> Results:
+        """Scores candidates with one user state and one index snapshot.
+
+        Args:
+          job: the request.
+          user: its user side.
+          given: candidates as `Candidates.of` takes them, or an async iterator of such.
+          reader: reads the iterator.
+          whole: all logits, for `score`; else the best, for `rank`.
+        """
+        running: list[tuple[Candidates, asyncio.Future[Scored | Exception]]] = []
+        start = job.timeline.arrival
+        try:
+            if not hasattr(given, "__aiter__"):
+                self._note_candidates(job, start, of_retrieval=not whole)
+                await self._submit(job, user, Candidates.of(given), whole, running)
+            else:
+                async with contextlib.aclosing(reader.batches(given)) as stream:
+                    async for batch in stream:
+                        self._note_candidates(job, start, of_retrieval=not whole)
+                        await self._submit(job, user, Candidates.of(batch), whole, running)
+                        start = time.perf_counter()
+            job.waiting_for = "scoring"
+            results: Results = []
+            for candidates, future in running:
+                scored = await future
+                if isinstance(scored, Exception):
+                    raise scored
+                results.append((candidates, scored))
+        except BaseException:
+            for _, future in running:
+                future.cancel()
+            raise
+        if results:
+            self._metrics.observe_scoring(time.perf_counter() - job.submitted)
+        for _, scored in results:
+            for span in scored.spans:
+                job.timeline.add(*span)
+        return results
+
+    async def _submit(
+        self,
+        job: Job,
+        user: UserSide | Computation,
+        batch: Candidates,
+        whole: bool,
+        running: list[tuple[Candidates, asyncio.Future[Scored | Exception]]],
+    ) -> None:
+        """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket."""
+        if job.request.order == "bid" and batch.bids is None and not self._has_bids:
+            raise ValueError(
+                f"order 'bid': expected bids with the candidates or {self._config.bid!r} in schema.side, got neither"
+            )
+        if running and batch.kind != running[0][0].kind and len(batch.ids):
+            raise TypeError(f"candidates: expected {running[0][0].kind} as in the batches before, got {batch.kind}")
+        if job.user is None or job.snapshot is None:
+            job.user = await self._users.ready(job, user)
+            job.snapshot = job.version.snapshot
+        for piece in split(len(batch.ids), self._config.buckets):
+            part = batch.part(piece)
+            order, job.submitted = job.request.order, time.perf_counter()
+            task = ScoringTask(job.version, job.snapshot, job.user, part, order, whole, job.submitted, job.deadline)
+            running.append((part, self._scorer.submit(task)))
+
+    @staticmethod
+    def _note_candidates(job: Job, start: float, *, of_retrieval: bool) -> None:
+        job.candidates_there = time.perf_counter()
+        if of_retrieval:
+            job.timeline.add("retrieval", start, job.candidates_there)
+
+
+def ranking(job: Job, results: Results, k: int) -> Ranking:
+    """The best k of everything that was scored for a request.
+
+    Raises:
+      NonFiniteScores: no known candidate has a finite score.
+    """
+    rows = [scored.rows for _, scored in results]
+    best = best_of([scored.part for _, scored in results if scored.part], rows, k)
+    mask = best.scores > -np.inf
+    _expect_some_finite(job, best.non_finite, mask)
+    ids = _joined([candidates.ids for candidates, _ in results])
+    chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
+    chosen[mask] = ids[best.positions[mask]]
+    return Ranking(
+        ids=chosen,
+        scores=best.scores,
+        logits=np.where(mask, best.logits, np.float32(-np.inf)),
+        mask=mask,
+        candidates=len(ids),
+        unknown=sum(int(np.count_nonzero(part < 0)) for part in rows),
+        **job.finish(),
+    )
+
+
+def scores(job: Job, results: Results) -> Scores:
+    """Every logit of a request, in order.
+
+    Raises:
+      NonFiniteScores: no known candidate has a finite score.
+    """
+    logits = np.concatenate([scored.logits for _, scored in results if scored.logits is not None] or [np.zeros(0, np.float32)])
+    known = np.concatenate([scored.rows for _, scored in results] or [np.zeros(0, np.int32)]) >= 0
+    mask = known & (logits > -np.inf)
+    _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask)
+    return Scores(logits=logits, mask=mask, **job.finish())
+
+
+def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray) -> None:
+    job.non_finite = non_finite
+    if non_finite and not mask.any():
+        raise NonFiniteScores(f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates")
+
+
+def _joined(ids: list[np.ndarray]) -> np.ndarray:
+    return ids[0] if len(ids) == 1 else np.concatenate(ids or [np.zeros(0, np.int64)])

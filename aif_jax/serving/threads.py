@@ -1,0 +1,127 @@
+"""Daemon threads that run plain functions for an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class _Call:
+    """A function to run, the future that waits for it, and the thread that runs it, while one does."""
+
+    __slots__ = ("function", "arguments", "future", "thread", "over")
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any] | None):
+        self.function = function
+        self.arguments = arguments
+        self.future = future
+        self.thread: threading.Thread | None = None
+        self.over = False  # has run, or nobody wants it any more
+
+
+class Workers:
+    """A few threads that start when they are needed and never keep the process alive.
+
+    Args:
+      name: of the threads.
+      limit: functions that run at once.
+      replace: a thread whose caller has given up no longer counts towards the limit, so that another takes its place; it ends
+        when its function returns. For functions that may hang.
+    """
+
+    def __init__(self, name: str, limit: int, *, replace: bool = False):
+        self.hung = 0  # functions that run on without a caller, where threads are replaced
+        self._name = name
+        self._limit = limit
+        self._replace = replace
+        self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._outstanding = 0  # calls that wait or run, without hung ones
+        self._threads: set[threading.Thread] = set()  # without those of hung calls
+        self._started = 0
+
+    def start(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Runs a function that nobody waits for; it must not raise."""
+        self._put(_Call(function, arguments, None))
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns or raises. Cancelled before a thread takes it, it does not run."""
+        call = _Call(function, arguments, asyncio.get_running_loop().create_future())
+        self._put(call)
+        assert call.future is not None
+        try:
+            result, error = await call.future
+        except asyncio.CancelledError:
+            self._abandon(call)
+            raise
+        if error is not None:
+            raise error
+        return result
+
+    def close(self, *, wait: float = 0.0) -> None:
+        """Ends the threads once the functions that were handed in have run; waits up to `wait` seconds for each."""
+        with self._lock:
+            threads = list(self._threads)
+            for _ in threads:
+                self._queue.put(None)
+        for thread in threads:
+            thread.join(wait)
+
+    def _put(self, call: _Call) -> None:
+        with self._lock:
+            self._outstanding += 1
+            self._grow()
+            self._queue.put(call)
+
+    def _grow(self) -> None:
+        if self._outstanding > len(self._threads) < self._limit:
+            self._started += 1
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+
+    def _abandon(self, call: _Call) -> None:
+        with self._lock:
+            if call.over or (call.thread is not None and not self._replace):
+                return
+            call.over = True
+            self._outstanding -= 1
+            if call.thread is not None:
+                self.hung += 1
+                self._threads.discard(call.thread)
+            self._grow()
+
+    def _work(self) -> None:
+        while (call := self._queue.get()) is not None:
+            with self._lock:
+                if call.over:
+                    continue
+                call.thread = threading.current_thread()
+            try:
+                outcome = call.function(*call.arguments), None
+            except BaseException as error:
+                outcome = None, error
+            with self._lock:
+                if call.over:  # given up and replaced
+                    self.hung -= 1
+                    return
+                call.over = True
+                self._outstanding -= 1
+            if call.future is not None:
+                post(call.future.get_loop(), _deliver, call.future, outcome)
+            del call, outcome  # an idle thread holds no request
+
+
+def post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    """Runs a function on a loop from another thread; does nothing where the loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
+
+
+def _deliver(future: asyncio.Future[Any], outcome: Any) -> None:
+    if not future.done():
+        future.set_result(outcome)  # errors too: a future refuses StopIteration and warns of errors that nobody awaits

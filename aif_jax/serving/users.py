@@ -1,0 +1,140 @@
+"""The user side of requests: features, user function, state, from the cache or computed while retrieval runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import jax
+
+from aif_jax.serving.admission import Job
+from aif_jax.serving.cache import StateCache, StateKey
+from aif_jax.serving.callables import Guarded
+from aif_jax.serving.config import ServingConfig
+from aif_jax.serving.errors import DeadlineExceeded
+from aif_jax.serving.metrics import Metrics
+from aif_jax.serving.programs import Programs, plain_features
+from aif_jax.serving.single_flight import Computation, SingleFlight
+from aif_jax.serving.threads import Workers
+from aif_jax.serving.versions import UserSide, Version
+from aif_jax.types import UserFeatures
+
+_FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
+
+
+class UserSides:
+    """User states of requests, used from the event loop's thread.
+
+    Args:
+      programs: compiled functions.
+      config: of the engine.
+      features: the caller's callable.
+      metrics: of the engine.
+    """
+
+    def __init__(self, programs: Programs, config: ServingConfig, features: Guarded, metrics: Metrics):
+        self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
+        self.running = SingleFlight(detached_limit=config.max_pending)
+        self.stale_age = 0.0  # of the state in the latest answer from a stale one, in seconds
+        self._programs = programs
+        self._config = config
+        self._features = features
+        self._metrics = metrics
+        self._workers = Workers("aif-user", config.user_threads)
+        self._serving: str | None = None  # version whose states are cached
+
+    def serve(self, version: str) -> None:
+        """Caches states of that model version from now on, and frees those of others."""
+        self._serving = version
+        self.cache.keep_version(version)
+
+    def join(self, job: Job, *, prepare: bool = False) -> UserSide | Computation:
+        """The user's state from the cache, or the computation of it, started where none may be shared.
+
+        Requests share a state where their feature version is known, or where `prepare` makes or made it.
+        """
+        request, version = job.request, job.version
+        key = StateKey(request.user, request.feature_version, version.name)
+        cached = self.cache.get(key)
+        if cached is not None:
+            return cached
+        keep = key
+        if request.feature_version is None and not prepare and key not in self.running:
+            key, keep = key._replace(feature_version=job), key._replace(feature_version=_FOR_STALE_USE)
+        self._metrics.counters["cache_joins"] += key in self.running
+        return self.running.join(key, lambda: self._make(job, version, keep))
+
+    def leave(self, job: Job, user: UserSide | Computation) -> None:
+        """Takes back a `join`. A user side that was only late still fills the cache; one that nobody wants is stopped."""
+        if isinstance(user, Computation):
+            self.running.leave(user, keep=job.reason is not None)
+
+    async def ready(self, job: Job, user: UserSide | Computation) -> UserSide:
+        """The user's own state if it comes in time, else the stand-in that the config allows.
+
+        Raises:
+          DeadlineExceeded, Exception: the user side is late or failed and the config allows no stand-in.
+        """
+        if isinstance(user, UserSide):
+            return user
+        task, start = user.task, time.perf_counter()
+        if not task.done():
+            left = None if job.deadline is None else max(job.deadline - self._reserve(job) - start, 0.0)
+            before, job.waiting_for = job.waiting_for, "user side"
+            await asyncio.wait({task}, timeout=left)
+            job.waiting_for = before
+            job.timeline.add("wait_user", start, time.perf_counter())
+        if task.done() and not task.cancelled() and task.exception() is None:
+            side, spans = task.result()
+            for span in spans:
+                job.timeline.add(*span)
+            return side
+        error = task.exception() if task.done() and not task.cancelled() else None
+        what = "late" if error is None else "failed"
+        error = error or DeadlineExceeded("user side: not ready within the budget")
+        if not self._config.fallback:
+            raise error
+        stale = self.cache.stale(job.request.user, job.version.name)
+        stand_in = "unknown user" if stale is None else "stale state"
+        job.reason = f"user side {what}: {error}; answered with the {stand_in}"
+        job.degraded = f"{what}, {stand_in}"
+        if stale is None:
+            return job.version.fallback
+        self.stale_age = time.perf_counter() - stale.since
+        job.reason += f" of {self.stale_age:.1f} s ago"
+        return stale
+
+    async def close(self) -> None:
+        """Stops every computation."""
+        await self.running.close()
+        await asyncio.to_thread(self._workers.close, wait=1.0)
+
+    def _reserve(self, job: Job) -> float:
+        """Seconds to keep for scoring: the config's, or what recent requests needed where that is more."""
+        assert job.budget is not None
+        return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
+
+    async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[tuple[str, float, float]]]:
+        """Fetches features, runs the user function, caches the state."""
+        start = time.perf_counter()
+        features = await self._features(job.request)
+        fetched = time.perf_counter()
+        state, length, computed, ready = await self._workers.run(self._compute, version, features)
+        side = UserSide(state, length, start)
+        if version.name == self._serving:
+            self.cache.put(key, side, since=start)
+        return side, [("features", start, fetched), ("user", computed, ready)]
+
+    def _compute(self, version: Version, features: UserFeatures) -> tuple[Any, int, float, float]:
+        """In a worker thread: dispatches the user function, and waits there so that a backlog forms here, where requests can
+        be cancelled, and not in the device's queue before the interactions of others."""
+        start = time.perf_counter()
+        with jax.profiler.TraceAnnotation("aif.user"):
+            features = plain_features(self._programs.model.config.schema, features, encoding=version.encoding)
+            length = len(features.history.mask)
+            if length not in version.user:
+                raise ValueError(f"UserFeatures.history: expected a length L among {list(version.user)}, got {length}")
+            state = version.user[length](version.params, self._programs.upload_features(features))
+            jax.block_until_ready(state)
+        return state, length, start, time.perf_counter()

@@ -1,0 +1,237 @@
+"""What `features` and `retrieval` may do to an engine: raise anything, never return, refuse to be cancelled."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Request, ServingConfig
+from aif_jax.serving.callables import Guarded
+from tests.serving_world import run, share_programs, shared
+
+FATAL = [SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit, asyncio.CancelledError]
+ORDINARY = [KeyError, MemoryError, TimeoutError, StopAsyncIteration, RuntimeError, RecursionError, BaseExceptionGroup]
+
+
+def error_of(kind):
+    return BaseExceptionGroup("several", [KeyboardInterrupt()]) if kind is BaseExceptionGroup else kind("out of nothing")
+
+
+@pytest.fixture
+def world():
+    return shared()
+
+
+def engine_of(world, features, retrieval, **changes):
+    config = world.engine(**changes).config
+    engine = AsyncPreRanker(world.model, world.params, world.index, config=config, features=features, retrieval=retrieval)
+    return share_programs(engine, world)
+
+
+@pytest.mark.parametrize("kind", FATAL + ORDINARY)
+def test_whatever_a_callable_raises_is_the_error_of_one_request(world, kind):
+    def plain(request):
+        raise error_of(kind)
+
+    async def on_loop(request):
+        raise error_of(kind)
+
+    async def stream(request):
+        yield world.ids[:5]
+        raise error_of(kind)
+
+    async def test():
+        wanted = CallableError if kind in (*FATAL, BaseExceptionGroup) else (kind, RuntimeError)
+        for retrieval in (plain, on_loop, stream):
+            async with engine_of(world, lambda request: world.user(3), retrieval) as engine:
+                answers = await asyncio.gather(
+                    *[engine.rank(name, 5, budget=20.0) for name in range(3)], return_exceptions=True
+                )
+                assert all(isinstance(answer, wanted) for answer in answers), answers
+                assert kind.__name__ in str(answers[0]) or "out of nothing" in str(answers[0])
+                assert not asyncio.current_task().cancelling()
+                assert sum(engine.metrics()["failed"].values()) == 3 and engine.metrics()["gauges"]["pending"] == 0
+        for features in (plain, on_loop):
+            async with engine_of(world, features, lambda request: world.ids[:40]) as engine:
+                answer = await engine.rank(3, 5, budget=20.0)
+                assert answer.degraded and "user side failed" in answer.reason and answer.mask.all()
+
+    run(test())
+
+
+def test_plain_callables_that_never_return_are_replaced_and_left_behind(world):
+    release, hanging = threading.Event(), set(range(40))
+
+    def features(request):
+        if request.user in hanging:
+            release.wait(30)
+        return world.user(3)
+
+    async def test():
+        async with engine_of(world, features, lambda request: world.ids[:40], callable_threads=4, reserve=0.1) as engine:
+            for start in range(0, 40, 8):  # ten times as many as there are threads
+                answers = await asyncio.gather(*[engine.rank(user, 5, budget=0.3) for user in range(start, start + 8)])
+                assert all("user side late" in answer.reason for answer in answers)
+                await engine._users.running.close()  # the computations of those that were only late
+            assert 16 < engine.metrics()["gauges"]["hung_calls"] <= 40
+            assert not (await engine.rank(99, 5)).degraded
+            release.set()
+            while engine.metrics()["gauges"]["hung_calls"]:
+                await asyncio.sleep(0.01)
+            assert not (await engine.rank(98, 5)).degraded
+            assert sum(thread.name.startswith("aif-features") for thread in threading.enumerate()) <= 4
+
+    run(test())
+
+
+def test_calls_are_refused_while_too_many_hang(world):
+    release = threading.Event()
+
+    async def test():
+        retrieve = lambda request: release.wait(30) if request.context else world.ids[:40]  # noqa: E731
+        async with engine_of(world, lambda request: world.user(3), retrieve, max_hung=3, callable_threads=2) as engine:
+            for _ in range(3):
+                with pytest.raises(DeadlineExceeded, match="^retrieval"):
+                    await engine.rank(Request(user=3, context=True), 5, budget=0.05)
+            await asyncio.sleep(0.01)
+            with pytest.raises(CallableError, match="retrieval: 3 calls have not returned, as many as max_hung allows"):
+                await engine.rank(3, 5)
+            release.set()
+            while engine.metrics()["gauges"]["hung_calls"]:
+                await asyncio.sleep(0.01)
+            assert (await engine.rank(3, 5)).mask.all()
+
+    run(test())
+
+
+@pytest.mark.parametrize("where", ["features", "retrieval", "stream"])
+def test_an_answer_leaves_at_its_deadline_whatever_refuses_to_be_cancelled(world, where):
+    ended = []
+
+    async def stubborn():
+        end = time.perf_counter() + 1.0
+        while (left := end - time.perf_counter()) > 0:
+            try:
+                await asyncio.sleep(left)
+            except asyncio.CancelledError:
+                pass
+        ended.append(where)
+
+    async def features(request):
+        await (stubborn() if where == "features" else asyncio.sleep(0))
+        return world.user(3)
+
+    async def in_batches():
+        yield world.ids[:20]
+        await stubborn()
+
+    async def retrieval(request):
+        await (stubborn() if where == "retrieval" else asyncio.sleep(0))
+        return in_batches() if where == "stream" else world.ids[:40]
+
+    async def test():
+        async with engine_of(world, features, retrieval, reserve=0.1) as engine:
+            try:
+                answer = await engine.rank(3, 5, budget=0.4)
+                assert where == "features" and "late" in answer.reason
+            except DeadlineExceeded as error:
+                assert where != "features" and str(error).startswith("retrieval")
+            assert not ended  # it is still at it
+            await engine.close()
+            assert not ended
+        await asyncio.sleep(1.0)
+        assert ended == [where]
+
+    run(test())
+
+
+def test_a_call_that_takes_longer_than_its_timeout_is_given_up(world):
+    async def slow(request):
+        await asyncio.sleep(30)
+
+    async def slow_stream(request):
+        yield world.ids[:20]
+        await asyncio.sleep(30)
+
+    async def test():
+        async with engine_of(world, slow, lambda request: world.ids[:40], callable_timeout=0.05) as engine:
+            answer = await engine.rank(3, 5)
+            assert "user side failed: features: no answer within callable_timeout=0.05 s" in answer.reason
+        for retrieval in (slow, slow_stream, lambda request: time.sleep(0.3)):
+            async with engine_of(world, lambda request: world.user(3), retrieval, callable_timeout=0.05) as engine:
+                with pytest.raises(TimeoutError, match="retrieval: no answer within callable_timeout=0.05 s"):
+                    await engine.rank(3, 5)
+
+    run(test())
+
+
+def test_a_stream_that_never_waits_does_not_hold_up_the_loop(world):
+    closed = []
+
+    async def endless(request):
+        try:
+            while True:
+                yield world.ids[:1]
+        finally:
+            closed.append(True)
+
+    async def test():
+        async with engine_of(world, lambda request: world.user(3), endless) as engine:
+            with pytest.raises(DeadlineExceeded, match="^retrieval"):
+                await engine.rank(3, 5, budget=0.2)
+            await asyncio.sleep(0.05)
+            assert closed == [True]
+
+    run(test())
+
+
+def test_a_process_ends_although_calls_never_return(python):
+    code = """
+import asyncio, time
+from aif_jax.serving import ServingConfig
+from aif_jax.serving.callables import Guarded
+
+async def main():
+    call = Guarded("features", lambda request: time.sleep(600), ServingConfig(callable_threads=2, callable_timeout=0.05))
+    for _ in range(5):
+        try:
+            await call(None)
+        except TimeoutError as error:
+            await asyncio.sleep(0.01)
+            print(error, call.hung)
+    call.close()
+
+asyncio.run(main())
+"""
+    assert "features: no answer within callable_timeout=0.05 s 5" in python(code, timeout=60)
+
+
+def test_a_cancelled_call_that_waits_for_a_thread_does_not_run():
+    ran = []
+
+    async def test():
+        call = Guarded("features", lambda name: (time.sleep(0.1), ran.append(name)), ServingConfig(callable_threads=1))
+        tasks = [asyncio.create_task(call(name)) for name in ("first", "second", "third")]
+        await asyncio.sleep(0.02)
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert ran == ["first", "third"] and call.hung == 0
+        call.close()
+
+    run(test())
+
+
+def test_objects_and_functions_that_return_awaitables_are_awaited():
+    class Callable:
+        async def __call__(self, request):
+            return request + 1
+
+    async def test():
+        for function in (Callable(), lambda request: Callable()(request), lambda request: request + 1):
+            call = Guarded("features", function, ServingConfig(callable_timeout=None))
+            assert await call(np.int32(1)) == 2
+            call.close()
+
+    run(test())
