@@ -74,8 +74,8 @@ def test_bad_values_are_refused_with_their_position_in_the_log(tmp_path):
 
 def test_what_is_there_stays_and_what_fails_leaves_nothing(tmp_path):
     write_log(tmp_path / "log", chunks(table(9), []))
-    with pytest.raises(FileExistsError, match="which exists"):
-        EventLogWriter(tmp_path / "log")
+    with pytest.raises(FileExistsError, match="something is there"), EventLogWriter(tmp_path / "log"):
+        pass
     with pytest.raises(ValueError, match="out of order"):
         write_log(tmp_path / "other", [{"user": [2, 1], "item": [1, 1], "action": [1, 1], "time": [1, 1]}])
     assert [p.name for p in tmp_path.iterdir()] == ["log"]
@@ -85,18 +85,18 @@ def test_what_is_there_stays_and_what_fails_leaves_nothing(tmp_path):
 
 STREAM = """
 import json, threading, time
-import aif_jax.data.validate as validate
-validate.BLOCK = {block}
+import aif_jax.checks as checks
+checks.BLOCK = {block}
 import numpy as np
 import aif_jax as aif
 from aif_jax.data import candidates
-from aif_jax.data.catalogue import Catalogue
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.log_files import write_log
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.positions import Positions
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import time_cuts
+from aif_jax.vocabulary import Vocabulary
 
 def resident(field):
     for line in open("/proc/self/status"):
@@ -123,9 +123,9 @@ def chunks():
         yield dict(user=user, item=item, action=np.ones_like(item), time=time_)
 
 schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=items), aif.Attribute(name="category", size=9)))
-catalogue = Catalogue.from_items(schema, np.arange(items - 1), ids=dict(category=np.arange(items - 1) % 8 + 1))
-vocabularies = dict(users=aif.Vocabulary(np.arange(users)), items=aif.Vocabulary(np.arange(items - 1)))
-config = aif.Config(schema=schema, memory=(), simtier="off")
+catalogue = aif.Catalogue.from_items(schema, np.arange(items - 1), ids=dict(category=np.arange(items - 1) % 8 + 1))
+vocabularies = dict(users=Vocabulary(np.arange(users)), items=Vocabulary(np.arange(items - 1)))
+config = aif.Config(schema=schema)
 before = resident("RssAnon")
 
 def phase(name):

@@ -1,35 +1,34 @@
 """An event log written as a stream: sorted chunks in, memory-mapped files out, in memory that does not grow with the log.
 
-`EventLog.load` reads what is written here. The source must already be sorted by user and time, as `ORDER BY user, time` of a
-database or a sorted Parquet file is: sorting a log that does not fit into memory is the business of those tools, and the order
-is checked here, across the borders of chunks too. Source: ours.
+`EventLog.load` reads what is written here. The source must be sorted by user and time, as `ORDER BY user, time` of a database or
+a sorted Parquet file is; the order is checked here, across the borders of chunks too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pathlib
-import shutil
 from collections.abc import Iterable, Mapping
-from types import TracebackType
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from aif_jax.data.events import COLUMNS, EventLog, check_ranges, checked_column
+from aif_jax.folders import new_folder
 
 
 class EventLogWriter:
-    """Writes a log chunk by chunk; the folder appears under its name only when the log is complete.
+    """Writes a log chunk by chunk inside a `with` block; the folder appears when the block ends well.
 
     Memory: the chunk at hand, and 8 bytes for each user row.
 
     Args:
-      folder: must not exist yet.
+      folder: must not exist yet; checked when the block begins.
       users: U, rows of the user vocabulary, row 0 included; None: the largest user row plus 1.
 
     Raises:
-      FileExistsError: the folder is there already.
+      ValueError: fewer than one user row.
 
     Example:
       >>> import tempfile
@@ -44,28 +43,26 @@ class EventLogWriter:
     def __init__(self, folder: str | os.PathLike[str], *, users: int | None = None):
         if users is not None and users < 1:
             raise ValueError(f"users: expected at least 1 (row 0 is 'unknown'), got {users}")
-        self._target = pathlib.Path(folder)
-        if self._target.exists():
-            raise FileExistsError(f"EventLogWriter: expected a new folder, got {self._target}, which exists")
-        self._partial = self._target.with_name(self._target.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        self._users = users
-        self._size = 0
+        self._target, self._users, self._size = folder, users, 0
         self._counts = np.zeros(users or 1, np.int64)  # events of each user row
         self._last: tuple[int, int] | None = None  # user and time of the last event
-        self._files: dict[str, BinaryIO] = {name: open(self._partial / f"{name}.npy", "wb") for name in COLUMNS}
-        for name, file in self._files.items():
-            _write_header(file, COLUMNS[name], 0)
+        self._stack = contextlib.ExitStack()
+        self._partial = Path()
+        self._files: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> EventLogWriter:
+        self._partial = self._stack.enter_context(new_folder(self._target))
+        for name, dtype in COLUMNS.items():
+            self._files[name] = self._stack.enter_context(open(self._partial / f"{name}.npy", "wb"))
+            _write_header(self._files[name], dtype, 0)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
+    def __exit__(self, *error: Any) -> None:
+        with self._stack:
+            if error[0] is None:
+                self._complete()
+            else:
+                self._stack.__exit__(*error)
 
     def __len__(self) -> int:
         """Events so far."""
@@ -106,27 +103,15 @@ class EventLogWriter:
         self._last = int(columns["user"][-1]), int(columns["time"][-1])
         self._size += lengths["user"]
 
-    def close(self) -> None:
-        """Completes the files and gives the folder its name."""
-        if not self._files:
-            return
+    def _complete(self) -> None:
+        """Completes the headers and writes the offsets."""
         for name, file in self._files.items():
             file.seek(0)
             _write_header(file, COLUMNS[name], self._size)
-            file.close()
-        self._files = {}
         users = self._users if self._users is not None else (self._last[0] if self._last is not None else 0) + 1
         offsets = np.zeros(users + 1, np.int64)
         np.cumsum(self._counts[:users], out=offsets[1:])
         np.save(self._partial / "offsets.npy", offsets)
-        os.replace(self._partial, self._target)
-
-    def discard(self) -> None:
-        """Throws away what was written."""
-        for file in self._files.values():
-            file.close()
-        self._files = {}
-        shutil.rmtree(self._partial, ignore_errors=True)
 
     def _check_order(self, user: np.ndarray, time: np.ndarray) -> None:
         wrong = (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
