@@ -110,26 +110,26 @@ def render(report: dict[str, Any]) -> str:
     lines += [f"  {name:<18}{count}" for name, count in report["threads"].items() if count is not None]
     lines += [f"  {name:<18}{value}" for name, value in report["environment"].items()]
     lines += ["", "extras"]
-    for extra, found in report["extras"].items():
-        missing = [name for name, version in found.items() if version is None]
-        here = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    for extra, versions in report["extras"].items():
+        missing = [name for name, version in versions.items() if version is None]
+        here = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         hint = f'  (missing {", ".join(missing)}: pip install "aif_jax[{extra}]")' if missing else ""
         lines.append(f"  {extra:<18}{here}{hint}")
     lines += ["", "checks"]
     for name, check in report["checks"].items():
-        lines.append(f"  {name:<18}{check['status']:<9}{check['found']} ({check['seconds']:.1f} s)")
+        lines.append(f"  {name:<18}{check['status']:<9}{check['finding']} ({check['seconds']:.1f} s)")
     return "\n".join([*lines, "", "all well" if report["healthy"] else "NOT WELL: a check failed"])
 
 
 def _run(check: Callable[[], str]) -> dict[str, Any]:
     start = time.perf_counter()
     try:
-        status, found = "ok", check()
+        status, finding = "ok", check()
     except Skipped as reason:
-        status, found = "skipped", str(reason)
+        status, finding = "skipped", str(reason)
     except Exception as error:  # whatever goes wrong is the finding
-        status, found = "failed", f"{type(error).__name__}: {error}"
-    return {"status": status, "found": found, "seconds": time.perf_counter() - start}
+        status, finding = "failed", f"{type(error).__name__}: {error}"
+    return {"status": status, "finding": finding, "seconds": time.perf_counter() - start}
 
 
 def _devices() -> list[str]:

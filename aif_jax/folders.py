@@ -28,7 +28,7 @@ AT_CURRENT_FOLDER, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renamea
 def new_folder(path: str | os.PathLike[str], *, exist: Literal["error", "replace"] = "error") -> Iterator[Path]:
     """A folder to fill, which gets its name when the block ends well and is removed when the block raises.
 
-    Files and folders are forced to disk before the rename, so the name never stands for half-written contents, not even after a
+    Files and folders are forced to disk before the rename, so no half-written folder ever has the name, not even after a
     power cut. The yielded folder is alone in its parent: scratch files may go to `partial.parent` and vanish with it.
 
     Args:
@@ -134,7 +134,7 @@ def _replace(partial: Path, target: Path) -> None:
 
 
 def _work_folder(target: Path) -> tuple[Path, int]:
-    """A new work folder and its lock, which the kernel lets go of when the process ends, however it ends."""
+    """A new work folder and its lock, which the kernel releases when the process ends, however it ends."""
     while True:  # until no other process takes the folder for a leftover before it is locked
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:

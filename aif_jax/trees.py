@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
     if len(named) != len(flat):
-        raise ValueError("expected a path of its own for every leaf, got two leaves with the same path; avoid '/' in keys")
+        raise ValueError("expected a different path for every leaf, got two leaves with the same path; avoid '/' in keys")
     return named
 
 
@@ -44,6 +44,12 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(group, {})
         inner[last] = leaf
     return nested
+
+
+def table_of(path: tuple, names: Iterable[str]) -> str | None:
+    """The embedding table that a leaf of a training state belongs to: optimizer states mirror the parameters, so paths end alike."""
+    keys = [key.key for key in path[-2:] if isinstance(key, jax.tree_util.DictKey)]
+    return keys[1] if len(keys) == 2 and keys[0] == "embedding" and keys[1] in names else None
 
 
 def is_key(leaf: Any) -> bool:

@@ -251,7 +251,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
         checkpoint.save(tmp_path / "a", {"item": object()}, CONFIG)
     with pytest.raises(ValueError, match="expected at least one array"):
         checkpoint.save(tmp_path / "a", {}, CONFIG)
-    with pytest.raises(ValueError, match="a path of its own"):
+    with pytest.raises(ValueError, match="expected a different path for every leaf"):
         checkpoint.save(tmp_path / "a", {"a/b": np.ones(1), "a": {"b": np.ones(1)}}, CONFIG)
     assert not (tmp_path / "a").exists()
 
@@ -295,7 +295,7 @@ for name, damage in dict(deleted=None, truncated=lambda data: data[: len(data) /
 def test_damage_to_any_file_is_found_or_harmless(copy, python):
     """Every file of a checkpoint is damaged in turn: either `load` says so, or what it gives is what was saved.
 
-    In a process of its own and without warnings as errors: where a read fails, Orbax drops the others that are under way, and
+    In a separate process and without warnings as errors: where a read fails, Orbax drops the others that are under way, and
     their callbacks complain at some later moment.
     """
     lines = python(DAMAGE.format(folder=str(copy)), env={"PYTHONWARNINGS": "default"}).splitlines()
@@ -443,7 +443,7 @@ print(run.steps)
 
 
 def test_a_disk_that_fills_up_is_reported_by_wait(python, tmp_path):
-    """A limit on the size of files stands in for the full disk: the error comes up in a thread in the background."""
+    """A limit on the size of files plays the full disk: the error comes up in a thread in the background."""
     said = python(FULL_DISK.format(folder=str(tmp_path / "run")), env={"PYTHONWARNINGS": "default"})
     assert re.match(r"raised by wait: .*\n\[1\]\n", said), said
     with Checkpoints(tmp_path / "run") as run:

@@ -1,4 +1,4 @@
-"""The checkpoints of one training run: saved in the background, the last and the best are kept."""
+"""The checkpoints of one training run: saved in the background, pruned to the last and the best."""
 
 from __future__ import annotations
 
@@ -163,9 +163,9 @@ class Checkpoints:
             remove_unfinished(self.directory)
             self._swept = True
         write_packed(self._folder(step), packed)
-        kept = {*self.steps[-self.keep_last :], self.best}
+        keep = {*self.steps[-self.keep_last :], self.best}
         for old in self.steps:
-            if old not in kept:
+            if old not in keep:
                 remove_folder(self._folder(old))
 
     def _folder(self, step: int) -> Path:

@@ -15,7 +15,7 @@ from aif_jax.readers import load_columns, read_items
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `index` with its own commands."""
+    """Adds `index` with its commands."""
     text = "Builds, updates, inspects and verifies item indexes on disk."
     inner = commands.add_parser("index", help=text, description=text).add_subparsers(
         required=True, metavar="build|update|inspect|verify"
