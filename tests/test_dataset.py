@@ -168,7 +168,8 @@ def test_bad_requests_are_refused():
 
 
 @pytest.mark.parametrize(("field", "value", "got"), [
-    ("item", 4, "item in [0, 4), got 4"), ("action", -1, "action in [0, 4), got -1"), ("time", 31, f"age in [0, {2**62}), got -1"),
+    ("item", 4, "item in [0, 4), got 4"), ("action", -1, "action in [0, 4), got -1"),
+    ("time", 31, f"age in [0, {2**62}), got -1"),
 ])  # fmt: skip
 def test_an_event_that_was_damaged_after_the_check_is_named(field, value, got):
     data = dataset()
