@@ -59,7 +59,7 @@ def test_rows_are_the_item_function(built):
     assert np.array_equal(rows.fitted["signatures_32"], want.fitted["signatures_32"])
 
 
-@pytest.mark.parametrize("variant", ["codes by action", "cold", "exact", "dot products"])
+@pytest.mark.parametrize("variant", ["codes by action", "cold", "exact"])
 def test_every_kind_of_model_scores_from_the_table_as_from_features(variant):
     model, params = demo.build(**demo.VARIANTS[variant])
     features = demo.items(20)
@@ -68,8 +68,9 @@ def test_every_kind_of_model_scores_from_the_table_as_from_features(variant):
     candidates, _ = index.lookup([7, 3, 11])
     with index.reading() as table:
         got = jax.jit(lambda table, rows: model.interaction(params, state, index.decode(table, rows)))(table, candidates)
-    want = jax.jit(model.joint)(params, demo.user(model.config), part(features, np.array([7, 3, 11])))
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    items = part(features, np.array([7, 3, 11]))
+    want = jax.jit(lambda items: model.interaction(params, state, jax.vmap(model.item, (None, 0))(params, items)))(items)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_lookup(built):
@@ -86,7 +87,7 @@ def test_lookup(built):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ([1.5], "expected integers or strings, all of one kind, got dtype float64"),
+        ([1.5], "expected integers or strings.*, got dtype float64"),
         (["7"], "expected integers, got strings"),
         (np.array([7, None], object), "NoneType after int at position 1"),
         ([7, "7"], "str after int at position 1"),

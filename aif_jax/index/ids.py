@@ -35,9 +35,9 @@ class Keys(NamedTuple):
         Raises:
           ValueError: two different strings with one hash.
         """
-        _, first, inverse = np.unique(self.key[::-1], return_index=True, return_inverse=True)
+        distinct, first = np.unique(self.key[::-1], return_index=True)
         last = len(self.key) - 1 - first
-        if self.mark is not None and (self.mark[last][inverse] != self.mark[::-1]).any():
+        if self.mark is not None and (self.mark[last][np.searchsorted(distinct, self.key)] != self.mark).any():
             raise ValueError(f"{name}: {COLLISION}")
         return np.sort(last)
 

@@ -81,9 +81,7 @@ class Lease:
         last = max(claims, default=0)
         if last > self.number:
             owner = _described(claims[last], last)
-            raise WriterConflict(
-                f"{self.directory}: {owner} took over; this writer (owner {self.number}) saves no more"
-            )
+            raise WriterConflict(f"{self.directory}: {owner} took over; this writer (owner {self.number}) saves no more")
 
     def release(self) -> None:
         """Lets the next owner in."""
