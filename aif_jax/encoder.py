@@ -220,6 +220,8 @@ class Encoder:
         for path, array in arrays.items():
             name, _, key = path.rpartition("/")
             parts.setdefault(name, {})[key] = array
+        if missing := [name for name, part in parts.items() if not part]:
+            raise ValueError(f"encoder: expected arrays of every vocabulary, got none of {missing}")
         try:
             encoder = cls(
                 schema=Schema.from_json(record["schema"]),

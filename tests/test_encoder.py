@@ -1,0 +1,351 @@
+"""The encoder: raw users, events and items to features; every rule of its table, what it refuses, what it keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aif_jax.columns import Columns
+from aif_jax.encoder import Encoder, scale_of, schema_of
+from aif_jax.features import check_item_features, check_user_features
+from aif_jax.types import UserFeatures
+from aif_jax.vocabulary import Vocabulary
+
+COLUMNS = Columns(
+    user="uid", item="sku", time="at", action="event", actions=("view", "buy"), item_attributes=("shop",), item_bags=("tags",),
+    bag_length=2, item_floats=("price",), side=("bid",), content="vector", user_attributes=("country",), user_floats=("age",),
+    user_id=True, item_key="id", text=("shop",),
+)  # fmt: skip
+VOCABULARIES = {
+    "user": Vocabulary(["ann", "bob"]),
+    "item": Vocabulary([10, 20, 30]),
+    "category": Vocabulary(["cup", "tea"]),
+    "shop": Vocabulary(["7", "8"]),
+    "tags": Vocabulary(["hot", "new"]),
+    "country": Vocabulary(["DE", "FR"]),
+}
+NOW = 1_600_000_000
+
+
+def encoder(columns: Columns = COLUMNS, vocabularies=VOCABULARIES, content: int = 2, **changes) -> Encoder:
+    scales = {"item/price": (5.0, 2.0), "user/age": (40.0, 10.0)} if columns is COLUMNS else {}
+    settings = {"scales": scales, "length": 4} | changes
+    return Encoder(
+        schema=schema_of(columns, vocabularies, content=content), columns=columns, vocabularies=vocabularies, **settings
+    )
+
+
+def plain(unit: str = "s", **changes) -> Encoder:
+    """Items 1 to 9 and nothing else."""
+    columns = Columns(time_unit=unit)
+    vocabularies = {"user": Vocabulary([1]), "item": Vocabulary(range(1, 10)), "category": Vocabulary([1])}
+    return encoder(columns, vocabularies, 0, **changes)
+
+
+def rows(features: UserFeatures) -> list[tuple]:
+    """(item, action, age) of the events that there are."""
+    history = features.history
+    count = int(history.mask.sum())
+    assert history.mask.tolist() == [True] * count + [False] * (len(history.mask) - count)
+    for values in (history.item, history.action, history.age):
+        assert not values[count:].any()
+    return list(zip(history.item[:count].tolist(), history.action[:count].tolist(), history.age[:count].tolist(), strict=True))
+
+
+EVENTS = {"sku": [10, 99, 30], "at": [NOW - 90, NOW - 60, NOW - 30], "event": ["buy", "view", "look"]}
+KNOWN = [(3, 0, 30.0), (0, 1, 60.0), (1, 2, 90.0)]  # most recent first; item 99 and "look" are unknown
+
+
+def test_one_user_by_hand():
+    made = encoder()
+    features = made({"uid": "bob", "country": "FR", "age": 25, "shoe size": 43}, EVENTS, NOW)
+    assert {name: int(row) for name, row in features.ids.items()} == {"user": 2, "country": 2}
+    assert features.floats.tolist() == [-1.5] and rows(features) == KNOWN
+    assert features.encoding == made.version
+    check_user_features(made.schema, features, batched=False)
+
+
+@pytest.mark.parametrize("events", [
+    EVENTS,
+    {name: values[::-1] for name, values in EVENTS.items()},
+    {name: [values[i] for i in (1, 2, 0)] for name, values in EVENTS.items()},
+    {name: np.array(values) for name, values in EVENTS.items()},
+    {name: np.array(values, object if name == "event" else None) for name, values in EVENTS.items()},
+    pa.RecordBatch.from_pydict(EVENTS),
+    pa.table(EVENTS | {"at": pa.array(EVENTS["at"], pa.timestamp("s", "UTC"))}),
+    pa.concat_tables([pa.table(EVENTS).slice(1), pa.table(EVENTS).slice(0, 1)]),
+    EVENTS | {"at": np.array(EVENTS["at"], "datetime64[s]").astype("datetime64[ns]")},
+    EVENTS | {"something": [None] * 3},
+])  # fmt: skip
+def test_events_in_any_order_and_form(events):
+    assert rows(encoder().user(None, events, NOW)) == KNOWN
+
+
+@pytest.mark.parametrize("now", [
+    NOW, np.int64(NOW), np.datetime64(NOW, "s"), datetime.datetime.fromtimestamp(NOW, datetime.UTC),
+    datetime.datetime.fromtimestamp(NOW, datetime.timezone(datetime.timedelta(hours=8))),
+])  # fmt: skip
+def test_now_as_an_integer_or_a_date(now):
+    assert rows(encoder().user(None, EVENTS, now)) == KNOWN
+
+
+def test_the_unknown_user_and_no_events():
+    made = encoder()
+    for user in (None, {"uid": "eve", "country": None, "age": None}, {"uid": None, "country": "XX", "age": 40}):
+        features = made.user(user, None, NOW)
+        assert not features.ids["user"] and not features.ids["country"] and features.floats.tolist() == [0]
+        assert rows(features) == []
+        check_user_features(made.schema, features, batched=False)
+    for empty in ({"sku": [], "at": [], "event": []}, pa.table(EVENTS).slice(0, 0), {k: np.array([]) for k in EVENTS}):
+        assert rows(made.user(None, empty, NOW)) == []
+
+
+def test_more_events_than_fit():
+    events = {"item": [1, 2, 3, 4, 5, 6, 7], "time": [NOW - 10 * age for age in (7, 1, 3, 2, 6, 4, 5)]}
+    assert [item for item, *_ in rows(plain().user(None, events, NOW))] == [2, 4, 3, 6]
+    assert [item for item, *_ in rows(plain(length=1).user(None, events, NOW))] == [2]
+    assert len(plain(length=9).user(None, events, NOW).history.mask) == 9
+
+
+def test_events_of_the_same_second_as_the_request_are_left_out():
+    """A sample's history ends before its second, because the order within a second is not known."""
+    events = {"item": [1, 2, 3, 4], "time": [NOW * 1000 - 1, NOW * 1000, NOW * 1000 + 400, NOW * 1000 + 600]}
+    assert rows(plain("ms").user(None, events, NOW * 1000 + 500)) == [(1, 1, 1.0)]
+
+
+def test_events_later_than_the_request():
+    events = {"item": [1, 2], "time": [NOW - 5, NOW + 60]}
+    assert rows(plain().user(None, events, NOW)) == [(1, 1, 5.0)]  # clocks differ a little
+    message = r"events, column 'time': expected times up to the request's, 60 s .* got one 61 s later at position \[1\]"
+    with pytest.raises(ValueError, match=message):
+        plain().user(None, events, NOW - 1)
+    with pytest.raises(ValueError, match="5 s of clock skew allowed"):
+        plain(max_skew=5).user(None, events, NOW)
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor", "likely"), [("s", 1000, "ms"), ("s", 10**6, "us"), ("ms", 1, "s"), ("us", 10**3 * 10**6, "ns")]
+)
+def test_times_in_another_unit_are_refused_with_the_likely_one(unit, factor, likely):
+    per_second = {"s": 1, "ms": 1000, "us": 10**6}[unit]
+    good, wrong = NOW * per_second, NOW * factor
+    made = plain(unit)
+    for events, now, where in (([wrong], good, "events, column 'time'"), ([good - per_second], wrong, "now")):
+        with pytest.raises(ValueError, match=rf"{where}: expected a time .* in '{unit}', got {wrong}.*looks like '{likely}'"):
+            made.user(None, {"item": [1] * len(events), "time": events}, now)
+
+
+def test_ties_do_not_depend_on_the_order_of_arrival():
+    columns = dataclasses.replace(COLUMNS, content=None)
+    made = encoder(columns, content=0, length=3)
+    events = [(30, NOW - 9, "view"), (10, NOW - 9, "buy"), (10, NOW - 9, "view"), (77, NOW - 9, "buy"), (20, NOW - 5, "buy")]
+    seen = set()
+    for seed in range(20):
+        order = np.random.default_rng(seed).permutation(5)
+        table = {name: [events[i][k] for i in order] for k, name in enumerate(("sku", "at", "event"))}
+        seen.add(tuple(rows(made.user(None, table, NOW))))
+    assert seen == {((2, 2, 5.0), (3, 1, 9.0), (1, 2, 9.0))}  # by item, then by action, the last ones first
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(-5, 12)), max_size=30),
+    st.integers(1, 6),
+    st.randoms(use_true_random=False),
+)
+def test_histories_equal_a_plain_loop(events, length, random):
+    events = [(item, NOW + second) for item, second in events]
+    earlier = sorted(((time, item if 1 <= item <= 9 else 0) for item, time in events if time < NOW), reverse=True)[:length]
+    random.shuffle(events)
+    table = {"item": [item for item, _ in events], "time": [time for _, time in events]}
+    got = rows(plain(length=length).user(None, table, NOW))
+    assert got == [(item, 1, float(NOW - time)) for time, item in earlier]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"sku": ["10", "20", "30"]}, TypeError, "expected integers like the vocabulary, got dtype <U2"),
+    ({"sku": [10, None, 30]}, TypeError, "got NoneType after int at position 1"),
+    ({"sku": [10.0, 20.0, 30.0]}, TypeError, "got dtype float64"),
+    ({"event": ["buy", None, "view"]}, TypeError, "got NoneType after str at position 1"),
+    ({"event": [0.5, 1.5, 2.5]}, TypeError, "got dtype float64"),
+    ({"at": [1.5, 2.5, 3.5]}, TypeError, "events, column 'at': expected integer times in 's' or datetime64, got dtype float64"),
+    ({"at": np.array([1, "NaT", 3], "datetime64[s]")}, ValueError, "expected a time, got none (NaT) at position [1]"),
+    ({"at": [NOW - 1, NOW - 2]}, ValueError, "events: expected columns of one length, got {'sku': 3, 'at': 2, 'event': 3}"),
+])  # fmt: skip
+def test_wrong_events_are_refused(change, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        encoder().user(None, EVENTS | change, NOW)
+
+
+def test_a_missing_column_is_named():
+    made = encoder()
+    with pytest.raises(ValueError, match=r"expected a column 'event', got \['sku', 'at'\]"):
+        made.user(None, {name: EVENTS[name] for name in ("sku", "at")}, NOW)
+    with pytest.raises(ValueError, match=r"user: expected values of \['uid', 'country', 'age'\], got none of \['age'\]"):
+        made.user({"uid": "ann", "country": "DE"}, None, NOW)
+    with pytest.raises(ValueError, match=r"now: expected one time, got an array of shape \[2\]"):
+        made.user(None, None, [NOW, NOW])
+
+
+@pytest.mark.parametrize(("age", "error", "message"), [
+    (float("nan"), ValueError, "column 'age': expected finite values, got nan"), (1e300, ValueError, "got inf"),
+    ("40", TypeError, "column 'age': expected numbers, got dtype <U2"),
+])  # fmt: skip
+def test_wrong_floats_of_a_user(age, error, message):
+    with pytest.raises(error, match=message):
+        encoder().user({"uid": "ann", "country": "DE", "age": age}, None, NOW)
+
+
+@pytest.mark.parametrize(("actions", "raw", "expected"), [
+    (("view", "buy"), ["buy", "view", "x"], [2, 1, 0]),
+    ((4, 2), [2, 4, 3], [2, 1, 0]),
+    (("4", "2"), np.array([2, 4, 3], np.int8), [2, 1, 0]),  # a command line names integers as text
+    ((4, 2), np.array(["2", "4", "04"]), [2, 1, 0]),
+    (("view", "buy"), [1, 2], [0, 0]),
+])  # fmt: skip
+def test_actions_in_the_order_of_the_columns(actions, raw, expected):
+    columns = dataclasses.replace(COLUMNS, actions=actions)
+    made = encoder(columns)
+    assert made.action_rows(raw).tolist() == expected
+    assert made.action_rows(pa.array(raw)).tolist() == expected
+    assert made.schema.actions == 3
+
+
+def test_actions_of_a_vocabulary():
+    columns = dataclasses.replace(COLUMNS, actions=())
+    made = encoder(columns, VOCABULARIES | {"action": Vocabulary(["buy", "view", "wish"])})
+    assert made.schema.actions == 4 and made.action_rows(["wish", "look"]).tolist() == [3, 0]
+
+
+ITEMS = {
+    "id": [20, 99, 30],
+    "category": ["tea", "cup", "pot"],
+    "shop": ["8", "9", None],
+    "tags": [["new", "hot", "new"], [], None],
+    "price": [7.0, 5.0, 1.0],
+    "bid": [0.5, 1.0, 2.0],
+    "vector": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]],
+}
+
+
+@pytest.mark.parametrize("table", [
+    ITEMS, pa.RecordBatch.from_pydict(ITEMS), pa.table(ITEMS | {"category": pa.array(ITEMS["category"]).dictionary_encode()}),
+    ITEMS | {"tags": ["new|hot|new", None, None], "shop": [8, 9, None]},
+    ITEMS | {"vector": np.array(ITEMS["vector"]), "price": np.array(ITEMS["price"]), "shop": np.array(["8", "9", None])},
+    pa.table(ITEMS | {"vector": pa.array(ITEMS["vector"], pa.list_(pa.float32(), 2)), "shop": pa.array([8, 9, None])}),
+])  # fmt: skip
+def test_items_by_hand(table):
+    made = encoder()
+    ids, features = made.items(table)
+    assert ids.tolist() == [20, 99, 30] and ids.dtype == np.int64
+    assert features.ids["item"].tolist() == [2, 0, 3]  # 99 is unknown; what is known of it counts all the same
+    assert features.ids["category"].tolist() == [2, 1, 0] and features.ids["shop"].tolist() == [2, 0, 0]
+    assert features.ids["tags"].tolist() == [[2, 1], [0, 0], [0, 0]]
+    assert features.floats.tolist() == [[1], [0], [-2]] and features.side["bid"].tolist() == [0.5, 1, 2]
+    assert features.content.tolist() == ITEMS["vector"] and features.encoding == made.version
+    check_item_features(made.schema, features, batched=True)
+
+
+def test_one_item():
+    made = encoder()
+    features = made.item({name: values[0] for name, values in ITEMS.items()})
+    assert {name: row.tolist() for name, row in features.ids.items()} == {"item": 2, "category": 2, "shop": 2, "tags": [2, 1]}
+    assert features.floats.tolist() == [1] and features.content.tolist() == [1, 2] and features.side["bid"] == 0.5
+    check_item_features(made.schema, features, batched=False)
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"vector": [[1.0, 2.0], [3.0], [5.0, 6.0]]}, ValueError, "column 'vector': expected 2 numbers, got 1 at position [1]"),
+    ({"vector": [[1.0, 2.0], None, [5.0, 6.0]]}, ValueError, "column 'vector': expected 2 numbers, got 0 at position [1]"),
+    ({"vector": [[1.0, 2.0], [3.0, np.nan], [5.0, 6.0]]}, ValueError, "column 'vector': expected finite values, got nan"),
+    ({"price": [1.0, None, 2.0]}, ValueError, "column 'price': expected finite values, got nan"),
+    ({"price": ["1", "2", "3"]}, TypeError, "column 'price': expected numbers, got dtype <U1"),
+    ({"price": [1.0, 2.0]}, ValueError, "items: expected columns of one length"),
+    ({"id": ["20", "99", "30"]}, TypeError, "expected integers like the vocabulary"),
+    ({"id": [20, None, 30]}, TypeError, "id: expected integers or strings, all of one kind, got NoneType"),
+    ({"category": [1, 2, 3]}, TypeError, "expected strings like the vocabulary"),
+])  # fmt: skip
+def test_wrong_items_are_refused(change, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        encoder().items(ITEMS | change)
+
+
+def test_content_that_training_took_from_elsewhere_has_its_own_column():
+    made = encoder(dataclasses.replace(COLUMNS, content=None))
+    with pytest.raises(ValueError, match="expected a column 'content', got"):
+        made.items(ITEMS)
+    assert made.items(ITEMS | {"content": ITEMS["vector"]})[1].content.tolist() == ITEMS["vector"]
+
+
+def test_string_ids_come_back_as_strings():
+    made = encoder(vocabularies=VOCABULARIES | {"item": Vocabulary(["a", "b"])})
+    ids, features = made.items(ITEMS | {"id": ["b", "zz", "a"]})
+    assert ids.tolist() == ["b", "zz", "a"] and features.ids["item"].tolist() == [2, 0, 1]
+
+
+# what travels with a model
+
+
+def test_record_and_arrays_bring_it_back():
+    made = encoder(length=9, max_skew=5)
+    record, arrays = json.loads(json.dumps(made.to_record())), made.to_arrays()
+    assert (
+        sorted(arrays)[:3] == ["category/offsets", "category/utf8", "country/offsets"] and arrays["item/ids"].dtype == np.int64
+    )
+    again = Encoder.from_record(record, arrays)
+    assert (again.version, again.length, again.max_skew) == (made.version, 9, 5)
+    assert again.columns == made.columns and again.vocabularies == made.vocabularies and again.scales == made.scales
+    assert len(made.version) == 64 and repr(made).startswith(f"Encoder({made.version[:12]}, Schema(items: item 4")
+
+
+def test_a_record_that_does_not_fit_its_arrays_is_refused():
+    made = encoder()
+    record, arrays = made.to_record(), made.to_arrays()
+    with pytest.raises(ValueError, match=f"expected vocabularies and settings of version {made.version}, got"):
+        Encoder.from_record(record, arrays | {"item/ids": np.array([10, 20, 31])})
+    with pytest.raises(ValueError, match=r"encoder: expected arrays of every vocabulary, got none of \['user'\]"):
+        Encoder.from_record(record, {name: array for name, array in arrays.items() if not name.startswith("user/")})
+    with pytest.raises(ValueError, match="expected a record of Encoder.to_record, got another: KeyError"):
+        Encoder.from_record({"schema": record["schema"]}, arrays)
+
+
+def test_the_version_is_that_of_what_ids_and_floats_mean():
+    made = encoder()
+    assert made.version == encoder().version == made.with_length(99).version
+    others = [
+        encoder(vocabularies=VOCABULARIES | {"user": Vocabulary(["ann", "rob"])}),
+        encoder(scales={"item/price": (5.0, 3.0), "user/age": (40.0, 10.0)}),
+        encoder(scales={}),
+        encoder(dataclasses.replace(COLUMNS, time_unit="ms")),
+        encoder(dataclasses.replace(COLUMNS, actions=("buy", "view"))),
+        encoder(content=3),
+    ]
+    assert len({made.version, *(other.version for other in others)}) == 7
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"length": 0}, "Encoder.length: expected at least 1, got 0"),
+    ({"max_skew": -1}, "Encoder.max_skew: expected 0 seconds or more, got -1"),
+    ({"scales": {"item/price": (0.0, 1.0)}}, r"Encoder.scales: expected those of \['item/price', 'user/age'\], or none, got"),
+    ({"vocabularies": {"item": Vocabulary([1])}}, "Encoder.vocabularies: expected"),
+    ({"vocabularies": VOCABULARIES | {"item": Vocabulary([1])}}, "Encoder.schema: expected that of columns and vocabularies"),
+])  # fmt: skip
+def test_parts_that_do_not_fit_together_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(encoder(), **changes)
+
+
+def test_scales_by_hand():
+    assert scale_of(np.float32([1, 2, 3, 6])) == (3.0, float(np.float32(np.sqrt(3.5))))
+    assert scale_of(np.full(7, 0.1, np.float32)) == (float(np.float32(0.1)), 1.0)
+    off = encoder(scales={})
+    assert off.scaled("item", np.float32([[7]])).tolist() == [[7]]
+    assert off.user({"uid": "ann", "country": "DE", "age": 25}, None, NOW).floats.tolist() == [25]
