@@ -13,7 +13,7 @@ import numpy as np
 
 from aif_jax.columns import Columns
 from aif_jax.features import behaviours
-from aif_jax.raw import column_of, flat_lists, floats_of, is_arrow, plain, present, taken
+from aif_jax.raw import column_of, flat_lists, floats_of, is_arrow, plain, present, stacked, taken
 from aif_jax.schema import Attribute, Schema
 from aif_jax.times import break_ties, ticks
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
@@ -172,7 +172,7 @@ class Encoder:
             raise ValueError(f"items: expected a content embedding of width {self.schema.content}, got {got}")
         return ItemFeatures(
             ids={attribute.name: rows[attribute.name] for attribute in self.schema.item_attributes},
-            floats=self.scaled("item", _stacked([floats[name] for name in self.columns.item_floats], len(rows["item"]))),
+            floats=self.scaled("item", stacked([floats[name] for name in self.columns.item_floats], len(rows["item"]))),
             content=content,
             side={name: floats[name] for name in self.columns.side},
             encoding=self.version,
@@ -392,27 +392,9 @@ def vocabulary_names(columns: Columns) -> list[str]:
     return ["user", "item", "category", *columns.item_attributes, *columns.item_bags, *columns.user_attributes, *action]
 
 
-def scale_of(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of a float column [n], each a float32; deviation 1 for a constant one.
-
-    Example:
-      >>> scale_of(np.float32([1, 3])), scale_of(np.float32([5, 5])), scale_of(np.float32([]))
-      ((2.0, 1.0), (5.0, 1.0), (0.0, 1.0))
-    """
-    if not len(values):
-        return 0.0, 1.0
-    if values.min() == values.max():
-        return float(values[0]), 1.0
-    return float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64)))
-
-
 def _ascending(value: np.ndarray) -> np.ndarray | slice:
     """An index that sorts; events mostly come in the order of their time, or in the opposite one."""
     rises = value[1:] >= value[:-1]
     if rises.all():
         return slice(None)
     return np.argsort(value, kind="stable") if rises.any() else slice(None, None, -1)
-
-
-def _stacked(columns: list[np.ndarray], count: int) -> np.ndarray:
-    return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.float32)

@@ -51,12 +51,13 @@ def present(values: Any) -> tuple[np.ndarray, Any]:
 
 def flat_lists(values: Any, separator: str | None = None) -> tuple[Any, np.ndarray, np.ndarray]:
     """The values of n lists, and for each its row and its place in the list; text is split, None is an empty list."""
+    listed: Any = values
     if hasattr(values, "value_lengths"):
         lengths, flat = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), values.flatten()
     elif isinstance(values, np.ndarray) and values.ndim == 2:
         lengths, flat = np.full(len(values), values.shape[1]), values.reshape(-1)
     else:
-        lists = values.to_pylist() if is_arrow(values) else values
+        lists = listed.to_pylist() if is_arrow(listed) else listed
         lists = [[] if v is None else v.split(separator) if isinstance(v, str) else v for v in lists]
         lengths, flat = np.array(list(map(len, lists)), np.int64), [value for one in lists for value in one]
     lengths = np.asarray(lengths, np.int64)
@@ -73,3 +74,22 @@ def floats_of(values: Any, name: str) -> np.ndarray:
         array = array.astype(np.float64).astype(np.float32)
     expect_finite(array, f"column {name!r}")
     return array
+
+
+def stacked(columns: list[np.ndarray], count: int) -> np.ndarray:
+    """float32 [n, F] of F columns of n = `count` floats; F may be 0."""
+    return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.float32)
+
+
+def scale_of(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of a float column [n], each a float32; deviation 1 for a constant one.
+
+    Example:
+      >>> scale_of(np.float32([1, 3])), scale_of(np.float32([5, 5])), scale_of(np.float32([]))
+      ((2.0, 1.0), (5.0, 1.0), (0.0, 1.0))
+    """
+    if not len(values):
+        return 0.0, 1.0
+    if values.min() == values.max():
+        return float(values[0]), 1.0
+    return float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64)))

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif_jax.columns import Columns
-from aif_jax.encoder import Encoder, scale_of, schema_of
+from aif_jax.encoder import Encoder, schema_of
 from aif_jax.features import check_item_features, check_user_features
+from aif_jax.raw import scale_of
 from aif_jax.types import UserFeatures
 from aif_jax.vocabulary import Vocabulary
 

@@ -121,7 +121,9 @@ def check(
 def _note_unscaled(tables: Tables, columns: Columns, problems: Problems) -> None:
     for which, names in columns.floats.items():
         table = tables.scans.get("items" if which == "item" else "users")
-        for name in names if table is not None else ():
+        if table is None:
+            continue
+        for name in names:
             values = table.floats(name)
             values = values[table.is_good(name)] if len(values) == table.count else values[:0]
             if not len(values):

@@ -14,7 +14,8 @@ from aif_jax.data import content as contents
 from aif_jax.data.content import Content
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.encoder import Encoder, scale_of, schema_of
+from aif_jax.encoder import Encoder, schema_of
+from aif_jax.raw import scale_of, stacked
 from aif_jax.readers.problems import SKIPPED, Problems
 from aif_jax.readers.relations import note_repeated_ids
 from aif_jax.readers.scan import Scan, scan
@@ -162,11 +163,9 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
     for block in blocks(items, columns.of("items"), problems, columns=columns, name="items"):
         table = Scan(block.file, columns.of("items"), columns)
         table.add(block, problems)
-        rows = {}
+        ids, rows = raw_values(table.codes[columns.item_id], encoder.vocabularies["item"].kind), {}
         for column, name in columns.vocabularies("items").items():
             known = encoder.vocabularies[name]
-            if name == "item":
-                ids = raw_values(table.codes[column], known.kind)
             _, (rows[name],) = settle(name, [(table, column)], columns, problems, given=known)
         for kind in SKIPPED:
             problems.drop(kind)
@@ -290,7 +289,7 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
     table, rows = tables.scans["users"], tables.rows["users"]
     ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
     floats = np.array([table.floats(name) for name in columns.user_floats], np.float32).reshape(-1, table.count).T
-    return ids, _by_row(rows["user"], encoder.scaled("user", floats.astype(np.float32)), count)
+    return ids, _by_row(rows["user"], encoder.scaled("user", floats), count)
 
 
 def _log(tables: Tables, columns: Columns, rows: Mapping[str, np.ndarray], *, users: int | None) -> EventLog:

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from aif_jax.columns import Columns
+from aif_jax.columns import Columns, File
 from aif_jax.readers.problems import Problems
 from aif_jax.readers.settle import Tables
 
@@ -16,7 +16,8 @@ Order: TypeAlias = Literal["auto", "user", "time", "none"]
 
 def note_repeated_ids(tables: Tables, columns: Columns, problems: Problems) -> None:
     """Notes items and users that are in an earlier row of their table too."""
-    for name, which, column in (("items", "item", columns.item_id), ("users", "user", columns.user_record_id)):
+    keys: list[tuple[File, str, str]] = [("items", "item", columns.item_id), ("users", "user", columns.user_record_id)]
+    for name, which, column in keys:
         if name not in tables.scans:
             continue
         table, ids, vocabulary = tables.scans[name], tables.rows[name][which], tables.vocabularies[which]
@@ -64,7 +65,7 @@ def note_order(tables: Tables, columns: Columns, problems: Problems, *, order: O
         note("unsorted time", falls & ~starts, columns.time, "times that ascend within a user", step)
         note(
             "history across users", again, columns.user, "all events of a user together",
-            lambda i: f"user {known.decode(user[i])!r} again, after events of other users",
+            lambda i: f"user {known.decode(int(user[i]))!r} again, after events of other users",
         )  # fmt: skip
     return checked
 

@@ -51,7 +51,7 @@ def read_tables(
       problems: receives what is wrong.
       known: vocabularies of an encoder.
     """
-    scans = {
+    scans: dict[File, Scan] = {
         name: scan(source, columns.of(name), problems, columns=columns, name=name)
         for name, source in sources.items()
         if source is not None
@@ -180,7 +180,7 @@ def _settle_actions(table: Scan, columns: Columns, rows: dict[str, np.ndarray], 
 
 def _shown(codes: Codes, at: np.ndarray) -> Any:
     """Values of some rows for a message, one after another; text is quoted."""
-    whole = codes.is_text and is_whole(codes.distinct)
+    whole = is_whole(codes.distinct)
     for code in codes.codes[at]:
         value = codes.distinct[int(code)].as_py()
         yield str(value) if isinstance(value, int) or (codes.is_text and whole[code]) else repr(value)
