@@ -288,7 +288,7 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
         return ids, np.zeros((count, 0), np.float32)
     table, rows = tables.scans["users"], tables.rows["users"]
     ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
-    floats = np.array([table.floats(name) for name in columns.user_floats], np.float32).reshape(-1, table.count).T
+    floats = stacked([table.floats(name) for name in columns.user_floats], table.count)
     return ids, _by_row(rows["user"], encoder.scaled("user", floats), count)
 
 
