@@ -28,6 +28,7 @@ from aif_jax.index.store import Store
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
 from aif_jax.version import fingerprint
+from aif_jax.vocabulary import Kind
 
 NONE = np.zeros(0, np.int32)
 
@@ -230,6 +231,11 @@ class ItemIndex:
     def capacity(self) -> int:
         """Rows of the table. Snapshots of one capacity and storage have arrays of the same shapes."""
         return self._store.capacity
+
+    @property
+    def kind(self) -> Kind | None:
+        """What the raw ids are, "integers" or "strings"; None for an index that never had any."""
+        return self._store.ids.kind
 
     @property
     def ids(self) -> np.ndarray:
