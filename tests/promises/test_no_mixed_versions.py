@@ -1,12 +1,16 @@
 """Promise: an answer is of one version. Publishing under load fails no request, mixes nothing, and frees the old version."""
 
 import asyncio
+import dataclasses
 import gc
 import weakref
 
 import numpy as np
+import pytest
 
+from aif_jax.index import ItemIndex
 from aif_jax.serving import Request
+from aif_jax.version import EncodingMismatch, VersionMismatch, fingerprint
 from tests.serving_world import run, shared
 
 
@@ -103,3 +107,31 @@ def test_states_of_an_old_version_are_not_cached_after_a_publish():
             np.testing.assert_allclose(answer.logits, np.sort(logits)[::-1][:8], rtol=1e-5, atol=1e-5)
 
     run(test())
+
+
+def test_an_index_takes_nothing_of_another_version(tmp_path):
+    """Not from disk, not by an update."""
+    world = shared()
+    encoder, other = Encoded("a" * 64), Encoded("b" * 64)
+    index = ItemIndex.build(
+        world.model, world.params, world.features, ids=world.ids, encoder=encoder, batch_size=64, progress=False
+    )
+    assert index.version == fingerprint(world.params, world.model.config, encoder) != world.index.version
+    index.save(tmp_path / "index")
+    for params, used, error in (
+        (world.other_params(1), encoder, VersionMismatch),
+        (world.params, other, EncodingMismatch),
+        (world.params, None, VersionMismatch),
+    ):
+        with pytest.raises(error, match="index in .*: expected"):
+            ItemIndex.load(tmp_path / "index", world.model, params, encoder=used)
+    items = dataclasses.replace(world.take(np.arange(2)), encoding=other.version)
+    with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding aaa"):
+        index.upsert(world.ids[:2], items)
+
+
+class Encoded:
+    """What an index reads of an encoder when it gets features."""
+
+    def __init__(self, version):
+        self.version = version
