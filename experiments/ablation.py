@@ -5,8 +5,8 @@ Claim     On next-item MovieLens the full AIF model ranks better than a tuned tw
 Command   python -m experiments.ablation --data DIR --json ablation.json
           (--smoke: seconds; --report-only: tables from the records; --critical: times of the critical path; --help lists all)
 Data      DIR holds movielens-small-merged/ and taobao-userbehavior-head100k/; the synthetic worlds are made here.
-Protocol  docs/study.md. Each cell (data set, arm, recipe, seed) is trained and asked once and leaves a record in
-          experiments/results/; cells with a record are skipped, so the study can be stopped and taken up at any time.
+Protocol  docs/study.md. Each run (data set, model, recipe, seed) is trained and evaluated once and leaves a record in
+          experiments/results/; runs with a record are skipped, so the study can be stopped and continued at any time.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from typing import Any
 import jax
 
 from experiments import common
-from experiments.study import arms, benches, inttower, plan, plots, recipes, records, report, tables, tuning
 from experiments.study import critical as critical_path
-from experiments.study.cells import SIZES, SMOKE, Cell, run, survived
+from experiments.study import datasets, inttower, models, plan, plots, recipes, records, report, tables, tuning
+from experiments.study.runs import SIZES, SMOKE, Run, recall_of_ranker, train_and_evaluate
 
 CRITICAL = "critical.json"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the cells that are missing, or measures critical paths, then reports."""
+    """Does the missing runs, or measures critical paths, then reports."""
     options = parse(arguments)
     if options.protocol is not None:
         inttower.main(options)
         return
     if options.critical:
-        time_arms(options)
+        time_models(options)
     elif options.workers > 1 and not options.report_only:
         spawn(options)
     elif not options.report_only:
@@ -64,24 +64,24 @@ def tell(options) -> None:
     common.write_json(options.json, report.keys(found, critical))
 
 
-def time_arms(options) -> None:
-    """Measures the critical path of every arm, interleaved, and writes one record."""
-    bench = benches.load("smoke" if options.smoke else "movielens", options.data)
-    names = options.arm or arms.names()
+def time_models(options) -> None:
+    """Measures the critical path of every model, interleaved, and writes one record."""
+    data = datasets.load("smoke" if options.smoke else "movielens", options.data)
+    names = options.model or models.names()
     rounds, lengths = (5, (64,)) if options.smoke else (options.rounds, critical_path.LENGTHS)
     timed = critical_path.measure(
-        bench, names, candidates=options.candidates, rounds=rounds, lengths=lengths, smoke=options.smoke
+        data, names, candidates=options.candidates, rounds=rounds, lengths=lengths, smoke=options.smoke
     )
-    made = {"candidates": options.candidates, "rounds": rounds, "arms": timed, "machine": common.machine()}
+    made = {"candidates": options.candidates, "rounds": rounds, "models": timed, "machine": common.machine()}
     options.results.mkdir(parents=True, exist_ok=True)
     text = json.dumps(records.rounded(made), indent=1) + "\n"
     (options.results / CRITICAL).write_text(text, encoding="utf-8")
 
 
 def read_critical(options) -> dict[str, Any] | None:
-    """Times by arm, or None where they were not measured."""
+    """Times by model, or None where they were not measured."""
     path = options.results / CRITICAL
-    return json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else None
 
 
 def parse(arguments: list[str] | None):
@@ -89,19 +89,19 @@ def parse(arguments: list[str] | None):
     parser = common.parser(__doc__)
     parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument("--stage", nargs="+", choices=plan.STAGES, help="only these stages")
-    parser.add_argument("--dataset", nargs="+", choices=benches.NAMES, help="only cells of these data sets")
-    parser.add_argument("--arm", nargs="+", metavar="ARM", choices=arms.names(), help="only these arms")
+    parser.add_argument("--dataset", nargs="+", choices=datasets.NAMES, help="only runs of these data sets")
+    parser.add_argument("--model", nargs="+", metavar="MODEL", choices=models.names(), help="only these models")
     parser.add_argument("--recipe", nargs="+", metavar="RECIPE", choices=recipes.NAMES, help="only these recipes")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(plan.SEEDS), help="default %(default)s")
-    parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="begin no cell after that many minutes")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the cells (default %(default)s)")
-    parser.add_argument("--list", action="store_true", help="print the cells that are missing and stop")
+    parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="begin no run after that many minutes")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the runs (default %(default)s)")
+    parser.add_argument("--list", action="store_true", help="print the runs that are missing and stop")
     parser.add_argument("--report-only", action="store_true", help="tables and figures from the records there are")
     parser.add_argument("--results", metavar="DIR", type=Path, default=records.RESULTS, help="records (default %(default)s)")
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/study"), help="models (default %(default)s)")
     parser.add_argument("--figures", metavar="DIR", type=Path, default=Path("out/study"), help="where PNG files go")
     parser.add_argument("--page", metavar="DIR", type=Path, help=f"write {tables.PAGE} and figures/ into this folder")
-    parser.add_argument("--critical", action="store_true", help="measure the critical path of every arm, on a quiet machine")
+    parser.add_argument("--critical", action="store_true", help="measure the critical path of every model, on a quiet machine")
     parser.add_argument("--candidates", type=int, default=1000, help="of --critical (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=200, help="of --critical (default %(default)s)")
     parser.add_argument("--protocol", choices=["inttower"], help="the pre-ranking literature's protocol on MovieLens-1M files")
@@ -111,76 +111,76 @@ def parse(arguments: list[str] | None):
     return options
 
 
-def wanted(options) -> list[Cell]:
-    """The cells that the command line asks for, in the order of the plan."""
+def wanted(options) -> list[Run]:
+    """The runs that the command line asks for, in the order of the plan."""
     if options.smoke:
-        return [Cell(bench="smoke", arm=arm, seed=0) for arm in options.arm or ("exact", "two_tower", "aif")]
+        return [Run(dataset="smoke", model=model, seed=0) for model in options.model or ("exact", "two_tower", "aif")]
     stages = options.stage or plan.STAGES
-    found = list(dict.fromkeys(cell for stage in stages for cell in plan.cells(stage, seeds=tuple(options.seeds))))
+    found = list(dict.fromkeys(run for stage in stages for run in plan.runs(stage, seeds=tuple(options.seeds))))
     return [
-        cell
-        for cell in found
-        if (not options.dataset or cell.bench in options.dataset)
-        and (not options.arm or cell.arm in options.arm)
-        and (not options.recipe or cell.recipe in options.recipe)
+        run
+        for run in found
+        if (not options.dataset or run.dataset in options.dataset)
+        and (not options.model or run.model in options.model)
+        and (not options.recipe or run.recipe in options.recipe)
     ]
 
 
-def work_through(cells: list[Cell], options) -> None:
-    """Runs every cell that has no record and that no other process has claimed."""
+def work_through(runs: list[Run], options) -> None:
+    """Executes every run that has no record and that no other process has claimed."""
     began = time.monotonic()
     claims = options.work / "claims"
     claims.mkdir(parents=True, exist_ok=True)
-    loaded: dict[str, benches.Bench] = {}
+    loaded: dict[str, datasets.StudyData] = {}
     sizes = SMOKE if options.smoke else SIZES
-    for cell in cells:
+    for run in runs:
         done = records.read(options.results)
-        if cell.id in done:
+        if run.id in done:
             continue
         if options.list:
-            print(cell.id)
+            print(run.id)
             continue
         if time.monotonic() - began > 60 * options.budget_minutes:
             print("time is up; the same command goes on from here")
             return
-        if not claim(claims / cell.file):
+        if not claim(claims / run.file):
             continue
         try:
-            if cell.slice == "test" and not options.smoke:
+            if run.slice == "test" and not options.smoke:
                 wait_for_trials(options.work)
                 done = records.read(options.results)
-            if cell.bench not in loaded:
-                loaded = {cell.bench: benches.load(cell.bench, options.data)}
-            record = run(
-                tuning.tuned(cell, done), loaded[cell.bench], options.work, sizes=sizes, progress=options.worker is None
+            if run.dataset not in loaded:
+                loaded = {run.dataset: datasets.load(run.dataset, options.data)}
+            record = train_and_evaluate(
+                tuning.tuned(run, done), loaded[run.dataset], options.work, sizes=sizes, progress=options.worker is None
             )
             records.append(options.results, record)
             figures = record["figures"]
             print(
-                f"{cell.id}: GAUC {figures['gauc']:.4f}, AUC {figures['auc']:.4f}, "
+                f"{run.id}: GAUC {figures['gauc']:.4f}, AUC {figures['auc']:.4f}, "
                 f"{record['train_seconds']:.0f} of {record['seconds']:.0f} s were training",
                 flush=True,
             )
         except FileNotFoundError as error:
             print(f"left for later: {error}", flush=True)
         finally:
-            (claims / cell.file).unlink(missing_ok=True)
-        jax.clear_caches()  # every cell compiles its own programs
+            (claims / run.file).unlink(missing_ok=True)
+        jax.clear_caches()  # every run compiles its own programs
 
 
 def fill(options) -> None:
-    """Adds the survival of the ranker's best to records of cells that were asked before the ranker was."""
-    fields = {field.name for field in dataclasses.fields(Cell)}
+    """Adds the ranker's recall to records of runs that were evaluated before the ranker was."""
+    fields = {field.name for field in dataclasses.fields(Run)}
     for record in records.read(options.results).values():
         if record["slice"] == "test" and record["task"] == "next" and "ranker_top10_in_top100" not in record["figures"]:
-            share = survived(Cell(**{name: value for name, value in record.items() if name in fields}), options.work)
+            share = recall_of_ranker(Run(**{name: value for name, value in record.items() if name in fields}), options.work)
             if share is not None:
                 figures = record["figures"] | {"ranker_top10_in_top100": share}
                 records.append(options.results, record | {"figures": figures})
 
 
 def claim(path: Path) -> bool:
-    """Whether this process may run the cell: nobody else alive has claimed it."""
+    """Whether this process may run the run: nobody else alive has claimed it."""
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write(str(os.getpid()))
@@ -203,16 +203,16 @@ def abandoned(path: Path) -> bool:
 
 def wait_for_trials(work: Path, *, rest: Callable[[float], None] = time.sleep) -> None:
     """Waits while another process is still at a trial: its outcome decides the hyperparameters."""
-    trials = {cell.file for cell in plan.cells("tuning")}
+    trials = {run.file for run in plan.runs("tuning")}
     while any(path.name in trials and not abandoned(path) for path in (work / "claims").iterdir()):
         rest(5)
 
 
 def spawn(options) -> None:
-    """Starts the workers, each on a core of its own with one thread, and waits for them.
+    """Starts the workers, each on its own core with one thread, and waits for them.
 
-    Two cells side by side are done sooner than one after another with two threads each: the products are small. Seeds share
-    their compiled programs.
+    Two runs at a time take less than one after another with two threads each: the products are small. Seeds share their
+    compiled programs.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     environment = {"JAX_COMPILATION_CACHE_DIR": str(options.work / "compiled"), **os.environ, "XLA_FLAGS": flags}

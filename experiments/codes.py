@@ -5,14 +5,14 @@ Command   python -m experiments.codes --data DIR --json codes.json     (--smoke:
 Data      DIR holds the merged MovieLens: ratings.csv and content.npz (movieId, embedding). Any such pair does.
 Time      two minutes on two idle cores.
 Protocol  The package's functions from fit to table; T=8, signatures of K=64. Users with at least 200 events, candidates drawn
-          uniformly from the catalogue. For every user, over candidates: "float" is the rank correlation of the mean tier with that
-          of the histogram of the float similarity (1 + cosine) / 2, "top" that of the mean tier of the 16 most similar
+          uniformly from the catalogue. For every user, over candidates: "float" is the rank correlation of the mean tier with
+          that of the histogram of the float similarity (1 + cosine) / 2, "top" that of the mean tier of the 16 most similar
           behaviours with their mean float similarity; "error" is the mean absolute difference to the float histogram in log1p
           counts, which the head reads. "signatures" is the exact histogram of signatures. "moments" are mean and deviation of
           the similarity of signatures in place of a histogram, exact by s^T m and s^T M s; its "top" is the mean of the 16
           highest of a normal distribution. Means over users and seeds (fit, candidates). "table ms" is the median time of the
-          user side after `--length` behaviours, taken in turn; "state" and "fitted" are the KiB that it adds to a user's
-          state and to the parameters. Nothing is trained, so there is no test set.
+          user side after `--length` behaviours, taken in turn; "state" and "fitted" are the KiB that it adds to a user's state
+          and to the parameters. Nothing is trained, so there is no test set.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Held-out requests: what every model of an experiment is asked, and how its answers are counted.
+"""Held-out requests: on what every model of an experiment is evaluated, and the figures of its answers.
 
-A request is an event of the held-out slice whose user has at least MIN_HISTORY strictly earlier events. Two questions are
-asked of each:
+A request is an event of the held-out slice whose user has at least MIN_HISTORY strictly earlier events. Each is evaluated in
+two ways:
 
 - *sampled*: the event's item against items drawn by training popularity ** 0.75, the same for every model. AUC, GAUC by user
   (impression-weighted) and log-loss of these candidates.
@@ -20,9 +20,11 @@ from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax import metrics, train
-from aif_jax.data.batches import candidate_features, make_batch
+from aif_jax.data import candidates
+from aif_jax.data.batches import make_batch
+from aif_jax.data.candidates import Draw
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import NegativeSampler, lists
+from aif_jax.data.sampling import NegativeSampler
 from aif_jax.data.split import eligible
 from aif_jax.types import Params
 
@@ -57,18 +59,18 @@ def held_out(
         )
     drawn = np.random.default_rng(seed).permutation(kept)[:requests]
     at = np.sort(drawn)
-    rows, labels = lists(dataset, at, sampler=sampler, negatives=negatives, seed=seed, epoch=0, step=0)
+    rows, labels, _ = candidates.sampled(dataset, sampler=sampler, negatives=negatives)(at, Draw(seed, 0, 0))
     return Requests(at, rows, labels)
 
 
 def evaluate(
     model: aif.PreRanker, params: Params, dataset: Dataset, requests: Requests, *, k: int = 100, calibrated: int = 15
 ) -> Figures:
-    """Asks both questions of every request.
+    """The figures of both ways.
 
     Args:
       model, params: the trained model.
-      dataset: with signatures where the model uses them.
+      dataset: the data.
       requests: from `held_out`.
       k: of HR@k.
       calibrated: negatives of the log-loss; as many as in training, because log-loss compares probabilities.
@@ -92,9 +94,7 @@ def sampled_scores(
     whole = np.arange(-(-count // batch) * batch) % count  # the last batch is filled up, so that one shape is compiled
 
     def batches():
-        for at in tqdm(
-            np.split(whole, len(whole) // batch), desc=f"score {model.config.architecture}", unit="batch", leave=False
-        ):
+        for at in tqdm(np.split(whole, len(whole) // batch), desc="score", unit="batch", leave=False):
             yield make_batch(dataset, requests.positions[at], requests.rows[at], requests.labels[at], config=model.config)
 
     return np.concatenate(list(train.predict(model, params, batches())))[:count]
@@ -106,14 +106,14 @@ def catalogue_rows(model: aif.PreRanker, params: Params, dataset: Dataset, *, ba
     total = len(dataset.catalogue)
     starts = range(0, total, batch)
     parts = []
-    for start in tqdm(starts, desc=f"item rows {model.config.architecture}", unit="batch", leave=False):
+    for start in tqdm(starts, desc="item rows", unit="batch", leave=False):
         rows = np.minimum(np.arange(start, start + batch), total - 1)
-        parts.append(compute(params, candidate_features(dataset, rows, config=model.config)))
+        parts.append(compute(params, dataset.catalogue.features(rows, content=model.config.reads_content)))
     return jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves)[:total], *parts)
 
 
 class Catalogue(NamedTuple):
-    """What a model makes of the whole catalogue."""
+    """The whole catalogue ranked for R requests."""
 
     ranks: np.ndarray  # int64 [R] of each event's item, 0 the best; ties count against it
     top: np.ndarray  # int32 [R, k] the best rows, best first
@@ -152,18 +152,18 @@ def rank_catalogue(
     count = len(positions)
     whole = np.arange(-(-count // batch) * batch) % count
     ranks, top = [], []
-    for at in tqdm(np.split(whole, len(whole) // batch), desc=f"rank {config.architecture}", unit="batch", leave=False):
+    for at in tqdm(np.split(whole, len(whole) // batch), desc="rank", unit="batch", leave=False):
         here = positions[at]
-        features = dataset.user_features(here, short=config.short_length, long=config.long_length)
+        features = dataset.user_features(here, length=config.history_length)
         scores = np.array(interaction(params, user(params, features), rows))
         target, each = log.item[here], np.arange(batch)
-        own = scores[each, target]
+        score = scores[each, target]
         scores[:, 0] = -np.inf  # row 0 is no item
         if not repeats:
             for i, (position, end) in enumerate(zip(here, log.history_end(here), strict=True)):
                 scores[i, log.item[log.offsets[log.user[position]] : end]] = -np.inf
-        scores[each, target] = own
-        ranks.append((scores >= own[:, None]).sum(1) - 1)
+        scores[each, target] = score
+        ranks.append((scores >= score[:, None]).sum(1) - 1)
         best = np.argpartition(scores, -k, axis=1)[:, -k:]
         order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
         top.append(np.take_along_axis(best, order, 1).astype(np.int32))
@@ -225,10 +225,10 @@ def by_history(
 
 
 def hits(ranks: np.ndarray, k: int = 100) -> dict[str, float]:
-    """HR@k and NDCG@k by request of the catalogue question: each request has one item that counts."""
+    """HR@k and NDCG@k by request of the catalogue: each request has one item that counts."""
     return {f"hr{k}": float((ranks < k).mean()), f"ndcg{k}": float(np.where(ranks < k, 1 / np.log2(ranks + 2), 0).mean())}
 
 
-def survival(ranker: np.ndarray, top: np.ndarray) -> float:
-    """Share of a ranker's best rows [R, 10] that stand among the pre-ranker's best [R, 100], mean over requests."""
+def ranker_recall(ranker: np.ndarray, top: np.ndarray) -> float:
+    """Share of a ranker's best rows [R, 10] that are among the pre-ranker's best [R, 100], mean over requests."""
     return float((ranker[:, :, None] == top[:, None, :]).any(2).mean())

@@ -24,10 +24,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from aif_jax.data.schema import Attribute, Schema
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax.data.schema import Attribute, Schema
 from aif_jax.index import STORAGES, ItemIndex, capacity_for
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures

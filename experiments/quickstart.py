@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from aif_jax.data.synthetic import synthetic_world
 from tqdm.auto import tqdm
 
 import aif_jax as aif
@@ -24,7 +25,6 @@ from aif_jax.data.batches import next_item_batches
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
-from aif_jax.data.synthetic import synthetic_world
 from aif_jax.types import Params
 from experiments import common
 from experiments.evaluation import Figures, evaluate, held_out

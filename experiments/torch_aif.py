@@ -1,8 +1,7 @@
-"""The AIF network in plain PyTorch, one candidate a user: the arm that training speed is measured against.
+"""The network of `presets.aif` in plain PyTorch, one candidate a user: what training speed is compared with.
 
-Written the way a PyTorch user would write it for pointwise training: everything direct, nothing folded. It starts from the JAX
-parameters, so that both arms are the same network; `experiments/train_step.py` checks that their logits agree.
-Needs the extra "benchmarks".
+Written the way a PyTorch user would write it for pointwise training: every pair compared directly. It starts from the JAX
+parameters, so that both are the same network; the scripts check that their logits agree. Needs the extra "benchmarks".
 """
 
 from __future__ import annotations
@@ -10,93 +9,104 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aif_jax as aif
+from aif_jax import interaction
+from aif_jax.blocks import Bea, DotProduct, LinearMemory, Sim, SimTier
 from aif_jax.layers import AGE_BUCKETS
 
 
 class TorchAIF(nn.Module):
-    """AIF with BEA, SIM, DIN on LSH and exact SimTier; logits [B] of one candidate each.
+    """Logits [B] of one candidate each.
 
     Args:
       params: of the JAX model.
-      config: architecture "aif", memory ("lsh",) or (), simtier "exact" or "off", one tier group.
+      config: with blocks among those of `presets.aif`.
       sparse: embedding tables with sparse gradients, for SparseAdam and Adagrad.
     """
 
     def __init__(self, params: dict[str, Any], config: aif.Config, *, sparse: tuple[str, ...] = ()):
         super().__init__()
-        if config.architecture != "aif" or "learned" in config.memory or config.simtier == "codes" or config.tier_groups > 1:
-            raise ValueError(f"TorchAIF: expected LSH memory and exact tiers of one group, got {config}")
+        known = tuple(type(block) for block in aif.presets.aif(config.schema).blocks)
+        if not all(isinstance(block, known) for block in config.blocks):
+            raise ValueError(f"TorchAIF: expected blocks of {[kind.__name__ for kind in known]}, got {config.blocks}")
         self.config, self.sparse = config, sparse
+        trained = {name: group for name, group in params.items() if name != "fitted"}
+        leaves = jax.tree_util.tree_leaves_with_path(trained)
         self.weights = nn.ParameterDict(
-            {
-                path: nn.Parameter(torch.tensor(np.asarray(leaf)))
-                for path, leaf in _flatten(params)
-                if not path.startswith("frozen")
-            }
+            {_key(jax.tree_util.keystr(path, simple=True, separator="/")): nn.Parameter(_tensor(leaf)) for path, leaf in leaves}
         )
+        self._fields = {name: _tensor(table).long() for name, table in params["fitted"]["fields"].items()}
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits [B] of a batch from `to_torch`."""
         config, users, items = self.config, batch["users"], batch["items"]
-        width = config.width
-        vector = self._item_vector(items)
-        short = self._behaviours(users["short"])
-        sequence = self._dense("user/sequence", short + self._get("user/position") if config.sequence else short)
-        mask = users["short"]["mask"]
-        user = self._user_vector(users, sequence, mask)
-        blocks = [user, vector, user * vector]
-        if config.bridges:
-            bridges = self._get("bridge/embeddings")
-            weights = torch.softmax(self._dense("item/bridge_query", vector) @ bridges.T / math.sqrt(width), -1)
-            values = _attention(bridges.expand(len(vector), -1, -1), sequence, sequence, mask)
-            blocks.append((weights[:, None, :] @ values)[:, 0])
-        long, long_mask = self._behaviours(users["long"]), users["long"]["mask"]
-        count = long_mask.sum(1, keepdim=True).clamp(min=1)
-        similarity = _agreement(users["long"]["signs"], items["signs"])  # [B, L] equal minus different bits
-        if "lsh" in config.memory:
-            blocks.append(long.sum(1) / count)
-            weights = torch.where(long_mask, similarity, 0.0) / (math.sqrt(config.signature_bits) * count)
-            blocks.append((weights[:, None, :] @ long)[:, 0])
-        for field in config.sim_fields:
-            blocks += self._sim(field, users["long"], long, long_mask, items["ids"][field], self._dense("item/query", vector))
-        if config.simtier == "exact":
-            equal = (similarity + config.signature_bits).long() // 2
-            tier = (equal * config.tiers // config.signature_bits).clamp(max=config.tiers - 1)
-            counts = torch.zeros(len(tier), config.tiers).scatter_add_(1, tier, long_mask.float())
-            blocks.append(torch.log1p(counts))
-        return self._head(blocks)
+        history = users["history"]
+        short, long = ({name: part[:, :n] for name, part in history.items()} for n in (config.short_length, config.long_length))
+        vector, embedded = self._item_vector(items), self._behaviours(long)
+        sequence = self._behaviours(short)
+        sequence = self._dense("user/sequence", sequence + self._get("user/position") if config.sequence else sequence)
+        user = self._user_vector(users, sequence, short["mask"])
+        inputs: dict[str, dict[str, Tensor]] = {"tower": {"user": user, "item": vector, "product": user * vector}}
+        logit = torch.zeros(len(vector))
+        root = math.sqrt(config.width)
+        for block in config.blocks:
+            path = f"blocks/{block.name}"
+            if isinstance(block, Bea):
+                bridges = self._get(f"{path}/bridges")
+                weights = torch.softmax(self._dense(f"{path}/query", vector) @ bridges.T / root, -1)
+                values = _attention(bridges.expand(len(vector), -1, -1), sequence, sequence, short["mask"])
+                read = (weights[:, None, :] @ values)[:, 0]
+                inputs[block.name] = {"read": read}
+            elif isinstance(block, LinearMemory):
+                read, mean = self._memory(block, path, embedded, long["mask"], vector)
+                inputs[block.name] = {"mean": mean, "deviation": read}
+            elif isinstance(block, Sim):
+                query = self._dense(f"{path}/query", vector)
+                inputs[block.name] = self._sim(block, long, embedded, items["ids"][block.field], query)
+            elif isinstance(block, SimTier):
+                inputs[block.name] = {"tiers": _tiers(block, batch["history_signs"], batch["item_signs"], long["mask"])}
+            elif isinstance(block, DotProduct):
+                logit = logit + (vector * (user / root + self._get(f"{path}/popularity"))).sum(-1)
+            if isinstance(block, Bea | LinearMemory) and block.dot_product:
+                logit = logit + (read * vector).sum(-1) / root
+        names = [(part, name) for part, widths in interaction.widths(config).items() for name in widths]
+        kernel = torch.cat([self._get(f"head/first/kernels/{part}/{name}") for part, name in names])
+        hidden = torch.cat([inputs[part][name] for part, name in names], -1) @ kernel + self._get("head/first/bias")
+        return self._mlp("head/rest", F.relu(hidden))[:, 0] + logit
 
-    def _head(self, blocks: list[Tensor]) -> Tensor:
-        from aif_jax.interaction import blocks as names
+    def _memory(self, block: LinearMemory, path: str, values: Tensor, mask: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """What the candidate reads of the long history, and the history's mean, [B, D] each."""
+        count = mask.sum(1, keepdim=True)
+        keys = self._dense(f"{path}/key", values)
+        if block.keys == "softmax":
+            keys = keys.masked_fill(~mask[..., None], -1e30).softmax(1) * count[..., None]
+        agreement = (keys @ self._dense(f"{path}/query", vector)[:, :, None])[..., 0] * mask
+        read = (agreement[:, None, :] @ values)[:, 0] / (math.sqrt(block.width) * count.clamp(min=1))
+        return read, _masked_mean(values, mask)
 
-        kernel = torch.cat([self._get(f"interaction/first/kernels/{name}") for name in names(self.config)])
-        hidden = F.relu(torch.cat(blocks, -1) @ kernel + self._get("interaction/first/bias"))
-        return self._mlp("interaction/rest", hidden)[:, 0]
-
-    def _sim(self, field: str, history: dict, long: Tensor, mask: Tensor, value: Tensor, query: Tensor) -> list[Tensor]:
+    def _sim(self, block: Sim, history: dict, embedded: Tensor, value: Tensor, query: Tensor) -> dict[str, Tensor]:
         """Attention over the last P behaviours of the candidate's value, if that is among the user's Q most frequent."""
-        config, ids, rows = self.config, history["ids"][field], torch.arange(len(value))
-        mask = mask & (ids > 0)
-        length = ids.shape[1]
-        size = config.schema.item_attribute(field).size
+        ids, rows = self._field(block.field, history["item"]), torch.arange(len(value))
+        mask = history["mask"] & (ids > 0)
+        length, size = ids.shape[1], self.config.schema.item_attribute(block.field).size
         counts = torch.zeros(len(ids), size, dtype=torch.long).scatter_add_(1, ids, mask.long())
         places = torch.where(mask, torch.arange(length), length)
         last = torch.full((len(ids), size), length).scatter_reduce_(1, ids, places, "amin")
         rank = counts * (length + 1) + (length - last)  # most behaviours first, then the most recent
-        best = rank.topk(min(config.sim_slots, size), 1).values[:, -1]
+        best = rank.topk(min(block.slots, size), 1).values[:, -1]
         cached = (counts[rows, value] > 0) & (rank[rows, value] >= best)
-        own = (ids == value[:, None]) & mask & cached[:, None]
-        kept = own & (own.long().cumsum(1) <= config.sim_length)
-        attended = _attention(query[:, None, :], long, long, kept)[:, 0]
+        slot = (ids == value[:, None]) & mask & cached[:, None]
+        slot &= slot.long().cumsum(1) <= block.length
+        read = _attention(query[:, None, :], embedded, embedded, slot)[:, 0]
         age = history["age"][rows, last[rows, value].clamp(max=length - 1)].clamp(min=0) / 86400
         flags = [(~cached).float(), torch.log1p(counts[rows, value].float()) * cached, torch.log1p(age) * cached]
-        return [attended, torch.stack(flags, -1)]
+        return {"read": read, "flags": torch.stack(flags, -1)}
 
     def _user_vector(self, users: dict, sequence: Tensor, mask: Tensor) -> Tensor:
         config = self.config
@@ -117,7 +127,7 @@ class TorchAIF(nn.Module):
         inputs = [self._attribute(attribute, items["ids"]) for attribute in self.config.schema.item_attributes]
         if self.config.schema.item_floats:
             inputs.append(items["floats"])
-        if self.config.item_content and self.config.schema.content:
+        if self.config.reads_content:
             inputs.append(self._dense("item/content", items["content"]))
         return self._mlp("item/tower", torch.cat(inputs, -1))
 
@@ -126,11 +136,14 @@ class TorchAIF(nn.Module):
         bucket = (torch.frexp(1 + history["age"]).exponent - 1).clamp(0, AGE_BUCKETS - 1).long()
         total = total + F.embedding(bucket, self._get("embedding/behaviour.age"))
         for field in self.config.schema.behaviour_fields:
-            total = total + self._rows(field, history["ids"][field])
+            total = total + self._rows(field, self._field(field, history["item"]))
         return total * history["mask"][..., None]
 
+    def _field(self, field: str, item: Tensor) -> Tensor:
+        return item if field == "item" else self._fields[field][item]
+
     def _attribute(self, attribute: aif.Attribute, ids: dict) -> Tensor:
-        rows = self._rows(attribute.name, ids[attribute.name])
+        rows = self._rows(attribute.table_name, ids[attribute.name])
         return rows if attribute.length == 1 else _masked_mean(rows, ids[attribute.name] != 0)
 
     def _rows(self, table: str, ids: Tensor) -> Tensor:
@@ -140,9 +153,9 @@ class TorchAIF(nn.Module):
         return x @ self._get(f"{path}/kernel") + self._get(f"{path}/bias")
 
     def _mlp(self, path: str, x: Tensor) -> Tensor:
-        layers = sorted({name.split("/")[2] for name in map(_plain, self.weights) if name.startswith(path + "/")})
-        for i, layer in enumerate(layers):
-            x = self._dense(f"{path}/{layer}", F.relu(x) if i else x)
+        depth = sum(name.startswith(_key(path) + "/") and name.endswith("/kernel") for name in self.weights)
+        for i in range(depth):
+            x = self._dense(f"{path}/layer_{i}", F.relu(x) if i else x)
         return x
 
     def optimizers(self, learning_rate: float, *, adagrad: bool = False) -> list[torch.optim.Optimizer]:
@@ -155,41 +168,47 @@ class TorchAIF(nn.Module):
         return made + ([torch.optim.SparseAdam(rows, lr=learning_rate)] if rows else [])
 
     def _get(self, path: str) -> Tensor:
-        return self.weights[path.replace(".", "|")]
+        return self.weights[_key(path)]
 
 
-def to_torch(batch: Any) -> dict[str, Any]:
-    """A pointwise `Batch` of NumPy arrays as PyTorch tensors; signatures become their signs, done once outside the step."""
+def to_torch(batch: Any, params: dict[str, Any], config: aif.Config) -> dict[str, Any]:
+    """A pointwise `Batch` as PyTorch tensors; signs of signatures are looked up here, once, outside the step."""
 
-    def behaviours(history: Any) -> dict[str, Any]:
-        return {
-            "ids": {name: torch.from_numpy(ids).long() for name, ids in history.ids.items()},
-            "action": torch.from_numpy(history.action).long(),
-            "age": torch.from_numpy(history.age),
-            "mask": torch.from_numpy(history.mask),
-            "signs": None if history.signature is None else torch.from_numpy(_signs(history.signature)),
-        }
+    def tensors(part: Any, column: Any) -> dict[str, Tensor]:
+        return {name: _tensor(value[column]).long() for name, value in part.items()}
 
-    items = batch.items
-    return {
+    items, history = batch.items, batch.users.history
+    first, every = (slice(None), 0), slice(None)
+    made = {
         "users": {
-            "ids": {name: torch.from_numpy(ids).long() for name, ids in batch.users.ids.items()},
-            "floats": torch.from_numpy(batch.users.floats),
-            "short": behaviours(batch.users.short),
-            "long": behaviours(batch.users.long),
+            "ids": tensors(batch.users.ids, every),
+            "floats": _tensor(batch.users.floats),
+            "history": {
+                "item": _tensor(history.item).long(),
+                "action": _tensor(history.action).long(),
+                "age": _tensor(history.age),
+                "mask": _tensor(history.mask),
+            },
         },
         "items": {
-            "ids": {name: torch.from_numpy(ids[:, 0]).long() for name, ids in items.ids.items()},
-            "floats": torch.from_numpy(items.floats[:, 0]),
-            "content": None if items.content is None else torch.from_numpy(items.content[:, 0]),
-            "signs": torch.from_numpy(_signs(items.signature[:, 0])),
+            "ids": tensors(items.ids, first),
+            "floats": _tensor(items.floats[first]),
+            "content": None if items.content is None else _tensor(items.content[first]),
         },
-        "labels": torch.from_numpy(batch.labels[:, 0]),
+        "labels": _tensor(batch.labels[first]),
     }
+    for table in config.tables:
+        words = np.asarray(params["fitted"][table.name]["table"])
+        made["history_signs"] = _signs(words[history.item[:, : config.long_length]])
+        made["item_signs"] = _signs(words[items.ids["item"][first]])
+    return made
 
 
-def _agreement(behaviours: Tensor, candidate: Tensor) -> Tensor:
-    return (behaviours @ candidate[:, :, None])[..., 0]
+def _tiers(block: SimTier, history: Tensor, candidate: Tensor, mask: Tensor) -> Tensor:
+    """log1p tier histograms [B, T] of signs [B, L, K] and [B, K]."""
+    equal = ((history @ candidate[:, :, None])[..., 0] + block.bits).long() // 2
+    tier = (equal * block.tiers // block.bits).clamp(max=block.tiers - 1)
+    return torch.log1p(torch.zeros(len(tier), block.tiers).scatter_add_(1, tier, mask.float()))
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -202,20 +221,15 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def _signs(signature: np.ndarray) -> np.ndarray:
-    words = np.ascontiguousarray(signature.astype("<u4"))
-    bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
-    return bits.astype(np.float32) * 2 - 1
+def _signs(words: np.ndarray) -> Tensor:
+    octets = np.ascontiguousarray(words.astype("<u4")).view(np.uint8)
+    return torch.from_numpy(np.unpackbits(octets, axis=-1, bitorder="little").astype(np.float32) * 2 - 1)
 
 
-def _flatten(tree: dict[str, Any], prefix: str = ""):
-    for name, value in tree.items():
-        path = f"{prefix}{name}".replace(".", "|")
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{path}/")
-        else:
-            yield path, value
+def _tensor(array: Any) -> Tensor:
+    return torch.tensor(np.asarray(array))
 
 
-def _plain(path: str) -> str:
-    return path.replace("|", ".")
+def _key(path: str) -> str:
+    """A parameter's path as a name that PyTorch takes."""
+    return path.replace(".", "|")

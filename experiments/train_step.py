@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from aif_jax.data.synthetic import synthetic_world
 
 import aif_jax as aif
 from aif_jax import losses, train
@@ -20,7 +21,6 @@ from aif_jax.data import movielens
 from aif_jax.data.batches import make_batch
 from aif_jax.data.sampling import NegativeSampler, item_counts, lists
 from aif_jax.data.split import eligible, split_by_time
-from aif_jax.data.synthetic import synthetic_world
 from experiments import common
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from aif_jax.data.synthetic import synthetic_world
+from aif_jax.sparse import MIN_ROWS, SparseConfig
 from tqdm.auto import tqdm
 
 import aif_jax as aif
@@ -32,8 +34,6 @@ from aif_jax.data.batches import Batch
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
-from aif_jax.data.synthetic import synthetic_world
-from aif_jax.sparse import MIN_ROWS, SparseConfig
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 from experiments import common
 

@@ -1,4 +1,4 @@
-"""The study: its command at smoke size, its arms, its records, its report, and the literature's protocol."""
+"""The study: its command at smoke size, its models, its records, its report, and the literature's protocol."""
 
 import dataclasses
 import json
@@ -8,28 +8,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from aif_jax.data import movielens
+import aif_jax as aif
+from aif_jax.data.candidates import Draw
+from aif_jax.data.sampling import NegativeSampler, item_counts
 from experiments import ablation, evaluation
-from experiments.study import arms, benches, cells, inttower, limits, plan, plots, recipes, records, report, tables, tuning
-from experiments.study.cells import Cell
+from experiments.datasets import movielens
+from experiments.study import datasets, inttower, limits, models, plan, plots, recipes, records, report, runs, tables, tuning
+from experiments.study.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def smoke():
-    return benches.load("smoke")
+    return datasets.load("smoke")
 
 
-def made(arm, seed, gauc, *, truth=None, **more):
-    cell = Cell(**{"bench": "movielens", "arm": arm, "seed": seed, **more})
+def made(model, seed, gauc, *, truth=None, **more):
+    run = Run(**{"dataset": "movielens", "model": model, "seed": seed, **more})
     figures = {"auc": gauc - 0.01, "gauc": gauc, "hr100": 0.5, "long_users": {"gauc": gauc - 0.02, "auc": 0.7}}
     figures["by_history"] = {"5-19": {"gauc": gauc}, "20+": {"gauc": gauc + 0.01}}
     figures |= {} if truth is None else {"ceiling": {"gauc": truth}}
-    return {"id": cell.id, **dataclasses.asdict(cell), "figures": figures}
+    return {"id": run.id, **dataclasses.asdict(run), "figures": figures}
 
 
 def by_id(*found):
@@ -38,7 +42,7 @@ def by_id(*found):
 
 def test_smoke(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    command = [sys.executable, "-m", "experiments.ablation", "--smoke", "--arm", "aif", "exact"]
+    command = [sys.executable, "-m", "experiments.ablation", "--smoke", "--model", "aif", "exact"]
     command += ["--json", "a.json", "--results", "r", "--work", "w", "--figures", "f"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -50,14 +54,14 @@ def test_smoke(tmp_path):
             assert 0 < figures[name] <= 1, name
     stored = records.read(tmp_path / "r")
     assert all(len(record["losses"]) >= 20 and record["losses"][-1][1] > 0 for record in stored.values())
-    assert {cell.id for cell in ablation.wanted(ablation.parse(command[3:]))} == set(stored)  # the next run has nothing to do
+    assert {run.id for run in ablation.wanted(ablation.parse(command[3:]))} == set(stored)  # the next run has nothing to do
     assert all(np.load(path).shape == (16, 100) for path in (tmp_path / "w" / "top").iterdir())
 
 
-def test_critical_paths_of_arms_and_lengths(tmp_path, capsys):
-    arguments = ["--smoke", "--critical", "--arm", "two_tower", "exact", "aif", "--json", str(tmp_path / "a.json")]
+def test_critical_paths_of_models_and_lengths(tmp_path, capsys):
+    arguments = ["--smoke", "--critical", "--model", "two_tower", "exact", "aif", "--json", str(tmp_path / "a.json")]
     ablation.main([*arguments, "--results", str(tmp_path), "--figures", str(tmp_path)])
-    timed = json.loads((tmp_path / ablation.CRITICAL).read_text())["arms"]
+    timed = json.loads((tmp_path / ablation.CRITICAL).read_text())["models"]
     assert list(timed) == ["two_tower", "exact", "aif", "exact, L=64", "aif, L=64"]
     assert all(0 < times["best"] <= times["p50"] <= times["p99"] for times in timed.values())
     claims = json.loads((tmp_path / "a.json").read_text())["claims"]
@@ -69,7 +73,7 @@ def test_critical_paths_of_arms_and_lengths(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--arm", "three_tower"], "invalid choice: 'three_tower'"), (["--dataset", "netflix"], "invalid choice: 'netflix'")],
+    [(["--model", "three_tower"], "invalid choice: 'three_tower'"), (["--dataset", "netflix"], "invalid choice: 'netflix'")],
 )
 def test_command_refuses_wrong_flags(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -77,25 +81,52 @@ def test_command_refuses_wrong_flags(arguments, message, capsys):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_every_arm_has_a_config(smoke):
-    configs = {name: arms.config(name, smoke.dataset.schema, sim_fields=smoke.sim_fields) for name in arms.names()}
-    assert len(set(configs.values())) == len(configs)  # no two arms are the same model
-    assert configs["base"].bridges == 0 and configs["base"].sim_fields == () and not configs["base"].sequence
-    assert configs["+ SIM"].sim_fields == ("item", "category") and configs["+ SIM"].bridges == 0
-    assert configs["minus SimTier"].simtier == "off" and configs["minus SimTier"].memory == ("lsh", "learned")
-    assert configs["sweep M=32"].bridges == 32 and configs["sweep M=32"].memory == ("lsh",)
-    with pytest.raises(ValueError, match="arm: expected one of"):
-        arms.config("three_tower", smoke.dataset.schema, sim_fields=())
+def test_every_model_has_a_config(smoke):
+    schema, fields = smoke.dataset.schema, smoke.sim_fields
+    configs = {name: models.config(name, schema, sim_fields=fields) for name in models.names()}
+    assert len(set(configs.values())) == len(configs)  # no two names are the same model
+    names = {name: [block.name for block in config.blocks] for name, config in configs.items()}
+    assert names["base"] == ["dot_product"] and not configs["base"].sequence
+    assert names["+ SIM"] == ["sim_item", "sim_category", "dot_product"]
+    assert "sim_tier" not in names["minus SimTier"] and {"lsh_din", "linear_memory"} < set(names["minus SimTier"])
+    assert configs["sweep M=32"].blocks[0].bridges == 32 and "linear_memory" not in names["sweep M=32"]
+    with pytest.raises(ValueError, match="model: expected one of"):
+        models.config("three_tower", schema, sim_fields=())
 
 
-def test_plan_names_every_cell_once():
+def test_presets_are_models_of_the_study(smoke):
+    """README's figures are of `presets.aif`: it is a model of the study, and so are the baselines."""
+    schema, fields = smoke.dataset.schema, smoke.sim_fields
+    for name, preset in (("minus DIN on LSH", aif.presets.aif), ("exact", aif.presets.exact)):
+        found = models.config(name, schema, sim_fields=fields, long_length=512)
+        expected = preset(schema, sim_fields=fields)
+        assert found.replace(blocks=()) == expected.replace(blocks=()) and set(found.blocks) == set(expected.blocks)
+    for name, preset in (("two_tower", aif.presets.two_tower), ("cold", aif.presets.cold)):
+        assert models.config(name, schema, sim_fields=fields, long_length=512) == preset(schema, long_length=512)
+
+
+def test_models_have_the_parameters_of_their_records():
+    """Except that each SIM field has a query map now, 33 * 32 parameters, where two fields shared one."""
+    schema = aif.Schema(
+        item_attributes=(aif.Attribute(name="item", size=2001), aif.Attribute(name="category", size=101)), actions=3, content=32
+    )
+    recorded = {r["model"]: r["parameters"] for r in records.read(records.RESULTS).values() if r["dataset"] == "synthetic"}
+    assert len(recorded) > 15
+    for name, count in recorded.items():
+        config = models.config(name, schema, sim_fields=("item", "category"))
+        shapes = jax.eval_shape(lambda key, c=config: aif.build(c).init(key, None, fitted={}), jax.random.key(0))
+        fields = sum(isinstance(block, aif.blocks.Sim) for block in config.blocks)
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count + 33 * 32 * (fields == 2), name
+
+
+def test_plan_names_every_run_once():
     found = plan.everything()
-    assert len({cell.id for cell in found}) == len(found) and found[0].slice == "validation"
-    assert {cell.arm for cell in found} == set(arms.names())
-    assert {cell.bench for cell in found} == set(benches.NAMES) - {"smoke"}
-    assert {cell.recipe for cell in found} == set(recipes.NAMES)
+    assert len({run.id for run in found}) == len(found) and found[0].slice == "validation"
+    assert {run.model for run in found} == set(models.names())
+    assert {run.dataset for run in found} == set(datasets.NAMES) - {"smoke"}
+    assert {run.recipe for run in found} == set(recipes.NAMES)
     with pytest.raises(ValueError, match="stage: expected one of"):
-        plan.cells("lunch")
+        plan.runs("lunch")
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="without /proc every claim counts as alive")
@@ -111,7 +142,7 @@ def other_process():
 
 @needs_proc
 def test_a_claim_holds_while_its_process_lives(tmp_path, other_process):
-    path = tmp_path / "cell"
+    path = tmp_path / "run"
     path.write_text(str(other_process.pid), encoding="utf-8")
     assert not ablation.claim(path)
     other_process.kill()
@@ -124,9 +155,9 @@ def test_a_claim_holds_while_its_process_lives(tmp_path, other_process):
 def test_models_wait_for_trials_of_other_processes(tmp_path, other_process, ending):
     claims = tmp_path / "claims"
     claims.mkdir()
-    trial = claims / plan.cells("tuning")[0].file
+    trial = claims / plan.runs("tuning")[0].file
     trial.write_text(str(other_process.pid), encoding="utf-8")
-    (claims / plan.cells("main")[0].file).write_text(str(other_process.pid), encoding="utf-8")  # no trial: nobody waits for it
+    (claims / plan.runs("main")[0].file).write_text(str(other_process.pid), encoding="utf-8")  # no trial: nobody waits for it
     waits = []
 
     def rest(seconds):
@@ -154,14 +185,15 @@ def test_records_round_trip(tmp_path):
         records.read(tmp_path)
 
 
-def test_projection_and_dtype_of_a_cell_reach_the_model(smoke, tmp_path):
-    config = arms.config("+ DIN on LSH", smoke.dataset.schema, sim_fields=smoke.sim_fields, smoke=True)
-    frozen = [cells.signed(smoke.dataset, config, projection=name)[1]["projection"] for name in ("rotated", "random")]
-    assert frozen[0].shape == frozen[1].shape and not np.allclose(*frozen)
+def test_projection_and_dtype_of_a_run_reach_the_model(smoke, tmp_path):
+    config = models.config("+ DIN on LSH", smoke.dataset.schema, sim_fields=smoke.sim_fields, smoke=True)
+    tables = [runs.fit_tables(smoke.dataset, config, projection=name)["signatures_128"] for name in ("rotated", "random")]
+    for name in ("projection", "table"):
+        assert tables[0][name].shape == tables[1][name].shape and not np.array_equal(tables[0][name], tables[1][name])
     figures = {}
     for dtype in ("float32", "bfloat16"):
-        cell = Cell(bench="smoke", arm="two_tower", seed=0, compute=dtype)
-        figures[dtype] = cells.run(cell, smoke, tmp_path, sizes=cells.SMOKE, progress=False)
+        run = Run(dataset="smoke", model="two_tower", seed=0, compute=dtype)
+        figures[dtype] = runs.train_and_evaluate(run, smoke, tmp_path, sizes=runs.SMOKE, progress=False)
     assert figures["bfloat16"]["id"] == figures["float32"]["id"].replace("/seed 0", "/bfloat16/seed 0")
     assert figures["float32"]["figures"]["gauc"] != figures["bfloat16"]["figures"]["gauc"]
     assert figures["float32"]["figures"]["gauc"] == pytest.approx(figures["bfloat16"]["figures"]["gauc"], abs=0.1)
@@ -175,12 +207,12 @@ def test_hyperparameters_are_those_of_the_best_trial():
         made("aif", 0, 0.99, learning_rate=0.5),  # the test slice has no say
     ]
     found = by_id(*trials)
-    assert tuning.tuned(Cell(bench="movielens", arm="+ SIM", seed=1), found).learning_rate == 0.02
-    assert tuning.tuned(Cell(bench="movielens", arm="two_tower", seed=1), found).learning_rate == 0.005
-    assert tuning.tuned(Cell(bench="movielens", arm="cold", seed=1, learning_rate=0.3), found).learning_rate == 0.3
+    assert tuning.tuned(Run(dataset="movielens", model="+ SIM", seed=1), found).learning_rate == 0.02
+    assert tuning.tuned(Run(dataset="movielens", model="two_tower", seed=1), found).learning_rate == 0.005
+    assert tuning.tuned(Run(dataset="movielens", model="cold", seed=1, learning_rate=0.3), found).learning_rate == 0.3
     more = found | by_id(made("aif", 1, 0.95, slice="validation", learning_rate=0.01))  # other seeds are no trials
-    assert tuning.tuned(Cell(bench="movielens", arm="aif", seed=1), more).learning_rate == 0.02
-    trial = Cell(bench="movielens", arm="aif", seed=0, slice="validation", learning_rate=0.4)
+    assert tuning.tuned(Run(dataset="movielens", model="aif", seed=1), more).learning_rate == 0.02
+    trial = Run(dataset="movielens", model="aif", seed=0, slice="validation", learning_rate=0.4)
     assert tuning.tuned(trial, found) == trial
 
 
@@ -198,12 +230,12 @@ def test_report_from_records(tmp_path):
         made("sweep L=16", 0, 0.79, **plan.FIXED),
         *(made("aif", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.90, 0.84))),
         *(made("minus SIM", seed, gauc, **plan.FIXED) for seed, gauc in enumerate((0.88, 0.83, 0.1))),
-        *(made(arm, 0, gauc, **plan.FIXED | dict(bench="taobao")) for arm, gauc in (("aif", 0.7), ("minus SIM", 0.6))),
+        *(made(model, 0, gauc, **plan.FIXED | dict(dataset="taobao")) for model, gauc in (("aif", 0.7), ("minus SIM", 0.6))),
         *(made("minus SIM", seed, gauc) for seed, gauc in enumerate((0.85, 0.83))),
-        *(made(arm, seed, 0.9, bench="synthetic-long", truth=0.95) for arm in ("aif", "+ SIM") for seed in range(2)),
-        *(made("+ SIM", 0, gauc, **plan.FIXED | dict(bench="synthetic-short", epochs=n)) for n, gauc in ((2, 0.7), (6, 0.8))),
+        *(made(model, seed, 0.9, dataset="synthetic-long", truth=0.95) for model in ("aif", "+ SIM") for seed in range(2)),
+        *(made("+ SIM", 0, gauc, **plan.FIXED | dict(dataset="synthetic-short", epochs=n)) for n, gauc in ((2, 0.7), (6, 0.8))),
     )
-    critical = {arm: {"p50": ms} for arm, ms in (("aif", 0.5), ("exact", 6.0), ("minus SIM", 0.25))}
+    critical = {model: {"p50": ms} for model, ms in (("aif", 0.5), ("exact", 6.0), ("minus SIM", 0.25))}
     critical |= {"aif, L=9": {"p50": 1.0}, "exact, L=9": {"p50": 20.0}}
     keys = report.keys(found, critical)
     rows = keys["next"]["movielens"]
@@ -252,21 +284,21 @@ def test_report_from_records(tmp_path):
     assert plots.draw({}, None, tmp_path) == []
 
 
-def test_sizes_name_arms_of_the_plan():
-    """Every value of a size is an arm whose config has it, and every sweep is in the figure or the table of octaves."""
-    planned = {cell.arm for stage in ("sweeps", "signatures") for cell in plan.cells(stage)}
-    assert all(set(values.values()) <= planned for values in arms.SWEPT.values())
-    shown = {arm for values in arms.SWEPT.values() for arm in values.values()}
+def test_sizes_name_models_of_the_plan():
+    """Every value of a size is an model whose config has it, and every sweep is in the figure or the table of octaves."""
+    planned = {run.model for stage in ("sweeps", "signatures") for run in plan.runs(stage)}
+    assert all(set(values.values()) <= planned for values in models.SWEPT.values())
+    shown = {model for values in models.SWEPT.values() for model in values.values()}
     assert planned - shown == {"sweep L=512, tiers by recency", "sweep L=512, tiers by octaves"}
 
 
-def test_every_arm_of_the_plan_has_its_critical_path():
-    critical = json.loads((records.RESULTS / ablation.CRITICAL).read_text())["arms"]
-    assert {cell.arm for cell in plan.everything()} <= set(critical), "measure it anew: --critical --rounds 300"
+def test_every_model_of_the_plan_has_its_critical_path():
+    critical = json.loads((records.RESULTS / ablation.CRITICAL).read_text())["models"]
+    assert {run.model for run in plan.everything()} <= set(critical), "measure it anew: --critical --rounds 300"
 
 
 def test_the_page_of_tables_is_that_of_the_records():
-    critical = json.loads((records.RESULTS / ablation.CRITICAL).read_text())["arms"]
+    critical = json.loads((records.RESULTS / ablation.CRITICAL).read_text())["models"]
     wanted = tables.markdown(tables.tables(records.read(records.RESULTS), critical))
     written = (ROOT / "docs" / tables.PAGE).read_text(encoding="utf-8")
     assert written == wanted, "write it anew: python -m experiments.ablation --report-only --page docs"
@@ -286,30 +318,48 @@ def test_recipes_train_towards_the_positive():
     assert plain == pytest.approx(pointwise + listwise)
     teacher = np.array([[1.0, 2.0, 0.0]], np.float32)  # agrees: distillation adds nothing
     assert float(recipes.loss("distillation")(scores, teacher)) == pytest.approx(plain)
-    corrected = float(recipes.loss("logQ")(scores, np.array([[0.0, 3.0, 3.0]], np.float32)))
-    assert corrected < plain  # frequent negatives are pushed down less
+    log_q = np.array([[0.0, 3.0, 3.0]], np.float32)  # frequent negatives are pushed down less, by the listwise term alone
+    corrected = float(recipes.loss("logQ")(scores, first, log_q=log_q))
+    assert pointwise < corrected < plain
     with pytest.raises(ValueError, match="recipe: expected one of"):
         recipes.loss("prayer")
 
 
-def test_catalogue_question_by_hand(smoke):
+def test_recipes_with_a_helper_score_their_candidates(smoke):
+    sampler = NegativeSampler(item_counts(smoke.dataset, smoke.split.train))
+    model = aif.build(models.config("two_tower", smoke.dataset.schema, sim_fields=(), smoke=True))
+    helper = recipes.Helper(model, model.init(jax.random.key(0), smoke.dataset.catalogue))
+    at = smoke.split.test[:4]
+    made = {}
+    for name in (recipes.DEFAULT, *recipes.HELPERS):
+        given = helper if name in recipes.HELPERS else None
+        made[name] = recipes.source(name, smoke.dataset, sampler=sampler, helper=given)(at, Draw(0, 0, 0))
+    plain, taught, hard = made.values()
+    np.testing.assert_array_equal(taught.rows, plain.rows)
+    assert len(np.unique(taught.labels)) > 10 and hard.rows.shape == hard.labels.shape == plain.rows.shape
+    np.testing.assert_array_equal(hard.rows[:, 0], smoke.dataset.log.item[at])
+    with pytest.raises(ValueError, match="expected a trained exact as helper, got none"):
+        recipes.source("distillation", smoke.dataset, sampler=sampler)
+
+
+def test_catalogue_figures_by_hand(smoke):
     """The best rows and ranks of scores that are written down."""
     assert evaluation.hits(np.array([0, 99, 100, 5])) == {
         "hr100": 0.75,
         "ndcg100": pytest.approx((1 + 1 / np.log2(101) + 1 / np.log2(7)) / 4),
     }
     ranker, top = np.array([[1, 2], [3, 4]]), np.array([[2, 9, 8], [4, 3, 7]])
-    assert evaluation.survival(ranker, top) == 0.75
+    assert evaluation.ranker_recall(ranker, top) == 0.75
 
 
-def test_ceiling_is_what_no_arm_beats(smoke):
+def test_ceiling_is_what_no_model_beats(smoke):
     world = smoke.world
     assert world is not None
     assert smoke.split.test.min() >= 0 and 0.5 < world.ceiling_auc(smoke.split.test[world.observable[smoke.split.test]]) < 1
 
 
 def test_limits_see_the_whole_truth_or_less(smoke):
-    requests, sampling = limits.asked(smoke, requests=200)
+    requests, sampling = limits.observable_requests(smoke, requests=200)
     full = limits.lift(smoke.world, requests, limits.View())
     np.testing.assert_allclose(full, smoke.world.lift(requests.positions, requests.rows), rtol=1e-9)
     whole = limits.gauc(smoke.world, requests, full, sampling)

@@ -1,1 +1,1 @@
-"""The study behind `experiments.ablation`: data sets, arms, recipes, cells, records, report. One cell is one trained model."""
+"""The study behind `experiments.ablation`: data sets, models, recipes, runs, records, report. A run is one trained model."""

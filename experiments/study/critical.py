@@ -1,9 +1,9 @@
-"""The critical path of every arm: milliseconds from "candidates are there" to "top-k is ready", compiled functions alone.
+"""The critical path of every model: milliseconds from "candidates are there" to "top-k is ready", compiled functions alone.
 
-Staged arms have their user state and item rows ready, as AIF serves them. `cold` and `exact` have no part to prepare: they run
-user function, item function and interaction when the candidates are there. Parameters are random: what they say does not matter
-here. All arms take turns in one run; those of LONGER also with longer histories, under names such as "exact, L=2048". A turn is
-two requests, of which the second is timed: the caches of a server hold what it serves, not the arm that stood before it here.
+Staged models have their user state and item rows ready, as AIF serves them. `cold` and `exact` have no part to prepare: they
+run user function, item function and interaction when the candidates are there. Parameters are random: their values do not
+matter here. All models take turns in one run; those of LONGER also with longer histories, under names such as "exact, L=2048".
+A turn is two requests, of which the second is timed, so that the caches hold what the model itself uses.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax.data.batches import candidate_features
 from aif_jax.data.dataset import Dataset
 from experiments import common
 from experiments.evaluation import catalogue_rows, earlier
-from experiments.study import arms, benches
-from experiments.study.cells import signed
+from experiments.study import datasets, models
+from experiments.study.runs import fit_tables
 
 SEQUENTIAL = ("cold", "exact")
 TOP = 100
@@ -32,7 +31,7 @@ LENGTHS = (512, 2048)
 
 
 def measure(
-    bench: benches.Bench,
+    data: datasets.StudyData,
     names: list[str],
     *,
     candidates: int = 1000,
@@ -40,30 +39,30 @@ def measure(
     lengths: tuple[int, ...] = LENGTHS,
     smoke: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Times every arm in turn.
+    """Times every model in turn.
 
     Args:
-      bench: users and items; the requests are those of the longest histories.
-      names: arms.
+      data: users and items; the requests are those of the longest histories.
+      names: of models.
       candidates: C.
-      rounds: requests of every arm.
-      lengths: L at which the arms of LONGER are timed too.
+      rounds: requests of every model.
+      lengths: L at which the models of LONGER are timed too.
       smoke: small sizes.
 
     Returns:
-      Arm to `p50`, `p99` and `best` in milliseconds.
+      Model to `p50`, `p99` and `best` in milliseconds.
     """
-    log = bench.dataset.log
-    positions = np.argsort(-earlier(bench.dataset, np.arange(len(log))), kind="stable")[: 64 * rounds : 64]
-    count = min(candidates, len(bench.dataset.catalogue) - 1)
-    found = [np.random.default_rng(i).choice(len(bench.dataset.catalogue) - 1, count, replace=False) + 1 for i in range(16)]
+    log = data.dataset.log
+    positions = np.argsort(-earlier(data.dataset, np.arange(len(log))), kind="stable")[: 64 * rounds : 64]
+    count = min(candidates, len(data.dataset.catalogue) - 1)
+    found = [np.random.default_rng(i).choice(len(data.dataset.catalogue) - 1, count, replace=False) + 1 for i in range(16)]
     wanted: dict[str, tuple[str, dict[str, int]]] = {name: (name, {}) for name in names}
     wanted |= {f"{name}, L={n}": (name, {"long_length": n}) for n in lengths for name in names if name in LONGER}
     timed = {}
-    for name, (arm, changes) in tqdm(wanted.items(), desc="compile arms", unit="arm"):
-        config = arms.config(arm, bench.dataset.schema, sim_fields=bench.sim_fields, smoke=smoke, **changes)
-        make = _sequential if config.architecture in SEQUENTIAL else _staged
-        once = make(config, bench.dataset, positions[:16], min(TOP, count))
+    for name, (model, changes) in tqdm(wanted.items(), desc="compile models", unit="model"):
+        config = models.config(model, data.dataset.schema, sim_fields=data.sim_fields, smoke=smoke, **changes)
+        make = _sequential if models.family(model) in SEQUENTIAL else _staged
+        once = make(config, data.dataset, positions[:16], min(TOP, count))
         timed[name] = partial(_time, once, [rows.astype(np.int32) for rows in found])
         for i in range(3):
             timed[name](i)
@@ -83,14 +82,13 @@ def _time(once: Callable[[int, np.ndarray], Any], found: list[np.ndarray], i: in
 
 def _prepared(config: aif.Config, dataset: Dataset, positions: np.ndarray) -> tuple[Any, ...]:
     model = aif.build(config)
-    dataset, frozen = signed(dataset, config)
-    params = jax.device_put(model.init(jax.random.key(0), frozen=frozen))
-    users = [dataset.user_features([at], short=config.short_length, long=config.long_length) for at in positions]
-    return model, dataset, params, [jax.tree.map(lambda x: x[0], features) for features in users]
+    params = jax.device_put(model.init(jax.random.key(0), None, fitted=fit_tables(dataset, config)))
+    users = [dataset.user_features([at], length=config.history_length) for at in positions]
+    return model, params, [jax.tree.map(lambda x: x[0], features) for features in users]
 
 
 def _staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int) -> Callable[[int, np.ndarray], Any]:
-    model, dataset, params, users = _prepared(config, dataset, positions)
+    model, params, users = _prepared(config, dataset, positions)
     table = catalogue_rows(model, params, dataset)
     user = jax.jit(model.user)
     states = [jax.block_until_ready(user(params, features)) for features in users]
@@ -103,8 +101,9 @@ def _staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int)
 
 
 def _sequential(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int) -> Callable[[int, np.ndarray], Any]:
-    model, dataset, params, users = _prepared(config, dataset, positions)
-    catalogue = jax.device_put(candidate_features(dataset, np.arange(len(dataset.catalogue)), config=config))
+    model, params, users = _prepared(config, dataset, positions)
+    items = dataset.catalogue.features(np.arange(len(dataset.catalogue)), content=config.reads_content)
+    catalogue = jax.device_put(items)
 
     @jax.jit
     def answer(params: Any, features: Any, catalogue: Any, found: jax.Array) -> Any:

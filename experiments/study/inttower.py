@@ -3,7 +3,7 @@
 Ratings above 3 are positives, a rating of 3 is dropped, the rest are negatives; 80 % of the ratings, drawn at random, are
 trained on, 20 % tested; user and item means of the ratings are features. In the literature (IntTower, arXiv 2210.09890)
 the means are computed over the test ratings too: the label leaks into the features. And a random split trains on ratings that
-lie after the tested ones. Here "leak" repeats both, "no leak" takes the means from the training ratings alone;
+are later than the tested ones. Here "leak" repeats both, "no leak" takes the means from the training ratings alone;
 histories never show the rating of a test event. Honest figures are those of the split by time, see docs/study.md.
 """
 
@@ -19,12 +19,13 @@ from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax import metrics, train
-from aif_jax.data import movielens
 from aif_jax.data.batches import make_batch
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.pipeline import Pipeline
 from experiments import common
-from experiments.study import arms, cells, recipes
-from experiments.study.benches import reduced
+from experiments.datasets import movielens
+from experiments.study import models, recipes, runs
+from experiments.study.datasets import reduced
 
 NEUTRAL = 6  # action row of three stars
 LITERATURE = {"two_tower": 0.8697, "cold": 0.8836, "IntTower": 0.8974}
@@ -67,6 +68,7 @@ def prepare(dataset: Dataset, *, leak: bool, seed: int = 0) -> Protocol:
             log=dataclasses.replace(log, action=shown),
             catalogue=dataclasses.replace(dataset.catalogue, schema=schema, floats=item_mean),
             user_floats=user_mean,
+            encoder=None,  # means of ratings are no columns of the files
         ),
         train=trained,
         test=test,
@@ -84,21 +86,24 @@ def _means(rows: np.ndarray, ratings: np.ndarray, size: int) -> np.ndarray:
 
 
 def run(
-    arm: str, protocol: Protocol, *, seed: int, sizes: cells.Sizes, epochs: int = 1, progress: bool = True
+    name: str, protocol: Protocol, *, seed: int, sizes: runs.Sizes, epochs: int = 1, progress: bool = True
 ) -> dict[str, float]:
-    """Trains an arm with the pointwise loss; AUC and GAUC of the test ratings."""
-    config = arms.config(arm, protocol.dataset.schema, sim_fields=("category",), smoke=sizes.smoke)
-    dataset, frozen = cells.signed(protocol.dataset, config)
+    """Trains a model and tests it: `auc`, `gauc` and `log_loss` of the test ratings."""
+    dataset = protocol.dataset
+    config = models.config(name, dataset.schema, sim_fields=("category",), smoke=sizes.smoke)
     model = aif.build(config)
-    cell = cells.Cell(bench="inttower", arm=arm, seed=seed, recipe="pointwise", epochs=epochs)
-    own = protocol.labels[protocol.train]
-
-    def batches(epoch: int) -> Any:
-        options: dict[str, Any] = dict(config=config, batch_size=sizes.batch, seed=seed, epoch=epoch)
-        return recipes.labelled_batches(dataset, protocol.train, own, **options)
-
-    steps = len(protocol.train) // sizes.batch
-    state, _, _ = cells.fit(cell, model, frozen, batches, steps=steps, loss=recipes.loss("pointwise"), progress=progress)
+    feed = Pipeline(
+        dataset=dataset,
+        positions=protocol.train,
+        candidates=recipes.labelled(dataset, protocol.labels),
+        config=config,
+        batch_size=sizes.batch,
+        epochs=epochs,
+        seed=seed,
+    )
+    named = runs.Run(dataset="inttower", model=name, seed=seed, recipe="pointwise", epochs=epochs)
+    fitted = runs.fit_tables(dataset, config)
+    state, _, _ = runs.fit(named, model, fitted, feed, loss=recipes.loss("pointwise"), progress=progress)
     scores = _scores(model, state.params, dataset, protocol.test)
     labels = protocol.labels[protocol.test]
     return {
@@ -124,23 +129,23 @@ def main(options: Any) -> None:
     if options.data is None:
         raise SystemExit("--protocol inttower: expected --data DIR, a folder with MovieLens files (the literature uses 1M)")
     dataset = read(options.data)
-    sizes = cells.SMOKE if options.smoke else cells.SIZES
-    names = options.arm or ["two_tower", "cold", "aif", "exact"]
+    sizes = runs.SMOKE if options.smoke else runs.SIZES
+    names = options.model or ["two_tower", "cold", "aif", "exact"]
     seeds = options.seeds[:1] if options.smoke else options.seeds
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for kind in ("leak", "no leak"):
         protocol = prepare(dataset, leak=kind == "leak")
-        for arm in tqdm(names, desc=f"inttower protocol, {kind}", unit="arm"):
-            found = [run(arm, protocol, seed=seed, sizes=sizes) for seed in seeds]
+        for model in tqdm(names, desc=f"inttower protocol, {kind}", unit="model"):
+            found = [run(model, protocol, seed=seed, sizes=sizes) for seed in seeds]
             values = {name: [one[name] for one in found] for name in found[0]}
             means = {name: float(np.mean(entries)) for name, entries in values.items()}
             spread = {f"{name}_std": float(np.std(entries, ddof=1)) for name, entries in values.items() if len(entries) > 1}
-            figures.setdefault(kind, {})[arm] = means | spread
+            figures.setdefault(kind, {})[model] = means | spread
             jax.clear_caches()
     for kind, rows in figures.items():
-        table = [[arm, row["auc"], row["gauc"], LITERATURE.get(arm, "")] for arm, row in rows.items()]
+        table = [[model, row["auc"], row["gauc"], LITERATURE.get(model, "")] for model, row in rows.items()]
         print(f"\n{kind}: means of ratings {'over all ratings' if kind == 'leak' else 'of the training ratings'}")
-        print(common.table(table, ["arm", "AUC", "GAUC", "AUC in the literature (1M, with the leak)"]))
+        print(common.table(table, ["model", "AUC", "GAUC", "AUC in the literature (1M, with the leak)"]))
     common.write_json(options.json, {"protocol": "inttower", "dataset": dataset.name, **figures})
 
 
@@ -149,5 +154,5 @@ def read(folder: Path) -> Dataset:
     given = folder / "content.npz"
     dataset = movielens.read(folder, content=given if given.exists() else "text")
     content = dataset.catalogue.content
-    assert content is not None  # asked for
+    assert content is not None  # read with it
     return dataset.with_content(reduced(content))

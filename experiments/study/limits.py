@@ -1,9 +1,9 @@
 """How much of a synthetic world's truth a model can reach that does not see all of it.
 
 Claim     A model whose long history is cut, or that counts recent behaviours like earlier ones, has a lower ceiling
-          than the truth: what the AIF arms miss of the ceiling is mostly that.
+          than the truth: that is most of what the AIF models miss.
 Command   python -m experiments.study.limits
-Method    The truth's formula (`aif_jax.data.synthetic`) is evaluated with less information, on the requests of the study.
+Method    The truth's formula (`experiments.datasets.synthetic`) is evaluated with less information, on the study's requests.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 from aif_jax import metrics
 from aif_jax.data.sampling import NegativeSampler, item_counts
-from aif_jax.data.synthetic import World
 from experiments import common
+from experiments.datasets.synthetic import World
 from experiments.evaluation import Requests, held_out, pick
-from experiments.study import benches
-from experiments.study.cells import SIZES
+from experiments.study import datasets
+from experiments.study.runs import SIZES
 
 
 class View(NamedTuple):
@@ -75,25 +75,25 @@ def gauc(world: World, requests: Requests, seen: np.ndarray, sampling: np.ndarra
     return metrics.gauc(scores, requests.labels, users).value
 
 
-def asked(bench: benches.Bench, requests: int = SIZES.requests) -> tuple[Requests, np.ndarray]:
-    """The observable requests of a bench's test slice, and how negatives were drawn."""
-    assert bench.world is not None  # of synthetic benches
-    parts = bench.split
-    sampler = NegativeSampler(item_counts(bench.dataset, np.sort(np.concatenate([parts.train, parts.validation]))))
-    found = held_out(bench.dataset, parts.test, sampler, requests=requests, seed=0)
-    return pick(found, bench.world.observable[found.positions]), sampler.probabilities
+def observable_requests(data: datasets.StudyData, requests: int = SIZES.requests) -> tuple[Requests, np.ndarray]:
+    """The observable requests of the test slice, and how negatives were drawn."""
+    assert data.world is not None  # of a synthetic data set
+    parts = data.split
+    sampler = NegativeSampler(item_counts(data.dataset, np.sort(np.concatenate([parts.train, parts.validation]))))
+    found = held_out(data.dataset, parts.test, sampler, requests=requests, seed=0)
+    return pick(found, data.world.observable[found.positions]), sampler.probabilities
 
 
 def main() -> None:
     """Prints the ceiling of every view."""
     common.parser(__doc__).parse_args()
-    bench = benches.load("synthetic")
-    assert bench.world is not None
-    requests, sampling = asked(bench)
+    data = datasets.load("synthetic")
+    assert data.world is not None
+    requests, sampling = observable_requests(data)
     rows = []
     for name, view in VIEWS.items():
-        seen = lift(bench.world, requests, view)
-        rows.append([name, f"{gauc(bench.world, requests, seen, sampling):.4f}"])
+        seen = lift(data.world, requests, view)
+        rows.append([name, f"{gauc(data.world, requests, seen, sampling):.4f}"])
     print(common.table(rows, ["what is seen", "highest GAUC"]))
 
 

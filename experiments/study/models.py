@@ -1,8 +1,8 @@
 """The models of the study, as block lists over one set of sizes.
 
-ADDITIVE is the paper's table built up block by block, "minus ..." the full model without one block, "sweep ..." the paper's model
-with one size changed. All models of a data set share widths, features, candidates, optimizer and number of steps. "minus DIN on
-LSH" with a history of 512 is `presets.aif`; the baselines are the presets of their names.
+ADDITIVE is the paper's table built up block by block, "minus ..." the full model without one block, "sweep ..." the paper's
+model with one size changed. All models of a data set share widths, features, candidates, optimizer and number of steps. "minus
+DIN on LSH" with a history of 512 is `presets.aif`; the baselines are the presets of their names.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ LONGER: dict[str, dict[str, Any]] = {
         blocks=(*FULL[:-2], SimTier(tiers=TIERS, bits=BITS, windows=OCTAVES), DOT), long_length=512
     ),
 }
-"""Longer histories; a two-tower model has the short one alone. "Octaves" are seven recency windows, an addition of this package."""
+"""Longer histories; a two-tower model has the short one alone. "Octaves" are seven recency windows, not the paper's."""
 WINDOWS: dict[str, dict[str, Any]] = {
     "aif, L=512, tiers by recency": dict(
         blocks=(*FULL[:-2], SimTier(tiers=TIERS, bits=BITS, windows=(32,)), DOT), long_length=512

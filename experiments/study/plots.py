@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.study import arms
+from experiments.study import models
 from experiments.study.report import Records, by_history, lost, sizes, summary
 
-PLACED = tuple(arm for arm in (*arms.BASELINES, *arms.ADDITIVE, *arms.LONGER) if arm != "two_tower, S=128")
-"""Arms of the first figure, where their critical path was measured; the one left out lies on `two_tower`."""
+PLACED = tuple(model for model in (*models.BASELINES, *models.ADDITIVE, *models.LONGER) if model != "two_tower, S=128")
+"""Models of the first figure, where their critical path was measured; the one left out coincides with `two_tower`."""
 DRAWN = ("two_tower", "cold", "+ SimTier", "aif", "exact", "aif, L=512", "exact, L=512")
-"""Arms of the second."""
+"""Models of the second."""
 GAUC = "GAUC, next item, merged MovieLens"
 
 
@@ -44,17 +44,17 @@ def _by_critical_path(records: Records, critical: Mapping[str, Any]) -> Any:
     from matplotlib import pyplot, ticker
 
     rows = summary(records).get("movielens", {})
-    placed = [(arm, critical[arm]["p50"], rows[arm]) for arm in PLACED if arm in critical and arm in rows]
+    placed = [(model, critical[model]["p50"], rows[model]) for model in PLACED if model in critical and model in rows]
     if not placed:
         return None
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for arm, ms, figures in placed:
+    for model, ms, figures in placed:
         level = figures["gauc"]
         crowded = any(ms < other and abs(level - there["gauc"]) < 0.003 for _, other, there in placed)
         above = any(other < ms and 0 < level - there["gauc"] < 0.003 for _, other, there in placed)
-        at, side = ((-8, 7 * above), "right") if crowded else ((8, 0), "left")  # the name stands where no other one is
+        at, side = ((-8, 7 * above), "right") if crowded else ((8, 0), "left")  # where no other name is
         axes.errorbar(ms, level, yerr=figures["gauc_std"], fmt="o", capsize=3)
-        axes.annotate(arm, (ms, level), xytext=at, textcoords="offset points", ha=side, va="center", fontsize=9)
+        axes.annotate(model, (ms, level), xytext=at, textcoords="offset points", ha=side, va="center", fontsize=9)
     axes.margins(x=0.3)
     axes.set(xscale="log", xlabel="critical path at C=1000, ms (median)", ylabel=GAUC)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -67,12 +67,12 @@ def _by_critical_path(records: Records, critical: Mapping[str, Any]) -> Any:
 def _by_history(records: Records) -> Any:
     from matplotlib import pyplot
 
-    bins = {arm: values for arm, values in by_history(records).items() if arm in DRAWN}
+    bins = {model: values for model, values in by_history(records).items() if model in DRAWN}
     if not bins:
         return None
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for arm, values in bins.items():
-        axes.plot(list(values), list(values.values()), marker="o", label=arm)
+    for model, values in bins.items():
+        axes.plot(list(values), list(values.values()), marker="o", label=model)
     axes.set(xlabel="earlier events of the user", ylabel=GAUC)
     axes.legend()
     axes.grid(alpha=0.3)
@@ -104,18 +104,18 @@ def _leave_one_out(records: Records) -> Any:
 
     before = lost(records, where="validation")
     found = sorted(lost(records).items(), key=lambda pair: next(iter(pair[1].values()))["points"])
-    benches = list(dict.fromkeys(bench for _, by in found for bench in by))
+    datasets = list(dict.fromkeys(dataset for _, by in found for dataset in by))
     if not found:
         return None
-    figure, panels = pyplot.subplots(1, len(benches), figsize=(2 + 3.4 * len(benches), 3.9), sharey=True, squeeze=False)
-    for axes, bench in zip(panels[0], benches, strict=True):
-        rows = [(arm, by[bench]) for arm, by in found if bench in by]
+    figure, panels = pyplot.subplots(1, len(datasets), figsize=(2 + 3.4 * len(datasets), 3.9), sharey=True, squeeze=False)
+    for axes, dataset in zip(panels[0], datasets, strict=True):
+        rows = [(model, by[dataset]) for model, by in found if dataset in by]
         points, spread = ([figures[name] for _, figures in rows] for name in ("points", "points_std"))
-        bars = axes.barh([arm for arm, _ in rows], points, xerr=spread, capsize=3, color="tab:blue", alpha=0.7)
-        chosen = [(before[arm][bench]["points"], arm) for arm, _ in rows if bench in before.get(arm, {})]
+        bars = axes.barh([model for model, _ in rows], points, xerr=spread, capsize=3, color="tab:blue", alpha=0.7)
+        chosen = [(before[model][dataset]["points"], model) for model, _ in rows if dataset in before.get(model, {})]
         marks = axes.scatter(*zip(*chosen, strict=True), marker="D", s=22, zorder=3, color="tab:orange") if chosen else None
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set(title=bench, xlabel="GAUC points below the full model")
+        axes.set(title=dataset, xlabel="GAUC points below the full model")
         axes.grid(alpha=0.3, axis="x")
         if marks is not None and axes is panels[0][-1]:
             axes.legend([bars, marks], ["test slice", "validation slice, one epoch"], loc="lower right", fontsize=8)

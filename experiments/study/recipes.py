@@ -1,52 +1,50 @@
-"""Training recipes: how lists of candidates are made and which loss they meet. Every recipe trains for the same steps."""
+"""Training recipes: how lists of candidates are made, and the loss. Every recipe trains for the same number of steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import losses, train
-from aif_jax.data.batches import Batch, make_batch
+from aif_jax import train
+from aif_jax.data import candidates
+from aif_jax.data.batches import make_batch
+from aif_jax.data.candidates import CandidateLists, Draw, SourceFn
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import NegativeSampler, epoch_batches, lists
+from aif_jax.data.sampling import NegativeSampler
+from aif_jax.train import losses
 from aif_jax.types import Params
 
 NEGATIVES = 15
 POOL = 64  # candidates among which hard negatives are looked for
 LIKED = 8  # action row of four stars
 DEFAULT = "listwise + pointwise"
-"""What arms are compared with. A softmax over a list says nothing about the level of the list's scores, which GAUC, pooling all
-requests of a user, and log-loss ask for; the pointwise part fixes it."""
-ARM = "+ SimTier"
+"""What models are compared with. A softmax over a list says nothing about the level of the list's scores, which GAUC, pooling
+all requests of a user, and log-loss depend on; the pointwise part fixes it."""
+MODEL = "+ SimTier"
 """The model that recipes are compared on: the paper's."""
 CATALOGUE = "logQ"
-"""The recipe for the question that asks the whole catalogue: the others' scores are likelihoods over those of the sampler."""
+"""The recipe for ranking the whole catalogue: the others' scores are likelihoods over those of the sampler."""
 NAMES = (DEFAULT, "pointwise", "listwise", CATALOGUE, "distillation", "hard negatives")
+HELPERS = {"distillation": "exact", "hard negatives": "two_tower"}
+"""Recipe to the model whose trained parameters it needs."""
 
 
 class Helper(NamedTuple):
-    """A trained model that a recipe asks: the teacher, or who finds hard negatives."""
+    """A trained model that a recipe scores candidates with: the teacher, or the one that finds hard negatives."""
 
     model: aif.PreRanker
     params: Params
-    dataset: Dataset
 
 
-HELPERS = {"distillation": "exact", "hard negatives": "two_tower"}
-"""Recipe to the arm whose trained model it needs."""
-
-
-def loss(recipe: str) -> train.LossFn:
+def loss(recipe: str) -> losses.Loss:
     """The loss of a recipe; column 0 of every list is the positive.
 
     - "listwise + pointwise": the sum of the two; "hard negatives" too, over other lists.
-    - "logQ": the same with the correction for how often the sampler draws a candidate.
+    - "logQ": the same; the listwise term is corrected for how often the sampler draws a candidate.
     - "distillation": the same, and the divergence from the teacher's softmax.
     """
     if recipe not in _LOSSES:
@@ -54,24 +52,8 @@ def loss(recipe: str) -> train.LossFn:
     return _LOSSES[recipe]
 
 
-def batches(
-    recipe: str,
-    dataset: Dataset,
-    positions: np.ndarray,
-    *,
-    config: aif.Config,
-    sampler: NegativeSampler,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    helper: Helper | None = None,
-) -> Iterator[Batch]:
-    """One epoch of the next-item task. Labels are 0 and 1; or what the recipe's own loss reads: the teacher's logits, log q.
-
-    Args:
-      recipe: one of NAMES.
-      dataset, positions, config, sampler, batch_size, seed, epoch: as `next_item_batches`.
-      helper: of the recipes in HELPERS.
+def source(recipe: str, dataset: Dataset, *, sampler: NegativeSampler, helper: Helper | None = None) -> SourceFn:
+    """Candidates of the next-item task. Labels are 0 and 1, or the teacher's logits in "distillation".
 
     Raises:
       ValueError: an unknown recipe, or a helper that is missing.
@@ -80,29 +62,23 @@ def batches(
         raise ValueError(f"recipe: expected one of {NAMES}, got {recipe!r}")
     if recipe in HELPERS and helper is None:
         raise ValueError(f"recipe {recipe!r}: expected a trained {HELPERS[recipe]} as helper, got none")
-    ask = _asking(helper) if helper is not None else None
-    log_q = np.log(np.maximum(NEGATIVES * sampler.probabilities, 1e-12)).astype(np.float32)
-    drawn = POOL if recipe == "hard negatives" else NEGATIVES
-    for step, at in enumerate(epoch_batches(positions, batch_size, seed=seed, epoch=epoch)):
-        rows, labels = lists(dataset, at, sampler=sampler, negatives=drawn, seed=seed, epoch=epoch, step=step)
-        if recipe == "hard negatives" and ask is not None:
-            rows = hardest(rows, ask(at, rows))
-            labels = labels[:, : rows.shape[1]]
-        elif recipe == "distillation" and ask is not None:
-            labels = ask(at, rows)
-        elif recipe == "logQ":
-            labels = log_q[rows]
-            labels[:, 0] = 0
-        yield make_batch(dataset, at, rows, labels, config=config)
+    hard = recipe == "hard negatives"
+    drawn = candidates.sampled(dataset, sampler=sampler, negatives=POOL if hard else NEGATIVES, corrected=recipe == CATALOGUE)
+    if helper is None:
+        return drawn
+
+    def scored(positions: np.ndarray, draw: Draw) -> CandidateLists:
+        rows, labels, _ = drawn(positions, draw)
+        batch = make_batch(dataset, positions, rows, labels, config=helper.model.config)
+        (scores,) = train.predict(helper.model, helper.params, [batch])
+        return CandidateLists(hardest(rows, scores), labels[:, : 1 + NEGATIVES]) if hard else CandidateLists(rows, scores)
+
+    return scored
 
 
-def labelled_batches(
-    dataset: Dataset, positions: np.ndarray, labels: np.ndarray, *, config: aif.Config, batch_size: int, seed: int, epoch: int
-) -> Iterator[Batch]:
-    """One epoch of samples with a label of their own [n]: each event's item is the only candidate."""
-    for at in epoch_batches(np.arange(len(positions)), batch_size, seed=seed, epoch=epoch):
-        rows = dataset.log.item[positions[at]][:, None]
-        yield make_batch(dataset, positions[at], rows, labels[at, None], config=config)
+def labelled(dataset: Dataset, labels: np.ndarray) -> SourceFn:
+    """Each event's item as the only candidate, with the event's label, float32 [events]."""
+    return lambda positions, draw: CandidateLists(dataset.log.item[positions][:, None], labels[positions][:, None])
 
 
 def hardest(rows: np.ndarray, scores: np.ndarray, count: int = NEGATIVES) -> np.ndarray:
@@ -112,7 +88,7 @@ def hardest(rows: np.ndarray, scores: np.ndarray, count: int = NEGATIVES) -> np.
 
     Args:
       rows: int32 [B, 1 + n], the positive first.
-      scores: [B, 1 + n] of whoever judges.
+      scores: [B, 1 + n] of the model that judges.
       count: of negatives to keep, at most n.
     """
     order = np.argsort(-scores[:, 1:], axis=1, kind="stable")
@@ -124,38 +100,17 @@ def hardest(rows: np.ndarray, scores: np.ndarray, count: int = NEGATIVES) -> np.
     return np.concatenate([rows[:, :1], chosen], axis=1)
 
 
-def _asking(helper: Helper) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    scores = jax.jit(partial(train.score, helper.model))
-
-    def ask(at: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        empty = np.zeros(rows.shape, np.float32)
-        return np.array(scores(helper.params, make_batch(helper.dataset, at, rows, empty, config=helper.model.config)))
-
-    return ask
-
-
 def _first(targets: jax.Array) -> jax.Array:
+    """Label 1 for the positive, in column 0."""
     return jnp.zeros_like(targets).at[..., 0].set(1)
 
 
-def _both(scores: Any, labels: Any, *, where: Any = None, log_q: Any = None) -> jax.Array:
-    pointwise = losses.pointwise_bce(scores, labels, where=where)
-    return losses.listwise_softmax(scores, labels, where=where, log_q=log_q) + pointwise
-
-
-def _distilled(scores: Any, teacher: Any, *, where: Any = None) -> jax.Array:
-    return _both(scores, _first(teacher), where=where) + losses.distill_listwise(scores, teacher, where=where)
-
-
-def _corrected(scores: Any, log_q: Any, *, where: Any = None) -> jax.Array:
-    return _both(scores, _first(log_q), where=where, log_q=log_q)
-
-
-_LOSSES: dict[str, train.LossFn] = {
-    DEFAULT: _both,
+_BOTH = losses.listwise_softmax + losses.pointwise_bce
+_LOSSES: dict[str, losses.Loss] = {
+    DEFAULT: _BOTH,
     "pointwise": losses.pointwise_bce,
     "listwise": losses.listwise_softmax,
-    "logQ": _corrected,
-    "distillation": _distilled,
-    "hard negatives": _both,
+    "logQ": losses.listwise_softmax + losses.pointwise_bce(corrected=False),
+    "distillation": _BOTH.of(_first) + losses.distill_listwise,
+    "hard negatives": _BOTH,
 }

@@ -1,4 +1,4 @@
-"""Records: one JSON object a line for every cell, appended when it is done. A cell that has a record is never run again."""
+"""Records: one JSON object a line for every run, appended when it is done. A run that has a record is never run again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def append(folder: Path, record: dict[str, Any]) -> None:
-    """Adds a record to `<folder>/<bench>.jsonl`; safe beside other processes that do the same."""
+    """Adds a record to `<folder>/<dataset>.jsonl`; safe where several processes do the same."""
     folder.mkdir(parents=True, exist_ok=True)
     line = json.dumps(rounded(record), separators=(",", ":")) + "\n"
-    with open(folder / f"{record['bench']}.jsonl", "a", encoding="utf-8") as file:
+    with open(folder / f"{record['dataset']}.jsonl", "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(line)
         file.flush()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.study import arms, plan, recipes
+from experiments.study import models, plan, recipes
 
 Records = dict[str, dict[str, Any]]
 PATHS = {
@@ -29,42 +29,42 @@ PATHS = {
 }
 """Column to where a record's figures hold it."""
 LEFT_OUT = {"test": "leave one out", "validation": "leave one out, validation"}
-"""Slice to the stage that asks the full model without one block there."""
+"""Slice to the stage that evaluates the full model without one block there."""
 
 
 def summary(records: Records, *, task: str = "next", recipe: str | None = None) -> dict[str, dict[str, dict[str, float]]]:
-    """Data set to arm to the mean over seeds of every column, `<column>_std` (sample deviation) and `seeds`.
+    """Data set to model to the mean over seeds of every column, `<column>_std` (sample deviation) and `seeds`.
 
     Args:
       records: by id.
       task: "next" or "liked".
-      recipe: None for the one that arms are compared with: `recipes.DEFAULT`, "pointwise" for "liked".
+      recipe: None for the one that models are compared with: `recipes.DEFAULT`, "pointwise" for "liked".
     """
     wanted = recipe or (recipes.DEFAULT if task == "next" else "pointwise")
     groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for record in records.values():
         if (record["slice"], record["task"], record["recipe"]) == ("test", task, wanted):
-            groups[record["bench"]][label(record)].append(record["figures"])
-    order = {name: i for i, name in enumerate(arms.names())}
+            groups[record["dataset"]][label(record)].append(record["figures"])
+    order = {name: i for i, name in enumerate(models.names())}
     return {
-        bench: {
-            arm: averaged(found)
-            for arm, found in sorted(by_arm.items(), key=lambda pair: (order[pair[0].partition(", with ")[0]], pair[0]))
+        dataset: {
+            model: averaged(found)
+            for model, found in sorted(by_model.items(), key=lambda pair: (order[pair[0].partition(", with ")[0]], pair[0]))
         }
-        for bench, by_arm in groups.items()
+        for dataset, by_model in groups.items()
     }
 
 
 def label(record: dict[str, Any]) -> str:
-    """The arm, and what else of the cell is not as usual: "aif, with bfloat16"."""
+    """The model, and what else of the run is not as usual: "aif, with bfloat16"."""
     usual = {"compute": "float32", "projection": "rotated"}
     found = [record[name] for name in usual if record.get(name, usual[name]) != usual[name]]
-    return record["arm"] + (f", with {' and '.join(found)}" if found else "")
+    return record["model"] + (f", with {' and '.join(found)}" if found else "")
 
 
-def by_recipe(records: Records, arm: str = recipes.ARM, *, bench: str = "movielens") -> dict[str, dict[str, float]]:
-    """Recipe to the figures of one arm."""
-    found = {name: summary(records, recipe=name).get(bench, {}).get(arm) for name in recipes.NAMES}
+def by_recipe(records: Records, model: str = recipes.MODEL, *, dataset: str = "movielens") -> dict[str, dict[str, float]]:
+    """Recipe to the figures of one model."""
+    found = {name: summary(records, recipe=name).get(dataset, {}).get(model) for name in recipes.NAMES}
     return {name: figures for name, figures in found.items() if figures is not None}
 
 
@@ -82,24 +82,24 @@ def averaged(found: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def claims(table: dict[str, dict[str, dict[str, float]]], critical: Mapping[str, Any] | None) -> dict[str, float]:
-    """The figures that the study was asked for; names end with what is not as usual in the AIF arm, such as " L=512"."""
+    """The figures of the study's claims; names end with what differs in the AIF model, such as " L=512"."""
     made: dict[str, float] = {}
-    for bench, rows in table.items():
+    for dataset, rows in table.items():
         if "two_tower" not in rows:
             continue
         tower = rows["two_tower"]["gauc"]
         for name, figures in rows.items():
-            if name not in arms.AIF:
+            if name not in models.AIF:
                 continue
             more, gain, exact = _more(name), figures["gauc"] - tower, rows.get(_ceiling(name))
-            made[f"{bench}_gauc_points_over_two_tower{more}"] = 100 * gain
+            made[f"{dataset}_gauc_points_over_two_tower{more}"] = 100 * gain
             if exact:
-                made[f"{bench}_share_of_exact_gain{more}"] = gain / (exact["gauc"] - tower)
+                made[f"{dataset}_share_of_exact_gain{more}"] = gain / (exact["gauc"] - tower)
             if "ceiling_gauc" in figures:
-                made[f"{bench}_share_of_gap_to_truth{more}"] = gain / (figures["ceiling_gauc"] - tower)
+                made[f"{dataset}_share_of_gap_to_truth{more}"] = gain / (figures["ceiling_gauc"] - tower)
             if name == "aif" and "cold" in rows:
-                made[f"{bench}_gauc_points_over_cold"] = 100 * (figures["gauc"] - rows["cold"]["gauc"])
-                made[f"{bench}_spread_over_cold"] = 100 * float(np.hypot(figures["gauc_std"], rows["cold"]["gauc_std"]))
+                made[f"{dataset}_gauc_points_over_cold"] = 100 * (figures["gauc"] - rows["cold"]["gauc"])
+                made[f"{dataset}_spread_over_cold"] = 100 * float(np.hypot(figures["gauc_std"], rows["cold"]["gauc_std"]))
     times = critical or {}
     for name, timed in times.items():
         if name.startswith("aif") and (exact := times.get(_ceiling(name))):
@@ -107,100 +107,103 @@ def claims(table: dict[str, dict[str, dict[str, float]]], critical: Mapping[str,
     return made
 
 
-def _more(arm: str) -> str:
-    """What is not as usual in an AIF arm: "aif, L=512" -> " L=512"."""
-    return arm.removeprefix("aif").replace(",", "")
+def _more(model: str) -> str:
+    """What is not as usual in an AIF model: "aif, L=512" -> " L=512"."""
+    return model.removeprefix("aif").replace(",", "")
 
 
-def _ceiling(arm: str) -> str:
-    """The sequential ceiling with the history of an AIF arm: "aif, L=512, tiers by octaves" -> "exact, L=512"."""
-    return ", ".join(["exact", *(part for part in arm.split(", ")[1:] if part.startswith("L="))])
+def _ceiling(model: str) -> str:
+    """The sequential ceiling with the history of an AIF model: "aif, L=512, tiers by octaves" -> "exact, L=512"."""
+    return ", ".join(["exact", *(part for part in model.split(", ")[1:] if part.startswith("L="))])
 
 
-def small(records: Records, *, bench: str = "movielens") -> dict[str, dict[str, dict[str, float]]]:
-    """Stage to arm to figures of the comparisons that leave the test slice alone, on one data set."""
+def small(records: Records, *, dataset: str = "movielens") -> dict[str, dict[str, dict[str, float]]]:
+    """Stage to model to figures of the comparisons on the validation slice, on one data set."""
     made: dict[str, dict[str, dict[str, float]]] = {}
     for stage in plan.SMALL:
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for cell in plan.cells(stage):
-            if cell.bench == bench and cell.id in records:
-                found[label(records[cell.id])].append(records[cell.id]["figures"])
+        for run in plan.runs(stage):
+            if run.dataset == dataset and run.id in records:
+                found[label(records[run.id])].append(records[run.id]["figures"])
         if found:
-            made[stage] = {arm: averaged(figures) for arm, figures in found.items()}
+            made[stage] = {model: averaged(figures) for model, figures in found.items()}
     return made
 
 
 def lost(records: Records, *, where: str = "test") -> dict[str, dict[str, dict[str, float]]]:
-    """Arm without a block to data set to the GAUC points that the full model is above it: mean and deviation over seeds.
+    """Model without a block to data set to the GAUC points that the full model is above it: mean and deviation over seeds.
 
     Args:
       records: by id.
       where: slice, one of `LEFT_OUT`.
     """
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for cell in plan.cells(LEFT_OUT[where]):
-        full = dataclasses.replace(cell, arm="aif")
-        if cell != full and cell.id in records and full.id in records:
-            points = 100 * (records[full.id]["figures"]["gauc"] - records[cell.id]["figures"]["gauc"])
-            found[cell.arm][cell.bench].append(points)
-    return {arm: {bench: _spread(points, "points") for bench, points in by.items()} for arm, by in found.items()}
+    for run in plan.runs(LEFT_OUT[where]):
+        full = dataclasses.replace(run, model="aif")
+        if run != full and run.id in records and full.id in records:
+            points = 100 * (records[full.id]["figures"]["gauc"] - records[run.id]["figures"]["gauc"])
+            found[run.model][run.dataset].append(points)
+    return {model: {dataset: _spread(points, "points") for dataset, points in by.items()} for model, by in found.items()}
 
 
 def sizes(records: Records) -> dict[str, dict[str, dict[str, float]]]:
-    """Size to its values to figures on the validation slice, see `arms.SWEPT`; the paper's model stands in each."""
+    """Size to its values to figures on the validation slice, see `models.SWEPT`; the paper's model stands in each."""
     stages = small(records)
     found = stages.get("signatures", {}) | stages.get("sweeps", {})
-    return {size: {value: found[arm] for value, arm in values.items() if arm in found} for size, values in arms.SWEPT.items()}
+    return {
+        size: {value: found[model] for value, model in values.items() if model in found}
+        for size, values in models.SWEPT.items()
+    }
 
 
 def trials(records: Records) -> dict[str, dict[str, float]]:
     """Family to the validation GAUC of every trial."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
-    for cell in plan.cells("tuning"):
-        if cell.id in records:
-            epochs = f"{cell.epochs} epoch" + "s" * (cell.epochs > 1)
-            trial = f"lr {cell.learning_rate:g}, {epochs}, decay {cell.weight_decay:g}"
-            found[cell.arm][trial] = records[cell.id]["figures"]["gauc"]
+    for run in plan.runs("tuning"):
+        if run.id in records:
+            epochs = f"{run.epochs} epoch" + "s" * (run.epochs > 1)
+            trial = f"lr {run.learning_rate:g}, {epochs}, decay {run.weight_decay:g}"
+            found[run.model][trial] = records[run.id]["figures"]["gauc"]
     return dict(found)
 
 
 def by_epochs(records: Records) -> dict[str, dict[str, dict[str, float]]]:
-    """Arm of "more epochs" to epochs to its GAUC on the validation slice."""
+    """Model of "more epochs" to epochs to its GAUC on the validation slice."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for cell in plan.cells("more epochs"):
-        if cell.id in records:
-            found[cell.arm][f"{cell.epochs} epochs"].append(records[cell.id]["figures"]["gauc"])
-    return {arm: {epochs: _spread(values, "gauc") for epochs, values in by.items()} for arm, by in found.items()}
+    for run in plan.runs("more epochs"):
+        if run.id in records:
+            found[run.model][f"{run.epochs} epochs"].append(records[run.id]["figures"]["gauc"])
+    return {model: {epochs: _spread(values, "gauc") for epochs, values in by.items()} for model, by in found.items()}
 
 
 def by_world(records: Records) -> dict[str, dict[str, dict[str, float]]]:
-    """Arm to its GAUC in every synthetic world with one source of interest, and what the truth scores there."""
+    """Model to its GAUC in every synthetic world with one source of interest, and what the truth scores there."""
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
-    for bench, rows in summary(records).items():
-        if bench.startswith("synthetic-"):
-            for arm, figures in rows.items():
-                found[arm][bench] = {name: figures[name] for name in ("gauc", "gauc_std", "seeds")}
-                found["the truth"][bench] = {"gauc": figures["ceiling_gauc"], "gauc_std": float("nan")}
+    for dataset, rows in summary(records).items():
+        if dataset.startswith("synthetic-"):
+            for model, figures in rows.items():
+                found[model][dataset] = {name: figures[name] for name in ("gauc", "gauc_std", "seeds")}
+                found["the truth"][dataset] = {"gauc": figures["ceiling_gauc"], "gauc_std": float("nan")}
     truth = found.pop("the truth", {})
     return dict(found) | ({"the truth": truth} if truth else {})
 
 
-def by_history(records: Records, *, bench: str = "movielens") -> dict[str, dict[str, float]]:
-    """Arm to the GAUC of every history bin, mean over seeds."""
+def by_history(records: Records, *, dataset: str = "movielens") -> dict[str, dict[str, float]]:
+    """Model to the GAUC of every history bin, mean over seeds."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records.values():
-        if (record["bench"], record["slice"], record["task"], record["recipe"]) == (bench, "test", "next", recipes.DEFAULT):
+        if (record["dataset"], record["slice"], record["task"], record["recipe"]) == (dataset, "test", "next", recipes.DEFAULT):
             for name, figures in record["figures"].get("by_history", {}).items():
                 found[label(record)][name].append(figures["gauc"])
-    return {arm: {name: float(np.mean(values)) for name, values in bins.items()} for arm, bins in found.items()}
+    return {model: {name: float(np.mean(values)) for name, values in bins.items()} for model, bins in found.items()}
 
 
 def keys(records: Records, critical: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What `--json` writes: per data set and arm the keys of the study, then recipes, bins and claims."""
+    """What `--json` writes: per data set and model the keys of the study, then recipes, bins and claims."""
     table, choices = summary(records), small(records)
     for rows in [*table.values(), *choices.values()]:
-        for arm, figures in rows.items():
-            figures["critical_ms"] = critical[arm]["p50"] if critical and arm in critical else float("nan")
+        for model, figures in rows.items():
+            figures["critical_ms"] = critical[model]["p50"] if critical and model in critical else float("nan")
     return {
         "next": table,
         "liked": summary(records, task="liked"),

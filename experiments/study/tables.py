@@ -16,12 +16,12 @@ from experiments.study.report import Records
 PAGE = "study_tables.md"
 HEADING = """# The study's tables
 
-Written by `python -m experiments.ablation --report-only --page docs` from the records in `experiments/results/`; what they mean
-stands in [Does it rank better?](study.md). Figures are means over seeds, ± their sample deviation; without ± there is one seed.
-*GAUC* pools a user's requests, *per user* is the plain mean over users. *Survival* is the share of the `exact` model's ten best
-that stand among the arm's hundred best; in the synthetic world it stands on two seeds for logQ, on one or two where L=512.
-*Critical ms* is the median from "candidates are here" to "top 100 are here" at C=1000 with the arm's own history length, all
-arms in turn in one run, measured on MovieLens.
+Written by `python -m experiments.ablation --report-only --page docs` from the records in `experiments/results/`;
+[Does it rank better?](study.md) explains them. Figures are means over seeds, ± their sample deviation; without ± there is one
+seed. *GAUC* pools a user's requests, *per user* is the plain mean over users. *Ranker recall@100* is the share of the `exact`
+model's ten best that are among the model's hundred best; in the synthetic world it is of two seeds for logQ, of one or two
+where L=512. "Tiers by octaves" are seven recency windows. *Critical ms* is the median from "candidates are here" to "top 100
+are here" at C=1000 with the model's history length, all models in turn in one run, measured on MovieLens.
 """
 NAMES = {
     "auc": "AUC",
@@ -30,16 +30,16 @@ NAMES = {
     "log_loss": "log-loss",
     "hr100": "HR@100",
     "ndcg100": "NDCG@100",
-    "ranker_top10_in_top100": "survival",
+    "ranker_top10_in_top100": "ranker recall@100",
 }
-BENCHES = ("movielens", "taobao", "synthetic")
+DATASETS = ("movielens", "taobao", "synthetic")
 LONG = "_long_users"
 TIMES = ("p50", "p99", "best")
 TASKS = {"next": f"next item, {recipes.DEFAULT}", "liked": "liked or not, pointwise"}
 
 
 class Table(NamedTuple):
-    """A title and its cells; the first column names the row."""
+    """A title and its runs; the first column names the row."""
 
     title: str
     header: list[str]
@@ -51,31 +51,31 @@ def tables(records: Records, critical: Mapping[str, Any] | None) -> list[Table]:
 
     Args:
       records: by id.
-      critical: arm to its times in ms, or None where they were not measured.
+      critical: model to its times in ms, or None where they were not measured.
     """
-    times = {arm: timed["p50"] for arm, timed in (critical or {}).items()}
+    times = {model: timed["p50"] for model, timed in (critical or {}).items()}
     made = []
     if found := report.claims(report.summary(records), critical):
         made.append(Table("Claims", ["claim", "figure"], [[name, f"{value:.3f}"] for name, value in found.items()]))
     for task, title in TASKS.items():
-        for bench, rows in report.summary(records, task=task).items():
-            if bench.startswith("synthetic-"):
-                continue  # they stand side by side, below
-            made.append(_figures(f"{bench}, {title}", rows, NAMES, times))
+        for dataset, rows in report.summary(records, task=task).items():
+            if dataset.startswith("synthetic-"):
+                continue  # they have a table together, below
+            made.append(_figures(f"{dataset}, {title}", rows, NAMES, times))
             long = {f"{name}{LONG}": shown for name, shown in NAMES.items()}
-            made.append(_figures(f"{bench}, {title}: users with at least 200 earlier events", rows, long, {}))
+            made.append(_figures(f"{dataset}, {title}: users with at least 200 earlier events", rows, long, {}))
     if critical:
-        measured = {arm: timed for arm, timed in critical.items() if set(TIMES) <= set(timed)}
-        lines = [[arm, *(f"{timed[name]:.2f}" for name in TIMES)] for arm, timed in measured.items()]
+        measured = {model: timed for model, timed in critical.items() if set(TIMES) <= set(timed)}
+        lines = [[model, *(f"{timed[name]:.2f}" for name in TIMES)] for model, timed in measured.items()]
         made.append(Table("Critical path at C=1000, ms", ["", *TIMES], lines))
     made.append(_plain("movielens, GAUC by the user's earlier events", report.by_history(records)))
     made.append(_plain("movielens, trials on the validation slice, GAUC", report.trials(records)))
-    for bench, arm in product(BENCHES, (recipes.ARM, "two_tower")):
-        if len(found := report.by_recipe(records, arm, bench=bench)) > 1:
-            made.append(_figures(f"{bench}, {arm} by recipe", found, NAMES, {}))
-    for bench in BENCHES:
-        for stage, rows in report.small(records, bench=bench).items():
-            made.append(_figures(f"{bench}, {stage.partition(',')[0]}, validation slice", rows, NAMES, times))
+    for dataset, model in product(DATASETS, (recipes.MODEL, "two_tower")):
+        if len(found := report.by_recipe(records, model, dataset=dataset)) > 1:
+            made.append(_figures(f"{dataset}, {model} by recipe", found, NAMES, {}))
+    for dataset in DATASETS:
+        for stage, rows in report.small(records, dataset=dataset).items():
+            made.append(_figures(f"{dataset}, {stage.partition(',')[0]}, validation slice", rows, NAMES, times))
     for where in report.LEFT_OUT:
         title = f"leave one out: GAUC points below the full model, seed by seed, {where} slice"
         made.append(_grid(title, report.lost(records, where=where), "points", digits=2))
@@ -108,11 +108,11 @@ def write(folder: Path, records: Records, critical: Mapping[str, Any] | None) ->
 def _figures(title: str, rows: Mapping[str, dict[str, float]], names: Mapping[str, str], times: Mapping[str, float]) -> Table:
     """Figures with their spread, and the critical path where there is one; columns that nobody has are left out."""
     shown = {name: header for name, header in names.items() if any(name in figures for figures in rows.values())}
-    timed = any(arm in times for arm in rows)
+    timed = any(model in times for model in rows)
     lines = []
-    for arm, figures in rows.items():
-        path = [f"{times[arm]:.2f}" if arm in times else ""] if timed else []
-        lines.append([arm, *(_spread(figures, name) for name in shown), *path, str(figures["seeds"])])
+    for model, figures in rows.items():
+        path = [f"{times[model]:.2f}" if model in times else ""] if timed else []
+        lines.append([model, *(_spread(figures, name) for name in shown), *path, str(figures["seeds"])])
     header = ["", *shown.values(), *["critical ms"] * timed, "seeds"]
     return Table(title, header, lines if shown else [])
 
@@ -127,7 +127,7 @@ def _plain(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
 def _grid(title: str, rows: Mapping[str, Mapping[str, dict[str, float]]], name: str, *, digits: int = 4) -> Table:
     """One figure with its spread in every cell."""
     columns = list(dict.fromkeys(column for found in rows.values() for column in found))
-    lines = [[arm, *(_spread(found.get(column, {}), name, digits=digits) for column in columns)] for arm, found in rows.items()]
+    lines = [[row, *(_spread(found.get(column, {}), name, digits=digits) for column in columns)] for row, found in rows.items()]
     return Table(title, ["", *columns], lines)
 
 

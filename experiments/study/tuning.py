@@ -1,12 +1,12 @@
-"""Hyperparameters: chosen for each family of arms by the trials on the validation slice, the same trials for every family."""
+"""Hyperparameters: chosen for each family of models by the trials on the validation slice, the same trials for every family."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from experiments.study import arms
-from experiments.study.cells import Cell
+from experiments.study import models
+from experiments.study.runs import Run
 
 TUNED = ("learning_rate", "epochs", "weight_decay")
 TRIALS = ("movielens", "validation", 0)
@@ -20,16 +20,16 @@ def chosen(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """
     best: dict[str, dict[str, Any]] = {}
     for record in records.values():
-        if (record["bench"], record["slice"], record["seed"]) != TRIALS:
+        if (record["dataset"], record["slice"], record["seed"]) != TRIALS:
             continue
-        family = record["arm"]
+        family = record["model"]
         if family not in best or record["figures"]["gauc"] > best[family]["figures"]["gauc"]:
             best[family] = record
     return {family: {name: record[name] for name in TUNED} for family, record in best.items()}
 
 
-def tuned(cell: Cell, records: dict[str, dict[str, Any]]) -> Cell:
-    """The cell with its family's hyperparameters; a trial stays as it is, a family without trials keeps the defaults."""
-    if cell.slice == "validation":
-        return cell
-    return dataclasses.replace(cell, **chosen(records).get(arms.family(cell.arm), {}))
+def tuned(run: Run, records: dict[str, dict[str, Any]]) -> Run:
+    """The run with its family's hyperparameters; a trial stays as it is, a family without trials keeps the defaults."""
+    if run.slice == "validation":
+        return run
+    return dataclasses.replace(run, **chosen(records).get(models.family(run.model), {}))

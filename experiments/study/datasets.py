@@ -1,6 +1,6 @@
-"""The data sets of the study, each with its split, its negatives and, for the synthetic world, its truth.
+"""The data sets of the study, each with its split and, for the synthetic worlds, the truth.
 
-A bench is made anew from its files in a few seconds, and always comes out the same.
+They are made from their files in a few seconds, and are always the same.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from aif_jax.data import movielens, taobao
 from aif_jax.data.content import unit_rows
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import Split, split_by_time
-from aif_jax.data.synthetic import World, synthetic_world
+from experiments.datasets import movielens, taobao
+from experiments.datasets.synthetic import World, synthetic_world
 
 CONTENT = 64  # width that wide content embeddings are reduced to
 FOLDERS = {"movielens": "movielens-small-merged", "taobao": "taobao-userbehavior-head100k"}
@@ -30,14 +30,14 @@ NAMES = ("movielens", "taobao", *SYNTHETIC, "smoke")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bench:
+class StudyData:
     """A data set ready for the study.
 
     Attributes:
-      dataset: without signatures; `cells` adds those of an arm.
+      dataset: the data.
       split: by time.
       sim_fields: fields with a SIM cache.
-      repeats: whether users come back to items: they stay candidates of the catalogue question then.
+      repeats: whether users come back to items: they stay candidates of the catalogue then.
       world: the truth of a synthetic data set, else None.
     """
 
@@ -49,8 +49,8 @@ class Bench:
     world: World | None = None
 
 
-def load(name: str, folder: Path | None = None) -> Bench:
-    """A bench by name.
+def load(name: str, folder: Path | None = None) -> StudyData:
+    """A data set by name.
 
     Args:
       name: one of NAMES.
@@ -63,29 +63,23 @@ def load(name: str, folder: Path | None = None) -> Bench:
         if folder is None:
             raise ValueError(f"data set {name!r}: expected --data DIR, the folder that holds {FOLDERS[name]}, got none")
         if name == "movielens":
-            dataset = _movielens(folder / FOLDERS[name])
+            files = folder / FOLDERS[name]
+            given = dict(content=files / "content.npz", category="content", behaviour_fields=("year",))
+            dataset = movielens.read(files, **given)
             split = split_by_time(dataset.log)
             assert dataset.catalogue.content is not None  # read with it
             dataset, fields = dataset.with_content(reduced(dataset.catalogue.content)), ("category", "year")
-            return Bench(name=name, dataset=dataset, split=split, sim_fields=fields, repeats=False)
+            return StudyData(name=name, dataset=dataset, split=split, sim_fields=fields, repeats=False)
         dataset = taobao.read(folder / FOLDERS[name], between=taobao.WINDOW)
         split = split_by_time(dataset.log)
-        return Bench(name=name, dataset=dataset.with_content(_company(dataset, split.train)), split=split)
+        return StudyData(name=name, dataset=dataset.with_content(_company(dataset, split.train)), split=split)
     if name == "smoke":
         world = synthetic_world(0, users=60, items=200, topics=10, categories=10, events_per_user=80, interests=3)
     elif name in SYNTHETIC:
         world = synthetic_world(0, users=500, items=2000, events_per_user=300, **SYNTHETIC[name])
     else:
         raise ValueError(f"data set: expected one of {NAMES}, got {name!r}")
-    return Bench(name=name, dataset=world.dataset, split=split_by_time(world.dataset.log), world=world)
-
-
-def _movielens(folder: Path) -> Dataset:
-    """Merged MovieLens: the category is one of 128 content clusters, behaviours carry the year of release too."""
-    read = movielens.read(folder, content=folder / "content.npz", category="content")
-    catalogue = read.catalogue
-    schema = dataclasses.replace(read.schema, behaviour_fields=("item", "category", "year"))
-    return dataclasses.replace(read, schema=schema, catalogue=dataclasses.replace(catalogue, schema=schema))
+    return StudyData(name=name, dataset=world.dataset, split=split_by_time(world.dataset.log), world=world)
 
 
 def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:

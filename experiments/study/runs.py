@@ -1,0 +1,288 @@
+"""A run: one data set, task, model, recipe and seed. It is trained and evaluated once, and leaves one record."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import aif_jax as aif
+from aif_jax import checkpoint, train
+from aif_jax.blocks.signatures import sign
+from aif_jax.data import candidates
+from aif_jax.data.candidates import Draw
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.pipeline import Pipeline
+from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.data.split import eligible
+from aif_jax.train import losses
+from aif_jax.train.loop import loop
+from aif_jax.types import Params
+from experiments import common
+from experiments.evaluation import (
+    MIN_HISTORY,
+    Requests,
+    by_history,
+    earlier,
+    held_out,
+    hits,
+    pick,
+    rank_catalogue,
+    ranker_recall,
+    sampled_figures,
+    sampled_scores,
+)
+from experiments.signatures import random_projection
+from experiments.study import datasets, models, recipes
+
+BOUNDS = (MIN_HISTORY, 20, 50, 100, 200, 500)  # of histories, for the figure
+LONG = 200  # earlier events of a long user
+KEPT = ("exact", "two_tower")  # models whose parameters are kept for recipes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is trained and evaluated."""
+
+    batch: int = 256
+    requests: int = 3000  # with sampled candidates
+    catalogue: int = 500  # of them that score the whole catalogue
+    smoke: bool = False
+
+
+SIZES = Sizes()
+SMOKE = Sizes(batch=64, requests=64, catalogue=16, smoke=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What names a run.
+
+    Attributes:
+      dataset: see `datasets`.
+      model: see `models`.
+      seed: of parameters, order and negatives.
+      task: "next" (which item comes next?) or "liked" (does the user like the item?).
+      recipe: see `recipes`; of the next-item task.
+      slice: "test", or "validation" for a trial of hyperparameters: then trained on `train` alone, else on all before the test.
+      learning_rate, epochs, weight_decay: of the optimizer.
+      compute: dtype of activations in training; parameters, scores and evaluation are float32.
+      projection: behind the signatures, "rotated" (fitted on the catalogue, see `fit_projection`) or "random".
+    """
+
+    dataset: str
+    model: str
+    seed: int
+    task: str = "next"
+    recipe: str = recipes.DEFAULT
+    slice: str = "test"
+    learning_rate: float = 3e-3
+    epochs: int = 1
+    weight_decay: float = 1e-5
+    compute: str = "float32"
+    projection: str = "rotated"
+
+    @property
+    def id(self) -> str:
+        """The name of its record; hyperparameters are part of a trial's name alone, elsewhere they follow from the tuning."""
+        parts = [self.dataset, self.task, self.slice, self.model, self.recipe]
+        if self.slice == "validation":
+            parts.append(f"lr={self.learning_rate:g} epochs={self.epochs} decay={self.weight_decay:g}")
+        parts += [value for value, usual in ((self.compute, "float32"), (self.projection, "rotated")) if value != usual]
+        return "/".join([*parts, f"seed {self.seed}"])
+
+    @property
+    def file(self) -> str:
+        """The id as a file's name."""
+        return self.id.replace("/", "--").replace(" ", "_").replace("=", "")
+
+
+def train_and_evaluate(
+    run: Run, data: datasets.StudyData, work: Path, *, sizes: Sizes = SIZES, progress: bool = True
+) -> dict[str, Any]:
+    """Trains the run's model and evaluates it on the held-out requests.
+
+    Args:
+      run: what to do.
+      data: its data set.
+      work: a folder for what is too large for a record: the catalogue's best rows, parameters that recipes need.
+      sizes: how much.
+      progress: whether to show bars.
+
+    Returns:
+      The record.
+
+    Raises:
+      FileNotFoundError: the recipe needs a trained model that is not in `work`: run that model first.
+    """
+    began = time.perf_counter()
+    dataset, parts = data.dataset, data.split
+    config = models.config(run.model, dataset.schema, sim_fields=data.sim_fields, smoke=sizes.smoke)
+    model = aif.build(config)
+    seen = parts.train if run.slice == "validation" else np.sort(np.concatenate([parts.train, parts.validation]))
+    sampler = NegativeSampler(item_counts(dataset, seen))
+    if run.task == "next":
+        source, loss = recipes.source(run.recipe, dataset, sampler=sampler, helper=load_helper(run, work)), run.recipe
+    else:
+        source, loss = candidates.pointwise(dataset, threshold=recipes.LIKED), "pointwise"
+    feed = Pipeline(
+        dataset=dataset,
+        positions=eligible(dataset.log, seen, min_history=1),
+        candidates=source,
+        config=config,
+        batch_size=sizes.batch,
+        epochs=run.epochs,
+        seed=run.seed,
+    )
+    fitted = fit_tables(dataset, config, projection=run.projection)
+    state, logged, seconds = fit(run, model, fitted, feed, loss=recipes.loss(loss), progress=progress)
+    params = jax.block_until_ready(state.params)
+
+    held = parts.validation if run.slice == "validation" else parts.test
+    requests = requests_of(run, dataset, held, sampler, sizes)
+    scores = sampled_scores(model, params, dataset, requests)
+    figures: dict[str, Any] = sampled_figures(scores, requests, dataset)
+    long = earlier(dataset, requests.positions) >= LONG
+    if run.slice == "test":
+        figures["by_history"] = by_history(scores, requests, dataset, BOUNDS)
+        if long.any():
+            figures["long_users"] = sampled_figures(scores[long], pick(requests, long), dataset)
+        if data.world is not None and run.task == "next":
+            figures["ceiling"] = ceiling(data, requests, sampler)
+        if run.task == "next":
+            figures |= catalogue_figures(run, model, params, data, requests, work, sizes)
+            if run.model in KEPT and run.recipe == recipes.DEFAULT:
+                keep(params, config, work / "models" / run.file)
+    return {
+        "id": run.id,
+        **dataclasses.asdict(run),
+        "figures": figures,
+        "losses": logged,
+        "steps": int(state.step),
+        "skipped": int(state.skipped),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.trained)),
+        "sizes": dataclasses.asdict(sizes),
+        "config": {name: value for name, value in config.to_json().items() if name != "schema"},
+        "train_seconds": seconds,
+        "seconds": time.perf_counter() - began,
+        "commit": common.machine()["commit"],
+    }
+
+
+def fit_tables(dataset: Dataset, config: aif.Config, *, seed: int = 0, projection: str = "rotated") -> Params:
+    """The fitted group of a model; with projection "random" signatures have a Gaussian one."""
+    fitted = aif.fit_tables(config, dataset.catalogue, seed=seed)
+    if projection == "random":
+        content = jnp.asarray(dataset.catalogue.content)
+        for table in config.tables:
+            drawn = random_projection(content.shape[1], bits=table.bits, seed=seed)
+            fitted[table.name] = drawn | {"table": sign(drawn, content).at[0].set(0)}
+    return fitted
+
+
+def fit(
+    run: Run, model: aif.PreRanker, fitted: Params, feed: Pipeline, *, loss: losses.Loss, progress: bool
+) -> tuple[train.TrainState, list[list[float]], float]:
+    """Trains on every batch.
+
+    Returns:
+      The state; [step, loss] at twenty places of every epoch; seconds.
+    """
+    optimizer = train.default_optimizer(len(feed), learning_rate=run.learning_rate, weight_decay=run.weight_decay)
+    state = train.init_state(model.init(jax.random.key(run.seed), None, fitted=fitted), optimizer)
+    step = train.make_step(model, optimizer, loss=loss, compute_dtype=jnp.dtype(run.compute))
+    logged: list[list[float]] = []
+    began = time.perf_counter()
+    state = loop(
+        state,
+        step,
+        feed.batches(),
+        total=len(feed),
+        label=run.id,
+        log_every=max(1, feed.steps_per_epoch // 20),
+        on_log=lambda at, values: logged.append([at, values["loss"]]),
+        progress=progress,
+    )
+    jax.block_until_ready(state.params)
+    return state, logged, time.perf_counter() - began
+
+
+def requests_of(run: Run, dataset: Dataset, positions: np.ndarray, sampler: NegativeSampler, sizes: Sizes) -> Requests:
+    """The held-out requests: the same for every model and seed."""
+    if run.task == "next":
+        return held_out(dataset, positions, sampler, requests=sizes.requests, seed=0)
+    kept = eligible(dataset.log, positions, min_history=MIN_HISTORY)
+    at = np.sort(np.random.default_rng(0).permutation(kept)[: 4 * sizes.requests])
+    rows, labels, _ = candidates.pointwise(dataset, threshold=recipes.LIKED)(at, Draw(0, 0, 0))
+    return Requests(at, rows, labels)
+
+
+def catalogue_figures(
+    run: Run,
+    model: aif.PreRanker,
+    params: Params,
+    data: datasets.StudyData,
+    requests: Requests,
+    work: Path,
+    sizes: Sizes,
+) -> dict[str, Any]:
+    """HR@100 and NDCG@100 by request, also of long users; writes the best rows to `work`."""
+    dataset = data.dataset
+    chosen = np.sort(np.random.default_rng(1).permutation(len(requests.positions))[: sizes.catalogue])
+    at = requests.positions[chosen]
+    batch = min(4, len(at))
+    k = min(100, len(dataset.catalogue) - 1)
+    found = rank_catalogue(model, params, dataset, at, k=k, batch=batch, repeats=data.repeats)
+    folder = work / "top"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{run.file}.npy", found.top)
+    long = earlier(dataset, at) >= LONG
+    figures: dict[str, Any] = hits(found.ranks)
+    if long.any():
+        figures |= {f"{name}_long_users": value for name, value in hits(found.ranks[long]).items()}
+    if (share := recall_of_ranker(run, work)) is not None:
+        figures["ranker_top10_in_top100"] = share
+    return figures
+
+
+def recall_of_ranker(run: Run, work: Path) -> float | None:
+    """Share of the `exact` model's ten best rows among the run's hundred best, same seed; None until both are known."""
+    ranker = dataclasses.replace(run, model="exact", recipe=recipes.DEFAULT)
+    theirs, ours = (work / "top" / f"{one.file}.npy" for one in (ranker, run))
+    if run.id == ranker.id or not theirs.exists() or not ours.exists():
+        return None
+    return ranker_recall(np.load(theirs)[:, :10], np.load(ours))
+
+
+def ceiling(data: datasets.StudyData, requests: Requests, sampler: NegativeSampler) -> dict[str, float]:
+    """What the truth of a synthetic world scores on the same requests."""
+    world = data.world
+    assert world is not None  # the caller looks
+    q = sampler.probabilities
+    arguments = (requests.positions, requests.rows, requests.labels)
+    return {"auc": world.ceiling_auc(*arguments, sampling=q), "gauc": world.ceiling_gauc(*arguments, sampling=q).value}
+
+
+def keep(params: Params, config: aif.Config, folder: Path) -> None:
+    """Keeps a trained model for the recipes that need it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(folder, params, config)
+
+
+def load_helper(run: Run, work: Path) -> recipes.Helper | None:
+    """The trained model of the same seed that a recipe needs."""
+    if run.recipe not in recipes.HELPERS:
+        return None
+    needed = dataclasses.replace(run, model=recipes.HELPERS[run.recipe], recipe=recipes.DEFAULT)
+    folder = work / "models" / needed.file
+    if not folder.exists():
+        raise FileNotFoundError(f"{run.id}: expected the trained model of {needed.id!r} in {folder}; run that first")
+    restored = checkpoint.load(folder)
+    return recipes.Helper(aif.build(restored.config), restored.params)
