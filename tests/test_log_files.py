@@ -93,7 +93,7 @@ from aif_jax.data import candidates
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.log_files import write_log
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.positions import Positions
+from aif_jax.data.positions import eligible_positions
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import time_cuts
 from aif_jax.vocabulary import Vocabulary
@@ -141,7 +141,7 @@ dataset = Dataset(name="large", schema=schema, log=log, catalogue=catalogue, use
                   user_floats=np.zeros((users + 1, 0), np.float32), **vocabularies)
 phase("dataset_s")
 first_validation, _ = time_cuts(log)
-positions = Positions.eligible(log, min_history=1, before=first_validation)
+positions = eligible_positions(log, min_history=1, before=first_validation, file={folder!r} + ".positions.npy")
 phase("eligible_s")
 sampler = NegativeSampler(item_counts(dataset, positions))
 phase("counts_s")
