@@ -71,8 +71,9 @@ def layer_norm_init(key: jax.Array, width: int) -> Params:
 
 
 def layer_norm(params: Params, x: jax.Array) -> jax.Array:
-    """Layer normalisation over the last axis."""
-    return nn.LayerNorm().apply({"params": params}, x)  # type: ignore[return-value]
+    """Layer normalisation over the last axis, in float32 whatever the dtype of `x`."""
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    return nn.LayerNorm().apply({"params": wide}, x.astype(jnp.float32)).astype(x.dtype)  # type: ignore[union-attr]
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:

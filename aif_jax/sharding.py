@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aif_jax.sparse import table_of
+from aif_jax.trees import table_of
 
 AXIS = "rows"
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
-from aif_jax.data import candidates as candidates_module
-from aif_jax.data.candidates import Draw, impressed, pointwise, request_starts, retrieved, sampled
-from aif_jax.data.catalogue import Catalogue
-from aif_jax.data.dataset import Dataset
+from aif_jax.catalogue import Catalogue
+from aif_jax.data import positions as positions_module
+from aif_jax.data.candidates import CandidateLists, Draw, Source, describe, impressed, pointwise, retrieved, sampled
+from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import NegativeSampler, Seen, lists
-from aif_jax.data.schema import Attribute, Schema, Vocabulary
+from aif_jax.data.positions import request_starts
+from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
+from aif_jax.schema import Attribute, Schema
+from aif_jax.vocabulary import Vocabulary
+from tests import test_sampling
 
 DRAW = Draw(seed=3, epoch=1, step=7)
 #          user 1: request at 10 (three shown), at 20 (one), at 30 (two);  user 2: request at 30 (two), at 40 (one)
@@ -38,19 +44,17 @@ def dataset() -> Dataset:
 
 @pytest.mark.parametrize("block", [8, 1 << 22])  # a request that crosses a border of blocks is not cut in two
 def test_requests_start_where_user_or_time_changes(dataset, monkeypatch, block):
-    monkeypatch.setattr(candidates_module, "BLOCK", block)
+    monkeypatch.setattr(positions_module, "BLOCK", block)
 
     def starts(**given):
-        found = request_starts(dataset.log, **given)
-        return found[np.arange(len(found))].tolist()
+        return request_starts(dataset.log, **given).tolist()
 
     assert starts() == [0, 3, 4, 6, 8]
     assert starts(min_history=1) == [3, 4, 8]
     assert starts(min_history=4) == [4]
     assert starts(since=20, before=40) == [3, 4, 6]
     long = EventLog.from_arrays([1] * 20, [1] * 20, [1] * 20, [0] * 5 + [7] * 15)
-    found = request_starts(long)
-    assert found[np.arange(len(found))].tolist() == [0, 5]
+    assert request_starts(long).tolist() == [0, 5]
 
 
 def test_a_shown_list_is_all_events_of_its_request(dataset):
@@ -66,25 +70,51 @@ def test_every_member_of_a_shown_list_has_the_history_of_its_first(dataset):
     assert dataset.log.history_end(np.arange(9)).tolist() == [0, 0, 0, 3, 4, 4, 6, 6, 8]
 
 
-def test_pointwise_is_liked_or_not(dataset):
-    found = pointwise(dataset, threshold=2)(np.array([0, 1]), DRAW)
-    assert found.rows.tolist() == [[1], [2]] and found.labels.tolist() == [[0], [1]]
+def test_pointwise_by_hand():
+    """Liked or not: a label at each threshold, and samples without a label refused."""
+    data = test_sampling.dataset()
+    found = pointwise(data, threshold=4)(np.array([0, 1, 2, 3]), DRAW)
+    assert found.rows.tolist() == [[1], [2], [3], [3]] and found.rows.dtype == np.int32
+    assert found.labels.tolist() == [[1], [0], [1], [0]] and found.labels.dtype == np.float32
+    with pytest.raises(ValueError, match="unknown item at position 5"):
+        pointwise(data, threshold=4)([5], DRAW)
+    with pytest.raises(ValueError, match="action 0 at position 4"):
+        pointwise(data, threshold=4)([3, 4], DRAW)
+    for threshold in (1, 6):
+        with pytest.raises(ValueError, match=rf"threshold: expected an action row in \[2, 6\), got {threshold}"):
+            pointwise(data, threshold=threshold)
 
 
-def test_sampled_is_lists_with_the_correction_of_its_sampler(dataset):
+def test_sampled_lists_have_the_positive_first():
+    data = test_sampling.dataset()
+    sampler = NegativeSampler(item_counts(data, [0, 1, 2, 3, 4]))
+    rows, labels, log_q = sampled(data, sampler=sampler, negatives=50)([0, 3, 4], DRAW)
+    assert rows.shape == labels.shape == (3, 51) and log_q is None
+    assert (rows.dtype, labels.dtype) == (np.int32, np.float32)
+    assert rows[:, 0].tolist() == [1, 3, 4]
+    assert not (rows[:, 1:] == rows[:, :1]).any()
+    assert labels[:, 0].tolist() == [1, 1, 1] and not labels[:, 1:].any()
+    assert set(rows[1, 1:]) == {1, 2, 4}  # the counted items but the target; the user's other item among them
+    seen = Seen(data.log, [0, 1, 3, 4])
+    rows = sampled(data, sampler=sampler, negatives=50, seen=seen)([0, 3, 4], DRAW).rows
+    assert [set(row) for row in rows[:, 1:].tolist()] == [{3, 4}, {1, 2}, {1, 2}]
+    with pytest.raises(ValueError, match="unknown item at position 5"):
+        sampled(data, sampler=sampler, negatives=1)([0, 5], DRAW)
+
+
+def test_sampled_carries_the_correction_of_its_sampler(dataset):
     sampler = NegativeSampler([0, 4, 2, 1, 1, 0, 0], power=1)
-    seen, positions = Seen(dataset.log, [0, 1, 2]), np.array([0, 1, 8])
-    found = sampled(dataset, sampler=sampler, negatives=5, seen=seen, corrected=True)(positions, DRAW)
-    rows, labels = lists(dataset, positions, sampler=sampler, negatives=5, seed=3, epoch=1, step=7, seen=seen)
-    np.testing.assert_array_equal(found.rows, rows)
-    np.testing.assert_array_equal(found.labels, labels)
+    positions = np.array([0, 1, 8])
+    plain = sampled(dataset, sampler=sampler, negatives=5)(positions, DRAW)
+    found = sampled(dataset, sampler=sampler, negatives=5, corrected=True)(positions, DRAW)
+    np.testing.assert_array_equal(found.rows, plain.rows)
+    np.testing.assert_array_equal(found.rows[:, 1:], sampler.sample(3, 5, avoid=found.rows[:, 0], **DRAW._asdict()))
     assert found.log_q is not None and found.log_q.dtype == np.float32
     probability = np.array([0, 4, 2, 1, 1, 0, 0]) / 8
-    np.testing.assert_allclose(found.log_q[:, 1:], np.log(5 * probability[rows[:, 1:]]), rtol=1e-6)
-    assert found.log_q[:, 0].tolist() == [0, 0, 0]  # the positive is always in its list
-    assert sampled(dataset, sampler=sampler, negatives=5)(positions, DRAW).log_q is None
+    np.testing.assert_allclose(found.log_q[:, 1:], np.log(5 * probability[found.rows[:, 1:]]), rtol=1e-6)
+    assert found.log_q[:, 0].tolist() == [0, 0, 0]  # every list holds its positive
     other = sampled(dataset, sampler=sampler, negatives=5)(positions, DRAW._replace(step=8))
-    assert not np.array_equal(other.rows[:, 1:], sampled(dataset, sampler=sampler, negatives=5)(positions, DRAW).rows[:, 1:])
+    assert not np.array_equal(other.rows[:, 1:], plain.rows[:, 1:])
 
 
 def test_the_correction_makes_a_sampled_softmax_the_whole_one():
@@ -117,3 +147,47 @@ def test_wrong_sources_are_refused(dataset):
         retrieved(dataset, retrieval=np.full((9, 2), 7), candidates=3)(np.array([0]), DRAW)
     with pytest.raises(ValueError, match=r"retrieval: expected rows \[1, R\], got shape \[2\]"):
         retrieved(dataset, retrieval=lambda positions: np.array([1, 2]), candidates=3)(np.array([0]), DRAW)
+
+
+def test_a_source_is_described_by_what_decides_its_lists(dataset):
+    """Equal settings give equal descriptions, any other setting another one; a cursor tells pipelines apart by them."""
+    one, two = NegativeSampler([0, 4, 2, 1, 1, 0, 0]), NegativeSampler([0, 4, 2, 1, 2, 0, 0])
+    table = np.zeros((9, 4), np.int32)
+
+    def mine(positions, draw):
+        return CandidateLists(np.ones((len(positions), 1), np.int32), np.ones((len(positions), 1), np.float32))
+
+    def sources():
+        return [
+            pointwise(dataset, threshold=2),
+            impressed(dataset, candidates=3, threshold=2),
+            impressed(dataset, candidates=4, threshold=2),
+            *(sampled(dataset, sampler=s, negatives=n, corrected=c) for s in (one, two) for n in (1, 2) for c in (False, True)),
+            sampled(dataset, sampler=one, negatives=1, seen=Seen(dataset.log, [0, 1])),
+            sampled(dataset, sampler=one, negatives=1, seen=Seen(dataset.log, [0, 4])),
+            retrieved(dataset, retrieval=table, candidates=3),
+            retrieved(dataset, retrieval=table + 1, candidates=3),
+            retrieved(dataset, retrieval=lambda positions: table[positions], candidates=3),
+            Source(mine, {"kind": "mine", "version": 2}),
+            mine,
+        ]
+
+    first, second = ([json.dumps(describe(source)) for source in sources()] for _ in range(2))
+    assert first == second and len(set(first)) == len(first)
+    assert "test_a_source_is_described_by_what_decides_its_lists.<locals>.mine" in first[-1]
+    assert Source(mine, {})(np.array([4, 5]), DRAW).rows.shape == (2, 1)
+
+
+@pytest.mark.parametrize("column, value", [("item", 99), ("item", -1), ("action", 99)])
+def test_a_damaged_sample_is_a_corrupt_record(dataset, tmp_path, column, value):
+    dataset.log.save(tmp_path / "log")
+    opened = dataclasses.replace(dataset, log=EventLog.load(tmp_path / "log"))
+    np.load(tmp_path / "log" / f"{column}.npy", mmap_mode="r+")[1] = value
+    sources = [pointwise(opened, threshold=2)]
+    if column == "item":
+        sampler = NegativeSampler([0, 4, 2, 1, 1, 0, 0])
+        sources += [sampled(opened, sampler=sampler, negatives=2), impressed(opened, candidates=3, threshold=2)]
+        sources += [retrieved(opened, retrieval=np.zeros((9, 2), np.int32), candidates=3)]
+    for source in sources:
+        with pytest.raises(CorruptRecord, match=rf"event 1 of the log is corrupt: expected {column} in \[0, \d\), got {value}"):
+            source(np.array([0, 1]), DRAW)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from aif_jax import losses
+from aif_jax.train import losses
 from tests.reference import losses as reference
 
 SHAPE = (3, 5)  # one shape for all random tests: one compilation each

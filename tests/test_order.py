@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from aif_jax.data import order as order_module
 from aif_jax.data import positions as positions_module
-from aif_jax.data import split
+from aif_jax.data import sampling, split
 from aif_jax.data.events import EventLog
-from aif_jax.data.order import EpochOrder
-from aif_jax.data.positions import Positions
-from aif_jax.data.sampling import epoch_batches, epoch_order, item_counts
+from aif_jax.data.order import EpochOrder, epoch_order
+from aif_jax.data.positions import eligible_positions, request_starts
+from aif_jax.data.sampling import item_counts
+from tests.test_sampling import dataset
 
 
 def whole(**given_) -> np.ndarray:
@@ -91,27 +92,6 @@ def test_a_bad_order_is_refused(wrong):
 # positions
 
 
-@settings(max_examples=40, deadline=None)
-@given(mask=st.lists(st.booleans(), max_size=1500))
-def test_a_set_of_positions_equals_the_array_of_them(mask):
-    mask = np.array(mask, np.bool_)
-    plain, positions = np.flatnonzero(mask), Positions.from_mask(mask)
-    assert len(positions) == len(plain)
-    np.testing.assert_array_equal(positions[np.arange(len(plain))], plain)
-    np.testing.assert_array_equal(np.concatenate([np.zeros(0, np.int64), *positions.blocks()]), plain)
-
-
-def test_positions_take_any_shape_and_refuse_what_is_outside():
-    positions = Positions.from_mask(np.arange(2000) % 7 == 3)
-    assert positions[[[0, 1], [2, 285]]].tolist() == [[3, 10], [17, 1998]]
-    assert repr(positions) == "Positions(286 of 2000 events)"
-    for wrong in ([-1], [286]):
-        with pytest.raises(ValueError, match=r"index: expected values in \[0, 286\)"):
-            positions[wrong]
-    with pytest.raises(ValueError, match="expected zeros behind the last of 3 positions"):
-        Positions(np.array([0b1001], np.uint8), 3)
-
-
 def ties(seed: int, size: int = 300) -> EventLog:
     rng = np.random.default_rng(seed)
     return EventLog.from_arrays(
@@ -119,21 +99,39 @@ def ties(seed: int, size: int = 300) -> EventLog:
     )
 
 
-@pytest.mark.parametrize("block", [8, 64, 1 << 22])  # users and ties that cross the borders of blocks
+@pytest.mark.parametrize("block", [8, 60, 1 << 22])  # users and ties that cross the borders of blocks
 @pytest.mark.parametrize("min_history", [0, 1, 5])
-def test_eligible_positions_equal_the_split(monkeypatch, block, min_history):
+def test_eligible_positions_equal_the_split(monkeypatch, tmp_path, block, min_history):
     monkeypatch.setattr(positions_module, "BLOCK", block)
     for seed in range(5):
         log = ties(seed)
         parts = split.split_by_time(log, validation=0.2, test=0.2)
         first, second = split.time_cuts(log, validation=0.2, test=0.2)
         spans = ({"before": first}, {"since": first, "before": second}, {"since": second})
-        for part, span in zip(parts, spans, strict=True):
+        for number, (part, span) in enumerate(zip(parts, spans, strict=True)):
             plain = split.eligible(log, part, min_history=min_history)
-            got = Positions.eligible(log, min_history=min_history, **span)
-            np.testing.assert_array_equal(got[np.arange(len(got))], plain)
-    with pytest.raises(ValueError, match="min_history of at least 0"):
-        Positions.eligible(ties(0), min_history=-1)
+            np.testing.assert_array_equal(eligible_positions(log, min_history=min_history, **span), plain)
+            file = tmp_path / f"{seed}-{number}.npy"
+            mapped = eligible_positions(log, min_history=min_history, **span, file=file)
+            assert isinstance(mapped, np.memmap) and mapped.dtype == np.int64 and not mapped.flags.writeable
+            np.testing.assert_array_equal(np.load(file), plain)
+
+
+def test_no_position_is_none_in_a_file_too(tmp_path):
+    log = ties(0)
+    assert eligible_positions(log, min_history=0, since=99).tolist() == []
+    assert eligible_positions(log, min_history=0, since=99, file=tmp_path / "none.npy").tolist() == []
+    assert eligible_positions(EventLog.from_arrays([], [], [], []), min_history=0).tolist() == []
+
+
+def test_positions_refuse_a_negative_history_and_a_file_that_is_there(tmp_path):
+    (tmp_path / "there.npy").write_text("mine")
+    for function in (eligible_positions, request_starts):
+        with pytest.raises(ValueError, match="min_history of at least 0"):
+            function(ties(0), min_history=-1)
+        with pytest.raises(FileExistsError, match="there.npy: expected a new file"):
+            function(ties(0), min_history=0, file=tmp_path / "there.npy")
+    assert (tmp_path / "there.npy").read_text() == "mine"
 
 
 @settings(max_examples=40, deadline=None)
@@ -144,34 +142,38 @@ def test_a_time_found_by_rank_equals_sorting(times, data):
     assert split._time_of_rank(log, rank) == sorted(times)[rank]
 
 
-# what stands on both
+# epochs
 
 
-@pytest.mark.parametrize("positions", [range(50), range(5, 105, 2), Positions.from_mask(np.arange(200) % 4 == 1)])
-def test_an_epoch_of_a_range_or_a_set_holds_every_position_once_and_resumes(positions):
-    every = np.asarray(positions if isinstance(positions, range) else positions[np.arange(50)])
-    batches = list(epoch_batches(positions, 8, seed=1, epoch=2, drop_last=False))
-    assert [len(batch) for batch in batches] == [8] * 6 + [2]
-    assert sorted(np.concatenate(batches).tolist()) == every.tolist() != np.concatenate(batches).tolist()
-    np.testing.assert_array_equal(list(epoch_batches(positions, 8, seed=1, epoch=2, start=4)), batches[4:6])
+@pytest.mark.parametrize("block", [0, 10])
+@pytest.mark.parametrize("positions", [range(50), range(5, 105, 2), np.arange(1, 200, 4), [5, 9, 2] * 5 + [7] * 35])
+def test_an_epoch_of_any_positions_holds_each_once_in_parts_that_fit(positions, block):
+    given_ = dict(seed=1, epoch=2, block=block, window=3)
+    whole = epoch_order(positions, **given_)(0, 50)
+    assert whole.dtype == np.int64 and sorted(whole.tolist()) == sorted(np.asarray(positions).tolist()) != whole.tolist()
+    take = epoch_order(positions, **given_)
+    np.testing.assert_array_equal(np.concatenate([take(0, 8), take(8, 40), take(40, 99)]), whole)
 
 
-def test_a_block_needs_an_order_that_is_computed():
-    with pytest.raises(ValueError, match="expected positions as a range or Positions"):
-        epoch_order([1, 2], seed=0, epoch=0, block=1)
-    with pytest.raises(ValueError, match="positions: expected integers of at least 0"):
-        epoch_order(range(-1, 3), seed=0, epoch=0)
-    with pytest.raises(ValueError, match="seed, epoch and step of at least 0"):
+def test_the_order_depends_on_seed_and_epoch_and_leaves_the_positions_alone():
+    positions = np.arange(200)
+    orders = [epoch_order(positions, seed=s, epoch=e)(0, 200).tolist() for s, e in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert orders[0] == orders[1] != orders[2] != orders[3] and orders[0] != list(range(200)) == positions.tolist()
+    assert epoch_order([], seed=0, epoch=0)(0, 5).tolist() == []
+
+
+def test_positions_that_cannot_be_are_refused():
+    for positions in ([-1, 3], range(-1, 3)):
+        with pytest.raises(ValueError, match=r"positions: expected (values in|integers of at least 0)"):
+            epoch_order(positions, seed=0, epoch=0)
+    with pytest.raises(TypeError, match="positions: expected integers"):
+        epoch_order([0.5], seed=0, epoch=0)
+    with pytest.raises(ValueError, match="EpochOrder.seed: expected at least 0, got -1"):
         epoch_order(range(3), seed=-1, epoch=0)
 
 
-def test_counts_of_a_set_equal_those_of_the_array(monkeypatch):
-    from aif_jax.data import sampling
-    from tests.test_sampling import dataset
-
+def test_counts_are_read_in_blocks(monkeypatch):
+    data, whole = dataset(), item_counts(dataset(), [0, 2, 4])
     monkeypatch.setattr(sampling, "BLOCK", 2)
-    monkeypatch.setattr(positions_module, "BLOCK", 8)
-    data = dataset()
-    for positions in (range(6), range(0, 6, 2), Positions.from_mask(np.array([True, False, True, True, False, False]))):
-        at = np.asarray(positions if isinstance(positions, range) else positions[np.arange(3)])
-        assert item_counts(data, positions).tolist() == item_counts(data, at).tolist()
+    for positions in (range(0, 6, 2), np.array([0, 2, 4]), [0, 2, 4]):
+        assert item_counts(data, positions).tolist() == whole.tolist()

@@ -7,18 +7,19 @@ import json
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import losses, train
-from aif_jax.data.candidates import sampled
+from aif_jax import blocks, train
+from aif_jax.data.candidates import CandidateLists, Draw, Source, sampled
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline, problem_of, to_device
-from aif_jax.data.positions import Positions
+from aif_jax.data.positions import eligible_positions
 from aif_jax.data.sampling import NegativeSampler, item_counts
-from aif_jax.data.synthetic import synthetic_world
+from aif_jax.train import losses
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def dataset():
 
 def pipeline(dataset, *, counted=None, **changes) -> Pipeline:
     """`counted` is the data set that popularity is taken from, where `dataset` has a damaged log."""
-    config = aif.Config(schema=dataset.schema, width=8, short_length=4, long_length=32, memory=(), simtier="off", bridges=2)
-    positions = Positions.eligible((counted or dataset).log, min_history=1)
+    config = aif.Config(schema=dataset.schema, width=8, short_length=4, long_length=32, blocks=(blocks.Bea(bridges=2),))
+    positions = eligible_positions((counted or dataset).log, min_history=1)
     sampler = NegativeSampler(item_counts(counted or dataset, positions))
     source = sampled(dataset, sampler=sampler, negatives=2)
     return Pipeline(
@@ -65,11 +66,50 @@ def test_every_sample_once_an_epoch_and_a_cursor_resumes(dataset, shape):
         assert all(same(one.batch, other.batch) for one, other in zip(rest, whole[at + 1 :], strict=True))
 
 
-def test_a_cursor_of_another_pipeline_is_refused(dataset):
-    cursor = next(pipeline(dataset).batches()).cursor
-    for other in ({"seed": 1}, {"batch_size": 24}, {"positions": range(100)}):
-        with pytest.raises(ValueError, match="cursor: expected one of a pipeline with"):
-            pipeline(dataset, **other).batches(cursor)
+def mine(positions, draw: Draw) -> CandidateLists:
+    return CandidateLists(np.ones((len(positions), 3), np.int32), np.ones((len(positions), 3), np.float32))
+
+
+def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(dataset):
+    """Everything that decides which sample comes when: seen once, a cursor of another block size fed 38 samples twice."""
+    base = pipeline(dataset)
+    cursor = next(base.batches()).cursor
+    counts = item_counts(dataset, base.positions)
+    shorter = dataclasses.replace(base.config, long_length=16)
+    others = {
+        "seed": ({"seed": 1}, "pipeline.seed: expected 1, the cursor has 0"),
+        "batch size": ({"batch_size": 24}, "pipeline.batch_size: expected 24, the cursor has 48"),
+        "block": ({"block": 10}, "pipeline.block: expected 10, the cursor has 0"),
+        "block window": ({"block_window": 8}, "pipeline.block_window: expected 8, the cursor has 64"),
+        "buckets": ({"buckets": (8, 16)}, r"pipeline.buckets: expected \[8, 16\], the cursor has \[\]"),
+        "window": ({"window": 4}, "pipeline.window: expected 4, the cursor has 16"),
+        "processes": ({"process_count": 3}, "pipeline.process_count: expected 3, the cursor has 1"),
+        "length": ({"config": shorter}, "pipeline.history_length: expected 16, the cursor has 32"),
+        "kind": ({"positions": range(100)}, "pipeline.positions.kind: expected 'range', the cursor has 'array'"),
+        "content": ({"positions": base.positions[::-1]}, "pipeline.positions.content: expected '"),
+        "negatives": (
+            {"candidates": sampled(dataset, sampler=NegativeSampler(counts), negatives=3)},
+            "pipeline.candidates.negatives: expected 3, the cursor has 2",
+        ),
+        "sampler": (
+            {"candidates": sampled(dataset, sampler=NegativeSampler(counts, power=1), negatives=2)},
+            "pipeline.candidates.sampler: expected '",
+        ),
+        "a function": ({"candidates": mine}, "candidates.kind: expected 'tests.test_pipeline.mine', the cursor has 'sampled'"),
+        "a source": ({"candidates": Source(mine, {"kind": "mine"})}, "expected 'mine', the cursor has 'sampled'"),
+    }
+    for changes, message in others.values():
+        with pytest.raises(ValueError, match=f"cursor: expected one of this pipeline, got one of another:(.|\n)*{message}"):
+            pipeline(dataset, **changes).batches(cursor)
+    log = dataset.log
+    fewer = log.from_arrays(*(getattr(log, name)[:-1] for name in ("user", "item", "action", "time")), users=log.users)
+    with pytest.raises(ValueError, match="pipeline.data.events: expected 1199, the cursor has 1200"):
+        pipeline(dataclasses.replace(dataset, log=fewer), counted=dataset).batches(cursor)
+    with pytest.raises(ValueError, match="pipeline: expected {.*}, the cursor has None"):
+        base.batches({"epoch": 0, "step": 0})
+    assert json.loads(json.dumps(cursor)) == cursor
+    for same_ in ({}, {"epochs": 9}, {"positions": list(base.positions)}, {"positions": base.positions.astype(np.int32)}):
+        pipeline(dataset, **same_).batches(cursor)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -79,7 +119,7 @@ def test_processes_share_every_batch_without_overlap(dataset, shape):
     assert {len(part) for part in parts} == {len(one)}
     for whole, *slices in zip(one, *parts, strict=True):
         np.testing.assert_array_equal(whole.positions, np.concatenate([fed.positions for fed in slices]))
-        assert {fed.batch.users.long.mask.shape for fed in slices} == {(16, whole.batch.users.long.mask.shape[1])}
+        assert {fed.batch.users.history.mask.shape for fed in slices} == {(16, whole.batch.users.history.mask.shape[1])}
         negatives = [fed.batch.items.ids["item"][:, 1:].tolist() for fed in slices]
         assert negatives[0] != negatives[1] != negatives[2]  # drawn apart
 
@@ -89,10 +129,10 @@ def test_buckets_cut_padding_and_lose_no_event(dataset):
     assert cut.lengths == (8, 16, 32)
     lengths = []
     for fed in cut.batches():
-        long, log = fed.batch.users.long, dataset.log
+        places, log = fed.batch.users.history.mask, dataset.log
         history = np.minimum(log.history_end(fed.positions) - log.offsets[log.user[fed.positions]], 32)
-        lengths.append(long.mask.shape[1])
-        np.testing.assert_array_equal(long.mask.sum(axis=1), history)
+        lengths.append(places.shape[1])
+        np.testing.assert_array_equal(places.sum(axis=1), history)
         assert lengths[-1] == min(length for length in cut.lengths if length >= history.max())
         assert fed.padding == pytest.approx(1 - history.sum() / (48 * lengths[-1]))
     assert set(lengths) == {8, 16, 32}
@@ -104,23 +144,23 @@ def test_buckets_cut_padding_and_lose_no_event(dataset):
 
 
 def test_the_loss_of_a_sample_does_not_depend_on_its_bucket(dataset):
-    config = aif.tiny(dataset.schema, long_length=32)
-    frozen = aif.lsh.fit(dataset.catalogue.content, config)
-    signed = dataset.with_signatures(np.asarray(aif.lsh.sign(frozen, jnp.asarray(dataset.catalogue.content))))
+    """Buckets shorter and longer than the short history."""
+    config = demo.config(schema=dataset.schema, long_length=32)
     model = aif.build(config)
-    params = jax.jit(model.init)(jax.random.key(0), frozen=frozen)
-    cut = pipeline(signed, config=config, buckets=(8,), window=8, batch_size=16)
-    fed = next(fed for fed in cut.batches() if fed.batch.users.long.mask.shape[1] == 8)
+    params = jax.jit(lambda key: model.init(key, dataset.catalogue))(jax.random.key(0))
+    cut = pipeline(dataset, config=config, buckets=(3, 8), window=8, batch_size=16)
 
+    @jax.jit
     def loss(batch):
-        scores = train.score(model, params, batch)
-        return jax.vmap(losses.listwise_softmax)(scores, batch.labels, where=batch.where)
+        return jax.vmap(losses.listwise_softmax)(train.score(model, params, batch), batch.labels, where=batch.where)
 
-    full = cut._make(fed.positions, 32, *fed.place, fed.cursor)
-    assert full.batch.users.long.mask.shape[1] == 32 and same(full.batch.items, fed.batch.items)
-    short, long = jax.jit(loss)(fed.batch), jax.jit(loss)(full.batch)
-    assert np.std(long) > 0.01
-    np.testing.assert_allclose(short, long, rtol=2e-5, atol=2e-6)
+    for length in (3, 8):
+        fed = next(fed for fed in cut.batches() if fed.batch.users.history.mask.shape[1] == length)
+        full = cut._make(fed.positions, 32, *fed.place)
+        assert full.batch.users.history.mask.shape[1] == 32 and same(full.batch.items, fed.batch.items)
+        short, long = loss(fed.batch), loss(full.batch)
+        assert np.std(long) > 0.01
+        np.testing.assert_allclose(short, long, rtol=2e-5, atol=2e-6)
 
 
 def test_a_thread_on_the_way_to_the_device_changes_nothing(dataset):
@@ -168,6 +208,19 @@ def test_a_corrupt_sample_is_named_by_its_position(dataset, tmp_path, buckets, c
     assert f"event 50 of the log is corrupt: expected {column} in [0, {limit}), got 999" in next(feed.batches()).problem
 
 
+def test_any_other_error_of_a_source_is_raised(dataset):
+    """A bug is no bad batch: only `CorruptRecord` is."""
+
+    def broken(positions, draw):
+        raise ValueError("my mistake")
+
+    with pytest.raises(ValueError, match="my mistake"):
+        next(pipeline(dataset, candidates=broken).batches())
+    unknown = dataclasses.replace(dataset, log=EventLog.from_arrays([1] * 60, [0] * 60, [1] * 60, range(60), users=31))
+    with pytest.raises(ValueError, match="expected samples of known items, got the unknown item"):
+        next(pipeline(unknown, counted=dataset, positions=range(60)).batches())
+
+
 def test_problems_of_a_batch(dataset):
     batch = next(pipeline(dataset).batches()).batch
     assert problem_of(batch) is None
@@ -190,11 +243,13 @@ def test_problems_of_a_batch(dataset):
         ({"batch_size": 0}, "Pipeline.batch_size: expected at least 1, got 0"),
         ({"batch_size": 50, "process_count": 4}, "Pipeline.batch_size: expected a multiple of process_count=4, got 50"),
         ({"process_index": 1}, "Pipeline.process_index: expected 0 to 0, got 1"),
-        ({"buckets": (16, 8)}, "Pipeline.buckets: expected ascending lengths from 1 to long_length=32"),
-        ({"buckets": (64,)}, "Pipeline.buckets: expected ascending lengths from 1 to long_length=32"),
+        ({"buckets": (16, 8)}, "Pipeline.buckets: expected ascending lengths from 1 to history_length=32"),
+        ({"buckets": (64,)}, "Pipeline.buckets: expected ascending lengths from 1 to history_length=32"),
         ({"positions": range(10)}, "Pipeline.positions: expected at least batch_size=48, got 10"),
         ({"epochs": 0}, "Pipeline.epochs: expected at least 1"),
         ({"window": 0}, "Pipeline.window: expected at least 1"),
+        ({"block": -1}, "Pipeline.block: expected at least 0"),
+        ({"block_window": 0}, "Pipeline.block_window: expected at least 1"),
     ],
 )
 def test_a_wrong_pipeline_is_refused(dataset, wrong, message):

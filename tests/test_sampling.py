@@ -1,4 +1,4 @@
-"""Sampling: one order and one set of negatives for each (seed, epoch, step), in the stated proportions."""
+"""Negatives: one set for each (seed, epoch, step), in the stated proportions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif_jax.data.catalogue import Catalogue
+from aif_jax.catalogue import Catalogue
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import NegativeSampler, Seen, epoch_batches, item_counts, liked_or_not, lists
-from aif_jax.data.schema import Attribute, Schema, Vocabulary
+from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
+from aif_jax.schema import Attribute, Schema
+from aif_jax.vocabulary import Vocabulary
 
 STEP = {"seed": 3, "epoch": 1, "step": 7}
 
@@ -28,50 +29,6 @@ def dataset() -> Dataset:
         users=Vocabulary([10, 20]),
         items=Vocabulary(np.arange(6)),
     )
-
-
-# order
-
-
-def test_an_epoch_holds_every_position_once():
-    positions = np.array([5, 9, 2, 7, 30, 11, 4])
-    batches = list(epoch_batches(positions, 3, seed=0, epoch=0, drop_last=False))
-    assert [len(batch) for batch in batches] == [3, 3, 1]
-    assert sorted(np.concatenate(batches).tolist()) == sorted(positions.tolist())
-    assert [len(batch) for batch in epoch_batches(positions, 3, seed=0, epoch=0)] == [3, 3]
-    assert positions.tolist() == [5, 9, 2, 7, 30, 11, 4]  # the caller's array stays
-    assert list(epoch_batches([], 3, seed=0, epoch=0, drop_last=False)) == []
-
-
-def test_order_depends_on_seed_and_epoch_and_nothing_else():
-    def order(**where):
-        return np.concatenate(list(epoch_batches(np.arange(200), 10, **where))).tolist()
-
-    assert order(seed=0, epoch=0) == order(seed=0, epoch=0)
-    assert order(seed=0, epoch=0) != order(seed=0, epoch=1)
-    assert order(seed=0, epoch=0) != order(seed=1, epoch=0)
-    assert order(seed=0, epoch=0) != list(range(200))
-
-
-def test_an_epoch_goes_on_where_it_stopped():
-    whole = list(epoch_batches(np.arange(50), 8, seed=1, epoch=2))
-    rest = list(epoch_batches(np.arange(50), 8, seed=1, epoch=2, start=4))
-    assert len(whole) == 6
-    np.testing.assert_array_equal(rest, whole[4:])
-    assert list(epoch_batches(np.arange(50), 8, seed=1, epoch=2, start=6)) == []
-
-
-def test_a_bad_order_is_refused_at_once():
-    for wrong, message in (
-        ({"batch_size": 0}, "batch_size >= 1"),
-        ({"batch_size": 2, "start": -1}, "start >= 0"),
-        ({"batch_size": 2, "epoch": -1}, "seed, epoch and step of at least 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            epoch_batches([1, 2], **{"seed": 0, "epoch": 0, **wrong})  # not only when iterated
-
-
-# negatives
 
 
 def test_item_counts_of_training_events_only():
@@ -189,39 +146,3 @@ def test_bad_calls_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             sampler.sample(2, 3, **{**STEP, **wrong})
-
-
-# lists and labels
-
-
-def test_lists_have_the_positive_first():
-    data = dataset()
-    sampler = NegativeSampler(item_counts(data, [0, 1, 2, 3, 4]))
-    rows, labels = lists(data, [0, 3, 4], sampler=sampler, negatives=50, **STEP)
-    assert rows.shape == labels.shape == (3, 51)
-    assert (rows.dtype, labels.dtype) == (np.int32, np.float32)
-    assert rows[:, 0].tolist() == [1, 3, 4]
-    assert not (rows[:, 1:] == rows[:, :1]).any()
-    assert labels[:, 0].tolist() == [1, 1, 1] and not labels[:, 1:].any()
-    assert set(rows[1, 1:]) == {1, 2, 4}  # the counted items but the target; the user's other item among them
-    rows, _ = lists(data, [0, 3, 4], sampler=sampler, negatives=50, seen=Seen(data.log, [0, 1, 3, 4]), **STEP)
-    assert [set(row) for row in rows[:, 1:].tolist()] == [{3, 4}, {1, 2}, {1, 2}]
-
-
-def test_liked_or_not_by_hand():
-    rows, labels = liked_or_not(dataset(), [0, 1, 2, 3], threshold=4)
-    assert rows.tolist() == [[1], [2], [3], [3]] and rows.dtype == np.int32
-    assert labels.tolist() == [[1], [0], [1], [0]] and labels.dtype == np.float32
-
-
-def test_samples_without_a_label_are_refused():
-    data = dataset()
-    with pytest.raises(ValueError, match="unknown item at position 5"):
-        lists(data, [0, 5], sampler=NegativeSampler([0, 1, 1, 1, 1, 1, 1]), negatives=1, **STEP)
-    with pytest.raises(ValueError, match="unknown item at position 5"):
-        liked_or_not(data, [5], threshold=4)
-    with pytest.raises(ValueError, match="action 0 at position 4"):
-        liked_or_not(data, [3, 4], threshold=4)
-    for threshold in (1, 6):
-        with pytest.raises(ValueError, match=rf"threshold: expected an action row in \[2, 6\), got {threshold}"):
-            liked_or_not(data, [0], threshold=threshold)

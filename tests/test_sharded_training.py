@@ -4,16 +4,18 @@ SETUP = """
 import tempfile
 import jax, numpy as np, optax
 import aif_jax as aif
-from aif_jax import checkpoint, losses, sharding, train
-from aif_jax.sparse import SparseConfig
+from aif_jax import checkpoint, sharding, train
+from aif_jax.train import SparseConfig, losses
+from tests import demo
 from tests.test_sparse import SMALL, batch_of
 
 import dataclasses
-schema = aif.config.demo_schema()
+schema = demo.schema()
 sized = tuple(dataclasses.replace(a, size=64) if a.name == "item" else a for a in schema.item_attributes)
-config = aif.tiny(dataclasses.replace(schema, item_attributes=sized), **SMALL)
+config = demo.config(schema=dataclasses.replace(schema, item_attributes=sized), **SMALL)
 model, optimizer = aif.build(config), optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.05))
-params = model.init(jax.random.key(0))
+items = jax.tree.map(lambda x: np.concatenate([x, x[:14]]), demo.catalogue().items)  # 50 rows and 14 more
+params = model.init(jax.random.key(0), items)
 batches = [batch_of(config, seed=seed, samples=16) for seed in range(4)]
 fresh = lambda: train.init_state(params, optimizer)
 item = lambda state: state.trained["embedding"]["item"]
@@ -26,7 +28,7 @@ def run(state, step, batches):
     return state, np.array(seen)
 
 make = lambda sparse: train.make_step(model, optimizer, loss=losses.pointwise_bce, sparse=sparse)
-touched = SparseConfig(tables=("item",))
+by_row = SparseConfig(tables=("item",))
 """
 
 
@@ -36,7 +38,7 @@ mesh = sharding.row_mesh()
 assert mesh.size == 8
 placed = [sharding.place_batch(batch, mesh) for batch in batches]
 assert placed[0].labels.addressable_shards[0].data.shape[0] == 2
-step = make(touched)
+step = make(by_row)
 _, expected = run(fresh(), step, batches)
 for split in ((), ("item",)):
     state, seen = run(sharding.place_state(fresh(), mesh, split=split), step, placed)
@@ -51,7 +53,7 @@ for split in ((), ("item",)):
 def test_a_checkpoint_goes_on_under_another_mesh(python):
     code = """
 mesh, smaller = sharding.row_mesh(), sharding.row_mesh(jax.devices()[:2])
-step = make(touched)
+step = make(by_row)
 whole, expected = run(fresh(), step, batches)
 state, _ = run(sharding.place_state(fresh(), mesh, split=("item",)), step,
                [sharding.place_batch(b, mesh) for b in batches[:2]])
@@ -59,8 +61,9 @@ folder = tempfile.mkdtemp() + "/saved"
 checkpoint.save(folder, state.params, config, opt_state=(state.step, state.skipped, state.opt_state))
 like = sharding.place_state(fresh(), smaller, split=("item",))
 read = checkpoint.load(folder, like={"params": like.params, "opt_state": (like.step, like.skipped, like.opt_state)})
-step_at, skipped, opt_state = read.opt_state
-state = train.TrainState(step=step_at, skipped=skipped, trained=read.params, frozen={}, opt_state=opt_state)
+count, skipped, opt_state = read.opt_state
+groups = {group: {name: read.params[name] for name in getattr(like, group)} for group in ("trained", "fitted")}
+state = train.TrainState(step=count, skipped=skipped, **groups, opt_state=opt_state)
 assert len(item(state).sharding.device_set) == 2 and item(state).addressable_shards[0].data.shape[0] == 32
 state, seen = run(state, step, [sharding.place_batch(b, smaller) for b in batches[2:]])
 np.testing.assert_allclose(seen, expected[4:], rtol=2e-4)

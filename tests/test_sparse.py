@@ -1,4 +1,7 @@
+"""Sparse updates: those of the dense optimizer on the rows that a batch names, in one part or many."""
+
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,20 +10,22 @@ import optax
 import pytest
 
 import aif_jax as aif
-from aif_jax import losses, sparse, train
+from aif_jax import blocks, train
 from aif_jax.data.batches import Batch
-from aif_jax.sparse import SparseConfig, rowwise_adagrad
+from aif_jax.train import SparseConfig, gradients, losses, rowwise_adagrad, sparse
+from aif_jax.train import step as step_module
 from tests import demo
 from tests.reference import optimizers as reference
 
 ITEM = SparseConfig(tables=("item",))
-SMALL = dict(architecture="two_tower", sequence=False, tower_hidden=(), width=4, short_length=3, long_length=4)  # compiles fast
+SMALL = dict(blocks=(blocks.DotProduct(),), head=(), sequence=False, towers=(), width=4, short_length=3, long_length=4)
+"""A model that compiles fast."""
 
 
 def batch_of(config: aif.Config, *, seed: int, samples: int = 6, candidates: int = 2) -> Batch:
     """Features of several users, with candidates of each."""
     users = [demo.user(config, events=5 + seed + i, seed=10 * seed + i) for i in range(samples)]
-    items = [demo.items(config, candidates, seed=100 * seed + i) for i in range(samples)]
+    items = [demo.items(candidates, seed=100 * seed + i) for i in range(samples)]
     stack = lambda *x: np.stack(x)  # noqa: E731
     return Batch(
         users=jax.tree.map(stack, *users),
@@ -43,24 +48,20 @@ def assert_close(a, b, *, atol=2e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
-def touched_items(batch: Batch) -> np.ndarray:
-    ids = [batch.items.ids["item"], batch.users.short.ids["item"], batch.users.long.ids["item"]]
-    return np.unique(np.concatenate([np.ravel(i) for i in ids] + [[0]]))
+def items_of(batch: Batch) -> np.ndarray:
+    return np.unique(np.concatenate([[0], np.ravel(batch.items.ids["item"]), np.ravel(batch.users.history.item)]))
 
 
-@pytest.mark.parametrize("name", ["two SIM fields", "exact", "cold"])
-def test_every_architecture_takes_the_step_of_the_dense_form(name):
-    """Every large table read through its rows, ids as they are: SIM's comparison, the exact baseline's content and bags too."""
+@pytest.mark.parametrize("name", ["every block", "two SIM fields", "exact", "cold"])
+def test_every_model_takes_the_step_of_the_dense_form(name):
+    """Every table read through its rows, ids as they are: SIM's comparison, a history's categories, the bags of candidates."""
     model, params = demo.build(**demo.VARIANTS[name])
-    if model.config.architecture == "exact":
-        content = np.random.default_rng(0).normal(size=(50, model.config.schema.content)).astype(np.float32)
-        params = params | {"frozen": params.get("frozen", {}) | {"content": content}}
     optimizer, batches = optax.sgd(0.3), [batch_of(model.config, seed=1)]
     every = SparseConfig(min_rows=1)
-    assert sparse.tables(model.config.schema, every) == ("item", "category", "tags", "gender", "interests")
+    assert sparse.sparse_tables(model.config.schema, every) == ("item", "category", "tags", "gender", "interests")
     dense, expected = run(model, params, optimizer, batches, sparse=None, part=None)
-    touched, metrics = run(model, params, optimizer, batches, sparse=every, part=4)
-    assert_close(touched.params, dense.params)
+    got, metrics = run(model, params, optimizer, batches, sparse=every, part=4)
+    assert_close(got.params, dense.params)
     assert metrics[0] == pytest.approx(expected[0], rel=1e-4)
 
 
@@ -75,28 +76,40 @@ def test_the_size_of_the_parts_changes_nothing(part):
         assert_close((got.trained, got.opt_state), (expected.trained, expected.opt_state))
 
 
-@pytest.mark.parametrize("name", list(losses.LOSSES))
+WITHOUT_LOG_Q = {name: losses.by_name(name) for name in ("pointwise_bce", "listwise_softmax")}
+WITH_LOG_Q = {
+    "corrected sum": losses.listwise_softmax + 0.1 * losses.pointwise_bce,
+    "partial": functools.partial(losses.distill_pointwise, temperature=2.0),
+    "of other targets": losses.distill_listwise + 2.0 * losses.listwise_softmax.of(lambda y: (y > 0).astype(jnp.float32)),
+}
+
+
+@pytest.mark.parametrize("name", [*WITHOUT_LOG_Q, *WITH_LOG_Q])
 def test_a_mean_over_terms_adds_up_over_the_parts(name):
-    """Parts with many, few and no terms; the last one is filled up with a sample that must not count."""
+    """Parts with many, few and no terms; the last one is filled up with a sample that must not count. Each is scored once."""
     model, params = demo.build(**SMALL)
     batch, rng = batch_of(model.config, seed=1, candidates=3), np.random.default_rng(0)
     where = rng.random((6, 3)) < 0.8
     where[4:] = [[False, False, False], [True, True, False]]
     labels = np.eye(3)[[1, 0, 1, 2, 0, 1]] * [[1], [1], [0], [1], [1], [1]]
-    batch = dataclasses.replace(batch, where=where, labels=labels.astype(np.float32))
-    assert losses.LOSSES[name] in losses.TERMS and 0 < where.sum() < where.size
-    made = []
+    log_q = rng.normal(size=(6, 3)).astype(np.float32) if name in WITH_LOG_Q else None
+    batch = dataclasses.replace(batch, where=where, labels=labels.astype(np.float32), log_q=log_q)
+    loss = (WITHOUT_LOG_Q | WITH_LOG_Q)[name]
+    assert losses.as_loss(loss) is not None and 0 < where.sum() < where.size
+    made, scored = [], []
+    model = model._replace(joint=lambda *given, joint=model.joint: scored.append(part) or joint(*given))
     for part in (None, 4, 1):
-        step = train.make_step(model, optax.sgd(0.5), loss=losses.LOSSES[name], part=part)
+        step = train.make_step(model, optax.sgd(0.5), loss=loss, part=part)
         state, metrics = step(train.init_state(params, optax.sgd(0.5)), batch)
         made.append((state.trained, metrics["loss"], metrics["grad_norm"]))
+    assert scored == [None, 4, 1]  # traced once for each size
     assert float(made[0][2]) > 1e-3
     assert_close(made[0], made[1])
     assert_close(made[0], made[2])
 
 
-def test_a_loss_over_the_whole_batch_survives_the_parts():
-    """In-batch losses compare candidates of different samples."""
+def test_a_loss_over_the_whole_batch_is_that_of_the_parts():
+    """In-batch losses compare candidates of different samples: no `Loss`, so that the parts are scored twice."""
     model, params = demo.build(**SMALL)
     batch = batch_of(model.config, seed=1)
 
@@ -124,49 +137,50 @@ def test_where_a_zero_gradient_changes_nothing_the_whole_table_is_that_of_the_de
     model, params = demo.build(**SMALL)
     batches = [batch_of(model.config, seed=s, samples=2) for s in range(4)]
     dense, expected = run(model, params, optimizer, batches, sparse=None)
-    touched, metrics = run(model, params, optimizer, batches, sparse=ITEM)
-    assert_close((touched.trained, touched.opt_state), (dense.trained, dense.opt_state))
+    got, metrics = run(model, params, optimizer, batches, sparse=ITEM)
+    assert_close((got.trained, got.opt_state), (dense.trained, dense.opt_state))
     np.testing.assert_allclose([m["grad_norm"] for m in metrics], [m["grad_norm"] for m in expected], rtol=1e-4)
 
 
-def test_lazy_adam_is_dense_adam_on_rows_that_every_step_touches():
+def test_lazy_adam_is_dense_adam_on_rows_that_every_batch_names():
     model, params = demo.build(**SMALL)
     batches = [batch_of(model.config, seed=1)] * 4
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.01, weight_decay=0.1))
     dense, _ = run(model, params, optimizer, batches, sparse=None)
-    touched, _ = run(model, params, optimizer, batches, sparse=ITEM)
-    rows = touched_items(batches[0])
-    untouched = np.setdiff1d(np.arange(50), rows)
-    assert len(untouched) and len(rows) > 5
-    table, expected, start = (np.asarray(p["embedding"]["item"]) for p in (touched.params, dense.params, params))
+    got, _ = run(model, params, optimizer, batches, sparse=ITEM)
+    rows = items_of(batches[0])
+    others = np.setdiff1d(np.arange(50), rows)
+    assert len(others) and len(rows) > 5
+    table, expected, start = (np.asarray(p["embedding"]["item"]) for p in (got.params, dense.params, params))
     np.testing.assert_allclose(table[rows], expected[rows], atol=2e-5)
-    np.testing.assert_array_equal(table[untouched], start[untouched])
-    assert np.abs(expected[untouched] - start[untouched]).max() > 0  # the dense form decays them
+    np.testing.assert_array_equal(table[others], start[others])
+    assert np.abs(expected[others] - start[others]).max() > 0  # the dense form decays them
 
 
 def test_lazy_adam_by_its_formula():
-    """Rows move in the steps that touch them alone; the bias correction counts every step."""
+    """Rows move only in steps whose batch names them; the bias correction counts every step."""
     rng = np.random.default_rng(0)
     table, optimizer = rng.normal(size=(7, 3)).astype(np.float32), optax.adamw(0.1, weight_decay=0.2)
     params = {"embedding": {"item": jnp.asarray(table), "other": jnp.ones(2)}}
     state, slot = optimizer.init(params), jnp.zeros(7, jnp.int32)
-    gradients, marked = np.zeros((5, 7, 3)), np.zeros((5, 7), bool)
+    dense, marked = np.zeros((5, 7, 3)), np.zeros((5, 7), bool)
     for step in range(5):
-        ids = jnp.asarray(rng.integers(0, 4, 6) + (step % 2) * 3)
+        ids = jnp.asarray(rng.integers(0, 4, 6) + (step % 2) * 3, jnp.int32)
         occurrences = rng.normal(size=(6, 3)).astype(np.float32)
-        np.add.at(gradients[step], ids, occurrences)
+        np.add.at(dense[step], ids, occurrences)
         marked[step, ids] = True
-        slot, touched = sparse.distinct(slot, ids)
-        assert int(touched.count) == len(np.unique(ids))
+        slot, unique = sparse.number_ids(slot, ids)
+        assert int(unique.count) == len(np.unique(ids))
 
         def update(gradient, params, state):
-            updates, state = optimizer.update(gradient, state, params)
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, ()
 
-        named = {"item": sparse.row_ids(touched, 6, none=7)}
-        summed = {"item": jnp.zeros((6, 3)).at[touched.at].add(jnp.asarray(occurrences))}
-        params, state, _ = sparse.apply(update, params, state, {"embedding": {"other": jnp.zeros(2)}}, named, summed)
-    expected = reference.lazy_adam(table, gradients, marked, learning_rate=0.1, weight_decay=0.2)
+        named = {"item": sparse.row_ids(unique, 6, none=7)}
+        summed = {"item": jnp.zeros((6, 3)).at[unique.number].add(jnp.asarray(occurrences))}
+        params, state, _ = sparse.update_rows(update, params, state, {"embedding": {"other": jnp.zeros(2)}}, named, summed)
+    expected = reference.lazy_adam(table, dense, marked, learning_rate=0.1, weight_decay=0.2)
     np.testing.assert_allclose(params["embedding"]["item"], expected, atol=1e-5)
 
 
@@ -193,33 +207,55 @@ def test_the_update_fits_its_size_to_the_rows_of_the_batch(count, size):
     ids = np.concatenate([chosen, rng.choice(chosen, 5000 - count)]).astype(np.int32)
     gradient = rng.normal(size=(5000, 2)).astype(np.float32)
     params = {"embedding": {"item": jnp.ones((rows, 2))}}
-    _, touched = sparse.distinct(jnp.zeros(rows, jnp.int32), ids)
-    assert int(touched.count) == count and sparse.size_for(count, 5000) == size
+    _, unique = sparse.number_ids(jnp.zeros(rows, jnp.int32), ids)
+    assert int(unique.count) == count and sparse.size_for(count, 5000) == size
 
     @jax.jit
-    def made(params, touched, gradient):
+    def made(params, unique, gradient):
         def update(gradient, params, state):
             return jax.tree.map(lambda p, g: p - g, params, gradient), state, None
 
-        named = {"item": sparse.row_ids(touched, size, none=rows)}
-        summed = {"item": jnp.zeros((size, 2)).at[touched.at].add(gradient)}
-        return sparse.apply(update, params, (), {"embedding": {}}, named, summed)
+        named = {"item": sparse.row_ids(unique, size, none=rows)}
+        summed = {"item": jnp.zeros((size, 2)).at[unique.number].add(gradient)}
+        return sparse.update_rows(update, params, (), {"embedding": {}}, named, summed)
 
-    after, _, _ = made(params, touched, gradient)
+    after, _, _ = made(params, unique, gradient)
     expected = np.ones((rows, 2), np.float32)
     np.subtract.at(expected, ids, gradient)
     np.testing.assert_allclose(after["embedding"]["item"], expected, atol=1e-4)
 
 
-def test_parts_are_larger_where_each_would_pass_over_many_rows():
-    model, _ = demo.build(**SMALL)
+def test_parts_are_larger_where_each_would_write_many_rows():
+    events = 2 + 3 + 4
+    few = gradients.PART_EVENTS // events
+    assert gradients.part_size(12, events) is None and few > 12
+    assert gradients.part_size(4000 * 12, events) == few
+    assert gradients.part_size(4000 * 12, events, gradients.PART_BYTES // 3) == 4000 * 12 // 3
+    assert gradients.part_size(4000 * 12, events, 2 * gradients.PART_BYTES) is None
+
+
+def test_a_step_on_one_cpu_takes_parts_by_what_the_model_reads(monkeypatch):
+    model, params = demo.build(**SMALL)
     batch = batch_of(model.config, seed=0, samples=12)
-    few = train.PART_EVENTS // (2 + 3 + 4)
-    assert train.part_size(batch) is None and few > 12
-    wide = jax.tree.map(lambda leaf: np.repeat(leaf, 4000, axis=0), batch)
-    assert train.part_size(wide) == few
-    assert train.part_size(wide, train.PART_BYTES // 3) == len(wide.labels) // 3
-    assert train.part_size(wide, 2 * train.PART_BYTES) is None
+    longer = dataclasses.replace(batch.users, history=jax.tree.map(lambda x: np.repeat(x, 9, axis=1), batch.users.history))
+    seen = []
+    monkeypatch.setattr(step_module, "part_size", lambda *given: seen.append(given) or None)
+    step = train.make_step(model, optax.sgd(0.1), loss=losses.pointwise_bce)
+    for users in (batch.users, longer):
+        step(train.init_state(params, optax.sgd(0.1)), dataclasses.replace(batch, users=users))
+    assert seen == [(12, 2 + 3 + 4, 0)] * 2
+
+
+def test_places_that_the_model_does_not_read_update_no_row():
+    """Lazy Adam would move them."""
+    model, params = demo.build(**SMALL)
+    batch = batch_of(model.config, seed=1)
+    history = jax.tree.map(lambda x: np.concatenate([x, x], axis=1), batch.users.history)
+    history = dataclasses.replace(history, item=np.where(np.arange(8) < 4, history.item, 49).astype(np.int32))
+    longer = dataclasses.replace(batch, users=dataclasses.replace(batch.users, history=history))
+    assert 49 not in items_of(batch)
+    (short, _), (long, _) = (run(model, params, optax.adam(0.1), [b] * 2, sparse=ITEM) for b in (batch, longer))
+    assert_close(long.trained, short.trained)
 
 
 def test_ids_out_of_range_read_and_train_row_0():
@@ -229,8 +265,8 @@ def test_ids_out_of_range_read_and_train_row_0():
     ids["item"][0], ids["item"][1] = -3, 50
     batch = dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
     dense, _ = run(model, params, optax.sgd(0.3), [batch], sparse=None)
-    touched, _ = run(model, params, optax.sgd(0.3), [batch], sparse=ITEM)
-    assert_close(touched.trained, dense.trained)
+    got, _ = run(model, params, optax.sgd(0.3), [batch], sparse=ITEM)
+    assert_close(got.trained, dense.trained)
     assert not np.allclose(dense.params["embedding"]["item"][0], params["embedding"]["item"][0])
 
 
@@ -246,22 +282,22 @@ def test_a_step_that_is_not_finite_changes_no_row():
 
 
 def test_attributes_share_a_table():
-    schema = aif.config.demo_schema()
+    schema = demo.schema()
     last = (
         aif.Attribute(name="last_item", size=50, table="item"),
         aif.Attribute(name="bought", size=50, length=3, table="item"),
     )
     schema = dataclasses.replace(schema, user_attributes=(*schema.user_attributes, *last))
-    model = aif.build(aif.tiny(schema, **SMALL))
-    params = model.init(jax.random.key(0))
+    model = aif.build(demo.config(schema=schema, **SMALL))
+    params = demo.init(model)
     assert "last_item" not in params["embedding"] and "bought" not in params["embedding"]
     batch = batch_of(model.config, seed=1)
     ids = batch.users.ids | {"last_item": np.full(6, 49, np.int32), "bought": np.tile(np.int32([47, 48, 0]), (6, 1))}
     batch = dataclasses.replace(batch, users=dataclasses.replace(batch.users, ids=ids))
     dense, _ = run(model, params, optax.sgd(0.3), [batch], sparse=None)
-    touched, _ = run(model, params, optax.sgd(0.3), [batch], sparse=ITEM)
-    assert_close(touched.trained, dense.trained)
-    moved = np.abs(np.asarray(touched.params["embedding"]["item"]) - params["embedding"]["item"]).max(1) > 0
+    got, _ = run(model, params, optax.sgd(0.3), [batch], sparse=ITEM)
+    assert_close(got.trained, dense.trained)
+    moved = np.abs(np.asarray(got.params["embedding"]["item"]) - params["embedding"]["item"]).max(1) > 0
     assert moved[[47, 48, 49]].all()
 
 
@@ -273,20 +309,20 @@ def test_an_optimizer_that_mixes_rows_is_refused():
 
 
 def test_config_names_what_is_wrong():
-    schema = aif.tiny().schema
-    assert sparse.tables(schema, None) == () and sparse.tables(schema, SparseConfig()) == ()
+    schema = demo.schema()
+    assert sparse.sparse_tables(schema, None) == () and sparse.sparse_tables(schema, SparseConfig()) == ()
     with pytest.raises(ValueError, match=r"expected names among \['category', 'gender', 'interests', 'item', 'tags'\], got"):
-        sparse.tables(schema, SparseConfig(tables=("behaviour.age",)))
+        sparse.sparse_tables(schema, SparseConfig(tables=("behaviour.age",)))
     with pytest.raises(ValueError, match="min_rows: expected at least 1, got 0"):
         SparseConfig(min_rows=0)
 
 
-def test_a_shared_table_is_checked_and_survives_json():
-    schema = aif.config.demo_schema()
+def test_a_shared_table_is_checked_and_kept_in_json():
+    schema = demo.schema()
     assert "table" not in str(schema.to_json())  # schemas without one keep their fingerprint
     shared = dataclasses.replace(schema, user_attributes=(aif.Attribute(name="last", size=50, table="item"),))
     assert aif.Schema.from_json(shared.to_json()) == shared
-    assert aif.Config.from_json(aif.tiny(shared).to_json()) == aif.tiny(shared)
+    assert aif.Config.from_json(demo.config(schema=shared).to_json()) == demo.config(schema=shared)
     assert "last" not in shared.table_sizes
     for attribute in (aif.Attribute(name="last", size=49, table="item"), aif.Attribute(name="last", size=50, table="absent")):
         with pytest.raises(ValueError, match="Attribute 'last'.table: expected one of size"):

@@ -1,21 +1,23 @@
 """Which candidates a sample has: one item, the list that was shown, sampled ones, or what retrieval found.
 
 A source is a function of positions and a `Draw`; `Pipeline` calls it for every batch. Lists of [C] candidates let the user
-function run once a list in training, as in serving. Source: ours.
+function run once a list in training, as in serving.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
-from aif_jax.data.positions import Positions
-from aif_jax.data.sampling import NegativeSampler, Seen, liked_or_not, lists
-from aif_jax.data.validate import BLOCK, expect_integers
+from aif_jax.checks import expect_integers
+from aif_jax.data.dataset import CorruptRecord, Dataset
+from aif_jax.data.sampling import NegativeSampler, Seen
+from aif_jax.version import digest
+
+DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description covers
 
 
 class Draw(NamedTuple):
@@ -26,7 +28,7 @@ class Draw(NamedTuple):
     step: int
 
 
-class Candidates(NamedTuple):
+class CandidateLists(NamedTuple):
     """C candidates of each of B samples."""
 
     rows: np.ndarray  # int32 [B, C] catalogue rows, 0 where there is no candidate
@@ -34,41 +36,105 @@ class Candidates(NamedTuple):
     log_q: np.ndarray | None = None  # float32 [B, C] for a corrected softmax, see `losses.listwise_softmax`
 
 
-Source: TypeAlias = Callable[[np.ndarray, Draw], Candidates]
-"""`source(positions [B], draw) -> Candidates`."""
+SourceFn: TypeAlias = Callable[[np.ndarray, Draw], CandidateLists]
+"""`source(positions [B], draw) -> CandidateLists`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A source of candidates that says what it is, for the cursor of a pipeline.
+
+    Attributes:
+      lists: (positions [B], draw) -> CandidateLists, the same for the same two.
+      description: plain JSON that changes when the lists do, such as {"kind": "sampled", "negatives": 15, ...}.
+
+    Example:
+      >>> def newest(positions, draw):
+      ...     return CandidateLists(np.full((len(positions), 1), 7, np.int32), np.ones((len(positions), 1), np.float32))
+      >>> Source(newest, {"kind": "newest", "version": 2})(np.array([3]), Draw(0, 0, 0)).rows.tolist()
+      [[7]]
+    """
+
+    lists: SourceFn
+    description: dict[str, Any]
+
+    def __call__(self, positions: np.ndarray, draw: Draw) -> CandidateLists:
+        """The candidates of samples."""
+        return self.lists(positions, draw)
+
+
+def describe(source: SourceFn) -> dict[str, Any]:
+    """The description of a source; of a function of yours its qualified name.
+
+    Example:
+      >>> describe(max)
+      {'kind': 'builtins.max'}
+    """
+    return source.description if isinstance(source, Source) else {"kind": _name(source)}
 
 
 def pointwise(dataset: Dataset, *, threshold: int) -> Source:
-    """One candidate a sample, the event's item; label 1 where its action is at least `threshold`. See `liked_or_not`."""
+    """One candidate a sample, the event's item; label 1 where its action is at least `threshold`: was it liked?
 
-    def source(positions: np.ndarray, draw: Draw) -> Candidates:
-        return Candidates(*liked_or_not(dataset, positions, threshold=threshold))
+    Args:
+      dataset: the data; its action rows must be in ascending order of liking, as rating buckets are.
+      threshold: the least action row that counts as liked.
 
-    return source
+    Returns:
+      A source whose samples must have known items and actions: it raises ValueError for others, and `CorruptRecord` for what
+      the vocabularies cannot hold.
+
+    Raises:
+      ValueError: a threshold that every or no action reaches.
+    """
+    actions = dataset.schema.actions
+    if not 2 <= threshold < actions:
+        raise ValueError(f"threshold: expected an action row in [2, {actions}), got {threshold}")
+
+    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
+        at = expect_integers(positions, "positions", size=len(dataset.log))
+        action = dataset.log.action[at]
+        _expect_intact(dataset, "action", at, action, actions)
+        if (action == 0).any():
+            first = at[int(np.argmax(action == 0))]
+            raise ValueError(f"pointwise: expected samples with a known action, got action 0 at position {first}")
+        return CandidateLists(_targets(dataset, at)[:, None], (action >= threshold).astype(np.float32)[:, None])
+
+    return Source(lists, {"kind": "pointwise", "threshold": threshold})
 
 
 def sampled(
     dataset: Dataset, *, sampler: NegativeSampler, negatives: int, seen: Seen | None = None, corrected: bool = False
 ) -> Source:
-    """The event's item, label 1, and `negatives` drawn by popularity, label 0; C = 1 + negatives.
+    """The event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
 
     Args:
       dataset: the data.
       sampler: of negatives, from training counts.
-      negatives: n.
-      seen: pairs that are no negatives.
+      negatives: n; C = 1 + n.
+      seen: pairs that are no negatives either; the event's item itself never is one.
       corrected: give `log_q` too: log(n q) of a negative, 0 of the positive, which always is there.
+
+    Returns:
+      A source whose samples must have known items: it raises ValueError for others; `split.eligible` leaves them out.
     """
 
-    def source(positions: np.ndarray, draw: Draw) -> Candidates:
-        rows, labels = lists(dataset, positions, sampler=sampler, negatives=negatives, seen=seen, **draw._asdict())
+    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
+        at = expect_integers(positions, "positions", size=len(dataset.log))
+        target = _targets(dataset, at)
+        users = None if seen is None else dataset.log.user[at]
+        drawn = sampler.sample(len(target), negatives, avoid=target, users=users, seen=seen, **draw._asdict())
+        rows = np.concatenate([target[:, None], drawn], axis=1)
+        labels = np.zeros(rows.shape, np.float32)
+        labels[:, 0] = 1
         if not corrected:
-            return Candidates(rows, labels)
+            return CandidateLists(rows, labels)
         log_q = sampler.log_q(rows, negatives)
         log_q[:, 0] = 0
-        return Candidates(rows, labels, log_q)
+        return CandidateLists(rows, labels, log_q)
 
-    return source
+    settings = {"negatives": negatives, "corrected": corrected, "sampler": sampler.digest}
+    return Source(lists, {"kind": "sampled", **settings, "seen": None if seen is None else seen.digest})
 
 
 def impressed(dataset: Dataset, *, candidates: int, threshold: int) -> Source:
@@ -83,21 +149,26 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int) -> Source:
       threshold: the least action row with label 1.
 
     Returns:
-      A source whose positions are the first events of requests: `request_starts(log)`.
+      A source whose positions are the first events of requests: `positions.request_starts(log)`.
+
+    Raises:
+      ValueError: candidates below 1.
     """
     if candidates < 1:
         raise ValueError(f"candidates: expected at least 1, got {candidates}")
 
-    def source(positions: np.ndarray, draw: Draw) -> Candidates:
+    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         log = dataset.log
         at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)[:, None] + np.arange(candidates)
         inside = at < len(log)
         at = np.minimum(at, len(log) - 1)
         first = at[:, :1]
         inside &= (log.user[at] == log.user[first]) & (log.time[at] == log.time[first])
-        return Candidates(log.item[at] * inside, ((log.action[at] >= threshold) & inside).astype(np.float32))
+        rows = log.item[at] * inside
+        _expect_intact(dataset, "item", at, rows, len(dataset.catalogue))
+        return CandidateLists(rows, ((log.action[at] >= threshold) & inside).astype(np.float32))
 
-    return source
+    return Source(lists, {"kind": "impressed", "candidates": candidates, "threshold": threshold})
 
 
 def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int) -> Source:
@@ -110,17 +181,21 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
       retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none; or an array of such
         rows [n, R] for every event of the log, memory-mapped perhaps. It must see the past only: `dataset.log.history_end`.
       candidates: C, cut from the front of [B, 1 + R] or padded.
+
+    Raises:
+      ValueError: candidates below 2.
     """
     if candidates < 2:
         raise ValueError(f"candidates: expected at least 2, got {candidates}")
 
-    def source(positions: np.ndarray, draw: Draw) -> Candidates:
+    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         found = retrieval(positions) if callable(retrieval) else retrieval[positions]
         found = expect_integers(found, "retrieval", size=len(dataset.catalogue))
         if found.ndim != 2 or len(found) != len(positions):
             raise ValueError(f"retrieval: expected rows [{len(positions)}, R], got shape {list(found.shape)}")
         rows = np.zeros((len(found), candidates), np.int32)
         rows[:, 0] = dataset.log.item[positions]
+        _expect_intact(dataset, "item", positions, rows[:, 0], len(dataset.catalogue))
         width = min(found.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = found[:, :width]
         order = np.argsort(rows, axis=1, kind="stable")
@@ -130,36 +205,40 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
         rows[repeated] = 0
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = rows[:, 0] > 0
-        return Candidates(rows, labels)
+        return CandidateLists(rows, labels)
 
-    return source
+    if callable(retrieval):
+        table: Any = _name(retrieval)
+    else:
+        some = retrieval[:: max(1, len(retrieval) // DESCRIBED_ROWS)]
+        table = {"shape": list(retrieval.shape), "sha256": digest(some).sha256}
+    return Source(lists, {"kind": "retrieved", "candidates": candidates, "retrieval": table})
 
 
-def request_starts(log: EventLog, *, min_history: int = 0, since: int | None = None, before: int | None = None) -> Positions:
-    """The first event of every request, a request being the events of one user at one time.
+def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
+    """int32 [B] the items of samples, all of them known."""
+    target = dataset.log.item[positions]
+    if (target == 0).any():
+        at = positions[int(np.argmax(target == 0))]
+        raise ValueError(
+            f"positions: expected samples of known items, got the unknown item at position {at}; see split.eligible"
+        )
+    _expect_intact(dataset, "item", positions, target, len(dataset.catalogue))
+    return target
 
-    Args:
-      log: the events; may be memory-mapped.
-      min_history: strictly earlier events that the user must have.
-      since, before: the span of time, as in `Positions.eligible`.
 
-    Example:
-      >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1, 1, 2, 1], [10, 10, 30, 30])
-      >>> starts = request_starts(log)
-      >>> starts[range(len(starts))].tolist()
-      [0, 2, 3]
-    """
-    bits = np.zeros(-(-len(log) // 8), np.uint8)
-    for start in range(0, len(log), BLOCK):
-        stop = min(start + BLOCK, len(log))
-        user, time = log.user[start:stop], log.time[start:stop]
-        good = np.ones(stop - start, np.bool_)
-        good[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-        good[0] = log.history_end([start])[0] == start
-        good &= np.arange(start, stop) - log.offsets[user] >= min_history
-        if since is not None:
-            good &= time >= since
-        if before is not None:
-            good &= time < before
-        bits[start // 8 : -(-stop // 8)] = np.packbits(good, bitorder="little")
-    return Positions(bits, len(log))
+def _expect_intact(dataset: Dataset, column: str, positions: np.ndarray, values: np.ndarray, size: int) -> None:
+    """Raises `CorruptRecord` where a value of the log is outside [0, size): its file was damaged after it was opened."""
+    wrong = (values < 0) | (values >= size)
+    if wrong.any():
+        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        raise CorruptRecord(
+            f"{dataset.name}: event {positions[at]} of the log is corrupt: expected {column} in [0, {size}), got {values[at]}"
+        )
+
+
+def _name(function: Any) -> str:
+    """The qualified name of a function, or of the class of a callable object."""
+    inner = getattr(function, "func", function)  # of a partial
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    return f"{named.__module__}.{named.__qualname__}"

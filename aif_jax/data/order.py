@@ -10,8 +10,12 @@ is the finaliser of splitmix64.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+from aif_jax.checks import expect_integers
 
 ORDER = 0  # stream of random numbers: the order must not change with anything else that is drawn
 ROUNDS = 6  # even, so that halves of different width end where they began
@@ -92,6 +96,31 @@ class EpochOrder:
 
     def _sequence(self, stream: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.seed, spawn_key=(ORDER, self.epoch, stream))
+
+
+def epoch_order(positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = 64) -> Callable[[int, int], np.ndarray]:
+    """The order of an epoch as a function: `take(start, stop)` gives the positions at those places of it, int64.
+
+    Args:
+      positions: [n] integer positions of samples: a `range`, or an array, memory-mapped perhaps; nothing is copied.
+      seed, epoch: 0 or more.
+      block, window: of `EpochOrder`, for a log or positions on disk.
+
+    Raises:
+      TypeError, ValueError: positions that are not integers of at least 0, or what `EpochOrder` refuses.
+
+    Example:
+      >>> take = epoch_order([30, 10, 20], seed=0, epoch=0)
+      >>> sorted(take(0, 3).tolist()), len(take(1, 9))
+      ([10, 20, 30], 2)
+    """
+    order = EpochOrder(size=len(positions), seed=seed, epoch=epoch, block=block, window=window)
+    if not isinstance(positions, range):
+        array = expect_integers(positions, "positions", size=2**62)
+        return lambda start, stop: array[order.take(start, stop)].astype(np.int64)
+    if len(positions) and min(positions[0], positions[-1]) < 0:
+        raise ValueError(f"positions: expected integers of at least 0, got {positions}")
+    return lambda start, stop: positions.start + positions.step * order.take(start, stop)
 
 
 def _feistel(index: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:

@@ -1,125 +1,130 @@
-"""Which events of a log are samples, in one bit for each event: 12.5 MB for 100 million. Source: ours."""
+"""Which events of a log are samples: ascending positions, in memory or in a file for a log that does not fit there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import os
+from collections.abc import Callable
 
 import numpy as np
 
+from aif_jax.checks import BLOCK
 from aif_jax.data.events import EventLog
-from aif_jax.data.validate import BLOCK, expect_array, expect_integers
-
-WORDS = 8  # 64-bit words of bits that share one running count
 
 
-class Positions:
-    """An ascending set of positions in a log; `positions[i]` is the i-th of them.
+def eligible_positions(
+    log: EventLog,
+    *,
+    min_history: int,
+    since: int | None = None,
+    before: int | None = None,
+    file: str | os.PathLike[str] | None = None,
+) -> np.ndarray:
+    """Events of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
 
-    Stands wherever an array of positions does in `Pipeline` and `epoch_batches`, at one bit and an eighth for each event of
-    the log in place of 64 for each sample.
+    The same positions as `split.eligible(log, split_by_time(log).train, ...)` has, read in one pass over blocks.
 
     Args:
-      bits: uint8 [ceil(size / 8)], bit p % 8 of byte p // 8 says whether position p is in the set.
-      size: events of the log.
+      log: the events; may be memory-mapped.
+      min_history: 0 or more.
+      since: the first time of the span, None for all; such as the cuts of `split.time_cuts`.
+      before: the first time after the span, None for all.
+      file: a new .npy file to write them to and map, 8 bytes each; None keeps them in memory.
+
+    Returns:
+      int64, ascending.
+
+    Raises:
+      FileExistsError: something is at `file`.
+      ValueError: a negative `min_history`.
 
     Example:
-      >>> positions = Positions.from_mask([False, True, False, True, True])
-      >>> len(positions), positions[[0, 2]].tolist()
-      (3, [1, 4])
+      >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1] * 4, [10, 20, 30, 40])
+      >>> eligible_positions(log, min_history=1, before=30).tolist()
+      [1]
     """
+    _expect_history(min_history)
 
-    def __init__(self, bits: np.ndarray, size: int):
-        expect_array(bits, "bits", dtype=np.uint8, shape=(-(-size // 8),))
-        if size % 8 and bits[-1] >> (size % 8):
-            raise ValueError(f"bits: expected zeros behind the last of {size} positions, got {bits[-1]:#010b}")
-        padded = np.zeros(-(-max(len(bits), 1) // (8 * WORDS)) * 8 * WORDS, np.uint8)
-        padded[: len(bits)] = bits
-        self.size = size
-        self._bits = padded
-        self._words = padded.view("<u8").reshape(-1, WORDS)
-        counts = np.bitwise_count(self._words).sum(axis=1, dtype=np.int64)
-        self._before = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    def good(start: int, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+        known = log.item[start : start + len(user)] > 0
+        return known & (_first_of_ties(log, start, user, time) - log.offsets[user] >= min_history) if min_history else known
 
-    @classmethod
-    def from_mask(cls, mask: Any) -> Positions:
-        """The positions where a bool mask [n] is true."""
-        mask = expect_array(mask, "mask", dtype=np.bool_, shape=(None,))
-        return cls(np.packbits(mask, bitorder="little"), len(mask))
+    return _select(log, good, since, before, file)
 
-    @classmethod
-    def eligible(cls, log: EventLog, *, min_history: int, since: int | None = None, before: int | None = None) -> Positions:
-        """Events of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
 
-        The same positions as `split.eligible(log, split_by_time(log).train, ...)` has, read in one pass over blocks.
+def request_starts(
+    log: EventLog,
+    *,
+    min_history: int = 0,
+    since: int | None = None,
+    before: int | None = None,
+    file: str | os.PathLike[str] | None = None,
+) -> np.ndarray:
+    """The first event of every request, a request being the events of one user at one time.
 
-        Args:
-          log: the events; may be memory-mapped.
-          min_history: 0 or more.
-          since: the first time that counts, None for all; such as the cuts of `split.time_cuts`.
-          before: the first time that counts no more, None for all.
+    Args:
+      log: the events; may be memory-mapped.
+      min_history: strictly earlier events that the user must have.
+      since, before, file: as for `eligible_positions`.
 
-        Example:
-          >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1] * 4, [10, 20, 30, 40])
-          >>> positions = Positions.eligible(log, min_history=1, before=30)
-          >>> positions[range(len(positions))].tolist()
-          [1]
-        """
-        if min_history < 0:
-            raise ValueError(f"Positions.eligible: expected min_history of at least 0, got {min_history}")
-        bits = np.zeros(-(-len(log) // 8), np.uint8)
-        for start in range(0, len(log), BLOCK):  # a multiple of 8
-            stop = min(start + BLOCK, len(log))
-            user, time = log.user[start:stop], log.time[start:stop]
-            good = log.item[start:stop] > 0
-            if since is not None:
-                good &= time >= since
-            if before is not None:
-                good &= time < before
-            if min_history:
-                good &= _first_of_ties(log, start, user, time) - log.offsets[user] >= min_history
-            bits[start // 8 : -(-stop // 8)] = np.packbits(good, bitorder="little")
-        return cls(bits, len(log))
+    Returns:
+      int64, ascending.
 
-    def __len__(self) -> int:
-        """How many positions."""
-        return int(self._before[-1])
+    Raises:
+      FileExistsError, ValueError: as `eligible_positions`.
 
-    def __repr__(self) -> str:
-        return f"Positions({len(self)} of {self.size} events)"
+    Example:
+      >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1, 1, 2, 1], [10, 10, 30, 30])
+      >>> request_starts(log).tolist()
+      [0, 2, 3]
+    """
+    _expect_history(min_history)
 
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """int64 [B], the positions with these places [B] in the set, counted from 0.
+    def good(start: int, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+        places = np.arange(start, start + len(user))
+        return (_first_of_ties(log, start, user, time) == places) & (places - log.offsets[user] >= min_history)
 
-        Raises:
-          TypeError, ValueError: places that are not integers in [0, len).
-        """
-        place = expect_integers(index, "index", size=len(self)).astype(np.int64)
-        row = np.searchsorted(self._before, place, side="right") - 1
-        rest = place - self._before[row]  # its place among the bits of the row
-        upto = np.cumsum(np.bitwise_count(self._words[row]), axis=-1, dtype=np.int64)
-        word = np.sum(upto <= rest[..., None], axis=-1)
-        rest = rest - np.where(word > 0, np.take_along_axis(upto, np.maximum(word - 1, 0)[..., None], -1)[..., 0], 0)
-        bits, bit = self._words[row, word], np.zeros(place.shape, np.int64)
-        for width in (32, 16, 8, 4, 2, 1):  # is it in the lower half of the bits that are left?
-            lower = np.bitwise_count(bits & np.uint64((1 << width) - 1))
-            upper = rest >= lower
-            rest = np.where(upper, rest - lower, rest)
-            bits = np.where(upper, bits >> np.uint64(width), bits)
-            bit += upper * width
-        return (row * WORDS + word) * 64 + bit
+    return _select(log, good, since, before, file)
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """All positions, ascending, in arrays of bounded size: the quick way to go through the whole set."""
-        for start in range(0, self.size, BLOCK):
-            bits = np.unpackbits(self._bits[start // 8 : -(-min(start + BLOCK, self.size) // 8)], bitorder="little")
-            yield start + np.flatnonzero(bits)
+
+def _select(
+    log: EventLog,
+    good: Callable[[int, np.ndarray, np.ndarray], np.ndarray],
+    since: int | None,
+    before: int | None,
+    file: str | os.PathLike[str] | None,
+) -> np.ndarray:
+    """The positions of events that are good, in a span of time, block by block; one bit each until all are counted."""
+    if file is not None and os.path.lexists(file):
+        raise FileExistsError(f"{os.fspath(file)}: expected a new file, but something is there; it stays as it is")
+    blocks = []
+    for start in range(0, len(log), BLOCK):
+        user, time = log.user[start : start + BLOCK], log.time[start : start + BLOCK]
+        mask = good(start, user, time)
+        for bound, inside in ((since, np.greater_equal), (before, np.less)):
+            if bound is not None:
+                mask &= inside(time, bound)
+        blocks.append((np.packbits(mask), len(mask), int(np.count_nonzero(mask))))
+    total = sum(count for _, _, count in blocks)
+    positions = np.empty(total, np.int64) if file is None else np.lib.format.open_memmap(file, "w+", np.int64, (total,))
+    written = 0
+    for number, (bits, size, count) in enumerate(blocks):
+        positions[written : written + count] = number * BLOCK + np.flatnonzero(np.unpackbits(bits, count=size))
+        written += count
+    if file is None:
+        return positions
+    positions.flush()  # type: ignore[union-attr]
+    return np.load(file, mmap_mode="r")
 
 
 def _first_of_ties(log: EventLog, start: int, user: np.ndarray, time: np.ndarray) -> np.ndarray:
     """For each event of a block of neighbours, the first event of its user and time: where its history ends."""
     first = np.zeros(len(user), np.int64)
-    first[0] = log.history_end([start])[0]  # it may lie in the block before
+    first[0] = log.history_end([start])[0]  # it may be in the block before
     new = 1 + np.flatnonzero((user[1:] != user[:-1]) | (time[1:] != time[:-1]))
     first[new] = start + new
     return np.maximum.accumulate(first)
+
+
+def _expect_history(min_history: int) -> None:
+    if min_history < 0:
+        raise ValueError(f"expected min_history of at least 0, got {min_history}")

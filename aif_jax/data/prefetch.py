@@ -1,7 +1,4 @@
-"""Batches made and sent to the device by a thread, a few ahead of the step. The only file of `data` that knows threads.
-
-Source: ours.
-"""
+"""Batches made and sent to the device by a thread, a few ahead of the step. The only file of `data` that knows threads."""
 
 from __future__ import annotations
 

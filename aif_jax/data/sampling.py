@@ -1,103 +1,33 @@
-"""From positions to batches: order, negatives, labels. Each is a function of (seed, epoch, step) and nothing else,
-so a run that is resumed at a step sees what it would have seen.
+"""Negatives: items drawn by popularity, a function of (seed, epoch, step) and nothing else.
 
-Source: popularity ** 0.75 is word2vec's (arXiv 1310.4546); the rest is ours.
+Source: popularity ** 0.75 is word2vec's (arXiv 1310.4546).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from aif_jax.data.dataset import CorruptRecord, Dataset
+from aif_jax.checks import BLOCK, expect_array, expect_integers
+from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.order import EpochOrder
-from aif_jax.data.positions import Positions
-from aif_jax.data.validate import BLOCK, expect_array, expect_integers
+from aif_jax.version import digest
 
-ORDER, NEGATIVES = 0, 1  # streams of random numbers: the order must not change with the negatives; `order` uses 0 too
+NEGATIVES = 1  # stream of random numbers: the order of samples (`order.ORDER`, 0) must not change with the negatives
 ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution is worked out
 
 
-def epoch_batches(
-    positions: Any, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True, start: int = 0
-) -> Iterator[np.ndarray]:
-    """Every position once an epoch, in an order of its own for each (seed, epoch).
-
-    Args:
-      positions: [n] integer positions of samples: an array, whose order is held in memory; or a `range` or a `Positions`, whose
-        order is computed batch by batch, in memory that does not grow with n.
-      batch_size: B.
-      seed: 0 or more.
-      epoch: 0 or more.
-      drop_last: leave out a last batch of fewer than B, so that every batch has one shape.
-      start: the step to begin with; the batches before it are skipped at no cost.
-
-    Yields:
-      int64 [B] (or fewer at the end) positions.
-
-    Raises:
-      ValueError: a batch size below 1, or a negative start.
-
-    Example:
-      >>> [len(batch) for batch in epoch_batches(range(10), 4, seed=0, epoch=0, drop_last=False)]
-      [4, 4, 2]
-    """
-    if batch_size < 1 or start < 0:
-        raise ValueError(f"epoch_batches: expected batch_size >= 1 and start >= 0, got {batch_size} and {start}")
-    take = epoch_order(positions, seed=seed, epoch=epoch)
-    stop = len(positions) - len(positions) % batch_size if drop_last else len(positions)
-
-    def batches() -> Iterator[np.ndarray]:
-        for at in range(start * batch_size, stop, batch_size):
-            yield take(at, min(at + batch_size, stop))
-
-    return batches()
-
-
-def epoch_order(positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = 64) -> Callable[[int, int], np.ndarray]:
-    """The order of an epoch as a function: `take(start, stop)` gives the positions at those places of it, int64.
-
-    Args:
-      positions: as `epoch_batches` takes them.
-      seed, epoch: 0 or more.
-      block, window: of `EpochOrder`, for a log on disk; only for a `range` or `Positions`.
-
-    Raises:
-      TypeError, ValueError: positions that are not integers of at least 0, negative seed or epoch, a block for an array.
-    """
-    if isinstance(positions, range | Positions):
-        _random(seed, ORDER, epoch)  # refuses negative ones
-        order = EpochOrder(size=len(positions), seed=seed, epoch=epoch, block=block, window=window)
-        if isinstance(positions, Positions):
-            return lambda start, stop: positions[order.take(start, stop)]
-        if len(positions) and min(positions[0], positions[-1]) < 0:
-            raise ValueError(f"positions: expected integers of at least 0, got {positions}")
-        return lambda start, stop: positions.start + positions.step * order.take(start, stop)
-    if block:
-        raise ValueError("block: expected positions as a range or Positions; the order of an array is held in memory")
-    array = expect_integers(positions, "positions", size=2**62).astype(np.int64)
-    mixed = _random(seed, ORDER, epoch).permutation(array)
-    return lambda start, stop: mixed[start:stop]
-
-
 def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
-    """Events of each item among `positions`, int64 [N]. Pass training positions only: later counts leak the future.
+    """Events of each item among `positions`, int64 [N], read in blocks.
 
-    A `range` or `Positions` is read in blocks.
+    Pass training positions only: later counts leak the future.
     """
-    size = len(dataset.catalogue)
-    if isinstance(positions, Positions):
-        blocks = positions.blocks()
-    elif isinstance(positions, range):
-        blocks = (np.asarray(positions[start : start + BLOCK]) for start in range(0, len(positions), BLOCK))
-    else:
-        blocks = iter([positions])
-    counts = np.zeros(size, np.int64)
-    for at in blocks:
-        counts += np.bincount(dataset.log.item[expect_integers(at, "positions", size=len(dataset.log))], minlength=size)
+    counts = np.zeros(len(dataset.catalogue), np.int64)
+    for start in range(0, len(positions), BLOCK):
+        at = expect_integers(np.asarray(positions[start : start + BLOCK]), "positions", size=len(dataset.log))
+        counts += np.bincount(dataset.log.item[at], minlength=len(counts))
     return counts
 
 
@@ -116,6 +46,11 @@ class Seen:
         at = expect_integers(positions, "positions", size=len(log))
         pairs = np.sort(_pair(log.user[at], log.item[at]))  # several times faster than np.unique
         self._pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the pairs."""
+        return digest(self._pairs).sha256
 
     def contains(self, users: Any, items: Any) -> np.ndarray:
         """bool, of the broadcast shape of the two arrays of rows: whether the user has an event with the item."""
@@ -175,6 +110,11 @@ class NegativeSampler:
         bins = 1 << min(22, len(counts).bit_length())
         self._guide = np.searchsorted(self._cumulative, np.arange(bins + 1) / bins, side="right").astype(np.int32)
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the probabilities."""
+        return digest(self.probabilities).sha256
+
     def sample(
         self,
         lists: int,
@@ -216,7 +156,7 @@ class NegativeSampler:
         if owners.shape != (lists,):
             raise ValueError(f"users: expected shape [{lists}], got {list(owners.shape)}")
 
-        random = _random(seed, NEGATIVES, epoch, step)
+        random = _random(seed, epoch, step)
         rows = self._rows(random.random(lists * negatives)).reshape(lists, negatives)
         at = np.arange(lists * negatives)  # flat positions that may hold a row to avoid
         flat = rows.reshape(-1)
@@ -274,88 +214,10 @@ class NegativeSampler:
         return low
 
 
-def lists(
-    dataset: Dataset,
-    positions: Any,
-    *,
-    sampler: NegativeSampler,
-    negatives: int,
-    seed: int,
-    epoch: int,
-    step: int,
-    seen: Seen | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates and labels of the next-item task: which item did the user turn to, among sampled ones?
-
-    Args:
-      dataset: the data.
-      positions: [B] integer positions of samples; their items must be known.
-      sampler: of negatives.
-      negatives: n.
-      seed, epoch, step: 0 or more; the same three give the same lists.
-      seen: pairs that are no negatives either; the target itself never is one.
-
-    Returns:
-      rows int32 [B, 1 + n], the positive first; labels float32 [B, 1 + n].
-
-    Raises:
-      ValueError: a sample of an unknown item; `split.eligible` leaves them out.
-    """
-    positions = expect_integers(positions, "positions", size=len(dataset.log))
-    target = _targets(dataset, positions)
-    users = None if seen is None else dataset.log.user[positions]
-    drawn = sampler.sample(len(target), negatives, seed=seed, epoch=epoch, step=step, avoid=target, users=users, seen=seen)
-    rows = np.concatenate([target[:, None], drawn], axis=1)
-    labels = np.zeros(rows.shape, np.float32)
-    labels[:, 0] = 1
-    return rows, labels
-
-
-def liked_or_not(dataset: Dataset, positions: Any, *, threshold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Items and labels of the liked-or-not task: one candidate a sample, label 1 where the action is at least `threshold`.
-
-    Args:
-      dataset: the data; its action rows must be in ascending order of liking, as rating buckets are.
-      positions: [B] integer positions of samples; their items and actions must be known.
-      threshold: the least action row that counts as liked.
-
-    Returns:
-      rows int32 [B, 1]; labels float32 [B, 1].
-
-    Raises:
-      ValueError: a threshold that every or no action reaches, a sample with an unknown item or action.
-    """
-    if not 2 <= threshold < dataset.schema.actions:
-        raise ValueError(f"threshold: expected an action row in [2, {dataset.schema.actions}), got {threshold}")
-    positions = expect_integers(positions, "positions", size=len(dataset.log))
-    action = dataset.log.action[positions]
-    if (action == 0).any():
-        at = positions[int(np.argmax(action == 0))]
-        raise ValueError(f"liked_or_not: expected samples with a known action, got action 0 at position {at}")
-    rows = _targets(dataset, positions)[:, None]
-    return rows, (action >= threshold).astype(np.float32)[:, None]
-
-
-def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
-    target = dataset.log.item[positions]
-    if (target == 0).any():
-        at = positions[int(np.argmax(target == 0))]
-        raise ValueError(
-            f"positions: expected samples of known items, got the unknown item at position {at}; see split.eligible"
-        )
-    size = len(dataset.catalogue)
-    if target.size and (target.min() < 0 or target.max() >= size):
-        at = int(np.argmax((target < 0) | (target >= size)))
-        raise CorruptRecord(
-            f"{dataset.name}: event {positions[at]} of the log is corrupt: expected item in [0, {size}), got {target[at]}"
-        )
-    return target
-
-
-def _random(seed: int, stream: int, *counters: int) -> np.random.Generator:
-    if min(seed, *counters) < 0:
-        raise ValueError(f"expected seed, epoch and step of at least 0, got {(seed, *counters)}")
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, *counters)))
+def _random(seed: int, epoch: int, step: int) -> np.random.Generator:
+    if min(seed, epoch, step) < 0:
+        raise ValueError(f"expected seed, epoch and step of at least 0, got {(seed, epoch, step)}")
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NEGATIVES, epoch, step)))
 
 
 def _pair(users: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -23,28 +23,31 @@ jax.config.update("jax_compilation_cache_dir", sys.argv[2])  # the process start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 import numpy as np
 import aif_jax as aif
-from aif_jax import loop, losses, train
+from aif_jax import blocks, train
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.data.candidates import sampled
 from aif_jax.data.pipeline import Pipeline, to_device
-from aif_jax.data.positions import Positions
+from aif_jax.data.positions import eligible_positions
 from aif_jax.data.sampling import NegativeSampler, item_counts
-from aif_jax.data.synthetic import synthetic_world
 from aif_jax.logs import JsonLines
+from aif_jax.train import losses
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
 
 folder = Path(sys.argv[1])
 dataset = synthetic_world(0, users=40, items=80, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
-config = aif.tiny(dataset.schema, memory=(), simtier="off", sim_fields=(), sequence=False, bridges=2)
+config = demo.config(schema=dataset.schema, blocks=(blocks.Bea(bridges=2),), sequence=False)
 model = aif.build(config)
-positions = Positions.eligible(dataset.log, min_history=1)
+positions = eligible_positions(dataset.log, min_history=1)
 sampler = NegativeSampler(item_counts(dataset, positions))
 feed = Pipeline(
     dataset=dataset, positions=positions, candidates=sampled(dataset, sampler=sampler, negatives=3), config=config,
     batch_size=64, epochs=3, buckets=(8, 16), window=5, seed=1,
 )
 optimizer = train.default_optimizer({STEPS})
-state = train.init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)
-step = train.make_step(model, optimizer, loss=losses.listwise_softmax)
+params = jax.jit(lambda key: model.init(key, dataset.catalogue))(jax.random.key(0))
+state = train.init_state(params, optimizer)
+step = train.make_step(model, optimizer, loss=losses.listwise_softmax + 0.1 * losses.pointwise_bce)
 
 def slowly(batches):  # leaves the parent time to choose its moment
     for fed, _ in zip(batches, range({STEPS} - int(state.step)), strict=False):
@@ -52,12 +55,12 @@ def slowly(batches):  # leaves the parent time to choose its moment
         yield fed
 
 with Checkpoints(folder / "run") as checkpoints:
-    state, cursor = loop.resume(state, checkpoints, config=config)
+    state, cursor = train.resume(state, checkpoints, config=config)
     with to_device(slowly(feed.batches(cursor))) as batches:
         log = JsonLines(folder / "log.jsonl")
-        state = loop.fit(
-            state, step, batches, checkpoints=checkpoints, config=config, save_every=7, log_every=1, writers=[log],
-            progress=False,
+        state = train.loop(
+            state, step, batches, checkpoints=checkpoints, config=config, encoder=dataset.encoder, save_every=7, log_every=1,
+            writers=[log], progress=False,
         )
 np.savez(folder / "end.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(state)])
 """
@@ -96,8 +99,8 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(tmp_path):
         assert not (killed / "end.npz").exists()
     finish(start(killed, tmp_path / "cache"))
     assert steps(killed) == steps(whole) == list(range(1, STEPS + 1)), moments
-    losses = [[row["loss"] for row in JsonLines(folder / "log.jsonl").rows()] for folder in (whole, killed)]
-    assert losses[0] == losses[1], moments
+    seen = [[row["loss"] for row in JsonLines(folder / "log.jsonl").rows()] for folder in (whole, killed)]
+    assert seen[0] == seen[1], moments
     ends = [np.load(folder / "end.npz") for folder in (whole, killed)]
     assert ends[0].files == ends[1].files and len(ends[0].files) > 30
     for name in ends[0].files:

@@ -1,7 +1,7 @@
 """The training loop: steps under a progress bar, policies for what goes wrong, logs, checkpoints, resuming.
 
 A run that is killed at any moment goes on from its last checkpoint and ends with the same parameters, bit for bit, as if it had
-not been: state and cursor are saved together, and batches are a function of the cursor (`aif_jax.data.pipeline`). Source: ours.
+not been: state and cursor are saved together, and batches are a function of the cursor (`aif_jax.data.pipeline`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from aif_jax.checkpoint import Checkpoints
 from aif_jax.config import Config
 from aif_jax.data.batches import Batch
 from aif_jax.data.pipeline import Fed
+from aif_jax.encoder import Encoder
 from aif_jax.logs import LogWriter
-from aif_jax.train import StepFn, TrainState
+from aif_jax.train.step import StepFn, TrainState
 
 logger = logging.getLogger(__name__)
 NAMED = 8  # positions of samples that a message names
+GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
 
 
 class BadBatch(ValueError):
@@ -33,8 +35,8 @@ class BadBatch(ValueError):
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Look:
-    """What happened since the last look, and the counters of the run."""
+class _Recent:
+    """What happened since the last log entry, and the counters of the run."""
 
     started: float
     waited: float = 0.0
@@ -43,11 +45,11 @@ class _Look:
     empty: int = 0
 
     def restart(self) -> None:
-        """Begins the next span of time."""
+        """Begins the next log entry."""
         self.started, self.waited, self.pending = time.perf_counter(), 0.0, []
 
 
-def fit(
+def loop(
     state: TrainState,
     step: StepFn,
     batches: Iterable[Batch | Fed],
@@ -62,13 +64,15 @@ def fit(
     on_bad_batch: Literal["stop", "skip"] = "stop",
     checkpoints: Checkpoints | None = None,
     config: Config | None = None,
+    encoder: Encoder | None = None,
     save_every: int = 1000,
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     progress: bool = True,
 ) -> TrainState:
     """Runs a step for every batch under a progress bar.
 
-    The device works on one batch while the host gathers the next: nothing waits for a result except every `log_every` steps.
+    The device works on one batch while the host gathers the next. The loop itself waits for results every `log_every` steps;
+    with sparse tables each step also waits for the number of unique ids, see `make_step`.
 
     What goes wrong, and what is done:
 
@@ -76,11 +80,13 @@ def fit(
     |---|---|---|
     | loss or gradient not finite | the step changes nothing; more than `max_skipped` end the run | `skipped` |
     | gradient norm above `make_step(max_grad_norm=)` | the same | `skipped` |
-    | gradient norm above `fit(max_grad_norm=)` | the run ends at the next look, before anything is saved | |
-    | no candidate in the batch | passed over, without a step | `empty_batches` |
-    | a corrupt record in the batch | `on_bad_batch`: the run ends, or passes over it, `max_skipped` times | `bad_batches` |
+    | gradient norm above `loop(max_grad_norm=)` | the run ends at the next log entry, before anything is saved | |
+    | no candidate in the batch | skipped, without a step | `empty_batches` |
+    | a corrupt record in the batch | `on_bad_batch`: the run ends, or skips it, at most `max_skipped` times | `bad_batches` |
 
-    Each is reported, with the positions of the samples in the log, by the logger "aif_jax.loop" or in the error.
+    Each is reported, with the positions of the samples in the log, by the logger "aif_jax.train.loop" or in the error. Only a
+    `data.dataset.CorruptRecord` or a number that is not finite makes a bad batch; any other error of a source of batches is
+    raised.
 
     Args:
       state: where to start; it is consumed.
@@ -88,17 +94,18 @@ def fit(
       batches: from `Pipeline.batches` (or `to_device` of them), or plain `Batch`es, which have no cursor to resume from.
       total: how many batches, for the bar.
       label: in front of the bar.
-      log_every: steps between two looks at the loss; counted over the whole run, so that a resumed run logs the same steps.
-      on_log: receives (step, values) at every look: "loss" and "grad_norm" of that step, "skipped", "empty_batches",
-        "bad_batches" so far; since the look before "examples_per_s" (samples), "padding" (share of the places of the long
+      log_every: steps between two log entries; counted over the whole run, so that a resumed run logs the same steps.
+      on_log: receives (step, values) at every log entry: "loss" and "grad_norm" of that step, "skipped", "empty_batches",
+        "bad_batches" so far; since the entry before "examples_per_s" (samples), "padding" (share of the places of the
         history without an event) and "input_share" (share of the time that was spent waiting for a batch); and what
-        `evaluate` gave. The first look's rates hold the compilation.
-      writers: receive the same, see `aif_jax.logs`; their rows behind the state's step are dropped at the start.
+        `evaluate` gave. The first entry's rates include compile time.
+      writers: receive the same, see `aif_jax.logs`; their rows after the state's step are dropped at the start.
       max_skipped: more steps than this without a finite loss or gradient, or more bad batches, end the run.
       max_grad_norm: a gradient norm above it ends the run.
       on_bad_batch: what to do with a batch whose records are corrupt.
       checkpoints: where to save the state and the cursor, every `save_every` steps and at the end; None saves nothing.
       config: of the model; goes into the checkpoints.
+      encoder: of the data, `data.encoder`; goes into the checkpoints too, so that they take raw users and items.
       save_every: steps between two checkpoints, counted over the whole run.
       evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`.
       progress: whether to show the bar.
@@ -117,75 +124,75 @@ def fit(
         raise ValueError(f"on_bad_batch: expected 'stop' or 'skip', got {on_bad_batch!r}")
     if log_every < 1 or save_every < 1:
         raise ValueError(f"log_every, save_every: expected at least 1, got {log_every} and {save_every}")
-    at = int(state.step)
+    number = int(state.step)
     for writer in writers:
-        writer.rewind(at)
-    seen = _Look(started=time.perf_counter())
-    saved, cursor = at, None
+        writer.rewind(number)
+    recent = _Recent(started=time.perf_counter())
+    saved, cursor = number, None
     source = iter(batches)
 
     with tqdm(total=total, desc=label, disable=not progress, unit="step") as bar:
 
-        def look(figures: Mapping[str, float] | None = None) -> None:
-            if not seen.pending:
+        def log(figures: Mapping[str, float] | None = None) -> None:
+            if not recent.pending:
                 return
-            values = _values(state, seen, max_skipped=max_skipped, max_grad_norm=max_grad_norm)
+            values = _values(state, recent, max_skipped=max_skipped, max_grad_norm=max_grad_norm)
             values |= figures or {}
             bar.set_postfix(
                 loss=f"{values['loss']:.4f}", skipped=int(values["skipped"]), samples_s=f"{values['examples_per_s']:.0f}",
                 padding=f"{values['padding']:.0%}", input=f"{values['input_share']:.0%}",
             )  # fmt: skip
-            seen.restart()
+            recent.restart()
             for write in (*([on_log] if on_log else []), *(writer.write for writer in writers)):
-                write(at, values)
+                write(number, values)
 
-        def save() -> None:
+        def save(to: Checkpoints, config: Config) -> None:
             nonlocal saved
-            assert checkpoints is not None and config is not None
             figures = dict(evaluate(state)) if evaluate is not None else {}
-            look(figures)
-            checkpoints.save_async(at, state.params, config, opt_state=_rest(state), position=cursor, metrics=figures or None)
-            saved = at
-            seen.restart()
+            log(figures)
+            to.save_async(
+                number, state.params, config, encoder=encoder, opt_state=_rest(state), position=cursor, metrics=figures or None
+            )
+            saved = number
+            recent.restart()
 
         try:
-            due = False  # a look waits for the next batch: if none comes, the last look also has what `evaluate` gives
-            while (item := _next(source, seen)) is not None:
+            due = False  # an entry waits for the next batch: if none comes, the last entry also has what `evaluate` gives
+            while (item := _next(source, recent)) is not None:
                 if due:
-                    look()
+                    log()
                 fed = item if isinstance(item, Fed) else _fed(item)
                 bar.update(1)
                 cursor = fed.cursor
-                if fed.problem is not None:
+                if fed.batch is None or fed.problem is not None:
                     due = False
-                    _pass_over(fed, at, seen, on_bad_batch=on_bad_batch, limit=max_skipped)
+                    _skip(fed, number, recent, on_bad_batch=on_bad_batch, limit=max_skipped)
                     continue
-                assert fed.batch is not None
                 state, metrics = step(state, fed.batch)
-                at += 1
-                seen.pending.append((at, dataclasses.replace(fed, batch=None), metrics))
-                due = at % log_every == 0
-                if checkpoints is not None and at % save_every == 0:
-                    save()
-            if checkpoints is not None and at > saved:
-                save()
-            look()
+                number += 1
+                recent.pending.append((number, dataclasses.replace(fed, batch=None), metrics))
+                due = number % log_every == 0
+                if checkpoints is not None and config is not None and number % save_every == 0:
+                    save(checkpoints, config)
+            if checkpoints is not None and config is not None and number > saved:
+                save(checkpoints, config)
+            log()
         finally:
             if checkpoints is not None:
                 checkpoints.wait()
     return state
 
 
-def _next(source: Iterator[Batch | Fed], seen: _Look) -> Batch | Fed | None:
+def _next(source: Iterator[Batch | Fed], recent: _Recent) -> Batch | Fed | None:
     """The next batch, None at the end; the time spent waiting for it is counted."""
-    asked = time.perf_counter()
+    began = time.perf_counter()
     item = next(source, None)
-    seen.waited += time.perf_counter() - asked
+    recent.waited += time.perf_counter() - began
     return item
 
 
 def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tuple[TrainState, Any]:
-    """The state and the cursor of the latest checkpoint that `fit` saved; the state given and None where there is none.
+    """The state and the cursor of the latest checkpoint that `loop` saved; the state given and None where there is none.
 
     Args:
       state: from `init_state`, of the same model and optimizer; says which arrays are expected and where they go.
@@ -200,83 +207,85 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
       CheckpointError: a damaged checkpoint.
 
     Example:
-      >>> import tempfile, jax, optax, aif_jax as aif
+      >>> import tempfile, optax, aif_jax as aif
       >>> from aif_jax import train
       >>> from aif_jax.checkpoint import Checkpoints
-      >>> config = aif.tiny()
-      >>> fresh = train.init_state({"user": {"bias": jax.numpy.zeros(3)}}, optax.sgd(0.1))
+      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
+      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
+      >>> fresh = train.init_state({"user": {"bias": np.zeros(3, np.float32)}}, optax.sgd(0.1))
       >>> state, cursor = resume(fresh, Checkpoints(tempfile.mkdtemp()), config=config)
       >>> int(state.step), cursor
       (0, None)
     """
     if checkpoints.latest is None:
         return state, None
-    found = checkpoints.restore(config=config, like={"params": state.params, "opt_state": _rest(state)})
-    parts = {group: {name: found.params[name] for name in getattr(state, group)} for group in ("trained", "frozen")}
-    return dataclasses.replace(state, **parts, **found.opt_state), found.position
+    saved = checkpoints.restore(config=config, like={"params": state.params, "opt_state": _rest(state)})
+    groups = {group: {name: saved.params[name] for name in getattr(state, group)} for group in GROUPS}
+    return dataclasses.replace(state, **groups, **saved.opt_state), saved.position
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
     """What a state holds beside the parameters: step, counters, optimizer state."""
-    names = [field.name for field in dataclasses.fields(state) if field.name not in ("trained", "frozen")]
+    names = [field.name for field in dataclasses.fields(state) if field.name not in GROUPS]
     return {name: getattr(state, name) for name in names}
 
 
 def _fed(batch: Batch) -> Fed:
-    """A plain batch; looked at where it still lies on the host, since fetching it from a device would stall the step."""
-    where, mask = batch.where, batch.users.long.mask
+    """A plain batch; its padding is counted while it is on the host, since fetching it from a device would stall the step."""
+    where, mask = batch.where, batch.users.history.mask
     empty = isinstance(where, np.ndarray) and not where.any()
     places, events = (mask.size, int(np.count_nonzero(mask))) if isinstance(mask, np.ndarray) else (0, 0)
     return Fed(batch=batch, samples=where.shape[0], places=places, events=events, problem="empty" if empty else None)
 
 
-def _values(state: TrainState, seen: _Look, *, max_skipped: int, max_grad_norm: float) -> dict[str, float]:
-    """Waits for the steps since the last look, reports what went wrong in them, and sums them up."""
-    fetched = jax.device_get([metrics for _, _, metrics in seen.pending])
+def _values(state: TrainState, recent: _Recent, *, max_skipped: int, max_grad_norm: float) -> dict[str, float]:
+    """Waits for the steps since the last log entry, reports what went wrong in them, and sums them up."""
+    fetched = jax.device_get([metrics for _, _, metrics in recent.pending])
     skipped = int(state.skipped)
-    seconds = time.perf_counter() - seen.started
-    for (at, fed, _), metrics in zip(seen.pending, fetched, strict=True):
+    seconds = time.perf_counter() - recent.started
+    for (number, fed, _), metrics in zip(recent.pending, fetched, strict=True):
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm) and metrics.get("applied", True)):
-            logger.warning("step %d changed nothing: loss %g, gradient norm %g%s", at, loss, norm, _where(fed))
+            logger.warning("step %d changed nothing: loss %g, gradient norm %g%s", number, loss, norm, _where(fed))
         elif norm > max_grad_norm:
             raise FloatingPointError(
-                f"step {at}: expected a gradient norm of at most {max_grad_norm:g}, got {norm:g} at loss {loss:g}{_where(fed)};"
-                " look at these samples, then at the learning rate"
+                f"step {number}: expected a gradient norm of at most {max_grad_norm:g}, got {norm:g} at loss {loss:g}"
+                f"{_where(fed)}; look at these samples, then at the learning rate"
             )
     last = {name: float(value) for name, value in fetched[-1].items() if name != "applied"}
-    at, fed, _ = seen.pending[-1]
+    number, fed, _ = recent.pending[-1]
     if skipped > max_skipped:
         raise FloatingPointError(
-            f"{skipped} of {at} steps had a loss or gradient that was not finite or too large (allowed: {max_skipped}); "
+            f"{skipped} of {number} steps had a loss or gradient that was not finite or too large (allowed: {max_skipped}); "
             f"the last loss is {last['loss']}{_where(fed)}: look at the inputs, then at the learning rate"
         )
-    samples, places, events = (sum(getattr(f, name) for _, f, _ in seen.pending) for name in ("samples", "places", "events"))
+    counts = ("samples", "places", "events")
+    samples, places, events = (sum(getattr(f, name) for _, f, _ in recent.pending) for name in counts)
     return last | {
         "skipped": float(skipped),
-        "empty_batches": float(seen.empty),
-        "bad_batches": float(seen.bad),
+        "empty_batches": float(recent.empty),
+        "bad_batches": float(recent.bad),
         "examples_per_s": samples / seconds,
         "padding": 1 - events / places if places else 0.0,
-        "input_share": seen.waited / seconds,
+        "input_share": recent.waited / seconds,
     }
 
 
-def _pass_over(fed: Fed, at: int, seen: _Look, *, on_bad_batch: str, limit: int) -> None:
+def _skip(fed: Fed, number: int, recent: _Recent, *, on_bad_batch: str, limit: int) -> None:
     """Counts and reports a batch that is not trained on, or ends the run."""
     if jax.process_count() > 1:
-        raise BadBatch(f"after step {at}: a bad batch in one of several processes: {fed.problem}{_where(fed)}")
+        raise BadBatch(f"after step {number}: a bad batch in one of several processes: {fed.problem}{_where(fed)}")
     if fed.problem == "empty":
-        seen.empty += 1
-        logger.warning("after step %d: passed over a batch without a candidate%s", at, _where(fed))
+        recent.empty += 1
+        logger.warning("after step %d: skipped a batch without a candidate%s", number, _where(fed))
         return
-    seen.bad += 1
-    message = f"after step {at}: a bad batch: {fed.problem}{_where(fed)}"
+    recent.bad += 1
+    message = f"after step {number}: a bad batch: {fed.problem}{_where(fed)}"
     if on_bad_batch == "stop":
         raise BadBatch(message)
-    if seen.bad > limit:
-        raise BadBatch(f"{message}; it is number {seen.bad} (allowed: {limit})")
-    logger.warning("passed over: %s", message)
+    if recent.bad > limit:
+        raise BadBatch(f"{message}; it is number {recent.bad} (allowed: {limit})")
+    logger.warning("skipped: %s", message)
 
 
 def _where(fed: Fed) -> str:

@@ -1,0 +1,427 @@
+"""What training minimises: pointwise, listwise, and distillation from a ranker's scores, and weighted sums of these.
+
+    loss = losses.listwise_softmax + 0.1 * losses.pointwise_bce
+    loss = losses.distill_listwise(temperature=2.0)
+
+Every loss is a `Loss` value that is called as `loss(scores, targets, *, where=None, log_q=None)` and returns one float32
+number: logits [..., C] of C candidates, targets of the same shape, and a mask that is true where an entry counts. Called with
+options alone it returns the loss with these options. Masked entries contribute nothing to the value or to the gradient,
+whatever they hold (NaN and infinities too), and a batch with nothing valid gives 0 with zero gradients. Valid entries must be
+finite: a NaN among them gives NaN, so that training notices. All run under `jit`, `grad` and `vmap`; scores of half precision
+are computed with in float32.
+
+Sources: sampled softmax and its logQ correction, Bengio and Senecal 2008, Yi et al. 2019; distillation with temperature, Hinton
+et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One mean of a loss: over entries, or over lists.
+
+    Attributes:
+      values: (scores, targets, where, log_q, **options) -> the value of every entry or list. All inputs have the shape of the
+        scores; masked scores and targets are 0; log_q is 0 where there is none.
+      counts: (targets, where) -> bool, true for the entries or lists that the mean is over. It does not see the scores.
+      targets: what the targets are called in messages.
+      options: of `values`, by name.
+      maps: functions that make this term's targets from the batch's, in order, see `Loss.of`.
+    """
+
+    values: Callable[..., jax.Array]
+    counts: Callable[[jax.Array, jax.Array], jax.Array]
+    targets: str = "labels"
+    options: tuple[tuple[str, Any], ...] = ()
+    maps: tuple[Callable[[jax.Array], jax.Array], ...] = ()
+
+    def mapped(self, targets: jax.Array, where: jax.Array) -> jax.Array:
+        """This term's targets, 0 where masked."""
+        for f in self.maps:
+            targets = jnp.where(where, f(targets).astype(targets.dtype), jnp.zeros((), targets.dtype))
+        return targets
+
+
+class Loss:
+    """A weighted sum of terms, each a mean whose divisor is known before the scores are.
+
+    So a batch may be taken in parts that are scored once: `norms` of the batch first, then the sum of `part` over its parts is
+    the loss of the batch. Losses are added with `+` and scaled with `*`.
+
+    Args:
+      terms: (weight, term) pairs.
+
+    Example:
+      >>> loss = listwise_softmax + 0.1 * pointwise_bce
+      >>> loss
+      listwise_softmax + 0.1 * pointwise_bce
+      >>> scores, labels = jnp.array([[2.0, 1.0]]), jnp.array([[1, 0]])
+      >>> [round(float(f(scores, labels)), 4) for f in (listwise_softmax, pointwise_bce, loss)]
+      [0.3133, 0.7201, 0.3853]
+    """
+
+    def __init__(self, *terms: tuple[float, Term]):
+        self.terms = terms
+
+    @overload
+    def __call__(
+        self, scores: Array, targets: Array, /, *, where: Array | None = ..., log_q: Array | None = ..., **options: Any
+    ) -> jax.Array: ...
+    @overload
+    def __call__(self, /, **options: Any) -> Loss: ...
+
+    def __call__(
+        self, scores: Any = None, targets: Any = None, /, *, where: Any = None, log_q: Any = None, **options: Any
+    ) -> jax.Array | Loss:
+        """The loss of a batch, or with options alone the loss with these options."""
+        loss = self._with(options) if options else self
+        if scores is None:
+            if where is not None or log_q is not None:
+                raise TypeError(f"{self!r}: expected scores and targets with where and log_q, got none")
+            return loss
+        scores, targets, valid, log_q = loss._checked(scores, targets, where, log_q)
+        return loss._weighed(scores, targets, valid, log_q, loss._norms(targets, valid))
+
+    def __add__(self, other: Loss) -> Loss:
+        return Loss(*self.terms, *other.terms) if isinstance(other, Loss) else NotImplemented
+
+    def __mul__(self, weight: float) -> Loss:
+        if not math.isfinite(weight):
+            raise ValueError(f"weight: expected a finite number, got {weight!r}")
+        return Loss(*((weight * old, term) for old, term in self.terms))
+
+    __rmul__ = __mul__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loss) and self.terms == other.terms
+
+    def __hash__(self) -> int:
+        return hash(self.terms)
+
+    def __repr__(self) -> str:
+        """The sum as it would be written."""
+        shown = []
+        for weight, term in self.terms:
+            options = ", ".join(f"{name}={value!r}" for name, value in term.options)
+            name = getattr(term.values, "__name__", repr(term.values)) + (f"({options})" if options else "")
+            shown.append(name if weight == 1 else f"{weight:g} * {name}")
+        return " + ".join(shown)
+
+    def of(self, f: Callable[[jax.Array], jax.Array]) -> Loss:
+        """The same loss of f(targets), for a sum whose terms read different targets.
+
+        Args:
+          f: targets [..., C] to targets of the same shape; each list by itself.
+
+        Example:
+          >>> clicked = lambda teacher: (teacher > 0).astype(jnp.float32)
+          >>> loss = distill_listwise + pointwise_bce.of(clicked)
+          >>> round(float(loss(jnp.zeros((1, 2)), jnp.zeros((1, 2)))), 4)
+          0.6931
+        """
+        return Loss(*((weight, dataclasses.replace(term, maps=(f, *term.maps))) for weight, term in self.terms))
+
+    def norms(self, targets: Array, where: Array) -> tuple[jax.Array, ...]:
+        """What each term is divided by, at least 1, from targets [..., C] and mask of a whole batch."""
+        targets = jnp.asarray(targets)
+        return self._norms(targets, jnp.broadcast_to(jnp.asarray(where), targets.shape))
+
+    def part(
+        self, scores: Array, targets: Array, norms: tuple[jax.Array, ...], *, where: Array, log_q: Array | None = None
+    ) -> jax.Array:
+        """What a part of a batch adds to the loss of the batch; `norms` are those of the whole batch."""
+        return self._weighed(*self._checked(scores, targets, where, log_q), norms)
+
+    def _with(self, options: dict[str, Any]) -> Loss:
+        if len(self.terms) != 1:
+            raise TypeError(f"{self!r}: expected options of its terms before they are added, got {sorted(options)}")
+        ((weight, term),) = self.terms
+        known = inspect.signature(term.values).parameters.values()
+        names = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
+        if unknown := options.keys() - set(names):
+            raise TypeError(f"{self!r}: expected options among {names}, got {sorted(unknown)}")
+        _check_options(options)
+        return Loss((weight, dataclasses.replace(term, options=tuple((dict(term.options) | options).items()))))
+
+    def _checked(
+        self, scores: Array, targets: Array, where: Array | None, log_q: Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Scores in float32 or wider, targets, mask and log_q, all of one shape; zeros in masked places.
+
+        Replacing masked values *before* the arithmetic is what keeps their NaN out of the gradient: the derivative of a `where`
+        after the arithmetic is 0 * NaN.
+        """
+        scores = jnp.asarray(scores)
+        if not jnp.issubdtype(scores.dtype, jnp.floating):
+            raise ValueError(f"scores: expected floating-point logits, got dtype {scores.dtype}")
+        valid = jnp.asarray(True) if where is None else jnp.asarray(where)
+        if valid.dtype != jnp.bool_:
+            raise ValueError(f"where: expected a bool mask, got dtype {valid.dtype}")
+        shape = scores.shape
+        valid = jnp.broadcast_to(valid, shape) if where is None else _broadcast(valid, "where", shape)
+        targets, name = jnp.asarray(targets), self.terms[0][1].targets
+        if targets.shape != shape:
+            raise ValueError(f"{name}: expected the shape of scores {shape}, got {targets.shape}")
+        scores = scores.astype(jnp.float32) if scores.dtype.itemsize < 4 else scores
+        correction = jnp.zeros(shape, scores.dtype)
+        if log_q is not None:
+            correction = _broadcast(jnp.asarray(log_q), "log_q", shape).astype(scores.dtype)
+        values = (scores, targets.astype(scores.dtype), correction)
+        scores, targets, correction = (jnp.where(valid, value, jnp.zeros((), value.dtype)) for value in values)
+        return scores, targets, valid, correction
+
+    def _norms(self, targets: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
+        counts = (jnp.sum(term.counts(term.mapped(targets, valid), valid), dtype=jnp.int32) for _, term in self.terms)
+        return tuple(jnp.maximum(count, 1) for count in counts)
+
+    def _weighed(
+        self, scores: jax.Array, targets: jax.Array, valid: jax.Array, log_q: jax.Array, norms: tuple[jax.Array, ...]
+    ) -> jax.Array:
+        total = jnp.zeros((), scores.dtype)
+        for (weight, term), norm in zip(self.terms, norms, strict=True):
+            own = term.mapped(targets, valid)
+            values = term.values(scores, own, valid, log_q, **dict(term.options))
+            counted = jnp.where(term.counts(own, valid), values, jnp.zeros((), values.dtype))
+            total += weight * jnp.sum(counted) / norm.astype(scores.dtype)
+        return total
+
+
+def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = "labels") -> Callable[..., Loss]:
+    """Makes a loss of your own that adds up over parts of a batch: a decorator of `Term.values`.
+
+    Args:
+      counts: `entries`, `lists`, `lists_with_a_positive` or yours, see `Term.counts`.
+      targets: what the targets are called in messages.
+
+    Example:
+      >>> @term(entries)
+      ... def squared(scores, labels, where, log_q, *, margin=0.0):
+      ...     return jnp.maximum(jnp.abs(scores - labels) - margin, 0) ** 2
+      >>> float(squared(jnp.array([3.0, 1.0]), jnp.array([1.0, 1.0])))
+      2.0
+    """
+
+    def make(values: Callable[..., jax.Array]) -> Loss:
+        loss = Loss((1.0, Term(values, counts, targets)))
+        loss.__doc__, loss.__wrapped__ = values.__doc__, values  # type: ignore[attr-defined]
+        return loss
+
+    return make
+
+
+def as_loss(loss: Any) -> Loss | None:
+    """The `Loss` behind a callable: itself, or a `functools.partial` of one with options; None for any other."""
+    if isinstance(loss, partial) and isinstance(loss.func, Loss) and not loss.args:
+        return loss.func(**loss.keywords)
+    return loss if isinstance(loss, Loss) else None
+
+
+def entries(targets: jax.Array, where: jax.Array) -> jax.Array:
+    """Counts every valid entry."""
+    return where
+
+
+def lists(targets: jax.Array, where: jax.Array) -> jax.Array:
+    """Counts every list with a valid entry."""
+    return jnp.any(where, axis=-1)
+
+
+def lists_with_a_positive(targets: jax.Array, where: jax.Array) -> jax.Array:
+    """Counts every list with a valid positive target; NaN counts, so that it shows."""
+    return jnp.any(where & ~(targets <= 0), axis=-1)
+
+
+@term(entries)
+def pointwise_bce(
+    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, corrected: bool = True
+) -> jax.Array:
+    """Binary cross-entropy of logits, the mean over valid entries.
+
+    -[y log sigmoid(s - log q) + (1 - y) log(1 - sigmoid(s - log q))]
+
+    Args:
+      scores: logits, any shape.
+      labels: 0 or 1, or probabilities in between; bool, integer or float; shape of `scores`.
+      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
+      log_q: as for `listwise_softmax`.
+      corrected: whether to subtract `log_q` where it is given, so that both losses teach the same score.
+
+    Returns:
+      Scalar in nats; 0 where nothing is valid.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+
+    Example:
+      >>> round(float(pointwise_bce(jnp.array([0.0, 2.0]), jnp.array([1, 0]))), 4)
+      1.41
+    """
+    return _cross_entropy(scores - log_q if corrected else scores, labels)
+
+
+@term(lists_with_a_positive)
+def listwise_softmax(
+    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, corrected: bool = True
+) -> jax.Array:
+    """Softmax cross-entropy over the candidates of each list, the mean over lists that have a positive.
+
+    -sum_c p_c log softmax(s - log q)_c, with p = labels / sum(labels)
+
+    Where candidates are a sample, subtracting log q makes the loss estimate that of the softmax over the whole catalogue;
+    without it popular items, sampled often, are pushed down. The correction belongs to training only: serve the raw scores.
+    Mask a sampled negative that happens to be the list's positive item.
+
+    Args:
+      scores: logits [..., C].
+      labels: not negative, graded or 0/1 [..., C]; every list weighs the same, however many positives it has.
+      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
+      log_q: log of the expected number of times that the list holds the candidate, up to a constant per list: log(n q) for
+        each of n draws from q, 0 for a positive that every list holds, log q throughout where the positives are sampled too
+        (in-batch negatives). Rank of `scores` and broadcastable to it: [1, C] for candidates that the whole batch shares.
+      corrected: whether to subtract `log_q` where it is given.
+
+    Returns:
+      Scalar in nats. Lists without a valid positive are left out; 0 where none is left.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+
+    Example:
+      >>> scores = jnp.array([[2.0, 1.0, 0.0]])
+      >>> round(float(listwise_softmax(scores, jnp.array([[1, 0, 0]]))), 4)
+      0.4076
+    """
+    total = jnp.sum(labels, axis=-1)
+    cross_entropy = -jnp.sum(labels * _log_softmax(scores - log_q if corrected else scores, where), axis=-1)
+    return cross_entropy / jnp.where(total > 0, total, jnp.ones_like(total))
+
+
+@term(entries, targets="teacher_scores")
+def distill_pointwise(
+    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0
+) -> jax.Array:
+    """Each score is taught the teacher's probability, the mean over valid entries.
+
+    t^2 KL(sigmoid(teacher / t) || sigmoid(s / t))
+
+    The factor t^2 keeps the size of gradients the same for every temperature. The teacher gets no gradient. `log_q` is not
+    read: the teacher's scores are not corrected either.
+
+    Args:
+      scores: the student's logits, any shape.
+      teacher_scores: the teacher's logits, shape of `scores`.
+      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
+      temperature: t > 0; above 1 softens the targets.
+
+    Returns:
+      Scalar in nats, 0 where the two agree or nothing is valid.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or the temperature is not a positive finite number.
+
+    Example:
+      >>> teacher = jnp.array([1.0, -3.0])
+      >>> float(distill_pointwise(teacher, teacher, temperature=2.0))
+      0.0
+    """
+    scores, teacher = scores / temperature, jax.lax.stop_gradient(teacher_scores) / temperature
+    probability = jax.nn.sigmoid(teacher)
+    return (_cross_entropy(scores, probability) - _cross_entropy(teacher, probability)) * temperature**2
+
+
+@term(lists, targets="teacher_scores")
+def distill_listwise(
+    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0
+) -> jax.Array:
+    """Each list is taught the teacher's softmax over the same candidates, the mean over lists that are not empty.
+
+    t^2 KL(softmax(teacher / t) || softmax(s / t))
+
+    Only differences within a list are taught: a constant added to a list's scores changes nothing. The teacher gets no
+    gradient. Both softmaxes see the same candidates, so `log_q` is not read.
+
+    Args:
+      scores: the student's logits [..., C].
+      teacher_scores: the teacher's logits [..., C].
+      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
+      temperature: t > 0; above 1 softens the targets.
+
+    Returns:
+      Scalar in nats, 0 where the two agree or nothing is valid.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or the temperature is not a positive finite number.
+
+    Example:
+      >>> teacher = jnp.array([[1.0, -3.0, 0.5]])
+      >>> abs(float(distill_listwise(teacher + 4.0, teacher))) < 1e-6
+      True
+    """
+    log_teacher = _log_softmax(jax.lax.stop_gradient(teacher_scores) / temperature, where)
+    probability = jnp.where(where, jnp.exp(log_teacher), jnp.zeros_like(log_teacher))
+    log_student = _log_softmax(scores / temperature, where)
+    return jnp.sum(probability * (log_teacher - log_student), axis=-1) * temperature**2
+
+
+LOSSES: dict[str, Loss] = {
+    "pointwise_bce": pointwise_bce,
+    "listwise_softmax": listwise_softmax,
+    "distill_pointwise": distill_pointwise,
+    "distill_listwise": distill_listwise,
+}
+
+
+def by_name(name: str) -> Loss:
+    """The loss that a config or a command line names.
+
+    Raises:
+      ValueError: no such loss; names those that exist.
+
+    Example:
+      >>> by_name("pointwise_bce") is pointwise_bce
+      True
+    """
+    if name not in LOSSES:
+        raise ValueError(f"loss: expected one of {sorted(LOSSES)}, got {name!r}")
+    return LOSSES[name]
+
+
+def _cross_entropy(scores: jax.Array, probability: jax.Array) -> jax.Array:
+    # log_sigmoid of both signs, not softplus(s) - s p: that one cancels to 0 in float32 from s = 17 on.
+    return -probability * jax.nn.log_sigmoid(scores) - (1 - probability) * jax.nn.log_sigmoid(-scores)
+
+
+def _log_softmax(scores: jax.Array, valid: jax.Array) -> jax.Array:
+    """Over the last axis among valid entries; 0 where not valid. `scores` are finite where not valid."""
+    zero = jnp.zeros((), scores.dtype)
+    highest = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf, where=valid)
+    shifted = jnp.where(valid, scores - jax.lax.stop_gradient(jnp.where(jnp.isneginf(highest), zero, highest)), zero)
+    total = jnp.sum(jnp.where(valid, jnp.exp(shifted), zero), axis=-1, keepdims=True)
+    # The inner `where` keeps 0 * 1/0 of an empty list out of the backward pass: jax_debug_nans would stop there.
+    return jnp.where(valid, shifted - jnp.log(jnp.where(total > 0, total, jnp.ones_like(total))), zero)
+
+
+def _broadcast(value: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
+    # The same rank is required: a mask [B] against scores [B, B] would fit silently along the wrong axis.
+    if value.ndim != len(shape) or any(have not in (1, want) for have, want in zip(value.shape, shape, strict=True)):
+        raise ValueError(f"{name}: expected a shape of the same rank that broadcasts to scores {shape}, got {value.shape}")
+    return jnp.broadcast_to(value, shape)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    temperature = options.get("temperature", 1.0)
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature: expected a positive finite number, got {temperature!r}")
