@@ -15,7 +15,7 @@ from aif_jax.columns import Columns
 from aif_jax.features import behaviours
 from aif_jax.raw import column_of, flat_lists, floats_of, is_arrow, plain, present, stacked, taken
 from aif_jax.schema import Attribute, Schema
-from aif_jax.times import break_ties, ticks
+from aif_jax.times import ascending, break_ties, ticks
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 from aif_jax.vocabulary import Vocabulary, as_ids, string_array
 
@@ -309,7 +309,7 @@ class Encoder:
         action = np.ones(len(item), np.int32)
         if columns.action is not None:
             action = self.action_rows(taken(raw[columns.action], at))
-        order = _ascending(value[at])
+        order = ascending(value[at])
         value, item, action, seconds = value[at][order], item[order], action[order], seconds[at][order]
         order = break_ties([value], [item, action])
         last = slice(None, -self.length - 1, -1)
@@ -390,11 +390,3 @@ def vocabulary_names(columns: Columns) -> list[str]:
     """The vocabularies that features of these columns need."""
     action = ["action"] if columns.action is not None and not columns.actions else []
     return ["user", "item", "category", *columns.item_attributes, *columns.item_bags, *columns.user_attributes, *action]
-
-
-def _ascending(value: np.ndarray) -> np.ndarray | slice:
-    """An index that sorts; events mostly come in the order of their time, or in the opposite one."""
-    rises = value[1:] >= value[:-1]
-    if rises.all():
-        return slice(None)
-    return np.argsort(value, kind="stable") if rises.any() else slice(None, None, -1)
