@@ -38,7 +38,8 @@ class Fitted(Protocol):
 
     Blocks that name equal tables in `Block.tables` share one. Histories and rows read the same table by item id, so the two sides
     cannot disagree. An item that is newer than the fit has row 0: in its own row the value is computed from its content, in
-    histories it counts from the next publish on.
+    histories it counts from the next publish on. An item whose content changed keeps its fitted value until `fit_tables` runs
+    again.
     """
 
     @property

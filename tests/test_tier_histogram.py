@@ -1,19 +1,20 @@
-"""SimTier: every form counts exactly what the definition counts."""
+"""The packed tier histogram: every form counts exactly what the definition counts."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax import lsh, simtier
-from aif_jax.types import TierHistory
+from aif_jax.blocks import signatures
+from aif_jax.kernels import tier_histogram
+from aif_jax.kernels.tier_histogram import TierHistory
 from tests.reference import simtier as reference
 
 
 def words(rng, *shape):
     """Signatures whose distances spread over all tiers: each row has its own share of ones."""
     share = rng.random((*shape[:-1], 1))
-    return np.array(lsh.pack(jnp.asarray(rng.random((*shape[:-1], 32 * shape[-1])) < share)))
+    return np.array(signatures.pack(jnp.asarray(rng.random((*shape[:-1], 32 * shape[-1])) < share)))
 
 
 def history(rng, length, count, *, groups=1, kept=0.8):
@@ -30,18 +31,21 @@ def expected(candidates, past, tiers, groups=1):
 
 def packed(candidates, past, *, tiers, groups=1):
     """The form for accelerators, which a CPU can run too; in several chunks."""
-    return simtier._packed(simtier._by_bits, candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False)
+    return tier_histogram._packed(
+        tier_histogram._by_bits, candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False
+    )
 
 
 FORMS = [
-    jax.jit(form, static_argnames=("tiers", "groups")) for form in (simtier.histogram, simtier.histogram_reference, packed)
+    jax.jit(form, static_argnames=("tiers", "groups"))
+    for form in (tier_histogram.histogram, tier_histogram.histogram_reference, packed)
 ]
 histogram = FORMS[0]
 
 
 def test_tiers_by_hand():
     """32 bits, 4 tiers of 8 bits: 32 and 24 equal bits are in the last, 23 and 16 in the third, 0 in the first."""
-    assert simtier.tier(jnp.array([0, 8, 9, 16, 17, 32]), bits=32, tiers=4).tolist() == [3, 3, 2, 2, 1, 0]
+    assert tier_histogram.tier(jnp.array([0, 8, 9, 16, 17, 32]), bits=32, tiers=4).tolist() == [3, 3, 2, 2, 1, 0]
 
 
 def test_counts_by_hand():
@@ -134,76 +138,8 @@ def test_inside_a_gradient():
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.ones(4)), np.log1p(expected(items, past, 4)[:, 0]).sum(0), rtol=1e-5)
 
 
-def test_codes_are_exact_where_they_cover_the_candidates():
-    rng = np.random.default_rng(5)
-    past, items = history(rng, 40, 2, groups=2), words(rng, 9, 2)
-    codes = lsh.fit_codes(items, codes=16)
-    table = simtier.code_table(codes, past, tiers=8, groups=2)
-    assert table.shape == (16, 16) and table.dtype == jnp.float32
-    for item, counts in zip(items, expected(items, past, 8, 2), strict=True):
-        index, weight = simtier.nearest_codes(codes, jnp.asarray(item), count=1, tiers=8)
-        np.testing.assert_allclose(weight, [1.0])
-        np.testing.assert_allclose(table[index[0]], np.log1p(counts).reshape(-1), rtol=1e-6)
-
-
-@pytest.mark.parametrize("count", [1, 3, 16])
-def test_nearest_codes_match_the_reference(count):
-    rng = np.random.default_rng(6)
-    codes = words(rng, 16, 2)
-    codes[9] = codes[4]  # a tie
-    items = np.concatenate([codes[9:10], words(rng, 6, 2)])
-    index, weight = jax.jit(jax.vmap(lambda s: simtier.nearest_codes(codes, s, count=count, tiers=8)))(items)
-    assert index.dtype == jnp.int32
-    for i, item in enumerate(items):
-        nearest, weights = reference.nearest_codes(codes, item, count, 8)
-        assert index[i].tolist() == nearest
-        np.testing.assert_allclose(weight[i], weights, rtol=1e-5)
-    assert index[0, 0] == 4
-
-
-@pytest.mark.parametrize(("tiers", "groups", "length"), [(8, 1, 40), (5, 3, 33), (64, 2, 700), (2, 1, 1)])
-def test_codes_by_cosine_are_exact_where_they_cover_the_catalogue(tiers, groups, length):
-    """The histogram of the float cosine itself, with behaviours that have no code left out."""
-    rng = np.random.default_rng(tiers)
-    catalogue = np.concatenate([np.zeros((1, 6)), rng.normal(size=(20, 6))]).astype(np.float32)
-    centres = lsh.fit_centres(catalogue, codes=24)
-    between, item_codes = lsh.centre_tiers(centres, tiers=tiers), lsh.nearest_centre(catalogue, centres)
-    past, group = rng.integers(0, 21, length), rng.integers(0, groups, length).astype(np.int32)
-    mask = rng.random(length) < 0.8
-    table = jax.jit(simtier.centre_table, static_argnames=("tiers", "groups"))(
-        between, item_codes[past], group, mask, tiers=tiers, groups=groups
-    )
-    assert table.shape == (24, groups * tiers) and table.dtype == jnp.float32
-    counts = reference.cosine_histogram(catalogue[1:], catalogue[past], group, mask & (past > 0), tiers, groups)
-    index, weight = jax.jit(jax.vmap(lambda c: simtier.nearest_centres(centres, c, count=1, tiers=tiers)))(catalogue[1:])
-    assert index.dtype == jnp.int32
-    np.testing.assert_allclose(weight, 1.0)
-    np.testing.assert_allclose(table[index[:, 0]], np.log1p(counts).reshape(20, -1), rtol=1e-6)
-
-
-def test_centre_table_under_vmap_and_with_nothing_to_count():
-    rng = np.random.default_rng(0)
-    between = rng.integers(0, 4, (7, 7)).astype(np.uint8)
-    code, group, mask = rng.integers(-1, 7, (3, 20)), rng.integers(0, 2, (3, 20)), rng.random((3, 20)) < 0.7
-    mask[2] = False
-    table = jax.jit(jax.vmap(lambda *x: simtier.centre_table(jnp.asarray(between), *x, tiers=4, groups=2)))(code, group, mask)
-    expected = np.zeros((3, 7, 2, 4))
-    for b, j in zip(*np.nonzero(mask & (code >= 0)), strict=True):
-        expected[b, np.arange(7), group[b, j], between[code[b, j]]] += 1
-    np.testing.assert_allclose(table, np.log1p(expected).reshape(3, 7, 8), rtol=1e-6)
-    assert not np.any(table[2])
-
-
-def test_weights_of_several_centres():
-    """softmax of the similarity in tiers: cosines 1 and 0 are four of eight tiers apart."""
-    centres = jnp.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
-    index, weight = simtier.nearest_centres(centres, jnp.array([5.0, 0.0]), count=2, tiers=8)
-    assert index.tolist() == [1, 0]
-    np.testing.assert_allclose(weight[0] / weight[1], np.exp(4), rtol=1e-5)
-
-
 def test_no_array_of_all_pairs_is_held():
-    """At C=1000, L=4096, K=64 the exact form needs less than 8 MiB beside its inputs and outputs; [C, L] bytes are 4 MB."""
+    """At C=1000, L=4096, K=64 the exact form needs less than 3 MiB beside its inputs and outputs; [C, L] bytes are 4 MB."""
     past = TierHistory(signature=jnp.zeros((4096, 2), jnp.uint32), group=jnp.zeros(4096, jnp.int32), mask=jnp.ones(4096, bool))
     compiled = histogram.lower(jnp.zeros((1000, 2), jnp.uint32), past, tiers=8).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * 2**20
@@ -216,4 +152,4 @@ def test_every_pair_is_compared_once(candidates, length):
         signature=jnp.zeros((length, 2), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)
     )
     program = histogram.lower(jnp.zeros((candidates, 2), jnp.uint32), past, tiers=8).compile().as_text()
-    assert program.count(" popcnt(") == 2 * simtier.UNROLL
+    assert program.count(" popcnt(") == 2 * tier_histogram.UNROLL

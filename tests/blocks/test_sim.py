@@ -1,16 +1,28 @@
 """SIM pre-cache: which values get a slot, what a slot holds, what a candidate reads."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax import sim
+from aif_jax import layers
+from aif_jax.blocks import Sim, UserView
+from aif_jax.blocks import sim as module
+from tests import demo
+from tests.blocks import parts
 from tests.reference import sim as reference
 
 D, H = 6, 3
-user_half = jax.jit(sim.user_half, static_argnames=("slots", "length", "size"))
-lookup, flags = jax.jit(sim.lookup), jax.jit(sim.flags)
+fill_cache = jax.jit(module.fill_cache, static_argnames=("slots", "length", "size"))
+read = jax.jit(module.read)
+
+
+@jax.jit
+def flags(cache, value):
+    """The slot features of every candidate, as `Sim.score` puts them together."""
+    return module.missing()[None] + module.own_slot(cache, value) @ module.slot_flags(cache)
 
 
 def case(seed=0, length=30, values=6, kept=0.8, top=None):
@@ -43,7 +55,7 @@ def check(cache, expected, slots):
 def test_cache_matches_the_reference(slots, kept_each, length, values, size):
     """By one sort key where value and place fit into 32 bits (size 10), by two where not or where it is not known."""
     value, embedded, age, mask = case(0, length, values)
-    cache = user_half(value, embedded, age, mask, slots=slots, length=kept_each, size=size)
+    cache = fill_cache(value, embedded, age, mask, slots=slots, length=kept_each, size=size)
     assert cache.entries.shape == (slots, kept_each, D)
     assert (cache.value.dtype, cache.count.dtype, cache.mask.dtype) == (jnp.int32, jnp.int32, jnp.bool_)
     check(cache, reference.user_half(value, embedded, age, mask, slots, kept_each), slots)
@@ -53,7 +65,7 @@ def test_which_values_get_a_slot_by_hand():
     """7 stands twice and later than 5, 3 once and latest, 9 only in padding, 0 is unknown."""
     value = np.array([3, 7, 5, 0, 0, 0, 7, 5, 9], np.int32)
     mask = np.arange(9) < 8
-    cache = user_half(value, np.eye(9, dtype=np.float32), np.arange(9, dtype=np.float32), mask, slots=4, length=1)
+    cache = fill_cache(value, np.eye(9, dtype=np.float32), np.arange(9, dtype=np.float32), mask, slots=4, length=1)
     assert cache.value.tolist() == [7, 5, 3, -1]
     assert cache.count.tolist() == [2, 2, 1, 0]
     assert cache.age.tolist() == [1, 2, 0, 0]
@@ -65,7 +77,7 @@ def test_values_of_any_size(top):
     """Ids near the end of int32 sort and group like small ones."""
     value, embedded, age, mask = case(2, top=top)
     check(
-        user_half(value, embedded, age, mask, slots=4, length=3),
+        fill_cache(value, embedded, age, mask, slots=4, length=3),
         reference.user_half(value, embedded, age, mask, 4, 3), 4,
     )  # fmt: skip
 
@@ -74,17 +86,17 @@ def test_values_of_any_size(top):
 def test_values_below_zero_have_no_slot(size):
     value, embedded, age, mask = case(3)
     value[:5] = -7
-    cache = user_half(value, embedded, age, mask, slots=8, length=3, size=size)
+    cache = fill_cache(value, embedded, age, mask, slots=8, length=3, size=size)
     check(cache, reference.user_half(value, embedded, age, mask, 8, 3), 8)
 
 
 def test_padding_does_not_leak():
     value, embedded, age, mask = case(4)
-    clean = user_half(value, embedded, age, mask, slots=4, length=3)
+    clean = fill_cache(value, embedded, age, mask, slots=4, length=3)
     spoilt = [np.where(m, x, bad).astype(x.dtype) for m, x, bad in (
         (mask, value, 2**30), (mask[:, None], embedded, np.nan), (mask, age, np.nan)
     )]  # fmt: skip
-    dirty = user_half(*spoilt, mask, slots=4, length=3)
+    dirty = fill_cache(*spoilt, mask, slots=4, length=3)
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
@@ -93,7 +105,7 @@ def test_padding_does_not_leak_into_gradients():
     dirty = np.where(mask[:, None], embedded, np.nan)
 
     def loss(embedded):
-        return (user_half(value, embedded, age, mask, slots=4, length=3).entries ** 2).sum()
+        return (fill_cache(value, embedded, age, mask, slots=4, length=3).entries ** 2).sum()
 
     gradient = jax.grad(loss)(dirty)
     np.testing.assert_array_equal(gradient, jax.grad(loss)(embedded))
@@ -103,46 +115,46 @@ def test_padding_does_not_leak_into_gradients():
 @pytest.mark.parametrize("length", [1, 12])
 def test_empty_history(length):
     value, embedded, age, mask = case(5, length=length, kept=0.0)
-    cache = user_half(value, embedded, age, mask, slots=3, length=2)
+    cache = fill_cache(value, embedded, age, mask, slots=3, length=2)
     check(cache, [], 3)
     query = np.ones((4, D), np.float32)
-    asked = np.array([0, 1, -1, 3], np.int32)
-    assert np.all(lookup(cache, query, asked, np.ones((D, H))) == 0)
-    np.testing.assert_array_equal(flags(cache, asked), [[1, 0, 0]] * 4)
+    wanted = np.array([0, 1, -1, 3], np.int32)
+    assert np.all(read(cache, query, wanted, np.ones((D, H))) == 0)
+    np.testing.assert_array_equal(flags(cache, wanted), [[1, 0, 0]] * 4)
 
 
 @pytest.mark.parametrize("candidates", [1, 7, 300])
 @pytest.mark.parametrize(("slots", "kept_each"), [(4, 3), (3, 16)])
-def test_lookup_and_flags_match_the_reference(candidates, slots, kept_each):
+def test_read_and_flags_match_the_reference(candidates, slots, kept_each):
     value, embedded, age, mask = case(6)
     rng = np.random.default_rng(7)
     query = 3 * rng.normal(size=(candidates, D)).astype(np.float32)
-    asked = rng.integers(-1, 8, candidates).astype(np.int32)
-    asked[0] = value[mask & (value > 0)][0]
-    project = rng.normal(size=(D, H)).astype(np.float32)
-    cache = user_half(value, embedded, age, mask, slots=slots, length=kept_each)
+    wanted = rng.integers(-1, 8, candidates).astype(np.int32)
+    wanted[0] = value[mask & (value > 0)][0]
+    kernel = rng.normal(size=(D, H)).astype(np.float32)
+    cache = fill_cache(value, embedded, age, mask, slots=slots, length=kept_each)
     slow = reference.user_half(value, embedded, age, mask, slots, kept_each)
-    expected = reference.lookup(slow, query, asked) @ project
+    expected = reference.lookup(slow, query, wanted) @ kernel
     assert np.any(expected != 0)
-    np.testing.assert_allclose(lookup(cache, query, asked, project), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(flags(cache, asked), reference.flags(slow, asked), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(read(cache, query, wanted, kernel), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(flags(cache, wanted), reference.flags(slow, wanted), rtol=1e-5, atol=1e-6)
 
 
 def test_values_without_a_slot_read_zeros_whatever_they_are():
     """-1 marks an empty slot; a candidate that asks for -1, or for the unknown value, must not match it."""
     value, embedded, age, mask = case(8, values=3)
-    cache = user_half(value, embedded, age, mask, slots=6, length=3)
+    cache = fill_cache(value, embedded, age, mask, slots=6, length=3)
     assert cache.value.tolist()[-1] == -1
-    asked = np.array([-1, 0, 99], np.int32)
-    assert np.all(lookup(cache, np.ones((3, D), np.float32), asked, np.ones((D, H))) == 0)
-    np.testing.assert_array_equal(flags(cache, asked), [[1, 0, 0]] * 3)
+    wanted = np.array([-1, 0, 99], np.int32)
+    assert np.all(read(cache, np.ones((3, D), np.float32), wanted, np.ones((D, H))) == 0)
+    np.testing.assert_array_equal(flags(cache, wanted), [[1, 0, 0]] * 3)
 
 
 def test_a_shift_of_the_scores_changes_nothing_and_large_scores_stay_finite():
     value, embedded, age, mask = case(9)
-    cache = user_half(value, embedded, age, mask, slots=4, length=3)
-    asked = np.asarray(cache.value)
-    large = lookup(cache, np.full((4, D), 1e4, np.float32), asked, np.eye(D))
+    cache = fill_cache(value, embedded, age, mask, slots=4, length=3)
+    wanted = np.asarray(cache.value)
+    large = read(cache, np.full((4, D), 1e4, np.float32), wanted, np.eye(D))
     assert np.all(np.isfinite(large))
     best = [entries[int(np.argmax(entries[kept].sum(1)))] for entries, kept in zip(cache.entries, cache.mask, strict=True)]
     np.testing.assert_allclose(large, best, rtol=1e-4, atol=1e-5)
@@ -152,28 +164,28 @@ def test_under_vmap_and_jit():
     cases = [case(seed) for seed in range(3)]
     stacked = [np.stack(x) for x in zip(*cases, strict=True)]
     rng = np.random.default_rng(0)
-    query, asked = rng.normal(size=(3, 5, D)).astype(np.float32), rng.integers(0, 6, (3, 5)).astype(np.int32)
+    query, wanted = rng.normal(size=(3, 5, D)).astype(np.float32), rng.integers(0, 6, (3, 5)).astype(np.int32)
 
-    def run(value, embedded, age, mask, query, asked):
-        cache = user_half(value, embedded, age, mask, slots=4, length=3)
-        return lookup(cache, query, asked, np.eye(D)), flags(cache, asked)
+    def run(value, embedded, age, mask, query, wanted):
+        cache = fill_cache(value, embedded, age, mask, slots=4, length=3)
+        return module.read(cache, query, wanted, jnp.eye(D)), flags(cache, wanted)
 
-    read, features = jax.jit(jax.vmap(run))(*stacked, query, asked)
+    got, features = jax.jit(jax.vmap(run))(*stacked, query, wanted)
     for b in range(3):
         slow = reference.user_half(*cases[b], 4, 3)
-        np.testing.assert_allclose(read[b], reference.lookup(slow, query[b], asked[b]), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(features[b], reference.flags(slow, asked[b]), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got[b], reference.lookup(slow, query[b], wanted[b]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(features[b], reference.flags(slow, wanted[b]), rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_match_finite_differences():
     value, embedded, age, mask = case(10, length=12, values=3)
     rng = np.random.default_rng(1)
-    query, asked = rng.normal(size=(4, D)).astype(np.float32), np.array([1, 2, 1, 99], np.int32)
+    query, wanted = rng.normal(size=(4, D)).astype(np.float32), np.array([1, 2, 1, 99], np.int32)
     weight = rng.normal(size=(4, H)).astype(np.float32)
 
-    def loss(embedded, query, project):
-        cache = user_half(value, embedded, age, mask, slots=2, length=4)
-        return (weight * lookup(cache, query, asked, project)).sum()
+    def loss(embedded, query, kernel):
+        cache = fill_cache(value, embedded, age, mask, slots=2, length=4)
+        return (weight * read(cache, query, wanted, kernel)).sum()
 
     arguments = [embedded, query, rng.normal(size=(D, H)).astype(np.float32)]
     gradients = jax.grad(loss, (0, 1, 2))(*arguments)
@@ -183,3 +195,48 @@ def test_gradients_match_finite_differences():
         moved = [[a + s * 1e-2 * direction if j == i else a for j, a in enumerate(arguments)] for s in (1, -1)]
         slope = (loss(*moved[0]) - loss(*moved[1])) / 2e-2
         np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("field", ["category", "item"])
+def test_the_block_reads_the_catalogue_s_value_of_every_behaviour(field):
+    """From ids of a history to the head's inputs: values by item id, embeddings of the long history, its own query."""
+    block = Sim(field, slots=4, length=3)
+    model, params = demo.build(blocks=(block,))
+    config, features, items = model.config, demo.user(model.config, events=20), demo.items(9)
+
+    @jax.jit
+    def run(params):
+        view = UserView(config=config, params=params, features=features, sequence=jnp.zeros((6, 8)))
+        rows = jax.vmap(model.item, (None, 0))(params, items)
+        cache, own = block.user({}, view), params["blocks"][block.name]
+        inputs = parts.first_layer(block.score(own, parts.state(block, cache), rows, parts.identity(block, config)))
+        return view.embedded, cache, layers.dense(own["query"], rows.vector), inputs
+
+    embedded, cache, query, inputs = jax.tree.map(np.asarray, run(params))
+    history, catalogue = features.history, demo.catalogue()
+    slow = reference.user_half(catalogue.ids[field][history.item], embedded, history.age, history.mask, 4, 3)
+    check(cache, slow, 4)
+    value = catalogue.ids[field][items.ids["item"]]
+    np.testing.assert_allclose(inputs[:, :8], reference.lookup(slow, query, value), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(inputs[:, 8:], reference.flags(slow, value), rtol=1e-5, atol=1e-6)
+    assert block.least_history == 4 and block.widths(config) == {"read": 8, "flags": 3}
+
+
+def test_a_history_shorter_than_the_slots_fills_no_more_than_it_has():
+    value, embedded, age, mask = case(11, length=2)
+    cache = fill_cache(value, embedded, age, mask, slots=5, length=3)
+    assert cache.entries.shape == (5, 3, D) and cache.value.tolist()[2:] == [-1] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": 0}, "Sim.slots: expected at least 1, got 0"),
+        ({"length": 0}, "Sim.length: expected at least 1, got 0"),
+        ({"field": "brand"}, "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'brand'"),
+        ({"field": "tags"}, "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'tags'"),
+    ],
+)
+def test_wrong_fields_are_named(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        demo.config(blocks=(Sim(**changes),))

@@ -1,0 +1,61 @@
+"""The parts that a block reads and returns, made by hand for tests of one block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import aif_jax as aif
+from aif_jax.blocks import Block, ItemView, Terms, UserView
+from tests import demo
+
+
+def config(block: Block, **changes: Any) -> aif.Config:
+    """A config with one block."""
+    return demo.config(blocks=(block,), **changes)
+
+
+def user(config: aif.Config, mask: Any, *, sequence: Any = None, candidates: int | None = None, **history: Any) -> UserView:
+    """The view of a user of whom the mask of the history and the projected short sequence [S, D] are known."""
+    mask = jnp.asarray(mask)
+    fields = {
+        "item": np.zeros(mask.shape, np.int32),
+        "action": np.zeros(mask.shape, np.int32),
+        "age": np.zeros(mask.shape, np.float32),
+    }
+    features = aif.UserFeatures(ids={}, floats=np.zeros(0, np.float32), history=aif.Behaviours(**(fields | history), mask=mask))
+    sequence = jnp.zeros((mask.shape[0], config.width)) if sequence is None else jnp.asarray(sequence)
+    return UserView(config=config, params={}, features=features, sequence=sequence, candidates=candidates)
+
+
+def item(config: aif.Config, vector: Any) -> ItemView:
+    """The view of an item of whom the vector [D] is known."""
+    return ItemView(config=config, params={}, features=demo.items(1), vector=jnp.asarray(vector))
+
+
+def state(block: Block, half: Any, *, vector: Any = ()) -> aif.UserState:
+    """The state with one block's user half."""
+    return aif.UserState(vector=jnp.asarray(vector, jnp.float32), blocks={block.name: half})
+
+
+def rows(block: Block, half: Any = None, *, vector: Any = (), fitted: Any = None) -> aif.ItemRow:
+    """Rows [C] with one block's item half."""
+    return aif.ItemRow(vector=jnp.asarray(vector, jnp.float32), fitted=fitted or {}, blocks={block.name: half}, side={})
+
+
+def first_layer(terms: Terms) -> Any:
+    """What the terms add to the head's first layer, [C, H] or, where it is the same for every candidate, [1, H]."""
+    total = jnp.expand_dims(jnp.asarray(terms.once), 0) if np.ndim(terms.once) else jnp.zeros((1, 1))
+    for part in (*(left @ right for left, right in terms.pairs), *([terms.rest] if np.ndim(terms.rest) else [])):
+        shape = np.broadcast_shapes(total.shape, part.shape)
+        total = jnp.broadcast_to(total, shape) + jnp.broadcast_to(part, shape)
+    return total
+
+
+def identity(block: Block, config: aif.Config) -> dict[str, Any]:
+    """Kernels under which the first layer is the block's inputs, next to each other."""
+    widths = block.widths(config)
+    eye, ends = jnp.eye(sum(widths.values())), np.cumsum([0, *widths.values()])
+    return {name: eye[start:end] for name, start, end in zip(widths, ends, ends[1:], strict=False)}

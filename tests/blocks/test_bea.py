@@ -1,0 +1,131 @@
+"""BEA: both halves against the formulas, and the empty history."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax.blocks import Bea
+from tests.blocks import parts
+from tests.reference import bridge as reference
+
+M, S, D = 4, 6, 8
+BLOCK = Bea(bridges=M)
+CONFIG = parts.config(BLOCK)
+PLAIN = {"kernel": jnp.eye(D), "bias": jnp.zeros(D)}
+
+
+@pytest.fixture
+def case():
+    """Bridges, three short sequences, and three queries."""
+    rng = np.random.default_rng(0)
+    bridges, sequences, queries = (rng.normal(size=shape).astype(np.float32) for shape in ((M, D), (3, S, D), (3, D)))
+    return {"bridges": jnp.asarray(bridges), "query": PLAIN}, sequences, queries
+
+
+def user_half(params, sequence, mask):
+    return BLOCK.user(params, parts.user(CONFIG, mask, sequence=sequence))
+
+
+def item_half(params, queries):
+    return jax.vmap(lambda query: BLOCK.item(params, parts.item(CONFIG, query)))(queries)
+
+
+def combine(weights, values, kernel=None):
+    kernel = jnp.eye(D) if kernel is None else kernel
+    return parts.first_layer(BLOCK.score({}, parts.state(BLOCK, values), parts.rows(BLOCK, weights), {"read": kernel}))
+
+
+def test_parameters(getkey):
+    key = getkey()
+    params = BLOCK.init(key, CONFIG)
+    assert params["bridges"].shape == (M, D) and params["query"]["kernel"].shape == (D, D)
+    np.testing.assert_array_equal(params["bridges"], BLOCK.init(key, CONFIG)["bridges"])
+    assert not np.array_equal(params["bridges"], BLOCK.init(getkey(), CONFIG)["bridges"])
+    assert BLOCK.widths(CONFIG) == {"read": D}
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4, 6])
+def test_both_halves_match_the_formulas(case, kept):
+    params, sequences, queries = case
+    bridges, mask = np.asarray(params["bridges"]), np.arange(S) < kept
+    values = user_half(params, sequences[0], mask)
+    np.testing.assert_allclose(values, reference.user_half(bridges, sequences[0], mask), rtol=1e-4, atol=1e-5)
+    weights = item_half(params, queries)
+    np.testing.assert_allclose(weights, [reference.item_half(bridges, q) for q in queries], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(weights.sum(-1), np.ones(3), rtol=1e-6)
+    expected = [sum(w * v for w, v in zip(row, np.asarray(values), strict=True)) for row in np.asarray(weights)]
+    np.testing.assert_allclose(combine(weights, values), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_query_is_a_trained_map_of_the_item_vector(case):
+    params, _, queries = case
+    rng = np.random.default_rng(3)
+    query = {"kernel": rng.normal(size=(D, D)).astype(np.float32), "bias": rng.normal(size=D).astype(np.float32)}
+    weights = item_half(params | {"query": query}, queries)
+    mapped = queries @ query["kernel"] + query["bias"]
+    np.testing.assert_allclose(weights, item_half(params, mapped), rtol=1e-4, atol=1e-6)
+
+
+def test_one_behaviour_is_read_whole_by_every_item(case):
+    """Where the history has one entry the approximation is exact: every bridge reads it, weights sum to 1."""
+    params, sequences, queries = case
+    mask = np.arange(S) < 1
+    read = combine(item_half(params, queries), user_half(params, sequences[0], mask))
+    exact = [reference.attend(q, sequences[0], mask) for q in queries]
+    np.testing.assert_allclose(read, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bridge_equal_to_the_query_gives_full_attention(case):
+    """One bridge, and the item's query is that bridge: w = [1] and V is the full cross-attention."""
+    params, sequences, queries = case
+    mask = np.arange(S) < 5
+    params = params | {"bridges": jnp.asarray(queries[:1])}
+    read = combine(item_half(params, queries[:1]), user_half(params, sequences[0], mask))
+    np.testing.assert_allclose(read[0], reference.attend(queries[0], sequences[0], mask), rtol=1e-4, atol=1e-5)
+
+
+def test_padding_does_not_leak(case):
+    params, sequences, _ = case
+    mask = np.arange(S) < 3
+    dirty = np.where(mask[:, None], sequences[0], np.float32(1e30))
+    np.testing.assert_array_equal(user_half(params, sequences[0], mask), user_half(params, dirty, mask))
+
+
+def test_under_vmap_jit_and_grad(case):
+    params, sequences, queries = case
+    masks = np.arange(S) < np.array([[0], [3], [6]])
+
+    def read(params, sequence, mask, query):
+        return combine(item_half(params, query[None]), user_half(params, sequence, mask))[0]
+
+    many = jax.jit(jax.vmap(read, (None, 0, 0, 0)))(params, sequences, masks, queries)
+    for b in range(3):
+        np.testing.assert_allclose(many[b], read(params, sequences[b], masks[b], queries[b]), rtol=1e-5, atol=1e-6)
+    total = lambda p, s: jax.vmap(read, (None, 0, 0, 0))(p, s, masks, queries).sum()  # noqa: E731
+    gradient = jax.jit(jax.grad(total, (0, 1)))(params, sequences)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
+    assert np.all(gradient[1][~masks] == 0) and np.any(gradient[1][masks] != 0)
+
+
+def test_the_read_is_linear_in_the_values(case):
+    """So the head's kernel can enter before the candidates do."""
+    params, sequences, queries = case
+    kernel = np.random.default_rng(2).normal(size=(D, 5)).astype(np.float32)
+    weights, values = item_half(params, queries), user_half(params, sequences[0], np.ones(S, bool))
+    np.testing.assert_allclose(combine(weights, values, kernel), combine(weights, values) @ kernel, rtol=1e-4, atol=1e-5)
+
+
+def test_the_dot_product_is_that_of_the_read_and_the_item(case):
+    params, sequences, queries = case
+    block = Bea(bridges=M, dot_product=True)
+    weights, values = item_half(params, queries), user_half(params, sequences[0], np.ones(S, bool))
+    rows, kernels = parts.rows(block, weights, vector=queries), {"read": jnp.eye(D)}
+    terms = block.score({}, parts.state(block, values), rows, kernels)
+    np.testing.assert_allclose(terms.logit, (weights @ values * queries).sum(-1) / D**0.5, rtol=1e-4, atol=1e-5)
+    assert BLOCK.score({}, parts.state(BLOCK, values), rows, kernels).logit == 0.0
+
+
+def test_a_wrong_size_is_named():
+    with pytest.raises(ValueError, match="Bea.bridges: expected at least 1, got 0"):
+        Bea(bridges=0)

@@ -1,0 +1,90 @@
+"""The dot products added to the logit: by hand, in every block that has one, and in the two-tower model."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax.blocks import DotProduct
+from tests import demo
+from tests.blocks import parts
+
+
+def test_by_hand():
+    block = DotProduct()
+    params = {"popularity": jnp.array([1.0, 0.0, 0.0, 2.0])}
+    item = [[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]
+    terms = block.score(params, parts.state(block, {}, vector=[2.0, 0.0, 2.0, 0.0]), parts.rows(block, vector=item), {})
+    assert terms.logit.tolist() == [(2 + 6) / 2 + 1 + 8, 0.0]
+    assert terms.pairs == () and terms.once == terms.rest == 0.0
+
+
+@pytest.fixture(scope="module")
+def two_tower():
+    """The two-tower model, one user and six items."""
+    model, params = demo.build(**demo.VARIANTS["two_tower"])
+    return model, params, demo.user(model.config), demo.items(6)
+
+
+def test_two_tower_is_a_dot_product_and_a_bias(two_tower):
+    model, params, features, items = two_tower
+
+    @jax.jit
+    def run(params):
+        return (
+            model.user(params, features),
+            jax.vmap(model.item, (None, 0))(params, items),
+            model.joint(params, features, items),
+        )
+
+    state, rows, logits = run(params)
+    popularity, bias = params["blocks"]["dot_product"]["popularity"], params["head"]["bias"]
+    np.testing.assert_allclose(logits, rows.vector @ (state.vector / math.sqrt(8) + popularity) + bias, rtol=1e-5, atol=1e-6)
+    assert set(params["head"]) == {"bias"}
+
+
+def test_two_tower_does_not_see_the_long_history(two_tower):
+    model, params, features, items = two_tower
+    short = model.config.short_length
+    other = demo.user(model.config, seed=9).history
+    spliced = jax.tree.map(lambda a, b: np.concatenate([a[:short], b[short:]]), features.history, other)
+    assert not np.array_equal(spliced.item, features.history.item)
+    joint = jax.jit(model.joint)
+    changed = dataclasses.replace(features, history=spliced)
+    np.testing.assert_array_equal(joint(params, features, items), joint(params, changed, items))
+
+
+EXACT = [dataclasses.replace(b, dot_product=True) if hasattr(b, "dot_product") else b for b in demo.VARIANTS["exact"]["blocks"]]
+
+
+@pytest.mark.parametrize("blocks", [demo.VARIANTS["dot products"]["blocks"], tuple(EXACT)], ids=["approximate", "exact"])
+def test_each_is_added_to_the_logits_of_the_same_head(blocks):
+    """A block without its dot product gives the same logits less what the dot product added."""
+    model, params = demo.build(blocks=blocks)
+    features, items = demo.user(model.config), demo.items(5)
+    dotted = [block for block in blocks if getattr(block, "dot_product", False)]
+    assert len(dotted) == 2
+
+    def without(block):
+        changed = dataclasses.replace(block, dot_product=False)
+        return aif.build(model.config.replace(blocks=tuple(changed if b is block else b for b in blocks)))
+
+    @jax.jit
+    def run(params):
+        state, rows = model.user(params, features), jax.vmap(model.item, (None, 0))(params, items)
+        kernels = params["head"]["first"]["kernels"]
+        added = [b.score(params["blocks"][b.name], state, rows, kernels[b.name]).logit for b in dotted]
+        others = [without(b).interaction(params, state, rows) for b in dotted]
+        return model.interaction(params, state, rows), added, others, rows.vector.sum(-1)
+
+    logits, added, others, total = run(params)
+    for part, other in zip(added, others, strict=True):
+        assert np.ptp(np.asarray(part)) > 1e-3
+        np.testing.assert_allclose(logits - other, part, atol=1e-5)
+    popularity = params["blocks"]["dot_product"]["popularity"]
+    shifted = params | {"blocks": params["blocks"] | {"dot_product": {"popularity": popularity + 0.5}}}
+    np.testing.assert_allclose(run(shifted)[0] - logits, 0.5 * total, atol=1e-5)

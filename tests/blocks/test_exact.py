@@ -1,0 +1,105 @@
+"""What AIF approximates: attention and tiers against the formulas, pair by pair."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax import layers
+from aif_jax.blocks import CosineTiers, CrossAttention, TargetAttention, UserView
+from tests import demo
+from tests.blocks import parts
+from tests.reference import bridge
+from tests.reference import simtier as reference
+
+
+@pytest.fixture(scope="module")
+def attention():
+    """Inputs of both attention blocks for 5 candidates, and what they attend over."""
+    blocks = (CrossAttention(), TargetAttention())
+    model, params = demo.build(blocks=blocks)
+    config, features, items = model.config, demo.user(model.config, events=9), demo.items(5)
+
+    @jax.jit
+    def run(params):
+        embedded = layers.embed_behaviours(params, config.schema, features.history)
+        sequence = layers.dense(params["user"]["sequence"], embedded[:6] + params["user"]["position"])
+        state, rows = model.user(params, features), jax.vmap(model.item, (None, 0))(params, items)
+        query = {b.name: layers.dense(params["blocks"][b.name]["query"], rows.vector) for b in blocks}
+        inputs = {b.name: parts.first_layer(b.score({}, state, rows, parts.identity(b, config))) for b in blocks}
+        return {"cross_attention": sequence, "target_attention": embedded}, query, inputs
+
+    return *jax.tree.map(np.asarray, run(params)), features.history.mask
+
+
+@pytest.mark.parametrize(("name", "length"), [("cross_attention", 6), ("target_attention", 24)])
+def test_every_candidate_attends_over_the_whole_history(attention, name, length):
+    sequence, query, inputs, mask = attention
+    expected = [bridge.attend(q, sequence[name][:length], mask[:length]) for q in query[name]]
+    np.testing.assert_allclose(inputs[name][:, :8], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_target_attention_adds_the_mean(attention):
+    sequence, _, inputs, mask = attention
+    mean = sequence["target_attention"][mask].mean(0)
+    np.testing.assert_allclose(inputs["target_attention"][:, 8:], np.tile(mean, (5, 1)), rtol=1e-4, atol=1e-6)
+    assert inputs["cross_attention"].shape == (5, 8)
+
+
+def test_float_tiers_against_loops():
+    block = CosineTiers(tiers=4, by_action=True, windows=(2, 6))
+    model, params = demo.build(blocks=(block,))
+    config, features, items = model.config, demo.user(model.config, events=15), demo.items(5)
+    assert block.widths(config) == {"tiers": 3 * 4 * 4}
+
+    @jax.jit
+    def run(params):
+        view = UserView(config=config, params=params, features=features, sequence=jnp.zeros((6, 8)))
+        rows, history = jax.vmap(model.item, (None, 0))(params, items), block.user({}, view)
+        return history.group, parts.first_layer(
+            block.score({}, parts.state(block, history), rows, parts.identity(block, config))
+        )
+
+    group, inputs = run(params)
+    history, place, content = features.history, np.arange(24), demo.catalogue().content
+    np.testing.assert_array_equal(group, history.action + 4 * ((place >= 2).astype(int) + (place >= 6)))
+    counts = reference.cosine_histogram(
+        content[items.ids["item"]], content[history.item], np.asarray(group), history.mask, 4, 12
+    )
+    assert counts.sum() == 5 * 15
+    np.testing.assert_allclose(inputs, np.log1p(counts).reshape(5, -1), atol=1e-6)
+
+
+def test_exact_reads_the_whole_long_history():
+    model, params = demo.build(**demo.VARIANTS["exact"])
+    features, items = demo.user(model.config), demo.items(6)
+    mask = features.history.mask.copy()
+    mask[19] = False  # the oldest event
+    without = dataclasses.replace(features, history=dataclasses.replace(features.history, mask=mask))
+    joint = jax.jit(model.joint)
+    assert np.abs(joint(params, features, items) - joint(params, without, items)).max() > 1e-6
+
+
+def test_an_item_newer_than_the_fit_is_compared_by_its_content():
+    model, params = demo.build(blocks=(CosineTiers(),))
+    rows = jax.jit(jax.vmap(model.item, (None, 0)))
+    items = demo.items(4)
+    unknown = dataclasses.replace(items, ids=items.ids | {"item": np.zeros(4, np.int32)})
+    known, fresh = (rows(params, part).fitted["unit_content"] for part in (items, unknown))
+    np.testing.assert_allclose(known, items.content / np.linalg.norm(items.content, axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(fresh, known, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tiers": 1}, "CosineTiers.tiers: expected 2 to 64, got 1"),
+        ({"windows": (4, 4)}, "CosineTiers.windows: expected ascending numbers of behaviours, at least 1, got (4, 4)"),
+    ],
+)
+def test_wrong_fields_are_named(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CosineTiers(**changes)

@@ -1,0 +1,51 @@
+"""DIN on LSH in a model: what its halves hold, from raw content to the head. Its sums are in test_linear_memory.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax import layers
+from aif_jax.blocks import LshDin, UserView
+from tests import demo
+from tests.blocks import parts
+from tests.reference import lsh, memory
+
+
+def test_head_inputs_are_those_of_the_definition():
+    """Signatures from content one product at a time, every candidate compared with every behaviour."""
+    block = LshDin(bits=32)
+    model, params = demo.build(blocks=(block,))
+    features, items, config = demo.user(model.config, events=15), demo.items(4), model.config
+
+    @jax.jit
+    def run(params):
+        view = UserView(config=config, params=params, features=features, sequence=jnp.zeros((6, 8)))
+        state, rows = parts.state(block, block.user({}, view)), jax.vmap(model.item, (None, 0))(params, items)
+        return layers.embed_behaviours(params, config.schema, features.history), parts.first_layer(
+            block.score({}, state, rows, parts.identity(block, config))
+        )
+
+    embedded, inputs = jax.tree.map(np.asarray, run(params))
+    fitted, content = params["fitted"]["signatures_32"], demo.catalogue().content
+    words = np.array(
+        [lsh.pack(row) for row in lsh.sign(content, np.asarray(fitted["projection"]), np.asarray(fitted["offset"]))]
+    )
+    mask = np.asarray(features.history.mask)
+    read = memory.din(words[items.ids["item"]], words[features.history.item], embedded, mask)
+    mean = memory.mean(embedded, mask)
+    np.testing.assert_allclose(inputs[:, :8], np.tile(mean, (4, 1)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(inputs[:, 8:] / (2 * 32**0.5) + mean / 2, read, rtol=1e-4, atol=1e-5)
+
+
+def test_it_trains_nothing_and_shares_its_table():
+    block = LshDin(bits=64)
+    model, params = demo.build(blocks=(block,))
+    assert params["blocks"] == {} and set(params["fitted"]) == {"fields", "signatures_64"}
+    assert params["fitted"]["signatures_64"]["table"].shape == (50, 2)
+
+
+@pytest.mark.parametrize("bits", [0, 48, 512])
+def test_wrong_bits_are_named(bits):
+    with pytest.raises(ValueError, match=f"signature bits: expected a multiple of 32 from 32 to 256, got {bits}"):
+        LshDin(bits=bits)

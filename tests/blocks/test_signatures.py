@@ -1,0 +1,246 @@
+"""Content signatures: bit layout, similarity, the fitted matrix, and where an item's signature comes from."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import blocks
+from aif_jax.blocks import signatures
+from tests import demo
+from tests.reference import lsh as reference
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def words(rng, *shape):
+    return rng.integers(0, 2**32, shape, dtype=np.uint32)
+
+
+def test_bit_order_by_hand():
+    bits = np.zeros(64, bool)
+    bits[[0, 31, 33]] = True
+    assert signatures.pack(jnp.asarray(bits)).tolist() == [2**31 + 1, 2]
+    assert signatures.to_bytes(np.array([2**31 + 1, 2], np.uint32)).tolist() == [1, 0, 0, 128, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("bits", [32, 64, 96, 256])
+def test_pack_and_unpack_match_the_reference(rng, bits):
+    flags = rng.random((5, bits)) < 0.5
+    packed = signatures.pack(jnp.asarray(flags))
+    assert packed.dtype == jnp.uint32
+    assert packed.tolist() == [reference.pack(row) for row in flags]
+    np.testing.assert_array_equal(signatures.unpack(packed), flags)
+    np.testing.assert_array_equal(signatures.signs(packed), [reference.signs(row) for row in packed])
+
+
+def test_byte_layout_is_that_of_numpy_and_faiss(rng):
+    flags = rng.random((3, 4, 96)) < 0.5
+    packed = np.asarray(signatures.pack(jnp.asarray(flags)))
+    octets = signatures.to_bytes(packed)
+    np.testing.assert_array_equal(octets, np.packbits(flags, axis=-1, bitorder="little"))
+    np.testing.assert_array_equal(signatures.from_bytes(octets), packed)
+
+
+def test_bytes_of_a_strided_array(rng):
+    packed = words(rng, 6, 4)[::2, ::2]
+    np.testing.assert_array_equal(signatures.from_bytes(signatures.to_bytes(packed)), packed)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_hamming_and_similarity_match_the_reference(rng, count):
+    a, b = words(rng, 4, count), words(rng, 7, count)
+    expected = np.array([[reference.differing(x, y) for y in b] for x in a])
+    np.testing.assert_array_equal(jax.jit(signatures.hamming)(a[:, None], b[None]), expected)
+    np.testing.assert_allclose(signatures.similarity(a, b), 1 - expected / (32 * count), atol=1e-6)
+    many = jax.vmap(signatures.similarity, (0, None))(np.stack([a, a[::-1]]), b)
+    np.testing.assert_array_equal(many[1], many[0][::-1])
+
+
+def test_similarity_of_equal_and_opposite_signatures(rng):
+    a = words(rng, 3, 2)
+    assert np.diag(signatures.similarity(a, a)).tolist() == [1, 1, 1]
+    assert np.diag(signatures.similarity(a, ~a)).tolist() == [0, 0, 0]
+
+
+def test_similarity_is_linear_in_the_signs(rng):
+    a, b = words(rng, 5, 2), words(rng, 6, 2)
+    np.testing.assert_allclose(signatures.similarity(a, b), 0.5 + signatures.signs(a) @ signatures.signs(b).T / 128, atol=1e-6)
+
+
+def test_sign_matches_the_reference_alone_in_batches_and_compiled(rng):
+    fitted = {
+        "projection": rng.normal(size=(12, 64)).astype(np.float32),
+        "offset": rng.normal(size=64).astype(np.float32),
+    }
+    content = rng.normal(size=(9, 12)).astype(np.float32)
+    expected = [reference.pack(row) for row in reference.sign(content, **fitted)]
+    assert signatures.sign(fitted, content).tolist() == expected
+    assert jax.jit(jax.vmap(signatures.sign, (None, 0)))(fitted, content).tolist() == expected
+
+
+def test_fitted_bits_are_balanced_and_follow_the_data(rng):
+    content = rng.normal(size=(2000, 6)) @ rng.normal(size=(6, 40)) + 3.0  # far from the origin, six directions
+    fitted = signatures.fit_projection(content, bits=32, seed=1, centre=True)
+    np.testing.assert_allclose(fitted["offset"], content.mean(0) @ np.asarray(fitted["projection"]), rtol=1e-3, atol=1e-3)
+    share = np.asarray(signatures.unpack(signatures.sign(fitted, jnp.asarray(content, jnp.float32)))).mean(0)
+    assert np.all(np.abs(share - 0.5) < 0.1)
+
+    unit = content - content.mean(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosine = (unit[:100] @ unit[100:300].T).ravel()
+
+    def correlation(params):
+        signature = signatures.sign(params, jnp.asarray(content, jnp.float32))
+        return np.corrcoef(cosine, np.asarray(signatures.similarity(signature[:100], signature[100:300])).ravel())[0, 1]
+
+    random = {"projection": jnp.asarray(rng.normal(size=(40, 32)), jnp.float32), "offset": jnp.zeros(32)}
+    assert correlation(fitted) > correlation(random) + 0.05
+
+
+def test_iterations_bring_rows_nearer_to_corners_and_centre_sets_the_offset(rng):
+    """ITQ turns the rotation so that |sign(x) - x| shrinks; without centring there is no offset."""
+    content = rng.normal(size=(400, 32)) * np.linspace(0.2, 3, 32) + 1.0
+
+    def gap(fitted):
+        x = content @ np.asarray(fitted["projection"]) - np.asarray(fitted["offset"])
+        x /= np.abs(x).mean()
+        return ((np.sign(x) - x) ** 2).mean()
+
+    for centre in (True, False):
+        random, turned = (signatures.fit_projection(content, bits=32, iterations=n, centre=centre) for n in (0, 20))
+        assert gap(turned) < 0.97 * gap(random)
+        assert np.any(np.asarray(turned["offset"]) != 0) == centre
+
+
+def test_fit_is_reproducible_and_leaves_unknown_items_out(rng):
+    content = rng.normal(size=(50, 8))
+    one = signatures.fit_projection(content, bits=32, seed=3, centre=True)
+    two = signatures.fit_projection(np.concatenate([np.zeros((5, 8)), content]), bits=32, seed=3, centre=True)
+    other = signatures.fit_projection(content, bits=32, seed=4, centre=True)
+    for name, shape in {"projection": (8, 32), "offset": (32,)}.items():
+        assert one[name].shape == shape and one[name].dtype == jnp.float32
+        np.testing.assert_array_equal(one[name], two[name])
+        assert not np.array_equal(one[name], other[name])
+
+
+def test_fit_needs_rows_with_content():
+    with pytest.raises(ValueError, match="at least 2 rows with content, got 1"):
+        signatures.fit_projection(np.eye(3)[:1], bits=32)
+
+
+def signed(content, params):
+    """uint32 [n, W] by the definition."""
+    return np.array(
+        [reference.pack(row) for row in reference.sign(content, *(np.asarray(params[k]) for k in ("projection", "offset")))]
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model that reads signatures of 32 and of 64 bits, and its parameters."""
+    return demo.build(blocks=(blocks.LshDin(bits=32), blocks.SimTier(bits=64, tiers=4)))
+
+
+@pytest.fixture(scope="module")
+def signature_of(model):
+    """Items -> their signatures of 32 bits, by the item function."""
+    rows = jax.jit(jax.vmap(model[0].item, (None, 0)))
+    return lambda params, items: np.asarray(rows(params, items).fitted["signatures_32"])
+
+
+def test_the_table_holds_the_signature_of_every_row(model):
+    """Row 0, the unknown item, is zeros; each number of bits has its own table, shared by all blocks that read it."""
+    both, params = model
+    assert [table.name for table in both.config.tables] == ["signatures_32", "signatures_64"]
+    content = demo.catalogue().content
+    for bits in (32, 64):
+        fitted = params["fitted"][f"signatures_{bits}"]
+        assert fitted["table"].dtype == jnp.uint32 and fitted["table"].shape == (50, bits // 32)
+        np.testing.assert_array_equal(fitted["table"][1:], signed(content, fitted)[1:])
+        assert not fitted["table"][0].any()
+    shared = demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=64)))
+    assert shared.tables == (blocks.Signatures(64),)
+
+
+def test_a_row_of_the_index_and_a_history_have_the_same_signature(model, signature_of):
+    both, params = model
+    features = demo.user(both.config, events=24)
+    state = jax.jit(both.user)(params, features)
+    items = demo.catalogue().features(features.history.item)
+    np.testing.assert_array_equal(
+        state.blocks["sim_tier"].signature, params["fitted"]["signatures_64"]["table"][features.history.item]
+    )
+    np.testing.assert_array_equal(
+        signature_of(params, items), params["fitted"]["signatures_32"]["table"][features.history.item]
+    )
+
+
+def test_an_item_in_the_table_reads_the_table_whatever_its_content(model, signature_of):
+    """A content that changed after the fit counts from the next `fit_tables` on."""
+    both, params = model
+    catalogue, ids = demo.catalogue(), np.array([3, 7])
+    items = catalogue.features(ids)
+    changed = dataclasses.replace(items, content=-items.content)
+    table = params["fitted"]["signatures_32"]["table"]
+    np.testing.assert_array_equal(signature_of(params, changed), table[ids])
+    content = catalogue.content.copy()
+    content[ids] *= -1
+    again = params | {"fitted": aif.fit_tables(both.config, dataclasses.replace(catalogue, content=content))}
+    refitted = again["fitted"]["signatures_32"]
+    np.testing.assert_array_equal(signature_of(again, changed), signed(-items.content, refitted))
+    assert not np.array_equal(refitted["table"][ids], table[ids])
+
+
+def test_an_item_newer_than_the_fit_is_signed_from_its_content(model, signature_of):
+    """By the same projection, so that it has the signature that it would have in the table."""
+    _, params = model
+    items = demo.items(6)
+    unknown = dataclasses.replace(items, ids=items.ids | {"item": np.zeros(6, np.int32)})
+    np.testing.assert_array_equal(signature_of(params, unknown), signature_of(params, items))
+    fresh = dataclasses.replace(unknown, content=np.random.default_rng(5).normal(size=(6, 12)).astype(np.float32))
+    np.testing.assert_array_equal(signature_of(params, fresh), signed(fresh.content, params["fitted"]["signatures_32"]))
+
+
+@pytest.mark.parametrize("wrong", [-1, 50, 2**31 - 1])
+def test_an_id_out_of_range_is_an_unknown_item(model, signature_of, wrong):
+    """In a history it reads row 0, as a candidate it is signed from its content."""
+    both, params = model
+    items = demo.items(2)
+    outside = dataclasses.replace(items, ids=items.ids | {"item": np.full(2, wrong, np.int32)})
+    np.testing.assert_array_equal(signature_of(params, outside), signature_of(params, items))
+    features = demo.user(both.config)
+    history = dataclasses.replace(features.history, item=np.full(24, wrong, np.int32))
+    state = jax.jit(both.user)(params, dataclasses.replace(features, history=history))
+    assert not state.blocks["sim_tier"].signature.any()
+
+
+def test_without_content_a_row_reads_the_table():
+    """Training leaves content out where no tower reads it; an unknown item then has row 0."""
+    model, params = demo.build(blocks=(blocks.LshDin(bits=32),), item_content=False)
+    assert not model.config.reads_content
+    items = demo.catalogue().features(np.array([4, 0]), content=False)
+    assert items.content is None
+    rows = jax.jit(jax.vmap(model.item, (None, 0)))(params, items)
+    np.testing.assert_array_equal(rows.fitted["signatures_32"], params["fitted"]["signatures_32"]["table"][np.array([4, 0])])
+
+
+def test_a_schema_without_content_is_refused():
+    schema = dataclasses.replace(demo.schema(), content=0)
+    with pytest.raises(
+        ValueError,
+        match=r"Signatures: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out",
+    ):
+        demo.config(schema=schema, blocks=(blocks.LshDin(),))
+
+
+@pytest.mark.parametrize("bits", [0, 31, 48, 288])
+def test_wrong_bits_are_named(bits):
+    with pytest.raises(ValueError, match=f"signature bits: expected a multiple of 32 from 32 to 256, got {bits}"):
+        blocks.Signatures(bits)

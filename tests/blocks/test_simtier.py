@@ -1,0 +1,115 @@
+"""SimTier: which histogram a behaviour counts in, and the block's inputs from content to the head."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax.blocks import SimTier, UserView
+from aif_jax.blocks.simtier import behaviour_group, group_count, log_counts
+from tests import demo
+from tests.blocks import parts
+from tests.reference import lsh
+from tests.reference import simtier as reference
+
+MODELS = {
+    "one histogram": SimTier(tiers=4, bits=32),
+    "by action": SimTier(tiers=5, bits=32, by_action=True),
+    "by window": SimTier(tiers=4, bits=32, windows=(2, 6)),
+    "by action and window": SimTier(tiers=4, bits=64, by_action=True, windows=(2, 6)),
+}
+
+
+def test_groups_by_hand():
+    """4 actions, windows that end after 1 and 3 behaviours: the recent window's groups come first."""
+    action = jnp.array([3, 1, 0, 2, -1, 4])
+    past = dataclasses.replace(demo.history(6, 6), action=action)
+    assert group_count(demo.config(), True, (1, 3)) == 12 and group_count(demo.config(), False, (1, 3)) == 3
+
+    def group(**options):
+        made = behaviour_group(past, demo.config(), **options)
+        assert made.dtype == jnp.int32
+        return made.tolist()
+
+    assert group(by_action=False, windows=()) == [0] * 6
+    assert group(by_action=True, windows=()) == [3, 1, 0, 2, 0, 0]  # an unknown action counts as action 0
+    assert group(by_action=False, windows=(1, 3)) == [0, 1, 1, 2, 2, 2]
+    assert group(by_action=True, windows=(1, 3)) == [3, 5, 4, 10, 8, 8]
+
+
+def test_log_counts_by_hand():
+    counts = jnp.array([[[0, 1], [3, 0]]], jnp.int32)
+    np.testing.assert_allclose(log_counts(counts), np.log1p([[0, 1, 3, 0]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_head_inputs_are_those_of_the_definition(name):
+    """Signatures of candidates and behaviours by their definition, one pair compared at a time."""
+    block = MODELS[name]
+    model, params = demo.build(blocks=(block,))
+    features, items, config = demo.user(model.config, events=19), demo.items(7), model.config
+
+    @jax.jit
+    def run(params):
+        view = UserView(config=config, params=params, features=features, sequence=jnp.zeros((6, 8)))
+        state, rows = parts.state(block, block.user({}, view)), jax.vmap(model.item, (None, 0))(params, items)
+        return parts.first_layer(block.score({}, state, rows, parts.identity(block, config)))
+
+    fitted = {key: np.asarray(value) for key, value in params["fitted"][f"signatures_{block.bits}"].items()}
+    words = np.array([lsh.pack(row) for row in lsh.sign(demo.catalogue().content, fitted["projection"], fitted["offset"])])
+    history, place = features.history, np.arange(config.long_length)
+    group = np.asarray(history.action) * block.by_action
+    for end in block.windows:
+        group = group + (place >= end) * (4 if block.by_action else 1)
+    groups = group_count(config, block.by_action, block.windows)
+    counts = reference.histogram(words[items.ids["item"]], words[history.item], group, history.mask, block.tiers, groups)
+    assert counts.sum() == 7 * 19
+    np.testing.assert_allclose(run(params), np.log1p(counts).reshape(7, -1), rtol=1e-6)
+
+
+def test_tiers_by_window_are_those_of_the_windows_of_the_history():
+    """A history cut into its windows gives, one window after another, what one block with windows gives."""
+    block, plain = SimTier(tiers=4, bits=32, windows=(2, 6)), SimTier(tiers=4, bits=32)
+    model, params = demo.build(blocks=(block,))
+    config, features, place = model.config, demo.user(model.config), np.arange(24)
+
+    @jax.jit
+    def run(params):
+        rows = jax.vmap(model.item, (None, 0))(params, demo.items(5))
+
+        def inputs(block, mask):
+            history = dataclasses.replace(features.history, mask=features.history.mask & mask)
+            view = UserView(
+                config=config,
+                params=params,
+                features=dataclasses.replace(features, history=history),
+                sequence=jnp.zeros((6, 8)),
+            )
+            return parts.first_layer(
+                block.score({}, parts.state(block, block.user({}, view)), rows, parts.identity(block, config))
+            )
+
+        windows = [inputs(plain, kept) for kept in (place < 2, (place >= 2) & (place < 6), place >= 6)]
+        return inputs(block, place >= 0), windows
+
+    got, windows = run(params)
+    np.testing.assert_array_equal(got, np.concatenate(windows, 1))
+    assert all(window.any() for window in windows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tiers": 1}, "SimTier.tiers: expected 2 to 64, got 1"),
+        ({"tiers": 65}, "SimTier.tiers: expected 2 to 64, got 65"),
+        ({"windows": (0,)}, "SimTier.windows: expected ascending numbers of behaviours, at least 1, got (0,)"),
+        ({"windows": (8, 8)}, "SimTier.windows: expected ascending numbers of behaviours, at least 1, got (8, 8)"),
+        ({"bits": 48}, "signature bits: expected a multiple of 32 from 32 to 256, got 48"),
+    ],
+)
+def test_wrong_fields_are_named(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SimTier(**changes)
