@@ -1,6 +1,6 @@
 """Columns of raw values as they come: lists, NumPy arrays, Arrow arrays; in a mapping, an Arrow batch or an Arrow table.
 
-Arrow is used through its own methods, so that nothing here needs it installed.
+Arrow arrays are used through their methods, so pyarrow need not be installed.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class _Rows(dict[Any, int]):
 class Vocabulary:
     """The known values of one categorical feature, integers or strings, and their rows.
 
-    Strings are held at their own lengths. "07" and "7" are two strings; neither is the integer 7.
+    Strings take the room of their length, not of the longest. "07" and "7" are two strings; neither is the integer 7.
 
     Args:
       raw: ids in any order, repeated or not: integers within int64, or strings, all of one kind.
@@ -104,7 +104,7 @@ class Vocabulary:
         return rows.reshape(shape)
 
     def _rows_of(self, raw: list[Any] | np.ndarray) -> np.ndarray | None:
-        """Rows of strings without a look at the types of those that are known; None where something is no string."""
+        """Rows of strings, checking the types of unknown ones only; None where something is no string."""
         if isinstance(raw, np.ndarray) and raw.dtype.kind == "U" and len(self._raw) <= FEW:
             rows = np.zeros(raw.shape, np.int32)
             for row, text in enumerate(self._raw.tolist(), start=1):
@@ -192,7 +192,7 @@ def as_ids(raw: Any, name: str, *, like: Kind | None = None) -> np.ndarray | lis
 
 
 def string_array(strings: list[str]) -> np.ndarray:
-    """[n] strings at their own lengths, as NumPy's StringDType."""
+    """[n] strings as NumPy's StringDType, each at its length."""
     return np.array(strings, np.dtypes.StringDType())
 
 

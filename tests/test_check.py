@@ -263,3 +263,21 @@ def test_text_after_a_block_of_integers(folder):
     write(folder, events="user,item,time\n" + lines)
     assert found(folder, order="none") == [("wrong type", 150_001, "user", "'x'")]
     assert found(folder, order="none", columns=Columns(text=("user",))) == []
+
+
+def test_files_of_a_folder_that_differ(tmp_path):
+    (tmp_path / "events").mkdir()
+    tables = {
+        "1": {"user": [1, 1], "item": [7, 8], "time": [10, 20]},
+        "2": {"user": [1, 2], "item": [7, 8]},
+        "3": {"user": ["a"], "item": [7], "time": [30]},
+        "4": {"user": [2], "item": [8], "time": pa.array([5_500], pa.timestamp("ms"))},
+    }
+    for name, table in tables.items():
+        pq.write_table(pa.table(table), tmp_path / "events" / f"{name}.parquet")
+    report = check(tmp_path / "events", columns=Columns(), order="user")
+    assert [(p.where.rpartition("/")[2], p.kind, p.got) for p in report.problems] == [
+        ("2.parquet", "missing column", "the columns 'user', 'item'"),
+        ("3.parquet", "wrong type", "text"),
+    ]
+    assert list(report.rows.values()) == [2, 2, 1, 1]

@@ -184,6 +184,16 @@ def test_tomorrows_files_keep_todays_rows(folder, tmp_path):
     assert data.catalogue.ids["brand"].tolist() == [0, 0, 1, 2]  # "z" is unknown
 
 
+def test_text_ids_stay_text_where_tomorrows_file_has_digits_only(tmp_path):
+    items = "item,category\n7,tea\n07,cup\nx,cup\n"
+    csv(tmp_path, events="user,item,time\nann,x,5\n", items=items)
+    today = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", columns=Columns())
+    assert today.items.raw.tolist() == ["07", "7", "x"]
+    csv(tmp_path, events="user,item,time\nann,7,5\nann,07,6\n", items="item,category\n7,tea\n")
+    data = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", encoder=today.encoder)
+    assert data.log.item.tolist() == [2, 1]
+
+
 def test_skipping_is_told(folder, caplog):
     parquet(folder, events={name: [*values, values[0]] for name, values in EVENTS.items()} | {"sku": [30, 10, 10, 20, 77]})
     with pytest.raises(ValueError, match="unknown item"):

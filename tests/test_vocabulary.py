@@ -34,25 +34,25 @@ def test_empty_vocabulary_knows_nothing():
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
-def test_vocabulary_equals_a_dict(raw, asked):
+def test_vocabulary_equals_a_dict(raw, given_ids):
     rows = {value: row for row, value in enumerate(sorted(set(raw)), start=1)}
-    asked = asked + raw
-    got = Vocabulary(np.array(raw, np.int64)).encode(np.array(asked, np.int64))
-    assert got.tolist() == [rows.get(value, 0) for value in asked]
+    given_ids = given_ids + raw
+    got = Vocabulary(np.array(raw, np.int64)).encode(np.array(given_ids, np.int64))
+    assert got.tolist() == [rows.get(value, 0) for value in given_ids]
 
 
 @pytest.mark.parametrize(
-    ("raw", "asked", "message"),
+    ("raw", "given_ids", "message"),
     [
         ([1, 2], ["1"], "expected integers like the vocabulary, got dtype <U1"),
         (["a"], [1], "expected strings like the vocabulary, got dtype int64"),
         ([1, 2], [1.0], "expected integers like the vocabulary, got dtype float64"),
     ],
 )
-def test_ids_of_another_kind_are_refused(raw, asked, message):
+def test_ids_of_another_kind_are_refused(raw, given_ids, message):
     """They would all be unknown, and nobody would notice."""
     with pytest.raises(TypeError, match=message):
-        Vocabulary(raw).encode(asked)
+        Vocabulary(raw).encode(given_ids)
 
 
 def test_a_vocabulary_of_floats_is_refused():
@@ -65,13 +65,13 @@ def test_a_vocabulary_of_floats_is_refused():
     st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=20),
     st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=20),
 )
-def test_a_vocabulary_of_strings_equals_a_dict(raw, asked):
+def test_a_vocabulary_of_strings_equals_a_dict(raw, given_ids):
     rows = {value: row for row, value in enumerate(sorted(set(raw)), start=1)}
-    asked, vocabulary = asked + raw, Vocabulary(raw)
-    expected = [rows.get(value, 0) for value in asked]
-    assert vocabulary.encode(asked).tolist() == expected
-    assert vocabulary.encode(np.array(asked, object)).tolist() == expected
-    assert vocabulary.encode(np.array(asked, np.dtypes.StringDType())).tolist() == expected
+    given_ids, vocabulary = given_ids + raw, Vocabulary(raw)
+    expected = [rows.get(value, 0) for value in given_ids]
+    assert vocabulary.encode(given_ids).tolist() == expected
+    assert vocabulary.encode(np.array(given_ids, object)).tolist() == expected
+    assert vocabulary.encode(np.array(given_ids, np.dtypes.StringDType())).tolist() == expected
     assert Vocabulary.from_arrays(vocabulary.to_arrays()) == vocabulary
     assert [vocabulary.decode(row) for row in range(1, len(vocabulary))] == sorted(set(raw))
 
@@ -107,7 +107,7 @@ def test_one_long_id_costs_its_own_length():
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("given_ids", "message"),
     [
         ([None], "got NoneType at position 0"),
         (["a", None], "got NoneType after str at position 1"),
@@ -125,12 +125,12 @@ def test_one_long_id_costs_its_own_length():
     ],
 )
 @pytest.mark.parametrize("known", [[1, 2], ["a", "b"], []])
-def test_what_is_no_id_is_refused_and_never_unknown(known, asked, message):
+def test_what_is_no_id_is_refused_and_never_unknown(known, given_ids, message):
     with pytest.raises(TypeError) as error:
-        Vocabulary(known).encode(asked)
+        Vocabulary(known).encode(given_ids)
     assert message in str(error.value)
     with pytest.raises(TypeError):
-        Vocabulary(asked)
+        Vocabulary(given_ids)
 
 
 def test_an_unknown_string_among_known_ones_may_not_hide_another_kind():

@@ -31,7 +31,7 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
     `validation` share before it the validation part, everything before that the training part. Every training event is
     strictly earlier than every validation event, and every validation event strictly earlier than every test event:
     events that share the time of a cut all go to the later part, so that the later parts may be a little larger than
-    asked for. A user may be in one part only, and users or items that are new after a cut stay in: `eligible`
+    these shares. A user may be in one part only, and users or items that are new after a cut stay in: `eligible`
     leaves out samples without a history. Statistics (popularity, vocabularies of a production system) must be taken
     from `train` alone.
 

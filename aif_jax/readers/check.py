@@ -62,7 +62,7 @@ def check(
     order: Order = "auto",
     cap: int = CAP,
 ) -> Report:
-    """Looks at every value of every row and lists all that is wrong; nothing is raised for a wrong file.
+    """Checks every value of every row and lists all that is wrong; nothing is raised for a wrong file.
 
     | kind | means |
     |---|---|
@@ -79,7 +79,7 @@ def check(
 
     Args:
       events: Parquet, CSV or TSV, file or folder; a table in memory.
-      items, users: the same; what they would tell is not looked at where they are None.
+      items, users: the same; None leaves out what only they can tell.
       columns: which column is what; default: the encoder's, or `Columns()`.
       encoder: of a trained model; values that its vocabularies lack are problems.
       order: what the events claim to be sorted by: "user" (users together, times ascending in each), "time", "none"; "auto"

@@ -109,7 +109,7 @@ def read_log(events: Source, columns: Columns, *, users: Vocabulary | None = Non
 
     Args:
       events: file, folder or table in memory.
-      columns: which column is what; of items and users only the ids are looked at.
+      columns: which column is what; only those of events are read.
       users, items: ids to rows; None where the column holds rows already. Users must be known; an unknown item is row 0.
 
     Raises:

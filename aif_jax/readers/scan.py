@@ -43,8 +43,7 @@ class Codes:
     def codes(self) -> np.ndarray:
         """Of all blocks."""
         self._merge()
-        self._parts = [np.concatenate(self._parts)] if self._parts else [np.zeros(0, np.int32)]
-        return self._parts[0]
+        return _joined(self._parts, np.zeros(0, np.int32))
 
     @property
     def distinct(self) -> Any:
@@ -86,6 +85,7 @@ class Scan:
         self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
         self.good: dict[str, np.ndarray] = {}
         self._arrays: dict[str, list[Any]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
+        self._rest: dict[str, list[np.ndarray]] = {}  # what seconds of "time" columns cut off, in nanoseconds
         self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
         self._bad: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in kinds}
 
@@ -106,8 +106,14 @@ class Scan:
                     values, good = None, np.zeros(len(rows), bool)
                 shape = (len(rows), self.columns.bag_length) if kind == "bag" else (len(rows),)
                 codes.add(values or Coded(np.full(shape, -1, np.int32), ()))
-            elif values is not None:
-                self._arrays[name].append(values)
+            elif kind == "time":
+                seconds, rest = values or Moments(np.zeros(len(rows), np.int64), None)
+                self._arrays[name].append(seconds)
+                if rest is not None or name in self._rest:
+                    before = self._rest.setdefault(name, [np.zeros(self.count, np.int32)])
+                    before.append(np.zeros(len(rows), np.int32) if rest is None else rest)
+            elif kind == "float" or values is not None:
+                self._arrays[name].append(np.zeros(len(rows), np.float32) if values is None else values)
             if not good.all():
                 self._bad[name].append((self.count, ~good))
         self.count += len(rows)
@@ -129,20 +135,15 @@ class Scan:
 
     def floats(self, name: str) -> np.ndarray:
         """float32 [n] or [n, E] of a "float" or "vector" column."""
-        parts = self._arrays[name]
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return _joined(self._arrays[name], np.zeros(0, np.float32))
 
     def seconds(self, name: str) -> np.ndarray:
         """int64 [n] of a "time" column."""
-        parts = [moments.seconds for moments in self._arrays[name]]
-        return np.concatenate(parts) if parts else np.zeros(self.count, np.int64)
+        return _joined(self._arrays[name], np.zeros(self.count, np.int64))
 
     def nanoseconds(self, name: str) -> np.ndarray | None:
         """int32 [n] of a "time" column: what its seconds cut off; None where that is nothing."""
-        moments: list[Moments] = self._arrays[name]
-        if all(part.nanoseconds is None for part in moments):
-            return None
-        return np.concatenate([0 * p.seconds.astype(np.int32) if p.nanoseconds is None else p.nanoseconds for p in moments])
+        return _joined(self._rest[name], np.zeros(0, np.int32)) if name in self._rest else None
 
     def place(self, row: int) -> str:
         """The place of row 0, 1, ..., such as "line 4", with the file where there are several."""
@@ -188,3 +189,9 @@ def scan(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, colum
         table.add(block, problems)
     table.finish()
     return table
+
+
+def _joined(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
+    """The parts as one array, which takes their place in the list, so that nothing is held twice."""
+    parts[:] = [np.concatenate(parts) if parts else empty]
+    return parts[0]

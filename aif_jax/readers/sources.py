@@ -19,7 +19,7 @@ from aif_jax.readers.problems import File, Problems
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
-UNIT_SEPARATOR = b"\x1f"  # stands for a separator of several characters
+UNIT_SEPARATOR = b"\x1f"  # replaces a separator of several characters
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = "PathLike | TextFile | Mapping[str, Any] | Any"
@@ -71,7 +71,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
 
     Args:
       source: where the table is.
-      wanted: the columns; others are not looked at.
+      wanted: the columns; others are not read.
       problems: receives missing columns, files that cannot be read, rows with too few or too many fields.
       name: of a table in memory, for messages.
 

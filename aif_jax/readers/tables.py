@@ -59,7 +59,7 @@ def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, col
 
     Args:
       source: path, `TextFile`, mapping of columns or Arrow.
-      kinds: column name to what it holds; other columns are not looked at.
+      kinds: column name to what it holds; other columns are not read.
       problems: receives every value that is not of its kind, every row with too few or too many fields, missing columns.
       columns: for units and separators.
       name: of a table in memory, for messages.
