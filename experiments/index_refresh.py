@@ -1,4 +1,4 @@
-"""The nearline index: how fast it is built, what an update costs, how soon a change is seen, and what requests feel of it.
+"""The nearline index: how fast it is built, what an update costs, how soon a change is seen, and what that costs requests.
 
 Claim     A rebuild runs at the rate of the bare item function (at least 0.85 of it); an update of 1,000 items costs the same at
           10^4 and at 10^7 rows (at most 2x); 10,000 ids are found among 10^7 in about a millisecond; with 1,000 changes a
@@ -6,12 +6,12 @@ Claim     A rebuild runs at the rate of the bare item function (at least 0.85 of
 Command   python -m experiments.index_refresh --json index_refresh.json --figures DIR      (or --smoke; --help lists all)
 Time      2 minutes on 2 CPU cores (6 GB of memory in all)
 Measured  experiments/README.md, with the machine and why the first figure is missed
-Method    arms interleaved round by round in one process, compilation left out. Items are drawn at random; the same 64 batches
-          come again and again, under new ids; rows are stored in bfloat16. Update: `upsert` until the rows are in the table.
+Method    measurements interleaved round by round in one process, compilation left out. Items are drawn at random; the same 64
+          batches come again and again, under new ids; rows are stored in bfloat16. Update: `upsert` until the table has them.
           Freshness: from the moment when an item changes (1,000 a second, spread evenly) to the end of the first request that
           started after the engine took the snapshot with it; changes are applied every --interval seconds. Requests:
           `AsyncPreRanker.rank` over 1,000 candidates, one at a time, phases with and without updates in turn.
-          Model: width 32, 10 bridges, SIM, LSH memory K=64, SimTier by 256 codes, head (64, 32); weights as initialised.
+          Model: `presets.aif`; weights as initialised.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from aif_jax.data.schema import Attribute, Schema
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax.index import STORAGES, ItemIndex, capacity_for
+from aif_jax.index import STORAGES, ItemIndex, Storage, capacity_for
 from aif_jax.serving import AsyncPreRanker, ServingConfig
-from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 from aif_jax.version import fingerprint
-from experiments import common
+from experiments import common, drawn
 
 CHANGES = 1000
 LOOKED_UP = 10_000
@@ -63,7 +61,7 @@ def parse(arguments: list[str] | None):
     parser.add_argument("--rounds", type=int, default=21, help="rounds of each measurement")
     parser.add_argument("--build-items", type=int, default=200 * BATCH, help="items of one timed build")
     parser.add_argument("--serving-items", type=int, default=10**6, help="catalogue size under requests")
-    parser.add_argument("--history", type=int, default=1024, help="long history of the users")
+    parser.add_argument("--history", type=int, default=512, help="long history of the users")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a phase with or without updates")
     parser.add_argument("--phases", type=int, default=8, help="how many of each")
     parser.add_argument("--interval", type=float, default=0.5, help="seconds between two updates of the index")
@@ -76,65 +74,44 @@ def parse(arguments: list[str] | None):
 
 
 class World:
-    """A model and 64 batches of items that stand for a catalogue of any size."""
+    """A model and 64 batches of items that stand in for a catalogue of any size."""
 
     def __init__(self, history: int):
-        schema = Schema(
+        schema = aif.Schema(
             item_attributes=(
-                Attribute(name="item", size=VOCABULARY),
-                Attribute(name="category", size=500),
-                Attribute(name="brand", size=5000),
+                aif.Attribute(name="item", size=VOCABULARY),
+                aif.Attribute(name="category", size=500),
+                aif.Attribute(name="brand", size=5000),
             ),
             actions=4,
             item_floats=4,
             content=64,
             side=("bid",),
         )
-        self.config = aif.Config(schema=schema, width=32, long_length=history, simtier="codes")
+        self.config = aif.presets.aif(schema, long_length=history)
         self.model = aif.build(self.config)
-        self.params = jax.jit(self.model.init)(jax.random.key(0))
+        self.params = jax.device_put(self.model.init(jax.random.key(0), drawn.catalogue(schema)))
         self.version = fingerprint(self.params, self.config)
-        rng = np.random.default_rng(0)
-        self.batches = [self._items(rng) for _ in range(64)]
+        self.batches = [drawn.items(schema, (BATCH,), seed=number) for number in range(64)]
 
-    def _items(self, rng: np.random.Generator) -> ItemFeatures:
-        schema = self.config.schema
-        return ItemFeatures(
-            ids={a.name: rng.integers(1, a.size, BATCH).astype(np.int32) for a in schema.item_attributes},
-            floats=rng.normal(size=(BATCH, schema.item_floats)).astype(np.float32),
-            content=rng.normal(size=(BATCH, schema.content)).astype(np.float32),
-            side={"bid": rng.uniform(1, 2, BATCH).astype(np.float32)},
-        )
-
-    def catalogue(self, count: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
-        """`count` items in batches, under ids that look like anybody's: all over int64."""
+    def catalogue(self, count: int) -> Iterator[tuple[np.ndarray, aif.ItemFeatures]]:
+        """`count` items in batches, under ids all over int64."""
         for number, start in enumerate(range(0, count, BATCH)):
             size = min(BATCH, count - start)
             features = self.batches[number % len(self.batches)]
             yield ids_of(np.arange(start, start + size)), features if size == BATCH else first(features, size)
 
-    def build(self, count: int, *, stored: str = "float32", progress: bool = False) -> ItemIndex:
+    def build(self, count: int, *, storage: Storage = "float32", progress: bool = False) -> ItemIndex:
         """An index of `count` items."""
         bar = tqdm(self.catalogue(count), total=-(-count // BATCH), desc=f"index of {count:,}", disable=not progress)
-        made = dict(version=self.version, capacity=capacity_for(count), batch_size=BATCH, progress=False)
-        return ItemIndex.build(self.model, self.params, bar, storage=stored, **made)
-
-    def user(self, seed: int) -> UserFeatures:
-        """A user with full histories."""
-        rng = np.random.default_rng(seed)
-        config = self.config
-        history = Behaviours(
-            ids={
-                "item": rng.integers(1, VOCABULARY, config.long_length).astype(np.int32),
-                "category": rng.integers(1, 500, config.long_length).astype(np.int32),
-            },
-            action=rng.integers(1, 4, config.long_length).astype(np.int32),
-            age=np.sort(rng.exponential(1e6, config.long_length)).astype(np.float32),
-            mask=np.ones(config.long_length, bool),
-            signature=rng.integers(0, 2**32, (config.long_length, config.signature_words), dtype=np.uint32),
+        sizes: dict[str, Any] = dict(capacity=capacity_for(count), batch_size=BATCH)
+        return ItemIndex.build(
+            self.model, self.params, bar, version=self.version, storage=storage, progress=False, **sizes
         )
-        short = jax.tree.map(lambda leaf: leaf[: config.short_length], history)
-        return UserFeatures(ids={}, floats=np.zeros(0, np.float32), short=short, long=history)
+
+    def user(self, seed: int) -> aif.UserFeatures:
+        """A user with a full history."""
+        return drawn.users(self.config.schema, self.config.history_length, seed=seed)
 
 
 def ids_of(numbers: np.ndarray) -> np.ndarray:
@@ -142,13 +119,13 @@ def ids_of(numbers: np.ndarray) -> np.ndarray:
     return (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
 
 
-def first(features: ItemFeatures, count: int) -> ItemFeatures:
+def first(features: aif.ItemFeatures, count: int) -> aif.ItemFeatures:
     """The first items of a batch."""
     return jax.tree.map(lambda leaf: leaf[:count], features)
 
 
 def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
-    """A rebuild beside the bare compiled item function on the same batches, as fast as it can be fed."""
+    """A rebuild, and the bare compiled item function on the same batches, as fast as it can be fed."""
     bare = jax.jit(jax.vmap(world.model.item, (None, 0)))
 
     def run_bare() -> None:
@@ -161,7 +138,7 @@ def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
         return (time.perf_counter() - start) * 1e3
 
     def run_build() -> None:
-        with world.build(items, stored="bfloat16").reading() as table:
+        with world.build(items, storage="bfloat16").reading() as table:
             jax.block_until_ready(table)
 
     run_bare(), run_build()
@@ -178,7 +155,7 @@ def storage(world: World) -> dict[str, Any]:
     """Bytes of a row, and how far compact rows move the logits of 20 users for 4,096 items."""
     ids = ids_of(np.arange(4096))
     score = jax.jit(world.model.interaction)
-    rows = {name: world.build(4096, stored=name) for name in STORAGES}
+    rows = {name: world.build(4096, storage=name) for name in STORAGES}
     states = [jax.jit(world.model.user)(world.params, world.user(seed)) for seed in range(20)]
     logits = {n: np.stack([score(world.params, s, index.take(ids)[0]) for s in states]) for n, index in rows.items()}
     exact = logits["float32"]
@@ -195,7 +172,7 @@ def storage(world: World) -> dict[str, Any]:
 
 def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, Any]:
     """Update and look-up time by catalogue size, all sizes in turn."""
-    held = {size: world.build(size, stored="bfloat16", progress=size > 10**6) for size in sizes}
+    held = {size: world.build(size, storage="bfloat16", progress=size > 10**6) for size in sizes}
     host = {size: index.host_bytes / size for size, index in held.items()}
     rng = np.random.default_rng(1)
 
@@ -213,24 +190,24 @@ def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, A
         held[size].lookup(ids)
         return (time.perf_counter() - start) * 1e3
 
-    arms = {("upsert", size): lambda _, size=size: update(size) for size in sizes}
-    arms |= {("lookup", size): lambda _, size=size: look_up(size) for size in sizes}
-    common.interleaved(arms, 2)
-    times = common.interleaved(arms, 3 * rounds)
+    work = {f"upsert {size}": lambda _, size=size: update(size) for size in sizes}
+    work |= {f"lookup {size}": lambda _, size=size: look_up(size) for size in sizes}
+    common.interleaved(work, 2)
+    times = common.interleaved(work, 3 * rounds)
     medians = {key: float(np.median(t)) for key, t in times.items()}
-    upserts = {str(size): medians["upsert", size] for size in sizes}
+    upserts = {str(size): medians[f"upsert {size}"] for size in sizes}
     return {
         "upsert_1000_ms": upserts,
-        "upsert_1000_p99_ms": {str(size): float(np.quantile(times["upsert", size], 0.99)) for size in sizes},
+        "upsert_1000_p99_ms": {str(size): float(np.quantile(times[f"upsert {size}"], 0.99)) for size in sizes},
         "upsert_largest_over_smallest": upserts[str(max(sizes))] / upserts[str(min(sizes))],
-        "lookup_10k_ms": {str(size): medians["lookup", size] for size in sizes},
+        "lookup_10k_ms": {str(size): medians[f"lookup {size}"] for size in sizes},
         "host_bytes_per_item": {str(size): host[size] for size in sizes},
     }
 
 
 async def freshness(world: World, options: Any) -> dict[str, Any]:
     """Requests one after another, with and without a stream of changes, in turn."""
-    index = world.build(options.serving_items, stored="bfloat16")
+    index = world.build(options.serving_items, storage="bfloat16")
     users = {number: world.user(number) for number in range(16)}
     rng = np.random.default_rng(2)
     candidates = [ids_of(rng.choice(options.serving_items, CANDIDATES, replace=False)) for _ in range(64)]
