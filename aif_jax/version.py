@@ -84,7 +84,7 @@ class Versioned(Protocol):
     """Anything with a version: an encoder."""
 
     @property
-    def version(self) -> str:
+    def version(self) -> Any:  # str; type checkers take no cached property for one that is declared so
         """Hex digits over its contents."""
         ...
 

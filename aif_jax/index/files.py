@@ -1,6 +1,6 @@
 """Snapshots of an index on disk: complete or not there, checked leaf by leaf, the same bytes for the same items.
 
-Rows lie by ascending id, without free rows, so what a file holds does not depend on the history of updates. A record with the
+Rows are ordered by id, without free rows, so what a file holds does not depend on the history of updates. A record with the
 arrays says what they are: count, kind of ids, storage, version, config with schema, positions in the update stream.
 """
 

@@ -194,8 +194,8 @@ class ItemIndex:
 
     def __repr__(self) -> str:
         size = f"{self.bytes_per_row:.0f} bytes a row"
-        held = f"{self._count:,} items, capacity={self.capacity:,}, storage={self.storage!r}, {size}"
-        return f"ItemIndex({held}, version={self.version[:12]}...)"
+        table = f"{self._count:,} items, capacity={self.capacity:,}, storage={self.storage!r}, {size}"
+        return f"ItemIndex({table}, version={self.version[:12]}...)"
 
     @property
     def version(self) -> str:
@@ -349,7 +349,7 @@ class ItemIndex:
         return base._next(keys, np.full(len(keys.key), -1, np.int32), base._view.lookup(keys))
 
     def compact(self, *, capacity: int | None = None) -> ItemIndex:
-        """A copy with memory of its own, rows by ascending id from row 0 on.
+        """A copy in new memory, rows by ascending id from row 0 on.
 
         What it holds depends on the items alone, not on the history of updates: it equals the compact copy of a rebuild bit
         for bit. Costs a pass over the table. Use it to give memory back after many deletions.
@@ -374,7 +374,7 @@ class ItemIndex:
         return index
 
     def _copy(self, *, least: int = 0, capacity: int | None = None, kind: Any = None) -> ItemIndex:
-        """A copy with memory of its own and room for at least so many more items."""
+        """A copy in new memory with room for at least so many more items."""
         if capacity is None:
             capacity = max(self.capacity, capacity_for(len(self) + least, self._store.program.mesh) if least else 0)
         store, view = self._store.copy(self._view, capacity=capacity, kind=self._store.ids.kind or kind)

@@ -3,7 +3,7 @@
 Every owner claims the next number by making the file `.owner-NUMBER`, which no two processes can, and locks it. The kernel lets
 go of the lock when the process ends, however it ends, so the claim of a dead process stops nobody. Where a lock says nothing (a
 file system without locks, a takeover), the number decides: the highest one owns the directory, and a writer checks at every
-save that it is its own.
+save that no other has a higher one.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Lease:
         self._close()
 
     def _claims(self) -> dict[int, Path]:
-        found = ((CLAIM.fullmatch(path.name), path) for path in self.directory.iterdir())
-        return {int(match[1]): path for match, path in found if match}
+        matches = ((CLAIM.fullmatch(path.name), path) for path in self.directory.iterdir())
+        return {int(match[1]): path for match, path in matches if match}
 
 
 def _locked(path: Path) -> bool:

@@ -1,9 +1,9 @@
 """How a row is stored: vectors as float32, bfloat16 or int8 with a scale for each row; everything else as it is.
 
-Two steps, each with its way back. *Columns*: a compact vector stands as one of two small records, so that the form tells how to
-widen it; signatures and codes are packed integers already, single values such as bids keep their float32. *Words*: all columns
-of a row lie side by side in one run of 32-bit words, so that a request gathers once and an update writes once, however many
-columns a model has. Files hold columns, the device holds words. Source: ours.
+Two steps, each with its inverse. *Columns*: a compact vector is one of two small records, whose type tells how to widen it;
+signatures and codes are packed integers already, single values such as bids keep their float32. *Words*: all columns of a row
+are one run of 32-bit words, so that a request gathers once and an update writes once, however many columns a model has. Files
+hold columns, the device holds words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aif_jax.types import Array, record
 Storage = Literal["float32", "bfloat16", "int8"]
 STORAGES = ("float32", "bfloat16", "int8")
 NARROW = 8
-"""Vectors narrower than this stay float32: a scale of their own would cost what int8 saves."""
+"""Vectors narrower than this stay float32: the scale would cost what int8 saves."""
 
 
 @record
@@ -55,7 +55,7 @@ def encode(row: Any, storage: Storage) -> Any:
 
 
 class Column(NamedTuple):
-    """What of a row's words is one array."""
+    """The part of a row's words that is one array."""
 
     shape: tuple[int, ...]  # of one row
     dtype: str
@@ -91,10 +91,9 @@ def pack(columns: Any) -> Packed:
     """
     leaves, tree = jax.tree.flatten(columns)
     words = [_to_words(leaf) for leaf in leaves]
-    made = tuple(
-        Column(tuple(leaf.shape), jnp.dtype(leaf.dtype).name, len(word)) for leaf, word in zip(leaves, words, strict=True)
-    )
-    return Packed(words=jnp.concatenate(words or [jnp.zeros(0, jnp.uint32)]), layout=Layout(tree, made))
+    shapes = [(tuple(leaf.shape), jnp.dtype(leaf.dtype).name) for leaf in leaves]
+    layout = Layout(tree, tuple(Column(*shape, len(word)) for shape, word in zip(shapes, words, strict=True)))
+    return Packed(words=jnp.concatenate(words or [jnp.zeros(0, jnp.uint32)]), layout=layout)
 
 
 def unpack(packed: Packed) -> Any:
@@ -116,8 +115,7 @@ def decode(table: Packed, rows: Array) -> Any:
     Returns:
       the row type of the model with leading axis C, vectors float32.
     """
-    at = jnp.maximum(jnp.asarray(rows), 0)
-    words = jnp.asarray(table.words).at[at].get(mode="clip")
+    words = jnp.asarray(table.words).at[jnp.maximum(jnp.asarray(rows), 0)].get(mode="clip")
     # Without the barrier XLA gathers again for every column.
     columns = unpack(Packed(words=jax.lax.optimization_barrier(words), layout=table.layout))
     return jax.tree.map(_widen, columns, is_leaf=lambda leaf: isinstance(leaf, Half | Scaled))

@@ -4,8 +4,8 @@ A snapshot on disk and the stream's positions belong together: of each partition
 after it. After a kill `resume` reads the newest complete snapshot, and the caller replays each partition after its position.
 Updates that are in already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
 
-One writer owns a directory, see `lease.py`. A snapshot is named by its owner's number and its own, so the snapshots of an owner
-come after those of all owners before it, whenever they were written.
+One writer owns a directory, see `lease.py`. A snapshot is named by the number of its owner and a count, so the snapshots of an
+owner sort after those of all owners before it, whenever they were written.
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ def snapshots(directory: str | Path) -> list[Path]:
 
 
 def _number(snapshot: Path) -> tuple[int, int]:
-    """Number of the owner, and of the snapshot among its own."""
+    """Number of the owner, and of the snapshot."""
     owner, number = snapshot.name.split("-")
     return int(owner), int(number)
 
