@@ -25,6 +25,7 @@ def column_of(table: Any, name: str) -> Any:
 
 
 def is_arrow(values: Any) -> bool:
+    """Whether a column is an Arrow array."""
     return hasattr(values, "drop_null")
 
 
@@ -34,6 +35,7 @@ def plain(values: Any) -> Any:
 
 
 def taken(values: Any, at: np.ndarray | slice) -> Any:
+    """Some values of a column; a slice means all of them."""
     if isinstance(at, slice):
         return values
     return values.take(at) if is_arrow(values) else [values[i] for i in at] if isinstance(values, list) else values[at]
@@ -92,4 +94,4 @@ def scale_of(values: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     if values.min() == values.max():
         return float(values[0]), 1.0
-    return float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64)))
+    return float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64))) or 1.0
