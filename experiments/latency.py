@@ -1,24 +1,23 @@
-"""What a request waits for: the engine beside four other ways, and how much load each of them carries.
+"""What a request waits for: the engine and four other ways, and how much load each of them carries.
 
-Claim     With the user function beside retrieval and the item function nearline, the critical path (candidates there -> top-k
-          ready) is at most a third of the same model's run sequentially, at most a tenth of exact attention's, and does not
-          depend on the length of the history.
+Claim     With the user function running during retrieval and the item function nearline, the critical path (candidates there ->
+          top-k ready) is at most a third of the same model's run sequentially and at most a tenth of exact attention's.
 Command   python -m experiments.latency --json latency.json --figures DIR      (or --smoke; --help lists all)
 Time      6 minutes on 2 CPU cores with --rounds 60 --seconds 3
 Measured  experiments/README.md, with the machine
-Arms      aif         AsyncPreRanker over the AIF model
+Services  aif         AsyncPreRanker over `presets.aif`
           sequential  the same model and scores; user function, item function and interaction start when the candidates come
-          exact       softmax target attention over the whole history, float similarities, full cross-attention; sequential
+          exact       `presets.exact`: attention over both whole histories, float similarities; sequential
           two_tower   AsyncPreRanker over a dot product
           cold        one MLP over concatenated features; sequential
-Load      feature fetch is a stated delay of 2 ms, retrieval one of 15 ms, in every arm. Users have full histories; each
-          request is of a new user, so the state cache helps nobody.
-Method    arms interleaved request by request in one process, compilation and warm-up left out. Sequential arms have their
+Load      feature fetch is a stated delay of 2 ms, retrieval one of 15 ms, for every service. Users have full histories; each
+          request is of a new user, so the state cache does not help.
+Method    services interleaved request by request in one process, compilation and warm-up left out. Sequential ones have their
           features on the device before their clock starts. Bare functions run on ready inputs in the main thread, after the
-          same wait as a request's. After a wait of 15 ms caches are cold, and every step of every arm takes longer; so the
-          same is measured back to back too, with state and candidates at hand, in turns of eight requests.
-          Model: width 32, 10 bridges, SIM, LSH memory K=64, SimTier by 256 codes (--simtier exact takes the exact form), head
-          (64, 32).
+          same wait as a request's. After a wait of 15 ms caches are cold, and every step of every service takes longer; so the
+          same is measured back to back too, with state and candidates ready, in turns of eight requests. Weights are as
+          initialised. Exact SimTier compares every behaviour with every candidate; --simtier codes takes bridge codes, whose
+          cost does not depend on the history.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax.serving import DeadlineExceeded, Overloaded, draw
 from experiments import common
-from experiments.latency_arms import Arm, Bare, Delays, Engine, Model, Sequential, Served, World
+from experiments.latency_services import Bare, Delays, Engine, Model, Sequential, Served, Service, World
 
-ARMS = ("aif", "sequential", "exact", "two_tower", "cold")
+SERVICES = ("aif", "sequential", "exact", "two_tower", "cold")
 BARE = ("interaction", "head", "staged", "sequential")
-"""Compiled functions on ready inputs: interaction and head alone; index rows, interaction and top-k; the sequential arm's."""
+"""Compiled functions on ready inputs: interaction; head; index rows, interaction and top-k; the sequential way."""
 TURN, COLD = 8, 2
 
 
@@ -57,14 +56,14 @@ def parse(arguments: list[str] | None):
     parser = common.parser(__doc__)
     parser.add_argument("--figures", type=Path, help="folder for the pictures")
     parser.add_argument("--items", type=int, default=20_000, help="catalogue size")
-    parser.add_argument("--rounds", type=int, default=80, help="requests of each arm at each setting")
+    parser.add_argument("--rounds", type=int, default=80, help="requests of each service at each setting")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each load test")
-    parser.add_argument("--simtier", choices=("codes", "exact"), default="codes", help="form of SimTier in the AIF model")
+    parser.add_argument("--simtier", choices=("exact", "codes"), default="exact", help="form of SimTier in the AIF model")
     parser.add_argument("--p99-bound-ms", type=float, default=100.0, help="of the whole request, for requests/s")
     parser.add_argument("--candidates", type=int, default=1000)
-    parser.add_argument("--history", type=int, default=4096)
+    parser.add_argument("--history", type=int, default=512)
     parser.add_argument("--sweep-candidates", type=int, nargs="*", default=[100, 300, 3000, 10_000])
-    parser.add_argument("--sweep-history", type=int, nargs="*", default=[256, 1024, 16_384])
+    parser.add_argument("--sweep-history", type=int, nargs="*", default=[128, 2048, 8192])
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
     options = parser.parse_args(arguments)
     if options.smoke:
@@ -89,12 +88,12 @@ async def study(options) -> dict[str, Any]:
         models, k = build(world, options, length), min(options.k, count)
         bare = Bare(models["aif"], candidates=count, k=k)
         async with contextlib.AsyncExitStack() as stack:
-            arms = await start(stack, models, count, k)
-            await check_same_scores(arms, k)
-            measured[count, length], found = await one_by_one(arms, bare, options.rounds, k)
+            services = await start(stack, models, count, k)
+            await check_same_scores(services, k)
+            measured[count, length], found = await one_by_one(services, bare, options.rounds, k)
             if (count, length) == settings[0]:
                 answers = found
-                figures |= stages_of(arms["aif"])
+                figures |= stages_of(services["aif"])
         if (count, length) == settings[0]:
             figures["back_to_back"] = summary(await back_to_back(models, bare, count, options.rounds, k))
             figures |= await load(models, options)
@@ -108,46 +107,52 @@ async def study(options) -> dict[str, Any]:
 
 
 def build(world: World, options, length: int) -> dict[str, Model]:
-    """The four models; `aif` serves two arms."""
-    sizes = {"short_length": 8, "width": 8, "codes": 16} if options.smoke else {"short_length": 32}
-    config = aif.Config(schema=world.schema, long_length=length, simtier=options.simtier, **sizes)
-    made = {"aif": config, **{name: config.replace(architecture=name) for name in ("exact", "two_tower", "cold")}}
+    """The four models; `aif` is served in two ways."""
+    presets, sizes = aif.presets, dict(short_length=8, width=8) if options.smoke else {}
+    config = presets.aif(world.schema, long_length=length, **sizes)
+    if options.simtier == "codes":
+        codes = aif.blocks.SimTierCodes(tiers=presets.TIERS)
+        config = config.replace(blocks=tuple(codes if isinstance(b, aif.blocks.SimTier) else b for b in config.blocks))
+    others = (presets.exact, presets.two_tower, presets.cold)
+    made = {"aif": config, **{preset.__name__: preset(world.schema, long_length=length, **sizes) for preset in others}}
     return {name: Model(world, config) for name, config in made.items()}
 
 
 async def start(
     stack: contextlib.AsyncExitStack, models: dict[str, Model], count: int, k: int, *, ready: bool = False
 ) -> dict[str, Any]:
-    """All arms, compiled and warm; `ready` ones have user state and candidates at hand."""
+    """All services, compiled and warm; `ready` ones have user state and candidates at hand."""
     delays = Delays(0.0, 0.0) if ready else Delays()
-    arms: dict[str, Any] = {
+    services: dict[str, Any] = {
         "aif": Engine(models["aif"], candidates=count, delays=delays, ready=ready),
         "sequential": Sequential(models["aif"], candidates=count, k=k, delays=delays),
         "exact": Sequential(models["exact"], candidates=count, k=k, delays=delays),
         "two_tower": Engine(models["two_tower"], candidates=count, delays=delays, ready=ready),
         "cold": Sequential(models["cold"], candidates=count, k=k, delays=delays),
     }
-    for arm in arms.values():
-        await stack.enter_async_context(arm)
-    return arms
+    for service in services.values():
+        await stack.enter_async_context(service)
+    return services
 
 
-async def check_same_scores(arms: dict[str, Arm], k: int) -> None:
-    """The claim is about time alone: engine and sequential arm must agree."""
+async def check_same_scores(services: dict[str, Service], k: int) -> None:
+    """The claim is about time alone: engine and sequential service must agree."""
     for number in range(3):
-        staged, sequential = [await arms[name].rank(number, k) for name in ("aif", "sequential")]
+        staged, sequential = [await services[name].rank(number, k) for name in ("aif", "sequential")]
         np.testing.assert_allclose(staged.logits, sequential.logits, rtol=1e-3, atol=1e-4)
 
 
-async def one_by_one(arms: dict[str, Arm], bare: Bare, rounds: int, k: int) -> tuple[dict[str, np.ndarray], dict[str, Served]]:
-    """Milliseconds of the critical path of every arm, one request at a time, in turn; and one answer of each."""
+async def one_by_one(
+    services: dict[str, Service], bare: Bare, rounds: int, k: int
+) -> tuple[dict[str, np.ndarray], dict[str, Served]]:
+    """Milliseconds of the critical path of every service, one request at a time, in turn; and one answer of each."""
     alone = {name: getattr(bare, name) for name in BARE}
-    names = (*arms, "total_aif", "total_sequential", *(f"bare_{name}" for name in BARE))
+    names = (*services, "total_aif", "total_sequential", *(f"bare_{name}" for name in BARE))
     times: dict[str, list[float]] = {name: [] for name in names}
     found: dict[str, Served] = {}
     for number in range(-3, rounds):
-        for name, arm in arms.items():
-            answer = await arm.rank(number, k)
+        for name, service in services.items():
+            answer = await service.rank(number, k)
             if number >= 0:
                 times[name].append(answer.critical_ms)
                 found[name] = answer
@@ -162,29 +167,32 @@ async def one_by_one(arms: dict[str, Arm], bare: Bare, rounds: int, k: int) -> t
 
 
 async def back_to_back(models: dict[str, Model], bare: Bare, count: int, rounds: int, k: int) -> dict[str, np.ndarray]:
-    """Milliseconds of the critical path where one request follows the other at once: `TURN` of an arm, then the next arm's.
+    """Milliseconds of the critical path where one request follows the other at once, `TURN` of a service in a row.
 
-    User state and candidates are at hand. The first `COLD` requests of a turn do not count: the caches hold another arm's data.
+    User state and candidates are ready. The first `COLD` requests of a turn do not count: the caches hold data of the service
+    before.
     """
-    times: dict[str, list[float]] = {name: [] for name in (*ARMS, *(f"bare_{name}" for name in BARE))}
+    times: dict[str, list[float]] = {name: [] for name in (*SERVICES, *(f"bare_{name}" for name in BARE))}
     async with contextlib.AsyncExitStack() as stack:
-        arms = await start(stack, models, count, k, ready=True)
+        services = await start(stack, models, count, k, ready=True)
         for number in range(bare.users):  # fills the state caches
             for name in ("aif", "two_tower"):
-                await arms[name].rank(number, k)
+                await services[name].rank(number, k)
         for turn in range(0, rounds, TURN):
             for name in times:
-                function, arm = getattr(bare, name.removeprefix("bare_"), None), arms.get(name)
+                function, service = getattr(bare, name.removeprefix("bare_"), None), services.get(name)
                 for number in range(turn - COLD, turn + TURN):
-                    milliseconds = function() if arm is None and function else (await arms[name].rank(number, k)).critical_ms
+                    milliseconds = (
+                        function() if service is None and function else (await services[name].rank(number, k)).critical_ms
+                    )
                     if number >= turn:
                         times[name].append(milliseconds)
     return {name: np.asarray(values) for name, values in times.items()}
 
 
-def stages_of(arm: Engine) -> dict[str, Any]:
+def stages_of(service: Engine) -> dict[str, Any]:
     """Time by stage and transfers of one request, from the engine's own counters."""
-    snapshot = arm.engine.snapshot()
+    snapshot = service.engine.metrics()
     counters, requests = snapshot["counters"], snapshot["counters"]["requests"]
     return {
         "stage_p50_ms": {name: stage["p50"] * 1e3 for name, stage in snapshot["stages"].items()},
@@ -204,8 +212,8 @@ async def load(models: dict[str, Model], options) -> dict[str, Any]:
         "sequential": lambda: Sequential(models["aif"], candidates=count, k=k, delays=delays),
     }
     for name, make in ways.items():
-        async with make() as arm:
-            closed = [await closed_loop(arm, n, k, options.seconds) for n in options.concurrency]
+        async with make() as service:
+            closed = [await closed_loop(service, n, k, options.seconds) for n in options.concurrency]
         figures[f"closed_loop_{name}"] = closed
         within = [row["rps"] for row in closed if row["p99_ms"] <= options.p99_bound_ms]
         figures[f"max_rps_{name}"] = max(within, default=0.0)
@@ -213,9 +221,10 @@ async def load(models: dict[str, Model], options) -> dict[str, Any]:
     sustainable = figures["max_rps_aif"] or sustainable
     budget = options.p99_bound_ms / 1e3
     bounded = {"max_pending": pending(sustainable, budget)}
-    async with Engine(models["aif"], candidates=count, delays=delays, config=bounded) as arm:
+    async with Engine(models["aif"], candidates=count, delays=delays, config=bounded) as service:
         figures["open_loop_aif"] = [
-            await open_loop(arm, share * sustainable, k, options.seconds, budget) for share in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+            await open_loop(service, share * sustainable, k, options.seconds, budget)
+            for share in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
         ]
     best = max(row["goodput"] for row in figures["open_loop_aif"])
     figures["goodput_at_twice_over_max"] = figures["open_loop_aif"][-1]["goodput"] / max(best, 1e-9)
@@ -227,7 +236,7 @@ def pending(rate: float, budget: float) -> int:
     return max(2, int(rate * budget / 2))
 
 
-async def closed_loop(arm: Arm, concurrency: int, k: int, seconds: float) -> dict[str, float]:
+async def closed_loop(service: Service, concurrency: int, k: int, seconds: float) -> dict[str, float]:
     """`concurrency` clients that ask again as soon as they are answered."""
     total: list[float] = []
     critical: list[float] = []
@@ -235,7 +244,7 @@ async def closed_loop(arm: Arm, concurrency: int, k: int, seconds: float) -> dic
 
     async def client(number: int) -> None:
         while time.perf_counter() < end:
-            answer = await arm.rank(number, k)
+            answer = await service.rank(number, k)
             total.append(answer.total_ms)
             critical.append(answer.critical_ms)
             number += concurrency
@@ -251,14 +260,14 @@ async def closed_loop(arm: Arm, concurrency: int, k: int, seconds: float) -> dic
     }
 
 
-async def open_loop(arm: Arm, rate: float, k: int, seconds: float, budget: float) -> dict[str, float]:
+async def open_loop(service: Service, rate: float, k: int, seconds: float, budget: float) -> dict[str, float]:
     """Poisson arrivals at a rate; goodput counts what was answered in full within the budget."""
     outcome: Counter[str] = Counter()
     total: list[float] = []
 
     async def request(number: int) -> None:
         try:
-            answer = await arm.rank(number, k, budget=budget)
+            answer = await service.rank(number, k, budget=budget)
             outcome["degraded" if answer.degraded else "good"] += 1
             total.append(answer.total_ms)
         except Overloaded:
@@ -289,8 +298,8 @@ def summary(base: dict[str, np.ndarray]) -> dict[str, Any]:
     p50 = {name: float(np.quantile(values, 0.5)) for name, values in base.items()}
     p99 = {name: float(np.quantile(values, 0.99)) for name, values in base.items()}
     return {
-        "critical_p50_ms": {name: p50[name] for name in ARMS},
-        "critical_p99_ms": {name: p99[name] for name in ARMS},
+        "critical_p50_ms": {name: p50[name] for name in SERVICES},
+        "critical_p99_ms": {name: p99[name] for name in SERVICES},
         "total_p50_ms": {name: p50[f"total_{name}"] for name in ("aif", "sequential") if f"total_{name}" in p50},
         "total_p99_ms": {name: p99[f"total_{name}"] for name in ("aif", "sequential") if f"total_{name}" in p99},
         "critical_ratio_sequential_over_aif": p50["sequential"] / p50["aif"],
@@ -304,9 +313,9 @@ def summary(base: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def by_setting(measured: dict, *, axis: int, fixed: int) -> dict[int, dict[str, float]]:
-    """p50 of the critical path of every arm along one axis of the settings."""
+    """p50 of the critical path of every service along one axis of the settings."""
     kept = {key[axis]: times for key, times in measured.items() if key[1 - axis] == fixed}
-    return {at: {name: float(np.quantile(kept[at][name], 0.5)) for name in ARMS} for at in sorted(kept)}
+    return {at: {name: float(np.quantile(kept[at][name], 0.5)) for name in SERVICES} for at in sorted(kept)}
 
 
 def report(figures: dict[str, Any], options) -> None:
@@ -316,11 +325,11 @@ def report(figures: dict[str, Any], options) -> None:
     hot = figures["back_to_back"]
     rows = [[name, value, hot.get(name, "")] for name, value in figures.items() if name.startswith(shown)]
     print(common.table(rows, ["figure", "after a wait", "back to back"]))
-    rows = [[n, *[f[key][n] for f in (figures, hot) for key in ("critical_p50_ms", "critical_p99_ms")]] for n in ARMS]
+    rows = [[n, *[f[key][n] for f in (figures, hot) for key in ("critical_p50_ms", "critical_p99_ms")]] for n in SERVICES]
     print("\n" + common.table(rows, ["critical path", "p50 ms", "p99 ms", "back to back p50", "p99"]))
     for title, key in (("history", "critical_ms_by_history"), ("candidates", "critical_ms_by_candidates")):
-        rows = [[at, *[times[name] for name in ARMS]] for at, times in figures[key].items()]
-        print("\n" + common.table(rows, [title, *ARMS]))
+        rows = [[at, *[times[name] for name in SERVICES]] for at, times in figures[key].items()]
+        print("\n" + common.table(rows, [title, *SERVICES]))
     for key in ("closed_loop_aif", "closed_loop_aif_batched", "closed_loop_sequential", "open_loop_aif"):
         print(f"\n{key}\n" + common.table([list(row.values()) for row in figures[key]], list(figures[key][0])))
     print("\n" + common.table(list(figures["stage_p50_ms"].items()), ["stage of aif", "p50 ms"]))
@@ -338,7 +347,7 @@ def pictures(figures: dict[str, Any], answers: dict[str, Served], options) -> No
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     history = figures["critical_ms_by_history"]
-    for name in ARMS:
+    for name in SERVICES:
         axis.loglog(list(history), [times[name] for times in history.values()], marker="o", label=name)
     axis.set(xlabel="behaviours in the long history", ylabel="critical path, p50 ms", title=f"C={options.candidates}")
     axis.legend()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-ARMS = {"aif", "sequential", "exact", "two_tower", "cold"}
+SERVICES = {"aif", "sequential", "exact", "two_tower", "cold"}
 
 
 def test_smoke(tmp_path, capsys):
@@ -13,7 +13,7 @@ def test_smoke(tmp_path, capsys):
 
     latency.main(["--smoke", "--json", str(tmp_path / "latency.json"), "--figures", str(tmp_path)])
     figures = json.loads((tmp_path / "latency.json").read_text())
-    assert set(figures["critical_p50_ms"]) == set(figures["critical_p99_ms"]) == ARMS
+    assert set(figures["critical_p50_ms"]) == set(figures["critical_p99_ms"]) == SERVICES
     assert all(value > 0 for value in figures["critical_p50_ms"].values())
     ratio = figures["critical_p50_ms"]["sequential"] / figures["critical_p50_ms"]["aif"]
     assert figures["critical_ratio_sequential_over_aif"] == pytest.approx(ratio)

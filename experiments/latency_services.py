@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import head
+from aif_jax import head, interaction
 from aif_jax.index import ItemIndex
-from aif_jax.interaction import blocks
 from aif_jax.serving import AsyncPreRanker, Overloaded, Request, ServingConfig, Timeline
-from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
+from experiments import drawn
 
 CONTENT = 64
 
@@ -54,7 +53,7 @@ class Served(NamedTuple):
         return self.timeline.stages()["total"] * 1e3
 
 
-class Arm(Protocol):
+class Service(Protocol):
     """A service under test."""
 
     async def rank(self, number: int, k: int, *, budget: float | None = None) -> Served: ...
@@ -65,13 +64,12 @@ class Arm(Protocol):
 class World:
     """A catalogue and users drawn at random: latency does not depend on what the numbers say.
 
-    Every request of the same number has the same user and candidates in every arm. No state is reused between requests.
+    Requests of one number have the same user and candidates in every service. No state is reused between requests.
     """
 
     def __init__(self, *, items: int, users: int = 16, seed: int = 0):
-        rng = np.random.default_rng(seed)
         self.items, self.users, self.seed = items, users, seed
-        self.ids = np.sort(rng.choice(2**40, items, replace=False)).astype(np.int64)
+        self.ids = np.sort(np.random.default_rng(seed).choice(2**40, items, replace=False)).astype(np.int64)
         self.schema = aif.Schema(
             item_attributes=(aif.Attribute(name="item", size=items + 1), aif.Attribute(name="category", size=500)),
             user_attributes=(aif.Attribute(name="segment", size=20),),
@@ -79,39 +77,11 @@ class World:
             content=CONTENT,
         )
         self._drawn: dict[tuple[int, int], np.ndarray] = {}
-        self.content = rng.normal(size=(items + 1, CONTENT)).astype(np.float32)
-        self.category = rng.integers(1, 500, items + 1).astype(np.int32)
-
-    def features(self) -> ItemFeatures:
-        """Of the whole catalogue."""
-        rows = np.arange(1, self.items + 1, dtype=np.int32)
-        return ItemFeatures(
-            ids={"item": rows, "category": self.category[1:]},
-            floats=np.zeros((self.items, 0), np.float32),
-            content=self.content[1:],
-        )
-
-    def user(self, config: aif.Config, signatures: np.ndarray | None, number: int) -> UserFeatures:
-        """The user of a request: full histories."""
-        rng = np.random.default_rng((self.seed, number % self.users))
-
-        def history(length: int) -> Behaviours:
-            rows = rng.integers(1, self.items + 1, length).astype(np.int32)
-            return Behaviours(
-                ids={"item": rows, "category": self.category[rows]},
-                action=rng.integers(1, 4, length).astype(np.int32),
-                age=np.sort(rng.exponential(1e6, length)).astype(np.float32),
-                mask=np.ones(length, bool),
-                signature=None if signatures is None else signatures[rows],
-            )
-
-        ids = {"segment": np.int32(1 + number % 19)}
-        return UserFeatures(
-            ids=ids, floats=np.zeros(0, np.float32), short=history(config.short_length), long=history(config.long_length)
-        )
+        self.catalogue = drawn.catalogue(self.schema, seed=seed)
+        self.features = self.catalogue.features(np.arange(1, items + 1))
 
     def candidates(self, number: int, count: int) -> np.ndarray:
-        """Row numbers of a request's candidates, int32 [C], distinct."""
+        """Places of a request's candidates in `ids`, int32 [C], distinct."""
         key = number % self.users, count
         if key not in self._drawn:  # drawing takes longer than scoring
             self._drawn[key] = np.random.default_rng((self.seed, 7, key[0])).choice(self.items, count, replace=False)
@@ -124,13 +94,11 @@ class Model:
     def __init__(self, world: World, config: aif.Config):
         self.world, self.config = world, config
         self.model = aif.build(config)
-        frozen = aif.lsh.fit(world.content, config)
-        self.params = jax.device_put(self.model.init(jax.random.key(0), frozen=frozen))
-        signed = np.asarray(aif.lsh.sign(frozen, jnp.asarray(world.content))) if config.uses_signatures else None
-        self.users = [world.user(config, signed, number) for number in range(world.users)]
-        self.index = ItemIndex.build(self.model, self.params, world.features(), ids=world.ids, progress=False)
+        self.params = jax.device_put(self.model.init(jax.random.key(0), world.catalogue))
+        self.users = [drawn.users(world.schema, config.history_length, seed=number) for number in range(world.users)]
+        self.index = ItemIndex.build(self.model, self.params, world.features, ids=world.ids, progress=False)
 
-    def user(self, number: int) -> UserFeatures:
+    def user(self, number: int) -> aif.UserFeatures:
         """Features of a request's user."""
         return self.users[number % self.world.users]
 
@@ -144,7 +112,7 @@ class Engine:
       delays: before features and candidates.
       ready: whether the user's state comes from the cache, after the first request of each user; else every request is of a
         new user.
-      config: of the engine, over the benchmark's own.
+      config: changes to the engine's config.
     """
 
     def __init__(
@@ -172,7 +140,7 @@ class Engine:
         answer = await self.engine.rank(request, k, budget=budget)
         return Served(answer.ids, answer.logits, answer.timeline, answer.degraded)
 
-    async def _features(self, request: Request) -> UserFeatures:
+    async def _features(self, request: Request) -> aif.UserFeatures:
         await self._delays.wait(self._delays.features)
         return self._made.user(request.context)
 
@@ -207,7 +175,7 @@ class Sequential:
     def __init__(self, made: Model, *, candidates: int, k: int, delays: Delays, max_pending: int = 64):
         self._made, self._count, self._k, self._delays = made, candidates, k, delays
         self._max_pending, self._pending = max_pending, 0
-        self._catalogue = jax.device_put(made.world.features())
+        self._catalogue = jax.device_put(made.world.features)
         self._users = [jax.device_put(user) for user in made.users]
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="sequential")
 
@@ -224,7 +192,7 @@ class Sequential:
     async def rank(self, number: int, k: int, *, budget: float | None = None) -> Served:
         """One request."""
         if self._pending >= self._max_pending:
-            raise Overloaded("as many requests as may be are under way")
+            raise Overloaded(f"expected at most {self._max_pending} requests at a time, got one more")
         self._pending += 1
         try:
             async with asyncio.timeout(budget):
@@ -262,19 +230,21 @@ class Bare:
         features = jax.device_put(made.user(0))
         state = jax.block_until_ready(jax.jit(model.user)(params, features))
         rows = jnp.asarray(made.world.candidates(0, candidates), jnp.int32)
-        table, decode = made.index.table, made.index.decode
+        table, decode = made.index.copy_table(), made.index.decode
         ready = jax.block_until_ready(jax.jit(decode)(table, rows))
 
         def staged(params: Any, state: Any, table: Any, rows: jax.Array) -> jax.Array:
             return best(model.interaction(params, state, decode(table, rows)), k)
 
-        catalogue = jax.device_put(made.world.features())
+        catalogue = jax.device_put(made.world.features)
         self.staged = self._timed(staged, params, state, table, rows)
         self.sequential = self._timed(sequential_answer(model, k), params, features, catalogue, rows)
         self.interaction = self._timed(model.interaction, params, state, ready)
-        widths = blocks(made.config)
-        inputs = {name: jnp.ones((candidates, width)) for name, width in widths.items()}
-        self.head = self._timed(head.concatenated, params["interaction"], inputs)
+        inputs = {
+            block: {name: jnp.ones((candidates, width)) for name, width in widths.items()}
+            for block, widths in interaction.widths(made.config).items()
+        }
+        self.head = self._timed(head.concatenated, params["head"], inputs)
 
     @staticmethod
     def _timed(function: Any, *arguments: Any) -> Any:
