@@ -20,7 +20,7 @@ def test_the_golden_artefact_replays_under_this_jax():
     made = json.loads((FOLDER / "manifest.json").read_text())["made_with"]["jax"]
     report = export.verify(FOLDER)
     assert made == "0.10.2" and report["max_abs_diff"] < 1e-5
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 300_000
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 250_000
 
 
 def test_the_golden_artefact_and_todays_code_agree():
@@ -28,6 +28,6 @@ def test_the_golden_artefact_and_todays_code_agree():
     config = aif.Config.from_json(loaded.manifest["config"])
     model = aif.build(config)
     params = nest(consume.read_arrays((FOLDER / loaded.manifest["params"]).read_bytes()))
-    user, items = demo.user(config), demo.items(config, 70)
+    user, items = demo.user(config), demo.items(70)
     got = loaded.interaction(loaded.user(user), loaded.item(items))
     np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-5)

@@ -1,18 +1,15 @@
-"""Arrays as bytes in the safetensors layout: readable from any language, nothing to execute.
-
-Source: the public safetensors format; the reader stands in `consume`.
-"""
+"""Writes arrays in the safetensors layout: readable from any language, nothing to execute; `consume.read_arrays` reads it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aif_jax.export.consume import DTYPES
+from aif_jax.export.consume.files import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -32,13 +29,12 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
       [0, 1, 2]
     """
     host = {name: np.asarray(value) for name, value in arrays.items()}
-    for name, value in host.items():
-        if value.dtype.newbyteorder("<") not in NAMES:
-            raise TypeError(f"{name}: expected a dtype among {sorted(NAMES.values())}, got {value.dtype}")
     host = dict(sorted(host.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0])))
     header, end = {}, 0
     for name, value in host.items():
-        dtype = NAMES[value.dtype.newbyteorder("<")]
+        dtype = NAMES.get(value.dtype.newbyteorder("<"))
+        if dtype is None:
+            raise TypeError(f"{name}: expected a dtype among {sorted(NAMES.values())}, got {value.dtype}")
         header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
         end += value.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -47,17 +43,3 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for value in host.values():
             file.write(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("<"), copy=False)).tobytes())
-
-
-def vocabulary_arrays(vocabularies: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Vocabularies as arrays: int64 ids, or UTF-8 bytes and offsets for strings."""
-    return {key: value for name, vocabulary in vocabularies.items() for key, value in _vocabulary(name, vocabulary.raw)}
-
-
-def _vocabulary(name: str, raw: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    if raw.dtype.kind in "iu":
-        yield f"{name}/ids", raw.astype(np.int64)
-        return
-    encoded = [str(text).encode() for text in raw.tolist()]
-    yield f"{name}/utf8", np.frombuffer(b"".join(encoded), np.uint8)
-    yield f"{name}/offsets", np.cumsum([0, *map(len, encoded)]).astype(np.int64)

@@ -1,85 +1,69 @@
 """The functions of a model in their exported form: flat dicts of arrays in and out, symbolic axes, only what is read.
 
-    user         one user, long history axis l
+    user         one user, history axis l
     users        B users, axes b and l
     item         N items, axis n
     interaction  one state and C rows, axis c (and l where a state carries the whole history)
 
-Dataclasses are flattened to names such as "short.ids.item", so that a reader needs no registered types. Parameters and inputs
+Dataclasses are flattened to names such as "history.item", so that a reader needs no registered types. Parameters and inputs
 that a function does not read are left out of its signature, which also tells which parameters are used at all.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
 
-from aif_jax.config import Config
-from aif_jax.data.schema import Attribute
+from aif_jax.features import item_specs, user_specs
 from aif_jax.model import PreRanker
 from aif_jax.trees import nest
-from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 
-LEAST_CANDIDATES = 64
-PROBE = {"b": 2, "c": 1024, "l": 512, "n": 2}
-"""Sizes at which a function is looked at to see what it reads."""
+LEAST_CANDIDATES, MOST_CANDIDATES = 64, 1 << 14
 Specs = dict[str, jax.ShapeDtypeStruct]
+Bounds = Mapping[str, tuple[int, int | None]]
+"""The least and the largest size of every symbolic axis, by name; None for any."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Exported:
-    """One function, exported.
+class Exported(NamedTuple):
+    """One function, exported."""
 
-    Attributes:
-      exported: of `f(params, inputs) -> outputs`, flat dicts.
-      function: that function.
-      inputs: specs of the inputs that it reads, by name, with symbolic dimensions.
-      outputs: specs of its outputs.
-      params: paths of the parameters that it reads.
-      ignored: names of inputs that the model's features have and this function does not read.
-    """
-
-    exported: jax.export.Exported
-    function: Callable[..., dict[str, jax.Array]]
-    inputs: Specs
+    exported: jax.export.Exported  # of `f(params, inputs) -> outputs`, flat dicts
+    function: Callable[..., dict[str, jax.Array]]  # that function
+    inputs: Specs  # that it reads, by name, with symbolic dimensions
     outputs: Specs
-    params: tuple[str, ...]
-    ignored: tuple[str, ...]
+    params: tuple[str, ...]  # paths of the parameters that it reads
+    ignored: tuple[str, ...]  # inputs that the model's features have and this function does not read
 
 
-def export_all(model: PreRanker, params: Mapping[str, Any], *, platforms: Sequence[str]) -> dict[str, Exported]:
+def export_all(model: PreRanker, params: Mapping[str, Any], bounds: Bounds, *, platforms: Sequence[str]) -> dict[str, Exported]:
     """Exports the functions of a model.
 
     Args:
       model: built by `aif_jax.build` or `assemble`.
       params: leaves by path, arrays or specs.
+      bounds: of the axes, see `axis_bounds`.
       platforms: names among "cpu", "cuda", "rocm", "tpu"; one artefact serves them all.
     """
-    config = model.config
-    flat_params = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
-    tree, item = nest(flat_params), jax.vmap(model.item, (None, 0))
-    one, many, items, pairs = (_symbols(names, minimums(config)) for names in ("l", "bl", "n", "cl"))
-    pair = {
-        "state": jax.eval_shape(model.user, tree, user_specs(config, pairs["l"])),
-        "rows": jax.eval_shape(item, tree, item_specs(config, pairs["c"])),
-    }
+    schema, flat_params = model.config.schema, specs_of(params)
+    one, many, items = (symbols(names, bounds) for names in ("l", "bl", "n"))
     functions: dict[str, tuple[Callable[..., Any], Any]] = {
-        "user": (model.user, user_specs(config, one["l"])),
-        "users": (jax.vmap(model.user, (None, 0)), user_specs(config, many["l"], lead=(many["b"],))),
-        "item": (item, item_specs(config, items["n"])),
-        "interaction": (lambda p, x: {"logits": model.interaction(p, x["state"], x["rows"])}, pair),
+        "user": (model.user, user_specs(schema, length=one["l"])),
+        "users": (jax.vmap(model.user, (None, 0)), user_specs(schema, length=many["l"], lead=(many["b"],))),
+        "item": (jax.vmap(model.item, (None, 0)), item_specs(schema, lead=(items["n"],))),
+        "interaction": (
+            lambda p, x: {"logits": model.interaction(p, x["state"], x["rows"])},
+            _pair(model, flat_params, bounds),
+        ),
     }
-    least = minimums(config)
-    return {name: export_function(*function, flat_params, platforms, least=least) for name, function in functions.items()}
+    return {name: export_function(*function, flat_params, bounds, platforms) for name, function in functions.items()}
 
 
 def export_function(
-    function: Callable[..., Any], inputs: Any, params: Specs, platforms: Sequence[str], *, least: Mapping[str, int]
+    function: Callable[..., Any], inputs: Any, params: Specs, bounds: Bounds, platforms: Sequence[str]
 ) -> Exported:
     """Exports `function(params, inputs)` as a function of flat dicts that takes only what it reads."""
     specs, treedef = named(inputs), jax.tree.structure(inputs)
@@ -92,11 +76,14 @@ def export_function(
         return named(function(nest(whole_params), jax.tree.unflatten(treedef, whole)))
 
     # JAX drops the arguments that nothing reads, but only where no shape is symbolic.
-    fixed = {k: jax.ShapeDtypeStruct(_sized(s.shape, PROBE), s.dtype) for k, s in specs.items()}
-    first = jax.export.export(jax.jit(flat), platforms=platforms[:1])(params, fixed)
+    probe = {name: high or 2 * low for name, (low, high) in bounds.items()}
+    first = jax.export.export(jax.jit(flat), platforms=platforms[:1])(params, _fixed(specs, probe))
     kept = {order(params, specs)[i] for i in first.module_kept_var_idx}
     used_params = {k: params[k] for k in params if ("params", k) in kept}
-    used = _fresh({k: specs[k] for k in specs if ("inputs", k) in kept}, least)
+    used = {k: specs[k] for k in specs if ("inputs", k) in kept}
+    # JAX solves for every symbol that a scope knows of, so the inputs that are left get symbols of their own.
+    names = {str(dim) for spec in used.values() for dim in spec.shape if not isinstance(dim, int)}
+    used = _fixed(used, symbols("".join(sorted(names)), bounds))
     exported = jax.export.export(jax.jit(flat), platforms=platforms)(used_params, used)
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     return Exported(
@@ -107,6 +94,35 @@ def export_function(
         params=tuple(used_params),
         ignored=tuple(k for k in specs if k not in used),
     )
+
+
+def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
+    """The sizes that the exported functions of a model allow.
+
+    A history has at least the places that the user tower and the blocks need, and at most those that the model reads; a loader
+    pads and cuts. The interaction takes other forms for few candidates: an export fixes the form for many, from the least count
+    on at which every comparison of sizes has one answer.
+
+    Raises:
+      ValueError: a function whose form depends on a size that the bounds do not fix.
+    """
+    config, flat_params = model.config, specs_of(params)
+    places = config.history_length
+    least = max(config.short_length, *(block.least_history for block in config.blocks), 1)
+    bounds = {"b": (1, None), "c": (LEAST_CANDIDATES, None), "l": (min(least, places), places), "n": (1, None)}
+    while True:
+        try:
+            pair = _pair(model, flat_params, bounds)
+            jax.eval_shape(model.interaction, nest(flat_params), pair["state"], pair["rows"])
+            return bounds
+        except jax.errors.InconclusiveDimensionOperation as error:
+            if bounds["c"][0] >= MOST_CANDIDATES:
+                raise ValueError(
+                    f"export: expected functions of one form for histories of {bounds['l'][0]} to {places} places and for "
+                    f"{MOST_CANDIDATES} candidates and more; a block whose form depends on the length of the history needs a "
+                    f"larger `least_history`: {error}"
+                ) from error
+            bounds["c"] = (2 * bounds["c"][0], None)
 
 
 def order(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -126,89 +142,35 @@ def stablehlo(built: Exported, params: Specs, sizes: Mapping[str, int], *, platf
     Returns:
       The module's text, and its arguments in order: `kind` ("params" or "inputs") and `name` of each.
     """
-    inputs = {k: jax.ShapeDtypeStruct(_sized(v.shape, sizes), v.dtype) for k, v in built.inputs.items()}
-    used = {k: params[k] for k in built.params}
+    inputs, used = _fixed(built.inputs, sizes), {k: params[k] for k in built.params}
     exported = jax.export.export(jax.jit(built.function), platforms=[platform])(used, inputs)
     names = order(used, inputs)
     return exported.mlir_module(), [{"kind": names[i][0], "name": names[i][1]} for i in exported.module_kept_var_idx]
 
 
-def minimums(config: Config) -> dict[str, int]:
-    """The least size of every symbolic axis.
-
-    The head multiplies differently for few candidates and the SIM cache for fewer behaviours than slots; an export fixes the
-    form for many, and a loader pads up to the minimum.
-    """
-    candidates = LEAST_CANDIDATES
-    while candidates <= config.width:
-        candidates *= 2
-    return {"b": 1, "c": candidates, "l": config.sim_slots if config.sim_fields else 1, "n": 1}
+def symbols(names: str, bounds: Bounds) -> dict[str, Any]:
+    """A dimension for each letter, in one scope: a symbol, or the size where there is only one."""
+    free = [name for name in names if bounds[name][0] != bounds[name][1]]
+    least = [f"{name} >= {bounds[name][0]}" for name in free]
+    scope = jax.export.SymbolicScope(least + [f"{name} <= {high}" for name in free if (high := bounds[name][1]) is not None])
+    sizes: dict[str, Any] = {name: bounds[name][0] for name in names}
+    return sizes | {name: jax.export.symbolic_shape(name, scope=scope)[0] for name in free}
 
 
-def buckets(config: Config) -> dict[str, list[int]]:
-    """Sizes that a loader compiles by default, by axis."""
-    least = minimums(config)
-    return {
-        "b": [1, 8, 64],
-        "c": [size for size in (1 << i for i in range(6, 15)) if size >= least["c"]] or [least["c"]],
-        "l": [max(config.long_length, least["l"])],
-        "n": [1, 64, 4096],
-    }
+def specs_of(arrays: Mapping[str, Any]) -> Specs:
+    """Shapes and dtypes of arrays."""
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
 
 
-def user_specs(config: Config, long: Any, *, lead: tuple[Any, ...] = ()) -> UserFeatures:
-    """Shapes and dtypes of one user's features, or of many with leading axes."""
-    schema = config.schema
-    return UserFeatures(
-        ids=_ids(schema.user_attributes, lead),
-        floats=_spec((*lead, schema.user_floats), jnp.float32),
-        short=_behaviours(config, (*lead, config.short_length)),
-        long=_behaviours(config, (*lead, long)),
-    )
+def _pair(model: PreRanker, params: Specs, bounds: Bounds) -> dict[str, Any]:
+    """Specs of one state and C rows."""
+    tree, schema, dims = nest(params), model.config.schema, symbols("cl", bounds)
+    rows = jax.eval_shape(jax.vmap(model.item, (None, 0)), tree, item_specs(schema, lead=(dims["c"],)))
+    return {"state": jax.eval_shape(model.user, tree, user_specs(schema, length=dims["l"])), "rows": rows}
 
 
-def item_specs(config: Config, count: Any) -> ItemFeatures:
-    """Shapes and dtypes of `count` items' features; signatures are computed from content."""
-    schema = config.schema
-    return ItemFeatures(
-        ids=_ids(schema.item_attributes, (count,)),
-        floats=_spec((count, schema.item_floats), jnp.float32),
-        content=_spec((count, schema.content), jnp.float32) if schema.content else None,
-        side={name: _spec((count,), jnp.float32) for name in schema.side},
-    )
-
-
-def _fresh(specs: Specs, least: Mapping[str, int]) -> Specs:
-    """The same specs with symbols of their own: JAX solves for every symbol that a scope knows of."""
-    names = {str(dim) for spec in specs.values() for dim in spec.shape if not isinstance(dim, int)}
-    symbols = _symbols("".join(sorted(names)), least)
-    return {k: jax.ShapeDtypeStruct(_sized(spec.shape, symbols), spec.dtype) for k, spec in specs.items()}
-
-
-def _symbols(names: str, least: Mapping[str, int]) -> dict[str, Any]:
-    """A symbolic dimension for each letter, in one scope."""
-    scope = jax.export.SymbolicScope([f"{name} >= {least[name]}" for name in names])
-    return {name: jax.export.symbolic_shape(name, scope=scope)[0] for name in names}
-
-
-def _behaviours(config: Config, shape: tuple[Any, ...]) -> Behaviours:
-    words = config.signature_words
-    return Behaviours(
-        ids={name: _spec(shape, jnp.int32) for name in config.schema.behaviour_fields},
-        action=_spec(shape, jnp.int32),
-        age=_spec(shape, jnp.float32),
-        mask=_spec(shape, jnp.bool_),
-        signature=_spec((*shape, words), jnp.uint32) if config.schema.content else None,
-    )
-
-
-def _ids(attributes: Sequence[Attribute], lead: tuple[Any, ...]) -> dict[str, Any]:
-    return {a.name: _spec(lead if a.length == 1 else (*lead, a.length), jnp.int32) for a in attributes}
-
-
-def _spec(shape: tuple[Any, ...], dtype: Any) -> Any:
-    """A shape and dtype in the place of an array."""
-    return jax.ShapeDtypeStruct(shape, dtype)
+def _fixed(specs: Specs, sizes: Mapping[str, Any]) -> Specs:
+    return {k: jax.ShapeDtypeStruct(_sized(spec.shape, sizes), spec.dtype) for k, spec in specs.items()}
 
 
 def _sized(shape: Sequence[Any], sizes: Mapping[str, Any]) -> tuple[Any, ...]:

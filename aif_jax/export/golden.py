@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from aif_jax.data.schema import Attribute
-from aif_jax.export.functions import item_specs, named, user_specs
+from aif_jax.config import Config
+from aif_jax.export.functions import named
+from aif_jax.features import Leaf, behaviours, item_layout, user_layout
 from aif_jax.model import PreRanker
+from aif_jax.schema import Schema
 from aif_jax.trees import nest
-from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
+from aif_jax.types import ItemFeatures, UserFeatures
 
 USERS = 3
 ITEMS = 70  # more than the least candidate count, and no bucket
 
 
 def golden_case(model: PreRanker, params: Mapping[str, Any], *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays named `function.inputs/name` and `function.outputs/name`; three users, one of them without a history."""
+    """Arrays named `function.inputs/name` and `function.outputs/name`; three users, the last one without a history."""
     tree, rng = nest(params), np.random.default_rng(seed)
-    users, items = random_users(model, rng), random_items(model, rng)
+    users, items = random_users(model.config, rng), random_items(model.config.schema, rng)
     states = jax.jit(jax.vmap(model.user, (None, 0)))(tree, users)
     one, state = jax.tree.map(lambda x: x[0], (users, states))
     rows = jax.jit(jax.vmap(model.item, (None, 0)))(tree, items)
@@ -31,64 +34,51 @@ def golden_case(model: PreRanker, params: Mapping[str, Any], *, seed: int = 0) -
         "item": (items, rows),
         "interaction": ({"state": state, "rows": rows}, {"logits": jax.jit(model.interaction)(tree, state, rows)}),
     }
-    arrays = {}
-    for function, (inputs, outputs) in cases.items():
-        arrays |= {f"{function}.inputs/{name}": np.asarray(value) for name, value in named(inputs).items()}
-        arrays |= {f"{function}.outputs/{name}": np.asarray(value) for name, value in named(outputs).items()}
-    return arrays
+    return {
+        f"{function}.{part}/{name}": np.asarray(value)
+        for function, pair in cases.items()
+        for part, values in zip(("inputs", "outputs"), pair, strict=True)
+        for name, value in named(values).items()
+    }
 
 
-def random_users(model: PreRanker, rng: np.random.Generator) -> UserFeatures:
-    """USERS users in the model's schema with 3/4 full histories; the last one's are empty."""
-    config = model.config
-    specs = user_specs(config, config.long_length, lead=(USERS,))
-    long = _behaviours(model, rng, specs.long)
-    return UserFeatures(
-        ids=_ids(config.schema.user_attributes, specs.ids, rng),
-        floats=_normal(specs.floats, rng),
-        short=jax.tree.map(lambda x: x[:, : config.short_length], _longer(long, config.short_length)),
-        long=long,
-    )
+def random_users(config: Config, rng: np.random.Generator, count: int = USERS) -> UserFeatures:
+    """Users with events in about three quarters of the places that the model reads; the last user has none."""
+    users = random_features(user_layout(config.schema), rng, length=config.history_length, lead=(count,))
+    history = users.history
+    mask = np.asarray(history.mask) & (np.arange(count) < count - 1)[:, None]
+    return dataclasses.replace(users, history=behaviours(history.item, history.action, history.age, mask))
 
 
-def random_items(model: PreRanker, rng: np.random.Generator) -> ItemFeatures:
-    """ITEMS items in the model's schema."""
-    schema = model.config.schema
-    specs = item_specs(model.config, ITEMS)
-    return ItemFeatures(
-        ids=_ids(schema.item_attributes, specs.ids, rng),
-        floats=_normal(specs.floats, rng),
-        content=None if specs.content is None else _normal(specs.content, rng),
-        side={name: np.abs(_normal(spec, rng)) for name, spec in specs.side.items()},
-    )
+def random_items(schema: Schema, rng: np.random.Generator, count: int = ITEMS) -> ItemFeatures:
+    """Items, some of them unknown ones."""
+    return random_features(item_layout(schema), rng, lead=(count,))
 
 
-def _behaviours(model: PreRanker, rng: np.random.Generator, specs: Behaviours) -> Behaviours:
-    schema, shape = model.config.schema, specs.mask.shape
-    mask = np.broadcast_to(np.arange(shape[1]) < shape[1] * 3 // 4, shape).copy()
-    mask[-1] = False
-    attributes = [schema.item_attribute(name) for name in schema.behaviour_fields]
-    signature = specs.signature
-    return Behaviours(
-        ids={a.name: (rng.integers(1, a.size, shape) * mask).astype(np.int32) for a in attributes},
-        action=(rng.integers(0, schema.actions, shape) * mask).astype(np.int32),
-        age=(np.sort(rng.exponential(1e6, shape), axis=1) * mask).astype(np.float32),
-        mask=mask,
-        signature=None if signature is None else rng.integers(0, 1 << 32, signature.shape, np.uint32) * mask[..., None],
-    )
+def random_features(layout: Any, rng: np.random.Generator, *, length: int = 0, lead: tuple[int, ...] = ()) -> Any:
+    """Features at random, in every range that the layout allows.
 
+    Args:
+      layout: of `features.user_layout` or `features.item_layout`.
+      rng: draws them.
+      length: places of a history.
+      lead: leading axes.
 
-def _longer(history: Behaviours, length: int) -> Behaviours:
-    """The same histories with room for at least `length` events."""
-    return jax.tree.map(
-        lambda x: np.pad(x, [(0, 0), (0, max(0, length - x.shape[1]))] + [(0, 0)] * (x.ndim - 2)),
-        history,
-    )
+    Example:
+      >>> from aif_jax.schema import Attribute
+      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
+      >>> random_features(user_layout(schema), np.random.default_rng(0), length=4).history.item.shape
+      (4,)
+    """
 
+    def draw(leaf: Leaf) -> np.ndarray:
+        shape = (*lead, *(length if isinstance(size, str) else size for size in leaf.shape))
+        if leaf.size is not None:
+            values = rng.integers(0, leaf.size, shape)
+        elif leaf.dtype == np.bool_:
+            values = rng.random(shape) < 0.75
+        else:
+            values = rng.normal(size=shape) if leaf.minimum is None else leaf.minimum + rng.exponential(1e6, shape)
+        return np.asarray(values, leaf.dtype)
 
-def _ids(attributes: tuple[Attribute, ...], specs: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    return {a.name: rng.integers(0, a.size, specs[a.name].shape).astype(np.int32) for a in attributes}
-
-
-def _normal(spec: Any, rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=spec.shape).astype(np.float32)
+    return jax.tree.map(draw, layout)

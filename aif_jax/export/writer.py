@@ -1,18 +1,12 @@
-"""Writes a model as one folder: functions, parameters, config, vocabularies, golden case, checksums, the loader.
-
-Source: ours.
-"""
+"""Writes a model as one folder: functions, parameters, config, encoder, golden case, checksums, the loader."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import platform
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,19 +14,26 @@ from typing import Any
 import jax
 import numpy as np
 
+import aif_jax
 from aif_jax.config import Config
-from aif_jax.data.schema import Vocabulary
+from aif_jax.encoder import Encoder
 from aif_jax.export import consume, functions
-from aif_jax.export.arrays import vocabulary_arrays, write_arrays
+from aif_jax.export.arrays import write_arrays
+from aif_jax.export.consume import files
 from aif_jax.export.golden import golden_case
+from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
+from aif_jax.folders import new_folder
+from aif_jax.index import ItemIndex
+from aif_jax.index.storage import decode, pack
 from aif_jax.model import PreRanker, build
+from aif_jax.schema import Schema
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
 from aif_jax.types import Params
 from aif_jax.version import VersionMismatch, fingerprint
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PACKAGES = ("aif_jax", "jax", "jaxlib", "numpy", "flax")
-FIXED_CANDIDATES = 1024
+PACKAGES = ("jax", "jaxlib", "numpy", "flax")
+STABLEHLO_CANDIDATES = 1024
 
 
 class CoverageError(ValueError):
@@ -43,28 +44,26 @@ def save(
     folder: str | Path,
     model: PreRanker,
     params: Params,
-    index: Any = None,
+    index: ItemIndex | None = None,
     *,
-    vocabularies: Mapping[str, Vocabulary] | None = None,
+    encoder: Encoder | None = None,
     training_only: Sequence[str] = (),
     platforms: Sequence[str] = PLATFORMS,
     buckets: Mapping[str, Sequence[int]] | None = None,
     stablehlo: bool = True,
-    onnx: bool = False,
 ) -> str:
-    """Writes a model for a place without its code, replays the golden case, and only then puts the folder in its place.
+    """Writes a model for a place without its code, replays the golden case, and only then gives the folder its name.
 
     Args:
-      folder: to be made; its parent must exist.
-      model: built by `aif_jax.build`, or by `assemble` from towers of one's own.
-      params: of the whole model, `frozen` included.
+      folder: that does not exist yet.
+      model: built by `aif_jax.build`, or by `assemble` from towers of your own.
+      params: of the whole model, `fitted` included.
       index: an `ItemIndex` of the same version, or None.
-      vocabularies: raw ids by attribute name.
+      encoder: that made the features of training; its vocabularies and scales travel with the model.
       training_only: paths of parameters that only training uses, such as "user/auxiliary"; a path covers what is under it.
       platforms: names among "cpu", "cuda", "rocm", "tpu", all served by the same artefact.
-      buckets: default sizes of the axes b, c, l, n in place of `functions.buckets`.
+      buckets: default sizes of the axes b, c, l, n.
       stablehlo: also write `.mlir` texts of fixed shapes.
-      onnx: also try ONNX; a part that cannot be converted is named in the manifest with the reason.
 
     Returns:
       sha256 of the manifest, which pins every other file: give it to `load(folder, sha256=...)`.
@@ -72,126 +71,153 @@ def save(
     Raises:
       FileExistsError: the folder exists.
       CoverageError: leaves missing or unused, by path.
-      VersionMismatch: the index is of other parameters.
+      VersionMismatch: the index is of other parameters or another encoder.
+      ValueError: an encoder of other features than the model's; buckets that the functions do not allow.
       ModuleNotFoundError: flatbuffers is not installed.
 
     Example:
       >>> import jax, tempfile, aif_jax as aif
       >>> from aif_jax import export
-      >>> model = aif.build(aif.tiny(sequence=False, bridges=0, sim_fields=(), memory=(), simtier="off"))
+      >>> schema = Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
+      >>> model = aif.build(aif.presets.two_tower(schema, width=4, sequence=False))
+      >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
       >>> folder = Path(tempfile.mkdtemp()) / "model"
-      >>> digest = export.save(folder, model, model.init(jax.random.key(0)), platforms=("cpu",), stablehlo=False)
+      >>> params = model.init(jax.random.key(0), catalogue)
+      >>> digest = export.save(folder, model, params, platforms=("cpu",), stablehlo=False)
       >>> export.load(folder, sha256=digest).version == export.verify(folder)["version"]
       True
     """
     _require_flatbuffers()
-    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
-    check_leaves(model, params, training_only)
-    exported = functions.export_all(model, leaves, platforms=platforms)
-    unused = coverage(exported, leaves, training_only)
-    golden = golden_case(model, leaves)
-    config = model.config
-    version = fingerprint(params, config)
-    with _placed(Path(folder)) as target:
-        used = {path: leaf for path, leaf in leaves.items() if path not in unused}
-        write_arrays(target / "params.safetensors", used)
-        if unused:
-            write_arrays(target / "training_only.safetensors", {path: leaves[path] for path in unused})
-        write_arrays(target / "golden.safetensors", golden)
-        shutil.copyfile(consume.__file__, target / "consume.py")
-        manifest: dict[str, Any] = {
-            "format": consume.FORMAT,
-            "format_version": consume.FORMAT_VERSION,
-            "version": version,
-            "made_with": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-            "platforms": list(platforms),
-            "config": config.to_json(),
-            "axes": _axes(config, buckets or {}),
-            "functions": {name: _function(target, name, built) for name, built in exported.items()},
-            "params": "params.safetensors",
-            "training_only": list(unused),
-            "golden": "golden.safetensors",
-        }
-        if vocabularies:
-            write_arrays(target / "vocabularies.safetensors", vocabulary_arrays(vocabularies))
-            manifest["vocabularies"] = "vocabularies.safetensors"
-        if index is not None:
-            write_arrays(target / "index.safetensors", index_arrays(index, version))
-            manifest["index"] = "index.safetensors"
-        if stablehlo:
-            _write_stablehlo(target, manifest, exported, leaves)
-        if onnx:
-            from aif_jax.export import onnx as converter
-
-            for name in exported:
-                made = converter.write(target, name, exported[name], leaves, golden, candidates=FIXED_CANDIDATES)
-                manifest["functions"][name]["onnx"] = made
-        digest = _write_manifest(target, manifest)
-        consume.verify(target, sha256=digest)
-    return digest
+    with new_folder(folder) as partial:
+        check_encoder(model.config.schema, encoder)
+        version = fingerprint(params, model.config, encoder)
+        if index is not None and index.version != version:
+            raise VersionMismatch("index", expected=version, got=index.version)
+        return _write(
+            partial, model, params, {} if index is None else {"index": index_arrays(index)}, encoder, version,
+            training_only=training_only, platforms=platforms, buckets=buckets or {}, texts=stablehlo,
+        )  # fmt: skip
 
 
 def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = None, tolerance: float = 1e-4) -> str:
     """Writes the functions of a folder anew with the JAX that is here, from its parameters and config.
 
     For folders whose functions JAX no longer reads, or does not read yet. The rebuilt model must give the old golden outputs.
+    Blocks of your own must be imported first.
 
     Args:
       folder: what `save` wrote, under any JAX.
       new: folder to be made.
-      model: for towers of one's own; the config's architecture otherwise.
+      model: for towers of your own; the config's model otherwise.
       tolerance: of the old golden outputs, see `verify`.
 
     Returns:
       sha256 of the new manifest.
 
     Raises:
-      ExportError: the old folder is damaged, or the rebuilt model gives other outputs.
+      ExportError: the old folder is damaged, its config has a block that is not registered, or the rebuilt model gives other
+        outputs.
     """
     folder = Path(folder)
     manifest = consume.read_manifest(folder)
-    config = Config.from_json(manifest["config"])
-    leaves = consume.read_arrays(consume.checked(folder, manifest, manifest["params"]))
-    if manifest["training_only"]:
-        leaves |= consume.read_arrays(consume.checked(folder, manifest, "training_only.safetensors"))
-    params = nest(leaves)
-    if fingerprint(params, config) != manifest["version"]:
-        raise consume.ExportError(f"{folder}: expected params and config of version {manifest['version']}, got others")
-    model = build(config) if model is None else model
-    extra = [name for name in ("vocabularies", "index") if manifest.get(name)]
-    with _placed(Path(new)) as target:
-        scratch = target / "rebuilt"
-        save(
-            scratch,
-            model,
-            params,
-            training_only=manifest["training_only"],
-            platforms=manifest["platforms"],
+
+    def arrays(name: Any) -> dict[str, np.ndarray]:
+        return consume.read_arrays(consume.checked(folder, manifest, name))
+
+    params = nest(arrays(manifest["params"]) | (arrays("training_only.safetensors") if manifest["training_only"] else {}))
+    encoder = manifest.get("encoder")
+    try:
+        config = Config.from_json(manifest["config"])
+        encoder = encoder and Encoder.from_record(encoder["record"], arrays(encoder.get("file")))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise consume.ExportError(f"{folder}: the config or the encoder inside cannot be read: {error}") from error
+    version = fingerprint(params, config, encoder)
+    if version != manifest["version"]:
+        raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
+    parts = {name: arrays(manifest[name]) for name in ("golden", "index") if manifest.get(name)}
+    with new_folder(new) as partial:
+        return _write(
+            partial, build(config) if model is None else model, params, parts, encoder, version, tolerance=tolerance,
+            training_only=manifest["training_only"], platforms=manifest["platforms"],
             buckets={name: axis["buckets"] for name, axis in manifest["axes"].items()},
-            stablehlo=any("stablehlo" in spec for spec in manifest["functions"].values()),
-        )
-        made = json.loads((scratch / consume.MANIFEST).read_bytes())
-        for name in (manifest["golden"], *(manifest[name] for name in extra)):
-            (scratch / name).write_bytes(consume.checked(folder, manifest, name))
-        made |= {name: manifest[name] for name in extra}
-        for path in scratch.iterdir():
-            path.rename(target / path.name)
-        scratch.rmdir()
-        digest = _write_manifest(target, made)
-        consume.verify(target, tolerance=tolerance, sha256=digest)
+            texts=any("stablehlo" in spec for spec in manifest["functions"].values()),
+        )  # fmt: skip
+
+
+def _write(
+    target: Path,
+    model: PreRanker,
+    params: Params,
+    parts: Mapping[str, Mapping[str, np.ndarray]],
+    encoder: Encoder | None,
+    version: str,
+    *,
+    training_only: Sequence[str],
+    platforms: Sequence[str],
+    buckets: Mapping[str, Sequence[int]],
+    texts: bool,
+    tolerance: float = 1e-4,
+) -> str:
+    """Fills a folder and verifies it; `parts` are further files of arrays by name."""
+    check_leaves(model, params, training_only)
+    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
+    bounds = functions.axis_bounds(model, leaves)
+    axes = _axes(model.config, bounds, buckets)
+    exported = functions.export_all(model, leaves, bounds, platforms=platforms)
+    unused = coverage(exported, leaves, training_only)
+    manifest: dict[str, Any] = {
+        "format": files.FORMAT,
+        "format_version": files.FORMAT_VERSION,
+        "version": version,
+        "encoding": "" if encoder is None else encoder.version,
+        "made_with": {"python": platform.python_version(), "aif_jax": aif_jax.__version__}
+        | {name: metadata.version(name) for name in PACKAGES},
+        "platforms": list(platforms),
+        "config": model.config.to_json(),
+        "axes": axes,
+        "functions": {name: _function(target, name, built, model.config.schema) for name, built in exported.items()},
+        "training_only": list(unused),
+    }
+    parts = {"params": {path: leaf for path, leaf in leaves.items() if path not in unused}, **parts}
+    if "golden" not in parts:
+        parts["golden"] = golden_case(model, leaves)
+    if unused:
+        write_arrays(target / "training_only.safetensors", {path: leaves[path] for path in unused})
+    if encoder is not None:
+        write_arrays(target / "encoder.safetensors", encoder.to_arrays())
+        manifest["encoder"] = {"record": encoder.to_record(), "file": "encoder.safetensors"}
+    for name, arrays in parts.items():
+        manifest[name] = f"{name}.safetensors"
+        write_arrays(target / manifest[name], arrays)
+    if texts:
+        _write_stablehlo(target, manifest, exported, leaves)
+    shutil.copytree(Path(consume.__file__).parent, target / "consume", ignore=shutil.ignore_patterns("__pycache__"))
+    names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    manifest["files"] = {name: _entry(target / name) for name in names}
+    raw = json.dumps(manifest, indent=1).encode()
+    (target / files.MANIFEST).write_bytes(raw)
+    digest = hashlib.sha256(raw).hexdigest()
+    consume.verify(target, tolerance=tolerance, sha256=digest)
     return digest
 
 
 def check_leaves(model: PreRanker, params: Params, training_only: Sequence[str]) -> None:
     """Raises CoverageError unless params has the leaves, by path and shape, that the model's `init` makes."""
-    frozen = params.get("frozen")
-    made = jax.eval_shape(lambda: model.init(jax.random.key(0), frozen=frozen))
+    if "fitted" not in params:
+        raise CoverageError(f"params: expected the group 'fitted', which `model.init` returns, got {sorted(params)}")
+    made = jax.eval_shape(lambda: model.init(jax.random.key(0), None, fitted=params["fitted"]))
     expected = {path: str(list(leaf.shape)) for path, leaf in leaves_by_path(made).items()}
     got = {path: str(list(leaf.shape)) for path, leaf in leaves_by_path(params).items()}
     got = {path: shape for path, shape in got.items() if path in expected or not covered(path, training_only)}
-    lines = mismatches(got, expected, source="params")
-    if lines:
+    if lines := mismatches(got, expected, source="params"):
         raise CoverageError(f"params: expected the leaves of the model\n{listed(lines)}")
+
+
+def check_encoder(schema: Schema, encoder: Encoder | None) -> None:
+    """Raises ValueError unless the encoder makes the features that the schema describes."""
+    layouts = [(user_layout(s), item_layout(s)) for s in (schema, *([encoder.schema] if encoder else []))]
+    if encoder is not None and layouts[0] != layouts[1]:
+        raise ValueError(f"encoder: expected one that makes the features of {schema!r}, got one of {encoder.schema!r}")
 
 
 def coverage(
@@ -220,88 +246,79 @@ def covered(path: str, names: Sequence[str]) -> bool:
     return any(path == name or path.startswith(f"{name}/") for name in names)
 
 
-def index_arrays(index: Any, version: str) -> dict[str, np.ndarray]:
-    """Ids and decoded table of an index's live rows."""
-    if index.version != version:
-        raise VersionMismatch("index", expected=version, got=index.version)
-    ids = np.asarray(index.ids, np.int64)
-    rows, _ = index.take(ids)
-    return {"id": ids} | {name: np.asarray(value) for name, value in functions.named(rows).items()}
+def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
+    """Ids int64 [N], ascending, or the keys of strings, and the decoded table of an index's live rows."""
+    ids, columns = index.stored()
+    rows = decode(jax.vmap(pack)(columns), np.arange(len(ids), dtype=np.int32))
+    return {"keys" if index.kind == "strings" else "ids": ids} | {
+        name: np.asarray(value) for name, value in functions.named(rows).items()
+    }
 
 
-def _function(target: Path, name: str, built: functions.Exported) -> dict[str, Any]:
+def _function(target: Path, name: str, built: functions.Exported, schema: Schema) -> dict[str, Any]:
     (target / f"{name}.jax_export").write_bytes(built.exported.serialize())
     return {
         "file": f"{name}.jax_export",
         "calling_convention_version": built.exported.calling_convention_version,
-        "inputs": _entries(built.inputs),
-        "outputs": _entries(built.outputs),
-        "ignored": [*built.ignored, *(["signature"] if name == "item" else [])],
+        "inputs": _inputs(name, built, schema),
+        "outputs": _entries(name, built.outputs),
+        "ignored": list(built.ignored),
         "params": list(built.params),
     }
 
 
-def _entries(specs: functions.Specs) -> list[dict[str, Any]]:
-    shape = lambda spec: [dim if isinstance(dim, int) else str(dim) for dim in spec.shape]  # noqa: E731
-    return [{"name": name, "shape": shape(spec), "dtype": str(spec.dtype)} for name, spec in specs.items()]
+def _inputs(name: str, built: functions.Exported, schema: Schema) -> list[dict[str, Any]]:
+    """Inputs as the layout of features describes them; those of the interaction are what the other functions gave."""
+    lead = {"user": [], "users": ["b"], "item": ["n"]}.get(name)
+    if lead is None:
+        return _entries(name, built.inputs)
+    leaves = functions.named(item_layout(schema) if name == "item" else user_layout(schema))
+
+    def entry(key: str, leaf: Leaf) -> dict[str, Any]:
+        shape = [*lead, *("l" if size == LENGTH else size for size in leaf.shape)]
+        checks = {"size": leaf.size, "finite": True if leaf.dtype == np.float32 else None, "minimum": leaf.minimum}
+        wanted = {check: value for check, value in checks.items() if value is not None}
+        return {"name": key, "shape": shape, "dtype": np.dtype(leaf.dtype).name} | wanted
+
+    return [entry(key, leaves[key]) for key in built.inputs]
 
 
-def _axes(config: Config, buckets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    sizes = functions.buckets(config) | {name: sorted(values) for name, values in buckets.items()}
-    least = functions.minimums(config)
-    if set(sizes) != set(least):
-        raise ValueError(f"buckets: expected axes among {sorted(least)}, got {sorted(buckets)}")
-    for name, values in sizes.items():
-        if not values or values[0] < least[name]:
-            raise ValueError(f"buckets[{name!r}]: expected sizes of at least {least[name]}, got {list(values)}")
-    return {name: {"minimum": least[name], "buckets": list(map(int, sizes[name])), "trim": name != "l"} for name in least}
+def _entries(function: str, specs: functions.Specs) -> list[dict[str, Any]]:
+    entries = []
+    for name, spec in specs.items():
+        shape = [dim if isinstance(dim, int) else str(dim) for dim in spec.shape]
+        if any(isinstance(dim, str) and not dim.isalpha() for dim in shape):
+            raise ValueError(f"{function} {name}: expected sizes that are numbers or axes, to be padded, got {shape}")
+        entries.append({"name": name, "shape": shape, "dtype": str(spec.dtype)})
+    return entries
+
+
+def _axes(config: Config, bounds: functions.Bounds, buckets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Bounds and compiled sizes of every axis."""
+    least = bounds["c"][0]
+    sizes = {
+        "b": [1, 8, 64],
+        "c": [size for size in (1 << i for i in range(6, 15)) if size >= least],
+        "l": [config.history_length],
+        "n": [1, 64, 4096],
+    }
+    axes = {name: {"minimum": low, "maximum": high, "buckets": sizes[name]} for name, (low, high) in bounds.items()}
+    return {name: axes[name] | {"buckets": axis.buckets} for name, axis in consume.read_axes({"axes": axes}, buckets).items()}
 
 
 def _write_stablehlo(target: Path, manifest: dict[str, Any], exported: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
     sizes = {name: max(axis["buckets"]) for name, axis in manifest["axes"].items()}
-    sizes |= {"b": 1, "c": max(FIXED_CANDIDATES, functions.minimums(Config.from_json(manifest["config"]))["c"])}
-    specs = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    sizes |= {"b": 1, "c": max(STABLEHLO_CANDIDATES, manifest["axes"]["c"]["minimum"])}
     for name, built in exported.items():
-        text, arguments = functions.stablehlo(built, specs, sizes, platform=manifest["platforms"][0])
+        text, arguments = functions.stablehlo(built, functions.specs_of(leaves), sizes, platform=manifest["platforms"][0])
         (target / f"{name}.mlir").write_text(text)
         entry = {"file": f"{name}.mlir", "platform": manifest["platforms"][0], "sizes": sizes, "arguments": arguments}
         manifest["functions"][name]["stablehlo"] = entry | {"results": sorted(built.outputs)}
 
 
-def _write_manifest(target: Path, manifest: dict[str, Any]) -> str:
-    names = sorted(path.name for path in target.iterdir() if path.name != consume.MANIFEST)
-    manifest["files"] = {name: _entry(target / name) for name in names}
-    raw = json.dumps(manifest, indent=1).encode()
-    (target / consume.MANIFEST).write_bytes(raw)
-    return hashlib.sha256(raw).hexdigest()
-
-
 def _entry(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-@contextlib.contextmanager
-def _placed(folder: Path) -> Iterator[Path]:
-    """A folder beside the one wanted, renamed to it when all went well, so that no half-written folder ever has its name."""
-    if folder.exists() or folder.is_symlink():
-        raise FileExistsError(f"{folder}: expected a folder that does not exist yet")
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        os.rename(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-
-
-def _version(package: str) -> str:
-    if package == "aif_jax":
-        import aif_jax
-
-        return aif_jax.__version__
-    return metadata.version(package)
 
 
 def _require_flatbuffers() -> None:

@@ -6,22 +6,23 @@ The copy of the loader is left out: the point is that the loader of today reads 
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 from aif_jax import export
 from tests import demo
 
-CHANGES = {"memory": ("learned",), "simtier": "off", "sequence": False}
+CHANGES = {"blocks": (demo.BLOCKS[0], demo.BLOCKS[2], demo.BLOCKS[3]), "sequence": False}
 
 
 def main(folder: Path) -> None:
-    """Writes the artefact: SIM, bridges and learned memory, for three platforms."""
+    """Writes the artefact: BEA, linear attention and SIM, for three platforms."""
     model, params = demo.build(**CHANGES)
     export.save(folder, model, params, stablehlo=False, buckets={"c": [64, 128], "n": [128], "b": [4]})
+    shutil.rmtree(folder / "consume")
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["files"]["consume.py"]
-    (folder / "consume.py").unlink()
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if not name.startswith("consume/")}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -1,0 +1,15 @@
+"""Runs an exported model with jax, numpy and the standard library; no model code, no flax, no optax, no orbax.
+
+A copy of this package is in every exported folder, so that a serving team can `import consume` from there. Whoever does not
+trust a folder takes the copy in the package, `aif_jax.export.load`, which is the same code: nothing in a folder is executed
+before its checksums fit, no pickle is read, and only files that the loader needs are opened.
+"""
+
+from .files import ExportError, checked, read_arrays, read_manifest
+from .functions import read_axes
+from .model import ExportedIndex, ExportedModel, flatten, load, verify
+
+__all__ = [
+    "load", "verify", "flatten", "ExportedModel", "ExportedIndex", "ExportError", "checked", "read_arrays", "read_axes",
+    "read_manifest",
+]  # fmt: skip

@@ -1,0 +1,240 @@
+"""One exported function: reads it, checks its inputs by the manifest, pads symbolic axes to buckets, runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+from .files import DTYPE_NAMES, ExportError
+
+OVER = {"users": "b", "item": "n", "interaction": "c"}
+"""The axis that a function is worked off over."""
+CALL_BYTES = 16 << 30
+"""Most bytes of inputs and outputs of one call."""
+SAFE_CALLS = re.compile(
+    r"stablehlo\.custom_call @(shape_assertion|stablehlo\.dynamic_reduce_window|stablehlo\.dynamic_top_k|Sharding)\("
+)
+"""Placeholders of symbolic shapes; none is left, and none runs anything, once the sizes are known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A symbolic axis: the sizes that are compiled, and those that the function allows."""
+
+    name: str
+    minimum: int
+    maximum: int | None  # the model reads no place beyond it
+    buckets: tuple[int, ...]
+
+    def bucket(self, size: int) -> int:
+        """The size to which `size` is padded: the next bucket, or a multiple of the largest one."""
+        largest = self.buckets[-1]
+        padded = next((b for b in self.buckets if b >= size), -(-size // largest) * largest)
+        return padded if self.maximum is None else min(padded, self.maximum)
+
+    def blocks(self, size: int) -> list[tuple[int, int, int]]:
+        """(start, stop, bucket) of the blocks that a size is worked off in."""
+        starts = range(0, size, self.buckets[-1])
+        return [(s, min(s + self.buckets[-1], size), self.bucket(min(self.buckets[-1], size - s))) for s in starts]
+
+
+def read_axes(manifest: Mapping[str, Any], buckets: Mapping[str, Sequence[int]]) -> dict[str, Axis]:
+    """The axes of a manifest, with other buckets for some.
+
+    Raises:
+      ExportError: an axis that there is not, or sizes that the functions do not allow.
+    """
+    if unknown := sorted(set(buckets) - set(manifest["axes"])):
+        raise ExportError(f"buckets: expected axes among {sorted(manifest['axes'])}, got {unknown}")
+    axes = {}
+    for name, spec in manifest["axes"].items():
+        low, high = spec["minimum"], spec.get("maximum")
+        sizes = tuple(sorted({int(size) for size in buckets.get(name, spec["buckets"])}))
+        if not sizes or sizes[0] < max(1, low) or (high is not None and sizes[-1] > high):
+            allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+            raise ExportError(f"buckets {name!r}: expected sizes {allowed}, got {list(sizes)}")
+        axes[name] = Axis(name, low, high, sizes)
+    return axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What one input must be."""
+
+    shape: tuple[int | str, ...]  # a string is a symbolic axis
+    dtype: np.dtype
+    size: int | None = None  # ids are in [0, size)
+    finite: bool = False
+    minimum: float | None = None
+
+    def check(self, name: str, array: np.ndarray) -> None:
+        """Raises ExportError where a value is none that the model was made for."""
+        if self.size is not None:
+            bad, expected = (array < 0) | (array >= self.size), f"values in [0, {self.size})"
+        elif self.finite:
+            bad, expected = ~np.isfinite(array), "finite values"
+            if self.minimum is not None:
+                bad, expected = bad | (array < array.dtype.type(self.minimum)), f"finite values of at least {self.minimum:g}"
+        else:
+            return
+        if bad.any():
+            place = np.unravel_index(int(np.argmax(bad)), np.shape(bad))
+            where = f"position {list(map(int, place))}" if place else "the only position"
+            raise ExportError(f"{name}: expected {expected}, got {array[place]} at {where}")
+
+
+class Function:
+    """One exported function with its parameters."""
+
+    def __init__(self, name: str, spec: Mapping[str, Any], raw: bytes, params: Mapping[str, Any], axes: dict[str, Axis]):
+        if missing := [path for path in spec["params"] if path not in params]:
+            raise ExportError(f"{name}: expected parameters {missing} in the params file, got none of that name")
+        self.name, self.axes = name, axes
+        self.params = {path: params[path] for path in spec["params"]}
+        self.inputs = {entry["name"]: _input(entry) for entry in spec["inputs"]}
+        self.outputs = {entry["name"]: _input(entry) for entry in spec["outputs"]}
+        self.ignored = frozenset(spec["ignored"])
+        self.used_axes = {dim for entry in self.inputs.values() for dim in entry.shape if isinstance(dim, str)}
+        if name in OVER and OVER[name] not in self.used_axes:
+            raise ExportError(f"{name}: expected inputs with the axis {OVER[name]!r}, got {sorted(self.used_axes)}")
+        self._check_size()
+        self.exported = exported = _deserialize(raw, name)
+        self._check_signature()
+        self._run = jax.jit(lambda params, inputs: exported.call(params, inputs))
+
+    def on_device(self, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Runs once and leaves the outputs where they are."""
+        given, sizes = self.prepared(inputs)
+        return self._run(self.params, jax.device_put(self._pad(given, {a: self.axes[a].bucket(n) for a, n in sizes.items()})))
+
+    def on_host(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Runs in blocks of the function's own axis and brings the outputs back without padding."""
+        given, sizes = self.prepared(inputs)
+        over = OVER[self.name]
+        whole = {axis: self.axes[axis].bucket(size) for axis, size in sizes.items() if axis != over}
+        parts: list[dict[str, np.ndarray]] = []
+        for start, stop, bucket in self.axes[over].blocks(sizes[over]):
+            block = {k: v if over not in self.inputs[k].shape else v[start:stop] for k, v in given.items()}
+            out = self._run(self.params, jax.device_put(self._pad(block, whole | {over: bucket})))
+            parts.append({k: v[: stop - start] for k, v in jax.device_get(out).items()})
+        if not parts:  # no candidates, no items: nothing runs
+            return {k: np.zeros(_sized(entry.shape, whole | {over: 0}), entry.dtype) for k, entry in self.outputs.items()}
+        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} if len(parts) > 1 else parts[0]
+
+    def take(self, given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        """The inputs named, checked for names, dtypes and values; inputs that the model does not read are dropped."""
+        names = list(names)
+        missing = [name for name in names if name not in given]
+        extra = [name for name in given if name not in self.inputs and name not in self.ignored]
+        if missing or extra:
+            raise ExportError(f"{self.name} inputs: expected {sorted(names)}; missing {missing}, unknown {extra}")
+        taken = {}
+        for name in names:
+            value, wanted = given[name], self.inputs[name]
+            if wanted.size is not None or wanted.finite or not isinstance(value, jax.Array):
+                value = np.asarray(jax.device_get(value))
+            if value.dtype != wanted.dtype:
+                raise ExportError(f"{self.name} input {name}: expected dtype {wanted.dtype}, got {value.dtype}")
+            if isinstance(value, np.ndarray):
+                wanted.check(f"{self.name} input {name}", value)
+            taken[name] = value
+        return taken
+
+    def prepared(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+        """All inputs, checked, and the size of every symbolic axis; places that the model does not read are cut off."""
+        given = self.take(inputs, self.inputs)
+        sizes: dict[str, int] = {}
+        for name, value in given.items():
+            shape = self.inputs[name].shape
+            fits = len(shape) == value.ndim and all(
+                (sizes.setdefault(want, got) if isinstance(want, str) else want) == got
+                for want, got in zip(shape, value.shape, strict=True)
+            )
+            if not fits:
+                expected = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in shape]
+                raise ExportError(f"{self.name} input {name}: expected shape {expected}, got {list(value.shape)}")
+        most = {a: high for a, size in sizes.items() if (high := self.axes[a].maximum) is not None and size > high}
+        if most:
+            given = {k: v[tuple(slice(most.get(str(dim))) for dim in self.inputs[k].shape)] for k, v in given.items()}
+        return given, sizes | most
+
+    def zeros(self, sizes: Mapping[str, int], *, prefix: str = "") -> dict[str, np.ndarray]:
+        """Inputs of zeros, for warming up; names without the prefix that they have."""
+        entries = {name: entry for name, entry in self.inputs.items() if name.startswith(prefix)}
+        return {name[len(prefix) :]: np.zeros(_sized(entry.shape, sizes), entry.dtype) for name, entry in entries.items()}
+
+    def _pad(self, given: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        padded = {}
+        for name, value in given.items():
+            shape = _sized(self.inputs[name].shape, sizes)
+            if value.shape != shape:  # on the host: padding on the device would compile for every new size
+                array = np.zeros(shape, self.inputs[name].dtype)
+                array[tuple(map(slice, value.shape))] = np.asarray(value)
+                value = array
+            padded[name] = value
+        return padded
+
+    def _check_size(self) -> None:
+        """Raises where the largest buckets would take too much memory."""
+        sizes = {name: axis.bucket(axis.buckets[-1]) for name, axis in self.axes.items()}
+        entries = (*self.inputs.values(), *self.outputs.values())
+        total = sum(math.prod(_sized(entry.shape, sizes)) * entry.dtype.itemsize for entry in entries)
+        if total > CALL_BYTES:
+            used = {name: sizes[name] for name in sorted(self.used_axes)}
+            raise ExportError(f"{self.name}: expected at most {CALL_BYTES} bytes a call, the buckets {used} take {total}")
+
+    def _check_signature(self) -> None:
+        """Raises unless the module takes and gives exactly what the manifest says."""
+        try:
+            args, kwargs = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
+            outputs = jax.tree.unflatten(self.exported.out_tree, self.exported.out_avals)
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"{self.name}: expected a function of params and inputs, got another ({error})") from None
+        if len(args) != 2 or kwargs or not all(isinstance(part, dict) for part in (*args, outputs)):
+            raise ExportError(f"{self.name}: expected a function of params and inputs that gives a dict")
+        params = {path: Input(tuple(value.shape), value.dtype) for path, value in self.params.items()}
+        sides = (("takes", params, args[0]), ("takes", self.inputs, args[1]), ("gives", self.outputs, outputs))
+        for verb, wanted, avals in sides:
+            if set(wanted) != set(avals):
+                raise ExportError(f"{self.name}: expected {sorted(wanted)}, the module {verb} {sorted(avals)}")
+            for key, entry in wanted.items():
+                shape = tuple(self._fixed(dim) for dim in entry.shape)
+                got = tuple(dim if isinstance(dim, int) else str(dim) for dim in avals[key].shape)
+                if shape != got or entry.dtype != avals[key].dtype:
+                    expected, module = f"{entry.dtype}{list(shape)}", f"{avals[key].dtype}{list(got)}"
+                    raise ExportError(f"{self.name} {key}: expected {expected}, the module {verb} {module}")
+
+    def _fixed(self, dim: int | str) -> int | str:
+        """A dimension, as its size where the axis has one size only."""
+        axis = self.axes[dim] if isinstance(dim, str) else None
+        return dim if axis is None or axis.minimum != axis.maximum else axis.minimum
+
+
+def _deserialize(raw: bytes, name: str) -> Any:
+    try:
+        exported = jax.export.deserialize(bytearray(raw))
+        text = exported.mlir_module()
+    except Exception as error:  # whatever JAX says of a foreign blob, in words that name the function
+        raise ExportError(f"{name}: expected a function serialised by jax.export, jax {jax.__version__} says {error}") from None
+    # A call to a host function could run anything in this process, so only those that JAX itself needs are let through.
+    rest = SAFE_CALLS.sub("", text)
+    if "custom_call" in rest:
+        line = next(line.strip()[:120] for line in rest.splitlines() if "custom_call" in line)
+        raise ExportError(f"{name}: expected no calls out of the module, got one: {line}")
+    return exported
+
+
+def _input(entry: Mapping[str, Any]) -> Input:
+    fields = {name: entry[name] for name in ("size", "finite", "minimum") if name in entry}
+    return Input(tuple(entry["shape"]), DTYPE_NAMES[entry["dtype"]], **fields)
+
+
+def _sized(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in shape)

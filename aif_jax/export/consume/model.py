@@ -1,0 +1,317 @@
+"""An exported model: user, item and interaction as functions of flat dicts of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from .files import ExportError, checked, read_arrays, read_manifest
+from .functions import OVER, Function, read_axes
+from .ids import Ids
+
+
+def load(
+    folder: str | Path,
+    *,
+    buckets: Mapping[str, Sequence[int]] | None = None,
+    sha256: str | None = None,
+    max_bytes: int | None = None,
+) -> ExportedModel:
+    """Reads an exported folder, checksums first.
+
+    Args:
+      folder: what `aif_jax.export.save` wrote.
+      buckets: sizes that are compiled, by axis, in place of the manifest's: "c" candidates, "l" history, "n" catalogue rows,
+        "b" users. Every size is padded up to the next bucket, so that a new count does not compile.
+      sha256: the digest of the manifest as `save` returned it; given, the whole folder is pinned to it.
+      max_bytes: refuse folders that say they are larger; None takes the memory of this machine.
+
+    Returns:
+      The model as functions of flat dicts of arrays.
+
+    Raises:
+      ExportError: a file is missing, altered, misplaced or too large; the format or JAX is of another version.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, sha256=sha256, max_bytes=max_bytes)
+    check_versions(manifest)
+    return ExportedModel(folder, manifest, buckets=buckets)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedIndex:
+    """The rows of an exported index.
+
+    Attributes:
+      ids: item ids int64 [N], ascending; of strings their hashes.
+      table: rows [N] on the device, for `ExportedModel.score`.
+    """
+
+    ids: np.ndarray
+    table: dict[str, jax.Array]
+    _known: Ids = dataclasses.field(repr=False)
+
+    def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the table for raw item ids, int64 [C], and which are known, bool [C]; an unknown one gets row 0.
+
+        Raises:
+          ExportError: ids of another kind than the index's.
+        """
+        places = self._known.positions(ids)
+        return np.maximum(places, 0), places >= 0
+
+
+class ExportedModel:
+    """User, item and interaction of one exported model.
+
+    Inputs are dicts of arrays, flat ("history.item") or nested, or dataclasses with those fields. Dtypes, shapes and values
+    must be those that the manifest names; an input that the model does not read may be left out.
+
+    Attributes:
+      manifest: the parsed manifest.
+      version: fingerprint of params, config and encoder.
+      encoding: version of the encoder that features must come from; "" where the export has none.
+      config: the model's config, its schema included, as JSON values.
+      index: the exported index, or None.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], *, buckets: Mapping[str, Sequence[int]] | None = None):
+        def arrays(name: Any) -> dict[str, np.ndarray]:
+            return read_arrays(checked(folder, manifest, name))
+
+        self.manifest = manifest
+        self.version: str = manifest["version"]
+        self.encoding: str = manifest["encoding"]
+        self.config: dict[str, Any] = manifest["config"]
+        axes, params = read_axes(manifest, buckets or {}), jax.device_put(arrays(manifest["params"]))
+        self.functions = {
+            name: Function(name, spec, checked(folder, manifest, spec.get("file")), params, axes)
+            for name, spec in manifest["functions"].items()
+        }
+        self._score = jax.jit(self._gather_and_score)
+        self._vocabularies = _vocabularies(arrays(manifest["encoder"].get("file"))) if manifest.get("encoder") else {}
+        self.index = _index(arrays(manifest["index"])) if manifest.get("index") else None
+
+    def user(self, features: Any) -> dict[str, jax.Array]:
+        """The state of ONE user, on the device.
+
+        The history is padded to its bucket; places beyond those that the model reads are cut off.
+
+        Raises:
+          ExportError: features of another encoder, or that do not fit the schema: names, dtypes, shapes, ids out of range,
+            floats that are not finite, negative ages.
+        """
+        return self.functions["user"].on_device(self._features(features))
+
+    def users(self, features: Any) -> dict[str, np.ndarray]:
+        """States of B users, all inputs with a leading axis B; raises as `user`."""
+        return self.functions["users"].on_host(self._features(features))
+
+    def item(self, features: Any) -> dict[str, np.ndarray]:
+        """Rows of N items, all inputs with a leading axis N; any N, in blocks of bounded size; raises as `user`."""
+        return self.functions["item"].on_host(self._features(features))
+
+    def interaction(self, state: Any, rows: Any) -> np.ndarray:
+        """Logits float32 [C] of one user's state and C rows; any C."""
+        given = {f"state.{k}": v for k, v in flatten(state).items()} | {f"rows.{k}": v for k, v in flatten(rows).items()}
+        return self.functions["interaction"].on_host(given)["logits"]
+
+    def score(self, state: Any, table: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
+        """Logits float32 [C] of the rows of a table on the device: the gather and the interaction in one compiled function.
+
+        Args:
+          state: of one user.
+          table: what `item` returned, put on a device, or `index.table`; compiled once for each number of rows.
+          rows: integers [C] in [0, N).
+
+        Raises:
+          ExportError: rows that the table does not have.
+        """
+        function, rows = self.functions["interaction"], np.asarray(rows)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise ExportError(f"rows: expected integers [C], got {rows.dtype}{list(rows.shape)}")
+        needed = [name[5:] for name in function.inputs if name.startswith("rows.")]
+        if missing := [name for name in needed if name not in table]:
+            raise ExportError(f"table: expected columns {needed}, got none named {missing}")
+        size = len(table[needed[0]])
+        if rows.size and (rows.min() < 0 or rows.max() >= size):
+            raise ExportError(f"rows: expected values in [0, {size}), got {rows.min()} to {rows.max()}")
+        given = {f"state.{name}": value for name, value in flatten(state).items()}
+        states = jax.device_put(function.take(given, [name for name in function.inputs if name.startswith("state.")]))
+        columns = {name: table[name] for name in needed}
+        blocks = [np.zeros(0, np.float32)]
+        for start, stop, bucket in function.axes["c"].blocks(len(rows)):
+            padded = np.zeros(bucket, np.int32)
+            padded[: stop - start] = rows[start:stop]
+            logits = self._score(function.params, states, columns, jax.device_put(padded))
+            blocks.append(jax.device_get(logits)[: stop - start])
+        return np.concatenate(blocks)
+
+    def warm_up(self, *, candidates: Iterable[int] | None = None, table: Mapping[str, Any] | None = None) -> ExportedModel:
+        """Compiles the user function at its buckets and the interaction at those of the counts named, before requests come.
+
+        Args:
+          candidates: counts that requests will have; every bucket where None.
+          table: also compiles `score` for a table of these shapes.
+        """
+        user, interaction = self.functions["user"], self.functions["interaction"]
+        axis = interaction.axes["c"]
+        counts = sorted(set(axis.buckets) if candidates is None else {axis.bucket(count) for count in candidates})
+        for length in user.axes["l"].buckets if "l" in user.used_axes else (1,):
+            state = self.user(user.zeros({"l": length}))
+            rows = interaction.zeros({"c": 1}, prefix="rows.")
+            for count in counts:
+                self.interaction(state, {name: np.repeat(value, count, axis=0) for name, value in rows.items()})
+                if table is not None:
+                    self.score(state, table, np.zeros(count, np.int32))
+        return self
+
+    def encode(self, name: str, raw: Any) -> np.ndarray:
+        """Raw ids of a vocabulary to int32 rows of the same shape; unknown ids give 0.
+
+        Raises:
+          ExportError: the export holds no vocabulary of that name, or one of another kind of ids.
+        """
+        if name not in self._vocabularies:
+            raise ExportError(f"vocabulary: expected one of {sorted(self._vocabularies)}, got {name!r}")
+        return (self._vocabularies[name].positions(raw) + 1).astype(np.int32)
+
+    def _features(self, features: Any) -> dict[str, Any]:
+        """Features by name; their encoding must be the model's where both are known."""
+        given = flatten(features)
+        encoding = given.pop("encoding", "")
+        if self.encoding and not (isinstance(encoding, str) and encoding in ("", self.encoding)):
+            raise ExportError(
+                f"features: expected the encoding {self.encoding}, got {encoding}; their ids and floats mean something else to "
+                "this model: encode with the encoder that it was exported with"
+            )
+        return given
+
+    def _gather_and_score(self, params, states, columns, rows):
+        gathered = {f"rows.{name}": column[rows] for name, column in columns.items()}
+        return self.functions["interaction"].exported.call(params, states | gathered)["logits"]
+
+
+def verify(
+    folder: str | Path, *, tolerance: float = 1e-4, sha256: str | None = None, max_bytes: int | None = None
+) -> dict[str, Any]:
+    """Checks every checksum of a folder and replays its golden inputs.
+
+    Args:
+      folder: what `save` wrote.
+      tolerance: largest |got - golden| / max(1, |golden|) of a float; integers must agree exactly. Wider for accelerators that
+        multiply in lower precision.
+      sha256: see `load`.
+      max_bytes: see `load`.
+
+    Returns:
+      `version`; `max_abs_diff`, the largest difference of all; `functions`, the same for each function.
+
+    Raises:
+      ExportError: as `load`; an output that differs by more.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, sha256=sha256, max_bytes=max_bytes)
+    for name in manifest["files"]:
+        checked(folder, manifest, name)
+    check_versions(manifest)
+    model = ExportedModel(folder, manifest)
+    golden = read_arrays(checked(folder, manifest, manifest["golden"]))
+    largest = {}
+    for name, function in model.functions.items():
+        inputs, expected = (
+            {key.removeprefix(start): golden[key] for key in golden if key.startswith(start)}
+            for start in (f"{name}.inputs/", f"{name}.outputs/")
+        )
+        try:
+            got = function.on_host(inputs) if name in OVER else jax.device_get(function.on_device(inputs))
+        except ExportError:
+            raise
+        except Exception as error:  # whatever a foreign function does when it runs
+            raise ExportError(f"{name}: expected golden outputs, the function failed: {error}") from error
+        if set(got) != set(expected):
+            raise ExportError(f"{name}: expected golden outputs {sorted(got)}, got {sorted(expected)}")
+        differences = {key: _difference(f"{name} {key}", got[key], expected[key], tolerance) for key in expected}
+        largest[name] = max(differences.values(), default=0.0)
+    return {"version": model.version, "max_abs_diff": max(largest.values(), default=0.0), "functions": largest}
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Arrays by dotted name, from nested dicts, tuples or dataclasses; None is left out.
+
+    Example:
+      >>> flatten({"history": {"item": 1, "mask": 3}, "content": None, "floats": 2})
+      {'history.item': 1, 'history.mask': 3, 'floats': 2}
+    """
+    if isinstance(value, Mapping):
+        named = value.items()
+    elif dataclasses.is_dataclass(value):
+        named = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, tuple):
+        named = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+    else:
+        return {} if value is None else {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, inner in named:
+        flat |= flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def check_versions(manifest: Mapping[str, Any]) -> None:
+    """Raises where this JAX cannot read the functions: exports read forward within JAX's window, not backward."""
+    made, here = str(manifest["made_with"].get("jax")), jax.__version__
+    advice = "params and config are still readable: `aif_jax.export.rebuild(folder, new)` writes the functions anew"
+    if _release(made) > _release(here):
+        raise ExportError(f"written under jax {made}, newer than jax {here} here: expected at least {made}; {advice}")
+    low = jax.export.minimum_supported_calling_convention_version
+    high = jax.export.maximum_supported_calling_convention_version
+    for name, spec in manifest["functions"].items():
+        version = spec.get("calling_convention_version")
+        if type(version) is not int or not low <= version <= high:
+            raise ExportError(
+                f"{name}: written under jax {made} with calling convention {version}, jax {here} here reads {low} to {high}; "
+                f"{advice}"
+            )
+
+
+def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
+    """Vocabularies from arrays named "NAME/ids", or "NAME/utf8" and "NAME/offsets"."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for path, array in arrays.items():
+        name, _, kind = path.rpartition("/")
+        parts.setdefault(name, {})[kind] = array
+    return {name: Ids(part, f"vocabulary {name!r}") for name, part in parts.items()}
+
+
+def _index(arrays: Mapping[str, np.ndarray]) -> ExportedIndex:
+    kinds = {name: array for name, array in arrays.items() if name in ("ids", "keys")}
+    known = Ids(kinds, "index")
+    table = {name: array for name, array in arrays.items() if name not in kinds}
+    if other := [name for name, array in table.items() if array.shape[:1] != (len(known),)]:
+        raise ExportError(f"index: expected {len(known)} rows, got another number in {other}")
+    return ExportedIndex(known.raw, jax.device_put(table), known)
+
+
+def _difference(what: str, got: Any, expected: np.ndarray, tolerance: float) -> float:
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        raise ExportError(f"{what}: golden output {expected.dtype}{list(expected.shape)}, got {got.dtype}{list(got.shape)}")
+    if not expected.size:
+        return 0.0
+    wanted = expected.astype(np.float64)
+    gap = np.abs(got.astype(np.float64) - wanted)
+    allowed = tolerance * np.maximum(1.0, np.abs(wanted)) if jnp.issubdtype(expected.dtype, jnp.floating) else 0.0
+    if not (gap <= allowed).all():
+        raise ExportError(f"{what}: expected the golden output within {tolerance}, got a difference of {gap.max()}")
+    return float(gap.max())
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d{1,9}", version.split("+")[0].split(".dev")[0])[:3])
