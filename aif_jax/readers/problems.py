@@ -112,12 +112,6 @@ class Problems:
                 Problem(kind=kind, file=file.name, row=number, column=column, expected=expected, got=str(text), where=where)
             )
 
-    def merge(self, other: Problems) -> None:
-        """Takes over the problems of another collection with the same cap."""
-        for kind, count in other._totals.items():
-            self._totals[kind] += count
-            self._listed[kind] += other._listed[kind][: max(0, self.cap - len(self._listed[kind]))]
-
     def drop(self, kind: str) -> None:
         """Forgets the problems of one kind."""
         self._totals.pop(kind, None)
