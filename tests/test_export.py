@@ -23,7 +23,7 @@ from aif_jax.config import BLOCKS
 from aif_jax.encoder import Encoder, schema_of
 from aif_jax.export import consume, writer
 from aif_jax.export.consume import files, ids
-from aif_jax.index import string_ids
+from aif_jax.index import ItemIndex, string_ids
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemRow, Params, UserState
 from aif_jax.version import fingerprint
@@ -553,15 +553,18 @@ def test_features_of_another_encoder_are_refused(encoded):
         loaded.item(other.items({"item": [8], "category": ["b"]})[1])
 
 
-def test_an_index_of_strings_is_looked_up_by_strings():
+def test_an_index_of_strings_is_looked_up_by_strings(encoded):
+    _, model, params, made = encoded
     names = ["B00X4WHP5E", "", "é" * 300, "sku-1", "\U0001f600"]
     np.testing.assert_array_equal(ids.string_keys(names), string_ids(names))
-    order = np.argsort(string_ids(names))
-    index = ids.Ids({"keys": string_ids(names)[order]}, "index")
-    np.testing.assert_array_equal(index.positions(np.array(names)[order]), np.arange(5))
-    assert index.positions(["sku-2"]).tolist() == [-1]
+    items = made.items({"item": [7, 8, 99, 7, 8], "category": ["b", "é", "b", "x", "b"]})[1]
+    index = ItemIndex.build(model, params, items, ids=names, encoder=made, batch_size=8, progress=False)
+    arrays = writer.index_arrays(index)
+    known = ids.Ids({"keys": arrays["keys"]}, "index")
+    np.testing.assert_array_equal(arrays["vector"][known.positions(np.array(names))], index.take(names)[0].vector)
+    assert known.positions(["sku-2"]).tolist() == [-1]
     with pytest.raises(export.ExportError, match="index: expected strings, got 1"):
-        index.positions([1])
+        known.positions([1])
 
 
 def test_an_encoder_of_other_features_is_refused(encoded, tmp_path):

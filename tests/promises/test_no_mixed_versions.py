@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
+from aif_jax import export
 from aif_jax.index import ItemIndex
 from aif_jax.serving import Request
 from aif_jax.version import EncodingMismatch, VersionMismatch, fingerprint
@@ -128,6 +129,14 @@ def test_an_index_takes_nothing_of_another_version(tmp_path):
     items = dataclasses.replace(world.take(np.arange(2)), encoding=other.version)
     with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding aaa"):
         index.upsert(world.ids[:2], items)
+
+
+def test_an_export_takes_no_index_of_another_version(tmp_path):
+    """`tests/test_export.py` has the features of another encoder."""
+    world = shared()
+    with pytest.raises(VersionMismatch, match="index: expected version"):
+        export.save(tmp_path / "model", world.model, world.other_params(1), world.index)
+    assert not list(tmp_path.iterdir())
 
 
 class Encoded:
