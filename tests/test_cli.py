@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, cli, export
-from aif_jax.cli.options import meaning
+from aif_jax.cli.options import load_model, meaning
 from aif_jax.columns import Columns
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read
@@ -187,7 +188,12 @@ def test_settings_that_make_no_sense_are_wrong_usage(world, tmp_path, run):
     folder, *_ = world
     code, _, err = run("check", *files(folder), "--columns", tmp_path / "none.json")
     assert code == 2 and "none.json" in err
-    for text, words in (("{", "columns.json"), ('{"hue": 1}', "hue"), ('{"time_unit": "h"}', "Columns.time_unit")):
+    for text, words in (
+        ("{", "columns.json"),
+        ('{"hue": 1}', "hue"),
+        ('{"time_unit": "h"}', "Columns.time_unit"),
+        ("[]", "columns.json"),
+    ):
         (tmp_path / "columns.json").write_text(text)
         code, _, err = run("check", *files(folder), "--columns", tmp_path / "columns.json")
         assert code == 2 and words in err
@@ -198,6 +204,61 @@ def test_settings_that_make_no_sense_are_wrong_usage(world, tmp_path, run):
     with pytest.raises(SystemExit) as usage:
         run("check", *files(folder), "--cap", 0)
     assert usage.value.code == 2
+
+
+# -- train ------------------------------------------------------------------------------------------------------------------
+
+SMALL = [
+    "--preset",
+    "two_tower",
+    "--set",
+    "width=8",
+    "short_length=4",
+    "long_length=8",
+    "towers=[8]",
+    "sequence=false",
+    "--quiet",
+]
+
+
+def test_from_files_to_an_exported_folder(world, tmp_path, run):
+    """Train, index and export; the run's folder alone carries columns, vocabularies and the best parameters."""
+    folder, *_ = world
+    words = ["train", *files(folder), "--columns", folder / "columns.json", "--out", tmp_path / "run", *SMALL]
+    words += ["--epochs", 2, "--batch-size", 64, "--requests", 50]
+    code, out, err = run(*words, "--json", "--evaluate")
+    figures = json.loads(out)
+    assert code == 0, err
+    assert set(figures) == {"validation", "test"} and 0 < figures["validation"]["gauc"] < 1
+    code, again, _ = run(*words)
+    assert code == 0 and again.startswith(f"validation: auc {figures['validation']['auc']:.4f}, gauc ")
+    code, out, _ = run(
+        "index", "build", "--checkpoint", tmp_path / "run", "--items", folder / "items", "--out", tmp_path / "index", "--quiet"
+    )
+    assert code == 0 and "90 items" in out
+    words = ["export", "--checkpoint", tmp_path / "run", "--index", tmp_path / "index", "--out", tmp_path / "exported"]
+    code, out, err = run(*words, "--platforms", "cpu", "--no-stablehlo")
+    assert code == 0, err
+    assert json.loads(out)["version"] == load_model(tmp_path / "run").version
+    other = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run", *SMALL, "--epochs", 3]
+    code, _, err = run(*other)
+    assert code == 1 and "expected a run with these settings" in err and "fit.epochs" in err
+
+
+def test_wrong_words_of_train(world, tmp_path, run):
+    folder, *_ = world
+    words = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run"]
+    for more, message in (
+        (["--set", "width=0"], "--set: Config.width: expected at least 1, got 0"),
+        (["--set", "hue=1"], "--set: expected one of the fields width, .* got 'hue'"),
+        (["--set", "width"], "--set: expected FIELD=VALUE with the value in JSON, got 'width'"),
+        (["--task", "Sing"], "--task: expected one of NextItem, Liked, Impressions, got 'Sing'"),
+        (["--task", "Liked"], "--task: .*threshold"),
+        (["--task", "NextItem", "negatives=0"], "--task: NextItem.negatives: expected at least 1, got 0"),
+    ):
+        code, _, err = run(*words, *more)
+        assert code == 2 and re.search(message, err), err
+    assert not (tmp_path / "run").exists()
 
 
 # -- help -------------------------------------------------------------------------------------------------------------------
@@ -230,7 +291,7 @@ def test_help_on_columns_is_that_of_their_fields(capsys):
         cli.main(["check", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     for name in COLUMNS.to_json():
-        assert "--" + name.replace("_", "-") in said and meaning(name) and meaning(name) in said
+        assert "--" + name.replace("_", "-") in said and meaning(Columns, name) and meaning(Columns, name) in said
 
 
 def test_the_command_is_installed_and_runs_as_a_module(python):

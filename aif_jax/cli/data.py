@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from aif_jax.cli.options import (
     add_checkpoint,
     add_columns,
     add_command,
+    add_flags,
+    as_usage,
     encoder_of,
+    flags_given,
     load_model,
     read_columns,
+    read_fields,
 )
 from aif_jax.columns import Columns
 from aif_jax.config import Config
@@ -26,7 +31,14 @@ from aif_jax.presets import PRESETS
 from aif_jax.readers import check, read
 from aif_jax.readers.check import ORDERS
 from aif_jax.readers.problems import CAP
-from aif_jax.train.fit import fit
+from aif_jax.run import fit
+from aif_jax.train.tasks import TASKS
+
+CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
+FIT = (
+    "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "min_history", "validation", "test", "requests", "repeats",
+)  # fmt: skip
+"""Arguments of `fit` that have a flag."""
 
 
 def add_commands(commands: Any) -> None:
@@ -46,14 +58,22 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--json", action="store_true", help="print the report as JSON")
     add_columns(one)
 
-    one = add_command(commands, "train", run_train, "Trains a model on files; killed and called again, it resumes.")
+    one = add_command(commands, "train", run_train, "Trains a model on files. Killed and called again, it resumes.")
     add_files(one, items_required=True)
+    one.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints and logs")
     one.add_argument("--preset", choices=PRESETS, default="aif", help="the model (default: %(default)s)")
     one.add_argument(
         "--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes",
-        help="fields of the config as JSON, such as width=64 head=[64,32]: " + ", ".join(config_fields()),
+        help="fields of the config in JSON, such as width=64 head=[64,32]: " + ", ".join(CONFIG_FIELDS),
     )  # fmt: skip
-    one.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints and logs")
+    one.add_argument(
+        "--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"),
+        help=f"one of {', '.join(TASKS)}, and its fields, such as: Liked threshold=4 (default: NextItem)",
+    )  # fmt: skip
+    add_flags(one, {name: inspect.signature(fit).parameters[name].default for name in FIT}, fit)
+    one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
+    one.add_argument("--json", action="store_true", help="print the figures as JSON")
+    one.add_argument("--quiet", action="store_true", help="no progress bar")
     add_columns(one)
 
 
@@ -82,31 +102,26 @@ def run_check(options: argparse.Namespace) -> int:
 
 def run_train(options: argparse.Namespace) -> int:
     """`train`."""
+    name, *words = options.task
+    if name not in TASKS:
+        raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+    fields = read_fields(words, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
+    changes = read_fields(options.changes, "--set", CONFIG_FIELDS)
+    with as_usage("--task"):
+        task = TASKS[name](**fields)
     data = read(options.events, items=options.items, users=options.users, columns=read_columns(options) or Columns())
-    config = PRESETS[options.preset](data.schema, **config_changes(options.changes))
-    run = fit(build(config), data, out=options.out)
-    print(run)
+    with as_usage("--set"):
+        model = build(PRESETS[options.preset](data.schema, **changes))
+    run = fit(model, data, out=options.out, task=task, progress=not options.quiet, **flags_given(options, FIT))
+    figures: dict[str, Any] = {"validation": run.metrics}
+    if options.evaluate:
+        figures["test"] = run.evaluate(data, progress=not options.quiet).figures()
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        for split, values in figures.items():
+            print(f"{split}: {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
     return FINE
-
-
-def config_fields() -> list[str]:
-    """Fields of a config that a preset takes from the command line."""
-    return [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
-
-
-def config_changes(words: list[str]) -> dict[str, Any]:
-    """Fields of a config from FIELD=VALUE words. Raises UsageError for other words."""
-    changes = {}
-    for word in words:
-        name, _, text = word.partition("=")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if name not in config_fields() or value is None and text != "null":
-            raise UsageError(f"--set: expected FIELD=VALUE with a field of {config_fields()} and JSON, got {word!r}")
-        changes[name] = tuple(value) if isinstance(value, list) else value
-    return changes
 
 
 def at_least_one(text: str) -> int:

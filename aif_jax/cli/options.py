@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aif_jax import checkpoint
-from aif_jax.checkpoint import Checkpoint, Checkpoints
+from aif_jax.checkpoint import Checkpoint
 from aif_jax.columns import Columns
 from aif_jax.encoder import Encoder
+from aif_jax.train import fit as training
 
 FINE, PROBLEMS, USAGE = 0, 1, 2
 
 
 class UsageError(Exception):
     """Options that do not fit together, or a settings file that cannot be read."""
+
+
+@contextlib.contextmanager
+def as_usage(option: str) -> Iterator[None]:
+    """Turns what a value of an option raises into a `UsageError` that names the option."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{option}: {error}") from error
 
 
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -34,17 +45,33 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     """Adds `--columns FILE` and a flag for each field of `Columns`, with the help text of its docstring."""
     group = parser.add_argument_group("columns of the files (see aif_jax.Columns)")
     group.add_argument("--columns", type=Path, metavar="FILE", help="JSON file with these settings; flags override it")
-    for field in dataclasses.fields(Columns):
-        flag, text = "--" + field.name.replace("_", "-"), meaning(field.name).replace("%", "%%")
-        if isinstance(field.default, bool):
-            group.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=None, help=f"{text} (default: {field.default})"
-            )
-        elif isinstance(field.default, tuple):
-            group.add_argument(flag, nargs="*", metavar="NAME", help=f"{text} (default: none)")
+    add_flags(group, {field.name: field.default for field in dataclasses.fields(Columns)}, Columns)
+
+
+def add_flags(parser: Any, defaults: Mapping[str, Any], documented: Any) -> None:
+    """Adds a flag for each setting, None where it is not given.
+
+    Args:
+      parser: to add to.
+      defaults: by name; they tell the types too. None counts as text.
+      documented: whose docstring has a line "NAME: text" for each.
+    """
+    for name, default in defaults.items():
+        flag = "--" + name.replace("_", "-")
+        text = f"{meaning(documented, name)} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif isinstance(default, tuple):
+            parser.add_argument(flag, nargs="*", metavar="NAME", help=text)
+        elif isinstance(default, int | float):
+            parser.add_argument(flag, type=type(default), metavar="NUMBER", help=text)
         else:
-            kind, name = (int, "NUMBER") if isinstance(field.default, int) else (str, "NAME")
-            group.add_argument(flag, type=kind, metavar=name, help=f"{text} (default: {field.default})")
+            parser.add_argument(flag, metavar="NAME", help=text)
+
+
+def flags_given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The settings that the flags of `add_flags` name."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def read_columns(options: argparse.Namespace) -> Columns | None:
@@ -54,19 +81,35 @@ def read_columns(options: argparse.Namespace) -> Columns | None:
       FileNotFoundError: no such `--columns` file.
       UsageError: a file that is not a JSON object of these settings, or values that do not fit together.
     """
-    flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(Columns)}
-    settings = {name: value for name, value in flags.items() if value is not None}
+    settings = flags_given(options, [field.name for field in dataclasses.fields(Columns)])
     if options.columns is None and not settings:
         return None
-    try:
+    with as_usage("columns" if options.columns is None else f"--columns {options.columns}"):
         return Columns.from_json(({} if options.columns is None else json.loads(options.columns.read_text("utf-8"))) | settings)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{options.columns or 'columns'}: {error}") from error
 
 
-def meaning(name: str) -> str:
-    """The docstring of `Columns` on one field, without the last full stop."""
-    text = inspect.getdoc(Columns) or ""  # -OO drops docstrings
+def read_fields(words: Sequence[str], option: str, fields: Sequence[str]) -> dict[str, Any]:
+    """Settings from FIELD=VALUE words, the values in JSON; lists become tuples.
+
+    Raises:
+      UsageError: other words, or fields that are not among `fields`.
+    """
+    settings = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            raise UsageError(f"{option}: expected FIELD=VALUE with the value in JSON, got {word!r}") from None
+        if name not in fields:
+            raise UsageError(f"{option}: expected one of the fields {', '.join(fields)}, got {name!r}")
+        settings[name] = tuple(value) if isinstance(value, list) else value
+    return settings
+
+
+def meaning(documented: Any, name: str) -> str:
+    """The docstring's text on one field or argument, without the last full stop."""
+    text = inspect.getdoc(documented) or ""  # -OO drops docstrings
     entry = re.search(rf"^  (?:\w+, )*{name}(?:, \w+)*: (.*(?:\n    .*)*)", text, re.M)
     return re.sub(r"\s+", " ", entry[1]).rstrip(".").replace("`", "") if entry else ""
 
@@ -78,10 +121,12 @@ def add_checkpoint(parser: Any, *, required: bool = False, use: str = "") -> Non
 
 
 def load_model(path: Path) -> Checkpoint:
-    """The checkpoint at a path, or the latest one of a run."""
-    if (path / checkpoint.METADATA_FILE).is_file() or not path.is_dir():
+    """The checkpoint at a path, or the one that `fit` would return of the run there: the best or the last."""
+    if not (path / training.RECORD).is_file():
         return checkpoint.load(path)
-    return Checkpoints(path).restore()
+    settings = training.Settings.from_json(training.read_record(path))
+    with training.checkpoints_of(path, settings) as checkpoints:
+        return training.final(checkpoints, settings)
 
 
 def encoder_of(path: Path, model: Checkpoint) -> Encoder:
