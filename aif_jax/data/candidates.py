@@ -70,7 +70,7 @@ def describe(source: SourceFn) -> dict[str, Any]:
       >>> describe(max)
       {'kind': 'builtins.max'}
     """
-    return source.description if isinstance(source, Source) else {"kind": _name(source)}
+    return source.description if isinstance(source, Source) else {"kind": name_of(source)}
 
 
 def pointwise(dataset: Dataset, *, threshold: int) -> Source:
@@ -208,7 +208,7 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
         return CandidateLists(rows, labels)
 
     if callable(retrieval):
-        table: Any = _name(retrieval)
+        table: Any = name_of(retrieval)
     else:
         some = retrieval[:: max(1, len(retrieval) // DESCRIBED_ROWS)]
         table = {"shape": list(retrieval.shape), "sha256": digest(some).sha256}
@@ -237,7 +237,7 @@ def _expect_intact(dataset: Dataset, column: str, positions: np.ndarray, values:
         )
 
 
-def _name(function: Any) -> str:
+def name_of(function: Any) -> str:
     """The qualified name of a function, or of the class of a callable object."""
     inner = getattr(function, "func", function)  # of a partial
     named = inner if hasattr(inner, "__qualname__") else type(inner)

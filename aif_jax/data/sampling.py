@@ -31,6 +31,15 @@ def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
     return counts
 
 
+def counts_before(dataset: Dataset, time: int) -> np.ndarray:
+    """Events of each item before a time in seconds, int64 [N], read in blocks."""
+    log, counts = dataset.log, np.zeros(len(dataset.catalogue), np.int64)
+    for start in range(0, len(log), BLOCK):
+        earlier = log.time[start : start + BLOCK] < time
+        counts += np.bincount(log.item[start : start + BLOCK][earlier], minlength=len(counts))
+    return counts
+
+
 class Seen:
     """Which (user, item) pairs occur among some events, for leaving them out of the negatives.
 

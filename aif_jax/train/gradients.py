@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.data.batches import Batch
-from aif_jax.train.losses import Loss
+from aif_jax.train.loss import Loss
 from aif_jax.types import Array
 
 PART_EVENTS = 10_000

@@ -15,7 +15,7 @@ from aif_jax.data.batches import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
 from aif_jax.train.gradients import LossFn, loss_and_gradient, part_size
-from aif_jax.train.losses import as_loss
+from aif_jax.train.loss import as_loss
 from aif_jax.train.scores import joint_scores
 from aif_jax.train.sparse import (
     Slots,
@@ -149,10 +149,11 @@ class _Step:
         """Samples of a part of this batch, whose rows take so many bytes; None for all."""
         if not isinstance(self._part, str):
             return self._part
-        devices = batch.labels.sharding.device_set if isinstance(batch.labels, jax.Array) else jax.devices()[:1]
+        labels = batch.labels
+        devices = labels.sharding.device_set if isinstance(labels, jax.Array) else jax.devices()[:1]
         if len(devices) > 1 or next(iter(devices)).platform != "cpu":
             return None
-        samples, candidates = batch.labels.shape
+        samples, candidates = labels.shape
         places = batch.users.history.mask.shape[1]
         lengths = (self._config.short_length, self._config.long_length)
         return part_size(samples, candidates + sum(min(places, length) for length in lengths), row_bytes)

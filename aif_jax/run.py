@@ -1,0 +1,228 @@
+"""`fit`, the usual training run in one call, and `Run`, what it returns: evaluate, index, serve, export."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import optax
+
+from aif_jax import export
+from aif_jax.config import Config
+from aif_jax.data.candidates import name_of
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.split import time_cuts
+from aif_jax.encoder import Encoder
+from aif_jax.index import ItemIndex
+from aif_jax.logs import LogWriter
+from aif_jax.model import PreRanker, build
+from aif_jax.serving import AsyncPreRanker, ServingConfig
+from aif_jax.train import fit as training
+from aif_jax.train.evaluate import Evaluation, evaluate
+from aif_jax.train.gradients import LossFn
+from aif_jax.train.losses import as_loss
+from aif_jax.train.sparse import SparseConfig
+from aif_jax.train.tasks import NextItem, Task
+from aif_jax.types import Params
+from aif_jax.version import check_encoding
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained model with everything that it needs in production.
+
+    Attributes:
+      model: pure functions.
+      params: of the best checkpoint on the validation slice, or of the last one with `keep_best=False`.
+      encoder: raw users and items to features, with histories as long as the model reads; None for data without an encoder.
+      metrics: figures of the validation slice.
+      settings: of the run.
+      folder: of the run; None where it was kept nowhere.
+    """
+
+    model: PreRanker
+    params: Params = dataclasses.field(repr=False)
+    encoder: Encoder | None
+    metrics: dict[str, float]
+    settings: training.Settings
+    folder: Path | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path, *, model: PreRanker | None = None) -> Run:
+        """The run in a folder that `fit` wrote.
+
+        Args:
+          folder: `out` of `fit`.
+          model: for one made by `assemble`, whose functions no folder holds; None builds it from the config.
+
+        Raises:
+          FileNotFoundError: no run, or no checkpoint of it.
+          CheckpointError: a damaged checkpoint.
+        """
+        folder = Path(folder)
+        settings = training.Settings.from_json(training.read_record(folder))
+        with training.checkpoints_of(folder, settings) as checkpoints:
+            return cls._of(training.final(checkpoints, settings), model, settings, folder)
+
+    @classmethod
+    def _of(cls, saved: Any, model: PreRanker | None, settings: training.Settings, folder: Path | None) -> Run:
+        return cls(
+            model=model or build(saved.config), params=saved.params, encoder=saved.encoder, metrics=saved.metrics or {},
+            settings=settings, folder=folder,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items()) or "no validation slice"
+        return f"Run({'not kept' if self.folder is None else self.folder}; validation: {figures})"
+
+    @property
+    def config(self) -> Config:
+        """Of the model."""
+        return self.model.config
+
+    def evaluate(
+        self,
+        data: Dataset,
+        split: Literal["test", "validation"] = "test",
+        *,
+        k: int | None = 100,
+        requests: int | None = None,
+        min_history: int | None = None,
+        **options: Any,
+    ) -> Evaluation:
+        """Figures of a slice that training never saw.
+
+        Args:
+          data: of the run, or newer data read with its encoder.
+          split: which slice; the moments that bound it are those of training.
+          k: of HR@k and NDCG@k.
+          requests: at most so many, drawn at random; None evaluates all.
+          min_history: earlier events that a user must have; None takes that of training.
+          options: others of `evaluate`.
+
+        Raises:
+          EncodingMismatch: data that another encoder made.
+          ValueError: no sample in the slice.
+        """
+        if self.encoder is not None and data.encoder is not None:
+            check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
+        positions, source = training.held_out(data, self.settings, split, requests=requests, min_history=min_history)
+        given = training.evaluation_options(self.settings)
+        given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
+        return evaluate(self.model, self.params, data, positions, **given)
+
+    def index(self, items: Any, **options: Any) -> ItemIndex:
+        """The item index of a catalogue; arguments as for `ItemIndex.build`.
+
+        Args:
+          items: path of the items file that training read, or of a newer one; or a `Catalogue`.
+          options: others of `ItemIndex.build`.
+        """
+        return ItemIndex.build(self.model, self.params, items, encoder=self.encoder, **options)
+
+    def serve(
+        self,
+        index: ItemIndex,
+        *,
+        features: Callable[..., Any],
+        retrieval: Callable[..., Any] | None = None,
+        config: ServingConfig | None = None,
+    ) -> AsyncPreRanker:
+        """The engine: `async with run.serve(index, features=..., retrieval=...) as engine`; arguments of `AsyncPreRanker`."""
+        return AsyncPreRanker(self.model, self.params, index, features=features, retrieval=retrieval, config=config)
+
+    def export(self, folder: str | Path, *, index: ItemIndex | None = None, **options: Any) -> str:
+        """Writes compiled functions, parameters, encoder and index into one folder; arguments as for `export.save`."""
+        return export.save(folder, self.model, self.params, index, encoder=self.encoder, **options)
+
+
+def fit(
+    model: PreRanker,
+    data: Dataset,
+    *,
+    out: str | Path | None = None,
+    task: Task = NextItem(),  # noqa: B008 frozen
+    epochs: int = 1,
+    batch_size: int = 256,
+    loss: LossFn | None = None,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-5,
+    optimizer: optax.GradientTransformation | None = None,
+    sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
+    compute_dtype: Any = jnp.float32,
+    buckets: tuple[int, ...] = (),
+    seed: int = 0,
+    min_history: int = 1,
+    validation: float = 0.1,
+    test: float = 0.1,
+    requests: int = 2000,
+    k: int | None = 100,
+    repeats: bool = False,
+    evaluate_every: int | None = None,
+    keep_best: str | bool = True,
+    resume: bool = True,
+    on_bad_batch: Literal["stop", "skip"] = "stop",
+    writers: Sequence[LogWriter] = (),
+    progress: bool = True,
+) -> Run:
+    """Trains a model: splits by time, samples candidates, runs the loop, evaluates on the validation slice, keeps the best.
+
+    Killed at any moment, the same call resumes from the last checkpoint and ends with the same parameters, bit for bit.
+
+    Args:
+      model: from `build`.
+      data: from `read`, or any `Dataset`.
+      out: folder of the run: checkpoints, `fit.json`, `log.jsonl`. None keeps nothing on disk.
+      task: samples, candidates and labels: `NextItem`, `Liked` or `Impressions`.
+      epochs: how often every sample comes.
+      batch_size: samples a step.
+      loss: a `losses.Loss` or any function, see `make_step`; None takes that of the task.
+      learning_rate, weight_decay: of AdamW under a warm-up and a cosine decay.
+      optimizer: any Optax transformation in its place.
+      sparse: which tables get sparse updates, see `make_step`.
+      compute_dtype: of activations, see `make_step`.
+      buckets: shorter lengths of the history, see `Pipeline`.
+      seed: of parameters, order and candidates.
+      min_history: strictly earlier events that the user of a sample must have.
+      validation, test: shares of events, in the order of time; the test slice is for `Run.evaluate`.
+      requests: samples of the validation slice that are evaluated, at most.
+      k: of HR@k and NDCG@k in the catalogue; None does not rank it.
+      repeats: whether users come back to items, see `evaluate`.
+      evaluate_every: steps between two evaluations, each with a checkpoint; None evaluates after every epoch.
+      keep_best: return the best checkpoint by a figure of the validation slice, "gauc" for True; False returns the last.
+      resume: whether to go on with the run in `out`; False refuses a folder that has one.
+      on_bad_batch: what to do with a corrupt record, see `loop`.
+      writers: further logs, see `aif_jax.logs`.
+      progress: whether to show bars and the figures of every evaluation.
+
+    Returns:
+      `Run`.
+
+    Raises:
+      ValueError: settings that do not fit together, too few samples, a run in `out` with other settings or data.
+      FileExistsError: a run in `out` with `resume=False`.
+      FloatingPointError, BadBatch: as `loop`.
+    """
+    first_validation, first_test = time_cuts(data.log, validation=validation, test=test)
+    given = as_loss(loss) or loss or task.loss
+    settings = training.Settings(
+        task=task, first_validation=first_validation, first_test=first_test,
+        loss=repr(given) if as_loss(given) is not None else name_of(given),
+        optimizer="AdamW" if optimizer is None else "given",
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
+        compute_dtype=jnp.dtype(compute_dtype).name, buckets=tuple(buckets), seed=seed, min_history=min_history,
+        requests=requests, k=k if task.ranks_catalogue else None, repeats=repeats, evaluate_every=evaluate_every,
+        keep_best="gauc" if keep_best is True else keep_best or None,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
+        training.begin(Path(folder), settings, resume=resume)
+        saved = training.train(
+            model, data, settings, folder=Path(folder), loss=given, optimizer=optimizer, sparse=sparse,
+            on_bad_batch=on_bad_batch, writers=writers, progress=progress,
+        )  # fmt: skip
+    return Run._of(saved, model, settings, None if out is None else Path(out))

@@ -1,0 +1,242 @@
+"""Evaluation by request: a list of candidates for each held-out event, and its rank in the whole catalogue.
+
+- *Lists*: the candidates of a source, such as the event's item against sampled ones. AUC, GAUC by user, log-loss, calibration.
+- *Catalogue*: the event's item against every item that the user has not met before. HR@k and NDCG@k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from aif_jax import metrics
+from aif_jax.catalogue import Catalogue
+from aif_jax.checks import expect_integers
+from aif_jax.data.batches import Batch, make_batch
+from aif_jax.data.candidates import CandidateLists, Draw, SourceFn, sampled
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.sampling import NegativeSampler, counts_before
+from aif_jax.model import PreRanker
+from aif_jax.train.scores import predict
+from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures
+
+NEGATIVES = 99
+"""Sampled candidates of a request, unless another source is given."""
+ITEMS = 1024  # items in one run of the item function
+SCORES = 1 << 24  # scores of requests x items that are held at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Figures of held-out requests; NaN where one is not defined, such as the AUC of one class.
+
+    Attributes:
+      requests, users: how many the figures are of.
+      auc: over all candidates of all requests.
+      gauc: mean over users of the AUC of their candidates, weighted by candidates.
+      gauc_mean: the plain mean over users.
+      log_loss: mean over candidates, in nats.
+      calibration: sum of predicted probabilities over positives; above 1 predicts too much.
+      calibration_error: expected calibration error over 10 bins of probability.
+      k: of the two below.
+      hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
+      ndcg: NDCG@k of the same.
+    """
+
+    requests: int
+    users: int
+    auc: float
+    gauc: float
+    gauc_mean: float
+    log_loss: float
+    calibration: float
+    calibration_error: float
+    k: int | None = None
+    hit_rate: float | None = None
+    ndcg: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """The figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
+        names = ("auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error")
+        values = {name: getattr(self, name) for name in names}
+        if self.hit_rate is not None and self.ndcg is not None:
+            values |= {f"hr@{self.k}": self.hit_rate, f"ndcg@{self.k}": self.ndcg}
+        return values
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.figures().items())
+        return f"{shown} ({self.requests:,} requests of {self.users:,} users)"
+
+
+class Ranked(NamedTuple):
+    """The whole catalogue ranked for R requests."""
+
+    ranks: np.ndarray  # int64 [R] of each event's item, 0 the best; ties count against it
+    top: np.ndarray  # int32 [R, k] the best rows, best first
+
+
+def evaluate(
+    model: PreRanker,
+    params: Params,
+    data: Dataset,
+    positions: Any,
+    *,
+    k: int | None = 100,
+    candidates: SourceFn | None = None,
+    calibrated: int = 15,
+    repeats: bool = False,
+    seed: int = 0,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluates a model on held-out events.
+
+    Args:
+      model: what to evaluate.
+      params: of the model.
+      data: the data.
+      positions: [R] integer positions of events in the log, such as `eligible(data.log, split.test, min_history=5)`.
+      k: of HR@k and NDCG@k in the catalogue; None does not rank the catalogue.
+      candidates: lists of candidates with labels 0 and 1. None draws 99 negatives for each event's item, by popularity ** 0.75
+        among the events before the first one in `positions`.
+      calibrated: candidates after the first that log-loss and calibration are of: as many negatives as in training, because
+        they compare probabilities.
+      repeats: whether users come back to items; if so, what they have met stays a candidate in the catalogue.
+      seed: of sampled candidates.
+      batch_size: requests scored at a time.
+      progress: whether to show bars.
+
+    Returns:
+      `Evaluation`.
+
+    Raises:
+      ValueError: no position, or what the source refuses, such as an event of an unknown item.
+    """
+    positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
+    if not len(positions):
+        raise ValueError("positions: expected at least one held-out event, got none")
+    source = sampled_before(data, positions) if candidates is None else candidates
+    lists = source(positions, Draw(seed, 0, 0))
+    scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
+    users, where = data.log.user[positions][:, None], lists.rows > 0
+    given = scores, lists.labels
+    few = tuple(array[:, : 1 + calibrated] for array in (*given, where))
+    rates = metrics.calibration(few[0], few[1], where=few[2])
+    catalogue: dict[str, Any] = {}
+    if k is not None:
+        ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
+        ndcg = np.where(ranks < k, 1 / np.log2(ranks + 2), 0)  # one item of each request counts
+        catalogue = {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(ndcg.mean())}
+    return Evaluation(
+        requests=len(positions),
+        users=len(np.unique(users)),
+        auc=metrics.auc(*given, where=where),
+        gauc=metrics.gauc(*given, users, where=where).value,
+        gauc_mean=metrics.gauc(*given, users, where=where, weighting="mean").value,
+        log_loss=metrics.log_loss(few[0], few[1], where=few[2]),
+        calibration=rates.ratio,
+        calibration_error=rates.error,
+        **catalogue,
+    )
+
+
+def sampled_before(data: Dataset, positions: np.ndarray, *, negatives: int = NEGATIVES) -> SourceFn:
+    """The event's item and negatives by popularity among the events before the first one in `positions`: none is later."""
+    counts = counts_before(data, int(data.log.time[positions].min()))
+    return sampled(data, sampler=NegativeSampler(counts), negatives=negatives)
+
+
+def list_scores(
+    model: PreRanker,
+    params: Params,
+    data: Dataset,
+    positions: np.ndarray,
+    lists: CandidateLists,
+    *,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> np.ndarray:
+    """Joint scores of the candidates of R requests, float32 [R, C]."""
+
+    def batches() -> Iterator[Batch]:
+        for at in _filled(len(positions), batch_size, label="score", progress=progress):
+            yield make_batch(data, positions[at], lists.rows[at], lists.labels[at], config=model.config)
+
+    return np.concatenate(list(predict(model, params, batches())))[: len(positions)]
+
+
+def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
+    """The item function over the whole catalogue: rows [N] on the device."""
+    total, parts = len(catalogue), []
+    for at in _filled(total, min(ITEMS, total), label="item rows", progress=progress):
+        features = catalogue.features(at, content=model.config.reads_content)
+        parts.append(_item_rows(params, features, model=model))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:total], *parts)
+
+
+def rank_catalogue(
+    model: PreRanker,
+    params: Params,
+    data: Dataset,
+    positions: np.ndarray,
+    *,
+    k: int = 1,
+    repeats: bool = False,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> Ranked:
+    """Scores every item of the catalogue for the user of each event.
+
+    Args:
+      model, params, data: as for `evaluate`.
+      positions: int64 [R] of events.
+      k: how many of the best rows to keep, at most the items of the catalogue.
+      repeats: as for `evaluate`.
+      batch_size: requests scored at a time, fewer where the catalogue is so large that this would hold many scores.
+      progress: whether to show bars.
+    """
+    log, total = data.log, len(data.catalogue)
+    rows = item_rows(model, params, data.catalogue, progress=progress)
+    size = max(1, min(batch_size, SCORES // total))
+    ranks, top = [], []
+    for at in _filled(len(positions), size, label="rank", progress=progress):
+        here = positions[at]
+        features = data.user_features(here, length=model.config.history_length)
+        scores = np.array(_rank(params, features, rows, model=model))
+        target, each = log.item[here], np.arange(size)
+        of_target = scores[each, target]
+        scores[:, 0] = -np.inf  # row 0 is no item
+        if not repeats:
+            for row, position, end in zip(each, here, log.history_end(here), strict=True):
+                scores[row, log.item[log.offsets[log.user[position]] : end]] = -np.inf
+        scores[each, target] = of_target
+        ranks.append((scores >= of_target[:, None]).sum(1) - 1)
+        best = np.argpartition(scores, -k, axis=1)[:, -k:]
+        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+        top.append(np.take_along_axis(best, order, 1).astype(np.int32))
+    return Ranked(np.concatenate(ranks)[: len(positions)], np.concatenate(top)[: len(positions)])
+
+
+def _filled(count: int, size: int, *, label: str, progress: bool) -> Iterable[np.ndarray]:
+    """Indices of `count` entries in batches of one size, so that one shape is compiled; the first ones fill the last batch."""
+    whole = np.arange(-(-count // size) * size) % count
+    return tqdm(whole.reshape(-1, size), desc=label, unit="batch", leave=False, disable=not progress)
+
+
+@partial(jax.jit, static_argnames="model")
+def _item_rows(params: Params, features: ItemFeatures, *, model: PreRanker) -> ItemRow:
+    return jax.vmap(model.item, (None, 0))(params, features)
+
+
+@partial(jax.jit, static_argnames="model")
+def _rank(params: Params, features: UserFeatures, rows: ItemRow, *, model: PreRanker) -> jax.Array:
+    """Logits [B, N] of B users and all items."""
+    states = jax.vmap(model.user, (None, 0))(params, features)
+    return jax.vmap(model.interaction, (None, 0, None))(params, states, rows)

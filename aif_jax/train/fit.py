@@ -1,0 +1,278 @@
+"""The usual training run: split by time, samples, optimizer, loop, validation, checkpoints, exact resume.
+
+`aif.fit` is its face. For a run of another kind, use `data.pipeline`, `make_step` and `loop`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm.auto import tqdm
+
+from aif_jax import metrics
+from aif_jax.checkpoint import Checkpoint, Checkpoints
+from aif_jax.data.candidates import Draw, SourceFn
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.pipeline import Pipeline, to_device
+from aif_jax.logs import JsonLines, LogWriter
+from aif_jax.model import PreRanker
+from aif_jax.train.evaluate import evaluate
+from aif_jax.train.gradients import LossFn
+from aif_jax.train.loop import loop, resume
+from aif_jax.train.optimizers import default_optimizer
+from aif_jax.train.sparse import SparseConfig
+from aif_jax.train.step import TrainState, init_state, make_step
+from aif_jax.train.tasks import TASKS, NextItem, Task
+from aif_jax.trees import differences, listed
+
+RECORD = "fit.json"
+LOG = "log.jsonl"
+LOWER_IS_BETTER = ("log_loss", "calibration_error")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides a run, beside model and data; its record is in the folder of the run.
+
+    Attributes:
+      first_validation, first_test: the first second of the validation slice and of the test slice.
+      k: of HR@k and NDCG@k; None where the task does not rank the catalogue.
+      loss, optimizer: names, for the record.
+      others: as for `aif.fit`.
+
+    Raises:
+      ValueError: values out of range, or that do not fit together; names the field.
+    """
+
+    task: Task = NextItem()
+    first_validation: int
+    first_test: int
+    loss: str
+    optimizer: str
+    epochs: int = 1
+    batch_size: int = 256
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-5
+    compute_dtype: str = "float32"
+    buckets: tuple[int, ...] = ()
+    seed: int = 0
+    min_history: int = 1
+    requests: int = 2000
+    k: int | None = 100
+    repeats: bool = False
+    evaluate_every: int | None = None
+    keep_best: str | None = "gauc"
+
+    def __post_init__(self):
+        for field in ("epochs", "batch_size", "requests", "evaluate_every"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"fit {field}: expected at least 1, got {value}")
+        if self.keep_best is not None and not self.validates:
+            raise ValueError(f"fit keep_best: expected False without a validation slice, got {self.keep_best!r}")
+        if self.keep_best is not None and self.keep_best not in self.figures:
+            raise ValueError(f"fit keep_best: expected one of {list(self.figures)}, got {self.keep_best!r}")
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation slice."""
+        return self.first_test > self.first_validation
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Figures of the validation slice by which a checkpoint can be the best."""
+        catalogue = () if self.k is None else (f"hr@{self.k}", f"ndcg@{self.k}")
+        return ("auc", "gauc", "gauc_mean", "log_loss", "calibration_error", *catalogue)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values; `from_json` reads it back."""
+        task = {"name": type(self.task).__name__} | dataclasses.asdict(self.task)
+        return json.loads(json.dumps({**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "task": task}))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Settings:
+        """The settings that `to_json` wrote."""
+        task = dict(value["task"])
+        return cls(**{**value, "task": TASKS[task.pop("name")](**task), "buckets": tuple(value["buckets"])})
+
+    def span(self, split: str) -> dict[str, int | None]:
+        """The first second of a slice, "train", "validation" or "test", and the first after it."""
+        bounds = {
+            "train": (None, self.first_validation),
+            "validation": (self.first_validation, self.first_test),
+            "test": (self.first_test, None),
+        }
+        if split not in bounds:
+            raise ValueError(f"split: expected one of {list(bounds)}, got {split!r}")
+        return dict(zip(("since", "before"), bounds[split], strict=True))
+
+
+def train(
+    model: PreRanker,
+    data: Dataset,
+    settings: Settings,
+    *,
+    folder: Path,
+    loss: LossFn,
+    optimizer: optax.GradientTransformation | None,
+    sparse: SparseConfig | None,
+    on_bad_batch: Any,
+    writers: Sequence[LogWriter],
+    progress: bool,
+) -> Checkpoint:
+    """Trains in a folder, from its last checkpoint on where it has one.
+
+    Returns:
+      The best checkpoint by `settings.keep_best`, else the last one.
+    """
+    task, config = settings.task, model.config
+    feed = Pipeline(
+        dataset=data,
+        positions=task.positions(data, min_history=settings.min_history, **settings.span("train")),
+        candidates=task.source(data, before=settings.first_validation),
+        config=config,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        buckets=settings.buckets,
+    )
+    validate = validation(model, data, settings, progress=progress) if settings.validates else None
+    optimizer = optimizer or default_optimizer(
+        len(feed), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    state = init_state(model.init(jax.random.key(settings.seed), data.catalogue, seed=settings.seed), optimizer)
+    step = make_step(model, optimizer, loss=loss, sparse=sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
+    with checkpoints_of(folder, settings) as checkpoints:
+        state, cursor = resume(state, checkpoints, config=config)
+        trained = 0 if cursor is None else cursor["epoch"] * feed.steps_per_epoch + cursor["step"]
+        with to_device(feed.batches(cursor)) as batches:
+            loop(
+                state,
+                step,
+                batches,
+                total=len(feed) - trained,
+                writers=(JsonLines(folder / LOG), *writers),
+                checkpoints=checkpoints,
+                config=config,
+                encoder=encoder_for(model, data),
+                save_every=settings.evaluate_every or feed.steps_per_epoch,
+                evaluate=validate,
+                on_bad_batch=on_bad_batch,
+                progress=progress,
+            )
+        return final(checkpoints, settings)
+
+
+def checkpoints_of(folder: Path, settings: Settings) -> Checkpoints:
+    """The checkpoints of a run."""
+    best = settings.keep_best
+    return Checkpoints(folder, keep_best=None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max"))
+
+
+def final(checkpoints: Checkpoints, settings: Settings) -> Checkpoint:
+    """The best checkpoint by `keep_best`, else the last one."""
+    return checkpoints.restore("latest" if settings.keep_best is None else "best")
+
+
+def encoder_for(model: PreRanker, data: Dataset) -> Any:
+    """The encoder of the data, for histories as long as the model reads; None where the data has none."""
+    return data.encoder and data.encoder.with_length(model.config.history_length)
+
+
+def held_out(
+    data: Dataset, settings: Settings, split: str, *, requests: int | None = None, min_history: int | None = None
+) -> tuple[np.ndarray, SourceFn]:
+    """Positions of a slice, at most `requests` of them drawn without replacement, and the source of their candidates.
+
+    Raises:
+      ValueError: a slice without a sample.
+    """
+    span, task = settings.span(split), settings.task
+    least = settings.min_history if min_history is None else min_history
+    positions = task.positions(data, min_history=least, **span)
+    if not len(positions):
+        raise ValueError(f"{split}: expected a sample with {least} earlier events of its user, got none in {span}")
+    if requests is not None and requests < len(positions):
+        positions = np.sort(np.random.default_rng(0).choice(positions, requests, replace=False))
+    before = span["since"] if span["since"] is not None else settings.first_validation
+    return positions, task.source(data, before=before, held_out=True)
+
+
+def validation(
+    model: PreRanker, data: Dataset, settings: Settings, *, progress: bool
+) -> Callable[[TrainState], dict[str, float]]:
+    """Figures of a state on the validation slice.
+
+    Raises:
+      ValueError: a slice without a sample, or on which the figure of `keep_best` is not defined.
+    """
+    positions, source = held_out(data, settings, "validation", requests=settings.requests)
+    rows, labels, _ = source(positions, Draw(0, 0, 0))
+    users = data.log.user[positions][:, None]
+    if settings.keep_best in ("auc", "gauc", "gauc_mean") and math.isnan(
+        metrics.gauc(np.zeros(rows.shape), labels, users, where=rows > 0).value
+    ):
+        raise ValueError(
+            f"fit keep_best: expected a figure that the validation slice defines, got {settings.keep_best!r}: no user of its "
+            f"{len(positions)} samples has candidates of both labels; give keep_best='log_loss' or False"
+        )
+
+    def figures(state: TrainState) -> dict[str, float]:
+        given = evaluation_options(settings)
+        evaluation = evaluate(model, state.params, data, positions, candidates=source, progress=progress, **given)
+        if progress:
+            tqdm.write(f"step {int(state.step)}, validation: {evaluation}")
+        return evaluation.figures()
+
+    return figures
+
+
+def evaluation_options(settings: Settings) -> dict[str, Any]:
+    """Options of `evaluate` that follow from a run."""
+    return {"k": settings.k, "calibrated": settings.task.calibrated, "repeats": settings.repeats}
+
+
+def begin(folder: Path, settings: Settings, *, resume: bool) -> None:
+    """Writes the record of a run into its folder, or compares it with the one that is there.
+
+    Raises:
+      FileExistsError: a run is there and `resume` is False, or something that is no run.
+      ValueError: a run with other settings; names what differs.
+    """
+    file, record = folder / RECORD, settings.to_json()
+    if Checkpoints(folder).steps:  # until then there is nothing to resume
+        if not resume or not file.exists():
+            raise FileExistsError(f"{folder}: expected a new folder, found checkpoints; resume=True goes on with a run")
+        if lines := differences(read_record(folder), record, path="fit", source="run"):
+            raise ValueError(f"{folder}: expected a run with these settings, found another:\n{listed(lines)}")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{RECORD}.partial"
+    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, file)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of the run in a folder.
+
+    Raises:
+      FileNotFoundError: no run there.
+      ValueError: a record that is not JSON.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder}: expected the folder of a run, found no {RECORD} in it")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected the record of a run, got no JSON: {error}") from error

@@ -1,0 +1,119 @@
+"""What `fit` trains a model for: which events are samples, with which candidates and labels, under which loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeAlias
+
+import numpy as np
+
+from aif_jax.data.candidates import Source, impressed, pointwise, sampled
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.positions import eligible_positions, request_starts
+from aif_jax.data.sampling import NegativeSampler, counts_before
+from aif_jax.train.losses import listwise_softmax, pointwise_bce
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextItem:
+    """Which item does the user turn to next, among sampled ones? Every event of a known item is a sample.
+
+    The loss is listwise and pointwise: a softmax over a list says nothing of the level of its scores, by which GAUC compares
+    lists of one user.
+
+    Attributes:
+      negatives: sampled candidates of each event in training.
+      evaluated: the same in evaluation.
+      power: candidates are drawn with probability proportional to popularity ** power.
+      corrected: correct the loss for how often the sampler draws a candidate (logQ), to rank the whole catalogue.
+
+    Raises:
+      ValueError: fewer than one negative.
+    """
+
+    negatives: int = 15
+    evaluated: int = 99
+    power: float = 0.75
+    corrected: bool = False
+
+    loss = listwise_softmax + pointwise_bce
+    ranks_catalogue = True
+
+    def __post_init__(self):
+        for field in ("negatives", "evaluated"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"NextItem.{field}: expected at least 1, got {getattr(self, field)}")
+
+    @property
+    def calibrated(self) -> int:
+        """Candidates after the first that log-loss and calibration are of: as many as in training."""
+        return self.negatives
+
+    def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
+        """Events of known items in a span of time."""
+        return eligible_positions(data.log, min_history=min_history, since=since, before=before)
+
+    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> Source:
+        """The event's item and negatives by popularity before a time."""
+        sampler = NegativeSampler(counts_before(data, before), power=self.power)
+        if held_out:
+            return sampled(data, sampler=sampler, negatives=self.evaluated)
+        return sampled(data, sampler=sampler, negatives=self.negatives, corrected=self.corrected)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Liked:
+    """Does the user like the item? Every event of a known item and action is a sample, its item the only candidate.
+
+    Attributes:
+      threshold: the least action row that counts as liked; action rows must be in ascending order of liking.
+    """
+
+    threshold: int
+
+    loss = pointwise_bce
+    ranks_catalogue = False
+    calibrated = 0
+
+    def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
+        """Events of known items and actions in a span of time."""
+        positions = eligible_positions(data.log, min_history=min_history, since=since, before=before)
+        return positions[data.log.action[positions] > 0]
+
+    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> Source:
+        """The event's item."""
+        return pointwise(data, threshold=self.threshold)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Impressions:
+    """Which of the items that were shown does the user click? The log holds impressions; a request is a sample.
+
+    Attributes:
+      candidates: C, items of a list that count, the first ones.
+      threshold: the least action row that counts as a click; action rows must be in ascending order (seen, clicked).
+    """
+
+    candidates: int
+    threshold: int
+
+    loss = listwise_softmax + pointwise_bce
+    ranks_catalogue = False
+
+    @property
+    def calibrated(self) -> int:
+        """The whole list."""
+        return self.candidates
+
+    def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
+        """The first event of every request in a span of time."""
+        return request_starts(data.log, min_history=min_history, since=since, before=before)
+
+    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> Source:
+        """The list that was shown."""
+        return impressed(data, candidates=self.candidates, threshold=self.threshold)
+
+
+Task: TypeAlias = NextItem | Liked | Impressions
+TASKS: dict[str, type[Task]] = {task.__name__: task for task in (NextItem, Liked, Impressions)}
+"""Tasks by name, for the record of a run."""

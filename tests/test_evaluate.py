@@ -1,0 +1,137 @@
+"""Evaluation by request, against scores and ranks worked out one request at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import metrics, train
+from aif_jax.data.candidates import CandidateLists, Draw, impressed, pointwise
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.events import EventLog
+from aif_jax.data.split import eligible, split_by_time
+from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.test_sparse import SMALL
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+
+
+@pytest.fixture(scope="module")
+def trained(data) -> tuple[aif.PreRanker, dict]:
+    """A small model; its parameters need no training to be evaluated."""
+    model = aif.build(demo.config(schema=data.schema, **SMALL))
+    return model, model.init(jax.random.key(0), data.catalogue)
+
+
+@pytest.fixture(scope="module")
+def positions(data) -> np.ndarray:
+    return eligible(data.log, split_by_time(data.log).test, min_history=5)
+
+
+def one_by_one(model, params, data, position: int) -> np.ndarray:
+    """Scores [N] of the whole catalogue for one event."""
+    user = jax.tree.map(lambda x: x[0], data.user_features([position], length=model.config.history_length))
+    return np.asarray(jax.jit(model.joint)(params, user, data.catalogue.items))
+
+
+def test_figures_are_the_metrics_of_the_joint_scores(data, trained, positions):
+    model, params = trained
+    lists = sampled_before(data, positions)(positions, Draw(3, 0, 0))
+    few = np.arange(0, len(positions), 9)
+    scores = list_scores(model, params, data, positions, lists, batch_size=32, progress=False)
+    for i in few:
+        np.testing.assert_allclose(scores[i], one_by_one(model, params, data, positions[i])[lists.rows[i]], atol=1e-5)
+    got = train.evaluate(model, params, data, positions, k=10, seed=3, calibrated=4, progress=False)
+    users = data.log.user[positions][:, None]
+    assert (got.requests, got.users) == (len(positions), len(np.unique(users)))
+    assert got.auc == pytest.approx(metrics.auc(scores, lists.labels), abs=1e-6)
+    assert got.gauc == pytest.approx(metrics.gauc(scores, lists.labels, users).value, abs=1e-6)
+    assert got.gauc_mean == pytest.approx(metrics.gauc(scores, lists.labels, users, weighting="mean").value, abs=1e-6)
+    assert got.log_loss == pytest.approx(metrics.log_loss(scores[:, :5], lists.labels[:, :5]), abs=1e-5)
+    rates = metrics.calibration(scores[:, :5], lists.labels[:, :5])
+    assert (got.calibration, got.calibration_error) == pytest.approx((rates.ratio, rates.error), abs=1e-5)
+    ranks = rank_catalogue(model, params, data, positions, progress=False).ranks
+    assert got.hit_rate == (ranks < 10).mean() and got.ndcg == pytest.approx(np.mean(1 / np.log2(ranks + 2) * (ranks < 10)))
+    assert list(got.figures())[-2:] == ["hr@10", "ndcg@10"] and "hr@10 " in str(got)
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_ranks_leave_out_row_0_and_what_the_user_has_met(data, trained, positions, repeats):
+    model, params = trained
+    log, few = data.log, positions[::11]
+    ranked = rank_catalogue(model, params, data, few, k=7, repeats=repeats, batch_size=4, progress=False)
+    met_again = 0
+    for position, rank, top in zip(few, ranked.ranks, ranked.top, strict=True):
+        scores = one_by_one(model, params, data, position)
+        target, user = log.item[position], log.user[position]
+        others = set(range(1, len(scores))) - {int(target)}
+        if not repeats:
+            met = set(log.item[log.offsets[user] : log.history_end([position])[0]].tolist())
+            met_again += target in met
+            others -= met
+        assert rank == sum(scores[i] >= scores[target] for i in others)
+        best = sorted(others | {int(target)}, key=lambda i: -scores[i])[:7]
+        np.testing.assert_allclose(scores[top], scores[best], atol=1e-6)
+    assert repeats or met_again  # a target that the user has met before stays a candidate
+
+
+def test_negatives_are_of_the_past(data):
+    """An item whose first event is later than the evaluated ones is never drawn."""
+    log = data.log
+    positions = np.flatnonzero((log.time > np.quantile(log.time, 0.3)) & (log.time < np.quantile(log.time, 0.35)))
+    rows = sampled_before(data, positions)(positions, Draw(0, 0, 0)).rows[:, 1:]
+    earlier = np.unique(log.item[log.time < log.time[positions].min()])
+    assert set(np.unique(rows)) <= set(earlier.tolist()) < set(range(len(data.catalogue)))
+
+
+def test_other_sources_leave_the_catalogue_alone(data, trained, positions):
+    model, params = trained
+    liked = train.evaluate(
+        model, params, data, positions, k=None, candidates=pointwise(data, threshold=2), calibrated=0, progress=False
+    )
+    assert liked.k is liked.hit_rate is liked.ndcg is None and "hr" not in str(liked)
+    assert 0 < liked.gauc < 1 and list(liked.figures()) == [
+        "auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error"
+    ]  # fmt: skip
+    shown = impressed(data, candidates=3, threshold=2)
+    some = train.evaluate(model, params, data, positions, k=None, candidates=shown, calibrated=3, progress=False)
+    assert 0 < some.auc < 1  # masked places of short lists count nowhere
+
+    def all_positive(at, draw):
+        return CandidateLists(np.ones((len(at), 2), np.int32), np.ones((len(at), 2), np.float32))
+
+    nothing = train.evaluate(model, params, data, positions, k=None, candidates=all_positive, progress=False)
+    assert np.isnan(nothing.auc) and np.isnan(nothing.gauc) and nothing.log_loss > 0
+
+
+def test_evaluation_compiles_once_for_all_calls(data, trained, positions):
+    model, params = trained
+    traced = []
+    counted = model._replace(
+        joint=lambda *given: traced.append("joint") or model.joint(*given),
+        item=lambda *given: traced.append("item") or model.item(*given),
+        interaction=lambda *given: traced.append("interaction") or model.interaction(*given),
+    )
+    for few in (positions[:40], positions[:52], positions):
+        train.evaluate(counted, params, data, few, progress=False)
+    assert sorted(traced) == ["interaction", "item", "joint"]
+
+
+def test_wrong_positions_are_refused(data, trained):
+    model, params = trained
+    with pytest.raises(ValueError, match="positions: expected at least one held-out event, got none"):
+        train.evaluate(model, params, data, [])
+    with pytest.raises(ValueError, match="positions: expected values in"):
+        train.evaluate(model, params, data, [len(data.log)])
+    log = EventLog.from_arrays([1] * 9, [0] * 9, [1] * 9, range(9), users=data.log.users)
+    with pytest.raises(ValueError, match="can be drawn"):
+        train.evaluate(model, params, dataclasses.replace(data, log=log), [3], progress=False)

@@ -1,0 +1,192 @@
+"""`aif.fit` and `Run`: the split, the best checkpoint, exact resume, refusals, and the road to a served ranking."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import train
+from aif_jax.checkpoint import Checkpoints
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.split import eligible, split_by_time
+from aif_jax.logs import JsonLines
+from aif_jax.run import Run, fit
+from aif_jax.train.fit import Settings
+from aif_jax.train.tasks import Impressions, Liked, NextItem
+from aif_jax.version import EncodingMismatch
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.test_sparse import SMALL
+
+GIVEN = dict(epochs=2, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10, progress=False)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+
+
+@pytest.fixture(scope="module")
+def model(data) -> aif.PreRanker:
+    return aif.build(demo.config(schema=data.schema, **SMALL))
+
+
+@pytest.fixture(scope="module")
+def run(data, model, tmp_path_factory) -> Run:
+    """A whole run, for all tests."""
+    return fit(model, data, out=tmp_path_factory.mktemp("fit") / "run", learning_rate=0.03, **GIVEN)
+
+
+def same(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, model, run):
+    parts = split_by_time(data.log)
+    steps = 2 * (len(eligible(data.log, parts.train, min_history=1)) // 64)
+    with Checkpoints(run.folder, keep_best=("gauc", "max")) as checkpoints:
+        assert checkpoints.steps == [steps // 2, steps]
+        best = checkpoints.restore("best")
+    assert same(best.params, run.params) and best.metrics == run.metrics
+    logged = [row for row in JsonLines(run.folder / "log.jsonl").rows() if "gauc" in row]
+    assert [row["step"] for row in logged] == [steps // 2, steps]
+    assert run.metrics["gauc"] == max(row["gauc"] for row in logged)
+    assert list(run.metrics) == ["auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error", "hr@10", "ndcg@10"]
+    record = json.loads((run.folder / "fit.json").read_text())
+    assert record["loss"] == "listwise_softmax + pointwise_bce"
+    assert record["task"] == {"name": "NextItem", **vars(GIVEN["task"])}
+    assert Settings.from_json(record) == run.settings
+    assert run.encoder.length == run.config.history_length and run.encoder.version == data.encoder.version
+    assert f"gauc {run.metrics['gauc']:.4f}" in str(run) and str(run.folder) in str(run)
+    positions = eligible(data.log, parts.test, min_history=1)
+    untrained = train.evaluate(model, model.init(jax.random.key(0), data.catalogue), data, positions, progress=False)
+    assert run.evaluate(data, progress=False).log_loss < untrained.log_loss - 0.05
+
+
+def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
+    parts = split_by_time(data.log)
+    for split, part in (("test", parts.test), ("validation", parts.validation)):
+        got = run.evaluate(data, split, k=10, progress=False)
+        assert got.requests == len(eligible(data.log, part, min_history=1))
+        assert got == run.evaluate(data, split, k=10, progress=False)
+    few = run.evaluate(data, requests=30, min_history=20, k=None, progress=False)
+    assert few.requests == 30 and few.k is None
+    with pytest.raises(ValueError, match=r"split: expected one of \['train', 'validation', 'test'\], got 'tests'"):
+        run.evaluate(data, "tests")
+    columns = dataclasses.replace(data.encoder.columns, time="another name")
+    other = dataclasses.replace(data, encoder=dataclasses.replace(data.encoder, columns=columns))
+    with pytest.raises(EncodingMismatch, match="data: expected the encoding"):
+        run.evaluate(other)
+
+
+def test_a_loaded_run_is_the_run(data, run):
+    loaded = Run.load(run.folder)
+    assert same(loaded.params, run.params) and loaded.config == run.config and loaded.settings == run.settings
+    assert (loaded.metrics, loaded.folder, loaded.encoder.version) == (run.metrics, run.folder, run.encoder.version)
+    assert loaded.evaluate(data, k=10, progress=False) == run.evaluate(data, k=10, progress=False)
+    with pytest.raises(FileNotFoundError, match="expected the folder of a run, found no fit.json in it"):
+        Run.load(run.folder / "1")
+
+
+class Kill:
+    """A log that ends the run at a step, before its checkpoint is written."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def rewind(self, step):
+        pass
+
+    def write(self, step, values):
+        if step >= self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_run_ends_as_one_that_was_not(data, model, run, tmp_path):
+    given = GIVEN | dict(out=tmp_path / "run", learning_rate=0.03)
+    steps = max(Checkpoints(run.folder).steps)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, writers=[Kill(steps)], **given)
+    assert Checkpoints(tmp_path / "run").steps == [steps // 2]
+    resumed = fit(model, data, **given)
+    again = fit(model, data, **given)  # finished: nothing is left to do
+    for one in (resumed, again):
+        assert same(one.params, run.params) and one.metrics == run.metrics
+    last = [Checkpoints(folder).restore() for folder in (run.folder, tmp_path / "run")]
+    assert last[0].step == last[1].step == steps and same(last[0].params, last[1].params)
+    values = [[(r["step"], r["loss"]) for r in JsonLines(f / "log.jsonl").rows()] for f in (run.folder, tmp_path / "run")]
+    assert values[0] == values[1]
+
+
+def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
+    given = GIVEN | dict(out=run.folder, learning_rate=0.03)
+    with pytest.raises(ValueError, match=r"expected a run with these settings, found another:\n  fit.epochs: expected 3, the"):
+        fit(model, data, **given | {"epochs": 3})
+    with pytest.raises(ValueError, match="fit.task.negatives: expected 4, the run has 3"):
+        fit(model, data, **given | {"task": NextItem(negatives=4, evaluated=20)})
+    with pytest.raises(FileExistsError, match="expected a new folder, found checkpoints"):
+        fit(model, data, resume=False, **given)
+    with pytest.raises(ValueError, match="cursor: expected one of this pipeline, got one of another:\n.*pipeline.data.name"):
+        fit(model, dataclasses.replace(data, name="another"), **given)
+    with pytest.raises(ValueError, match="config or schema other than expected"):
+        fit(aif.build(model.config.replace(width=5)), data, **given)
+    with Checkpoints(tmp_path / "foreign") as checkpoints:
+        checkpoints.save(1, run.params, run.config)
+    with pytest.raises(FileExistsError, match="found checkpoints"):
+        fit(model, data, **given | {"out": tmp_path / "foreign"})
+    with pytest.raises(ValueError, match="positions: expected at least batch_size=5000"):
+        fit(model, data, **given | {"out": tmp_path / "fresh", "batch_size": 5000})
+    again = fit(model, data, **given | {"out": tmp_path / "fresh", "epochs": 1})  # there was nothing to go on with
+    assert again.folder == tmp_path / "fresh"
+
+
+@pytest.mark.parametrize("task", [Liked(threshold=2), Impressions(candidates=3, threshold=2)])
+def test_other_tasks_train_and_do_not_rank_the_catalogue(data, model, task):
+    run = fit(model, data, **GIVEN | dict(task=task, epochs=1))
+    assert run.folder is None and "hr@10" not in run.metrics and 0 < run.metrics["gauc"] < 1
+    got = run.evaluate(data, progress=False)
+    assert got.k is None and got.requests > 50
+    assert Settings.from_json(run.settings.to_json()) == run.settings
+
+
+def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model):
+    def mine(scores, labels, *, where):
+        return train.losses.pointwise_bce(scores, labels, where=where)
+
+    run = fit(model, data, **GIVEN | dict(epochs=1, validation=0.0, test=0.0, keep_best=False, loss=mine))
+    assert run.metrics == {} and "no validation slice" in str(run)
+    assert run.settings.loss.endswith("test_a_run_without_a_validation_slice_keeps_the_last_checkpoint.<locals>.mine")
+    with pytest.raises(ValueError, match="test: expected a sample with 1 earlier events of its user, got none"):
+        run.evaluate(data)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"epochs": 0}, "fit epochs: expected at least 1, got 0"),
+        ({"requests": 0}, "fit requests: expected at least 1, got 0"),
+        ({"validation": 0.0}, "fit keep_best: expected False without a validation slice, got 'gauc'"),
+        ({"keep_best": "hr@100"}, r"fit keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
+        ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
+        ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\), got 9"),
+        ({"min_history": 500}, "positions: expected at least batch_size=64, got 0"),
+    ],
+)
+def test_wrong_settings_are_refused(data, model, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        fit(model, data, **GIVEN | wrong)
+
+
+def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data, model):
+    seen = dataclasses.replace(
+        data, log=data.log.from_arrays(data.log.user, data.log.item, np.ones_like(data.log.action), data.log.time)
+    )
+    with pytest.raises(ValueError, match="keep_best: expected a figure that the validation slice defines, got 'gauc': no user"):
+        fit(model, seen, **GIVEN | dict(task=Liked(threshold=2)))
+    with pytest.raises(ValueError, match="NextItem.negatives: expected at least 1, got 0"):
+        NextItem(negatives=0)
