@@ -19,6 +19,7 @@ import aif_jax as aif
 from aif_jax import interaction
 from aif_jax.blocks import Bea, DotProduct, LinearMemory, Sim, SimTier
 from aif_jax.layers import AGE_BUCKETS
+from aif_jax.train import predict
 
 
 class TorchAIF(nn.Module):
@@ -169,6 +170,17 @@ class TorchAIF(nn.Module):
 
     def _get(self, path: str) -> Tensor:
         return self.weights[_key(path)]
+
+
+def expect_same(network: TorchAIF, tensors: dict[str, Any], model: aif.PreRanker, params: dict[str, Any], batch: Any) -> float:
+    """The largest difference of the logits of a batch. Raises SystemExit where it is above 1e-4: another network."""
+    with torch.no_grad():
+        theirs = network(tensors).numpy()
+    (ours,) = (scores[:, 0] for scores in predict(model, params, [batch]))
+    difference = float(np.abs(ours - theirs).max())
+    if not difference < 1e-4:
+        raise SystemExit(f"expected the same network twice, got logits that differ by {difference:.1e}: nothing is timed")
+    return difference
 
 
 def to_torch(batch: Any, params: dict[str, Any], config: aif.Config) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aif_jax import checkpoint
+import aif_jax as aif
+from experiments.datasets.synthetic import synthetic_world
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,8 +28,8 @@ def figures(module: str, tmp_path: Path, *arguments: str) -> dict:
 
 
 def test_quickstart(tmp_path):
-    got = figures("experiments.quickstart", tmp_path, "--checkpoint", "trained")
-    assert checkpoint.load(tmp_path / "trained").metrics == {"gauc": got["gauc"]}
+    got = figures("experiments.quickstart", tmp_path, "--out", "run")
+    assert aif.Run.load(tmp_path / "run").config.blocks == aif.presets.aif(synthetic_world().dataset.schema).blocks
     for name in ("auc", "gauc", "hr100", "two_tower_auc", "two_tower_gauc", "two_tower_hr100"):
         assert 0 < got[name] <= 1, name
     assert got["max_abs_staged_minus_joint"] < 1e-5

@@ -15,9 +15,9 @@ import pytest
 import aif_jax as aif
 from aif_jax.data.candidates import Draw
 from aif_jax.data.sampling import NegativeSampler, item_counts
-from experiments import ablation, evaluation
+from experiments import ablation
 from experiments.datasets import movielens
-from experiments.study import datasets, inttower, limits, models, plan, plots, recipes, records, report, runs, tables, tuning
+from experiments.study import datasets, evaluation, inttower, limits, models, plan, plots, recipes, records, report, runs, tables, tuning
 from experiments.study.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.data.dataset import Dataset
+from aif_jax.train.evaluate import item_rows
 from experiments import common
-from experiments.evaluation import catalogue_rows, earlier
+from experiments.study.evaluation import earlier
 from experiments.study import datasets, models
 from experiments.study.runs import fit_tables
 
@@ -89,7 +90,7 @@ def _prepared(config: aif.Config, dataset: Dataset, positions: np.ndarray) -> tu
 
 def _staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int) -> Callable[[int, np.ndarray], Any]:
     model, params, users = _prepared(config, dataset, positions)
-    table = catalogue_rows(model, params, dataset)
+    table = item_rows(model, params, dataset.catalogue, progress=False)
     user = jax.jit(model.user)
     states = [jax.block_until_ready(user(params, features)) for features in users]
 

@@ -18,10 +18,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax import metrics, train
-from aif_jax.data.batches import make_batch
+from aif_jax import metrics
+from aif_jax.data.candidates import CandidateLists
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
+from aif_jax.train.evaluate import list_scores
 from experiments import common
 from experiments.datasets import movielens
 from experiments.study import models, recipes, runs
@@ -104,24 +105,14 @@ def run(
     named = runs.Run(dataset="inttower", model=name, seed=seed, recipe="pointwise", epochs=epochs)
     fitted = runs.fit_tables(dataset, config)
     state, _, _ = runs.fit(named, model, fitted, feed, loss=recipes.loss("pointwise"), progress=progress)
-    scores = _scores(model, state.params, dataset, protocol.test)
     labels = protocol.labels[protocol.test]
+    lists = CandidateLists(dataset.log.item[protocol.test][:, None], labels[:, None])
+    scores = list_scores(model, state.params, dataset, protocol.test, lists, batch_size=512)[:, 0]
     return {
         "auc": metrics.auc(scores, labels),
         "gauc": metrics.gauc(scores, labels, dataset.log.user[protocol.test]).value,
         "log_loss": metrics.log_loss(scores, labels),
     }
-
-
-def _scores(model: aif.PreRanker, params: Any, dataset: Dataset, positions: np.ndarray, batch: int = 512) -> np.ndarray:
-    whole = np.arange(-(-len(positions) // batch) * batch) % len(positions)
-
-    def made() -> Any:
-        for at in np.split(positions[whole], len(whole) // batch):
-            rows = dataset.log.item[at][:, None]
-            yield make_batch(dataset, at, rows, np.zeros(rows.shape, np.float32), config=model.config)
-
-    return np.concatenate([scores[:, 0] for scores in train.predict(model, params, made())])[: len(positions)]
 
 
 def main(options: Any) -> None:

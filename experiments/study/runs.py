@@ -22,10 +22,11 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible
 from aif_jax.train import losses
+from aif_jax.train.evaluate import rank_catalogue
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common
-from experiments.evaluation import (
+from experiments.study.evaluation import (
     MIN_HISTORY,
     Requests,
     by_history,
@@ -33,7 +34,6 @@ from experiments.evaluation import (
     held_out,
     hits,
     pick,
-    rank_catalogue,
     ranker_recall,
     sampled_figures,
     sampled_scores,
@@ -238,7 +238,7 @@ def catalogue_figures(
     at = requests.positions[chosen]
     batch = min(4, len(at))
     k = min(100, len(dataset.catalogue) - 1)
-    found = rank_catalogue(model, params, dataset, at, k=k, batch=batch, repeats=data.repeats)
+    found = rank_catalogue(model, params, dataset, at, k=k, batch_size=batch, repeats=data.repeats)
     folder = work / "top"
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{run.file}.npy", found.top)
