@@ -34,7 +34,8 @@ class Component(NamedTuple):
 class InitFn(Protocol):
     """`init(key, catalogue, *, seed=0, fitted=None)`: trained parameters from the key, fitted ones from the catalogue.
 
-    With `fitted`, what `fit_tables` returned before, nothing is fitted and the catalogue may be None.
+    With `fitted`, what `fit_tables` returned before, nothing is fitted and the catalogue may be None; `{}` gives the trained
+    parameters alone. Raises ValueError where `fitted` is another config's.
     """
 
     def __call__(
@@ -121,6 +122,8 @@ def assemble(
     ) -> Params:
         if fitted is None:
             fitted = fit_tables(config, catalogue, seed=seed)  # type: ignore[arg-type]  # which refuses None
+        elif fitted:
+            _check_fitted(config, fitted)
         keys = dict(zip(("embedding", "user", "item", "head", "blocks"), jax.random.split(key, 5), strict=True))
         block_keys = jax.random.split(keys["blocks"], max(1, len(config.blocks)))
         blocks = {block.name: block.init(k, config) for k, block in zip(block_keys, config.blocks, strict=False)}  # type: ignore[attr-defined]
@@ -173,6 +176,18 @@ def _items(config: Config, catalogue: Catalogue | ItemFeatures) -> ItemFeatures:
     if config.schema.content and items.content is None:
         raise ValueError(f"init catalogue: expected content [{size}, {config.schema.content}], got None")
     return items
+
+
+def _check_fitted(config: Config, fitted: Params) -> None:
+    """Raises ValueError for the fitted group of another config."""
+    size, tables = config.schema.item_attribute("item").size, {table.name for table in config.tables}
+    wanted = {"fields"} | tables
+    extra = fitted.keys() - wanted - {block.name for block in config.blocks}
+    if wanted - fitted.keys() or extra:
+        raise ValueError(f"init fitted: expected {sorted(wanted)}, got {sorted(fitted)}; fit_tables makes them for a config")
+    for path, table in (fitted["fields"] | {name: fitted[name]["table"] for name in tables}).items():
+        if table.shape[0] != size:
+            raise ValueError(f"init fitted: expected {size} rows in {path}, one for each item, got {table.shape[0]}")
 
 
 def _name(function: Any) -> str:

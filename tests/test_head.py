@@ -1,149 +1,152 @@
-"""The head split by blocks equals one MLP over the concatenated blocks."""
+"""The head split by block equals one MLP over the concatenated inputs."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import aif_jax as aif
-from aif_jax import bridge, head, interaction, memory, sim
-from aif_jax.types import Behaviours
+from aif_jax import head, interaction
+from aif_jax.blocks import Terms
+from tests import demo
+from tests.blocks import parts
 from tests.reference import head as reference
 
-BLOCKS = {"user": 4, "item": 4, "product": 4, "tiers": 3}
+WIDTHS = {"tower": {"user": 4, "item": 4, "product": 4}, "tiers": {"tiers": 3}, "silent": {}}
+HIDDEN = (6, 5)
 
 
-def init(key, blocks, hidden):
-    return jax.jit(lambda key: head.init(key, blocks, hidden))(key)
+def init(key, widths=WIDTHS, hidden=HIDDEN):
+    return jax.jit(lambda key: head.init(key, widths, hidden))(key)
 
 
-def params(hidden=(6, 5)):
-    made = init(jax.random.key(0), BLOCKS, hidden)
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), made)
+def params(hidden=HIDDEN):
+    """Parameters of the head, drawn at random, biases too."""
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: head.init(jax.random.key(0), WIDTHS, hidden))
+    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
-def test_parameters_have_one_kernel_for_each_block():
-    made = init(jax.random.key(0), BLOCKS, (6, 5))
-    assert {name: k.shape for name, k in made["first"]["kernels"].items()} == {n: (w, 6) for n, w in BLOCKS.items()}
+def test_parameters_have_one_kernel_for_each_input():
+    made = init(jax.random.key(0))
+    shapes = {block: {name: kernel.shape for name, kernel in own.items()} for block, own in made["first"]["kernels"].items()}
+    assert shapes == {"tower": dict.fromkeys(("user", "item", "product"), (4, 6)), "tiers": {"tiers": (3, 6)}}
     assert made["first"]["bias"].shape == (6,)
     assert [made["rest"][f"layer_{i}"]["kernel"].shape for i in range(2)] == [(6, 5), (5, 1)]
-    wide = init(jax.random.key(0), {"a": 1000, "b": 500}, (60,))["first"]["kernels"]
-    spread = np.concatenate([kernel.ravel() for kernel in wide.values()])
-    np.testing.assert_allclose(spread.std(), 1500**-0.5, rtol=0.05)  # by the whole fan-in, not by the block's
+    assert head.kernels(made, "silent") == head.kernels(made, "unheard of") == {}
+    np.testing.assert_array_equal(head.kernels(made, "tiers")["tiers"], made["first"]["kernels"]["tiers"]["tiers"])
+    wide = init(jax.random.key(0), {"a": {"x": 1000}, "b": {"y": 300, "z": 200}}, (60,))["first"]["kernels"]
+    spread = np.concatenate([kernel.ravel() for kernel in jax.tree.leaves(wide)])
+    np.testing.assert_allclose(spread.std(), 1500**-0.5, rtol=0.05)  # by the whole fan-in, not by the input's
+
+
+def test_without_hidden_layers_there_is_a_bias_alone():
+    made = head.init(jax.random.key(0), {"tower": {"user": 4}}, ())
+    assert made.keys() == {"bias"} and made["bias"].shape == ()
+    terms = [Terms(), Terms(logit=jnp.array([1.0, 2.0])), Terms(logit=jnp.array([10.0, 20.0]))]
+    assert head.logits({"bias": jnp.float32(0.5)}, terms).tolist() == [11.5, 22.5]
+    assert head.kernels(made, "tower") == {}
 
 
 @pytest.mark.parametrize("hidden", [(6,), (6, 5), (6, 5, 4)])
 def test_concatenated_matches_the_reference(hidden):
-    own = params(hidden)
-    rng = np.random.default_rng(0)
-    blocks = {name: rng.normal(size=(7, width)).astype(np.float32) for name, width in BLOCKS.items()}
-    expected = [reference.logit(own, {name: block[c] for name, block in blocks.items()}) for c in range(7)]
-    np.testing.assert_allclose(head.concatenated(own, blocks), expected, rtol=1e-4, atol=1e-5)
+    own, rng = params(hidden), np.random.default_rng(0)
+    inputs = {
+        block: {name: rng.normal(size=(7, width)).astype(np.float32) for name, width in named.items()}
+        for block, named in WIDTHS.items()
+    }
+    expected = [reference.logit(own, jax.tree.map(lambda x, c=c: x[c], inputs)) for c in range(7)]
+    np.testing.assert_allclose(head.concatenated(own, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("candidates", [1, 4, 5, 50])
-def test_product_by_either_form(candidates):
+def test_towers_in_either_form(candidates):
+    """With more candidates than the width the user enters the kernel, with fewer the product is taken."""
     own, rng = params(), np.random.default_rng(1)
     user, item = rng.normal(size=4).astype(np.float32), rng.normal(size=(candidates, 4)).astype(np.float32)
-    kernels = own["first"]["kernels"]
-    np.testing.assert_allclose(
-        head.total(head.product(own, user, item)),
-        item @ kernels["item"] + (user * item) @ kernels["product"],
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    kernels = own["first"]["kernels"]["tower"]
+    terms = head.towers(own, jnp.asarray(user), jnp.asarray(item))
+    assert len(terms.pairs) == (1 if candidates > 4 else 2)
+    expected = user[None] @ kernels["user"] + item @ kernels["item"] + (user * item) @ kernels["product"]
+    np.testing.assert_allclose(parts.first_layer(terms), expected, rtol=1e-4, atol=1e-5)
 
 
-def behaviours(rng, schema, length, kept):
-    """One user's history with signatures, padding last."""
-    names = {a.name: a.size for a in schema.item_attributes}
-    return Behaviours(
-        ids={f: jnp.asarray(rng.integers(0, names[f], length), jnp.int32) for f in schema.behaviour_fields},
-        action=jnp.asarray(rng.integers(0, schema.actions, length), jnp.int32),
-        age=jnp.asarray(np.sort(rng.random(length) * 1e6), jnp.float32),
-        mask=jnp.arange(length) < kept,
-        signature=jnp.asarray(rng.integers(0, 2**32, (length, 1), dtype=np.uint32)),
-    )
+@pytest.mark.parametrize("candidates", [1, 3, 40])
+def test_total_is_the_sum_of_the_products(candidates):
+    rng = np.random.default_rng(2)
+    pairs = [
+        (jnp.asarray(rng.normal(size=(candidates, w)), jnp.float32), jnp.asarray(rng.normal(size=(w, 6)), jnp.float32))
+        for w in (3, 1, 7)
+    ]
+    expected = sum(np.asarray(left) @ np.asarray(right) for left, right in pairs)
+    np.testing.assert_allclose(head.total(pairs), expected, rtol=1e-4, atol=1e-5)
+    assert head.total([]) == 0.0
 
 
-def request(config, *, candidates, kept, seed=0):
-    rng, schema = np.random.default_rng(seed), config.schema
-    user = aif.UserFeatures(
-        ids={"gender": jnp.int32(1), "interests": jnp.array([2, 0])},
-        floats=jnp.asarray(rng.normal(size=2), jnp.float32),
-        short=behaviours(rng, schema, config.short_length, min(kept, config.short_length)),
-        long=behaviours(rng, schema, config.long_length, kept),
-    )
-    items = aif.ItemFeatures(
-        ids={
-            "item": jnp.asarray(rng.integers(0, 50, candidates), jnp.int32),
-            "category": jnp.asarray(rng.integers(0, 6, candidates), jnp.int32),
-            "tags": jnp.asarray(rng.integers(0, 9, (candidates, 3)), jnp.int32),
-        },
-        floats=jnp.asarray(rng.normal(size=(candidates, 1)), jnp.float32),
-        content=jnp.asarray(rng.normal(size=(candidates, 12)), jnp.float32),
-        side={"bid": jnp.ones(candidates)},
-    )
-    return user, items
+def test_every_kind_of_term_enters_by_hand():
+    """relu(bias + once + pairs + rest), then the layer above it, then what is added to the logit."""
+    own = {
+        "first": {"kernels": {}, "bias": jnp.array([1.0, -100.0])},
+        "rest": {"layer_0": {"kernel": jnp.array([[2.0], [1.0]]), "bias": jnp.array([0.5])}},
+    }
+    terms = [
+        Terms(once=jnp.array([10.0, 0.0])),
+        Terms(pairs=((jnp.array([[1.0], [2.0]]), jnp.array([[100.0, 0.0]])),)),
+        Terms(rest=jnp.array([[1000.0, 0.0], [0.0, 103.0]])),
+        Terms(logit=jnp.array([0.25, 0.0])),
+        Terms(),
+    ]
+    assert head.logits(own, terms).tolist() == [2 * 1111 + 0.75, 2 * 211 + 3 + 0.5]
 
 
-CONFIGS = {
-    "everything": {},
-    "codes": {"simtier": "codes", "codes_per_item": 2},
-    "codes by cosine": {"simtier": "codes", "codes_by": "cosine"},
-    "by action": {"tiers_by_action": True, "simtier": "exact"},
-    "base": {"sequence": False, "bridges": 0, "sim_fields": (), "memory": (), "simtier": "off"},
-    "one hidden layer": {"head_hidden": (16,)},
-}
+MODELS = demo.VARIANTS | {"one hidden layer": {"head": (16,), "blocks": demo.BLOCKS[::3]}}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize(("candidates", "kept"), [(1, 20), (30, 20)])
-def test_interaction_equals_the_concatenated_head(name, candidates, kept):
-    """Split and folded kernels give what an MLP over the plain blocks gives."""
-    config = aif.tiny(**CONFIGS[name])
-    model = aif.build(config)
-    made = jax.jit(model.init)(jax.random.key(0))
-    user, items = request(config, candidates=candidates, kept=kept)
-    state = jax.jit(model.user)(made, user)
-    rows = jax.jit(jax.vmap(model.item, (None, 0)))(made, items)
-    eye, every = jnp.eye(config.width), lambda x: jnp.broadcast_to(x, (candidates, config.width))
-    blocks = {"user": every(state.vector), "item": rows.vector, "product": state.vector * rows.vector}
-    if config.bridges:
-        blocks["bridge"] = bridge.combine(rows.bridge, state.bridge)
-    for kind, history in state.memory.items():
-        query = rows.signature if kind == "lsh" else rows.memory_query
-        blocks |= {f"{kind}_mean": every(memory.mean(history)), f"{kind}_deviation": memory.deviation(history, query, eye)}
-    for field, cache in state.sim.items():
-        blocks[f"sim_{field}"] = sim.lookup(cache, rows.query, rows.sim[field], eye)
-        blocks[f"sim_{field}_flags"] = sim.flags(cache, rows.sim[field])
-    if state.tiers is not None:
-        blocks["tiers"] = interaction.tier_block(state, rows, config=config)
-    assert {k: v.shape[1] for k, v in blocks.items()} == interaction.blocks(config)
-    expected = head.concatenated(made["interaction"], blocks)
-    np.testing.assert_allclose(jax.jit(model.interaction)(made, state, rows), expected, rtol=1e-4, atol=1e-5)
-    assert np.all(np.isfinite(expected))
+@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].get("head") != ()])
+def test_interaction_equals_the_concatenated_head(name):
+    """Split kernels, some of which enter before the candidates do, give what an MLP over the plain inputs gives."""
+    model, made = demo.build(**MODELS[name])
+    config, features = model.config, demo.user(model.config)
+
+    def forms(made, state, items):
+        rows, candidates = jax.vmap(model.item, (None, 0))(made, items), items.ids["item"].shape[0]
+        inputs, logit = {}, jnp.zeros(candidates)
+        if config.towers is not None:
+            user = jnp.broadcast_to(state.vector, (candidates, config.width))
+            inputs["tower"] = {"user": user, "item": rows.vector, "product": user * rows.vector}
+        for block in config.blocks:
+            own = made["blocks"].get(block.name, {}) | made["fitted"].get(block.name, {})
+            terms, widths = block.score(own, state, rows, parts.identity(block, config)), block.widths(config)
+            logit += jnp.broadcast_to(terms.logit, (candidates,))
+            plain = jnp.broadcast_to(parts.first_layer(terms), (candidates, sum(widths.values())))
+            ends = np.cumsum([0, *widths.values()])
+            inputs[block.name] = {name: plain[:, a:b] for name, a, b in zip(widths, ends, ends[1:], strict=False)}
+        shapes = {block: {name: value.shape[1] for name, value in named.items()} for block, named in inputs.items()}
+        assert shapes == interaction.widths(config)
+        return model.interaction(made, state, rows), head.concatenated(made["head"], inputs) + logit
+
+    @jax.jit
+    def run(made, *candidates):
+        state = model.user(made, features)
+        return [forms(made, state, items) for items in candidates]
+
+    for got, expected in run(made, demo.items(1), demo.items(30)):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        assert np.all(np.isfinite(expected))
 
 
 def test_gradient_of_the_split_form_is_that_of_the_concatenated_form():
     own, rng = params(), np.random.default_rng(2)
-    user, item, tiers = (rng.normal(size=s).astype(np.float32) for s in ((4,), (9, 4), (9, 3)))
+    user, item, tiers = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4,), (9, 4), (9, 3)))
 
     def split(own, user, item):
-        kernels = own["first"]["kernels"]
-        first = (
-            own["first"]["bias"]
-            + user @ kernels["user"]
-            + head.total(head.product(own, user, item) + [(tiers, kernels["tiers"])])
-        )
-        return head.finish(own, first).sum()
+        kernel = head.kernels(own, "tiers")["tiers"]
+        return head.logits(own, [head.towers(own, user, item), Terms(pairs=((tiers, kernel),))]).sum()
 
     def whole(own, user, item):
-        blocks = {"user": jnp.broadcast_to(user, (9, 4)), "item": item, "product": user * item, "tiers": jnp.asarray(tiers)}
-        return head.concatenated(own, blocks).sum()
+        every = jnp.broadcast_to(user, (9, 4))
+        return head.concatenated(
+            own, {"tower": {"user": every, "item": item, "product": every * item}, "tiers": {"tiers": tiers}}
+        ).sum()
 
-    for a, b in zip(
-        *(jax.tree.leaves(jax.jit(jax.grad(f, (0, 1, 2)))(own, jnp.asarray(user), jnp.asarray(item))) for f in (split, whole)),
-        strict=True,
-    ):
+    gradients = (jax.jit(jax.grad(f, (0, 1, 2)))(own, user, item) for f in (split, whole))
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

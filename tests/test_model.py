@@ -1,4 +1,8 @@
+"""The model as functions: what crosses a component, what `init` makes and refuses, and components of your own."""
+
 import dataclasses
+import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,124 +10,224 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import interaction, user
+from aif_jax import blocks, interaction, item, user
 from tests import demo
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    """The model with every block: its parameters and the jitted joint function."""
+    model, params = demo.build()
+    return model, params, jax.jit(model.joint)
+
+
 def test_shapes_of_what_crosses_a_component():
-    model, params = demo.build(simtier="codes", codes_per_item=2)
-    c = model.config
-    state = jax.eval_shape(model.user, params, demo.user(c))
-    assert state.vector.shape == (c.width,)
-    assert state.bridge.shape == (c.bridges, c.width)
-    assert state.memory["lsh"].moments.shape == (c.signature_bits, c.width)
-    assert state.memory["learned"].moments.shape == (c.memory_width, c.width)
-    assert state.tiers.shape == (c.codes, c.tiers)
-    assert state.sim["category"].entries.shape == (c.sim_slots, c.sim_length, c.width)
-    rows = jax.eval_shape(jax.vmap(model.item, (None, 0)), params, demo.items(c, 9))
-    assert rows.vector.shape == (9, c.width) and rows.vector.dtype == jnp.float32
-    assert rows.bridge.shape == (9, c.bridges)
-    assert rows.signature.shape == (9, c.signature_words) and rows.signature.dtype == jnp.uint32
-    assert rows.codes.shape == rows.code_weights.shape == (9, 2)
+    codes = blocks.SimTierCodes(codes=16, nearest=2, tiers=4)
+    model, params = demo.build(blocks=(*demo.BLOCKS, codes))
+    state = jax.eval_shape(model.user, params, demo.user(model.config))
+    assert state.vector.shape == (8,)
+    assert {name: jax.tree.map(lambda x: (x.shape, x.dtype.name), part) for name, part in state.blocks.items()}.keys() == {
+        "bea", "lsh_din", "linear_memory", "sim_category", "sim_tier", "simtier_codes",
+    }  # fmt: skip
+    assert state.blocks["bea"].shape == (4, 8)
+    assert state.blocks["lsh_din"].moments.shape == (32, 8)
+    assert state.blocks["linear_memory"].moments.shape == (8, 8)
+    assert state.blocks["sim_category"].entries.shape == (4, 3, 8)
+    assert state.blocks["sim_tier"].signature.shape == (24, 1) and state.blocks["sim_tier"].signature.dtype == jnp.uint32
+    assert state.blocks["simtier_codes"].shape == (16, 4)
+    rows = jax.eval_shape(jax.vmap(model.item, (None, 0)), params, demo.items(9))
+    assert rows.vector.shape == (9, 8) and rows.vector.dtype == jnp.float32
+    assert rows.blocks["bea"].shape == (9, 4) and rows.blocks["linear_memory"].shape == (9, 8)
+    assert rows.blocks["sim_category"]["query"].shape == (9, 8) and rows.blocks["sim_category"]["value"].shape == (9,)
+    assert rows.blocks["lsh_din"] == rows.blocks["sim_tier"] == {}  # they read the shared table
+    assert rows.fitted["signatures_32"].shape == (9, 1) and rows.fitted["signatures_32"].dtype == jnp.uint32
+    assert rows.blocks["simtier_codes"]["codes"].shape == rows.blocks["simtier_codes"]["weights"].shape == (9, 2)
     assert rows.side["bid"].shape == (9,)
 
 
-def test_a_block_that_is_off_leaves_nothing_behind():
+def test_a_model_without_blocks_has_towers_alone():
     model, params = demo.build(**demo.VARIANTS["base"])
-    state = model.user(params, demo.user(model.config))
-    row = jax.eval_shape(jax.vmap(model.item, (None, 0)), params, demo.items(model.config, 2))
-    assert state.bridge is None and state.tiers is None and state.memory == {} and state.sim == {}
-    assert row.query is None and row.bridge is None and row.signature is None and row.codes is None
-    assert "bridge" not in params and "frozen" not in params
+    state = jax.eval_shape(model.user, params, demo.user(model.config))
+    row = jax.eval_shape(jax.vmap(model.item, (None, 0)), params, demo.items(2))
+    assert state.blocks == row.blocks == row.fitted == {}
+    assert params["blocks"] == {} and set(params["fitted"]) == {"fields"} and "position" not in params["user"]
+    assert {name: kernel.shape for name, kernel in params["head"]["first"]["kernels"]["tower"].items()} == dict.fromkeys(
+        ("user", "item", "product"), (8, 16)
+    )
 
 
-def test_a_ready_signature_is_taken_as_it_is():
-    model, params = demo.build()
-    items = demo.items(model.config, 3)
-    made = jax.vmap(model.item, (None, 0))(params, items)
-    given = np.full((3, model.config.signature_words), 7, np.uint32)
-    kept = jax.vmap(model.item, (None, 0))(params, aif.ItemFeatures(**{**vars(items), "signature": given}))
-    np.testing.assert_array_equal(kept.signature, given)
-    np.testing.assert_array_equal(kept.vector, made.vector)
-    assert not np.array_equal(made.signature, given)
+@pytest.mark.parametrize("name", demo.VARIANTS)
+def test_groups_of_the_parameters(name):
+    """Every block's parameters are under its own name, every kernel of the head has the width that the block says."""
+    model, params = demo.build(**demo.VARIANTS[name])
+    config = model.config
+    assert set(params) == {"embedding", "user", "item", "blocks", "head", "fitted"}
+    names, tables = {block.name for block in config.blocks}, {table.name for table in config.tables}
+    assert params["blocks"].keys() <= names and params["fitted"].keys() <= names | tables | {"fields"}
+    assert {"fields"} | tables <= params["fitted"].keys()
+    if config.head:
+        kernels = params["head"]["first"]["kernels"]
+        shapes = {block: {name: kernel.shape for name, kernel in own.items()} for block, own in kernels.items()}
+        widths = {block: own for block, own in interaction.widths(config).items() if own}
+        assert shapes == {block: {name: (width, 16) for name, width in own.items()} for block, own in widths.items()}
 
 
-def test_init_is_a_function_of_the_key():
-    model, _ = demo.build()
-    one, same, other = (model.init(jax.random.key(seed)) for seed in (1, 1, 2))
+def test_init_is_a_function_of_key_and_seed(getkey):
+    model, catalogue = aif.build(demo.config(towers=None, blocks=(blocks.LshDin(bits=32),))), demo.catalogue()
+    key = getkey()
+    one, same, other = (model.init(k, catalogue, seed=3) for k in (key, key, getkey()))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, same))
     assert not np.array_equal(one["embedding"]["item"], other["embedding"]["item"])
+    fitted = {seed: aif.fit_tables(model.config, catalogue.items, seed=seed) for seed in (3, 4)}
+    jax.tree.map(np.testing.assert_array_equal, one["fitted"], fitted[3])
+    assert not np.array_equal(*(fit["signatures_32"]["projection"] for fit in fitted.values()))
+    np.testing.assert_array_equal(fitted[3]["fields"]["category"], catalogue.ids["category"])
 
 
-def test_frozen_parameters_of_another_config_are_refused():
-    model, _ = demo.build()
-    other = aif.tiny(signature_bits=64)
-    frozen = aif.lsh.fit(np.random.default_rng(0).normal(size=(50, 12)), other)
-    with pytest.raises(ValueError, match=r"frozen parameters: expected shapes .*\(12, 32\).* got .*\(12, 64\)"):
-        model.init(jax.random.key(0), frozen=frozen)
+def test_init_fits_on_the_host_under_jit(getkey):
+    model, catalogue = aif.build(demo.config(**demo.VARIANTS["codes"])), demo.catalogue()
+    fitted = jax.jit(lambda key: model.init(key, catalogue)["fitted"])(getkey())
+    jax.tree.map(np.testing.assert_array_equal, fitted, aif.fit_tables(model.config, catalogue))
 
 
-def test_the_exact_baseline_needs_content():
-    with pytest.raises(ValueError, match="pass frozen=lsh.fit"):
-        aif.build(aif.tiny(architecture="exact")).init(jax.random.key(0))
+def test_init_takes_fitted_tables():
+    model = aif.build(demo.config())
+    fitted = aif.fit_tables(model.config, demo.catalogue())
+    make = lambda fitted: jax.eval_shape(lambda key: model.init(key, None, fitted=fitted), jax.random.key(0))  # noqa: E731
+    assert jax.tree.structure(make(fitted)["fitted"]) == jax.tree.structure(fitted)
+    assert make({}) == make(fitted) | {"fitted": {}}
 
 
-def test_the_model_functions_hold_under_strict_dtype_promotion():
-    for changes in demo.VARIANTS.values():
-        model, params = demo.build(**changes)
-        with jax.numpy_dtype_promotion("strict"):
-            scores = jax.eval_shape(model.joint, params, demo.user(model.config), demo.items(model.config, 40))
-        assert scores.dtype == jnp.float32
+@pytest.mark.parametrize(
+    ("catalogue", "error", "message"),
+    [
+        (None, TypeError, "init catalogue: expected Catalogue or ItemFeatures, got NoneType"),
+        ("the demo schema", TypeError, "init catalogue: expected Catalogue or ItemFeatures, got str"),
+        (demo.items(49), ValueError, "init catalogue: expected a row for each of the 50 items of the schema, got shape [49]"),
+        (
+            demo.catalogue().features(np.arange(50), content=False),
+            ValueError,
+            "init catalogue: expected content [50, 12], got None",
+        ),
+    ],
+    ids=["none", "a name", "rows missing", "no content"],
+)
+def test_init_refuses_a_catalogue_that_does_not_fit(getkey, catalogue, error, message):
+    model = aif.build(demo.config())
+    with pytest.raises(error, match=re.escape(message)):
+        model.init(getkey(), catalogue)
+    with pytest.raises(error, match=re.escape(message)):
+        aif.fit_tables(model.config, catalogue)
 
 
-def test_assemble_takes_a_tower_of_ones_own():
-    from aif_jax import interaction, item, user
+def test_init_refuses_the_fitted_tables_of_another_config(getkey):
+    model, other = aif.build(demo.config()), demo.config(blocks=(blocks.LshDin(bits=64),))
+    fitted = aif.fit_tables(other, demo.catalogue())
+    with pytest.raises(
+        ValueError, match=r"init fitted: expected \['fields', 'signatures_32'\], got \['fields', 'signatures_64'\]"
+    ):
+        model.init(getkey(), None, fitted=fitted)
+    shorter = jax.tree.map(lambda x: x[:40], aif.fit_tables(model.config, demo.catalogue()))
+    with pytest.raises(ValueError, match="init fitted: expected 50 rows in category, one for each item, got 40"):
+        model.init(getkey(), None, fitted=shorter)
 
-    def slow_init(key, config):
+
+def test_the_content_baseline_needs_content():
+    """Without content the tables cannot be fitted, so the config refuses the block by name."""
+    with pytest.raises(ValueError, match="UnitContent: expected schema.content > 0, got 0: give the data a content embedding"):
+        demo.config(schema=dataclasses.replace(demo.schema(), content=0), blocks=(blocks.CosineTiers(),))
+
+
+@pytest.mark.parametrize("name", demo.VARIANTS)
+def test_logits_are_float32(name):
+    """Under strict dtypes and ranks, which the whole suite has."""
+    assert jax.config.jax_numpy_dtype_promotion == "strict" and jax.config.jax_numpy_rank_promotion == "raise"  # pyright: ignore
+    model, params = demo.build(**demo.VARIANTS[name])
+    scores = jax.eval_shape(model.joint, params, demo.user(model.config), demo.items(40))
+    assert (scores.shape, scores.dtype) == ((40,), jnp.float32)
+
+
+@pytest.mark.parametrize("name", demo.VARIANTS)
+def test_half_precision_holds_under_strict_dtypes(name):
+    """As training with `compute_dtype` calls the model: parameters and float features in bfloat16, ages in float32."""
+    model, params = demo.build(**demo.VARIANTS[name])
+
+    def half(tree):
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == np.float32 else x, tree)
+
+    features, trained = demo.user(model.config), {name: half(part) for name, part in params.items() if name != "fitted"}
+    features = dataclasses.replace(features, floats=half(features.floats))
+    scores = jax.eval_shape(model.joint, trained | {"fitted": params["fitted"]}, features, half(demo.items(4)))
+    assert (scores.shape, scores.dtype) == ((4,), jnp.bfloat16)
+
+
+def test_assemble_takes_a_tower_of_your_own():
+    def own_init(key, config):
         return user.init(key, config) | {"scale": jnp.full((), 2.0)}
 
-    def slow_user(params, features, *, config, candidates=None):
-        state = user.apply(params, features, config=config, candidates=candidates)
-        return jax.tree.map(lambda x: x, state).__class__(**{**vars(state), "vector": state.vector * params["user"]["scale"]})
+    def own_user(params, features, *, config):
+        state = user.apply(params, features, config=config)
+        return dataclasses.replace(state, vector=state.vector * params["user"]["scale"])
 
-    config = aif.tiny()
+    config = demo.config(**demo.VARIANTS["two_tower"])
     model = aif.assemble(
         config,
-        user=aif.Component(slow_init, slow_user),
+        user=aif.Component(own_init, own_user),
         item=aif.Component(item.init, item.apply),
         interaction=aif.Component(interaction.init, interaction.apply),
     )
-    params = model.init(jax.random.key(0))
-    plain = aif.build(config).user(params, demo.user(config))
-    np.testing.assert_allclose(model.user(params, demo.user(config)).vector, 2 * plain.vector)
+    params, features, items = demo.init(model), demo.user(config), demo.items(3)
+    plain = aif.build(config)
+
+    @jax.jit
+    def run(params):
+        rows = jax.vmap(model.item, (None, 0))(params, items)
+        vectors = model.user(params, features).vector, plain.user(params, features).vector
+        return *vectors, model.joint(params, features, items), model.interaction(params, model.user(params, features), rows)
+
+    scaled, vector, joint, staged = run(params)
+    assert params["user"]["scale"].shape == () and params["user"]["scale"] != 1
+    np.testing.assert_allclose(scaled, params["user"]["scale"] * vector, rtol=1e-6)
+    np.testing.assert_allclose(joint, staged, rtol=1e-5)
 
 
-def test_each_block_changes_the_scores():
-    """A switch that changed nothing would be a block that is not wired."""
-    model, params = demo.build()
-    features, items = demo.user(model.config), demo.items(model.config, 40)
-    joint = jax.jit(model.joint)
-    scores = joint(params, features, items)
-    for block in params["interaction"]["first"]["kernels"]:
-        kernels = params["interaction"]["first"]["kernels"]
-        without = {**kernels, block: jnp.zeros_like(kernels[block])}
-        changed = {
-            **params,
-            "interaction": {**params["interaction"], "first": {**params["interaction"]["first"], "kernels": without}},
-        }
-        assert np.abs(joint(changed, features, items) - scores).max() > 1e-6, block
+def test_each_input_of_the_head_changes_the_scores(compiled):
+    """A block whose kernel could be silenced without a change would not be wired."""
+    model, params, joint = compiled
+    features, items = demo.user(model.config), demo.items(40)
+    scores, first = joint(params, features, items), params["head"]["first"]
+    for block, kernels in first["kernels"].items():
+        for name, kernel in kernels.items():
+            silent = first["kernels"] | {block: kernels | {name: jnp.zeros_like(kernel)}}
+            changed = params | {"head": params["head"] | {"first": first | {"kernels": silent}}}
+            assert np.abs(joint(changed, features, items) - scores).max() > 1e-6, (block, name)
 
 
-def test_tiers_by_window_are_those_of_the_stretches_of_the_history():
-    model, params = demo.build(tier_windows=(2, 6), simtier="exact")
-    config = model.config
-    features, rows = demo.user(config), jax.vmap(model.item, (None, 0))(params, demo.items(config, 5))
-    plain = config.replace(tier_windows=())
-    long, at = features.long, np.arange(config.long_length)
-    blocks = []
-    for kept in (at < 2, (at >= 2) & (at < 6), at >= 6):
-        part = dataclasses.replace(features, long=dataclasses.replace(long, mask=long.mask & kept))
-        blocks.append(interaction.tier_block(user.apply(params, part, config=plain), rows, config=plain))
-    got = interaction.tier_block(model.user(params, features), rows, config=config)
-    np.testing.assert_array_equal(got, np.concatenate(blocks, 1))
-    assert all(block.any() for block in blocks)
+def test_a_longer_history_than_the_model_reads_is_cut(compiled):
+    model, params, joint = compiled
+    features, items = demo.user(model.config, events=24), demo.items(5)
+    later = demo.history(16, 16, seed=8)
+    longer = jax.tree.map(lambda a, b: np.concatenate([a, b]), features.history, later)
+    assert longer.mask.sum() == 40
+    np.testing.assert_allclose(
+        joint(params, dataclasses.replace(features, history=longer), items), joint(params, features, items), atol=1e-6
+    )
+
+
+def test_a_history_shorter_than_the_model_reads_is_taken(compiled):
+    model, params, joint = compiled
+    features, items = demo.user(model.config, events=5), demo.items(5)
+    shorter = dataclasses.replace(features, history=jax.tree.map(lambda x: x[:5], features.history))
+    np.testing.assert_allclose(joint(params, shorter, items), joint(params, features, items), atol=1e-6)
+
+
+def test_content_that_a_tower_reads_may_not_be_missing(compiled):
+    model, params, joint = compiled
+    items = demo.catalogue().features([1, 2], content=False)
+    with pytest.raises(ValueError, match=r"item: expected content float32 \[12\], which the model reads, got None"):
+        joint(params, demo.user(model.config), items)
+
+
+def test_a_config_is_plain_json(compiled):
+    model, _, _ = compiled
+    assert aif.Config.from_json(json.loads(json.dumps(model.config.to_json()))) == model.config

@@ -1,12 +1,12 @@
-"""The head as one MLP over concatenated blocks."""
+"""The head as one MLP over concatenated inputs."""
 
 import numpy as np
 
 
-def logit(params, blocks):
-    """One pair: blocks is name -> [width], in the order of the head's kernels."""
-    x = np.concatenate([blocks[name] for name in blocks])
-    kernel = np.concatenate([params["first"]["kernels"][name] for name in blocks])
+def logit(params, inputs):
+    """One pair: inputs is block -> name -> [width], in the order of the head's kernels."""
+    x = np.concatenate([value for named in inputs.values() for value in named.values()])
+    kernel = np.concatenate([params["first"]["kernels"][block][name] for block in inputs for name in inputs[block]])
     x = np.maximum(x @ kernel + params["first"]["bias"], 0)
     for i in range(len(params["rest"])):
         layer = params["rest"][f"layer_{i}"]
