@@ -39,7 +39,7 @@ def model():
     """(model, params, raw ids 200, 202, ..., 296)."""
     raw = np.arange(200, 298, 2)
     model = aif.build(CONFIG)
-    return model, model.init(jax.random.key(0), catalogue(raw)), raw
+    return model, jax.jit(lambda key: model.init(key, catalogue(raw)))(jax.random.key(0)), raw
 
 
 @pytest.fixture
