@@ -47,7 +47,7 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_of(path: tuple, names: Iterable[str]) -> str | None:
-    """The embedding table that a leaf of a training state belongs to: optimizer states mirror the parameters, so paths end alike."""
+    """The embedding table of a leaf of a training state; optimizer states mirror the parameters, so their paths end alike."""
     keys = [key.key for key in path[-2:] if isinstance(key, jax.tree_util.DictKey)]
     return keys[1] if len(keys) == 2 and keys[0] == "embedding" and keys[1] in names else None
 
