@@ -89,8 +89,9 @@ class Config:
                 table.check(self)
             if not self.head and part.widths(self):
                 raise ValueError(f"Config.head: expected hidden widths for the inputs of {part!r}, got (): give head=(64, 32)")
-        if self.towers is None and not self.blocks:
-            raise ValueError("Config.blocks: expected at least one block in a model without towers, got none")
+        if not self.blocks and (self.towers is None or not self.head):
+            lacks = "towers" if self.towers is None else "a head"
+            raise ValueError(f"Config.blocks: expected at least one block in a model without {lacks}, got none")
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults: what a reader of a log looks for."""

@@ -1,52 +1,181 @@
+"""Config: every refusal names the field and the way out; JSON there and back."""
+
+import dataclasses
+import json
+import re
+
 import jax
 import pytest
 
 import aif_jax as aif
+from aif_jax import blocks
+from aif_jax.config import BLOCKS, block_from_json, register
+from tests import demo
+
+BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=5), aif.Attribute(name="category", size=3)))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
         ({"width": 0}, "Config.width: expected at least 1, got 0"),
-        ({"architecture": "three_tower"}, "Config.architecture: expected one of"),
-        ({"bridges": -1}, "Config.bridges"),
-        ({"head_hidden": ()}, "Config.head_hidden"),
-        ({"tiers": 1}, "Config.tiers: expected 2 to 64, got 1"),
-        ({"tier_windows": (0,)}, "Config.tier_windows: expected ascending numbers of behaviours, at least 1, got \\(0,\\)"),
-        ({"tier_windows": (8, 8)}, "Config.tier_windows"),
-        ({"sim_fields": ("brand",)}, "Config.sim_fields: expected names among"),
-        ({"memory": ("lsh", "attention")}, "Config.memory: expected kinds among"),
-        ({"simtier": "fast"}, "Config.simtier"),
-        ({"signature_bits": 48}, "Config.signature_bits: expected a multiple of 32"),
-        ({"signature_bits": 512}, "Config.signature_bits"),
-        ({"codes": 4, "codes_per_item": 5}, "Config.codes_per_item: expected at most codes=4"),
+        ({"short_length": 0}, "Config.short_length: expected at least 1, got 0"),
+        ({"long_length": -4}, "Config.long_length: expected at least 1, got -4"),
+        ({"towers": (16, 0)}, "Config.towers: expected a tuple of widths of at least 1, got (16, 0)"),
+        ({"towers": 16}, "Config.towers: expected a tuple of widths of at least 1, got 16"),
+        ({"head": [16]}, "Config.head: expected a tuple of widths of at least 1, got [16]"),
+        ({"head": None}, "Config.head: expected a tuple of widths of at least 1, got None"),
+        ({"head": (2.5,)}, "Config.head: expected a tuple of widths of at least 1, got (2.5,)"),
+        (
+            {"blocks": (blocks.Bea(), blocks.Bea(bridges=4))},
+            "Config.blocks: expected blocks of different names, got ['bea', 'bea']",
+        ),
+        (
+            {"blocks": (blocks.Sim("category"), blocks.Sim("category", slots=2))},
+            "Config.blocks: expected blocks of different names, got ['sim_category', 'sim_category']",
+        ),
+        (
+            {"head": (), "blocks": (blocks.DotProduct(), blocks.Bea(bridges=4))},
+            "Config.head: expected hidden widths for the inputs of Bea(bridges=4, dot_product=False), got (): "
+            "give head=(64, 32)",
+        ),
+        ({"towers": None, "blocks": ()}, "Config.blocks: expected at least one block in a model without towers, got none"),
+        (
+            {"blocks": (blocks.Sim("brand"),)},
+            "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'brand'",
+        ),
+        (
+            {"head": (), "blocks": ()},
+            "Config.blocks: expected at least one block in a model without a head, got none",
+        ),
     ],
 )
-def test_a_wrong_field_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        aif.tiny(**change)
+def test_a_wrong_field_is_named(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        demo.config(**changes)
 
 
-def test_signatures_need_content():
-    items = (aif.Attribute(name="item", size=5), aif.Attribute(name="category", size=3))
-    with pytest.raises(ValueError, match="Config.schema.content: expected a content embedding"):
-        aif.Config(schema=aif.Schema(item_attributes=items))
-    aif.Config(schema=aif.Schema(item_attributes=items), memory=(), simtier="off")
+@pytest.mark.parametrize(
+    "block",
+    [blocks.Bea(), blocks.Sim(), blocks.LinearMemory(), blocks.DotProduct(), blocks.CrossAttention(), blocks.TargetAttention()],
+    ids=lambda block: type(block).__name__,
+)
+def test_a_block_that_reads_the_item_vector_needs_towers(block):
+    name = type(block).__name__
+    with pytest.raises(ValueError, match=f"{name}: expected Config.towers, got None: the block reads the item vector"):
+        demo.config(towers=None, blocks=(block,))
 
 
-@pytest.mark.parametrize("config", [aif.tiny(), aif.paper(aif.demo_schema()), aif.tiny(memory=(), simtier="off")])
-def test_json_round_trip(config):
-    assert aif.Config.from_json(config.to_json()) == config
-    assert hash(aif.Config.from_json(config.to_json())) == hash(config)
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [
+        (blocks.LshDin(), "Signatures"),
+        (blocks.SimTier(), "Signatures"),
+        (blocks.CosineTiers(), "UnitContent"),
+        (blocks.SimTierCodes(), "SimTierCodes"),
+    ],
+)
+def test_a_block_on_content_needs_content(block, name):
+    message = f"{name}: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        aif.Config(schema=BARE, blocks=(block,))
+    with_content = dataclasses.replace(BARE, content=4)
+    assert aif.Config(schema=with_content, blocks=(block,)).blocks == (block,)
+
+
+def test_the_default_config_needs_no_content():
+    config = aif.Config(schema=BARE)
+    assert not config.reads_content and config.tables == ()
+    jax.eval_shape(lambda key: aif.build(config).init(key, None, fitted={}), jax.random.key(0))
+
+
+@pytest.mark.parametrize("value", ["bea", blocks.Bea, blocks.Signatures(), None], ids=repr)
+def test_what_is_no_block_is_refused(value):
+    message = "Config.blocks: expected values of classes made by the decorator `block`, got "
+    with pytest.raises(TypeError, match=re.escape(message + repr(value))):
+        demo.config(blocks=(value,))
+
+
+def test_a_subclass_that_is_not_registered_is_refused():
+    class Wider(blocks.Bea):
+        """A block that the decorator has not seen, so that no JSON could name it."""
+
+    with pytest.raises(TypeError, match="classes made by the decorator `block`"):
+        demo.config(blocks=(Wider(),))
+
+
+def test_models_without_towers_or_head():
+    cold = demo.config(towers=None, blocks=(blocks.Concatenation(),))
+    assert cold.head == (16, 8) and cold.towers is None
+    two_tower = demo.config(head=(), blocks=(blocks.DotProduct(),))
+    assert two_tower.head == ()
+
+
+def test_history_tables_and_content():
+    config = demo.config(short_length=30, long_length=24)
+    assert config.history_length == 30 and demo.config().history_length == 24
+    shared = demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=64), blocks.CosineTiers()))
+    assert [table.name for table in shared.tables] == ["signatures_64", "unit_content"]
+    apart = demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=32)))
+    assert [table.name for table in apart.tables] == ["signatures_64", "signatures_32"]
+    assert config.reads_content and not demo.config(item_content=False).reads_content
+
+
+def test_replace_checks_anew():
+    config = demo.config()
+    assert config.replace(width=16).width == 16 and config.width == 8
+    with pytest.raises(ValueError, match="Config.width"):
+        config.replace(width=0)
+
+
+@pytest.mark.parametrize("name", demo.VARIANTS)
+def test_json_round_trip(name):
+    config = demo.config(**demo.VARIANTS[name])
+    text = json.dumps(config.to_json())
+    read = aif.Config.from_json(json.loads(text))
+    assert read == config and hash(read) == hash(config)
+    assert json.dumps(read.to_json()) == text
+
+
+def test_json_by_hand():
+    value = aif.Config(schema=BARE, blocks=(blocks.Bea(4), blocks.SimTierCodes(windows=(2, 6)))[:1]).to_json()
+    assert value["blocks"] == [{"block": "Bea", "bridges": 4, "dot_product": False}]
+    assert value["towers"] == [64] and value["head"] == [64, 32] and value["sequence"] is True
+    assert aif.Schema.from_json(value["schema"]) == BARE
+    assert aif.Config(schema=BARE, towers=None, blocks=(blocks.Concatenation(),)).to_json()["towers"] is None
+    windows = demo.config(blocks=(blocks.SimTier(windows=(2, 6)),))
+    assert windows.to_json()["blocks"][0]["windows"] == [2, 6]
+
+
+def test_json_may_leave_defaults_out():
+    config = aif.Config.from_json({"schema": BARE.to_json(), "blocks": [{"block": "Sim"}]})
+    assert config == aif.Config(schema=BARE, blocks=(blocks.Sim(),))
 
 
 def test_json_of_a_newer_version_is_refused():
-    with pytest.raises(TypeError, match="sharper"):
-        aif.Config.from_json(aif.tiny().to_json() | {"sharper": True})
+    value = demo.config().to_json()
+    with pytest.raises(ValueError, match=r"config: expected fields among \['blocks', .*'width'\], got \['sharper'\]"):
+        aif.Config.from_json(value | {"sharper": True})
+    with pytest.raises(ValueError, match=r"block 'Bea': expected fields among \['bridges', 'dot_product'\], got \['sharper'\]"):
+        aif.Config.from_json(value | {"blocks": [{"block": "Bea", "sharper": True}]})
 
 
-def test_paper_preset_builds():
-    config = aif.paper(aif.demo_schema())
-    shapes = jax.eval_shape(aif.build(config).init, jax.random.key(0))
-    assert shapes["bridge"]["embeddings"].shape == (10, 64)
-    assert config.long_length >= 4096
+def test_an_unknown_block_says_what_to_import():
+    message = r"block 'Mine': expected one of \['Bea', .*'TargetAttention'.*\]; import the module that defines it"
+    with pytest.raises(ValueError, match=message):
+        aif.Config.from_json(demo.config().to_json() | {"blocks": [{"block": "Mine"}]})
+    with pytest.raises(ValueError, match="block None: expected one of"):
+        block_from_json({})
+
+
+def test_a_wrong_field_of_a_block_in_json_is_named():
+    with pytest.raises(ValueError, match="Bea.bridges: expected at least 1, got 0"):
+        block_from_json({"block": "Bea", "bridges": 0})
+
+
+def test_two_classes_of_one_name_are_refused():
+    Bea = type("Bea", (), {"__module__": "somewhere.else"})
+    with pytest.raises(ValueError, match="block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered"):
+        register(Bea)
+    assert BLOCKS["Bea"] is blocks.Bea
+    assert register(blocks.Bea) is blocks.Bea  # a module that is imported again

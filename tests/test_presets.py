@@ -1,0 +1,85 @@
+"""Presets: which blocks, with and without content, and that each builds, fits and round trips."""
+
+import dataclasses
+import json
+import logging
+
+import jax
+import pytest
+
+import aif_jax as aif
+from aif_jax import blocks, presets
+from tests import demo
+
+SCHEMA = demo.schema()
+BARE = dataclasses.replace(SCHEMA, content=0)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, BARE], ids=["content", "no content"])
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_builds_and_round_trips(name, schema):
+    config = presets.PRESETS[name](schema)
+    assert aif.Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    model = aif.build(config)
+    shapes = jax.eval_shape(lambda key: model.init(key, None, fitted={}), jax.random.key(0))
+    assert set(shapes) == {"embedding", "user", "item", "blocks", "head", "fitted"}
+    assert hash(config) == hash(presets.PRESETS[name](schema))
+
+
+def test_aif_is_the_model_of_the_study():
+    config = presets.aif(SCHEMA)
+    assert config.blocks == (
+        blocks.Bea(dot_product=True),
+        blocks.Sim("category"),
+        blocks.LinearMemory(dot_product=True),
+        blocks.SimTier(tiers=16, bits=128),
+        blocks.DotProduct(),
+    )
+    assert config.long_length == 512 and config.head == (64, 32) and config.towers == (64,)
+
+
+def test_paper_has_the_paper_s_blocks_alone():
+    config = presets.paper(SCHEMA)
+    assert [type(block) for block in config.blocks] == [blocks.Bea, blocks.Sim, blocks.LshDin, blocks.SimTier]
+    assert config.blocks[0] == blocks.Bea(bridges=10) and not any(
+        getattr(block, "dot_product", False) for block in config.blocks
+    )
+    assert config.long_length == 4096 and config.width == 64
+    shapes = jax.eval_shape(lambda key: aif.build(config).init(key, None, fitted={}), jax.random.key(0))
+    assert shapes["blocks"]["bea"]["bridges"].shape == (10, 64)
+
+
+def test_baselines():
+    two_tower, cold, exact = (presets.PRESETS[name](SCHEMA) for name in ("two_tower", "cold", "exact"))
+    assert two_tower.head == () and two_tower.blocks == (blocks.DotProduct(),)
+    assert cold.towers is None and cold.blocks == (blocks.Concatenation(),)
+    assert [type(block) for block in exact.blocks] == [
+        blocks.CrossAttention, blocks.TargetAttention, blocks.Sim, blocks.CosineTiers, blocks.DotProduct,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "left_out"), [("aif", "SimTier"), ("paper", "LshDin, SimTier"), ("exact", "CosineTiers")])
+def test_without_content_a_line_says_what_is_left_out(name, left_out, caplog):
+    with caplog.at_level(logging.WARNING, logger="aif_jax.presets"):
+        config = presets.PRESETS[name](BARE)
+        whole = presets.PRESETS[name](SCHEMA)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"presets.{name}: the schema has no content embedding, so the model goes without {left_out}"
+    ]
+    kept = tuple(block for block in whole.blocks if type(block).__name__ not in left_out.split(", "))
+    assert config.blocks == kept
+
+
+def test_changes_reach_any_field():
+    config = presets.aif(SCHEMA, sim_fields=("item", "category"), width=16, long_length=64, head=(8,))
+    assert [block.name for block in config.blocks if isinstance(block, blocks.Sim)] == ["sim_item", "sim_category"]
+    assert (config.width, config.long_length, config.head) == (16, 64, (8,))
+    assert presets.two_tower(SCHEMA, head=(4,), blocks=()).head == (4,)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        presets.aif(SCHEMA, depth=3)
+    with pytest.raises(ValueError, match="Sim.field: expected one of schema.behaviour_fields"):
+        presets.aif(SCHEMA, sim_fields=("brand",))
+
+
+def test_presets_are_named_once():
+    assert {name: preset.__name__ for name, preset in presets.PRESETS.items()} == {name: name for name in presets.PRESETS}
