@@ -1,7 +1,7 @@
 """Static configuration of a model: frozen, hashable, checked once.
 
-A config is sizes of the towers, the head, and a list of blocks; the paper's additive table (base, + SIM, + BEA, + long history) is
-a list of block lists. Blocks are values of `aif_jax.blocks`, or yours.
+A config is sizes of the towers, the head, and a list of blocks; the paper's additive table (base, + SIM, + BEA, + long history)
+is a list of block lists. Blocks are values of `aif_jax.blocks`, or yours.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def behaviours(item: np.ndarray, action: np.ndarray, age: np.ndarray, mask: np.n
     return Behaviours(
         item=np.multiply(item, mask, dtype=np.int32),
         action=np.multiply(action, mask, dtype=np.int32),
-        age=np.multiply(age, mask).astype(np.float32),
+        age=np.where(mask, age, 0).astype(np.float32),  # which a NaN in padding does not survive
         mask=np.ascontiguousarray(mask),
     )
 

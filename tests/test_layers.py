@@ -1,3 +1,7 @@
+"""Building blocks of the components, by hand."""
+
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +9,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import layers
+from tests import demo
 
 
 def test_attention_by_hand():
@@ -32,10 +37,28 @@ def test_masked_mean():
     np.testing.assert_allclose(layers.masked_mean(values, jnp.zeros(3, bool)), [0.0, 0.0])
 
 
-def test_embedding_lookup_out_of_range_reads_row_0():
+@pytest.mark.parametrize("wrong", [3, -1, 2**31 - 1, -(2**31)])
+def test_lookup_out_of_range_reads_row_0(wrong):
     table = jnp.arange(6.0).reshape(3, 2)
-    got = jax.jit(layers.embedding_lookup)(table, jnp.array([2, 3, -1, 1]))
-    np.testing.assert_array_equal(got, [[4, 5], [0, 1], [0, 1], [2, 3]])
+    got = jax.jit(layers.lookup)(table, jnp.array([2, wrong, 1]))
+    np.testing.assert_array_equal(got, [[4, 5], [0, 1], [2, 3]])
+
+
+def test_lookup_in_the_rows_of_a_batch():
+    """Training puts `Rows` in the place of a table: the same ids read the same rows, ids out of range row 0."""
+    table = np.arange(12, dtype=np.float32).reshape(6, 2)
+    ids = np.array([[4, 2], [0, 4]], np.int32)
+    slot = np.full(6, 77, np.int32)
+    slot[[0, 2, 4]] = [0, 1, 2]
+    rows = layers.Rows(table=table[[0, 2, 4]], slot=slot)
+    np.testing.assert_array_equal(jax.jit(layers.lookup)(rows, ids), table[ids])
+    np.testing.assert_array_equal(layers.lookup(rows, jnp.array([-1, 6])), table[[0, 0]])
+
+
+def test_lookup_takes_any_table():
+    """Fitted tables are NumPy arrays of any dtype, of one value for each item or of several."""
+    np.testing.assert_array_equal(layers.lookup(np.array([7, 8], np.int32), jnp.array([[1, 0], [5, 1]])), [[8, 7], [7, 8]])
+    assert layers.lookup(np.zeros((2, 3), np.uint32), jnp.array([1])).dtype == jnp.uint32
 
 
 def test_embed_attributes_averages_the_known_ids_of_a_bag():
@@ -60,3 +83,48 @@ def test_mlp_by_hand():
         "layer_1": {"kernel": jnp.array([[2.0], [10.0]]), "bias": jnp.array([1.0])},
     }
     np.testing.assert_allclose(layers.mlp(params, jnp.array([[3.0], [-2.0]])), [[7.0], [26.0]])  # relu, then 2a + 10b + 1
+
+
+def test_fields_of_a_behaviour_come_from_the_catalogue():
+    """The item is the history's, every other field is looked up by it; an id out of range has the unknown item's."""
+    schema, catalogue = demo.schema(), demo.catalogue()
+    params = {"fitted": {"fields": layers.fit_fields(catalogue.ids, schema)}}
+    assert list(params["fitted"]["fields"]) == ["category"]
+    item = np.array([3, 0, 49, 50, -2], np.int32)
+    fields = layers.behaviour_fields(params, schema, item)
+    np.testing.assert_array_equal(fields["item"], item)
+    np.testing.assert_array_equal(fields["category"], catalogue.ids["category"][[3, 0, 49, 0, 0]])
+
+
+def test_a_behaviour_is_the_sum_of_its_embeddings():
+    """Item, category, action and age; zeros where there is no event, whatever is there."""
+    _, params = demo.build(**demo.VARIANTS["base"])
+    past = demo.history(6, 4)
+    past = dataclasses.replace(past, item=past.item + 7 * ~past.mask, age=np.where(past.mask, past.age, np.float32(np.nan)))
+    got = jax.jit(lambda params: layers.embed_behaviours(params, demo.schema(), past))(params)
+    tables, category = jax.tree.map(np.asarray, params["embedding"]), demo.catalogue().ids["category"]
+    for place in range(4):
+        item = past.item[place]
+        bucket = int(np.floor(np.log2(1 + past.age[place])))
+        parts = tables["item"][item], tables["category"][category[item]], tables["behaviour.action"][past.action[place]]
+        np.testing.assert_allclose(got[place], sum(parts) + tables["behaviour.age"][bucket], rtol=1e-5, atol=1e-6)
+    assert not got[4:].any()
+
+
+def test_attributes_may_share_a_table():
+    schema = aif.Schema(
+        item_attributes=(aif.Attribute(name="item", size=5), aif.Attribute(name="category", size=3)),
+        user_attributes=(aif.Attribute(name="last_item", size=5, table="item"),),
+    )
+    tables = jax.eval_shape(lambda key: layers.embedding_init(key, schema, 4), jax.random.key(0))
+    assert {name: table.shape for name, table in tables.items()} == {
+        "item": (5, 4), "category": (3, 4), "behaviour.action": (2, 4), "behaviour.age": (layers.AGE_BUCKETS, 4),
+    }  # fmt: skip
+    item = jnp.arange(20.0).reshape(5, 4)
+    (vector,) = layers.embed_attributes({"item": item}, schema.user_attributes, {"last_item": np.int32(3)})
+    np.testing.assert_array_equal(vector, item[3])
+
+
+def test_layer_norm_by_hand():
+    params = {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.0, 10.0])}
+    np.testing.assert_allclose(layers.layer_norm(params, jnp.array([[1.0, 3.0]])), [[-1.0, 12.0]], atol=1e-5)

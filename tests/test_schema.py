@@ -48,6 +48,35 @@ def test_schema_names_the_wrong_field(changes, message):
         Schema(**{"item_attributes": (ITEM, CATEGORY, TAGS), **changes})
 
 
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        (
+            Attribute(name="last", size=9, table="item"),
+            "'last'.table: expected one of size 9 with a table of its own among {'item': 10, 'category': 4, 'tags': 5}, "
+            "got 'item'",
+        ),
+        (Attribute(name="last", size=10, table="shop"), "'last'.table: expected one of size 10 .* got 'shop'"),
+    ],
+)
+def test_a_shared_table_must_fit(attribute, message):
+    with pytest.raises(ValueError, match=message):
+        Schema(item_attributes=(ITEM, CATEGORY, TAGS), user_attributes=(attribute,))
+
+
+def test_tables_may_be_shared_but_not_by_behaviour_fields():
+    last, bought = Attribute(name="last", size=10, table="item"), Attribute(name="bought", size=10, length=3, table="item")
+    schema = Schema(item_attributes=(ITEM, CATEGORY), user_attributes=(last, bought))
+    assert schema.table_sizes == {"item": 10, "category": 4}
+    assert (last.table_name, ITEM.table_name) == ("item", "item")
+    assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+    brand = Attribute(name="brand", size=10, table="item")
+    with pytest.raises(ValueError, match="Attribute 'brand'.table: a behaviour field has a table of its own, got another's"):
+        Schema(item_attributes=(ITEM, CATEGORY, brand), behaviour_fields=("item", "category", "brand"))
+    with pytest.raises(ValueError, match="'again'.table: expected one of size 10 with a table of its own"):
+        Schema(item_attributes=(ITEM, CATEGORY), user_attributes=(last, Attribute(name="again", size=10, table="last")))
+
+
 def test_schema_survives_json():
     schema = demo.schema()
     read = Schema.from_json(json.loads(json.dumps(schema.to_json())))

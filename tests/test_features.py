@@ -1,0 +1,432 @@
+"""The layout of features: specs, empty features, checks and packing are what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import aif_jax as aif
+from aif_jax.features import (
+    LENGTH,
+    Leaf,
+    behaviours,
+    check_item_features,
+    check_user_features,
+    empty_items,
+    empty_user,
+    item_layout,
+    item_specs,
+    pack,
+    unpack,
+    user_layout,
+    user_specs,
+)
+from tests import demo
+
+SCHEMA = demo.schema()  # item 50, category 6, tags 9 x 3; gender 3, interests 7 x 2; 4 actions; floats 2 and 1; content 12; bid
+BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
+CONFIG = demo.config()
+
+
+def shapes(tree):
+    return {
+        jax.tree_util.keystr(path): (leaf.dtype.name, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+# the layout and what is derived from it
+
+
+def test_user_layout_by_hand():
+    layout = user_layout(SCHEMA)
+    assert layout.ids == {
+        "gender": Leaf(name="UserFeatures.ids['gender']", dtype=np.int32, size=3),
+        "interests": Leaf(name="UserFeatures.ids['interests']", dtype=np.int32, shape=(2,), size=7),
+    }
+    assert layout.floats == Leaf(name="UserFeatures.floats", dtype=np.float32, shape=(2,))
+    assert layout.history == aif.Behaviours(
+        item=Leaf(name="UserFeatures.history.item", dtype=np.int32, shape=(LENGTH,), size=50),
+        action=Leaf(name="UserFeatures.history.action", dtype=np.int32, shape=(LENGTH,), size=4),
+        age=Leaf(name="UserFeatures.history.age", dtype=np.float32, shape=(LENGTH,), minimum=0.0),
+        mask=Leaf(name="UserFeatures.history.mask", dtype=np.bool_, shape=(LENGTH,)),
+    )
+    assert user_layout(SCHEMA, name="request.user").floats.name == "request.user.floats"
+
+
+def test_item_layout_by_hand():
+    layout = item_layout(SCHEMA, name="items")
+    assert layout.ids["tags"] == Leaf(name="items.ids['tags']", dtype=np.int32, shape=(3,), size=9)
+    assert layout.floats == Leaf(name="items.floats", dtype=np.float32, shape=(1,))
+    assert layout.content == Leaf(name="items.content", dtype=np.float32, shape=(12,))
+    assert layout.side == {"bid": Leaf(name="items.side['bid']", dtype=np.float32)}
+    assert item_layout(BARE).content is None and item_layout(BARE).side == {}
+
+
+def test_a_layout_depends_on_the_schema_alone():
+    """Whatever the model is: features of one model can be given to another."""
+    for changes in demo.VARIANTS.values():
+        config = demo.config(**changes)
+        assert user_layout(config.schema) == user_layout(SCHEMA) and item_layout(config.schema) == item_layout(SCHEMA)
+
+
+def test_specs_by_hand():
+    assert shapes(user_specs(SCHEMA, length=7, lead=(5,))) == {
+        ".ids['gender']": ("int32", (5,)), ".ids['interests']": ("int32", (5, 2)), ".floats": ("float32", (5, 2)),
+        ".history.item": ("int32", (5, 7)), ".history.action": ("int32", (5, 7)), ".history.age": ("float32", (5, 7)),
+        ".history.mask": ("bool", (5, 7)),
+    }  # fmt: skip
+    assert shapes(item_specs(SCHEMA, lead=(2, 3))) == {
+        ".ids['item']": ("int32", (2, 3)), ".ids['category']": ("int32", (2, 3)), ".ids['tags']": ("int32", (2, 3, 3)),
+        ".floats": ("float32", (2, 3, 1)), ".content": ("float32", (2, 3, 12)), ".side['bid']": ("float32", (2, 3)),
+    }  # fmt: skip
+    assert shapes(item_specs(BARE)) == {
+        ".ids['item']": ("int32", ()),
+        ".ids['category']": ("int32", ()),
+        ".floats": ("float32", (0,)),
+    }
+
+
+def test_specs_take_symbolic_dimensions():
+    batch, length = export.symbolic_shape("b, l")
+    specs = user_specs(SCHEMA, length=length, lead=(batch,))
+    assert specs.history.age.shape == (batch, length) and specs.ids["interests"].shape == (batch, 2)
+    assert item_specs(SCHEMA, lead=(batch,)).content.shape == (batch, 12)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, BARE], ids=["demo", "bare"])
+def test_real_features_have_the_specs(schema):
+    assert shapes(empty_user(schema, length=24)) == shapes(user_specs(schema, length=24))
+    assert shapes(empty_items(schema, 3)) == shapes(item_specs(schema, lead=(3,)))
+    if schema is SCHEMA:
+        assert shapes(demo.user(CONFIG)) == shapes(user_specs(schema, length=24))
+        assert shapes(demo.items(3)) == shapes(item_specs(schema, lead=(3,)))
+        assert shapes(demo.catalogue().items) == shapes(item_specs(schema, lead=(50,)))
+
+
+def test_a_model_compiles_for_the_specs():
+    model, params = demo.build(**demo.VARIANTS["base"])
+    logits = jax.eval_shape(model.joint, params, user_specs(SCHEMA, length=24), item_specs(SCHEMA, lead=(5,)))
+    assert logits.shape == (5,)
+
+
+# empty features
+
+
+def test_empty_features_are_zeros_and_valid():
+    for features in (empty_user(SCHEMA, length=4), empty_items(SCHEMA, 2)):
+        assert all(isinstance(leaf, np.ndarray) and not leaf.any() for leaf in jax.tree.leaves(features))
+    check_user_features(SCHEMA, empty_user(SCHEMA, length=4), batched=False)
+    check_user_features(SCHEMA, empty_user(SCHEMA, length=0, lead=(3,)), batched=True)
+    check_item_features(SCHEMA, empty_items(SCHEMA, 2), batched=True)
+    check_item_features(SCHEMA, empty_items(SCHEMA), batched=True)
+    assert empty_items(SCHEMA).content.shape == (0, 12) and empty_items(BARE, 2).content is None
+
+
+def test_the_unknown_item_is_row_0_of_the_catalogue():
+    jax.tree.map(np.testing.assert_array_equal, empty_items(SCHEMA, 1), demo.catalogue().features([0]))
+
+
+# histories
+
+
+def test_behaviours_by_hand():
+    made = behaviours(np.int64([5, 7, 9]), np.int8([1, 2, 3]), np.int64([60, 90, 120]), np.array([True, False, True]))
+    assert made.item.tolist() == [5, 0, 9] and made.action.tolist() == [1, 0, 3]
+    assert made.age.tolist() == [60, 0, 120] and made.mask.tolist() == [True, False, True]
+    assert [leaf.dtype.name for leaf in jax.tree.leaves(made)] == ["int32", "int32", "float32", "bool"]
+
+
+def test_what_is_where_the_mask_is_false_does_not_matter():
+    mask = np.zeros((2, 3), bool)
+    made = behaviours(np.full((2, 3), -7), np.full((2, 3), 2**20), np.full((2, 3), np.nan), mask)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(made))
+    negative = behaviours(np.int32([1]), np.int32([1]), np.float64([-3]), np.array([False]))
+    assert not np.signbit(negative.age).any()
+
+
+def test_behaviours_share_no_memory_with_their_arguments():
+    item, action, age = np.ones((3, 4), np.int32), np.ones((3, 4), np.int32), np.ones((3, 4), np.float32)
+    mask = np.ones((3, 8), bool)[:, ::2]
+    made = behaviours(item, action, age, mask)
+    for leaf, argument in zip(jax.tree.leaves(made), (item, action, age, mask), strict=True):
+        assert leaf.flags.c_contiguous and not np.shares_memory(leaf, argument)
+
+
+# checks of users
+
+
+def user(**changes):
+    return dataclasses.replace(demo.user(CONFIG, events=20), **changes)
+
+
+def history(**changes):
+    return user(history=dataclasses.replace(user().history, **changes))
+
+
+def put(array, position, value):
+    array = np.array(array)
+    array[position] = value
+    return array
+
+
+def batch(features, size=2):
+    return jax.tree.map(lambda x: np.stack([x] * size), features)
+
+
+def test_good_users_pass():
+    check_user_features(SCHEMA, user(), batched=False)
+    check_user_features(SCHEMA, jax.tree.map(jnp.asarray, user()), batched=False)
+    check_user_features(SCHEMA, batch(user()), batched=True)
+    check_user_features(SCHEMA, jax.tree.map(lambda x: x[:0], batch(user())), batched=True)
+    check_user_features(SCHEMA, history(mask=put(user().history.mask, 3, False)), batched=False)  # a hole
+    check_user_features(SCHEMA, user(encoding="of some encoder"), batched=False)
+    check_user_features(BARE, empty_user(BARE, length=5), batched=False)
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        ({}, TypeError, "UserFeatures: expected UserFeatures, got dict"),
+        (demo.items(1), TypeError, "UserFeatures: expected UserFeatures, got ItemFeatures"),
+        (user(history=None), TypeError, "UserFeatures.history: expected Behaviours, got NoneType"),
+        (user(ids=None), TypeError, "UserFeatures.ids: expected a dict with keys ['gender', 'interests'], got NoneType"),
+        (
+            user(ids={"gender": np.int32(1)}),
+            ValueError,
+            "UserFeatures.ids: expected keys ['gender', 'interests'], got ['gender'] (missing ['interests'], extra [])",
+        ),
+        (user(ids=user().ids | {"age": np.int32(1)}), ValueError, "(missing [], extra ['age'])"),
+        (
+            user(ids=user().ids | {"gender": np.int64(1)}),
+            TypeError,
+            "UserFeatures.ids['gender']: expected dtype int32, got int64",
+        ),
+        (user(ids=user().ids | {"gender": 1}), TypeError, "UserFeatures.ids['gender']: expected dtype int32, got int64"),
+        (
+            user(ids=user().ids | {"gender": np.int32(3)}),
+            ValueError,
+            "UserFeatures.ids['gender']: expected values in [0, 3), got 3 at the only position",
+        ),
+        (
+            user(ids=user().ids | {"interests": np.int32([1, -1])}),
+            ValueError,
+            "UserFeatures.ids['interests']: expected values in [0, 7), got -1 at position [1]",
+        ),
+        (user(ids=user().ids | {"interests": np.int32([1])}), ValueError, "ids['interests']: expected shape [2], got [1]"),
+        (user(floats=np.zeros(2)), TypeError, "UserFeatures.floats: expected dtype float32, got float64"),
+        (user(floats=np.zeros(3, np.float32)), ValueError, "UserFeatures.floats: expected shape [2], got [3]"),
+        (
+            user(floats=np.float32([0, np.nan])),
+            ValueError,
+            "UserFeatures.floats: expected finite values, got nan at position [1]",
+        ),
+        (
+            user(floats=np.float32([-np.inf, 0])),
+            ValueError,
+            "UserFeatures.floats: expected finite values, got -inf at position [0]",
+        ),
+        (
+            history(item=put(user().history.item, 2, 50)),
+            ValueError,
+            "history.item: expected values in [0, 50), got 50 at position [2]",
+        ),
+        (
+            history(item=user().history.item.astype(np.int64)),
+            TypeError,
+            "UserFeatures.history.item: expected dtype int32, got int64",
+        ),
+        (history(item=user().history.item[:5]), ValueError, "UserFeatures.history.item: expected shape [24], got [5]"),
+        (history(action=put(user().history.action, 0, 4)), ValueError, "history.action: expected values in [0, 4), got 4"),
+        (history(action=user().history.action[:, None]), ValueError, "history.action: expected shape [24], got [24, 1]"),
+        (
+            history(age=put(user().history.age, 1, -0.5)),
+            ValueError,
+            "UserFeatures.history.age: expected finite values of at least 0, got -0.5 at position [1]",
+        ),
+        (
+            history(age=put(user().history.age, 23, np.nan)),
+            ValueError,
+            "of at least 0, got nan at position [23]",
+        ),  # in padding too
+        (history(age=user().history.age.astype(np.float64)), TypeError, "history.age: expected dtype float32, got float64"),
+        (history(mask=user().history.mask.astype(np.int32)), TypeError, "history.mask: expected dtype bool, got int32"),
+        (history(mask=user().history.mask[:23]), ValueError, "UserFeatures.history.item: expected shape [23], got [24]"),
+        (history(mask=np.True_), ValueError, "UserFeatures.history.mask: expected shape [any], got []"),
+    ],
+)
+def test_wrong_users_are_named(features, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        check_user_features(SCHEMA, features, batched=False)
+
+
+def test_the_first_array_tells_the_batch():
+    with pytest.raises(ValueError, match=re.escape("UserFeatures.ids['interests']: expected shape [3, 2], got [2, 2]")):
+        features = batch(user())
+        check_user_features(
+            SCHEMA, dataclasses.replace(features, ids=features.ids | {"gender": np.zeros(3, np.int32)}), batched=True
+        )
+    with pytest.raises(ValueError, match=re.escape("UserFeatures.ids['gender']: expected shape [any], got []")):
+        check_user_features(SCHEMA, user(), batched=True)
+    with pytest.raises(ValueError, match=re.escape("UserFeatures.ids['gender']: expected shape [], got [2]")):
+        check_user_features(SCHEMA, batch(user()), batched=False)
+
+
+def test_a_check_may_name_what_it_checks():
+    with pytest.raises(ValueError, match=re.escape("request 7.floats: expected shape [2], got [3]")):
+        check_user_features(SCHEMA, user(floats=np.zeros(3, np.float32)), batched=False, name="request 7")
+
+
+# checks of items
+
+
+def items(**changes):
+    return dataclasses.replace(demo.items(2), **changes)
+
+
+def test_good_items_pass():
+    check_item_features(SCHEMA, items(), batched=True)
+    check_item_features(SCHEMA, jax.tree.map(jnp.asarray, items()), batched=True)
+    check_item_features(SCHEMA, demo.catalogue().features(3), batched=False)
+    check_item_features(SCHEMA, items(content=None), batched=True, needs_content=False)
+    check_item_features(SCHEMA, items(), batched=True, needs_content=False)
+    check_item_features(BARE, empty_items(BARE, 2), batched=True)
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        ({}, TypeError, "ItemFeatures: expected ItemFeatures, got dict"),
+        (items(floats=np.zeros([2, 1])), TypeError, "ItemFeatures.floats: expected dtype float32, got float64"),
+        (items(floats=np.zeros([2, 2], np.float32)), ValueError, "ItemFeatures.floats: expected shape [2, 1], got [2, 2]"),
+        (items(floats=np.zeros([3, 1], np.float32)), ValueError, "ItemFeatures.floats: expected shape [2, 1], got [3, 1]"),
+        (items(floats=np.float32([[0], [np.inf]])), ValueError, "floats: expected finite values, got inf at position [1, 0]"),
+        (items(ids={}), ValueError, "ItemFeatures.ids: expected keys ['category', 'item', 'tags'], got []"),
+        (items(ids=None), TypeError, "ItemFeatures.ids: expected a dict with keys ['category', 'item', 'tags'], got NoneType"),
+        (
+            items(ids=items().ids | {"tags": put(items().ids["tags"], (1, 2), 9)}),
+            ValueError,
+            "ItemFeatures.ids['tags']: expected values in [0, 9), got 9 at position [1, 2]",
+        ),
+        (items(ids=items().ids | {"item": np.zeros(2, np.uint32)}), TypeError, "ids['item']: expected dtype int32, got uint32"),
+        (items(content=None), ValueError, "ItemFeatures.content: expected float32 [..., 12], got None"),
+        (items(content=np.zeros([2, 3], np.float32)), ValueError, "ItemFeatures.content: expected shape [2, 12], got [2, 3]"),
+        (items(content=np.zeros([2, 12], np.float16)), TypeError, "ItemFeatures.content: expected dtype float32, got float16"),
+        (
+            items(content=np.full([2, 12], np.nan, np.float32)),
+            ValueError,
+            "ItemFeatures.content: expected finite values, got nan at position [0, 0]",
+        ),
+        (items(side={}), ValueError, "ItemFeatures.side: expected keys ['bid'], got [] (missing ['bid'], extra [])"),
+        (items(side={"bid": np.zeros(2, np.int32)}), TypeError, "ItemFeatures.side['bid']: expected dtype float32, got int32"),
+        (
+            items(side={"bid": np.float32([0, np.nan])}),
+            ValueError,
+            "side['bid']: expected finite values, got nan at position [1]",
+        ),
+    ],
+)
+def test_wrong_items_are_named(features, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        check_item_features(SCHEMA, features, batched=True)
+
+
+def test_content_that_the_schema_does_not_have_is_refused():
+    one = dataclasses.replace(empty_items(BARE, 2), content=np.zeros((2, 4), np.float32))
+    for needs_content in (True, False):
+        with pytest.raises(
+            ValueError, match=re.escape("ItemFeatures.content: expected None (schema.content is 0), got an array")
+        ):
+            check_item_features(BARE, one, batched=True, needs_content=needs_content)
+
+
+def test_wrong_content_is_refused_where_it_may_be_left_out():
+    with pytest.raises(ValueError, match=re.escape("ItemFeatures.content: expected shape [2, 12], got [2, 3]")):
+        check_item_features(SCHEMA, items(content=np.zeros([2, 3], np.float32)), batched=True, needs_content=False)
+
+
+def test_one_item_has_no_leading_axis():
+    with pytest.raises(ValueError, match=re.escape("ItemFeatures.ids['item']: expected shape [], got [2]")):
+        check_item_features(SCHEMA, items(), batched=False)
+    one = dataclasses.replace(
+        empty_items(BARE, 1), ids={"item": np.int32(9), "category": np.int32(1)}, floats=np.zeros(0, np.float32)
+    )
+    with pytest.raises(ValueError, match=re.escape("ids['item']: expected values in [0, 9), got 9 at the only position")):
+        check_item_features(BARE, one, batched=False)
+
+
+# packing
+
+
+@pytest.mark.parametrize(
+    ("tree", "specs"),
+    [
+        (demo.user(CONFIG), user_specs(SCHEMA, length=24)),
+        (batch(demo.user(CONFIG, events=3), 4), user_specs(SCHEMA, length=24, lead=(4,))),
+        (demo.items(5), item_specs(SCHEMA, lead=(5,))),
+        (empty_items(BARE, 0), item_specs(BARE, lead=(0,))),
+    ],
+    ids=["user", "users", "items", "no items"],
+)
+def test_packed_features_come_back_under_jit(tree, specs):
+    words = pack(tree)
+    assert words.dtype == np.int32 and words.shape == (sum(leaf.size for leaf in jax.tree.leaves(specs)),)
+    back = jax.jit(lambda words: unpack(words, specs))(words)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    assert shapes(back) == shapes(specs)
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+
+
+def test_packing_keeps_every_bit():
+    tree = {
+        "float": np.float32([[np.nan, -0.0], [np.inf, 1e-45]]),
+        "int": np.int32([-1, 2**31 - 1]),
+        "uint": np.uint32([2**32 - 1]),
+        "bool": np.array([True, False]),
+        "scalar": np.array(-7, np.int32),
+    }
+    specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    back = jax.jit(lambda words: unpack(words, specs))(pack(tree))
+    for name, leaf in tree.items():
+        assert np.asarray(back[name]).tobytes() == leaf.tobytes(), name
+
+
+# the version of the encoder
+
+
+def test_encoding_belongs_to_the_structure():
+    """It is no leaf: it survives tree functions, jit and vmap, and features of two encoders cannot be put together."""
+    features = batch(user(encoding="monday"))
+    assert jax.tree.structure(features) != jax.tree.structure(batch(user(encoding="tuesday")))
+    assert len(jax.tree.leaves(features)) == len(jax.tree.leaves(batch(user())))
+    assert jax.tree.map(lambda x: x[0], features).encoding == "monday"
+    assert jax.jit(lambda x: x)(features).encoding == "monday"
+    assert jax.vmap(lambda x: x)(features).encoding == "monday"
+    with pytest.raises(ValueError, match="(?s)metadata.*monday.*tuesday"):
+        jax.tree.map(lambda *x: np.stack(x), user(encoding="monday"), user(encoding="tuesday"))
+    assert user().encoding == "" and demo.items(1).encoding == ""
+
+
+def test_a_compiled_function_takes_features_of_another_encoder_anew():
+    """Another structure, so another compilation: what refuses features of another encoder is the caller."""
+    traced = []
+
+    @jax.jit
+    def total(features):
+        traced.append(features.encoding)
+        return features.floats.sum()
+
+    totals = [total(user(encoding=name)) for name in ("", "monday", "", "monday")]
+    assert traced == ["", "monday"] and len(set(map(float, totals))) == 1
+
+
+def test_the_model_reads_features_of_any_encoder():
+    model, params = demo.build(**demo.VARIANTS["base"])
+    items = dataclasses.replace(demo.items(3), encoding="tuesday")
+    logits = jax.eval_shape(model.joint, params, user(encoding="monday"), items)
+    assert logits.shape == (3,)
