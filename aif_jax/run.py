@@ -42,7 +42,7 @@ class Run:
       encoder: raw users and items to features, with histories as long as the model reads; None for data without an encoder.
       metrics: figures of the validation slice.
       settings: of the run.
-      folder: of the run; None where it was kept nowhere.
+      folder: of the run; None for a run without `out`.
     """
 
     model: PreRanker
@@ -78,7 +78,7 @@ class Run:
 
     def __str__(self) -> str:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items()) or "no validation slice"
-        return f"Run({'not kept' if self.folder is None else self.folder}; validation: {figures})"
+        return f"Run({'in memory' if self.folder is None else self.folder}; validation: {figures})"
 
     @property
     def config(self) -> Config:
@@ -207,6 +207,18 @@ def fit(
       ValueError: settings that do not fit together, too few samples, a run in `out` with other settings or data.
       FileExistsError: a run in `out` with `resume=False`.
       FloatingPointError, BadBatch: as `loop`.
+
+    Example:
+      >>> import aif_jax as aif
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> events = [f"u{n % 7},{n * n % 11},{1_600_000_000 + n}" for n in range(300)]
+      >>> _ = (folder / "events.csv").write_text("\\n".join(["user,item,time", *events]))
+      >>> _ = (folder / "items.csv").write_text("\\n".join(["item,category", *(f"{n},{n % 3}" for n in range(11))]))
+      >>> data = aif.read(folder / "events.csv", items=folder / "items.csv", columns=aif.Columns())
+      >>> model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4, long_length=4))
+      >>> run = aif.fit(model, data, batch_size=32, k=3, progress=False)
+      >>> list(run.metrics)
+      ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']
     """
     first_validation, first_test = time_cuts(data.log, validation=validation, test=test)
     given = as_loss(loss) or loss or task.loss

@@ -1,4 +1,4 @@
-"""Meshes: where arrays lie when there are several devices. The only file that makes them.
+"""Meshes: how arrays are placed on several devices. The only file that makes them.
 
 Axes are Auto: the compiler places what is between the inputs and outputs that are pinned. (`jax.make_mesh` gives Explicit axes,
 under which a look-up `table[ids]` in a row-sharded table raises.)
@@ -42,7 +42,7 @@ def place_state(state: Any, mesh: Mesh, *, split: Iterable[str] = ()) -> Any:
     """Puts a training state (or parameters) on a mesh: a copy of everything on each device, but for the tables named.
 
     Args:
-      state: a `TrainState`, or any tree in which tables stand under "embedding".
+      state: a `TrainState`, or any tree with tables under "embedding".
       mesh: from `row_mesh`.
       split: embedding tables whose rows, with those of their optimizer state, are spread over the devices. Rows must be a
         multiple of the devices: choose the attribute's size so.

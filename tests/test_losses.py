@@ -284,3 +284,90 @@ def test_wrong_arguments_get_a_plain_answer(call, message):
 def test_names_lead_to_the_losses():
     for name, loss in losses.LOSSES.items():
         assert losses.by_name(name) is loss is getattr(losses, name)
+
+
+# -- sums -------------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_values_that_add_and_scale():
+    scores, y = jnp.array([[2.0, 1.0, 0.0], [0.5, -1.0, 3.0]]), jnp.array([[1, 0, 0], [0, 0, 0]])
+    loss = losses.listwise_softmax + 0.1 * losses.pointwise_bce
+    expected = losses.listwise_softmax(scores, y) + 0.1 * losses.pointwise_bce(scores, y)
+    np.testing.assert_allclose(loss(scores, y), expected, rtol=1e-6)
+    np.testing.assert_allclose((loss * 2.0)(scores, y), 2 * expected, rtol=1e-6)
+    assert loss == losses.listwise_softmax + losses.pointwise_bce * 0.1 and hash(loss) == hash(loss * 1.0)
+    assert repr(loss) == "listwise_softmax + 0.1 * pointwise_bce" != repr(loss * 2.0)
+
+
+def test_options_give_a_loss_and_partial_is_one_too():
+    scores, teacher = jax.random.normal(jax.random.key(0), (2, *SHAPE))
+    soft = losses.distill_listwise(temperature=2.0)
+    np.testing.assert_array_equal(soft(scores, teacher), losses.distill_listwise(scores, teacher, temperature=2.0))
+    assert repr(soft) == "distill_listwise(temperature=2.0)" and soft != losses.distill_listwise
+    assert losses.as_loss(functools.partial(losses.distill_listwise, temperature=2.0)) == soft
+    assert losses.as_loss(soft) is soft and losses.as_loss(lambda s, y: 0.0) is None
+    assert losses.as_loss(functools.partial(losses.distill_listwise, scores)) is None
+
+
+def test_a_pointwise_correction_is_that_of_the_scores():
+    """Both terms of a sum read one score: s - log q, unless an option says otherwise."""
+    scores, y = jnp.array([[math.log(3), 0.0]]), jnp.array([[1, 0]])
+    log_q = jnp.array([[0.0, math.log(3)]])
+    # s - log q = log 3, -log 3: both cost log(4/3); without the correction the second costs log 2
+    np.testing.assert_allclose(losses.pointwise_bce(scores, y, log_q=log_q), math.log(4 / 3), rtol=1e-6)
+    plain = losses.pointwise_bce(corrected=False)
+    np.testing.assert_allclose(plain(scores, y, log_q=log_q), (math.log(4 / 3) + math.log(2)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(losses.listwise_softmax(scores, y, log_q=log_q), math.log(10 / 9), rtol=1e-6)
+    uncorrected = losses.listwise_softmax(corrected=False)
+    np.testing.assert_allclose(uncorrected(scores, y, log_q=log_q), losses.listwise_softmax(scores, y), rtol=1e-6)
+    for loss in (losses.distill_pointwise, losses.distill_listwise):  # student and teacher are compared as they are
+        np.testing.assert_array_equal(loss(scores, -scores, log_q=log_q), loss(scores, -scores))
+
+
+def test_terms_may_read_other_targets():
+    scores, teacher = jax.random.normal(jax.random.key(0), (2, *SHAPE))
+    first = jnp.zeros(SHAPE).at[:, 0].set(1)
+    loss = losses.distill_listwise + 0.5 * losses.listwise_softmax.of(lambda t: jnp.zeros_like(t).at[..., 0].set(1))
+    where = jnp.ones(SHAPE, bool).at[1].set(False)
+    expected = losses.distill_listwise(scores, teacher, where=where) + 0.5 * losses.listwise_softmax(scores, first, where=where)
+    np.testing.assert_allclose(loss(scores, teacher, where=where), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*losses.LOSSES, "sum"])
+def test_a_loss_adds_up_over_parts(name):
+    """Norms of the whole, then any parts: one list, none that counts, the rest."""
+    rng = np.random.default_rng(0)
+    loss = losses.listwise_softmax + 0.1 * losses.pointwise_bce if name == "sum" else losses.by_name(name)
+    scores, log_q = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    y, where = rng.integers(0, 2, (6, 5)).astype(np.float32), rng.random((6, 5)) < 0.7
+    where[1:3] = False
+    scores[1], y[2] = np.nan, np.nan  # masked
+    norms = loss.norms(y, where)
+    parts = [loss.part(scores[p], y[p], norms, where=where[p], log_q=log_q[p]) for p in (slice(0, 1), slice(1, 3), slice(3, 6))]
+    assert float(parts[1]) == 0
+    np.testing.assert_allclose(sum(parts), loss(scores, y, where=where, log_q=log_q), rtol=1e-6)
+
+
+def test_a_valid_label_that_is_nan_is_not_hidden():
+    y = jnp.ones(SHAPE).at[0].set(jnp.nan)
+    for loss in (losses.pointwise_bce, losses.listwise_softmax):
+        assert np.isnan(loss(jnp.zeros(SHAPE), y))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: losses.pointwise_bce(temperature=2.0), r"expected options among \['corrected'\], got \['temperature'\]"),
+        (lambda: (losses.pointwise_bce + losses.pointwise_bce)(corrected=False), "options of its terms before they are added"),
+        (lambda: losses.pointwise_bce(where=jnp.ones(3, bool)), "expected scores and targets with where and log_q, got none"),
+        (lambda: losses.pointwise_bce + 1.0, "unsupported operand"),
+    ],
+)
+def test_wrong_compositions_are_refused(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_a_weight_must_be_finite():
+    with pytest.raises(ValueError, match="weight: expected a finite number, got nan"):
+        math.nan * losses.pointwise_bce

@@ -39,8 +39,8 @@ def run(model, params, optimizer, batches, **options) -> tuple[train.TrainState,
     state, metrics = train.init_state(params, optimizer), []
     step = train.make_step(model, optimizer, loss=losses.pointwise_bce, **options)
     for batch in batches:
-        state, made = step(state, batch)
-        metrics.append({name: float(value) for name, value in made.items()})
+        state, values = step(state, batch)
+        metrics.append({name: float(value) for name, value in values.items()})
     return state, metrics
 
 
@@ -96,16 +96,16 @@ def test_a_mean_over_terms_adds_up_over_the_parts(name):
     batch = dataclasses.replace(batch, where=where, labels=labels.astype(np.float32), log_q=log_q)
     loss = (WITHOUT_LOG_Q | WITH_LOG_Q)[name]
     assert losses.as_loss(loss) is not None and 0 < where.sum() < where.size
-    made, scored = [], []
+    results, scored = [], []
     model = model._replace(joint=lambda *given, joint=model.joint: scored.append(part) or joint(*given))
     for part in (None, 4, 1):
         step = train.make_step(model, optax.sgd(0.5), loss=loss, part=part)
         state, metrics = step(train.init_state(params, optax.sgd(0.5)), batch)
-        made.append((state.trained, metrics["loss"], metrics["grad_norm"]))
+        results.append((state.trained, metrics["loss"], metrics["grad_norm"]))
     assert scored == [None, 4, 1]  # traced once for each size
-    assert float(made[0][2]) > 1e-3
-    assert_close(made[0], made[1])
-    assert_close(made[0], made[2])
+    assert float(results[0][2]) > 1e-3
+    assert_close(results[0], results[1])
+    assert_close(results[0], results[2])
 
 
 def test_a_loss_over_the_whole_batch_is_that_of_the_parts():
@@ -116,11 +116,11 @@ def test_a_loss_over_the_whole_batch_is_that_of_the_parts():
     def loss(scores, labels, *, where):
         return losses.listwise_softmax(scores.reshape(1, -1), labels.reshape(1, -1), where=where.reshape(1, -1))
 
-    optimizer, made = optax.sgd(0.5), []
+    optimizer, trained = optax.sgd(0.5), []
     for part in (None, 4):
         step = train.make_step(model, optimizer, loss=loss, part=part)
-        made.append(step(train.init_state(params, optimizer), batch)[0].trained)
-    assert_close(*made)
+        trained.append(step(train.init_state(params, optimizer), batch)[0].trained)
+    assert_close(*trained)
 
 
 @pytest.mark.parametrize(
@@ -188,14 +188,14 @@ def test_rowwise_adagrad_by_its_formula():
     rng = np.random.default_rng(0)
     table, gradients = rng.normal(size=(5, 3)), rng.normal(size=(4, 5, 3)) * (rng.random((4, 5, 1)) < 0.6)
     optimizer = rowwise_adagrad(0.3, initial_accumulator=0.2, eps=1e-3)
-    made = jnp.asarray(table, jnp.float32)
-    state = optimizer.init(made)
+    updated = jnp.asarray(table, jnp.float32)
+    state = optimizer.init(updated)
     assert state[0].shape == (5, 1)
     for gradient in gradients:
         updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state)
-        made = optax.apply_updates(made, updates)
+        updated = optax.apply_updates(updated, updates)
     expected = reference.rowwise_adagrad(table, gradients, learning_rate=0.3, initial_accumulator=0.2, eps=1e-3)
-    np.testing.assert_allclose(made, expected, atol=1e-5)
+    np.testing.assert_allclose(updated, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1250), (700, 1250), (5000, 5000)])
@@ -211,7 +211,7 @@ def test_the_update_fits_its_size_to_the_rows_of_the_batch(count, size):
     assert int(unique.count) == count and sparse.size_for(count, 5000) == size
 
     @jax.jit
-    def made(params, unique, gradient):
+    def updated(params, unique, gradient):
         def update(gradient, params, state):
             return jax.tree.map(lambda p, g: p - g, params, gradient), state, None
 
@@ -219,7 +219,7 @@ def test_the_update_fits_its_size_to_the_rows_of_the_batch(count, size):
         summed = {"item": jnp.zeros((size, 2)).at[unique.number].add(gradient)}
         return sparse.update_rows(update, params, (), {"embedding": {}}, named, summed)
 
-    after, _, _ = made(params, unique, gradient)
+    after, _, _ = updated(params, unique, gradient)
     expected = np.ones((rows, 2), np.float32)
     np.subtract.at(expected, ids, gradient)
     np.testing.assert_allclose(after["embedding"]["item"], expected, atol=1e-4)

@@ -189,15 +189,15 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
         raise ValueError(f"candidates: expected at least 2, got {candidates}")
 
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
-        found = retrieval(positions) if callable(retrieval) else retrieval[positions]
-        found = expect_integers(found, "retrieval", size=len(dataset.catalogue))
-        if found.ndim != 2 or len(found) != len(positions):
-            raise ValueError(f"retrieval: expected rows [{len(positions)}, R], got shape {list(found.shape)}")
-        rows = np.zeros((len(found), candidates), np.int32)
+        answer = retrieval(positions) if callable(retrieval) else retrieval[positions]
+        answer = expect_integers(answer, "retrieval", size=len(dataset.catalogue))
+        if answer.ndim != 2 or len(answer) != len(positions):
+            raise ValueError(f"retrieval: expected rows [{len(positions)}, R], got shape {list(answer.shape)}")
+        rows = np.zeros((len(answer), candidates), np.int32)
         rows[:, 0] = dataset.log.item[positions]
         _expect_intact(dataset, "item", positions, rows[:, 0], len(dataset.catalogue))
-        width = min(found.shape[1], candidates - 1)
-        rows[:, 1 : 1 + width] = found[:, :width]
+        width = min(answer.shape[1], candidates - 1)
+        rows[:, 1 : 1 + width] = answer[:, :width]
         order = np.argsort(rows, axis=1, kind="stable")
         ascending = np.take_along_axis(rows, order, axis=1)
         repeated = np.zeros(rows.shape, np.bool_)

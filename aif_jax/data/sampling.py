@@ -114,7 +114,7 @@ class NegativeSampler:
             raise ValueError(f"counts: expected at least 2 items that can be drawn, got {np.count_nonzero(weights)}")
         self.probabilities = weights / weights.sum()
         self._cumulative = np.cumsum(self.probabilities)
-        self._cumulative /= self._cumulative[-1]  # exactly 1, so that no draw falls behind the last item
+        self._cumulative /= self._cumulative[-1]  # exactly 1, so that no draw falls after the last item
         # Where the search for a draw in [j, j + 1) / bins begins: a binary search over all rows would miss the cache.
         bins = 1 << min(22, len(counts).bit_length())
         self._guide = np.searchsorted(self._cumulative, np.arange(bins + 1) / bins, side="right").astype(np.int32)

@@ -25,15 +25,16 @@ from aif_jax.data.candidates import Draw, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.logs import JsonLines, LogWriter
-from aif_jax.model import PreRanker
+from aif_jax.model import PreRanker, fit_tables
 from aif_jax.train.evaluate import evaluate
 from aif_jax.train.gradients import LossFn
 from aif_jax.train.loop import loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.sparse import SparseConfig
-from aif_jax.train.step import TrainState, init_state, make_step
+from aif_jax.train.step import FITTED, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, NextItem, Task
 from aif_jax.trees import differences, listed
+from aif_jax.types import Params
 
 RECORD = "fit.json"
 LOG = "log.jsonl"
@@ -42,7 +43,7 @@ LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides a run, beside model and data; its record is in the folder of the run.
+    """What decides a run, with model and data; its record is in the folder of the run.
 
     Attributes:
       first_validation, first_test: the first second of the validation slice and of the test slice.
@@ -150,7 +151,7 @@ def train(
     optimizer = optimizer or default_optimizer(
         len(feed), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    state = init_state(model.init(jax.random.key(settings.seed), data.catalogue, seed=settings.seed), optimizer)
+    state = init_state(init_params(model, data, seed=settings.seed), optimizer)
     step = make_step(model, optimizer, loss=loss, sparse=sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
     with checkpoints_of(folder, settings) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
@@ -171,6 +172,18 @@ def train(
                 progress=progress,
             )
         return final(checkpoints, settings)
+
+
+def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
+    """Parameters before training; the trained ones by one compiled function in place of a hundred small ones."""
+    fitted = fit_tables(model.config, data.catalogue, seed=seed)
+
+    @jax.jit
+    def trained(key: jax.Array) -> Params:
+        params = model.init(key, None, fitted=fitted)
+        return {name: group for name, group in params.items() if name != FITTED}  # what is fitted is no constant of the program
+
+    return trained(jax.random.key(seed)) | {FITTED: fitted}
 
 
 def checkpoints_of(folder: Path, settings: Settings) -> Checkpoints:

@@ -192,7 +192,7 @@ class Loss:
 
 
 def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = "labels") -> Callable[..., Loss]:
-    """Makes a loss of your own that adds up over parts of a batch: a decorator of `Term.values`.
+    """Decorates `Term.values` of your loss, which then adds up over parts of a batch.
 
     Args:
       counts: `entries`, `lists`, `lists_with_a_positive` or yours, see `Term.counts`.
