@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any
 
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import CallableError
@@ -56,39 +56,44 @@ class Guarded:
         if self._workers.hung + len(self._cancelled) >= self._max_hung and self.hung >= self._max_hung:
             raise CallableError(f"{self._name}: {self.hung} calls have not returned, as many as max_hung allows")
         loop = asyncio.get_running_loop()
-        task = loop.create_task(self._contained(self._call(request)))
-        over = loop.create_future()
-        task.add_done_callback(lambda _: _wake(over))
-        timer = None if self._timeout is None else loop.call_later(self._timeout, _wake, over)
+        outcome: asyncio.Future[Any] = loop.create_future()
+        task = loop.create_task(self._contained(self._call(request), outcome))
+        timer = None if self._timeout is None else loop.call_later(self._timeout, self._expire, outcome)
         try:
-            await over
+            result, error = await outcome
         finally:
             if timer is not None:
                 timer.cancel()
-            in_time = task.done()
-            if not in_time:
+            if not task.done():
                 self._give_up(task)
-        return self._outcome(task) if in_time else self._too_late()
+        if error is not None:
+            raise error
+        return result
 
     async def batches(self, stream: Any) -> AsyncGenerator[Any, None]:
         """The batches of an async iterator, which is read in one task and closed with the request."""
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Any] = loop.create_future()
         arrived: asyncio.Queue[Any] = asyncio.Queue()
-        task = asyncio.get_running_loop().create_task(self._contained(_read(stream, arrived)))
-        task.add_done_callback(lambda _: arrived.put_nowait(_END))
+        task = loop.create_task(self._contained(_read(stream, arrived), outcome))
+        outcome.add_done_callback(lambda _: arrived.put_nowait(_END))
         try:
             while True:
+                timer = None if self._timeout is None else loop.call_later(self._timeout, self._expire, outcome)
                 try:
-                    async with asyncio.timeout(self._timeout):
-                        batch = await arrived.get()
-                except TimeoutError:
-                    self._too_late()
+                    batch = await arrived.get()
+                finally:
+                    if timer is not None:
+                        timer.cancel()
                 if batch is _END:
                     break
                 yield batch
-            self._outcome(task)
         finally:
             if not task.done():
                 self._give_up(task)
+        _, error = outcome.result()
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Ends idle threads; those of hung calls end with the process."""
@@ -104,45 +109,32 @@ class Guarded:
         result = await self._workers.run(self._function, request)
         return await result if inspect.isawaitable(result) else result
 
-    async def _contained(self, call: Coroutine[Any, Any, Any]) -> Any:
+    async def _contained(self, call: Coroutine[Any, Any, Any], outcome: asyncio.Future[Any]) -> None:
+        """Runs a call in a task that raises nothing: asyncio ends its loop where a task raises SystemExit."""
         try:
-            return await call
-        except (KeyboardInterrupt, SystemExit) as error:  # asyncio ends the loop where a task raises one of these
-            raise self._refused(error) from error
-        except RuntimeError as error:
-            if isinstance(error.__cause__, StopIteration):  # Python's own form of it, which names no culprit
-                raise self._refused(error.__cause__) from error
-            raise
+            _settle(outcome, await call, None)
+        except BaseException as error:
+            stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
+            if stopped or not isinstance(error, Exception):
+                culprit = error.__cause__ if stopped else error  # Python's RuntimeError for a StopIteration names none
+                what = f"{type(culprit).__name__}: {culprit}" if str(culprit) else type(culprit).__name__
+                refused = CallableError(f"{self._name} raised {what}")
+                refused.__cause__ = error
+                error = refused
+            _settle(outcome, None, error)
 
-    def _outcome(self, task: asyncio.Task[Any]) -> Any:
-        if task.cancelled():  # by the call itself: a request that cancels does not look at the outcome
-            raise self._refused(asyncio.CancelledError())
-        error = task.exception()
-        if error is not None:
-            raise error if isinstance(error, Exception) else self._refused(error)
-        return task.result()
-
-    def _refused(self, error: BaseException) -> CallableError:
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return CallableError(f"{self._name} raised {what}")
-
-    def _too_late(self) -> NoReturn:
-        raise TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s")
+    def _expire(self, outcome: asyncio.Future[Any]) -> None:
+        _settle(outcome, None, TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s"))
 
     def _give_up(self, task: asyncio.Task[Any]) -> None:
         task.cancel()
         self._cancelled[task] = time.perf_counter()
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        del self._cancelled[task]
-        if not task.cancelled():
-            task.exception()  # looked at, so that nobody is warned of an error that no request waits for
+        task.add_done_callback(self._cancelled.pop)
 
 
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _settle(outcome: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if not outcome.done():
+        outcome.set_result((result, error))
 
 
 async def _read(stream: Any, arrived: asyncio.Queue[Any]) -> None:

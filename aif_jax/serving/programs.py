@@ -118,26 +118,29 @@ class Programs:
         self.transfers["device_to_host_bytes"] += value.nbytes
         return jax.device_get(value)
 
-    @staticmethod
-    def unpack(packed: np.ndarray) -> Part:
-        """int32 [3 k + 1] -> the scores, logits, positions and count that it packs into one transfer."""
-        scores, logits, positions = packed[:-1].reshape(3, -1)
-        return Part(scores.view(np.float32), logits.view(np.float32), positions, int(packed[-1]))
+    def download_best(self, packed: jax.Array) -> list[Part]:
+        """int32 [b, 3 k + 1] -> the scores, logits, positions and count that each request's row packs into one transfer."""
+        parts = []
+        for row in self.download(packed):
+            scores, logits, positions = row[:-1].reshape(3, -1)
+            parts.append(Part(scores.view(np.float32), logits.view(np.float32), positions, int(row[-1])))
+        return parts
 
     def _score_fn(self, decode: Callable[..., Any], bucket: int) -> Callable[..., Any]:
         model, bid, kept = self.model, self.bid, min(self.max_k, bucket)
 
         def one(params, state, table, rows, bids, order):
             items = decode(table, rows)
-            logits = model.interaction(params, state, items)
+            known, logits = rows >= 0, model.interaction(params, state, items)
+            logits = jnp.where(known & jnp.isfinite(logits), logits, -jnp.inf)
             price = jnp.where(order == BY_ROW_BID, jnp.asarray(getattr(items, "side", {}).get(bid, bids)), bids)
             value = jnp.where(order == BY_LOGIT, logits, jax.nn.sigmoid(logits) * price)
-            known = rows >= 0
-            finite = known & jnp.isfinite(logits) & jnp.isfinite(value)
-            logits, value = (jnp.where(finite, x, -jnp.inf) for x in (logits, value))
+            value = jnp.where((logits > -jnp.inf) & jnp.isfinite(value), value, -jnp.inf)
+            # Without the barrier XLA computes both again for every reader.
+            logits, value = jax.lax.optimization_barrier((logits, value))
             best, positions = jax.lax.top_k(value, kept)
             as_bits = [jax.lax.bitcast_convert_type(part, jnp.int32) for part in (best, logits[positions])]
-            non_finite = jnp.sum(known & ~finite, dtype=jnp.int32)
+            non_finite = jnp.sum(known & (value == -jnp.inf), dtype=jnp.int32)
             return jnp.concatenate([*as_bits, positions, non_finite[None]]), logits
 
         def many(params, states, table, rows, bids, order):
@@ -210,11 +213,14 @@ def best_of(parts: list[Part], rows: list[np.ndarray], k: int) -> Part:
     return Part(scores, logits, positions, sum(part.non_finite for part in parts))
 
 
+def has_repeats(rows: np.ndarray) -> bool:
+    """Whether some known row comes twice."""
+    ordered = np.sort(rows)
+    return bool(((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)).any())
+
+
 def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:
     """Rows int32 [C] of candidates with -1 for those that repeat another: the first of the highest bid is left."""
-    ordered = np.sort(rows)
-    if not ((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)).any():
-        return rows
     keys = (np.arange(len(rows)), rows) if bids is None else (np.arange(len(rows)), -bids, rows)
     order = np.lexsort(keys)
     once = np.full_like(rows, -1)

@@ -74,9 +74,8 @@ class Candidates:
           ValueError: not one axis; bids of another length, not finite or negative.
 
         Example:
-          >>> Candidates.of([7, "7"])
-          Traceback (most recent call last):
-          TypeError: candidates: expected integers or strings, all of one kind, got str after int at position 1
+          >>> Candidates.of([7, 9]).ids.dtype, Candidates.of(["7", "nine"]).kind
+          (dtype('int64'), 'strings')
         """
         raw, bids = (value.ids, value.bids) if isinstance(value, Candidates) else (value, None)
         ids = _plain_ids(raw)
@@ -101,9 +100,13 @@ class Candidates:
 def _plain_ids(raw: Any) -> np.ndarray:
     if not isinstance(raw, list | tuple):
         raw = np.asarray(raw)
-    if isinstance(raw, np.ndarray) and raw.ndim != 1 or len(raw) and np.ndim(raw[0]):
+    if isinstance(raw, np.ndarray):
+        nested = raw.ndim != 1
+    else:
+        nested = len(raw) > 0 and np.ndim(raw[0]) > 0
+    if nested:
         raise ValueError(f"candidates: expected item ids [C], one axis of integers or strings, got {_described(raw)}")
-    if isinstance(raw, np.ndarray) and raw.dtype.kind in "UT":
+    if isinstance(raw, np.ndarray) and (raw.dtype == np.int64 or raw.dtype.kind in "UT"):
         return raw
     ids = as_ids(raw, "candidates")
     return ids if isinstance(ids, np.ndarray) else string_array(ids)

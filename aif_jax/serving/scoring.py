@@ -14,7 +14,7 @@ import numpy as np
 from aif_jax.serving.buckets import bucket_for
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded
-from aif_jax.serving.programs import Part, Programs, without_repeats
+from aif_jax.serving.programs import Part, Programs, has_repeats, without_repeats
 from aif_jax.serving.requests import Candidates
 from aif_jax.serving.threads import Workers, post
 from aif_jax.serving.versions import Snapshot, UserSide, Version, batch_sizes
@@ -69,6 +69,7 @@ class Scorer:
         self._workers = Workers("aif-score", config.score_threads)
         self._waiting: deque[_Waiting] = deque()
         self._lock = threading.Lock()
+        self._repeats = False  # whether the latest candidates that were looked through had repeats
 
     def submit(self, task: ScoringTask) -> asyncio.Future[Scored | Exception]:
         """Scores one batch of candidates; the future holds the scores, or what went wrong with this task alone."""
@@ -120,44 +121,66 @@ class Scorer:
         if not rows:
             return results
         try:
-            sent = [
-                found if tasks[place].whole else without_repeats(found, tasks[place].candidates.bids)
-                for place, found in rows.items()
-            ]
             looked_up = time.perf_counter()
-            packed, logits, spans = self._compute([tasks[place] for place in rows], sent, bucket)
+            some, found = [tasks[place] for place in rows], list(rows.values())
+            parts, logits, spans = self._compute(some, found, bucket, look_first=self._repeats)
         except Exception as error:
             return [error if result is None else result for result in results]
         for slot, (place, found) in enumerate(rows.items()):
             task = tasks[place]
-            part = None if task.whole else self._programs.unpack(packed[slot])
-            whole = np.asarray(logits[slot][: len(found)]) if task.whole else None
+            part, whole = (None, logits[slot][: len(found)]) if task.whole else (parts[slot], None)
             queue = [("queue", task.submitted, start), ("lookup", start, looked_up)]
             results[place] = Scored(part, whole, found, [*queue, *spans])
         return results
 
-    def _compute(self, tasks: list[ScoringTask], rows: list[np.ndarray], bucket: int) -> tuple[Any, Any, Spans]:
+    def _compute(
+        self, tasks: list[ScoringTask], rows: list[np.ndarray], bucket: int, *, look_first: bool
+    ) -> tuple[list[Part], Any, Spans]:
+        """Best candidates, all logits where a task wants them, and spans; looks for repeats first, or only among the best."""
         size = next(size for size in self._sizes if size >= len(tasks))
         spare = size - len(tasks)  # batches are filled up with their first request
         tasks, rows = tasks + tasks[:1] * spare, rows + rows[:1] * spare
-        first = tasks[0]
         start = time.perf_counter()
+        if look_first:
+            distinct = [_distinct(found, task) for found, task in zip(rows, tasks, strict=True)]
+            self._repeats = any(a is not b for a, b in zip(distinct, rows, strict=True))
+            rows = distinct
+        packed, logits, uploaded = self._dispatch(tasks, rows, bucket)
+        packed.block_until_ready()
+        scored = time.perf_counter()
+        with jax.profiler.TraceAnnotation("aif.fetch"):
+            best = [] if all(task.whole for task in tasks) else self._programs.download_best(packed)
+            whole = self._programs.download(logits) if any(task.whole for task in tasks) else None
+        fetched = time.perf_counter()
+        if not look_first and any(map(_repeats, tasks, rows, best)):
+            return self._compute(tasks, rows, bucket, look_first=True)
+        return best, whole, [("upload", start, uploaded), ("score", uploaded, scored), ("fetch", scored, fetched)]
+
+    def _dispatch(self, tasks: list[ScoringTask], rows: list[np.ndarray], bucket: int) -> tuple[jax.Array, jax.Array, float]:
+        """Packed answers and logits, not ready yet, and when their inputs were uploaded."""
+        first = tasks[0]
         with jax.profiler.TraceAnnotation("aif.upload"):
             orders, bids = [task.order for task in tasks], [task.candidates.bids for task in tasks]
             inputs = self._programs.upload_rows(rows, bids, orders, bucket)
         uploaded = time.perf_counter()
         with jax.profiler.TraceAnnotation("aif.score"):
-            function = first.snapshot.score[first.user.length, size, bucket]
+            function = first.snapshot.score[first.user.length, len(tasks), bucket]
             states = tuple(task.user.state for task in tasks)
             with first.snapshot.index.reading() as table:
                 packed, logits = function(first.version.params, states, table, *inputs)
-            packed.block_until_ready()
-        scored = time.perf_counter()
-        with jax.profiler.TraceAnnotation("aif.fetch"):
-            best = None if all(task.whole for task in tasks) else self._programs.download(packed)
-            whole = self._programs.download(logits) if any(task.whole for task in tasks) else None
-        fetched = time.perf_counter()
-        return best, whole, [("upload", start, uploaded), ("score", uploaded, scored), ("fetch", scored, fetched)]
+        return packed, logits, uploaded
+
+
+def _distinct(rows: np.ndarray, task: ScoringTask) -> np.ndarray:
+    """The rows of a task, for a ranking without repeats; the same array where there are none."""
+    return without_repeats(rows, task.candidates.bids) if not task.whole and has_repeats(rows) else rows
+
+
+def _repeats(task: ScoringTask, rows: np.ndarray, best: Part) -> bool:
+    if task.whole:
+        return False
+    chosen = np.sort(rows[best.positions[: np.count_nonzero(best.scores > -np.inf)]])
+    return bool((chosen[1:] == chosen[:-1]).any())
 
 
 def _hand_out(futures: list[asyncio.Future[Scored | Exception]], results: list[Scored | Exception]) -> None:

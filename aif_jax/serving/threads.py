@@ -75,7 +75,7 @@ class Workers:
         with self._lock:
             self._outstanding += 1
             self._grow()
-            self._queue.put(call)
+        self._queue.put(call)  # wakes a thread, which takes the lock
 
     def _grow(self) -> None:
         if self._outstanding > len(self._threads) < self._limit:

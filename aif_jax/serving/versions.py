@@ -154,6 +154,6 @@ def _expect_finite_scores(programs: Programs, version: Version, bucket: int) -> 
         probe = function(version.params, programs.upload_features(probe_user(schema, length)))
         for state, user in ((version.templates[length], "the unknown user"), (probe, f"a user with {length} events")):
             packed = _run(version.snapshot.score[length, 1, bucket], version.params, (state,), index, inputs)
-            bad = programs.unpack(programs.download(packed)[0]).non_finite
+            bad = programs.download_best(packed)[0].non_finite
             if bad:
                 raise NonFiniteScores(f"version {version.name[:12]}: {bad} of {count} scores of {user} are NaN or infinite")
