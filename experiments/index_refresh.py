@@ -105,9 +105,7 @@ class World:
         """An index of `count` items."""
         bar = tqdm(self.catalogue(count), total=-(-count // BATCH), desc=f"index of {count:,}", disable=not progress)
         sizes: dict[str, Any] = dict(capacity=capacity_for(count), batch_size=BATCH)
-        return ItemIndex.build(
-            self.model, self.params, bar, version=self.version, storage=storage, progress=False, **sizes
-        )
+        return ItemIndex.build(self.model, self.params, bar, version=self.version, storage=storage, progress=False, **sizes)
 
     def user(self, seed: int) -> aif.UserFeatures:
         """A user with a full history."""

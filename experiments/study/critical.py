@@ -21,8 +21,8 @@ import aif_jax as aif
 from aif_jax.data.dataset import Dataset
 from aif_jax.train.evaluate import item_rows
 from experiments import common
-from experiments.study.evaluation import earlier
 from experiments.study import datasets, models
+from experiments.study.evaluation import earlier
 from experiments.study.runs import fit_tables
 
 SEQUENTIAL = ("cold", "exact")

@@ -16,8 +16,8 @@ from aif_jax import metrics
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from experiments import common
 from experiments.datasets.synthetic import World
-from experiments.study.evaluation import Requests, held_out, pick
 from experiments.study import datasets
+from experiments.study.evaluation import Requests, held_out, pick
 from experiments.study.runs import SIZES
 
 

@@ -26,6 +26,8 @@ from aif_jax.train.evaluate import rank_catalogue
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common
+from experiments.signatures import random_projection
+from experiments.study import datasets, models, recipes
 from experiments.study.evaluation import (
     MIN_HISTORY,
     Requests,
@@ -38,8 +40,6 @@ from experiments.study.evaluation import (
     sampled_figures,
     sampled_scores,
 )
-from experiments.signatures import random_projection
-from experiments.study import datasets, models, recipes
 
 BOUNDS = (MIN_HISTORY, 20, 50, 100, 200, 500)  # of histories, for the figure
 LONG = 200  # earlier events of a long user
