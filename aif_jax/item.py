@@ -1,8 +1,8 @@
 """The item component: one item's features -> ItemRow, nearline over the catalogue.
 
 Paper: nearline asynchronous inference into the N2O (nearline-to-online) table. An MLP over the attribute embeddings and the
-projected content embedding gives the item vector. The row holds the vector, the item's fitted values (signatures), the item half
-of every block and the side values that the engine reads. Source: AIF (arXiv 2511.12934).
+projected content embedding gives the item vector. The row holds the vector, the item's fitted values (signatures), the item
+half of every block and the side values that the engine reads. Source: AIF (arXiv 2511.12934).
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ BITS = 128
 def aif(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
     """The AIF model: the block list that the study recommends; README's figures are of this one.
 
-    BEA, SIM, linear attention with softmax keys, exact SimTier over 512 behaviours, and dot products added to the logit. Without
-    content in the schema SimTier is left out, and the logger "aif_jax.presets" says so.
+    BEA, SIM, linear attention with softmax keys, exact SimTier over 512 behaviours, and dot products added to the logit.
+    Without content in the schema SimTier is left out, and the logger "aif_jax.presets" says so.
 
     Args:
       schema: the features.
@@ -69,7 +69,7 @@ def cold(schema: Schema, **changes: Any) -> Config:
 
 
 def exact(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
-    """The sequential ceiling: attention over both whole histories and tiers of float cosines, in place of AIF's approximations."""
+    """The sequential ceiling: attention over both whole histories, tiers of float cosines, no approximation."""
     tiers = _with_content(schema, "exact", CosineTiers(tiers=TIERS))
     attention = (CrossAttention(dot_product=True), TargetAttention(dot_product=True))
     blocks = (*attention, *map(Sim, sim_fields), *tiers, DotProduct())

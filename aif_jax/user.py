@@ -2,8 +2,8 @@
 
 Paper: online asynchronous inference. Profile u and short sequence Z are projected to width D, u' = u W_p and Z' = Z W_z;
 self-attention softmax(Z' Z'^T / sqrt D) Z' with a feed-forward network and masked pooling gives one vector, cross-attention
-softmax(u' Z'^T / sqrt D) Z' another; an MLP over [u', both] gives the user vector. The state holds the vector and the user half of
-every block.
+softmax(u' Z'^T / sqrt D) Z' another; an MLP over [u', both] gives the user vector. The state holds the vector and the user
+half of every block.
 
 Source: AIF (arXiv 2511.12934). Recency enters by age and position embeddings, residuals and layer norm are ours.
 """

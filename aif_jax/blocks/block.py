@@ -36,10 +36,10 @@ class Terms(NamedTuple):
 class Fitted(Protocol):
     """Values that a model derives from the catalogue once, one for each item, such as content signatures.
 
-    Blocks that name equal tables in `Block.tables` share one. Histories and rows read the same table by item id, so the two sides
-    cannot disagree. An item that is newer than the fit has row 0: in its own row the value is computed from its content, in
-    histories it counts from the next publish on. An item whose content changed keeps its fitted value until `fit_tables` runs
-    again.
+    Blocks that name equal tables in `Block.tables` share one. Histories and rows read the same table by item id, so the two
+    sides cannot disagree. An item that is newer than the fit has row 0: in its own row the value is computed from its content,
+    in histories it counts from the next publish on. An item whose content changed keeps its fitted value until `fit_tables`
+    runs again.
     """
 
     @property
@@ -228,6 +228,6 @@ def expect_content(part: Any, config: Config) -> None:
     """Raises ValueError where the schema has no content embedding."""
     if not config.schema.content:
         raise ValueError(
-            f"{type(part).__name__}: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out"
-            " (`presets.aif` does that by itself)"
+            f"{type(part).__name__}: expected schema.content > 0, got 0: give the data a content embedding, or leave the block "
+            "out (`presets.aif` does that by itself)"
         )

@@ -96,7 +96,7 @@ class TargetAttention(Block):
 
 
 @dataclasses.dataclass(frozen=True)
-class UnitContent:
+class UnitContent(Fitted):
     """A fitted table of content embeddings of unit length, float32 [N, E]."""
 
     @property

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.blocks.block import by_id, expect_content
+from aif_jax.blocks.block import Fitted, by_id, expect_content
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemFeatures, Params
 
@@ -27,7 +27,7 @@ ROWS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Signatures:
+class Signatures(Fitted):
     """A fitted table of content signatures, uint32 [N, W].
 
     Attributes:

@@ -1,7 +1,7 @@
 """SIM with pre-caching: attention over the user's behaviours in the candidate's category.
 
-Hard-search SIM (arXiv 2006.05639) attends over the user's behaviours that share a field with the candidate: a cross feature that
-is not known before the candidates are. The user's own values of the field are: the user side caches, for the Q values with the
+Hard-search SIM (arXiv 2006.05639) attends over the user's behaviours that share a field with the candidate: a cross feature,
+not known before the candidates are. The user's own values of the field are: the user side caches, for the Q values with the
 most behaviours, the last P of them. In real time the candidate's value picks the slot, and a softmax runs over its P entries:
 
     o = softmax(q E_slot^T / sqrt D) E_slot

@@ -86,7 +86,7 @@ def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups
 
 
 def histogram_by_table(between: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """The same with tiers from a table: uint8 [R, R] between codes, `history.signature` uint32 [L, 1] codes -> int32 [R, G, T]."""
+    """The same with tiers uint8 [R, R] from a table, `history.signature` uint32 [L, 1] codes -> int32 [R, G, T]."""
     return _histogram(_by_table, between, history, tiers=tiers, groups=groups)
 
 
@@ -149,7 +149,9 @@ def _packed(
         if serial:
             return jax.lax.scan(add_span, counts, (made, group))
         widened = jax.vmap(_widen)(made)
-        return counts + (widened.sum(0, keepdims=True) if groups == 1 else jax.ops.segment_sum(widened, group, num_segments=groups)), None
+        if groups == 1:
+            return counts + widened.sum(0, keepdims=True), None
+        return counts + jax.ops.segment_sum(widened, group, num_segments=groups), None
 
     empty = jnp.zeros((groups, words, FIELDS, count), jnp.int32)
     counts, _ = jax.lax.scan(add_chunk, empty, (chunked(signature), chunked(kept), chunked(group)))
