@@ -1,7 +1,4 @@
-"""The catalogue: the features of every item, one row each.
-
-Row r is row r of the item vocabulary; row 0 is the unknown item, all zeros.
-"""
+"""The catalogue: features of every item by row of the item vocabulary; row 0, the unknown item, is all zeros."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import expect_integers
+from aif_jax.checks import expect, expect_integers
 from aif_jax.features import check_item_features
 from aif_jax.schema import Schema
 from aif_jax.types import ItemFeatures
@@ -49,16 +46,13 @@ class Catalogue:
     side: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.raw.ndim != 1 or self.raw.dtype.kind not in "iuUT":
-            raise ValueError(
-                f"Catalogue.raw: expected integers or strings [N - 1], got {self.raw.dtype} {list(self.raw.shape)}"
-            )
+        flat = self.raw.ndim == 1 and self.raw.dtype.kind in "iuUT"
+        expect(flat, "Catalogue.raw", "integers or strings [N - 1]", f"{self.raw.dtype} {list(self.raw.shape)}")
         check_item_features(self.schema, self.items, batched=True, name="Catalogue")
-        if len(self.floats) != len(self):
-            raise ValueError(f"Catalogue.floats: expected {len(self)} rows (raw ids and the unknown item), got {len(self.floats)}")
-        for field, table in self._tables():
-            if np.any(table[0]):
-                raise ValueError(f"Catalogue.{field}: expected zeros in row 0 (the unknown item), got {table[0]}")
+        fits = len(self.floats) == len(self)
+        expect(fits, "Catalogue.floats", f"{len(self)} rows (raw ids and the unknown item)", len(self.floats))
+        for field, table in self._tables().items():
+            expect(not np.any(table[0]), f"Catalogue.{field}", "zeros in row 0 (the unknown item)", table[0])
 
     @classmethod
     def from_items(
@@ -124,24 +118,20 @@ class Catalogue:
     def with_content(self, content: Any) -> Catalogue:
         """The same catalogue with another content embedding float32 [N, E]; its schema says E."""
         content = np.asarray(content)
-        if content.ndim != 2:
-            raise ValueError(f"Catalogue.content: expected shape [{len(self)}, E], got {list(content.shape)}")
+        expect(content.ndim == 2, "Catalogue.content", f"shape [{len(self)}, E]", list(content.shape))
         schema = dataclasses.replace(self.schema, content=content.shape[1])
         return dataclasses.replace(self, schema=schema, content=content)
 
-    def _tables(self):
-        yield from ((f"ids[{name!r}]", table) for name, table in self.ids.items())
-        yield "floats", self.floats
-        yield from ((f"side[{name!r}]", table) for name, table in self.side.items())
-        if self.content is not None:
-            yield "content", self.content
+    def _tables(self) -> dict[str, np.ndarray]:
+        content = {} if self.content is None else {"content": self.content}
+        ids = {f"ids[{name!r}]": table for name, table in self.ids.items()}
+        return ids | {"floats": self.floats} | {f"side[{name!r}]": table for name, table in self.side.items()} | content
 
 
 def _with_unknown(table: Any, name: str, count: int, dtype: Any) -> np.ndarray:
     """The table [N - 1, ...] with a row of zeros before it, as `dtype`; integers must not lose their value."""
     table = np.asarray(table)
-    if not table.ndim or len(table) != count:
-        raise ValueError(f"Catalogue.{name}: expected {count} rows like raw, got shape {list(table.shape)}")
+    expect(table.shape[:1] == (count,), f"Catalogue.{name}", f"{count} rows like raw", f"shape {list(table.shape)}")
     if dtype == np.int32 and table.size:
         if table.dtype.kind not in "iu":
             raise TypeError(f"Catalogue.{name}: expected integers, got dtype {table.dtype.name}")

@@ -1,7 +1,4 @@
-"""Checks of arrays at the public edge: what, where, expected, got. Nothing is altered or clipped.
-
-They run on the host, outside jit, before anything is sent to a device.
-"""
+"""Checks of arrays at the public edge, on the host: what, where, expected, got. Nothing is altered or clipped."""
 
 from __future__ import annotations
 
@@ -10,28 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.schema import Attribute
-
 BLOCK = 1 << 22  # elements looked at in one go, so that a check of a memory-mapped table stays in bounded memory
 
 
+def expect(ok: bool, name: str, expected: object, got: object) -> None:
+    """Raises ValueError "name: expected ..., got ..." unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
 def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """`value` as a NumPy array of exactly that dtype and shape; `None` in the shape is any length.
-
-    Args:
-      value: NumPy or JAX array; anything else goes through `numpy.asarray`.
-      name: where it stands, for the message.
-      dtype: the dtype it must have.
-      shape: the shape it must have.
-
-    Raises:
-      TypeError: wrong dtype.
-      ValueError: wrong rank or length.
-
-    Example:
-      >>> expect_array(np.zeros([2, 3], np.float32), "x", dtype=np.float32, shape=(None, 3)).shape
-      (2, 3)
-    """
+    """`value` as a NumPy array of exactly that dtype and shape (None: any length); raises TypeError, ValueError with `name`."""
     array = np.asarray(value)
     if array.dtype != np.dtype(dtype):
         raise TypeError(f"{name}: expected dtype {np.dtype(dtype).name}, got {array.dtype.name}")
@@ -42,16 +28,7 @@ def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, 
 
 
 def expect_integers(value: Any, name: str, *, size: int) -> np.ndarray:
-    """`value` as an array of integers in [0, size), of any shape and integer dtype.
-
-    Raises:
-      TypeError: not integers.
-      ValueError: a value out of range; the message names the first one and its position.
-
-    Example:
-      >>> expect_integers([0, 2], "rows", size=3).tolist()
-      [0, 2]
-    """
+    """`value` as an array of integers in [0, size) of any shape and dtype; raises TypeError, ValueError with the position."""
     array = np.asarray(value)
     if array.size == 0 and not isinstance(value, np.ndarray):
         array = array.astype(np.int64)  # numpy reads an empty list as float64
@@ -89,15 +66,6 @@ def expect_names(got: Any, name: str, wanted: Any) -> None:
     missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
     if missing or extra:
         raise ValueError(f"{name}: expected keys {sorted(wanted)}, got {sorted(got)} (missing {missing}, extra {extra})")
-
-
-def expect_ids(ids: dict[str, Any], name: str, attributes: tuple[Attribute, ...], *, lead: tuple[int | None, ...]) -> None:
-    """Raises unless `ids` has exactly the attributes, int32, with leading axes `lead`, every id within its vocabulary."""
-    expect_names(ids, name, [a.name for a in attributes])
-    for attribute in attributes:
-        shape = lead if attribute.length == 1 else (*lead, attribute.length)
-        array = expect_array(ids[attribute.name], f"{name}[{attribute.name!r}]", dtype=np.int32, shape=shape)
-        expect_range(array, f"{name}[{attribute.name!r}]", size=attribute.size)
 
 
 def _blocks(array: np.ndarray):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, TypeAlias, get_args
 
+from aif_jax.checks import expect
 from aif_jax.times import PER_SECOND, TimeUnit
 
 Kind: TypeAlias = Literal["id", "value", "category", "bag", "float", "vector", "time"]
@@ -82,31 +83,25 @@ class Columns:
                 object.__setattr__(self, field.name, tuple(value))
             elif isinstance(field.default, tuple) and not isinstance(value, tuple):
                 raise ValueError(f"Columns.{field.name}: expected a tuple of column names, got {value!r}")
-        if self.time_unit not in PER_SECOND:
-            raise ValueError(f"Columns.time_unit: expected one of {', '.join(PER_SECOND)}, got {self.time_unit!r}")
-        if self.bag_length < 2:
-            raise ValueError(
-                f"Columns.bag_length: expected at least 2 (item_attributes are for single values), got {self.bag_length}"
-            )
+        units = f"one of {', '.join(PER_SECOND)}"
+        expect(self.time_unit in PER_SECOND, "Columns.time_unit", units, repr(self.time_unit))
+        several = "at least 2 (item_attributes are for single values)"
+        expect(self.bag_length >= 2, "Columns.bag_length", several, self.bag_length)
         named = [*self.item_attributes, *self.item_bags, *self.user_attributes]
         for name in named:
-            if name in RESERVED or named.count(name) > 1:
-                names = f"different names, none of them {', '.join(RESERVED)}"
-                raise ValueError(f"Columns: expected attributes of {names}, got {name!r} among {named}")
+            free = name not in RESERVED and named.count(name) == 1
+            names = f"attributes of different names, none of them {', '.join(RESERVED)}"
+            expect(free, "Columns", names, f"{name!r} among {named}")
         for file in get_args(File):
             used = [name for name, _ in self._listed(file)]
             twice = sorted({name for name in used if used.count(name) > 1})
-            if twice:
-                raise ValueError(f"Columns: expected each column of the {file} file in one place, got {twice} in several")
+            expect(not twice, "Columns", f"each column of the {file} file in one place", f"{twice} in several")
         for name in self.behaviour_fields:
-            if name not in self.item_attributes:
-                raise ValueError(
-                    f"Columns.behaviour_fields: expected names among item_attributes {self.item_attributes}, got {name!r}"
-                )
-        if self.actions and self.action is None:
-            raise ValueError(
-                f"Columns.actions: expected a column for them in Columns.action, got None with actions {self.actions}"
-            )
+            expected = f"names among item_attributes {self.item_attributes}"
+            expect(name in self.item_attributes, "Columns.behaviour_fields", expected, repr(name))
+        has_column = not self.actions or self.action is not None
+        expected, got = "a column for them in Columns.action", f"None with actions {self.actions}"
+        expect(has_column, "Columns.actions", expected, got)
 
     def of(self, file: File) -> dict[str, Kind]:
         """The columns of a file and what they hold."""

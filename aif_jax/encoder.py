@@ -9,8 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.columns import Columns
 from aif_jax.features import behaviours
 from aif_jax.raw import column_of, flat_lists, floats_of, is_arrow, plain, present, stacked, taken
@@ -69,16 +71,13 @@ class Encoder:
     max_skew: int = 60
 
     def __post_init__(self):
-        if self.length < 1:
-            raise ValueError(f"Encoder.length: expected at least 1, got {self.length}")
-        if self.max_skew < 0:
-            raise ValueError(f"Encoder.max_skew: expected 0 seconds or more, got {self.max_skew}")
+        expect(self.length >= 1, "Encoder.length", "at least 1", self.length)
+        expect(self.max_skew >= 0, "Encoder.max_skew", "0 seconds or more", self.max_skew)
         wanted = schema_of(self.columns, self.vocabularies, content=self.schema.content)
-        if self.schema != wanted:
-            raise ValueError(f"Encoder.schema: expected that of columns and vocabularies, {wanted}, got {self.schema}")
+        expect(self.schema == wanted, "Encoder.schema", f"that of columns and vocabularies, {wanted}", self.schema)
         floats = {f"{which}/{name}" for which, names in self.columns.floats.items() for name in names}
-        if self.scales and set(self.scales) != floats:
-            raise ValueError(f"Encoder.scales: expected those of {sorted(floats)}, or none, got {sorted(self.scales)}")
+        fits = not self.scales or set(self.scales) == floats
+        expect(fits, "Encoder.scales", f"those of {sorted(floats)}, or none", sorted(self.scales))
 
     def __repr__(self) -> str:
         return f"Encoder({self.version[:12]}, {self.schema!r}, length={self.length})"
@@ -101,9 +100,8 @@ class Encoder:
         """Features of ONE user at the moment of a request.
 
         Args:
-          user: raw values by column, as in the users file, with the id where `Columns.user_id` is set; other keys are left
-            alone. A value of None is unknown. None: an unknown user.
-          events: raw values by column, as in the events file: arrays, lists or Arrow (a batch or a table). None: no events.
+          user: raw values by column of the users file (the id where `Columns.user_id` is set); None for an unknown user.
+          events: raw values by column of the events file: arrays, lists or Arrow; None for no events.
           now: time of the request, in `Columns.time_unit`, or a `datetime`.
 
         Returns:
@@ -111,8 +109,7 @@ class Encoder:
 
         Raises:
           TypeError: ids of another kind than the vocabulary's, times that are no integers.
-          ValueError: a missing column, columns of different lengths, times in another unit or later than `now`, floats that are
-            not finite.
+          ValueError: missing columns, columns of different lengths, times in another unit or after `now`, non-finite floats.
         """
         ids, floats = self._profile(user)
         return UserFeatures(ids=ids, floats=floats, history=self._history(events, now), encoding=self.version)
@@ -121,12 +118,11 @@ class Encoder:
         """Raw ids and features of n items.
 
         Args:
-          table: raw values by column, as in the items file: arrays, lists or Arrow. Where training took its content embedding
-            from elsewhere, it is read from the column "content".
+          table: raw values by column of the items file: arrays, lists or Arrow; content from elsewhere as column "content".
 
         Returns:
-          Raw ids [n], int64 or strings, and ItemFeatures [n] of NumPy arrays. Unknown items have row 0; their attributes and
-          their content count all the same.
+          Raw ids [n], int64 or strings, and ItemFeatures [n] of NumPy arrays; unknown items have row 0 and their other
+          features.
 
         Raises:
           TypeError, ValueError: as `user`; content of another width.
@@ -139,37 +135,22 @@ class Encoder:
         floats = {name: floats_of(column_of(table, name), name) for name in (*columns.item_floats, *columns.side)}
         content = self._content(table) if self.schema.content else None
         lengths = {name: len(value) for name, value in (rows | floats).items()}
-        if len({*lengths.values(), len(raw if content is None else content)}) > 1:
-            raise ValueError(f"items: expected columns of one length, got {lengths}")
+        one = len({*lengths.values(), len(raw if content is None else content)}) == 1
+        expect(one, "items", "columns of one length", lengths)
         return raw if isinstance(raw, np.ndarray) else string_array(raw), self.item_features(rows, floats, content)
 
     def item(self, record: Mapping[str, Any]) -> ItemFeatures:
         """Features of ONE item from its raw values by column; as `items`."""
         _, features = self.items({name: [value] for name, value in record.items()})
-        return dataclasses.replace(
-            features,
-            ids={name: rows[0] for name, rows in features.ids.items()},
-            floats=features.floats[0],
-            content=None if features.content is None else features.content[0],
-            side={name: values[0] for name, values in features.side.items()},
-        )
+        return jax.tree.map(lambda leaf: leaf[0], features)
 
     def item_features(
         self, rows: Mapping[str, np.ndarray], floats: Mapping[str, np.ndarray], content: np.ndarray | None
     ) -> ItemFeatures:
-        """Features of n items from what their columns hold: for readers, which read columns in another way than `items`.
-
-        Args:
-          rows: int32 [n] or [n, bag length] by vocabulary.
-          floats: float32 [n] by column, those of `Columns.item_floats` and `Columns.side`.
-          content: float32 [n, E], or None.
-
-        Raises:
-          ValueError: content of another width.
-        """
-        if (0 if content is None else content.shape[1]) != self.schema.content:
-            got = "none" if content is None else f"{content.shape[1]}"
-            raise ValueError(f"items: expected a content embedding of width {self.schema.content}, got {got}")
+        """Features of n items: rows int32 [n] or [n, bag length] by vocabulary, float32 [n] by column, content [n, E]."""
+        width = self.schema.content
+        fits = width == (0 if content is None else content.shape[1])
+        expect(fits, "items", f"a content embedding of width {width}", "none" if content is None else content.shape[1])
         return ItemFeatures(
             ids={attribute.name: rows[attribute.name] for attribute in self.schema.item_attributes},
             floats=self.scaled("item", stacked([floats[name] for name in self.columns.item_floats], len(rows["item"]))),
@@ -198,12 +179,8 @@ class Encoder:
 
     def to_record(self) -> dict[str, Any]:
         """A dict of plain JSON values; with `to_arrays` everything that `from_record` needs."""
-        return self._settings() | {
-            "vocabularies": list(self.vocabularies),
-            "length": self.length,
-            "max_skew": self.max_skew,
-            "version": self.version,
-        }
+        rest = {"length": self.length, "max_skew": self.max_skew, "version": self.version}
+        return self._settings() | {"vocabularies": list(self.vocabularies)} | rest
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The vocabularies as arrays: "NAME/ids" int64, or for strings "NAME/utf8" uint8 and "NAME/offsets" int64."""
@@ -211,11 +188,7 @@ class Encoder:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Encoder:
-        """The encoder that `to_record` and `to_arrays` wrote.
-
-        Raises:
-          ValueError: a record that lacks something, or arrays that are not those it was written with.
-        """
+        """The encoder that `to_record` and `to_arrays` wrote. Raises ValueError for missing or other parts."""
         parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in record.get("vocabularies", ())}
         for path, array in arrays.items():
             name, _, key = path.rpartition("/")
@@ -233,10 +206,8 @@ class Encoder:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"encoder: expected a record of Encoder.to_record, got another: {error!r}") from error
-        if encoder.version != record.get("version"):
-            raise ValueError(
-                f"encoder: expected vocabularies and settings of version {record.get('version')}, got {encoder.version}"
-            )
+        version = record.get("version")
+        expect(encoder.version == version, "encoder", f"vocabularies and settings of version {version}", encoder.version)
         return encoder
 
     def _settings(self) -> dict[str, Any]:
@@ -263,8 +234,7 @@ class Encoder:
         if user is None:
             return {name: np.zeros((), np.int32) for name in names.values()}, floats[0]
         missing = [name for name in (*names, *columns.user_floats) if name not in user]
-        if missing:
-            raise ValueError(f"user: expected values of {[*names, *columns.user_floats]}, got none of {missing}")
+        expect(not missing, "user", f"values of {[*names, *columns.user_floats]}", f"none of {missing}")
         ids = {name: self._rows([user[column]], column, name).reshape(()) for column, name in names.items()}
         known = np.array([user[name] is not None for name in columns.user_floats], bool)
         for place, name in enumerate(columns.user_floats):
@@ -274,11 +244,8 @@ class Encoder:
     def _history(self, events: Any, now: Any) -> Behaviours:
         columns, length = self.columns, self.length
         moment = ticks(now, "now", unit=columns.time_unit).seconds
-        if moment.ndim:
-            raise ValueError(f"now: expected one time, got an array of shape {list(moment.shape)}")
-        item, action, age = np.zeros((3, length), np.int32)
-        age = age.astype(np.int64)
-        count = 0
+        expect(not moment.ndim, "now", "one time", f"an array of shape {list(moment.shape)}")
+        (item, action), age, count = np.zeros((2, length), np.int32), np.zeros(length, np.int64), 0
         if events is not None:
             item_rows, action_rows, seconds = self._latest(events, int(moment))
             count = len(seconds)
@@ -291,8 +258,7 @@ class Encoder:
         names = [columns.item, columns.time, *([columns.action] if columns.action is not None else [])]
         raw = {name: column_of(events, name) for name in names}
         lengths = {name: len(values) for name, values in raw.items()}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"events: expected columns of one length, got {lengths}")
+        expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
         time = ticks(plain(raw[columns.time]), f"events, column {columns.time!r}", unit=columns.time_unit)
         seconds, value = time.seconds, time.value
         if len(seconds) and int(seconds.max()) > now + self.max_skew:
@@ -352,20 +318,10 @@ class Encoder:
 
 
 def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, content: int = 0) -> Schema:
-    """The schema of features that are encoded by columns and vocabularies.
-
-    Args:
-      columns: which features there are.
-      vocabularies: by name, see `Encoder.vocabularies`.
-      content: E, width of the content embedding; 0 for none.
-
-    Raises:
-      ValueError: a vocabulary that is missing.
-    """
+    """The schema of features that columns and vocabularies encode; `content` is E. Raises ValueError for a missing one."""
     users = (("user",) if columns.user_id else ()) + columns.user_attributes
     wanted = vocabulary_names(columns)
-    if set(wanted) != set(vocabularies):
-        raise ValueError(f"Encoder.vocabularies: expected {sorted(wanted)}, got {sorted(vocabularies)}")
+    expect(set(wanted) == set(vocabularies), "Encoder.vocabularies", sorted(wanted), sorted(vocabularies))
 
     def attribute(name: str, length: int = 1) -> Attribute:
         return Attribute(name=name, size=max(len(vocabularies[name]), 2), length=length)

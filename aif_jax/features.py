@@ -1,7 +1,6 @@
 """The layout of features: what a user and an item consist of, for a schema.
 
-`user_layout` and `item_layout` are the one description. Shapes for compilation and export, empty features, checks and packing
-are derived from it.
+`user_layout` and `item_layout` describe it; shapes for compilation and export, empty features, checks and packing follow.
 """
 
 from __future__ import annotations
@@ -25,15 +24,7 @@ LENGTH = "L"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """One array of the features.
-
-    Attributes:
-      name: where it is, such as "UserFeatures.history.item".
-      dtype: int32, float32 or bool.
-      shape: sizes of ONE user or item; LENGTH for the places of the history.
-      size: ids are in [0, size); None for what is no id.
-      minimum: the least value of a float, None for none.
-    """
+    """One array of the features."""
 
     name: str
     dtype: Any
@@ -69,21 +60,7 @@ def item_layout(schema: Schema, *, name: str = "ItemFeatures") -> ItemFeatures:
 
 
 def user_specs(schema: Schema, *, length: Any, lead: tuple[Any, ...] = ()) -> UserFeatures:
-    """Shapes and dtypes of one user's features, or of many.
-
-    Args:
-      schema: the features.
-      length: L, places of the history; a symbolic dimension under `jax.export`.
-      lead: leading axes.
-
-    Returns:
-      `UserFeatures` of `jax.ShapeDtypeStruct`.
-
-    Example:
-      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
-      >>> user_specs(schema, length=4, lead=(2,)).history.age.shape
-      (2, 4)
-    """
+    """`UserFeatures` of `jax.ShapeDtypeStruct`; `length` is L, `lead` the leading axes, symbolic dimensions among them."""
     return jax.tree.map(lambda leaf: _spec(leaf, length, lead), user_layout(schema))
 
 
@@ -93,37 +70,17 @@ def item_specs(schema: Schema, *, lead: tuple[Any, ...] = ()) -> ItemFeatures:
 
 
 def empty_user(schema: Schema, *, length: int, lead: tuple[int, ...] = ()) -> UserFeatures:
-    """The unknown user without events, as NumPy arrays: every id 0, floats 0, no event in `length` places.
-
-    Example:
-      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
-      >>> empty_user(schema, length=2).history.mask.tolist()
-      [False, False]
-    """
+    """The unknown user without events: NumPy zeros with `length` places of history and leading axes `lead`."""
     return _zeros(user_specs(schema, length=length, lead=lead))
 
 
 def empty_items(schema: Schema, count: int = 0) -> ItemFeatures:
-    """Features of `count` unknown items as NumPy arrays: every id 0, floats and content 0."""
+    """`count` unknown items as NumPy arrays: every id 0, floats and content 0."""
     return _zeros(item_specs(schema, lead=(count,)))
 
 
 def behaviours(item: np.ndarray, action: np.ndarray, age: np.ndarray, mask: np.ndarray) -> Behaviours:
-    """Encoded events as a history; training and serving both call it.
-
-    Args:
-      item: int32 [..., L] item rows, most recent first; what is there where the mask is false does not matter.
-      action: int32 [..., L] action rows.
-      age: integer or float [..., L] seconds from the event to the request.
-      mask: bool [..., L].
-
-    Returns:
-      `Behaviours` of arrays of their own, zeros where the mask is false.
-
-    Example:
-      >>> behaviours(np.int32([5, 7]), np.int32([1, 1]), np.int64([60, 9]), np.array([True, False])).item.tolist()
-      [5, 0]
-    """
+    """Encoded events as a history, zeros where the mask is false: arrays [..., L], most recent first, ages in seconds."""
     return Behaviours(
         item=np.multiply(item, mask, dtype=np.int32),
         action=np.multiply(action, mask, dtype=np.int32),
@@ -133,15 +90,13 @@ def behaviours(item: np.ndarray, action: np.ndarray, age: np.ndarray, mask: np.n
 
 
 def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool, name: str = "UserFeatures") -> None:
-    """Checks one user, or a batch of users with a leading axis, against the schema. Nothing is altered or clipped.
-
-    An empty history, a mask with holes and a batch of no users are all valid.
+    """Checks one user, or a batch of users, against the schema; nothing is altered. No event and no user are valid.
 
     Args:
       schema: what the features should be.
       features: NumPy or JAX arrays (JAX arrays are fetched).
       batched: whether every array has a leading axis B.
-      name: what to call the features in a message.
+      name: of the features in messages.
 
     Raises:
       TypeError: wrong dtype, or not a `UserFeatures`.
@@ -162,19 +117,10 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
 def check_item_features(
     schema: Schema, features: ItemFeatures, *, batched: bool, needs_content: bool = True, name: str = "ItemFeatures"
 ) -> None:
-    """Checks one item, or a batch of items with a leading axis, against the schema. Nothing is altered or clipped.
+    """Checks one item, or a batch of items, against the schema; arguments and errors as `check_user_features`.
 
     Args:
-      schema: what the features should be.
-      features: NumPy or JAX arrays (JAX arrays are fetched).
-      batched: whether every array has a leading axis.
       needs_content: whether content must be there where the schema has it; False for candidates in training.
-      name: what to call the features in a message.
-
-    Raises:
-      TypeError: wrong dtype, or not an `ItemFeatures`.
-      ValueError: missing or extra field, wrong rank or length, id out of range, NaN or infinite float or content; no content
-        although the schema has one.
 
     Example:
       >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
@@ -193,11 +139,7 @@ def check_item_features(
 
 
 def pack(features: Any) -> np.ndarray:
-    """All leaves of a tree of NumPy arrays as one int32 array, a word for each value: one transfer in place of many.
-
-    Args:
-      features: leaves of 32-bit or boolean dtype.
-    """
+    """All leaves (32-bit or boolean NumPy) as one int32 array, a word for each value: one transfer in place of many."""
     words = [leaf.astype(np.int32) if leaf.dtype == np.bool_ else leaf.view(np.int32) for leaf in jax.tree.leaves(features)]
     return np.concatenate([word.ravel() for word in words])
 
@@ -214,12 +156,8 @@ def unpack(words: jax.Array, specs: Tree) -> Tree:
 
 
 def _ids(attributes: tuple[Attribute, ...], name: str) -> dict[str, Any]:
-    return {
-        a.name: Leaf(
-            name=f"{name}.ids[{a.name!r}]", dtype=np.int32, shape=() if a.length == 1 else (a.length,), size=a.size
-        )
-        for a in attributes
-    }
+    shapes = {a.name: () if a.length == 1 else (a.length,) for a in attributes}
+    return {a.name: Leaf(name=f"{name}.ids[{a.name!r}]", dtype=np.int32, shape=shapes[a.name], size=a.size) for a in attributes}
 
 
 def _spec(leaf: Leaf, length: Any, lead: tuple[Any, ...]) -> jax.ShapeDtypeStruct:

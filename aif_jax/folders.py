@@ -1,9 +1,7 @@
 """Folders that appear complete or not at all, and disappear at once.
 
-`new_folder` is the only place of the package that gives a finished folder its name. Contents are written into a hidden work
-folder in the same directory, forced to disk, and renamed. A killed process leaves its work folder, which the next `new_folder`
-of the same name removes, or `remove_unfinished` for all names in a directory. The work folder of a process that still runs is
-locked and stays.
+Contents are written into a hidden work folder in the same directory, forced to disk, and renamed. The work folder of a killed
+process is removed by the next `new_folder` of the name, or by `remove_unfinished`; that of a running one is locked and stays.
 """
 
 from __future__ import annotations
@@ -26,32 +24,19 @@ AT_CURRENT_FOLDER, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renamea
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str], *, exist: Literal["error", "replace"] = "error") -> Iterator[Path]:
-    """A folder to fill, which gets its name when the block ends well and is removed when the block raises.
+    """Yields an empty folder, which gets the name `path` when the block ends well and is removed when the block raises.
 
-    Files and folders are forced to disk before the rename, so no half-written folder ever has the name, not even after a
-    power cut. The yielded folder is alone in its parent: scratch files may go to `partial.parent` and vanish with it.
+    Files are forced to disk before the rename, so no half-written folder ever has the name. The yielded folder is alone in its
+    parent: scratch files may go to `partial.parent` and vanish with it.
 
     Args:
       path: the folder that appears; its parents are made.
       exist: "error" refuses a path where something is; "replace" removes the old folder once the new one has its name. Linux
         swaps the two in one step where the file system can; elsewhere the name is missing for a moment.
 
-    Yields:
-      An empty folder on the same file system.
-
     Raises:
       FileExistsError: something is at `path`, before or after the block; it stays as it is.
       NotADirectoryError: `exist="replace"` and `path` is not a folder.
-
-    Example:
-      >>> import tempfile
-      >>> target = Path(tempfile.mkdtemp()) / "model"
-      >>> with new_folder(target) as partial:
-      ...     _ = (partial / "weights").write_text("1 2 3")
-      ...     target.exists()
-      False
-      >>> [file.name for file in target.iterdir()]
-      ['weights']
     """
     if exist not in ("error", "replace"):
         raise ValueError(f"exist: expected 'error' or 'replace', got {exist!r}")
@@ -60,36 +45,23 @@ def new_folder(path: str | os.PathLike[str], *, exist: Literal["error", "replace
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in unfinished(target):
         _clean(leftover, target)
-    work, lock = _work_folder(target)
-    try:
+    with _work_folder(target) as work:
         partial = work / target.name
         partial.mkdir()
         yield partial
-        _sync(partial)
+        for root, _, files in os.walk(partial):
+            for path in (*(os.path.join(root, name) for name in files), root):
+                _sync(path)
         _check_target(target, exist)
-        if exist == "replace" and target.is_dir():
-            _replace(partial, target)
-        else:
-            _rename(partial, target)
-        _sync_one(target.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(lock)
+        _put(partial, target, replace=exist == "replace" and target.is_dir())
+        _sync(target.parent)
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:
-    """Removes a folder: its name goes first, so that a kill in between leaves no folder with half of its files.
-
-    Raises:
-      FileNotFoundError: nothing is there.
-    """
+    """Removes a folder: its name goes first, so a kill leaves no half of it. Raises FileNotFoundError where nothing is."""
     target = Path(path).absolute()
-    work, lock = _work_folder(target)
-    try:
+    with _work_folder(target) as work:
         os.rename(target, work / target.name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(lock)
 
 
 def unfinished(path: str | os.PathLike[str]) -> list[Path]:
@@ -119,7 +91,12 @@ def _check_target(target: Path, exist: str) -> None:
         raise NotADirectoryError(f"{target}: expected a folder to replace, got something else; it stays as it is")
 
 
-def _rename(partial: Path, target: Path) -> None:
+def _put(partial: Path, target: Path, *, replace: bool) -> None:
+    """Gives a finished folder its name."""
+    if replace and _exchange(partial, target):
+        return
+    if replace:
+        os.rename(target, partial.with_name(target.name + OLD))
     try:
         os.rename(partial, target)
     except OSError:
@@ -127,14 +104,18 @@ def _rename(partial: Path, target: Path) -> None:
         raise
 
 
-def _replace(partial: Path, target: Path) -> None:
-    if not _exchange(partial, target):
-        os.rename(target, partial.with_name(target.name + OLD))
-        os.rename(partial, target)
+@contextlib.contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """A new work folder, locked until the block or the process ends, and then removed."""
+    work, lock = _locked_folder(target)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
 
 
-def _work_folder(target: Path) -> tuple[Path, int]:
-    """A new work folder and its lock, which the kernel releases when the process ends, however it ends."""
+def _locked_folder(target: Path) -> tuple[Path, int]:
     while True:  # until no other process takes the folder for a leftover before it is locked
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
@@ -174,15 +155,8 @@ def _exchange(first: Path, second: Path) -> bool:
     return renameat2(AT_CURRENT_FOLDER, os.fsencode(first), AT_CURRENT_FOLDER, os.fsencode(second), EXCHANGE) == 0
 
 
-def _sync(folder: Path) -> None:
-    """Forces a folder and everything in it to disk."""
-    for root, _, files in os.walk(folder):
-        for name in files:
-            _sync_one(Path(root) / name)
-        _sync_one(Path(root))
-
-
-def _sync_one(path: Path) -> None:
+def _sync(path: str | Path) -> None:
+    """Forces a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

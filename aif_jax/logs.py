@@ -1,7 +1,4 @@
-"""Writers of a run's figures: JSON lines and TensorBoard. A resumed run leaves no step twice.
-
-A row of a file is with the operating system when `write` returns: killing the process does not lose it.
-"""
+"""Writers of a run's figures: JSON lines and TensorBoard. A resumed run leaves no step twice."""
 
 from __future__ import annotations
 
@@ -29,10 +26,7 @@ class LogWriter(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line: {"step": ..., "loss": ...}; a value that is not finite becomes null.
-
-    Args:
-      path: the file; its folders are made by the first row.
+    """One JSON object a line: {"step": ..., "loss": ...}, on disk when `write` returns; null for values that are not finite.
 
     Example:
       >>> import tempfile
@@ -62,11 +56,7 @@ class JsonLines:
             os.replace(partial, self.path)  # a process that is killed leaves the old rows or the new ones
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, without a last line that a killed process left unfinished.
-
-        Raises:
-          ValueError: any other line that is not JSON; names it.
-        """
+        """The rows, without an unfinished last line. Raises ValueError for any other line that is not JSON."""
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):
@@ -80,12 +70,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard, through tensorboardX: no TensorFlow is needed.
-
-    A thread of tensorboardX writes them within seconds; points that a killed process had not written are missing.
-
-    Args:
-      folder: for the event files; one for each start of the run.
+    """Scalars for TensorBoard through tensorboardX, whose thread writes within seconds; each start has a file in `folder`.
 
     Raises:
       ImportError: tensorboardX is missing.

@@ -84,12 +84,7 @@ def stacked(columns: list[np.ndarray], count: int) -> np.ndarray:
 
 
 def scale_of(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of a float column [n], each a float32; deviation 1 for a constant one.
-
-    Example:
-      >>> scale_of(np.float32([1, 3])), scale_of(np.float32([5, 5])), scale_of(np.float32([]))
-      ((2.0, 1.0), (5.0, 1.0), (0.0, 1.0))
-    """
+    """Mean and standard deviation of a float column [n], each a float32; deviation 1 for a constant one."""
     if not len(values):
         return 0.0, 1.0
     if values.min() == values.max():

@@ -1,12 +1,11 @@
-"""Which features there are: the part of a config that data, model, index and export must agree on.
-
-Source: the feature groups of AIF's user and item towers (arXiv 2511.12934).
-"""
+"""Which features there are: the part of a config that data, model, index and export must agree on."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
+
+from aif_jax.checks import expect
 
 REQUIRED_ITEM_FIELDS = ("item", "category")
 
@@ -32,12 +31,10 @@ class Attribute:
     table: str | None = None
 
     def __post_init__(self):
-        if not self.name or "/" in self.name:
-            raise ValueError(f"Attribute.name: expected a non-empty name without '/', got {self.name!r}")
-        if self.size < 2:
-            raise ValueError(f"Attribute {self.name!r}.size: expected at least 2 (row 0 is 'unknown'), got {self.size}")
-        if self.length < 1:
-            raise ValueError(f"Attribute {self.name!r}.length: expected at least 1, got {self.length}")
+        named = self.name and "/" not in self.name
+        expect(bool(named), "Attribute.name", "a non-empty name without '/'", repr(self.name))
+        expect(self.size >= 2, f"Attribute {self.name!r}.size", "at least 2 (row 0 is 'unknown')", self.size)
+        expect(self.length >= 1, f"Attribute {self.name!r}.length", "at least 1", self.length)
 
     @property
     def table_name(self) -> str:
@@ -82,22 +79,16 @@ class Schema:
         if len(set(names)) != len(names):
             raise ValueError(f"Schema: attribute names must differ, got {names}")
         single = {a.name for a in self.item_attributes if a.length == 1}
+        behaviour = "Schema.behaviour_fields"
         for name in REQUIRED_ITEM_FIELDS:
-            if name not in single:
-                raise ValueError(f"Schema.item_attributes: expected a single-valued {name!r}, got {sorted(single)}")
-            if name not in self.behaviour_fields:
-                raise ValueError(f"Schema.behaviour_fields: expected {name!r} among them, got {self.behaviour_fields}")
+            expect(name in single, "Schema.item_attributes", f"a single-valued {name!r}", sorted(single))
+            expect(name in self.behaviour_fields, behaviour, f"{name!r} among them", self.behaviour_fields)
         for name in self.behaviour_fields:
-            if name not in single:
-                raise ValueError(
-                    f"Schema.behaviour_fields: expected single-valued item attributes {sorted(single)}, got {name!r}"
-                )
+            expect(name in single, behaviour, f"single-valued item attributes {sorted(single)}", repr(name))
         self._check_tables()
-        if self.actions < 2:
-            raise ValueError(f"Schema.actions: expected at least 2 (row 0 is 'unknown'), got {self.actions}")
+        expect(self.actions >= 2, "Schema.actions", "at least 2 (row 0 is 'unknown')", self.actions)
         for field in ("user_floats", "item_floats", "content"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"Schema.{field}: expected 0 or more, got {getattr(self, field)}")
+            expect(getattr(self, field) >= 0, f"Schema.{field}", "0 or more", getattr(self, field))
 
     def __repr__(self) -> str:
         """The features, each attribute with its size, its length where it is a bag, and the table it shares."""
@@ -133,13 +124,11 @@ class Schema:
         for attribute in self.item_attributes + self.user_attributes:
             if attribute.table is None:
                 continue
+            field = f"Attribute {attribute.name!r}.table"
             if attribute.name in self.behaviour_fields:
-                raise ValueError(f"Attribute {attribute.name!r}.table: a behaviour field has a table of its own, got another's")
-            if sizes.get(attribute.table) != attribute.size:
-                raise ValueError(
-                    f"Attribute {attribute.name!r}.table: expected one of size {attribute.size} with a table of its own "
-                    f"among {sizes}, got {attribute.table!r}"
-                )
+                raise ValueError(f"{field}: a behaviour field has a table of its own, got another's")
+            expected = f"one of size {attribute.size} with a table of its own among {sizes}"
+            expect(sizes.get(attribute.table) == attribute.size, field, expected, repr(attribute.table))
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Schema.from_json` reads it back."""
@@ -162,7 +151,7 @@ def _present(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _find(attributes: tuple[Attribute, ...], name: str) -> Attribute:
-    for attribute in attributes:
-        if attribute.name == name:
-            return attribute
-    raise KeyError(f"no attribute {name!r} in the schema; it has {[a.name for a in attributes]}")
+    named = {attribute.name: attribute for attribute in attributes}
+    if name not in named:
+        raise KeyError(f"no attribute {name!r} in the schema; it has {list(named)}")
+    return named[name]

@@ -1,7 +1,6 @@
 """Times: their units, what a present-day time can be, and the order of events.
 
-Everything inside the package counts whole seconds. A time is read once, at the edge, by `ticks`, which refuses what cannot be
-in the unit stated, such as milliseconds given as seconds.
+Inside the package times are whole seconds. `ticks` reads them once, at the edge, and refuses milliseconds given as seconds.
 """
 
 from __future__ import annotations
@@ -31,20 +30,11 @@ class Ticks(NamedTuple):
 
 
 def ticks(times: Any, name: str, *, unit: TimeUnit = "s") -> Ticks:
-    """Reads times of any shape.
+    """Reads times of any shape: integers in `unit`, `datetime64` or `datetime` (UTC where they name no zone).
 
-    Args:
-      times: integers in `unit`; `datetime64` or `datetime` (UTC where they name no zone).
-      name: of the argument, for the message.
-      unit: of integers.
-
-    Raises:
-      TypeError: no times.
-      ValueError: a missing time, or one that cannot be in `unit`; the message names the unit that it looks like.
+    Raises TypeError for no times, ValueError for a missing one or one that cannot be in `unit`, with the likely unit.
 
     Example:
-      >>> ticks([1_511_544_070_999], "times", unit="ms").seconds.tolist()
-      [1511544070]
       >>> ticks(1_511_544_070_999, "now")
       Traceback (most recent call last):
       ValueError: now: expected a time before 2100 in 's', got 1511544070999, which looks like 'ms'
@@ -69,15 +59,7 @@ def ticks(times: Any, name: str, *, unit: TimeUnit = "s") -> Ticks:
 
 
 def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False, start: int = 0) -> None:
-    """Raises ValueError for a time that cannot be in `unit`; `start` is the position of the first one.
-
-    Args:
-      value: int64 [...] in `unit`.
-      name: for the message.
-      unit: the unit stated.
-      dated: the times came as dates, which cannot be seconds read as another unit.
-      start: added to the position in the message.
-    """
+    """Raises ValueError for a time that cannot be in `unit`; dates cannot be seconds. `start` is the first one's position."""
     late, early = wrong_unit(value, unit=unit, dated=dated)
     for wrong, expected in ((late, "before 2100"), (early, "after 1973"), (value < FLOOR, f"of at least {FLOOR}")):
         if wrong.any():
@@ -114,21 +96,9 @@ def ascending(value: np.ndarray) -> np.ndarray | slice:
 
 
 def break_ties(keys: Sequence[np.ndarray], ties: Sequence[np.ndarray]) -> np.ndarray | slice:
-    """The order of events that are sorted by `keys` and, among equal ones, shall be by `ties`.
+    """An index [n] that orders events, sorted by `keys` [n] each, by `ties` [n] each where the keys are equal.
 
-    Events of one moment come from files and from feature stores in any order. So that both give the same history, ties are
-    ordered by what the event is.
-
-    Args:
-      keys: [n] each, by which the events are sorted, the first one first.
-      ties: [n] each.
-
-    Returns:
-      An index [n].
-
-    Example:
-      >>> break_ties([np.array([5, 5, 8])], [np.array([2, 1, 0])]).tolist()
-      [1, 0, 2]
+    Files and feature stores deliver events of one moment in any order; this gives both the same history.
     """
     same = np.logical_and.reduce([key[1:] == key[:-1] for key in keys])
     if not same.any():

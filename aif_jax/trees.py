@@ -13,15 +13,7 @@ LISTED = 8  # differences that an error message spells out
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """Leaves of a tree by path, in the tree's order.
-
-    Example:
-      >>> leaves_by_path({"item": {"kernel": 1, "bias": 2}})
-      {'item/bias': 2, 'item/kernel': 1}
-
-    Raises:
-      ValueError: two leaves with one path, as a dict key that holds "/" may give.
-    """
+    """Leaves by path such as "item/kernel", in the tree's order; raises ValueError where two have one path."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
     if len(named) != len(flat):
@@ -30,12 +22,7 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path to nested dicts.
-
-    Example:
-      >>> nest({"item/bias": 2, "item/kernel": 1})
-      {'item': {'bias': 2, 'kernel': 1}}
-    """
+    """Leaves by path to nested dicts."""
     nested: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *groups, last = path.split("/")
@@ -58,27 +45,13 @@ def is_key(leaf: Any) -> bool:
 
 
 def describe(leaf: Any) -> str:
-    """Dtype and shape of a leaf in one word.
-
-    Example:
-      >>> describe(np.zeros((2, 3), np.float32))
-      'float32[2, 3]'
-    """
+    """Dtype and shape of a leaf, such as "float32[2, 3]"."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def mismatches(got: Mapping[str, str], expected: Mapping[str, str], *, source: str) -> list[str]:
-    """Leaves that two trees do not share, a line each: renamed ones come out as one missing and one too many.
-
-    Args:
-      got, expected: `describe` of each leaf by path.
-      source: what `got` is, for the message.
-
-    Example:
-      >>> mismatches({"a": "float32[2]", "b": "int32[]"}, {"a": "float32[3]"}, source="checkpoint")
-      ['a: expected float32[3], the checkpoint has float32[2]', 'b: only in the checkpoint, int32[]']
-    """
+    """Leaves that two trees (`describe` by path) do not share, a line each; `source` is what `got` is, for the message."""
     lines = []
     for path in sorted(got.keys() | expected.keys()):
         if path not in expected:
@@ -91,12 +64,7 @@ def mismatches(got: Mapping[str, str], expected: Mapping[str, str], *, source: s
 
 
 def differences(got: Any, expected: Any, *, path: str, source: str) -> list[str]:
-    """JSON values that differ, a line each, by path, in the order of `got`.
-
-    Example:
-      >>> differences({"width": 8, "tiers": 4}, {"width": 16, "tiers": 4}, path="config", source="checkpoint")
-      ['config.width: expected 16, the checkpoint has 8']
-    """
+    """JSON values that differ, a line each, by path, in the order of `got`."""
     if isinstance(got, Mapping) and isinstance(expected, Mapping):
         keys = [*got, *(key for key in expected if key not in got)]
         pairs = [(f"{path}.{key}", got.get(key), expected.get(key)) for key in keys]

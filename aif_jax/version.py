@@ -1,8 +1,6 @@
 """The version of a model: one string for the contents of its parameters, its config and its encoder.
 
-User state, index and interaction must be made from the same parameters, and features by the encoder that the parameters were
-trained with. Every one of them carries its version; a different one is refused, never mixed. The paper names the need: one
-model version over nearline and online parts.
+User state, index and features carry the version that they were made with; a different one is refused, never mixed.
 """
 
 from __future__ import annotations
@@ -22,16 +20,7 @@ from aif_jax.types import Params
 
 
 class VersionMismatch(ValueError):
-    """Two parts of the system come from different parameters, config or encoder.
-
-    Args:
-      what: the part that does not fit, such as "index".
-      expected: the version in use.
-      got: the version of the part.
-
-    Attributes:
-      expected, got: the two versions.
-    """
+    """Two parts of the system come from different parameters, config or encoder; `expected` and `got` are their versions."""
 
     MESSAGE = "{what}: expected version {expected}, got {got}; both must be made from the same params, config and encoder"
 
@@ -51,19 +40,7 @@ class EncodingMismatch(VersionMismatch):
 
 
 def check_encoding(what: str, *, expected: str, got: str) -> None:
-    """Raises `EncodingMismatch` where two encodings are known and differ.
-
-    Args:
-      what: the part that carries `got`, such as "UserFeatures".
-      expected: version of the model's encoder; "" where none is known.
-      got: the part's `encoding`; "" where none is known.
-
-    Example:
-      >>> check_encoding("UserFeatures", expected="ab12", got="")
-      >>> check_encoding("UserFeatures", expected="ab12", got="cd34")
-      Traceback (most recent call last):
-      aif_jax.version.EncodingMismatch: UserFeatures: expected the encoding ab12, got cd34; ...
-    """
+    """Raises `EncodingMismatch` where two encodings are known (not "") and differ; `what` carries `got`."""
     if expected and got and got != expected:
         raise EncodingMismatch(what, expected=expected, got=got)
 
@@ -107,9 +84,8 @@ def fingerprint(params: Params, config: Config, encoder: Versioned | None = None
       >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
       >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
       >>> params = {"item": {"kernel": np.zeros((2, 3), np.float32)}}
-      >>> version = fingerprint(params, config)
-      >>> version == fingerprint(params, config), version == fingerprint(params, config.replace(width=24))
-      (True, False)
+      >>> fingerprint(params, config) == fingerprint(params, config.replace(width=24))
+      False
     """
     return combine(digests(params), config, encoder)
 
@@ -130,11 +106,7 @@ def digests(tree: Any) -> dict[str, Digest]:
 
 
 def digest(leaf: Any, path: str = "leaf") -> Digest:
-    """The digest of one array; a typed random key counts by its key data.
-
-    Raises:
-      ValueError: an array of which this process holds only a part.
-    """
+    """The digest of one array, a typed random key by its key data; raises ValueError where this process holds only a part."""
     if not getattr(leaf, "is_fully_addressable", True):
         raise ValueError(f"{path}: expected an array that this process holds whole, got one spread over several processes")
     dtype = str(leaf.dtype) if hasattr(leaf, "dtype") else str(np.asarray(leaf).dtype)

@@ -75,10 +75,7 @@ class Vocabulary:
         return "integers" if self._raw.dtype.kind == "i" else "strings"
 
     def encode(self, raw: Any) -> np.ndarray:
-        """Raw ids of any shape to int32 rows of the same shape; unknown ids give 0.
-
-        4,096 of 100,000 ids take some 0.02 ms as dense integers, 0.25 ms as sparse ones, 0.5 ms as strings. The first call
-        builds an index: a table of rows where integer ids are dense, a dict for strings.
+        """Raw ids of any shape to int32 rows of the same shape; unknown ids give 0. The first call builds an index.
 
         Raises:
           TypeError: ids of another kind than the vocabulary's, which would all be unknown; None among them.
@@ -139,11 +136,7 @@ class Vocabulary:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Vocabulary:
-        """The vocabulary that `to_arrays` wrote.
-
-        Raises:
-          ValueError: other arrays than those.
-        """
+        """The vocabulary that `to_arrays` wrote. Raises ValueError for other arrays."""
         if set(arrays) == {"ids"}:
             return cls(np.asarray(arrays["ids"]))
         if set(arrays) != {"utf8", "offsets"}:
@@ -167,15 +160,9 @@ class Vocabulary:
 
 
 def as_ids(raw: Any, name: str, *, like: Kind | None = None) -> np.ndarray | list[str]:
-    """Raw ids of any shape, flat: int64 [n], or a list of n strings.
+    """Raw ids of any shape, flat: int64 [n], or a list of n strings; `like` is the kind that they must have.
 
-    Args:
-      raw: an array or nested sequences of ids, or one id.
-      name: for the message.
-      like: the kind that they must have.
-
-    Raises:
-      TypeError: ids of another kind, mixed kinds, None, integers beyond int64.
+    Raises TypeError for ids of another kind, mixed kinds, None, integers beyond int64.
     """
     wanted = "integers or strings, all of one kind" if like is None else f"{like} like the vocabulary"
     if not isinstance(raw, np.ndarray):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect_array, expect_finite, expect_ids, expect_integers, expect_range
+from aif_jax.checks import expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.events import EventLog
 from aif_jax.encoder import Encoder
 from aif_jax.features import behaviours
@@ -57,25 +57,24 @@ class Dataset:
     encoder: Encoder | None = None
 
     def __post_init__(self):
-        if self.schema != self.catalogue.schema:
-            raise ValueError(f"Dataset.schema: expected the catalogue's {self.catalogue.schema}, got {self.schema}")
-        for field, expected, got in (
-            ("log.users", len(self.users), self.log.users),
-            ("catalogue", len(self.items), len(self.catalogue)),
-        ):
-            if expected != got:
-                raise ValueError(f"Dataset.{field}: expected {expected} rows like the vocabulary, got {got}")
-        if not np.array_equal(self.items.raw, self.catalogue.raw):
-            raise ValueError("Dataset.items: expected the raw ids of the catalogue in the same order, got others")
+        schema, users, items = self.schema, len(self.users), len(self.items)
+        expect(schema == self.catalogue.schema, "Dataset.schema", f"the catalogue's {self.catalogue.schema}", schema)
+        for field, rows, got in (("log.users", users, self.log.users), ("catalogue", items, len(self.catalogue))):
+            expect(rows == got, f"Dataset.{field}", f"{rows} rows like the vocabulary", got)
+        same = np.array_equal(self.items.raw, self.catalogue.raw)
+        expect(same, "Dataset.items", "the raw ids of the catalogue in the same order", "others")
         if self.encoder is not None:
             known = self.encoder.vocabularies
-            if (self.encoder.schema, known["user"], known["item"]) != (self.schema, self.users, self.items):
-                raise ValueError("Dataset.encoder: expected one of this schema with these users and items, got another")
-        lead = (len(self.users),)
-        expect_ids(self.user_ids, "Dataset.user_ids", self.schema.user_attributes, lead=lead)
-        shape = (*lead, self.schema.user_floats)
-        floats = expect_array(self.user_floats, "Dataset.user_floats", dtype=np.float32, shape=shape)
-        expect_finite(floats, "Dataset.user_floats")
+            same = (self.encoder.schema, known["user"], known["item"]) == (schema, self.users, self.items)
+            expect(same, "Dataset.encoder", "one of this schema with these users and items", "another")
+        expect_names(self.user_ids, "Dataset.user_ids", [a.name for a in schema.user_attributes])
+        for a in schema.user_attributes:
+            name, shape = f"Dataset.user_ids[{a.name!r}]", (users,) if a.length == 1 else (users, a.length)
+            expect_range(expect_array(self.user_ids[a.name], name, dtype=np.int32, shape=shape), name, size=a.size)
+        shape = (users, schema.user_floats)
+        expect_finite(
+            expect_array(self.user_floats, "Dataset.user_floats", dtype=np.float32, shape=shape), "Dataset.user_floats"
+        )
         expect_range(self.log.item, "Dataset.log.item", size=len(self.catalogue))
         expect_range(self.log.action, "Dataset.log.action", size=self.schema.actions)
 
@@ -134,8 +133,7 @@ class Dataset:
         return dataclasses.replace(self, schema=catalogue.schema, catalogue=catalogue, encoder=encoder)
 
     def _features(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> UserFeatures:
-        if length < 1:
-            raise ValueError(f"length: expected at least 1, got {length}")
+        expect(length >= 1, "length", "at least 1", length)
         return UserFeatures(
             ids={name: table[users] for name, table in self.user_ids.items()},
             floats=self.user_floats[users],
