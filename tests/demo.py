@@ -142,5 +142,6 @@ def pad(events: aif.Behaviours, length: int, *, poison: bool = False) -> aif.Beh
         array = np.asarray(array)
         return np.pad(array, (0, length - len(array)), constant_values=array.dtype.type(fill))
 
-    fill = {"item": 3, "action": 1, "age": np.nan, "mask": False} if poison else dict.fromkeys(("item", "action", "age", "mask"), 0)
-    return aif.Behaviours(**{field.name: grow(getattr(events, field.name), fill[field.name]) for field in dataclasses.fields(events)})
+    names = [field.name for field in dataclasses.fields(events)]
+    fill = {"item": 3, "action": 1, "age": np.nan, "mask": False} if poison else dict.fromkeys(names, 0)
+    return aif.Behaviours(**{name: grow(getattr(events, name), fill[name]) for name in names})
