@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from aif_jax.data.content import align, clusters, load, text_embedding, unit_rows
+from aif_jax.readers.content import load, lookup
+from experiments.datasets.content import clusters, text_embedding, unit_rows
 
 TEXTS = ["space war robots", "space robots", "love story paris", "a love story", "space love"]
 
@@ -73,12 +74,12 @@ def test_unit_rows():
     np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
 
 
-def test_align_takes_items_in_their_order_and_passes_over_others():
+def test_lookup_takes_items_in_their_order_and_leaves_others_out():
     content = (np.array([5, 1, 9]), np.array([[5.0], [1.0], [9.0]]))
-    assert align(content, np.array([1, 5])).tolist() == [[1], [5]]
-    assert align((np.array(["b", "a"]), np.array([[2.0], [1.0]])), np.array(["a", "b"])).tolist() == [[1], [2]]
+    assert lookup(content)(np.array([1, 5])).tolist() == [[1], [5]]
+    assert lookup((np.array(["b", "a"]), np.array([[2.0], [1.0]])))(np.array(["a", "b"])).tolist() == [[1], [2]]
     with pytest.raises(ValueError, match="an embedding for each of 3 items, got none for 1: 7"):
-        align(content, np.array([1, 5, 7]))
+        lookup(content)(np.array([1, 5, 7]))
 
 
 def test_load_reads_npz(tmp_path):

@@ -11,8 +11,7 @@ import pytest
 from aif_jax import readers
 from aif_jax.columns import Columns
 from aif_jax.data.events import EventLog
-from aif_jax.readers import load_columns, read_items, read_log, scan, sources
-from aif_jax.vocabulary import Vocabulary
+from aif_jax.readers import load_columns, read_items, scan, sources
 
 COLUMNS = Columns(
     user="uid", item="sku", time="at", time_unit="ms", action="event", actions=("view", "buy"), category="group",
@@ -313,22 +312,6 @@ def test_reading_names_the_first_problems(folder):
     with pytest.raises(ValueError) as error:
         read(folder)
     assert "events.parquet, row 2, column 'at': null: expected a time, got nothing" in str(error.value)
-
-
-def test_log_alone(folder):
-    users, items = Vocabulary(["a", "b"]), Vocabulary([10, 30])
-    log = read_log(folder / "events.parquet", COLUMNS, users=users, items=items)
-    assert log.item.tolist() == [1, 0, 1, 2] and log.users == 3  # an unknown item is row 0
-    with pytest.raises(ValueError, match=r"row 1, column 'uid': unknown user"):
-        read_log(folder / "events.parquet", COLUMNS, users=Vocabulary(["a"]), items=items)
-    with pytest.raises(ValueError, match=r"expected rows \(integers\), or a vocabulary: users=, got text"):
-        read_log(folder / "events.parquet", COLUMNS, items=items)
-
-
-def test_log_of_rows(tmp_path):
-    csv(tmp_path, events="user,item,time\n2,5,20\n1,6,10\n2,7,15\n")
-    log = read_log(tmp_path / "events.csv", Columns())
-    assert log.item.tolist() == [6, 7, 5] and log.offsets.tolist() == [0, 0, 1, 3]
 
 
 def test_repr_of_a_log(folder):

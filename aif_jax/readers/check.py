@@ -7,6 +7,7 @@ from typing import get_args
 
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.columns import Columns
 from aif_jax.encoder import Encoder
 from aif_jax.readers.problems import CAP, Problem, Problems
@@ -82,12 +83,8 @@ def check(
       items, users: the same; None leaves out what only they can tell.
       columns: which column is what; default: the encoder's, or `Columns()`.
       encoder: of a trained model; values that its vocabularies lack are problems.
-      order: what the events claim to be sorted by: "user" (users together, times ascending in each), "time", "none"; "auto"
-        looks. Reading needs no order: this is for files that claim one, and finds rows appended or shuffled by mistake.
+      order: what the events claim to be sorted by: "user" (and time), "time", "none"; "auto" looks. Reading needs no order.
       cap: problems of one kind that are listed; the rest is counted.
-
-    Returns:
-      Report.
 
     Raises:
       ImportError: pyarrow is not installed.
@@ -101,8 +98,7 @@ def check(
       events, row 2, column 'item': negative id: expected 0 or more, got -8
       2 problems (events: 2 rows, events checked as in no order)
     """
-    if order not in ORDERS:
-        raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
+    expect(order in ORDERS, "order", f"one of {', '.join(ORDERS)}", repr(order))
     problems = Problems(cap)
     columns = columns or (encoder.columns if encoder is not None else Columns())
     known = encoder.vocabularies if encoder is not None else None

@@ -1,7 +1,4 @@
-"""What is wrong with a table, as records: every problem with file, row, column, expected and got.
-
-Readers collect problems and go on, so that reading a file once lists all of them.
-"""
+"""What is wrong with a table: every problem with file, row, column, expected and got, so that one reading lists all."""
 
 from __future__ import annotations
 
@@ -12,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from aif_jax.checks import expect
 
 CAP = 20
 """How many problems of one kind are listed; the rest is counted."""
@@ -24,12 +23,7 @@ SKIPPED = ("unknown user", "unknown item", "unknown action", "unknown category")
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """The name of a table in messages.
-
-    Attributes:
-      name: path of a file, or "events", "items", "users" for a table in memory.
-      first_line: line of the first row of data in a text file; None where rows have no lines.
-    """
+    """The name of a table in messages; `first_line` is that of the first row of data of a text file, else None."""
 
     name: str
     first_line: int | None = None
@@ -51,8 +45,7 @@ class Problem:
       file: the path.
       row: which row of data, 1 for the first; None where the problem is the file's or the column's.
       column: its name; None where the problem is the row's or the file's.
-      expected: in words.
-      got: in words.
+      expected, got: in words.
       where: file and row; in text files the line.
     """
 
@@ -70,20 +63,10 @@ class Problem:
 
 
 class Problems:
-    """Collects problems: the first `cap` of each kind, and the number of all.
-
-    Example:
-      >>> problems = Problems(cap=1)
-      >>> problems.add("null", File("events.csv", first_line=2), [3, 9], "time", "a time", "nothing")
-      >>> print(problems.listed()[0])
-      events.csv, line 4, column 'time': null: expected a time, got nothing
-      >>> problems.totals
-      {'null': 2}
-    """
+    """Collects problems: the first `cap` of each kind, and the number of all."""
 
     def __init__(self, cap: int = CAP):
-        if cap < 1:
-            raise ValueError(f"cap: expected at least 1 problem of a kind, got {cap}")
+        expect(cap >= 1, "cap", "at least 1 problem of a kind", cap)
         self.cap = cap
         self._listed: dict[str, list[Problem]] = collections.defaultdict(list)
         self._totals: collections.Counter[str] = collections.Counter()
@@ -91,15 +74,9 @@ class Problems:
     def add(
         self, kind: str, file: File, rows: Sequence[int] | np.ndarray | None, column: str | None, expected: str, got: Any
     ) -> None:
-        """One problem for each of `rows`, or one without a row where that is None.
+        """One problem for each of `rows` (ascending, 1 for the first row of data), or one of the file where that is None.
 
-        Args:
-          kind: of the problem.
-          file: its file.
-          rows: ascending row numbers, 1 for the first row of data.
-          column: name, or None.
-          expected: in words.
-          got: in words: one for all rows, or an iterable of one for each, of which only those listed are drawn.
+        `got` is one text for all rows, or an iterable of one for each, of which only those listed are drawn.
         """
         numbers: Any = [None] if rows is None else rows
         self._totals[kind] += len(numbers)

@@ -1,4 +1,4 @@
-"""Your Parquet or CSV files as a `Dataset`: say which column is what, and read. Every file is read once."""
+"""Your own files as a `Dataset`: say which column is what, and read. Every file is read once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
+from aif_jax.checks import expect
 from aif_jax.columns import CODED, Columns, Kind
-from aif_jax.data import content as contents
-from aif_jax.data.content import Content
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.encoder import Encoder, schema_of
 from aif_jax.raw import scale_of, stacked
+from aif_jax.readers.content import Content, lookup
 from aif_jax.readers.problems import SKIPPED, Problems
 from aif_jax.readers.relations import note_repeated_ids
 from aif_jax.readers.scan import Scan, scan
@@ -24,7 +24,6 @@ from aif_jax.readers.sources import Source, TextFile
 from aif_jax.readers.tables import blocks
 from aif_jax.times import break_ties
 from aif_jax.types import ItemFeatures
-from aif_jax.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +41,9 @@ def read(
 ) -> Dataset:
     """Reads events, items and, where there are any, users.
 
-    Held in memory are the arrays of the data set, 20 bytes an event, and as much again while reading. Events need no order:
-    they are sorted by user and time, those of one moment by item and action.
+    Held in memory are 20 bytes an event, and as much again while reading. Events need no order: they are sorted by user and
+    time,
+    those of one moment by item and action.
 
     Args:
       events: a Parquet, CSV or TSV file, or a folder of them, or a table in memory: one row for each interaction.
@@ -94,7 +94,7 @@ def read(
     return Dataset(
         name=name or _name(events),
         schema=encoder.schema,
-        log=_log(tables, columns, tables.rows["events"], users=len(tables.vocabularies["user"])),
+        log=_log(tables, columns),
         catalogue=_catalogue(tables, encoder, embedding),
         user_ids=user_ids,
         user_floats=user_floats,
@@ -102,37 +102,6 @@ def read(
         items=tables.vocabularies["item"],
         encoder=encoder,
     )
-
-
-def read_log(events: Source, columns: Columns, *, users: Vocabulary | None = None, items: Vocabulary | None = None) -> EventLog:
-    """Reads events alone.
-
-    Args:
-      events: file, folder or table in memory.
-      columns: which column is what; only those of events are read.
-      users, items: ids to rows; None where the column holds rows already. Users must be known; an unknown item is row 0.
-
-    Raises:
-      ImportError, FileNotFoundError, ValueError: as `read`.
-
-    Example:
-      >>> read_log({"user": [2, 1], "item": [5, 6], "time": [20, 10]}, Columns()).item.tolist()
-      [6, 5]
-    """
-    problems = Problems()
-    given = {name: vocabulary for name, vocabulary in (("user", users), ("item", items)) if vocabulary is not None}
-    tables = read_tables({"events": events}, columns, problems, known=given)
-    problems.drop("unknown item")
-    rows = dict(tables.rows["events"])
-    for name, column in (("user", columns.user), ("item", columns.item)):
-        vocabulary = tables.vocabularies[name]
-        if name not in given and vocabulary.kind == "strings":
-            expected = f"rows (integers), or a vocabulary: {name}s="
-            problems.add("wrong type", tables.scans["events"].label, None, column, expected, "text")
-        elif name not in given:
-            rows[name] = np.append(vocabulary.raw, 0)[rows[name] - 1]
-    problems.expect_none()
-    return _log(tables, columns, rows, users=None if users is None else len(users))
 
 
 def read_items(items: Source, encoder: Encoder, *, content: Content | None = None) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
@@ -152,14 +121,13 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
     Example:
       >>> table = {"item": [7, 8], "category": ["tea", "cup"]}
       >>> data = read({"user": [1], "item": [7], "time": [20]}, items=table, columns=Columns())
-      >>> ((ids, features),) = read_items(table, data.encoder)
-      >>> ids.tolist(), features.ids["category"].tolist()
-      ([7, 8], [2, 1])
+      >>> [ids.tolist() for ids, _ in read_items(table, data.encoder)]
+      [[7, 8]]
     """
     columns, problems = encoder.columns, Problems()
-    if encoder.schema.content and columns.content is None and content is None:
-        raise ValueError("content: expected the content embedding that training took from elsewhere, got None")
-    lookup = None if content is None else contents.lookup(content)
+    has_content = not encoder.schema.content or columns.content is not None or content is not None
+    expect(has_content, "content", "the content embedding that training took from elsewhere", None)
+    embed = None if content is None else lookup(content)
     for block in blocks(items, columns.of("items"), problems, columns=columns, name="items"):
         table = Scan(block.file, columns.of("items"), columns)
         table.add(block, problems)
@@ -172,7 +140,7 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
         problems.expect_none()
         floats = {name: table.floats(name) for name in (*columns.item_floats, *columns.side)}
         embedding = None if columns.content is None else table.floats(columns.content)
-        yield ids, encoder.item_features(rows, floats, lookup(ids) if lookup is not None else embedding)
+        yield ids, encoder.item_features(rows, floats, embedding if embed is None else embed(ids))
     problems.expect_none()
 
 
@@ -188,15 +156,14 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
       Name to int64 [n] or StringDType [n]; float32 [n] or [n, E]; int64 [n] seconds.
 
     Raises:
-      ValueError: the first problems with file, row, column, expected and got; another kind.
-      ImportError, FileNotFoundError, TypeError: as `read`.
+      ImportError, FileNotFoundError, TypeError, ValueError: as `read`; another kind.
 
     Example:
       >>> load_columns({"movie": ["9", "7"], "rating": [4.5, 3.0]}, {"movie": "id", "rating": "float"})["rating"].tolist()
       [4.5, 3.0]
     """
-    if {"bag", "value"} & set(kinds.values()):
-        raise ValueError(f"load_columns: expected kinds of columns without missing values, got {dict(kinds)}")
+    complete = not {"bag", "value"} & set(kinds.values())
+    expect(complete, "load_columns", "kinds of columns without missing values", dict(kinds))
     problems, columns = Problems(), columns or Columns()
     table = scan(source, kinds, problems, columns=columns, name="table")
     arrays: dict[str, np.ndarray] = {}
@@ -214,19 +181,19 @@ def _options(
     columns: Columns | None, users: Source | None, content: Content | None, encoder: Encoder | None, unknown: str
 ) -> Columns:
     """Checks the options of `read`; returns the columns."""
-    if unknown not in ("error", "skip"):
-        raise ValueError(f"unknown: expected 'error' or 'skip', got {unknown!r}")
+    expect(unknown in ("error", "skip"), "unknown", "'error' or 'skip'", repr(unknown))
     if columns is None:
         if encoder is None:
             raise ValueError("columns: expected Columns, or an encoder that has them, got neither")
         columns = encoder.columns
-    if encoder is not None and encoder.columns != columns:
-        raise ValueError(f"columns: expected those of the encoder, {encoder.columns}, or none, got {columns}")
+    if encoder is not None:
+        same = encoder.columns == columns
+        expect(same, "columns", f"those of the encoder, {encoder.columns}, or none", columns)
     if columns.content is not None and content is not None:
         raise ValueError(f"content: expected Columns.content ({columns.content!r}) or content=, not both")
     named = (*columns.user_attributes, *columns.user_floats)
-    if users is None and named:
-        raise ValueError(f"users: expected a file, because Columns names user columns {named}, got None")
+    given = users is not None or not named
+    expect(given, "users", f"a file, because Columns names user columns {named}", None)
     return columns
 
 
@@ -242,7 +209,7 @@ def _content(tables: Tables, columns: Columns, content: Content | None) -> np.nd
         return _by_row(tables.rows["items"]["item"], tables.scans["items"].floats(columns.content), len(vocabulary))
     if content is None:
         return None
-    embedding = contents.align(content, vocabulary.raw)
+    embedding = lookup(content)(vocabulary.raw)
     return np.concatenate([np.zeros((1, embedding.shape[1]), np.float32), embedding])
 
 
@@ -292,9 +259,10 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
     return ids, _by_row(rows["user"], encoder.scaled("user", floats), count)
 
 
-def _log(tables: Tables, columns: Columns, rows: Mapping[str, np.ndarray], *, users: int | None) -> EventLog:
+def _log(tables: Tables, columns: Columns) -> EventLog:
     """The events of known users, sorted by user and time; events of one moment by item and action."""
-    table, known = tables.scans["events"], rows["user"] > 0
+    table, rows = tables.scans["events"], tables.rows["events"]
+    known = rows["user"] > 0
     action = rows.get("action", np.ones(table.count, np.int32))
     parts = [rows["user"], table.seconds(columns.time), rows["item"], action]
     rest = table.nanoseconds(columns.time)
@@ -303,4 +271,4 @@ def _log(tables: Tables, columns: Columns, rows: Mapping[str, np.ndarray], *, us
         order = np.lexsort((time, user))
         user, time, item, action, *rest = (part[order] for part in (user, time, item, action, *rest))
     order = break_ties([user, time], [*rest, item, action])
-    return EventLog.from_arrays(user, item[order], action[order], time, users=users)
+    return EventLog.from_arrays(user, item[order], action[order], time, users=len(tables.vocabularies["user"]))

@@ -32,10 +32,7 @@ def note_repeated_ids(tables: Tables, columns: Columns, problems: Problems) -> N
 
 
 def note_order(tables: Tables, columns: Columns, problems: Problems, *, order: Order) -> Order:
-    """Notes events that break the order by user and time, or that by time; returns the order that was checked.
-
-    "auto" takes the order that most rows follow, or "none".
-    """
+    """Notes events that break the order by user and time, or by time; returns the order checked: for "auto" the likely one."""
     table, users = tables.scans["events"], tables.rows["events"]["user"]
     at = np.flatnonzero(table.is_good(columns.user, columns.time) & (users > 0))
     user, time = users[at], table.seconds(columns.time)[at]

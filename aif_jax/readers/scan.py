@@ -76,7 +76,7 @@ class Scan:
       label: what messages call the whole table.
       kinds: the columns and what they hold.
       codes: of categorical columns.
-      good: name to bool [n], where the value is no placeholder; of columns in which something was wrong.
+      good: name to bool [n], false for placeholders; of columns in which something was wrong.
       count: n, rows.
     """
 

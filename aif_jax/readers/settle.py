@@ -1,7 +1,7 @@
 """From the distinct values of all tables to vocabularies, and from codes to their rows.
 
-One vocabulary may have several columns: item ids are in events and in items. Parquet says whether ids are integers or text. CSV
-does not: its ids are integers where one column of the vocabulary begins with nothing else, and text otherwise.
+Parquet says whether ids are integers or text. In CSV they are integers where one column of the vocabulary begins with nothing
+else.
 """
 
 from __future__ import annotations
@@ -23,13 +23,7 @@ from aif_jax.vocabulary import Kind, Vocabulary, string_array
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tables:
-    """Events, items and users, read once.
-
-    Attributes:
-      scans: the tables that there are.
-      rows: int32 [n] or [n, bag length] by table and vocabulary; 0 where a value is missing or unknown.
-      vocabularies: by name.
-    """
+    """Events, items and users, read once; rows int32 [n] or [n, bag length], 0 where a value is missing or unknown."""
 
     scans: Mapping[File, Scan]
     rows: Mapping[File, Mapping[str, np.ndarray]]
@@ -43,14 +37,7 @@ def read_tables(
     *,
     known: Mapping[str, Vocabulary] | None = None,
 ) -> Tables:
-    """Reads every table once, and notes what is wrong with single values and with ids that no table knows.
-
-    Args:
-      sources: "events", "items", "users" in this order; the last table that has a vocabulary's ids says which are known.
-      columns: which column is what.
-      problems: receives what is wrong.
-      known: vocabularies of an encoder.
-    """
+    """Reads every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known."""
     scans: dict[File, Scan] = {
         name: scan(source, columns.of(name), problems, columns=columns, name=name)
         for name, source in sources.items()
@@ -77,18 +64,7 @@ def read_tables(
 def settle(
     name: str, members: list[tuple[Scan, str]], columns: Columns, problems: Problems, *, given: Vocabulary | None = None
 ) -> tuple[Vocabulary, list[np.ndarray]]:
-    """The vocabulary of some columns, and their rows in it.
-
-    Args:
-      name: of the vocabulary.
-      members: table and column; the last one that has values says which are known.
-      columns: which columns are text.
-      problems: receives values of another kind, negative ids, unknown values.
-      given: the vocabulary of an encoder; None makes one.
-
-    Returns:
-      The vocabulary, and int32 [n] or [n, bag length] for each member.
-    """
+    """The vocabulary of some columns (`given`, or that of the last member with values) and int32 rows of each in it."""
     held = [table.codes.pop(column) for table, column in members]
     kind = given.kind if given is not None else None
     kind = kind or _kind(held, is_text=any(column in columns.text for _, column in members))

@@ -1,6 +1,6 @@
 """Where tables come from: Parquet, CSV and TSV files, folders of them, and tables in memory, as Arrow record batches.
 
-A file is never held as a whole. Rows keep their numbers, so that every problem can name its row. Needs the `data` extra.
+A file is never held as a whole; rows keep their numbers for messages.
 """
 
 from __future__ import annotations
@@ -67,19 +67,11 @@ class Batch(NamedTuple):
 
 
 def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: str) -> Iterator[Batch]:
-    """Reads some columns of a source.
+    """Reads the columns `wanted` of a source; `problems` receives missing columns, unreadable files and broken rows.
 
-    Args:
-      source: where the table is.
-      wanted: the columns; others are not read.
-      problems: receives missing columns, files that cannot be read, rows with too few or too many fields.
-      name: of a table in memory, for messages.
-
-    Raises:
-      ImportError: pyarrow is not installed.
-      FileNotFoundError: nothing at a path.
-      ValueError: a file of another kind; a folder without files or with files of more than one kind.
-      TypeError: none of the sources.
+    Raises ImportError without pyarrow, FileNotFoundError, ValueError for a file of another kind or a folder without files or
+    with
+    files of more than one kind, TypeError for no source.
     """
     if isinstance(source, TextFile):
         if not Path(source.path).is_file():
@@ -97,12 +89,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
 
 
 def files_of(path: PathLike) -> list[Path]:
-    """The file itself, or the Parquet, CSV and TSV files under a folder in the order of their names.
-
-    Raises:
-      FileNotFoundError: nothing there.
-      ValueError: a file of another kind, or a folder without such files or with more than one kind.
-    """
+    """The file itself, or the Parquet, CSV and TSV files under a folder in the order of their names, of one kind."""
     root = Path(path)
     if root.is_dir():
         files = sorted(file for file in root.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())

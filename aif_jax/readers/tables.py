@@ -1,7 +1,4 @@
-"""Tables as blocks of checked columns: every value is parsed as what `Columns` says it is, or its problem is noted.
-
-Ids and other categorical values become codes into the distinct values of their block.
-"""
+"""Tables as blocks of checked columns: every value is parsed as what `Columns` says it is, or its problem is noted."""
 
 from __future__ import annotations
 
@@ -39,11 +36,8 @@ class Block:
     """Some rows of one file.
 
     Attributes:
-      file: that the rows are in.
-      is_text: whether it is a text file, where integers are still text.
       rows: int64 [n] row numbers, 1 for the first row of data of the file.
-      columns: name to `Coded`, `Moments`, float32 [n] or float32 [n, E]; a column that is missing or of a type that cannot be
-        read is in none.
+      columns: name to `Coded`, `Moments`, float32 [n] or float32 [n, E], without columns that are missing or cannot be read.
       good: name to bool [n]; where it is false the value is a placeholder and its problem is noted.
     """
 
@@ -55,25 +49,7 @@ class Block:
 
 
 def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Iterator[Block]:
-    """Reads the columns `kinds` of a source.
-
-    Args:
-      source: path, `TextFile`, mapping of columns or Arrow.
-      kinds: column name to what it holds; other columns are not read.
-      problems: receives every value that is not of its kind, every row with too few or too many fields, missing columns.
-      columns: for units and separators.
-      name: of a table in memory, for messages.
-
-    Raises:
-      ImportError, FileNotFoundError, ValueError, TypeError: as `sources.batches`.
-
-    Example:
-      >>> problems = Problems()
-      >>> table = {"user": ["ann", "bob"], "time": [5, None]}
-      >>> (block,) = blocks(table, {"user": "id", "time": "time"}, problems, columns=Columns(), name="events")
-      >>> block.columns["user"].values.to_pylist(), block.good["time"].tolist(), problems.totals
-      (['ann', 'bob'], [True, False], {'null': 1})
-    """
+    """Reads the columns `kinds` of a source, as `sources.batches`; `problems` receives every value that is not of its kind."""
     widths: dict[str, int] = {}
     file, parsers = None, {}
     for batch in batches(source, list(kinds), problems, name=name):
@@ -109,7 +85,7 @@ def _parsers(
         integer = test.is_integer(value) or test.is_boolean(value)
         number = test.is_floating(value) or test.is_decimal(value)
         moment, empty = test.is_timestamp(value) or test.is_date(value), test.is_null(value)
-        column = _Column(batch, name, kind, type_, problems, columns, widths)
+        column = _Column(batch.file, text, name, kind, type_, problems, columns, widths)
         named = text and (not number or name in columns.text)  # text may look like dates, and still name something
         fits, expected, parse = {
             "coded": (word or integer or empty or named, "integers or text", column.coded),
@@ -126,14 +102,18 @@ def _parsers(
     return parsers
 
 
+@dataclasses.dataclass(frozen=True)
 class _Column:
     """One column of one file: how its values become arrays."""
 
-    def __init__(
-        self, batch: Batch, name: str, kind: Kind, type_: Any, problems: Problems, columns: Columns, widths: dict[str, int]
-    ):
-        self.file, self.text, self.name, self.kind, self.type = batch.file, batch.is_text, name, kind, type_
-        self.problems, self.columns, self.widths = problems, columns, widths
+    file: File
+    text: bool
+    name: str
+    kind: Kind
+    type: Any
+    problems: Problems
+    columns: Columns
+    widths: dict[str, int]
 
     def coded(self, values: Any, rows: np.ndarray) -> tuple[Coded, np.ndarray]:
         """Ids and other categorical values."""

@@ -22,11 +22,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from aif_jax.columns import Columns
-from aif_jax.data import content as contents
-from aif_jax.data.content import Content
 from aif_jax.data.dataset import Dataset
 from aif_jax.readers import TextFile
+from aif_jax.readers.content import Content, lookup
 from aif_jax.vocabulary import Vocabulary
+from experiments.datasets.content import clusters, text_embedding
 from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file, text_file
 
 Layout = Literal["100k", "1m", "csv", "recbole"]
@@ -126,14 +126,14 @@ def read(
         tags = _tags(folder / "tags.csv", movies) if (folder / "tags.csv").is_file() else {}
         words = [(movies.titles[i], movies.genres[i], tags.get(int(movies.ids[i]), ())) for i in order]
         texts = [f"{title}. {' '.join(listed)}. {' '.join(tagged)}" for title, listed, tagged in words]
-        content = movies.ids[order], contents.text_embedding(texts, width=content_width, seed=seed)
+        content = movies.ids[order], text_embedding(texts, width=content_width, seed=seed)
     genres = Vocabulary([genre for listed in movies.genres for genre in listed])
     first: Any = [listed[0] if listed else UNKNOWN for listed in movies.genres]
     vocabularies = {"genres": genres, "category": genres, "year": Vocabulary(range(BEFORE, LAST_YEAR + 1, STEP))}
     if category == "content" and content is not None:
-        content = movies.ids[order], contents.align(content, movies.ids[order])
+        content = movies.ids[order], lookup(content)(movies.ids[order])
         first = np.empty(len(order), np.int64)
-        first[order] = contents.clusters(content[1], categories, seed=seed) + 1
+        first[order] = clusters(content[1], categories, seed=seed) + 1
         vocabularies["category"] = Vocabulary(range(1, categories + 1))
     if users is not None:
         vocabularies |= {"gender": Vocabulary(["F", "M"]), "age": Vocabulary(AGE_GROUPS)}

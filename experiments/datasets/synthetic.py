@@ -40,11 +40,11 @@ from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect_array, expect_integers
 from aif_jax.columns import Columns
-from aif_jax.data.content import unit_rows
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.encoder import Encoder, schema_of
 from aif_jax.vocabulary import Vocabulary
+from experiments.datasets.content import unit_rows
 
 SEEN, CLICK = 1, 2
 MEAN_GAP = 6 * 3600  # seconds between events that do not tie

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from aif_jax.columns import Columns, Kind
-from aif_jax.data import content as contents
-from aif_jax.data.content import Content
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoder import Encoder, schema_of
 from aif_jax.readers import TextFile, read
+from aif_jax.readers.content import Content, load
 from aif_jax.readers.problems import Problems
 from aif_jax.readers.scan import scan
 from aif_jax.readers.settle import raw_values, settle
@@ -132,7 +131,7 @@ def dataset(
                     values = [value for value in values if value is not None and value != UNKNOWN]
                 known[vocabulary] = Vocabulary(values)
     tables = [_nulls(table, columns.of(which)) for table, which in ((items, "items"), (users, "users"))]  # type: ignore[arg-type]
-    width = 0 if content is None else contents.load(content)[1].shape[1]
+    width = 0 if content is None else load(content)[1].shape[1]
     encoder = Encoder(schema=schema_of(columns, known, content=width), columns=columns, vocabularies=known)
     made = read(events, items=tables[0], users=tables[1], content=content, encoder=encoder, unknown="skip", name=name)
     if len(made.log) != len(events[columns.time]) or not made.log.item.all() or not made.log.action.all():

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax.columns import Columns
-from aif_jax.data.content import Content
 from aif_jax.data.dataset import Dataset
+from aif_jax.readers.content import Content
 from experiments.datasets.tables import Table, coded, dataset, one_file, text_file
 
 BEHAVIOURS = ("pv", "cart", "fav", "buy")  # actions 1 to 4

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aif_jax.data.content import unit_rows
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import Split, split_by_time
 from experiments.datasets import movielens, taobao
+from experiments.datasets.content import unit_rows
 from experiments.datasets.synthetic import World, synthetic_world
 
 CONTENT = 64  # width that wide content embeddings are reduced to
@@ -64,8 +64,7 @@ def load(name: str, folder: Path | None = None) -> StudyData:
             raise ValueError(f"data set {name!r}: expected --data DIR, the folder that holds {FOLDERS[name]}, got none")
         if name == "movielens":
             files = folder / FOLDERS[name]
-            given = dict(content=files / "content.npz", category="content", behaviour_fields=("year",))
-            dataset = movielens.read(files, **given)
+            dataset = movielens.read(files, content=files / "content.npz", category="content", behaviour_fields=("year",))
             split = split_by_time(dataset.log)
             assert dataset.catalogue.content is not None  # read with it
             dataset, fields = dataset.with_content(reduced(dataset.catalogue.content)), ("category", "year")

@@ -1,0 +1,95 @@
+"""Content embeddings from texts, rows of unit length, and clusters of items as categories.
+
+They take the place of the multimodal embeddings of a production catalogue. Source: TF-IDF and truncated SVD (latent semantic
+analysis, Deerwester et al. 1990) and k-means by scikit-learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def text_embedding(texts: Sequence[str], *, width: int = 64, seed: int = 0) -> np.ndarray:
+    """Embeds texts by TF-IDF and truncated SVD.
+
+    With the TF-IDF matrix X ~ U S V^T of rank `width`, text i gets row i of U S, scaled to unit length.
+
+    Args:
+      texts: one text for each item, such as "title. genres. tags".
+      width: E. Where texts have fewer independent words than that, the last columns are zeros.
+      seed: of the randomised SVD; the same seed gives the same array.
+
+    Returns:
+      float32 [n, width]; rows of unit length, zeros for a text without words.
+
+    Raises:
+      ImportError: scikit-learn is not installed.
+      ValueError: width below 1, or no text has a word.
+
+    Example:
+      >>> e = text_embedding(["red dog", "red dog runs", "blue sky"], width=2)
+      >>> bool(e[0] @ e[1] > e[0] @ e[2])
+      True
+    """
+    if width < 1:
+        raise ValueError(f"text_embedding: expected width of at least 1, got {width}")
+    try:
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError as error:
+        raise _missing("text_embedding") from error
+    try:
+        matrix = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+    except ValueError as error:
+        raise ValueError(f"text_embedding: expected texts with words of two letters or more, got none ({error})") from error
+    rank = min(width, *matrix.shape)
+    embedding = np.zeros((len(texts), width), np.float32)
+    if rank == 1:  # a single direction: unit length leaves nothing to decompose
+        embedding[:, 0] = np.asarray(matrix.sum(axis=1)).ravel() > 0
+        return embedding
+    embedding[:, :rank] = TruncatedSVD(rank, random_state=seed).fit_transform(matrix)
+    return unit_rows(embedding)
+
+
+def unit_rows(array: np.ndarray) -> np.ndarray:
+    """The rows scaled to unit length, in float32; rows of zeros stay zeros."""
+    array = np.asarray(array, np.float32)
+    norm = np.linalg.norm(array, axis=1, keepdims=True)
+    return array / np.where(norm > 0, norm, 1)
+
+
+def clusters(content: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
+    """Clusters items by content with k-means.
+
+    Args:
+      content: float [n, E].
+      count: how many clusters, at most n.
+      seed: of the starting centres; the same seed gives the same clusters.
+
+    Returns:
+      int32 [n], the cluster of each item in [0, count).
+
+    Raises:
+      ImportError: scikit-learn is not installed.
+      ValueError: count out of range.
+
+    Example:
+      >>> clusters(np.float32([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0]]), 2).tolist() in ([0, 0, 1], [1, 1, 0])
+      True
+    """
+    if not 1 <= count <= len(content):
+        raise ValueError(f"clusters: expected a count from 1 to {len(content)} (items), got {count}")
+    try:
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise _missing("clusters") from error
+    with threadpool_limits(1):  # with more threads sums may come out in another order, and borderline items move
+        labels = KMeans(count, max_iter=30, random_state=seed).fit_predict(np.asarray(content, np.float32))
+    return labels.astype(np.int32)
+
+
+def _missing(what: str) -> ImportError:
+    return ImportError(f'{what} needs scikit-learn: pip install "aif_jax[experiments]"')
