@@ -41,7 +41,7 @@ BITS = 64
 class Codes(NamedTuple):
     """One number of codes, fitted."""
 
-    index: np.ndarray  # int32 [N, J] nearest codes of every item
+    nearest: np.ndarray  # int32 [N, J] nearest codes of every item
     weight: np.ndarray  # float32 [N, J]
     table: Callable[[jax.Array, jax.Array], jax.Array]  # (rows int [L], mask [L]) -> float32 [R, T]
     fitted_bytes: int
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
             states = [np.asarray(jax.jit(codes.table)(rows, mask)) for rows, mask in padded]
             for j in options.per_item:
                 weight = codes.weight[:, :j] / codes.weight[:, :j].sum(1, keepdims=True)
-                read = [(t[codes.index[i, :j]] * weight[i, :, None]).sum(1) for t, i in zip(states, candidates, strict=True)]
+                read = [(t[codes.nearest[i, :j]] * weight[i, :, None]).sum(1) for t, i in zip(states, candidates, strict=True)]
                 found.setdefault(f"R={r} J={j}", []).append(agreement(read, exact, tops))
             bar.update()
         if seed == 0:

@@ -39,7 +39,7 @@ def users(
 
 
 def _draw(leaf: Leaf, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    shape = (*shape, *(size for size in leaf.shape if size != LENGTH))
+    shape = (*shape, *(int(size) for size in leaf.shape if size != LENGTH))
     if leaf.size is not None:
         return rng.integers(1, leaf.size, shape, dtype=np.int32)
     return rng.normal(size=shape).astype(leaf.dtype)

@@ -139,7 +139,8 @@ def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
         with world.build(items, storage="bfloat16").reading() as table:
             jax.block_until_ready(table)
 
-    run_bare(), run_build()
+    run_bare()
+    run_build()
     times = common.interleaved({"bare": lambda _: timed(run_bare), "build": lambda _: timed(run_build)}, rounds)
     rate = {name: items / (np.median(t) / 1e3) for name, t in times.items()}
     return {
@@ -206,7 +207,7 @@ def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, A
 async def freshness(world: World, options: Any) -> dict[str, Any]:
     """Requests one after another, with and without a stream of changes, in turn."""
     index = world.build(options.serving_items, storage="bfloat16")
-    users = {number: world.user(number) for number in range(16)}
+    users: dict[Any, aif.UserFeatures] = {number: world.user(number) for number in range(16)}
     rng = np.random.default_rng(2)
     candidates = [ids_of(rng.choice(options.serving_items, CANDIDATES, replace=False)) for _ in range(64)]
     engine = AsyncPreRanker(

@@ -168,8 +168,8 @@ def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
     by_codes = tuple(codes if isinstance(block, aif.blocks.SimTier) else block for block in aif_blocks(bits))
     made["interaction"], config = whole(candidates, length, by_codes)
     params, state, rows = made["interaction"][1]
-    kernels = params["head"]["first"]["kernels"]
-    made["simtier_codes"] = compiled(lambda *sides: codes.score({}, *sides, kernels[codes.name]).pairs[0][0], state, rows)
+    kernel = params["head"]["first"]["kernels"][codes.name]
+    made["simtier_codes"] = compiled(lambda state, rows: codes.score({}, state, rows, kernel).pairs[0][0], state, rows)
     ready = {
         block: {name: np.ones((candidates, width), np.float32) for name, width in inputs.items()}
         for block, inputs in interaction.widths(config).items()
@@ -269,7 +269,8 @@ def extra_mib(candidates: int, length: int, bits: int) -> float:
         signature=jnp.zeros((length, words), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)
     )
     f = jax.jit(partial(histogram, tiers=TIERS))
-    return f.lower(jnp.zeros((candidates, words), jnp.uint32), past).compile().memory_analysis().temp_size_in_bytes / 2**20
+    size: Any = f.lower(jnp.zeros((candidates, words), jnp.uint32), past).compile().memory_analysis()
+    return size.temp_size_in_bytes / 2**20
 
 
 def compiled(f: Callable, *inputs: Any) -> Form:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -23,7 +24,7 @@ from experiments.datasets import fetch, movielens
 from experiments.datasets.synthetic import synthetic_world
 from experiments.staged import Answer, Server, draw_answers
 
-SMOKE = dict(width=16, long_length=64, towers=(32,))
+SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
 MIN_HISTORY = 5  # earlier events of the user of a held-out request
 
 

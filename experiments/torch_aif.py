@@ -22,6 +22,10 @@ from aif_jax.layers import AGE_BUCKETS
 from aif_jax.train import predict
 
 
+READ = {Bea: "read", LinearMemory: "deviation"}
+"""What a block with a dot product reads of the history."""
+
+
 class TorchAIF(nn.Module):
     """Logits [B] of one candidate each.
 
@@ -62,8 +66,7 @@ class TorchAIF(nn.Module):
                 bridges = self._get(f"{path}/bridges")
                 weights = torch.softmax(self._dense(f"{path}/query", vector) @ bridges.T / root, -1)
                 values = _attention(bridges.expand(len(vector), -1, -1), sequence, sequence, short["mask"])
-                read = (weights[:, None, :] @ values)[:, 0]
-                inputs[block.name] = {"read": read}
+                inputs[block.name] = {"read": (weights[:, None, :] @ values)[:, 0]}
             elif isinstance(block, LinearMemory):
                 read, mean = self._memory(block, path, embedded, long["mask"], vector)
                 inputs[block.name] = {"mean": mean, "deviation": read}
@@ -74,8 +77,8 @@ class TorchAIF(nn.Module):
                 inputs[block.name] = {"tiers": _tiers(block, batch["history_signs"], batch["item_signs"], long["mask"])}
             elif isinstance(block, DotProduct):
                 logit = logit + (vector * (user / root + self._get(f"{path}/popularity"))).sum(-1)
-            if isinstance(block, Bea | LinearMemory) and block.dot_product:
-                logit = logit + (read * vector).sum(-1) / root
+            if getattr(block, "dot_product", False):
+                logit = logit + (inputs[block.name][READ[type(block)]] * vector).sum(-1) / root
         names = [(part, name) for part, widths in interaction.widths(config).items() for name in widths]
         kernel = torch.cat([self._get(f"head/first/kernels/{part}/{name}") for part, name in names])
         hidden = torch.cat([inputs[part][name] for part, name in names], -1) @ kernel + self._get("head/first/bias")

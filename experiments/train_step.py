@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         dataset = movielens.read(options.data, content=vectors if vectors.exists() else "text")
     batch_size, rounds = (64, 3) if options.smoke else (options.batch_size, 40)
     rounds = options.rounds or rounds
-    config = aif.presets.aif(dataset.schema, **(dict(long_length=64) if options.smoke else {}))
+    config = aif.presets.aif(dataset.schema, long_length=64 if options.smoke else aif.presets.LONG_LENGTH)
     model = aif.build(config)
     params = model.init(jax.random.key(0), dataset.catalogue)
     batches = pointwise(dataset, config, batch_size)
@@ -83,8 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
         adamw.step()
         return (time.perf_counter() - begin) * 1e3
 
-    for work in (in_jax, in_torch):
-        work(0), work(1)
+    for number in (0, 1):
+        in_jax(number)
+        in_torch(number)
     times = common.interleaved({"jax": in_jax, "torch": in_torch}, rounds)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     ratio = medians["torch"] / medians["jax"]

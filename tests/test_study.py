@@ -17,7 +17,21 @@ from aif_jax.data.candidates import Draw
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from experiments import ablation
 from experiments.datasets import movielens
-from experiments.study import datasets, evaluation, inttower, limits, models, plan, plots, recipes, records, report, runs, tables, tuning
+from experiments.study import (
+    datasets,
+    evaluation,
+    inttower,
+    limits,
+    models,
+    plan,
+    plots,
+    recipes,
+    records,
+    report,
+    runs,
+    tables,
+    tuning,
+)
 from experiments.study.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -135,10 +135,11 @@ class _Log:
 
     def __init__(self, path: Path, exposure: str):
         names = ("user_id", "video_id", "time_ms")
-        self.table = Table(text_file(path), dict.fromkeys(names, "id") | dict.fromkeys(SIGNALS, "text"))
+        kinds: dict[str, str] = dict.fromkeys(names, "id")
+        self.table = Table(text_file(path), kinds | dict.fromkeys(SIGNALS, "text"))
         signals = {name: self.table.words(name, ("0", "1")) for name in SIGNALS}
         self.kept = np.ones(len(self.table), bool) if exposure == "all" else signals["is_rand"] == (exposure == "random")
-        action = 1 + sum(values << bit for bit, values in enumerate(signals.values()))
+        action = 1 + np.sum([values << bit for bit, values in enumerate(signals.values())], axis=0)
         self.events = {name: self.table[name][self.kept] for name in names} | {"signals": action[self.kept]}
 
 

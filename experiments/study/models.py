@@ -61,7 +61,7 @@ def config(model: str, schema: aif.Schema, *, sim_fields: tuple[str, ...], smoke
     if smoke:
         fields = {name: min(value, 64) if name.endswith("_length") else value for name, value in fields.items()}
     made: dict[str, Any] = SIZES | (SMOKE if smoke else {}) | fields | changes
-    return aif.Config(schema=schema, **made | {"blocks": _each(made["blocks"], sim_fields)})
+    return aif.Config(schema=schema, blocks=_each(made.pop("blocks"), sim_fields), **made)
 
 
 def family(model: str) -> str:
