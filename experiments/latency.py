@@ -237,7 +237,7 @@ def pending(rate: float, budget: float) -> int:
 
 
 async def closed_loop(service: Service, concurrency: int, k: int, seconds: float) -> dict[str, float]:
-    """`concurrency` clients that ask again as soon as they are answered."""
+    """`concurrency` clients, each of which sends its next request when one is answered."""
     total: list[float] = []
     critical: list[float] = []
     end = time.perf_counter() + seconds

@@ -22,7 +22,7 @@ CONTENT = 64
 
 
 class Delays(NamedTuple):
-    """Stated delays in seconds that stand for the systems around the model."""
+    """Delays in seconds in place of the systems around the model."""
 
     features: float = 0.002
     retrieval: float = 0.015

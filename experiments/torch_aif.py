@@ -21,7 +21,6 @@ from aif_jax.blocks import Bea, DotProduct, LinearMemory, Sim, SimTier
 from aif_jax.layers import AGE_BUCKETS
 from aif_jax.train import predict
 
-
 READ = {Bea: "read", LinearMemory: "deviation"}
 """What a block with a dot product reads of the history."""
 

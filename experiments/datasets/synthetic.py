@@ -61,7 +61,8 @@ class World:
       category: int32 [N] the schema's category minus 1, -1 in row 0.
       observable: bool [n] whether the truth at an event depends on its history alone.
       median_lift: m of the click probability.
-      lag, recent: events that the far history lies back, and that make up the short-term interest.
+      lag: events between now and the far history.
+      recent: events that make up the short-term interest.
       shares: of the four sources by their knobs' names, sum 1.
     """
 
@@ -190,7 +191,7 @@ def synthetic_world(
       seed: the same seed and knobs give the same world.
       users, items, categories, topics, events_per_user: sizes; users and items without the unknown row.
       long_term, short_term, category_locality, noise: weights of the four sources, scaled to sum 1; 0 switches one off.
-      lag: how many events the far history lies back; a model with a shorter window cannot see long-term interests.
+      lag: how many events separate the far history from now; a model with a shorter window cannot see long-term interests.
       recent: events that make up the short-term interest.
       interests, favourites: hidden topics and categories of a user, which fill the first 2 * lag events.
       content_dim: E.

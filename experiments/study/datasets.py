@@ -85,7 +85,7 @@ def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     """Content for items that come without: which categories their category is met with, float32 [N, CONTENT].
 
     Categories of one user's training events are counted in pairs; the main directions of the positive pointwise mutual
-    information stand for the category, and a short random direction tells the items of a category apart.
+    information represent the category, and a short random direction tells the items of a category apart.
     """
     log, category = dataset.log, dataset.catalogue.ids["category"]
     size = int(category.max()) + 1

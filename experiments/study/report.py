@@ -147,7 +147,7 @@ def lost(records: Records, *, where: str = "test") -> dict[str, dict[str, dict[s
 
 
 def sizes(records: Records) -> dict[str, dict[str, dict[str, float]]]:
-    """Size to its values to figures on the validation slice, see `models.SWEPT`; the paper's model stands in each."""
+    """Size to its values to figures on the validation slice, see `models.SWEPT`; the paper's model is in each."""
     stages = small(records)
     found = stages.get("signatures", {}) | stages.get("sweeps", {})
     return {
