@@ -23,6 +23,8 @@ from aif_jax.blocks import (
 from aif_jax.config import Config
 from aif_jax.schema import Schema
 
+__all__ = ["aif", "paper", "two_tower", "cold", "exact", "PRESETS"]
+
 logger = logging.getLogger(__name__)
 LONG_LENGTH = 512
 TIERS = 16

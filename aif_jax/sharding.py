@@ -15,6 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aif_jax.trees import table_of
 
+__all__ = ["row_mesh", "rows", "replicated", "place_state", "place_batch"]
+
 AXIS = "rows"
 
 

@@ -1,5 +1,6 @@
 """Training: losses, the step, the loop, the usual run, evaluation."""
 
+from aif_jax.logs import JsonLines, TensorBoard
 from aif_jax.train import losses
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.loop import BadBatch, loop, resume
@@ -12,5 +13,5 @@ from aif_jax.train.tasks import Impressions, Liked, NextItem
 __all__ = [
     "NextItem", "Liked", "Impressions", "evaluate", "Evaluation",
     "losses", "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
-    "loop", "resume", "BadBatch", "score", "predict",
+    "loop", "resume", "BadBatch", "score", "predict", "JsonLines", "TensorBoard",
 ]  # fmt: skip
