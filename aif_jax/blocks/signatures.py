@@ -118,7 +118,7 @@ def pack(bits: jax.Array) -> jax.Array:
 def unpack(words: jax.Array) -> jax.Array:
     """uint32 [..., W] -> bool [..., 32 W]; inverse of `pack`."""
     bits = (jnp.asarray(words)[..., None] >> _places((*words.shape, WORD))) & jnp.uint32(1)
-    return bits.reshape(*words.shape[:-1], -1).astype(bool)
+    return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD).astype(bool)  # no -1: there may be no rows
 
 
 def signs(words: jax.Array) -> jax.Array:

@@ -37,6 +37,7 @@ def test_pack_and_unpack_match_the_reference(rng, bits):
     assert packed.dtype == jnp.uint32
     assert packed.tolist() == [reference.pack(row) for row in flags]
     np.testing.assert_array_equal(signatures.unpack(packed), flags)
+    assert signatures.unpack(packed[:0]).shape == (0, bits) and signatures.pack(jnp.asarray(flags[:0])).shape == (0, bits // 32)
     np.testing.assert_array_equal(signatures.signs(packed), [reference.signs(row) for row in packed])
 
 
