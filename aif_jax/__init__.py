@@ -31,10 +31,9 @@ from aif_jax.serving import (
 from aif_jax.train import Evaluation, evaluate
 from aif_jax.types import Behaviours, ItemFeatures, ItemRow, UserFeatures, UserState
 from aif_jax.version import EncodingMismatch, VersionMismatch, fingerprint
+from aif_jax.version import __version__ as __version__
 from aif_jax.vocabulary import Vocabulary
 from aif_jax.warm_start import grow_vocabulary
-
-__version__ = "0.1.0"
 
 __all__ = [
     # your files

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import aif_jax
 from aif_jax import checkpoint, export, presets
 from aif_jax.catalogue import Catalogue
 from aif_jax.model import PreRanker, build
 from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Params
+from aif_jax.version import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tqdm")
 EXTRAS = {
@@ -86,7 +86,7 @@ def examine() -> dict[str, Any]:
     """
     checks = {name: _run(check) for name, check in CHECKS.items()}
     return {
-        "aif_jax": aif_jax.__version__,
+        "aif_jax": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},

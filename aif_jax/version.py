@@ -18,6 +18,9 @@ from aif_jax.config import Config
 from aif_jax.trees import is_key, leaves_by_path
 from aif_jax.types import Params
 
+__version__ = "0.1.0"
+"""Of this package."""
+
 
 class VersionMismatch(ValueError):
     """Two parts of the system come from different parameters, config or encoder; `expected` and `got` are their versions."""

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-import aif_jax
 from aif_jax.checkpoint.leaves import CheckpointError
 from aif_jax.checkpoint.storage import Packed, inspect, is_json, pack, read, write_packed
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
 from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import Params
-from aif_jax.version import combine
+from aif_jax.version import __version__, combine
 
 FORMAT = "aif_jax.checkpoint/2"
 
@@ -187,5 +186,5 @@ def _parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Any) 
     try:
         return parse(record[name])
     except (KeyError, TypeError, ValueError) as error:
-        written = f"written by aif_jax {record.get('aif_jax')}, this is {aif_jax.__version__}"
+        written = f"written by aif_jax {record.get('aif_jax')}, this is {__version__}"
         raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}") from error

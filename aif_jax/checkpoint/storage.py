@@ -17,11 +17,10 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-import aif_jax
 from aif_jax.checkpoint.leaves import CheckpointError, abstract, decode, encode, place
 from aif_jax.folders import new_folder, unfinished
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
-from aif_jax.version import Digest, digests
+from aif_jax.version import Digest, __version__, digests
 
 METADATA_FILE = "_CHECKPOINT_METADATA"  # the record, written by Orbax
 
@@ -74,7 +73,7 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
             if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind in "OS":
                 raise ValueError(f"{name}/{path}: expected an array, got {type(leaf).__name__}")
     leaves = {name: {path: dataclasses.asdict(d) for path, d in digests(tree).items()} for name, tree in trees.items()}
-    metadata = {**record, "format": format, "aif_jax": aif_jax.__version__, "jax": jax.__version__, "leaves": leaves}
+    metadata = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__, "leaves": leaves}
     metadata |= {"sha256": _record_hash(metadata)}
     # Orbax refuses arrays of size 0; the record has all there is to know of them.
     arrays = {name: {path: encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}

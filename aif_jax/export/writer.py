@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import aif_jax
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
 from aif_jax.export import consume, functions
@@ -29,7 +28,7 @@ from aif_jax.model import PreRanker, build
 from aif_jax.schema import Schema
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
 from aif_jax.types import Params
-from aif_jax.version import VersionMismatch, fingerprint
+from aif_jax.version import VersionMismatch, __version__, fingerprint
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PACKAGES = ("jax", "jaxlib", "numpy", "flax")
@@ -170,7 +169,7 @@ def _write(
         "format_version": files.FORMAT_VERSION,
         "version": version,
         "encoding": "" if encoder is None else encoder.version,
-        "made_with": {"python": platform.python_version(), "aif_jax": aif_jax.__version__}
+        "made_with": {"python": platform.python_version(), "aif_jax": __version__}
         | {name: metadata.version(name) for name in PACKAGES},
         "platforms": list(platforms),
         "config": model.config.to_json(),
