@@ -37,13 +37,6 @@ def test_small_tables_by_hand():
     assert hashing.collision_rate(3, 3) == pytest.approx(3 / 4)  # one of two others
 
 
-@pytest.mark.parametrize("ids, rate", [(2, 0.5), (1000, 0.01), (123_456, 0.3)])
-def test_size_for_is_the_smallest_that_keeps_the_rate(ids, rate):
-    size = hashing.size_for(ids, rate)
-    assert hashing.collision_rate(ids, size) <= rate + 1e-12
-    assert hashing.collision_rate(ids, max(2, size - 1)) > rate - 1e-12
-
-
 def test_rows_are_even_and_leave_row_0():
     counts = np.bincount(hashing.hash_ids(np.arange(100_000), 101), minlength=101)
     assert counts[0] == 0
@@ -78,7 +71,6 @@ def test_vocabulary_first_the_rest_hashed_behind_it():
         (lambda: hashing.hash_ids([1.5], 9), TypeError, "expected integers or strings, got dtype float64"),
         (lambda: hashing.hash_ids([1], 1), ValueError, "expected 2 to 2\\^31 rows, row 0 included, got 1"),
         (lambda: hashing.hash_rest(Vocabulary([1]), [1], 2), ValueError, "more than the vocabulary's 2 rows, got 2"),
-        (lambda: hashing.size_for(5, 1.0), ValueError, "expected a share between 0 and 1, got 1.0"),
     ],
 )
 def test_errors_say_what_was_expected(call, error, message):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif_jax.data.events import COLUMNS, EventLog
-from aif_jax.data.log_files import EventLogWriter, write_log
+from aif_jax.data.log_files import write_log
 
 
 def table(size: int, seed: int = 0) -> EventLog:
@@ -38,57 +38,54 @@ def test_a_streamed_log_equals_one_made_in_memory(tmp_path_factory, cuts, seed):
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.npy" for name in (*COLUMNS, "offsets"))
 
 
+def events(user, time, **columns):
+    ones = [1] * len(user)
+    return {"user": user, "item": ones, "action": ones, "time": time, **columns}
+
+
 def test_users_default_to_the_largest_row_and_an_empty_log_is_a_log(tmp_path):
-    with EventLogWriter(tmp_path / "a") as writer:
-        writer.append(user=[2], item=[1], action=[1], time=[1])
-        writer.append(user=[], item=[], action=[], time=[])
-        assert len(writer) == 1
-    assert EventLog.load(tmp_path / "a").offsets.tolist() == [0, 0, 0, 1]
+    assert write_log(tmp_path / "a", [events([2], [1]), events([], [])]).offsets.tolist() == [0, 0, 0, 1]
     assert len(write_log(tmp_path / "b", [])) == 0
     assert write_log(tmp_path / "c", [], users=4).users == 4
 
 
-def test_events_out_of_order_are_refused_within_and_across_chunks(tmp_path):
-    with EventLogWriter(tmp_path / "log") as writer:
-        writer.append(user=[1, 2], item=[1, 1], action=[1, 1], time=[10, 20])
-        for user, time, at in (([2], [19], 2), ([1], [99], 2), ([2, 2, 2], [20, 30, 29], 4), ([3, 2], [5, 30], 3)):
-            with pytest.raises(ValueError, match=f"got event {at} out of order"):
-                writer.append(user=user, item=[1] * len(user), action=[1] * len(user), time=time)
-        writer.append(user=[2, 3], item=[1, 1], action=[1, 1], time=[20, 5])  # a refused chunk left nothing behind
-    assert EventLog.load(tmp_path / "log").time.tolist() == [10, 20, 20, 5]
+@pytest.mark.parametrize("user, time, at", [([2], [19], 2), ([1], [99], 2), ([2, 2, 2], [20, 30, 29], 4), ([3, 2], [5, 30], 3)])
+def test_events_out_of_order_are_refused_within_and_across_chunks(tmp_path, user, time, at):
+    with pytest.raises(ValueError, match=f"got event {at} out of order"):
+        write_log(tmp_path / "log", [events([1, 2], [10, 20]), events(user, time)])
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_values_are_refused_with_their_position_in_the_log(tmp_path):
-    with EventLogWriter(tmp_path / "log", users=5) as writer:
-        writer.append(user=[1], item=[1], action=[1], time=[10])
-        for wrong, message in (
-            ({"user": [1, 5]}, r"user: expected values in \[1, 5\), got 5 at position 2"),
-            ({"item": [-1, 0]}, r"item: expected values in \[0, 2147483648\), got -1 at position 1"),
-            ({"time": [1, 2, 3]}, "columns of one length"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                writer.append(**{"user": [1, 1], "item": [1, 1], "action": [1, 1], "time": [10, 10], **wrong})
-        with pytest.raises(TypeError, match="action: expected integers"):
-            writer.append(user=[1], item=[1], action=[0.5], time=[10])
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"user": [1, 5]}, ValueError, r"user: expected values in \[1, 5\), got 5 at position 2"),
+        ({"item": [-1, 0]}, ValueError, r"item: expected values in \[0, 2147483648\), got -1 at position 1"),
+        ({"time": [1, 2, 3]}, ValueError, "columns of one length"),
+        ({"action": [0.5, 1]}, TypeError, "action: expected integers"),
+    ],
+)
+def test_bad_values_are_refused_with_their_position_in_the_log(tmp_path, wrong, error, message):
+    with pytest.raises(error, match=message):
+        write_log(tmp_path / "log", [events([1], [10]), events([1, 1], [10, 10]) | wrong], users=5)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_stays_and_what_fails_leaves_nothing(tmp_path):
+def test_what_is_there_stays(tmp_path):
     write_log(tmp_path / "log", chunks(table(9), []))
-    with pytest.raises(FileExistsError, match="something is there"), EventLogWriter(tmp_path / "log"):
-        pass
-    with pytest.raises(ValueError, match="out of order"):
-        write_log(tmp_path / "other", [{"user": [2, 1], "item": [1, 1], "action": [1, 1], "time": [1, 1]}])
-    assert [p.name for p in tmp_path.iterdir()] == ["log"]
+    with pytest.raises(FileExistsError, match="something is there"):
+        write_log(tmp_path / "log", [])
+    assert len(EventLog.load(tmp_path / "log")) == 9
     with pytest.raises(ValueError, match="users: expected at least 1"):
-        EventLogWriter(tmp_path / "none", users=0)
+        write_log(tmp_path / "none", [], users=0)
 
 
 STREAM = """
-import json, threading, time
-import aif_jax.checks as checks
-checks.BLOCK = {block}
+import json, sys, threading, time
 import numpy as np
 import aif_jax as aif
+for module in [module for name, module in sys.modules.items() if name.startswith("aif_jax.") and hasattr(module, "BLOCK")]:
+    module.BLOCK = {block}
 from aif_jax.data import candidates
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.log_files import write_log

@@ -1,7 +1,4 @@
-"""A data set ready for training and serving: schema, events, catalogue, users, and the encoder that made them.
-
-Readers return it; histories are gathered from it as NumPy arrays on the host.
-"""
+"""A data set ready for training and serving: schema, events, catalogue, users, and the encoder that made them."""
 
 from __future__ import annotations
 
@@ -36,14 +33,11 @@ class Dataset:
       catalogue: item features [N].
       user_ids: int32 [U] each, or [U, n] for a multi-valued attribute; row 0 is the unknown user.
       user_floats: float32 [U, F].
-      users: raw user ids, U rows.
-      items: raw item ids, N rows.
-      encoder: raw data to these features, with the other vocabularies and the scales; None for data made otherwise, whose raw
-        values nothing encodes.
+      users, items: raw ids of the U user rows and the N item rows.
+      encoder: raw data to these features; None for data made otherwise, whose raw values nothing encodes.
 
     Raises:
-      TypeError: wrong dtype.
-      ValueError: parts that do not fit together: names the field, what was expected and what came.
+      TypeError, ValueError: parts that do not fit together: names the field, what was expected and what came.
     """
 
     name: str
@@ -90,7 +84,7 @@ class Dataset:
           length: L, places of the history.
 
         Returns:
-          UserFeatures of NumPy arrays with a leading axis B. Ages are counted from the sample's time, in seconds.
+          UserFeatures [B] of NumPy arrays; ages in seconds up to the sample's time.
 
         Raises:
           TypeError, ValueError: positions that are not integers in [0, n), a length below 1.
@@ -107,21 +101,7 @@ class Dataset:
         return self._features(users, self.log.time[positions], self.log.history_end(positions), length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
-        """The same for requests of `users` at arbitrary `times`; `encoder` does it for raw ids and raw events.
-
-        Args:
-          users: [B] integer user rows; row 0, the unknown user, has an empty history.
-          times: [B] integer seconds.
-          length: L.
-
-        Returns:
-          UserFeatures of NumPy arrays with a leading axis B.
-
-        Raises:
-          TypeError, ValueError: users that are not integers in [0, U), times that are not seconds [B] before 2100, a length
-            below 1.
-          CorruptRecord: as `user_features`.
-        """
+        """The same for user rows int [B] at `times` int [B] in seconds; `encoder` does it for raw ids and raw events."""
         users = expect_integers(users, "users", size=len(self.users))
         end = self.log.history_end_at(users, times)
         return self._features(users, ticks(times, "times").seconds, end, length)

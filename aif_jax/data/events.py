@@ -1,7 +1,7 @@
 """The event log: every interaction stored once, histories as windows into it.
 
-A training sample is a position in the log. Its history is the user's events with a *strictly earlier* time: events that
-tie with the sample are left out, because any order among ties would let the model look at the answer.
+A training sample is a position in the log. Its history is the user's events with a *strictly earlier* time: any order among
+ties would let the model look at the answer.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import BLOCK, expect_array, expect_integers
+from aif_jax.checks import BLOCK, expect, expect_array, expect_integers
 from aif_jax.folders import new_folder
 from aif_jax.times import FLOOR, LATEST, expect_plausible, ticks
 
@@ -65,11 +66,9 @@ class EventLog:
         columns = {field: getattr(self, field)[start:stop] for field in COLUMNS}
         check_ranges(columns, users=self.users, start=start)
         first = max(start - 1, 0)
-        user, time = self.user[first:stop], self.time[first:stop]
-        wrong = (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
-        if wrong.any():
-            at = first + 1 + int(np.flatnonzero(wrong)[0])
-            raise ValueError(f"EventLog: expected events sorted by user and time, got event {at} out of order; see from_arrays")
+        wrong = out_of_order(self.user[first:stop], self.time[first:stop])
+        at = f"event {first + 1 + int(np.argmax(wrong))} out of order; see from_arrays" if wrong.any() else ""
+        expect(not at, "EventLog", "events sorted by user and time", at)
 
     @classmethod
     def from_arrays(cls, user: Any, item: Any, action: Any, time: Any, *, users: int | None = None) -> EventLog:
@@ -83,43 +82,31 @@ class EventLog:
           users: U, rows of the user vocabulary, row 0 included; default: the largest user row plus 1.
 
         Raises:
-          TypeError: a column that is not of integers.
-          ValueError: columns of different lengths, or values out of range; times that look like milliseconds.
+          TypeError, ValueError: no integers, different lengths, values out of range, times that look like milliseconds.
         """
-        given = {"user": user, "item": item, "action": action, "time": time}
-        columns = {name: checked_column(value, name, COLUMNS[name]) for name, value in given.items()}
-        lengths = {name: len(column) for name, column in columns.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"EventLog: expected columns of one length, got {lengths}")
+        columns = checked_columns({"user": user, "item": item, "action": action, "time": time})
         user, time = columns["user"], columns["time"]
         rows = users if users is not None else int(user.max(initial=0)) + 1
-        if rows < 1:
-            raise ValueError(f"EventLog: expected users of at least 1 (row 0 is 'unknown'), got {users}")
+        expect(rows >= 1, "EventLog", "users of at least 1 (row 0 is 'unknown')", users)
         check_ranges(columns, users=rows, start=0)  # before sorting, so that the message names the caller's position
-        later = (user[1:] > user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] >= time[:-1]))
-        if not later.all():
+        if out_of_order(user, time).any():
             order = np.lexsort((time, user))  # stable
             columns = {name: column[order] for name, column in columns.items()}
         offsets = np.searchsorted(columns["user"], np.arange(rows + 1, dtype=np.int32)).astype(np.int64)
         return cls(offsets=offsets, **columns)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes one `.npy` file for each array into a new folder, which appears only when it is complete.
-
-        Raises:
-          FileExistsError: the folder is there already.
-        """
+        """Writes a `.npy` file for each array into a new folder: complete or not there. FileExistsError where something is."""
         with new_folder(folder) as target:
             for name in (*COLUMNS, "offsets"):
                 np.save(target / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EventLog:
-        """The log that `save` wrote, memory-mapped: only the pages that windows touch are held in memory.
+        """The log that `save` wrote, memory-mapped.
 
         Raises:
-          FileNotFoundError: a file is missing; the message names it.
-          ValueError: a file is truncated or malformed; the message names it.
+          FileNotFoundError, ValueError: a file is missing, truncated or malformed; the message names it.
         """
         arrays = {}
         for name in (*COLUMNS, "offsets"):
@@ -151,15 +138,10 @@ class EventLog:
         return len(self.offsets) - 1
 
     def history_end(self, positions: Any) -> np.ndarray:
-        """Where the history of each sample ends: the first event of the same user that is not strictly earlier.
-
-        Events `offsets[u]:end` are strictly earlier than the sample; those that tie with it start at `end`.
+        """Where the history of each sample ends: its first event that is not strictly earlier, int64 [B] positions in the log.
 
         Args:
           positions: [B] integer positions of events in the log.
-
-        Returns:
-          int64 [B] absolute positions in the log.
 
         Raises:
           TypeError, ValueError: positions that are not integers in [0, n).
@@ -173,36 +155,18 @@ class EventLog:
         return self._first_not_earlier(self.offsets[self.user[at]], at, self.time[at])
 
     def history_end_at(self, users: Any, times: Any) -> np.ndarray:
-        """The same for requests of `users` at arbitrary `times`.
-
-        Args:
-          users: [B] integer user rows; row 0, the unknown user, has an empty history.
-          times: [B] integer seconds.
+        """The same for user rows [B] at integer `times` [B] in seconds; user 0, the unknown one, has no history.
 
         Raises:
           TypeError, ValueError: users that are not integers in [0, U), times that are not seconds [B] before 2100.
-
-        Returns:
-          int64 [B] absolute positions in the log: `offsets[u]` where the user has no earlier event.
-
-        Example:
-          >>> log = EventLog.from_arrays(user=[1, 1, 1], item=[4, 5, 6], action=[1, 1, 1], time=[10, 20, 20])
-          >>> log.history_end_at([1, 1, 1, 0], [5, 20, 21, 99]).tolist()
-          [0, 1, 3, 0]
         """
         rows = expect_integers(users, "users", size=self.users).astype(np.int64)
-        if np.shape(times) != rows.shape:
-            raise ValueError(f"times: expected shape {list(rows.shape)} like users, got {list(np.shape(times))}")
+        expect(np.shape(times) == rows.shape, "times", f"shape {list(rows.shape)} like users", list(np.shape(times)))
         times = ticks(times, "times").seconds
         return self._first_not_earlier(self.offsets[rows], self.offsets[rows + 1], times)
 
     def windows(self, start: Any, end: Any, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last `length` events of each range `start:end`, most recent first.
-
-        Args:
-          start: int64 [B] first event of each range, such as `offsets[user]`.
-          end: int64 [B] one past the last, such as `history_end(positions)`.
-          length: how many events a window holds.
+        """The last `length` events of each range `start:end` int64 [B], most recent first.
 
         Returns:
           index int64 [B, length], positions in the log, 0 where there is no event; mask bool [B, length].
@@ -213,8 +177,7 @@ class EventLog:
           >>> index.tolist(), mask.tolist()
           ([[1, 0, 0]], [[True, True, False]])
         """
-        if length < 1:
-            raise ValueError(f"windows: expected a length of at least 1, got {length}")
+        expect(length >= 1, "windows", "a length of at least 1", length)
         start, end = np.asarray(start, np.int64), np.asarray(end, np.int64)
         index = end[:, None] - np.arange(1, length + 1)
         mask = index >= start[:, None]
@@ -249,21 +212,28 @@ def check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> N
             )
 
 
-def checked_column(value: Any, name: str, dtype: Any) -> np.ndarray:
-    """A column of integers [n] as `dtype`; raises where it is not one or a value does not fit."""
-    array = np.asarray(value)
-    if array.size == 0:
-        array = array.astype(dtype)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"EventLog.{name}: expected integers, got dtype {array.dtype.name}")
-    if array.ndim != 1:
-        raise ValueError(f"EventLog.{name}: expected shape [n], got {list(array.shape)}")
-    limits = np.iinfo(dtype)
-    if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
-        raise ValueError(
-            f"EventLog.{name}: expected values that fit {np.dtype(dtype).name}, got {array.min()} to {array.max()}"
-        )
-    return np.ascontiguousarray(array, dtype)
+def checked_columns(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Columns of integers [n] with their dtypes; raises where one is none, a value does not fit, or lengths differ."""
+    columns = {}
+    for name, dtype in COLUMNS.items():
+        array, limits = np.asarray(given[name]), np.iinfo(dtype)
+        if array.size == 0:
+            array = array.astype(dtype)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"EventLog.{name}: expected integers, got dtype {array.dtype.name}")
+        expect(array.ndim == 1, f"EventLog.{name}", "shape [n]", list(array.shape))
+        low, high = int(array.min(initial=0)), int(array.max(initial=0))
+        fits = limits.min <= low and high <= limits.max
+        expect(fits, f"EventLog.{name}", f"values that fit {np.dtype(dtype).name}", f"{low} to {high}")
+        columns[name] = np.ascontiguousarray(array, dtype)
+    lengths = {name: len(column) for name, column in columns.items()}
+    expect(len(set(lengths.values())) == 1, "EventLog", "columns of one length", lengths)
+    return columns
+
+
+def out_of_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """bool [n - 1]: events that do not come after the one before them, by user and time."""
+    return (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
 
 
 def _date(seconds: Any) -> str:

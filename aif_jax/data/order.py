@@ -1,10 +1,9 @@
 """The order of an epoch without a list of it: a permutation of 0..n-1, computed part by part.
 
-A balanced Feistel network over the bits of an index is a bijection whatever its round function is; indices that fall
-outside [0, n) are sent through it again until they fall inside (cycle walking), which leaves a bijection of [0, n). So every
-index occurs exactly once an epoch, in an order fixed by (seed, epoch), and any part of the order is made in memory of its own
-size. Few indices are permuted as a list. Source: format-preserving encryption (Black and Rogaway 2002); the round function
-is the finaliser of splitmix64.
+A balanced Feistel network over the bits of an index is a bijection; an index that falls outside [0, n) is sent through it again
+until it falls inside (cycle walking). So every index occurs once an epoch, in an order fixed by (seed, epoch), and any part of
+it
+takes memory of its own size. Source: format-preserving encryption (Black and Rogaway 2002).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import expect_integers
+from aif_jax.checks import expect, expect_integers
 
 ORDER = 0  # stream of random numbers: the order must not change with anything else that is drawn
 ROUNDS = 6  # even, so that halves of different width end where they began
@@ -26,24 +25,15 @@ SMALL = 1 << 12  # up to here a list is cheaper, and a network over so few bits 
 class EpochOrder:
     """The indices 0..size-1, each once, in another order for each (seed, epoch).
 
-    With `block` the order keeps neighbours near each other in time, for a log on disk: blocks of `block` neighbouring
-    indices are put in random order, and `window` blocks at a time are mixed index by index. At any moment the run reads from
-    `window * block` indices, so a disk reads each page once an epoch; each batch mixes up to `window` places of the log. The
-    borders of blocks move from epoch to epoch.
+    With `block` neighbours stay near each other, for a log on disk: blocks of neighbouring indices in random order, of which
+    `window` at a time are mixed index by index. A run reads from `window * block` indices at any moment, so a disk reads each
+    page once an epoch. The borders of blocks move from epoch to epoch.
 
     Attributes:
       size: n, how many indices.
       seed, epoch: 0 or more.
       block: neighbouring indices that stay together; 0 mixes all of them.
       window: blocks that are mixed with each other.
-
-    Raises:
-      ValueError: negative size, seed, epoch or block, or a window below 1.
-
-    Example:
-      >>> order = EpochOrder(size=10, seed=0, epoch=0)
-      >>> sorted(order.take(0, 10).tolist()) == list(range(10))
-      True
     """
 
     size: int
@@ -54,8 +44,7 @@ class EpochOrder:
 
     def __post_init__(self):
         for field, least in (("size", 0), ("seed", 0), ("epoch", 0), ("block", 0), ("window", 1)):
-            if getattr(self, field) < least:
-                raise ValueError(f"EpochOrder.{field}: expected at least {least}, got {getattr(self, field)}")
+            expect(getattr(self, field) >= least, f"EpochOrder.{field}", f"at least {least}", getattr(self, field))
 
     def take(self, start: int, stop: int) -> np.ndarray:
         """The indices at places `start:stop` of the order, int64; `stop` is cut at `size`."""
@@ -99,27 +88,16 @@ class EpochOrder:
 
 
 def epoch_order(positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = 64) -> Callable[[int, int], np.ndarray]:
-    """The order of an epoch as a function: `take(start, stop)` gives the positions at those places of it, int64.
+    """The order of an epoch as `take(start, stop)`, which gives the positions int64 at those places of it.
 
-    Args:
-      positions: [n] integer positions of samples: a `range`, or an array, memory-mapped perhaps; nothing is copied.
-      seed, epoch: 0 or more.
-      block, window: of `EpochOrder`, for a log or positions on disk.
-
-    Raises:
-      TypeError, ValueError: positions that are not integers of at least 0, or what `EpochOrder` refuses.
-
-    Example:
-      >>> take = epoch_order([30, 10, 20], seed=0, epoch=0)
-      >>> sorted(take(0, 3).tolist()), len(take(1, 9))
-      ([10, 20, 30], 2)
+    `positions` [n] is a `range` or an array, memory-mapped perhaps; nothing is copied. Other arguments as `EpochOrder`.
     """
     order = EpochOrder(size=len(positions), seed=seed, epoch=epoch, block=block, window=window)
     if not isinstance(positions, range):
         array = expect_integers(positions, "positions", size=2**62)
         return lambda start, stop: array[order.take(start, stop)].astype(np.int64)
-    if len(positions) and min(positions[0], positions[-1]) < 0:
-        raise ValueError(f"positions: expected integers of at least 0, got {positions}")
+    positive = not len(positions) or min(positions[0], positions[-1]) >= 0
+    expect(positive, "positions", "integers of at least 0", positions)
     return lambda start, stop: positions.start + positions.step * order.take(start, stop)
 
 
@@ -128,13 +106,13 @@ def _feistel(index: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
     high, low = np.uint64(bits // 2), np.uint64(bits - bits // 2)  # widths of the two halves
     left, right = index >> low, index & _ones(low)
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & _ones(high))
+        left, right = right, left ^ (mix(right ^ key) & _ones(high))
         high, low = low, high
     return (left << low) | right
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
-    """Every bit of the result depends on every bit of `value`."""
+def mix(value: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser, uint64 [n]: every bit of the result depends on every bit of `value`."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

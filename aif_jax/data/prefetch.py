@@ -9,30 +9,21 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from aif_jax.checks import expect
+
 T = TypeVar("T")
 _ITEM, _ERROR, _END = range(3)
 
 
 class Prefetch(Generic[T]):
-    """Iterates over `items` in their order, while one thread makes the next ones.
+    """Iterates over `items` in their order, while one thread makes the next ones; `place` is applied to each in the thread.
 
-    At most `ahead` finished items wait, one more is in the making. An error in `items` or in `place` is raised where its item
-    would have come. Leaving the `with` block, `close`, or letting go of the object stops the thread.
-
-    Args:
-      items: what to iterate over; the thread alone touches it.
-      ahead: finished items that may wait, at least 1.
-      place: what to do with each item in the thread, such as sending it to the device; None leaves it.
-
-    Example:
-      >>> with Prefetch(range(3), ahead=1, place=lambda x: x * x) as squares:
-      ...     list(squares)
-      [0, 1, 4]
+    At most `ahead` finished items wait, one more is in the making. An error is raised where its item would have come. Leaving
+    the `with` block, `close`, or letting go of the object stops the thread.
     """
 
     def __init__(self, items: Iterable[Any], *, ahead: int = 2, place: Callable[[Any], T] | None = None):
-        if ahead < 1:
-            raise ValueError(f"ahead: expected at least 1, got {ahead}")
+        expect(ahead >= 1, "ahead", "at least 1", ahead)
         ready: queue.Queue[tuple[int, Any]] = queue.Queue(ahead)
         stop = threading.Event()
         # The thread holds no reference to this object, so that letting go of it stops the thread.

@@ -1,7 +1,8 @@
 """Which events are trained on and which are held out.
 
-A split is a set of positions in the event log; histories are not split: a held-out sample's history may hold training
-events, and earlier held-out events, because a live system would have seen them too.
+A split is a set of positions; histories are not split: a held-out sample's history may hold training events and earlier
+held-out
+ones, because a live system would have seen them too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.checks import BLOCK, expect_integers
+from aif_jax.checks import BLOCK, expect, expect_integers
 from aif_jax.data.events import EventLog
 
 BINS = 1 << 16  # of the histogram that finds a time by its rank
@@ -27,18 +28,13 @@ class Split(NamedTuple):
 def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> Split:
     """Splits at two moments that are the same for all users: train on the past, choose on the near past, test on the rest.
 
-    In words: all events of all users are put in the order of their time. The last `test` share is the test part, the
-    `validation` share before it the validation part, everything before that the training part. Every training event is
-    strictly earlier than every validation event, and every validation event strictly earlier than every test event:
-    events that share the time of a cut all go to the later part, so that the later parts may be a little larger than
-    these shares. A user may be in one part only, and users or items that are new after a cut stay in: `eligible`
-    leaves out samples without a history. Statistics (popularity, vocabularies of a production system) must be taken
-    from `train` alone.
+    The last `test` share of all events by time is the test part, the `validation` share before it the validation part. Every
+    event is strictly earlier than those of later parts: events with the time of a cut go to the later part. Users or items that
+    are new after a cut stay in; `eligible` leaves out samples without a history. Take statistics from `train` alone.
 
     Args:
       log: the events.
-      validation: share of events in [0, 1).
-      test: share of events in [0, 1); with `validation` less than 1.
+      validation, test: shares of events in [0, 1), together less than 1.
 
     Returns:
       Split of positions in the log, ascending.
@@ -66,17 +62,11 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
 
 
 def time_cuts(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> tuple[int, int]:
-    """The two moments of `split_by_time`, for a log whose positions do not fit into memory: see `Positions.eligible`.
-
-    Reads the times a few times over, in blocks.
+    """The first times of the validation and test parts of `split_by_time`, in seconds, for a log whose positions need a file.
 
     Args:
-      log: the events; may be memory-mapped.
-      validation: share of events in [0, 1).
-      test: share of events in [0, 1); with `validation` less than 1.
-
-    Returns:
-      The first time of the validation part and the first time of the test part, in seconds.
+      log: the events; may be memory-mapped, is read in blocks.
+      validation, test: as in `split_by_time`.
 
     Example:
       >>> log = EventLog.from_arrays([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
@@ -95,10 +85,10 @@ def time_cuts(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> t
 def leave_last(log: EventLog) -> Split:
     """Holds out the last events of every user: the protocol of many published sequential recommenders.
 
-    In words: a user's last event is the test sample; the last event strictly earlier than it the validation sample;
-    the events strictly earlier than that are trained on. Events that tie with a held-out one are in no part. The cut
-    differs from user to user, so the training part holds events later than other users' test events: figures are
-    comparable with the literature and better than a live system would see. `split_by_time` has no such leak.
+    A user's last event is the test sample, the last event strictly earlier than it the validation sample; those strictly
+    earlier
+    are trained on. Ties with a held-out event are in no part. The cut differs from user to user, so training knows events later
+    than other users' tests, which no live system does; `split_by_time` has no such leak.
 
     Returns:
       Split of positions in the log, ascending.
@@ -123,23 +113,14 @@ def leave_last(log: EventLog) -> Split:
 
 
 def eligible(log: EventLog, positions: Any, *, min_history: int) -> np.ndarray:
-    """The positions whose item is known and whose user has at least `min_history` strictly earlier events.
-
-    Args:
-      log: the events.
-      positions: [B] integer positions.
-      min_history: 0 or more.
-
-    Returns:
-      int64, the positions that stay, in the same order.
+    """The positions [B] whose item is known and whose user has at least `min_history` strictly earlier events, in their order.
 
     Example:
       >>> log = EventLog.from_arrays([1, 1, 1], [4, 5, 6], [1, 1, 1], [10, 20, 20])
       >>> eligible(log, [2, 1, 0], min_history=1).tolist()
       [2, 1]
     """
-    if min_history < 0:
-        raise ValueError(f"eligible: expected min_history of at least 0, got {min_history}")
+    expect(min_history >= 0, "eligible", "min_history of at least 0", min_history)
     at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
     history = log.history_end(at) - log.offsets[log.user[at]]
     return at[(history >= min_history) & (log.item[at] > 0)]
