@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import tomllib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,26 +22,59 @@ MODULES = [m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") i
 OWNERS = {
     "flax": ("layers.py",),
     "orbax": ("checkpoint/storage.py",),
-    "jax.export": ("export.py", "export/"),
+    "optax": ("train/", "run.py"),
+    "jax.export": ("export/",),
     "jax.sharding": ("sharding.py",),
     "jax.make_mesh": ("sharding.py",),
     "jax.set_mesh": ("sharding.py",),
     "jax.shard_map": ("sharding.py",),
-    "asyncio": ("serving.py", "serving/"),
+    "asyncio": ("serving/",),
     # a lock between readers and the writer of an index; a thread that makes the next training batches
-    "threading": ("serving.py", "serving/", "index/lock.py", "data/prefetch.py"),
-    "concurrent": ("serving.py", "serving/", "checkpoint/run.py", "index/writer.py"),
+    "threading": ("serving/", "index/lock.py", "data/prefetch.py"),
+    # a thread that saves a checkpoint, one that writes a snapshot
+    "concurrent": ("serving/", "checkpoint/run.py", "index/writer.py"),
+    "importlib.import_module": ("readers/sources.py",),  # pyarrow, on the first file that is read
+    "pyarrow": (),
     "multiprocessing": (),
     "pickle": (),
     "experiments": (),
     "tests": (),
     "torch": (),
     "faiss": (),
+    "onnx": (),
 }
 OPTIONAL = (
-    "sklearn", "matplotlib", "pyarrow", "torch", "faiss", "prometheus_client", "tensorboardX", "flatbuffers", "onnx",
-    "onnxruntime",
+    "sklearn",
+    "threadpoolctl",
+    "matplotlib",
+    "pyarrow",
+    "torch",
+    "faiss",
+    "prometheus_client",
+    "tensorboardX",
+    "flatbuffers",
+)
+LAYERS = (
+    # the ground floor: types, and raw data to features
+    "types", "checks", "schema", "times", "trees", "folders", "vocabulary", "columns", "raw", "features", "encoder",
+    "catalogue",
+    # the model
+    "layers", "config", "kernels", "blocks", "presets", "user", "item", "head", "interaction", "model",
+    # training
+    "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "data", "readers", "train",
+    # production
+    "index", "serving", "export",
+    # the whole road
+    "run", "doctor", "cli", "__main__", "__init__",
 )  # fmt: skip
+"""Files and folders of the package from the ground up; a module may import those before its own."""
+SWITCHES = {
+    "architecture", "bridges", "memory", "memory_keys", "memory_width", "sim_fields", "sim_slots", "sim_length", "simtier",
+    "tiers", "tiers_by_action", "tier_windows", "codes", "codes_by", "codes_per_item", "signature_bits", "matching",
+}  # fmt: skip
+"""What a config said of its blocks before they were values."""
+FACE = 65
+LONGEST = 400
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip
@@ -86,35 +120,197 @@ def test_each_dependency_has_one_owner(path):
         ("user.py", "import flax.linen as nn", 1),
         ("user.py", "from flax import linen", 1),
         ("layers.py", "from flax import linen", 0),
-        ("index.py", "from orbax.checkpoint import v1", 1),
-        ("train.py", "import jax\ndef f():\n  return jax.export.export(f)", 1),
+        ("index/store.py", "from orbax.checkpoint import v1", 1),
+        ("checkpoint/storage.py", "from orbax.checkpoint import v1", 0),
+        ("train/step.py", "import jax\ndef f():\n  return jax.export.export(f)", 1),
         ("export/save.py", "from jax import export", 0),
-        ("train.py", "from jax.sharding import Mesh", 1),
-        ("train.py", "import jax\nmesh = jax.make_mesh((2,), ('x',))", 1),
-        ("index.py", "def f():\n  import threading", 1),
+        ("train/step.py", "from jax.sharding import Mesh", 1),
+        ("train/step.py", "import jax\nmesh = jax.make_mesh((2,), ('x',))", 1),
+        ("index/store.py", "def f():\n  import threading", 1),
         ("serving/engine.py", "import asyncio\nasyncio.sleep(0)", 0),
-        ("train.py", "template.sharding\nasyncio_free = 1", 0),
+        ("index/files.py", "import pyarrow as pa", 1),
+        ("index/files.py", "import importlib\nimportlib.import_module('pyarrow')", 1),
+        ("train/step.py", "template.sharding\nasyncio_free = 1", 0),
     ],
 )
 def test_the_scan_for_owners_finds_what_it_should(file, source, found):
     assert (len(violations(file, source)) > 0) == bool(found)
 
 
+# rooms: imports point down, no circle
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a source, such as "aif_jax.blocks.bea"; "aif_jax" for the package itself."""
+    return ".".join(("aif_jax", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imports_of(module: str, source: str, modules: Collection[str], *, local: bool = True) -> set[str]:
+    """Modules of the package that a source imports; without `local` only those that its own import runs."""
+    tree = ast.parse(source)
+    nodes = ast.walk(tree) if local else (node for top in tree.body for node in _run_at_import(top))
+    found = set()
+    for node in nodes:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            while name not in modules and "." in name:
+                name = name.rpartition(".")[0]  # a name within a module
+            found |= {name} & set(modules)
+    return found - {module}
+
+
+def _run_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        for inner in ast.iter_child_nodes(node):
+            yield from _run_at_import(inner)
+
+
+def layer_of(module: str) -> int:
+    """How high a module is; raises for one that no layer has."""
+    return LAYERS.index(module.split(".")[1] if "." in module else "__init__")
+
+
+def upward(module: str, imports: Collection[str]) -> list[str]:
+    """Imports of a module that point up."""
+    return [f"{module} imports {name}" for name in sorted(imports) if layer_of(name) > layer_of(module)]
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules of one circle of imports, none where there is no circle."""
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module not in done:
+            for name in sorted(imports.get(module, ())):
+                if found := walk(name, (*path, module)):
+                    return found
+        done.add(module)
+        return []
+
+    return next((found for module in sorted(imports) if (found := walk(module, ()))), [])
+
+
+def test_every_module_has_a_layer():
+    entries = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert entries == set(LAYERS) and len(set(LAYERS)) == len(LAYERS)
+
+
+def test_imports_point_down():
+    modules = {module_of(path): path for path in SOURCES}
+    assert [up for name, path in modules.items() for up in upward(name, imports_of(name, path.read_text(), modules))] == []
+
+
+def test_no_circle_of_imports():
+    """Of what importing a module runs: before a module of another folder the folder's `__init__` runs."""
+    modules = {module_of(path): path for path in SOURCES}
+    imports = {}
+    for name, path in modules.items():
+        own = imports_of(name, path.read_text(), modules, local=False)
+        folders = {each.rpartition(".")[0] for each in own} - {name.rpartition(".")[0], name, "aif_jax", ""}
+        imports[name] = own | folders
+    assert circle(imports) == []
+
+
+def test_the_scans_for_rooms_find_what_they_should():
+    modules = ["aif_jax", "aif_jax.types", "aif_jax.model", "aif_jax.train", "aif_jax.train.step", "aif_jax.index.store"]
+    source = "import jax\nfrom aif_jax import model, types\ndef f():\n  from aif_jax.index.store import Store"
+    assert imports_of("aif_jax.train.step", source, modules) == {"aif_jax.model", "aif_jax.types", "aif_jax.index.store"}
+    assert imports_of("aif_jax.train.step", source, modules, local=False) == {"aif_jax.model", "aif_jax.types"}
+    assert upward("aif_jax.train.step", ["aif_jax.model", "aif_jax.train", "aif_jax.index.store", "aif_jax"]) == [
+        "aif_jax.train.step imports aif_jax", "aif_jax.train.step imports aif_jax.index.store",
+    ]  # fmt: skip
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 def test_components_import_none_of_each_other():
-    imports = {
-        path.stem: {name.split(".")[1] for name in names_used(path.read_text()) if name.startswith("aif_jax.")}
-        for path in PACKAGE.glob("*.py")
-    }
-    components = {"user", "item", "interaction"}
-    assert components | {"model"} <= imports.keys()
+    modules = {module_of(path): path for path in SOURCES}
+    imports = {name: imports_of(name, path.read_text(), modules) for name, path in modules.items()}
+    components = {"aif_jax.user", "aif_jax.item", "aif_jax.interaction"}
     for component in components:
         reached, todo = set(), [component]
         while todo:
-            found = imports.get(todo.pop(), set()) - reached
+            found = imports[todo.pop()] - reached
             reached |= found
             todo += found
-        assert not reached & (components - {component} | {"model"}), component
-    assert components <= imports["model"]
+        assert not reached & (components - {component} | {"aif_jax.model"}), component
+    assert components <= imports["aif_jax.model"]
+
+
+def local_imports(source: str) -> list[str]:
+    """Imports within functions, of anything but optional dependencies."""
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    nodes = {node for function in functions for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)}
+    modules = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
+    return sorted(name for name in modules if name.partition(".")[0] not in OPTIONAL)
+
+
+def test_imports_are_at_the_top_of_a_file():
+    assert {module_of(path): found for path in SOURCES if (found := local_imports(path.read_text()))} == {}
+    assert local_imports("def f():\n  import json\n  from sklearn import svm\n  from aif_jax.model import build") == [
+        "aif_jax.model", "json",
+    ]  # fmt: skip
+
+
+# blocks are values: nothing outside `blocks/` knows which there are
+
+
+def switches(source: str) -> list[str]:
+    """Reads of what a block decides from a config, and block classes by name."""
+    nodes = list(ast.walk(ast.parse(source)))
+    reads = [ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and re.search(r"\bconfig$", ast.unparse(n.value))]
+    found = [read for read in reads if read.rpartition(".")[2] in SWITCHES]
+    classes = {name for name in aif_jax.blocks.__all__ if inspect.isclass(getattr(aif_jax.blocks, name))}
+    classes -= {"Block", "Terms", "UserView", "ItemView", "Fitted"}
+    return found + [
+        ast.unparse(n)
+        for n in nodes
+        if isinstance(n, ast.Name | ast.Attribute) and ast.unparse(n).rpartition(".")[2] in classes
+    ]
+
+
+def test_nothing_outside_blocks_reads_a_switch():
+    paths = [path for path in SOURCES if path.parent.name != "blocks" and path.name != "presets.py"]
+    assert {module_of(path): found for path in paths if (found := switches(path.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("if model.config.architecture == 'exact': pass", ["model.config.architecture"]),
+        ("n = config.bridges", ["config.bridges"]),
+        ("isinstance(block, blocks.Bea)", ["blocks.Bea"]),
+        ("isinstance(block, SimTier)", ["SimTier"]),
+        ("config.width + config.max_pending + self.bridges", []),
+        ("class Mine(Block): ...", []),
+    ],
+)
+def test_the_scan_for_switches_finds_what_it_should(source, found):
+    assert switches(source) == found
+
+
+# size
+
+
+def test_the_public_face_is_small():
+    names = aif_jax.__all__
+    assert len(names) <= FACE, f"{len(names)} public names, at most {FACE}"
+    assert len(set(names)) == len(names)
+    imported = {name for name, value in vars(aif_jax).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert imported <= set(names), "a name of the face that __all__ lacks"
+
+
+def test_a_module_has_one_job():
+    lengths = {module_of(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+# imports that touch nothing
 
 
 IMPORT_ALL = """
@@ -151,16 +347,17 @@ def test_importing_touches_no_device_no_setting_no_network_and_no_optional_depen
 
 def test_every_module_is_scanned():
     assert len(MODULES) > 20
-    assert {"aif_jax.user", "aif_jax.data.events", "aif_jax.checkpoint"} <= set(MODULES)
+    assert {"aif_jax.user", "aif_jax.blocks.bea", "aif_jax.data.events", "aif_jax.checkpoint"} <= set(MODULES)
+    assert {module_of(path) for path in SOURCES if path.name != "__main__.py"} == {"aif_jax", *MODULES}
 
 
 def undocumented(owner: object, name: str) -> list[str]:
-    """Public names without a docstring of their own: the object itself, and methods of a class."""
+    """Public names without a docstring: the object itself, and methods of a class, which may inherit one."""
     found = [] if (inspect.getdoc(owner) or "").strip() and not is_generated(owner) else [name]
     if inspect.isclass(owner):
         for attribute, member in vars(owner).items():
             function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-            if not attribute.startswith("_") and inspect.isfunction(function) and not function.__doc__:
+            if not attribute.startswith("_") and inspect.isfunction(function) and not inspect.getdoc(member):
                 found.append(f"{name}.{attribute}")
     return found
 
@@ -171,7 +368,6 @@ def is_generated(owner: object) -> bool:
 
 
 def test_every_exported_name_is_documented():
-    assert len(set(aif_jax.__all__)) == len(aif_jax.__all__)
     assert [gap for name in aif_jax.__all__ for gap in undocumented(getattr(aif_jax, name), name)] == []
 
 
