@@ -164,6 +164,13 @@ def test_a_call_that_takes_longer_than_its_timeout_is_given_up(world):
                 with pytest.raises(TimeoutError, match="retrieval: no answer within callable_timeout=0.05 s"):
                     await engine.rank(3, 5)
 
+        engine = engine_of(world, lambda request: world.user(3), None, callable_timeout=0.05)
+        async with engine:
+            with pytest.raises(TimeoutError, match="candidates: no answer within callable_timeout=0.05 s"):
+                await engine.score(3, slow_stream(None))
+            with pytest.raises(ValueError, match="expected an engine with a retrieval callable"):
+                await engine.rank(3, 5)
+
     run(test())
 
 

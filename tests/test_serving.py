@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 import time
 from types import SimpleNamespace
 
@@ -201,7 +202,7 @@ def test_batched_requests_get_the_answers_of_single_ones(world):
     async def test():
         async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=Picky()) as engine:
             users = [(name, name % 3) for name in range(11)]
-            contexts = [world.ids[: 10 + at], bids_for(world.ids[:20]), world.ids[5:15]]
+            contexts = [world.ids[:13], bids_for(world.ids[:20]), world.ids[5:15]]
             requests = [Request(user=name, context=contexts[kind]) for name, kind in users]
             bad = Request(user=99, context=np.array([666]))
             answers = await asyncio.gather(*[engine.rank(r, 5) for r in [*requests, bad]], return_exceptions=True)
@@ -213,7 +214,40 @@ def test_batched_requests_get_the_answers_of_single_ones(world):
             expect(world, by_logit, 1, world.ids[:20], 5)
             assert by_bid.scores.min() > 0
 
-    at = 3
+    run(test())
+
+
+def test_requests_that_wait_for_a_thread_share_its_runs(world):
+    hold = threading.Event()
+
+    class Slow:
+        """An index whose first look-up takes until `hold` is set."""
+
+        def __getattr__(self, name):
+            return getattr(world.index, name)
+
+        def __len__(self):
+            return len(world.index)
+
+        def lookup(self, ids):
+            hold.wait(20)
+            return world.index.lookup(ids)
+
+    async def test():
+        async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=Slow()) as engine:
+            engine.candidates = world.ids[:20]
+            await asyncio.gather(*[engine.prepare(Request(user=name, feature_version=1)) for name in range(7)])
+            before = engine.metrics()["counters"]["transfers_device_to_host"]
+            running = []
+            for name in range(7):
+                running.append(asyncio.create_task(engine.rank(Request(user=name, feature_version=1), 5)))
+                await asyncio.sleep(0.02)
+            hold.set()
+            for name, answer in enumerate(await asyncio.gather(*running)):
+                expect(world, answer, name, world.ids[:20], 5)
+            runs = engine.metrics()["counters"]["transfers_device_to_host"] - before
+            assert runs == 3  # of one, which had nobody to wait for, of four and of two
+
     run(test())
 
 

@@ -21,35 +21,20 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """One request that was let in.
-
-    Attributes:
-      request: what came.
-      version: of the model, for the whole request.
-      budget: seconds from arrival to answer; None for no limit.
-      waiting_for: the stage that a missed deadline is reported as.
-      timeline: when each stage ran.
-      user: the state that scores, once it is known.
-      snapshot: of the index, pinned with it.
-      candidates_there: when the latest candidates came.
-      submitted: when the latest were handed to the scorer.
-      reason: why the answer is degraded, in words.
-      degraded: the same, as a counter's name.
-      non_finite: known candidates without a finite score.
-    """
+    """One request that was let in, and what is known of it so far."""
 
     request: Request
-    version: Version
-    budget: float | None
-    waiting_for: str
+    version: Version  # of the model, for the whole request
+    budget: float | None  # seconds from arrival to answer; None for no limit
+    waiting_for: str  # the stage that a missed deadline is reported as
     timeline: Timeline = dataclasses.field(default_factory=Timeline)
-    user: UserSide | None = None
-    snapshot: Snapshot | None = None
-    candidates_there: float | None = None
-    submitted: float = 0.0
-    reason: str | None = None
-    degraded: str | None = None
-    non_finite: int = 0
+    user: UserSide | None = None  # whose state scores
+    snapshot: Snapshot | None = None  # of the index, pinned with the state
+    candidates_there: float | None = None  # when the latest candidates came
+    submitted: float = 0.0  # when the latest were handed to the scorer
+    reason: str | None = None  # why the answer is degraded, in words
+    degraded: str | None = None  # the same, as a counter's name
+    non_finite: int = 0  # known candidates without a finite score
 
     @property
     def deadline(self) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.model import PreRanker
 from aif_jax.serving.admission import Job
 from aif_jax.serving.buckets import split
 from aif_jax.serving.callables import Guarded
@@ -23,29 +24,28 @@ from aif_jax.serving.users import UserSides
 from aif_jax.serving.versions import UserSide
 
 Results = list[tuple[Candidates, Scored]]
+Running = list[tuple[Candidates, asyncio.Future[Scored | Exception]]]
 
 
 class CandidateScoring:
     """Scores the candidates of requests, all at once or batch by batch.
 
     Args:
+      model: whose rows may carry bids.
       users: gives the user states.
       scorer: computes.
       config: of the engine.
       metrics: of the engine.
-      has_bids: whether index rows carry bids.
     """
 
-    def __init__(self, users: UserSides, scorer: Scorer, config: ServingConfig, metrics: Metrics, *, has_bids: bool):
+    def __init__(self, model: PreRanker, users: UserSides, scorer: Scorer, config: ServingConfig, metrics: Metrics):
+        self._has_bids = config.bid in model.config.schema.side
         self._users = users
         self._scorer = scorer
         self._config = config
         self._metrics = metrics
-        self._has_bids = has_bids
 
-    async def score(
-        self, job: Job, user: UserSide | Computation, given: Any, reader: Guarded, *, whole: bool
-    ) -> Results:
+    async def score(self, job: Job, user: UserSide | Computation, given: Any, reader: Guarded, *, whole: bool) -> Results:
         """Scores candidates with one user state and one index snapshot.
 
         Args:
@@ -55,17 +55,15 @@ class CandidateScoring:
           reader: reads the iterator.
           whole: all logits, for `score`; else the best, for `rank`.
         """
-        running: list[tuple[Candidates, asyncio.Future[Scored | Exception]]] = []
+        running: Running = []
         start = job.timeline.arrival
         try:
             if not hasattr(given, "__aiter__"):
-                self._note_candidates(job, start, of_retrieval=not whole)
-                await self._submit(job, user, Candidates.of(given), whole, running)
+                await self._submit(job, user, given, start, whole, running)
             else:
                 async with contextlib.aclosing(reader.batches(given)) as stream:
                     async for batch in stream:
-                        self._note_candidates(job, start, of_retrieval=not whole)
-                        await self._submit(job, user, Candidates.of(batch), whole, running)
+                        await self._submit(job, user, batch, start, whole, running)
                         start = time.perf_counter()
             job.waiting_for = "scoring"
             results: Results = []
@@ -86,14 +84,13 @@ class CandidateScoring:
         return results
 
     async def _submit(
-        self,
-        job: Job,
-        user: UserSide | Computation,
-        batch: Candidates,
-        whole: bool,
-        running: list[tuple[Candidates, asyncio.Future[Scored | Exception]]],
+        self, job: Job, user: UserSide | Computation, given: Any, start: float, whole: bool, running: Running
     ) -> None:
         """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket."""
+        job.candidates_there = time.perf_counter()
+        if not whole:
+            job.timeline.add("retrieval", start, job.candidates_there)
+        batch = Candidates.of(given)
         if job.request.order == "bid" and batch.bids is None and not self._has_bids:
             raise ValueError(
                 f"order 'bid': expected bids with the candidates or {self._config.bid!r} in schema.side, got neither"
@@ -108,12 +105,6 @@ class CandidateScoring:
             order, job.submitted = job.request.order, time.perf_counter()
             task = ScoringTask(job.version, job.snapshot, job.user, part, order, whole, job.submitted, job.deadline)
             running.append((part, self._scorer.submit(task)))
-
-    @staticmethod
-    def _note_candidates(job: Job, start: float, *, of_retrieval: bool) -> None:
-        job.candidates_there = time.perf_counter()
-        if of_retrieval:
-            job.timeline.add("retrieval", start, job.candidates_there)
 
 
 def ranking(job: Job, results: Results, k: int) -> Ranking:

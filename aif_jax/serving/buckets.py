@@ -39,10 +39,10 @@ def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, 
 
 def bucket_for(count: int, sizes: tuple[int, ...]) -> int:
     """The smallest bucket that holds `count` candidates. Raises ValueError above the largest: callers split first."""
-    at = bisect.bisect_left(sizes, count)
-    if at == len(sizes):
+    place = bisect.bisect_left(sizes, count)
+    if place == len(sizes):
         raise ValueError(f"bucket_for: expected at most {sizes[-1]} candidates, got {count}")
-    return sizes[at]
+    return sizes[place]
 
 
 def split(count: int, sizes: tuple[int, ...]) -> Iterator[slice]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.model import PreRanker
-from aif_jax.serving.admission import Admission
+from aif_jax.serving.admission import Admission, Job
 from aif_jax.serving.answers import CandidateScoring, ranking, scores
 from aif_jax.serving.callables import Guarded
 from aif_jax.serving.config import ServingConfig
@@ -28,7 +28,7 @@ from aif_jax.serving.requests import Ranking, Request, Scores
 from aif_jax.serving.scoring import Scorer
 from aif_jax.serving.single_flight import Computation
 from aif_jax.serving.users import UserSides
-from aif_jax.serving.versions import Version, build_version, check_version, next_snapshot
+from aif_jax.serving.versions import UserSide, Version, build_version, check_version, next_snapshot
 from aif_jax.types import Params
 
 
@@ -76,14 +76,14 @@ class AsyncPreRanker:
         self._publishing = asyncio.Lock()
         self._features = Guarded("features", features, config)
         self._retrieval = Guarded("retrieval", retrieval, config)
+        self._given = Guarded("candidates", None, config)  # reads those that `score` is given as an async iterator
         self._can_rank = retrieval is not None
         self._metrics = Metrics()
         self._admission = Admission(config, self._metrics)
         self._programs = Programs(model, max_k=config.max_k, bid=config.bid)
         self._users = UserSides(self._programs, config, self._features, self._metrics)
         self._scorer = Scorer(self._programs, config)
-        has_bids = config.bid in model.config.schema.side
-        self._scoring = CandidateScoring(self._users, self._scorer, config, self._metrics, has_bids=has_bids)
+        self._scoring = CandidateScoring(model, self._users, self._scorer, config, self._metrics)
 
     def __repr__(self) -> str:
         version = self._current.name[:12] if self._current else "not started"
@@ -177,7 +177,7 @@ class AsyncPreRanker:
         Args:
           request: a `Request`, or a bare user id.
           k: at most `config.max_k`.
-          budget: seconds from now to the answer, in place of the request's and the engine's own.
+          budget: seconds from now to the answer, in place of the request's or the engine's.
 
         Raises:
           Overloaded: the engine holds `max_pending` requests.
@@ -201,7 +201,7 @@ class AsyncPreRanker:
                 self._users.leave(job, user)
 
     async def score(self, request: Any, candidates: Any, *, budget: float | None = None) -> Scores:
-        """Logits of the caller's own candidates, all of them, in their order.
+        """Logits of candidates that the caller has, all of them, in their order.
 
         Args:
           request: a `Request`, or a bare user id.
@@ -237,12 +237,12 @@ class AsyncPreRanker:
             finally:
                 self._users.leave(job, user)
 
-    async def _rank(self, job: Any, user: Any, k: int) -> Ranking:
-        found = await self._retrieval(job.request)
-        return ranking(job, await self._scoring.score(job, user, found, self._retrieval, whole=False), k)
+    async def _rank(self, job: Job, user: UserSide | Computation, k: int) -> Ranking:
+        candidates = await self._retrieval(job.request)
+        return ranking(job, await self._scoring.score(job, user, candidates, self._retrieval, whole=False), k)
 
-    async def _score(self, job: Any, user: Any, given: Any) -> Scores:
-        return scores(job, await self._scoring.score(job, user, given, self._retrieval, whole=True))
+    async def _score(self, job: Job, user: UserSide | Computation, candidates: Any) -> Scores:
+        return scores(job, await self._scoring.score(job, user, candidates, self._given, whole=True))
 
     # what an operator sees
 
@@ -260,7 +260,7 @@ class AsyncPreRanker:
         values["gauges"] = {
             "pending": len(self._admission),
             "user_sides_running": len(self._users.running),
-            "hung_calls": self._features.hung + self._retrieval.hung,
+            "hung_calls": sum(call.hung for call in (self._features, self._retrieval, self._given)),
             "cached_states": len(cache),
             "cached_bytes": cache.bytes,
             "oldest_state_seconds": cache.oldest,

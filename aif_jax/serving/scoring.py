@@ -105,33 +105,26 @@ class Scorer:
             self._waiting = deque(waiting for waiting in self._waiting if id(waiting) not in taken)
             return batch[:size]
 
-    def _run(self, tasks: list[ScoringTask], bucket: int) -> list[Scored | Exception]:
-        """Scores tasks of one snapshot, bucket and history length. One task's error is its own."""
+    def _run(self, tasks: list[ScoringTask], bucket: int) -> list[Any]:
+        """Scores tasks of one snapshot, bucket and history length: `Scored`, or the error of one task alone."""
         start = time.perf_counter()
-        results: list[Any] = [None] * len(tasks)
-        rows: dict[int, np.ndarray] = {}
         with jax.profiler.TraceAnnotation("aif.lookup"):
-            for place, task in enumerate(tasks):
-                try:
-                    if task.deadline is not None and start > task.deadline:
-                        raise DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
-                    rows[place], _ = task.snapshot.index.lookup(task.candidates.ids)
-                except Exception as error:
-                    results[place] = error
-        if not rows:
-            return results
+            outcomes: list[Any] = [_look_up(task, start) for task in tasks]
+        looked_up = time.perf_counter()
+        live = [place for place, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
+        if not live:
+            return outcomes
+        some, rows = [tasks[place] for place in live], [outcomes[place] for place in live]
         try:
-            looked_up = time.perf_counter()
-            some, found = [tasks[place] for place in rows], list(rows.values())
-            parts, logits, spans = self._compute(some, found, bucket, look_first=self._repeats)
+            parts, logits, spans = self._compute(some, rows, bucket, look_first=self._repeats)
         except Exception as error:
-            return [error if result is None else result for result in results]
-        for slot, (place, found) in enumerate(rows.items()):
-            task = tasks[place]
-            part, whole = (None, logits[slot][: len(found)]) if task.whole else (parts[slot], None)
-            queue = [("queue", task.submitted, start), ("lookup", start, looked_up)]
-            results[place] = Scored(part, whole, found, [*queue, *spans])
-        return results
+            return [outcome if isinstance(outcome, Exception) else error for outcome in outcomes]
+        for slot, place in enumerate(live):
+            task, count = some[slot], len(rows[slot])
+            part, whole = (None, logits[slot][:count]) if task.whole else (parts[slot], None)
+            before = [("queue", task.submitted, start), ("lookup", start, looked_up)]
+            outcomes[place] = Scored(part, whole, rows[slot], [*before, *spans])
+        return outcomes
 
     def _compute(
         self, tasks: list[ScoringTask], rows: list[np.ndarray], bucket: int, *, look_first: bool
@@ -142,7 +135,7 @@ class Scorer:
         tasks, rows = tasks + tasks[:1] * spare, rows + rows[:1] * spare
         start = time.perf_counter()
         if look_first:
-            distinct = [_distinct(found, task) for found, task in zip(rows, tasks, strict=True)]
+            distinct = list(map(_distinct, tasks, rows))
             self._repeats = any(a is not b for a, b in zip(distinct, rows, strict=True))
             rows = distinct
         packed, logits, uploaded = self._dispatch(tasks, rows, bucket)
@@ -171,7 +164,17 @@ class Scorer:
         return packed, logits, uploaded
 
 
-def _distinct(rows: np.ndarray, task: ScoringTask) -> np.ndarray:
+def _look_up(task: ScoringTask, now: float) -> np.ndarray | Exception:
+    """int32 [C] rows of a task's candidates, -1 where unknown."""
+    if task.deadline is not None and now > task.deadline:
+        return DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
+    try:
+        return task.snapshot.index.lookup(task.candidates.ids)[0]
+    except Exception as error:
+        return error
+
+
+def _distinct(task: ScoringTask, rows: np.ndarray) -> np.ndarray:
     """The rows of a task, for a ranking without repeats; the same array where there are none."""
     return without_repeats(rows, task.candidates.bids) if not task.whole and has_repeats(rows) else rows
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
-
-import jax
 
 STAGES = ["features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch"]
 LANES = {"features": "user side", "user": "user side", "retrieval": "retrieval", "wait_user": "real time"}
@@ -39,16 +36,6 @@ class Timeline:
     def add(self, stage: str, start: float, end: float) -> None:
         """Notes a stage by the clock of `time.perf_counter`."""
         self.spans.append(Span(stage, start - self.arrival, end - self.arrival))
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Notes the time that the body takes, also where it raises, and names it in a `jax.profiler` trace."""
-        start = time.perf_counter()
-        try:
-            with jax.profiler.TraceAnnotation(f"aif.{stage}"):
-                yield
-        finally:
-            self.add(stage, start, time.perf_counter())
 
     def stages(self) -> dict[str, float]:
         """Seconds by stage; a stage that ran several times (mini-batches) is summed."""
