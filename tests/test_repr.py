@@ -1,14 +1,15 @@
 """What a person sees of the main objects when they print one."""
 
-import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.data.catalogue import Catalogue
+from aif_jax import blocks
+from aif_jax.catalogue import Catalogue
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.index import ItemIndex
-from aif_jax.serving import AsyncPreRanker, empty_features
+from aif_jax.serving import AsyncPreRanker
+from aif_jax.vocabulary import Vocabulary
 from tests import demo
 
 SCHEMA = (
@@ -18,31 +19,41 @@ SCHEMA = (
 
 
 def test_schema():
-    assert repr(aif.demo_schema()) == SCHEMA
+    assert repr(demo.schema()) == SCHEMA
     small = aif.Schema(item_attributes=(aif.Attribute(name="item", size=3), aif.Attribute(name="category", size=2)))
     assert repr(small) == "Schema(items: item 3, category 2; users: none; behaviours: item, category; actions: 2)"
+    shared = aif.Schema(
+        item_attributes=small.item_attributes, user_attributes=(aif.Attribute(name="last", size=3, table="item"),)
+    )
+    assert "users: last 3 in item;" in repr(shared)
 
 
 def test_config_shows_what_differs_from_the_defaults():
-    assert repr(aif.Config(schema=aif.demo_schema())) == f"Config(schema={SCHEMA})"
-    changed = aif.Config(schema=aif.demo_schema(), width=16, memory=("lsh", "learned"))
-    assert repr(changed) == f"Config(width=16, memory=('lsh', 'learned'), schema={SCHEMA})"
+    assert repr(aif.Config(schema=demo.schema())) == f"Config(schema={SCHEMA})"
+    changed = aif.Config(schema=demo.schema(), width=16, blocks=(blocks.Bea(4), blocks.LshDin()))
+    assert repr(changed) == (f"Config(width=16, blocks=(Bea(bridges=4, dot_product=False), LshDin(bits=64)), schema={SCHEMA})")
+    assert repr(aif.presets.two_tower(demo.schema())) == f"Config(head=(), blocks=(DotProduct(),), schema={SCHEMA})"
 
 
 def test_configs_that_differ_look_different():
-    assert repr(aif.tiny(tiers=5)) != repr(aif.tiny())
+    configs = [demo.config(**changes) for changes in demo.VARIANTS.values()]
+    assert len({repr(config) for config in configs}) == len(configs)
+    assert repr(demo.config(blocks=(blocks.SimTier(tiers=5),))) != repr(demo.config(blocks=(blocks.SimTier(tiers=4),)))
 
 
 def test_model_names_its_functions():
-    text = repr(aif.build(aif.tiny()))
     start = "PreRanker(user=aif_jax.user.apply, item=aif_jax.item.apply, interaction=aif_jax.interaction.apply, config=Config("
-    assert text.startswith(start)
-    assert "two_tower_item" in repr(aif.build(aif.tiny(architecture="two_tower")))
+    assert repr(aif.build(demo.config())).startswith(start)
+
+    def own(params, features, *, config): ...
+
+    mine = aif.assemble(demo.config(), item=aif.Component(own, own))
+    assert "item=tests.test_repr.test_model_names_its_functions.<locals>.own, " in repr(mine)
 
 
 def test_dataset_and_log():
     schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=3), aif.Attribute(name="category", size=2)))
-    users, items = aif.Vocabulary([5, 6, 7]), aif.Vocabulary(["a", "b"])
+    users, items = Vocabulary([5, 6, 7]), Vocabulary(["a", "b"])
     times = [1_500_000_000, 1_500_000_100, 1_600_000_000, 1_500_000_000]
     log = EventLog.from_arrays([1, 1, 1, 2], [1, 2, 1, 2], [1] * 4, times, users=4)
     data = Dataset(
@@ -55,10 +66,10 @@ def test_dataset_and_log():
 
 
 def test_index_and_engine():
-    model = aif.build(aif.tiny(sequence=False, bridges=0, sim_fields=(), memory=(), simtier="off"))  # compiles soonest
-    params = jax.jit(model.init)(jax.random.key(0))
-    index = ItemIndex.build(model, params, demo.items(model.config, 8), ids=np.arange(8), batch_size=8, progress=False)
-    assert repr(index).startswith("ItemIndex(8 items, capacity=") and index.version[:12] in repr(index)
+    model, params = demo.build(**demo.VARIANTS["base"])  # compiles soonest
+    index = ItemIndex.build(model, params, demo.catalogue(), batch_size=64, progress=False)
+    assert repr(index).startswith("ItemIndex(49 items, capacity=") and index.version[:12] in repr(index)
     assert "storage='float32'" in repr(index) and "bytes a row" in repr(index)
-    engine = AsyncPreRanker(model, params, index, features=lambda request: empty_features(model.config))
+    unknown = aif.empty_user(model.config.schema, length=model.config.history_length)
+    engine = AsyncPreRanker(model, params, index, features=lambda request: unknown)
     assert "version=not started" in repr(engine) and "pending=0/64" in repr(engine)

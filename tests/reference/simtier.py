@@ -19,15 +19,6 @@ def histogram(candidates, signature, group, mask, tiers, groups):
     return counts
 
 
-def nearest_codes(codes, signature, count, tiers):
-    """The nearest codes, ties by the lower id, and softmax(-distance / tier width)."""
-    distance = [lsh.differing(code, signature) for code in codes]
-    nearest = sorted(range(len(codes)), key=lambda r: (distance[r], r))[:count]
-    width = 32 * len(signature) / tiers
-    weights = [math.exp(-(distance[r] - distance[nearest[0]]) / width) for r in nearest]
-    return nearest, [w / sum(weights) for w in weights]
-
-
 def cosine_histogram(content, past, group, mask, tiers, groups):
     """Tier t holds (1 + cosine) / 2 in [t / T, (t + 1) / T), the last one also 1; int [C, G, T] in float64."""
     counts = np.zeros((len(content), groups, tiers), np.int64)

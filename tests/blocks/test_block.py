@@ -1,0 +1,98 @@
+"""What every block shares: its name, its defaults, the views that it reads, where a fitted value comes from."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax import blocks, layers
+from aif_jax.blocks.block import by_id, own, recent
+from aif_jax.blocks.signatures import Signatures
+from tests import demo
+
+EVERY = (
+    *demo.BLOCKS, *demo.EXACT[:2], demo.EXACT[3], blocks.Sim("item"), blocks.SimTierCodes(), blocks.DotProduct(), blocks.Concatenation(),
+)  # fmt: skip
+
+
+def test_names():
+    assert [block.name for block in EVERY] == [
+        "bea", "lsh_din", "linear_memory", "sim_category", "sim_tier", "cross_attention", "target_attention", "cosine_tiers",
+        "sim_item", "simtier_codes", "dot_product", "concatenation",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("block", EVERY, ids=lambda block: block.name)
+def test_a_block_is_a_value(block):
+    assert block == dataclasses.replace(block) and hash(block) == hash(dataclasses.replace(block))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        block.tiers = 5
+    assert demo.config(blocks=(block,)).blocks == (block,)
+
+
+@pytest.mark.parametrize("block", EVERY, ids=lambda block: block.name)
+def test_kernels_are_given_for_the_widths_alone(block):
+    """`score` of a block reads no kernel that `widths` does not name."""
+    model, params = demo.build(blocks=(block,))
+    kernels = params["head"]["first"]["kernels"].get(block.name, {})
+    assert {name: kernel.shape for name, kernel in kernels.items()} == {
+        n: (w, 16) for n, w in block.widths(model.config).items()
+    }
+
+    def score(params):
+        state, rows = model.user(params, demo.user(model.config)), jax.vmap(model.item, (None, 0))(params, demo.items(5))
+        return block.score(own(params, block), state, rows, kernels)
+
+    terms = jax.eval_shape(score, params)
+    assert (
+        terms.logit.shape == (5,)
+        if isinstance(block, blocks.DotProduct)
+        else terms.logit == 0.0 or terms.logit.shape in ((), (5,))
+    )
+    for left, right in terms.pairs:
+        assert left.shape[0] == 5 and left.shape[1] == right.shape[0] and right.shape[1] == 16
+    assert not np.ndim(terms.rest) or terms.rest.shape == (5, 16)
+
+
+def test_a_block_that_overrides_nothing_does_nothing():
+    plain = blocks.Block()
+    assert plain.name == "block" and plain.tables == () and plain.least_history == 1
+    assert plain.widths(demo.config()) == plain.init(jax.random.key(0), demo.config()) == {}
+    assert plain.fit(demo.items(1), demo.config(), seed=0) == {}
+    assert plain.score({}, None, None, {}) == blocks.Terms() == (0.0, (), 0.0, 0.0)  # type: ignore[arg-type]
+
+
+def test_own_puts_trained_and_fitted_parameters_together():
+    params = {"blocks": {"bea": {"bridges": 1}}, "fitted": {"bea": {"codes": 2}, "sim_tier": {"x": 3}}}
+    assert own(params, blocks.Bea()) == {"bridges": 1, "codes": 2}
+    assert own(params, blocks.SimTier()) == {"x": 3} and own(params, blocks.Sim()) == {}
+
+
+def test_recent_cuts_a_longer_history_and_takes_a_shorter_one():
+    past = demo.history(10, 8)
+    assert recent(past, 3).item.tolist() == past.item[:3].tolist()
+    assert recent(past, 99).mask.tolist() == past.mask.tolist()
+
+
+def test_a_user_view_has_both_histories():
+    _, params = demo.build()
+    config = demo.config(short_length=3, long_length=5)
+    view = blocks.UserView(config=config, params=params, features=demo.user(demo.config()), sequence=jnp.zeros((3, 8)))
+    item = view.features.history.item
+    assert view.short.item.tolist() == item[:3].tolist() and view.long.item.tolist() == item[:5].tolist()
+    np.testing.assert_array_equal(view.embedded, layers.embed_behaviours(params, config.schema, view.long))
+    assert view.embedded is view.embedded  # made once, for all blocks
+    np.testing.assert_array_equal(view.values(Signatures(32)), params["fitted"]["signatures_32"]["table"][item[:5]])
+
+
+@pytest.mark.parametrize(("row", "expected"), [(2, [20.0]), (0, [-7.0]), (3, [-7.0]), (-1, [-7.0]), (2**31 - 1, [-7.0])])
+def test_a_value_by_id_or_from_content(row, expected):
+    """A row of the table, or what the content gives where the id is unknown; without content the unknown row."""
+    table, content = jnp.array([[5.0], [10.0], [20.0]]), np.float32([3, 4])
+    items = demo.items(1)
+    features = dataclasses.replace(items, ids={"item": np.int32(row)}, content=content)
+    assert by_id(table, features, lambda c: -c.sum(keepdims=True)).tolist() == expected
+    without = dataclasses.replace(features, content=None)
+    assert by_id(table, without, lambda c: -c).tolist() == (expected if row == 2 else [5.0])
