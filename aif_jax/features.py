@@ -81,10 +81,12 @@ def empty_items(schema: Schema, count: int = 0) -> ItemFeatures:
 
 def behaviours(item: np.ndarray, action: np.ndarray, age: np.ndarray, mask: np.ndarray) -> Behaviours:
     """Encoded events as a history, zeros where the mask is false: arrays [..., L], most recent first, ages in seconds."""
+    # a product is four times as fast, but a NaN in padding would survive it
+    age = np.multiply(age, mask) if age.dtype.kind in "iu" else np.where(mask, age, 0)
     return Behaviours(
         item=np.multiply(item, mask, dtype=np.int32),
         action=np.multiply(action, mask, dtype=np.int32),
-        age=np.where(mask, age, 0).astype(np.float32),  # which a NaN in padding does not survive
+        age=age.astype(np.float32),
         mask=np.ascontiguousarray(mask),
     )
 
