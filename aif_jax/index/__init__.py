@@ -1,8 +1,4 @@
-"""The nearline item index: rows of every item, made ahead of requests and updated item by item.
-
-`ItemIndex` is an immutable snapshot; `build`, `upsert`, `delete`, `lookup` are its methods. Source: the N2O (nearline-to-
-online) table of AIF (arXiv 2511.12934).
-"""
+"""The nearline item index: rows of every item, made ahead of requests and updated item by item; the N2O table of AIF."""
 
 from aif_jax.index.build import capacity_for
 from aif_jax.index.files import Manifest, inspect, verify

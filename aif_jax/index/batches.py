@@ -26,29 +26,14 @@ Batch: TypeAlias = tuple[Keys, ItemFeatures]
 
 
 class Reader:
-    """Turns what callers give into keys and checked features.
-
-    Args:
-      config: with the schema of the features.
-      encoder: of raw columns; None where all features come encoded.
-    """
+    """Turns what callers give into keys and checked features; without an encoder all features come encoded."""
 
     def __init__(self, config: Config, encoder: Encoder | None):
         self.config = config
         self.encoder = encoder
 
     def pair(self, ids: Any, features: Any, *, kind: Kind | None = None) -> Batch:
-        """Keys and features [n] of raw ids and features, or of raw columns where `features` is None.
-
-        Args:
-          ids: raw ids [n], or raw columns: a mapping of columns, an Arrow batch or table, or a list of records.
-          features: of the items.
-          kind: of ids that is expected.
-
-        Raises:
-          TypeError, ValueError: ids of another kind, features that do not fit the schema, raw columns without an encoder.
-          EncodingMismatch: features that another encoder made.
-        """
+        """Keys and features [n] of raw ids and features, or of raw columns where `features` is None; see `ItemIndex.upsert`."""
         if features is None:
             if self.encoder is None:
                 raise TypeError(f"items: expected ids and ItemFeatures, or an index with an encoder, got {type(ids).__name__}")
@@ -62,17 +47,7 @@ class Reader:
         return keys, jax.tree.map(np.asarray, plain)
 
     def batches(self, catalogue: Any, *, ids: Any, size: int) -> tuple[Iterator[Batch], int | None]:
-        """What `ItemIndex.build` takes as batches, and the number of items where it is known.
-
-        Args:
-          catalogue: a `Catalogue`, `ItemFeatures` with `ids`, `ItemBatches`, or with an encoder the path of an items file.
-          ids: of the items, with `ItemFeatures` alone.
-          size: rows to take from a `Catalogue` in one go.
-
-        Raises:
-          TypeError: something else.
-          ValueError: `ids` missing or superfluous.
-        """
+        """What `ItemIndex.build` takes as batches, `size` rows of a `Catalogue` at a time, and how many items where known."""
         if isinstance(catalogue, ItemFeatures) != (ids is not None):
             raise ValueError("ids: expected together with ItemFeatures, and with nothing else")
         if isinstance(catalogue, ItemFeatures):
@@ -98,7 +73,7 @@ class Reader:
 
 
 def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same rows in batches of exactly `size`; only the last may be shorter. Holds one batch more than it was given."""
+    """The same rows in batches of exactly `size`; only the last may be shorter."""
     rest: list[Batch] = []
     for batch in batches:
         if not len(batch[0].key):

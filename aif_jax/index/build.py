@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from aif_jax.checks import expect
 from aif_jax.index.batches import Batch, rebatch
 from aif_jax.index.ids import Keys
 from aif_jax.index.program import ItemProgram
@@ -21,17 +22,7 @@ IN_FLIGHT = 2  # batches computed or waiting while the next one is prepared: bou
 def build_store(
     program: ItemProgram, batches: Iterator[Batch], known: int | None, *, version: str, capacity: int | None, progress: bool
 ) -> tuple[Store, Keys]:
-    """Runs the item function over a stream of any length; item n of the stream has row n.
-
-    Args:
-      program: the item function.
-      batches: of any size.
-      known: items in the stream, where that is known.
-      version, capacity, progress: as in `ItemIndex.build`.
-
-    Raises:
-      ValueError: an id that comes twice, more items than `capacity`.
-    """
+    """Runs the item function over batches of any size (`known` items in all, or None); item n of the stream has row n."""
     wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
     store = Store(program, version=version, capacity=wanted)
     seen, computed = [], deque()
@@ -59,8 +50,6 @@ def build_store(
 def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -> int:
     """Rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two.
 
-    Few capacities mean few shapes to compile for.
-
     Args:
       items: how many there are.
       mesh: the rows are a multiple of its devices.
@@ -70,8 +59,7 @@ def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -
       ValueError: a capacity below the number of items.
     """
     if capacity is not None:
-        if capacity < items:
-            raise ValueError(f"capacity: expected at least {items}, got {capacity}")
+        expect(capacity >= items, "capacity", f"at least {items}", capacity)
         return capacity
     wanted = max(items * 9 // 8 + 512, 1024)
     quarter = max(1, 1 << (wanted.bit_length() - 3))

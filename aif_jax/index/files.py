@@ -1,7 +1,6 @@
 """Snapshots of an index on disk: complete or not there, checked leaf by leaf, the same bytes for the same items.
 
-Rows are ordered by id, without free rows, so what a file holds does not depend on the history of updates. A record with the
-arrays says what they are: count, kind of ids, storage, version, config with schema, positions in the update stream.
+Rows are ordered by id, without free rows, so a file does not depend on the history of updates.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from aif_jax.version import VersionMismatch, check_encoding
 from aif_jax.vocabulary import Kind
 
 FORMAT = "aif_jax.index/2"
+PLAIN = ("items", "version", "encoding", "ids", "storage", "batch_size")  # fields of the manifest that are JSON as they are
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -60,14 +60,8 @@ class Manifest:
 
 def write(path: str | Path, keys: Keys, columns: Any, manifest: Manifest) -> None:
     """Writes keys [n], the columns of their rows [n] and the record into a new folder, see `ItemIndex.save`."""
-    record = {
-        "items": manifest.items,
-        "version": manifest.version,
+    record = {name: getattr(manifest, name) for name in PLAIN} | {
         "config": json.loads(json.dumps(manifest.config.to_json())),
-        "encoding": manifest.encoding,
-        "ids": manifest.ids,
-        "storage": manifest.storage,
-        "batch_size": manifest.batch_size,
         "positions": {str(partition): int(position) for partition, position in sorted(manifest.positions.items())},
     }
     checkpoint.write(_local(path), {"ids": _id_arrays(keys), "rows": columns}, record, format=FORMAT)
@@ -84,13 +78,8 @@ def inspect(path: str | Path) -> Manifest:
     arrays = {f"{name}/{leaf_path}": leaf for name, tree in leaves.items() for leaf_path, leaf in tree.items()}
     try:
         return Manifest(
-            items=record["items"],
-            version=record["version"],
+            **{name: record[name] for name in PLAIN},
             config=Config.from_json(record["config"]),
-            encoding=record["encoding"],
-            ids=record["ids"],
-            storage=record["storage"],
-            batch_size=record["batch_size"],
             positions={int(partition): position for partition, position in record["positions"].items()},
             library=record["aif_jax"],
             leaves={leaf_path: str(leaf) for leaf_path, leaf in arrays.items()},

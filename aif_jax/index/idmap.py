@@ -1,9 +1,8 @@
 """Keys to table rows: a hash table in NumPy whose versions share nearly all of their memory.
 
-Keys are kept in buckets of 8, one cache line each, filled from the left; a full bucket overflows into the next. Keys are only
-ever added, so every version reads the same array. Rows are kept in pages of 128; a version has a directory of pages, and a
-change copies the pages that it alters and the directory, 1/128 of the table. A key that a version does not hold has row -1 in
-it.
+Keys are in buckets of 8, one cache line each; a full bucket overflows into the next. Keys are only ever added, so every version
+reads the same array. Rows are in pages of 128; a version has a directory of pages, and a change copies the directory and the
+pages that it alters. A key that a version does not hold has row -1 in it.
 """
 
 from __future__ import annotations
@@ -44,12 +43,7 @@ class View(NamedTuple):
 
 
 class Places:
-    """Where each key is; keys are only added.
-
-    Args:
-      capacity: keys that fit before the array is too full.
-      kind: of the raw ids; strings have marks too.
-    """
+    """Where each key is; keys are only added. `kind` is that of the raw ids; strings have marks too."""
 
     def __init__(self, capacity: int, kind: Kind | None):
         size = max(PAGE, 1 << int(np.ceil(np.log2(max(capacity, 1) / MAX_LOAD))))
@@ -72,11 +66,7 @@ class Places:
         return places
 
     def add(self, keys: Keys) -> np.ndarray:
-        """Places of keys, which are added where they are missing.
-
-        Raises:
-          ValueError: a string whose hash another string has.
-        """
+        """Places of keys, added where they are missing. Raises ValueError for a string whose hash another string has."""
         places = self._find(keys.key)
         if keys.mark is not None and self.flat.mark is not None and (self.flat.mark[places] != keys.mark)[places >= 0].any():
             raise ValueError(f"ids: {COLLISION}")
@@ -121,14 +111,7 @@ class Places:
 
 
 class IdMap:
-    """The part of the map that its versions share, and the one way to make a new version.
-
-    One writer at a time; readers of older versions need no lock, since what they read is never written.
-
-    Args:
-      capacity: ids that fit before the first rehash.
-      kind: of the raw ids.
-    """
+    """The part of the map that its versions share. One writer at a time; readers of older versions need no lock."""
 
     def __init__(self, capacity: int, kind: Kind | None):
         self.kind: Kind | None = kind
@@ -144,10 +127,7 @@ class IdMap:
         return self.places.keys.nbytes + (0 if mark is None else mark.nbytes) + self.pages.nbytes
 
     def fill(self, keys: Keys) -> View:
-        """The first version of a new map: distinct keys [n] with rows 0 to n - 1.
-
-        Sorted by bucket, keys and rows are written from front to back, which takes a quarter of the time of `assign`.
-        """
+        """The first version of a new map: distinct keys [n] with rows 0 to n - 1, written sorted by bucket: fast."""
         packed = np.sort((self.places.home(keys.key) << 32) | np.arange(len(keys.key)))
         bucket, order = packed >> 32, packed & 0xFFFFFFFF
         first = np.flatnonzero(np.diff(bucket, prepend=-1))
@@ -168,19 +148,7 @@ class IdMap:
         return self.places.used + count <= MAX_LOAD * self.places.keys.size
 
     def assign(self, view: View, keys: Keys, rows: np.ndarray) -> tuple[View, np.ndarray]:
-        """A version with some rows changed.
-
-        Args:
-          view: the version to start from.
-          keys: [n], distinct.
-          rows: int32 [n], -1 for keys to forget.
-
-        Returns:
-          the new version, and the pages int32 that only `view` and versions before it read.
-
-        Raises:
-          ValueError: a string whose hash another string of the map has.
-        """
+        """A version with rows int32 [n] for distinct keys [n] (-1 to forget), and the pages that only older versions read."""
         parts = [self.places.add(keys.take(slice(i, i + CHUNK))) for i in range(0, len(rows), CHUNK)]
         places = np.concatenate([np.zeros(0, np.int64), *parts])
         changed, inverse = np.unique(places // PAGE, return_inverse=True)

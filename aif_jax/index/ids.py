@@ -30,11 +30,7 @@ class Keys(NamedTuple):
         return Keys(self.key[at], None if self.mark is None else self.mark[at])
 
     def last(self, name: str) -> np.ndarray:
-        """int64 positions, ascending, of the last occurrence of every id.
-
-        Raises:
-          ValueError: two different strings with one hash.
-        """
+        """int64 positions, ascending, of the last occurrence of every id. ValueError for two strings with one hash."""
         distinct, first = np.unique(self.key[::-1], return_index=True)
         last = len(self.key) - 1 - first
         if self.mark is not None and (self.mark[last][np.searchsorted(distinct, self.key)] != self.mark).any():
@@ -46,17 +42,7 @@ COLLISION = "expected strings with hashes that differ, got two with one; give on
 
 
 def raw_keys(raw: Any, name: str, *, like: Kind | None = None) -> Keys:
-    """Keys of raw ids [n], integers or strings, all of one kind.
-
-    Args:
-      raw: an array, a list or an Arrow array.
-      name: for messages.
-      like: the kind that they must have.
-
-    Raises:
-      TypeError: ids of another kind, mixed kinds, None, integers beyond int64.
-      ValueError: not one axis, or the reserved id -2^63.
-    """
+    """Keys of raw ids [n] (array, list or Arrow), integers or strings, all of kind `like`; raises TypeError, ValueError."""
     shape = raw.shape if isinstance(raw, np.ndarray) else np.shape(raw) if _nested(raw) else (len(raw),)
     if len(shape) != 1:
         raise ValueError(f"{name}: expected one axis, got shape {list(shape)}")
@@ -70,12 +56,9 @@ def raw_keys(raw: Any, name: str, *, like: Kind | None = None) -> Keys:
 
 
 def string_ids(names: Any) -> np.ndarray:
-    """int64 ids of strings: a fixed 64-bit hash of the code points, the same on every machine and in every version.
+    """int64 ids of strings [n]: a fixed 64-bit hash of the code points, the same on every machine and in every version.
 
     An index hashes strings itself. Use this to keep integers in the retrieval instead, and build the index from them too.
-
-    Args:
-      names: strings [n].
 
     Example:
       >>> string_ids(["B00X4WHP5E", "B00X4WHP5F"]).tolist()

@@ -1,7 +1,6 @@
-"""`ItemIndex`: an immutable snapshot of every item's row, the paper's N2O (nearline-to-online) table.
+"""`ItemIndex`: an immutable snapshot of every item's row, the paper's N2O (nearline-to-online) table (arXiv 2511.12934).
 
-The nearline job runs the item function over the catalogue when the model changes and over one item when that item changes; the
-request only looks rows up. Snapshots of one index share their memory, see `store.py`. Source: AIF (arXiv 2511.12934).
+Snapshots of one index share their memory, see `store.py`.
 """
 
 from __future__ import annotations
@@ -38,9 +37,7 @@ class ItemIndex:
 
     `upsert` and `delete` return a new snapshot and leave this one as it is; they cost as much as the change, not as the
     catalogue. Snapshots may be read from any thread; one thread at a time makes new ones, from the latest. (From an older one
-    it works too, with a copy of the whole table.) Old rows are kept as long as a snapshot that reads them lives.
-
-    Raw item ids are integers, or strings, which are known by a hash; all ids of an index are of one kind.
+    it works too, with a copy of the whole table.) Raw ids are integers, or strings, which are known by a hash.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -85,24 +82,21 @@ class ItemIndex:
         mesh: Any = None,
         progress: bool = True,
     ) -> ItemIndex:
-        """Runs the item function over a catalogue.
-
-        The host prepares and sends a batch while the device computes those before it; beyond the table and some 20 bytes an
-        item for ids, memory is bounded by a few batches.
+        """Runs the item function over a catalogue; host memory is bounded by a few batches and some 20 bytes an item for ids.
 
         Args:
           model: whose item function runs.
           params: of the model. Held by reference, for updates.
-          catalogue: a `Catalogue`; the path of the items file that training read, or of a newer one (Parquet or CSV); an
-            iterable of (raw ids [n], ItemFeatures with leading axis [n]) or of raw columns [n], such as Arrow record batches;
-            or one `ItemFeatures` with `ids`. Files and raw columns need the `encoder`.
+          catalogue: a `Catalogue`; the path of an items file (Parquet or CSV); an iterable of (raw ids [n], ItemFeatures [n])
+            or
+            of raw columns [n], such as Arrow record batches; or one `ItemFeatures` with `ids`. Files and raw columns need the
+            `encoder`.
           encoder: of the model's checkpoint. Features that another encoder made are refused.
           ids: raw ids of the items of one `ItemFeatures`.
           version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.
           storage: of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
-          capacity: rows of the table; None leaves an eighth free. With a stream, whose length is not known, a capacity saves
-            copies of the table while it grows.
+          capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
           mesh: splits batches and table over its devices, see `aif_jax.sharding.row_mesh`.
           progress: a progress bar on stderr.
 
@@ -134,10 +128,7 @@ class ItemIndex:
 
         Args:
           path: what `save` wrote.
-          model: whose item function makes the rows of later updates.
-          params: of the model; must be those that made the rows.
-          encoder: of the model's checkpoint; must be the one that the index was built with.
-          version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.
+          model, params, encoder, version: as in `build`; must be those that made the rows.
           capacity: rows of the table; None leaves an eighth free.
           mesh: to spread the table over.
 
@@ -145,8 +136,7 @@ class ItemIndex:
           FileNotFoundError: nothing there.
           CheckpointError: torn or altered, not an index, or written by a newer version.
           ValueError: another config or schema; names the fields.
-          EncodingMismatch: another encoder.
-          VersionMismatch: other parameters; names both versions.
+          EncodingMismatch, VersionMismatch: another encoder, other parameters; names both versions.
         """
         manifest = files.inspect(path)
         encoding = "" if encoder is None else encoder.version
@@ -159,9 +149,7 @@ class ItemIndex:
         return cls._first(store, store.assign(keys, manifest.ids), manifest.items, Reader(model.config, encoder))
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
-        """Writes this snapshot into a new folder: complete, or not there at all.
-
-        Reads the rows in blocks, so updates may go on meanwhile; needs room for the stored rows on the host.
+        """Writes this snapshot into a new folder: complete, or not there at all. Updates may go on meanwhile.
 
         Args:
           path: a local folder that does not exist yet.
@@ -258,10 +246,10 @@ class ItemIndex:
         return self._store.ids.nbytes + self._view.directory.nbytes
 
     def reading(self) -> AbstractContextManager[Packed]:
-        """`with index.reading() as table:` lends the stored rows while a computation on them is dispatched.
+        """`with index.reading() as table:` lends the stored rows, for `decode`, while a computation on them is dispatched.
 
         Leave the block as soon as the compiled function has returned (its result need not be there yet): updates wait for that.
-        Do not use the arrays afterwards, and do not enter it twice in one thread. `decode` reads them.
+        Do not use the arrays afterwards, and do not enter it twice in one thread.
         """
         return self._store.reading()
 
@@ -270,13 +258,9 @@ class ItemIndex:
         return self._store.copy_table()
 
     def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of items.
+        """Rows int32 [C] of raw ids [C], -1 where this snapshot lacks the id, and mask bool [C], true where it has it.
 
-        Args:
-          ids: raw ids [C]; an int64 array takes the least time.
-
-        Returns:
-          rows int32 [C], -1 where this snapshot does not have the id, and mask bool [C], true where it has.
+        An int64 array of ids takes the least time.
 
         Raises:
           TypeError: ids of another kind than the index has, or of mixed kinds; None; integers beyond int64.
@@ -290,10 +274,7 @@ class ItemIndex:
         return rows, rows >= 0
 
     def take(self, ids: Any) -> tuple[Any, np.ndarray]:
-        """The decoded rows of some items on the host, in the model's row type [C], and the mask [C] of those that are there.
-
-        For inspection and tests; serving gathers on the device.
-        """
+        """The decoded rows of some items on the host [C], and the mask [C] of those that are there: to inspect an index."""
         rows, mask = self.lookup(ids)
         size = self._store.program.batch_size
         parts = [_decode_stored(self._store.read(rows[i : i + size].clip(0))) for i in range(0, max(len(rows), 1), size)]
@@ -309,8 +290,8 @@ class ItemIndex:
         """A snapshot with some items new or changed.
 
         Args:
-          ids: raw ids [n]. Of an id that comes twice the last one counts. Without `features`: raw columns [n] with the ids
-            among them, as the items file has them: a mapping, an Arrow batch or table, or a list of records.
+          ids: raw ids [n]; of an id that comes twice the last one counts. Without `features`: raw columns [n] as the items file
+            has them: a mapping, an Arrow batch or table, or a list of records.
           features: of the items, leading axis [n].
 
         Raises:

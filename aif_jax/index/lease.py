@@ -1,9 +1,7 @@
 """One writer for a directory: a lock with an owner, whose number rises with every owner.
 
-Every owner claims the next number by making the file `.owner-NUMBER`, which no two processes can, and locks it. The kernel lets
-go of the lock when the process ends, however it ends, so the claim of a dead process stops nobody. Where a lock says nothing (a
-file system without locks, a takeover), the number decides: the highest one owns the directory, and a writer checks at every
-save that no other has a higher one.
+Every owner claims the next number by making the file `.owner-NUMBER`, and locks it until it ends, however it ends. Where a lock
+says nothing (no locks, a takeover), the highest number owns the directory, and a writer checks that at every save.
 """
 
 from __future__ import annotations
@@ -28,14 +26,7 @@ class WriterConflict(RuntimeError):
 
 
 class Lease:
-    """The right to write into a directory. It ends with `release`, with the object and with the process.
-
-    Args:
-      directory: which is made by `take`.
-
-    Attributes:
-      number: of this owner, above those of all owners before; 0 before `take`.
-    """
+    """The right to write into a directory, until `release` or the end of object or process; `number` is 0 before `take`."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -43,15 +34,7 @@ class Lease:
         self._close: Callable[[], Any] = lambda: None
 
     def take(self, *, above: int = 0, takeover: bool = False) -> None:
-        """Becomes the owner.
-
-        Args:
-          above: a number that the owner's must exceed.
-          takeover: take the directory from an owner that is alive; its next save fails.
-
-        Raises:
-          WriterConflict: the owner is alive, or another process was faster.
-        """
+        """Becomes the owner, with a number above `above`; `takeover` takes it from a living owner. WriterConflict otherwise."""
         self.directory.mkdir(parents=True, exist_ok=True)
         before = self._claims()
         last = max(before, default=0)

@@ -1,7 +1,6 @@
 """The item function as the index runs it: vmapped, compiled once, always on batches of one size.
 
-One size is what makes an updated row equal a rebuilt one bit for bit: a product over another number of rows may add in another
-order.
+With one size an updated row equals a rebuilt one bit for bit: products over another number of rows may add in another order.
 """
 
 from __future__ import annotations
@@ -14,32 +13,21 @@ import jax
 import numpy as np
 
 from aif_jax import sharding
+from aif_jax.checks import expect
 from aif_jax.features import item_specs
-from aif_jax.index.storage import Packed, Storage, encode, expect_storage, pack
+from aif_jax.index.storage import STORAGES, Packed, Storage, encode, pack
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
 
 
 class ItemProgram:
-    """Turns features into stored rows, on one device or over a mesh.
-
-    Args:
-      model: whose item function runs.
-      params: of the model; on the device already, only references are held.
-      storage: of the rows.
-      batch_size: items in one run.
-      mesh: batches are split over its devices, parameters copied to each.
-
-    Raises:
-      ValueError: an unknown storage, a batch size below 1 or one that the mesh cannot split.
-    """
+    """Turns features into stored rows, on one device or over a mesh, to whose devices the parameters are copied."""
 
     def __init__(self, model: PreRanker, params: Params, *, storage: Storage, batch_size: int, mesh: Any = None):
-        expect_storage(storage)
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        if mesh is not None and batch_size % mesh.size:
-            raise ValueError(f"batch_size: expected a multiple of the mesh's {mesh.size} devices, got {batch_size}")
+        expect(storage in STORAGES, "storage", f"one of {STORAGES}", repr(storage))
+        expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        if mesh is not None:
+            expect(batch_size % mesh.size == 0, "batch_size", f"a multiple of the mesh's {mesh.size} devices", batch_size)
         self.model = model
         self.params = jax.device_put(params) if mesh is None else jax.device_put(params, sharding.replicated(mesh))
         self.storage: Storage = storage

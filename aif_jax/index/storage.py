@@ -1,9 +1,7 @@
 """How a row is stored: vectors as float32, bfloat16 or int8 with a scale for each row; everything else as it is.
 
-Two steps, each with its inverse. *Columns*: a compact vector is one of two small records, whose type tells how to widen it;
-signatures and codes are packed integers already, single values such as bids keep their float32. *Words*: all columns of a row
-are one run of 32-bit words, so that a request gathers once and an update writes once, however many columns a model has. Files
-hold columns, the device holds words.
+*Columns*: a compact vector is a small record, whose type tells how to widen it. *Words*: all columns of a row are one run of
+32-bit words, so a request gathers once and an update writes once. Files hold columns, the device holds words.
 """
 
 from __future__ import annotations
@@ -40,17 +38,7 @@ class Scaled:
 
 
 def encode(row: Any, storage: Storage) -> Any:
-    """A row as it is stored.
-
-    Args:
-      row: a pytree of arrays, one item; vmap for more.
-      storage: of float vectors of at least `NARROW` entries.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> encode({"vector": jnp.arange(8.0), "bid": jnp.float32(2.5)}, "int8")["vector"].values.tolist()
-      [0, 18, 36, 54, 73, 91, 109, 127]
-    """
+    """ONE item's row as it is stored: float vectors of at least `NARROW` entries in `storage`."""
     return jax.tree.map(lambda leaf: _encode_leaf(leaf, storage), row)
 
 
@@ -79,16 +67,7 @@ class Packed:
 
 
 def pack(columns: Any) -> Packed:
-    """The columns of ONE row as words; vmap for more. Columns narrower than a word fill up their last one with zeros.
-
-    Raises:
-      TypeError: a column that is neither boolean nor a number.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> pack({"bid": jnp.float32(1.0), "codes": jnp.array([1, 2, 3], jnp.int8)}).words.tolist()
-      [1065353216, 197121]
-    """
+    """The columns of ONE row as words; columns narrower than a word fill up their last one. TypeError for what is no number."""
     leaves, tree = jax.tree.flatten(columns)
     words = [_to_words(leaf) for leaf in leaves]
     shapes = [(tuple(leaf.shape), jnp.dtype(leaf.dtype).name) for leaf in leaves]
@@ -106,25 +85,11 @@ def unpack(packed: Packed) -> Any:
 
 
 def decode(table: Packed, rows: Array) -> Any:
-    """Rows of a table as the interaction takes them: pure, for use inside jit.
-
-    Args:
-      table: of an index.
-      rows: int32 [C]; a negative row reads row 0, which the caller masks.
-
-    Returns:
-      the row type of the model with leading axis C, vectors float32.
-    """
+    """Rows [C] of a table as the interaction takes them, for use inside jit; a negative row reads row 0, to be masked."""
     words = jnp.asarray(table.words).at[jnp.maximum(jnp.asarray(rows), 0)].get(mode="clip")
     # Without the barrier XLA gathers again for every column.
     columns = unpack(Packed(words=jax.lax.optimization_barrier(words), layout=table.layout))
     return jax.tree.map(_widen, columns, is_leaf=lambda leaf: isinstance(leaf, Half | Scaled))
-
-
-def expect_storage(storage: str) -> None:
-    """Raises ValueError for an unknown storage."""
-    if storage not in STORAGES:
-        raise ValueError(f"storage: expected one of {STORAGES}, got {storage!r}")
 
 
 def _encode_leaf(leaf: jax.Array, storage: Storage) -> Any:

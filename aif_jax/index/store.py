@@ -1,8 +1,7 @@
 """The memory behind the snapshots of an index: one table on the device, one id map on the host, shared by all of them.
 
-A changed item gets a *free* row of the table; the row that older snapshots read is never written while one of them lives. So an
-update writes into the table in place, at a cost that does not depend on its size, and every snapshot stays whole. Rows and
-pages come back when the snapshots that read them are gone. Source: multi-version concurrency control, as databases do it.
+A changed item gets a *free* row of the table, so an update writes in place and every snapshot stays whole (multi-version
+concurrency control). Rows and pages come back when the snapshots that read them are gone.
 """
 
 from __future__ import annotations
@@ -29,13 +28,7 @@ from aif_jax.vocabulary import Kind
 
 
 class Store:
-    """Table, id map and free rows.
-
-    Args:
-      program: makes the rows.
-      version: of its parameters.
-      capacity: rows of the table.
-    """
+    """Table, id map and free rows."""
 
     def __init__(self, program: ItemProgram, *, version: str, capacity: int):
         self.program = program

@@ -1,15 +1,16 @@
 """`IndexWriter`: applies an ordered stream of updates to an index and can go on after being killed at any moment.
 
-A snapshot on disk and the stream's positions belong together: of each partition, every update up to its position is in, none
-after it. After a kill `resume` reads the newest complete snapshot, and the caller replays each partition after its position.
-Updates that are in already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
+A snapshot on disk holds the stream's positions: of each partition, every update up to its position is in, none after it. After
+a
+kill `resume` reads the newest complete snapshot, and the caller replays each partition after its position; updates that are in
+already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
 
-One writer owns a directory, see `lease.py`. A snapshot is named by the number of its owner and a count, so the snapshots of an
-owner sort after those of all owners before it, whenever they were written.
+One writer owns a directory, see `lease.py`; snapshots are named by the number of their owner and a count, and so sort by age.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 import re
@@ -17,9 +18,10 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeAlias
 
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError
+from aif_jax.checks import expect
 from aif_jax.encoder import Encoder
 from aif_jax.folders import remove_folder, remove_unfinished
 from aif_jax.index.files import inspect
@@ -32,11 +34,8 @@ SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
 logger = logging.getLogger(__name__)
 
 
-class Change(NamedTuple):
-    """An update as a push keeps it."""
-
-    kind: Literal["upsert", "delete"]
-    arguments: tuple[Any, ...]
+Change: TypeAlias = tuple[Literal["upsert", "delete"], tuple[Any, ...]]
+"""An update as a push keeps it: the method of `ItemIndex`, and its arguments."""
 
 
 class IndexWriter:
@@ -72,8 +71,7 @@ class IndexWriter:
         clock: Callable[[], float] = time.monotonic,
     ):
         for name, value in (("every_updates", every_updates), ("every_seconds", every_seconds), ("keep", keep)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}: expected more than 0, got {value}")
+            expect(value is None or value > 0, name, "more than 0", value)
         self.directory = Path(directory).absolute()
         self._lease = Lease(self.directory)
         self._index = index
@@ -90,12 +88,7 @@ class IndexWriter:
 
     @classmethod
     def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
-        """A writer for a directory without snapshots; saves the first one before it returns.
-
-        Args:
-          directory: which is made.
-          index: to start from.
-          options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for the class.
+        """A writer for a directory without snapshots; saves the first one before it returns. Arguments as the class.
 
         Raises:
           FileExistsError: there are snapshots in `directory`.
@@ -126,17 +119,13 @@ class IndexWriter:
         takeover: bool = False,
         **options: Any,
     ) -> IndexWriter:
-        """A writer that goes on from the newest complete snapshot of a directory.
+        """A writer that goes on from the newest complete snapshot; replay each partition after its entry in `writer.positions`.
 
         Args:
           directory: of an earlier writer.
           model, params, encoder, version, mesh: as in `ItemIndex.load`.
-          takeover: take the directory from a writer that is alive, for one that hangs or is cut off; its next save raises
-            WriterConflict.
+          takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.
           options: `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for the class.
-
-        Returns:
-          the writer; replay each partition of the stream after its entry in `writer.positions`.
 
         Raises:
           FileNotFoundError: no complete snapshot there.
@@ -177,33 +166,26 @@ class IndexWriter:
         return dict(self._saved_positions)
 
     def upsert(self, ids: Any, features: ItemFeatures | None = None, *, position: int, partition: int = 0) -> bool:
-        """Applies an update of some items, unless it is in already.
+        """Applies an update of some items; False for a position not after the partition's last one, whose update is in already.
 
         Args:
           ids, features: as in `ItemIndex.upsert`.
           position: in the stream; rises within a partition.
           partition: of the stream.
 
-        Returns:
-          whether it was applied; False for a position that is not after the partition's last one.
-
         Raises:
           TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
           OSError, WriterConflict: a snapshot could not be saved, now or before in the background. The update is in all the
             same; a later one tries again.
         """
-        return self._apply(Change("upsert", (ids, features)), position, partition)
+        return self._apply(("upsert", (ids, features)), position, partition)
 
     def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
-        """Applies a deletion of some items; arguments, returns and errors as `upsert`. No ids move the position alone."""
-        return self._apply(Change("delete", (ids,)), position, partition)
+        """Applies a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
+        return self._apply(("delete", (ids,)), position, partition)
 
     def snapshot(self) -> None:
-        """Saves the latest snapshot now and removes the oldest ones beyond `keep`.
-
-        Raises:
-          OSError, WriterConflict: this snapshot, or the one before in the background, could not be saved.
-        """
+        """Saves the latest snapshot now and removes the oldest ones beyond `keep`; may raise OSError, WriterConflict."""
         self.wait()
         task = self._next_snapshot()
         if not self._background:
@@ -219,41 +201,25 @@ class IndexWriter:
             saving.result()
 
     def begin_push(self) -> None:
-        """From here on updates are also kept for a new version that is being built.
-
-        Build it in any thread, while the old one goes on, from a catalogue that is at least as new as `positions` is now; then
-        give it to `finish_push`.
-        """
+        """From here on updates are also kept for a new version; build it from a catalogue at least as new as `positions`."""
         self._pushing = []
 
     def finish_push(self, index: ItemIndex) -> ItemIndex:
-        """Brings a new version up to the stream's positions and makes it the latest snapshot, which is saved.
-
-        The old version stays readable as long as someone holds a snapshot of it.
-
-        Args:
-          index: built from the new parameters after `begin_push`.
-
-        Returns:
-          the new version with the updates that came meanwhile.
+        """Applies the updates since `begin_push` to a new version, makes it the latest snapshot, saves and returns it.
 
         Raises:
           RuntimeError: no push was begun.
         """
         if self._pushing is None:
             raise RuntimeError("finish_push: expected begin_push before it")
-        for change in self._pushing:
-            index = getattr(index, change.kind)(*change.arguments)
+        for method, arguments in self._pushing:
+            index = getattr(index, method)(*arguments)
         self._index, self._pushing, self._changes = index, None, self._changes + 1
         self.snapshot()
         return index
 
     def close(self) -> None:
-        """Saves what is not on disk yet, waits for it and lets the next writer in.
-
-        Raises:
-          OSError, WriterConflict: it could not be saved; `saved_positions` tells how far the directory is.
-        """
+        """Saves what is not on disk yet, waits for it and lets the next writer in; may raise OSError, WriterConflict."""
         try:
             if self._saving is not None:
                 self._saving.exception()  # an update that this save lost is saved below, or raises there
@@ -273,7 +239,8 @@ class IndexWriter:
         position, partition = _integer(position, "position"), _integer(partition, "partition")
         if partition in self._positions and position <= self._positions[partition]:
             return False
-        self._index = getattr(self._index, change.kind)(*change.arguments)
+        method, arguments = change
+        self._index = getattr(self._index, method)(*arguments)
         self._positions[partition] = position
         self._changes += 1
         if self._pushing is not None:
@@ -332,9 +299,7 @@ def _load(there: list[Path], model: PreRanker, params: Params, **options: Any) -
 
 
 def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name}: expected an integer, got {value!r}")
