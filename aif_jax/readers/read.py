@@ -12,7 +12,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.columns import CODED, Columns, Kind
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
+from aif_jax.data.events import EventLog, out_of_order
 from aif_jax.encoder import Encoder, schema_of
 from aif_jax.raw import scale_of, stacked
 from aif_jax.readers.content import Content, lookup
@@ -267,7 +267,7 @@ def _log(tables: Tables, columns: Columns) -> EventLog:
     parts = [rows["user"], table.seconds(columns.time), rows["item"], action]
     rest = table.nanoseconds(columns.time)
     user, time, item, action, *rest = (part[known] for part in (*parts, *([] if rest is None else [rest])))
-    if np.any((user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))):
+    if out_of_order(user, time).any():
         order = np.lexsort((time, user))
         user, time, item, action, *rest = (part[order] for part in (user, time, item, action, *rest))
     order = break_ties([user, time], [*rest, item, action])
