@@ -143,7 +143,7 @@ def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: 
 
 
 def fit_fields(ids: Mapping[str, Array], schema: Schema) -> Params:
-    """The behaviour fields of every item beside the item itself: int32 [N] each, from the catalogue's ids."""
+    """The behaviour fields of every item but the item itself: int32 [N] each, from the catalogue's ids."""
     return {field: jnp.asarray(ids[field], jnp.int32) for field in schema.behaviour_fields if field != "item"}
 
 

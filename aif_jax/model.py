@@ -25,7 +25,7 @@ from aif_jax.types import ItemFeatures, Params, UserFeatures
 
 
 class Component(NamedTuple):
-    """A part of a model: `init(key, config) -> params` of its own group, `apply(params, inputs..., config=...)`."""
+    """A part of a model: `init(key, config)` gives its parameters, `apply(params, inputs..., config=...)` what it computes."""
 
     init: Callable[..., Params]
     apply: Callable[..., Any]

@@ -12,14 +12,14 @@ REQUIRED_ITEM_FIELDS = ("item", "category")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attribute:
-    """One categorical feature with a vocabulary of its own.
+    """One categorical feature and its vocabulary.
 
     Attributes:
       name: key in `ids` dicts and of the embedding table.
       size: rows of the vocabulary, row 0 (unknown or padding) included; ids are in [0, size).
       length: 1 for a single value (ids of shape []), n > 1 for a bag of up to n values (ids [n], padded with 0).
-      table: the attribute whose embedding table this one reads too, such as "item" for a user's last item; None for a table
-        of its own.
+      table: the attribute whose embedding table this one reads too, such as "item" for a user's last item; None for one that
+        is not shared.
 
     Raises:
       ValueError: empty name, size < 2 or length < 1.
@@ -126,8 +126,8 @@ class Schema:
                 continue
             field = f"Attribute {attribute.name!r}.table"
             if attribute.name in self.behaviour_fields:
-                raise ValueError(f"{field}: a behaviour field has a table of its own, got another's")
-            expected = f"one of size {attribute.size} with a table of its own among {sizes}"
+                raise ValueError(f"{field}: expected None for a behaviour field, got {attribute.table!r}")
+            expected = f"one of size {attribute.size} that shares no table, among {sizes}"
             expect(sizes.get(attribute.table) == attribute.size, field, expected, repr(attribute.table))
 
     def to_json(self) -> dict[str, Any]:

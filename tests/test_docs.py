@@ -1,23 +1,26 @@
-"""README and docs as they stand: every code block runs, every command exists and is run, every link leads somewhere."""
+"""README and docs: every code block runs, every command exists and is run, every link leads somewhere, words are plain."""
 
+import ast
 import contextlib
 import importlib.util
 import io
 import os
-import pkgutil
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+import tokenize
 import tomllib
+import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-import aif_jax
 import aif_jax as aif
 from tests import demo
 
@@ -25,12 +28,23 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted(ROOT.glob("docs/*.md"))
 PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *DOCS]
 SITE = ROOT / "docs" / "website" / "mkdocs.yml"
+OWN_DATA = ROOT / "docs" / "tutorial_own_data.md"
 RUN_ELSEWHERE = {
     "pip": ".ci/run runs the README's test command in a fresh environment, and installs the wheel in another",
     "pytest": "it is what runs this",
     "mkdocs": "test_site_builds_without_warnings",
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
+FACE = {"aif": "aif_jax", "columns": "Columns", "data": "Dataset", "model": "PreRanker", "run": "Run", "index": "ItemIndex"}
+FACE |= {"engine": "AsyncPreRanker"}
+"""What a page calls the package, and objects of it; the attributes of these are names that a user must learn."""
+MOST_NAMES = 14
+DIALECT = re.compile(
+    r"one's own|octaves?|survival|touched[- ]rows?|stands? on|stand for|asked once|of (its|their) own|passed over|beside|arms?"
+    r"|bench|stretches of the history",
+    re.I,
+)
+"""Words that a reader would have to learn, because only this package used them so."""
 
 
 def fences(page: Path, *languages: str) -> list[str]:
@@ -39,63 +53,96 @@ def fences(page: Path, *languages: str) -> list[str]:
     return [body for language, body in blocks if language in languages]
 
 
+def shell_lines(page: Path) -> list[str]:
+    """The lines of its shell blocks."""
+    return [line.removeprefix("$ ") for block in fences(page, "sh", "bash", "console") for line in block.splitlines() if line]
+
+
 def commands(page: Path) -> list[str]:
-    """Command lines of a page: in shell blocks, and `python -m ...` in running text and tables."""
-    lines = [line.removeprefix("$ ") for block in fences(page, "sh", "bash", "console") for line in block.splitlines()]
+    """Command lines of a page: in shell blocks, and `python -m ...` or `aif-jax ...` in running text and tables."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
-    lines += re.findall(r"`(python -m [^`]+)`", text)
-    return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
+    lines = shell_lines(page) + re.findall(r"`((?:python -m|aif-jax) [^`]+)`", text)
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [part for part in parts if not re.match(r"pip |python -m [\w.]*NAME", part)]
 
 
 def split(command: str) -> tuple[str, list[str]]:
-    """The module of a `python -m` command and its arguments."""
+    """The module of a command and its arguments; `aif-jax` is `python -m aif_jax`."""
     words = shlex.split(command)
-    assert words[:2] == ["python", "-m"], f"expected `python -m ...`, got {command!r}"
+    if words[0] == "aif-jax":
+        return "aif_jax", words[1:]
+    assert words[:2] == ["python", "-m"], f"expected `python -m ...` or `aif-jax ...`, got {command!r}"
     return words[2], words[3:]
 
 
 def run(module: str, arguments: list[str]) -> tuple[int, str]:
     """Runs a module as `python -m` does, in this process, which has JAX ready; its exit code and what it printed."""
-    printed, kept, code = io.StringIO(), sys.argv, 0
+    printed, before, code = io.StringIO(), sys.argv, 0
     sys.argv = [module, *arguments]
     try:
-        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)  # another test imported it
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         code = stop.code or 0
     finally:
-        sys.argv = kept
+        sys.argv = before
     return code, printed.getvalue()
+
+
+# pages run
 
 
 @pytest.mark.parametrize("page", [page for page in DOCS if fences(page, "python")], ids=lambda page: page.stem)
 def test_page_runs(page, tmp_path, monkeypatch):
-    """Blocks share their state from top to bottom; then the page's commands run beside the files that it made."""
+    """Blocks share their state from top to bottom; then the page's commands run where its files are."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     for block in fences(page, "python"):
         exec(compile(block, str(page), "exec"), namespace)
-    for command in [line for block in fences(page, "sh", "bash", "console") for line in block.splitlines()]:
-        if not re.search(r"\b[A-Z]{3,}\b", command):  # no placeholder such as DIR
+    for command in shell_lines(page):
+        if not re.search(r"\b[A-Z]{3,}\b|^pip ", command):  # no placeholder such as DIR
             code, printed = run(*split(command))
             assert code == 0, f"{command}: exit code {code}\n{printed}"
 
 
 def test_readme_block_runs():
-    config = aif.tiny()
-    items = demo.items(config, 8)
-    namespace = {"config": config, "user_features": demo.user(config), "items": items, "catalogue": items}
+    config = demo.config()
+    namespace = {
+        "schema": config.schema, "config": config, "catalogue": demo.catalogue(), "user_features": demo.user(config),
+        "items": demo.items(8),
+    }  # fmt: skip
     (block,) = fences(ROOT / "README.md", "python")
     exec(compile(block, "README.md", "exec"), namespace)
-    assert namespace["logits"].shape == (8,) and np.isfinite(namespace["logits"]).all()
+    assert np.isfinite(namespace["logits"]).all() and namespace["logits"].shape == (8,)
 
 
-def test_your_own_data_takes_ten_lines():
-    (block,) = [
-        block for block in fences(ROOT / "docs" / "tutorial_own_data.md", "python") if "dataset = tabular.read" in block
-    ]
-    assert len([line for line in block.splitlines() if line]) <= 10
+def names_of_the_package(page: Path) -> set[str]:
+    """Distinct `aif.X`, `aif.X.Y`, `run.X`, ... in the page's blocks."""
+    found = set()
+    for node in ast.walk(ast.parse("\n".join(fences(page, "python")))):
+        parts, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            parts, inner = [inner.attr, *parts], inner.value
+        if parts and isinstance(inner, ast.Name) and inner.id in FACE:
+            found.add(".".join([inner.id, *(parts if inner.id == "aif" else parts[:1])]))
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def test_own_data_takes_fourteen_names():
+    """From files to a served ranking of a real user from raw events and an exported folder."""
+    names = names_of_the_package(OWN_DATA)
+    assert {"aif.read", "aif.fit", "run.encoder", "run.index", "run.serve", "engine.rank", "run.export"} <= names
+    assert len(names) <= MOST_NAMES, sorted(names)
+
+
+def test_the_count_of_names_counts(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nm = aif.build(aif.presets.aif(x))\nrun.index(1).ids\nnp.ones(3)\naif.build\n```\n")
+    assert names_of_the_package(page) == {"aif.build", "aif.presets.aif", "run.index"}
+
+
+# commands
 
 
 @pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page)}))
@@ -109,34 +156,41 @@ def test_command_exists(command):
         return
     if module in RUN_ELSEWHERE:
         return
-    subcommands = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    first = next((at for at, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    subcommands = [word for word in arguments[:first] if re.fullmatch(r"[a-z|]+", word)]
     for name in subcommands[0].split("|") if subcommands else [None]:
-        code, text = run(module, [*([name] if name else []), "--help"])
-        assert code == 0, command
+        code, text = run(module, [*([name, *subcommands[1:]] if name else []), "--help"])
+        assert code == 0, f"{command}\n{text}"
         assert not [flag for flag in flags if not re.search(rf"{flag}\b", text)], f"{command}: its help is\n{text}"
 
 
 def test_each_command_is_run_by_some_test():
-    """The name of its module stands in a test file other than this one, or in the table of exceptions with its reason."""
+    """The name of its module is in a test file other than this one, or in the table of exceptions with its reason."""
     texts = {path: path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py")) if path != Path(__file__)}
     modules = {split(command)[0] for page in PAGES for command in commands(page)} - RUN_ELSEWHERE.keys()
-    assert modules >= {"experiments.quickstart", "aif_jax", "aif_jax.index", "aif_jax.data"}
+    assert modules >= {"experiments.quickstart", "aif_jax"}
     for module in modules:
         package, _, name = module.rpartition(".")
-        if (ROOT / module.replace(".", "/") / "__main__.py").is_file():
+        spelling = rf"[\"']{re.escape(module)}[\"']|from {re.escape(package)} import [\w, ]*\b{name}\b"
+        if module == "aif_jax":
+            spelling = r"\bcli\.main\("
+        elif (ROOT / module.replace(".", "/") / "__main__.py").is_file():
             spelling = rf"from {re.escape(module)}(\.__main__ import| import __main__)"
-        else:
-            spelling = rf"[\"']{re.escape(module)}[\"']|from {re.escape(package)} import [\w, ]*\b{name}\b"
         assert any(re.search(spelling, text) for text in texts.values()), f"no test runs {module}"
 
 
 def test_the_scan_for_commands_finds_them(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
-        "Run `python -m a.b --c D`.\n\n```sh\n$ python -m d e && python -m f\n```\n\n```python\n`python -m no`\n```\n"
+        "Run `python -m a.b --c D`, `aif-jax e`, not `python -m g.NAME`.\n\n```sh\n$ python -m d e && python -m f\n```\n"
+        "\n```python\n`python -m no`\n```\n"
     )
-    assert commands(page) == ["python -m d e", "python -m f", "python -m a.b --c D"]
+    assert commands(page) == ["python -m d e", "python -m f", "python -m a.b --c D", "aif-jax e"]
     assert split("python -m a.b --c 'D E'") == ("a.b", ["--c", "D E"])
+    assert split("aif-jax index build") == ("aif_jax", ["index", "build"])
+
+
+# links and lists
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
@@ -153,11 +207,30 @@ def test_paper_map_names_things_that_exist():
         assert (ROOT / path).is_file(), path
 
 
-def test_reference_lists_every_module_once():
-    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
-    modules = {m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") if not m.name.endswith("__main__")}
-    assert len(listed) == len(set(listed))
-    assert set(listed) == modules | {"aif_jax"}, "docs/api.md: add or remove `::: module`"
+def public(module: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every public name of a package and of what it names, with its value; a module without `__all__` is one name."""
+    for name in module.__all__:
+        value = getattr(module, name)
+        if isinstance(value, types.ModuleType) and hasattr(value, "__all__") and value is not aif.train.losses:
+            yield from public(value, f"{path}.{name}")
+        else:
+            yield f"{path}.{name}", value
+
+
+def test_reference_lists_every_public_name_once():
+    """Each under one of its public names; `heading` gives the name where a module of the same name hides it from MkDocs."""
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^::: (\S+)\n(?:    options:\n      heading: (\S+)\n)?", text, re.M)
+    listed = [heading or path for path, heading in entries]
+    names = dict(public(aif, "aif_jax"))
+    assert not set(listed) - names.keys(), "docs/api.md lists names that are not public"
+    by_value: dict[int, set[str]] = {}
+    for name, value in names.items():
+        by_value.setdefault(id(value), set()).add(name)
+    for same in by_value.values():
+        assert len(same.intersection(listed)) == len([name for name in listed if name in same]) >= 1, f"list once: {same}"
+        classes = {type(names[name]) for name in same}
+        assert len(same.intersection(listed)) == 1 or classes <= {str, int, tuple}, f"list once: {same}"
 
 
 def test_every_page_is_on_the_front_page_and_in_the_site():
@@ -170,13 +243,50 @@ def test_every_page_is_on_the_front_page_and_in_the_site():
 def test_the_picture_names_modules_that_exist():
     """Every box of the front page names its module."""
     (picture,) = fences(ROOT / "docs" / "index.md", "text", "")
-    names = re.findall(r"\b([a-z_]+)\.(py|[a-z]\w+)\b|\b([a-z_]+)/", picture)
+    names = re.findall(r"\b([a-z_]+)\.py\b|\b([a-z_]+)/", picture)
     assert len(names) > 15
-    for module, rest, package in names:
-        path = ROOT / "aif_jax" / (package or f"{module}.py")
-        assert path.exists(), f"docs/index.md names {module or package}"
-        if not package and rest != "py":
-            assert hasattr(importlib.import_module(f"aif_jax.{module}"), rest), f"docs/index.md names {module}.{rest}"
+    for module, package in names:
+        places = [ROOT / "aif_jax" / (package or f"{module}.py"), ROOT / "aif_jax" / "blocks" / f"{module}.py"]
+        assert any(path.exists() for path in places), f"docs/index.md names {module or package}"
+
+
+# words
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a page; of a module its strings and comments, each with the number of its line."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        yield from enumerate(source.splitlines(), 1)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from enumerate(node.value.splitlines(), node.lineno)
+
+
+def dialect(path: Path) -> list[str]:
+    """Places where a page, docstring, message or comment has words that a reader would have to learn."""
+    words = re.compile(rf"\b(?:{DIALECT.pattern})\b", re.I)
+    return [f"{path.name}:{number}: {found[0]}" for number, line in texts(path) for found in words.finditer(line)]
+
+
+def test_words_are_plain():
+    """Row names of the study's tables are those of its records, and stay."""
+    pages = [page for page in PAGES if page.name != "study_tables.md"]
+    assert [place for path in (*pages, *sorted((ROOT / "aif_jax").rglob("*.py"))) for place in dialect(path)] == []
+
+
+def test_the_scan_for_words_finds_them(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text('beside = 1  # a row of its own\n"""Touched rows,\nasked once."""\nprint(f"survival {beside}")\n')
+    found = ["module.py:1: of its own", "module.py:2: Touched rows", "module.py:3: asked once", "module.py:4: survival"]
+    assert dialect(path) == found
+
+
+# the site
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra 'docs'; .ci/run builds the site too")
@@ -186,6 +296,6 @@ def test_site_builds_without_warnings(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
-    assert 'id="aif_jax.model.build"' in reference and "&gt;&gt;&gt; model = aif.build(aif.tiny())" in re.sub(
+    assert 'id="aif_jax.build"' in reference and "&gt;&gt;&gt; model = aif.build(aif.presets.aif(schema))" in re.sub(
         r"<[^>]+>", "", reference
     )

@@ -53,7 +53,7 @@ def test_schema_names_the_wrong_field(changes, message):
     [
         (
             Attribute(name="last", size=9, table="item"),
-            "'last'.table: expected one of size 9 with a table of its own among {'item': 10, 'category': 4, 'tags': 5}, "
+            "'last'.table: expected one of size 9 that shares no table, among {'item': 10, 'category': 4, 'tags': 5}, "
             "got 'item'",
         ),
         (Attribute(name="last", size=10, table="shop"), "'last'.table: expected one of size 10 .* got 'shop'"),
@@ -71,9 +71,9 @@ def test_tables_may_be_shared_but_not_by_behaviour_fields():
     assert (last.table_name, ITEM.table_name) == ("item", "item")
     assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
     brand = Attribute(name="brand", size=10, table="item")
-    with pytest.raises(ValueError, match="Attribute 'brand'.table: a behaviour field has a table of its own, got another's"):
+    with pytest.raises(ValueError, match="Attribute 'brand'.table: expected None for a behaviour field, got 'item'"):
         Schema(item_attributes=(ITEM, CATEGORY, brand), behaviour_fields=("item", "category", "brand"))
-    with pytest.raises(ValueError, match="'again'.table: expected one of size 10 with a table of its own"):
+    with pytest.raises(ValueError, match="'again'.table: expected one of size 10 that shares no table"):
         Schema(item_attributes=(ITEM, CATEGORY), user_attributes=(last, Attribute(name="again", size=10, table="last")))
 
 

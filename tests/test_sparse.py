@@ -328,7 +328,7 @@ def test_a_shared_table_is_checked_and_kept_in_json():
         with pytest.raises(ValueError, match="Attribute 'last'.table: expected one of size"):
             dataclasses.replace(schema, user_attributes=(attribute,))
     brand = aif.Attribute(name="brand", size=50, table="item")
-    with pytest.raises(ValueError, match="a behaviour field has a table of its own"):
+    with pytest.raises(ValueError, match="expected None for a behaviour field"):
         dataclasses.replace(
             schema, item_attributes=(*schema.item_attributes, brand), behaviour_fields=("item", "category", "brand")
         )

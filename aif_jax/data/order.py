@@ -1,9 +1,8 @@
 """The order of an epoch without a list of it: a permutation of 0..n-1, computed part by part.
 
 A balanced Feistel network over the bits of an index is a bijection; an index that falls outside [0, n) is sent through it again
-until it falls inside (cycle walking). So every index occurs once an epoch, in an order fixed by (seed, epoch), and any part of
-it
-takes memory of its own size. Source: format-preserving encryption (Black and Rogaway 2002).
+until it falls inside (cycle walking). So every index occurs once an epoch, in an order fixed by (seed, epoch), and a part of it
+takes memory for that part alone. Source: format-preserving encryption (Black and Rogaway 2002).
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def export_function(
     kept = {order(params, specs)[i] for i in first.module_kept_var_idx}
     used_params = {k: params[k] for k in params if ("params", k) in kept}
     used = {k: specs[k] for k in specs if ("inputs", k) in kept}
-    # JAX solves for every symbol that a scope knows of, so the inputs that are left get symbols of their own.
+    # JAX solves for every symbol that a scope knows of, so the inputs that are left get new ones.
     names = {str(dim) for spec in used.values() for dim in spec.shape if not isinstance(dim, int)}
     used = _fixed(used, symbols("".join(sorted(names)), bounds))
     exported = jax.export.export(jax.jit(flat), platforms=platforms)(used_params, used)

@@ -1,6 +1,6 @@
 """Calls of `features` and `retrieval`: async or in threads, so that whatever they do is the matter of one request.
 
-Every call runs in a task of its own. A request that is over cancels its call and does not wait for it, and nothing that a call
+Every call runs in a separate task. A request that is over cancels its call and does not wait for it, and nothing that a call
 raises reaches the event loop or cancels a caller.
 """
 
