@@ -1,7 +1,6 @@
 """What a block is: one approximation that owns its parameters, its user half, its item half and its share of the head.
 
-A block is a frozen dataclass in a file of its own, made by the decorator `block`. The components of the model are loops over
-`Config.blocks`; nothing else in the package knows which blocks there are.
+A block is a frozen dataclass in a file of its own, made by the decorator `block`; components are loops over `Config.blocks`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 
-from aif_jax import layers
+from aif_jax import checks, layers
 from aif_jax.config import Config, register
 from aif_jax.types import Array, Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
@@ -23,8 +22,8 @@ from aif_jax.types import Array, Behaviours, ItemFeatures, ItemRow, Params, User
 class Terms(NamedTuple):
     """A block's share of the head's first layer [C, H], and of the logit.
 
-    What is the same for every candidate goes into `once`; a product whose left side is [C, w] into `pairs`, which the head
-    joins into one product; anything else into `rest`.
+    What is the same for every candidate goes into `once`, products with a left side [C, w] into `pairs`, which the head joins
+    into one, the rest into `rest`.
     """
 
     once: Any = 0.0  # [H]
@@ -36,10 +35,9 @@ class Terms(NamedTuple):
 class Fitted(Protocol):
     """Values that a model derives from the catalogue once, one for each item, such as content signatures.
 
-    Blocks that name equal tables in `Block.tables` share one. Histories and rows read the same table by item id, so the two
-    sides cannot disagree. An item that is newer than the fit has row 0: in its own row the value is computed from its content,
-    in histories it counts from the next publish on. An item whose content changed keeps its fitted value until `fit_tables`
-    runs again.
+    Blocks with equal tables share one; histories and rows read it by item id, so the two sides cannot disagree. An item newer
+    than the fit has row 0: in its own row the value is computed from its content, in histories it counts from the next publish
+    on. A changed item keeps its fitted value until `fit_tables` runs again.
     """
 
     @property
@@ -193,13 +191,7 @@ def own(params: Params, part: Any) -> Params:
 
 
 def by_id(table: Array, features: ItemFeatures, from_content: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """A fitted value of ONE item: its row of the table, or what its content gives where the item is newer than the fit.
-
-    Args:
-      table: [N, ...].
-      features: of the item; id 0 is an item that the vocabulary does not have.
-      from_content: content float32 [E] -> the value.
-    """
+    """A fitted value of ONE item: its row of the table [N, ...], or, newer than the fit, what its content [E] gives."""
     row = jnp.asarray(features.ids["item"])
     value = layers.lookup(table, row)
     if features.content is None:
@@ -214,14 +206,13 @@ def recent(history: Behaviours, length: int) -> Behaviours:
 
 def expect(ok: bool, block: Block, field: str, expected: str, got: object) -> None:
     """Raises ValueError that names a block's field."""
-    if not ok:
-        raise ValueError(f"{type(block).__name__}.{field}: expected {expected}, got {got!r}")
+    checks.expect(ok, f"{type(block).__name__}.{field}", expected, repr(got))
 
 
 def expect_towers(part: Block, config: Config) -> None:
     """Raises ValueError in a model without towers."""
-    if config.towers is None:
-        raise ValueError(f"{type(part).__name__}: expected Config.towers, got None: the block reads the item vector")
+    got = "None: the block reads the item vector"
+    checks.expect(config.towers is not None, type(part).__name__, "Config.towers", got)
 
 
 def expect_content(part: Any, config: Config) -> None:

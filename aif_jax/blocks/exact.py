@@ -32,30 +32,33 @@ class Sequence:
     mask: Array  # bool [S]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Attention(Block):
+    dot_product: bool = False
+
+    def check(self, config: Config) -> None:
+        expect_towers(self, config)
+
+    def init(self, key: jax.Array, config: Config) -> Params:
+        return {"query": layers.dense_init(key, config.width, config.width)}
+
+    def item(self, params: Params, item: ItemView) -> jax.Array:
+        return layers.dense(params["query"], item.vector)
+
+
 @block
-class CrossAttention(Block):
+class CrossAttention(_Attention):
     """Softmax attention of every candidate over the short history.
 
     Attributes:
       dot_product: adds the dot product of what is read and the item vector to the logit.
     """
 
-    dot_product: bool = False
-
-    def check(self, config: Config) -> None:
-        expect_towers(self, config)
-
     def widths(self, config: Config) -> dict[str, int]:
         return {"read": config.width}
 
-    def init(self, key: jax.Array, config: Config) -> Params:
-        return {"query": layers.dense_init(key, config.width, config.width)}
-
     def user(self, params: Params, user: UserView) -> Sequence:
         return Sequence(values=user.sequence, mask=jnp.asarray(user.short.mask))
-
-    def item(self, params: Params, item: ItemView) -> jax.Array:
-        return layers.dense(params["query"], item.vector)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
         read = attend(state.blocks[self.name], rows.blocks[self.name])
@@ -63,29 +66,18 @@ class CrossAttention(Block):
 
 
 @block
-class TargetAttention(Block):
+class TargetAttention(_Attention):
     """Softmax attention of every candidate over the whole long history, and the history's mean.
 
     Attributes:
       dot_product: adds the dot product of what is read and the item vector to the logit.
     """
 
-    dot_product: bool = False
-
-    def check(self, config: Config) -> None:
-        expect_towers(self, config)
-
     def widths(self, config: Config) -> dict[str, int]:
         return {"read": config.width, "mean": config.width}
 
-    def init(self, key: jax.Array, config: Config) -> Params:
-        return {"query": layers.dense_init(key, config.width, config.width)}
-
     def user(self, params: Params, user: UserView) -> Sequence:
         return Sequence(values=user.embedded, mask=jnp.asarray(user.long.mask))
-
-    def item(self, params: Params, item: ItemView) -> jax.Array:
-        return layers.dense(params["query"], item.vector)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
         history = state.blocks[self.name]
@@ -178,10 +170,7 @@ def dot_item(read: jax.Array, rows: ItemRow) -> jax.Array:
 
 
 def cosine_counts(content: jax.Array, history: ContentHistory, *, tiers: int, groups: int) -> jax.Array:
-    """Behaviours by tier of (1 + cosine) / 2: content float32 [C, E] of unit length -> int32 [C, G * T].
-
-    Counted as a difference of cumulative counts, so that no [C, L, T] array is made.
-    """
+    """Behaviours by tier of (1 + cosine) / 2: content float32 [C, E] of unit length -> int32 [C, G * T]; no [C, L, T] array."""
     similarity = (1.0 + content @ jnp.asarray(history.content).T) / 2.0
     tier = jnp.clip((similarity * tiers).astype(jnp.int32), 0, tiers - 1)
     counts = []

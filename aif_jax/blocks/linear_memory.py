@@ -114,10 +114,7 @@ def sum_events(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
 
 
 def sum_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
-    """`sum_events(softmax_keys(keys, mask), values, mask)`: what would divide shares [L, K] divides sums [K, D].
-
-    Less than two thirds of the time in training, where the shares of all samples are the largest array of the user side.
-    """
+    """`sum_events(softmax_keys(keys, mask), values, mask)`, faster: divides sums [K, D] in place of shares [L, K]."""
     scores = jnp.where(mask[:, None], keys, jnp.finfo(keys.dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(0, keepdims=True)))
     weights = jnp.where(mask[:, None], weights, jnp.zeros((), keys.dtype))
@@ -128,10 +125,7 @@ def sum_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
 
 
 def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:
-    """Keys [L, K] as shares of the history: n times the softmax over its behaviours, for each of the K entries apart.
-
-    The factor n, the number of behaviours, cancels the mean that is taken later.
-    """
+    """Keys [L, K] as shares of the history: n times the softmax over its n behaviours, for each of the K entries apart."""
     return layers.masked_softmax(keys.T, mask[None, :]).T * mask.sum().astype(keys.dtype)
 
 
@@ -143,16 +137,7 @@ def mean(history: Summed | Events) -> jax.Array:
 
 
 def deviation(history: Summed | Events, query: jax.Array, kernel: jax.Array) -> jax.Array:
-    """f_i A / (sqrt(K) n) times the head's kernel.
-
-    Args:
-      history: of one user.
-      query: float32 [C, K].
-      kernel: float32 [D, H]; enters before the product with the candidates where the history is summed.
-
-    Returns:
-      float32 [C, H]; zeros for an empty history.
-    """
+    """f_i A / (sqrt(K) n) times the head's kernel: query float32 [C, K], kernel [D, H] -> [C, H]; zeros for no history."""
     if isinstance(history, Summed):
         return query @ (jnp.asarray(history.moments) @ kernel * _scale(history))
     return weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1]) @ kernel

@@ -19,7 +19,7 @@ import numpy as np
 
 from aif_jax.blocks.block import Fitted, by_id, expect_content
 from aif_jax.config import Config
-from aif_jax.types import Array, ItemFeatures, Params
+from aif_jax.types import ItemFeatures, Params
 
 WORD = 32
 ROWS = 1 << 16
@@ -65,20 +65,12 @@ class Signatures(Fitted):
 
 
 def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations: int = 0, centre: bool = False) -> Params:
-    """The K main directions of the content, then a rotation: bits of equal weight that follow the data.
+    """The K main directions of the content [N, E], then a rotation: bits of equal weight that follow the data.
 
-    The rotation is random; with `iterations` it is turned towards the corners of the cube (iterative quantisation, ITQ):
-    B = sign(V R), then R from the singular vectors of V^T B, and so on. `experiments/signatures.py` compares them.
-
-    Rows that are all zero (unknown items) are left out of the fit. With E < K the missing directions are Gaussian.
-
-    Args:
-      content: float [N, E] content embeddings of the catalogue.
-      bits: K.
-      seed: of the rotation.
-      iterations: of ITQ.
-      centre: take the mean off first (PCA): every bit is set for half of the rows. Without (the default), bits follow the
-        angle at the origin, which is what the cosine of the embeddings themselves measures.
+    The rotation is random; `iterations` of ITQ turn it towards the corners of the cube: B = sign(V R), R from the SVD of V^T B.
+    `centre` takes the mean off first: every bit is set for half of the rows; without, bits follow the angle at the origin,
+    which
+    the cosine of the embeddings measures. Rows of zeros are left out. With E < K the missing directions are Gaussian.
 
     Returns:
       `projection` float32 [E, K] and `offset` float32 [K]: the projected mean, or zeros.
@@ -126,25 +118,9 @@ def signs(words: jax.Array) -> jax.Array:
     return unpack(words).astype(jnp.float32) * 2.0 - 1.0
 
 
-def to_bytes(words: Array) -> np.ndarray:
-    """uint32 [..., W] -> uint8 [..., 4 W], the layout of `np.packbits(bits, bitorder="little")` and of faiss binary indexes."""
-    return np.ascontiguousarray(np.asarray(words).astype("<u4")).view(np.uint8)
-
-
-def from_bytes(octets: np.ndarray) -> np.ndarray:
-    """uint8 [..., 4 W] -> uint32 [..., W]; inverse of `to_bytes`."""
-    return np.ascontiguousarray(octets, np.uint8).view("<u4").astype(np.uint32)
-
-
 def hamming(a: jax.Array, b: jax.Array) -> jax.Array:
     """Differing bits: uint32 [..., W] against uint32 [..., W] (broadcast) -> int32 [...]."""
     return jax.lax.population_count(a ^ b).astype(jnp.int32).sum(-1)
-
-
-def similarity(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Share of equal bits of every pair: uint32 [C, W], uint32 [L, W] -> float32 [C, L]."""
-    bits = a.shape[-1] * WORD
-    return 1.0 - hamming(a[:, None, :], b[None, :, :]).astype(jnp.float32) / bits
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:

@@ -107,19 +107,9 @@ class Sim(Block):
 def fill_cache(
     value: jax.Array, embedded: jax.Array, age: jax.Array, mask: jax.Array, *, slots: int, length: int, size: int | None = None
 ) -> SimCache:
-    """Caches the last `length` behaviours of each of the `slots` most frequent values.
+    """Caches the last `length` behaviours of each of the `slots` most frequent values int32 [L], the most recent first on ties.
 
-    Equal counts are ordered by the more recent last behaviour. Value 0 (unknown) has no slot, nor has a negative one.
-
-    Args:
-      value: int32 [L], most recent first.
-      embedded: float32 [L, D] behaviour embeddings.
-      age: float32 [L] seconds.
-      mask: bool [L].
-      slots: Q.
-      length: P.
-      size: values are below this, where it is known: with size * L < 2^32 value and place sort as one number, which is
-        four times as fast as two.
+    Values up to 0 have no slot. Where `size` bounds the values, value and place sort as one number, four times as fast as two.
     """
     total = value.shape[0]
     group, order = _sorted(value, mask & (value > 0), size=size)
@@ -151,19 +141,10 @@ def fill_cache(
 
 
 def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Attention of every candidate over its own slot, times the head's kernel; zeros for a value without a slot.
+    """Attention of every candidate over its own slot, times the head's kernel [D, H] -> [C, H]; zeros for one without a slot.
 
-    With few candidates each gathers its own slot. With many, all Q * P entries are scored in one product and multiplied by
-    the kernel once; a candidate picks its P scores and sums its P projected entries, so that no [C, P, D] array is made.
-
-    Args:
-      cache: of one user.
-      query: float32 [C, D].
-      value: int32 [C] the candidates' values of the field.
-      kernel: float32 [D, H].
-
-    Returns:
-      float32 [C, H].
+    With few candidates each gathers its own slot. With many, all Q * P entries are scored in one product and multiplied by the
+    kernel once; a candidate sums its P projected entries, so that no [C, P, D] array is made.
     """
     slots, length, width = cache.entries.shape
     own = _own(cache, value)
@@ -182,8 +163,7 @@ def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array)
 
 
 def own_slot(cache: SimCache, value: jax.Array) -> jax.Array:
-    """Float 1 where a slot is the candidate's: [C, Q]. Times `slot_flags`, plus `missing`, it is the candidate's slot features,
-    so the head's kernel can enter before the candidates do."""
+    """Float 1 where a slot is the candidate's, [C, Q]; times `slot_flags`, plus `missing`: the candidate's slot features."""
     return _own(cache, value).astype(jnp.float32)
 
 

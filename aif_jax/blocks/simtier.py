@@ -78,9 +78,9 @@ def group_count(config: Config, by_action: bool, windows: tuple[int, ...]) -> in
 
 
 def behaviour_group(long: Behaviours, config: Config, *, by_action: bool, windows: tuple[int, ...]) -> jax.Array:
-    """Which of the G histograms a behaviour counts in, int32 [L]: that of its action, of its window, of both.
+    """Which of the G histograms a behaviour counts in, int32 [L], by action (unknown ones count as 0), window, or both.
 
-    An unknown action counts as action 0. The groups of the most recent window come first, those of the others follow.
+    The groups of the most recent window come first.
     """
     action = jnp.asarray(long.action)
     known = (action >= 0) & (action < config.schema.actions)

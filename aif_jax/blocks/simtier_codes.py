@@ -61,11 +61,9 @@ class SimTierCodes(Block):
         return {"tiers": group_count(config, self.by_action, self.windows) * self.tiers}
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        """Fits the codebook on the content [N, E] of the catalogue.
+        """`centres` float32 [R, E], `between` uint8 [R, R] tiers of code pairs, and of every item its codes.
 
-        Returns:
-          `centres` float32 [R, E], `between` uint8 [R, R] tiers of code pairs, and for every item `code` int32 [N] (-1 without
-          content: not counted), `nearest` int32 [N, J] and `weights` float32 [N, J].
+        `code` int32 [N] (-1 without content: not counted), `nearest` int32 [N, J] and `weights` float32 [N, J].
         """
         content = np.asarray(items.content, np.float32)
         centres = fit_centres(content, codes=self.codes, seed=seed)
@@ -116,36 +114,17 @@ def code_table(
 
 
 def nearest_centres(centres: jax.Array, content: jax.Array, *, count: int, tiers: int) -> tuple[jax.Array, jax.Array]:
-    """The nearest codes of a content embedding and their weights, softmax(similarity * T).
-
-    Args:
-      centres: float32 [R, E] of unit length.
-      content: float32 [E].
-      count: J.
-      tiers: T; a code one tier further away weighs e times less.
-
-    Returns:
-      int32 [J] and float32 [J], which sums to 1.
-    """
+    """The nearest codes int32 [J] of content float32 [E] and their weights [J], softmax(similarity * T), which sum to 1."""
     similarity = (1.0 + centres @ content / jnp.maximum(jnp.linalg.norm(content), 1e-12)) / 2.0
     nearest, index = jax.lax.top_k(similarity, count)
     return index.astype(jnp.int32), jax.nn.softmax(nearest * tiers)
 
 
 def fit_centres(content: np.ndarray, *, codes: int, seed: int = 0, iterations: int = 10) -> np.ndarray:
-    """Codes by k-means on the sphere: each code the direction of the mean of its rows of unit length.
+    """Codes float32 [R, E] by k-means on the sphere: each code the direction of the mean of its rows of unit length.
 
-    Where at most R distinct rows have content the codes are these themselves, so SimTier by codes is exact; codes left over
-    repeat the first. Means are taken over at most 256 rows a code, drawn at random; rows that are all zero are left out.
-
-    Args:
-      content: float [N, E].
-      codes: R.
-      seed: of draw and start.
-      iterations: of assignment and mean.
-
-    Returns:
-      float32 [R, E], of unit length.
+    Up to R distinct rows with content are the codes themselves, so SimTier by codes is exact; codes left over repeat the first.
+    Means are taken over at most 256 rows a code, drawn at random; rows that are all zero are left out.
     """
     rng = np.random.default_rng(seed)
     rows = _unit(np.asarray(content, np.float32))

@@ -2,13 +2,11 @@
 
 With h differing bits of K, tier = min((K - h) T // K, T - 1): in integers, so that every form agrees bit for bit.
 
-The exact form costs C x L comparisons, so it is made of as few instructions as a comparison allows, and never makes a [C, L]
-array. A tier is a 4-bit field of a 32-bit word: a behaviour adds 1 << 4 tier to the word of its candidate, and 15 behaviours
-fit before a field can overflow. Their loop is unrolled, so all that is one elementwise pass with candidates minor, which a
-compiler turns into vector instructions and splits over cores. Words are then widened, 17 of them to bytes and those to int32.
-More than 8 tiers take more words; groups are brought together first, each padded to whole words.
-
-`histogram_reference` is the same from its definition.
+The exact form costs C x L comparisons and never makes a [C, L] array. A tier is a 4-bit field of a 32-bit word: a behaviour
+adds
+1 << 4 tier to the word of its candidate, and 15 fit before a field can overflow. Their loop is unrolled: one elementwise pass
+with candidates minor, which a compiler vectorises. Words are then widened, 17 of them to bytes and those to int32. More than 8
+tiers take more words; groups are brought together first, each padded to whole words. `histogram_reference` is the definition.
 """
 
 from __future__ import annotations
@@ -65,23 +63,7 @@ def histogram_reference(candidates: jax.Array, history: TierHistory, *, tiers: i
 
 
 def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """Counts of a user's behaviours by similarity tier: exact, in a few MiB at any L.
-
-    Args:
-      candidates: uint32 [C, W].
-      history: of one user, [L].
-      tiers: T.
-      groups: G; `history.group` is in [0, G).
-
-    Returns:
-      int32 [C, G, T].
-
-    Example:
-      >>> import numpy as np
-      >>> past = TierHistory(signature=np.array([[0], [1]], np.uint32), group=np.zeros(2, np.int32), mask=np.ones(2, bool))
-      >>> histogram(np.array([[0]], np.uint32), past, tiers=4).tolist()
-      [[[0, 0, 0, 2]]]
-    """
+    """Counts of a user's behaviours by similarity tier: uint32 [C, W] -> int32 [C, G, T], exact, in a few MiB at any L."""
     return _histogram(_by_bits, candidates, history, tiers=tiers, groups=groups)
 
 
@@ -116,8 +98,8 @@ def _packed(
 ) -> jax.Array:
     """`histogram` in 4-bit fields, one chunk of spans after another; a span is UNROLL * widen behaviours of one group.
 
-    `serial`: the spans of a chunk are added in a loop. XLA on a CPU would else fuse the words into each of their uses, and it
-    unrolls a loop of one: a chunk has two spans or more.
+    `serial`: the spans of a chunk are added in a loop, as XLA on a CPU would else fuse the words into each of their uses; it
+    unrolls a loop of one, so a chunk has two spans or more.
     """
     count, length, words = candidates.shape[0], history.mask.shape[0], -(-tiers // FIELDS)
     symbolic = not isinstance(length, int)  # under jax.export, where sizes cannot be compared

@@ -6,21 +6,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from aif_jax.metrics.entries import grouped_entries, valid_entries
-from aif_jax.metrics.means import Averaged, ratio
+from aif_jax.metrics.entries import Averaged, grouped_entries, ratio, valid_entries
 
 Weighting = Literal["impressions", "mean"]
 _WEIGHTINGS = get_args(Weighting)
 
 
 def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half.
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half; O(n log n).
 
-    (pairs won + pairs tied / 2) / (positives * negatives), exact, in O(n log n)
+    (pairs won + pairs tied / 2) / (positives * negatives)
 
     Args:
-      scores: numbers of any shape.
-      labels: 0 or 1, shape of `scores`.
+      scores, labels: numbers and 0 or 1, of one shape.
       where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
 
     Returns:
@@ -44,14 +42,12 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
     sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = entries of g ("impressions") or 1 ("mean")
 
     Args:
-      scores: numbers of any shape.
-      labels: 0 or 1, shape of `scores`.
+      scores, labels, where: as in `auc`.
       groups: integers or strings; rank of `scores` and broadcastable to it, such as [B, 1] for candidates [B, C].
-      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
       weighting: "impressions" (each group by its valid entries, as the papers report) or "mean" (each group alike).
 
     Returns:
-      The value, the groups used and the groups left out for having one class only. A group without a valid entry is neither.
+      The value, the groups used and those left out for having one class only. A group without a valid entry is neither.
 
     Raises:
       ValueError: as `auc`, and for an unknown weighting.
@@ -74,10 +70,7 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
 
 
 def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By group: twice the pairs won (a tie is one half, so this is an integer), positives, negatives; each int64 [groups].
-
-    Integers all the way make the AUC exact, and the same for every order of the entries.
-    """
+    """By group: twice the pairs won (a tie is one half), positives, negatives; int64 [groups], so exact for every order."""
     n = len(scores)
     if not n:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.metrics.entries import check_at_least_one, valid_entries
-from aif_jax.metrics.means import ratio
+from aif_jax.metrics.entries import check_at_least_one, ratio, valid_entries
 
 
 class Calibration(NamedTuple):
@@ -21,17 +20,13 @@ class Calibration(NamedTuple):
 
 
 def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
-    """Mean of -log of the probability that the model gave to what happened.
-
-    mean of log(1 + exp(-s)) for a positive, log(1 + exp(s)) for a negative
+    """Mean of -log of the probability that the model gave to what happened, in nats: log(1 + exp(-s)) for a positive.
 
     Args:
-      scores: logits of any shape.
-      labels: 0 or 1, shape of `scores`.
-      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
+      scores: logits; `labels`, `where` as in `auc`.
 
     Returns:
-      Nats, at least 0; infinite where an infinite logit is wrong; NaN without data.
+      At least 0; infinite where an infinite logit is wrong; NaN without data.
 
     Raises:
       ValueError: as `auc`.
@@ -49,13 +44,9 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, bins: int = 10) 
 
     ratio = sum of sigmoid(s) / positives; error = sum over bins of |sum of sigmoid(s) - positives| in the bin / entries
 
-    Where all probabilities are small (advertising), ten bins put everything in the first: take more.
-
     Args:
-      scores: logits of any shape.
-      labels: 0 or 1, shape of `scores`.
-      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
-      bins: how many, of equal width over [0, 1].
+      scores: logits; `labels`, `where` as in `auc`.
+      bins: how many, of equal width over [0, 1]; where all probabilities are small (advertising), take more than ten.
 
     Returns:
       Ratio, error and the table of bins, for a reliability diagram.

@@ -6,19 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.metrics.entries import check_at_least_one, listed_entries
-from aif_jax.metrics.means import Averaged, ratio
+from aif_jax.metrics.entries import Averaged, check_at_least_one, listed_entries, ratio
 
 
 def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
-    """HR@k: the share of lists with at least one positive among their k highest scores.
+    """HR@k: the share of lists with at least one positive among their k highest scores; with one positive it is recall@k.
 
-    With one positive a list it equals recall@k. Where a tie straddles rank k, a list counts with the probability that a random
-    order of the tie makes a hit.
+    Where a tie straddles rank k, a list counts with the probability that a random order of the tie makes a hit.
 
     Args:
-      scores: numbers [..., C].
-      labels: 0 or 1 [..., C].
+      scores, labels: numbers and 0 or 1, [..., C].
       k: at least 1; above C it means C.
       where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
 
@@ -50,19 +47,7 @@ def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Avera
     """Recall@k: of the positives of a list, the share among its k highest scores; the mean over lists.
 
     Ranker recall@k, the share of a ranker's top that a pre-ranker passes on, takes `top_k_labels` of the ranker as labels.
-    Where a tie straddles rank k, its positives count with the share of the tie that fits.
-
-    Args:
-      scores: numbers [..., C].
-      labels: 0 or 1 [..., C].
-      k: at least 1; above C it means C.
-      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
-
-    Returns:
-      The mean, the lists used, and the lists left out for having no valid positive.
-
-    Raises:
-      ValueError: as `auc`, and for k below 1.
+    Positives of a tie that straddles rank k count with the share of it that fits. Args, Returns, Raises as `hit_rate_at_k`.
 
     Example:
       >>> recall_at_k([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[0, 1, 1], [1, 0, 0]], k=2)
@@ -81,19 +66,9 @@ def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Average
 
     DCG = sum over ranks r = 1..k of label_r / log2(r + 1); NDCG = DCG / DCG of the labels in descending order
 
-    The gain is the label itself: for the exponential gain pass 2 ** labels - 1. Tied scores share the mean of their labels.
-
-    Args:
-      scores: numbers [..., C].
-      labels: relevance [..., C], finite and not negative; 0/1 or graded.
-      k: at least 1; above C it means C.
-      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
-
-    Returns:
-      The mean, the lists used, and the lists left out for having no valid positive.
-
-    Raises:
-      ValueError: NaN scores, negative or non-finite labels, shapes that do not fit, k below 1.
+    Labels are finite and not negative, 0/1 or graded (for the exponential gain pass 2 ** labels - 1). Tied scores share the
+    mean
+    of their labels. Args, Returns, Raises as `hit_rate_at_k`.
 
     Example:
       >>> ndcg_at_k([[3.0, 2.0, 1.0]], [[0, 1, 0]], k=2).value.__round__(4)
@@ -115,18 +90,9 @@ def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Average
 
 
 def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
-    """The k highest scores of each list as labels, for the recall of a ranker's top in another model's.
+    """The k highest scores of each list as labels bool [..., C], for the recall of a ranker's top in another model's.
 
-    Args:
-      scores: numbers [..., C].
-      k: at least 1; lists with fewer valid candidates have them all.
-      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
-
-    Returns:
-      bool, shape of `scores`; of tied scores the first are taken, so that there are exactly k.
-
-    Raises:
-      ValueError: NaN scores, shapes that do not fit, k below 1.
+    Of tied scores the first are taken, so that there are exactly k. Args and Raises as `hit_rate_at_k`.
 
     Example:
       >>> ranker, pre_ranker = [[4.0, 3.0, 2.0, 1.0]], [[9.0, 1.0, 5.0, 0.0]]
