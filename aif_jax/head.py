@@ -74,8 +74,8 @@ def logits(params: Params, terms: Sequence[Terms]) -> jax.Array:
 def total(pairs: Sequence[Pair]) -> jax.Array | float:
     """The sum of left @ right: [C, w] x [w, H] each -> [C, H].
 
-    With many candidates narrow inputs side by side make one product, which is faster than several and a sum over [C, H]. With
-    few, kernels stay apart: those that users share need not be copied for each.
+    With many candidates narrow inputs are concatenated: one product is faster than several and a sum over [C, H]. With few,
+    kernels stay separate: those that users share need not be copied for each.
     """
     if not pairs:
         return 0.0

@@ -106,7 +106,7 @@ def build(config: Config) -> PreRanker:
 def assemble(
     config: Config, *, user: Component = USER, item: Component = ITEM, interaction: Component = INTERACTION
 ) -> PreRanker:
-    """A pre-ranker from three components, for whole towers of your own.
+    """A pre-ranker from three components, for replacing whole towers.
 
     Each component's `init(key, config)` gives the parameter group of its name (the interaction's is "head"); `apply` sees all
     groups. A component of yours that reads what the blocks of the config made calls them as `aif_jax.user`, `aif_jax.item` and

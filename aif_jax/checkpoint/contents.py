@@ -71,7 +71,7 @@ def save(
       encoder: with its columns, vocabularies and scales; without it the checkpoint takes encoded features only.
       step: training steps so far.
       opt_state: any pytree of arrays, such as an optax state.
-      position: plain JSON value that tells where to go on: epoch, batch, offset in the update stream, seed.
+      position: where to resume, as plain JSON: epoch, batch, offset in the update stream, seed.
       metrics: figures by name.
 
     Raises:
@@ -101,17 +101,14 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     Args:
       path: what `save` wrote.
       config: the config that is expected; None takes the one inside.
-      like: templates under "params" and "opt_state": trees of arrays or `jax.ShapeDtypeStruct`. A template leaf with a
-        sharding is restored onto that sharding, whatever the one it was saved with; a NumPy leaf stays in NumPy. Without a
-        template, params are nested dicts on the default device, and the optimizer state is not read.
-
-    Returns:
-      A `Checkpoint`.
+      like: templates under "params" and "opt_state": trees of arrays or `jax.ShapeDtypeStruct`. A leaf with a sharding is
+        restored onto it, a NumPy leaf stays in NumPy. Without a template, params are nested dicts on the default device, and
+        the optimizer state is not read.
 
     Raises:
       FileNotFoundError: nothing there.
       CheckpointError: torn, altered or foreign folder, or a config with a block that is not registered; says which part.
-      ValueError: a config or schema other than expected, or leaves missing, renamed or resized against the template: by name.
+      ValueError: another config or schema than expected, or leaves missing, renamed or resized against the template.
 
     Example:
       >>> import tempfile, jax, optax, aif_jax as aif
@@ -119,9 +116,8 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
       >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
       >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
       >>> params = {"embedding": {"category": jax.numpy.ones((6, 8))}}
-      >>> state = optax.adam(1e-3).init(params)
       >>> folder = tempfile.mkdtemp() + "/first"
-      >>> checkpoint.save(folder, params, config, opt_state=state)
+      >>> checkpoint.save(folder, params, config, opt_state=optax.adam(1e-3).init(params))
       >>> template = jax.eval_shape(optax.adam(1e-3).init, params)
       >>> type(checkpoint.load(folder, like={"opt_state": template}).opt_state[0]).__name__
       'ScaleByAdamState'

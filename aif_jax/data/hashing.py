@@ -1,4 +1,4 @@
-"""Ids hashed to a bounded table: no vocabulary to build or to ship, at the price of collisions that can be counted beforehand.
+"""Ids hashed to a bounded table: no vocabulary to build or to ship, but collisions, whose share is known beforehand.
 
 The hash is splitmix64's finaliser (Steele, Lea and Flood 2014), the same in every process. Of n distinct ids in m = size - 1
 rows the expected share with the row of another is 1 - (1 - 1/m)^(n - 1), about n / m. Source: arXiv 0902.2206.

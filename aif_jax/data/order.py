@@ -1,4 +1,4 @@
-"""The order of an epoch without a list of it: a permutation of 0..n-1, computed part by part.
+"""The order of an epoch, computed part by part and never stored: a permutation of 0..n-1.
 
 A balanced Feistel network over the bits of an index is a bijection; an index that falls outside [0, n) is sent through it again
 until it falls inside (cycle walking). So every index occurs once an epoch, in an order fixed by (seed, epoch), and a part of it

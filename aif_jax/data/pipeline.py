@@ -1,7 +1,7 @@
 """From a log to batches: order, candidates, length buckets, the share of this process, and a cursor to resume from.
 
 Everything that a batch holds is a function of (seed, epoch, step), so a run that is resumed sees what it would have seen, and
-the processes of a run agree without talking.
+the processes of a run agree without communication.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Fed:
       batch: None where there is a problem.
       positions: int64 [B] of its samples in the log, where they are known.
       place: (epoch, batch of it), counted from 0.
-      cursor: plain JSON; `Pipeline.batches(cursor)` goes on after this batch. None where the source cannot resume.
+      cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.
       samples: B.
       places, events: of the histories: B times the length, and how many of these hold an event.
       problem: why the batch must not be trained on: "empty", or what is corrupt; None for a good one.

@@ -18,15 +18,15 @@ _ITEM, _ERROR, _END = range(3)
 class Prefetch(Generic[T]):
     """Iterates over `items` in their order, while one thread makes the next ones; `place` is applied to each in the thread.
 
-    At most `ahead` finished items wait, one more is in the making. An error is raised where its item would have come. Leaving
-    the `with` block, `close`, or letting go of the object stops the thread.
+    At most `ahead` finished items wait, one more is being made. An error is raised where its item would have come. Leaving
+    the `with` block, `close`, or dropping the last reference stops the thread.
     """
 
     def __init__(self, items: Iterable[Any], *, ahead: int = 2, place: Callable[[Any], T] | None = None):
         expect(ahead >= 1, "ahead", "at least 1", ahead)
         ready: queue.Queue[tuple[int, Any]] = queue.Queue(ahead)
         stop = threading.Event()
-        # The thread holds no reference to this object, so that letting go of it stops the thread.
+        # The thread holds no reference to this object, so that dropping the last reference stops the thread.
         thread = threading.Thread(target=_fill, args=(items, place, ready, stop), name="aif_jax.prefetch", daemon=True)
         self._ready, self._thread, self._ended = ready, thread, False
         self._stop = weakref.finalize(self, _end, ready, stop)

@@ -1,8 +1,7 @@
 """Which events are trained on and which are held out.
 
 A split is a set of positions; histories are not split: a held-out sample's history may hold training events and earlier
-held-out
-ones, because a live system would have seen them too.
+held-out ones, because a live system would have seen them too.
 """
 
 from __future__ import annotations
@@ -86,9 +85,8 @@ def leave_last(log: EventLog) -> Split:
     """Holds out the last events of every user: the protocol of many published sequential recommenders.
 
     A user's last event is the test sample, the last event strictly earlier than it the validation sample; those strictly
-    earlier
-    are trained on. Ties with a held-out event are in no part. The cut differs from user to user, so training knows events later
-    than other users' tests, which no live system does; `split_by_time` has no such leak.
+    earlier are trained on. Ties with a held-out event are in no part. The cut differs from user to user, so training knows
+    events later than other users' tests, which no live system does; `split_by_time` has no such leak.
 
     Returns:
       Split of positions in the log, ascending.

@@ -55,7 +55,7 @@ def save(
 
     Args:
       folder: that does not exist yet.
-      model: built by `aif_jax.build`, or by `assemble` from towers of your own.
+      model: built by `aif_jax.build`, or by `assemble` from your towers.
       params: of the whole model, `fitted` included.
       index: an `ItemIndex` of the same version, or None.
       encoder: that made the features of training; its vocabularies and scales travel with the model.
@@ -102,12 +102,12 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
     """Writes the functions of a folder anew with the JAX that is here, from its parameters and config.
 
     For folders whose functions JAX no longer reads, or does not read yet. The rebuilt model must give the old golden outputs.
-    Blocks of your own must be imported first.
+    Import the modules of your blocks first.
 
     Args:
       folder: what `save` wrote, under any JAX.
       new: folder to be made.
-      model: for towers of your own; the config's model otherwise.
+      model: made by `assemble`; None builds it from the config.
       tolerance: of the old golden outputs, see `verify`.
 
     Returns:

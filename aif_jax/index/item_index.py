@@ -36,8 +36,8 @@ class ItemIndex:
     """A snapshot: which items there are, and their rows. Made by `ItemIndex.build`, never changed.
 
     `upsert` and `delete` return a new snapshot and leave this one as it is; they cost as much as the change, not as the
-    catalogue. Snapshots may be read from any thread; one thread at a time makes new ones, from the latest. (From an older one
-    it works too, with a copy of the whole table.) Raw ids are integers, or strings, which are known by a hash.
+    catalogue. Snapshots may be read from any thread; one thread at a time makes new ones, from the latest. (An older
+    one works too, at the cost of a copy of the whole table.) Raw ids are integers or strings; strings are stored as hashes.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -88,9 +88,8 @@ class ItemIndex:
           model: whose item function runs.
           params: of the model. Held by reference, for updates.
           catalogue: a `Catalogue`; the path of an items file (Parquet or CSV); an iterable of (raw ids [n], ItemFeatures [n])
-            or
-            of raw columns [n], such as Arrow record batches; or one `ItemFeatures` with `ids`. Files and raw columns need the
-            `encoder`.
+            or of raw columns [n], such as Arrow record batches; or one `ItemFeatures` with `ids`. Files and raw columns need
+            the `encoder`.
           encoder: of the model's checkpoint. Features that another encoder made are refused.
           ids: raw ids of the items of one `ItemFeatures`.
           version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.
@@ -149,7 +148,7 @@ class ItemIndex:
         return cls._first(store, store.assign(keys, manifest.ids), manifest.items, Reader(model.config, encoder))
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
-        """Writes this snapshot into a new folder: complete, or not there at all. Updates may go on meanwhile.
+        """Writes this snapshot into a new folder, which appears complete or not at all. Updates may continue.
 
         Args:
           path: a local folder that does not exist yet.
@@ -248,7 +247,7 @@ class ItemIndex:
     def reading(self) -> AbstractContextManager[Packed]:
         """`with index.reading() as table:` lends the stored rows, for `decode`, while a computation on them is dispatched.
 
-        Leave the block as soon as the compiled function has returned (its result need not be there yet): updates wait for that.
+        Leave the block once the compiled function has returned, also before its result is ready: updates wait for the block.
         Do not use the arrays afterwards, and do not enter it twice in one thread.
         """
         return self._store.reading()
@@ -290,7 +289,7 @@ class ItemIndex:
         """A snapshot with some items new or changed.
 
         Args:
-          ids: raw ids [n]; of an id that comes twice the last one counts. Without `features`: raw columns [n] as the items file
+          ids: raw ids [n]; of a repeated id the last entry counts. Without `features`: raw columns [n] as the items file
             has them: a mapping, an Arrow batch or table, or a list of records.
           features: of the items, leading axis [n].
 
@@ -316,7 +315,7 @@ class ItemIndex:
             raise
 
     def delete(self, ids: Any) -> ItemIndex:
-        """A snapshot without some items. Ids that are not there are left out silently, so that a replay does no harm.
+        """A snapshot without some items. Unknown ids are ignored, so a replay does no harm.
 
         Raises:
           TypeError: ids of another kind than the index has.

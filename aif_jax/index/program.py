@@ -36,7 +36,7 @@ class ItemProgram:
         self._compiled = _compiled(model.item, storage)
 
     def __call__(self, features: ItemFeatures) -> Packed:
-        """Stored rows [batch_size] of at most `batch_size` items; those after the items are of no meaning."""
+        """Stored rows [batch_size] of at most `batch_size` items; later rows are undefined."""
         return self._compiled(self.params, self.place(features))
 
     def place(self, rows: Any) -> Any:

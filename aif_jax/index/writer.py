@@ -1,8 +1,7 @@
-"""`IndexWriter`: applies an ordered stream of updates to an index and can go on after being killed at any moment.
+"""`IndexWriter`: applies an ordered stream of updates to an index and resumes after being killed at any moment.
 
-A snapshot on disk holds the stream's positions: of each partition, every update up to its position is in, none after it. After
-a
-kill `resume` reads the newest complete snapshot, and the caller replays each partition after its position; updates that are in
+A snapshot on disk records a position for each partition: it holds every update up to there and none after it. After a kill
+`resume` reads the newest complete snapshot, and the caller replays each partition after its position; updates that it holds
 already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
 
 One writer owns a directory, see `lease.py`; snapshots are named by the number of their owner and a count, and so sort by age.
@@ -41,17 +40,17 @@ Change: TypeAlias = tuple[Literal["upsert", "delete"], tuple[Any, ...]]
 class IndexWriter:
     """Applies updates in order, and saves a snapshot every so many updates or seconds.
 
-    `IndexWriter.start` begins a directory, `IndexWriter.resume` goes on with one; `close`, or the end of a `with` block, saves
-    what is left and lets the next writer in. One thread applies; `index` may be read from any.
+    `IndexWriter.start` takes a new directory, `IndexWriter.resume` one with snapshots; `close`, or the end of a `with` block,
+    saves what is left and releases the directory. One thread applies; `index` may be read from any.
 
     Args:
       directory: of the snapshots.
       index: to start from.
       positions: of the last update of each partition that is in `index`.
-      every_updates: updates between two snapshots; None leaves it to time.
-      every_seconds: between two snapshots, looked at when an update comes; None leaves it to the count.
+      every_updates: updates between two snapshots; None saves by time alone.
+      every_seconds: between two snapshots, checked when an update arrives; None saves by count alone.
       keep: how many snapshots stay; at least 1.
-      background: saves in a thread while updates go on. A snapshot takes time that grows with the table.
+      background: saves in a thread while updates continue. A snapshot takes time that grows with the table.
       clock: seconds, monotonic.
 
     Raises:
@@ -119,7 +118,7 @@ class IndexWriter:
         takeover: bool = False,
         **options: Any,
     ) -> IndexWriter:
-        """A writer that goes on from the newest complete snapshot; replay each partition after its entry in `writer.positions`.
+        """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
 
         Args:
           directory: of an earlier writer.
@@ -166,7 +165,7 @@ class IndexWriter:
         return dict(self._saved_positions)
 
     def upsert(self, ids: Any, features: ItemFeatures | None = None, *, position: int, partition: int = 0) -> bool:
-        """Applies an update of some items; False for a position not after the partition's last one, whose update is in already.
+        """Applies an update of some items; False where the position is not after the partition's last one: applied already.
 
         Args:
           ids, features: as in `ItemIndex.upsert`.
@@ -201,7 +200,7 @@ class IndexWriter:
             saving.result()
 
     def begin_push(self) -> None:
-        """From here on updates are also kept for a new version; build it from a catalogue at least as new as `positions`."""
+        """From now on updates are also recorded for a new version; build it from a catalogue at least as new as `positions`."""
         self._pushing = []
 
     def finish_push(self, index: ItemIndex) -> ItemIndex:
@@ -219,7 +218,7 @@ class IndexWriter:
         return index
 
     def close(self) -> None:
-        """Saves what is not on disk yet, waits for it and lets the next writer in; may raise OSError, WriterConflict."""
+        """Saves what is not on disk yet, waits for it and releases the directory; may raise OSError, WriterConflict."""
         try:
             if self._saving is not None:
                 self._saving.exception()  # an update that this save lost is saved below, or raises there

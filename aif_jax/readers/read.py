@@ -42,8 +42,7 @@ def read(
     """Reads events, items and, where there are any, users.
 
     Held in memory are 20 bytes an event, and as much again while reading. Events need no order: they are sorted by user and
-    time,
-    those of one moment by item and action.
+    time, those of one moment by item and action.
 
     Args:
       events: a Parquet, CSV or TSV file, or a folder of them, or a table in memory: one row for each interaction.

@@ -70,8 +70,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
     """Reads the columns `wanted` of a source; `problems` receives missing columns, unreadable files and broken rows.
 
     Raises ImportError without pyarrow, FileNotFoundError, ValueError for a file of another kind or a folder without files or
-    with
-    files of more than one kind, TypeError for no source.
+    with files of more than one kind, TypeError for no source.
     """
     if isinstance(source, TextFile):
         if not Path(source.path).is_file():
@@ -108,7 +107,7 @@ def pyarrow(module: str = "pyarrow") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError("Parquet and CSV files of your own need pyarrow: pip install 'aif_jax[data]'") from error
+        raise ImportError("Parquet and CSV files need pyarrow: pip install 'aif_jax[data]'") from error
 
 
 def _file(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Which requests are let in, until when each may run, and what became of it."""
+"""Admission: which requests are accepted, their deadlines, and how each ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """One request that was let in, and what is known of it so far."""
+    """One accepted request, and what is known of it so far."""
 
     request: Request
     version: Version  # of the model, for the whole request
@@ -77,11 +77,11 @@ class Job:
 
 
 class Admission:
-    """Requests that are under way, used from the event loop's thread.
+    """Requests in flight, used from the event loop's thread.
 
     Args:
       config: `max_pending` and `budget`.
-      metrics: where every request's fate is counted.
+      metrics: counts how every request ended.
     """
 
     def __init__(self, config: ServingConfig, metrics: Metrics):
@@ -115,7 +115,7 @@ class Admission:
         counters["requests"] += 1
         if len(self._pending) >= self._config.max_pending:
             counters["refused"] += 1
-            raise Overloaded(f"{self._config.max_pending} requests are under way, as many as max_pending allows")
+            raise Overloaded(f"{self._config.max_pending} requests are in flight, as many as max_pending allows")
         limit = budget if budget is not None else request.budget if request.budget is not None else self._config.budget
         job = Job(request, version, limit, waiting_for)
         task = asyncio.current_task()
@@ -142,7 +142,7 @@ class Admission:
                 self._empty.set()
 
     async def drain(self) -> None:
-        """Lets nothing in any more, and returns when nothing is under way; cancels what is after `drain_timeout` seconds."""
+        """Refuses new requests and returns when none is in flight; cancels the rest after `drain_timeout` seconds."""
         self.open = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_timeout):

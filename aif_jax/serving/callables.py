@@ -1,4 +1,4 @@
-"""Calls of `features` and `retrieval`: async or in threads, so that whatever they do is the matter of one request.
+"""Calls of `features` and `retrieval`: async or in threads, contained so that each affects its request alone.
 
 Every call runs in a separate task. A request that is over cancels its call and does not wait for it, and nothing that a call
 raises reaches the event loop or cancels a caller.
@@ -41,7 +41,7 @@ class Guarded:
 
     @property
     def hung(self) -> int:
-        """Calls that go on although their requests are over."""
+        """Calls that still run although their requests are over."""
         now = time.perf_counter()
         return self._workers.hung + sum(now - since > GRACE for since in self._cancelled.values())
 

@@ -17,7 +17,7 @@ class ServingConfig:
       max_k: the largest k that `rank` accepts.
       history_lengths: lengths L of user features that are compiled ahead; () means the model config's `history_length`.
       max_pending: requests held at once; one more is refused with `Overloaded`.
-      budget: what a request may take that does not state its own; None for no limit.
+      budget: of a request that states none; None for no limit.
       reserve: least time kept back for scoring when the engine decides that the user side is late; it keeps back more where
         recent requests needed more, at most half the budget.
       fallback: answer with a stale or default user when the user side is late or fails; False raises instead.

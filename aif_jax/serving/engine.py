@@ -36,8 +36,8 @@ class AsyncPreRanker:
     """Serves one model: `async with AsyncPreRanker(...) as engine: await engine.rank(request, k)`.
 
     An engine belongs to one event loop. Nothing it does blocks that loop: device work and callables that are not async run in
-    threads. Whatever `features` and `retrieval` do is the matter of their request: an answer leaves at its deadline even if a
-    call never returns, and nothing that a call raises ends the loop or another request.
+    threads. A failing call of `features` or `retrieval` affects its request alone: an answer leaves at its deadline even if the
+    call never returns, and nothing that it raises ends the loop or another request.
 
     Args:
       model: pure functions, from `build`.
@@ -114,7 +114,7 @@ class AsyncPreRanker:
         await self.close()
 
     async def close(self) -> None:
-        """Drains: refuses new requests, waits for those under way, cancels what is left after `drain_timeout` seconds.
+        """Drains: refuses new requests, waits for those in flight, cancels what is left after `drain_timeout` seconds.
 
         Calls of `features` and `retrieval` that never return are left behind; they keep neither `close` nor the process.
         """
@@ -128,16 +128,16 @@ class AsyncPreRanker:
     async def publish(self, params: Params, index: Any) -> str:
         """Serves a new model version from now on; returns its name.
 
-        Whatever is not compiled yet is compiled while traffic goes on, and probe users are scored. Requests that are under way
-        end on the version they started with, which holds its memory until the last of them is answered.
+        What is not compiled yet is compiled while traffic continues, and probe users are scored. In-flight requests finish on
+        their version, which is freed when the last one completes.
 
         Args:
           params: of the same model config.
           index: made from these params.
 
         Raises:
-          VersionMismatch: params and index do not belong together; the old version serves on.
-          ValueError, NonFiniteScores: NaN or infinite parameters or scores; the old version serves on.
+          VersionMismatch: params and index do not belong together; the old version stays.
+          ValueError, NonFiniteScores: NaN or infinite parameters or scores; the old version stays.
         """
         self._admission.require_open()
         async with self._publishing:
@@ -149,10 +149,10 @@ class AsyncPreRanker:
     async def update_index(self, index: Any) -> None:
         """Reads another snapshot of the index from now on, of the version that serves: after `upsert` or `delete`.
 
-        A request pins the snapshot when its first candidates are there. A larger capacity is compiled while traffic goes on.
+        A request pins the snapshot when its first candidates are there. A larger capacity is compiled while traffic continues.
 
         Raises:
-          VersionMismatch: the index was made from other params; the old snapshot serves on.
+          VersionMismatch: the index was made from other params; the old snapshot stays.
         """
         self._admission.require_open()
         async with self._publishing:

@@ -1,8 +1,8 @@
 """The compiled functions of an engine and what crosses between host and device around them.
 
 Everything is compiled ahead of time for exact shapes and called with arrays on the device, so a request can neither trace nor
-transfer anything that is not written here: only `Programs` allows transfers. Up go the user features, int32 rows [bucket] and,
-where candidates carry bids, float32 bids [bucket]. Down come k scores, k logits, k positions and a count.
+transfer anything that is not written here: only `Programs` allows transfers. A request uploads the user features, int32 rows
+[bucket] and, where candidates carry bids, float32 bids [bucket]; it downloads k scores, k logits, k positions and a count.
 """
 
 from __future__ import annotations

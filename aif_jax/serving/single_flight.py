@@ -20,7 +20,7 @@ class SingleFlight:
     """Computations by key, used from the event loop's thread.
 
     Args:
-      detached_limit: computations without a waiter that may run on, for those who come later.
+      detached_limit: computations without a waiter that may run on, for later callers.
     """
 
     def __init__(self, *, detached_limit: int):

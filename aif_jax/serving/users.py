@@ -66,7 +66,7 @@ class UserSides:
         return self.running.join(key, lambda: self._make(job, version, keep))
 
     def leave(self, job: Job, user: UserSide | Computation) -> None:
-        """Takes back a `join`. A user side that was only late still fills the cache; one that nobody wants is stopped."""
+        """Takes back a `join`. A user side that was only late still fills the cache; one that nobody waits for is cancelled."""
         if isinstance(user, Computation):
             self.running.leave(user, keep=job.reason is not None)
 

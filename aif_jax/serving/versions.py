@@ -42,7 +42,7 @@ class Snapshot:
 
 @dataclasses.dataclass(eq=False)
 class Version:
-    """One model version. Requests hold the version they started with; its memory goes when the last of them does."""
+    """One model version. Requests hold the version they started with; it is freed when the last of them completes."""
 
     name: str
     encoding: str  # version of the encoder that its features must come from, "" where none is known

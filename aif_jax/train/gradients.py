@@ -2,9 +2,8 @@
 
 On a CPU the time of a large batch is the time of writing arrays such as [B, L, D] to memory, so the batch is taken in parts. A
 `losses.Loss` adds up over the parts: each is scored once, forward and backward. Any other loss must see all scores before it
-tells
-what each weighs: the parts are scored a second time for the gradient, a third more work. Either way the result is that of the
-whole batch, up to the order of sums.
+tells what each weighs: the parts are scored a second time for the gradient, a third more work. Either way the result is that of
+the whole batch, up to the order of sums.
 """
 
 from __future__ import annotations

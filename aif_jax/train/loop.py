@@ -1,7 +1,7 @@
 """The training loop: steps under a progress bar, policies for what goes wrong, logs, checkpoints, resuming.
 
-A run that is killed at any moment goes on from its last checkpoint and ends with the same parameters, bit for bit, as if it had
-not been: state and cursor are saved together, and batches are a function of the cursor (`aif_jax.data.pipeline`).
+A run that is killed at any moment resumes from its last checkpoint and ends with the same parameters, bit for bit, as without
+the kill: state and cursor are saved together, and batches are a function of the cursor (`aif_jax.data.pipeline`).
 """
 
 from __future__ import annotations

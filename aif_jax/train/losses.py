@@ -7,8 +7,8 @@ Every loss is a `Loss` value that is called as `loss(scores, targets, *, where=N
 number: logits [..., C] of C candidates, targets of the same shape, and a mask that is true where an entry counts. Called with
 options alone it returns the loss with these options. Masked entries contribute nothing to the value or to the gradient,
 whatever they hold (NaN and infinities too), and a batch with nothing valid gives 0 with zero gradients. Valid entries must be
-finite: a NaN among them gives NaN, so that training notices. All run under `jit`, `grad` and `vmap`; scores of half precision
-are computed with in float32.
+finite: a NaN among them gives NaN, so that training notices. All run under `jit`, `grad` and `vmap`; half-precision scores
+are converted to float32.
 
 Sources: sampled softmax and its logQ correction, Bengio and Senecal 2008, Yi et al. 2019; distillation with temperature, Hinton
 et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.

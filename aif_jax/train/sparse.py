@@ -16,8 +16,7 @@ LARS) is refused or gives another result.
 The model does not know: `layers.Rows` takes the place of the table, and `layers.lookup` reads through it with the ids as they
 are. Unique ids are found without sorting, by a slot for each row of the table (int32, 4 bytes): every occurrence writes its
 place to the slot of its id, and the one whose place stays is the id's first. Then the slot holds the id's number, its row among
-those
-taken: a few thousand rows together stay in the cache through forward and backward pass, whatever the size of the table.
+those taken: a few thousand rows together stay in the cache through forward and backward pass, whatever the size of the table.
 
 Sizes are static in a compiled function, the number of unique ids is not. So they are counted first (`unique_ids`), and the step
 is compiled for a few sizes, each half of the one before; the smallest that holds the rows runs.

@@ -94,8 +94,8 @@ def make_step(
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.sparse`.
       loss: a `losses.Loss`, or any function of scores, labels and mask (and `log_q` where the batch has it). Where the batch is
         taken in parts, a `Loss` scores each once and any other function twice, see `train.gradients`.
-      sparse: which embedding tables get sparse updates; None updates every table whole. The state is the same, so a run may go
-        on from a checkpoint with another choice.
+      sparse: which embedding tables get sparse updates; None updates every table whole. The state is the same, so a run may
+        resume from a checkpoint with another choice.
       part: samples of a part; None takes the batch whole; "auto" takes parts where a batch is on one CPU.
       compute_dtype: of activations: parameters and float features are cast, ages and logits stay float32, and so do the
         parameters of the state (mixed precision with `jnp.bfloat16`).

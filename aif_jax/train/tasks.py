@@ -18,8 +18,8 @@ from aif_jax.train.losses import listwise_softmax, pointwise_bce
 class NextItem:
     """Which item does the user turn to next, among sampled ones? Every event of a known item is a sample.
 
-    The loss is listwise and pointwise: a softmax over a list says nothing of the level of its scores, by which GAUC compares
-    lists of one user.
+    The loss is listwise and pointwise: a softmax over a list does not fix the level of its scores, which GAUC, pooled over a
+    user's lists, depends on.
 
     Attributes:
       negatives: sampled candidates of each event in training.

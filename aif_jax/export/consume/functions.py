@@ -15,7 +15,7 @@ import numpy as np
 from .files import DTYPE_NAMES, ExportError
 
 OVER = {"users": "b", "item": "n", "interaction": "c"}
-"""The axis that a function is worked off over."""
+"""The axis over which a function runs in blocks."""
 CALL_BYTES = 16 << 30
 """Most bytes of inputs and outputs of one call."""
 SAFE_CALLS = re.compile(
@@ -40,7 +40,7 @@ class Axis:
         return padded if self.maximum is None else min(padded, self.maximum)
 
     def blocks(self, size: int) -> list[tuple[int, int, int]]:
-        """(start, stop, bucket) of the blocks that a size is worked off in."""
+        """(start, stop, bucket) of the blocks that a size is processed in."""
         starts = range(0, size, self.buckets[-1])
         return [(s, min(s + self.buckets[-1], size), self.bucket(min(self.buckets[-1], size - s))) for s in starts]
 
