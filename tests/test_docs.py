@@ -171,7 +171,7 @@ def test_each_command_is_run_by_some_test():
     assert modules >= {"experiments.quickstart", "aif_jax"}
     for module in modules:
         package, _, name = module.rpartition(".")
-        spelling = rf"[\"']{re.escape(module)}[\"']|from {re.escape(package)} import [\w, ]*\b{name}\b"
+        spelling = rf"[\"']{re.escape(module)}[\"']|from {re.escape(package)} import ([\w, ]*|\([\w,\s]*)\b{name}\b"
         if module == "aif_jax":
             spelling = r"\bcli\.main\("
         elif (ROOT / module.replace(".", "/") / "__main__.py").is_file():

@@ -1,6 +1,6 @@
 """What a block is: one approximation that owns its parameters, its user half, its item half and its share of the head.
 
-A block is a frozen dataclass in a file of its own, made by the decorator `block`; components are loops over `Config.blocks`.
+A block is a frozen dataclass in one file, made by the decorator `block`; components are loops over `Config.blocks`.
 """
 
 from __future__ import annotations
