@@ -1,7 +1,7 @@
 """Checkpoints: parameters, config, encoder and what a resumed run needs, in one folder that checks itself.
 
-`save` and `load` handle one folder; `Checkpoints` keeps the last and the best of a run. A loaded checkpoint needs no other file
-to score raw users and items. `storage` writes and reads any named trees in the same way.
+`save` and `load` handle one folder; `Checkpoints` keeps the last and the best of a run. `write` and `read` take any named
+trees.
 """
 
 from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, save
@@ -10,14 +10,6 @@ from aif_jax.checkpoint.run import Checkpoints
 from aif_jax.checkpoint.storage import METADATA_FILE, inspect, read, write
 
 __all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "Checkpoints",
-    "FORMAT",
-    "METADATA_FILE",
-    "inspect",
-    "load",
-    "read",
-    "save",
-    "write",
-]
+    "save", "load", "Checkpoint", "Checkpoints", "CheckpointError", "FORMAT",
+    "write", "read", "inspect", "METADATA_FILE",
+]  # fmt: skip

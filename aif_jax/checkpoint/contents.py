@@ -12,6 +12,7 @@ import numpy as np
 
 from aif_jax.checkpoint.leaves import CheckpointError
 from aif_jax.checkpoint.storage import Packed, inspect, is_json, pack, read, write_packed
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
 from aif_jax.trees import differences, leaves_by_path, listed
@@ -123,8 +124,8 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
       'ScaleByAdamState'
     """
     like = dict(like or {})
-    if unknown := like.keys() - {"params", "opt_state"}:
-        raise ValueError(f"like: expected templates under 'params' and 'opt_state', got {sorted(unknown)}")
+    unknown = like.keys() - {"params", "opt_state"}
+    expect(not unknown, "like", "templates under 'params' and 'opt_state'", sorted(unknown))
     leaves, record = inspect(path, format=FORMAT)
     stored = _parsed(path, record, "config", Config.from_json)
     if config is not None and config != stored:
@@ -160,8 +161,8 @@ def pack_contents(
     copy: bool = False,
 ) -> Packed:
     """Trees and record of a checkpoint, checked and hashed; see `save` and `storage.pack`."""
-    if not is_json(position):
-        raise ValueError(f"position: expected plain JSON (dicts with string keys, lists, str, int, float), got {position!r}")
+    plain = "plain JSON (dicts with string keys, lists, str, int, float)"
+    expect(is_json(position), "position", plain, repr(position))
     trees = {"params": params}
     if encoder is not None:
         trees["encoder"] = encoder.to_arrays()

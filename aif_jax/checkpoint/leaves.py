@@ -50,17 +50,10 @@ def decode(array: Any, leaf: Digest) -> Any:
 
 
 def place(array: Any, leaf: Digest, template: Any, name: str) -> Any:
-    """A leaf as read, checked against its digest, and moved to where the template wants it.
+    """A leaf as `decode` returned it, checked against what was saved, and moved to where the template wants it.
 
-    Args:
-      array: as `decode` returned it.
-      leaf: what was saved.
-      template: of this leaf: an array, a `jax.ShapeDtypeStruct`, None for the default device, `np.ndarray` for NumPy.
-      name: of the leaf, for messages.
-
-    Raises:
-      CheckpointError: contents other than saved.
-      ValueError: JAX reduced the leaf to another dtype.
+    The template is an array, a `jax.ShapeDtypeStruct`, None for the default device, or `np.ndarray` for NumPy. Raises
+    CheckpointError for other contents, ValueError where JAX reduced the dtype.
     """
     got = digest(array)
     if got.dtype != leaf.dtype:

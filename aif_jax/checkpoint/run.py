@@ -11,6 +11,7 @@ from typing import Any, Literal
 from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, pack_contents
 from aif_jax.checkpoint.leaves import CheckpointError
 from aif_jax.checkpoint.storage import Packed, complete_steps, inspect, write_packed
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
 from aif_jax.folders import remove_folder, remove_unfinished
@@ -47,10 +48,9 @@ class Checkpoints:
         keep_last: int = 3,
         keep_best: tuple[str, Literal["max", "min"]] | None = None,
     ):
-        if keep_last < 1:
-            raise ValueError(f"keep_last: expected at least 1, got {keep_last}")
-        if keep_best is not None and keep_best[1] not in ("max", "min"):
-            raise ValueError(f"keep_best: expected (metric, 'max' or 'min'), got {keep_best}")
+        expect(keep_last >= 1, "keep_last", "at least 1", keep_last)
+        directed = keep_best is None or keep_best[1] in ("max", "min")
+        expect(directed, "keep_best", "(metric, 'max' or 'min')", keep_best)
         self.directory = Path(directory).absolute()
         self.keep_last = keep_last
         self.keep_best = keep_best
@@ -116,10 +116,9 @@ class Checkpoints:
           FileExistsError: the step is there already.
           ValueError: the metric of `keep_best` is missing or not finite, or what `checkpoint.save` refuses.
         """
-        if self.keep_best is not None and not math.isfinite((metrics or {}).get(self.keep_best[0], math.nan)):
-            raise ValueError(
-                f"metrics: expected a finite {self.keep_best[0]!r}, by which keep_best={self.keep_best} chooses, got {metrics}"
-            )
+        if self.keep_best is not None:
+            chooses = f"a finite {self.keep_best[0]!r}, by which keep_best={self.keep_best} chooses"
+            expect(math.isfinite((metrics or {}).get(self.keep_best[0], math.nan)), "metrics", chooses, metrics)
         self.wait()
         if self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: step {step} is saved already; it stays as it is")
@@ -137,11 +136,7 @@ class Checkpoints:
         config: Config | None = None,
         like: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        """`load` of one step.
-
-        Raises:
-          FileNotFoundError: no such step; names those that are there.
-        """
+        """`load` of one step. Raises FileNotFoundError for no such step; names those that are there."""
         number = self.latest if step == "latest" else self.best if step == "best" else step
         if number is None or number not in self.steps:
             raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}")

@@ -1,7 +1,7 @@
 """Named trees of arrays and a JSON record in one folder that checks itself, on Orbax.
 
-The record holds a SHA-256 of every leaf, which `read` compares with what it read. Other programs can read the arrays with Orbax
-alone: they are nested dicts under the trees' names.
+The record holds a SHA-256 of every leaf, which `read` compares with what it read. Orbax alone can read the arrays: nested dicts
+under the trees' names.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checkpoint.leaves import CheckpointError, abstract, decode, encode, place
+from aif_jax.checks import expect
 from aif_jax.folders import new_folder, unfinished
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
 from aif_jax.version import Digest, __version__, digests
@@ -58,13 +59,8 @@ def write_packed(path: str | Path, packed: Packed) -> None:
 
 
 def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, copy: bool = False) -> Packed:
-    """Checks and hashes trees and record; arguments and errors as `write`.
-
-    Args:
-      copy: copy all arrays to the host, so that the caller may donate or change them.
-    """
-    if not is_json(record):
-        raise ValueError(f"record: expected plain JSON, got {record!r}")
+    """Checks and hashes trees and record, as `write`; `copy` copies all arrays to the host: the caller may donate them."""
+    expect(is_json(record), "record", "plain JSON", repr(record))
     named = {name: leaves_by_path(tree) for name, tree in trees.items()}
     if not any(named.values()):
         raise ValueError(f"expected at least one array to save, got none in {sorted(trees)}")
@@ -83,10 +79,7 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
 
 
 def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
-    """The record of a folder; reads no arrays.
-
-    Returns:
-      (leaves, record): a digest for every leaf, by tree and path; the record given to `write`.
+    """The digest of every leaf by tree and path, and the record given to `write`; reads no arrays.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -128,8 +121,7 @@ def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str,
       format: as given to `write`.
 
     Raises:
-      FileNotFoundError: nothing there.
-      CheckpointError: torn, altered or foreign folder; says which part.
+      FileNotFoundError, CheckpointError: as `inspect`.
       ValueError: a tree that is not there, or leaves missing, renamed or resized against the template: by path.
     """
     path = Path(path).absolute()

@@ -9,15 +9,6 @@ from aif_jax.index.storage import STORAGES, Storage
 from aif_jax.index.writer import IndexWriter, snapshots
 
 __all__ = [
-    "STORAGES",
-    "IndexWriter",
-    "ItemIndex",
-    "Manifest",
-    "Storage",
-    "WriterConflict",
-    "capacity_for",
-    "inspect",
-    "snapshots",
-    "string_ids",
-    "verify",
-]
+    "ItemIndex", "IndexWriter", "WriterConflict", "snapshots", "capacity_for", "string_ids",
+    "Storage", "STORAGES", "Manifest", "inspect", "verify",
+]  # fmt: skip
