@@ -9,8 +9,10 @@ two-tower model's user function and a dot product with all item vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,11 +70,11 @@ class Server:
         features = self._fetch(position, timeline)
         state = self._pool.submit(self._user_state, features, timeline)
         ids = self._retrieve(features, timeline)
-        with timeline.measure("critical"):
+        with measure(timeline, "critical"):
             ready = state.result()
-            with timeline.measure("lookup"):
+            with measure(timeline, "lookup"):
                 rows, _ = self.index.lookup(ids)
-            with timeline.measure("score"), self.index.reading() as table:
+            with measure(timeline, "score"), self.index.reading() as table:
                 scores, places = jax.device_get(self._staged(self.params, ready, table, rows))
         return Answer(ids[places], scores, timeline)
 
@@ -81,11 +83,11 @@ class Server:
         timeline = Timeline()
         features = self._fetch(position, timeline)
         ids = self._retrieve(features, timeline)
-        with timeline.measure("critical"):
+        with measure(timeline, "critical"):
             state = self._user_state(features, timeline)
-            with timeline.measure("lookup"):
+            with measure(timeline, "lookup"):
                 rows = self.data.items.encode(ids)
-            with timeline.measure("score"):
+            with measure(timeline, "score"):
                 scores, places = jax.device_get(self._sequential(self.params, state, self.catalogue, rows))
         return Answer(ids[places], scores, timeline)
 
@@ -100,16 +102,16 @@ class Server:
         self._pool.shutdown()
 
     def _fetch(self, position: int, timeline: Timeline) -> aif.UserFeatures:
-        with timeline.measure("features"):
+        with measure(timeline, "features"):
             features = self.data.user_features([position], length=self.model.config.history_length)
             return jax.tree.map(lambda x: x[0], features)
 
     def _user_state(self, features: aif.UserFeatures, timeline: Timeline) -> Any:
-        with timeline.measure("user"):
+        with measure(timeline, "user"):
             return jax.block_until_ready(self._user(self.params, features))
 
     def _retrieve(self, features: aif.UserFeatures, timeline: Timeline) -> np.ndarray:
-        with timeline.measure("retrieval"):
+        with measure(timeline, "retrieval"):
             scores = self._item_vectors @ np.asarray(self._tower_user(self._tower.params, features))
             return self.data.items.raw[np.argpartition(-scores, self.candidates - 1)[: self.candidates]]
 
@@ -119,6 +121,14 @@ class Server:
     def _score_features(self, params: Params, state: Any, catalogue: Any, rows: jax.Array) -> Any:
         items = jax.tree.map(lambda x: x[rows], catalogue)
         return jax.lax.top_k(self.model.interaction(params, state, jax.vmap(self.model.item, (None, 0))(params, items)), self.k)
+
+
+@contextmanager
+def measure(timeline: Timeline, stage: str) -> Iterator[None]:
+    """Notes the time that the body takes."""
+    start = time.perf_counter()
+    yield
+    timeline.add(stage, start, time.perf_counter())
 
 
 def draw_answers(answers: Mapping[str, Answer], path: Path) -> None:
