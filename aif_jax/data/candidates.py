@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from aif_jax.checks import expect_integers
+from aif_jax.checks import expect, expect_integers
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.sampling import NegativeSampler, Seen
 from aif_jax.version import digest
@@ -64,12 +64,7 @@ class Source:
 
 
 def describe(source: SourceFn) -> dict[str, Any]:
-    """The description of a source; of a function of yours its qualified name.
-
-    Example:
-      >>> describe(max)
-      {'kind': 'builtins.max'}
-    """
+    """The description of a source; of a function of yours its qualified name."""
     return source.description if isinstance(source, Source) else {"kind": name_of(source)}
 
 
@@ -81,15 +76,13 @@ def pointwise(dataset: Dataset, *, threshold: int) -> Source:
       threshold: the least action row that counts as liked.
 
     Returns:
-      A source whose samples must have known items and actions: it raises ValueError for others, and `CorruptRecord` for what
-      the vocabularies cannot hold.
+      A source; it raises ValueError for samples of unknown items or actions, `CorruptRecord` for what the vocabularies lack.
 
     Raises:
       ValueError: a threshold that every or no action reaches.
     """
     actions = dataset.schema.actions
-    if not 2 <= threshold < actions:
-        raise ValueError(f"threshold: expected an action row in [2, {actions}), got {threshold}")
+    expect(2 <= threshold < actions, "threshold", f"an action row in [2, {actions})", threshold)
 
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
@@ -116,7 +109,7 @@ def sampled(
       corrected: give `log_q` too: log(n q) of a negative, 0 of the positive, which always is there.
 
     Returns:
-      A source whose samples must have known items: it raises ValueError for others; `split.eligible` leaves them out.
+      A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
     """
 
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
@@ -140,8 +133,8 @@ def sampled(
 def impressed(dataset: Dataset, *, candidates: int, threshold: int) -> Source:
     """The list that was shown: all events of a request, label 1 where the action is at least `threshold`.
 
-    A request is the events of one user at one time, so every member of the list has the same history: none of them is strictly
-    earlier than another. Of longer lists the first `candidates` events count; items that the catalogue lacks are left out.
+    A request is the events of one user at one time, so every member of the list has the same history. Of longer lists the first
+    `candidates` events count; items that the catalogue lacks are left out.
 
     Args:
       dataset: the data; its log holds impressions, its action rows are in ascending order of what they mean (seen, clicked).
@@ -154,8 +147,7 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int) -> Source:
     Raises:
       ValueError: candidates below 1.
     """
-    if candidates < 1:
-        raise ValueError(f"candidates: expected at least 1, got {candidates}")
+    expect(candidates >= 1, "candidates", "at least 1", candidates)
 
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         log = dataset.log
@@ -172,9 +164,7 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int) -> Source:
 
 
 def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int) -> Source:
-    """The event's item, label 1, and what retrieval found for its request, label 0: what pre-ranking sees in production.
-
-    The event's item is left out of the rest of the list, and so is the second of two equal rows.
+    """The event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
 
     Args:
       dataset: the data.
@@ -185,8 +175,7 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
     Raises:
       ValueError: candidates below 2.
     """
-    if candidates < 2:
-        raise ValueError(f"candidates: expected at least 2, got {candidates}")
+    expect(candidates >= 2, "candidates", "at least 2", candidates)
 
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         answer = retrieval(positions) if callable(retrieval) else retrieval[positions]

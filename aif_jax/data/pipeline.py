@@ -1,7 +1,6 @@
 """From a log to batches: order, candidates, length buckets, the share of this process, and a cursor to resume from.
 
-Everything that a batch holds is a function of (seed, epoch, step), so a run that is resumed sees what it would have seen, and
-the processes of a run agree without communication.
+Every batch is a function of (seed, epoch, step): a resumed run sees what it would have seen, processes agree silently.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.batches import Batch, make_batch
 from aif_jax.data.candidates import Draw, SourceFn, describe
@@ -60,17 +60,16 @@ class Fed:
 class Pipeline:
     """Batches of a data set, the same ones in every run.
 
-    **Memory.** The order of an epoch is computed batch by batch, so memory does not grow with the samples: a log and positions
-    on disk (`positions.eligible_positions(log, file=...)`) train over 10^8 events. Give `block` then, so that a batch reads
-    neighbouring pages.
+    **Memory.** The order of an epoch is computed batch by batch, so memory does not grow with the samples. Give `block` for a
+    log and positions on disk, so that a batch reads neighbouring pages.
 
-    **Processes.** `batch_size` is that of the whole step; process p of n takes the p-th of n equal slices, so that all run
-    equally many steps and no sample twice. Random candidates are drawn for each process apart.
+    **Processes.** `batch_size` is that of the whole step; process p of n takes the p-th of n equal slices. Random candidates
+    are drawn for each process apart.
 
     **Length buckets.** With `buckets`, a window of batches is sorted by the length of the samples' histories, cut into batches,
-    and the batches are put in random order again. Each is made with the smallest of the lengths that holds its longest history:
-    the scores are the same, the step has less padding to work on. Each length compiles once. Samples share a batch with samples
-    of like length; a window of 1 leaves the order as it is.
+    and shuffled. Each has the smallest of the lengths that holds its longest history: the scores are the same with less
+    padding. Each length compiles once. Samples share a batch with samples of like length; a window of 1 leaves the order as it
+    is.
 
     **Cursors** name everything that decides which sample comes when (`description`), so a pipeline refuses the cursor of
     another.
@@ -94,17 +93,12 @@ class Pipeline:
 
     Example:
       >>> import aif_jax as aif
-      >>> from aif_jax.data.events import EventLog
-      >>> from aif_jax.vocabulary import Vocabulary
-      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)
-      >>> schema = aif.Schema(item_attributes=(item, category), actions=3)
-      >>> dataset = Dataset(
-      ...     name="example", schema=schema, user_ids={}, user_floats=np.zeros((2, 0), np.float32),
-      ...     log=EventLog.from_arrays([1] * 80, [3, 5] * 40, [1, 2] * 40, range(80)), users=Vocabulary(["ann"]),
-      ...     catalogue=aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4}), items=Vocabulary(range(8)))
       >>> from aif_jax.data import candidates
+      >>> events = {"user": [1] * 80, "item": [3, 5] * 40, "time": [*range(80)], "rating": [1, 2] * 40}
+      >>> columns = aif.Columns(action="rating", actions=(1, 2))
+      >>> dataset = aif.read(events, items={"item": [3, 5], "category": [1, 2]}, columns=columns)
       >>> source = candidates.pointwise(dataset, threshold=2)
-      >>> config = aif.presets.two_tower(schema)
+      >>> config = aif.presets.two_tower(dataset.schema)
       >>> feed = Pipeline(dataset=dataset, positions=range(80), candidates=source, config=config, batch_size=16)
       >>> fed = list(feed.batches())
       >>> len(feed), fed[1].cursor["step"], fed[1].batch.labels.shape
@@ -131,18 +125,16 @@ class Pipeline:
     def __post_init__(self):
         limits = dict(batch_size=1, epochs=1, seed=0, block=0, block_window=1, window=1, process_count=1)
         for field, least in limits.items():
-            _expect(getattr(self, field) >= least, field, f"at least {least}", getattr(self, field))
+            expect(getattr(self, field) >= least, f"Pipeline.{field}", f"at least {least}", getattr(self, field))
         count = self.process_count
-        _expect(0 <= self.process_index < count, "process_index", f"0 to {count - 1}", self.process_index)
-        _expect(self.batch_size % count == 0, "batch_size", f"a multiple of process_count={count}", self.batch_size)
+        expect(0 <= self.process_index < count, "Pipeline.process_index", f"0 to {count - 1}", self.process_index)
+        whole = self.batch_size % count == 0
+        expect(whole, "Pipeline.batch_size", f"a multiple of process_count={count}", self.batch_size)
         lengths, longest = self.buckets, self.config.history_length
-        _expect(
-            all(1 <= b <= longest for b in lengths) and list(lengths) == sorted(set(lengths)),
-            "buckets",
-            f"ascending lengths from 1 to history_length={longest}",
-            lengths,
-        )
-        _expect(self.steps_per_epoch >= 1, "positions", f"at least batch_size={self.batch_size}", len(self.positions))
+        fits = all(1 <= b <= longest for b in lengths) and list(lengths) == sorted(set(lengths))
+        expect(fits, "Pipeline.buckets", f"ascending lengths from 1 to history_length={longest}", lengths)
+        enough = self.steps_per_epoch >= 1
+        expect(enough, "Pipeline.positions", f"at least batch_size={self.batch_size}", len(self.positions))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -178,13 +170,10 @@ class Pipeline:
         return self.epochs * self.steps_per_epoch
 
     def batches(self, cursor: dict[str, Any] | None = None) -> Iterator[Fed]:
-        """Batches from the start, or from a cursor on.
+        """Batches from the start, or from a cursor (`Fed.cursor` of the last batch that was trained on) on.
 
         A batch that cannot be made because a record is corrupt, or that has no candidate, comes as a `Fed` with a `problem`;
         `loop` says what happens with it. Any other error is raised.
-
-        Args:
-          cursor: `Fed.cursor` of the last batch that was trained on.
 
         Raises:
           ValueError: a cursor of another pipeline; names what differs.
@@ -232,9 +221,7 @@ class Pipeline:
         draw = Draw(self.seed, epoch, step * self.process_count + self.process_index)
         try:
             lists = self.candidates(at, draw)
-            batch = make_batch(
-                self.dataset, at, lists.rows, lists.labels, config=self.config, log_q=lists.log_q, length=length
-            )
+            batch = make_batch(self.dataset, at, lists.rows, lists.labels, config=self.config, log_q=lists.log_q, length=length)
         except CorruptRecord as error:
             return dataclasses.replace(fed, problem=str(error))
         if problem := problem_of(batch):
@@ -244,12 +231,7 @@ class Pipeline:
 
 
 def problem_of(batch: Batch) -> str | None:
-    """Why a batch of NumPy arrays must not be trained on, or None: no candidate at all, or a number that is not finite.
-
-    Example:
-      >>> problem_of(Batch(users=None, items=None, labels=np.zeros((2, 1)), where=np.zeros((2, 1), bool)))
-      'empty'
-    """
+    """Why a batch of NumPy arrays must not be trained on, or None: no candidate at all, or a number that is not finite."""
     where = np.asarray(batch.where)
     if not where.any():
         return "empty"
@@ -288,8 +270,3 @@ def _has_nonfinite(floats: Any) -> np.ndarray:
     """bool [B]"""
     floats = np.asarray(floats)
     return ~np.isfinite(floats.reshape(len(floats), -1)).all(axis=1)
-
-
-def _expect(ok: bool, field: str, expected: str, got: object) -> None:
-    if not ok:
-        raise ValueError(f"Pipeline.{field}: expected {expected}, got {got!r}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from aif_jax.checks import BLOCK
+from aif_jax.checks import BLOCK, expect
 from aif_jax.data.events import EventLog
 
 
@@ -21,13 +21,12 @@ def eligible_positions(
 ) -> np.ndarray:
     """Events of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
 
-    The same positions as `split.eligible(log, split_by_time(log).train, ...)` has, read in one pass over blocks.
+    `split.eligible(log, split_by_time(log).train, ...)` gives the same positions; this reads the log in one pass over blocks.
 
     Args:
       log: the events; may be memory-mapped.
       min_history: 0 or more.
-      since: the first time of the span, None for all; such as the cuts of `split.time_cuts`.
-      before: the first time after the span, None for all.
+      since, before: the first time of the span and the first after it, None for all; such as those of `split.time_cuts`.
       file: a new .npy file to write them to and map, 8 bytes each; None keeps them in memory.
 
     Returns:
@@ -42,7 +41,7 @@ def eligible_positions(
       >>> eligible_positions(log, min_history=1, before=30).tolist()
       [1]
     """
-    _expect_history(min_history)
+    expect(min_history >= 0, "positions", "min_history of at least 0", min_history)
 
     def good(start: int, user: np.ndarray, time: np.ndarray) -> np.ndarray:
         known = log.item[start : start + len(user)] > 0
@@ -59,25 +58,14 @@ def request_starts(
     before: int | None = None,
     file: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
-    """The first event of every request, a request being the events of one user at one time.
-
-    Args:
-      log: the events; may be memory-mapped.
-      min_history: strictly earlier events that the user must have.
-      since, before, file: as for `eligible_positions`.
-
-    Returns:
-      int64, ascending.
-
-    Raises:
-      FileExistsError, ValueError: as `eligible_positions`.
+    """The first event of every request (the events of one user at one time); arguments and errors as `eligible_positions`.
 
     Example:
       >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1, 1, 2, 1], [10, 10, 30, 30])
       >>> request_starts(log).tolist()
       [0, 2, 3]
     """
-    _expect_history(min_history)
+    expect(min_history >= 0, "positions", "min_history of at least 0", min_history)
 
     def good(start: int, user: np.ndarray, time: np.ndarray) -> np.ndarray:
         places = np.arange(start, start + len(user))
@@ -123,8 +111,3 @@ def _first_of_ties(log: EventLog, start: int, user: np.ndarray, time: np.ndarray
     new = 1 + np.flatnonzero((user[1:] != user[:-1]) | (time[1:] != time[:-1]))
     first[new] = start + new
     return np.maximum.accumulate(first)
-
-
-def _expect_history(min_history: int) -> None:
-    if min_history < 0:
-        raise ValueError(f"expected min_history of at least 0, got {min_history}")

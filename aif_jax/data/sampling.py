@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import BLOCK, expect_array, expect_integers
+from aif_jax.checks import BLOCK, expect, expect_array, expect_integers
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.version import digest
@@ -20,10 +20,7 @@ ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution 
 
 
 def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
-    """Events of each item among `positions`, int64 [N], read in blocks.
-
-    Pass training positions only: later counts leak the future.
-    """
+    """Events of each item among `positions`, int64 [N]. Pass training positions only: later counts leak the future."""
     counts = np.zeros(len(dataset.catalogue), np.int64)
     for start in range(0, len(positions), BLOCK):
         at = expect_integers(np.asarray(positions[start : start + BLOCK]), "positions", size=len(dataset.log))
@@ -41,9 +38,7 @@ def counts_before(dataset: Dataset, time: int) -> np.ndarray:
 
 
 class Seen:
-    """Which (user, item) pairs occur among some events, for leaving them out of the negatives.
-
-    Build it from training positions only: with later events, what is never a negative would tell the model the future.
+    """Which (user, item) pairs occur among training positions, for leaving them out of the negatives.
 
     Example:
       >>> log = EventLog.from_arrays([1, 1, 2], [4, 5, 6], [1, 1, 1], [10, 20, 30])
@@ -78,8 +73,8 @@ class Seen:
 class NegativeSampler:
     """Draws item rows with probability proportional to count ** power.
 
-    Row 0, the unknown item, is never drawn, nor is an item without a count, except with power 0: that is uniform over
-    all items.
+    Row 0, the unknown item, is never drawn, nor is an item without a count, except with power 0: that is uniform over all
+    items.
 
     Attributes:
       probabilities: float64 [N], sum to 1; for correcting a sampled softmax.
@@ -89,15 +84,13 @@ class NegativeSampler:
       power: 1 for popularity as it is, 0 for uniform.
 
     Raises:
-      TypeError, ValueError: counts that are not finite numbers of at least 0 and shape [N], or fewer than two items
-        that can be drawn.
+      TypeError, ValueError: counts that are not finite numbers of at least 0, or fewer than two items that can be drawn.
 
     Example:
       >>> sampler = NegativeSampler([0, 1, 16], power=0.75)
       >>> sampler.probabilities.round(3).tolist()
       [0.0, 0.111, 0.889]
-      >>> rows = sampler.sample(2, 3, avoid=[1, 2], seed=0, epoch=0, step=0)
-      >>> rows.tolist()
+      >>> sampler.sample(2, 3, avoid=[1, 2], seed=0, epoch=0, step=0).tolist()
       [[2, 2, 2], [1, 1, 1]]
     """
 
@@ -106,12 +99,11 @@ class NegativeSampler:
         expect_array(counts, "counts", dtype=np.float64, shape=(None,))
         if not np.isfinite(counts).all() or counts.min(initial=0) < 0:
             raise ValueError("counts: expected finite values of at least 0")
-        if not 0 <= power < np.inf:
-            raise ValueError(f"power: expected a finite value of at least 0, got {power}")
+        expect(0 <= power < np.inf, "power", "a finite value of at least 0", power)
         weights = counts**power
         weights[:1] = 0
-        if np.count_nonzero(weights) < 2:
-            raise ValueError(f"counts: expected at least 2 items that can be drawn, got {np.count_nonzero(weights)}")
+        drawable = np.count_nonzero(weights)
+        expect(drawable >= 2, "counts", "at least 2 items that can be drawn", drawable)
         self.probabilities = weights / weights.sum()
         self._cumulative = np.cumsum(self.probabilities)
         self._cumulative /= self._cumulative[-1]  # exactly 1, so that no draw falls after the last item
@@ -191,14 +183,11 @@ class NegativeSampler:
         return rows
 
     def log_q(self, rows: Any, draws: int) -> np.ndarray:
-        """log(draws * probability) of each row: the `log_q` of `losses.listwise_softmax` for what this sampler drew.
+        """log(draws * probability) of each row, float32: the `log_q` of `losses.listwise_softmax` for what this sampler drew.
 
         Args:
           rows: integer item rows of any shape.
           draws: n, how many rows were drawn for the list.
-
-        Returns:
-          float32, shape of `rows`; -inf for a row that is never drawn.
 
         Example:
           >>> np.exp(NegativeSampler([0, 1, 3], power=1).log_q([1, 2], 4)).round(4).tolist()
