@@ -53,12 +53,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.out is not None:
         print(f"the run of the AIF model is in {options.out}")
 
-    times, difference, typical, overlap = serve(runs["aif"], runs["two_tower"], data, options)
+    times, cpu, difference, typical, overlap = serve(runs["aif"], runs["two_tower"], data, options)
     staged, sequential = float(np.median(times["staged"])), float(np.median(times["sequential"]))
     print(f"{len(times['staged'])} requests each way, interleaved, {options.candidates} candidates at most:")
     print(f"  critical path, median: staged {staged:.2f} ms, sequential {sequential:.2f} ms, ratio {sequential / staged:.2f}")
     print(f"  critical path, p99:    staged {np.percentile(times['staged'], 99):.2f} ms, "
           f"sequential {np.percentile(times['sequential'], 99):.2f} ms")  # fmt: skip
+    print("  CPU a request, mean:   " + ", ".join(f"{way} {np.mean(spent):.2f} ms" for way, spent in cpu.items()))
     print(f"  largest difference between staged and joint scores: {difference:.2e}")
     print(f"  top items the same both ways: {overlap:.1%}")
     draw_answers(typical, options.figure)
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
             "max_abs_staged_minus_joint": difference,
             "critical_path_ms_staged": staged,
             "critical_path_ms_sequential": sequential,
+            "cpu_ms_staged": float(np.mean(cpu["staged"])),
+            "cpu_ms_sequential": float(np.mean(cpu["sequential"])),
             "dataset": data.name,
             "n_users": len(data.users) - 1,
             "n_items": len(data.items) - 1,
@@ -128,8 +131,8 @@ def serve(run: aif.Run, retrieval: aif.Run, data: Dataset, options):
     """Answers requests both ways in turn.
 
     Returns:
-      Critical-path milliseconds of each way, the largest |staged - joint|, the answers of a typical request, and the share of
-      top items that both ways agree on.
+      Critical-path and CPU milliseconds of each way, the largest |staged - joint|, the answers of a typical request, and the
+      share of top items that both ways agree on.
     """
     server = Server(run, retrieval, data, candidates=options.candidates, k=100)
     ways = {"staged": server.staged, "sequential": server.sequential}
@@ -138,11 +141,14 @@ def serve(run: aif.Run, retrieval: aif.Run, data: Dataset, options):
     for way in ways.values():  # compiles
         way(int(positions[0]))
     answers: dict[str, list[Answer]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}  # of all threads
     bar = tqdm(total=options.served, desc="requests, staged and sequential", unit="request")
 
     def answered(name: str):
         def answer(i: int) -> float:
+            spent = time.process_time()
             answers[name].append(ways[name](int(positions[i])))
+            cpu[name].append(1e3 * (time.process_time() - spent))
             bar.update(0.5)
             return answers[name][-1].critical_ms
 
@@ -156,7 +162,7 @@ def serve(run: aif.Run, retrieval: aif.Run, data: Dataset, options):
     overlap = float(np.mean([len(np.intersect1d(a.items, b.items)) / len(a.items) for a, b in pairs]))
     typical = {name: answers[name][int(np.argsort(times[name])[options.served // 2])] for name in ways}
     server.close()
-    return times, difference, typical, overlap
+    return times, cpu, difference, typical, overlap
 
 
 if __name__ == "__main__":
