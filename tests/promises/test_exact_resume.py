@@ -36,7 +36,8 @@ from tests import demo
 
 folder = Path(sys.argv[1])
 dataset = synthetic_world(0, users=40, items=80, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
-config = demo.config(schema=dataset.schema, blocks=(blocks.Bea(bridges=2),), sequence=False)
+sizes = dict(width=4, short_length=3, towers=(), head=(8,), sequence=False)  # compiles fast
+config = demo.config(schema=dataset.schema, blocks=(blocks.Bea(bridges=2),), **sizes)
 model = aif.build(config)
 positions = eligible_positions(dataset.log, min_history=1)
 sampler = NegativeSampler(item_counts(dataset, positions))
@@ -74,7 +75,12 @@ def start(folder: Path, cache: Path) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> None:
-    output, _ = process.communicate(timeout=200)
+    try:
+        output, _ = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
     assert process.returncode == 0, output.decode()
 
 
