@@ -40,10 +40,10 @@ class Catalogue:
 
     schema: Schema
     raw: np.ndarray
-    ids: dict[str, np.ndarray]
+    ids: dict[str, Any]
     floats: np.ndarray
     content: np.ndarray | None = None
-    side: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    side: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         flat = self.raw.ndim == 1 and self.raw.dtype.kind in "iuUT"

@@ -10,7 +10,7 @@ import numpy as np
 BLOCK = 1 << 22  # elements looked at in one go, so that a check of a memory-mapped table stays in bounded memory
 
 
-def expect(ok: bool, name: str, expected: object, got: object) -> None:
+def expect(ok: Any, name: str, expected: object, got: object) -> None:
     """Raises ValueError "name: expected ..., got ..." unless `ok`."""
     if not ok:
         raise ValueError(f"{name}: expected {expected}, got {got}")
@@ -57,6 +57,12 @@ def expect_finite(array: np.ndarray, name: str, *, minimum: float = -np.inf) -> 
         if not good.all():
             at = _position(array, start, int(np.flatnonzero(~good)[0]))
             raise ValueError(f"{name}: expected {wanted}, got {array[at]} at {_index(at)}")
+
+
+def expect_like_scores(shape: tuple[int, ...], name: str, scores: tuple[int, ...]) -> None:
+    """Raises ValueError unless a shape broadcasts to that of scores and has its rank: [B] fits [B, B] along a wrong axis."""
+    fits = len(shape) == len(scores) and all(have in (1, want) for have, want in zip(shape, scores, strict=True))
+    expect(fits, name, f"a shape of the same rank that broadcasts to scores {scores}", shape)
 
 
 def expect_names(got: Any, name: str, wanted: Any) -> None:

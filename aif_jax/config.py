@@ -1,47 +1,17 @@
-"""Static configuration of a model: frozen, hashable, checked once.
-
-A config is sizes of the towers, the head, and a list of blocks; the paper's additive table (base, + SIM, + BEA, + long history)
-is a list of block lists. Blocks are values of `aif_jax.blocks`, or yours.
-"""
+"""Static configuration of a model: sizes of the towers, the head, and a list of blocks; frozen, hashable, checked once."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from aif_jax.checks import expect
 from aif_jax.schema import Schema
 
 BlockType = TypeVar("BlockType", bound=type)
 BLOCKS: dict[str, type] = {}
 """Every block class by name, for reading a config from JSON."""
-
-
-class BlockSpec(Protocol):
-    """What a config reads of a block; `aif_jax.blocks.block.Block` has the rest."""
-
-    @property
-    def name(self) -> str:
-        """Its place in parameters, state, row and head."""
-        ...
-
-    @property
-    def tables(self) -> tuple[Any, ...]:
-        """Fitted tables that it reads."""
-        ...
-
-    @property
-    def least_history(self) -> int:
-        """The least number of places of a history that it takes in an export."""
-        ...
-
-    def check(self, config: Config) -> None:
-        """Raises ValueError where the config lacks what the block needs."""
-        ...
-
-    def widths(self, config: Config) -> dict[str, int]:
-        """The inputs that it adds to the head, by name."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,29 +49,29 @@ class Config:
     head: tuple[int, ...] = (64, 32)
     sequence: bool = True
     item_content: bool = True
-    blocks: tuple[BlockSpec, ...] = ()
+    blocks: tuple[Any, ...] = ()
 
     def __post_init__(self):
         for field in ("width", "short_length", "long_length"):
-            _expect(getattr(self, field) >= 1, field, "at least 1", getattr(self, field))
+            expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
         for field in ("towers", "head"):
             widths = getattr(self, field)
-            fits = widths is None or isinstance(widths, tuple) and all(isinstance(w, int) and w >= 1 for w in widths)
-            _expect(fits and not (field == "head" and widths is None), field, "a tuple of widths of at least 1", widths)
+            fits = isinstance(widths, tuple) and all(isinstance(w, int) and w >= 1 for w in widths)
+            fits = fits or (widths is None and field == "towers")
+            expect(fits, f"Config.{field}", "a tuple of widths of at least 1", widths)
         for part in self.blocks:
             if type(part) not in BLOCKS.values():
                 raise TypeError(f"Config.blocks: expected values of classes made by the decorator `block`, got {part!r}")
         names = [part.name for part in self.blocks]
-        _expect(len(set(names)) == len(names), "blocks", "blocks of different names", names)
+        expect(len(set(names)) == len(names), "Config.blocks", "blocks of different names", names)
         for part in self.blocks:
-            part.check(self)
-            for table in part.tables:
-                table.check(self)
-            if not self.head and part.widths(self):
-                raise ValueError(f"Config.head: expected hidden widths for the inputs of {part!r}, got (): give head=(64, 32)")
-        if not self.blocks and (self.towers is None or not self.head):
-            lacks = "towers" if self.towers is None else "a head"
-            raise ValueError(f"Config.blocks: expected at least one block in a model without {lacks}, got none")
+            for checked in (part, *part.tables):
+                checked.check(self)
+            used = self.head or not part.widths(self)
+            expect(used, "Config.head", f"hidden widths for the inputs of {part!r}", "(): give head=(64, 32)")
+        lacks = "towers" if self.towers is None else "" if self.head else "a head"
+        enough = self.blocks or not lacks
+        expect(enough, "Config.blocks", f"at least one block in a model without {lacks}", "none")
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults: what a reader of a log looks for."""
@@ -139,25 +109,16 @@ class Config:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:
-        """The config that `to_json` wrote.
-
-        Raises:
-          ValueError: fields that this version does not have; a block that is not registered: import its module first.
-        """
+        """The config that `to_json` wrote; ValueError for unknown fields or blocks that are not registered."""
         known = {field.name for field in dataclasses.fields(cls)}
-        if value.keys() - known:
-            raise ValueError(f"config: expected fields among {sorted(known)}, got {sorted(value.keys() - known)}")
+        expect(value.keys() <= known, "config", f"fields among {sorted(known)}", sorted(value.keys() - known))
         widths = {name: None if value[name] is None else tuple(value[name]) for name in ("towers", "head") if name in value}
         blocks = tuple(block_from_json(part) for part in value.get("blocks", ()))
         return cls(**{**value, **widths, "schema": Schema.from_json(value["schema"]), "blocks": blocks})
 
 
 def register(cls: BlockType) -> BlockType:
-    """Registers a block class under its name, so that a config can be read back from JSON.
-
-    Raises:
-      ValueError: another class has that name.
-    """
+    """Registers a block class under its name, for configs in JSON; ValueError where another class has that name."""
     known = BLOCKS.setdefault(cls.__name__, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"block {cls.__name__!r}: expected a new name, got one that {known.__module__} has registered")
@@ -174,11 +135,7 @@ def block_to_json(value: Any) -> dict[str, Any]:
 
 
 def block_from_json(value: Mapping[str, Any]) -> Any:
-    """The block that `block_to_json` wrote.
-
-    Raises:
-      ValueError: a class that is not registered, or fields that it does not have.
-    """
+    """The block that `block_to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
     fields = {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items() if key != "block"}
     name = value.get("block")
     if name not in BLOCKS:
@@ -186,11 +143,5 @@ def block_from_json(value: Mapping[str, Any]) -> Any:
             f"block {name!r}: expected one of {sorted(BLOCKS)}; import the module that defines it (with the decorator `block`)"
         )
     known = {field.name for field in dataclasses.fields(BLOCKS[name])}
-    if fields.keys() - known:
-        raise ValueError(f"block {name!r}: expected fields among {sorted(known)}, got {sorted(fields.keys() - known)}")
+    expect(fields.keys() <= known, f"block {name!r}", f"fields among {sorted(known)}", sorted(fields.keys() - known))
     return BLOCKS[name](**fields)
-
-
-def _expect(ok: bool, field: str, expected: str, got: object) -> None:
-    if not ok:
-        raise ValueError(f"Config.{field}: expected {expected}, got {got!r}")

@@ -78,12 +78,7 @@ CHECKS: dict[str, Callable[[], str]] = {"compute": check_compute, "checkpoint": 
 
 
 def examine() -> dict[str, Any]:
-    """The report as plain JSON values.
-
-    Returns:
-      python, platform, versions, devices, threads, environment, extras, checks; `checks` holds for each name a status
-      ("ok", "failed" or "skipped"), the finding in words, and seconds. `healthy` is true where none failed.
-    """
+    """The report as plain JSON values; each check has status "ok", "failed" or "skipped"; `healthy` where none failed."""
     checks = {name: _run(check) for name, check in CHECKS.items()}
     return {
         "aif_jax": __version__,

@@ -1,13 +1,13 @@
 """The head: an MLP over the inputs of one (user, candidate) pair, its first layer split by block.
 
-A first layer over concatenated inputs is a sum of one product for each input. Split so, whatever is the same for every
-candidate is computed once, and a block that is linear in a user-side matrix (BEA, linear attention, SIM values) can take its
-kernel in before the candidates come: w V W = w (V W). `tests/test_head.py` ties this to the plain concatenation.
+So what is the same for every candidate is computed once, and a block that is linear in a user-side matrix (BEA, linear
+attention, SIM values) takes its kernel in before the candidates come: w V W = w (V W).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,14 +43,9 @@ def kernels(params: Params, block: str) -> dict[str, jax.Array]:
 
 
 def towers(params: Params, user: jax.Array, item: jax.Array) -> Terms:
-    """The inputs of the towers: user vector, item vector and their product, u W_u + i W_i + (u * i) W_p.
+    """The inputs of the towers: user vector [D], item vectors [C, D] and their product, u W_u + i W_i + (u * i) W_p.
 
     With many candidates the user vector enters the kernel, i (W_i + diag(u) W_p): one product instead of two.
-
-    Args:
-      params: of the head.
-      user: float32 [D].
-      item: float32 [C, D].
     """
     own = kernels(params, "tower")
     if item.shape[0] > item.shape[1]:
@@ -65,7 +60,7 @@ def logits(params: Params, terms: Sequence[Terms]) -> jax.Array:
     direct = [term.logit for term in terms if not isinstance(term.logit, float)]
     if "first" not in params:
         return sum(direct[1:], direct[0]) + params["bias"]
-    once = sum((term.once for term in terms if not isinstance(term.once, float)), params["first"]["bias"])
+    once: Any = sum((term.once for term in terms if not isinstance(term.once, float)), params["first"]["bias"])
     first = once[None, :] + total([pair for term in terms for pair in term.pairs])
     first = sum((term.rest for term in terms if not isinstance(term.rest, float)), first)
     return sum(direct, layers.mlp(params["rest"], jax.nn.relu(first))[..., 0])
@@ -84,10 +79,3 @@ def total(pairs: Sequence[Pair]) -> jax.Array | float:
         left, right = zip(*pairs, strict=True)
         return jnp.concatenate(left, -1) @ jnp.concatenate(right, 0)
     return sum((left @ right for left, right in pairs), 0.0)
-
-
-def concatenated(params: Params, inputs: Mapping[str, Mapping[str, jax.Array]]) -> jax.Array:
-    """The same head as one MLP over concatenated inputs [C, width] each, the reference for the split form -> logits [C]."""
-    kernel = jnp.concatenate([params["first"]["kernels"][block][name] for block in inputs for name in inputs[block]])
-    whole = jnp.concatenate([value for named in inputs.values() for value in named.values()], -1)
-    return layers.mlp(params["rest"], jax.nn.relu(whole @ kernel + params["first"]["bias"][None, :]))[..., 0]

@@ -1,8 +1,4 @@
-"""The interaction component: one UserState x [C] ItemRows -> logits [C], the critical path.
-
-Everything that depends on one side alone was prepared there; what is left is a handful of products over C. Source: the real-
-time part of AIF (arXiv 2511.12934).
-"""
+"""The interaction component: one UserState x [C] ItemRows -> logits [C], the critical path; a handful of products over C."""
 
 from __future__ import annotations
 
@@ -27,18 +23,8 @@ def init(key: jax.Array, config: Config) -> Params:
 
 
 def apply(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> jax.Array:
-    """Logits of one user's candidates, float32 [C]; a logit depends on its own row alone.
-
-    Args:
-      params: of the whole model; `head`, `blocks` and `fitted` are read.
-      state: of one user.
-      rows: [C].
-      config: static.
-    """
-    terms = [
-        block.score(own(params, block), state, rows, head.kernels(params["head"], block.name))  # type: ignore[attr-defined]
-        for block in config.blocks
-    ]
+    """Logits of one user's candidates, float32 [C]; a logit depends on its own row alone."""
+    terms = [block.score(own(params, block), state, rows, head.kernels(params["head"], block.name)) for block in config.blocks]
     if config.towers is not None and config.head:
         terms.insert(0, head.towers(params["head"], jnp.asarray(state.vector), jnp.asarray(rows.vector)))
     return head.logits(params["head"], terms)

@@ -1,9 +1,4 @@
-"""The item component: one item's features -> ItemRow, nearline over the catalogue.
-
-Paper: nearline asynchronous inference into the N2O (nearline-to-online) table. An MLP over the attribute embeddings and the
-projected content embedding gives the item vector. The row holds the vector, the item's fitted values (signatures), the item
-half of every block and the side values that the engine reads. Source: AIF (arXiv 2511.12934).
-"""
+"""The item component: one item's features -> ItemRow, nearline over the catalogue. Source: AIF (arXiv 2511.12934)."""
 
 from __future__ import annotations
 
@@ -31,16 +26,7 @@ def init(key: jax.Array, config: Config) -> Params:
 
 
 def apply(params: Params, features: ItemFeatures, *, config: Config) -> ItemRow:
-    """ItemRow of ONE item.
-
-    Args:
-      params: of the whole model.
-      features: of one item.
-      config: static.
-
-    Raises:
-      ValueError: no content although the item tower reads it.
-    """
+    """ItemRow of ONE item. Raises ValueError where there is no content although the item tower reads it."""
     if config.reads_content and features.content is None:
         raise ValueError(f"item: expected content float32 [{config.schema.content}], which the model reads, got None")
     made = vector(params, features, config=config) if config.towers is not None else jnp.zeros(0)
@@ -48,7 +34,7 @@ def apply(params: Params, features: ItemFeatures, *, config: Config) -> ItemRow:
     return ItemRow(
         vector=made,
         fitted={table.name: table.item(own(params, table), features) for table in config.tables},
-        blocks={block.name: block.item(own(params, block), view) for block in config.blocks},  # type: ignore[attr-defined]
+        blocks={block.name: block.item(own(params, block), view) for block in config.blocks},
         side={name: jnp.asarray(features.side[name]) for name in config.schema.side},
     )
 

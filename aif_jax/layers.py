@@ -77,12 +77,7 @@ def layer_norm(params: Params, x: jax.Array) -> jax.Array:
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis among the entries where `mask` is true; all zeros where none is.
-
-    Args:
-      scores: float [..., S].
-      mask: bool, broadcastable to `scores`.
-    """
+    """Softmax of scores [..., S] over the entries where `mask` is true; all zeros where none is."""
     mask = jnp.broadcast_to(mask, scores.shape)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.where(mask, jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))), 0.0)
@@ -90,17 +85,7 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def attention(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q K^T / sqrt D) V over the entries that `mask` [S] keeps; zeros where it keeps none.
-
-    Args:
-      query: float [..., D].
-      keys: float [S, D].
-      values: float [S, V].
-      mask: bool [S].
-
-    Returns:
-      float [..., V].
-    """
+    """softmax(q K^T / sqrt D) V over the entries that `mask` [S] keeps: [..., D], [S, D], [S, V] -> [..., V]; else zeros."""
     return masked_softmax(query @ keys.T / math.sqrt(keys.shape[-1]), mask) @ values
 
 
@@ -121,11 +106,7 @@ def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
 
 
 def lookup(table: Array | Rows, ids: jax.Array) -> jax.Array:
-    """Rows [..., *] of a table [size, *] for ids [...]; ids out of range read row 0, the unknown row.
-
-    Inside a compiled function nothing can raise, so the documented answer to an id that the vocabulary does not have is
-    the row trained for unknown ids. At the public edges `features.check_user_features` and `check_item_features` raise instead.
-    """
+    """Rows [..., *] of a table [size, *] for ids [...]; ids out of range read row 0: a compiled function cannot raise."""
     if isinstance(table, Rows):
         return table.read(ids)
     table = jnp.asarray(table)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from aif_jax import interaction, item, layers, user
 from aif_jax.catalogue import Catalogue
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, Params, UserFeatures
 
@@ -43,39 +44,15 @@ class InitFn(Protocol):
     ) -> Params: ...
 
 
-class UserFn(Protocol):
-    """`user(params, features)`: ONE user -> state."""
-
-    def __call__(self, params: Params, features: UserFeatures) -> Any: ...
-
-
-class ItemFn(Protocol):
-    """`item(params, features)`: ONE item -> row."""
-
-    def __call__(self, params: Params, features: ItemFeatures) -> Any: ...
-
-
-class InteractionFn(Protocol):
-    """`interaction(params, state, rows)`: one state, rows [C] -> logits float32 [C]."""
-
-    def __call__(self, params: Params, state: Any, rows: Any) -> jax.Array: ...
-
-
-class JointFn(Protocol):
-    """`joint(params, features, items)`: one user, items [C] -> logits float32 [C]."""
-
-    def __call__(self, params: Params, features: UserFeatures, items: ItemFeatures) -> jax.Array: ...
-
-
 class PreRanker(NamedTuple):
     """A pre-ranking model as pure functions of its parameters."""
 
     config: Config
     init: InitFn
-    user: UserFn
-    item: ItemFn
-    interaction: InteractionFn
-    joint: JointFn
+    user: Callable[[Params, UserFeatures], Any]  # ONE user -> state
+    item: Callable[[Params, ItemFeatures], Any]  # ONE item -> row
+    interaction: Callable[[Params, Any, Any], jax.Array]  # one state, rows [C] -> logits float32 [C]
+    joint: Callable[[Params, UserFeatures, ItemFeatures], jax.Array]  # one user, items [C] -> logits float32 [C]
 
     def __repr__(self) -> str:
         """Which functions it is made of, and the config."""
@@ -112,9 +89,9 @@ def assemble(
     groups. A component of yours that reads what the blocks of the config made calls them as `aif_jax.user`, `aif_jax.item` and
     `aif_jax.interaction` do.
     """
-    user_fn: UserFn = partial(user.apply, config=config)
-    item_fn: ItemFn = partial(item.apply, config=config)
-    interaction_fn: InteractionFn = partial(interaction.apply, config=config)
+    user_fn = partial(user.apply, config=config)
+    item_fn = partial(item.apply, config=config)
+    interaction_fn = partial(interaction.apply, config=config)
     hinted = user is USER  # a component of yours need not know how many candidates follow
 
     def init(
@@ -126,7 +103,7 @@ def assemble(
             _check_fitted(config, fitted)
         keys = dict(zip(("embedding", "user", "item", "head", "blocks"), jax.random.split(key, 5), strict=True))
         block_keys = jax.random.split(keys["blocks"], max(1, len(config.blocks)))
-        blocks = {block.name: block.init(k, config) for k, block in zip(block_keys, config.blocks, strict=False)}  # type: ignore[attr-defined]
+        blocks = {block.name: block.init(k, config) for k, block in zip(block_keys, config.blocks, strict=False)}
         return {
             "embedding": layers.embedding_init(keys["embedding"], config.schema, config.width),
             "user": user.init(keys["user"], config),
@@ -161,7 +138,7 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
     """
     items = _items(config, catalogue)
     with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced
-        parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}  # type: ignore[attr-defined]
+        parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}
         fields = layers.fit_fields(items.ids, config.schema)
     return {"fields": fields} | {name: made for name, made in parts.items() if made}
 
@@ -171,10 +148,10 @@ def _items(config: Config, catalogue: Catalogue | ItemFeatures) -> ItemFeatures:
     if not isinstance(items, ItemFeatures):
         raise TypeError(f"init catalogue: expected Catalogue or ItemFeatures, got {type(catalogue).__name__}")
     size, count = config.schema.item_attribute("item").size, jnp.shape(items.ids["item"])
-    if count != (size,):
-        raise ValueError(f"init catalogue: expected a row for each of the {size} items of the schema, got shape {list(count)}")
-    if config.schema.content and items.content is None:
-        raise ValueError(f"init catalogue: expected content [{size}, {config.schema.content}], got None")
+    rows = f"a row for each of the {size} items of the schema"
+    expect(count == (size,), "init catalogue", rows, f"shape {list(count)}")
+    has_content = not config.schema.content or items.content is not None
+    expect(has_content, "init catalogue", f"content [{size}, {config.schema.content}]", None)
     return items
 
 
@@ -186,8 +163,8 @@ def _check_fitted(config: Config, fitted: Params) -> None:
     if wanted - fitted.keys() or extra:
         raise ValueError(f"init fitted: expected {sorted(wanted)}, got {sorted(fitted)}; fit_tables makes them for a config")
     for path, table in (fitted["fields"] | {name: fitted[name]["table"] for name in tables}).items():
-        if table.shape[0] != size:
-            raise ValueError(f"init fitted: expected {size} rows in {path}, one for each item, got {table.shape[0]}")
+        got = table.shape[0]
+        expect(got == size, "init fitted", f"{size} rows in {path}, one for each item", got)
 
 
 def _name(function: Any) -> str:

@@ -1,11 +1,9 @@
 """The user component: one user's features -> UserState, off the critical path.
 
-Paper: online asynchronous inference. Profile u and short sequence Z are projected to width D, u' = u W_p and Z' = Z W_z;
-self-attention softmax(Z' Z'^T / sqrt D) Z' with a feed-forward network and masked pooling gives one vector, cross-attention
-softmax(u' Z'^T / sqrt D) Z' another; an MLP over [u', both] gives the user vector. The state holds the vector and the user
-half of every block.
-
-Source: AIF (arXiv 2511.12934). Recency enters by age and position embeddings, residuals and layer norm are ours.
+Profile u and short sequence Z are projected to width D, u' = u W_p and Z' = Z W_z; self-attention softmax(Z' Z'^T / sqrt D) Z'
+with a feed-forward network and masked pooling gives one vector, cross-attention softmax(u' Z'^T / sqrt D) Z' another; an MLP
+over [u', both] gives the user vector. Source: AIF (arXiv 2511.12934); age and position embeddings, residuals, layer norm are
+ours.
 """
 
 from __future__ import annotations
@@ -41,19 +39,11 @@ def init(key: jax.Array, config: Config) -> Params:
 
 
 def apply(params: Params, features: UserFeatures, *, config: Config, candidates: int | None = None) -> UserState:
-    """UserState of ONE user.
-
-    Args:
-      params: of the whole model.
-      features: of one user.
-      config: static.
-      candidates: how many candidates the state will score, where training knows it; blocks may then use an equal form that is
-        cheaper for few. None in serving.
-    """
+    """UserState of ONE user; `candidates`: how many it will score, where training knows it, see `UserView`."""
     towers = config.towers is not None
     sequence = short_sequence(params, features, config=config) if towers else jnp.zeros((0, config.width))
     view = UserView(config=config, params=params, features=features, sequence=sequence, candidates=candidates)
-    blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}  # type: ignore[attr-defined]
+    blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
     return UserState(vector=vector(params, view) if towers else jnp.zeros(0), blocks=blocks)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax import head, interaction
+from aif_jax import head, interaction, layers
 from aif_jax.blocks import Terms
 from tests import demo
 from tests.blocks import parts
@@ -13,6 +13,13 @@ from tests.reference import head as reference
 
 WIDTHS = {"tower": {"user": 4, "item": 4, "product": 4}, "tiers": {"tiers": 3}, "silent": {}}
 HIDDEN = (6, 5)
+
+
+def concatenated(params, inputs):
+    """The same head as one MLP over concatenated inputs [C, width] each, by block and name -> logits [C]."""
+    kernel = jnp.concatenate([params["first"]["kernels"][block][name] for block in inputs for name in inputs[block]])
+    whole = jnp.concatenate([value for named in inputs.values() for value in named.values()], -1)
+    return layers.mlp(params["rest"], jax.nn.relu(whole @ kernel + params["first"]["bias"][None, :]))[..., 0]
 
 
 def init(key, widths=WIDTHS, hidden=HIDDEN):
@@ -54,7 +61,7 @@ def test_concatenated_matches_the_reference(hidden):
         for block, named in WIDTHS.items()
     }
     expected = [reference.logit(own, jax.tree.map(lambda x, c=c: x[c], inputs)) for c in range(7)]
-    np.testing.assert_allclose(head.concatenated(own, inputs), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(concatenated(own, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("candidates", [1, 4, 5, 50])
@@ -121,7 +128,7 @@ def test_interaction_equals_the_concatenated_head(name):
             inputs[block.name] = {name: plain[:, a:b] for name, a, b in zip(widths, ends, ends[1:], strict=False)}
         shapes = {block: {name: value.shape[1] for name, value in named.items()} for block, named in inputs.items()}
         assert shapes == interaction.widths(config)
-        return model.interaction(made, state, rows), head.concatenated(made["head"], inputs) + logit
+        return model.interaction(made, state, rows), concatenated(made["head"], inputs) + logit
 
     @jax.jit
     def run(made, *candidates):
@@ -143,7 +150,7 @@ def test_gradient_of_the_split_form_is_that_of_the_concatenated_form():
 
     def whole(own, user, item):
         every = jnp.broadcast_to(user, (9, 4))
-        return head.concatenated(
+        return concatenated(
             own, {"tower": {"user": every, "item": item, "product": every * item}, "tiers": {"tiers": tiers}}
         ).sum()
 

@@ -18,13 +18,7 @@ __all__ = ["FINE", "PROBLEMS", "USAGE", "main", "parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
-
-    Args:
-      argv: the words after the program's name; None takes those of this process.
-
-    Returns:
-      The exit code. Reasons are on stderr.
+    """Runs a command; `argv` None takes the words of this process. Returns the exit code; reasons are on stderr.
 
     Example:
       >>> main(["index", "inspect", "no-such-folder"])

@@ -49,13 +49,7 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(parser: Any, defaults: Mapping[str, Any], documented: Any) -> None:
-    """Adds a flag for each setting, None where it is not given.
-
-    Args:
-      parser: to add to.
-      defaults: by name; they tell the types too. None counts as text.
-      documented: whose docstring has a line "NAME: text" for each.
-    """
+    """Adds a flag for each default, which tells its type too; help texts are the lines "NAME: text" of a docstring."""
     for name, default in defaults.items():
         flag = "--" + name.replace("_", "-")
         text = f"{meaning(documented, name)} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
@@ -75,12 +69,7 @@ def flags_given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, 
 
 
 def read_columns(options: argparse.Namespace) -> Columns | None:
-    """The columns that the options name; None where they name none.
-
-    Raises:
-      FileNotFoundError: no such `--columns` file.
-      UsageError: a file that is not a JSON object of these settings, or values that do not fit together.
-    """
+    """The columns that the options name, None for none; FileNotFoundError, UsageError for a file or values that do not fit."""
     settings = flags_given(options, [field.name for field in dataclasses.fields(Columns)])
     if options.columns is None and not settings:
         return None
@@ -89,11 +78,7 @@ def read_columns(options: argparse.Namespace) -> Columns | None:
 
 
 def read_fields(words: Sequence[str], option: str, fields: Sequence[str]) -> dict[str, Any]:
-    """Settings from FIELD=VALUE words, the values in JSON; lists become tuples.
-
-    Raises:
-      UsageError: other words, or fields that are not among `fields`.
-    """
+    """Settings from FIELD=VALUE words, the values in JSON; lists become tuples. UsageError for others."""
     settings = {}
     for word in words:
         name, _, text = word.partition("=")

@@ -15,19 +15,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays by name, widest element first so that every array is aligned.
-
-    Raises:
-      TypeError: a dtype that the format does not have.
-
-    Example:
-      >>> import tempfile
-      >>> from aif_jax.export.consume import read_arrays
-      >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
-      >>> write_arrays(path, {"a": np.arange(3, dtype=np.int32)})
-      >>> read_arrays(path.read_bytes())["a"].tolist()
-      [0, 1, 2]
-    """
+    """Writes arrays by name, widest element first so that every array is aligned; TypeError for a dtype the format lacks."""
     host = {name: np.asarray(value) for name, value in arrays.items()}
     host = dict(sorted(host.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0])))
     header, end = {}, 0

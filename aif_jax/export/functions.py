@@ -5,8 +5,8 @@
     item         N items, axis n
     interaction  one state and C rows, axis c (and l where a state carries the whole history)
 
-Dataclasses are flattened to names such as "history.item", so that a reader needs no registered types. Parameters and inputs
-that a function does not read are left out of its signature, which also tells which parameters are used at all.
+Dataclasses are flattened to names such as "history.item". Parameters and inputs that a function does not read are left out of
+its signature, which so tells which parameters are used at all.
 """
 
 from __future__ import annotations
@@ -40,14 +40,7 @@ class Exported(NamedTuple):
 
 
 def export_all(model: PreRanker, params: Mapping[str, Any], bounds: Bounds, *, platforms: Sequence[str]) -> dict[str, Exported]:
-    """Exports the functions of a model.
-
-    Args:
-      model: built by `aif_jax.build` or `assemble`.
-      params: leaves by path, arrays or specs.
-      bounds: of the axes, see `axis_bounds`.
-      platforms: names among "cpu", "cuda", "rocm", "tpu"; one artefact serves them all.
-    """
+    """Exports the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`."""
     schema, flat_params = model.config.schema, specs_of(params)
     one, many, items = (symbols(names, bounds) for names in ("l", "bl", "n"))
     functions: dict[str, tuple[Callable[..., Any], Any]] = {
@@ -99,12 +92,9 @@ def export_function(
 def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
     """The sizes that the exported functions of a model allow.
 
-    A history has at least the places that the user tower and the blocks need, and at most those that the model reads; a loader
-    pads and cuts. The interaction takes other forms for few candidates: an export fixes the form for many, from the least count
-    on at which every comparison of sizes has one answer.
-
-    Raises:
-      ValueError: a function whose form depends on a size that the bounds do not fix.
+    A history has the places that user tower and blocks need, and at most those that the model reads; a loader pads and cuts.
+    The interaction is exported in the form for many candidates, from the least count on at which every comparison of sizes has
+    one answer; ValueError where there is none.
     """
     config, flat_params = model.config, specs_of(params)
     places = config.history_length
@@ -137,11 +127,7 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def stablehlo(built: Exported, params: Specs, sizes: Mapping[str, int], *, platform: str) -> tuple[str, list[dict[str, str]]]:
-    """StableHLO text with every axis fixed, for runtimes outside Python.
-
-    Returns:
-      The module's text, and its arguments in order: `kind` ("params" or "inputs") and `name` of each.
-    """
+    """StableHLO text with every axis fixed, for runtimes outside Python, and its arguments in order: `kind` and `name`."""
     inputs, used = _fixed(built.inputs, sizes), {k: params[k] for k in built.params}
     exported = jax.export.export(jax.jit(built.function), platforms=[platform])(used, inputs)
     names = order(used, inputs)

@@ -56,20 +56,7 @@ def random_items(schema: Schema, rng: np.random.Generator, count: int = ITEMS) -
 
 
 def random_features(layout: Any, rng: np.random.Generator, *, length: int = 0, lead: tuple[int, ...] = ()) -> Any:
-    """Features at random, in every range that the layout allows.
-
-    Args:
-      layout: of `features.user_layout` or `features.item_layout`.
-      rng: draws them.
-      length: places of a history.
-      lead: leading axes.
-
-    Example:
-      >>> from aif_jax.schema import Attribute
-      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
-      >>> random_features(user_layout(schema), np.random.default_rng(0), length=4).history.item.shape
-      (4,)
-    """
+    """Features at random for a layout, in every range that it allows."""
 
     def draw(leaf: Leaf) -> np.ndarray:
         shape = (*lead, *(length if isinstance(size, str) else size for size in leaf.shape))

@@ -114,8 +114,7 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
       sha256 of the new manifest.
 
     Raises:
-      ExportError: the old folder is damaged, its config has a block that is not registered, or the rebuilt model gives other
-        outputs.
+      ExportError: a damaged folder, a block that is not registered, or other outputs of the rebuilt model.
     """
     folder = Path(folder)
     manifest = consume.read_manifest(folder)
@@ -222,11 +221,7 @@ def check_encoder(schema: Schema, encoder: Encoder | None) -> None:
 def coverage(
     exported: Mapping[str, functions.Exported], leaves: Mapping[str, Any], training_only: Sequence[str]
 ) -> tuple[str, ...]:
-    """Paths of the leaves that training alone uses.
-
-    Raises:
-      CoverageError: a leaf that no function reads and `training_only` does not name, or one that it names and a function reads.
-    """
+    """Paths of the leaves that training alone uses; CoverageError unless exactly those are in `training_only`."""
     used = {path for built in exported.values() for path in built.params}
     unused = [path for path in leaves if path not in used]
     unnamed = [path for path in unused if not covered(path, training_only)]

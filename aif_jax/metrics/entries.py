@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aif_jax.checks import expect, expect_like_scores
+
 
 class Averaged(NamedTuple):
     """A mean over groups or lists, and over how many of them."""
@@ -23,8 +25,7 @@ def ratio(above: Any, below: Any) -> float:
 
 def check_at_least_one(number: int, name: str) -> None:
     """Raises ValueError unless `number` is an integer of at least 1."""
-    if not isinstance(number, int | np.integer) or number < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {number!r}")
+    expect(isinstance(number, int | np.integer) and number >= 1, name, "an integer of at least 1", repr(number))
 
 
 def valid_entries(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -37,16 +38,14 @@ def grouped_entries(scores: Any, labels: Any, groups: Any, where: Any) -> tuple[
     """As `valid_entries`, with the groups [n]."""
     scores, labels, valid = _checked(scores, labels, where)
     groups = np.asarray(groups)
-    if groups.dtype.kind == "f" and groups.size:
-        raise ValueError(f"groups: expected integers or strings, got {groups.dtype}")
+    expect(groups.dtype.kind != "f" or not groups.size, "groups", "integers or strings", groups.dtype)
     return scores[valid], labels[valid] != 0, _broadcast(groups, "groups", scores.shape)[valid]
 
 
 def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, labels and mask as [B, C]; masked scores are -inf, masked labels 0. Labels are bool unless graded."""
     scores, labels, valid = _checked(scores, labels, where, graded=graded)
-    if not scores.ndim:
-        raise ValueError("scores: expected lists [..., C], got a single number")
+    expect(scores.ndim > 0, "scores", "lists [..., C]", "a single number")
     shape = (math.prod(scores.shape[:-1]), scores.shape[-1])
     labels = np.where(valid, labels, 0)
     if not graded:
@@ -57,11 +56,9 @@ def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False
 def _checked(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores float64, labels and mask, all of the shape of `scores`."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
-    if labels.shape != scores.shape:
-        raise ValueError(f"labels: expected the shape of scores {scores.shape}, got {labels.shape}")
+    expect(labels.shape == scores.shape, "labels", f"the shape of scores {scores.shape}", labels.shape)
     valid = np.asarray(True if where is None else where)
-    if valid.dtype != np.bool_:
-        raise ValueError(f"where: expected a bool mask, got dtype {valid.dtype}")
+    expect(valid.dtype == np.bool_, "where", "a bool mask", f"dtype {valid.dtype}")
     valid = np.broadcast_to(valid, scores.shape) if where is None else _broadcast(valid, "where", scores.shape)
     if labels.dtype != np.bool_:
         labels = labels.astype(np.float64)
@@ -79,7 +76,5 @@ def _refuse(wrong: np.ndarray, values: np.ndarray, name: str, expected: str) -> 
 
 
 def _broadcast(value: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    # The same rank is required: a mask [B] against scores [B, B] would fit silently along the wrong axis.
-    if value.ndim != len(shape) or any(have not in (1, want) for have, want in zip(value.shape, shape, strict=True)):
-        raise ValueError(f"{name}: expected a shape of the same rank that broadcasts to scores {shape}, got {value.shape}")
+    expect_like_scores(value.shape, name, shape)
     return np.broadcast_to(value, shape)

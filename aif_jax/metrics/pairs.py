@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.metrics.entries import Averaged, grouped_entries, ratio, valid_entries
 
 Weighting = Literal["impressions", "mean"]
@@ -56,8 +57,7 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
       >>> gauc([0.2, 0.9, 0.5, 0.3, 0.3, 0.7], [0, 1, 0, 1, 0, 1], [7, 7, 7, 8, 8, 9])
       Averaged(value=0.8, used=2, left_out=1)
     """
-    if weighting not in _WEIGHTINGS:
-        raise ValueError(f"weighting: expected one of {_WEIGHTINGS}, got {weighting!r}")
+    expect(weighting in _WEIGHTINGS, "weighting", f"one of {_WEIGHTINGS}", repr(weighting))
     scores, positive, groups = grouped_entries(scores, labels, groups, where)
     if groups.dtype.kind not in "iu":
         groups = np.unique(groups, return_inverse=True)[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -234,7 +235,7 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None) -
     at = rows["item"]
     floats = {name: _by_row(at, table.floats(name), count) for name in (*columns.item_floats, *columns.side)}
     ids = {name: _by_row(at, values, count) for name, values in rows.items()}
-    features = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
+    features: Any = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
     known = _by_row(at, np.ones(len(at), bool), count)
     return Catalogue(
         schema=encoder.schema,

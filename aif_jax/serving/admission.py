@@ -42,11 +42,7 @@ class Job:
         return None if self.budget is None else self.timeline.arrival + self.budget
 
     async def within_budget(self, answer: Awaitable[T]) -> T:
-        """Awaits an answer, at most until the deadline.
-
-        Raises:
-          DeadlineExceeded: names the stage that was waited for.
-        """
+        """Awaits an answer, at most until the deadline; DeadlineExceeded names the stage that was waited for."""
         if self.deadline is None:
             return await answer
         limit = asyncio.timeout(self.deadline - time.perf_counter())
@@ -77,12 +73,7 @@ class Job:
 
 
 class Admission:
-    """Requests in flight, used from the event loop's thread.
-
-    Args:
-      config: `max_pending` and `budget`.
-      metrics: counts how every request ended.
-    """
+    """Requests in flight, used from the event loop's thread; `metrics` counts how every request ended."""
 
     def __init__(self, config: ServingConfig, metrics: Metrics):
         self.open = False
@@ -102,11 +93,7 @@ class Admission:
 
     @contextlib.contextmanager
     def admit(self, request: Any, budget: float | None, version: Version | None, *, waiting_for: str) -> Iterator[Job]:
-        """Counts a request in and out, or refuses it at once.
-
-        Raises:
-          EngineClosed, Overloaded, ValueError: as `AsyncPreRanker.rank`.
-        """
+        """Counts a request in and out, or refuses it at once; raises as `AsyncPreRanker.rank`."""
         self.require_open()
         assert version is not None
         expect_budget(budget, "budget")

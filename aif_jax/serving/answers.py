@@ -28,15 +28,7 @@ Running = list[tuple[Candidates, asyncio.Future[Scored | Exception]]]
 
 
 class CandidateScoring:
-    """Scores the candidates of requests, all at once or batch by batch.
-
-    Args:
-      model: whose rows may carry bids.
-      users: gives the user states.
-      scorer: computes.
-      config: of the engine.
-      metrics: of the engine.
-    """
+    """Scores the candidates of requests, all at once or batch by batch."""
 
     def __init__(self, model: PreRanker, users: UserSides, scorer: Scorer, config: ServingConfig, metrics: Metrics):
         self._has_bids = config.bid in model.config.schema.side
@@ -46,14 +38,9 @@ class CandidateScoring:
         self._metrics = metrics
 
     async def score(self, job: Job, user: UserSide | Computation, given: Any, reader: Guarded, *, whole: bool) -> Results:
-        """Scores candidates with one user state and one index snapshot.
+        """Scores candidates, all logits where `whole`, else the best, with one user state and one index snapshot.
 
-        Args:
-          job: the request.
-          user: its user side.
-          given: candidates as `Candidates.of` takes them, or an async iterator of such.
-          reader: reads the iterator.
-          whole: all logits, for `score`; else the best, for `rank`.
+        `given` are candidates as `Candidates.of` takes them, or an async iterator of such, which `reader` reads.
         """
         running: Running = []
         start = job.timeline.arrival
@@ -108,11 +95,7 @@ class CandidateScoring:
 
 
 def ranking(job: Job, results: Results, k: int) -> Ranking:
-    """The best k of everything that was scored for a request.
-
-    Raises:
-      NonFiniteScores: no known candidate has a finite score.
-    """
+    """The best k of everything that was scored for a request; NonFiniteScores where no known candidate has a finite one."""
     rows = [scored.rows for _, scored in results]
     best = best_of([scored.part for _, scored in results if scored.part], rows, k)
     mask = best.scores > -np.inf
@@ -132,11 +115,7 @@ def ranking(job: Job, results: Results, k: int) -> Ranking:
 
 
 def scores(job: Job, results: Results) -> Scores:
-    """Every logit of a request, in order.
-
-    Raises:
-      NonFiniteScores: no known candidate has a finite score.
-    """
+    """Every logit of a request, in order; NonFiniteScores where no known candidate has a finite one."""
     logits = np.concatenate([scored.logits for _, scored in results if scored.logits is not None] or [np.zeros(0, np.float32)])
     known = np.concatenate([scored.rows for _, scored in results] or [np.zeros(0, np.int32)]) >= 0
     mask = known & (logits > -np.inf)

@@ -8,16 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from aif_jax.checks import expect
+
 
 def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, ...]:
-    """Bucket sizes from `smallest` to at least `largest`, each at most `ratio` times the one before, in multiples of 8.
+    """Bucket sizes from `smallest` to `largest`, each at most `ratio` times the one before, in multiples of 8.
 
-    The padding wasted on a request is at most a share 1 - 1 / ratio of its bucket.
-
-    Args:
-      smallest: the first bucket, at least 1.
-      largest: the last bucket holds at least so many candidates.
-      ratio: above 1.
+    At most a share 1 - 1 / ratio of a bucket is padding.
 
     Example:
       >>> geometric(128, 1000)
@@ -26,10 +23,9 @@ def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, 
     Raises:
       ValueError: sizes below 1, out of order, or a ratio of 1 or less.
     """
-    if not 1 <= smallest <= largest:
-        raise ValueError(f"geometric: expected 1 <= smallest <= largest, got smallest={smallest}, largest={largest}")
-    if not ratio > 1:
-        raise ValueError(f"geometric ratio: expected above 1, got {ratio}")
+    ordered = 1 <= smallest <= largest
+    expect(ordered, "geometric", "1 <= smallest <= largest", f"smallest={smallest}, largest={largest}")
+    expect(ratio > 1, "geometric ratio", "above 1", ratio)
     sizes = [smallest]
     while sizes[-1] < largest:
         grown = max(math.floor(sizes[-1] * ratio / 8) * 8, sizes[-1] + 1)

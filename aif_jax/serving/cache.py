@@ -27,17 +27,10 @@ class Entry(NamedTuple):
 
 
 class StateCache:
-    """LRU cache of user states, used from one thread.
+    """LRU cache of user states, used from one thread; `limit` in bytes, ages in seconds.
 
     A state is never read when it is older than `max_age`, one of no known feature version when it is older than
-    `unversioned_ttl`. The latest state of each user can also be read whatever its feature version: the stale answer for a user
-    side that is late.
-
-    Args:
-      limit: bytes held at most; a state larger than that is not kept.
-      max_age: seconds; None for no bound.
-      unversioned_ttl: seconds.
-      clock: seconds; tests set it.
+    `unversioned_ttl`. The latest state of a user can be read whatever its feature version, as a stale answer.
     """
 
     def __init__(
@@ -85,13 +78,7 @@ class StateCache:
         return None if entry is None else entry.state
 
     def put(self, key: StateKey, state: Any, *, since: float | None = None) -> None:
-        """Keeps a state, dropping the least recently used ones where the limit asks for it.
-
-        Args:
-          key: what it depends on.
-          state: any pytree of arrays.
-          since: when its features were fetched, by the cache's clock; None for now.
-        """
+        """Keeps a state, dropping the least recently used ones; `since` is when its features were fetched, None for now."""
         size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
         if key in self._entries:
             self._drop(key)

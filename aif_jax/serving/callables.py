@@ -22,13 +22,7 @@ _END = object()
 
 
 class Guarded:
-    """A callable of the engine's owner.
-
-    Args:
-      name: for messages and threads.
-      function: async or not; None where only `batches` is used.
-      config: `callable_timeout` for a call or for one batch of a stream, `callable_threads`, `max_hung`.
-    """
+    """A callable of the engine's owner; `function` is None where only `batches` is used."""
 
     def __init__(self, name: str, function: Callable[..., Any] | None, config: ServingConfig):
         self._name = name
@@ -46,13 +40,7 @@ class Guarded:
         return self._workers.hung + sum(now - since > GRACE for since in self._cancelled.values())
 
     async def __call__(self, request: Any) -> Any:
-        """What the function returns.
-
-        Raises:
-          CallableError: it raised what would end or cancel others; too many calls have not returned.
-          TimeoutError: it took longer than `callable_timeout`.
-          Exception: whatever else it raised.
-        """
+        """What the function returns or raises; CallableError for what would end others, TimeoutError by `callable_timeout`."""
         if self._workers.hung + len(self._cancelled) >= self._max_hung and self.hung >= self._max_hung:
             raise CallableError(f"{self._name}: {self.hung} calls have not returned, as many as max_hung allows")
         loop = asyncio.get_running_loop()

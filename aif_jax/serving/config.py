@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from aif_jax.checks import expect
 from aif_jax.serving.buckets import geometric
 
 
@@ -21,15 +22,13 @@ class ServingConfig:
       reserve: least time kept back for scoring when the engine decides that the user side is late; it keeps back more where
         recent requests needed more, at most half the budget.
       fallback: answer with a stale or default user when the user side is late or fails; False raises instead.
-      max_stale: the oldest user state that an answer may use, cached or stale, counted from the fetch of its features; None for
-        no bound.
+      max_stale: the oldest user state that an answer may use, counted from the fetch of its features; None for no bound.
       cache_bytes: bound of the state cache; 0 keeps nothing.
       prepare_ttl: how long a state made by `prepare` without a feature version may be used by later requests.
       callable_timeout: longest life of one call of `features` or `retrieval`; None for no limit.
       callable_threads: threads for each of `features` and `retrieval` that is not async.
       max_hung: calls of each of them that may run on after their requests; with more, calls fail until some return.
-      user_threads: user functions in work at once.
-      score_threads: interactions in work at once.
+      user_threads, score_threads: user functions, and interactions, computed at once.
       batch_size: concurrent requests of one bucket scored together, at most. Only requests that wait for a scoring thread
         anyway share a batch, so a lone request never waits. 1 switches batching off; more sizes take longer to compile.
       bid: name of the index row's side value that holds the bid.
@@ -59,25 +58,22 @@ class ServingConfig:
     drain_timeout: float = 10.0
 
     def __post_init__(self):
+        def expect_field(ok: bool, field: str, expected: str) -> None:
+            expect(ok, f"ServingConfig.{field}", expected, repr(getattr(self, field)))
+
         sizes = self.buckets
-        _expect(len(sizes) > 0 and _counts(sizes), "buckets", "at least one size of 1 or more", sizes)
-        _expect(all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "buckets", "ascending sizes", sizes)
-        _expect(_counts(self.history_lengths), "history_lengths", "lengths of 1 or more", self.history_lengths)
-        for field in (
-            "max_k", "max_pending", "callable_threads", "max_hung", "user_threads", "score_threads", "batch_size",
-        ):  # fmt: skip
-            _expect(_counts((getattr(self, field),)), field, "an integer of at least 1", getattr(self, field))
+        expect_field(len(sizes) > 0 and _counts(sizes), "buckets", "at least one size of 1 or more")
+        expect_field(all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "buckets", "ascending sizes")
+        expect_field(_counts(self.history_lengths), "history_lengths", "lengths of 1 or more")
+        threads = ("callable_threads", "user_threads", "score_threads")
+        for field in ("max_k", "max_pending", "max_hung", "batch_size", *threads):
+            expect_field(_counts((getattr(self, field),)), field, "an integer of at least 1")
         for field in ("reserve", "cache_bytes", "prepare_ttl", "drain_timeout"):
-            _expect(0 <= getattr(self, field) < math.inf, field, "0 or more", getattr(self, field))
+            expect_field(0 <= getattr(self, field) < math.inf, field, "0 or more")
         for field in ("budget", "callable_timeout", "max_stale"):
             value = getattr(self, field)
-            _expect(value is None or 0 < value < math.inf, field, "None or more than 0 seconds", value)
+            expect_field(value is None or 0 < value < math.inf, field, "None or more than 0 seconds")
 
 
 def _counts(values: tuple[int, ...]) -> bool:
     return all(isinstance(value, int) and value >= 1 for value in values)
-
-
-def _expect(ok: bool, field: str, expected: str, got: object) -> None:
-    if not ok:
-        raise ValueError(f"ServingConfig.{field}: expected {expected}, got {got!r}")

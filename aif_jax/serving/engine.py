@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.model import PreRanker
 from aif_jax.serving.admission import Admission, Job
 from aif_jax.serving.answers import CandidateScoring, ranking, scores
@@ -136,8 +137,7 @@ class AsyncPreRanker:
           index: made from these params.
 
         Raises:
-          VersionMismatch: params and index do not belong together; the old version stays.
-          ValueError, NonFiniteScores: NaN or infinite parameters or scores; the old version stays.
+          VersionMismatch, ValueError, NonFiniteScores: as at the start; the old version stays.
         """
         self._admission.require_open()
         async with self._publishing:
@@ -147,12 +147,10 @@ class AsyncPreRanker:
             return version.name
 
     async def update_index(self, index: Any) -> None:
-        """Reads another snapshot of the index from now on, of the version that serves: after `upsert` or `delete`.
+        """Reads another snapshot of the index, of the version that serves, from now on: after `upsert` or `delete`.
 
         A request pins the snapshot when its first candidates are there. A larger capacity is compiled while traffic continues.
-
-        Raises:
-          VersionMismatch: the index was made from other params; the old snapshot stays.
+        Raises VersionMismatch for an index of other params; the old snapshot stays.
         """
         self._admission.require_open()
         async with self._publishing:
@@ -189,8 +187,8 @@ class AsyncPreRanker:
           ValueError: k or budget out of range; order "bid" without bids.
           Exception: whatever retrieval raised.
         """
-        if not (isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k):
-            raise ValueError(f"rank k: expected 1 to max_k={self.config.max_k}, got {k!r}")
+        good = isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k
+        expect(good, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
         if not self._can_rank:
             raise ValueError("rank: expected an engine with a retrieval callable, got none; use score")
         with self._admission.admit(request, budget, self._current, waiting_for="retrieval") as job:
@@ -218,16 +216,9 @@ class AsyncPreRanker:
                 self._users.leave(job, user)
 
     async def prepare(self, request: Any) -> None:
-        """Computes a user's state ahead of a request that is known to come, and caches it.
+        """Computes a user's state ahead of a request that is known to come, and caches it; raises as `rank`.
 
         With a feature version, requests of the same version use it; without, all requests of the next `prepare_ttl` seconds.
-
-        Args:
-          request: a `Request`, or a bare user id.
-
-        Raises:
-          Overloaded, EngineClosed: as `rank`.
-          Exception: whatever the features callable raised.
         """
         with self._admission.admit(request, None, self._current, waiting_for="user side") as job:
             user = self._users.join(job, prepare=True)

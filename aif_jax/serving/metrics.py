@@ -35,7 +35,7 @@ class Histogram:
         return 0.0
 
     def values(self) -> dict[str, Any]:
-        """Plain values: count, sum, p50, p99 in seconds and the cumulative counts by upper bound."""
+        """Count, sum, p50, p99 in seconds and the cumulative counts by upper bound."""
         cumulative, running = {}, 0
         for bound, count in zip((*BOUNDS, float("inf")), self.counts, strict=True):
             running += count
@@ -81,12 +81,9 @@ class Metrics:
 
 
 def prometheus_text(metrics: dict[str, Any]) -> str:
-    """The metrics of an engine in the Prometheus text format, written by the official client library.
+    """The metrics of an engine, `AsyncPreRanker.metrics()`, in the Prometheus text format, by the official client library.
 
     Counters are `aif_<name>_total`, gauges `aif_<name>`, latencies `aif_stage_seconds{stage=...}`.
-
-    Args:
-      metrics: what `AsyncPreRanker.metrics()` gave.
 
     Raises:
       ImportError: prometheus-client is not there.

@@ -1,8 +1,8 @@
 """The compiled functions of an engine and what crosses between host and device around them.
 
-Everything is compiled ahead of time for exact shapes and called with arrays on the device, so a request can neither trace nor
-transfer anything that is not written here: only `Programs` allows transfers. A request uploads the user features, int32 rows
-[bucket] and, where candidates carry bids, float32 bids [bucket]; it downloads k scores, k logits, k positions and a count.
+All is compiled ahead of time for exact shapes, so a request can neither trace nor transfer anything that is not written here.
+It uploads the user features, int32 rows [bucket] and, where candidates carry bids, float32 bids [bucket]; it downloads k
+scores, k logits, k positions and a count.
 """
 
 from __future__ import annotations
@@ -37,13 +37,7 @@ class Part(NamedTuple):
 
 
 class Programs:
-    """Compiled functions, shared by all versions of a model whose shapes are the same.
-
-    Args:
-      model: pure functions.
-      max_k: best candidates that come back.
-      bid: name of the side value that holds an index row's bid.
-    """
+    """Compiled functions, shared by all versions of a model whose shapes are the same."""
 
     def __init__(self, model: PreRanker, *, max_k: int, bid: str):
         self.model = model
@@ -71,12 +65,6 @@ class Programs:
     def score(self, params: Params, states: tuple[Any, ...], index: Any, bucket: int) -> Callable[..., Any]:
         """The compiled interaction for `len(states)` requests of one bucket, with gather and top-k:
         (params, states, table, rows [b, bucket], bids [b, bucket], order [b]) -> (int32 [b, 3 k + 1], logits [b, bucket]).
-
-        Args:
-          params: of the version.
-          states: of the requests.
-          index: whose table is read; only its `shapes` and `decode` are looked at.
-          bucket: candidates of each request.
         """
         count = len(states)
         shapes = jax.ShapeDtypeStruct((count, bucket), np.int32), jax.ShapeDtypeStruct((count, bucket), np.float32)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.serving.timeline import Timeline
 from aif_jax.vocabulary import as_ids, string_array
 
@@ -45,14 +46,13 @@ class Request:
             except TypeError as error:
                 raise TypeError(f"Request.{field}: expected something hashable, got {error}") from None
         expect_budget(self.budget, "Request.budget")
-        if self.order not in ("logit", "bid"):
-            raise ValueError(f"Request.order: expected 'logit' or 'bid', got {self.order!r}")
+        expect(self.order in ("logit", "bid"), "Request.order", "'logit' or 'bid'", repr(self.order))
 
 
 def expect_budget(budget: Any, name: str) -> None:
     """Raises ValueError unless a budget is None or a finite number of seconds above 0."""
-    if budget is not None and not (isinstance(budget, int | float | np.number) and 0 < budget < math.inf):
-        raise ValueError(f"{name}: expected None or more than 0 seconds, got {budget!r}")
+    good = budget is None or isinstance(budget, int | float | np.number) and 0 < budget < math.inf
+    expect(good, name, "None or more than 0 seconds", repr(budget))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,9 +66,6 @@ class Candidates:
     def of(cls, value: Any) -> Candidates:
         """Candidates from what a retrieval function returned: `Candidates`, or ids as an array or a list.
 
-        Returns:
-          ids int64 or strings, as the caller has them.
-
         Raises:
           TypeError: ids that are neither integers nor strings, None or both kinds among them, integers beyond int64.
           ValueError: not one axis; bids of another length, not finite or negative.
@@ -81,10 +78,9 @@ class Candidates:
         ids = _plain_ids(raw)
         if bids is not None:
             bids = np.asarray(bids, np.float32)
-            if bids.shape != ids.shape:
-                raise ValueError(f"candidates: expected one bid for each of {len(ids)} ids, got shape {list(bids.shape)}")
-            if not (np.isfinite(bids).all() and (bids >= 0).all()):
-                raise ValueError("candidates: expected finite bids of 0 or more, got some that are not")
+            one_each, good = bids.shape == ids.shape, np.isfinite(bids).all() and (bids >= 0).all()
+            expect(one_each, "candidates", f"one bid for each of {len(ids)} ids", f"shape {list(bids.shape)}")
+            expect(good, "candidates", "finite bids of 0 or more", "some that are not")
         return cls(ids, bids)
 
     def part(self, places: slice) -> Candidates:

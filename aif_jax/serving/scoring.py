@@ -54,12 +54,8 @@ class _Waiting(NamedTuple):
 class Scorer:
     """Turns tasks into scores without blocking the event loop.
 
-    A thread that becomes free takes the task that has waited longest and, up to `batch_size`, those that can share its run.
-    So batches form only where tasks have to wait, and a lone task waits for nobody.
-
-    Args:
-      programs: compiled functions.
-      config: bucket sizes, threads, batching.
+    A thread that becomes free takes the task that has waited longest and, up to `batch_size`, those that can share its run. So
+    batches form only where tasks have to wait.
     """
 
     def __init__(self, programs: Programs, config: ServingConfig):

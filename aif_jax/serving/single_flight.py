@@ -17,11 +17,7 @@ class Computation:
 
 
 class SingleFlight:
-    """Computations by key, used from the event loop's thread.
-
-    Args:
-      detached_limit: computations without a waiter that may run on, for later callers.
-    """
+    """Computations by key, used from the event loop's thread; `detached_limit` without a waiter may run on."""
 
     def __init__(self, *, detached_limit: int):
         self._limit = detached_limit

@@ -24,13 +24,10 @@ class _Call:
 
 
 class Workers:
-    """A few threads that start when they are needed and never keep the process alive.
+    """A few threads that start when they are needed and never keep the process alive; `limit` run at once.
 
-    Args:
-      name: of the threads.
-      limit: functions that run at once.
-      replace: a thread whose caller has given up no longer counts towards the limit, so that another takes its place; it ends
-        when its function returns. For functions that may hang.
+    With `replace`, for functions that may hang, a thread whose caller has given up no longer counts towards the limit; it ends
+    when its function returns.
     """
 
     def __init__(self, name: str, limit: int, *, replace: bool = False):

@@ -46,11 +46,7 @@ class Timeline:
 
 
 def draw(timelines: Mapping[str, Timeline], path: str | Path) -> None:
-    """Draws requests one above the other on a common clock, one panel each, as a PNG.
-
-    Args:
-      timelines: by title.
-      path: of the picture; its ending names the format.
+    """Draws requests, timelines by title, one above the other on a common clock; the ending of `path` names the format.
 
     Raises:
       ImportError: matplotlib is not there.

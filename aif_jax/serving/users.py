@@ -24,14 +24,7 @@ _FOR_STALE_USE = object()  # feature version of states that only a late user sid
 
 
 class UserSides:
-    """User states of requests, used from the event loop's thread.
-
-    Args:
-      programs: compiled functions.
-      config: of the engine.
-      features: the caller's callable.
-      metrics: of the engine.
-    """
+    """User states of requests, used from the event loop's thread."""
 
     def __init__(self, programs: Programs, config: ServingConfig, features: Guarded, metrics: Metrics):
         self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
@@ -71,11 +64,7 @@ class UserSides:
             self.running.leave(user, keep=job.reason is not None)
 
     async def ready(self, job: Job, user: UserSide | Computation) -> UserSide:
-        """The user's own state if it comes in time, else the stand-in that the config allows.
-
-        Raises:
-          DeadlineExceeded, Exception: the user side is late or failed and the config allows no stand-in.
-        """
+        """The user's own state if it comes in time, else the stand-in that the config allows, or what went wrong is raised."""
         if isinstance(user, UserSide):
             return user
         task, start = user.task, time.perf_counter()

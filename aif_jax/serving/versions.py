@@ -56,10 +56,7 @@ class Version:
 def build_version(programs: Programs, params: Any, index: Any, config: ServingConfig) -> Version:
     """Puts parameters on the device, compiles and warms up whatever these shapes still lack, and scores probe users.
 
-    Raises:
-      VersionMismatch: the index was not made from these parameters, config and encoder.
-      ValueError: NaN or infinite parameters.
-      NonFiniteScores: a probe user has scores that are NaN or infinite.
+    Raises VersionMismatch for an index of another model, ValueError, NonFiniteScores for NaN or infinite parameters or scores.
     """
     model_config, encoder = programs.model.config, index.encoder
     name = fingerprint(params, model_config, encoder)
@@ -89,10 +86,7 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
 
 
 def build_snapshot(programs: Programs, params: Any, templates: dict, index: Any, config: ServingConfig) -> Snapshot:
-    """Compiles and warms up the functions of every bucket and batch size for an index snapshot.
-
-    A snapshot of the same capacity and storage needs nothing compiled, and nothing is run for it.
-    """
+    """Compiles and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
     score = {}
     for length, state in templates.items():
         for count in batch_sizes(config.batch_size):

@@ -1,8 +1,4 @@
-"""Evaluation by request: a list of candidates for each held-out event, and its rank in the whole catalogue.
-
-- *Lists*: the candidates of a source, such as the event's item against sampled ones. AUC, GAUC by user, log-loss, calibration.
-- *Catalogue*: the event's item against every item that the user has not met before. HR@k and NDCG@k.
-"""
+"""Evaluation by request: AUC, GAUC, log-loss and calibration on lists of candidates, HR@k and NDCG@k in the catalogue."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from tqdm.auto import tqdm
 
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect_integers
+from aif_jax.checks import expect, expect_integers
 from aif_jax.data.batches import Batch, make_batch
 from aif_jax.data.candidates import CandidateLists, Draw, SourceFn, sampled
 from aif_jax.data.dataset import Dataset
@@ -96,7 +92,7 @@ def evaluate(
     batch_size: int = 128,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluates a model on held-out events.
+    """Evaluates a model on held-out events: a list of candidates for each, and its rank among items the user has not met.
 
     Args:
       model: what to evaluate.
@@ -113,15 +109,11 @@ def evaluate(
       batch_size: requests scored at a time.
       progress: whether to show bars.
 
-    Returns:
-      `Evaluation`.
-
     Raises:
       ValueError: no position, or what the source refuses, such as an event of an unknown item.
     """
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
-    if not len(positions):
-        raise ValueError("positions: expected at least one held-out event, got none")
+    expect(len(positions) > 0, "positions", "at least one held-out event", "none")
     source = sampled_before(data, positions) if candidates is None else candidates
     lists = source(positions, Draw(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
@@ -192,16 +184,7 @@ def rank_catalogue(
     batch_size: int = 128,
     progress: bool = True,
 ) -> Ranked:
-    """Scores every item of the catalogue for the user of each event.
-
-    Args:
-      model, params, data: as for `evaluate`.
-      positions: int64 [R] of events.
-      k: how many of the best rows to keep, at most the items of the catalogue.
-      repeats: as for `evaluate`.
-      batch_size: requests scored at a time, fewer where the catalogue is so large that this would hold many scores.
-      progress: whether to show bars.
-    """
+    """Scores every item of the catalogue for the user of each event int64 [R]; keeps the `k` best rows."""
     log, total = data.log, len(data.catalogue)
     rows = item_rows(model, params, data.catalogue, progress=progress)
     size = max(1, min(batch_size, SCORES // total))

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from aif_jax import metrics
 from aif_jax.checkpoint import Checkpoint, Checkpoints
+from aif_jax.checks import expect
 from aif_jax.data.candidates import Draw, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
@@ -43,17 +44,7 @@ LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides a run, with model and data; its record is in the folder of the run.
-
-    Attributes:
-      first_validation, first_test: the first second of the validation slice and of the test slice.
-      k: of HR@k and NDCG@k; None where the task does not rank the catalogue.
-      loss, optimizer: names, for the record.
-      others: as for `aif.fit`.
-
-    Raises:
-      ValueError: values out of range, or that do not fit together; names the field.
-    """
+    """What decides a run, with model and data; its record is in the folder of the run. `loss`, `optimizer` are names."""
 
     task: Task = NextItem()
     first_validation: int
@@ -77,12 +68,11 @@ class Settings:
     def __post_init__(self):
         for field in ("epochs", "batch_size", "requests", "evaluate_every"):
             value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"fit {field}: expected at least 1, got {value}")
-        if self.keep_best is not None and not self.validates:
-            raise ValueError(f"fit keep_best: expected False without a validation slice, got {self.keep_best!r}")
-        if self.keep_best is not None and self.keep_best not in self.figures:
-            raise ValueError(f"fit keep_best: expected one of {list(self.figures)}, got {self.keep_best!r}")
+            expect(value is None or value >= 1, f"fit {field}", "at least 1", value)
+        if self.keep_best is not None:
+            best = repr(self.keep_best)
+            expect(self.validates, "fit keep_best", "False without a validation slice", best)
+            expect(self.keep_best in self.figures, "fit keep_best", f"one of {list(self.figures)}", best)
 
     @property
     def validates(self) -> bool:
@@ -113,8 +103,7 @@ class Settings:
             "validation": (self.first_validation, self.first_test),
             "test": (self.first_test, None),
         }
-        if split not in bounds:
-            raise ValueError(f"split: expected one of {list(bounds)}, got {split!r}")
+        expect(split in bounds, "split", f"one of {list(bounds)}", repr(split))
         return dict(zip(("since", "before"), bounds[split], strict=True))
 
 
@@ -131,11 +120,7 @@ def train(
     writers: Sequence[LogWriter],
     progress: bool,
 ) -> Checkpoint:
-    """Trains in a folder, from its last checkpoint on where it has one.
-
-    Returns:
-      The best checkpoint by `settings.keep_best`, else the last one.
-    """
+    """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     task, config = settings.task, model.config
     feed = Pipeline(
         dataset=data,
@@ -165,7 +150,7 @@ def train(
                 writers=(JsonLines(folder / LOG), *writers),
                 checkpoints=checkpoints,
                 config=config,
-                encoder=encoder_for(model, data),
+                encoder=data.encoder and data.encoder.with_length(config.history_length),
                 save_every=settings.evaluate_every or feed.steps_per_epoch,
                 evaluate=validate,
                 on_bad_batch=on_bad_batch,
@@ -197,24 +182,14 @@ def final(checkpoints: Checkpoints, settings: Settings) -> Checkpoint:
     return checkpoints.restore("latest" if settings.keep_best is None else "best")
 
 
-def encoder_for(model: PreRanker, data: Dataset) -> Any:
-    """The encoder of the data, for histories as long as the model reads; None where the data has none."""
-    return data.encoder and data.encoder.with_length(model.config.history_length)
-
-
 def held_out(
     data: Dataset, settings: Settings, split: str, *, requests: int | None = None, min_history: int | None = None
 ) -> tuple[np.ndarray, SourceFn]:
-    """Positions of a slice, at most `requests` of them drawn without replacement, and the source of their candidates.
-
-    Raises:
-      ValueError: a slice without a sample.
-    """
+    """Positions of a slice, at most `requests` drawn at random, and the source of their candidates; ValueError for none."""
     span, task = settings.span(split), settings.task
     least = settings.min_history if min_history is None else min_history
     positions = task.positions(data, min_history=least, **span)
-    if not len(positions):
-        raise ValueError(f"{split}: expected a sample with {least} earlier events of its user, got none in {span}")
+    expect(len(positions) > 0, split, f"a sample with {least} earlier events of its user", f"none in {span}")
     if requests is not None and requests < len(positions):
         positions = np.sort(np.random.default_rng(0).choice(positions, requests, replace=False))
     before = span["since"] if span["since"] is not None else settings.first_validation
@@ -224,11 +199,7 @@ def held_out(
 def validation(
     model: PreRanker, data: Dataset, settings: Settings, *, progress: bool
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Figures of a state on the validation slice.
-
-    Raises:
-      ValueError: a slice without a sample, or on which the figure of `keep_best` is not defined.
-    """
+    """Figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     rows, labels, _ = source(positions, Draw(0, 0, 0))
     users = data.log.user[positions][:, None]
@@ -256,12 +227,7 @@ def evaluation_options(settings: Settings) -> dict[str, Any]:
 
 
 def begin(folder: Path, settings: Settings, *, resume: bool) -> None:
-    """Writes the record of a run into its folder, or compares it with the one that is there.
-
-    Raises:
-      FileExistsError: a run is there and `resume` is False, or something that is no run.
-      ValueError: a run with other settings; names what differs.
-    """
+    """Writes the record of a run into its folder, or compares it with the one there: FileExistsError, ValueError."""
     file, record = folder / RECORD, settings.to_json()
     if Checkpoints(folder).steps:  # until then there is nothing to resume
         if not resume or not file.exists():
@@ -276,12 +242,7 @@ def begin(folder: Path, settings: Settings, *, resume: bool) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of the run in a folder.
-
-    Raises:
-      FileNotFoundError: no run there.
-      ValueError: a record that is not JSON.
-    """
+    """The record of the run in a folder; FileNotFoundError for none, ValueError for no JSON."""
     file = folder / RECORD
     if not file.is_file():
         raise FileNotFoundError(f"{folder}: expected the folder of a run, found no {RECORD} in it")

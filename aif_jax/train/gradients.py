@@ -1,9 +1,8 @@
 """Loss and gradient of a batch, taken whole or in parts that stay in the cache.
 
-On a CPU the time of a large batch is the time of writing arrays such as [B, L, D] to memory, so the batch is taken in parts. A
-`losses.Loss` adds up over the parts: each is scored once, forward and backward. Any other loss must see all scores before it
-tells what each weighs: the parts are scored a second time for the gradient, a third more work. Either way the result is that of
-the whole batch, up to the order of sums.
+On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so it is taken in parts. A
+`losses.Loss` adds up over the parts: each is scored once. Any other loss must see all scores first: the parts are scored a
+second time for the gradient. Either way the result is that of the whole batch, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -31,17 +30,7 @@ ScoresFn: TypeAlias = Callable[[Any, Any], jax.Array]
 
 
 def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
-    """Samples of a part whose candidates and histories are about PART_EVENTS; None where the batch is no larger.
-
-    Args:
-      samples: B.
-      events: candidates and places of the history of one sample.
-      row_bytes: of the embedding rows that get sparse updates, for which large parts are cheaper.
-
-    Example:
-      >>> part_size(1024, 250), part_size(32, 250)
-      (40, None)
-    """
+    """Samples of a part with about PART_EVENTS candidates and places, `events` a sample; None for a batch no larger."""
     most_parts = max(1, PART_BYTES // max(row_bytes, 1))
     size = max(1, PART_EVENTS // events, -(-samples // most_parts))
     return size if size < samples else None
@@ -50,18 +39,7 @@ def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
 def loss_and_gradient(
     scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None
 ) -> tuple[jax.Array, Any]:
-    """The loss of a batch and its gradient.
-
-    Args:
-      scores_of: the model.
-      params: any pytree that `scores_of` takes.
-      batch: B samples.
-      loss: of scores, labels and mask.
-      part: samples of a part; None takes the batch whole.
-
-    Returns:
-      Loss [], gradient like `params`.
-    """
+    """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples."""
     features = (batch.users, batch.items)
     if part is not None and isinstance(loss, Loss):
         return _scored_once(scores_of, params, batch, loss, part)

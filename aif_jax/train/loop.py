@@ -18,6 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from aif_jax.checkpoint import Checkpoints
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.batches import Batch
 from aif_jax.data.pipeline import Fed
@@ -74,8 +75,6 @@ def loop(
     The device works on one batch while the host gathers the next. The loop itself waits for results every `log_every` steps;
     with sparse tables each step also waits for the number of unique ids, see `make_step`.
 
-    What goes wrong, and what is done:
-
     | event | done | counted as |
     |---|---|---|
     | loss or gradient not finite | the step changes nothing; more than `max_skipped` end the run | `skipped` |
@@ -84,9 +83,8 @@ def loop(
     | no candidate in the batch | skipped, without a step | `empty_batches` |
     | a corrupt record in the batch | `on_bad_batch`: the run ends, or skips it, at most `max_skipped` times | `bad_batches` |
 
-    Each is reported, with the positions of the samples in the log, by the logger "aif_jax.train.loop" or in the error. Only a
-    `data.dataset.CorruptRecord` or a number that is not finite makes a bad batch; any other error of a source of batches is
-    raised.
+    Each is reported, with the positions of the samples, by the logger "aif_jax.train.loop" or in the error. Only a
+    `data.dataset.CorruptRecord` or a number that is not finite makes a bad batch; other errors of a source are raised.
 
     Args:
       state: where to start; it is consumed.
@@ -97,15 +95,14 @@ def loop(
       log_every: steps between two log entries; counted over the whole run, so that a resumed run logs the same steps.
       on_log: receives (step, values) at every log entry: "loss" and "grad_norm" of that step, "skipped", "empty_batches",
         "bad_batches" so far; since the entry before "examples_per_s" (samples), "padding" (share of the places of the
-        history without an event) and "input_share" (share of the time that was spent waiting for a batch); and what
-        `evaluate` gave. The first entry's rates include compile time.
+        history without an event) and "input_share" (share of the time spent waiting for a batch); and what `evaluate` gave.
+        The first entry's rates include compile time.
       writers: receive the same, see `aif_jax.logs`; their rows after the state's step are dropped at the start.
       max_skipped: more steps than this without a finite loss or gradient, or more bad batches, end the run.
       max_grad_norm: a gradient norm above it ends the run.
       on_bad_batch: what to do with a batch whose records are corrupt.
       checkpoints: where to save the state and the cursor, every `save_every` steps and at the end; None saves nothing.
-      config: of the model; goes into the checkpoints.
-      encoder: of the data, `data.encoder`; goes into the checkpoints too, so that they take raw users and items.
+      config, encoder: of model and data; go into the checkpoints.
       save_every: steps between two checkpoints, counted over the whole run.
       evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`.
       progress: whether to show the bar.
@@ -120,10 +117,8 @@ def loop(
     """
     if (checkpoints is None) != (config is None):
         raise ValueError("checkpoints, config: expected both or none: a checkpoint holds the config of its model")
-    if on_bad_batch not in ("stop", "skip"):
-        raise ValueError(f"on_bad_batch: expected 'stop' or 'skip', got {on_bad_batch!r}")
-    if log_every < 1 or save_every < 1:
-        raise ValueError(f"log_every, save_every: expected at least 1, got {log_every} and {save_every}")
+    expect(on_bad_batch in ("stop", "skip"), "on_bad_batch", "'stop' or 'skip'", repr(on_bad_batch))
+    expect(min(log_every, save_every) >= 1, "log_every, save_every", "at least 1", f"{log_every} and {save_every}")
     number = int(state.step)
     for writer in writers:
         writer.rewind(number)
@@ -198,9 +193,6 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
       state: from `init_state`, of the same model and optimizer; says which arrays are expected and where they go.
       checkpoints: the folder of the run.
       config: of the model.
-
-    Returns:
-      (state, cursor for `Pipeline.batches`).
 
     Raises:
       ValueError: a checkpoint of another model, config or optimizer: names what differs.

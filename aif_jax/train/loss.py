@@ -15,6 +15,7 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 
+from aif_jax.checks import expect, expect_like_scores
 from aif_jax.types import Array
 
 
@@ -45,13 +46,9 @@ class Term:
 
 
 class Loss:
-    """A weighted sum of terms, each a mean whose divisor is known before the scores are.
+    """A weighted sum of terms, each a mean whose divisor is known before the scores are; composed with `+` and `*`.
 
-    So a batch may be taken in parts that are scored once: `norms` of the batch first, then the sum of `part` over its parts is
-    the loss of the batch. Losses are added with `+` and scaled with `*`.
-
-    Args:
-      terms: (weight, term) pairs.
+    So a batch may be taken in parts that are scored once: `norms` of the batch first, then the sum of `part` over its parts.
 
     Example:
       >>> from aif_jax.train.losses import listwise_softmax, pointwise_bce
@@ -89,8 +86,7 @@ class Loss:
         return Loss(*self.terms, *other.terms) if isinstance(other, Loss) else NotImplemented
 
     def __mul__(self, weight: float) -> Loss:
-        if not math.isfinite(weight):
-            raise ValueError(f"weight: expected a finite number, got {weight!r}")
+        expect(math.isfinite(weight), "weight", "a finite number", repr(weight))
         return Loss(*((weight * old, term) for old, term in self.terms))
 
     __rmul__ = __mul__
@@ -111,10 +107,7 @@ class Loss:
         return " + ".join(shown)
 
     def of(self, f: Callable[[jax.Array], jax.Array]) -> Loss:
-        """The same loss of f(targets), for a sum whose terms read different targets.
-
-        Args:
-          f: targets [..., C] to targets of the same shape; each list by itself.
+        """The same loss of f(targets) [..., C], each list by itself, for a sum whose terms read different targets.
 
         Example:
           >>> from aif_jax.train.losses import distill_listwise, pointwise_bce
@@ -145,7 +138,9 @@ class Loss:
         names = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
         if unknown := options.keys() - set(names):
             raise TypeError(f"{self!r}: expected options among {names}, got {sorted(unknown)}")
-        _check_options(options)
+        temperature = options.get("temperature", 1.0)
+        positive = math.isfinite(temperature) and temperature > 0
+        expect(positive, "temperature", "a positive finite number", repr(temperature))
         return Loss((weight, dataclasses.replace(term, options=tuple((dict(term.options) | options).items()))))
 
     def _checked(
@@ -153,20 +148,17 @@ class Loss:
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Scores in float32 or wider, targets, mask and log_q, all of one shape; zeros in masked places.
 
-        Replacing masked values *before* the arithmetic is what keeps their NaN out of the gradient: the derivative of a `where`
-        after the arithmetic is 0 * NaN.
+        Replacing masked values *before* the arithmetic keeps their NaN out of the gradient: that of a `where` after is 0 * NaN.
         """
         scores = jnp.asarray(scores)
-        if not jnp.issubdtype(scores.dtype, jnp.floating):
-            raise ValueError(f"scores: expected floating-point logits, got dtype {scores.dtype}")
+        floating = jnp.issubdtype(scores.dtype, jnp.floating)
+        expect(floating, "scores", "floating-point logits", f"dtype {scores.dtype}")
         valid = jnp.asarray(True) if where is None else jnp.asarray(where)
-        if valid.dtype != jnp.bool_:
-            raise ValueError(f"where: expected a bool mask, got dtype {valid.dtype}")
+        expect(valid.dtype == jnp.bool_, "where", "a bool mask", f"dtype {valid.dtype}")
         shape = scores.shape
         valid = jnp.broadcast_to(valid, shape) if where is None else _broadcast(valid, "where", shape)
         targets, name = jnp.asarray(targets), self.terms[0][1].targets
-        if targets.shape != shape:
-            raise ValueError(f"{name}: expected the shape of scores {shape}, got {targets.shape}")
+        expect(targets.shape == shape, name, f"the shape of scores {shape}", targets.shape)
         scores = scores.astype(jnp.float32) if scores.dtype.itemsize < 4 else scores
         correction = jnp.zeros(shape, scores.dtype)
         if log_q is not None:
@@ -238,13 +230,5 @@ def lists_with_a_positive(targets: jax.Array, where: jax.Array) -> jax.Array:
 
 
 def _broadcast(value: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
-    # The same rank is required: a mask [B] against scores [B, B] would fit silently along the wrong axis.
-    if value.ndim != len(shape) or any(have not in (1, want) for have, want in zip(value.shape, shape, strict=True)):
-        raise ValueError(f"{name}: expected a shape of the same rank that broadcasts to scores {shape}, got {value.shape}")
+    expect_like_scores(value.shape, name, shape)
     return jnp.broadcast_to(value, shape)
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    temperature = options.get("temperature", 1.0)
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature: expected a positive finite number, got {temperature!r}")

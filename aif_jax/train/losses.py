@@ -3,12 +3,11 @@
     loss = losses.listwise_softmax + 0.1 * losses.pointwise_bce
     loss = losses.distill_listwise(temperature=2.0)
 
-Every loss is a `Loss` value that is called as `loss(scores, targets, *, where=None, log_q=None)` and returns one float32
-number: logits [..., C] of C candidates, targets of the same shape, and a mask that is true where an entry counts. Called with
-options alone it returns the loss with these options. Masked entries contribute nothing to the value or to the gradient,
-whatever they hold (NaN and infinities too), and a batch with nothing valid gives 0 with zero gradients. Valid entries must be
-finite: a NaN among them gives NaN, so that training notices. All run under `jit`, `grad` and `vmap`; half-precision scores
-are converted to float32.
+A `Loss` is called as `loss(scores, targets, *, where=None, log_q=None)` on logits [..., C] of C candidates, targets of the same
+shape and a mask, true where an entry counts, and returns a float32 scalar in nats. Called with options alone it returns the
+loss with these options. Masked entries contribute nothing to value or gradient, whatever they hold (NaN too); nothing valid
+gives 0 with zero gradients. A NaN among valid entries gives NaN, so that training notices. Shapes or dtypes that do not fit
+raise ValueError. Half-precision scores are converted to float32.
 
 Sources: sampled softmax and its logQ correction, Bengio and Senecal 2008, Yi et al. 2019; distillation with temperature, Hinton
 et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.
@@ -19,6 +18,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from aif_jax.checks import expect
 from aif_jax.train.loss import Loss, as_loss, entries, lists, lists_with_a_positive, term
 
 __all__ = [
@@ -37,16 +37,9 @@ def pointwise_bce(
 
     Args:
       scores: logits, any shape.
-      labels: 0 or 1, or probabilities in between; bool, integer or float; shape of `scores`.
-      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
-      log_q: as for `listwise_softmax`.
+      labels: 0 or 1, or probabilities in between.
+      where, log_q: as for `listwise_softmax`.
       corrected: whether to subtract `log_q` where it is given, so that both losses teach the same score.
-
-    Returns:
-      Scalar in nats; 0 where nothing is valid.
-
-    Raises:
-      ValueError: shapes or dtypes do not fit.
 
     Example:
       >>> round(float(pointwise_bce(jnp.array([0.0, 2.0]), jnp.array([1, 0]))), 4)
@@ -76,12 +69,6 @@ def listwise_softmax(
         (in-batch negatives). Rank of `scores` and broadcastable to it: [1, C] for candidates that the whole batch shares.
       corrected: whether to subtract `log_q` where it is given.
 
-    Returns:
-      Scalar in nats. Lists without a valid positive are left out; 0 where none is left.
-
-    Raises:
-      ValueError: shapes or dtypes do not fit.
-
     Example:
       >>> scores = jnp.array([[2.0, 1.0, 0.0]])
       >>> round(float(listwise_softmax(scores, jnp.array([[1, 0, 0]]))), 4)
@@ -98,22 +85,14 @@ def distill_pointwise(
 ) -> jax.Array:
     """Each score is taught the teacher's probability, the mean over valid entries.
 
-    t^2 KL(sigmoid(teacher / t) || sigmoid(s / t))
-
-    The factor t^2 keeps the size of gradients the same for every temperature. The teacher gets no gradient. `log_q` is not
-    read: the teacher's scores are not corrected either.
+    t^2 KL(sigmoid(teacher / t) || sigmoid(s / t)); the factor t^2 keeps the size of gradients the same for every temperature.
+    The teacher gets no gradient. `log_q` is not read: the teacher's scores are not corrected either.
 
     Args:
       scores: the student's logits, any shape.
       teacher_scores: the teacher's logits, shape of `scores`.
-      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
-      temperature: t > 0; above 1 softens the targets.
-
-    Returns:
-      Scalar in nats, 0 where the two agree or nothing is valid.
-
-    Raises:
-      ValueError: shapes or dtypes do not fit, or the temperature is not a positive finite number.
+      where: as for `listwise_softmax`.
+      temperature: t > 0 and finite; above 1 softens the targets.
 
     Example:
       >>> teacher = jnp.array([1.0, -3.0])
@@ -131,22 +110,7 @@ def distill_listwise(
 ) -> jax.Array:
     """Each list is taught the teacher's softmax over the same candidates, the mean over lists that are not empty.
 
-    t^2 KL(softmax(teacher / t) || softmax(s / t))
-
-    Only differences within a list are taught: a constant added to a list's scores changes nothing. The teacher gets no
-    gradient. Both softmaxes see the same candidates, so `log_q` is not read.
-
-    Args:
-      scores: the student's logits [..., C].
-      teacher_scores: the teacher's logits [..., C].
-      where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
-      temperature: t > 0; above 1 softens the targets.
-
-    Returns:
-      Scalar in nats, 0 where the two agree or nothing is valid.
-
-    Raises:
-      ValueError: shapes or dtypes do not fit, or the temperature is not a positive finite number.
+    t^2 KL(softmax(teacher / t) || softmax(s / t)): only differences within a list are taught. Arguments as `distill_pointwise`.
 
     Example:
       >>> teacher = jnp.array([[1.0, -3.0, 0.5]])
@@ -168,17 +132,8 @@ LOSSES: dict[str, Loss] = {
 
 
 def by_name(name: str) -> Loss:
-    """The loss that a config or a command line names.
-
-    Raises:
-      ValueError: no such loss; names those that exist.
-
-    Example:
-      >>> by_name("pointwise_bce") is pointwise_bce
-      True
-    """
-    if name not in LOSSES:
-        raise ValueError(f"loss: expected one of {sorted(LOSSES)}, got {name!r}")
+    """The loss that a config or a command line names. Raises ValueError for no such loss."""
+    expect(name in LOSSES, "loss", f"one of {sorted(LOSSES)}", repr(name))
     return LOSSES[name]
 
 

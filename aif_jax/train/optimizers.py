@@ -18,19 +18,11 @@ def default_optimizer(steps: int, *, learning_rate: float = 3e-3, weight_decay: 
 def rowwise_adagrad(
     learning_rate: float | optax.Schedule, *, initial_accumulator: float = 0.1, eps: float = 1e-7
 ) -> optax.GradientTransformation:
-    """Adagrad with one accumulator for each row of a matrix: 4 bytes a row in place of 4 D.
+    """Adagrad with one accumulator for each row (the last axis) of a matrix: 4 bytes a row in place of 4 D.
 
         a <- a + mean_d g_d^2,   w <- w - learning_rate g / sqrt(a + eps)
 
-    The row is the last axis; a vector or scalar counts as one row. Source: DLRM (arXiv 1906.00091).
-
-    Args:
-      learning_rate: a number or a schedule.
-      initial_accumulator: a before the first step.
-      eps: under the root.
-
-    Returns:
-      An Optax transformation, for dense and for sparse updates.
+    Source: DLRM (arXiv 1906.00091). `initial_accumulator` is a before the first step; a vector counts as one row.
 
     Example:
       >>> optimizer = rowwise_adagrad(1.0, initial_accumulator=0.0)

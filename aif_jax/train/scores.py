@@ -24,18 +24,10 @@ def score(model: PreRanker, params: Params, batch: Batch, *, compute_dtype: Any 
 def joint_scores(
     model: PreRanker, params: Params, users: UserFeatures, items: ItemFeatures, *, compute_dtype: Any = jnp.float32
 ) -> jax.Array:
-    """Joint scores of B users with C candidates each; call it inside jit.
+    """Joint scores of B users with C candidates each, float32 [B, C]; call it inside jit.
 
-    Args:
-      model: what to score with.
-      params: of the model.
-      users: [B].
-      items: [B, C].
-      compute_dtype: of activations. Trained parameters, float features and content are cast to it; ages stay float32, because
-        the buckets that embed them need their precision, and so does the "fitted" group.
-
-    Returns:
-      float32 [B, C].
+    Trained parameters, float features and content are cast to `compute_dtype`; ages, whose buckets need their precision, and
+    the "fitted" group stay as they are.
     """
     if compute_dtype != jnp.float32:
         cast = partial(jax.tree.map, lambda x: x.astype(compute_dtype) if x.dtype == jnp.float32 else x)
@@ -46,15 +38,7 @@ def joint_scores(
 
 
 def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
-    """Joint scores of each batch, float32 [B, C]; masked candidates get a score too.
-
-    Compiles once for each model and shape, however often it is called.
-
-    Args:
-      model: what to score with.
-      params: of the model.
-      batches: of NumPy or device arrays.
-    """
+    """Joint scores of each batch, float32 [B, C], masked candidates included; compiles once for each model and shape."""
     for batch in batches:
         yield np.asarray(_compiled(params, batch.users, batch.items, model=model))
 

@@ -1,25 +1,20 @@
 """Sparse updates: a training step reads and writes only the embedding rows that its batch names.
 
-A dense optimizer updates the whole table at every step, whatever the batch. Here the rows of the batch are gathered out of
-the table and out of the optimizer's state, any Optax transformation updates them as if they were the table, and they are put
-back in place:
+The rows of the batch are gathered out of the table and the optimizer's state, any Optax transformation updates them as if they
+were the table, and they are put back in place:
 
     table [N, D], state [N, ...]  --take the U rows of the batch-->  [U, D], [U, ...]  --update-->  put back
 
-A gradient row that no id of the batch names is zero. So an optimizer for which a zero gradient changes nothing (SGD, Adagrad,
-row-wise Adagrad) gives what its dense form gives. Adam becomes lazy Adam: moments and weights of a row move only in steps whose
-batch names it, the bias correction counts all steps, and decoupled weight decay reaches these rows only; rows that every batch
-names get exactly dense Adam. Gradients of several occurrences are summed before the update, and norms for clipping are those
-of the whole gradient. The optimizer must treat rows alike and apart: one whose state or step mixes rows (Adafactor's columns,
-LARS) is refused or gives another result.
+An optimizer for which a zero gradient changes nothing (SGD, Adagrad, row-wise Adagrad) gives what its dense form gives. Adam
+becomes lazy Adam: moments and weights of a row move only in steps whose batch names it, the bias correction counts all steps,
+and decoupled weight decay reaches these rows only. Gradients of several occurrences are summed first, and norms for clipping
+are those of the whole gradient. The optimizer must treat rows alike and apart: one whose state or step mixes rows (Adafactor's
+columns, LARS) is refused or gives another result.
 
-The model does not know: `layers.Rows` takes the place of the table, and `layers.lookup` reads through it with the ids as they
-are. Unique ids are found without sorting, by a slot for each row of the table (int32, 4 bytes): every occurrence writes its
-place to the slot of its id, and the one whose place stays is the id's first. Then the slot holds the id's number, its row among
-those taken: a few thousand rows together stay in the cache through forward and backward pass, whatever the size of the table.
-
-Sizes are static in a compiled function, the number of unique ids is not. So they are counted first (`unique_ids`), and the step
-is compiled for a few sizes, each half of the one before; the smallest that holds the rows runs.
+`layers.Rows` takes the place of the table, so the model does not know. Unique ids are found without sorting, by a slot for each
+row of the table (int32): every occurrence writes its place to the slot of its id, and the one whose place stays is the id's
+first. Then the slot holds the id's number, its row among those taken. Sizes are static in a compiled function, so unique ids
+are counted first, and the step is compiled for a few sizes, each half of the one before; the smallest that holds the rows runs.
 
 Sources: lazy Adam as in TensorFlow Addons and torch.optim.SparseAdam.
 """
@@ -34,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.blocks.block import recent
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.layers import behaviour_fields
 from aif_jax.schema import Schema
@@ -65,8 +61,7 @@ class SparseConfig:
     tables: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        if self.min_rows < 1:
-            raise ValueError(f"SparseConfig.min_rows: expected at least 1, got {self.min_rows}")
+        expect(self.min_rows >= 1, "SparseConfig.min_rows", "at least 1", self.min_rows)
 
 
 @record
@@ -80,37 +75,19 @@ class UniqueIds:
 
 
 def sparse_tables(schema: Schema, sparse: SparseConfig | None) -> tuple[str, ...]:
-    """Names of the tables that get sparse updates.
-
-    Raises:
-      ValueError: a name that is no table of the schema.
-
-    Example:
-      >>> from aif_jax.schema import Attribute
-      >>> schema = Schema(item_attributes=(Attribute(name="item", size=90), Attribute(name="category", size=6)))
-      >>> sparse_tables(schema, SparseConfig(min_rows=50))
-      ('item',)
-    """
+    """Names of the tables that get sparse updates. Raises ValueError for a name that is no table of the schema."""
     if sparse is None:
         return ()
     sizes = schema.table_sizes
     if sparse.tables is None:
         return tuple(name for name, size in sizes.items() if size >= sparse.min_rows)
-    if unknown := set(sparse.tables) - sizes.keys():
-        raise ValueError(f"SparseConfig.tables: expected names among {sorted(sizes)}, got {sorted(unknown)}")
+    unknown = set(sparse.tables) - sizes.keys()
+    expect(not unknown, "SparseConfig.tables", f"names among {sorted(sizes)}", sorted(unknown))
     return sparse.tables
 
 
 def ids_of(table: str, params: Params, users: UserFeatures, items: ItemFeatures, *, config: Config) -> jax.Array:
-    """Every id of a batch that reads a table, int32 [n] in [0, N), row 0 first: padding and unknown ids read it.
-
-    Args:
-      table: its name.
-      params: "fitted" is read: the fields of the items in a history.
-      users: [B].
-      items: [B, C].
-      config: of the model; of a history count the places that it reads.
-    """
+    """Every id of a batch [B], [B, C] that reads a table, int32 [n] in [0, N), row 0 first: padding and unknown ids read it."""
     schema = config.schema
     size = schema.table_sizes[table]
     ids = [items.ids[a.name] for a in schema.item_attributes if a.table_name == table]
@@ -123,13 +100,7 @@ def ids_of(table: str, params: Params, users: UserFeatures, items: ItemFeatures,
 
 
 def number_ids(slot: jax.Array, ids: jax.Array) -> tuple[jax.Array, UniqueIds]:
-    """Numbers the unique ids among `ids` [n]; the slot of each, int32 [N], then holds its number.
-
-    Example:
-      >>> slot, unique = number_ids(jnp.zeros(10, jnp.int32), jnp.array([0, 7, 3, 7]))
-      >>> int(unique.count), unique.number.tolist(), int(slot[3])
-      (3, [0, 2, 1, 2], 1)
-    """
+    """Numbers the unique ids among `ids` [n]; the slot of each, int32 [N], then holds its number."""
     places = jnp.arange(ids.shape[0], dtype=jnp.int32)
     slot = slot.at[ids].set(places, mode="promise_in_bounds")  # several occurrences agree on one place
     chosen = slot.at[ids].get(mode="promise_in_bounds")
@@ -149,12 +120,7 @@ def unique_ids(
 
 
 def size_for(count: int, bound: int) -> int:
-    """The compiled size for so many unique ids: `bound`, halved as long as they fit and it does not fall below `SMALLEST`.
-
-    Example:
-      >>> size_for(8000, 300_000), size_for(1, 300_000), size_for(5, 100)
-      (9375, 1172, 100)
-    """
+    """The compiled size for so many unique ids: `bound`, halved while they fit and it does not fall below `SMALLEST`."""
     level = 0
     while bound // 2 ** (level + 1) >= SMALLEST and count <= -(-bound // 2 ** (level + 1)):
         level += 1
@@ -200,18 +166,9 @@ def update_rows(
 ) -> tuple[Params, Any, Any]:
     """Runs an update on the dense parameters and on some rows of the tables, and puts both back.
 
-    Args:
-      update: (gradient, params, opt_state) -> (params, opt_state, anything), for trees of any number of rows.
-      trained, opt_state: whole.
-      gradient: of the dense parameters, see `split_tables`.
-      ids: by table, `row_ids` [size].
-      row_gradients: by table, [size, D], in the order of `ids`; zeros in places that are left.
-
-    Returns:
-      What `update` gave, with whole tables.
-
-    Raises:
-      ValueError: the optimizer keeps something of a table that is not one row for each row of the table.
+    `update` maps (gradient, params, opt_state) to (params, opt_state, anything) for trees of any number of rows; `ids` [size]
+    by table are `row_ids`, `row_gradients` [size, D] in their order. Raises ValueError for optimizer state that has not one row
+    for each row of a table.
     """
     counts = {name: trained["embedding"][name].shape[0] for name in ids}
     dense, tables = split_tables(trained, ids)

@@ -82,12 +82,9 @@ def make_step(
 ) -> StepFn:
     """The compiled training step of a model.
 
-    The user function runs once for each list of candidates. A step whose loss or gradient is not finite, or whose gradient is
-    too large, leaves parameters and optimizer as they were and counts in `state.skipped`.
-
-    A step is dispatched without waiting for its result. With sparse tables it waits once: the number of unique ids of each
-    table is fetched to the host, because it chooses the compiled size of the update. Without any (`sparse=None`, or small
-    tables) no step fetches anything.
+    A step whose loss or gradient is not finite, or whose gradient is too large, changes nothing and counts in `state.skipped`.
+    It is dispatched without waiting for its result; with sparse tables it waits once: the number of unique ids is fetched to
+    the host, because it chooses the compiled size of the update.
 
     Args:
       model: what to train.

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.data.candidates import Source, impressed, pointwise, sampled
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.positions import eligible_positions, request_starts
@@ -41,8 +42,7 @@ class NextItem:
 
     def __post_init__(self):
         for field in ("negatives", "evaluated"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"NextItem.{field}: expected at least 1, got {getattr(self, field)}")
+            expect(getattr(self, field) >= 1, f"NextItem.{field}", "at least 1", getattr(self, field))
 
     @property
     def calibrated(self) -> int:

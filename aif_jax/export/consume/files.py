@@ -45,13 +45,8 @@ class ExportError(ValueError):
 def read_manifest(folder: Path, *, sha256: str | None = None, max_bytes: int | None = None) -> dict[str, Any]:
     """The manifest, its form checked; no other file is opened.
 
-    Args:
-      folder: of the export.
-      sha256: the digest that the manifest must have.
-      max_bytes: refuse folders that say they are larger; None takes the memory of this machine.
-
-    Raises:
-      ExportError: not a manifest of this format, another digest, a file name that leaves the folder, too many bytes.
+    `sha256` is the digest that it must have; a folder that says it has more than `max_bytes` (None: this machine's memory) is
+    refused. Raises ExportError.
     """
     raw = _read(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)
     if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
@@ -84,11 +79,7 @@ def checked(folder: Path, manifest: Mapping[str, Any], name: Any) -> bytes:
 
 
 def read_arrays(raw: bytes) -> dict[str, np.ndarray]:
-    """Arrays of a safetensors file, as read-only views of its bytes.
-
-    Raises:
-      ExportError: a header that does not describe the bytes.
-    """
+    """Arrays of a safetensors file, as read-only views of its bytes; ExportError where the header does not describe them."""
     length = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else -1
     if not 0 <= length <= min(len(raw) - 8, MANIFEST_BYTES):
         raise ExportError(f"arrays: expected a header of at most {min(len(raw) - 8, MANIFEST_BYTES)} bytes, got {length}")
@@ -120,11 +111,7 @@ def read_arrays(raw: bytes) -> dict[str, np.ndarray]:
 
 
 def parse_json(raw: bytes, name: str) -> Any:
-    """The JSON value of some bytes.
-
-    Raises:
-      ExportError: no JSON, or one nested too deeply.
-    """
+    """The JSON value of some bytes; ExportError for no JSON, or one nested too deeply."""
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:

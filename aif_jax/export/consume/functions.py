@@ -46,11 +46,7 @@ class Axis:
 
 
 def read_axes(manifest: Mapping[str, Any], buckets: Mapping[str, Sequence[int]]) -> dict[str, Axis]:
-    """The axes of a manifest, with other buckets for some.
-
-    Raises:
-      ExportError: an axis that there is not, or sizes that the functions do not allow.
-    """
+    """The axes of a manifest, with other buckets for some; ExportError for sizes that the functions do not allow."""
     if unknown := sorted(set(buckets) - set(manifest["axes"])):
         raise ExportError(f"buckets: expected axes among {sorted(manifest['axes'])}, got {unknown}")
     axes = {}

@@ -17,13 +17,8 @@ WORD = (1 << 64) - 1
 class Ids:
     """Known raw ids.
 
-    Args:
-      arrays: integers {"ids": int64 [n]}, ascending; strings {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}; or strings by
-        their hashes {"keys": int64 [n]}, ascending.
-      name: for messages.
-
-    Raises:
-      ExportError: other arrays, numbers that do not ascend, offsets that leave the bytes.
+    From integers {"ids": int64 [n]}, ascending; strings {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}; or strings by their
+    hashes {"keys": int64 [n]}, ascending. Other arrays raise ExportError.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], name: str):
@@ -41,11 +36,7 @@ class Ids:
         return len(self.raw)
 
     def positions(self, raw: Any) -> np.ndarray:
-        """int64 positions of raw ids of any shape; -1 for unknown ones.
-
-        Raises:
-          ExportError: ids of another kind than those known, which would all be unknown.
-        """
+        """int64 positions of raw ids of any shape, -1 for unknown ones; ExportError for ids of another kind than the known."""
         if not self.integers:
             texts = raw if isinstance(raw, np.ndarray) else np.array(raw, object)
             flat = texts.reshape(-1).tolist()
@@ -69,12 +60,7 @@ class Ids:
 
 
 def string_keys(strings: list[str]) -> np.ndarray:
-    """int64 hashes of strings, as `aif_jax.index.string_ids` computes them.
-
-    Example:
-      >>> string_keys(["B00X4WHP5E", "B00X4WHP5F"]).tolist()
-      [-1363410762929181125, -8533427915187302917]
-    """
+    """int64 hashes of strings, as `aif_jax.index.string_ids` computes them."""
     keys = []
     for text in strings:
         mixed = 0xCBF29CE484222325

@@ -25,7 +25,7 @@ def load(
     sha256: str | None = None,
     max_bytes: int | None = None,
 ) -> ExportedModel:
-    """Reads an exported folder, checksums first.
+    """Reads an exported folder, checksums first, as functions of flat dicts of arrays.
 
     Args:
       folder: what `aif_jax.export.save` wrote.
@@ -33,9 +33,6 @@ def load(
         "b" users. Every size is padded up to the next bucket, so that a new count does not compile.
       sha256: the digest of the manifest as `save` returned it; given, the whole folder is pinned to it.
       max_bytes: refuse folders that say they are larger; None takes the memory of this machine.
-
-    Returns:
-      The model as functions of flat dicts of arrays.
 
     Raises:
       ExportError: a file is missing, altered, misplaced or too large; the format or JAX is of another version.
@@ -48,23 +45,14 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class ExportedIndex:
-    """The rows of an exported index.
-
-    Attributes:
-      ids: item ids int64 [N], ascending; of strings their hashes.
-      table: rows [N] on the device, for `ExportedModel.score`.
-    """
+    """The rows of an exported index: ids int64 [N], ascending (of strings their hashes), and the table [N] on the device."""
 
     ids: np.ndarray
     table: dict[str, jax.Array]
     _known: Ids = dataclasses.field(repr=False)
 
     def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the table for raw item ids, int64 [C], and which are known, bool [C]; an unknown one gets row 0.
-
-        Raises:
-          ExportError: ids of another kind than the index's.
-        """
+        """Rows int64 [C] for raw item ids, 0 for unknown ones, and which are known; ExportError for ids of another kind."""
         places = self._known.positions(ids)
         return np.maximum(places, 0), places >= 0
 
@@ -101,9 +89,7 @@ class ExportedModel:
         self.index = _index(arrays(manifest["index"])) if manifest.get("index") else None
 
     def user(self, features: Any) -> dict[str, jax.Array]:
-        """The state of ONE user, on the device.
-
-        The history is padded to its bucket; places beyond those that the model reads are cut off.
+        """The state of ONE user, on the device; its history is padded to its bucket, or cut to the places that the model reads.
 
         Raises:
           ExportError: features of another encoder, or that do not fit the schema: names, dtypes, shapes, ids out of range,
@@ -175,11 +161,7 @@ class ExportedModel:
         return self
 
     def encode(self, name: str, raw: Any) -> np.ndarray:
-        """Raw ids of a vocabulary to int32 rows of the same shape; unknown ids give 0.
-
-        Raises:
-          ExportError: the export holds no vocabulary of that name, or one of another kind of ids.
-        """
+        """Raw ids of a vocabulary to int32 rows of the same shape, 0 for unknown ones; ExportError for other names or kinds."""
         if name not in self._vocabularies:
             raise ExportError(f"vocabulary: expected one of {sorted(self._vocabularies)}, got {name!r}")
         return (self._vocabularies[name].positions(raw) + 1).astype(np.int32)
@@ -206,11 +188,9 @@ def verify(
     """Checks every checksum of a folder and replays its golden inputs.
 
     Args:
-      folder: what `save` wrote.
+      folder, sha256, max_bytes: as `load`.
       tolerance: largest |got - golden| / max(1, |golden|) of a float; integers must agree exactly. Wider for accelerators that
         multiply in lower precision.
-      sha256: see `load`.
-      max_bytes: see `load`.
 
     Returns:
       `version`; `max_abs_diff`, the largest difference of all; `functions`, the same for each function.
