@@ -69,8 +69,7 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations:
 
     The rotation is random; `iterations` of ITQ turn it towards the corners of the cube: B = sign(V R), R from the SVD of V^T B.
     `centre` takes the mean off first: every bit is set for half of the rows; without, bits follow the angle at the origin,
-    which
-    the cosine of the embeddings measures. Rows of zeros are left out. With E < K the missing directions are Gaussian.
+    which the cosine of the embeddings measures. Rows of zeros are left out. With E < K the missing directions are Gaussian.
 
     Returns:
       `projection` float32 [E, K] and `offset` float32 [K]: the projected mean, or zeros.

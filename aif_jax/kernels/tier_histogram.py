@@ -3,10 +3,10 @@
 With h differing bits of K, tier = min((K - h) T // K, T - 1): in integers, so that every form agrees bit for bit.
 
 The exact form costs C x L comparisons and never makes a [C, L] array. A tier is a 4-bit field of a 32-bit word: a behaviour
-adds
-1 << 4 tier to the word of its candidate, and 15 fit before a field can overflow. Their loop is unrolled: one elementwise pass
-with candidates minor, which a compiler vectorises. Words are then widened, 17 of them to bytes and those to int32. More than 8
-tiers take more words; groups are brought together first, each padded to whole words. `histogram_reference` is the definition.
+adds 1 << 4 tier to the word of its candidate, and 15 fit before a field can overflow. Their loop is unrolled: one elementwise
+pass with candidates minor, which a compiler vectorises. Words are then widened, 17 of them to bytes and those to int32. More
+than 8 tiers take more words; groups are brought together first, each padded to whole words. `histogram_reference` is the
+definition.
 """
 
 from __future__ import annotations

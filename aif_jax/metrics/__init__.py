@@ -1,16 +1,14 @@
 """Ranking quality: AUC, GAUC, HR@k, recall@k, NDCG@k, log-loss and calibration, on the host in float64.
 
 Every metric is `f(scores, labels, *, where=None, ...)`. Masked entries are never read. Only the order of scores matters, except
-to
-log-loss and calibration, which take logits.
+to log-loss and calibration, which take logits.
 
 - *Ties* count as if broken at random: the value is the exact expectation over all orders of tied scores.
 - *Undefined* values (no data, one class only) are NaN. Lists or groups without a value are left out of a mean and counted.
 - *Bad input* (NaN scores, other labels than 0 and 1, shapes that do not fit) is a ValueError. Infinite scores have an order.
 
 Sources: AUC, Mann and Whitney 1947; GAUC, Zhu et al. 2017 and DIN (arXiv 1706.06978); NDCG, Jarvelin and Kekalainen 2002, ties
-as
-in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arXiv 1706.04599).
+as in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arXiv 1706.04599).
 """
 
 from aif_jax.metrics.entries import Averaged

@@ -67,8 +67,7 @@ def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Average
     DCG = sum over ranks r = 1..k of label_r / log2(r + 1); NDCG = DCG / DCG of the labels in descending order
 
     Labels are finite and not negative, 0/1 or graded (for the exponential gain pass 2 ** labels - 1). Tied scores share the
-    mean
-    of their labels. Args, Returns, Raises as `hit_rate_at_k`.
+    mean of their labels. Args, Returns, Raises as `hit_rate_at_k`.
 
     Example:
       >>> ndcg_at_k([[3.0, 2.0, 1.0]], [[0, 1, 0]], k=2).value.__round__(4)
