@@ -1,15 +1,19 @@
-"""Features drawn at random, for measuring speed and size: what the numbers say does not matter there."""
+"""Features drawn at random and the head alone, for measuring speed: what the numbers say does not matter there."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
+from aif_jax import interaction, layers
 from aif_jax.features import LENGTH, Leaf, behaviours, item_layout, user_layout
+from aif_jax.types import Params
 
 
 def items(schema: aif.Schema, shape: tuple[int, ...], *, seed: int = 0) -> aif.ItemFeatures:
@@ -36,6 +40,18 @@ def users(
     age = np.sort(rng.exponential(1e6, (*shape, length)), axis=-1)
     mask = np.broadcast_to(np.arange(length) < (length if events is None else np.asarray(events)[..., None]), age.shape)
     return dataclasses.replace(drawn, history=behaviours(drawn.history.item, drawn.history.action, age, mask))
+
+
+def head_alone(config: aif.Config, candidates: int) -> tuple[Callable[[Params, jax.Array], jax.Array], jax.Array]:
+    """The head as one MLP over ready inputs, `f(params["head"], inputs)`, and such inputs [C, width]."""
+    widths = interaction.widths(config)
+
+    def scores(params: Params, inputs: jax.Array) -> jax.Array:
+        first = params["first"]
+        kernel = jnp.concatenate([first["kernels"][block][name] for block, named in widths.items() for name in named])
+        return layers.mlp(params["rest"], jax.nn.relu(inputs @ kernel + first["bias"][None, :]))[..., 0]
+
+    return scores, jnp.ones((candidates, sum(width for named in widths.values() for width in named.values())))
 
 
 def _draw(leaf: Leaf, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

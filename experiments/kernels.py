@@ -33,7 +33,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax import head, interaction
 from aif_jax.blocks import linear_memory
 from aif_jax.blocks.signatures import hamming, signs
 from aif_jax.kernels.tier_histogram import TierHistory, histogram, histogram_reference
@@ -170,11 +169,8 @@ def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
     params, state, rows = made["interaction"][1]
     kernel = params["head"]["first"]["kernels"][codes.name]
     made["simtier_codes"] = compiled(lambda state, rows: codes.score({}, state, rows, kernel).pairs[0][0], state, rows)
-    ready = {
-        block: {name: np.ones((candidates, width), np.float32) for name, width in inputs.items()}
-        for block, inputs in interaction.widths(config).items()
-    }
-    made["head_only"] = compiled(head.concatenated, params["head"], ready)
+    head, ready = drawn.head_alone(config, candidates)
+    made["head_only"] = compiled(head, params["head"], ready)
     made["base"], _ = whole(candidates, length, ())
     return made
 

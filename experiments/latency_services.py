@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import head, interaction
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Overloaded, Request, ServingConfig, Timeline
 from experiments import drawn
@@ -240,11 +239,8 @@ class Bare:
         self.staged = self._timed(staged, params, state, table, rows)
         self.sequential = self._timed(sequential_answer(model, k), params, features, catalogue, rows)
         self.interaction = self._timed(model.interaction, params, state, ready)
-        inputs = {
-            block: {name: jnp.ones((candidates, width)) for name, width in widths.items()}
-            for block, widths in interaction.widths(made.config).items()
-        }
-        self.head = self._timed(head.concatenated, params["head"], inputs)
+        head, inputs = drawn.head_alone(made.config, candidates)
+        self.head = self._timed(head, params["head"], inputs)
 
     @staticmethod
     def _timed(function: Any, *arguments: Any) -> Any:
