@@ -107,7 +107,7 @@ def test_page_runs(page, tmp_path, monkeypatch):
 
 
 def test_readme_block_runs():
-    config = demo.config()
+    config = demo.config(**demo.VARIANTS["dot products"])
     namespace = {
         "schema": config.schema, "config": config, "catalogue": demo.catalogue(), "user_features": demo.user(config),
         "items": demo.items(8),
