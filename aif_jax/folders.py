@@ -7,7 +7,6 @@ process is removed by the next `new_folder` of the name, or by `remove_unfinishe
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import re
@@ -15,36 +14,25 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 WORK = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial")  # as `tempfile.mkdtemp` names work folders
-OLD = ".old"  # ends the name of the folder that `exist="replace"` moved into the work folder
-AT_CURRENT_FOLDER, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str], *, exist: Literal["error", "replace"] = "error") -> Iterator[Path]:
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields an empty folder, which gets the name `path` when the block ends well and is removed when the block raises.
 
     Files are forced to disk before the rename, so no half-written folder ever has the name. The yielded folder is alone in its
-    parent: scratch files may go to `partial.parent` and vanish with it.
-
-    Args:
-      path: the folder that appears; its parents are made.
-      exist: "error" refuses a path where something is; "replace" removes the old folder once the new one has its name. Linux
-        swaps the two in one step where the file system can; elsewhere the name is missing for a moment.
+    parent: scratch files may go to `partial.parent` and vanish with it. The parents of `path` are made.
 
     Raises:
       FileExistsError: something is at `path`, before or after the block; it stays as it is.
-      NotADirectoryError: `exist="replace"` and `path` is not a folder.
     """
-    if exist not in ("error", "replace"):
-        raise ValueError(f"exist: expected 'error' or 'replace', got {exist!r}")
     target = Path(path).absolute()
-    _check_target(target, exist)
+    _expect_nothing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in unfinished(target):
-        _clean(leftover, target)
+        _clean(leftover)
     with _work_folder(target) as work:
         partial = work / target.name
         partial.mkdir()
@@ -52,8 +40,12 @@ def new_folder(path: str | os.PathLike[str], *, exist: Literal["error", "replace
         for root, _, files in os.walk(partial):
             for path in (*(os.path.join(root, name) for name in files), root):
                 _sync(path)
-        _check_target(target, exist)
-        _put(partial, target, replace=exist == "replace" and target.is_dir())
+        _expect_nothing(target)
+        try:
+            os.rename(partial, target)
+        except OSError:
+            _expect_nothing(target)  # another process was faster
+            raise
         _sync(target.parent)
 
 
@@ -72,36 +64,19 @@ def unfinished(path: str | os.PathLike[str]) -> list[Path]:
 
 def remove_unfinished(directory: str | os.PathLike[str]) -> None:
     """Removes the work folders that killed processes left in a directory, whatever name they were for."""
-    for folder, name in _work_folders(Path(directory).absolute()):
-        _clean(folder, folder.with_name(name))
+    for folder, _ in _work_folders(Path(directory).absolute()):
+        _clean(folder)
 
 
 def _work_folders(directory: Path) -> list[tuple[Path, str]]:
     """Work folders in a directory, each with the name that it is for."""
-    if not directory.is_dir():
-        return []
-    matches = [(folder, WORK.fullmatch(folder.name)) for folder in sorted(directory.iterdir())]
+    matches = [(folder, WORK.fullmatch(folder.name)) for folder in sorted(directory.glob(".*.partial"))]
     return [(folder, match[1]) for folder, match in matches if match]
 
 
-def _check_target(target: Path, exist: str) -> None:
-    if exist == "error" and os.path.lexists(target):
+def _expect_nothing(target: Path) -> None:
+    if os.path.lexists(target):
         raise FileExistsError(f"{target}: expected a new folder, but something is there; it stays as it is")
-    if os.path.lexists(target) and not target.is_dir():
-        raise NotADirectoryError(f"{target}: expected a folder to replace, got something else; it stays as it is")
-
-
-def _put(partial: Path, target: Path, *, replace: bool) -> None:
-    """Gives a finished folder its name."""
-    if replace and _exchange(partial, target):
-        return
-    if replace:
-        os.rename(target, partial.with_name(target.name + OLD))
-    try:
-        os.rename(partial, target)
-    except OSError:
-        _check_target(target, "error")  # another process was faster
-        raise
 
 
 @contextlib.contextmanager
@@ -129,30 +104,19 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _clean(leftover: Path, target: Path) -> None:
-    """Removes a work folder unless its process still runs; finishes a replacement that was killed between its two renames."""
+def _clean(leftover: Path) -> None:
+    """Removes a work folder unless its process still runs."""
     try:
         descriptor = os.open(leftover, os.O_RDONLY)
     except FileNotFoundError:
         return  # its process, or another that cleans, was faster
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if (leftover / (target.name + OLD)).is_dir() and not os.path.lexists(target):
-            os.rename(leftover / target.name, target)
         shutil.rmtree(leftover, ignore_errors=True)
     except OSError:
         return  # its process still runs, or the file system has no locks
     finally:
         os.close(descriptor)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swaps two folders in one step; False where the platform or the file system cannot."""
-    try:
-        renameat2 = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError, TypeError):
-        return False
-    return renameat2(AT_CURRENT_FOLDER, os.fsencode(first), AT_CURRENT_FOLDER, os.fsencode(second), EXCHANGE) == 0
 
 
 def _sync(path: str | Path) -> None:

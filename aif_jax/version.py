@@ -9,12 +9,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from aif_jax.config import Config
+from aif_jax.encoder import Encoder
 from aif_jax.trees import is_key, leaves_by_path
 from aif_jax.types import Params
 
@@ -60,16 +61,7 @@ class Digest:
         return f"{self.dtype}{list(self.shape)}"
 
 
-class Versioned(Protocol):
-    """Anything with a version: an encoder."""
-
-    @property
-    def version(self) -> Any:  # str; type checkers take no cached property for one that is declared so
-        """Hex digits over its contents."""
-        ...
-
-
-def fingerprint(params: Params, config: Config, encoder: Versioned | None = None) -> str:
+def fingerprint(params: Params, config: Config, encoder: Encoder | None = None) -> str:
     """Version of a model: 64 hex digits over path, dtype, shape and bytes of every leaf of `params`, the config, the encoder.
 
     Equal contents give equal strings, in NumPy or on a device, sharded or not. Every leaf is copied to the host once.
@@ -90,10 +82,10 @@ def fingerprint(params: Params, config: Config, encoder: Versioned | None = None
       >>> fingerprint(params, config) == fingerprint(params, config.replace(width=24))
       False
     """
-    return combine(digests(params), config, encoder)
+    return combine({path: digest(leaf, path) for path, leaf in leaves_by_path(params).items()}, config, encoder)
 
 
-def combine(leaves: Mapping[str, Digest], config: Config, encoder: Versioned | None = None) -> str:
+def combine(leaves: Mapping[str, Digest], config: Config, encoder: Encoder | None = None) -> str:
     """The fingerprint, from the digests of the leaves."""
     parts = {
         "leaves": {path: dataclasses.astuple(leaf) for path, leaf in leaves.items()},
@@ -101,11 +93,6 @@ def combine(leaves: Mapping[str, Digest], config: Config, encoder: Versioned | N
         "encoder": None if encoder is None else encoder.version,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def digests(tree: Any) -> dict[str, Digest]:
-    """A digest for each leaf, by path."""
-    return {path: digest(leaf, path) for path, leaf in leaves_by_path(tree).items()}
 
 
 def digest(leaf: Any, path: str = "leaf") -> Digest:

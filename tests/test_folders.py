@@ -9,7 +9,6 @@ import threading
 
 import pytest
 
-from aif_jax import folders
 from aif_jax.folders import new_folder, remove_folder, remove_unfinished, unfinished
 
 
@@ -17,8 +16,8 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def fill(folder, word="new", **options):
-    with new_folder(folder, **options) as partial:
+def fill(folder, word="new"):
+    with new_folder(folder) as partial:
         (partial / "inner").mkdir()
         (partial / "inner" / "file").write_text(word)
         assert not folder.exists() or contents(folder) != {"inner/file": word}, "visible before it is complete"
@@ -63,34 +62,6 @@ def test_nothing_is_overwritten(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "link"]
 
 
-def test_replace(tmp_path, monkeypatch):
-    fill(tmp_path / "a", "first", exist="replace")
-    fill(tmp_path / "a", "second", exist="replace")
-    assert contents(tmp_path / "a") == {"inner/file": "second"}
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "a", exist="replace"):
-        raise RuntimeError
-    assert contents(tmp_path / "a") == {"inner/file": "second"}
-    monkeypatch.setattr(folders, "_exchange", lambda first, second: False)  # a file system that cannot swap
-    fill(tmp_path / "a", "third", exist="replace")
-    assert contents(tmp_path / "a") == {"inner/file": "third"}
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_replace_swaps_in_one_step_on_linux(tmp_path):
-    fill(tmp_path / "a", "a")
-    fill(tmp_path / "b", "b")
-    assert folders._exchange(tmp_path / "a", tmp_path / "b")
-    assert contents(tmp_path / "a") == {"inner/file": "b"}
-
-
-def test_wrong_arguments(tmp_path):
-    with pytest.raises(ValueError, match="exist: expected 'error' or 'replace', got 'keep'"):
-        fill(tmp_path / "a", exist="keep")
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(NotADirectoryError, match="expected a folder to replace"):
-        fill(tmp_path / "file", exist="replace")
-
-
 def test_remove(tmp_path):
     fill(tmp_path / "a")
     remove_folder(tmp_path / "a")
@@ -105,54 +76,38 @@ from pathlib import Path
 from aif_jax import folders
 
 target, event, pattern = Path({target!r}), {event!r}, {pattern!r}
-if {two_renames}:
-    folders._exchange = lambda first, second: False
 
 def kill(name, arguments):
     if name == event and pattern in str(arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(kill)
-with folders.new_folder(target, exist="replace") as partial:
+with folders.new_folder(target) as partial:
     (partial / "inner").mkdir()
     (partial / "inner" / "file").write_text("new")
 """
 MOMENTS = [
-    ("os.mkdir", "inner", False, "old"),
-    ("open", "inner/file", False, "old"),
-    ("os.rename", "a.old", True, "old"),
-    ("shutil.rmtree", "partial", False, "new"),
+    ("os.mkdir", "inner", False),
+    ("open", "inner/file", False),
+    ("os.rename", "partial", False),
+    ("shutil.rmtree", "partial", True),
 ]
 
 
-@pytest.mark.parametrize(("event", "pattern", "two_renames", "left"), MOMENTS, ids=[" ".join(moment[:2]) for moment in MOMENTS])
-def test_a_killed_process_leaves_old_or_new(python, tmp_path, event, pattern, two_renames, left):
+@pytest.mark.parametrize(("event", "pattern", "there"), MOMENTS, ids=[" ".join(moment[:2]) for moment in MOMENTS])
+def test_a_killed_process_leaves_all_or_nothing(python, tmp_path, event, pattern, there):
     target = tmp_path / "a"
-    fill(target, "old")
-    code = KILLED.format(target=str(target), event=event, pattern=pattern, two_renames=two_renames)
-    python(code, expect=-9)
-    assert contents(target) == {"inner/file": left}
+    python(KILLED.format(target=str(target), event=event, pattern=pattern), expect=-9)
+    assert target.exists() == there and (not there or contents(target) == {"inner/file": "new"})
     assert len(unfinished(target)) == 1
     fill(tmp_path / "a.b")  # another name: not its business
     assert len(unfinished(target)) == 1
-    if left == "old":
-        fill(target, "newest", exist="replace")
-        assert contents(target) == {"inner/file": "newest"}
-    else:
+    if there:
         remove_unfinished(tmp_path)
-        assert contents(target) == {"inner/file": "new"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.b"]
-
-
-def test_a_replacement_killed_between_its_two_renames_is_finished(python, tmp_path):
-    target = tmp_path / "a"
-    fill(target, "old")
-    pattern = f"a', '{target}"  # the second rename: from the work folder to the target
-    python(KILLED.format(target=str(target), event="os.rename", pattern=pattern, two_renames=True), expect=-9)
-    assert not target.exists()
-    remove_unfinished(tmp_path)
+    else:
+        fill(target)
     assert contents(target) == {"inner/file": "new"}
-    assert not unfinished(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.b"]
 
 
 def test_the_work_folder_of_a_running_process_stays(tmp_path):

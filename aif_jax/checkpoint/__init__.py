@@ -5,9 +5,8 @@ trees.
 """
 
 from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, save
-from aif_jax.checkpoint.leaves import CheckpointError
 from aif_jax.checkpoint.run import Checkpoints
-from aif_jax.checkpoint.storage import METADATA_FILE, inspect, read, write
+from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError, inspect, read, write
 
 __all__ = [
     "save", "load", "Checkpoint", "Checkpoints", "CheckpointError", "FORMAT",

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checkpoint.leaves import CheckpointError
-from aif_jax.checkpoint.storage import Packed, inspect, is_json, pack, read, write_packed
+from aif_jax.checkpoint.storage import CheckpointError, Packed, inspect, is_json, pack, read, write_packed
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
@@ -80,24 +79,22 @@ def save(
       ValueError: a position that is not plain JSON, or a leaf that is no array.
 
     Example:
-      >>> import tempfile, jax, aif_jax as aif
+      >>> import tempfile, jax, optax, aif_jax as aif
       >>> from aif_jax import checkpoint
       >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
       >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
       >>> params = {"embedding": {"category": jax.numpy.ones((6, 8))}}
-      >>> folder = tempfile.mkdtemp() + "/first"
-      >>> checkpoint.save(folder, params, config, step=7)
-      >>> checkpoint.load(folder, config=config).step
-      7
+      >>> folder, adam = tempfile.mkdtemp() + "/first", optax.adam(1e-3)
+      >>> checkpoint.save(folder, params, config, step=7, opt_state=adam.init(params))
+      >>> loaded = checkpoint.load(folder, config=config, like={"opt_state": jax.eval_shape(adam.init, params)})
+      >>> loaded.step, type(loaded.opt_state[0]).__name__
+      (7, 'ScaleByAdamState')
     """
-    contents = pack_contents(
-        params, config, encoder=encoder, step=step, opt_state=opt_state, position=position, metrics=metrics
-    )
-    write_packed(path, contents)
+    write_packed(path, pack_contents(params, config, encoder, step, opt_state, position, metrics, copy=False))
 
 
 def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Reads a checkpoint folder and checks every leaf of it. No other file is needed.
+    """Reads a checkpoint folder, see `save`, and checks every leaf of it. No other file is needed.
 
     Args:
       path: what `save` wrote.
@@ -110,18 +107,6 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
       FileNotFoundError: nothing there.
       CheckpointError: torn, altered or foreign folder, or a config with a block that is not registered; says which part.
       ValueError: another config or schema than expected, or leaves missing, renamed or resized against the template.
-
-    Example:
-      >>> import tempfile, jax, optax, aif_jax as aif
-      >>> from aif_jax import checkpoint
-      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
-      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
-      >>> params = {"embedding": {"category": jax.numpy.ones((6, 8))}}
-      >>> folder = tempfile.mkdtemp() + "/first"
-      >>> checkpoint.save(folder, params, config, opt_state=optax.adam(1e-3).init(params))
-      >>> template = jax.eval_shape(optax.adam(1e-3).init, params)
-      >>> type(checkpoint.load(folder, like={"opt_state": template}).opt_state[0]).__name__
-      'ScaleByAdamState'
     """
     like = dict(like or {})
     unknown = like.keys() - {"params", "opt_state"}
@@ -150,19 +135,10 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
 
 
 def pack_contents(
-    params: Params,
-    config: Config,
-    *,
-    encoder: Encoder | None,
-    step: int,
-    opt_state: Any,
-    position: Any,
-    metrics: Mapping[str, float] | None,
-    copy: bool = False,
+    params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any, copy: bool
 ) -> Packed:
     """Trees and record of a checkpoint, checked and hashed; see `save` and `storage.pack`."""
-    plain = "plain JSON (dicts with string keys, lists, str, int, float)"
-    expect(is_json(position), "position", plain, repr(position))
+    expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
     trees = {"params": params}
     if encoder is not None:
         trees["encoder"] = encoder.to_arrays()

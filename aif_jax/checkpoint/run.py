@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, pack_contents
-from aif_jax.checkpoint.leaves import CheckpointError
-from aif_jax.checkpoint.storage import Packed, complete_steps, inspect, write_packed
+from aif_jax.checkpoint.storage import CheckpointError, Packed, complete_steps, inspect, write_packed
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
@@ -42,15 +41,10 @@ class Checkpoints:
     """
 
     def __init__(
-        self,
-        directory: str | Path,
-        *,
-        keep_last: int = 3,
-        keep_best: tuple[str, Literal["max", "min"]] | None = None,
+        self, directory: str | Path, *, keep_last: int = 3, keep_best: tuple[str, Literal["max", "min"]] | None = None
     ):
         expect(keep_last >= 1, "keep_last", "at least 1", keep_last)
-        directed = keep_best is None or keep_best[1] in ("max", "min")
-        expect(directed, "keep_best", "(metric, 'max' or 'min')", keep_best)
+        expect(keep_best is None or keep_best[1] in ("max", "min"), "keep_best", "(metric, 'max' or 'min')", keep_best)
         self.directory = Path(directory).absolute()
         self.keep_last = keep_last
         self.keep_best = keep_best
@@ -122,9 +116,7 @@ class Checkpoints:
         self.wait()
         if self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: step {step} is saved already; it stays as it is")
-        packed = pack_contents(
-            params, config, encoder=encoder, step=step, opt_state=opt_state, position=position, metrics=metrics, copy=True
-        )
+        packed = pack_contents(params, config, encoder, step, opt_state, position, metrics, copy=True)
         thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving = thread.submit(self._write, step, packed)
         thread.shutdown(wait=False)

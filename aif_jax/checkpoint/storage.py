@@ -11,26 +11,27 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from aif_jax.checkpoint.leaves import CheckpointError, abstract, decode, encode, place
 from aif_jax.checks import expect
 from aif_jax.folders import new_folder, unfinished
-from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
-from aif_jax.version import Digest, __version__, digests
+from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
+from aif_jax.version import Digest, __version__, digest
 
 METADATA_FILE = "_CHECKPOINT_METADATA"  # the record, written by Orbax
+KEY_IMPLEMENTATIONS = {"key<fry>": ("threefry2x32", 2), "key<rbg>": ("rbg", 4), "key<urbg>": ("unsafe_rbg", 4)}
+
+Packed: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
+"""What Orbax writes: nested dicts of arrays, and the record with a digest of every leaf."""
 
 
-class Packed(NamedTuple):
-    """What Orbax writes: nested dicts of arrays, and the record with a digest of every leaf."""
-
-    arrays: dict[str, Any]
-    record: dict[str, Any]
+class CheckpointError(ValueError):
+    """A folder that is torn, altered, or not one of this library."""
 
 
 def write(path: str | Path, trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str) -> None:
@@ -54,8 +55,9 @@ def write_packed(path: str | Path, packed: Packed) -> None:
     context = ocp.Context()
     # Where making a folder fails in the background, Orbax's threads wait minutes for a folder that never comes.
     context.asynchronous.create_directories_asynchronously = False
+    arrays, record = packed
     with new_folder(path) as partial, context:
-        ocp.save_checkpointables(str(partial), packed.arrays, overwrite=True, custom_metadata=packed.record)
+        ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
 
 
 def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, copy: bool = False) -> Packed:
@@ -68,14 +70,16 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
         for path, leaf in tree.items():
             if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind in "OS":
                 raise ValueError(f"{name}/{path}: expected an array, got {type(leaf).__name__}")
-    leaves = {name: {path: dataclasses.asdict(d) for path, d in digests(tree).items()} for name, tree in trees.items()}
+    leaves = {
+        name: {path: dataclasses.asdict(digest(leaf, path)) for path, leaf in tree.items()} for name, tree in named.items()
+    }
     metadata = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__, "leaves": leaves}
     metadata |= {"sha256": _record_hash(metadata)}
     # Orbax refuses arrays of size 0; the record has all there is to know of them.
-    arrays = {name: {path: encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
+    arrays = {name: {path: _encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
     if copy:
         arrays = {name: {path: np.array(leaf) for path, leaf in tree.items()} for name, tree in arrays.items()}
-    return Packed({name: nest(tree) for name, tree in arrays.items() if tree}, metadata)
+    return {name: nest(tree) for name, tree in arrays.items() if tree}, metadata
 
 
 def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
@@ -133,9 +137,7 @@ def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str,
 
 def complete_steps(directory: Path) -> list[int]:
     """Steps of a run that are complete on disk, ascending."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / METADATA_FILE).is_file())
+    return sorted(int(p.name) for p in directory.glob("[0-9]*") if p.name.isdigit() and (p / METADATA_FILE).is_file())
 
 
 def is_json(value: Any) -> bool:
@@ -156,7 +158,7 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> 
         )
         if lines:
             raise ValueError(f"{path}: {name} does not fit the template:\n{listed(lines)}")
-    arrays = {p: abstract(leaf, templates[p]) for p, leaf in leaves.items()}
+    arrays = {p: _abstract(leaf, templates[p]) for p, leaf in leaves.items()}
     if stored := {p: leaf for p, leaf in arrays.items() if leaf.size}:
         try:
             arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
@@ -165,7 +167,7 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> 
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0][:300]
             raise CheckpointError(f"{path}: {name} is torn or altered: {type(error).__name__}: {reason}") from error
-    placed = {p: place(decode(arrays[p], leaves[p]), leaves[p], templates[p], f"{path}: {name}/{p}") for p in templates}
+    placed = {p: _decode(arrays[p], leaves[p], templates[p], f"{path}: {name}/{p}") for p in templates}
     return nest(placed) if nested else jax.tree.unflatten(jax.tree.structure(like), placed.values())
 
 
@@ -173,3 +175,45 @@ def _record_hash(metadata: Mapping[str, Any]) -> str:
     """A hash of everything in a record but the hash."""
     rest = {name: value for name, value in metadata.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _encode(leaf: Any) -> jax.Array | np.ndarray:
+    """A leaf as Orbax takes it."""
+    if is_key(leaf):
+        return jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array):
+        return leaf
+    array = np.asarray(leaf)
+    return np.ascontiguousarray(array[..., None]).view(np.uint32) if array.dtype.kind == "U" else array
+
+
+def _abstract(leaf: Digest, template: Any) -> Any:
+    """The array to request from Orbax: with the sharding of the template where it has one, else in NumPy."""
+    if leaf.dtype in KEY_IMPLEMENTATIONS:
+        return np.empty((*leaf.shape, KEY_IMPLEMENTATIONS[leaf.dtype][1]), np.uint32)
+    dtype = jnp.dtype(leaf.dtype)
+    if dtype.kind == "U":
+        return np.empty((*leaf.shape, dtype.itemsize // 4), np.uint32)
+    # An array that was never placed by hand has a sharding too, but does not insist on it.
+    sharding = getattr(template, "sharding", None) if getattr(template, "committed", True) else None
+    return np.empty(leaf.shape, dtype) if sharding is None else jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+
+def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
+    """The inverse of `_encode`: checked against what was saved, and moved to where the template wants it.
+
+    The template is an array, a `jax.ShapeDtypeStruct`, None for the default device, or `np.ndarray` for NumPy.
+    """
+    if leaf.dtype in KEY_IMPLEMENTATIONS:
+        array = jax.random.wrap_key_data(jnp.asarray(array), impl=KEY_IMPLEMENTATIONS[leaf.dtype][0])
+    elif leaf.dtype.startswith("<U"):
+        array = array.view(leaf.dtype)[..., 0]
+    got = digest(array)
+    if got.dtype != leaf.dtype:
+        raise ValueError(f"{name}: saved as {leaf.dtype}, but JAX here gives {got.dtype}; set jax_enable_x64 or use NumPy")
+    if got != leaf:
+        raise CheckpointError(f"{name} was altered: its contents are not those that were saved")
+    if isinstance(array, jax.Array) or template is np.ndarray or isinstance(template, np.ndarray) or array.dtype.kind == "U":
+        return array
+    moved = jnp.asarray(array)
+    return moved if moved.dtype == array.dtype else array  # 64 bits stay in NumPy where JAX would cut them
