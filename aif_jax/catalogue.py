@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from aif_jax.checks import expect, expect_integers
@@ -51,8 +52,9 @@ class Catalogue:
         check_item_features(self.schema, self.items, batched=True, name="Catalogue")
         fits = len(self.floats) == len(self)
         expect(fits, "Catalogue.floats", f"{len(self)} rows (raw ids and the unknown item)", len(self.floats))
-        for field, table in self._tables().items():
-            expect(not np.any(table[0]), f"Catalogue.{field}", "zeros in row 0 (the unknown item)", table[0])
+        for path, table in jax.tree_util.tree_leaves_with_path(self.items):
+            name = f"Catalogue{jax.tree_util.keystr(path)}"
+            expect(not np.any(table[0]), name, "zeros in row 0 (the unknown item)", table[0])
 
     @classmethod
     def from_items(
@@ -108,12 +110,8 @@ class Catalogue:
           TypeError, ValueError: rows that are not integers in [0, N).
         """
         rows = expect_integers(rows, "rows", size=len(self))
-        return ItemFeatures(
-            ids={name: table[rows] for name, table in self.ids.items()},
-            floats=self.floats[rows],
-            content=None if self.content is None or not content else self.content[rows],
-            side={name: table[rows] for name, table in self.side.items()},
-        )
+        items = self.items if content else dataclasses.replace(self.items, content=None)
+        return jax.tree.map(lambda table: table[rows], items)
 
     def with_content(self, content: Any) -> Catalogue:
         """The same catalogue with another content embedding float32 [N, E]; its schema says E."""
@@ -121,11 +119,6 @@ class Catalogue:
         expect(content.ndim == 2, "Catalogue.content", f"shape [{len(self)}, E]", list(content.shape))
         schema = dataclasses.replace(self.schema, content=content.shape[1])
         return dataclasses.replace(self, schema=schema, content=content)
-
-    def _tables(self) -> dict[str, np.ndarray]:
-        content = {} if self.content is None else {"content": self.content}
-        ids = {f"ids[{name!r}]": table for name, table in self.ids.items()}
-        return ids | {"floats": self.floats} | {f"side[{name!r}]": table for name, table in self.side.items()} | content
 
 
 def _with_unknown(table: Any, name: str, count: int, dtype: Any) -> np.ndarray:

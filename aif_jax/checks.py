@@ -42,9 +42,7 @@ def expect_range(array: np.ndarray, name: str, *, size: int) -> None:
     """Raises ValueError unless all values are in [0, size)."""
     for start, block in _blocks(array):
         if block.size and (block.min() < 0 or block.max() >= size):
-            bad = int(np.flatnonzero((block < 0) | (block >= size))[0])
-            at = _position(array, start, bad)
-            raise ValueError(f"{name}: expected values in [0, {size}), got {array[at]} at {_index(at)}")
+            _refuse(array, start, (block < 0) | (block >= size), f"{name}: expected values in [0, {size})")
 
 
 def expect_finite(array: np.ndarray, name: str, *, minimum: float = -np.inf) -> None:
@@ -55,8 +53,7 @@ def expect_finite(array: np.ndarray, name: str, *, minimum: float = -np.inf) -> 
         if minimum > -np.inf:
             good &= block >= minimum
         if not good.all():
-            at = _position(array, start, int(np.flatnonzero(~good)[0]))
-            raise ValueError(f"{name}: expected {wanted}, got {array[at]} at {_index(at)}")
+            _refuse(array, start, ~good, f"{name}: expected {wanted}")
 
 
 def expect_like_scores(shape: tuple[int, ...], name: str, scores: tuple[int, ...]) -> None:
@@ -84,13 +81,8 @@ def _blocks(array: np.ndarray):
         yield start, array[start : start + step]
 
 
-def _position(array: np.ndarray, start: int, flat: int) -> tuple[int, ...]:
-    """The index in `array` of the flat position `flat` of the block that starts at row `start`."""
-    if array.ndim == 0:
-        return ()
-    row, *rest = np.unravel_index(flat, (len(array) - start, *array.shape[1:]))
-    return (start + int(row), *(int(r) for r in rest))
-
-
-def _index(at: tuple[int, ...]) -> str:
-    return f"position {list(at)}" if at else "the only position"
+def _refuse(array: np.ndarray, start: int, bad: np.ndarray, message: str) -> None:
+    """Raises ValueError for the first bad value of the block that starts at row `start`."""
+    row, *rest = (int(index[0]) for index in np.nonzero(bad))
+    at = (start + row, *rest) if array.ndim else ()
+    raise ValueError(f"{message}, got {array[at]} at {f'position {list(at)}' if at else 'the only position'}")

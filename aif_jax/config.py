@@ -103,18 +103,14 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Config.from_json` reads it back."""
-        value: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        value |= {name: None if value[name] is None else list(value[name]) for name in ("towers", "head")}
-        return value | {"schema": self.schema.to_json(), "blocks": [block_to_json(part) for part in self.blocks]}
+        blocks = [{"block": type(part).__name__} | _plain(part) for part in self.blocks]
+        return _plain(self) | {"schema": self.schema.to_json(), "blocks": blocks}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:
         """The config that `to_json` wrote; ValueError for unknown fields or blocks that are not registered."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        expect(value.keys() <= known, "config", f"fields among {sorted(known)}", sorted(value.keys() - known))
-        widths = {name: None if value[name] is None else tuple(value[name]) for name in ("towers", "head") if name in value}
-        blocks = tuple(block_from_json(part) for part in value.get("blocks", ()))
-        return cls(**{**value, **widths, "schema": Schema.from_json(value["schema"]), "blocks": blocks})
+        parts = {"schema": Schema.from_json(value["schema"]), "blocks": [block_from_json(b) for b in value.get("blocks", ())]}
+        return _from_plain(cls, {**value, **parts}, "config")
 
 
 def register(cls: BlockType) -> BlockType:
@@ -126,22 +122,24 @@ def register(cls: BlockType) -> BlockType:
     return cls
 
 
-def block_to_json(value: Any) -> dict[str, Any]:
-    """A block as a dict of plain JSON values."""
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {"block": type(value).__name__} | {
-        name: list(entry) if isinstance(entry, tuple) else entry for name, entry in fields.items()
-    }
-
-
 def block_from_json(value: Mapping[str, Any]) -> Any:
-    """The block that `block_to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
-    fields = {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items() if key != "block"}
+    """The block that `Config.to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
     name = value.get("block")
     if name not in BLOCKS:
         raise ValueError(
             f"block {name!r}: expected one of {sorted(BLOCKS)}; import the module that defines it (with the decorator `block`)"
         )
-    known = {field.name for field in dataclasses.fields(BLOCKS[name])}
-    expect(fields.keys() <= known, f"block {name!r}", f"fields among {sorted(known)}", sorted(fields.keys() - known))
-    return BLOCKS[name](**fields)
+    return _from_plain(BLOCKS[name], {key: entry for key, entry in value.items() if key != "block"}, f"block {name!r}")
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, tuples as lists."""
+    entries = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in entries.items()}
+
+
+def _from_plain(cls: Any, value: Mapping[str, Any], name: str) -> Any:
+    """The dataclass of these fields, lists as tuples; ValueError for fields that it lacks."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    expect(value.keys() <= known, name, f"fields among {sorted(known)}", sorted(value.keys() - known))
+    return cls(**{key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()})

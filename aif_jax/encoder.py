@@ -217,13 +217,12 @@ class Encoder:
     @functools.cached_property
     def _listed_actions(self) -> dict[str, tuple[Vocabulary, np.ndarray]]:
         """For text and for integers: the vocabulary of `Columns.actions`, and the action of each of its rows."""
-        numbers = {str(value): number for number, value in enumerate(self.columns.actions, start=1)}
-        integers = {int(text): number for text, number in numbers.items() if text.lstrip("-").isdecimal()}
-        tables: dict[str, tuple[Vocabulary, np.ndarray]] = {}
-        for kind, listed in (("strings", numbers), ("integers", integers)):
-            vocabulary = Vocabulary(list(listed))
-            tables[kind] = vocabulary, np.array([0, *(listed[value] for value in vocabulary.raw.tolist())], np.int32)
-        return tables
+        numbers: dict[Any, int] = {str(value): number for number, value in enumerate(self.columns.actions, start=1)}
+        integers: dict[Any, int] = {int(text): number for text, number in numbers.items() if text.lstrip("-").isdecimal()}
+        return {
+            kind: (Vocabulary(list(listed)), np.array([0, *(listed[value] for value in sorted(listed))], np.int32))
+            for kind, listed in (("strings", numbers), ("integers", integers))
+        }
 
     def _profile(self, user: Mapping[str, Any] | None) -> tuple[dict[str, Any], np.ndarray]:
         """ids and floats of one user."""
@@ -283,19 +282,16 @@ class Encoder:
 
     def _rows(self, values: Any, column: str, name: str) -> np.ndarray:
         """int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""
-        if name in self.columns.item_bags:
-            flat, row, place = flat_lists(values, self.columns.bag_separator)
-            kept = place < self.columns.bag_length
-            rows = np.zeros((len(values), self.columns.bag_length), np.int32)
-            rows[row[kept], place[kept]] = self._known_rows(flat, column, name)[kept]
-            return rows
-        return self._known_rows(values, column, name)
-
-    def _known_rows(self, values: Any, column: str, name: str) -> np.ndarray:
-        there, known = present(values)
+        is_bag, length = name in self.columns.item_bags, self.columns.bag_length
+        flat, row, place = flat_lists(values, self.columns.bag_separator) if is_bag else (values, None, None)
+        there, known = present(flat)
         rows = np.zeros(len(there), np.int32)
         rows[there] = self.vocabularies[name].encode(self._as_read(known, column, name))
-        return rows
+        if row is None or place is None:
+            return rows
+        bags, kept = np.zeros((len(values), length), np.int32), place < length
+        bags[row[kept], place[kept]] = rows[kept]
+        return bags
 
     def _as_read(self, values: Any, column: str, name: str) -> Any:
         """Values as a file would give them: booleans are 0 and 1, numbers of a text column are text."""

@@ -26,36 +26,36 @@ LENGTH = "L"
 class Leaf:
     """One array of the features."""
 
-    name: str
     dtype: Any
     shape: tuple[int | str, ...] = ()
     size: int | None = None
     minimum: float | None = None
 
 
-def user_layout(schema: Schema, *, name: str = "UserFeatures") -> UserFeatures:
-    """`UserFeatures` whose leaves are `Leaf`s; `name` begins theirs."""
+def user_layout(schema: Schema) -> UserFeatures:
+    """`UserFeatures` whose leaves are `Leaf`s."""
+    leaf: Any = Leaf
     item = schema.item_attribute("item")
     return UserFeatures(
-        ids=_ids(schema.user_attributes, name),
-        floats=Leaf(name=f"{name}.floats", dtype=np.float32, shape=(schema.user_floats,)),  # type: ignore[arg-type]
+        ids=_ids(schema.user_attributes),
+        floats=leaf(dtype=np.float32, shape=(schema.user_floats,)),
         history=Behaviours(
-            item=Leaf(name=f"{name}.history.item", dtype=np.int32, shape=(LENGTH,), size=item.size),  # type: ignore[arg-type]
-            action=Leaf(name=f"{name}.history.action", dtype=np.int32, shape=(LENGTH,), size=schema.actions),  # type: ignore[arg-type]
-            age=Leaf(name=f"{name}.history.age", dtype=np.float32, shape=(LENGTH,), minimum=0.0),  # type: ignore[arg-type]
-            mask=Leaf(name=f"{name}.history.mask", dtype=np.bool_, shape=(LENGTH,)),  # type: ignore[arg-type]
+            item=leaf(dtype=np.int32, shape=(LENGTH,), size=item.size),
+            action=leaf(dtype=np.int32, shape=(LENGTH,), size=schema.actions),
+            age=leaf(dtype=np.float32, shape=(LENGTH,), minimum=0.0),
+            mask=leaf(dtype=np.bool_, shape=(LENGTH,)),
         ),
     )
 
 
-def item_layout(schema: Schema, *, name: str = "ItemFeatures") -> ItemFeatures:
-    """`ItemFeatures` whose leaves are `Leaf`s; `name` begins theirs."""
-    content = Leaf(name=f"{name}.content", dtype=np.float32, shape=(schema.content,))
+def item_layout(schema: Schema) -> ItemFeatures:
+    """`ItemFeatures` whose leaves are `Leaf`s."""
+    leaf: Any = Leaf
     return ItemFeatures(
-        ids=_ids(schema.item_attributes, name),
-        floats=Leaf(name=f"{name}.floats", dtype=np.float32, shape=(schema.item_floats,)),  # type: ignore[arg-type]
-        content=content if schema.content else None,  # type: ignore[arg-type]
-        side={key: Leaf(name=f"{name}.side[{key!r}]", dtype=np.float32) for key in schema.side},  # type: ignore[misc]
+        ids=_ids(schema.item_attributes),
+        floats=leaf(dtype=np.float32, shape=(schema.item_floats,)),
+        content=leaf(dtype=np.float32, shape=(schema.content,)) if schema.content else None,
+        side={key: leaf(dtype=np.float32) for key in schema.side},
     )
 
 
@@ -112,8 +112,8 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
         raise TypeError(f"{name}: expected UserFeatures, got {type(features).__name__}")
     if not isinstance(features.history, Behaviours):
         raise TypeError(f"{name}.history: expected Behaviours, got {type(features.history).__name__}")
-    layout = user_layout(schema, name=name)
-    _check(layout, features, name, batched=batched, length=np.shape(features.history.mask)[-1:])
+    mask = np.shape(features.history.mask)
+    _check(user_layout(schema), features, name, batched=batched, length=mask[-1] if mask else None)
 
 
 def check_item_features(
@@ -130,14 +130,14 @@ def check_item_features(
     """
     if not isinstance(features, ItemFeatures):
         raise TypeError(f"{name}: expected ItemFeatures, got {type(features).__name__}")
-    layout = item_layout(schema, name=name)
+    layout = item_layout(schema)
     if features.content is None and not needs_content:
         layout = dataclasses.replace(layout, content=None)
     if features.content is None and layout.content is not None:
         raise ValueError(f"{name}.content: expected float32 [..., {schema.content}], got None")
     if features.content is not None and layout.content is None:
         raise ValueError(f"{name}.content: expected None (schema.content is 0), got an array")
-    _check(layout, features, name, batched=batched, length=())
+    _check(layout, features, name, batched=batched)
 
 
 def pack(features: Any) -> np.ndarray:
@@ -157,9 +157,8 @@ def unpack(words: jax.Array, specs: Tree) -> Tree:
     return jax.tree.unflatten(tree, unpacked)
 
 
-def _ids(attributes: tuple[Attribute, ...], name: str) -> dict[str, Any]:
-    shapes = {a.name: () if a.length == 1 else (a.length,) for a in attributes}
-    return {a.name: Leaf(name=f"{name}.ids[{a.name!r}]", dtype=np.int32, shape=shapes[a.name], size=a.size) for a in attributes}
+def _ids(attributes: tuple[Attribute, ...]) -> dict[str, Any]:
+    return {a.name: Leaf(dtype=np.int32, shape=() if a.length == 1 else (a.length,), size=a.size) for a in attributes}
 
 
 def _spec(leaf: Leaf, length: Any, lead: tuple[Any, ...]) -> jax.ShapeDtypeStruct:
@@ -171,28 +170,19 @@ def _zeros(specs: Tree) -> Tree:
     return jax.tree.map(lambda spec: np.zeros(spec.shape, spec.dtype), specs)
 
 
-def _check(layout: Any, features: Any, name: str, *, batched: bool, length: tuple[int, ...]) -> None:
+def _check(layout: Any, features: Any, name: str, *, batched: bool, length: int | None = None) -> None:
     """Compares features with a layout leaf by leaf; the first leaf tells the leading axis for the others."""
+    for field in ("ids", "side"):
+        if hasattr(layout, field):
+            expect_names(getattr(features, field), f"{name}.{field}", getattr(layout, field))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(dataclasses.replace(layout, encoding=features.encoding))
     lead: tuple[int | None, ...] = (None,) if batched else ()
-    places = length[0] if length else None
-    for leaf, value in _pairs(layout, features, name):
-        sizes = tuple(places if size == LENGTH else size for size in leaf.shape)
-        array = expect_array(value, leaf.name, dtype=leaf.dtype, shape=(*lead, *sizes))  # type: ignore[arg-type]
+    for (path, leaf), value in zip(leaves, tree.flatten_up_to(features), strict=True):
+        where = name + jax.tree_util.keystr(path)
+        sizes = tuple(length if size == LENGTH else size for size in leaf.shape)
+        array = expect_array(value, where, dtype=leaf.dtype, shape=(*lead, *sizes))
         lead = array.shape[: len(lead)]
         if leaf.size is not None:
-            expect_range(array, leaf.name, size=leaf.size)
+            expect_range(array, where, size=leaf.size)
         elif leaf.dtype == np.float32:
-            expect_finite(array, leaf.name, minimum=-math.inf if leaf.minimum is None else leaf.minimum)
-
-
-def _pairs(layout: Any, features: Any, name: str) -> list[tuple[Leaf, Any]]:
-    """(leaf of the layout, array) for every array; raises where a dict has other keys than the layout."""
-    if isinstance(layout, Leaf):
-        return [(layout, features)]
-    if isinstance(layout, dict):
-        expect_names(features, name, layout)
-        return [pair for key, inner in layout.items() for pair in _pairs(inner, features[key], f"{name}[{key!r}]")]
-    if not dataclasses.is_dataclass(layout):
-        return []  # content that is not there, the encoding
-    fields = [field.name for field in dataclasses.fields(layout)]
-    return [pair for key in fields for pair in _pairs(getattr(layout, key), getattr(features, key), f"{name}.{key}")]
+            expect_finite(array, where, minimum=-math.inf if leaf.minimum is None else leaf.minimum)

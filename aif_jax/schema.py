@@ -132,7 +132,8 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Schema.from_json` reads it back."""
-        return dataclasses.asdict(self, dict_factory=_present)
+        # a shared table that is not set is left out: schemas without one keep the fingerprint they had
+        return dataclasses.asdict(self, dict_factory=lambda fields: dict(field for field in fields if field != ("table", None)))
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Schema:
@@ -143,11 +144,6 @@ class Schema:
         for field in ("behaviour_fields", "side"):
             value[field] = tuple(value.get(field, ()))
         return cls(**value)
-
-
-def _present(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of fields without a shared table that is not set: schemas without one keep the fingerprint they had."""
-    return {name: value for name, value in fields if not (name == "table" and value is None)}
 
 
 def _find(attributes: tuple[Attribute, ...], name: str) -> Attribute:

@@ -35,6 +35,9 @@ class Vocabulary:
     Raises:
       TypeError: ids that are neither integers nor strings, None or a mixture of kinds among them, integers beyond int64.
 
+    Attributes:
+      raw: the ids [size - 1], ascending, int64 or NumPy's StringDType; row r of the vocabulary is `raw[r - 1]`.
+
     Example:
       >>> vocabulary = Vocabulary([30, 10, 20])
       >>> vocabulary.encode([10, 99, 30]).tolist()
@@ -43,14 +46,14 @@ class Vocabulary:
 
     def __init__(self, raw: Any):
         ids = as_ids(raw, "Vocabulary")
-        self._raw = np.unique(ids) if isinstance(ids, np.ndarray) else string_array(sorted(set(ids)))
+        self.raw = np.unique(ids) if isinstance(ids, np.ndarray) else string_array(sorted(set(ids)))
 
     def __len__(self) -> int:
         """Rows, the unknown row 0 included: the `size` of the attribute."""
-        return len(self._raw) + 1
+        return len(self.raw) + 1
 
     def __repr__(self) -> str:
-        return f"Vocabulary({len(self._raw)} ids + unknown)"
+        return f"Vocabulary({len(self.raw)} ids + unknown)"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.digest == other.digest
@@ -58,21 +61,16 @@ class Vocabulary:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    @property
-    def raw(self) -> np.ndarray:
-        """Raw ids [size - 1], int64 or NumPy's StringDType; row r of the vocabulary is `raw[r - 1]`."""
-        return self._raw
-
     def decode(self, row: int) -> int | str:
         """The raw id of a known row, 1 to size - 1."""
-        return self._raw[row - 1 : row].tolist()[0]
+        return self.raw[row - 1 : row].tolist()[0]
 
     @property
     def kind(self) -> Kind | None:
         """What the ids are; None for a vocabulary without ids, which goes with both."""
-        if not len(self._raw):
+        if not len(self.raw):
             return None
-        return "integers" if self._raw.dtype.kind == "i" else "strings"
+        return "integers" if self.raw.dtype.kind == "i" else "strings"
 
     def encode(self, raw: Any) -> np.ndarray:
         """Raw ids of any shape to int32 rows of the same shape; unknown ids give 0. The first call builds an index.
@@ -85,26 +83,26 @@ class Vocabulary:
         ids = as_ids(raw, "Vocabulary.encode", like=self.kind)
         flat = isinstance(raw, list) and not (raw and type(raw[0]) in NESTED)
         shape = (len(ids),) if flat else np.shape(raw)
-        if not len(self._raw) or not len(ids):
+        if not len(self.raw) or not len(ids):
             return np.zeros(shape, np.int32)
         if not isinstance(ids, np.ndarray):
             rows = np.array(list(map(self._rows_by_string.__getitem__, ids)), np.int32)
         elif self._dense_rows is not None:
-            first, last = self._raw[0], self._raw[-1]
+            first, last = self.raw[0], self.raw[-1]
             rows = self._dense_rows[np.where((ids >= first) & (ids <= last), ids - first, -1)]
         else:
             order = np.argsort(ids, kind="stable")  # a search for ascending ids stays in the cache
             at = np.empty(len(ids), np.int64)
-            at[order] = np.searchsorted(self._raw, ids[order])
-            np.minimum(at, len(self._raw) - 1, out=at)
-            rows = np.where(self._raw[at] == ids, at + 1, 0).astype(np.int32)
+            at[order] = np.searchsorted(self.raw, ids[order])
+            np.minimum(at, len(self.raw) - 1, out=at)
+            rows = np.where(self.raw[at] == ids, at + 1, 0).astype(np.int32)
         return rows.reshape(shape)
 
     def _rows_of(self, raw: list[Any] | np.ndarray) -> np.ndarray | None:
         """Rows of strings, checking the types of unknown ones only; None where something is no string."""
-        if isinstance(raw, np.ndarray) and raw.dtype.kind == "U" and len(self._raw) <= FEW:
+        if isinstance(raw, np.ndarray) and raw.dtype.kind == "U" and len(self.raw) <= FEW:
             rows = np.zeros(raw.shape, np.int32)
-            for row, text in enumerate(self._raw.tolist(), start=1):
+            for row, text in enumerate(self.raw.tolist(), start=1):
                 rows[raw == text] = row
             return rows
         values = raw if isinstance(raw, list) else raw.reshape(-1).tolist()
@@ -126,9 +124,9 @@ class Vocabulary:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The ids as plain arrays: {"ids": int64 [n]}, or for strings {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}."""
-        if self._raw.dtype.kind == "i":
-            return {"ids": self._raw}
-        encoded = [text.encode() for text in self._raw.tolist()]
+        if self.raw.dtype.kind == "i":
+            return {"ids": self.raw}
+        encoded = [text.encode() for text in self.raw.tolist()]
         return {
             "utf8": np.frombuffer(b"".join(encoded), np.uint8),
             "offsets": np.cumsum([0, *map(len, encoded)]).astype(np.int64),
@@ -146,16 +144,16 @@ class Vocabulary:
 
     @functools.cached_property
     def _rows_by_string(self) -> _Rows:
-        return _Rows(zip(self._raw.tolist(), range(1, len(self)), strict=True))
+        return _Rows(zip(self.raw.tolist(), range(1, len(self)), strict=True))
 
     @functools.cached_property
     def _dense_rows(self) -> np.ndarray | None:
         """int32 rows by id, counted from the smallest one; the last entry is 0. None where ids are sparse."""
-        first, last = int(self._raw[0]), int(self._raw[-1])
-        if last - first >= SPREAD * len(self._raw) + 1024:
+        first, last = int(self.raw[0]), int(self.raw[-1])
+        if last - first >= SPREAD * len(self.raw) + 1024:
             return None
         rows = np.zeros(last - first + 2, np.int32)
-        rows[self._raw - first] = np.arange(1, len(self._raw) + 1, dtype=np.int32)
+        rows[self.raw - first] = np.arange(1, len(self.raw) + 1, dtype=np.int32)
         return rows
 
 
@@ -172,7 +170,12 @@ def as_ids(raw: Any, name: str, *, like: Kind | None = None) -> np.ndarray | lis
         flat = raw.reshape(-1) if raw.dtype.kind in "iu" else raw.reshape(-1).tolist()
     if not len(flat):
         return np.zeros(0, np.int64)
-    ids = _integers(flat, name) if isinstance(flat, np.ndarray) else _of_objects(flat, name, wanted)
+    if isinstance(flat, np.ndarray):
+        if flat.dtype == np.uint64 and flat.max() >= 2**63:
+            raise TypeError(f"{name}: expected integers below 2^63, got {flat.max()}")
+        ids = flat.astype(np.int64, copy=False)
+    else:
+        ids = _of_objects(flat, name, wanted)
     if ids is None or like not in (None, "integers" if isinstance(ids, np.ndarray) else "strings"):
         raise TypeError(f"{name}: expected {wanted.split(',')[0]}, got dtype {np.asarray(raw).dtype}")
     return ids
@@ -181,12 +184,6 @@ def as_ids(raw: Any, name: str, *, like: Kind | None = None) -> np.ndarray | lis
 def string_array(strings: list[str]) -> np.ndarray:
     """[n] strings as NumPy's StringDType, each at its length."""
     return np.array(strings, np.dtypes.StringDType())
-
-
-def _integers(flat: np.ndarray, name: str) -> np.ndarray:
-    if flat.dtype == np.uint64 and flat.max() >= 2**63:
-        raise TypeError(f"{name}: expected integers below 2^63, got {flat.max()}")
-    return flat.astype(np.int64, copy=False)
 
 
 def _of_objects(values: Sequence[Any], name: str, wanted: str) -> np.ndarray | list[str] | None:

@@ -46,25 +46,24 @@ def shapes(tree):
 def test_user_layout_by_hand():
     layout = user_layout(SCHEMA)
     assert layout.ids == {
-        "gender": Leaf(name="UserFeatures.ids['gender']", dtype=np.int32, size=3),
-        "interests": Leaf(name="UserFeatures.ids['interests']", dtype=np.int32, shape=(2,), size=7),
+        "gender": Leaf(dtype=np.int32, size=3),
+        "interests": Leaf(dtype=np.int32, shape=(2,), size=7),
     }
-    assert layout.floats == Leaf(name="UserFeatures.floats", dtype=np.float32, shape=(2,))
+    assert layout.floats == Leaf(dtype=np.float32, shape=(2,))
     assert layout.history == aif.Behaviours(
-        item=Leaf(name="UserFeatures.history.item", dtype=np.int32, shape=(LENGTH,), size=50),
-        action=Leaf(name="UserFeatures.history.action", dtype=np.int32, shape=(LENGTH,), size=4),
-        age=Leaf(name="UserFeatures.history.age", dtype=np.float32, shape=(LENGTH,), minimum=0.0),
-        mask=Leaf(name="UserFeatures.history.mask", dtype=np.bool_, shape=(LENGTH,)),
+        item=Leaf(dtype=np.int32, shape=(LENGTH,), size=50),
+        action=Leaf(dtype=np.int32, shape=(LENGTH,), size=4),
+        age=Leaf(dtype=np.float32, shape=(LENGTH,), minimum=0.0),
+        mask=Leaf(dtype=np.bool_, shape=(LENGTH,)),
     )
-    assert user_layout(SCHEMA, name="request.user").floats.name == "request.user.floats"
 
 
 def test_item_layout_by_hand():
-    layout = item_layout(SCHEMA, name="items")
-    assert layout.ids["tags"] == Leaf(name="items.ids['tags']", dtype=np.int32, shape=(3,), size=9)
-    assert layout.floats == Leaf(name="items.floats", dtype=np.float32, shape=(1,))
-    assert layout.content == Leaf(name="items.content", dtype=np.float32, shape=(12,))
-    assert layout.side == {"bid": Leaf(name="items.side['bid']", dtype=np.float32)}
+    layout = item_layout(SCHEMA)
+    assert layout.ids["tags"] == Leaf(dtype=np.int32, shape=(3,), size=9)
+    assert layout.floats == Leaf(dtype=np.float32, shape=(1,))
+    assert layout.content == Leaf(dtype=np.float32, shape=(12,))
+    assert layout.side == {"bid": Leaf(dtype=np.float32)}
     assert item_layout(BARE).content is None and item_layout(BARE).side == {}
 
 
@@ -351,7 +350,7 @@ def test_wrong_content_is_refused_where_it_may_be_left_out():
 
 
 def test_one_item_has_no_leading_axis():
-    with pytest.raises(ValueError, match=re.escape("ItemFeatures.ids['item']: expected shape [], got [2]")):
+    with pytest.raises(ValueError, match=re.escape("ItemFeatures.ids['category']: expected shape [], got [2]")):
         check_item_features(SCHEMA, items(), batched=False)
     one = dataclasses.replace(
         empty_items(BARE, 1), ids={"item": np.int32(9), "category": np.int32(1)}, floats=np.zeros(0, np.float32)

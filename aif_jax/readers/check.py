@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import get_args
+from collections.abc import Iterator
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -11,29 +12,22 @@ from aif_jax.checks import expect
 from aif_jax.columns import Columns
 from aif_jax.encoder import Encoder
 from aif_jax.readers.problems import CAP, Problem, Problems
-from aif_jax.readers.relations import Order, note_order, note_repeated_events, note_repeated_ids
 from aif_jax.readers.settle import Tables, read_tables
 from aif_jax.readers.sources import Source
 
+Order: TypeAlias = Literal["auto", "user", "time", "none"]
 ORDERS: tuple[str, ...] = get_args(Order)
 FAR = 10.0  # a mean further from 0, or a deviation further from 1 by this factor, wants scaling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `check` found.
+    """What `check` found."""
 
-    Attributes:
-      problems: by file and row; at most `cap` of each kind.
-      totals: how many there are of each kind, listed or not.
-      rows: file to rows of data.
-      order: what the events were checked to be sorted by: "user" (and time), "time" or "none".
-    """
-
-    problems: list[Problem]
-    totals: dict[str, int]
-    rows: dict[str, int]
-    order: str
+    problems: list[Problem]  # by file and row; at most `cap` of each kind
+    totals: dict[str, int]  # how many there are of each kind, listed or not
+    rows: dict[str, int]  # file to rows of data
+    order: str  # what the events were checked to be sorted by: "user" (and time), "time" or "none"
 
     @property
     def clean(self) -> bool:
@@ -103,15 +97,14 @@ def check(
     columns = columns or (encoder.columns if encoder is not None else Columns())
     known = encoder.vocabularies if encoder is not None else None
     tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
-    note_repeated_ids(tables, columns, problems)
-    checked = note_order(tables, columns, problems, order=order) if order != "none" else order
-    note_repeated_events(tables, columns, problems)
+    checked = _note_order(tables, columns, problems, order=order) if order != "none" else order
+    _note_repeated_events(tables, columns, problems)
     if not columns.scale:
         _note_unscaled(tables, columns, problems)
     rows = {}
     for name in ("items", "users", "events"):
         rows |= tables.scans[name].counts() if name in tables.scans else {}
-    return Report(problems=problems.listed(), totals=problems.totals, rows=rows, order=checked)
+    return Report(problems=problems.listed(), totals=dict(problems.totals), rows=rows, order=checked)
 
 
 def _note_unscaled(tables: Tables, columns: Columns, problems: Problems) -> None:
@@ -129,3 +122,57 @@ def _note_unscaled(tables: Tables, columns: Columns, problems: Problems) -> None
                 got = f"mean {mean:.3g}, deviation {deviation:.3g}"
                 expected = "numbers of about -1..1 where Columns.scale is off"
                 problems.add("unscaled floats", table.label, None, name, expected, got)
+
+
+def _note_order(tables: Tables, columns: Columns, problems: Problems, *, order: Order) -> Order:
+    """Notes events that break the order by user and time, or by time; returns the order checked: for "auto" the likely one."""
+    table, users = tables.scans["events"], tables.rows["events"]["user"]
+    at = np.flatnonzero(table.is_good(columns.user, columns.time) & (users > 0))
+    user, time = users[at], table.seconds(columns.time)[at]
+    starts, falls = (np.append(False, change) for change in (user[1:] != user[:-1], time[1:] < time[:-1]))
+    runs = np.flatnonzero(starts | (np.arange(len(user)) == 0))  # where the events of a user begin
+    again = np.zeros(len(user), bool)
+    again[np.delete(runs, np.unique(user[runs], return_index=True)[1])] = True
+    by_user, by_time = int(np.sum(falls & ~starts) + again.sum()), int(falls.sum())
+    checked = order
+    if order == "auto":
+        checked = "user" if by_user <= by_time else "time"
+        if 4 * min(by_user, by_time) > len(user) or len(user) < 2:  # among shuffled rows every second one falls back
+            checked = "none"
+
+    def note(kind: str, wrong: np.ndarray, column: str, expected: str, text) -> None:
+        here = np.zeros(table.count, bool)
+        here[at[wrong]] = True
+        table.note(problems, kind, here, column, expected, lambda rows: map(text, np.searchsorted(at, rows)))
+
+    def step(i: int) -> str:
+        return f"{time[i]} after {time[i - 1]}"
+
+    if checked == "time":
+        note("unsorted time", falls, columns.time, "times that ascend", step)
+    if checked == "user":
+        known = tables.vocabularies["user"]
+        note("unsorted time", falls & ~starts, columns.time, "times that ascend within a user", step)
+        note(
+            "history across users", again, columns.user, "all events of a user together",
+            lambda i: f"user {known.decode(int(user[i]))!r} again, after events of other users",
+        )  # fmt: skip
+    return checked
+
+
+def _note_repeated_events(tables: Tables, columns: Columns, problems: Problems) -> None:
+    """Notes events that are the same in user, item, action and time."""
+    table, rows = tables.scans["events"], tables.rows["events"]
+    at = np.flatnonzero(table.is_good(*table.kinds) & (rows["user"] > 0) & (rows["item"] > 0))
+    parts = [rows["user"], rows["item"], rows.get("action"), table.ticks(columns.time).value]
+    keys = [part[at] for part in parts if part is not None]
+    order = np.lexsort(keys[::-1])  # stable: the first of equals comes first
+    same = np.logical_and.reduce([np.append(False, key[order][1:] == key[order][:-1]) for key in keys])[: len(at)]
+    heads = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
+    first = np.full(table.count, -1)
+    first[at[order[same]]] = at[order[heads[same]]]
+
+    def got(wrong: np.ndarray) -> Iterator[str]:
+        return (f"the user, item, action and time of {table.place(int(first[i]))}" for i in wrong)
+
+    table.note(problems, "duplicate event", first >= 0, None, "every event once", got)

@@ -38,24 +38,15 @@ class File:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Attributes:
-      kind: such as "null", "negative id", "missing column", "wrong type", "unknown category", "unsorted time".
-      file: the path.
-      row: which row of data, 1 for the first; None where the problem is the file's or the column's.
-      column: its name; None where the problem is the row's or the file's.
-      expected, got: in words.
-      where: file and row; in text files the line.
-    """
-
-    kind: str
-    file: str
-    row: int | None
-    column: str | None
-    expected: str
+    kind: str  # "null", "negative id", "missing column", "wrong type", "unknown category", "unsorted time", ...
+    file: str  # the path
+    row: int | None  # which row of data, 1 for the first; None where the problem is the file's or the column's
+    column: str | None  # None where the problem is the row's or the file's
+    expected: str  # in words
     got: str
-    where: str
+    where: str  # file and row; in text files the line
 
     def __str__(self) -> str:
         column = "" if self.column is None else f", column {self.column!r}"
@@ -69,7 +60,7 @@ class Problems:
         expect(cap >= 1, "cap", "at least 1 problem of a kind", cap)
         self.cap = cap
         self._listed: dict[str, list[Problem]] = collections.defaultdict(list)
-        self._totals: collections.Counter[str] = collections.Counter()
+        self.totals: collections.Counter[str] = collections.Counter()  # how many there are of each kind, listed or not
 
     def add(
         self, kind: str, file: File, rows: Sequence[int] | np.ndarray | None, column: str | None, expected: str, got: Any
@@ -79,7 +70,9 @@ class Problems:
         `got` is one text for all rows, or an iterable of one for each, of which only those listed are drawn.
         """
         numbers: Any = [None] if rows is None else rows
-        self._totals[kind] += len(numbers)
+        if not len(numbers):
+            return
+        self.totals[kind] += len(numbers)
         room = max(0, self.cap - len(self._listed[kind]))
         texts = itertools.repeat(got) if isinstance(got, str) else iter(got)
         for row, text in zip(numbers[:room], texts, strict=False):
@@ -91,13 +84,8 @@ class Problems:
 
     def drop(self, kind: str) -> None:
         """Forgets the problems of one kind."""
-        self._totals.pop(kind, None)
+        self.totals.pop(kind, None)
         self._listed.pop(kind, None)
-
-    @property
-    def totals(self) -> dict[str, int]:
-        """How many there are of each kind, listed or not."""
-        return {kind: count for kind, count in self._totals.items() if count}
 
     def listed(self, *, fatal: bool = False) -> list[Problem]:
         """The problems listed, by file and row; with `fatal` without those that a reader can live with."""

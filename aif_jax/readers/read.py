@@ -18,12 +18,11 @@ from aif_jax.encoder import Encoder, schema_of
 from aif_jax.raw import scale_of, stacked
 from aif_jax.readers.content import Content, lookup
 from aif_jax.readers.problems import SKIPPED, Problems
-from aif_jax.readers.relations import note_repeated_ids
 from aif_jax.readers.scan import Scan, scan
 from aif_jax.readers.settle import Tables, raw_values, read_tables, settle
 from aif_jax.readers.sources import Source, TextFile
 from aif_jax.readers.tables import blocks
-from aif_jax.times import break_ties
+from aif_jax.times import Ticks, break_ties
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
@@ -75,7 +74,6 @@ def read(
     problems = Problems()
     known = encoder.vocabularies if encoder is not None else None
     tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
-    note_repeated_ids(tables, columns, problems)
     for kind in SKIPPED if unknown == "skip" else ():
         if count := problems.totals.get(kind, 0):
             logger.warning("%s: %d rows left out or left unknown: %s", tables.scans["events"].label, count, kind)
@@ -263,12 +261,11 @@ def _log(tables: Tables, columns: Columns) -> EventLog:
     """The events of known users, sorted by user and time; events of one moment by item and action."""
     table, rows = tables.scans["events"], tables.rows["events"]
     known = rows["user"] > 0
-    action = rows.get("action", np.ones(table.count, np.int32))
-    parts = [rows["user"], table.seconds(columns.time), rows["item"], action]
-    rest = table.nanoseconds(columns.time)
-    user, time, item, action, *rest = (part[known] for part in (*parts, *([] if rest is None else [rest])))
+    ticks = table.ticks(columns.time)
+    parts = rows["user"], ticks.value, rows["item"], rows.get("action", np.ones(table.count, np.int32))
+    user, time, item, action = (part[known] for part in parts)
     if out_of_order(user, time).any():
         order = np.lexsort((time, user))
-        user, time, item, action, *rest = (part[order] for part in (user, time, item, action, *rest))
-    order = break_ties([user, time], [*rest, item, action])
-    return EventLog.from_arrays(user, item[order], action[order], time, users=len(tables.vocabularies["user"]))
+        user, time, item, action = (part[order] for part in (user, time, item, action))
+    order, seconds = break_ties([user, time], [item, action]), Ticks(time, ticks.per_second).seconds
+    return EventLog.from_arrays(user, item[order], action[order], seconds, users=len(tables.vocabularies["user"]))

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.columns import CODED, Columns, Kind
 from aif_jax.readers.problems import File, Problems
-from aif_jax.readers.sources import Source, TextFile, pyarrow
-from aif_jax.readers.tables import Block, Coded, Moments, blocks, is_whole
+from aif_jax.readers.sources import Batch, Source, TextFile, pyarrow
+from aif_jax.readers.tables import Coded, blocks, is_whole
+from aif_jax.times import FLOOR, Ticks
 
 MERGE_AT = 1 << 20  # distinct values of blocks that are merged at a time
 
@@ -76,74 +78,68 @@ class Scan:
       label: what messages call the whole table.
       kinds: the columns and what they hold.
       codes: of categorical columns.
-      good: name to bool [n], false for placeholders; of columns in which something was wrong.
+      bad: by column, (first row, bool [k]): where a value is a placeholder.
       count: n, rows.
     """
 
     def __init__(self, label: File, kinds: Mapping[str, Kind], columns: Columns):
         self.label, self.kinds, self.columns, self.count = label, kinds, columns, 0
         self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
-        self.good: dict[str, np.ndarray] = {}
+        self.bad: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in kinds}
         self._arrays: dict[str, list[Any]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
-        self._rest: dict[str, list[np.ndarray]] = {}  # what seconds of "time" columns cut off, in nanoseconds
         self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
-        self._bad: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in kinds}
 
-    def add(self, block: Block, problems: Problems) -> None:
-        """Appends a block."""
-        rows = block.rows
-        regular = rows[-1] - rows[0] + 1 == len(rows)
+    def add(self, block: Batch, problems: Problems) -> None:
+        """Appends a block of `tables.blocks`."""
+        rows, count = block.rows, len(block.rows)
+        regular = rows[-1] - rows[0] + 1 == count
         self._parts.append((block.file, self.count, int(rows[0]) if regular else rows))
         for name, kind in self.kinds.items():
-            good = block.good.get(name, np.zeros(len(rows), bool))
-            values = block.columns.get(name)
+            values, good = block.columns.get(name, (None, np.zeros(count, bool)))
             if kind in CODED:
                 codes = self.codes[name]
                 codes.is_text = block.is_text
                 if values is not None and codes.differs(values):
                     expected, got = ("text", "integers") if values.values.type == pyarrow().int64() else ("integers", "text")
                     problems.add("wrong type", block.file, None, name, f"{expected} as in the files before", got)
-                    values, good = None, np.zeros(len(rows), bool)
-                shape = (len(rows), self.columns.bag_length) if kind == "bag" else (len(rows),)
+                    values, good = None, np.zeros(count, bool)
+                shape = (count, self.columns.bag_length) if kind == "bag" else (count,)
                 codes.add(values or Coded(np.full(shape, -1, np.int32), ()))
             elif kind == "time":
-                seconds, rest = values or Moments(np.zeros(len(rows), np.int64), None)
-                self._arrays[name].append(seconds)
-                if rest is not None or name in self._rest:
-                    before = self._rest.setdefault(name, [np.zeros(self.count, np.int32)])
-                    before.append(np.zeros(len(rows), np.int32) if rest is None else rest)
+                self._arrays[name].append(values or Ticks(np.zeros(count, np.int64), 1))
             elif kind == "float" or values is not None:
-                self._arrays[name].append(np.zeros(len(rows), np.float32) if values is None else values)
+                self._arrays[name].append(np.zeros(count, np.float32) if values is None else values)
             if not good.all():
-                self._bad[name].append((self.count, ~good))
-        self.count += len(rows)
-
-    def finish(self) -> None:
-        """Ends the pass."""
-        for name, parts in self._bad.items():
-            if parts:
-                self.good[name] = np.ones(self.count, bool)
-                for start, bad in parts:
-                    self.good[name][start : start + len(bad)] = ~bad
+                self.bad[name].append((self.count, ~good))
+        self.count += count
 
     def is_good(self, *names: str) -> np.ndarray:
         """bool [n]: rows where the values of all these columns are no placeholders."""
         good = np.ones(self.count, bool)
-        for name in names:
-            good &= self.good.get(name, True)
+        for start, bad in (part for name in names for part in self.bad[name]):
+            good[start : start + len(bad)] &= ~bad
         return good
 
     def floats(self, name: str) -> np.ndarray:
         """float32 [n] or [n, E] of a "float" or "vector" column."""
         return _joined(self._arrays[name], np.zeros(0, np.float32))
 
-    def seconds(self, name: str) -> np.ndarray:
-        """int64 [n] of a "time" column."""
-        return _joined(self._arrays[name], np.zeros(self.count, np.int64))
+    def ticks(self, name: str) -> Ticks:
+        """int64 [n] of a "time" column, in the finest unit that its files have."""
+        parts = self._arrays[name]
+        finest = max((part.per_second for part in parts), default=1)
+        for i, (value, per_second) in enumerate(parts):
+            if per_second != finest:
+                least = FLOOR * per_second // finest  # a longer time in the finest unit could overflow
+                where = f"{self.label}, column {name!r}"
+                expect(value.min() >= least, where, f"times of at least {least} among finer ones", value.min())
+                parts[i] = Ticks(value * (finest // per_second), finest)
+        parts[:] = [Ticks(_joined([part.value for part in parts], np.zeros(0, np.int64)), finest)]
+        return parts[0]
 
-    def nanoseconds(self, name: str) -> np.ndarray | None:
-        """int32 [n] of a "time" column: what its seconds cut off; None where that is nothing."""
-        return _joined(self._rest[name], np.zeros(0, np.int32)) if name in self._rest else None
+    def seconds(self, name: str) -> np.ndarray:
+        """int64 [n] of a "time" column, whole seconds."""
+        return self.ticks(name).seconds
 
     def place(self, row: int) -> str:
         """The place of row 0, 1, ..., such as "line 4", with the file where there are several."""
@@ -187,11 +183,10 @@ def scan(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, colum
     table = Scan(File(str(label) if hasattr(label, "__fspath__") or isinstance(label, str) else name), kinds, columns)
     for block in blocks(source, kinds, problems, columns=columns, name=name):
         table.add(block, problems)
-    table.finish()
     return table
 
 
 def _joined(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
     """The parts as one array, which takes their place in the list, so that nothing is held twice."""
-    parts[:] = [np.concatenate(parts) if parts else empty]
+    parts[:] = parts if len(parts) == 1 else [np.concatenate(parts) if parts else empty]
     return parts[0]

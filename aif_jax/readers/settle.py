@@ -7,7 +7,7 @@ else.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,10 @@ def read_tables(
     *,
     known: Mapping[str, Vocabulary] | None = None,
 ) -> Tables:
-    """Reads every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known."""
+    """Reads every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known.
+
+    `problems` receives what is wrong with values, and ids that an items or users table has twice.
+    """
     scans: dict[File, Scan] = {
         name: scan(source, columns.of(name), problems, columns=columns, name=name)
         for name, source in sources.items()
@@ -58,7 +61,9 @@ def read_tables(
         for (name, _), values in zip(places, settled, strict=True):
             rows[name][vocabulary] = values
     vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
-    return Tables(scans=scans, rows=rows, vocabularies=vocabularies)
+    tables = Tables(scans=scans, rows=rows, vocabularies=vocabularies)
+    _note_repeated_ids(tables, columns, problems)
+    return tables
 
 
 def settle(
@@ -81,7 +86,8 @@ def settle(
         if len(fits) and not fits.any():
             others = [other.label for other, _ in members if other is not table]
             like = f"like the {name}s of {others[0]}" if given is None else f"like the vocabulary {name!r} given"
-            problems.add("wrong type", table.label, None, column, f"{_words(kind)} {like}", _words(_other(kind)))
+            expected, got = ("text", "integers") if kind == "strings" else ("integers", "text")
+            problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
         elif codes.codes.ndim == 1:
             _note_values(table, column, codes, place, ids, problems)
             expected = f"one of the {len(vocabulary) - 1} known"
@@ -139,7 +145,24 @@ def _note_values(
         if wrong.any():
             here = wrong[codes.codes]
             table.note(problems, kind, here, column, expected, lambda at: _shown(codes, at))
-            table.good[column] = table.is_good(column) & ~here
+            table.bad[column].append((0, here))
+
+
+def _note_repeated_ids(tables: Tables, columns: Columns, problems: Problems) -> None:
+    """Notes items and users that are in an earlier row of their table too."""
+    keys: list[tuple[File, str, str]] = [("items", "item", columns.item_id), ("users", "user", columns.user_record_id)]
+    for name, which, column in keys:
+        if name not in tables.scans:
+            continue
+        table, ids, vocabulary = tables.scans[name], tables.rows[name][which], tables.vocabularies[which]
+        first = np.zeros(len(vocabulary), np.int64)
+        first[ids[::-1]] = np.arange(len(ids))[::-1]  # the first row of each id is written last
+        again = (ids > 0) & (first[ids] != np.arange(len(ids)))
+
+        def got(at: np.ndarray, table=table, ids=ids, known=vocabulary, first=first) -> Iterator[str]:
+            return (f"{known.decode(i)!r}, which is in {table.place(int(first[i]))} too" for i in ids[at])
+
+        table.note(problems, f"duplicate {which}", again, column, "every id once", got)
 
 
 def _settle_actions(table: Scan, columns: Columns, rows: dict[str, np.ndarray], problems: Problems) -> None:
@@ -160,11 +183,3 @@ def _shown(codes: Codes, at: np.ndarray) -> Any:
     for code in codes.codes[at]:
         value = codes.distinct[int(code)].as_py()
         yield str(value) if isinstance(value, int) or (codes.is_text and whole[code]) else repr(value)
-
-
-def _words(kind: Kind) -> str:
-    return "text" if kind == "strings" else "integers"
-
-
-def _other(kind: Kind) -> Kind:
-    return "integers" if kind == "strings" else "strings"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -31,25 +31,17 @@ reader of batches."""
 class TextFile:
     """A text file that its name does not describe.
 
-    Attributes:
-      path: of the file; ".gz" is unpacked.
-      names: of the columns, for a file without a header.
-      separator: between fields, one or more characters.
-      encoding: of the file.
-      quoted: whether double quotes keep separators within a field.
-      whole: refuses a last line without a line end, which may have been cut off.
-
     Example:
       >>> TextFile(path="ratings.dat", names=("user", "item", "rating", "time"), separator="::").separator
       '::'
     """
 
-    path: PathLike
-    names: tuple[str, ...] = ()
-    separator: str = ","
+    path: PathLike  # ".gz" is unpacked
+    names: tuple[str, ...] = ()  # of the columns, for a file without a header
+    separator: str = ","  # between fields, one or more characters
     encoding: str = "utf8"
-    quoted: bool = True
-    whole: bool = False
+    quoted: bool = True  # whether double quotes keep separators within a field
+    whole: bool = False  # refuses a last line without a line end, which may have been cut off
 
 
 class Batch(NamedTuple):
@@ -58,7 +50,7 @@ class Batch(NamedTuple):
     file: File
     types: Mapping[str, Any]  # Arrow type of each column that is there; in text what the first block looks like
     rows: np.ndarray  # int64 [n] row numbers, 1 for the first row of data of the file
-    columns: Any  # Arrow record batch of those columns; strings in text
+    columns: Any  # Arrow record batch of those columns, strings in text; of `tables.blocks`: (values, good) by name
 
     @property
     def is_text(self) -> bool:
@@ -122,7 +114,8 @@ def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[
     try:
         with parquet.ParquetFile(path) as opened:
             names = _present(file, opened.schema_arrow.names, wanted, problems)
-            yield from _numbered(file, names, opened.iter_batches(batch_size=ROWS, columns=names), problems)
+            types = {name: opened.schema_arrow.field(name).type for name in names}
+            yield from _numbered(file, types, opened.iter_batches(batch_size=ROWS, columns=names), problems)
     except (arrow.ArrowException, OSError) as error:
         problems.add("unreadable file", file, None, None, "a complete Parquet file", _first_line(error))
 
@@ -138,17 +131,22 @@ def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str
     names = _present(file, source.schema.names, wanted, problems)
     parts = source.to_batches() if isinstance(source, arrow.Table) else source
     slices = (part.slice(start, ROWS) for part in parts for start in range(0, part.num_rows, ROWS))
-    yield from _numbered(file, names, (part.select(names) for part in slices), problems)
+    types = {name: source.schema.field(name).type for name in names}
+    yield from _numbered(file, types, (part.select(names) for part in slices), problems)
 
 
-def _numbered(file: File, names: list[str], parts: Iterator[Any], problems: Problems) -> Iterator[Batch]:
-    """Arrow record batches with the numbers of their rows."""
-    first = 1
+def _numbered(
+    file: File, types: Mapping[str, Any], parts: Iterable[Any], problems: Problems, broken: set[int] | None = None
+) -> Iterator[Batch]:
+    """Arrow record batches with the numbers of their rows; `broken` has the numbers of rows that the batches leave out."""
+    first, broken = 1, set() if broken is None else broken
     for part in parts:
+        rows = np.arange(first, first + part.num_rows + len(broken))
+        rows = np.setdiff1d(rows, list(broken), assume_unique=True)[: part.num_rows] if broken else rows
         if part.num_rows:
-            types = {name: part.schema.field(name).type for name in names}
-            yield Batch(file, types, np.arange(first, first + part.num_rows), part)
-            first += part.num_rows
+            first = int(rows[-1]) + 1
+            broken -= {number for number in broken if number < first}
+            yield Batch(file, types, rows, part)
     if first == 1:
         problems.add("no rows", file, None, None, "at least one row", "none")
 
@@ -203,18 +201,9 @@ def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator
             strings_can_be_null=True,
             null_values=[""],
         )
-        types, first = {name: schema.field(name).type for name in names}, 1
         with opened(refuse, convert_options=convert) as reader:
-            for part in reader:
-                rows = np.arange(first, first + part.num_rows + len(broken))
-                rows = np.setdiff1d(rows, list(broken), assume_unique=True)[: part.num_rows] if broken else rows
-                if part.num_rows:
-                    first = int(rows[-1]) + 1
-                    broken = {number for number in broken if number >= first}
-                    yield Batch(file, types, rows, part)
-        if first == 1:
-            problems.add("no rows", file, None, None, "at least one row", "none")
-        elif text.whole and (tail := _unended(text.path)):
+            yield from _numbered(file, {name: schema.field(name).type for name in names}, reader, problems, broken)
+        if text.whole and (tail := _unended(text.path)):
             problems.add("cut off", file, None, None, "a line end after the last line", repr(tail))
     except (arrow.ArrowException, OSError) as error:
         expected = f"text {'without' if text.names else 'with'} a header in {text.encoding}"

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.columns import CODED, Columns, Kind
+from aif_jax.raw import flat_lists
 from aif_jax.readers.problems import File, Problems
 from aif_jax.readers.sources import Batch, Source, batches, pyarrow
-from aif_jax.times import PER_SECOND, likely_unit, wrong_unit
+from aif_jax.times import PER_SECOND, Ticks, likely_unit, wrong_unit
 
-NANOSECONDS = 10**9
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
 
 
@@ -24,45 +24,19 @@ class Coded(NamedTuple):
     values: Any  # the distinct values: Arrow array of int64 or large_string; of text files always the latter
 
 
-class Moments(NamedTuple):
-    """Times of a block."""
+def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Iterator[Batch]:
+    """Reads the columns `kinds` of a source, as `sources.batches`; `problems` receives every value that is not of its kind.
 
-    seconds: np.ndarray  # int64 [n]
-    nanoseconds: np.ndarray | None  # int32 [n] after the second; None where times are whole seconds
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Block:
-    """Some rows of one file.
-
-    Attributes:
-      rows: int64 [n] row numbers, 1 for the first row of data of the file.
-      columns: name to `Coded`, `Moments`, float32 [n] or float32 [n, E], without columns that are missing or cannot be read.
-      good: name to bool [n]; where it is false the value is a placeholder and its problem is noted.
+    A block has (values, good) of each column but those that are missing or cannot be read: `Coded`, `Ticks`, float32 [n] or
+    float32 [n, E], and bool [n], false where the value is a placeholder and its problem is noted.
     """
-
-    file: File
-    is_text: bool
-    rows: np.ndarray
-    columns: dict[str, Any]
-    good: dict[str, np.ndarray]
-
-
-def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Iterator[Block]:
-    """Reads the columns `kinds` of a source, as `sources.batches`; `problems` receives every value that is not of its kind."""
     widths: dict[str, int] = {}
     file, parsers = None, {}
     for batch in batches(source, list(kinds), problems, name=name):
         if batch.file != file:
             file, parsers = batch.file, _parsers(batch, kinds, problems, columns, widths)
         parsed = {column: parse(batch.columns.column(column), batch.rows) for column, parse in parsers.items()}
-        yield Block(
-            file=batch.file,
-            is_text=batch.is_text,
-            rows=batch.rows,
-            columns={column: values for column, (values, _) in parsed.items()},
-            good={column: good for column, (_, good) in parsed.items()},
-        )
+        yield batch._replace(columns=parsed)
 
 
 def is_whole(values: Any) -> np.ndarray:
@@ -131,7 +105,7 @@ class _Column:
             values = values.cast(arrow.list_(arrow.string()))
         if arrow.types.is_string(values.type) or arrow.types.is_large_string(values.type):
             values = pyarrow("pyarrow.compute").split_pattern(values, self.columns.bag_separator)
-        flat, row, place = _flatten(values)
+        flat, row, place = flat_lists(values)
         coded = self._encode(flat, rows[row])
         codes = np.full((len(rows), length), -1, np.int32)
         kept = place < length
@@ -154,7 +128,7 @@ class _Column:
     def vectors(self, values: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n, E], E being the length of the first list."""
         good = self._not_null(values, rows, "a list of numbers")
-        flat, row, place = _flatten(values)
+        flat, row, place = flat_lists(values)
         counts = np.bincount(row, minlength=len(rows))
         width = self.widths.setdefault(self.name, max(1, int(counts[good][0]))) if good.any() else self.widths.get(self.name, 0)
         wrong = good & (counts != width)
@@ -167,8 +141,8 @@ class _Column:
         array[row[kept], place[kept]] = numbers.to_numpy(zero_copy_only=False)[kept]
         return self._finite(array, rows, good)
 
-    def times(self, values: Any, rows: np.ndarray) -> tuple[Moments, np.ndarray]:
-        """Seconds and what is left of them."""
+    def times(self, values: Any, rows: np.ndarray) -> tuple[Ticks, np.ndarray]:
+        """Times in the unit that they came in."""
         arrow = pyarrow()
         dated = arrow.types.is_timestamp(self.type) or arrow.types.is_date(self.type)
         good = self._not_null(values, rows, "a time")
@@ -184,11 +158,7 @@ class _Column:
         for wrong, expected in ((late, "times before 2100"), (early, "times after 1973")):
             got = (f"{value}, which looks like {likely_unit(int(value))!r}" for value in array[good & wrong])
             self.problems.add("time unit", self.file, rows[good & wrong], self.name, f"{expected} in {unit!r}", got)
-        per_second = PER_SECOND[unit]
-        if per_second == 1:
-            return Moments(array, None), good
-        rest = (array % per_second * (NANOSECONDS // per_second)).astype(np.int32)
-        return Moments(array // per_second, rest), good
+        return Ticks(array, PER_SECOND[unit]), good
 
     def _encode(self, values: Any, rows: np.ndarray) -> Coded:
         """Codes into the distinct values; `rows` are the numbers of the values' rows."""
@@ -225,33 +195,19 @@ class _Column:
 
     def _parse(self, values: Any, rows: np.ndarray, target: Any, expected: str) -> tuple[Any, np.ndarray]:
         """Text as `target`, nothing where it is not that; and where it is."""
-        parts, good = [], np.ones(len(values), bool)
-        _parse_some(values, 0, target, parts, good)
-        bad = ~good
-        got = (repr(value.as_py()) for value in values.filter(pyarrow().array(bad))) if bad.any() else ""
-        self.problems.add("wrong type", self.file, rows[bad], self.name, expected, got)
-        return pyarrow().chunked_array(parts, target).combine_chunks(), good
+        arrow, good = pyarrow(), np.ones(len(values), bool)
 
+        def cast(start: int, stop: int) -> list[Any]:  # by halves, so that a few bad values cost a few tries
+            try:
+                return [values[start:stop].cast(target)]
+            except arrow.ArrowInvalid:
+                if stop - start == 1:
+                    good[start] = False
+                    return [arrow.nulls(1, target)]
+                middle = (start + stop) // 2
+                return cast(start, middle) + cast(middle, stop)
 
-def _parse_some(values: Any, start: int, target: Any, parts: list[Any], good: np.ndarray) -> None:
-    """Casts by halves, so that a few bad values cost a few tries."""
-    arrow = pyarrow()
-    try:
-        parts.append(values.cast(target))
-    except arrow.ArrowInvalid:
-        if len(values) == 1:
-            good[start] = False
-            parts.append(arrow.nulls(1, target))
-            return
-        middle = len(values) // 2
-        _parse_some(values[:middle], start, target, parts, good)
-        _parse_some(values[middle:], start + middle, target, parts, good)
-
-
-def _flatten(values: Any) -> tuple[Any, np.ndarray, np.ndarray]:
-    """The values of all lists, and for each its row and its place in the list; lists that are null count as empty."""
-    compute = pyarrow("pyarrow.compute")
-    counts = compute.fill_null(compute.list_value_length(values), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    row = np.repeat(np.arange(len(values)), counts)
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return compute.list_flatten(values), row, place
+        parts = cast(0, len(values))
+        got = (repr(value.as_py()) for value in values.filter(arrow.array(~good))) if not good.all() else ""
+        self.problems.add("wrong type", self.file, rows[~good], self.name, expected, got)
+        return arrow.chunked_array(parts, target).combine_chunks(), good
