@@ -109,7 +109,7 @@ def test_a_table_of_a_million_ids_finds_exactly_what_was_put_in():
     ids = rng.permutation(ids)
     table = IdMap(len(ids), "integers")
     later = np.arange(150_000, len(ids), dtype=np.int32)
-    view, _ = table.assign(table.fill(Keys(ids[:150_000])), Keys(ids[150_000:]), later)
+    view, *_ = table.assign(table.fill(Keys(ids[:150_000])), Keys(ids[150_000:]), later)
     assert np.array_equal(view.lookup(Keys(ids)), np.arange(len(ids)))
     absent = np.setdiff1d(rng.integers(-(2**63) + 1, 2**63 - 1, 50_000), ids)
     assert (view.lookup(Keys(absent)) == -1).all()
@@ -120,12 +120,12 @@ def test_a_table_of_a_million_ids_finds_exactly_what_was_put_in():
 def test_ids_that_share_a_bucket_overflow_into_the_next():
     table = IdMap(90, "integers")  # 128 places in 16 buckets
     numbers = np.arange(20_000, dtype=np.int64)
-    crowd = Keys(numbers[table.places.home(numbers) == 15])
+    crowd = Keys(numbers[table.home(numbers) == 15])
     last = crowd.take(slice(30))  # three and a half buckets full, wrapping round the end
-    view, _ = table.assign(table.fill(crowd.take(slice(0))), last, np.arange(30, dtype=np.int32))
+    view, *_ = table.assign(table.fill(crowd.take(slice(0))), last, np.arange(30, dtype=np.int32))
     assert np.array_equal(view.lookup(last), np.arange(30))
     assert np.array_equal(IdMap(90, "integers").fill(last).lookup(last), np.arange(30))
-    assert (table.places.find(crowd.take(slice(30, 60))) == -1).all()
+    assert (table.find(crowd.take(slice(30, 60))) == -1).all()
 
 
 def test_old_snapshots_keep_their_rows(built):

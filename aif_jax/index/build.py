@@ -1,28 +1,41 @@
-"""Fills the table of a new index from a stream of batches."""
+"""Builds an index from a catalogue, whatever it comes as: checked batches of one size, computed into a new table."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
-from aif_jax.index.batches import Batch, rebatch
-from aif_jax.index.ids import Keys
-from aif_jax.index.program import ItemProgram
-from aif_jax.index.store import Store
+from aif_jax.features import check_item_features
+from aif_jax.index.idmap import View
+from aif_jax.index.ids import Keys, raw_keys
+from aif_jax.index.store import ItemProgram, Store
+from aif_jax.readers import read_items
+from aif_jax.types import ItemFeatures
+from aif_jax.version import check_encoding
+from aif_jax.vocabulary import Kind
 
 BATCH = 1024
 IN_FLIGHT = 2  # batches computed or waiting while the next one is prepared: bounds memory, keeps the device busy
+ItemBatches: TypeAlias = Iterable[Any]
+"""Pairs of raw ids [n] and `ItemFeatures` with a leading axis [n], or with an encoder raw columns [n], such as Arrow record
+batches; n may differ from batch to batch."""
+Batch: TypeAlias = tuple[Keys, ItemFeatures]
 
 
 def build_store(
-    program: ItemProgram, batches: Iterator[Batch], known: int | None, *, version: str, capacity: int | None, progress: bool
-) -> tuple[Store, Keys]:
-    """Runs the item function over batches of any size (`known` items in all, or None); item n of the stream has row n."""
+    program: ItemProgram, catalogue: Any, ids: Any, *, version: str, capacity: int | None, progress: bool
+) -> tuple[Store, View]:
+    """Runs the item function over what `ItemIndex.build` takes as catalogue; item n of it has row n."""
+    batches, known = _batches(program, catalogue, ids)
     wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
     store = Store(program, version=version, capacity=wanted)
     seen, computed = [], deque()
@@ -34,7 +47,7 @@ def build_store(
                     raise ValueError(f"capacity: the catalogue has more items than {capacity}")
                 store.resize(2 * store.capacity)
             stored = program(features)
-            store.put(stored, store.take_rows(count))
+            store.append(stored, count)
             computed.append(stored)
             seen.append(keys)
             if len(computed) > IN_FLIGHT:
@@ -44,7 +57,22 @@ def build_store(
     _expect_distinct(keys)
     if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys.key), program.mesh)):
         store.resize(least)
-    return store, keys
+    return store, store.assign(keys, keys.kind)
+
+
+def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None) -> Batch:
+    """Keys and features [n] of raw ids and features, or of raw columns where `features` is None; see `ItemIndex.upsert`."""
+    encoder = program.encoder
+    if features is None:
+        if encoder is None:
+            raise TypeError(f"items: expected ids and ItemFeatures, or an index with an encoder, got {type(ids).__name__}")
+        ids, features = encoder.items(_columns(ids))
+    keys = raw_keys(ids, "ids", like=kind)
+    check_item_features(program.model.config.schema, features, batched=True)
+    check_encoding("ItemFeatures", expected="" if encoder is None else encoder.version, got=features.encoding)
+    if len(features.floats) != len(keys.key):
+        raise ValueError(f"features: expected {len(keys.key)} items like ids, got {len(features.floats)}")
+    return keys, jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
 
 
 def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -> int:
@@ -66,6 +94,74 @@ def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -
     rounded = -(-wanted // quarter) * quarter
     devices = getattr(mesh, "size", 1)
     return -(-rounded // devices) * devices
+
+
+def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same rows in batches of exactly `size`; only the last may be shorter."""
+    rest, count = [], 0
+    for batch in batches:
+        if not len(batch[0].key):
+            continue
+        rest.append(batch)
+        count += len(batch[0].key)
+        if count < size:
+            continue
+        whole = _join(rest)
+        full = count // size * size
+        for start in range(0, full, size):
+            yield part(whole, slice(start, start + size))
+        rest, count = [part(whole, slice(full, None))] if full < count else [], count - full
+    if count:
+        yield _join(rest)
+
+
+def part(batch: Batch, at: Any) -> Batch:
+    """Some items of a batch."""
+    return jax.tree.map(lambda leaf: leaf[at], batch)
+
+
+def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[Batch], int | None]:
+    """Checked batches of any size, and how many items there are where that is known."""
+    known = None
+    if isinstance(catalogue, ItemFeatures) != (ids is not None):
+        raise ValueError("ids: expected together with ItemFeatures, and with nothing else")
+    if isinstance(catalogue, ItemFeatures):
+        catalogue, known = [(ids, catalogue)], len(ids)
+    elif isinstance(catalogue, Catalogue):
+        catalogue, known = _rows(catalogue, max(program.batch_size, 1 << 14)), len(catalogue) - 1
+    elif isinstance(catalogue, str | Path):
+        if program.encoder is None:
+            raise ValueError(f"encoder: expected the encoder of the model's checkpoint, to read {catalogue}, got None")
+        catalogue = read_items(catalogue, program.encoder)
+    elif not isinstance(catalogue, Iterable):
+        expected = "Catalogue, path, ItemFeatures or pairs (ids, features)"
+        raise TypeError(f"catalogue: expected {expected}, got {type(catalogue).__name__}")
+    return _checked(program, catalogue), known
+
+
+def _checked(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
+    kind = None
+    for entry in entries:
+        keys, features = checked(program, *(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)
+        kind = kind or keys.kind
+        yield keys, features
+
+
+def _columns(table: Any) -> Any:
+    """Raw columns; of a list of records, one for each name, None where a record lacks it."""
+    if not isinstance(table, list):
+        return table
+    return {name: [record.get(name) for record in table] for name in dict.fromkeys(name for record in table for name in record)}
+
+
+def _rows(catalogue: Catalogue, size: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
+    for start in range(1, len(catalogue), size):
+        rows = np.arange(start, min(start + size, len(catalogue)))
+        yield catalogue.raw[rows - 1], catalogue.features(rows)
+
+
+def _join(batches: list[Batch]) -> Batch:
+    return batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
 def _expect_distinct(keys: Keys) -> None:

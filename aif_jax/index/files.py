@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,18 @@ class Manifest:
     storage: Storage
     batch_size: int
     positions: dict[int, int]
-    library: str = ""
-    leaves: dict[str, str] = dataclasses.field(default_factory=dict)
-    nbytes: int = 0
+    library: str
+    leaves: dict[str, str]
+    nbytes: int
 
 
-def write(path: str | Path, keys: Keys, columns: Any, manifest: Manifest) -> None:
+def write(
+    path: str | Path, keys: Keys, columns: Any, plain: dict[str, Any], config: Config, positions: Mapping[int, int]
+) -> None:
     """Writes keys [n], the columns of their rows [n] and the record into a new folder, see `ItemIndex.save`."""
-    record = {name: getattr(manifest, name) for name in PLAIN} | {
-        "config": json.loads(json.dumps(manifest.config.to_json())),
-        "positions": {str(partition): int(position) for partition, position in sorted(manifest.positions.items())},
+    record = plain | {
+        "config": json.loads(json.dumps(config.to_json())),
+        "positions": {str(partition): int(position) for partition, position in sorted(positions.items())},
     }
     checkpoint.write(_local(path), {"ids": _id_arrays(keys), "rows": columns}, record, format=FORMAT)
 

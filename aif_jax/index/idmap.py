@@ -23,13 +23,17 @@ CHUNK = 1 << 20  # keys handled in one go, so that temporary arrays stay small
 class View(NamedTuple):
     """One version of the map."""
 
-    places: Places
+    ids: IdMap
     pages: np.ndarray  # int32 [pages, PAGE] rows
     directory: np.ndarray  # int32 [buckets * BUCKET / PAGE] page of each run of keys
+    length: int  # keys that have a row
 
     def lookup(self, keys: Keys) -> np.ndarray:
         """Rows int32 [C] of keys [C], -1 where unknown."""
-        places = self.places.find(keys)
+        return self.rows(self.ids.find(keys))
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """Rows int32 [C] in this version of the places of keys."""
         known = np.maximum(places, 0)
         flat = self.directory.take(known // PAGE).astype(np.int64) * PAGE + known % PAGE
         return np.where(places >= 0, self.pages.reshape(-1).take(flat), np.int32(-1))
@@ -38,18 +42,85 @@ class View(NamedTuple):
         """Keys [n] and rows int32 [n] of this version, by ascending key. Costs a pass over the whole map."""
         rows = self.pages[self.directory].reshape(-1)
         at = np.flatnonzero(rows >= 0)
-        at = at[np.argsort(self.places.flat.key[at])]
-        return self.places.flat.take(at), rows[at]
+        at = at[np.argsort(self.ids.flat.key[at])]
+        return self.ids.flat.take(at), rows[at]
 
 
-class Places:
-    """Where each key is; keys are only added. `kind` is that of the raw ids; strings have marks too."""
+class Numbers:
+    """Numbers of rows or pages that are free: those that were given back, and those from `fresh` on, which were never used."""
+
+    def __init__(self, fresh: int = 0):
+        self.free = np.zeros(0, np.int32)
+        self.fresh = fresh
+
+    def take(self, count: int) -> np.ndarray:
+        """int32 [count], no longer free."""
+        reused = min(count, len(self.free))
+        self.free, taken = self.free[: len(self.free) - reused], self.free[len(self.free) - reused :]
+        start, self.fresh = self.fresh, self.fresh + count - reused
+        return np.concatenate([taken, np.arange(start, self.fresh, dtype=np.int32)])
+
+    def give_back(self, numbers: np.ndarray) -> None:
+        """Makes numbers free that no living version reads."""
+        self.free = np.concatenate([self.free, numbers])
+
+
+class IdMap:
+    """The part of the map that its versions share. One writer at a time; readers of older versions need no lock."""
 
     def __init__(self, capacity: int, kind: Kind | None):
         size = max(PAGE, 1 << int(np.ceil(np.log2(max(capacity, 1) / MAX_LOAD))))
+        self.kind: Kind | None = kind
         self.keys = np.full((size // BUCKET, BUCKET), EMPTY, np.int64)
         self.flat = Keys(self.keys.reshape(-1), np.zeros(size, np.uint32) if kind == "strings" else None)
         self.used = 0  # keys ever added, those of deleted ids included
+        self.pages = np.full((1, PAGE), -1, np.int32)
+        self.numbers = Numbers(1)  # of pages; page 0 is the page of unused keys
+
+    @property
+    def nbytes(self) -> int:
+        """Host bytes of keys and pages."""
+        return sum(array.nbytes for array in (*self.flat, self.pages) if array is not None)
+
+    def fill(self, keys: Keys) -> View:
+        """The first version of a new map: distinct keys [n] with rows 0 to n - 1, written sorted by bucket: fast."""
+        packed = np.sort((self.home(keys.key) << 32) | np.arange(len(keys.key)))
+        bucket, order = packed >> 32, packed & 0xFFFFFFFF
+        first = np.flatnonzero(np.diff(bucket, prepend=-1))
+        rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+        fits = rank < BUCKET
+        places, rows = (bucket * BUCKET + rank)[fits], order[fits].astype(np.int32)
+        self._put(places, keys.take(rows))
+        count = self.keys.size // PAGE
+        directory = self.numbers.take(count)
+        self.pages = np.full(((1 + count) * 9 // 8 + 64, PAGE), -1, np.int32)
+        flat = self.pages.reshape(-1)
+        flat[PAGE + places] = rows
+        late = order[~fits]
+        flat[PAGE + self.add(keys.take(late))] = late
+        return View(self, self.pages, directory, len(keys.key))
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many more keys fit without a rehash."""
+        return self.used + count <= MAX_LOAD * self.keys.size
+
+    def assign(self, view: View, keys: Keys, rows: np.ndarray) -> tuple[View, np.ndarray, np.ndarray]:
+        """A version with rows int32 [n] for distinct keys [n] (-1 to forget); rows and pages that only older versions read."""
+        parts = [self.add(keys.take(slice(i, i + CHUNK))) for i in range(0, len(rows), CHUNK)]
+        places = np.concatenate([np.zeros(0, np.int64), *parts])
+        before = view.rows(places)
+        changed, inverse = np.unique(places // PAGE, return_inverse=True)
+        old, new = view.directory[changed], self.numbers.take(len(changed))
+        if self.numbers.fresh > len(self.pages):  # older versions keep the array that they have
+            grown = np.full((max(self.numbers.fresh, len(self.pages) * 5 // 4), PAGE), -1, np.int32)
+            grown[: len(self.pages)] = self.pages
+            self.pages = grown
+        self.pages[new] = self.pages[old]
+        self.pages[new[inverse], places % PAGE] = rows
+        directory = view.directory.copy()
+        directory[changed] = new
+        length = view.length + int((rows >= 0).sum()) - int((before >= 0).sum())
+        return View(self, self.pages, directory, length), before[before >= 0], old[old > 0]
 
     def home(self, key: np.ndarray) -> np.ndarray:
         """The bucket where a key belongs: the high bits of a multiplicative hash."""
@@ -80,12 +151,11 @@ class Places:
             column = (self.keys[bucket] != EMPTY).sum(1) + rank
             fits = column < BUCKET
             places[missing[fits]] = bucket[fits] * BUCKET + column[fits]
-            self.put(places[missing[fits]], keys.take(missing[fits]))
+            self._put(places[missing[fits]], keys.take(missing[fits]))
             missing, bucket = missing[~fits], (bucket[~fits] + 1) % len(self.keys)
         return places
 
-    def put(self, places: np.ndarray, keys: Keys) -> None:
-        """Writes new keys into free places."""
+    def _put(self, places: np.ndarray, keys: Keys) -> None:
         if keys.mark is not None and self.flat.mark is not None:
             self.flat.mark[places] = keys.mark  # before the key, by which a reader finds it
         self.flat.key[places] = keys.key
@@ -108,68 +178,3 @@ class Places:
             pending = left if pending is None else pending[left]
             bucket = (bucket[left] + 1) % len(self.keys)
         return places
-
-
-class IdMap:
-    """The part of the map that its versions share. One writer at a time; readers of older versions need no lock."""
-
-    def __init__(self, capacity: int, kind: Kind | None):
-        self.kind: Kind | None = kind
-        self.places = Places(capacity, kind)
-        self.pages = np.full((1, PAGE), -1, np.int32)
-        self.free = np.zeros(0, np.int32)  # pages that no living version reads
-        self.fresh = 1  # pages from here on were never used; page 0 is the page of unused keys
-
-    @property
-    def nbytes(self) -> int:
-        """Host bytes of keys and pages."""
-        mark = self.places.flat.mark
-        return self.places.keys.nbytes + (0 if mark is None else mark.nbytes) + self.pages.nbytes
-
-    def fill(self, keys: Keys) -> View:
-        """The first version of a new map: distinct keys [n] with rows 0 to n - 1, written sorted by bucket: fast."""
-        packed = np.sort((self.places.home(keys.key) << 32) | np.arange(len(keys.key)))
-        bucket, order = packed >> 32, packed & 0xFFFFFFFF
-        first = np.flatnonzero(np.diff(bucket, prepend=-1))
-        rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
-        fits = rank < BUCKET
-        places, rows = (bucket * BUCKET + rank)[fits], order[fits].astype(np.int32)
-        self.places.put(places, keys.take(rows))
-        self.fresh = 1 + self.places.keys.size // PAGE
-        self.pages = np.full((self.fresh * 9 // 8 + 64, PAGE), -1, np.int32)
-        flat = self.pages.reshape(-1)
-        flat[PAGE + places] = rows
-        late = order[~fits]
-        flat[PAGE + self.places.add(keys.take(late))] = late
-        return View(self.places, self.pages, np.arange(1, self.fresh, dtype=np.int32))
-
-    def has_room(self, count: int) -> bool:
-        """Whether so many more keys fit without a rehash."""
-        return self.places.used + count <= MAX_LOAD * self.places.keys.size
-
-    def assign(self, view: View, keys: Keys, rows: np.ndarray) -> tuple[View, np.ndarray]:
-        """A version with rows int32 [n] for distinct keys [n] (-1 to forget), and the pages that only older versions read."""
-        parts = [self.places.add(keys.take(slice(i, i + CHUNK))) for i in range(0, len(rows), CHUNK)]
-        places = np.concatenate([np.zeros(0, np.int64), *parts])
-        changed, inverse = np.unique(places // PAGE, return_inverse=True)
-        old = view.directory[changed]
-        new = self._take_pages(len(changed))
-        self.pages[new] = self.pages[old]
-        self.pages[new[inverse], places % PAGE] = rows
-        directory = view.directory.copy()
-        directory[changed] = new
-        return View(self.places, self.pages, directory), old[old > 0]
-
-    def release(self, pages: np.ndarray) -> None:
-        """Takes pages back that no living version reads."""
-        self.free = np.concatenate([self.free, pages])
-
-    def _take_pages(self, count: int) -> np.ndarray:
-        reused = min(count, len(self.free))
-        self.free, taken = self.free[: len(self.free) - reused], self.free[len(self.free) - reused :]
-        start, self.fresh = self.fresh, self.fresh + count - reused
-        if self.fresh > len(self.pages):  # older versions keep the array that they have
-            grown = np.full((max(self.fresh, len(self.pages) * 5 // 4), PAGE), -1, np.int32)
-            grown[: len(self.pages)] = self.pages
-            self.pages = grown
-        return np.concatenate([taken, np.arange(start, self.fresh, dtype=np.int32)])

@@ -5,7 +5,8 @@ Snapshots of one index share their memory, see `store.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,14 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.encoder import Encoder
 from aif_jax.index import files
-from aif_jax.index.batches import ItemBatches, Reader, part
-from aif_jax.index.build import BATCH, build_store, capacity_for
+from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, part
 from aif_jax.index.idmap import View
 from aif_jax.index.ids import Keys, raw_keys
-from aif_jax.index.program import ItemProgram
 from aif_jax.index.storage import Packed, Storage, decode, unpack
-from aif_jax.index.store import Store
+from aif_jax.index.store import ItemProgram, Store
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
 from aif_jax.version import fingerprint
-from aif_jax.vocabulary import Kind
-
-NONE = np.zeros(0, np.int32)
 
 
 class ItemIndex:
@@ -38,6 +34,15 @@ class ItemIndex:
     `upsert` and `delete` return a new snapshot and leave this one as it is; they cost as much as the change, not as the
     catalogue. Snapshots may be read from any thread; one thread at a time makes new ones, from the latest. (An older
     one works too, at the cost of a copy of the whole table.) Raw ids are integers or strings; strings are stored as hashes.
+
+    Attributes:
+      version: fingerprint of params, config and encoder that made the rows.
+      model, params: whose item function makes the rows.
+      encoder: turns raw items into features; None where the index takes features alone.
+      encoding: version of the encoder, "" without one.
+      storage: how vectors are stored.
+      capacity: rows of the table. Snapshots of one capacity and storage have arrays of the same shapes.
+      kind: of the raw ids, "integers" or "strings"; None for an index that never had any.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -59,12 +64,13 @@ class ItemIndex:
     decode = staticmethod(decode)
     """`decode(table, rows)`: rows int32 [C] of a table as the interaction takes them, for use inside jit."""
 
-    def __init__(self, store: Store, view: View, count: int, reader: Reader):
-        """Not for callers: see `build`."""
-        self._store = store
-        self._view = view
-        self._count = count
-        self._reader = reader
+    def __init__(self, store: Store, view: View):
+        """The latest snapshot of a store. Not for callers: see `build`."""
+        store.head = weakref.ref(self)
+        self._store, self._view, program = store, view, store.program
+        self.version, self.capacity, self.kind = store.version, store.capacity, store.ids.kind
+        self.model, self.params, self.encoder, self.storage = program.model, program.params, program.encoder, program.storage
+        self.encoding = "" if self.encoder is None else self.encoder.version
 
     @classmethod
     def build(
@@ -104,12 +110,9 @@ class ItemIndex:
             that do not fit the schema, a catalogue larger than `capacity`.
           EncodingMismatch: features that another encoder made.
         """
-        program = ItemProgram(model, params, storage=storage, batch_size=batch_size, mesh=mesh)
+        program = ItemProgram(model, params, encoder, storage=storage, batch_size=batch_size, mesh=mesh)
         version = fingerprint(params, model.config, encoder) if version is None else version
-        reader = Reader(model.config, encoder)
-        batches, known = reader.batches(catalogue, ids=ids, size=max(batch_size, 1 << 14))
-        store, keys = build_store(program, batches, known, version=version, capacity=capacity, progress=progress)
-        return cls._first(store, store.assign(keys, keys.kind), len(keys.key), reader)
+        return cls(*build_store(program, catalogue, ids, version=version, capacity=capacity, progress=progress))
 
     @classmethod
     def load(
@@ -141,11 +144,11 @@ class ItemIndex:
         encoding = "" if encoder is None else encoder.version
         version = fingerprint(params, model.config, encoder) if version is None else version
         files.check_model(path, manifest, model.config, encoding=encoding, version=version)
-        program = ItemProgram(model, params, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
+        program = ItemProgram(model, params, encoder, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
         keys, columns = files.read(path, manifest, jax.eval_shape(unpack, program.shapes()))
         store = Store(program, version=version, capacity=capacity_for(manifest.items, mesh, capacity))
-        store.fill(columns, manifest.items)
-        return cls._first(store, store.assign(keys, manifest.ids), manifest.items, Reader(model.config, encoder))
+        store.write(program.packed, columns, store.rows.take(manifest.items))
+        return cls(store, store.assign(keys, manifest.ids))
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
         """Writes this snapshot into a new folder, which appears complete or not at all. Updates may continue.
@@ -158,71 +161,18 @@ class ItemIndex:
           FileExistsError: something is there already; nothing is ever overwritten.
           ValueError: a URL: save to a local path, and copy the folder.
         """
-        keys, columns = self._host_rows()
-        files.write(
-            path,
-            keys,
-            columns,
-            files.Manifest(
-                items=len(self),
-                version=self.version,
-                config=self.model.config,
-                encoding=self.encoding,
-                ids=self._store.ids.kind,
-                storage=self.storage,
-                batch_size=self._store.program.batch_size,
-                positions=dict(positions or {}),
-            ),
-        )
+        record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
+        record |= {"storage": self.storage, "batch_size": self._store.program.batch_size}
+        keys, rows = self._view.items()
+        files.write(path, keys, self._on_host(_columns, rows), record, self.model.config, positions or {})
 
     def __len__(self) -> int:
         """Items in this snapshot."""
-        return self._count
+        return self._view.length
 
     def __repr__(self) -> str:
-        size = f"{self.bytes_per_row:.0f} bytes a row"
-        table = f"{self._count:,} items, capacity={self.capacity:,}, storage={self.storage!r}, {size}"
-        return f"ItemIndex({table}, version={self.version[:12]}...)"
-
-    @property
-    def version(self) -> str:
-        """Fingerprint of params, config and encoder that made the rows."""
-        return self._store.version
-
-    @property
-    def model(self) -> PreRanker:
-        """The model whose item function makes the rows."""
-        return self._store.program.model
-
-    @property
-    def params(self) -> Params:
-        """Parameters that make the rows."""
-        return self._store.program.params
-
-    @property
-    def encoder(self) -> Encoder | None:
-        """What turns raw items into features; None where the index takes features alone."""
-        return self._reader.encoder
-
-    @property
-    def encoding(self) -> str:
-        """Version of the encoder, "" without one."""
-        return "" if self.encoder is None else self.encoder.version
-
-    @property
-    def storage(self) -> Storage:
-        """How vectors are stored."""
-        return self._store.program.storage
-
-    @property
-    def capacity(self) -> int:
-        """Rows of the table. Snapshots of one capacity and storage have arrays of the same shapes."""
-        return self._store.capacity
-
-    @property
-    def kind(self) -> Kind | None:
-        """What the raw ids are, "integers" or "strings"; None for an index that never had any."""
-        return self._store.ids.kind
+        table = f"{len(self):,} items, capacity={self.capacity:,}, storage={self.storage!r}"
+        return f"ItemIndex({table}, {self.bytes_per_row:.0f} bytes a row, version={self.version[:12]}...)"
 
     @property
     def ids(self) -> np.ndarray:
@@ -232,7 +182,8 @@ class ItemIndex:
     @property
     def shapes(self) -> Packed:
         """Shapes and dtypes of the table, for ahead-of-time compilation."""
-        return self._store.shapes()
+        with self.reading() as table:
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), table)
 
     @property
     def bytes_per_row(self) -> float:
@@ -254,7 +205,8 @@ class ItemIndex:
 
     def copy_table(self) -> Packed:
         """A copy of the stored rows [capacity, ...] on the device, yours to keep."""
-        return self._store.copy_table()
+        with self.reading() as table:
+            return jax.tree.map(jnp.copy, table)
 
     def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
         """Rows int32 [C] of raw ids [C], -1 where this snapshot lacks the id, and mask bool [C], true where it has it.
@@ -264,26 +216,20 @@ class ItemIndex:
         Raises:
           TypeError: ids of another kind than the index has, or of mixed kinds; None; integers beyond int64.
         """
-        kind = self._store.ids.kind
-        if kind == "integers" and isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1:
-            keys = Keys(ids)  # the reserved id is never found, so a request need not be searched for it
-        else:
-            keys = raw_keys(ids, "ids", like=kind)
-        rows = self._view.lookup(keys)
+        plain = self.kind == "integers" and isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1
+        # The reserved id is never found, so a request of integers need not be searched for it.
+        rows = self._view.lookup(Keys(ids) if plain else raw_keys(ids, "ids", like=self.kind))
         return rows, rows >= 0
 
     def take(self, ids: Any) -> tuple[Any, np.ndarray]:
         """The decoded rows of some items on the host [C], and the mask [C] of those that are there: to inspect an index."""
         rows, mask = self.lookup(ids)
-        size = self._store.program.batch_size
-        parts = [_decode_stored(self._store.read(rows[i : i + size].clip(0))) for i in range(0, max(len(rows), 1), size)]
-        whole = jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[: len(rows)], *parts)
-        return whole, mask
+        return self._on_host(_decode_stored, rows.clip(0)), mask
 
     def stored(self) -> tuple[np.ndarray, Any]:
         """ids int64 [n], ascending, and the columns of their rows [n] on the host, as compact as the table has them."""
-        keys, columns = self._host_rows()
-        return keys.key, columns
+        keys, rows = self._view.items()
+        return keys.key, self._on_host(_columns, rows)
 
     def upsert(self, ids: Any, features: ItemFeatures | None = None) -> ItemIndex:
         """A snapshot with some items new or changed.
@@ -298,20 +244,19 @@ class ItemIndex:
             without an encoder; nothing has changed then.
           EncodingMismatch: features that another encoder made.
         """
-        keys, features = self._reader.pair(ids, features, kind=self._store.ids.kind)
+        keys, features = checked(self._store.program, ids, features, kind=self.kind)
         last = keys.last("ids")
         if len(last) < len(keys.key):
-            keys, features = part(keys, features, last)
+            keys, features = part((keys, features), last)
         if not len(last):
             return self
-        base = self if self._store.is_head(self) and self._store.fits(keys) else self._copy(least=len(last), kind=keys.kind)
-        old = base._view.lookup(keys)
-        rows = base._store.take_rows(len(last))
+        base = self if self._store.head() is self and self._store.fits(keys) else self._copy(least=len(last), kind=keys.kind)
+        rows = base._store.rows.take(len(last))
         try:
-            base._store.encode(features, rows)
-            return base._next(keys, rows, old)
+            base._store.write(base._store.program, features, rows)
+            return base._next(keys, rows)
         except BaseException:
-            base._store.give_back(rows)
+            base._store.rows.give_back(rows)
             raise
 
     def delete(self, ids: Any) -> ItemIndex:
@@ -320,13 +265,13 @@ class ItemIndex:
         Raises:
           TypeError: ids of another kind than the index has.
         """
-        keys = raw_keys(ids, "ids", like=self._store.ids.kind)
+        keys = raw_keys(ids, "ids", like=self.kind)
         keys = keys.take(keys.last("ids"))
         keys = keys.take(self._view.lookup(keys) >= 0)
         if not len(keys.key):
             return self
-        base = self if self._store.is_head(self) else self._copy()
-        return base._next(keys, np.full(len(keys.key), -1, np.int32), base._view.lookup(keys))
+        base = self if self._store.head() is self else self._copy()
+        return base._next(keys, np.full(len(keys.key), -1, np.int32))
 
     def compact(self, *, capacity: int | None = None) -> ItemIndex:
         """A copy in new memory, rows by ascending id from row 0 on.
@@ -339,37 +284,28 @@ class ItemIndex:
         """
         return self._copy(capacity=capacity_for(len(self), self._store.program.mesh, capacity))
 
-    @classmethod
-    def _first(cls, store: Store, view: View, count: int, reader: Reader) -> ItemIndex:
-        """The first snapshot of a store."""
-        index = cls(store, view, count, reader)
-        store.commit(None, index, rows=NONE, pages=NONE)
-        return index
-
-    def _next(self, keys: Keys, rows: np.ndarray, old: np.ndarray) -> ItemIndex:
-        view, pages = self._store.ids.assign(self._view, keys, rows)
-        count = self._count + int((rows >= 0).sum()) - int((old >= 0).sum())
-        index = ItemIndex(self._store, view, count, self._reader)
-        self._store.commit(self, index, rows=old[old >= 0], pages=pages)
-        return index
+    def _next(self, keys: Keys, rows: np.ndarray) -> ItemIndex:
+        view, *unread = self._store.ids.assign(self._view, keys, rows)
+        self._store.retire(self, *unread)
+        return ItemIndex(self._store, view)
 
     def _copy(self, *, least: int = 0, capacity: int | None = None, kind: Any = None) -> ItemIndex:
         """A copy in new memory with room for at least so many more items."""
         if capacity is None:
             capacity = max(self.capacity, capacity_for(len(self) + least, self._store.program.mesh) if least else 0)
-        store, view = self._store.copy(self._view, capacity=capacity, kind=self._store.ids.kind or kind)
-        return ItemIndex._first(store, view, self._count, self._reader)
+        return ItemIndex(*self._store.copy(self._view, capacity=capacity, kind=self.kind or kind))
 
-    def _host_rows(self) -> tuple[Keys, Any]:
-        keys, rows = self._view.items()
-        shapes = jax.eval_shape(unpack, self.shapes)
-        columns = jax.tree.map(lambda leaf: np.empty((len(rows), *leaf.shape[1:]), leaf.dtype), shapes)
-        size = self._store.program.batch_size
-        for start in range(0, len(rows), size):
-            block = _columns(self._store.read(rows[start : start + size]))
-            for leaf, read in zip(jax.tree.leaves(columns), jax.tree.leaves(block), strict=True):
-                leaf[start : start + size] = np.asarray(read)[: len(leaf) - start]
-        return keys, columns
+    def _on_host(self, run: Callable[[Packed], Any], rows: np.ndarray) -> Any:
+        """What a compiled function makes of stored rows [n], on the host: a batch on the device at a time."""
+        program = self._store.program
+        shapes = jax.eval_shape(run, program.shapes())
+        whole = jax.tree.map(lambda leaf: np.empty((len(rows), *leaf.shape[1:]), leaf.dtype), shapes)
+        for start in range(0, len(rows), program.batch_size):
+            at = slice(start, start + program.batch_size)
+            batch = run(self._store.read(rows[at]))
+            for leaf, read in zip(jax.tree.leaves(whole), jax.tree.leaves(batch), strict=True):
+                leaf[at] = np.asarray(read)[: len(leaf) - start]
+        return whole
 
 
 _columns = jax.jit(unpack)

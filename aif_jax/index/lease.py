@@ -79,17 +79,10 @@ class Lease:
 def _locked(path: Path) -> bool:
     """Whether the process that made a claim holds it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
+        with path.open("rb") as claim:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # the file is gone, or the file system has no locks: not held
+        return isinstance(error, BlockingIOError)
     return False
 
 

@@ -11,33 +11,26 @@ class ReadWriteLock:
     """A lock that readers share; a waiting writer goes before readers that come after it. Not reentrant."""
 
     def __init__(self):
-        self._changed = threading.Condition()
+        self._entry = threading.Lock()  # a writer holds it from the moment it waits
+        self._left = threading.Condition()
         self._readers = 0
-        self._writing = False
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Held while arrays are read or given to a compiled function; not until its result is there."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._writing)
+        with self._entry, self._left:
             self._readers += 1
         try:
             yield
         finally:
-            with self._changed:
+            with self._left:
                 self._readers -= 1
-                self._changed.notify_all()
+                self._left.notify_all()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Held while arrays are replaced."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._writing)
-            self._writing = True
-            self._changed.wait_for(lambda: not self._readers)
-        try:
+        with self._entry:
+            with self._left:
+                self._left.wait_for(lambda: not self._readers)
             yield
-        finally:
-            with self._changed:
-                self._writing = False
-                self._changed.notify_all()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
@@ -18,13 +18,59 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import sharding
-from aif_jax.index.idmap import IdMap, View
+from aif_jax.checks import expect
+from aif_jax.encoder import Encoder
+from aif_jax.features import item_specs
+from aif_jax.index.idmap import IdMap, Numbers, View
 from aif_jax.index.ids import Keys
 from aif_jax.index.lock import ReadWriteLock
-from aif_jax.index.program import ItemProgram
-from aif_jax.index.storage import Packed, pack
-from aif_jax.types import ItemFeatures
+from aif_jax.index.storage import STORAGES, Packed, Storage, encode, pack
+from aif_jax.model import PreRanker
+from aif_jax.types import ItemFeatures, Params
 from aif_jax.vocabulary import Kind
+
+
+class ItemProgram:
+    """The item function as the index runs it, on one device or over a mesh, to whose devices the parameters are copied.
+
+    It is compiled once and always runs on batches of one size, so an updated row equals a rebuilt one bit for bit: products
+    over another number of rows may add in another order.
+    """
+
+    def __init__(
+        self, model: PreRanker, params: Params, encoder: Encoder | None, *, storage: Storage, batch_size: int, mesh: Any
+    ):
+        expect(storage in STORAGES, "storage", f"one of {STORAGES}", repr(storage))
+        expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        if mesh is not None:
+            expect(batch_size % mesh.size == 0, "batch_size", f"a multiple of the mesh's {mesh.size} devices", batch_size)
+        self.model = model
+        self.encoder = encoder  # of raw items; None where all come encoded
+        self.params = jax.device_put(params) if mesh is None else jax.device_put(params, sharding.replicated(mesh))
+        self.storage: Storage = storage
+        self.batch_size = batch_size
+        self.mesh = mesh
+        self.rows_sharding = None if mesh is None else sharding.rows(mesh)
+        self._compiled = _compiled(model.item, storage)
+
+    def __call__(self, features: ItemFeatures) -> Packed:
+        """Stored rows [batch_size] of at most `batch_size` items; later rows are undefined."""
+        return self._compiled(self.params, self._placed(features))
+
+    def packed(self, columns: Any) -> Packed:
+        """Stored rows [batch_size] of the columns of at most `batch_size` rows."""
+        return _pack(self._placed(columns))
+
+    def shapes(self) -> Packed:
+        """Shapes and dtypes of one batch of stored rows."""
+        specs = item_specs(self.model.config.schema, lead=(self.batch_size,))
+        return jax.eval_shape(self._compiled, self.params, specs)
+
+    def _placed(self, rows: Any) -> Any:
+        """A batch of at most `batch_size` rows from the host, filled up with zeros, ready for a compiled function."""
+        padded = jax.tree.map(lambda leaf: _pad(np.asarray(leaf), self.batch_size), rows)
+        # On one device the compiled function sends NumPy arrays itself, in less time than an explicit transfer takes.
+        return padded if self.mesh is None else jax.device_put(padded, self.rows_sharding)
 
 
 class Store:
@@ -36,95 +82,33 @@ class Store:
         self.capacity = capacity
         self.ids = IdMap(0, None)
         self._lock = ReadWriteLock()
-        self._table = _zeros(program.shapes(), capacity, program.mesh)
-        self._free = np.zeros(0, np.int32)
-        self._fresh = 0  # rows from here on were never used
+        batch = program.shapes()
+        words = _zeros((capacity, batch.words.shape[1]), program.rows_sharding)()
+        self._table = Packed(words=words, layout=batch.layout)
+        self.rows = Numbers()
         self._retired: deque[tuple[weakref.ref, np.ndarray, np.ndarray]] = deque()
-        self._head: weakref.ref | None = None
+        self.head: Callable[[], Any] = lambda: None  # a weak reference to the latest snapshot
 
     @property
     def room(self) -> int:
         """Rows that an update may use now."""
-        self._collect()
-        return len(self._free) + self.capacity - self._fresh
+        # Frees what no living snapshot reads; they die in any order, what the oldest living one may read stays.
+        while self._retired and self._retired[0][0]() is None:
+            _, rows, pages = self._retired.popleft()
+            self.rows.give_back(rows)
+            self.ids.numbers.give_back(pages)
+        return len(self.rows.free) + self.capacity - self.rows.fresh
 
     def fits(self, keys: Keys) -> bool:
         """Whether a change of these ids finds room in table and id map, which holds ids of their kind."""
         count = len(keys.key)
         return keys.kind == self.ids.kind and count <= self.room and self.ids.has_room(count)
 
-    def is_head(self, snapshot: Any) -> bool:
-        """Whether a snapshot is the latest of this store."""
-        return self._head is not None and self._head() is snapshot
-
-    def shapes(self) -> Packed:
-        """Shapes and dtypes of the table, without a look at its contents."""
-        with self.reading() as table:
-            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), table)
-
     @contextmanager
     def reading(self) -> Iterator[Packed]:
         """The arrays, lent until a computation on them is dispatched."""
         with self._lock.reading():
             yield self._table
-
-    def take_rows(self, count: int) -> np.ndarray:
-        """Free rows int32 [count], no longer free."""
-        reused = min(count, len(self._free))
-        self._free, taken = self._free[: len(self._free) - reused], self._free[len(self._free) - reused :]
-        start, self._fresh = self._fresh, self._fresh + count - reused
-        return np.concatenate([taken, np.arange(start, self._fresh, dtype=np.int32)])
-
-    def give_back(self, rows: np.ndarray) -> None:
-        """Makes rows free that no snapshot reads."""
-        self._free = np.concatenate([self._free, rows])
-
-    def encode(self, features: ItemFeatures, rows: np.ndarray) -> None:
-        """Computes items and puts them into free rows."""
-        for start in self._batches(len(rows)):
-            part = slice(start, start + self.program.batch_size)
-            self.put(self.program(jax.tree.map(lambda leaf, part=part: leaf[part], features)), rows[part])
-
-    def put(self, stored: Packed, rows: np.ndarray) -> None:
-        """Writes a batch of stored rows in place."""
-        targets = np.full(self.program.batch_size, self.capacity, np.int32)  # out of range: dropped
-        targets[: len(rows)] = rows
-        with self._lock.writing():
-            self._table = _write(self._table, stored, self._replicated(targets))
-
-    def fill(self, columns: Any, count: int) -> None:
-        """Puts the columns of rows [count] from the host into rows 0..count-1 of a new store."""
-        for start in self._batches(count):
-            part = slice(start, min(start + self.program.batch_size, count))
-            batch = self.program.place(jax.tree.map(lambda leaf, part=part: leaf[part], columns))
-            self.put(_pack(batch), self.take_rows(part.stop - start))
-
-    def resize(self, capacity: int) -> None:
-        """Makes the table longer or shorter while it is filled for the first time, before there is a snapshot."""
-        placed = None if self.program.mesh is None else sharding.rows(self.program.mesh)
-        with self._lock.writing():
-            self._table = _resized(capacity, placed)(self._table)
-        self.capacity = capacity
-
-    def assign(self, keys: Keys, kind: Kind | None) -> View:
-        """The first version of the id map, once the table is filled: distinct keys [n], which have rows 0 to n - 1."""
-        self.ids = IdMap(self.capacity, kind)
-        return self.ids.fill(keys)
-
-    def commit(self, old: Any, new: Any, *, rows: np.ndarray, pages: np.ndarray) -> None:
-        """Makes `new` the latest snapshot; `rows` and `pages` are what only `old` and those before it still read."""
-        if old is not None:
-            self._retired.append((weakref.ref(old), rows, pages))
-        self._head = weakref.ref(new)
-
-    def copy(self, view: View, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
-        """The rows of one snapshot in a new store, by ascending key, with an id map for ids of that kind."""
-        keys, rows = view.items()
-        new = Store(self.program, version=self.version, capacity=capacity)
-        for start in self._batches(len(rows)):
-            part = rows[start : start + self.program.batch_size]
-            new.put(self.read(part), new.take_rows(len(part)))
-        return new, new.assign(keys, kind)
 
     def read(self, rows: np.ndarray) -> Packed:
         """Stored rows [batch_size] on the device, at most `batch_size` of them."""
@@ -133,23 +117,65 @@ class Store:
         with self.reading() as table:
             return _gather(table, self._replicated(wanted))
 
-    def copy_table(self) -> Packed:
-        """The arrays, copied."""
-        with self.reading() as table:
-            return _copy(table)
+    def write(self, run: Callable[[Any], Packed], items: Any, rows: np.ndarray) -> None:
+        """Puts what the program makes of items [n] (`run` is the program, or its `packed`) into free rows [n]."""
+        for start in range(0, len(rows), self.program.batch_size):
+            part = slice(start, start + self.program.batch_size)
+            self._put(run(jax.tree.map(lambda leaf, part=part: leaf[part], items)), rows[part])
 
-    def _batches(self, count: int) -> range:
-        return range(0, count, self.program.batch_size)
+    def append(self, stored: Packed, count: int) -> None:
+        """Puts a batch of stored rows, of which `count` are items, into the next rows of a new store."""
+        self._put(stored, self.rows.take(count))
+
+    def resize(self, capacity: int) -> None:
+        """Makes the table longer or shorter while it is filled for the first time, before there is a snapshot."""
+        with self._lock.writing():
+            self._table = _resized(capacity, self.program.rows_sharding)(self._table)
+        self.capacity = capacity
+
+    def assign(self, keys: Keys, kind: Kind | None) -> View:
+        """The first version of the id map, once the table is filled: distinct keys [n], which have rows 0 to n - 1."""
+        self.ids = IdMap(self.capacity, kind)
+        return self.ids.fill(keys)
+
+    def retire(self, snapshot: Any, rows: np.ndarray, pages: np.ndarray) -> None:
+        """Takes `rows` and `pages` back once `snapshot` and those before it, which alone read them, are gone."""
+        self._retired.append((weakref.ref(snapshot), rows, pages))
+
+    def copy(self, view: View, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
+        """The rows of one snapshot in a new store, by ascending key, with an id map for ids of that kind."""
+        keys, rows = view.items()
+        new = Store(self.program, version=self.version, capacity=capacity)
+        for start in range(0, len(rows), self.program.batch_size):
+            part = rows[start : start + self.program.batch_size]
+            new.append(self.read(part), len(part))
+        return new, new.assign(keys, kind)
+
+    def _put(self, stored: Packed, rows: np.ndarray) -> None:
+        """Writes a batch of stored rows in place."""
+        targets = np.full(self.program.batch_size, self.capacity, np.int32)  # out of range: dropped
+        targets[: len(rows)] = rows
+        with self._lock.writing():
+            self._table = _write(self._table, stored, self._replicated(targets))
 
     def _replicated(self, rows: np.ndarray) -> Any:
         return rows if self.program.mesh is None else jax.device_put(rows, sharding.replicated(self.program.mesh))
 
-    def _collect(self) -> None:
-        """Frees what no living snapshot reads; they die in any order, what the oldest living one may read stays."""
-        while self._retired and self._retired[0][0]() is None:
-            _, rows, pages = self._retired.popleft()
-            self.give_back(rows)
-            self.ids.release(pages)
+
+@lru_cache(maxsize=16)
+def _compiled(item: Callable[..., Any], storage: Storage) -> Any:
+    def run(params: Params, features: ItemFeatures) -> Packed:
+        return jax.vmap(lambda one: pack(encode(item(params, one), storage)))(features)
+
+    return jax.jit(run)
+
+
+def _pad(leaf: np.ndarray, size: int) -> np.ndarray:
+    short = size - len(leaf)
+    return leaf if not short else np.concatenate([leaf, np.zeros((short, *leaf.shape[1:]), leaf.dtype)])
+
+
+_pack = jax.jit(jax.vmap(pack))
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -158,36 +184,19 @@ def _write(table: Packed, stored: Packed, rows: jax.Array) -> Packed:
 
 
 @jax.jit
-def _pack(columns: Any) -> Packed:
-    return jax.vmap(pack)(columns)
-
-
-@jax.jit
 def _gather(table: Packed, rows: jax.Array) -> Packed:
     return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), table)
 
 
-@jax.jit
-def _copy(table: Packed) -> Packed:
-    return jax.tree.map(jnp.copy, table)
-
-
-def _zeros(batch: Packed, capacity: int, mesh: Any) -> Packed:
-    leaves, tree = jax.tree.flatten(batch)
-    rows = tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)
-    return tree.unflatten(_zeros_compiled(rows, capacity, None if mesh is None else sharding.rows(mesh))())
-
-
 @lru_cache(maxsize=32)
-def _zeros_compiled(rows: tuple[Any, ...], capacity: int, placed: Any) -> Any:
-    """Compiled, so that the arrays own their memory and can be written in place."""
-    return jax.jit(lambda: [jnp.zeros((capacity, *shape), dtype) for shape, dtype in rows], out_shardings=placed)
+def _zeros(shape: tuple[int, int], placed: Any) -> Any:
+    """Compiled, so that the array owns its memory and can be written in place."""
+    return jax.jit(lambda: jnp.zeros(shape, jnp.uint32), out_shardings=placed)
 
 
 @lru_cache(maxsize=32)
 def _resized(capacity: int, placed: Any) -> Any:
     def fit(leaf: jax.Array) -> jax.Array:
-        more = max(0, capacity - leaf.shape[0])
-        return jnp.pad(leaf[:capacity], [(0, more)] + [(0, 0)] * (leaf.ndim - 1))
+        return jnp.pad(leaf[:capacity], ((0, max(0, capacity - len(leaf))), (0, 0)))
 
     return jax.jit(partial(jax.tree.map, fit), out_shardings=placed)

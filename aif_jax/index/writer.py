@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError
 from aif_jax.checks import expect
@@ -33,15 +33,11 @@ SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
 logger = logging.getLogger(__name__)
 
 
-Change: TypeAlias = tuple[Literal["upsert", "delete"], tuple[Any, ...]]
-"""An update as a push keeps it: the method of `ItemIndex`, and its arguments."""
-
-
 class IndexWriter:
     """Applies updates in order, and saves a snapshot every so many updates or seconds.
 
     `IndexWriter.start` takes a new directory, `IndexWriter.resume` one with snapshots; `close`, or the end of a `with` block,
-    saves what is left and releases the directory. One thread applies; `index` may be read from any.
+    saves what is left and releases the directory. One thread applies; `index`, the latest snapshot, may be read from any.
 
     Args:
       directory: of the snapshots.
@@ -73,7 +69,7 @@ class IndexWriter:
             expect(value is None or value > 0, name, "more than 0", value)
         self.directory = Path(directory).absolute()
         self._lease = Lease(self.directory)
-        self._index = index
+        self.index = index
         self._positions = {_integer(p, "partition"): _integer(at, "position") for p, at in (positions or {}).items()}
         self._saved_positions: dict[int, int] = {}
         self._every_updates, self._every_seconds, self._keep = every_updates, every_seconds, keep
@@ -83,7 +79,7 @@ class IndexWriter:
         self._tried_changes, self._tried_at = 0, clock()  # of the last save, whatever became of it
         self._saving: Future[None] | None = None
         self._snapshots = 0
-        self._pushing: list[Change] | None = None
+        self._pushing: list[Callable[[ItemIndex], ItemIndex]] | None = None
 
     @classmethod
     def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
@@ -133,26 +129,23 @@ class IndexWriter:
           VersionMismatch, ValueError: it belongs to another model.
         """
         directory = Path(directory).absolute()
-        if not snapshots(directory):
+        if not (there := snapshots(directory)):
             raise FileNotFoundError(f"{directory}: no complete snapshot of an index")
         lease = Lease(directory)
-        lease.take(above=_number(snapshots(directory)[-1])[0], takeover=takeover)
+        lease.take(above=_number(there[-1])[0], takeover=takeover)
         try:
             there = snapshots(directory)  # again: the owner before may have saved one
-            index = _load(there, model, params, encoder=encoder, version=version, mesh=mesh)
+            index = ItemIndex.load(there[-1], model, params, encoder=encoder, version=version, mesh=mesh)
             writer = cls(directory, index, positions=inspect(there[-1]).positions, **options)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, CheckpointError) and len(there) > 1:
+                error.add_note(f"Without that folder the writer would resume from {there[-2]}.")
             lease.release()
             raise
         writer._lease = lease
         writer._saved_positions, writer._changes = writer.positions, 0
         remove_unfinished(directory)  # what a kill in the middle of a save or a removal left
         return writer
-
-    @property
-    def index(self) -> ItemIndex:
-        """The latest snapshot."""
-        return self._index
 
     @property
     def positions(self) -> dict[int, int]:
@@ -177,11 +170,11 @@ class IndexWriter:
           OSError, WriterConflict: a snapshot could not be saved, now or before in the background. The update is in all the
             same; a later one tries again.
         """
-        return self._apply(("upsert", (ids, features)), position, partition)
+        return self._apply(lambda index: index.upsert(ids, features), position, partition)
 
     def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
         """Applies a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
-        return self._apply(("delete", (ids,)), position, partition)
+        return self._apply(lambda index: index.delete(ids), position, partition)
 
     def snapshot(self) -> None:
         """Saves the latest snapshot now and removes the oldest ones beyond `keep`; may raise OSError, WriterConflict."""
@@ -211,9 +204,9 @@ class IndexWriter:
         """
         if self._pushing is None:
             raise RuntimeError("finish_push: expected begin_push before it")
-        for method, arguments in self._pushing:
-            index = getattr(index, method)(*arguments)
-        self._index, self._pushing, self._changes = index, None, self._changes + 1
+        for change in self._pushing:
+            index = change(index)
+        self.index, self._pushing, self._changes = index, None, self._changes + 1
         self.snapshot()
         return index
 
@@ -234,12 +227,11 @@ class IndexWriter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _apply(self, change: Change, position: int, partition: int) -> bool:
+    def _apply(self, change: Callable[[ItemIndex], ItemIndex], position: int, partition: int) -> bool:
         position, partition = _integer(position, "position"), _integer(partition, "partition")
         if partition in self._positions and position <= self._positions[partition]:
             return False
-        method, arguments = change
-        self._index = getattr(self._index, method)(*arguments)
+        self.index = change(self.index)
         self._positions[partition] = position
         self._changes += 1
         if self._pushing is not None:
@@ -257,7 +249,7 @@ class IndexWriter:
         self._tried_changes, self._tried_at = self._changes, self._clock()
         self._snapshots += 1
         path = self.directory / f"{self._lease.number:06d}-{self._snapshots:010d}"
-        return self._index, self.positions, self._changes, path
+        return self.index, self.positions, self._changes, path
 
     def _save(self, index: ItemIndex, positions: dict[int, int], changes: int, path: Path) -> None:
         self._lease.check()
@@ -286,15 +278,6 @@ def _number(snapshot: Path) -> tuple[int, int]:
     """Number of the owner, and of the snapshot."""
     owner, number = snapshot.name.split("-")
     return int(owner), int(number)
-
-
-def _load(there: list[Path], model: PreRanker, params: Params, **options: Any) -> ItemIndex:
-    try:
-        return ItemIndex.load(there[-1], model, params, **options)
-    except CheckpointError as error:
-        if len(there) > 1:
-            error.add_note(f"Without that folder the writer would resume from {there[-2]}.")
-        raise
 
 
 def _integer(value: Any, name: str) -> int:
