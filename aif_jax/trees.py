@@ -12,12 +12,13 @@ import numpy as np
 LISTED = 8  # differences that an error message spells out
 
 
-def leaves_by_path(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: Any, *, separator: str = "/") -> dict[str, Any]:
     """Leaves by path such as "item/kernel", in the tree's order; raises ValueError where two have one path."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+    named = {jax.tree_util.keystr(path, simple=True, separator=separator): leaf for path, leaf in flat}
     if len(named) != len(flat):
-        raise ValueError("expected a different path for every leaf, got two leaves with the same path; avoid '/' in keys")
+        got = f"two leaves with the same path; avoid {separator!r} in keys"
+        raise ValueError(f"expected a different path for every leaf, got {got}")
     return named
 
 

@@ -12,6 +12,7 @@ its signature, which so tells which parameters are used at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +21,10 @@ import jax.numpy as jnp
 
 from aif_jax.features import item_specs, user_specs
 from aif_jax.model import PreRanker
-from aif_jax.trees import nest
+from aif_jax.trees import leaves_by_path, nest
 
 LEAST_CANDIDATES, MOST_CANDIDATES = 64, 1 << 14
+named = partial(leaves_by_path, separator=".")
 Specs = dict[str, jax.ShapeDtypeStruct]
 Bounds = Mapping[str, tuple[int, int | None]]
 """The least and the largest size of every symbolic axis, by name; None for any."""
@@ -118,12 +120,6 @@ def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
 def order(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The flat argument list of a module of `f(params, inputs)`: JAX sorts dicts by key."""
     return [("params", k) for k in sorted(params)] + [("inputs", k) for k in sorted(inputs)]
-
-
-def named(tree: Any) -> dict[str, Any]:
-    """Leaves of a tree by dotted name, in the tree's order."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def stablehlo(built: Exported, params: Specs, sizes: Mapping[str, int], *, platform: str) -> tuple[str, list[dict[str, str]]]:

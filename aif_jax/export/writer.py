@@ -17,7 +17,6 @@ import numpy as np
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
 from aif_jax.export import consume, functions
-from aif_jax.export.arrays import write_arrays
 from aif_jax.export.consume import files
 from aif_jax.export.golden import golden_case
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
@@ -30,6 +29,7 @@ from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
 from aif_jax.types import Params
 from aif_jax.version import VersionMismatch, __version__, fingerprint
 
+ARRAY_TYPES = {dtype: name for name, dtype in files.DTYPES.items()}
 PLATFORMS = ("cpu", "cuda", "tpu")
 PACKAGES = ("jax", "jaxlib", "numpy", "flax")
 STABLEHLO_CANDIDATES = 1024
@@ -88,7 +88,9 @@ def save(
     """
     _require_flatbuffers()
     with new_folder(folder) as partial:
-        check_encoder(model.config.schema, encoder)
+        schema = model.config.schema
+        if encoder is not None and any(layout(schema) != layout(encoder.schema) for layout in (user_layout, item_layout)):
+            raise ValueError(f"encoder: expected one that makes the features of {schema!r}, got one of {encoder.schema!r}")
         version = fingerprint(params, model.config, encoder)
         if index is not None and index.version != version:
             raise VersionMismatch("index", expected=version, got=index.version)
@@ -211,13 +213,6 @@ def check_leaves(model: PreRanker, params: Params, training_only: Sequence[str])
         raise CoverageError(f"params: expected the leaves of the model\n{listed(lines)}")
 
 
-def check_encoder(schema: Schema, encoder: Encoder | None) -> None:
-    """Raises ValueError unless the encoder makes the features that the schema describes."""
-    layouts = [(user_layout(s), item_layout(s)) for s in (schema, *([encoder.schema] if encoder else []))]
-    if encoder is not None and layouts[0] != layouts[1]:
-        raise ValueError(f"encoder: expected one that makes the features of {schema!r}, got one of {encoder.schema!r}")
-
-
 def coverage(
     exported: Mapping[str, functions.Exported], leaves: Mapping[str, Any], training_only: Sequence[str]
 ) -> tuple[str, ...]:
@@ -298,6 +293,25 @@ def _axes(config: Config, bounds: functions.Bounds, buckets: Mapping[str, Sequen
     }
     axes = {name: {"minimum": low, "maximum": high, "buckets": sizes[name]} for name, (low, high) in bounds.items()}
     return {name: axes[name] | {"buckets": axis.buckets} for name, axis in consume.read_axes({"axes": axes}, buckets).items()}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes a safetensors file of arrays by name, widest element first to align them; TypeError for a dtype it lacks."""
+    host = {name: np.asarray(value) for name, value in arrays.items()}
+    host = dict(sorted(host.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0])))
+    header, end = {}, 0
+    for name, value in host.items():
+        dtype = ARRAY_TYPES.get(value.dtype.newbyteorder("<"))
+        if dtype is None:
+            raise TypeError(f"{name}: expected a dtype among {sorted(ARRAY_TYPES.values())}, got {value.dtype}")
+        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
+        end += value.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in host.values():
+            file.write(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("<"), copy=False)).tobytes())
 
 
 def _write_stablehlo(target: Path, manifest: dict[str, Any], exported: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:

@@ -28,7 +28,6 @@ SAFE_CALLS = re.compile(
 class Axis:
     """A symbolic axis: the sizes that are compiled, and those that the function allows."""
 
-    name: str
     minimum: int
     maximum: int | None  # the model reads no place beyond it
     buckets: tuple[int, ...]
@@ -56,7 +55,7 @@ def read_axes(manifest: Mapping[str, Any], buckets: Mapping[str, Sequence[int]])
         if not sizes or sizes[0] < max(1, low) or (high is not None and sizes[-1] > high):
             allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
             raise ExportError(f"buckets {name!r}: expected sizes {allowed}, got {list(sizes)}")
-        axes[name] = Axis(name, low, high, sizes)
+        axes[name] = Axis(low, high, sizes)
     return axes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,21 +141,13 @@ class ExportedModel:
             blocks.append(jax.device_get(logits)[: stop - start])
         return np.concatenate(blocks)
 
-    def warm_up(self, *, candidates: Iterable[int] | None = None, table: Mapping[str, Any] | None = None) -> ExportedModel:
-        """Compiles the user function at its buckets and the interaction at those of the counts named, before requests come.
-
-        Args:
-          candidates: counts that requests will have; every bucket where None.
-          table: also compiles `score` for a table of these shapes.
-        """
+    def warm_up(self, *, table: Mapping[str, Any] | None = None) -> ExportedModel:
+        """Compiles user function and interaction at their buckets, before requests come; `score` too for a `table`."""
         user, interaction = self.functions["user"], self.functions["interaction"]
-        axis = interaction.axes["c"]
-        counts = sorted(set(axis.buckets) if candidates is None else {axis.bucket(count) for count in candidates})
         for length in user.axes["l"].buckets if "l" in user.used_axes else (1,):
             state = self.user(user.zeros({"l": length}))
-            rows = interaction.zeros({"c": 1}, prefix="rows.")
-            for count in counts:
-                self.interaction(state, {name: np.repeat(value, count, axis=0) for name, value in rows.items()})
+            for count in interaction.axes["c"].buckets:
+                self.interaction(state, interaction.zeros({"c": count}, prefix="rows."))
                 if table is not None:
                     self.score(state, table, np.zeros(count, np.int32))
         return self
