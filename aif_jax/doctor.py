@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import tempfile
@@ -30,6 +29,7 @@ EXTRAS = {
     "data": ("pyarrow",),
     "export": ("flatbuffers",),
     "metrics": ("prometheus-client",),
+    "tensorboard": ("tensorboardX",),
     "benchmarks": ("torch", "faiss-cpu"),
 }
 ENVIRONMENT = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64", "AIF_JAX_DATA")
@@ -55,16 +55,16 @@ def check_checkpoint() -> str:
         path = Path(folder) / "checkpoint"
         checkpoint.save(path, params, model.config)
         loaded = checkpoint.load(path, config=model.config)
-    _expect_same(loaded.params, params)
+    same = jax.tree.map(lambda got, expected: bool(np.array_equal(got, expected)), loaded.params, params)
+    if not all(jax.tree.leaves(same)):
+        raise ValueError(f"what was loaded differs from what was saved: {same}")
     return f"saved and loaded {len(jax.tree.leaves(params))} arrays, equal to the bit"
 
 
 def check_export() -> str:
     """Exports the three functions of a small model, loads them, and replays their golden case."""
-    try:
-        importlib.metadata.version("flatbuffers")
-    except importlib.metadata.PackageNotFoundError:
-        raise Skipped('needs flatbuffers: pip install "aif_jax[export]"') from None
+    if _version("flatbuffers") is None:
+        raise Skipped('needs flatbuffers: pip install "aif_jax[export]"')
     model, params = _small_model()
     platforms = ("cpu",) if jax.default_backend() == "cpu" else ("cpu", "cuda", "tpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -80,16 +80,14 @@ CHECKS: dict[str, Callable[[], str]] = {"compute": check_compute, "checkpoint": 
 def examine() -> dict[str, Any]:
     """The report as plain JSON values; each check has status "ok", "failed" or "skipped"; `healthy` where none failed."""
     checks = {name: _run(check) for name, check in CHECKS.items()}
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
         "aif_jax": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
-        "threads": {
-            "cpus": os.cpu_count(),
-            "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        },
+        "threads": {"cpus": os.cpu_count(), "usable": usable},
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "extras": {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()},
         "checks": checks,
@@ -143,21 +141,8 @@ def _small_model() -> tuple[PreRanker, Params]:
     return model, model.init(jax.random.key(0), catalogue)
 
 
-def _expect_same(got: Params, expected: Params) -> None:
-    same = jax.tree.map(lambda g, e: bool(np.array_equal(g, e)), got, expected)
-    if not all(jax.tree.leaves(same)):
-        raise ValueError(f"what was loaded differs from what was saved: {same}")
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def main(*, as_json: bool = False) -> int:
-    """Prints the report; 0 where all is well, else 1."""
-    report = examine()
-    print(json.dumps(report, indent=2) if as_json else render(report))
-    return 0 if report["healthy"] else 1

@@ -34,9 +34,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax.serving import DeadlineExceeded, Overloaded, draw
+from aif_jax.serving import DeadlineExceeded, Overloaded
 from experiments import common
 from experiments.latency_services import Bare, Delays, Engine, Model, Sequential, Served, Service, World
+from experiments.timelines import draw
 
 SERVICES = ("aif", "sequential", "exact", "two_tower", "cold")
 BARE = ("interaction", "head", "staged", "sequential")

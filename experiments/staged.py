@@ -21,8 +21,9 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.data.dataset import Dataset
-from aif_jax.serving import Timeline, draw
+from aif_jax.serving import Timeline
 from aif_jax.types import Params
+from experiments.timelines import draw
 
 
 class Answer(NamedTuple):

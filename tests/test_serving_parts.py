@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif_jax.serving import ServingConfig, Timeline, draw, geometric, prometheus_text
-from aif_jax.serving.buckets import bucket_for, pad, split
+from aif_jax.serving import ServingConfig, Timeline, geometric, prometheus_text
 from aif_jax.serving.cache import StateCache, StateKey
 from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
-from aif_jax.serving.programs import Part, best_of, has_repeats, without_repeats
+from aif_jax.serving.programs import Part, best_of, has_repeats, pad, without_repeats
 from aif_jax.serving.single_flight import SingleFlight
 from aif_jax.serving.versions import batch_sizes
+from experiments.timelines import draw
 
 # buckets
 
@@ -27,12 +27,7 @@ def test_geometric_buckets_waste_at_most_their_ratio(smallest, more, ratio):
         assert low < high <= max(low * ratio, low + 1)
 
 
-def test_bucket_for_and_split():
-    assert [bucket_for(n, (4, 8)) for n in (0, 4, 5, 8)] == [4, 4, 8, 8]
-    with pytest.raises(ValueError, match="at most 8"):
-        bucket_for(9, (4, 8))
-    assert [(s.start, s.stop) for s in split(19, (4, 8))] == [(0, 8), (8, 16), (16, 19)]
-    assert list(split(0, (4, 8))) == []
+def test_padding_and_sizes():
     values = np.array([1, 2], np.int32)
     assert pad(values, 4, -1).tolist() == [1, 2, -1, -1] and not np.shares_memory(pad(values, 2, -1), values)
     assert batch_sizes(1) == (1,) and batch_sizes(6) == (1, 2, 4, 6)

@@ -10,11 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from aif_jax import doctor
-from aif_jax.cli import data, exports, indexes
-from aif_jax.cli.options import FINE, PROBLEMS, USAGE, UsageError
+from aif_jax.cli.commands import add_commands
+from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
 
-__all__ = ["FINE", "PROBLEMS", "USAGE", "main", "parser"]
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       >>> main(["index", "inspect", "no-such-folder"])
       2
     """
-    options = parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_commands(parser.add_subparsers(required=True, metavar="check|train|index|export|verify|doctor"))
+    options = parser.parse_args(argv)
     try:
         return options.run(options)
     except (UsageError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
@@ -33,17 +34,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return PROBLEMS
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of all commands."""
-    whole = argparse.ArgumentParser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = whole.add_subparsers(required=True, metavar="check|train|index|export|verify|doctor")
-    data.add_commands(commands)
-    indexes.add_commands(commands)
-    exports.add_commands(commands)
-    text = "Reports installed versions and devices, and runs a smoke test."
-    one = commands.add_parser("doctor", help=text, description=text)
-    one.add_argument("--json", action="store_true", help="print the report as JSON")
-    one.set_defaults(run=lambda options: doctor.main(as_json=options.json))
-    return whole

@@ -34,8 +34,9 @@ def as_usage(option: str) -> Iterator[None]:
         raise UsageError(f"{option}: {error}") from error
 
 
-def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-    """A command of `commands`, what `add_subparsers` returned; `run` returns the exit code."""
+def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    """A command of `commands`, what `add_subparsers` returned; `run` returns the exit code, its docstring is the help text."""
+    text = inspect.getdoc(run)  # None with -OO
     one = commands.add_parser(name, help=text, description=text)
     one.set_defaults(run=run)
     return one

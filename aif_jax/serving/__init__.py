@@ -3,17 +3,15 @@
 The only package that imports asyncio, threads and executors.
 """
 
-from aif_jax.serving.buckets import geometric
-from aif_jax.serving.config import ServingConfig
+from aif_jax.serving.config import ServingConfig, geometric
 from aif_jax.serving.engine import AsyncPreRanker
 from aif_jax.serving.errors import CallableError, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.metrics import prometheus_text
-from aif_jax.serving.requests import Candidates, Ranking, Request, Scores
-from aif_jax.serving.timeline import Timeline, draw
+from aif_jax.serving.requests import Candidates, Ranking, Request, Scores, Timeline
 
 __all__ = [
     "AsyncPreRanker", "ServingConfig", "geometric",
     "Request", "Candidates", "Ranking", "Scores",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "CallableError", "NonFiniteScores",
-    "Timeline", "draw", "prometheus_text",
+    "Timeline", "prometheus_text",
 ]  # fmt: skip

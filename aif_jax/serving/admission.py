@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded, EngineClosed, Overloaded
 from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.requests import Request, expect_budget
-from aif_jax.serving.timeline import Timeline
+from aif_jax.serving.requests import Request, Timeline, expect_budget
 from aif_jax.serving.versions import Snapshot, UserSide, Version
 
 T = TypeVar("T")

@@ -11,7 +11,6 @@ import numpy as np
 
 from aif_jax.model import PreRanker
 from aif_jax.serving.admission import Job
-from aif_jax.serving.buckets import split
 from aif_jax.serving.callables import Guarded
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import NonFiniteScores
@@ -22,9 +21,6 @@ from aif_jax.serving.scoring import Scored, Scorer, ScoringTask
 from aif_jax.serving.single_flight import Computation
 from aif_jax.serving.users import UserSides
 from aif_jax.serving.versions import UserSide
-
-Results = list[tuple[Candidates, Scored]]
-Running = list[tuple[Candidates, asyncio.Future[Scored | Exception]]]
 
 
 class CandidateScoring:
@@ -37,70 +33,72 @@ class CandidateScoring:
         self._config = config
         self._metrics = metrics
 
-    async def score(self, job: Job, user: UserSide | Computation, given: Any, reader: Guarded, *, whole: bool) -> Results:
+    async def score(self, job: Job, user: UserSide | Computation, given: Any, reader: Guarded, *, whole: bool) -> list[Scored]:
         """Scores candidates, all logits where `whole`, else the best, with one user state and one index snapshot.
 
         `given` are candidates as `Candidates.of` takes them, or an async iterator of such, which `reader` reads.
         """
-        running: Running = []
+        tasks: list[ScoringTask] = []
         start = job.timeline.arrival
         try:
             if not hasattr(given, "__aiter__"):
-                await self._submit(job, user, given, start, whole, running)
+                await self._submit(job, user, given, start, whole, tasks)
             else:
                 async with contextlib.aclosing(reader.batches(given)) as stream:
                     async for batch in stream:
-                        await self._submit(job, user, batch, start, whole, running)
+                        await self._submit(job, user, batch, start, whole, tasks)
                         start = time.perf_counter()
             job.waiting_for = "scoring"
-            results: Results = []
-            for candidates, future in running:
-                scored = await future
+            results = []
+            for task in tasks:
+                scored = await task.future
                 if isinstance(scored, Exception):
                     raise scored
-                results.append((candidates, scored))
+                results.append(scored)
         except BaseException:
-            for _, future in running:
-                future.cancel()
+            for task in tasks:
+                task.future.cancel()
             raise
         if results:
             self._metrics.observe_scoring(time.perf_counter() - job.submitted)
-        for _, scored in results:
+        for scored in results:
             for span in scored.spans:
                 job.timeline.add(*span)
         return results
 
     async def _submit(
-        self, job: Job, user: UserSide | Computation, given: Any, start: float, whole: bool, running: Running
+        self, job: Job, user: UserSide | Computation, given: Any, start: float, whole: bool, tasks: list[ScoringTask]
     ) -> None:
         """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket."""
         job.candidates_there = time.perf_counter()
         if not whole:
             job.timeline.add("retrieval", start, job.candidates_there)
-        batch = Candidates.of(given)
-        if job.request.order == "bid" and batch.bids is None and not self._has_bids:
+        batch, buckets, order = Candidates.of(given), self._config.buckets, job.request.order
+        if order == "bid" and batch.bids is None and not self._has_bids:
             raise ValueError(
                 f"order 'bid': expected bids with the candidates or {self._config.bid!r} in schema.side, got neither"
             )
-        if running and batch.kind != running[0][0].kind and len(batch.ids):
-            raise TypeError(f"candidates: expected {running[0][0].kind} as in the batches before, got {batch.kind}")
+        if tasks and len(batch.ids) and batch.kind != (kind := tasks[0].candidates.kind):
+            raise TypeError(f"candidates: expected {kind} as in the batches before, got {batch.kind}")
         if job.user is None or job.snapshot is None:
             job.user = await self._users.ready(job, user)
             job.snapshot = job.version.snapshot
-        for piece in split(len(batch.ids), self._config.buckets):
-            part = batch.part(piece)
-            order, job.submitted = job.request.order, time.perf_counter()
-            task = ScoringTask(job.version, job.snapshot, job.user, part, order, whole, job.submitted, job.deadline)
-            running.append((part, self._scorer.submit(task)))
+        for first in range(0, len(batch.ids), buckets[-1]):
+            part = batch.part(slice(first, first + buckets[-1]))
+            bucket = next(size for size in buckets if size >= len(part.ids))
+            future, job.submitted = asyncio.get_running_loop().create_future(), time.perf_counter()
+            task = ScoringTask(job.snapshot, job.user, part, bucket, order, whole, job.submitted, job.deadline, future)
+            self._scorer.submit(task)
+            tasks.append(task)
 
 
-def ranking(job: Job, results: Results, k: int) -> Ranking:
+def ranking(job: Job, results: list[Scored], k: int) -> Ranking:
     """The best k of everything that was scored for a request; NonFiniteScores where no known candidate has a finite one."""
-    rows = [scored.rows for _, scored in results]
-    best = best_of([scored.part for _, scored in results if scored.part], rows, k)
+    rows = [scored.rows for scored in results]
+    best = best_of([scored.part for scored in results if scored.part], rows, k)
     mask = best.scores > -np.inf
     _expect_some_finite(job, best.non_finite, mask)
-    ids = _joined([candidates.ids for candidates, _ in results])
+    ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [np.zeros(0, np.int64)])
     chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
     chosen[mask] = ids[best.positions[mask]]
     return Ranking(
@@ -114,10 +112,10 @@ def ranking(job: Job, results: Results, k: int) -> Ranking:
     )
 
 
-def scores(job: Job, results: Results) -> Scores:
+def scores(job: Job, results: list[Scored]) -> Scores:
     """Every logit of a request, in order; NonFiniteScores where no known candidate has a finite one."""
-    logits = np.concatenate([scored.logits for _, scored in results if scored.logits is not None] or [np.zeros(0, np.float32)])
-    known = np.concatenate([scored.rows for _, scored in results] or [np.zeros(0, np.int32)]) >= 0
+    logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [np.zeros(0, np.float32)])
+    known = np.concatenate([scored.rows for scored in results] or [np.zeros(0, np.int32)]) >= 0
     mask = known & (logits > -np.inf)
     _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask)
     return Scores(logits=logits, mask=mask, **job.finish())
@@ -127,7 +125,3 @@ def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray) -> None:
     job.non_finite = non_finite
     if non_finite and not mask.any():
         raise NonFiniteScores(f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates")
-
-
-def _joined(ids: list[np.ndarray]) -> np.ndarray:
-    return ids[0] if len(ids) == 1 else np.concatenate(ids or [np.zeros(0, np.int64)])

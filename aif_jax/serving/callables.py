@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator
 from typing import Any
 
 from aif_jax.serving.config import ServingConfig
@@ -24,10 +24,10 @@ _END = object()
 class Guarded:
     """A callable of the engine's owner; `function` is None where only `batches` is used."""
 
-    def __init__(self, name: str, function: Callable[..., Any] | None, config: ServingConfig):
+    def __init__(self, name: str, function: Any, config: ServingConfig):
         self._name = name
         self._function = function
-        self._call = self._on_loop if _is_async(function) else self._in_thread
+        self._on_loop = _is_async(function)
         self._workers = Workers(f"aif-{name}", config.callable_threads, replace=True)
         self._timeout = config.callable_timeout
         self._max_hung = config.max_hung
@@ -43,42 +43,19 @@ class Guarded:
         """What the function returns or raises; CallableError for what would end others, TimeoutError by `callable_timeout`."""
         if self._workers.hung + len(self._cancelled) >= self._max_hung and self.hung >= self._max_hung:
             raise CallableError(f"{self._name}: {self.hung} calls have not returned, as many as max_hung allows")
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[Any] = loop.create_future()
-        task = loop.create_task(self._contained(self._call(request), outcome))
-        timer = None if self._timeout is None else loop.call_later(self._timeout, self._expire, outcome)
-        try:
-            result, error = await outcome
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if not task.done():
-                self._give_up(task)
+        with self._task(self._call(request)) as outcome:
+            result, error = await self._in_time(outcome, outcome)
         if error is not None:
             raise error
         return result
 
     async def batches(self, stream: Any) -> AsyncGenerator[Any, None]:
         """The batches of an async iterator, which is read in one task and closed with the request."""
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[Any] = loop.create_future()
         arrived: asyncio.Queue[Any] = asyncio.Queue()
-        task = loop.create_task(self._contained(_read(stream, arrived), outcome))
-        outcome.add_done_callback(lambda _: arrived.put_nowait(_END))
-        try:
-            while True:
-                timer = None if self._timeout is None else loop.call_later(self._timeout, self._expire, outcome)
-                try:
-                    batch = await arrived.get()
-                finally:
-                    if timer is not None:
-                        timer.cancel()
-                if batch is _END:
-                    break
+        with self._task(_read(stream, arrived)) as outcome:
+            outcome.add_done_callback(lambda _: arrived.put_nowait(_END))
+            while (batch := await self._in_time(arrived.get(), outcome)) is not _END:
                 yield batch
-        finally:
-            if not task.done():
-                self._give_up(task)
         _, error = outcome.result()
         if error is not None:
             raise error
@@ -87,15 +64,35 @@ class Guarded:
         """Ends idle threads; those of hung calls end with the process."""
         self._workers.close()
 
-    async def _on_loop(self, request: Any) -> Any:
-        assert self._function is not None
-        result = self._function(request)
+    async def _call(self, request: Any) -> Any:
+        result = self._function(request) if self._on_loop else await self._workers.run(self._function, request)
         return await result if inspect.isawaitable(result) else result
 
-    async def _in_thread(self, request: Any) -> Any:
-        assert self._function is not None
-        result = await self._workers.run(self._function, request)
-        return await result if inspect.isawaitable(result) else result
+    @contextlib.contextmanager
+    def _task(self, call: Coroutine[Any, Any, Any]) -> Iterator[asyncio.Future[Any]]:
+        """Runs a call in a task, which is cancelled at the end of the block; the future gets (result, error)."""
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Any] = loop.create_future()
+        task = loop.create_task(self._contained(call, outcome))
+        try:
+            yield outcome
+        finally:
+            if not task.done():
+                task.cancel()
+                self._cancelled[task] = time.perf_counter()
+                task.add_done_callback(self._cancelled.pop)
+
+    async def _in_time(self, answer: Awaitable[Any], outcome: asyncio.Future[Any]) -> Any:
+        """Awaits an answer of a call, whose outcome is a TimeoutError when that takes longer than `callable_timeout`."""
+        timer = None if self._timeout is None else outcome.get_loop().call_later(self._timeout, self._expire, outcome)
+        try:
+            return await answer
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self, outcome: asyncio.Future[Any]) -> None:
+        _settle(outcome, None, TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s"))
 
     async def _contained(self, call: Coroutine[Any, Any, Any], outcome: asyncio.Future[Any]) -> None:
         """Runs a call in a task that raises nothing: asyncio ends its loop where a task raises SystemExit."""
@@ -105,19 +102,10 @@ class Guarded:
             stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
             if stopped or not isinstance(error, Exception):
                 culprit = error.__cause__ if stopped else error  # Python's RuntimeError for a StopIteration names none
-                what = f"{type(culprit).__name__}: {culprit}" if str(culprit) else type(culprit).__name__
-                refused = CallableError(f"{self._name} raised {what}")
+                refused = CallableError(f"{self._name} raised {type(culprit).__name__}: {culprit}".removesuffix(": "))
                 refused.__cause__ = error
                 error = refused
             _settle(outcome, None, error)
-
-    def _expire(self, outcome: asyncio.Future[Any]) -> None:
-        _settle(outcome, None, TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s"))
-
-    def _give_up(self, task: asyncio.Task[Any]) -> None:
-        task.cancel()
-        self._cancelled[task] = time.perf_counter()
-        task.add_done_callback(self._cancelled.pop)
 
 
 def _settle(outcome: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -1,4 +1,4 @@
-"""Static configuration of the engine."""
+"""Static configuration of the engine, and the candidate counts that it compiles for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,28 @@ import dataclasses
 import math
 
 from aif_jax.checks import expect
-from aif_jax.serving.buckets import geometric
+
+
+def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, ...]:
+    """Bucket sizes from `smallest` to `largest`, each at most `ratio` times the one before, in multiples of 8.
+
+    At most a share 1 - 1 / ratio of a bucket is padding.
+
+    Example:
+      >>> geometric(128, 1000)
+      (128, 256, 512, 1000)
+
+    Raises:
+      ValueError: sizes below 1, out of order, or a ratio of 1 or less.
+    """
+    ordered = 1 <= smallest <= largest
+    expect(ordered, "geometric", "1 <= smallest <= largest", f"smallest={smallest}, largest={largest}")
+    expect(ratio > 1, "geometric ratio", "above 1", ratio)
+    sizes = [smallest]
+    while sizes[-1] < largest:
+        grown = max(math.floor(sizes[-1] * ratio / 8) * 8, sizes[-1] + 1)
+        sizes.append(min(grown, largest))
+    return tuple(sizes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -191,12 +191,9 @@ class AsyncPreRanker:
         expect(good, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
         if not self._can_rank:
             raise ValueError("rank: expected an engine with a retrieval callable, got none; use score")
-        with self._admission.admit(request, budget, self._current, waiting_for="retrieval") as job:
-            user = self._users.join(job)
-            try:
-                return await job.within_budget(self._rank(job, user, int(k)))
-            finally:
-                self._users.leave(job, user)
+        admitted = self._admission.admit(request, budget, self._current, waiting_for="retrieval")
+        with admitted as job, self._users.joined(job) as user:
+            return await job.within_budget(self._rank(job, user, int(k)))
 
     async def score(self, request: Any, candidates: Any, *, budget: float | None = None) -> Scores:
         """Logits of candidates that the caller has, all of them, in their order.
@@ -208,25 +205,19 @@ class AsyncPreRanker:
 
         Raises what `rank` raises.
         """
-        with self._admission.admit(request, budget, self._current, waiting_for="candidates") as job:
-            user = self._users.join(job)
-            try:
-                return await job.within_budget(self._score(job, user, candidates))
-            finally:
-                self._users.leave(job, user)
+        admitted = self._admission.admit(request, budget, self._current, waiting_for="candidates")
+        with admitted as job, self._users.joined(job) as user:
+            return await job.within_budget(self._score(job, user, candidates))
 
     async def prepare(self, request: Any) -> None:
         """Computes a user's state ahead of a request that is known to come, and caches it; raises as `rank`.
 
         With a feature version, requests of the same version use it; without, all requests of the next `prepare_ttl` seconds.
         """
-        with self._admission.admit(request, None, self._current, waiting_for="user side") as job:
-            user = self._users.join(job, prepare=True)
-            try:
-                if isinstance(user, Computation):
-                    await job.within_budget(_finished(user.task))
-            finally:
-                self._users.leave(job, user)
+        admitted = self._admission.admit(request, None, self._current, waiting_for="user side")
+        with admitted as job, self._users.joined(job, prepare=True) as user:
+            if isinstance(user, Computation):
+                await job.within_budget(_finished(user.task))
 
     async def _rank(self, job: Job, user: UserSide | Computation, k: int) -> Ranking:
         candidates = await self._retrieval(job.request)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
 from typing import Any
 
 BOUNDS = tuple(round(1e-5 * 10 ** (i / 6), 9) for i in range(37))
@@ -36,17 +37,9 @@ class Histogram:
 
     def values(self) -> dict[str, Any]:
         """Count, sum, p50, p99 in seconds and the cumulative counts by upper bound."""
-        cumulative, running = {}, 0
-        for bound, count in zip((*BOUNDS, float("inf")), self.counts, strict=True):
-            running += count
-            cumulative[bound] = running
-        return {
-            "count": running,
-            "sum": self.sum,
-            "p50": self.quantile(0.5),
-            "p99": self.quantile(0.99),
-            "cumulative": cumulative,
-        }
+        cumulative = dict(zip((*BOUNDS, float("inf")), itertools.accumulate(self.counts), strict=True))
+        quantiles = {"p50": self.quantile(0.5), "p99": self.quantile(0.99)}
+        return {"count": sum(self.counts), "sum": self.sum, **quantiles, "cumulative": cumulative}
 
 
 class Metrics:
@@ -56,7 +49,7 @@ class Metrics:
         self.counters: Counter[str] = Counter()
         self.degraded: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
-        self.stages: dict[str, Histogram] = {}
+        self.stages: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.scoring = 0.0  # seconds that scoring took lately: up at once, down slowly
 
     def observe_scoring(self, seconds: float) -> None:
@@ -66,8 +59,6 @@ class Metrics:
     def observe(self, stages: dict[str, float]) -> None:
         """Counts the seconds of each stage of one request."""
         for stage, seconds in stages.items():
-            if stage not in self.stages:
-                self.stages[stage] = Histogram()
             self.stages[stage].observe(seconds)
 
     def values(self) -> dict[str, Any]:
@@ -111,10 +102,8 @@ def prometheus_text(metrics: dict[str, Any]) -> str:
                 yield family
             latency = HistogramMetricFamily("aif_stage_seconds", "Latency of each stage.", labels=["stage"])
             for stage, values in metrics["stages"].items():
-                cumulative = [
-                    ("+Inf" if bound == float("inf") else repr(bound), count) for bound, count in values["cumulative"].items()
-                ]
-                latency.add_metric([stage], cumulative, values["sum"])
+                bounds = [*map(repr, BOUNDS), "+Inf"]
+                latency.add_metric([stage], list(zip(bounds, values["cumulative"].values(), strict=True)), values["sum"])
             yield latency
 
     registry = CollectorRegistry(auto_describe=False)

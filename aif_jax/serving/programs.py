@@ -20,7 +20,6 @@ import numpy as np
 from aif_jax.features import check_user_features, pack, unpack, user_specs
 from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
-from aif_jax.serving.buckets import pad
 from aif_jax.types import Params, UserFeatures
 from aif_jax.version import check_encoding
 
@@ -60,7 +59,7 @@ class Programs:
             return self.model.user(params, unpack(packed, specs))
 
         self._compile_upload(packed)
-        return self._get("user", (params, packed), lambda: user, of=specs)
+        return self._get("user", user, (params, packed), of=specs)
 
     def score(self, params: Params, states: tuple[Any, ...], index: Any, bucket: int) -> Callable[..., Any]:
         """The compiled interaction for `len(states)` requests of one bucket, with gather and top-k:
@@ -70,7 +69,7 @@ class Programs:
         shapes = jax.ShapeDtypeStruct((count, bucket), np.int32), jax.ShapeDtypeStruct((count, bucket), np.float32)
         self._compile_upload(shapes[0])
         arguments = (params, states, index.shapes, *shapes, jax.ShapeDtypeStruct((count,), np.int32))
-        return self._get("score", arguments, lambda: self._score_fn(index.decode, bucket))
+        return self._get("score", self._score_fn(index.decode, bucket), arguments)
 
     def upload_features(self, features: UserFeatures) -> jax.Array:
         """The checked features of one user on the device, as one array: a transfer for each leaf would take longer."""
@@ -86,21 +85,14 @@ class Programs:
             for order, given in zip(orders, bids, strict=True)
         ]
         padded = [pad(r.astype(np.int32, copy=False), bucket, -1) for r in rows]
-        if BY_GIVEN_BID not in modes and len(set(modes)) == 1:  # nearly every request: one array goes up, as it is
-            on_device = self._upload(padded[0][None] if len(padded) == 1 else np.stack(padded))
-            return on_device, self._constant((len(rows), bucket), 0.0), self._constant((len(rows),), modes[0])
-        more: dict[str, np.ndarray] = {"rows": np.stack(padded)}
+        on_device = self._upload(padded[0][None] if len(padded) == 1 else np.stack(padded))
+        prices, order = self._constant((len(rows), bucket), 0.0), self._constant((len(rows),), modes[0])
         if BY_GIVEN_BID in modes:
-            empty = np.zeros(0, np.float32)
-            more["bids"] = np.stack([pad(empty if given is None else given, bucket, 0.0) for given in bids])
+            some = [np.zeros(0, np.float32) if given is None else given for given in bids]
+            prices = jax.device_put(self._count_up(np.stack([pad(given, bucket, 0.0) for given in some])))
         if len(set(modes)) > 1:
-            more["orders"] = np.asarray(modes, np.int32)
-        put = jax.device_put(self._count_up(more))
-        return (
-            put["rows"],
-            put["bids"] if "bids" in more else self._constant((len(rows), bucket), 0.0),
-            put["orders"] if "orders" in more else self._constant((len(rows),), modes[0]),
-        )
+            order = jax.device_put(self._count_up(np.asarray(modes, np.int32)))
+        return on_device, prices, order
 
     def download(self, value: jax.Array) -> np.ndarray:
         """An array on the host."""
@@ -143,12 +135,12 @@ class Programs:
 
         return many
 
-    def _get(self, kind: str, arguments: Any, make: Callable[[], Callable[..., Any]], *, of: Any = None) -> Any:
+    def _get(self, kind: str, function: Callable[..., Any], arguments: Any, *, of: Any = None) -> Callable[..., Any]:
         leaves, tree = jax.tree.flatten((arguments, of))
         key = (kind, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         with self._lock:
             if key not in self._compiled:
-                self._compiled[key] = jax.jit(make()).lower(*arguments).compile()
+                self._compiled[key] = jax.jit(function).lower(*arguments).compile()
                 self.compiles[kind] += 1
         return self._compiled[key]
 
@@ -169,11 +161,10 @@ class Programs:
             self._constants[key] = jax.device_put(np.full(shape, value, np.int32 if isinstance(value, int) else np.float32))
         return self._constants[key]
 
-    def _count_up(self, tree: Any) -> Any:
-        leaves = jax.tree.leaves(tree)
-        self.transfers["host_to_device"] += len(leaves)
-        self.transfers["host_to_device_bytes"] += sum(leaf.nbytes for leaf in leaves)
-        return tree
+    def _count_up(self, array: np.ndarray) -> np.ndarray:
+        self.transfers["host_to_device"] += 1
+        self.transfers["host_to_device_bytes"] += array.nbytes
+        return array
 
 
 def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> UserFeatures:
@@ -186,6 +177,13 @@ def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> 
     check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
     check_user_features(schema, features, batched=False)
     return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
+
+
+def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
+    """A new array [size] that starts with `values` [n] and ends with `fill`; the caller may give its memory to a device."""
+    padded = np.full(size, fill, values.dtype)
+    padded[: len(values)] = values
+    return padded
 
 
 def best_of(parts: list[Part], rows: list[np.ndarray], k: int) -> Part:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Hashable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.serving.timeline import Timeline
 from aif_jax.vocabulary import as_ids, string_array
 
 Order = Literal["logit", "bid"]
@@ -94,24 +94,48 @@ class Candidates:
 
 
 def _plain_ids(raw: Any) -> np.ndarray:
-    if not isinstance(raw, list | tuple):
-        raw = np.asarray(raw)
-    if isinstance(raw, np.ndarray):
-        nested = raw.ndim != 1
-    else:
-        nested = len(raw) > 0 and np.ndim(raw[0]) > 0
-    if nested:
-        raise ValueError(f"candidates: expected item ids [C], one axis of integers or strings, got {_described(raw)}")
-    if isinstance(raw, np.ndarray) and (raw.dtype == np.int64 or raw.dtype.kind in "UT"):
-        return raw
-    ids = as_ids(raw, "candidates")
+    listed = isinstance(raw, list | tuple)
+    values: Any = raw if listed else np.asarray(raw)
+    if len(values) > 0 and np.ndim(values[0]) > 0 if listed else values.ndim != 1:
+        no_array = not listed and values.dtype == object and values.ndim == 0
+        got = type(values.item()).__name__ if no_array else f"shape {list(np.shape(values))}"
+        raise ValueError(f"candidates: expected item ids [C], one axis of integers or strings, got {got}")
+    if not listed and (values.dtype == np.int64 or values.dtype.kind in "UT"):
+        return values
+    ids = as_ids(values, "candidates")
     return ids if isinstance(ids, np.ndarray) else string_array(ids)
 
 
-def _described(raw: Any) -> str:
-    if isinstance(raw, np.ndarray) and raw.dtype == object and raw.ndim == 0:
-        return type(raw.item()).__name__
-    return f"shape {list(np.shape(raw))}"
+class Span(NamedTuple):
+    """One stage: start and end in seconds since the request arrived."""
+
+    stage: str
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(eq=False)
+class Timeline:
+    """Spans of one request.
+
+    Stages: `features` (fetch), `user` (upload and user function), `retrieval`; then, with the candidates there,
+    `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`, `upload`, `score`
+    (interaction and top-k on the device), `fetch`; `critical` (candidates there -> answer ready) and `total`.
+    """
+
+    arrival: float = dataclasses.field(default_factory=time.perf_counter)
+    spans: list[Span] = dataclasses.field(default_factory=list)
+
+    def add(self, stage: str, start: float, end: float) -> None:
+        """Notes a stage by the clock of `time.perf_counter`."""
+        self.spans.append(Span(stage, start - self.arrival, end - self.arrival))
+
+    def stages(self) -> dict[str, float]:
+        """Seconds by stage; a stage that ran several times (mini-batches) is summed."""
+        seconds: dict[str, float] = {}
+        for stage, start, end in self.spans:
+            seconds[stage] = seconds.get(stage, 0.0) + end - start
+        return seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any
 
 
+@dataclasses.dataclass(eq=False)
 class Computation:
     """A running computation and how many wait for it."""
 
-    def __init__(self, key: Hashable, task: asyncio.Task[Any]):
-        self.key = key
-        self.task = task
-        self.waiters = 0
+    key: Hashable
+    task: asyncio.Task[Any]
+    waiters: int = 0
 
 
 class SingleFlight:

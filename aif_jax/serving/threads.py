@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
 
+@dataclasses.dataclass(eq=False, slots=True)
 class _Call:
     """A function to run, the future that waits for it, and the thread that runs it, while one does."""
 
-    __slots__ = ("function", "arguments", "future", "thread", "over")
-
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any] | None):
-        self.function = function
-        self.arguments = arguments
-        self.future = future
-        self.thread: threading.Thread | None = None
-        self.over = False  # has run, or nobody wants it any more
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    future: asyncio.Future[Any] | None
+    thread: threading.Thread | None = None
+    over: bool = False  # has run, or nobody wants it any more
 
 
 class Workers:
@@ -41,17 +40,21 @@ class Workers:
         self._threads: set[threading.Thread] = set()  # without those of hung calls
         self._started = 0
 
-    def start(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Runs a function that nobody waits for; it must not raise."""
-        self._put(_Call(function, arguments, None))
+    def start(self, function: Callable[..., Any], *arguments: Any, future: asyncio.Future[Any] | None = None) -> _Call:
+        """Runs a function; `future` gets (result, error). Without one nobody waits, and the function must not raise."""
+        call = _Call(function, arguments, future)
+        with self._lock:
+            self._outstanding += 1
+            self._grow()
+        self._queue.put(call)  # wakes a thread, which takes the lock
+        return call
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function returns or raises. Cancelled before a thread takes it, it does not run."""
-        call = _Call(function, arguments, asyncio.get_running_loop().create_future())
-        self._put(call)
-        assert call.future is not None
+        future = asyncio.get_running_loop().create_future()
+        call = self.start(function, *arguments, future=future)
         try:
-            result, error = await call.future
+            result, error = await future
         except asyncio.CancelledError:
             self._abandon(call)
             raise
@@ -67,12 +70,6 @@ class Workers:
                 self._queue.put(None)
         for thread in threads:
             thread.join(wait)
-
-    def _put(self, call: _Call) -> None:
-        with self._lock:
-            self._outstanding += 1
-            self._grow()
-        self._queue.put(call)  # wakes a thread, which takes the lock
 
     def _grow(self) -> None:
         if self._outstanding > len(self._threads) < self._limit:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,26 +44,28 @@ class UserSides:
         self._serving = version
         self.cache.keep_version(version)
 
-    def join(self, job: Job, *, prepare: bool = False) -> UserSide | Computation:
+    @contextlib.contextmanager
+    def joined(self, job: Job, *, prepare: bool = False) -> Iterator[UserSide | Computation]:
         """The user's state from the cache, or the computation of it, started where none may be shared.
 
-        Requests share a state where their feature version is known, or where `prepare` makes or made it.
+        Requests share a state where their feature version is known, or where `prepare` makes or made it. At the end of the
+        block, a computation that was only late runs on to fill the cache; one that nobody waits for is cancelled.
         """
         request, version = job.request, job.version
         key = StateKey(request.user, request.feature_version, version.name)
         cached = self.cache.get(key)
         if cached is not None:
-            return cached
+            yield cached
+            return
         keep = key
         if request.feature_version is None and not prepare and key not in self.running:
             key, keep = key._replace(feature_version=job), key._replace(feature_version=_FOR_STALE_USE)
         self._metrics.counters["cache_joins"] += key in self.running
-        return self.running.join(key, lambda: self._make(job, version, keep))
-
-    def leave(self, job: Job, user: UserSide | Computation) -> None:
-        """Takes back a `join`. A user side that was only late still fills the cache; one that nobody waits for is cancelled."""
-        if isinstance(user, Computation):
-            self.running.leave(user, keep=job.reason is not None)
+        computation = self.running.join(key, lambda: self._make(job, version, keep))
+        try:
+            yield computation
+        finally:
+            self.running.leave(computation, keep=job.reason is not None)
 
     async def ready(self, job: Job, user: UserSide | Computation) -> UserSide:
         """The user's own state if it comes in time, else the stand-in that the config allows, or what went wrong is raised."""
@@ -74,12 +78,13 @@ class UserSides:
             await asyncio.wait({task}, timeout=left)
             job.waiting_for = before
             job.timeline.add("wait_user", start, time.perf_counter())
-        if task.done() and not task.cancelled() and task.exception() is None:
+        ended = task.done() and not task.cancelled()
+        error = task.exception() if ended else None
+        if ended and error is None:
             side, spans = task.result()
             for span in spans:
                 job.timeline.add(*span)
             return side
-        error = task.exception() if task.done() and not task.cancelled() else None
         what = "late" if error is None else "failed"
         error = error or DeadlineExceeded("user side: not ready within the budget")
         if not self._config.fallback:
@@ -89,7 +94,7 @@ class UserSides:
         job.reason = f"user side {what}: {error}; answered with the {stand_in}"
         job.degraded = f"{what}, {stand_in}"
         if stale is None:
-            return job.version.fallback
+            return job.version.unknown[0]
         self.stale_age = time.perf_counter() - stale.since
         job.reason += f" of {self.stale_age:.1f} s ago"
         return stale

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,12 @@ import numpy as np
 from aif_jax.checks import expect_finite
 from aif_jax.features import behaviours, empty_user
 from aif_jax.schema import Schema
+from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import NonFiniteScores
 from aif_jax.serving.programs import Programs
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import UserFeatures
 from aif_jax.version import VersionMismatch, fingerprint
-
-if TYPE_CHECKING:
-    from aif_jax.serving.config import ServingConfig
 
 
 class UserSide(NamedTuple):
@@ -32,12 +31,18 @@ class UserSide(NamedTuple):
     since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Snapshot:
-    """An index snapshot and the functions compiled for its capacity, by (history length, requests in a batch, bucket)."""
+class Snapshot(NamedTuple):
+    """An index snapshot, and the functions compiled for its capacity, by (history length, requests in a batch, bucket)."""
 
+    params: Any
     index: Any
     score: dict[tuple[int, int, int], Callable[..., Any]]
+
+    def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, jax.Array]:
+        """Packed answers and logits, not ready yet, of requests whose users have one history length."""
+        function = self.score[users[0].length, len(users), bucket]
+        with self.index.reading() as table:
+            return function(self.params, tuple(user.state for user in users), table, *inputs)
 
 
 @dataclasses.dataclass(eq=False)
@@ -48,8 +53,7 @@ class Version:
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
     user: dict[int, Callable[..., Any]]  # by history length
-    fallback: UserSide
-    templates: dict[int, Any]  # one state of each history length, to compile for
+    unknown: list[UserSide]  # the unknown user at each history length: to compile for, and to answer with
     snapshot: Snapshot
 
 
@@ -58,56 +62,52 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
 
     Raises VersionMismatch for an index of another model, ValueError, NonFiniteScores for NaN or infinite parameters or scores.
     """
-    model_config, encoder = programs.model.config, index.encoder
-    name = fingerprint(params, model_config, encoder)
+    model_config = programs.model.config
+    name = fingerprint(params, model_config, index.encoder)
     check_version(index, name)
     for path, leaf in leaves_by_path(params).items():
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             expect_finite(np.asarray(leaf), f"params {path}")
     params = jax.device_put(params)
-    lengths = config.history_lengths or (model_config.history_length,)
-    user = {length: programs.user(params, length) for length in lengths}
-    templates = {
-        length: function(params, programs.upload_features(empty_user(model_config.schema, length=length)))
-        for length, function in user.items()
-    }
-    snapshot = build_snapshot(programs, params, templates, index, config)
-    version = Version(
-        name=name,
-        encoding="" if encoder is None else encoder.version,
-        params=params,
-        user=user,
-        fallback=UserSide(templates[lengths[0]], lengths[0], None),
-        templates=templates,
-        snapshot=snapshot,
-    )
-    _expect_finite_scores(programs, version, config.buckets[0])
-    return version
+    user = {n: programs.user(params, n) for n in config.history_lengths or (model_config.history_length,)}
+
+    def state_of(features: UserFeatures) -> UserSide:
+        length = len(features.history.mask)
+        return UserSide(user[length](params, programs.upload_features(features)), length, None)
+
+    unknown = [state_of(empty_user(model_config.schema, length=length)) for length in user]
+    snapshot = build_snapshot(programs, params, unknown, index, config)
+    probes = [(side, "the unknown user") for side in unknown]
+    probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in user]
+    count = min(len(index), config.buckets[0])
+    inputs = programs.upload_rows([np.arange(count, dtype=np.int32)], [None], ["logit"], config.buckets[0])
+    for side, who in probes:
+        packed, _ = snapshot.run([side], config.buckets[0], inputs)
+        if bad := programs.download_best(packed)[0].non_finite:
+            raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")
+    return Version(name, index.encoding, params, user, unknown, snapshot)
 
 
-def build_snapshot(programs: Programs, params: Any, templates: dict, index: Any, config: ServingConfig) -> Snapshot:
+def build_snapshot(programs: Programs, params: Any, users: list[UserSide], index: Any, config: ServingConfig) -> Snapshot:
     """Compiles and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
-    score = {}
-    for length, state in templates.items():
-        for count in batch_sizes(config.batch_size):
-            for bucket in config.buckets:
-                before = programs.compiles["score"]
-                function = score[length, count, bucket] = programs.score(params, (state,) * count, index, bucket)
-                if programs.compiles["score"] > before:
-                    none = [np.zeros(0, np.int32)] * count
-                    inputs = programs.upload_rows(none, [None] * count, ["logit"] * count, bucket)
-                    _run(function, params, (state,) * count, index, inputs)
-                    start = time.perf_counter()
-                    _run(function, params, (state,) * count, index, inputs)
-                    programs.warm_seconds = max(programs.warm_seconds, time.perf_counter() - start)
-    return Snapshot(index, score)
+    snapshot = Snapshot(params, index, {})
+    for user, count, bucket in itertools.product(users, batch_sizes(config.batch_size), config.buckets):
+        before = programs.compiles["score"]
+        snapshot.score[user.length, count, bucket] = programs.score(params, (user.state,) * count, index, bucket)
+        if programs.compiles["score"] > before:
+            inputs = programs.upload_rows([np.zeros(0, np.int32)] * count, [None] * count, ["logit"] * count, bucket)
+            jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
+            start = time.perf_counter()
+            jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
+            programs.warm_seconds = max(programs.warm_seconds, time.perf_counter() - start)
+    return snapshot
 
 
 def next_snapshot(programs: Programs, version: Version, index: Any, config: ServingConfig) -> Snapshot:
     """The snapshot for an updated index of the same version; at the same capacity the functions are taken over as they are."""
     if index.shapes == version.snapshot.index.shapes:
-        return Snapshot(index, version.snapshot.score)
-    return build_snapshot(programs, version.params, version.templates, index, config)
+        return version.snapshot._replace(index=index)
+    return build_snapshot(programs, version.params, version.unknown, index, config)
 
 
 def check_version(index: Any, name: str) -> None:
@@ -118,10 +118,7 @@ def check_version(index: Any, name: str) -> None:
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
     """Compiled batch sizes: powers of two below `largest`, and `largest` itself."""
-    sizes = [1]
-    while sizes[-1] < largest:
-        sizes.append(min(sizes[-1] * 2, largest))
-    return tuple(sizes)
+    return *(2**power for power in range((largest - 1).bit_length())), largest
 
 
 def probe_user(schema: Schema, length: int) -> UserFeatures:
@@ -130,24 +127,3 @@ def probe_user(schema: Schema, length: int) -> UserFeatures:
     items = 1 + places % (schema.item_attribute("item").size - 1)
     history = behaviours(items, places % schema.actions, 3600.0 * (1 + places), np.ones(length, bool))
     return dataclasses.replace(empty_user(schema, length=length), history=history)
-
-
-def _run(function: Callable[..., Any], params: Any, states: tuple, index: Any, inputs: Any) -> jax.Array:
-    """The packed answer of one run, ready."""
-    with index.reading() as table:
-        packed, _ = function(params, states, table, *inputs)
-    return jax.block_until_ready(packed)
-
-
-def _expect_finite_scores(programs: Programs, version: Version, bucket: int) -> None:
-    """Scores the unknown user and one with a full history against the first items of the index."""
-    index, schema = version.snapshot.index, programs.model.config.schema
-    count = min(len(index), bucket)
-    inputs = programs.upload_rows([np.arange(count, dtype=np.int32)], [None], ["logit"], bucket)
-    for length, function in version.user.items():
-        probe = function(version.params, programs.upload_features(probe_user(schema, length)))
-        for state, user in ((version.templates[length], "the unknown user"), (probe, f"a user with {length} events")):
-            packed = _run(version.snapshot.score[length, 1, bucket], version.params, (state,), index, inputs)
-            bad = programs.download_best(packed)[0].non_finite
-            if bad:
-                raise NonFiniteScores(f"version {version.name[:12]}: {bad} of {count} scores of {user} are NaN or infinite")

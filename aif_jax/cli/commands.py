@@ -1,0 +1,265 @@
+"""The commands: `check`, `train`, `index build|update|inspect|verify`, `export`, `verify`, `doctor`.
+
+What a command does is the docstring of its function, which is its help text too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from aif_jax import doctor, export, index
+from aif_jax.cli import options as shared
+from aif_jax.cli.options import FINE, PROBLEMS, UsageError
+from aif_jax.columns import Columns
+from aif_jax.config import Config
+from aif_jax.export.writer import PLATFORMS
+from aif_jax.index import STORAGES, ItemIndex
+from aif_jax.index.build import BATCH
+from aif_jax.model import build
+from aif_jax.presets import PRESETS
+from aif_jax.readers import check, load_columns, read, read_items
+from aif_jax.readers.check import ORDERS
+from aif_jax.readers.problems import CAP
+from aif_jax.run import fit
+from aif_jax.train.tasks import TASKS
+
+CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
+FIT = (
+    "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "min_history", "validation", "test", "requests", "repeats",
+)  # fmt: skip
+"""Arguments of `fit` that have a flag."""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds all commands to what `add_subparsers` returned."""
+    one = shared.add_command(commands, "check", run_check)
+    add_files(one)
+    shared.add_checkpoint(one, use="values that its encoder lacks are problems, and its columns are the default")
+    one.add_argument("--order", choices=ORDERS, default="auto", help="what the events are sorted by (default: %(default)s)")
+    text = "problems of one kind that are listed (default: %(default)s)"
+    one.add_argument("--cap", type=at_least_one, default=CAP, help=text)
+    one.add_argument("--json", action="store_true", help="print the report as JSON")
+    shared.add_columns(one)
+
+    one = shared.add_command(commands, "train", run_train)
+    add_files(one, items_required=True)
+    one.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints and logs")
+    one.add_argument("--preset", choices=PRESETS, default="aif", help="the model (default: %(default)s)")
+    text = "fields of the config in JSON, such as width=64 head=[64,32]: " + ", ".join(CONFIG_FIELDS)
+    one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
+    text = f"one of {', '.join(TASKS)}, and its fields, such as: Liked threshold=4 (default: NextItem)"
+    one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
+    shared.add_flags(one, {name: inspect.signature(fit).parameters[name].default for name in FIT}, fit)
+    one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
+    one.add_argument("--json", action="store_true", help="print the figures as JSON")
+    one.add_argument("--quiet", action="store_true", help="no progress bar")
+    shared.add_columns(one)
+
+    text = "Builds, updates, inspects and verifies item indexes on disk."
+    inner = commands.add_parser("index", help=text, description=text).add_subparsers(
+        required=True, metavar="build|update|inspect|verify"
+    )
+    one = shared.add_command(inner, "build", run_index_build)
+    shared.add_checkpoint(one, required=True)
+    one.add_argument("--items", required=True, help="Parquet, CSV or TSV file or folder with the columns that training read")
+    one.add_argument("--storage", choices=STORAGES, default="float32", help="of vectors (default: %(default)s)")
+    one.add_argument("--batch-size", type=int, default=BATCH, help="items in one run (default: %(default)s)")
+    add_output(one)
+
+    one = shared.add_command(inner, "update", run_index_update)
+    one.add_argument("--index", required=True, help="folder of the index to start from")
+    shared.add_checkpoint(one, required=True)
+    one.add_argument("--items", help="raw items file or folder: new and changed items")
+    one.add_argument("--deleted", help="file or folder with the id column: items to delete, after the changes")
+    add_output(one)
+
+    shared.add_command(inner, "inspect", run_index_inspect).add_argument("folder")
+    shared.add_command(inner, "verify", run_index_verify).add_argument("folder")
+
+    one = shared.add_command(commands, "export", run_export)
+    source = one.add_mutually_exclusive_group(required=True)
+    shared.add_checkpoint(source)
+    source.add_argument("--rebuild", type=Path, metavar="FOLDER", help="exported folder whose functions are written anew")
+    one.add_argument("--index", type=Path, help="folder of an index of the same model, to go along")
+    one.add_argument("--out", type=Path, required=True, help="folder of the export; must not exist")
+    one.add_argument("--platforms", nargs="+", default=list(PLATFORMS), help=f"to compile for (default: {' '.join(PLATFORMS)})")
+    one.add_argument("--no-stablehlo", action="store_true", help="without texts of the functions (.mlir)")
+
+    one = shared.add_command(commands, "verify", run_verify)
+    one.add_argument("folder", type=Path)
+    one.add_argument("--tolerance", type=float, default=1e-4, help="of a golden output (default: %(default)s)")
+    one.add_argument("--sha256", help="digest of the manifest, as export printed it")
+
+    one = shared.add_command(commands, "doctor", run_doctor)
+    one.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def add_files(parser: argparse.ArgumentParser, *, items_required: bool = False) -> None:
+    """Adds the options that name files."""
+    parser.add_argument("--events", required=True, help="file or folder: one row for each interaction")
+    parser.add_argument("--items", required=items_required, help="file or folder: one row for each item")
+    parser.add_argument("--users", help="file or folder: one row for each user")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of commands that write an index."""
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new index; must not exist")
+    text = "in the update stream, recorded in the index; once for each partition (default: partition 0, or as before)"
+    form = "[PARTITION=]NUMBER"
+    parser.add_argument("--position", action="append", type=position, default=[], metavar=form, help=text)
+    parser.add_argument("--dry-run", action="store_true", help="check and compute everything, write nothing")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def at_least_one(text: str) -> int:
+    """A positive integer of an option."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def position(text: str) -> tuple[int, int]:
+    """(partition, position) of an option."""
+    partition, _, number = text.rpartition("=")
+    return int(partition or 0), int(number)
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Lists every problem of event, item and user files (Parquet, CSV or TSV) with row numbers."""
+    encoder = None
+    if options.checkpoint is not None:
+        encoder = shared.encoder_of(options.checkpoint, shared.load_model(options.checkpoint))
+    report = check(
+        options.events, items=options.items, users=options.users, columns=shared.read_columns(options), encoder=encoder,
+        order=options.order, cap=options.cap,
+    )  # fmt: skip
+    print(json.dumps(dataclasses.asdict(report), indent=2) if options.json else report)
+    return FINE if report.clean else PROBLEMS
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Trains a model on files. Killed and called again, it resumes."""
+    name, *words = options.task
+    if name not in TASKS:
+        raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+    fields = shared.read_fields(words, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
+    changes = shared.read_fields(options.changes, "--set", CONFIG_FIELDS)
+    with shared.as_usage("--task"):
+        task = TASKS[name](**fields)
+    columns = shared.read_columns(options) or Columns()
+    data = read(options.events, items=options.items, users=options.users, columns=columns)
+    with shared.as_usage("--set"):
+        model = build(PRESETS[options.preset](data.schema, **changes))
+    flags = shared.flags_given(options, FIT)
+    run = fit(model, data, out=options.out, task=task, progress=not options.quiet, **flags)
+    figures: dict[str, Any] = {"validation": run.metrics}
+    if options.evaluate:
+        figures["test"] = run.evaluate(data, progress=not options.quiet).figures()
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        for split, values in figures.items():
+            print(f"{split}: {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
+    return FINE
+
+
+def run_index_build(options: argparse.Namespace) -> int:
+    """Runs the item function of a checkpoint over a raw items file."""
+    expect_new(options.out)
+    trained = shared.load_model(options.checkpoint)
+    built = ItemIndex.build(
+        build(trained.config), trained.params, options.items, encoder=shared.encoder_of(options.checkpoint, trained),
+        version=trained.version, storage=options.storage, batch_size=options.batch_size, progress=not options.quiet,
+    )  # fmt: skip
+    summary = f"{len(built)} items, {len(built) * built.bytes_per_row:.0f} bytes, version {built.version}"
+    return save(built, dict(options.position), summary, options)
+
+
+def run_index_update(options: argparse.Namespace) -> int:
+    """Applies changed and deleted items to an index; the old one stays as it is."""
+    if options.items is None and options.deleted is None:
+        raise UsageError("index update: expected --items or --deleted")
+    expect_new(options.out)
+    trained = shared.load_model(options.checkpoint)
+    encoder = shared.encoder_of(options.checkpoint, trained)
+    updated = ItemIndex.load(options.index, build(trained.config), trained.params, encoder=encoder, version=trained.version)
+    positions = index.inspect(options.index).positions | dict(options.position)
+    before, changed, deleted = len(updated), 0, []
+    if options.items is not None:
+        for ids, features in read_items(options.items, encoder):
+            updated, changed = updated.upsert(ids, features), changed + len(ids)
+    if options.deleted is not None:
+        name = encoder.columns.item_id
+        deleted = load_columns(options.deleted, {name: "id"}, columns=encoder.columns)[name]
+        updated = updated.delete(deleted)
+    summary = f"{changed} changed, {len(deleted)} deleted, {before} -> {len(updated)} items, version {updated.version}"
+    return save(updated, positions, summary, options)
+
+
+def save(built: ItemIndex, positions: dict[int, int], summary: str, options: argparse.Namespace) -> int:
+    """Writes an index, except in a dry run."""
+    if not options.dry_run:
+        built.save(options.out, positions=positions)
+    print(f"{'dry run' if options.dry_run else options.out}: {summary}")
+    return FINE
+
+
+def run_index_inspect(options: argparse.Namespace) -> int:
+    """Prints the record of an index as JSON; reads no arrays."""
+    manifest = index.inspect(options.folder)
+    print(json.dumps({**vars(manifest), "config": manifest.config.to_json()}, indent=2))
+    return FINE
+
+
+def run_index_verify(options: argparse.Namespace) -> int:
+    """Reads every array of an index and compares it with its checksum."""
+    manifest = index.verify(options.folder)
+    print(f"{options.folder}: intact, {manifest.items} items, {manifest.nbytes} bytes, version {manifest.version}")
+    return FINE
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Writes a model as one folder that runs without the package's model code."""
+    expect_new(options.out)
+    if options.rebuild is not None:
+        if options.index is not None:
+            raise UsageError("export: --rebuild takes the index along; expected no --index")
+        print(json.dumps({"sha256": export.rebuild(options.rebuild, options.out)}))
+        return FINE
+    trained = shared.load_model(options.checkpoint)
+    model, loaded = build(trained.config), None
+    if options.index is not None:
+        loaded = ItemIndex.load(options.index, model, trained.params, encoder=trained.encoder, version=trained.version)
+    digest = export.save(
+        options.out, model, trained.params, loaded,
+        encoder=trained.encoder, platforms=options.platforms, stablehlo=not options.no_stablehlo,
+    )  # fmt: skip
+    print(json.dumps({"sha256": digest, "version": trained.version}))
+    return FINE
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Checks the checksums of an exported folder and replays its golden case."""
+    if not options.folder.is_dir():
+        raise FileNotFoundError(f"{options.folder}: expected an exported folder, got none")
+    print(json.dumps(export.verify(options.folder, tolerance=options.tolerance, sha256=options.sha256)))
+    return FINE
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Reports installed versions and devices, and runs a smoke test."""
+    report = doctor.examine()
+    print(json.dumps(report, indent=2) if options.json else doctor.render(report))
+    return FINE if report["healthy"] else PROBLEMS
+
+
+def expect_new(path: Path) -> None:
+    """Raises FileExistsError before work whose result could not be written."""
+    if path.exists():
+        raise FileExistsError(f"{path}: expected a new folder, but something is there; it stays as it is")
