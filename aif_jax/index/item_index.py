@@ -26,6 +26,7 @@ from aif_jax.index.store import ItemProgram, Store
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
 from aif_jax.version import fingerprint
+from aif_jax.vocabulary import Kind
 
 
 class ItemIndex:
@@ -68,8 +69,10 @@ class ItemIndex:
         """The latest snapshot of a store. Not for callers: see `build`."""
         store.head = weakref.ref(self)
         self._store, self._view, program = store, view, store.program
-        self.version, self.capacity, self.kind = store.version, store.capacity, store.ids.kind
-        self.model, self.params, self.encoder, self.storage = program.model, program.params, program.encoder, program.storage
+        self.version, self.capacity = store.version, store.capacity
+        self.kind: Kind | None = store.ids.kind
+        self.storage: Storage = program.storage
+        self.model, self.params, self.encoder = program.model, program.params, program.encoder
         self.encoding = "" if self.encoder is None else self.encoder.version
 
     @classmethod
