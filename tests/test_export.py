@@ -631,8 +631,7 @@ def test_bounds_of_the_axes():
         return writer.functions.axis_bounds(model, leaves_by_path(params))
 
     assert bounds() == {"b": (1, None), "c": (64, None), "l": (6, 24), "n": (1, None)}
-    assert bounds(blocks=(blocks.Sim("category", slots=10, length=2),))["l"] == (10, 24)
-    assert bounds(blocks=(blocks.Sim("category", slots=30, length=2),))["l"] == (24, 24)
+    assert bounds(blocks=(blocks.Sim("category", slots=30, length=2),))["l"] == (6, 24)
     assert bounds(blocks=(), long_length=3)["l"] == (6, 6)
     assert bounds(blocks=(blocks.Sim("category", slots=200, length=2),), long_length=300)["c"] == (256, None)
     assert bounds(blocks=(), width=64)["c"] == (128, None)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from aif_jax import checks, layers
 from aif_jax.config import Config, register
-from aif_jax.types import Array, Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
+from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
 
 class Terms(NamedTuple):
@@ -46,8 +46,8 @@ class Fitted(Protocol):
         ...
 
     def check(self, config: Config) -> None:
-        """Raises ValueError where the schema lacks what the fit needs."""
-        ...
+        """Raises ValueError where the schema lacks what the fit needs: content, unless overridden."""
+        expect_content(self, config)
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         """Fits on the items [N] of the catalogue; the result holds `table` [N, ...]."""
@@ -60,21 +60,14 @@ class Fitted(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UserView:
-    """What a block may read of ONE user.
-
-    Attributes:
-      config: of the model.
-      params: of the whole model.
-      features: of the user.
-      sequence: Z' float32 [S, D], the projected short history; [0, D] in a model without towers.
-      candidates: how many candidates the state will score where that is known (in training); None in serving. A block with a
-        cheaper equal form for few candidates may use it.
-    """
+    """What a block may read of ONE user."""
 
     config: Config
-    params: Params
+    params: Params  # of the whole model
     features: UserFeatures
-    sequence: jax.Array
+    sequence: jax.Array  # Z' float32 [S, D], the projected short history; [0, D] in a model without towers
+    # how many candidates the state will score where that is known (in training), None in serving: a block with a cheaper equal
+    # form for few candidates may use it
     candidates: int | None = None
 
     @cached_property
@@ -99,19 +92,12 @@ class UserView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ItemView:
-    """What a block may read of ONE item.
-
-    Attributes:
-      config: of the model.
-      params: of the whole model.
-      features: of the item.
-      vector: float32 [D], the item vector.
-    """
+    """What a block may read of ONE item."""
 
     config: Config
-    params: Params
+    params: Params  # of the whole model
     features: ItemFeatures
-    vector: jax.Array
+    vector: jax.Array  # float32 [D], the item vector
 
 
 class Block:
@@ -190,13 +176,14 @@ def own(params: Params, part: Any) -> Params:
     return params.get("blocks", {}).get(part.name, {}) | params["fitted"].get(part.name, {})
 
 
-def by_id(table: Array, features: ItemFeatures, from_content: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """A fitted value of ONE item: its row of the table [N, ...], or, newer than the fit, what its content [E] gives."""
+def by_id(tables: Any, features: ItemFeatures, from_content: Callable[[jax.Array], Any]) -> Any:
+    """Fitted values of ONE item: its row of tables [N, ...], a pytree, or, newer than the fit, what its content [E] gives."""
     row = jnp.asarray(features.ids["item"])
-    value = layers.lookup(table, row)
+    values = jax.tree.map(lambda table: layers.lookup(table, row), tables)
     if features.content is None:
-        return value
-    return jnp.where((row > 0) & (row < table.shape[0]), value, from_content(jnp.asarray(features.content)))
+        return values
+    known = (row > 0) & (row < jax.tree.leaves(tables)[0].shape[0])
+    return jax.tree.map(lambda value, new: jnp.where(known, value, new), values, from_content(jnp.asarray(features.content)))
 
 
 def recent(history: Behaviours, length: int) -> Behaviours:

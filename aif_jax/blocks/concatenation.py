@@ -6,7 +6,6 @@ Source: COLD (arXiv 2007.16122), without its feature selection.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +51,7 @@ class Concatenation(Block):
         }
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
-        user, item = (_arrays(side.blocks[self.name]) for side in (state, rows))
+        user, item = jax.tree.map(jnp.asarray, (state.blocks[self.name], rows.blocks[self.name]))
         return Terms(
             once=user["features"] @ kernels["user"],
             pairs=(
@@ -60,7 +59,3 @@ class Concatenation(Block):
                 (user["short"][None, :] * item["embedding"], kernels["product"]),
             ),
         )
-
-
-def _arrays(part: Any) -> Any:
-    return jax.tree.map(jnp.asarray, part)

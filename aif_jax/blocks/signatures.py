@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.blocks.block import Fitted, by_id, expect_content
+from aif_jax.blocks.block import Fitted, by_id
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, Params
 
@@ -46,9 +46,6 @@ class Signatures(Fitted):
     @property
     def name(self) -> str:
         return f"signatures_{self.bits}"
-
-    def check(self, config: Config) -> None:
-        expect_content(self, config)
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         """`projection` float32 [E, K], `offset` float32 [K] and `table` uint32 [N, W]; row 0, the unknown item, is zeros."""

@@ -63,10 +63,6 @@ class Sim(Block):
     def name(self) -> str:
         return f"sim_{self.field}"
 
-    @property
-    def least_history(self) -> int:
-        return self.slots
-
     def check(self, config: Config) -> None:
         expect_towers(self, config)
         fields = config.schema.behaviour_fields
@@ -98,7 +94,7 @@ class Sim(Block):
         slots, row = state.blocks[self.name], rows.blocks[self.name]
         value, flags = jnp.asarray(row["value"]), kernels["flags"]
         return Terms(
-            once=missing().astype(flags.dtype) @ flags,
+            once=flags[0],
             pairs=((own_slot(slots, value).astype(flags.dtype), slot_flags(slots).astype(flags.dtype) @ flags),),
             rest=read(slots, jnp.asarray(row["query"]), value, kernels["read"]),
         )
@@ -111,33 +107,21 @@ def fill_cache(
 
     Values up to 0 have no slot. Where `size` bounds the values, value and place sort as one number, four times as fast as two.
     """
-    total = value.shape[0]
     group, order = _sorted(value, mask & (value > 0), size=size)
-    first, count = _most_frequent(group, order, min(slots, total))
+    first, count = _most_frequent(group, order, slots)
     filled = count > 0
     own = jnp.where(filled, value[first], -1)
     start = (group[None, :] < own[:, None]).sum(1, dtype=jnp.int32)
     within = jnp.arange(length, dtype=jnp.int32)
     kept = within[None, :] < count[:, None]
-    events = order[jnp.minimum(start[:, None] + within[None, :], total - 1)]
-    made = SimCache(
+    events = order[jnp.minimum(start[:, None] + within[None, :], value.shape[0] - 1)]
+    return SimCache(
         value=own,
         entries=jnp.where(kept[..., None], embedded[events], jnp.zeros((), embedded.dtype)),
         mask=kept,
         count=count,
         age=jnp.where(filled, age[first], 0.0),
     )
-    short = slots - made.value.shape[0]
-    if short <= 0:
-        return made
-
-    def pad(x: Array, fill: int) -> jax.Array:  # a history shorter than Q cannot fill Q slots
-        return jnp.pad(jnp.asarray(x), [(0, short)] + [(0, 0)] * (x.ndim - 1), constant_values=jnp.asarray(fill, x.dtype))
-
-    return SimCache(
-        value=pad(made.value, -1), entries=pad(made.entries, 0), mask=pad(made.mask, 0), count=pad(made.count, 0),
-        age=pad(made.age, 0),
-    )  # fmt: skip
 
 
 def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -147,7 +131,7 @@ def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array)
     kernel once; a candidate sums its P projected entries, so that no [C, P, D] array is made.
     """
     slots, length, width = cache.entries.shape
-    own = _own(cache, value)
+    own = own_slot(cache, value)
     slot = jnp.argmax(own, 1).astype(jnp.int32)
     kept = _take(cache.mask, slot) & own.any(1, keepdims=True)
     if value.shape[0] <= slots:
@@ -163,8 +147,11 @@ def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array)
 
 
 def own_slot(cache: SimCache, value: jax.Array) -> jax.Array:
-    """Float 1 where a slot is the candidate's, [C, Q]; times `slot_flags`, plus `missing`: the candidate's slot features."""
-    return _own(cache, value).astype(jnp.float32)
+    """Which slot is the candidate's: bool [C, Q], no more than one of a row; an empty slot (value -1) is nobody's.
+
+    Times `slot_flags`, plus 1 for "missing", it gives the candidate's slot features.
+    """
+    return (value[:, None] == jnp.asarray(cache.value)[None, :]) & (jnp.asarray(cache.count) > 0)[None, :]
 
 
 def slot_flags(cache: SimCache) -> jax.Array:
@@ -172,16 +159,6 @@ def slot_flags(cache: SimCache) -> jax.Array:
     age = jnp.asarray(cache.age)
     count, days = jnp.asarray(cache.count).astype(jnp.float32), jnp.maximum(age, 0.0) / 86400.0
     return jnp.stack([-jnp.ones_like(age), jnp.log1p(count), jnp.log1p(days)], -1)
-
-
-def missing() -> jax.Array:
-    """What a candidate without a slot has: [FLAGS] = 1, 0, 0."""
-    return jnp.array([1.0, 0.0, 0.0])
-
-
-def _own(cache: SimCache, value: jax.Array) -> jax.Array:
-    """Which slot is the candidate's: bool [C, Q], no more than one of a row; an empty slot (value -1) is nobody's."""
-    return (value[:, None] == jnp.asarray(cache.value)[None, :]) & (jnp.asarray(cache.count) > 0)[None, :]
 
 
 def _take(table: Array, slot: jax.Array) -> jax.Array:

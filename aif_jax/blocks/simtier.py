@@ -8,6 +8,8 @@ Source: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934); w
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import jax
@@ -20,74 +22,72 @@ from aif_jax.kernels.tier_histogram import TierHistory, histogram
 from aif_jax.types import Behaviours, ItemRow, Params, UserState
 
 
+@dataclasses.dataclass(frozen=True)
+class Tiers(Block):
+    """What every block of tier histograms has; `SimTier` says what the fields mean."""
+
+    tiers: int = 8
+    by_action: bool = False
+    windows: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        expect(2 <= self.tiers <= 64, self, "tiers", "2 to 64", self.tiers)
+        ascending = all(a < b for a, b in itertools.pairwise((0, *self.windows)))
+        expect(ascending, self, "windows", "ascending numbers of behaviours, at least 1", self.windows)
+
+    def groups(self, config: Config) -> int:
+        """G, histograms of a candidate."""
+        return (config.schema.actions if self.by_action else 1) * (len(self.windows) + 1)
+
+    def widths(self, config: Config) -> dict[str, int]:
+        return {"tiers": self.groups(config) * self.tiers}
+
+    def group(self, long: Behaviours, config: Config) -> jax.Array:
+        """Which of the G histograms a behaviour counts in, int32 [L], by action (unknown ones count as 0), window, or both.
+
+        The groups of the most recent window come first.
+        """
+        action = jnp.asarray(long.action)
+        known = (action >= 0) & (action < config.schema.actions)
+        group = jnp.where(known, action, 0) if self.by_action else jnp.zeros_like(action)
+        ends = jnp.array(self.windows, group.dtype)
+        window = (jnp.arange(action.shape[0], dtype=group.dtype)[:, None] >= ends[None, :]).sum(1, dtype=group.dtype)
+        return group + window * (config.schema.actions if self.by_action else 1)
+
+
 @block
-class SimTier(Block):
+class SimTier(Tiers):
     """Exact tier histograms between the candidate and the long history.
 
     Attributes:
       tiers: T.
-      bits: K of the signatures.
       by_action: a histogram for each behaviour type.
       windows: a histogram for each window of the history; ends in behaviours, counted from the most recent: (4, 32) counts the
         last 4, the 28 before them and the rest apart.
+      bits: K of the signatures.
 
     Raises:
       ValueError: sizes out of range; windows that do not ascend; a schema without content.
     """
 
-    tiers: int = 8
     bits: int = 64
-    by_action: bool = False
-    windows: tuple[int, ...] = ()
 
     def __post_init__(self):
         Signatures(self.bits)
-        check_tiers(self, self.tiers, self.windows)
+        super().__post_init__()
 
     @property
     def tables(self) -> tuple[Fitted, ...]:
         return (Signatures(self.bits),)
 
-    def widths(self, config: Config) -> dict[str, int]:
-        return {"tiers": self.groups(config) * self.tiers}
-
-    def groups(self, config: Config) -> int:
-        """G, histograms of a candidate."""
-        return group_count(config, self.by_action, self.windows)
-
     def user(self, params: Params, user: UserView) -> TierHistory:
-        group = behaviour_group(user.long, user.config, by_action=self.by_action, windows=self.windows)
-        return TierHistory(signature=user.values(self.tables[0]), group=group, mask=jnp.asarray(user.long.mask))
+        group, mask = self.group(user.long, user.config), jnp.asarray(user.long.mask)
+        return TierHistory(signature=user.values(self.tables[0]), group=group, mask=mask)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
         kernel, signature = kernels["tiers"], jnp.asarray(rows.fitted[self.tables[0].name])
         counts = histogram(signature, state.blocks[self.name], tiers=self.tiers, groups=kernel.shape[0] // self.tiers)
         return Terms(pairs=((log_counts(counts).astype(kernel.dtype), kernel),))
-
-
-def check_tiers(part: Block, tiers: int, windows: tuple[int, ...]) -> None:
-    """Raises ValueError for a number of tiers or windows that no histogram has."""
-    expect(2 <= tiers <= 64, part, "tiers", "2 to 64", tiers)
-    ascending = all(a < b for a, b in zip((0, *windows), windows, strict=False))
-    expect(ascending, part, "windows", "ascending numbers of behaviours, at least 1", windows)
-
-
-def group_count(config: Config, by_action: bool, windows: tuple[int, ...]) -> int:
-    """G, histograms of a candidate."""
-    return (config.schema.actions if by_action else 1) * (len(windows) + 1)
-
-
-def behaviour_group(long: Behaviours, config: Config, *, by_action: bool, windows: tuple[int, ...]) -> jax.Array:
-    """Which of the G histograms a behaviour counts in, int32 [L], by action (unknown ones count as 0), window, or both.
-
-    The groups of the most recent window come first.
-    """
-    action = jnp.asarray(long.action)
-    known = (action >= 0) & (action < config.schema.actions)
-    group = jnp.where(known, action, 0) if by_action else jnp.zeros_like(action)
-    ends = jnp.array(windows, group.dtype)
-    window = (jnp.arange(action.shape[0], dtype=group.dtype)[:, None] >= ends[None, :]).sum(1, dtype=group.dtype)
-    return group + window * (config.schema.actions if by_action else 1)
 
 
 def log_counts(counts: jax.Array) -> jax.Array:

@@ -17,23 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, by_id, expect, expect_content
-from aif_jax.blocks.simtier import behaviour_group, check_tiers, group_count, log_counts
+from aif_jax.blocks.block import ItemView, Terms, UserView, block, by_id, expect, expect_content
+from aif_jax.blocks.simtier import Tiers, log_counts
 from aif_jax.config import Config
 from aif_jax.kernels.tier_histogram import TierHistory, histogram_by_table
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 
 @block
-class SimTierCodes(Block):
+class SimTierCodes(Tiers):
     """Tier histograms by a codebook: independent of L in real time.
 
     Attributes:
+      tiers, by_action, windows: as in `SimTier`.
       codes: R.
       nearest: J, the nearest codes that a row carries.
-      tiers: T.
-      by_action: a histogram for each behaviour type.
-      windows: a histogram for each window of the history, as in `SimTier`.
 
     Raises:
       ValueError: sizes out of range; a schema without content.
@@ -41,14 +39,11 @@ class SimTierCodes(Block):
 
     codes: int = 256
     nearest: int = 1
-    tiers: int = 8
-    by_action: bool = False
-    windows: tuple[int, ...] = ()
 
     def __post_init__(self):
         expect(self.codes >= 1, self, "codes", "at least 1", self.codes)
         expect(1 <= self.nearest <= self.codes, self, "nearest", f"1 to codes={self.codes}", self.nearest)
-        check_tiers(self, self.tiers, self.windows)
+        super().__post_init__()
 
     @property
     def name(self) -> str:
@@ -56,9 +51,6 @@ class SimTierCodes(Block):
 
     def check(self, config: Config) -> None:
         expect_content(self, config)
-
-    def widths(self, config: Config) -> dict[str, int]:
-        return {"tiers": group_count(config, self.by_action, self.windows) * self.tiers}
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         """`centres` float32 [R, E], `between` uint8 [R, R] tiers of code pairs, and of every item its codes.
@@ -81,8 +73,7 @@ class SimTierCodes(Block):
     def user(self, params: Params, user: UserView) -> jax.Array:
         """float32 [R, G * T] log1p histograms; reads L rows of R bytes, no product with content is taken."""
         code = layers.lookup(params["code"], jnp.asarray(user.long.item))
-        group = behaviour_group(user.long, user.config, by_action=self.by_action, windows=self.windows)
-        groups = group_count(user.config, self.by_action, self.windows)
+        group, groups = self.group(user.long, user.config), self.groups(user.config)
         return code_table(params["between"], code, group, jnp.asarray(user.long.mask), tiers=self.tiers, groups=groups)
 
     def item(self, params: Params, item: ItemView) -> dict[str, Any]:
@@ -91,11 +82,8 @@ class SimTierCodes(Block):
         def from_content(content: jax.Array) -> tuple[jax.Array, jax.Array]:
             return nearest_centres(params["centres"], content.astype(jnp.float32), count=self.nearest, tiers=self.tiers)
 
-        features = item.features
-        return {
-            "codes": by_id(params["nearest"], features, lambda content: from_content(content)[0]),
-            "weights": by_id(params["weights"], features, lambda content: from_content(content)[1]),
-        }
+        codes, weights = by_id((params["nearest"], params["weights"]), item.features, from_content)
+        return {"codes": codes, "weights": weights}
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
         kernel, row = kernels["tiers"], rows.blocks[self.name]

@@ -22,7 +22,7 @@ read = jax.jit(module.read)
 @jax.jit
 def flags(cache, value):
     """The slot features of every candidate, as `Sim.score` puts them together."""
-    return module.missing()[None] + module.own_slot(cache, value) @ module.slot_flags(cache)
+    return jnp.eye(1, module.FLAGS) + module.own_slot(cache, value).astype(jnp.float32) @ module.slot_flags(cache)
 
 
 def case(seed=0, length=30, values=6, kept=0.8, top=None):
@@ -219,7 +219,7 @@ def test_the_block_reads_the_catalogue_s_value_of_every_behaviour(field):
     value = catalogue.ids[field][items.ids["item"]]
     np.testing.assert_allclose(inputs[:, :8], reference.lookup(slow, query, value), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(inputs[:, 8:], reference.flags(slow, value), rtol=1e-5, atol=1e-6)
-    assert block.least_history == 4 and block.widths(config) == {"read": 8, "flags": 3}
+    assert block.widths(config) == {"read": 8, "flags": 3}
 
 
 def test_a_history_shorter_than_the_slots_fills_no_more_than_it_has():

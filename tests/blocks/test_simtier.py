@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aif_jax.blocks import SimTier, UserView
-from aif_jax.blocks.simtier import behaviour_group, group_count, log_counts
+from aif_jax.blocks.simtier import log_counts
 from tests import demo
 from tests.blocks import parts
 from tests.reference import lsh
@@ -27,10 +27,11 @@ def test_groups_by_hand():
     """4 actions, windows that end after 1 and 3 behaviours: the recent window's groups come first."""
     action = jnp.array([3, 1, 0, 2, -1, 4])
     past = dataclasses.replace(demo.history(6, 6), action=action)
-    assert group_count(demo.config(), True, (1, 3)) == 12 and group_count(demo.config(), False, (1, 3)) == 3
+    assert SimTier(by_action=True, windows=(1, 3)).groups(demo.config()) == 12
+    assert SimTier(windows=(1, 3)).groups(demo.config()) == 3
 
     def group(**options):
-        made = behaviour_group(past, demo.config(), **options)
+        made = SimTier(**options).group(past, demo.config())
         assert made.dtype == jnp.int32
         return made.tolist()
 
@@ -64,7 +65,7 @@ def test_head_inputs_are_those_of_the_definition(name):
     group = np.asarray(history.action) * block.by_action
     for end in block.windows:
         group = group + (place >= end) * (4 if block.by_action else 1)
-    groups = group_count(config, block.by_action, block.windows)
+    groups = block.groups(config)
     counts = reference.histogram(words[items.ids["item"]], words[history.item], group, history.mask, block.tiers, groups)
     assert counts.sum() == 7 * 19
     np.testing.assert_allclose(run(params), np.log1p(counts).reshape(7, -1), rtol=1e-6)
