@@ -58,7 +58,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self.wait()
 
     @property
     def steps(self) -> list[int]:
@@ -99,7 +99,7 @@ class Checkpoints:
         """Saves in the background; the arrays may be donated or changed as soon as this returns.
 
         Copies to the host and hashes before it returns, writes afterwards; waits for the save before it. An error in the
-        background is raised by the next `save_async`, `wait` or `close`.
+        background is raised by the next `save_async` or `wait`, or at the end of a `with` block.
 
         Args:
           step: must not be on disk yet.
@@ -135,14 +135,10 @@ class Checkpoints:
         return load(self._folder(number), config=config, like=like)
 
     def wait(self) -> None:
-        """Returns when everything is on disk. Raises what went wrong in the background."""
+        """Returns when everything is on disk, as the end of a `with` block does. Raises what went wrong in the background."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
-
-    def close(self) -> None:
-        """Waits, as at the end of a `with` block."""
-        self.wait()
 
     def _write(self, step: int, packed: Packed) -> None:
         """Writes a step and removes the steps that are neither among the last nor the best."""

@@ -22,7 +22,6 @@ from aif_jax.export.golden import golden_case
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
 from aif_jax.folders import new_folder
 from aif_jax.index import ItemIndex
-from aif_jax.index.storage import decode, pack
 from aif_jax.model import PreRanker, build
 from aif_jax.schema import Schema
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
@@ -237,11 +236,8 @@ def covered(path: str, names: Sequence[str]) -> bool:
 
 def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
     """Ids int64 [N], ascending, or the keys of strings, and the decoded table of an index's live rows."""
-    ids, columns = index.stored()
-    rows = decode(jax.vmap(pack)(columns), np.arange(len(ids), dtype=np.int32))
-    return {"keys" if index.kind == "strings" else "ids": ids} | {
-        name: np.asarray(value) for name, value in functions.named(rows).items()
-    }
+    ids, rows = index.stored(decoded=True)
+    return {"keys" if index.kind == "strings" else "ids": ids} | functions.named(rows)
 
 
 def _function(target: Path, name: str, built: functions.Exported, schema: Schema) -> dict[str, Any]:

@@ -136,10 +136,10 @@ def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[B
     elif not isinstance(catalogue, Iterable):
         expected = "Catalogue, path, ItemFeatures or pairs (ids, features)"
         raise TypeError(f"catalogue: expected {expected}, got {type(catalogue).__name__}")
-    return _checked(program, catalogue), known
+    return _stream(program, catalogue), known
 
 
-def _checked(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
+def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
     kind = None
     for entry in entries:
         keys, features = checked(program, *(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)

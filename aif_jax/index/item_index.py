@@ -229,10 +229,10 @@ class ItemIndex:
         rows, mask = self.lookup(ids)
         return self._on_host(_decode_stored, rows.clip(0)), mask
 
-    def stored(self) -> tuple[np.ndarray, Any]:
-        """ids int64 [n], ascending, and the columns of their rows [n] on the host, as compact as the table has them."""
+    def stored(self, *, decoded: bool = False) -> tuple[np.ndarray, Any]:
+        """ids int64 [n], ascending, and their rows [n] on the host: columns as compact as the table has them, or decoded."""
         keys, rows = self._view.items()
-        return keys.key, self._on_host(_columns, rows)
+        return keys.key, self._on_host(_decode_stored if decoded else _columns, rows)
 
     def upsert(self, ids: Any, features: ItemFeatures | None = None) -> ItemIndex:
         """A snapshot with some items new or changed.
