@@ -137,7 +137,9 @@ def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str,
 
 def complete_steps(directory: Path) -> list[int]:
     """Steps of a run that are complete on disk, ascending."""
-    return sorted(int(p.name) for p in directory.glob("[0-9]*") if p.name.isdigit() and (p / METADATA_FILE).is_file())
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / METADATA_FILE).is_file())
 
 
 def is_json(value: Any) -> bool:

@@ -78,11 +78,11 @@ class Lease:
 
 def _locked(path: Path) -> bool:
     """Whether the process that made a claim holds it."""
-    try:
-        with path.open("rb") as claim:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as claim:
+        try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # the file is gone, or the file system has no locks: not held
-        return isinstance(error, BlockingIOError)
+        except OSError as error:  # a file system without locks: not held
+            return isinstance(error, BlockingIOError)
     return False
 
 
