@@ -126,8 +126,6 @@ def _with_unknown(table: Any, name: str, count: int, dtype: Any) -> np.ndarray:
     table = np.asarray(table)
     expect(table.shape[:1] == (count,), f"Catalogue.{name}", f"{count} rows like raw", f"shape {list(table.shape)}")
     if dtype == np.int32 and table.size:
-        if table.dtype.kind not in "iu":
-            raise TypeError(f"Catalogue.{name}: expected integers, got dtype {table.dtype.name}")
         expect_integers(table, f"Catalogue.{name}", size=2**31)
     out = np.zeros((count + 1, *table.shape[1:]), dtype)
     out[1:] = table

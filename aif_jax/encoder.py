@@ -82,10 +82,6 @@ class Encoder:
     def __repr__(self) -> str:
         return f"Encoder({self.version[:12]}, {self.schema!r}, length={self.length})"
 
-    def __call__(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
-        """The same as `user`."""
-        return self.user(user, events, now)
-
     @functools.cached_property
     def version(self) -> str:
         """64 hex digits over schema, columns, vocabularies and scales: what ids and floats mean. Features carry it."""
@@ -113,6 +109,8 @@ class Encoder:
         """
         ids, floats = self._profile(user)
         return UserFeatures(ids=ids, floats=floats, history=self._history(events, now), encoding=self.version)
+
+    __call__ = user
 
     def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
         """Raw ids and features of n items.

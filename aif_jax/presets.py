@@ -8,18 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from aif_jax.blocks import (
-    Bea,
-    Concatenation,
-    CosineTiers,
-    CrossAttention,
-    DotProduct,
-    LinearMemory,
-    LshDin,
-    Sim,
-    SimTier,
-    TargetAttention,
-)
+from aif_jax import blocks
 from aif_jax.config import Config
 from aif_jax.schema import Schema
 
@@ -48,34 +37,36 @@ def aif(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **change
       >>> [block.name for block in aif(schema).blocks]
       ['bea', 'sim_category', 'linear_memory', 'sim_tier', 'dot_product']
     """
-    tiers = _with_content(schema, "aif", SimTier(tiers=TIERS, bits=BITS))
-    blocks = (Bea(dot_product=True), *map(Sim, sim_fields), LinearMemory(dot_product=True), *tiers, DotProduct())
-    return _config(schema, changes, long_length=LONG_LENGTH, blocks=blocks)
+    tiers = _with_content(schema, "aif", blocks.SimTier(tiers=TIERS, bits=BITS))
+    short, long = blocks.Bea(dot_product=True), blocks.LinearMemory(dot_product=True)
+    parts = (short, *map(blocks.Sim, sim_fields), long, *tiers, blocks.DotProduct())
+    return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
 
 
 def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
     """The paper's blocks alone, at sizes in the range that its setting names: BEA, SIM, DIN on LSH, SimTier, L=4,096."""
-    content = _with_content(schema, "paper", LshDin(), SimTier())
+    content = _with_content(schema, "paper", blocks.LshDin(), blocks.SimTier())
     sizes = dict(width=64, short_length=64, long_length=4096, towers=(256, 128), head=(128, 64))
-    return _config(schema, changes, **sizes, blocks=(Bea(), *(Sim(f, slots=32, length=16) for f in sim_fields), *content))
+    caches = (blocks.Sim(field, slots=32, length=16) for field in sim_fields)
+    return _config(schema, changes, **sizes, blocks=(blocks.Bea(), *caches, *content))
 
 
 def two_tower(schema: Schema, **changes: Any) -> Config:
     """The dot product of user and item vector, and nothing else in real time."""
-    return _config(schema, changes, head=(), blocks=(DotProduct(),))
+    return _config(schema, changes, head=(), blocks=(blocks.DotProduct(),))
 
 
 def cold(schema: Schema, **changes: Any) -> Config:
     """COLD (arXiv 2007.16122) without its feature selection: one MLP over concatenated features, everything in real time."""
-    return _config(schema, changes, towers=None, long_length=LONG_LENGTH, blocks=(Concatenation(),))
+    return _config(schema, changes, towers=None, long_length=LONG_LENGTH, blocks=(blocks.Concatenation(),))
 
 
 def exact(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
     """The sequential ceiling: attention over both whole histories, tiers of float cosines, no approximation."""
-    tiers = _with_content(schema, "exact", CosineTiers(tiers=TIERS))
-    attention = (CrossAttention(dot_product=True), TargetAttention(dot_product=True))
-    blocks = (*attention, *map(Sim, sim_fields), *tiers, DotProduct())
-    return _config(schema, changes, long_length=LONG_LENGTH, blocks=blocks)
+    tiers = _with_content(schema, "exact", blocks.CosineTiers(tiers=TIERS))
+    attention = (blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True))
+    parts = (*attention, *map(blocks.Sim, sim_fields), *tiers, blocks.DotProduct())
+    return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
 
 
 PRESETS = {"aif": aif, "paper": paper, "two_tower": two_tower, "cold": cold, "exact": exact}
@@ -86,10 +77,10 @@ def _config(schema: Schema, changes: dict[str, Any], **defaults: Any) -> Config:
     return Config(schema=schema, **(defaults | changes))
 
 
-def _with_content(schema: Schema, preset: str, *blocks: Any) -> tuple[Any, ...]:
+def _with_content(schema: Schema, preset: str, *parts: Any) -> tuple[Any, ...]:
     """The blocks, or none where the schema has no content to fit them on."""
     if schema.content:
-        return blocks
-    names = ", ".join(type(block).__name__ for block in blocks)
+        return parts
+    names = ", ".join(type(part).__name__ for part in parts)
     logger.warning("presets.%s: the schema has no content embedding, so the model goes without %s", preset, names)
     return ()

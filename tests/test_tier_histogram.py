@@ -32,7 +32,7 @@ def expected(candidates, past, tiers, groups=1):
 def packed(candidates, past, *, tiers, groups=1):
     """The form for accelerators, which a CPU can run too; in several chunks."""
     return tier_histogram._packed(
-        tier_histogram._by_bits, candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False
+        tier_histogram.by_bits, candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False
     )
 
 

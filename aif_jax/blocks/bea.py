@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect, expect_towers
+from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
 
@@ -40,12 +40,10 @@ class Bea(Block):
 
     bridges: int = 10
     dot_product: bool = False
+    needs_towers = True
 
     def __post_init__(self):
         expect(self.bridges >= 1, self, "bridges", "at least 1", self.bridges)
-
-    def check(self, config: Config) -> None:
-        expect_towers(self, config)
 
     def widths(self, config: Config) -> dict[str, int]:
         return {"read": config.width}

@@ -107,6 +107,8 @@ class Block:
     `state.blocks[self.name]` and `rows.blocks[self.name]`.
     """
 
+    needs_towers = False  # whether it reads the item vector
+
     @property
     def name(self) -> str:
         """Its place in parameters, state, row and head: the class name in snake case unless overridden."""
@@ -124,6 +126,8 @@ class Block:
 
     def check(self, config: Config) -> None:
         """Raises ValueError where the config lacks what the block needs."""
+        has_towers = config.towers is not None or not self.needs_towers
+        checks.expect(has_towers, type(self).__name__, "Config.towers", "None: the block reads the item vector")
 
     def widths(self, config: Config) -> dict[str, int]:
         """The inputs that it adds to the head, by name: `score` gets a kernel [width, H] for each."""
@@ -194,12 +198,6 @@ def recent(history: Behaviours, length: int) -> Behaviours:
 def expect(ok: bool, block: Block, field: str, expected: str, got: object) -> None:
     """Raises ValueError that names a block's field."""
     checks.expect(ok, f"{type(block).__name__}.{field}", expected, repr(got))
-
-
-def expect_towers(part: Block, config: Config) -> None:
-    """Raises ValueError in a model without towers."""
-    got = "None: the block reads the item vector"
-    checks.expect(config.towers is not None, type(part).__name__, "Config.towers", got)
 
 
 def expect_content(part: Any, config: Config) -> None:

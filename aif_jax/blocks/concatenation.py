@@ -54,8 +54,5 @@ class Concatenation(Block):
         user, item = jax.tree.map(jnp.asarray, (state.blocks[self.name], rows.blocks[self.name]))
         return Terms(
             once=user["features"] @ kernels["user"],
-            pairs=(
-                (item["features"], kernels["item"]),
-                (user["short"][None, :] * item["embedding"], kernels["product"]),
-            ),
+            pairs=((item["features"], kernels["item"]), (user["short"][None, :] * item["embedding"], kernels["product"])),
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Terms, block, expect_towers
+from aif_jax.blocks.block import Block, Terms, block
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
 
@@ -20,8 +20,7 @@ from aif_jax.types import ItemRow, Params, UserState
 class DotProduct(Block):
     """u . i / sqrt D + popularity . i, with a learned direction of popularity. With `head=()` it is the two-tower model."""
 
-    def check(self, config: Config) -> None:
-        expect_towers(self, config)
+    needs_towers = True
 
     def init(self, key: jax.Array, config: Config) -> Params:
         return {"popularity": jax.random.normal(key, (config.width,)) * 0.02}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, Fitted, ItemView, Terms, UserView, block, by_id, expect_towers
+from aif_jax.blocks.block import Block, Fitted, ItemView, Terms, UserView, block, by_id
 from aif_jax.blocks.simtier import Tiers
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemFeatures, ItemRow, Params, UserState, record
@@ -34,9 +34,7 @@ class Sequence:
 @dataclasses.dataclass(frozen=True)
 class _Attention(Block):
     dot_product: bool = False
-
-    def check(self, config: Config) -> None:
-        expect_towers(self, config)
+    needs_towers = True
 
     def widths(self, config: Config) -> dict[str, int]:
         return {"read": config.width}
@@ -121,6 +119,8 @@ class CosineTiers(Tiers):
     Raises:
       ValueError: sizes out of range; a schema without content.
     """
+
+    tiers: int = 8
 
     @property
     def tables(self) -> tuple[Fitted, ...]:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect, expect_towers
+from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
@@ -64,13 +64,11 @@ class LinearMemory(Block):
     width: int = 64
     keys: Literal["linear", "softmax"] = "softmax"
     dot_product: bool = False
+    needs_towers = True
 
     def __post_init__(self):
         expect(self.width >= 1, self, "width", "at least 1", self.width)
         expect(self.keys in ("linear", "softmax"), self, "keys", "'linear' or 'softmax'", self.keys)
-
-    def check(self, config: Config) -> None:
-        expect_towers(self, config)
 
     def widths(self, config: Config) -> dict[str, int]:
         return {"mean": config.width, "deviation": config.width}

@@ -4,8 +4,7 @@ With sim(i, j) = 1/2 + s_i . s_j / (2 K) for signs s in {-1, +1}^K, the similari
 
     o_i = (b / 2 + s_i A / (2 K)) / n,   A = sum_j m_j s_j v_j^T,   b = sum_j m_j v_j,   n = sum_j m_j
 
-so A [K, D] is summed on the user side and real time is one [C, K] x [K, D] product, whatever L is. The head receives the mean
-b / n and the deviation s_i A / (sqrt(K) n) apart: the same information, better conditioned.
+so A [K, D] is summed on the user side, and the head receives mean and deviation apart, as in `linear_memory`.
 
 Source: AIF's LSH-DIN (arXiv 2511.12934) after DIN (1706.06978); the linear form is ours.
 """

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect, expect_towers
+from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
@@ -54,6 +54,7 @@ class Sim(Block):
     field: str = "category"
     slots: int = 16
     length: int = 8
+    needs_towers = True
 
     def __post_init__(self):
         expect(self.slots >= 1, self, "slots", "at least 1", self.slots)
@@ -64,7 +65,7 @@ class Sim(Block):
         return f"sim_{self.field}"
 
     def check(self, config: Config) -> None:
-        expect_towers(self, config)
+        super().check(config)
         fields = config.schema.behaviour_fields
         expect(self.field in fields, self, "field", f"one of schema.behaviour_fields {fields}", self.field)
 
@@ -76,16 +77,12 @@ class Sim(Block):
 
     def user(self, params: Params, user: UserView) -> SimCache:
         schema, long = user.config.schema, user.long
-        value = layers.behaviour_fields(user.params, schema, long.item)[self.field]
-        return fill_cache(
-            value,
-            user.embedded,
-            jnp.asarray(long.age),
-            jnp.asarray(long.mask),
-            slots=self.slots,
-            length=self.length,
-            size=schema.item_attribute(self.field).size,
+        value, size = (
+            layers.behaviour_fields(user.params, schema, long.item)[self.field],
+            schema.item_attribute(self.field).size,
         )
+        age, mask = jnp.asarray(long.age), jnp.asarray(long.mask)
+        return fill_cache(value, user.embedded, age, mask, slots=self.slots, length=self.length, size=size)
 
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"query": layers.dense(params["query"], item.vector), "value": jnp.asarray(item.features.ids[self.field])}

@@ -22,9 +22,9 @@ from aif_jax.kernels.tier_histogram import TierHistory, histogram
 from aif_jax.types import Behaviours, ItemRow, Params, UserState
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tiers(Block):
-    """What every block of tier histograms has; `SimTier` says what the fields mean."""
+    """What blocks of tier histograms share, explained at `SimTier`; by keyword unless a subclass names a field again."""
 
     tiers: int = 8
     by_action: bool = False
@@ -70,6 +70,7 @@ class SimTier(Tiers):
       ValueError: sizes out of range; windows that do not ascend; a schema without content.
     """
 
+    tiers: int = 8
     bits: int = 64
 
     def __post_init__(self):

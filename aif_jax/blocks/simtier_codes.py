@@ -20,7 +20,7 @@ from aif_jax import layers
 from aif_jax.blocks.block import ItemView, Terms, UserView, block, by_id, expect, expect_content
 from aif_jax.blocks.simtier import Tiers, log_counts
 from aif_jax.config import Config
-from aif_jax.kernels.tier_histogram import TierHistory, histogram_by_table
+from aif_jax.kernels.tier_histogram import TierHistory, by_table, histogram
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 
@@ -98,7 +98,7 @@ def code_table(
     known = mask & (code >= 0)
     key = jnp.where(known, code, 0).astype(jnp.uint32)[:, None]
     history = TierHistory(signature=key, group=group, mask=known)
-    return log_counts(histogram_by_table(between, history, tiers=tiers, groups=groups))
+    return log_counts(histogram(between, history, tiers=tiers, groups=groups, rule=by_table))
 
 
 def nearest_centres(centres: jax.Array, content: jax.Array, *, count: int, tiers: int) -> tuple[jax.Array, jax.Array]:

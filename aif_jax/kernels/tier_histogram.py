@@ -62,25 +62,7 @@ def histogram_reference(candidates: jax.Array, history: TierHistory, *, tiers: i
     return counts.reshape(candidates.shape[0], groups, tiers)
 
 
-def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """Counts of a user's behaviours by similarity tier: uint32 [C, W] -> int32 [C, G, T], exact, in a few MiB at any L."""
-    return _histogram(_by_bits, candidates, history, tiers=tiers, groups=groups)
-
-
-def histogram_by_table(between: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """The same with tiers uint8 [R, R] from a table, `history.signature` uint32 [L, 1] codes -> int32 [R, G, T]."""
-    return _histogram(_by_table, between, history, tiers=tiers, groups=groups)
-
-
-def _histogram(rule: Rule, candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int) -> jax.Array:
-    cpu, default = (
-        partial(_packed, rule, tiers=tiers, groups=groups, words_bytes=WORDS_BYTES[platform], serial=platform == "cpu")
-        for platform in ("cpu", "default")
-    )
-    return jax.lax.platform_dependent(candidates, history, cpu=cpu, default=default)
-
-
-def _by_bits(candidates: jax.Array, signature: jax.Array, tiers: int) -> jax.Array:
+def by_bits(candidates: jax.Array, signature: jax.Array, tiers: int) -> jax.Array:
     """Tier by differing bits: uint32 [C, W], [n, W] -> uint32 [n, C]."""
     differing = jnp.uint32(0)
     for w in range(candidates.shape[-1]):
@@ -88,9 +70,18 @@ def _by_bits(candidates: jax.Array, signature: jax.Array, tiers: int) -> jax.Arr
     return tier(differing, bits=candidates.shape[-1] * WORD, tiers=tiers)
 
 
-def _by_table(between: jax.Array, code: jax.Array, tiers: int) -> jax.Array:
-    """Tier by look-up: uint8 [R, R], uint32 [n, 1] -> uint32 [n, R]."""
+def by_table(between: jax.Array, code: jax.Array, tiers: int) -> jax.Array:
+    """Tier by look-up: uint8 [R, R], codes uint32 [n, 1] -> uint32 [n, R]."""
     return between.at[code[:, 0]].get(mode="promise_in_bounds").astype(jnp.uint32)
+
+
+def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1, rule: Rule = by_bits) -> jax.Array:
+    """Counts of behaviours by tier: candidates [C, ...] as `rule` has them -> int32 [C, G, T], exact, in a few MiB at any L."""
+    cpu, default = (
+        partial(_packed, rule, tiers=tiers, groups=groups, words_bytes=WORDS_BYTES[platform], serial=platform == "cpu")
+        for platform in ("cpu", "default")
+    )
+    return jax.lax.platform_dependent(candidates, history, cpu=cpu, default=default)
 
 
 def _packed(

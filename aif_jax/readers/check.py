@@ -113,8 +113,7 @@ def _note_unscaled(tables: Tables, columns: Columns, problems: Problems) -> None
         if table is None:
             continue
         for name in names:
-            values = table.floats(name)
-            values = values[table.is_good(name)] if len(values) == table.count else values[:0]
+            values = table.floats(name)[table.is_good(name)]
             if not len(values):
                 continue
             mean, deviation = float(np.mean(values, dtype=np.float64)), float(np.std(values, dtype=np.float64))

@@ -207,8 +207,7 @@ def _content(tables: Tables, columns: Columns, content: Content | None) -> np.nd
         return _by_row(tables.rows["items"]["item"], tables.scans["items"].floats(columns.content), len(vocabulary))
     if content is None:
         return None
-    embedding = lookup(content)(vocabulary.raw)
-    return np.concatenate([np.zeros((1, embedding.shape[1]), np.float32), embedding])
+    return _by_row(np.arange(1, len(vocabulary)), lookup(content)(vocabulary.raw), len(vocabulary))
 
 
 def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:

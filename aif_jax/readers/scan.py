@@ -72,20 +72,13 @@ class Codes:
 
 
 class Scan:
-    """A table that was read once.
-
-    Attributes:
-      label: what messages call the whole table.
-      kinds: the columns and what they hold.
-      codes: of categorical columns.
-      bad: by column, (first row, bool [k]): where a value is a placeholder.
-      count: n, rows.
-    """
+    """A table that was read once; messages call it `label`."""
 
     def __init__(self, label: File, kinds: Mapping[str, Kind], columns: Columns):
-        self.label, self.kinds, self.columns, self.count = label, kinds, columns, 0
+        self.label, self.kinds, self.columns = label, kinds, columns
+        self.count = 0  # n, rows
         self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
-        self.bad: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in kinds}
+        self.bad: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in kinds}  # (first row, whether a placeholder)
         self._arrays: dict[str, list[Any]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
         self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
 

@@ -113,9 +113,8 @@ def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[
     arrow, parquet, file = pyarrow(), pyarrow("pyarrow.parquet"), File(str(path))
     try:
         with parquet.ParquetFile(path) as opened:
-            names = _present(file, opened.schema_arrow.names, wanted, problems)
-            types = {name: opened.schema_arrow.field(name).type for name in names}
-            yield from _numbered(file, types, opened.iter_batches(batch_size=ROWS, columns=names), problems)
+            types = _present(file, opened.schema_arrow, wanted, problems)
+            yield from _numbered(file, types, opened.iter_batches(batch_size=ROWS, columns=list(types)), problems)
     except (arrow.ArrowException, OSError) as error:
         problems.add("unreadable file", file, None, None, "a complete Parquet file", _first_line(error))
 
@@ -128,11 +127,10 @@ def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str
         source = arrow.Table.from_batches([source])
     if not isinstance(source, arrow.Table | arrow.RecordBatchReader):
         raise TypeError(f"{name}: expected a path, a mapping of columns or an Arrow table, got {type(source).__name__}")
-    names = _present(file, source.schema.names, wanted, problems)
+    types = _present(file, source.schema, wanted, problems)
     parts = source.to_batches() if isinstance(source, arrow.Table) else source
     slices = (part.slice(start, ROWS) for part in parts for start in range(0, part.num_rows, ROWS))
-    types = {name: source.schema.field(name).type for name in names}
-    yield from _numbered(file, types, (part.select(names) for part in slices), problems)
+    yield from _numbered(file, types, (part.select(list(types)) for part in slices), problems)
 
 
 def _numbered(
@@ -175,34 +173,23 @@ def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator
         return "skip"
 
     def opened(handler: Any, **options: Any) -> Any:
-        return csv.open_csv(
-            _characters(text),
-            read_options=csv.ReadOptions(
-                use_threads=False,  # with threads a broken row does not know its number
-                column_names=list(text.names) or None,
-                encoding=text.encoding,
-            ),
-            parse_options=csv.ParseOptions(
-                delimiter=text.separator if len(text.separator) == 1 else UNIT_SEPARATOR.decode(),
-                quote_char='"' if text.quoted else False,
-                invalid_row_handler=handler,
-                ignore_empty_lines=False,
-            ),
-            **options,
-        )
+        delimiter = text.separator if len(text.separator) == 1 else UNIT_SEPARATOR.decode()
+        # with threads a broken row does not know its number
+        read = csv.ReadOptions(use_threads=False, column_names=list(text.names) or None, encoding=text.encoding)
+        fields = {"delimiter": delimiter, "quote_char": '"' if text.quoted else False, "ignore_empty_lines": False}
+        parse = csv.ParseOptions(**fields, invalid_row_handler=handler)
+        return csv.open_csv(_characters(text), read_options=read, parse_options=parse, **options)
 
     try:
         with opened(lambda row: "skip") as reader:  # reads one block, which tells what the columns look like
             schema = reader.schema
-        names = _present(file, schema.names, wanted, problems)
+        types = _present(file, schema, wanted, problems)
+        strings = {name: arrow.string() for name in schema.names}
         convert = csv.ConvertOptions(
-            column_types={name: arrow.string() for name in schema.names},
-            include_columns=names,
-            strings_can_be_null=True,
-            null_values=[""],
+            column_types=strings, include_columns=list(types), strings_can_be_null=True, null_values=[""]
         )
         with opened(refuse, convert_options=convert) as reader:
-            yield from _numbered(file, {name: schema.field(name).type for name in names}, reader, problems, broken)
+            yield from _numbered(file, types, reader, problems, broken)
         if text.whole and (tail := _unended(text.path)):
             problems.add("cut off", file, None, None, "a line end after the last line", repr(tail))
     except (arrow.ArrowException, OSError) as error:
@@ -239,12 +226,14 @@ def _unended(path: PathLike) -> str:
     return "" if tail.endswith(b"\n") else tail.rpartition(b"\n")[2].decode("utf8", "replace")
 
 
-def _present(file: File, names: list[str], wanted: Sequence[str], problems: Problems) -> list[str]:
+def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems) -> dict[str, Any]:
+    """The Arrow types of the columns wanted; a problem for each that is not there once."""
+    names = schema.names
     for name in wanted:
         if names.count(name) != 1:
             got = "more than one" if name in names else f"the columns {', '.join(map(repr, names))}"
             problems.add("missing column", file, None, name, "a column of this name", got)
-    return [name for name in wanted if names.count(name) == 1]
+    return {name: schema.field(name).type for name in wanted if names.count(name) == 1}
 
 
 def _first_line(error: BaseException) -> str:
