@@ -11,9 +11,7 @@ Sources: AUC, Mann and Whitney 1947; GAUC, Zhu et al. 2017 and DIN (arXiv 1706.0
 as in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arXiv 1706.04599).
 """
 
-from aif_jax.metrics.entries import Averaged
-from aif_jax.metrics.pairs import Weighting, auc, gauc
-from aif_jax.metrics.probabilities import Calibration, calibration, log_loss
+from aif_jax.metrics.entries import Averaged, Calibration, Weighting, auc, calibration, gauc, log_loss
 from aif_jax.metrics.top_k import hit_rate_at_k, ndcg_at_k, recall_at_k, top_k_labels
 
 __all__ = [

@@ -1,13 +1,15 @@
-"""What all metrics share: checks of their arguments, means with their sample counts."""
+"""Metrics over entries and their pairs: AUC, GAUC, log-loss, calibration; and the checks that all metrics share."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from aif_jax.checks import expect, expect_like_scores
+
+Weighting = Literal["impressions", "mean"]
 
 
 class Averaged(NamedTuple):
@@ -16,6 +18,146 @@ class Averaged(NamedTuple):
     value: float  # NaN where `used` is 0
     used: int  # groups or lists that have a value
     left_out: int  # those without one: of one class only (GAUC), without a positive (HR, recall, NDCG)
+
+
+class Calibration(NamedTuple):
+    """Predicted against observed rates."""
+
+    ratio: float  # sum of probabilities / positives: 1 is right, above 1 predicts too much; NaN without a positive
+    error: float  # expected calibration error: mean over entries of |predicted - observed| of their bin
+    predicted: np.ndarray  # float64 [bins] mean probability, NaN where the bin is empty
+    observed: np.ndarray  # float64 [bins] share of positives, NaN where the bin is empty
+    entries: np.ndarray  # int64 [bins]
+
+
+def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half; O(n log n).
+
+    (pairs won + pairs tied / 2) / (positives * negatives)
+
+    Args:
+      scores, labels: numbers and 0 or 1, of one shape.
+      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
+
+    Returns:
+      A number in [0, 1]; NaN where there are not both classes.
+
+    Raises:
+      ValueError: NaN scores, other labels than 0 and 1, shapes that do not fit.
+
+    Example:
+      >>> auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+      0.75
+    """
+    scores, positive = _valid_entries(scores, labels, where)
+    won_twice, positives, negatives = _pairs(scores, positive, None)
+    return ratio(won_twice.sum(), 2 * positives.sum() * negatives.sum())
+
+
+def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting: Weighting = "impressions") -> Averaged:
+    """Group AUC: the mean of the AUC within each group, as a rule a user or a request.
+
+    sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = entries of g ("impressions") or 1 ("mean")
+
+    Args:
+      scores, labels, where: as in `auc`.
+      groups: integers or strings; rank of `scores` and broadcastable to it, such as [B, 1] for candidates [B, C].
+      weighting: "impressions" (each group by its valid entries, as the papers report) or "mean" (each group alike).
+
+    Returns:
+      The value, the groups used and those left out for having one class only. A group without a valid entry is neither.
+
+    Raises:
+      ValueError: as `auc`, and for an unknown weighting.
+
+    Example:
+      >>> gauc([0.2, 0.9, 0.5, 0.3, 0.3, 0.7], [0, 1, 0, 1, 0, 1], [7, 7, 7, 8, 8, 9])
+      Averaged(value=0.8, used=2, left_out=1)
+    """
+    known = get_args(Weighting)
+    expect(weighting in known, "weighting", f"one of {known}", repr(weighting))
+    scores, labels, valid = _checked(scores, labels, where)
+    groups = np.asarray(groups)
+    expect(groups.dtype.kind != "f" or not groups.size, "groups", "integers or strings", groups.dtype)
+    groups = _broadcast(groups, "groups", scores.shape)[valid]
+    scores, positive = scores[valid], labels[valid] != 0
+    if groups.dtype.kind not in "iu":
+        groups = np.unique(groups, return_inverse=True)[1]
+    won_twice, positives, negatives = _pairs(scores, positive, groups)
+    pairs_twice = 2 * positives * negatives
+    used = pairs_twice > 0
+    weights = (positives + negatives)[used] if weighting == "impressions" else np.ones(used.sum())
+    value = ratio(weights @ (won_twice[used] / pairs_twice[used]), weights.sum())
+    return Averaged(value, int(used.sum()), int((~used).sum()))
+
+
+def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
+    """Mean of -log of the probability that the model gave to what happened, in nats: log(1 + exp(-s)) for a positive.
+
+    Args:
+      scores: logits; `labels`, `where` as in `auc`.
+
+    Returns:
+      At least 0; infinite where an infinite logit is wrong; NaN without data.
+
+    Raises:
+      ValueError: as `auc`.
+
+    Example:
+      >>> round(log_loss([0.0, 2.0], [1, 1]), 4)
+      0.41
+    """
+    scores, positive = _valid_entries(scores, labels, where)
+    return ratio(np.logaddexp(0, np.where(positive, -scores, scores)).sum(), len(scores))
+
+
+def calibration(scores: Any, labels: Any, *, where: Any = None, bins: int = 10) -> Calibration:
+    """Predicted against observed: the overall ratio, and the error by bins of equal width in probability.
+
+    ratio = sum of sigmoid(s) / positives; error = sum over bins of |sum of sigmoid(s) - positives| in the bin / entries
+
+    Args:
+      scores: logits; `labels`, `where` as in `auc`.
+      bins: how many, of equal width over [0, 1]; where all probabilities are small (advertising), take more than ten.
+
+    Returns:
+      Ratio, error and the table of bins, for a reliability diagram.
+
+    Raises:
+      ValueError: as `auc`, and for bins below 1.
+
+    Example:
+      >>> calibration([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 0])[:2]
+      (2.0, 0.25)
+    """
+    check_at_least_one(bins, "bins")
+    scores, positive = _valid_entries(scores, labels, where)
+    probability = np.exp(-np.logaddexp(0, -scores))  # sigmoid without overflow
+    bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    entries = np.bincount(bin_of, minlength=bins)
+    probabilities, positives = (np.bincount(bin_of, values, minlength=bins) for values in (probability, positive))
+    predicted, observed = np.stack([probabilities, positives]) / np.where(entries > 0, entries, np.nan)
+    error = ratio(np.abs(probabilities - positives).sum(), entries.sum())
+    return Calibration(ratio(probabilities.sum(), positives.sum()), error, predicted, observed, entries)
+
+
+def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By group: twice the pairs won (a tie is one half), positives, negatives; int64 [groups], so exact for every order."""
+    n = len(scores)
+    if not n:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    order = np.argsort(scores) if groups is None else np.lexsort((scores, groups))
+    scores, positive = scores[order], positive[order]
+    groups = np.zeros(n, np.bool_) if groups is None else groups[order]
+    group_starts = np.append(True, groups[1:] != groups[:-1])
+    ties = np.flatnonzero(group_starts | np.append(True, scores[1:] != scores[:-1]))
+    positives = np.add.reduceat(positive.astype(np.int64), ties)
+    negatives = np.diff(np.append(ties, n)) - positives
+    first = np.flatnonzero(group_starts[ties])  # the first tie of each group
+    below = np.cumsum(negatives) - negatives
+    below -= np.repeat(below[first], np.diff(np.append(first, len(ties))))
+    won_twice = positives * (2 * below + negatives)
+    return np.add.reduceat(won_twice, first), np.add.reduceat(positives, first), np.add.reduceat(negatives, first)
 
 
 def ratio(above: Any, below: Any) -> float:
@@ -28,20 +170,6 @@ def check_at_least_one(number: int, name: str) -> None:
     expect(isinstance(number, int | np.integer) and number >= 1, name, "an integer of at least 1", repr(number))
 
 
-def valid_entries(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float64 [n] and positive bool [n] of the valid entries, flat."""
-    scores, labels, valid = _checked(scores, labels, where)
-    return scores[valid], labels[valid] != 0
-
-
-def grouped_entries(scores: Any, labels: Any, groups: Any, where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `valid_entries`, with the groups [n]."""
-    scores, labels, valid = _checked(scores, labels, where)
-    groups = np.asarray(groups)
-    expect(groups.dtype.kind != "f" or not groups.size, "groups", "integers or strings", groups.dtype)
-    return scores[valid], labels[valid] != 0, _broadcast(groups, "groups", scores.shape)[valid]
-
-
 def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, labels and mask as [B, C]; masked scores are -inf, masked labels 0. Labels are bool unless graded."""
     scores, labels, valid = _checked(scores, labels, where, graded=graded)
@@ -51,6 +179,12 @@ def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False
     if not graded:
         labels = labels != 0
     return np.where(valid, scores, -np.inf).reshape(shape), labels.reshape(shape), valid.reshape(shape)
+
+
+def _valid_entries(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Scores float64 [n] and positive bool [n] of the valid entries, flat."""
+    scores, labels, valid = _checked(scores, labels, where)
+    return scores[valid], labels[valid] != 0
 
 
 def _checked(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
