@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data.batches import make_batch
+from aif_jax.data.pipeline import make_batch
 from experiments.datasets import ali_display
 
 FILES = {

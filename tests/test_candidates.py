@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.data import positions as positions_module
+from aif_jax.data import split as split_module
 from aif_jax.data.candidates import CandidateLists, Draw, Source, describe, impressed, pointwise, retrieved, sampled
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.positions import request_starts
 from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
+from aif_jax.data.split import request_starts
 from aif_jax.schema import Attribute, Schema
 from aif_jax.vocabulary import Vocabulary
 from tests import test_sampling
@@ -44,7 +44,7 @@ def dataset() -> Dataset:
 
 @pytest.mark.parametrize("block", [8, 1 << 22])  # a request that crosses a border of blocks is not cut in two
 def test_requests_start_where_user_or_time_changes(dataset, monkeypatch, block):
-    monkeypatch.setattr(positions_module, "BLOCK", block)
+    monkeypatch.setattr(split_module, "BLOCK", block)
 
     def starts(**given):
         return request_starts(dataset.log, **given).tolist()

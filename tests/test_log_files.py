@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif_jax.data.events import COLUMNS, EventLog
-from aif_jax.data.log_files import write_log
+from aif_jax.data.events import COLUMNS, EventLog, write_log
 
 
 def table(size: int, seed: int = 0) -> EventLog:
@@ -88,11 +87,10 @@ for module in [module for name, module in sys.modules.items() if name.startswith
     module.BLOCK = {block}
 from aif_jax.data import candidates
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.log_files import write_log
+from aif_jax.data.events import write_log
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.positions import eligible_positions
 from aif_jax.data.sampling import NegativeSampler, item_counts
-from aif_jax.data.split import time_cuts
+from aif_jax.data.split import eligible_positions, time_cuts
 from aif_jax.vocabulary import Vocabulary
 
 def resident(field):
@@ -169,7 +167,7 @@ def test_a_log_streams_in_bounded_memory(python, tmp_path):
     assert report["anon_mb"] < 0.4 * report["log_mb"], report  # one int64 for each event would be 0.4 of it
 
 
-@pytest.mark.soak
+@pytest.mark.reliability
 @pytest.mark.timeout(1500)
 def test_a_log_of_100_million_events_streams_in_bounded_memory(python, tmp_path):
     report = stream(

@@ -8,18 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aif_jax.data import order as order_module
-from aif_jax.data import positions as positions_module
 from aif_jax.data import sampling, split
 from aif_jax.data.events import EventLog
-from aif_jax.data.order import EpochOrder, epoch_order
-from aif_jax.data.positions import eligible_positions, request_starts
+from aif_jax.data.order import EpochOrder
 from aif_jax.data.sampling import item_counts
+from aif_jax.data.split import eligible_positions, request_starts
 from tests.test_sampling import dataset
 
 
-def whole(**given_) -> np.ndarray:
-    order = EpochOrder(**given_)
-    return order.take(0, order.size)
+def whole(positions, **given_) -> np.ndarray:
+    return EpochOrder(positions, **given_).take(0, len(positions))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -33,7 +31,7 @@ def whole(**given_) -> np.ndarray:
 )
 def test_every_index_once_and_any_part_is_part_of_the_whole(monkeypatch, size, seed, epoch, block, window, small):
     monkeypatch.setattr(order_module, "SMALL", small)
-    order = EpochOrder(size=size, seed=seed, epoch=epoch, block=block, window=window)
+    order = EpochOrder(range(size), seed=seed, epoch=epoch, block=block, window=window)
     all_ = order.take(0, size + 5)
     assert sorted(all_.tolist()) == list(range(size))
     for start, stop in ((0, size // 3), (size // 3, size // 2), (size // 2, size), (size, size + 9)):
@@ -42,7 +40,7 @@ def test_every_index_once_and_any_part_is_part_of_the_whole(monkeypatch, size, s
 
 def test_a_large_range_is_permuted_without_a_list_of_it():
     size = 10**12
-    order = EpochOrder(size=size, seed=0, epoch=0)
+    order = EpochOrder(range(size), seed=0, epoch=0)
     taken = order.take(size - 100_000, size)
     assert len(np.unique(taken)) == 100_000 and taken.min() >= 0 and taken.max() < size
     shares = np.histogram(taken, bins=10, range=(0, size))[0] / len(taken)
@@ -54,7 +52,7 @@ def test_a_large_range_is_permuted_without_a_list_of_it():
 def test_every_index_is_as_likely_in_every_place(size, block, runs):
     """The first place, and of large orders the tenth of the range that it points into."""
     bins = min(size, 10 if size > 12 else size)
-    first = np.array([EpochOrder(size=size, seed=seed, epoch=0, block=block, window=3).take(2, 3)[0] for seed in range(runs)])
+    first = np.array([EpochOrder(range(size), seed=seed, epoch=0, block=block, window=3).take(2, 3)[0] for seed in range(runs)])
     shares = np.bincount(first * bins // size, minlength=bins) / runs
     assert np.all(np.abs(shares - 1 / bins) < 5 * np.sqrt((1 / bins) * (1 - 1 / bins) / runs)), shares
 
@@ -62,31 +60,31 @@ def test_every_index_is_as_likely_in_every_place(size, block, runs):
 def test_neighbours_of_a_computed_order_are_independent():
     """Of two neighbouring places, which tenths of the range do they point into? A chi-square test of all pairs."""
     size = 200_000
-    tenth = EpochOrder(size=size, seed=3, epoch=1).take(0, size) * 10 // size
+    tenth = EpochOrder(range(size), seed=3, epoch=1).take(0, size) * 10 // size
     pairs = np.bincount(tenth[1:] * 10 + tenth[:-1], minlength=100)
     expected = (size - 1) / 100
     assert np.sum((pairs - expected) ** 2) / expected < 99 + 5 * np.sqrt(2 * 99)
 
 
 def test_order_depends_on_seed_and_epoch():
-    one = whole(size=100, seed=0, epoch=0)
-    np.testing.assert_array_equal(one, whole(size=100, seed=0, epoch=0))
+    one = whole(range(100), seed=0, epoch=0)
+    np.testing.assert_array_equal(one, whole(range(100), seed=0, epoch=0))
     for other in ({"seed": 1, "epoch": 0}, {"seed": 0, "epoch": 1}):
-        assert np.mean(one == whole(size=100, **other)) < 0.2
+        assert np.mean(one == whole(range(100), **other)) < 0.2
 
 
 def test_a_block_order_reads_from_few_places_at_a_time():
-    order = EpochOrder(size=100_000, seed=0, epoch=0, block=100, window=8)
+    order = EpochOrder(range(100_000), seed=0, epoch=0, block=100, window=8)
     for start in range(0, 100_000, 800):
         blocks = np.unique(order.take(start, start + 800) // 100)
         assert len(blocks) <= 8 * 2 + 1  # borders of blocks are shifted, so that one of them covers two of these
     assert len(np.unique(order.take(0, 800) // 10_000)) > 4  # the blocks come from all over the range
 
 
-@pytest.mark.parametrize("wrong", [{"size": -1}, {"seed": -1}, {"epoch": -1}, {"block": -1}, {"window": 0}])
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"epoch": -1}, {"block": -1}, {"window": 0}])
 def test_a_bad_order_is_refused(wrong):
     with pytest.raises(ValueError, match=f"EpochOrder.{next(iter(wrong))}: expected at least"):
-        EpochOrder(**{"size": 5, "seed": 0, "epoch": 0, **wrong})
+        EpochOrder(range(5), **{"seed": 0, "epoch": 0, **wrong})
 
 
 # positions
@@ -102,7 +100,7 @@ def ties(seed: int, size: int = 300) -> EventLog:
 @pytest.mark.parametrize("block", [8, 60, 1 << 22])  # users and ties that cross the borders of blocks
 @pytest.mark.parametrize("min_history", [0, 1, 5])
 def test_eligible_positions_equal_the_split(monkeypatch, tmp_path, block, min_history):
-    monkeypatch.setattr(positions_module, "BLOCK", block)
+    monkeypatch.setattr(split, "BLOCK", block)
     for seed in range(5):
         log = ties(seed)
         parts = split.split_by_time(log, validation=0.2, test=0.2)
@@ -149,27 +147,25 @@ def test_a_time_found_by_rank_equals_sorting(times, data):
 @pytest.mark.parametrize("positions", [range(50), range(5, 105, 2), np.arange(1, 200, 4), [5, 9, 2] * 5 + [7] * 35])
 def test_an_epoch_of_any_positions_holds_each_once_in_parts_that_fit(positions, block):
     given_ = dict(seed=1, epoch=2, block=block, window=3)
-    whole = epoch_order(positions, **given_)(0, 50)
-    assert whole.dtype == np.int64 and sorted(whole.tolist()) == sorted(np.asarray(positions).tolist()) != whole.tolist()
-    take = epoch_order(positions, **given_)
-    np.testing.assert_array_equal(np.concatenate([take(0, 8), take(8, 40), take(40, 99)]), whole)
+    all_ = whole(positions, **given_)
+    assert all_.dtype == np.int64 and sorted(all_.tolist()) == sorted(np.asarray(positions).tolist()) != all_.tolist()
+    take = EpochOrder(positions, **given_).take
+    np.testing.assert_array_equal(np.concatenate([take(0, 8), take(8, 40), take(40, 99)]), all_)
 
 
 def test_the_order_depends_on_seed_and_epoch_and_leaves_the_positions_alone():
     positions = np.arange(200)
-    orders = [epoch_order(positions, seed=s, epoch=e)(0, 200).tolist() for s, e in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    orders = [whole(positions, seed=s, epoch=e).tolist() for s, e in ((0, 0), (0, 0), (0, 1), (1, 0))]
     assert orders[0] == orders[1] != orders[2] != orders[3] and orders[0] != list(range(200)) == positions.tolist()
-    assert epoch_order([], seed=0, epoch=0)(0, 5).tolist() == []
+    assert EpochOrder([], seed=0, epoch=0).take(0, 5).tolist() == []
 
 
 def test_positions_that_cannot_be_are_refused():
     for positions in ([-1, 3], range(-1, 3)):
         with pytest.raises(ValueError, match=r"positions: expected (values in|integers of at least 0)"):
-            epoch_order(positions, seed=0, epoch=0)
+            EpochOrder(positions, seed=0, epoch=0)
     with pytest.raises(TypeError, match="positions: expected integers"):
-        epoch_order([0.5], seed=0, epoch=0)
-    with pytest.raises(ValueError, match="EpochOrder.seed: expected at least 0, got -1"):
-        epoch_order(range(3), seed=-1, epoch=0)
+        EpochOrder([0.5], seed=0, epoch=0)
 
 
 def test_counts_are_read_in_blocks(monkeypatch):

@@ -29,10 +29,10 @@ OWNERS = {
     "jax.set_mesh": ("sharding.py",),
     "jax.shard_map": ("sharding.py",),
     "asyncio": ("serving/",),
-    # a lock between readers and the writer of an index; a thread that makes the next training batches
-    "threading": ("serving/", "index/lock.py", "data/prefetch.py"),
-    # a thread that saves a checkpoint, one that writes a snapshot
-    "concurrent": ("serving/", "checkpoint/run.py", "index/writer.py"),
+    # a lock between readers and the writer of an index
+    "threading": ("serving/", "index/lock.py"),
+    # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
+    "concurrent": ("serving/", "data/pipeline.py", "checkpoint/run.py", "index/writer.py"),
     "importlib.import_module": ("readers/sources.py",),  # pyarrow, on the first file that is read
     "pyarrow": (),
     "multiprocessing": (),

@@ -15,8 +15,8 @@ from aif_jax import blocks, train
 from aif_jax.data.candidates import CandidateLists, Draw, Source, sampled
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline, problem_of, to_device
-from aif_jax.data.positions import eligible_positions
 from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.data.split import eligible_positions
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo

@@ -11,7 +11,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, train
-from aif_jax.data.batches import Batch
+from aif_jax.data.pipeline import Batch
 from aif_jax.train import SparseConfig, gradients, losses, rowwise_adagrad, sparse
 from aif_jax.train import step as step_module
 from tests import demo
@@ -76,7 +76,7 @@ def test_the_size_of_the_parts_changes_nothing(part):
         assert_close((got.trained, got.opt_state), (expected.trained, expected.opt_state))
 
 
-WITHOUT_LOG_Q = {name: losses.by_name(name) for name in ("pointwise_bce", "listwise_softmax")}
+WITHOUT_LOG_Q = {"pointwise_bce": losses.pointwise_bce, "listwise_softmax": losses.listwise_softmax}
 WITH_LOG_Q = {
     "corrected sum": losses.listwise_softmax + 0.1 * losses.pointwise_bce,
     "partial": functools.partial(losses.distill_pointwise, temperature=2.0),

@@ -1,15 +1,12 @@
 """From a data set to batches: the event log, splits, samples, candidates, the pipeline of a training run."""
 
 from aif_jax.data import hashing
-from aif_jax.data.batches import Batch, make_batch
 from aif_jax.data.candidates import CandidateLists, Draw, Source, impressed, pointwise, retrieved, sampled
 from aif_jax.data.dataset import CorruptRecord, Dataset
-from aif_jax.data.events import EventLog
-from aif_jax.data.log_files import write_log
-from aif_jax.data.pipeline import Fed, Pipeline, to_device
-from aif_jax.data.positions import eligible_positions, request_starts
+from aif_jax.data.events import EventLog, write_log
+from aif_jax.data.pipeline import Batch, Fed, Pipeline, make_batch, to_device
 from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
-from aif_jax.data.split import Split, eligible, leave_last, split_by_time, time_cuts
+from aif_jax.data.split import Split, eligible, eligible_positions, leave_last, request_starts, split_by_time, time_cuts
 
 __all__ = [
     "Dataset", "EventLog", "write_log", "CorruptRecord", "hashing",

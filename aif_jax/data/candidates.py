@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from aif_jax.checks import expect, expect_integers
-from aif_jax.data.dataset import CorruptRecord, Dataset
+from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler, Seen
 from aif_jax.version import digest
 
@@ -87,10 +87,10 @@ def pointwise(dataset: Dataset, *, threshold: int) -> Source:
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         action = dataset.log.action[at]
-        _expect_intact(dataset, "action", at, action, actions)
-        if (action == 0).any():
-            first = at[int(np.argmax(action == 0))]
-            raise ValueError(f"pointwise: expected samples with a known action, got action 0 at position {first}")
+        dataset.expect_intact("action", at, action, actions)
+        unknown = at[action == 0]
+        if len(unknown):
+            raise ValueError(f"pointwise: expected samples with a known action, got action 0 at position {unknown[0]}")
         return CandidateLists(_targets(dataset, at)[:, None], (action >= threshold).astype(np.float32)[:, None])
 
     return Source(lists, {"kind": "pointwise", "threshold": threshold})
@@ -157,7 +157,7 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int) -> Source:
         first = at[:, :1]
         inside &= (log.user[at] == log.user[first]) & (log.time[at] == log.time[first])
         rows = log.item[at] * inside
-        _expect_intact(dataset, "item", at, rows, len(dataset.catalogue))
+        dataset.expect_intact("item", at, rows, len(dataset.catalogue))
         return CandidateLists(rows, ((log.action[at] >= threshold) & inside).astype(np.float32))
 
     return Source(lists, {"kind": "impressed", "candidates": candidates, "threshold": threshold})
@@ -180,11 +180,11 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         answer = retrieval(positions) if callable(retrieval) else retrieval[positions]
         answer = expect_integers(answer, "retrieval", size=len(dataset.catalogue))
-        if answer.ndim != 2 or len(answer) != len(positions):
-            raise ValueError(f"retrieval: expected rows [{len(positions)}, R], got shape {list(answer.shape)}")
+        fits = answer.ndim == 2 and len(answer) == len(positions)
+        expect(fits, "retrieval", f"rows [{len(positions)}, R]", f"shape {list(answer.shape)}")
         rows = np.zeros((len(answer), candidates), np.int32)
         rows[:, 0] = dataset.log.item[positions]
-        _expect_intact(dataset, "item", positions, rows[:, 0], len(dataset.catalogue))
+        dataset.expect_intact("item", positions, rows[:, 0], len(dataset.catalogue))
         width = min(answer.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = answer[:, :width]
         order = np.argsort(rows, axis=1, kind="stable")
@@ -207,23 +207,12 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
 def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     """int32 [B] the items of samples, all of them known."""
     target = dataset.log.item[positions]
-    if (target == 0).any():
-        at = positions[int(np.argmax(target == 0))]
-        raise ValueError(
-            f"positions: expected samples of known items, got the unknown item at position {at}; see split.eligible"
-        )
-    _expect_intact(dataset, "item", positions, target, len(dataset.catalogue))
+    unknown = positions[target == 0]
+    if len(unknown):
+        got = f"the unknown item at position {unknown[0]}; see split.eligible"
+        raise ValueError(f"positions: expected samples of known items, got {got}")
+    dataset.expect_intact("item", positions, target, len(dataset.catalogue))
     return target
-
-
-def _expect_intact(dataset: Dataset, column: str, positions: np.ndarray, values: np.ndarray, size: int) -> None:
-    """Raises `CorruptRecord` where a value of the log is outside [0, size): its file was damaged after it was opened."""
-    wrong = (values < 0) | (values >= size)
-    if wrong.any():
-        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        raise CorruptRecord(
-            f"{dataset.name}: event {positions[at]} of the log is corrupt: expected {column} in [0, {size}), got {values[at]}"
-        )
 
 
 def name_of(function: Any) -> str:

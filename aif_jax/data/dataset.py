@@ -14,7 +14,7 @@ from aif_jax.encoder import Encoder
 from aif_jax.features import behaviours
 from aif_jax.schema import Schema
 from aif_jax.times import ticks
-from aif_jax.types import Behaviours, UserFeatures
+from aif_jax.types import UserFeatures
 from aif_jax.vocabulary import Vocabulary
 
 
@@ -65,12 +65,10 @@ class Dataset:
         for a in schema.user_attributes:
             name, shape = f"Dataset.user_ids[{a.name!r}]", (users,) if a.length == 1 else (users, a.length)
             expect_range(expect_array(self.user_ids[a.name], name, dtype=np.int32, shape=shape), name, size=a.size)
-        shape = (users, schema.user_floats)
-        expect_finite(
-            expect_array(self.user_floats, "Dataset.user_floats", dtype=np.float32, shape=shape), "Dataset.user_floats"
-        )
-        expect_range(self.log.item, "Dataset.log.item", size=len(self.catalogue))
-        expect_range(self.log.action, "Dataset.log.action", size=self.schema.actions)
+        name, shape = "Dataset.user_floats", (users, schema.user_floats)
+        expect_finite(expect_array(self.user_floats, name, dtype=np.float32, shape=shape), name)
+        expect_range(self.log.item, "Dataset.log.item", size=items)
+        expect_range(self.log.action, "Dataset.log.action", size=schema.actions)
 
     def __repr__(self) -> str:
         counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"
@@ -92,12 +90,7 @@ class Dataset:
         """
         positions = expect_integers(positions, "positions", size=len(self.log))
         users = self.log.user[positions]
-        if users.size and (users.min() < 0 or users.max() >= len(self.users)):
-            at = int(np.argmax((users < 0) | (users >= len(self.users))))
-            raise CorruptRecord(
-                f"{self.name}: event {positions[at]} of the log is corrupt: expected user in [0, {len(self.users)}),"
-                f" got {users[at]}"
-            )
+        self.expect_intact("user", positions, users, len(self.users))
         return self._features(users, self.log.time[positions], self.log.history_end(positions), length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
@@ -114,14 +107,6 @@ class Dataset:
 
     def _features(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> UserFeatures:
         expect(length >= 1, "length", "at least 1", length)
-        return UserFeatures(
-            ids={name: table[users] for name, table in self.user_ids.items()},
-            floats=self.user_floats[users],
-            history=self._history(users, times, end, length),
-            encoding="" if self.encoder is None else self.encoder.version,
-        )
-
-    def _history(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> Behaviours:
         log = self.log
         index, mask = log.windows(log.offsets[users], end, length)
         if not len(log):  # there is nothing to read, not even for padding
@@ -129,16 +114,24 @@ class Dataset:
         item, action, age = log.item.take(index), log.action.take(index), log.time.take(index)
         np.subtract(times[:, None], age, out=age)
         history = behaviours(item, action, age, mask)
-        # A log was checked when it was opened; its file may have been damaged since, and a wrong row must not be trained on.
-        for name, values, limit in (
-            ("item", np.asarray(history.item), len(self.catalogue)),
-            ("action", np.asarray(history.action), self.schema.actions),
-            ("age", np.asarray(history.age), 2**62),
-        ):
-            if values.size and (values.min() < 0 or values.max() >= limit):
-                at = np.unravel_index(np.argmax((values < 0) | (values >= limit)), values.shape)
-                raise CorruptRecord(
-                    f"{self.name}: event {index[at]} of the log is corrupt: expected {name} in [0, {limit}), "
-                    f"got {int(values[at])}; it is in the history of user {users[at[0]]}"
-                )
-        return history
+        for name, size in (("item", len(self.catalogue)), ("action", self.schema.actions), ("age", 2**62)):
+            self.expect_intact(name, index, np.asarray(getattr(history, name)), size, users=users)
+        return UserFeatures(
+            ids={name: table[users] for name, table in self.user_ids.items()},
+            floats=self.user_floats[users],
+            history=history,
+            encoding="" if self.encoder is None else self.encoder.version,
+        )
+
+    def expect_intact(
+        self, column: str, positions: np.ndarray, values: np.ndarray, size: int, *, users: np.ndarray | None = None
+    ) -> None:
+        """Raises `CorruptRecord` for a value of events outside [0, size); `users` [B] own the histories [B, L] that hold them.
+
+        A log was checked when it was opened; its file may have been damaged since, and a wrong row must not be trained on.
+        """
+        if values.size and (values.min() < 0 or values.max() >= size):
+            at = np.unravel_index(np.argmax((values < 0) | (values >= size)), values.shape)
+            where = "" if users is None else f"; it is in the history of user {users[at[0]]}"
+            expected = f"expected {column} in [0, {size}), got {int(values[at])}{where}"
+            raise CorruptRecord(f"{self.name}: event {positions[at]} of the log is corrupt: {expected}")

@@ -6,11 +6,12 @@ ties would let the model look at the answer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -57,18 +58,12 @@ class EventLog:
         offsets = expect_array(self.offsets, "EventLog.offsets", dtype=np.int64, shape=(None,))
         if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != size or np.any(np.diff(offsets) < 0):
             raise ValueError(f"EventLog.offsets: expected ascending values from 0 to {size} for at least one user row")
+        last = (0, 0)
         for start in range(0, size, BLOCK):
-            self._check_block(start, min(start + BLOCK, size))
+            columns = {field: getattr(self, field)[start : start + BLOCK] for field in COLUMNS}
+            last = _check_block(columns, users=self.users, start=start, last=last)
         if not np.array_equal(np.searchsorted(self.user, np.arange(len(offsets), dtype=np.int32)), offsets):
             raise ValueError("EventLog.offsets: expected the first event of every user row in EventLog.user")
-
-    def _check_block(self, start: int, stop: int) -> None:
-        columns = {field: getattr(self, field)[start:stop] for field in COLUMNS}
-        check_ranges(columns, users=self.users, start=start)
-        first = max(start - 1, 0)
-        wrong = out_of_order(self.user[first:stop], self.time[first:stop])
-        at = f"event {first + 1 + int(np.argmax(wrong))} out of order; see from_arrays" if wrong.any() else ""
-        expect(not at, "EventLog", "events sorted by user and time", at)
 
     @classmethod
     def from_arrays(cls, user: Any, item: Any, action: Any, time: Any, *, users: int | None = None) -> EventLog:
@@ -84,11 +79,11 @@ class EventLog:
         Raises:
           TypeError, ValueError: no integers, different lengths, values out of range, times that look like milliseconds.
         """
-        columns = checked_columns({"user": user, "item": item, "action": action, "time": time})
+        columns = _columns({"user": user, "item": item, "action": action, "time": time})
         user, time = columns["user"], columns["time"]
         rows = users if users is not None else int(user.max(initial=0)) + 1
         expect(rows >= 1, "EventLog", "users of at least 1 (row 0 is 'unknown')", users)
-        check_ranges(columns, users=rows, start=0)  # before sorting, so that the message names the caller's position
+        _check_ranges(columns, users=rows, start=0)  # before sorting, so that the message names the caller's position
         if out_of_order(user, time).any():
             order = np.lexsort((time, user))  # stable
             columns = {name: column[order] for name, column in columns.items()}
@@ -197,22 +192,56 @@ class EventLog:
         return low
 
 
-def check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> None:
-    """Raises for a value out of range; `start` is the position of the columns' first event."""
-    limits = {"user": (1, users), "item": (0, 2**31), "action": (0, 2**31), "time": (FLOOR, LATEST + 1)}
-    for name, column in columns.items():
-        low, high = limits[name]
-        if column.size and (column.min() < low or column.max() >= high):
-            if name == "time":
-                expect_plausible(column, "EventLog.time", unit="s", start=start)
-            at = int(np.flatnonzero((column < low) | (column >= high))[0])
-            hint = "; row 0 is the unknown user, who has no events" if name == "user" and column[at] == 0 else ""
-            raise ValueError(
-                f"EventLog.{name}: expected values in [{low}, {high}), got {column[at]} at position {start + at}{hint}"
-            )
+def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]], *, users: int | None = None) -> EventLog:
+    """Writes a log that comes in sorted chunks and maps it; holds a chunk and 8 bytes for each user row in memory.
+
+    Args:
+      folder: must not exist yet.
+      chunks: mappings with integers [n] under "user", "item", "action" and "time" as `EventLog.from_arrays` takes them, sorted
+        by user and time, as `ORDER BY user, time` of a database gives them.
+      users: U, rows of the user vocabulary, row 0 included; None: the largest user row plus 1.
+
+    Raises:
+      FileExistsError: something is in `folder`.
+      TypeError, ValueError: as `EventLog.from_arrays`, or events out of order; names the position in the log. Nothing is left.
+
+    Example:
+      >>> import tempfile
+      >>> chunks = [{"user": [u, u], "item": [1, 2], "action": [1, 1], "time": [10, 20]} for u in (1, 2)]
+      >>> len(write_log(tempfile.mkdtemp() + "/log", chunks))
+      4
+    """
+    expect(users is None or users >= 1, "users", "at least 1 (row 0 is 'unknown')", users)
+    counts, last, size = np.zeros(users or 1, np.int64), (0, 0), 0  # events by user row; user and time of the last event
+    with new_folder(folder) as partial, contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(partial / f"{name}.npy", "wb")) for name in COLUMNS}
+        _write_headers(files, 0)
+        for chunk in chunks:
+            columns = _columns(chunk)
+            user = columns["user"]
+            if not len(user):
+                continue
+            last = _check_block(columns, users=2**31 - 1 if users is None else users, start=size, last=last)
+            if last[0] >= len(counts):
+                counts = np.append(counts, np.zeros(max(last[0] + 1, 2 * len(counts)) - len(counts), np.int64))
+            counts[user[0] : last[0] + 1] += np.bincount(user - user[0])
+            for name, column in columns.items():
+                files[name].write(column.data)
+            size += len(user)
+        _write_headers(files, size)
+        np.save(partial / "offsets.npy", np.append(0, np.cumsum(counts[: users or last[0] + 1])))
+    return EventLog.load(folder)
 
 
-def checked_columns(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _write_headers(files: Mapping[str, BinaryIO], size: int) -> None:
+    """Headers of `.npy` files; NumPy leaves room for the largest size, so that they can be written again in place."""
+    for name, file in files.items():
+        file.seek(0)
+        description = np.lib.format.dtype_to_descr(np.dtype(COLUMNS[name]))
+        np.lib.format.write_array_header_1_0(file, {"descr": description, "fortran_order": False, "shape": (size,)})
+
+
+def _columns(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Columns of integers [n] with their dtypes; raises where one is none, a value does not fit, or lengths differ."""
     columns = {}
     for name, dtype in COLUMNS.items():
@@ -229,6 +258,30 @@ def checked_columns(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     lengths = {name: len(column) for name, column in columns.items()}
     expect(len(set(lengths.values())) == 1, "EventLog", "columns of one length", lengths)
     return columns
+
+
+def _check_block(columns: dict[str, np.ndarray], *, users: int, start: int, last: tuple[int, int]) -> tuple[int, int]:
+    """Raises for values out of range or events out of order; takes and returns user and time of the last event so far."""
+    _check_ranges(columns, users=users, start=start)
+    user, time = columns["user"], columns["time"]
+    wrong = np.append((int(user[0]), int(time[0])) < last, out_of_order(user, time))
+    at = f"event {start + int(np.argmax(wrong))} out of order; sort first, or use EventLog.from_arrays"
+    expect(not wrong.any(), "EventLog", "events sorted by user, then by time", at)
+    return int(user[-1]), int(time[-1])
+
+
+def _check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> None:
+    """Raises for a value out of range; `start` is the position of the columns' first event."""
+    limits = {"user": (1, users), "item": (0, 2**31), "action": (0, 2**31), "time": (FLOOR, LATEST + 1)}
+    for name, column in columns.items():
+        low, high = limits[name]
+        if column.size and (column.min() < low or column.max() >= high):
+            if name == "time":
+                expect_plausible(column, "EventLog.time", unit="s", start=start)
+            at = int(np.flatnonzero((column < low) | (column >= high))[0])
+            hint = "; row 0 is the unknown user, who has no events" if name == "user" and column[at] == 0 else ""
+            expected, got = f"values in [{low}, {high})", f"{column[at]} at position {start + at}{hint}"
+            raise ValueError(f"EventLog.{name}: expected {expected}, got {got}")
 
 
 def out_of_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:

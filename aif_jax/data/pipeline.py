@@ -7,24 +7,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.data.batches import Batch, make_batch
 from aif_jax.data.candidates import Draw, SourceFn, describe
 from aif_jax.data.dataset import CorruptRecord, Dataset
-from aif_jax.data.order import epoch_order
-from aif_jax.data.prefetch import Prefetch
+from aif_jax.data.order import EpochOrder
 from aif_jax.trees import differences
+from aif_jax.types import Array, ItemFeatures, UserFeatures, record
 from aif_jax.version import digest
 
 SHUFFLE = 2  # stream of random numbers: the order of the batches of a window, see order.ORDER
+END: Any = object()
+T = TypeVar("T")
+
+
+@record
+class Batch:
+    """B samples of one user and C candidates each."""
+
+    users: UserFeatures  # [B]
+    items: ItemFeatures  # [B, C]
+    labels: Array  # float32 [B, C]
+    where: Array  # bool [B, C] false where there is no candidate
+    log_q: Array | None = None  # float32 [B, C] of sampled candidates, for a corrected softmax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,17 +202,17 @@ class Pipeline:
 
     def _batches(self, epoch: int, step: int) -> Iterator[Fed]:
         for current in range(epoch, self.epochs):
-            take = epoch_order(self.positions, seed=self.seed, epoch=current, block=self.block, window=self.block_window)
+            order = EpochOrder(self.positions, seed=self.seed, epoch=current, block=self.block, window=self.block_window)
             for first in range(step - step % self.window, self.steps_per_epoch, self.window):
-                samples, lengths = self._window(take, current, first)
+                samples, lengths = self._window(order, current, first)
                 for number in range(max(step, first), first + len(samples)):
                     yield self._make(samples[number - first], int(lengths[number - first]), current, number)
             step = 0
 
-    def _window(self, take: Any, epoch: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    def _window(self, order: EpochOrder, epoch: int, first: int) -> tuple[np.ndarray, np.ndarray]:
         """Samples [W, B] of the batches from step `first` on, and the length of the history of each batch [W]."""
         count = min(self.window, self.steps_per_epoch - first)
-        at = take(first * self.batch_size, (first + count) * self.batch_size)
+        at = order.take(first * self.batch_size, (first + count) * self.batch_size)
         longest = self.config.history_length
         if not self.buckets:
             return at.reshape(count, -1), np.full(count, longest)
@@ -207,11 +221,11 @@ class Pipeline:
         intact = (user >= 0) & (user < log.users)  # others are reported when their batch is made
         history[intact] = log.history_end(at[intact]) - log.offsets[user[intact]]
         bucket = np.searchsorted(choices, np.clip(history, 0, longest))
-        order = np.argsort(bucket, kind="stable")
+        by_length = np.argsort(bucket, kind="stable")
         batches = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(SHUFFLE, epoch, first)))
         shuffled = batches.permutation(count) if self.window > 1 else np.arange(count)
-        samples = at[order].reshape(count, -1)[shuffled]
-        return samples, choices[bucket[order].reshape(count, -1).max(axis=1)[shuffled]]
+        samples = at[by_length].reshape(count, -1)[shuffled]
+        return samples, choices[bucket[by_length].reshape(count, -1).max(axis=1)[shuffled]]
 
     def _make(self, samples: np.ndarray, length: int, epoch: int, step: int) -> Fed:
         size, last = self.batch_size // self.process_count, step + 1 == self.steps_per_epoch
@@ -222,12 +236,39 @@ class Pipeline:
         try:
             lists = self.candidates(at, draw)
             batch = make_batch(self.dataset, at, lists.rows, lists.labels, config=self.config, log_q=lists.log_q, length=length)
+            problem = problem_of(batch)
         except CorruptRecord as error:
-            return dataclasses.replace(fed, problem=str(error))
-        if problem := problem_of(batch):
+            batch, problem = None, str(error)
+        if batch is None or problem is not None:
             return dataclasses.replace(fed, problem=problem)
         mask = np.asarray(batch.users.history.mask)
         return dataclasses.replace(fed, batch=batch, places=mask.size, events=int(np.count_nonzero(mask)))
+
+
+def make_batch(
+    dataset: Dataset,
+    positions: Any,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    *,
+    config: Config,
+    log_q: np.ndarray | None = None,
+    length: int | None = None,
+) -> Batch:
+    """The features of samples and their candidates, as NumPy arrays.
+
+    Args:
+      dataset: the data.
+      positions: [B] positions in the event log.
+      rows: int32 [B, C] candidates; row 0 marks the absence of one.
+      labels: float32 [B, C].
+      config: of the model; gives the length of the history, and whether content is read.
+      log_q: float32 [B, C] of sampled candidates.
+      length: places of the history, where fewer than `config.history_length` hold all events of these users.
+    """
+    users = dataset.user_features(positions, length=length or config.history_length)
+    items = dataset.catalogue.features(rows, content=config.reads_content)
+    return Batch(users=users, items=items, labels=labels, where=rows > 0, log_q=log_q)
 
 
 def problem_of(batch: Batch) -> str | None:
@@ -235,15 +276,57 @@ def problem_of(batch: Batch) -> str | None:
     where = np.asarray(batch.where)
     if not where.any():
         return "empty"
-    bad = where & ~np.isfinite(batch.labels)
-    for name, wrong in (
-        ("a label", bad.any(axis=1)),
-        ("a user float", _has_nonfinite(batch.users.floats)),
-        ("an item float", _has_nonfinite(batch.items.floats)),
-    ):
-        if wrong.any():
-            return f"{name} of sample {int(np.argmax(wrong))} of the batch is not finite"
+    labels = np.where(where, batch.labels, 0)
+    for name, values in (("a label", labels), ("a user float", batch.users.floats), ("an item float", batch.items.floats)):
+        finite = np.isfinite(values).reshape(len(where), -1).all(axis=1)
+        if not finite.all():
+            return f"{name} of sample {int(np.argmin(finite))} of the batch is not finite"
     return None
+
+
+class Prefetch(Generic[T]):
+    """Iterates over `items` in their order, while one thread makes the next ones; `place` is applied to each in the thread.
+
+    At most `ahead` finished items wait, one more is being made. An error is raised where its item would have come. Leaving
+    the `with` block, `close`, or dropping the last reference stops the thread.
+    """
+
+    def __init__(self, items: Iterable[Any], *, ahead: int = 2, place: Callable[[Any], T] = lambda item: item):
+        expect(ahead >= 1, "ahead", "at least 1", ahead)
+        source = iter(items)
+
+        def make() -> T:  # it holds no reference to this object, so that dropping the last one stops the thread
+            item = next(source, END)
+            return END if item is END else place(item)
+
+        self._make, self._pool = make, ThreadPoolExecutor(1, "aif_jax.prefetch")
+        self._ready = deque(self._pool.submit(make) for _ in range(ahead + 1))
+
+    def __enter__(self) -> Prefetch[T]:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            item = self._ready.popleft().result() if self._ready else END
+        except BaseException:
+            self.close()
+            raise
+        if item is END:
+            self.close()
+            raise StopIteration
+        self._ready.append(self._pool.submit(self._make))
+        return item
+
+    def close(self) -> None:
+        """Stops the thread and waits for it; what was made ahead is dropped."""
+        self._ready.clear()
+        self._pool.shutdown(cancel_futures=True)
 
 
 def to_device(batches: Iterator[Fed], *, ahead: int = 2, place: Any = jax.device_put) -> Prefetch[Fed]:
@@ -264,9 +347,3 @@ def to_device(batches: Iterator[Fed], *, ahead: int = 2, place: Any = jax.device
         return fed if fed.batch is None else dataclasses.replace(fed, batch=place(fed.batch))
 
     return Prefetch(batches, ahead=ahead, place=send)
-
-
-def _has_nonfinite(floats: Any) -> np.ndarray:
-    """bool [B]"""
-    floats = np.asarray(floats)
-    return ~np.isfinite(floats.reshape(len(floats), -1)).all(axis=1)

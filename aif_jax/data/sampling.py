@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import BLOCK, expect, expect_array, expect_integers
+from aif_jax.checks import BLOCK, expect, expect_array, expect_finite, expect_integers
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.version import digest
@@ -97,8 +97,7 @@ class NegativeSampler:
     def __init__(self, counts: Any, *, power: float = 0.75):
         counts = np.asarray(counts, np.float64)
         expect_array(counts, "counts", dtype=np.float64, shape=(None,))
-        if not np.isfinite(counts).all() or counts.min(initial=0) < 0:
-            raise ValueError("counts: expected finite values of at least 0")
+        expect_finite(counts, "counts", minimum=0)
         expect(0 <= power < np.inf, "power", "a finite value of at least 0", power)
         weights = counts**power
         weights[:1] = 0
@@ -145,40 +144,35 @@ class NegativeSampler:
           ValueError: wrong shapes, or a list for which every item must be avoided.
         """
         size = len(self.probabilities)
-        avoided = np.zeros([lists, 0], np.int64)
-        if avoid is not None:
-            avoided = expect_integers(avoid, "avoid", size=size).astype(np.int64)
-            if avoided.ndim not in (1, 2) or len(avoided) != lists:
-                raise ValueError(f"avoid: expected shape [{lists}] or [{lists}, A], got {list(avoided.shape)}")
-            avoided = avoided.reshape(lists, -1) if avoided.size else np.zeros([lists, 0], np.int64)
-        if (users is None) != (seen is None):
-            raise ValueError("sample: expected users and seen together, got one of them")
+        expect(min(seed, epoch, step) >= 0, "sample", "seed, epoch and step of at least 0", (seed, epoch, step))
+        avoided = expect_integers(np.zeros([lists, 0], np.int64) if avoid is None else avoid, "avoid", size=size)
+        fits = avoided.ndim in (1, 2) and len(avoided) == lists
+        expect(fits, "avoid", f"shape [{lists}] or [{lists}, A]", list(avoided.shape))
+        avoided = avoided.reshape(lists, avoided.size // max(lists, 1)).astype(np.int64)
+        expect((users is None) == (seen is None), "sample", "users and seen together", "one of them")
         owners = np.zeros(lists, np.int64) if users is None else expect_integers(users, "users", size=2**31)
-        if owners.shape != (lists,):
-            raise ValueError(f"users: expected shape [{lists}], got {list(owners.shape)}")
+        expect(owners.shape == (lists,), "users", f"shape [{lists}]", list(owners.shape))
 
-        random = _random(seed, epoch, step)
+        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NEGATIVES, epoch, step)))
         rows = self._rows(random.random(lists * negatives)).reshape(lists, negatives)
-        at = np.arange(lists * negatives)  # flat positions that may hold a row to avoid
-        flat = rows.reshape(-1)
+        flat, list_of = rows.reshape(-1), np.repeat(np.arange(lists), negatives)
+        at = np.arange(len(flat))  # flat positions that may hold a row to avoid
         for round_ in range(ROUNDS + 1):
-            of = at // max(negatives, 1)
-            bad = (flat[at, None] == avoided[of]).any(axis=1)
+            bad = (flat[at, None] == avoided[list_of[at]]).any(axis=1)
             if seen is not None:
-                bad |= seen.contains(owners[of], flat[at])
+                bad |= seen.contains(owners[list_of[at]], flat[at])
             at = at[bad]
             if not len(at) or round_ == ROUNDS:
                 break
             flat[at] = self._rows(random.random(len(at)))
         # A list whose likely items must nearly all be avoided: draw from what is left, at O(N) for each such list.
-        for row in np.unique(at // max(negatives, 1)):
+        for row in np.unique(list_of[at]):
             left = self.probabilities.copy()
             left[avoided[row]] = 0
             if seen is not None:
                 left[seen.items(int(owners[row]))] = 0
-            if not left.any():
-                raise ValueError(f"sample: expected an item that list {row} need not avoid, got none of {size}")
-            here = at[at // max(negatives, 1) == row]
+            expect(left.any(), "sample", f"an item that list {row} need not avoid", f"none of {size}")
+            here = at[list_of[at] == row]
             flat[here] = random.choice(size, len(here), p=left / left.sum())
         return rows
 
@@ -210,12 +204,6 @@ class NegativeSampler:
             high[pending] = np.where(beyond, middle, last)
             pending = pending[low[pending] < high[pending]]
         return low
-
-
-def _random(seed: int, epoch: int, step: int) -> np.random.Generator:
-    if min(seed, epoch, step) < 0:
-        raise ValueError(f"expected seed, epoch and step of at least 0, got {(seed, epoch, step)}")
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NEGATIVES, epoch, step)))
 
 
 def _pair(users: np.ndarray, items: np.ndarray) -> np.ndarray:

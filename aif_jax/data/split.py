@@ -1,11 +1,13 @@
-"""Which events are trained on and which are held out.
+"""Which events are samples, and which of them are trained on or held out: ascending positions in the log.
 
-A split is a set of positions; histories are not split: a held-out sample's history may hold training events and earlier
-held-out ones, because a live system would have seen them too.
+Histories are not split: a held-out sample's history may hold training events and earlier held-out ones, because a live system
+would have seen them too.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,11 +50,8 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
     """
     first_validation, first_test = time_cuts(log, validation=validation, test=test)
     train = np.flatnonzero(log.time < first_validation)
-    if not len(train):
-        raise ValueError(
-            f"split_by_time: expected training events before the first cut, got none of {len(log)} events"
-            f" with validation={validation}, test={test}: too few events, or too many share one time"
-        )
+    got = f"none of {len(log)} events with {validation=}, {test=}: too few events, or too many share one time"
+    expect(len(train), "split_by_time", "training events before the first cut", got)
     return Split(
         train=train,
         validation=np.flatnonzero((log.time >= first_validation) & (log.time < first_test)),
@@ -73,10 +72,8 @@ def time_cuts(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> t
       (40, 50)
     """
     for name, share in (("validation", validation), ("test", test)):
-        if not 0 <= share < 1:
-            raise ValueError(f"expected {name} in [0, 1), got {share}")
-    if validation + test >= 1:
-        raise ValueError(f"expected validation + test below 1, got {validation} + {test}")
+        expect(0 <= share < 1, "split by time", f"{name} in [0, 1)", share)
+    expect(validation + test < 1, "split by time", "validation + test below 1", f"{validation} + {test}")
     size = len(log)
     return _time_of_rank(log, size - round(size * (validation + test))), _time_of_rank(log, size - round(size * test))
 
@@ -122,6 +119,95 @@ def eligible(log: EventLog, positions: Any, *, min_history: int) -> np.ndarray:
     at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
     history = log.history_end(at) - log.offsets[log.user[at]]
     return at[(history >= min_history) & (log.item[at] > 0)]
+
+
+def eligible_positions(
+    log: EventLog,
+    *,
+    min_history: int,
+    since: int | None = None,
+    before: int | None = None,
+    file: str | os.PathLike[str] | None = None,
+) -> np.ndarray:
+    """Events of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
+
+    `eligible(log, split_by_time(log).train, ...)` gives the same positions; this reads the log in one pass over blocks.
+
+    Args:
+      log: the events; may be memory-mapped.
+      min_history: 0 or more.
+      since, before: the first time of the span and the first after it, None for all; such as those of `time_cuts`.
+      file: a new .npy file to write them to and map, 8 bytes each; None keeps them in memory.
+
+    Returns:
+      int64, ascending.
+
+    Raises:
+      FileExistsError: something is at `file`.
+      ValueError: a negative `min_history`.
+
+    Example:
+      >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1] * 4, [10, 20, 30, 40])
+      >>> eligible_positions(log, min_history=1, before=30).tolist()
+      [1]
+    """
+    return _select(log, lambda places, first: log.item[places] > 0, min_history, since, before, file)
+
+
+def request_starts(
+    log: EventLog,
+    *,
+    min_history: int = 0,
+    since: int | None = None,
+    before: int | None = None,
+    file: str | os.PathLike[str] | None = None,
+) -> np.ndarray:
+    """The first event of every request (the events of one user at one time); arguments and errors as `eligible_positions`.
+
+    Example:
+      >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1, 1, 2, 1], [10, 10, 30, 30])
+      >>> request_starts(log).tolist()
+      [0, 2, 3]
+    """
+    return _select(log, lambda places, first: first == np.arange(places.start, places.stop), min_history, since, before, file)
+
+
+def _select(
+    log: EventLog,
+    chosen: Callable[[slice, np.ndarray], np.ndarray],
+    min_history: int,
+    since: int | None,
+    before: int | None,
+    file: str | os.PathLike[str] | None,
+) -> np.ndarray:
+    """Positions by `chosen(places, first event of the same user and time)`; one bit for each event until all are counted."""
+    expect(min_history >= 0, "positions", "min_history of at least 0", min_history)
+    if file is not None and os.path.lexists(file):
+        raise FileExistsError(f"{os.fspath(file)}: expected a new file, but something is there; it stays as it is")
+    blocks = []
+    for start in range(0, len(log), BLOCK):
+        places = slice(start, min(start + BLOCK, len(log)))
+        user, time = log.user[places], log.time[places]
+        first = np.zeros(len(user), np.int64)  # where the history of each event ends
+        first[0] = log.history_end([start])[0]  # it may be in the block before
+        new = 1 + np.flatnonzero((user[1:] != user[:-1]) | (time[1:] != time[:-1]))
+        first[new] = start + new
+        np.maximum.accumulate(first, out=first)
+        mask = chosen(places, first) & (first - log.offsets[user] >= min_history)
+        for bound, inside in ((since, np.greater_equal), (before, np.less)):
+            if bound is not None:
+                mask &= inside(time, bound)
+        blocks.append((np.packbits(mask), len(mask), int(np.count_nonzero(mask))))
+    total = sum(count for _, _, count in blocks)
+    positions = np.empty(total, np.int64) if file is None else np.lib.format.open_memmap(file, "w+", np.int64, (total,))
+    written = 0
+    for number, (bits, size, count) in enumerate(blocks):
+        positions[written : written + count] = number * BLOCK + np.flatnonzero(np.unpackbits(bits, count=size))
+        written += count
+    if file is None:
+        return positions
+    positions.flush()  # type: ignore[union-attr]
+    return np.load(file, mmap_mode="r")
 
 
 def _time_of_rank(log: EventLog, rank: int) -> int:

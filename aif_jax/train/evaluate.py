@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_integers
-from aif_jax.data.batches import Batch, make_batch
 from aif_jax.data.candidates import CandidateLists, Draw, SourceFn, sampled
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.model import PreRanker
-from aif_jax.train.scores import predict
+from aif_jax.train.step import score
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures
 
 NEGATIVES = 99
@@ -145,6 +145,12 @@ def sampled_before(data: Dataset, positions: np.ndarray, *, negatives: int = NEG
     return sampled(data, sampler=NegativeSampler(counts), negatives=negatives)
 
 
+def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
+    """Joint scores of each batch, float32 [B, C], masked candidates included; compiles once for each model and shape."""
+    for batch in batches:
+        yield np.asarray(_scores(params, batch, model=model))
+
+
 def list_scores(
     model: PreRanker,
     params: Params,
@@ -211,6 +217,11 @@ def _filled(count: int, size: int, *, label: str, progress: bool) -> Iterable[np
     """Indices of `count` entries in batches of one size, so that one shape is compiled; the first ones fill the last batch."""
     whole = np.arange(-(-count // size) * size) % count
     return tqdm(whole.reshape(-1, size), desc=label, unit="batch", leave=False, disable=not progress)
+
+
+@partial(jax.jit, static_argnames="model")
+def _scores(params: Params, batch: Batch, *, model: PreRanker) -> jax.Array:
+    return score(model, params, batch)
 
 
 @partial(jax.jit, static_argnames="model")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -202,18 +201,14 @@ def validation(
     """Figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     rows, labels, _ = source(positions, Draw(0, 0, 0))
-    users = data.log.user[positions][:, None]
-    if settings.keep_best in ("auc", "gauc", "gauc_mean") and math.isnan(
-        metrics.gauc(np.zeros(rows.shape), labels, users, where=rows > 0).value
-    ):
-        raise ValueError(
-            f"fit keep_best: expected a figure that the validation slice defines, got {settings.keep_best!r}: no user of its "
-            f"{len(positions)} samples has candidates of both labels; give keep_best='log_loss' or False"
-        )
+    of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=rows > 0)
+    defined = settings.keep_best not in ("auc", "gauc", "gauc_mean") or of_users.used > 0
+    why = f"no user of its {len(positions)} samples has candidates of both labels; give keep_best='log_loss' or False"
+    expect(defined, "fit keep_best", "a figure that the validation slice defines", f"{settings.keep_best!r}: {why}")
+    options = evaluation_options(settings) | {"candidates": source, "progress": progress}
 
     def figures(state: TrainState) -> dict[str, float]:
-        given = evaluation_options(settings)
-        evaluation = evaluate(model, state.params, data, positions, candidates=source, progress=progress, **given)
+        evaluation = evaluate(model, state.params, data, positions, **options)
         if progress:
             tqdm.write(f"step {int(state.step)}, validation: {evaluation}")
         return evaluation.figures()

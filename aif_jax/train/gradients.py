@@ -7,6 +7,7 @@ second time for the gradient. Either way the result is that of the whole batch, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -14,8 +15,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from aif_jax.data.batches import Batch
-from aif_jax.train.loss import Loss
+from aif_jax.data.pipeline import Batch
+from aif_jax.train.losses import Loss
 from aif_jax.types import Array
 
 PART_EVENTS = 10_000
@@ -25,8 +26,8 @@ PART_BYTES = 1 << 26
 
 LossFn: TypeAlias = Loss | Callable[..., jax.Array]
 """A `losses.Loss`, or any `loss(scores [B, C], labels, *, where) -> []`; it gets `log_q` too where the batch has it."""
-ScoresFn: TypeAlias = Callable[[Any, Any], jax.Array]
-"""(params, (users, items)) -> scores [B, C]."""
+ScoresFn: TypeAlias = Callable[[Any, Batch], jax.Array]
+"""(params, batch) -> scores [B, C]."""
 
 
 def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
@@ -40,7 +41,6 @@ def loss_and_gradient(
     scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None
 ) -> tuple[jax.Array, Any]:
     """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples."""
-    features = (batch.users, batch.items)
     if part is not None and isinstance(loss, Loss):
         return _scored_once(scores_of, params, batch, loss, part)
 
@@ -49,52 +49,50 @@ def loss_and_gradient(
         return loss(scores, batch.labels, where=batch.where, **correction)
 
     if part is None:
-        return jax.value_and_grad(lambda params: loss_of(scores_of(params, features)))(params)
-    return _scored_twice(scores_of, params, features, loss_of, part, jnp.shape(batch.labels))
+        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)))(params)
+    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part)
 
 
 def _scored_once(scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss, part: int) -> tuple[jax.Array, Any]:
     shape = samples, _ = jnp.shape(batch.labels)
     norms = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), shape)
-    features, labels, where, log_q = _parts(((batch.users, batch.items), batch.labels, batch.where, log_q), part)
-    where &= (jnp.arange(labels.shape[0] * part) < samples).reshape(-1, part, 1)
+    parts = _parts(dataclasses.replace(batch, log_q=log_q), part)
+    real = (jnp.arange(parts.labels.shape[0] * part) < samples).reshape(-1, part, 1)
 
-    def add(total: Any, inputs: tuple[Any, Array, Array, Array | None]) -> tuple[Any, None]:
-        features, labels, where, log_q = inputs
-
+    def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
         def loss_of_part(params: Any) -> jax.Array:
-            return loss.part(scores_of(params, features), labels, norms, where=where, log_q=log_q)
+            return loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
 
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of_part)(params)), None
+        return jax.value_and_grad(loss_of_part)(params)
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    (value, gradient), _ = jax.lax.scan(add, zeros, (features, labels, where, log_q))
-    return value, gradient
+    parts = dataclasses.replace(parts, where=parts.where & real)
+    return _total(value_and_gradient, (jnp.zeros(()), params), parts)
 
 
 def _scored_twice(
-    scores_of: ScoresFn,
-    params: Any,
-    features: Any,
-    loss_of: Callable[[jax.Array], jax.Array],
-    part: int,
-    shape: tuple[int, ...],
+    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int
 ) -> tuple[jax.Array, Any]:
-    samples, candidates = shape
-    parts = _parts(features, part)
+    samples, candidates = jnp.shape(batch.labels)
+    parts = _parts(batch, part)
     scores = jax.lax.map(partial(scores_of, params), parts)
     value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, candidates)[:samples])
     weight = jnp.pad(cotangent, ((0, -samples % part), (0, 0)))  # samples that fill the last part weigh nothing
 
-    def add(total: Any, inputs: tuple[Any, jax.Array]) -> tuple[Any, None]:
-        features, weight = inputs
-        _, pull = jax.vjp(lambda params: scores_of(params, features), params)
-        return jax.tree.map(jnp.add, total, pull(weight)[0]), None
+    def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
+        batch, weight = inputs
+        return jax.vjp(lambda params: scores_of(params, batch), params)[1](weight)[0]
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    gradient, _ = jax.lax.scan(add, zeros, (parts, weight.reshape(-1, part, candidates)))
-    return value, gradient
+    return value, _total(gradient, params, (parts, weight.reshape(-1, part, candidates)))
+
+
+def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
+    """The sum of f over parts, a tree `like` that."""
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, f(part)), None
+
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), parts)[0]
 
 
 def _parts(tree: Any, size: int) -> Any:

@@ -20,8 +20,7 @@ from tqdm.auto import tqdm
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.data.batches import Batch
-from aif_jax.data.pipeline import Fed
+from aif_jax.data.pipeline import Batch, Fed
 from aif_jax.encoder import Encoder
 from aif_jax.logs import LogWriter
 from aif_jax.train.step import StepFn, TrainState
@@ -141,11 +140,13 @@ def loop(
             for write in (*([on_log] if on_log else []), *(writer.write for writer in writers)):
                 write(number, values)
 
-        def save(to: Checkpoints, config: Config) -> None:
+        def save() -> None:
             nonlocal saved
+            if checkpoints is None or config is None or number == saved:
+                return
             figures = dict(evaluate(state)) if evaluate is not None else {}
             log(figures)
-            to.save_async(
+            checkpoints.save_async(
                 number, state.params, config, encoder=encoder, opt_state=_rest(state), position=cursor, metrics=figures or None
             )
             saved = number
@@ -153,10 +154,9 @@ def loop(
 
         try:
             due = False  # an entry waits for the next batch: if none comes, the last entry also has what `evaluate` gives
-            while (item := _next(source, recent)) is not None:
+            while (fed := _next(source, recent)) is not None:
                 if due:
                     log()
-                fed = item if isinstance(item, Fed) else _fed(item)
                 bar.update(1)
                 cursor = fed.cursor
                 if fed.batch is None or fed.problem is not None:
@@ -167,10 +167,9 @@ def loop(
                 number += 1
                 recent.pending.append((number, dataclasses.replace(fed, batch=None), metrics))
                 due = number % log_every == 0
-                if checkpoints is not None and config is not None and number % save_every == 0:
-                    save(checkpoints, config)
-            if checkpoints is not None and config is not None and number > saved:
-                save(checkpoints, config)
+                if number % save_every == 0:
+                    save()
+            save()
             log()
         finally:
             if checkpoints is not None:
@@ -178,12 +177,18 @@ def loop(
     return state
 
 
-def _next(source: Iterator[Batch | Fed], recent: _Recent) -> Batch | Fed | None:
+def _next(source: Iterator[Batch | Fed], recent: _Recent) -> Fed | None:
     """The next batch, None at the end; the time spent waiting for it is counted."""
     began = time.perf_counter()
     item = next(source, None)
     recent.waited += time.perf_counter() - began
-    return item
+    if item is None or isinstance(item, Fed):
+        return item
+    where, mask = item.where, item.users.history.mask
+    empty = isinstance(where, np.ndarray) and not where.any()
+    # The padding is counted on the host only: fetching the mask from a device would stall the step.
+    places, events = (mask.size, int(np.count_nonzero(mask))) if isinstance(mask, np.ndarray) else (0, 0)
+    return Fed(batch=item, samples=where.shape[0], places=places, events=events, problem="empty" if empty else None)
 
 
 def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tuple[TrainState, Any]:
@@ -197,17 +202,6 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
     Raises:
       ValueError: a checkpoint of another model, config or optimizer: names what differs.
       CheckpointError: a damaged checkpoint.
-
-    Example:
-      >>> import tempfile, optax, aif_jax as aif
-      >>> from aif_jax import train
-      >>> from aif_jax.checkpoint import Checkpoints
-      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
-      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
-      >>> fresh = train.init_state({"user": {"bias": np.zeros(3, np.float32)}}, optax.sgd(0.1))
-      >>> state, cursor = resume(fresh, Checkpoints(tempfile.mkdtemp()), config=config)
-      >>> int(state.step), cursor
-      (0, None)
     """
     if checkpoints.latest is None:
         return state, None
@@ -220,14 +214,6 @@ def _rest(state: TrainState) -> dict[str, Any]:
     """What a state holds besides parameters: step, counters, optimizer state."""
     names = [field.name for field in dataclasses.fields(state) if field.name not in GROUPS]
     return {name: getattr(state, name) for name in names}
-
-
-def _fed(batch: Batch) -> Fed:
-    """A plain batch; its padding is counted while it is on the host, since fetching it from a device would stall the step."""
-    where, mask = batch.where, batch.users.history.mask
-    empty = isinstance(where, np.ndarray) and not where.any()
-    places, events = (mask.size, int(np.count_nonzero(mask))) if isinstance(mask, np.ndarray) else (0, 0)
-    return Fed(batch=batch, samples=where.shape[0], places=places, events=events, problem="empty" if empty else None)
 
 
 def _values(state: TrainState, recent: _Recent, *, max_skipped: int, max_grad_norm: float) -> dict[str, float]:

@@ -127,11 +127,6 @@ def size_for(count: int, bound: int) -> int:
     return -(-bound // 2**level)
 
 
-def init_slots(params: Params, names: Iterable[str]) -> Slots:
-    """Scratch for the tables of these names."""
-    return {name: jnp.zeros(params["embedding"][name].shape[0], jnp.int32) for name in names}
-
-
 def split_tables(trained: Params, names: Iterable[str]) -> tuple[Params, dict[str, jax.Array]]:
     """Parameters without the tables of these names, and those tables."""
     tables = {name: trained["embedding"][name] for name in names}
@@ -192,11 +187,9 @@ def _map_rows(f: Callable, opt_state: Any, counts: Mapping[str, int], *rest: Any
         name = table_of(path, counts)
         if name is None:
             return others[-1] if others else leaf
-        if not leaf.ndim or leaf.shape[0] != counts[name]:
-            raise ValueError(
-                f"optimizer state {jax.tree_util.keystr(path)}: expected one row for each of the {counts[name]} rows of table "
-                f"{name!r}, got shape {leaf.shape}; such an optimizer needs sparse=None"
-            )
+        expected = f"one row for each of the {counts[name]} rows of table {name!r}"
+        got = f"shape {leaf.shape}; such an optimizer needs sparse=None"
+        expect(leaf.shape[:1] == (counts[name],), f"optimizer state {jax.tree_util.keystr(path)}", expected, got)
         return f(leaf, name, *others)
 
     return jax.tree_util.tree_map_with_path(one, opt_state, *rest)

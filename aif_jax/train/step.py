@@ -1,7 +1,8 @@
-"""The training step: state, gradient, Optax update. `loop` runs it."""
+"""The training step: state, scores, gradient, Optax update. `loop` runs it."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -11,17 +12,15 @@ import jax.numpy as jnp
 import optax
 
 from aif_jax.config import Config
-from aif_jax.data.batches import Batch
+from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
 from aif_jax.train.gradients import LossFn, loss_and_gradient, part_size
-from aif_jax.train.loss import as_loss
-from aif_jax.train.scores import joint_scores
+from aif_jax.train.losses import as_loss
 from aif_jax.train.sparse import (
     Slots,
     SparseConfig,
     UniqueIds,
-    init_slots,
     join_tables,
     row_ids,
     size_for,
@@ -70,6 +69,21 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(step=zero, skipped=zero.copy(), trained=trained, fitted=fitted, opt_state=opt_state)
 
 
+def score(model: PreRanker, params: Params, batch: Batch, *, compute_dtype: Any = jnp.float32) -> jax.Array:
+    """Joint scores of a batch, float32 [B, C]; call it inside jit.
+
+    Trained parameters, float features and content are cast to `compute_dtype`; ages, whose buckets need their precision, and
+    the "fitted" group stay as they are.
+    """
+    users, items = batch.users, batch.items
+    if compute_dtype != jnp.float32:
+        cast = partial(jax.tree.map, lambda x: x.astype(compute_dtype) if x.dtype == jnp.float32 else x)
+        params = {name: group if name == FITTED else cast(group) for name, group in params.items()}
+        users = dataclasses.replace(users, floats=cast(users.floats))
+        items = dataclasses.replace(items, floats=cast(items.floats), content=cast(items.content))
+    return jax.vmap(model.joint, (None, 0, 0))(params, users, items).astype(jnp.float32)
+
+
 def make_step(
     model: PreRanker,
     optimizer: optax.GradientTransformation,
@@ -106,15 +120,38 @@ def make_step(
       >>> step = make_step(model, optax.sgd(0.1), loss=losses.listwise_softmax + 0.1 * losses.pointwise_bce)
     """
     tables = sparse_tables(model.config.schema, sparse)
-    step = partial(
-        _step,
-        model=model,
-        optimizer=optimizer,
-        loss=as_loss(loss) or loss,
-        tables=tables,
-        compute_dtype=jnp.dtype(compute_dtype),
-        max_grad_norm=max_grad_norm,
-    )
+    objective, dtype = as_loss(loss) or loss, jnp.dtype(compute_dtype)
+
+    def step(
+        state: TrainState, slots: Slots, unique: dict[str, UniqueIds], batch: Batch, *, part: int | None, sizes: tuple[int, ...]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        dense, whole = split_tables(state.trained, tables)
+        ids = {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
+        rows = {name: take_rows(whole[name], ids[name]) for name in tables}
+
+        def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
+            dense, rows = params
+            by_id = {name: Rows(table=rows[name], slot=slots[name]) for name in tables}
+            return score(model, join_tables(dense, by_id) | state.fitted, batch, compute_dtype=dtype)
+
+        value, (gradient, row_gradients) = loss_and_gradient(scores_of, (dense, rows), batch, objective, part=part)
+
+        def update(gradient: Params, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
+            norm = optax.tree.norm(gradient)
+            finite = jnp.isfinite(value) & jnp.isfinite(norm) & (norm <= max_grad_norm)
+
+            def change(trained: Params, opt_state: Any) -> tuple[Any, Any]:
+                with jax.numpy_dtype_promotion("standard"):  # schedules divide integers
+                    updates, opt_state = optimizer.update(gradient, opt_state, trained)
+                    return optax.apply_updates(trained, updates), opt_state
+
+            return *jax.lax.cond(finite, change, lambda *unchanged: unchanged, trained, opt_state), (norm, finite)
+
+        trained, opt_state, (norm, finite) = update_rows(update, state.trained, state.opt_state, gradient, ids, row_gradients)
+        skipped = state.skipped + jnp.where(finite, 0, 1)
+        after = dataclasses.replace(state, step=state.step + 1, skipped=skipped, trained=trained, opt_state=opt_state)
+        return after, {"loss": value, "grad_norm": norm, "applied": finite}
+
     compiled = jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes"))
     count = jax.jit(partial(unique_ids, config=model.config), donate_argnums=0)
     return _Step(compiled, count, model.config, tables, part)
@@ -131,13 +168,12 @@ class _Step:
         if not self._tables:
             return self._compiled(state, {}, {}, batch, part=self._samples_of_part(batch, 0), sizes=())
         tables = {name: state.trained["embedding"][name] for name in self._tables}
-        stale = [name for name, table in tables.items() if not _fits(self._slots.get(name), table)]
-        self._slots |= init_slots(state.trained, stale)
+        stale = {name: table for name, table in tables.items() if not _fits(self._slots.get(name), table)}
+        self._slots |= {name: jnp.zeros(table.shape[0], jnp.int32) for name, table in stale.items()}
         self._slots, unique = self._count(self._slots, state.fitted, batch.users, batch.items)
         counts = jax.device_get({name: ids.count for name, ids in unique.items()})
-        sizes = tuple(
-            size_for(int(counts[name]), min(table.shape[0], unique[name].ids.shape[0])) for name, table in tables.items()
-        )
+        bounds = {name: min(table.shape[0], unique[name].ids.shape[0]) for name, table in tables.items()}
+        sizes = tuple(size_for(int(counts[name]), bound) for name, bound in bounds.items())
         row_bytes = sum(size * table.nbytes // table.shape[0] for size, table in zip(sizes, tables.values(), strict=True))
         part = self._samples_of_part(batch, row_bytes)
         return self._compiled(state, self._slots, unique, batch, part=part, sizes=sizes)
@@ -161,54 +197,3 @@ def _fits(slot: jax.Array | None, table: jax.Array) -> bool:
     if slot is None or slot.is_deleted():
         return False
     return slot.shape[0] == table.shape[0] and slot.sharding.device_set == table.sharding.device_set
-
-
-def _step(
-    state: TrainState,
-    slots: Slots,
-    unique: dict[str, UniqueIds],
-    batch: Batch,
-    *,
-    model: PreRanker,
-    optimizer: optax.GradientTransformation,
-    loss: LossFn,
-    tables: tuple[str, ...],
-    compute_dtype: Any,
-    max_grad_norm: float,
-    part: int | None,
-    sizes: tuple[int, ...],
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    dense, whole = split_tables(state.trained, tables)
-    ids = {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
-    rows = {name: take_rows(whole[name], ids[name]) for name in tables}
-
-    def scores_of(params: tuple[Params, dict[str, jax.Array]], features: Any) -> jax.Array:
-        dense, rows = params
-        by_id = {name: Rows(table=rows[name], slot=slots[name]) for name in tables}
-        return joint_scores(model, join_tables(dense, by_id) | state.fitted, *features, compute_dtype=compute_dtype)
-
-    value, (gradient, row_gradients) = loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part)
-
-    def update(gradient: Params, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
-        norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm) & (norm <= max_grad_norm)
-
-        def change(trained: Params, opt_state: Any) -> tuple[Any, Any]:
-            with jax.numpy_dtype_promotion("standard"):  # schedules divide integers
-                updates, opt_state = optimizer.update(gradient, opt_state, trained)
-                return optax.apply_updates(trained, updates), opt_state
-
-        return *jax.lax.cond(finite, change, lambda *unchanged: unchanged, trained, opt_state), (norm, finite)
-
-    if tables:
-        trained, opt_state, (norm, finite) = update_rows(update, state.trained, state.opt_state, gradient, ids, row_gradients)
-    else:
-        trained, opt_state, (norm, finite) = update(gradient, state.trained, state.opt_state)
-    after = TrainState(
-        step=state.step + 1,
-        skipped=state.skipped + jnp.where(finite, 0, 1),
-        trained=trained,
-        fitted=state.fitted,
-        opt_state=opt_state,
-    )
-    return after, {"loss": value, "grad_norm": norm, "applied": finite}

@@ -10,8 +10,8 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.data.candidates import Source, impressed, pointwise, sampled
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.positions import eligible_positions, request_starts
 from aif_jax.data.sampling import NegativeSampler, counts_before
+from aif_jax.data.split import eligible_positions, request_starts
 from aif_jax.train.losses import listwise_softmax, pointwise_bce
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data import candidates
-from aif_jax.data.batches import make_batch
 from aif_jax.data.candidates import CandidateLists, Draw, SourceFn
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.pipeline import make_batch
 from aif_jax.data.sampling import NegativeSampler
 from aif_jax.train import losses
 from aif_jax.types import Params

@@ -27,7 +27,7 @@ from aif_jax import blocks, train
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.data.candidates import sampled
 from aif_jax.data.pipeline import Pipeline, to_device
-from aif_jax.data.positions import eligible_positions
+from aif_jax.data.split import eligible_positions
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.logs import JsonLines
 from aif_jax.train import losses
