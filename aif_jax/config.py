@@ -10,8 +10,7 @@ from aif_jax.checks import expect
 from aif_jax.schema import Schema
 
 BlockType = TypeVar("BlockType", bound=type)
-BLOCKS: dict[str, type] = {}
-"""Every block class by name, for reading a config from JSON."""
+BLOCKS: dict[str, type] = {}  # every block class by name, for reading a config from JSON
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -227,16 +227,14 @@ class Encoder:
         columns = self.columns
         names = {columns.user_record_id: "user"} if columns.user_id else {}
         names |= {name: name for name in columns.user_attributes}
-        floats = np.zeros((1, len(columns.user_floats)), np.float32)
         if user is None:
-            return {name: np.zeros((), np.int32) for name in names.values()}, floats[0]
+            return {name: np.zeros((), np.int32) for name in names.values()}, np.zeros(len(columns.user_floats), np.float32)
         missing = [name for name in (*names, *columns.user_floats) if name not in user]
         expect(not missing, "user", f"values of {[*names, *columns.user_floats]}", f"none of {missing}")
         ids = {name: self._rows([user[column]], column, name).reshape(()) for column, name in names.items()}
         known = np.array([user[name] is not None for name in columns.user_floats], bool)
-        for place, name in enumerate(columns.user_floats):
-            floats[0, place] = floats_of([user[name] if known[place] else 0], name)[0]
-        return ids, np.where(known, self.scaled("user", floats)[0], 0)
+        floats = [floats_of([0 if user[name] is None else user[name]], name) for name in columns.user_floats]
+        return ids, np.where(known, self.scaled("user", stacked(floats, 1))[0], 0)
 
     def _history(self, events: Any, now: Any) -> Behaviours:
         columns, length = self.columns, self.length

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -18,8 +19,7 @@ from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 
 Tree = TypeVar("Tree")
-LENGTH = "L"
-"""Stands in a leaf's shape for the places of the history."""
+LENGTH = "L"  # stands in a leaf's shape for the places of the history
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,22 +61,22 @@ def item_layout(schema: Schema) -> ItemFeatures:
 
 def user_specs(schema: Schema, *, length: Any, lead: tuple[Any, ...] = ()) -> UserFeatures:
     """`UserFeatures` of `jax.ShapeDtypeStruct`; `length` is L, `lead` the leading axes, symbolic dimensions among them."""
-    return jax.tree.map(lambda leaf: _spec(leaf, length, lead), user_layout(schema))
+    return _filled(user_layout(schema), jax.ShapeDtypeStruct, lead, length)
 
 
 def item_specs(schema: Schema, *, lead: tuple[Any, ...] = ()) -> ItemFeatures:
     """Shapes and dtypes of one item's features, or of many with leading axes `lead`, as `user_specs`."""
-    return jax.tree.map(lambda leaf: _spec(leaf, 0, lead), item_layout(schema))
+    return _filled(item_layout(schema), jax.ShapeDtypeStruct, lead)
 
 
 def empty_user(schema: Schema, *, length: int, lead: tuple[int, ...] = ()) -> UserFeatures:
     """The unknown user without events: NumPy zeros with `length` places of history and leading axes `lead`."""
-    return _zeros(user_specs(schema, length=length, lead=lead))
+    return _filled(user_layout(schema), np.zeros, lead, length)
 
 
 def empty_items(schema: Schema, count: int = 0) -> ItemFeatures:
     """`count` unknown items as NumPy arrays: every id 0, floats and content 0."""
-    return _zeros(item_specs(schema, lead=(count,)))
+    return _filled(item_layout(schema), np.zeros, (count,))
 
 
 def behaviours(item: np.ndarray, action: np.ndarray, age: np.ndarray, mask: np.ndarray) -> Behaviours:
@@ -161,13 +161,13 @@ def _ids(attributes: tuple[Attribute, ...]) -> dict[str, Any]:
     return {a.name: Leaf(dtype=np.int32, shape=() if a.length == 1 else (a.length,), size=a.size) for a in attributes}
 
 
-def _spec(leaf: Leaf, length: Any, lead: tuple[Any, ...]) -> jax.ShapeDtypeStruct:
-    shape = tuple(length if size == LENGTH else size for size in leaf.shape)
-    return jax.ShapeDtypeStruct((*lead, *shape), jnp.dtype(leaf.dtype))
+def _filled(layout: Tree, make: Callable[..., Any], lead: tuple[Any, ...], length: Any = 0) -> Tree:
+    """The layout with `make(shape, dtype)` in place of each leaf."""
 
+    def filled(leaf: Leaf) -> Any:
+        return make((*lead, *(length if size == LENGTH else size for size in leaf.shape)), jnp.dtype(leaf.dtype))
 
-def _zeros(specs: Tree) -> Tree:
-    return jax.tree.map(lambda spec: np.zeros(spec.shape, spec.dtype), specs)
+    return jax.tree.map(filled, layout)
 
 
 def _check(layout: Any, features: Any, name: str, *, batched: bool, length: int | None = None) -> None:

@@ -16,8 +16,7 @@ from aif_jax import layers
 from aif_jax.blocks.block import Terms
 from aif_jax.types import Params
 
-Pair = tuple[jax.Array, jax.Array]
-"""An input [C, w] and its kernel [w, H]."""
+Pair = tuple[jax.Array, jax.Array]  # an input [C, w] and its kernel [w, H]
 
 
 def init(key: jax.Array, widths: Mapping[str, Mapping[str, int]], hidden: tuple[int, ...]) -> Params:

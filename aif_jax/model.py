@@ -56,8 +56,7 @@ class PreRanker(NamedTuple):
 
     def __repr__(self) -> str:
         """Which functions it is made of, and the config."""
-        parts = {"user": self.user, "item": self.item, "interaction": self.interaction}
-        named = [f"{part}={_name(function)}" for part, function in parts.items()]
+        named = [f"{part}={_name(getattr(self, part))}" for part in ("user", "item", "interaction")]
         return f"PreRanker({', '.join(named)}, config={self.config!r})"
 
 

@@ -22,8 +22,7 @@ from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, Params
 
 WORD = 32
-ROWS = 1 << 16
-"""Items that are signed in one go."""
+ROWS = 1 << 16  # items that are signed in one go
 
 
 @dataclasses.dataclass(frozen=True)

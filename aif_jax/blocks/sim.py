@@ -23,8 +23,7 @@ from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
-FLAGS = 3
-"""Slot features next to the attention: missing, log1p(count), log1p(age in days)."""
+FLAGS = 3  # slot features next to the attention: missing, log1p(count), log1p(age in days)
 
 
 @record

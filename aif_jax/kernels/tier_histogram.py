@@ -21,18 +21,13 @@ import jax.numpy as jnp
 from aif_jax.types import Array, record
 
 WORD = 32
-UNROLL = 15
-"""Behaviours that a 4-bit field counts."""
-FIELDS = 8
-"""4-bit fields of a word: tiers that one word counts."""
-WIDEN = 17
-"""Words of one field that a byte can hold: 15 * 17 = 255."""
-WORDS_BYTES = {"cpu": 2**21, "default": 2**28}
-"""Bytes of words made before they are widened; on a CPU they stay in the cache."""
+UNROLL = 15  # behaviours that a 4-bit field counts
+FIELDS = 8  # 4-bit fields of a word: tiers that one word counts
+WIDEN = 17  # words of one field that a byte can hold: 15 * 17 = 255
+WORDS_BYTES = {"cpu": 2**21, "default": 2**28}  # bytes of words made before they are widened; on a CPU they stay in the cache
 Rule: TypeAlias = Callable[[jax.Array, jax.Array, int], jax.Array]
 """(candidates [C, ...], behaviours [n, W], T) -> tiers uint32 [n, C]."""
-NOMINAL_CANDIDATES = 1024
-"""Candidates that these bytes are shared out among in an export, whose candidate axis is symbolic."""
+NOMINAL_CANDIDATES = 1024  # candidates that these bytes are shared out among in an export, whose candidate axis is symbolic
 
 
 @record

@@ -12,8 +12,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 
-CAP = 20
-"""How many problems of one kind are listed; the rest is counted."""
+CAP = 20  # how many problems of one kind are listed; the rest is counted
 
 NOT_FATAL = ("duplicate event", "unsorted time", "history across users", "unscaled floats")
 """Kinds that `read` can live with: it sorts, and a user may do the same thing twice in a second."""
