@@ -1,0 +1,1 @@
+"""Standing suites: kills, storm, fuzz, soak, chaos. Marker `reliability`; a small form of some runs always."""

@@ -1,0 +1,452 @@
+"""Files and folders of every format, damaged at random, and what reading them then gives; run in a child process.
+
+`main` prints each case before it reads, so that the last line tells of a crash in native code, and at the end what became of
+all. To see case 17 of a run again: `damaged.main(format, folder, seed, cases=1, first=17)`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import faulthandler
+import hashlib
+import io
+import json
+import re
+import resource
+import shutil
+import traceback
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+import aif_jax as aif
+from aif_jax import checkpoint, export, train
+from aif_jax.checkpoint import CheckpointError
+from aif_jax.export import ExportError
+from aif_jax.export.consume import verify
+from aif_jax.index import ItemIndex
+from aif_jax.version import VersionMismatch
+from tests.reliability import victims
+
+MEMORY = 24 << 30  # of address space: what wants more fails with MemoryError, which no format documents
+SECONDS = 120  # for one read; then the process ends with a traceback
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How artefacts of a format are made and read.
+
+    Attributes:
+      make: `make(folder, number)` writes a good artefact; of two numbers, two that differ.
+      read: `read(folder)` gives all that it holds, as nested dicts, lists, arrays and plain values.
+      refused: the documented errors.
+      right: `right(folder, content)` tells whether a content is right for a damaged folder; None: only the undamaged one is.
+      forge: changes the damaged folder as an attacker would, who makes checksums fit; any content is right then.
+    """
+
+    make: Callable[[Path, int], None]
+    read: Callable[[Path], Any]
+    refused: tuple[type[Exception], ...]
+    right: Callable[[Path, Any], bool] | None = None
+    forge: Callable[[Path], None] | None = None
+
+
+# damage
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def damage(folder: Path, other: Path, rng: np.random.Generator) -> str:
+    """Damages a copy of an artefact in one of ten ways; says how. `other` is another good artefact of the format."""
+    files = files_of(folder)
+    kinds: dict[str, list[Path]] = {}
+    for path in files:  # a folder may have one record and a hundred files of arrays: every kind of file gets its share
+        kinds.setdefault(re.sub(r"[0-9a-f]{32}|\d+", "", str(path.relative_to(folder))), []).append(path)
+    alike = list(kinds.values())[rng.integers(len(kinds))]
+    file = alike[rng.integers(len(alike))]
+    data = bytearray(file.read_bytes())
+    kind = rng.choice([
+        "flip", "flip", "flip", "flip", "flips", "overwrite", "cut", "cut", "extend", "empty", "remove", "exchange", "other",
+        "zeros",
+    ])  # fmt: skip
+    name = file.relative_to(folder)
+    if kind in ("flip", "flips", "overwrite", "zeros", "cut") and not data:
+        kind = "extend"
+    if kind == "other" and len(files) == 1:  # all of another artefact is no damage
+        kind = "empty"
+    if kind in ("flip", "flips"):
+        places = rng.integers(len(data), size=1 if kind == "flip" else 8)
+        for place in places.tolist():
+            data[place] ^= 1 << int(rng.integers(8))
+        detail = f"bytes {places.tolist()}"
+    elif kind in ("overwrite", "zeros"):
+        start = int(rng.integers(len(data)))
+        stop = min(len(data), start + int(rng.integers(1, 200)))
+        data[start:stop] = bytes(stop - start) if kind == "zeros" else rng.bytes(stop - start)
+        detail = f"bytes {start} to {stop}"
+    elif kind == "cut":
+        size = int(rng.integers(len(data)))
+        del data[size:]
+        detail = f"to {size} bytes"
+    elif kind == "extend":
+        data += rng.bytes(int(rng.integers(1, 50)))
+        detail = "at its end"
+    elif kind == "empty":
+        data, detail = bytearray(), ""
+    elif kind == "remove":
+        file.unlink()
+        return f"remove {name}"
+    elif kind == "exchange":
+        second = files[rng.integers(len(files))]
+        data, rest = bytearray(second.read_bytes()), file.read_bytes()
+        second.write_bytes(rest)
+        detail = f"with {second.relative_to(folder)}"
+    else:
+        twins = files_of(other)
+        twin = other / name if (other / name) in twins else twins[rng.integers(len(twins))]
+        data, detail = bytearray(twin.read_bytes()), f"put the other artefact's {twin.relative_to(other)} in its place"
+    file.write_bytes(bytes(data))
+    return f"{kind} {name} {detail}"
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two contents are equal, bit for bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        bits = a.dtype == b.dtype and a.shape == b.shape
+        return bits and (a.tobytes() == b.tobytes() if a.dtype.kind not in "OT" else a.tolist() == b.tolist())
+    return type(a) is type(b) and a == b
+
+
+# index snapshots
+
+
+def _index(number: int) -> ItemIndex:
+    ids = np.arange(40) * 3 + number
+    return ItemIndex.build(
+        victims.MODEL, victims.PARAMS, victims.features(ids + 10), ids=ids, batch_size=16, capacity=64, progress=False
+    )
+
+
+def _make_index(folder: Path, number: int) -> None:
+    _index(number).save(folder / "snapshot", positions={0: 7 + number, 3: 9})
+
+
+def _read_index(folder: Path) -> Any:
+    path = folder / "snapshot"
+    index = ItemIndex.load(path, victims.MODEL, victims.PARAMS)
+    ids, columns = index.stored()
+    manifest = aif.index.verify(path)
+    return {
+        "ids": ids, "columns": jax.tree.map(np.asarray, columns), "version": index.version, "positions": manifest.positions,
+        "config": manifest.config.to_json(), "batch": manifest.batch_size,
+    }  # fmt: skip
+
+
+# checkpoints and runs
+
+
+def encoder(number: int = 0) -> aif.Encoder:
+    """An encoder with every kind of vocabulary."""
+    columns = aif.Columns(
+        action="event", actions=("view", "buy"), user_attributes=("city",), user_floats=("age",), user_id=True,
+        item_attributes=("brand",), item_bags=("tags",), bag_length=3, item_floats=("price",), side=("bid",),
+    )  # fmt: skip
+    data = aif.read(
+        {"user": ["ann", "bob", "zoë"], "item": [7, 8, 10**12], "time": [1_600_000_000] * 3, "event": ["buy", "view", "view"]},
+        items={
+            "item": [7, 8, 10**12], "category": ["é", "b", "b"], "brand": [1, 2, None], "tags": ["a|b", "", "c"],
+            "price": [1.0, 2.0, 4.5 + number], "bid": [0.5, 1.0, 2.0],
+        },
+        users={"user": ["ann", "bob", "zoë"], "city": ["Oslo", "Rom", None], "age": [20.0, 30.5, 41.0]},
+        columns=columns,
+    )  # fmt: skip
+    assert data.encoder is not None
+    return data.encoder.with_length(4)
+
+
+def _make_checkpoint(folder: Path, number: int) -> None:
+    leaves = {
+        "embedding": {"item": np.arange(12, dtype=np.float32).reshape(4, 3) + number},
+        "fitted": {"fields": {"item": np.arange(4, dtype=np.int32)}},
+    }
+    checkpoint.save(
+        folder / "one", leaves, victims.MODEL.config, encoder=encoder(number), step=5 + number, position={"epoch": number},
+        metrics={"gauc": 0.5 + number / 8},
+    )  # fmt: skip
+
+
+def _content_of(loaded: Any) -> Any:
+    return {
+        "params": jax.tree.map(np.asarray, loaded.params), "config": loaded.config.to_json(), "version": loaded.version,
+        "encoder": None if loaded.encoder is None else loaded.encoder.to_record(), "step": loaded.step,
+        "position": loaded.position, "metrics": loaded.metrics,
+    }  # fmt: skip
+
+
+def _make_run(folder: Path, number: int) -> None:
+    events = [(n % 7, n * n % 11, 1_600_000_000 + n + number) for n in range(200)]
+    user, item, time = (list(column) for column in zip(*events, strict=True))
+    data = aif.read(
+        {"user": user, "item": item, "time": time}, items={"item": list(range(11)), "category": [n % 3 for n in range(11)]},
+        columns=aif.Columns(),
+    )  # fmt: skip
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4, long_length=4))
+    aif.fit(
+        model, data, out=folder / "run", batch_size=32, evaluate_every=3, k=None, progress=False, seed=number,
+        task=train.NextItem(negatives=3),
+    )  # fmt: skip
+
+
+def _read_run(folder: Path) -> Any:
+    run = aif.Run.load(folder / "run")
+    return {
+        "params": jax.tree.map(np.asarray, run.params), "settings": run.settings.to_json(), "metrics": run.metrics,
+        "encoder": run.encoder.version if run.encoder else None, "config": run.config.to_json(),
+    }  # fmt: skip
+
+
+# exports
+
+
+def _make_export(folder: Path, number: int) -> None:
+    made = encoder(number)
+    config = aif.presets.two_tower(made.schema, width=4, short_length=4, long_length=4, sequence=False)
+    model = aif.build(config)
+    catalogue = aif.Catalogue.from_items(
+        made.schema, [7, 8, 10**12], ids={"category": [1, 2, 1], "brand": [1, 2, 0], "tags": [[1, 2, 0]] * 3},
+        floats=np.ones((3, 1), np.float32), side={"bid": np.ones(3, np.float32)},
+    )  # fmt: skip
+    params = model.init(jax.random.key(number), catalogue)
+    index = ItemIndex.build(model, params, catalogue, encoder=made, batch_size=16, progress=False)
+    export.save(
+        folder / "model", model, params, index, encoder=made, platforms=("cpu",), stablehlo=False,
+        buckets={"b": [4], "c": [64], "n": [64]},
+    )  # fmt: skip
+
+
+_loaded: dict[str, Any] = {}
+
+
+def _read_export(folder: Path) -> Any:
+    """What the loader holds; it runs only what differs from what has run already."""
+    loaded = export.load(folder / "model")
+    manifest = (folder / "model" / "manifest.json").read_bytes()
+    functions = loaded.functions.items()
+    content: dict[str, Any] = {
+        "params": {f"{name}/{path}": np.asarray(leaf) for name, f in functions for path, leaf in f.params.items()},
+        "functions": {name: hashlib.sha256(f.exported.serialize()).hexdigest() for name, f in functions},
+        "version": loaded.version, "encoding": loaded.encoding, "config": loaded.config,
+        "ids": loaded.index.ids, "table": {name: np.asarray(leaf) for name, leaf in loaded.index.table.items()},
+        "rows": loaded.encode("item", [7, 9, 10**12]), "known": loaded.index.lookup([7, 9, 10**12])[1],
+    }  # fmt: skip
+    key = hashlib.sha256(manifest + repr(sorted(content["functions"].items())).encode()).hexdigest()
+    if key not in _loaded:
+        _loaded[key] = verify(folder / "model")["max_abs_diff"]
+    return content | {"difference": _loaded[key] < 1e-5}
+
+
+def _forge_export(folder: Path) -> None:
+    """Makes the manifest's checksums fit the files, where it can still be read."""
+    file = folder / "model" / "manifest.json"
+    try:
+        manifest = json.loads(file.read_bytes())
+        for name, entry in manifest["files"].items():
+            raw = (folder / "model" / name).read_bytes()
+            entry |= {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return
+    file.write_text(json.dumps(manifest))
+
+
+# raw files
+
+
+COLUMNS = aif.Columns(
+    action="event", actions=("view", "buy"), user_attributes=("city",), item_floats=("price",), scale=False,
+)  # fmt: skip
+COLUMN_NAMES = {"events": ("user", "item", "time", "event"), "items": ("item", "category", "price"), "users": ("user", "city")}
+
+
+def _tables(number: int) -> dict[str, pa.Table]:
+    count = 60
+    n = np.arange(count)
+    actions, time = np.array(["view", "buy"])[n % 2], 1_600_000_000 + n * 37 + number
+    m, u = np.arange(11), np.arange(7)
+    tables = {
+        "events": {"user": 10 + n % 7, "item": 100 + n * n % 11, "time": time, "event": actions},
+        "items": {"item": 100 + m, "category": np.array(["tea", "cup", "pot"])[m % 3], "price": m / 4 + number},
+        "users": {"user": 10 + u, "city": np.array(["Oslo", "Rom"])[u % 2]},
+    }
+    return {name: pa.table({key: pa.array(values) for key, values in table.items()}) for name, table in tables.items()}
+
+
+def _make_csv(folder: Path, number: int) -> None:
+    for name, table in _tables(number).items():
+        rows = [table.column_names, *zip(*(column.to_pylist() for column in table.columns), strict=True)]
+        (folder / f"{name}.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+
+
+def _make_parquet(folder: Path, number: int) -> None:
+    for name, table in _tables(number).items():
+        pa.parquet.write_table(table, folder / f"{name}.parquet", compression="none" if number else "snappy")
+
+
+def _rows_of(data: aif.Dataset) -> Any:
+    """Raw values of a data set: what the files said."""
+    log, catalogue = data.log, data.catalogue
+    users, items = data.users.raw.tolist(), data.items.raw.tolist()
+    categories, cities = (data.encoder.vocabularies[name].raw.tolist() for name in ("category", "city"))
+
+    def known(raw: list, row: int) -> Any:
+        return raw[row - 1] if row else None
+
+    actions = [None, "view", "buy"]
+    events = zip(log.user.tolist(), log.item.tolist(), log.time.tolist(), log.action.tolist(), strict=True)
+    return {
+        "events": sorted((known(users, u), known(items, i), t, actions[a]) for u, i, t, a in events),
+        "items": [
+            (items[n - 1], known(categories, int(catalogue.ids["category"][n])), float(catalogue.floats[n, 0]))
+            for n in range(1, len(items) + 1)
+        ],
+        "users": [(users[n - 1], known(cities, int(data.user_ids["city"][n]))) for n in range(1, len(users) + 1)],
+    }  # fmt: skip
+
+
+def _read_tables(folder: Path) -> Any:
+    paths = {name: next(iter(folder.glob(f"{name}.*")), folder / f"{name}.csv") for name in COLUMN_NAMES}
+    return _rows_of(aif.read(paths["events"], items=paths["items"], users=paths["users"], columns=COLUMNS))
+
+
+UNSURE = object()
+
+
+def _plain_tables(folder: Path) -> Any:
+    """What the files say, read without the package: by Python for plain text, by pyarrow for Parquet; UNSURE for other text."""
+    tables: dict[str, list[tuple]] = {}
+    for name, wanted in COLUMN_NAMES.items():
+        path = next(iter(folder.glob(f"{name}.*")))
+        if path.suffix == ".parquet":
+            table = pa.parquet.read_table(path, columns=list(wanted))
+            tables[name] = list(zip(*(table.column(column).to_pylist() for column in wanted), strict=True))
+            continue
+        raw = path.read_bytes()
+        if not re.fullmatch(rb"[\x20\x21\x23-\x7e\n]*", raw):
+            return UNSURE
+        rows = list(csv.reader(io.StringIO(raw.decode())))
+        head = rows[0]
+        if any(len(row) != len(head) for row in rows) or any(head.count(column) != 1 for column in wanted):
+            return UNSURE
+        tables[name] = [tuple(row[head.index(column)] for column in wanted) for row in rows[1:]]
+
+    def canonical(value: Any) -> int:
+        if isinstance(value, str) and not re.fullmatch(r"0|[1-9]\d*", value):
+            raise ValueError(value)
+        return int(value)
+
+    try:
+        events = sorted((canonical(u), canonical(i), canonical(t), str(a)) for u, i, t, a in tables["events"])
+        items = sorted((canonical(i), str(c), float(np.float32(p))) for i, c, p in tables["items"])
+        users = sorted((canonical(u), None if c in ("", None) else str(c)) for u, c in tables["users"])
+    except (ValueError, TypeError):
+        return UNSURE
+    return {"events": events, "items": items, "users": users}
+
+
+def _right_tables(folder: Path, content: Any) -> bool:
+    plainly = _plain_tables(folder)
+    if plainly is UNSURE:
+        return True
+    events = [(*row[:3], row[3] if row[3] in ("view", "buy") else None) for row in plainly["events"]]  # None: not listed
+    users = [[row for row in rows["users"] if row[1] is not None] for rows in (content, plainly)]  # None: has no record
+    same_events = sorted(map(repr, content["events"])) == sorted(map(repr, events))
+    return same_events and content["items"] == plainly["items"] and users[0] == users[1]
+
+
+def _make_npz(folder: Path, number: int) -> None:
+    rng = np.random.default_rng(number)
+    save = np.savez_compressed if number else np.savez
+    save(folder / "content.npz", ids=np.arange(30) + number, embedding=rng.normal(size=(30, 4)).astype(np.float32))
+
+
+def _read_npz(folder: Path) -> Any:
+    from aif_jax.readers.content import load
+
+    ids, embedding = load(folder / "content.npz")
+    return {"ids": ids, "embedding": embedding}
+
+
+FORMATS = {
+    "index": Format(_make_index, _read_index, (FileNotFoundError, CheckpointError, VersionMismatch)),
+    "checkpoint": Format(
+        _make_checkpoint, lambda folder: _content_of(checkpoint.load(folder / "one")), (FileNotFoundError, CheckpointError)
+    ),
+    "export": Format(_make_export, _read_export, (ExportError,)),
+    "forged export": Format(_make_export, _read_export, (ExportError,), forge=_forge_export),
+    "csv": Format(_make_csv, _read_tables, (FileNotFoundError, ValueError), _right_tables),
+    "parquet": Format(_make_parquet, _read_tables, (FileNotFoundError, ValueError), _right_tables),
+    "npz": Format(_make_npz, _read_npz, (ValueError,)),
+}
+
+
+def main(name: str, root: str, seed: int, cases: int, first: int = 0) -> None:
+    """Damages and reads `cases` copies; AssertionError names those that are neither right nor refused."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    form, folder = FORMATS[name], Path(root)
+    good, other = folder / "good", folder / "other"
+    for number, path in enumerate((good, other)):
+        if not path.exists():
+            path.mkdir(parents=True)
+            form.make(path, number)
+    content, second = form.read(good), form.read(other)
+    assert not same(content, second), "the two artefacts are equal: a wrong one would not show"
+    if form.right is not None:
+        assert form.right(good, content) and not form.right(good, second)
+        assert _plain_tables(good) is not UNSURE
+    tally: Counter = Counter()
+    failures: list[str] = []
+    for case in range(first, first + cases):
+        rng = np.random.default_rng((seed, case, zlib.crc32(name.encode())))
+        copy = folder / "case"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(good, copy)
+        what = damage(copy, other, rng)
+        if form.forge is not None:
+            form.forge(copy)
+        print(f"{name} case {case}: {what}", flush=True)
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        try:
+            got = form.read(copy)
+        except form.refused as error:
+            assert str(error), "an error without words"
+            tally["refused"] += 1
+        except Exception as error:
+            where = "".join(traceback.format_exception(error)[-3:])
+            failures.append(f"case {case}: {what}: {type(error).__name__} is not documented:\n{where}")
+        else:
+            right = form.forge is not None or (same(got, content) if form.right is None else form.right(copy, got))
+            if not right:
+                failures.append(f"case {case}: {what}: read without an error, and wrong")
+            unsure = form.right is not None and _plain_tables(copy) is UNSURE
+            tally["unsure" if unsure else "right"] += 1
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        if len(failures) == 10:
+            break
+    if failures:
+        raise AssertionError(f"{name}, {len(failures)} wrong:\n" + "\n".join(failures))
+    print(json.dumps(tally))

@@ -1,0 +1,53 @@
+"""How large the reliability suites are, and the seed they draw with: the one place for both.
+
+AIF_JAX_RELIABILITY_SCALE multiplies every size (0.01 is a smoke of under a minute); AIF_JAX_RELIABILITY_SEED repeats a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zlib
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of one run of all suites; `scaled` multiplies, and keeps at least what a suite needs to test anything."""
+
+    writer_kills: int = 600  # at random moments
+    writer_crash_points: int = 200  # at a given change of a file
+    training_kills: int = 100
+    training_crash_points: int = 100
+    storm_requests: int = 1_000_000
+    storm_publishes: int = 100
+    damaged_files: int = 1500  # of each format
+    examples: int = 3000  # drawn by hypothesis, of each entry
+    chaos_requests: int = 20_000
+    soak_seconds: int = 600
+
+    def scaled(self, scale: float) -> Sizes:
+        """The same suites in another size."""
+        least = {"storm_publishes": 3, "storm_requests": 2000, "soak_seconds": 3, "chaos_requests": 200, "examples": 10}
+        least |= {"damaged_files": 8}
+        fields = dataclasses.asdict(self).items()
+        return Sizes(**{name: max(least.get(name, 4), round(size * scale)) for name, size in fields})
+
+
+def _seed() -> int:
+    given = os.environ.get("AIF_JAX_RELIABILITY_SEED")
+    # The processes of one run of pytest-xdist share this name, and so the seed.
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    return int(given) if given else zlib.crc32(run.encode()) if run else int.from_bytes(os.urandom(4), "little")
+
+
+FULL = Sizes().scaled(float(os.environ.get("AIF_JAX_RELIABILITY_SCALE", "1")))
+SMOKE = Sizes().scaled(0.0)
+SEED = _seed()
+
+
+def generator(name: str, seed: int = SEED) -> np.random.Generator:
+    """A random generator for one suite; prints how to draw the same again."""
+    print(f"{name}: AIF_JAX_RELIABILITY_SEED={seed}")
+    return np.random.default_rng((seed, zlib.crc32(name.encode())))

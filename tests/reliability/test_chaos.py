@@ -1,0 +1,247 @@
+"""Callables that do their worst under load: every exception class, every way to hang, in `features` and in `retrieval`.
+
+The engine answers or refuses each request as documented, its counters add up, and it ends on `close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import gc
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Overloaded, Request, ServingConfig
+from tests.reliability import coded
+from tests.reliability.sizes import FULL, SMOKE, generator
+
+K, CLIENTS = 4, 24
+RAISED = "out of nothing"
+CLASSES = sorted(
+    {kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)}
+    | {asyncio.CancelledError, asyncio.TimeoutError, asyncio.InvalidStateError, asyncio.QueueFull},
+    key=lambda kind: kind.__name__,
+)
+UNICODE = {
+    UnicodeDecodeError: ("utf8", b"x", 0, 1, RAISED),
+    UnicodeEncodeError: ("utf8", "x", 0, 1, RAISED),
+    UnicodeTranslateError: ("x", 0, 1, RAISED),
+    ExceptionGroup: (RAISED, [ValueError()]),
+    BaseExceptionGroup: (RAISED, [KeyboardInterrupt()]),
+}
+HANGS = ("waits", "swallows cancellation", "spins", "hangs in its cleanup")
+
+
+def error_of(kind: type[BaseException]) -> BaseException:
+    """An exception of a class."""
+    return kind(*UNICODE.get(kind, (RAISED,)))
+
+
+class Deeds:
+    """What a callable does for a request: `well`, an exception class to raise, or a way to hang; each with a place for it.
+
+    Hangs last much longer than any budget or timeout here, and end by themselves, so that a run holds a bounded number.
+    """
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.seconds = 3.0
+
+    def plainly(self, deed: Any) -> None:
+        """In a plain function."""
+        if isinstance(deed, type):
+            raise error_of(deed)
+        if deed == "spins":
+            end = time.monotonic() + self.seconds
+            while time.monotonic() < end and not self.over.is_set():
+                time.sleep(0.01)
+        elif deed != "well":
+            self.over.wait(self.seconds)
+
+    async def asynchronously(self, deed: Any) -> None:
+        """In a coroutine or an async generator."""
+        if isinstance(deed, type):
+            raise error_of(deed)
+        end = time.monotonic() + self.seconds
+        if deed == "waits":
+            await asyncio.sleep(self.seconds)
+        elif deed == "spins":
+            while time.monotonic() < end and not self.over.is_set():
+                await asyncio.sleep(0.001)
+        elif deed == "swallows cancellation":
+            while time.monotonic() < end and not self.over.is_set():
+                try:
+                    await asyncio.sleep(0.1)
+                except asyncio.CancelledError:
+                    pass
+        elif deed == "hangs in its cleanup":
+            try:
+                await asyncio.sleep(self.seconds)
+            finally:
+                while time.monotonic() < end and not self.over.is_set():
+                    await asyncio.sleep(0.05)
+
+
+def callables(deeds: Deeds, *, plain: bool) -> tuple[Callable, Callable]:
+    """`features` and `retrieval`, both async or both not; each follows the request's context (deed, place) for it."""
+
+    async def features(request: Request):
+        deed, place = request.context["features"]
+        await asyncio.sleep(0)
+        await deeds.asynchronously(deed)
+        return coded.user_features(request.user)
+
+    def plain_features(request: Request):
+        deed, place = request.context["features"]
+        deeds.plainly(deed)
+        return coded.user_features(request.user)
+
+    async def stream(request: Request) -> AsyncIterator[np.ndarray]:
+        deed, place = request.context["retrieval"]
+        half = len(request.context["ids"]) // 2
+        yield request.context["ids"][:half]
+        await deeds.asynchronously(deed)
+        yield request.context["ids"][half:]
+
+    async def retrieval(request: Request):
+        deed, place = request.context["retrieval"]
+        if place == "stream":
+            return stream(request)
+        await deeds.asynchronously(deed)
+        return request.context["ids"]
+
+    def plain_retrieval(request: Request):
+        deed, place = request.context["retrieval"]
+        if place == "stream":
+            return stream(request)
+        deeds.plainly(deed)
+        return request.context["ids"]
+
+    return (plain_features, plain_retrieval) if plain else (features, retrieval)
+
+
+def refusals(deed: Any) -> tuple[type[BaseException], ...]:
+    """Errors that `rank` may raise for what retrieval does, by its documentation."""
+    if deed in HANGS:
+        return (DeadlineExceeded, TimeoutError)
+    if not issubclass(deed, Exception) or deed is StopIteration:
+        return (CallableError,)
+    return (deed, RuntimeError) if deed is StopAsyncIteration else (deed,)  # Python itself changes that one in a coroutine
+
+
+async def chaos(requests: int, rng: np.random.Generator, *, plain: bool) -> Counter:
+    """Clients send requests to callables that misbehave in most of them, and check what comes back."""
+    deeds, tally, failed = Deeds(), Counter(), Counter()
+    features, retrieval = callables(deeds, plain=plain)
+    config = ServingConfig(
+        buckets=(16, 64), max_k=K, max_pending=CLIENTS - 4, callable_timeout=0.4, max_hung=10**6, reserve=0.02,
+        drain_timeout=2.0,
+    )  # fmt: skip
+    index = coded.index(0)
+    turns = iter(range(requests))
+    left: list[Any] = [rng.permutation(len(CLASSES)), rng.permutation(len(CLASSES))]
+
+    def draw(side: int) -> Any:
+        kind = rng.choice(3, p=[0.4, 0.55, 0.05])
+        if kind == 0:
+            return "well"
+        if kind == 2:
+            return HANGS[rng.integers(len(HANGS))]
+        if not len(left[side]):
+            left[side] = rng.permutation(len(CLASSES))
+        place, left[side] = left[side][-1], left[side][:-1]  # every class comes before one comes again
+        return CLASSES[place]
+
+    async def client() -> None:
+        for _ in turns:
+            place = ("called", "stream", "awaited")[rng.integers(3)]
+            ids = rng.choice(coded.IDS, rng.integers(2, 40), replace=False)
+            context = {"features": (draw(0), place), "retrieval": (draw(1), place), "ids": ids}
+            hangs = any(context[side][0] in HANGS for side in ("features", "retrieval"))
+            budget = 0.2 if hangs and rng.random() < 0.5 else None
+            request = Request(user=int(rng.integers(1, coded.USERS)), context=context)
+            task = asyncio.create_task(engine.rank(request, K, budget=budget))
+            cancelled = rng.random() < 0.02
+            if cancelled:
+                await asyncio.sleep(0.001)
+                task.cancel()
+            try:
+                answer = await task
+            except Overloaded:
+                tally["refused"] += 1
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                assert cancelled and not asyncio.current_task().cancelling()
+                tally["cancelled"] += 1
+            except BaseException as error:
+                deed = context["retrieval"][0]
+                late = budget is not None and isinstance(error, DeadlineExceeded)
+                assert late or deed != "well", f"{context}: {error!r}"
+                assert late or isinstance(error, refusals(deed)), f"{context}: {error!r}"
+                assert isinstance(deed, str) or RAISED in str(error) or deed.__name__ in str(error), f"{context}: {error!r}"
+                failed[type(error).__name__] += 1
+            else:
+                check(answer, request, budget)
+                tally["degraded" if answer.degraded else "answered"] += 1
+
+    def check(answer: Any, request: Request, budget: float | None) -> None:
+        deed = request.context["features"][0]
+        assert request.context["retrieval"][0] == "well", "an answer without candidates"
+        number = request.user
+        if answer.degraded:
+            assert deed != "well" or budget is not None, answer.reason
+            assert "user side failed" in answer.reason or "user side late" in answer.reason
+            number = request.user if "stale state" in answer.reason else 0
+        else:
+            assert deed == "well"
+        best, code = coded.expected_ranking(number, request.context["ids"], K)
+        assert (answer.ids[answer.mask] == best).all() and len(best) == answer.mask.sum()
+        assert (coded.parts(answer.logits[answer.mask])[2] == code).all()
+
+    engine = AsyncPreRanker(coded.MODEL, coded.params(0), index, features=features, retrieval=retrieval, config=config)
+    async with asyncio.timeout(3000):  # of a run that hangs
+        async with engine:
+            await asyncio.gather(*[client() for _ in range(CLIENTS)])
+            metrics = engine.metrics()
+            counters = metrics["counters"]
+            assert metrics["gauges"]["pending"] == 0
+            assert metrics["failed"] == failed, "the engine counts other errors than the callers saw"
+            assert counters["answered"] == tally["answered"] + tally["degraded"] > 0
+            assert counters.get("degraded", 0) == tally["degraded"] == sum(metrics["degraded"].values()) > 0
+            assert counters.get("refused", 0) == tally["refused"] and counters.get("cancelled", 0) == tally["cancelled"]
+            fates = sum(tally.values()) + sum(failed.values())
+            assert counters["requests"] == fates == requests
+            # close while calls hang, and one request waits for one
+            hanging = {"features": ("well", "called"), "retrieval": ("swallows cancellation", "called"), "ids": coded.IDS}
+            waiting = asyncio.create_task(engine.rank(Request(user=1, context=hanging), K))
+            await asyncio.sleep(0.01)
+        (end,) = await asyncio.gather(waiting, return_exceptions=True)
+        assert isinstance(end, TimeoutError | asyncio.CancelledError), end
+        deeds.over.set()
+        while threads := [t.name for t in threading.enumerate() if t.name.startswith("aif-")]:
+            await asyncio.sleep(0.01)  # a thread that stays fails by the timeout above
+            gc.collect()
+        assert not threads
+    tally["failed"] = sum(failed.values())
+    tally["error classes"] = len(failed)
+    return tally
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+def test_a_little_chaos(plain):
+    asyncio.run(chaos(SMOKE.chaos_requests, generator("chaos", seed=0), plain=plain))
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+def test_chaos_of_callables_under_load(plain):
+    rng = generator(f"chaos, {'plain' if plain else 'async'}")
+    tally = asyncio.run(chaos(FULL.chaos_requests // 2, rng, plain=plain))
+    print(f"{len(CLASSES)} exception classes, {len(HANGS)} ways to hang: {dict(tally)}")

@@ -1,0 +1,40 @@
+"""Damaged files of every format: the right content or the documented error, never a wrong content or another error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import damaged
+from tests.reliability.sizes import FULL, SEED
+
+
+def fuzz(python: Callable[..., str], name: str, folder: Path, seed: int, cases: int) -> dict[str, int]:
+    """Runs the cases in a child process, which may crash; returns what became of them."""
+    code = f"from tests.reliability import damaged; damaged.main({name!r}, {str(folder)!r}, {seed}, {cases})"
+    env = {"PYTHONWARNINGS": "default"}  # readers in other languages warn of what they then refuse
+    return json.loads(python(code, timeout=3000, env=env).splitlines()[-1])
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", list(damaged.FORMATS))
+def test_damaged_files(python, tmp_path, name):
+    print(f"AIF_JAX_RELIABILITY_SEED={SEED}")
+    tally = fuzz(python, name, tmp_path, SEED, FULL.damaged_files)
+    print(f"{name}: {tally}")
+    assert sum(tally.values()) == FULL.damaged_files and tally["refused"] > 0
+    assert tally.get("unsure", 0) < FULL.damaged_files / 2, "too few cases in which the right content is known"
+
+
+# NumPy leaves a file that is no whole npz to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["csv", "npz"])
+def test_a_few_damaged_files(tmp_path, name, capsys, monkeypatch):
+    monkeypatch.setattr(damaged.resource, "setrlimit", lambda *limits: None)  # this process goes on without limits
+    monkeypatch.setattr(damaged.faulthandler, "dump_traceback_later", lambda *limits, **options: None)
+    damaged.main(name, str(tmp_path), 0, 20)
+    assert sum(json.loads(capsys.readouterr().out.splitlines()[-1]).values()) == 20
