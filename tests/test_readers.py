@@ -140,6 +140,21 @@ def test_times(tmp_path, times, unit, seconds):
     assert data.log.time.tolist() == [seconds]
 
 
+def test_files_of_different_units_are_ordered_in_the_finest(tmp_path):
+    (tmp_path / "events").mkdir()
+    parquet(tmp_path, items={"item": [1, 2], "category": [1, 1]})
+
+    def log(milliseconds):
+        files = ("1", 2, milliseconds, "ms"), ("2", 1, 7_000_000_001, "ns")
+        for name, item, time, unit in files:
+            parquet(tmp_path / "events", **{name: {"user": ["a"], "item": [item], "time": pa.array([time], pa.timestamp(unit))}})
+        return readers.read(tmp_path / "events", items=tmp_path / "items.parquet", columns=Columns()).log
+
+    assert log(7_000).item.tolist() == [2, 1] and log(7_000).time.tolist() == [7, 7]  # a nanosecond apart
+    with pytest.raises(ValueError, match="column 'time': expected times of at least -4611686018428 among finer ones, got -11"):
+        log(-11_676_096_000_000)  # the year 1600
+
+
 def test_times_written_out_in_csv(tmp_path):
     csv(tmp_path, events="user,item,time\n1,1,2017-11-25 00:00:10\n1,1,2017-11-25 00:00:05\n", items="item,category\n1,1\n")
     data = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", columns=Columns())
