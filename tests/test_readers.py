@@ -147,7 +147,8 @@ def test_files_of_different_units_are_ordered_in_the_finest(tmp_path):
     def log(milliseconds):
         files = ("1", 2, milliseconds, "ms"), ("2", 1, 7_000_000_001, "ns")
         for name, item, time, unit in files:
-            parquet(tmp_path / "events", **{name: {"user": ["a"], "item": [item], "time": pa.array([time], pa.timestamp(unit))}})
+            events = {"user": ["a"], "item": [item], "time": pa.array([time], pa.timestamp(unit))}
+            parquet(tmp_path / "events", **{name: events})
         return readers.read(tmp_path / "events", items=tmp_path / "items.parquet", columns=Columns()).log
 
     assert log(7_000).item.tolist() == [2, 1] and log(7_000).time.tolist() == [7, 7]  # a nanosecond apart
