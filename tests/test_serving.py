@@ -13,6 +13,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
+from aif_jax.serving.versions import Version
 from aif_jax.version import VersionMismatch, fingerprint
 from tests import demo
 from tests.serving_world import World, bids_for, run, share_programs, shared
@@ -247,6 +248,35 @@ def test_requests_that_wait_for_a_thread_share_its_runs(world):
                 expect(world, answer, name, world.ids[:20], 5)
             runs = engine.metrics()["counters"]["transfers_device_to_host"] - before
             assert runs == 3  # of one, which had nobody to wait for, of four and of two
+
+    run(test())
+
+
+def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_single_ones(world, monkeypatch):
+    hold, calls = threading.Event(), []
+    states = Version.states
+
+    def slow(self, programs, words, length):
+        hold.wait(20)
+        calls.append(len(words))
+        return states(self, programs, words, length)
+
+    async def test():
+        async with world.engine(batch_size=4, user_threads=1, buckets=(32,)) as engine:
+            monkeypatch.setattr(Version, "states", slow)
+            engine.candidates = world.ids[:20]
+            engine.features = lambda name: world.user(name) if name != 5 else "no features"
+            running = []
+            for name in range(9):
+                running.append(asyncio.create_task(engine.rank(name, 5)))
+                await asyncio.sleep(0.02)
+            hold.set()
+            answers = await asyncio.gather(*running)
+            for name in range(9):
+                if name != 5:
+                    expect(world, answers[name], name, world.ids[:20], 5)
+            assert answers[5].degraded and "failed: UserFeatures: expected" in answers[5].reason
+            assert calls == [1, 4, 2, 1]  # of three that wait two go together: no place of a call is computed for nothing
 
     run(test())
 

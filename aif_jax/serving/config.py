@@ -50,8 +50,9 @@ class ServingConfig:
       callable_threads: threads for each of `features` and `retrieval` that is not async.
       max_hung: calls of each of them that may run on after their requests; with more, calls fail until some return.
       user_threads, score_threads: user functions, and interactions, computed at once.
-      batch_size: concurrent requests of one bucket scored together, at most. Only requests that wait for a scoring thread
-        anyway share a batch, so a lone request never waits. 1 switches batching off; more sizes take longer to compile.
+      batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
+        those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; more sizes
+        take longer to compile.
       bid: name of the index row's side value that holds the bid.
       drain_timeout: how long shutdown waits for requests before it cancels them.
 

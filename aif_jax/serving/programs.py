@@ -11,13 +11,14 @@ import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.features import check_user_features, pack, unpack, user_specs
+from aif_jax.features import check_user_features, unpack, user_specs
 from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
 from aif_jax.types import Params, UserFeatures
@@ -50,16 +51,25 @@ class Programs:
         self._constants: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
-    def user(self, params: Params, length: int) -> Callable[..., Any]:
-        """The compiled user function for histories of one length: (params, packed features) -> state."""
-        specs = user_specs(self.model.config.schema, length=length)
-        packed = jax.ShapeDtypeStruct((sum(spec.size for spec in jax.tree.leaves(specs)),), np.int32)
+    def user(self, params: Params, length: int, count: int = 1) -> Callable[..., Any]:
+        """The compiled user function for `count` histories of one length: (params, packed features [count, n]) -> states.
 
-        def user(params, packed):
-            return self.model.user(params, unpack(packed, specs))
+        A loop over the users: vmapped, the temporary arrays of long histories would not fit the caches of a CPU.
+        """
+        specs = user_specs(self.model.config.schema, length=length)
+        packed = jax.ShapeDtypeStruct((count, sum(spec.size for spec in jax.tree.leaves(specs))), np.int32)
+
+        def users(params, packed):
+            def user(words):
+                return self.model.user(params, unpack(words, specs))
+
+            if count == 1:
+                return (user(packed[0]),)
+            states = jax.lax.map(user, packed)
+            return tuple(jax.tree.map(itemgetter(place), states) for place in range(count))
 
         self._compile_upload(packed)
-        return self._get("user", user, (params, packed), of=specs)
+        return self._get("user", users, (params, packed), of=specs)
 
     def score(self, params: Params, states: tuple[Any, ...], index: Any, bucket: int) -> Callable[..., Any]:
         """The compiled interaction for `len(states)` requests of one bucket, with gather and top-k:
@@ -71,9 +81,9 @@ class Programs:
         arguments = (params, states, index.shapes, *shapes, jax.ShapeDtypeStruct((count,), np.int32))
         return self._get("score", self._score_fn(index.decode, bucket), arguments)
 
-    def upload_features(self, features: UserFeatures) -> jax.Array:
-        """The checked features of one user on the device, as one array: a transfer for each leaf would take longer."""
-        return self._upload(pack(features))
+    def upload_features(self, words: list[np.ndarray]) -> jax.Array:
+        """The packed features of some users on the device, as one array: a transfer for each leaf would take longer."""
+        return self._upload(words[0][None] if len(words) == 1 else np.stack(words))
 
     def upload_rows(self, rows: list[np.ndarray], bids: list[np.ndarray | None], orders: list[str], bucket: int) -> Any:
         """Rows [b, bucket], bids [b, bucket] and order [b] of b requests on the device.

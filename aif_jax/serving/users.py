@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 
+from aif_jax.features import pack
 from aif_jax.serving.admission import Job
 from aif_jax.serving.cache import StateCache, StateKey
 from aif_jax.serving.callables import Guarded
@@ -18,11 +20,32 @@ from aif_jax.serving.errors import DeadlineExceeded
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import Programs, plain_features
 from aif_jax.serving.single_flight import Computation, SingleFlight
-from aif_jax.serving.threads import Workers
-from aif_jax.serving.versions import UserSide, Version
+from aif_jax.serving.together import Together
+from aif_jax.serving.versions import UserSide, Version, batch_sizes
 from aif_jax.types import UserFeatures
 
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
+
+
+Span: TypeAlias = tuple[str, float, float]
+
+
+class UserTask(NamedTuple):
+    """The features of one user, to become a state."""
+
+    version: Version
+    features: UserFeatures
+    future: asyncio.Future[Any]
+
+    @property
+    def length(self) -> int:
+        """Places of the history; -1 where the features are none, which the check reports."""
+        return np.size(getattr(getattr(self.features, "history", None), "mask", ())) or -1
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tasks of one key run the same compiled function with the same parameters."""
+        return id(self.version), self.length
 
 
 class UserSides:
@@ -36,7 +59,10 @@ class UserSides:
         self._config = config
         self._features = features
         self._metrics = metrics
-        self._workers = Workers("aif-user", config.user_threads)
+        # A user function with a batch of users is a loop: a place computed for nothing would cost as much as a user.
+        self._tasks = Together(
+            "aif-user", config.user_threads, batch_sizes(config.batch_size), full=1.0, prepare=self._pack, run=self._run
+        )
         self._serving: str | None = None  # version whose states are cached
 
     def serve(self, version: str) -> None:
@@ -102,33 +128,45 @@ class UserSides:
     async def close(self) -> None:
         """Stops every computation."""
         await self.running.close()
-        await asyncio.to_thread(self._workers.close, wait=1.0)
+        await asyncio.to_thread(self._tasks.close)
 
     def _reserve(self, job: Job) -> float:
         """Seconds to keep for scoring: the config's, or what recent requests needed where that is more."""
         assert job.budget is not None
         return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
-    async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[tuple[str, float, float]]]:
+    async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
         """Fetches features, runs the user function, caches the state."""
         start = time.perf_counter()
         features = await self._features(job.request)
         fetched = time.perf_counter()
-        state, length, computed, ready = await self._workers.run(self._compute, version, features)
-        side = UserSide(state, length, start)
+        task = UserTask(version, features, asyncio.get_running_loop().create_future())
+        self._tasks.submit(task)
+        outcome = await task.future
+        if isinstance(outcome, Exception):
+            raise outcome
+        state, span = outcome
+        side = UserSide(state, task.length, start)
         if version.name == self._serving:
             self.cache.put(key, side, since=start)
-        return side, [("features", start, fetched), ("user", computed, ready)]
+        return side, [("features", start, fetched), span]
 
-    def _compute(self, version: Version, features: UserFeatures) -> tuple[Any, int, float, float]:
-        """In a worker thread: dispatches the user function, and waits there so that a backlog forms here, where requests can
-        be cancelled, and not in the device's queue before the interactions of others."""
-        start = time.perf_counter()
+    def _pack(self, task: UserTask) -> np.ndarray:
+        """Checked features as words int32 [n]."""
+        features = plain_features(self._programs.model.config.schema, task.features, encoding=task.version.encoding)
+        if task.length not in task.version.lengths:
+            raise ValueError(f"UserFeatures.history: expected a length L among {task.version.lengths}, got {task.length}")
+        return pack(features)
+
+    def _run(self, tasks: list[UserTask], words: list[np.ndarray], started: float) -> list[tuple[Any, Span]]:
+        """States of users of one version and history length.
+
+        Waits for the device here, so that a backlog forms where requests can be cancelled, and not in the device's queue before
+        the interactions of others.
+        """
+        words += words[:1] * (self._tasks.size_for(len(words)) - len(words))
         with jax.profiler.TraceAnnotation("aif.user"):
-            features = plain_features(self._programs.model.config.schema, features, encoding=version.encoding)
-            length = len(features.history.mask)
-            if length not in version.user:
-                raise ValueError(f"UserFeatures.history: expected a length L among {list(version.user)}, got {length}")
-            state = version.user[length](version.params, self._programs.upload_features(features))
-            jax.block_until_ready(state)
-        return state, length, start, time.perf_counter()
+            states = tasks[0].version.states(self._programs, words, tasks[0].length)
+            jax.block_until_ready(states)
+        span = ("user", started, time.perf_counter())
+        return [(state, span) for state, _ in zip(states, tasks, strict=False)]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import expect_finite
-from aif_jax.features import behaviours, empty_user
+from aif_jax.features import behaviours, empty_user, pack
 from aif_jax.schema import Schema
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import NonFiniteScores
@@ -52,9 +52,18 @@ class Version:
     name: str
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
-    user: dict[int, Callable[..., Any]]  # by history length
+    user: dict[tuple[int, int], Callable[..., Any]]  # by history length and users in a batch
     unknown: list[UserSide]  # the unknown user at each history length: to compile for, and to answer with
     snapshot: Snapshot
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """History lengths that are compiled."""
+        return tuple(side.length for side in self.unknown)
+
+    def states(self, programs: Programs, words: list[np.ndarray], length: int) -> tuple[Any, ...]:
+        """States, not ready yet, of users whose packed features have one history length; of a compiled number."""
+        return self.user[length, len(words)](self.params, programs.upload_features(words))
 
 
 def build_version(programs: Programs, params: Any, index: Any, config: ServingConfig) -> Version:
@@ -69,16 +78,18 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             expect_finite(np.asarray(leaf), f"params {path}")
     params = jax.device_put(params)
-    user = {n: programs.user(params, n) for n in config.history_lengths or (model_config.history_length,)}
+    lengths = config.history_lengths or (model_config.history_length,)
+    sizes = itertools.product(lengths, batch_sizes(config.batch_size))
+    user = {(length, count): programs.user(params, length, count) for length, count in sizes}
 
     def state_of(features: UserFeatures) -> UserSide:
         length = len(features.history.mask)
-        return UserSide(user[length](params, programs.upload_features(features)), length, None)
+        return UserSide(user[length, 1](params, programs.upload_features([pack(features)]))[0], length, None)
 
-    unknown = [state_of(empty_user(model_config.schema, length=length)) for length in user]
+    unknown = [state_of(empty_user(model_config.schema, length=length)) for length in lengths]
     snapshot = build_snapshot(programs, params, unknown, index, config)
     probes = [(side, "the unknown user") for side in unknown]
-    probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in user]
+    probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in lengths]
     count = min(len(index), config.buckets[0])
     inputs = programs.upload_rows([np.arange(count, dtype=np.int32)], [None], ["logit"], config.buckets[0])
     for side, who in probes:
