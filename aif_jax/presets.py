@@ -23,8 +23,8 @@ BITS = 128
 def aif(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
     """The AIF model: the block list that the study recommends; README's figures are of this one.
 
-    BEA, SIM, linear attention with softmax keys, exact SimTier over 512 behaviours, and dot products added to the logit.
-    Without content in the schema SimTier is left out, and the logger "aif_jax.presets" says so.
+    BEA, SIM, linear attention with softmax keys, exact SimTier over the last 512 behaviours, and dot products added to the
+    logit: with a longer `long_length` the cost in real time stays the same. Without content in the schema SimTier is left out, and the logger "aif_jax.presets" says so.
 
     Args:
       schema: the features.
@@ -37,7 +37,7 @@ def aif(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **change
       >>> [block.name for block in aif(schema).blocks]
       ['bea', 'sim_category', 'linear_memory', 'sim_tier', 'dot_product']
     """
-    tiers = _with_content(schema, "aif", blocks.SimTier(tiers=TIERS, bits=BITS))
+    tiers = _with_content(schema, "aif", blocks.SimTier(tiers=TIERS, bits=BITS, length=LONG_LENGTH))
     short, long = blocks.Bea(dot_product=True), blocks.LinearMemory(dot_product=True)
     parts = (short, *map(blocks.Sim, sim_fields), long, *tiers, blocks.DotProduct())
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)

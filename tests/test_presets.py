@@ -32,7 +32,7 @@ def test_aif_is_the_model_of_the_study():
         blocks.Bea(dot_product=True),
         blocks.Sim("category"),
         blocks.LinearMemory(dot_product=True),
-        blocks.SimTier(tiers=16, bits=128),
+        blocks.SimTier(tiers=16, bits=128, length=512),
         blocks.DotProduct(),
     )
     assert config.long_length == 512 and config.head == (64, 32) and config.towers == (64,)

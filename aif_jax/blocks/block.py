@@ -85,9 +85,9 @@ class UserView:
         """Embeddings of the long history, float32 [L, D]; zeros where there is no event."""
         return layers.embed_behaviours(self.params, self.config.schema, self.long)
 
-    def values(self, table: Fitted) -> jax.Array:
-        """A fitted table's value for each place of the long history, [L, ...]."""
-        return layers.lookup(self.params["fitted"][table.name]["table"], jnp.asarray(self.long.item))
+    def values(self, table: Fitted, history: Behaviours) -> jax.Array:
+        """A fitted table's value for each place of a history, [S, ...]."""
+        return layers.lookup(self.params["fitted"][table.name]["table"], jnp.asarray(history.item))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,7 @@ class Block:
         """Fitted tables that it reads."""
         return ()
 
-    @property
-    def least_history(self) -> int:
+    def least_history(self, config: Config) -> int:
         """The least number of places of a history that its exported function takes."""
         return 1
 

@@ -128,7 +128,7 @@ class CosineTiers(Tiers):
 
     def user(self, params: Params, user: UserView) -> ContentHistory:
         group, mask = self.group(user.long, user.config), jnp.asarray(user.long.mask)
-        return ContentHistory(content=user.values(self.tables[0]), group=group, mask=mask)
+        return ContentHistory(content=user.values(self.tables[0], user.long), group=group, mask=mask)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
         """Makes no [C, L, T] array."""

@@ -47,7 +47,7 @@ class LshDin(Block):
         return {"mean": config.width, "deviation": config.width}
 
     def user(self, params: Params, user: UserView) -> Summed | Events:
-        signatures, mask = user.values(self.tables[0]), jnp.asarray(user.long.mask)
+        signatures, mask = user.values(self.tables[0], user.long), jnp.asarray(user.long.mask)
         if cheaper_by_event(user.candidates, self.bits):
             return Events(keys=signatures, values=user.embedded, mask=mask)
         return sum_events(signs(signatures).astype(user.embedded.dtype), user.embedded, mask)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Fitted, Terms, UserView, block, expect
+from aif_jax.blocks.block import Block, Fitted, Terms, UserView, block, expect, recent
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.config import Config
 from aif_jax.kernels.tier_histogram import TierHistory, histogram
@@ -65,25 +65,34 @@ class SimTier(Tiers):
       windows: a histogram for each window of the history; ends in behaviours, counted from the most recent: (4, 32) counts the
         last 4, the 28 before them and the rest apart.
       bits: K of the signatures.
+      length: behaviours that count, from the most recent: the cost in real time no longer grows with the history. None counts
+        the whole long history.
 
     Raises:
-      ValueError: sizes out of range; windows that do not ascend; a schema without content.
+      ValueError: sizes out of range; windows that do not ascend, or end beyond `length`; a schema without content.
     """
 
     tiers: int = 8
     bits: int = 64
+    length: int | None = None
 
     def __post_init__(self):
         Signatures(self.bits)
         super().__post_init__()
+        least = max((1, *(end + 1 for end in self.windows)))
+        expect(self.length is None or self.length >= least, self, "length", f"None or at least {least}", self.length)
 
     @property
     def tables(self) -> tuple[Fitted, ...]:
         return (Signatures(self.bits),)
 
+    def least_history(self, config: Config) -> int:
+        return self.length if self.length is not None and self.length < config.long_length else 1
+
     def user(self, params: Params, user: UserView) -> TierHistory:
-        group, mask = self.group(user.long, user.config), jnp.asarray(user.long.mask)
-        return TierHistory(signature=user.values(self.tables[0]), group=group, mask=mask)
+        seen = user.long if self.length is None else recent(user.long, self.length)
+        group, mask = self.group(seen, user.config), jnp.asarray(seen.mask)
+        return TierHistory(signature=user.values(self.tables[0], seen), group=group, mask=mask)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
         kernel, signature = kernels["tiers"], jnp.asarray(rows.fitted[self.tables[0].name])

@@ -100,7 +100,7 @@ def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
     """
     config, flat_params = model.config, specs_of(params)
     places = config.history_length
-    least = max(config.short_length, *(block.least_history for block in config.blocks), 1)
+    least = max(config.short_length, *(block.least_history(config) for block in config.blocks), 1)
     bounds = {"b": (1, None), "c": (LEAST_CANDIDATES, None), "l": (min(least, places), places), "n": (1, None)}
     while True:
         try:

@@ -60,7 +60,7 @@ def test_kernels_are_given_for_the_widths_alone(block):
 
 def test_a_block_that_overrides_nothing_does_nothing():
     plain = blocks.Block()
-    assert plain.name == "block" and plain.tables == () and plain.least_history == 1
+    assert plain.name == "block" and plain.tables == () and plain.least_history(demo.config()) == 1
     assert plain.widths(demo.config()) == plain.init(jax.random.key(0), demo.config()) == {}
     assert plain.fit(demo.items(1), demo.config(), seed=0) == {}
     assert plain.score({}, None, None, {}) == blocks.Terms() == (0.0, (), 0.0, 0.0)  # type: ignore[arg-type]

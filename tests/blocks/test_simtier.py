@@ -10,6 +10,8 @@ import pytest
 
 from aif_jax.blocks import SimTier, UserView
 from aif_jax.blocks.simtier import log_counts
+from aif_jax.export.functions import axis_bounds
+from aif_jax.trees import leaves_by_path
 from tests import demo
 from tests.blocks import parts
 from tests.reference import lsh
@@ -20,6 +22,7 @@ MODELS = {
     "by action": SimTier(tiers=5, bits=32, by_action=True),
     "by window": SimTier(tiers=4, bits=32, windows=(2, 6)),
     "by action and window": SimTier(tiers=4, bits=64, by_action=True, windows=(2, 6)),
+    "the last behaviours": SimTier(tiers=4, bits=32, windows=(2,), length=9),
 }
 
 
@@ -66,8 +69,9 @@ def test_head_inputs_are_those_of_the_definition(name):
     for end in block.windows:
         group = group + (place >= end) * (4 if block.by_action else 1)
     groups = block.groups(config)
-    counts = reference.histogram(words[items.ids["item"]], words[history.item], group, history.mask, block.tiers, groups)
-    assert counts.sum() == 7 * 19
+    mask = history.mask & (place < (block.length or 24))
+    counts = reference.histogram(words[items.ids["item"]], words[history.item], group, mask, block.tiers, groups)
+    assert counts.sum() == 7 * (block.length or 19)
     np.testing.assert_allclose(run(params), np.log1p(counts).reshape(7, -1), rtol=1e-6)
 
 
@@ -101,6 +105,14 @@ def test_tiers_by_window_are_those_of_the_windows_of_the_history():
     assert all(window.any() for window in windows)
 
 
+def test_an_exported_function_takes_the_places_that_count():
+    config = demo.config()
+    assert SimTier(length=9).least_history(config) == 9 < config.long_length
+    assert SimTier(length=config.long_length).least_history(config) == SimTier().least_history(config) == 1
+    model, params = demo.build(blocks=(SimTier(tiers=4, bits=32, length=9),))
+    assert axis_bounds(model, leaves_by_path(params))["l"] == (9, config.history_length)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -108,6 +120,8 @@ def test_tiers_by_window_are_those_of_the_windows_of_the_history():
         ({"tiers": 65}, "SimTier.tiers: expected 2 to 64, got 65"),
         ({"windows": (0,)}, "SimTier.windows: expected ascending numbers of behaviours, at least 1, got (0,)"),
         ({"windows": (8, 8)}, "SimTier.windows: expected ascending numbers of behaviours, at least 1, got (8, 8)"),
+        ({"length": 0}, "SimTier.length: expected None or at least 1, got 0"),
+        ({"length": 8, "windows": (2, 8)}, "SimTier.length: expected None or at least 9, got 8"),
         ({"bits": 48}, "signature bits: expected a multiple of 32 from 32 to 256, got 48"),
     ],
 )
