@@ -24,7 +24,8 @@ def aif(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **change
     """The AIF model: the block list that the study recommends; README's figures are of this one.
 
     BEA, SIM, linear attention with softmax keys, exact SimTier over the last 512 behaviours, and dot products added to the
-    logit: with a longer `long_length` the cost in real time stays the same. Without content in the schema SimTier is left out, and the logger "aif_jax.presets" says so.
+    logit: with a longer `long_length` the cost in real time stays the same. Without content in the schema SimTier is left out,
+    and the logger "aif_jax.presets" says so.
 
     Args:
       schema: the features.

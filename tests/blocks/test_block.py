@@ -86,7 +86,7 @@ def test_a_user_view_has_both_histories():
     assert view.short.item.tolist() == item[:3].tolist() and view.long.item.tolist() == item[:5].tolist()
     np.testing.assert_array_equal(view.embedded, layers.embed_behaviours(params, config.schema, view.long))
     assert view.embedded is view.embedded  # made once, for all blocks
-    np.testing.assert_array_equal(view.values(Signatures(32)), params["fitted"]["signatures_32"]["table"][item[:5]])
+    np.testing.assert_array_equal(view.values(Signatures(32), view.long), params["fitted"]["signatures_32"]["table"][item[:5]])
 
 
 @pytest.mark.parametrize(("row", "expected"), [(2, [20.0]), (0, [-7.0]), (3, [-7.0]), (-1, [-7.0]), (2**31 - 1, [-7.0])])
