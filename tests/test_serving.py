@@ -510,6 +510,35 @@ def test_cancelling_a_request_frees_what_it_held(world):
     run(test())
 
 
+def test_a_request_that_could_not_be_answered_in_time_is_refused_at_once(world):
+    class Slow:
+        """An index whose look-ups take a twentieth of a second."""
+
+        def __getattr__(self, name):
+            return getattr(world.index, name)
+
+        def __len__(self):
+            return len(world.index)
+
+        def lookup(self, ids):
+            time.sleep(0.05)
+            return world.index.lookup(ids)
+
+    async def test():
+        async with world.engine(score_threads=1, buckets=(64,), index=Slow()) as engine:
+            for name in range(30):  # the engine learns what a request takes
+                await engine.rank(name, 5)
+            many = [engine.rank(name, 5, budget=0.5) for name in range(40)]
+            answers = await asyncio.gather(*many, return_exceptions=True)
+            refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+            assert 25 <= len(refused) < 40 and "too much for an answer within 0.5 s" in str(refused[0])
+            assert engine.metrics()["counters"]["refused"] == len(refused)
+            patient = await asyncio.gather(*[engine.rank(name, 5) for name in range(20)])  # without a budget all are answered
+            assert len(patient) == 20
+
+    run(test())
+
+
 def test_more_requests_than_max_pending_are_refused_at_once(world):
     async def test():
         async with world.engine(max_pending=2) as engine:

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Awaitable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded, EngineClosed, Overloaded
@@ -16,6 +16,8 @@ from aif_jax.serving.requests import Request, Timeline, expect_budget
 from aif_jax.serving.versions import Snapshot, UserSide, Version
 
 T = TypeVar("T")
+ADMITTED = 0.75
+"""Share of a request's budget that work before it may take: the rest is for retrieval, its own work and what was misjudged."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,11 +73,21 @@ class Job:
         }
 
 
+class Queue(Protocol):
+    """A stage of requests whose work waits for threads."""
+
+    @property
+    def seconds(self) -> float:
+        """Time that one more request in the queue adds to its wait."""
+        ...
+
+
 class Admission:
     """Requests in flight, used from the event loop's thread; `metrics` counts how every request ended."""
 
     def __init__(self, config: ServingConfig, metrics: Metrics):
         self.open = False
+        self.queues: tuple[Queue, ...] = ()  # that every request goes through
         self._config = config
         self._metrics = metrics
         self._pending: dict[Job, asyncio.Task[Any]] = {}
@@ -97,12 +109,12 @@ class Admission:
         assert version is not None
         expect_budget(budget, "budget")
         request = request if isinstance(request, Request) else Request(user=request)
+        limit = budget if budget is not None else request.budget if request.budget is not None else self._config.budget
         counters = self._metrics.counters
         counters["requests"] += 1
-        if len(self._pending) >= self._config.max_pending:
+        if refusal := self._refusal(limit):
             counters["refused"] += 1
-            raise Overloaded(f"{self._config.max_pending} requests are in flight, as many as max_pending allows")
-        limit = budget if budget is not None else request.budget if request.budget is not None else self._config.budget
+            raise Overloaded(refusal)
         job = Job(request, version, limit, waiting_for)
         task = asyncio.current_task()
         assert task is not None
@@ -126,6 +138,16 @@ class Admission:
             self._metrics.observe(job.timeline.stages())
             if not self._pending:
                 self._empty.set()
+
+    def _refusal(self, budget: float | None) -> str | None:
+        """Why one more request must be refused: too many in flight, or more work than its budget leaves time for."""
+        count = len(self._pending)
+        if count >= self._config.max_pending:
+            return f"{count} requests are in flight, as many as max_pending allows"
+        wait = count * max((queue.seconds for queue in self.queues), default=0.0)
+        if budget is not None and wait > ADMITTED * budget:
+            return f"{count} requests are in flight, about {wait:.3f} s of work, too much for an answer within {budget} s"
+        return None
 
     async def drain(self) -> None:
         """Refuses new requests and returns when none is in flight; cancels the rest after `drain_timeout` seconds."""

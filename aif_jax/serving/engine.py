@@ -84,6 +84,7 @@ class AsyncPreRanker:
         self._programs = Programs(model, max_k=config.max_k, bid=config.bid)
         self._users = UserSides(self._programs, config, self._features, self._metrics)
         self._scorer = Scorer(self._programs, config)
+        self._admission.queues = (self._users, self._scorer)
         self._scoring = CandidateScoring(model, self._users, self._scorer, config, self._metrics)
 
     def __repr__(self) -> str:
@@ -178,7 +179,7 @@ class AsyncPreRanker:
           budget: seconds from now to the answer, in place of the request's or the engine's.
 
         Raises:
-          Overloaded: the engine holds `max_pending` requests.
+          Overloaded: the engine holds `max_pending` requests, or more work than the budget leaves time for.
           DeadlineExceeded: retrieval or scoring did not end within the budget.
           EngineClosed: not started, draining or closed.
           CallableError: retrieval raised what would end or cancel others, or has too many calls that never returned.

@@ -58,6 +58,11 @@ class Scorer:
         self.close = self._tasks.close
         self._repeats = False  # whether the latest candidates that were looked through had repeats
 
+    @property
+    def seconds(self) -> float:
+        """Time that one more request in the queue adds to its wait."""
+        return self._tasks.seconds
+
     def _run(self, tasks: list[ScoringTask], rows: list[np.ndarray], started: float) -> list[Scored]:
         """Scores tasks of one key, whose rows were looked up."""
         looked_up = time.perf_counter()

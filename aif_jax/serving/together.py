@@ -11,6 +11,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from aif_jax.serving.threads import Workers, post
 
+RECENT = 0.1
+"""Weight of the latest call in running means."""
+
 
 class Task(Protocol):
     """Something to compute; `future` gets the result, or the exception that stands for what went wrong with it alone."""
@@ -53,6 +56,8 @@ class Together(Generic[T]):
         run: Callable[[list[T], list[Any], float], Sequence[Any]],
     ):
         self.sizes = sizes
+        self.seconds = 0.0  # of a thread that a task took lately, over the number of threads: how fast a queue gets shorter
+        self._threads = threads
         self._full = full
         self._prepare = prepare
         self._run = run
@@ -77,7 +82,11 @@ class Together(Generic[T]):
     def _run_next(self) -> None:
         """In a worker thread: some of what waits, if another thread has not taken it."""
         if tasks := self._take():
-            post(tasks[0].future.get_loop(), _hand_out, tasks, self._outcomes(tasks))
+            started = time.perf_counter()
+            outcomes = self._outcomes(tasks, started)
+            taken = (time.perf_counter() - started) / (len(tasks) * self._threads)
+            self.seconds += RECENT * (taken - self.seconds)
+            post(tasks[0].future.get_loop(), _hand_out, tasks, outcomes)
 
     def _take(self) -> list[T]:
         with self._lock:
@@ -92,8 +101,7 @@ class Together(Generic[T]):
             self._waiting = deque(task for task in self._waiting if id(task) not in taken)
             return alike[:size]
 
-    def _outcomes(self, tasks: list[T]) -> list[Any]:
-        started = time.perf_counter()
+    def _outcomes(self, tasks: list[T], started: float) -> list[Any]:
         outcomes: list[Any] = []
         for task in tasks:
             try:

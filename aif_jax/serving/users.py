@@ -20,7 +20,7 @@ from aif_jax.serving.errors import DeadlineExceeded
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import Programs, plain_features
 from aif_jax.serving.single_flight import Computation, SingleFlight
-from aif_jax.serving.together import Together
+from aif_jax.serving.together import RECENT, Together
 from aif_jax.serving.versions import UserSide, Version, batch_sizes
 from aif_jax.types import UserFeatures
 
@@ -64,11 +64,17 @@ class UserSides:
             "aif-user", config.user_threads, batch_sizes(config.batch_size), full=1.0, prepare=self._pack, run=self._run
         )
         self._serving: str | None = None  # version whose states are cached
+        self._computed = 1.0  # share of the latest requests whose state was not in the cache
 
     def serve(self, version: str) -> None:
         """Caches states of that model version from now on, and frees those of others."""
         self._serving = version
         self.cache.keep_version(version)
+
+    @property
+    def seconds(self) -> float:
+        """Time that one more request in the queue adds to its wait, where some have a state in the cache."""
+        return self._computed * self._tasks.seconds
 
     @contextlib.contextmanager
     def joined(self, job: Job, *, prepare: bool = False) -> Iterator[UserSide | Computation]:
@@ -80,6 +86,7 @@ class UserSides:
         request, version = job.request, job.version
         key = StateKey(request.user, request.feature_version, version.name)
         cached = self.cache.get(key)
+        self._computed += RECENT * ((cached is None) - self._computed)
         if cached is not None:
             yield cached
             return

@@ -1,0 +1,408 @@
+"""What a request costs: CPU time and requests a second of the engine and of four other ways, from the same inputs on the host.
+
+Claim     A request costs less machine than the same model run sequentially: of new users, returning users, in sessions.
+Command   python -m experiments.cost --json cost.json --figure cost.png      (or --smoke; --help lists all)
+Time      8 minutes on 2 CPU cores
+Measured  experiments/README.md, with the machine
+Services  aif         AsyncPreRanker over `presets.aif`
+          sequential  the same model and scores; user function, item function and interaction start when the candidates come
+          exact       `presets.exact`: attention over both whole histories; sequential
+          two_tower   AsyncPreRanker over a dot product
+          cold        one MLP over concatenated features; sequential
+          floor       the engine's own compiled functions in a plain loop: no event loop, no threads, no deadlines, no batches
+Inputs    the same for every service: encoded features as arrays on the host, as a feature store delivers them, and raw ids of
+          the candidates. Each service checks, packs and uploads the features and looks up the ids. Sequential ones keep the
+          features of the catalogue on the device.
+Users     new          nobody has a state of them
+          returning    0, 1 or 16 events since their last request: the engine computes a state anew for new features, so that
+                       1 and 16 cost what a new user costs; with 0 the state comes from the cache
+          session      five requests in a row with the same features
+          Services without states cost the same for every kind.
+Load      closed loop: each client sends its next request when the last is answered. Feature fetch is a delay of 2 ms, retrieval
+          one of 15 ms. Every combination of service, kind and concurrency runs once a round;
+          every other round runs backwards.
+Figures   cpu_ms is CPU time of the process over requests at the concurrency of the most requests a second whose p99 is within
+          the bound; spread is the difference of the quartiles over rounds. Weights are as initialised: the same shapes take the
+          same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+import aif_jax as aif
+from aif_jax.features import pack, unpack, user_specs
+from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
+from aif_jax.serving.programs import Programs, plain_features
+from experiments import common
+from experiments.latency_services import Delays, Model, World, sequential_answer
+
+ENGINES = ("aif", "two_tower")
+SEQUENTIAL = {"sequential": "aif", "exact": "exact", "cold": "cold"}
+KINDS = ("new", "returning_0", "returning_1", "returning_16", "session")
+SESSION = 5
+
+
+class Load(NamedTuple):
+    """One closed loop."""
+
+    requests: int
+    seconds: float
+    cpu_seconds: float
+    total_ms: list[float]
+    critical_ms: list[float]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the measurement and prints its figures."""
+    options = parse(arguments)
+    figures = asyncio.run(study(options))
+    report(figures, options)
+    if options.figure:
+        picture(figures, options)
+    common.write_json(options.json, figures)
+
+
+def parse(arguments: list[str] | None):
+    """The command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--figure", metavar="PNG", type=Path, help="CPU a request and requests a second, drawn")
+    parser.add_argument("--items", type=int, default=20_000, help="catalogue size (default %(default)s)")
+    parser.add_argument("--candidates", type=int, default=1000, help="of a request (default %(default)s)")
+    parser.add_argument("--history", type=int, default=4096, help="behaviours of every user (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each closed loop (default %(default)s)")
+    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4, 16, 64], help="(default 1 4 16 64)")
+    parser.add_argument("--batch-size", type=int, default=8, help="of the engine (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of the engine, for each of its stages (default %(default)s)")
+    parser.add_argument("--p99-bound-ms", type=float, default=100.0, help="of a whole request (default %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.items, options.candidates, options.history = 300, 60, 64
+        options.rounds, options.seconds, options.concurrency, options.batch_size = 2, 0.1, [1, 4], 2
+    for name in ("items", "candidates", "history", "rounds", "batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
+    if not options.concurrency or min(options.concurrency) < 1:
+        parser.error(f"--concurrency: expected numbers of at least 1, got {options.concurrency}")
+    return options
+
+
+async def study(options) -> dict[str, Any]:
+    """All measurements, interleaved."""
+    world, k = World(items=options.items), min(300, options.candidates)
+    sizes: dict[str, Any] = dict(short_length=8, width=8) if options.smoke else {}
+    presets = {name: getattr(aif.presets, name) for name in ("aif", "exact", "two_tower", "cold")}
+    models = {name: Model(world, make(world.schema, long_length=options.history, **sizes)) for name, make in presets.items()}
+    floor = Floor(models["aif"], options.candidates, k)
+    async with contextlib.AsyncExitStack() as stack:
+        services: dict[str, Any] = {name: Engine(models[name], options, k) for name in ENGINES}
+        services |= {name: Sequential(models[model], options, k) for name, model in SEQUENTIAL.items()}
+        for service in services.values():
+            await stack.enter_async_context(service)
+        await check_same_answers(services["aif"], services["sequential"], floor)
+        loads: dict[tuple[str, str, int], list[Load]] = defaultdict(list)
+        floors: dict[str, list[Load]] = defaultdict(list)
+        gaps: dict[str, list[float]] = defaultdict(list)
+        cells = [(name, kind, n) for name in services for kind in _kinds(name) for n in options.concurrency]
+        for name, kind, n in cells:  # warms up
+            await closed_loop(services[name], kind, n, 0.0)
+        with tqdm(total=options.rounds * len(cells), desc="closed loops", file=sys.stderr) as bar:
+            for turn in range(options.rounds):
+                for name, kind, n in cells if turn % 2 == 0 else reversed(cells):
+                    loads[name, kind, n].append(await closed_loop(services[name], kind, n, options.seconds))
+                    bar.update()
+                for kind in KINDS:
+                    floors[kind].append(floor.loop(kind, options.seconds))
+                for wait, gap in (await overhead(services["aif"], floor)).items():
+                    gaps[wait].append(gap)
+    return summary(loads, floors, gaps, options)
+
+
+class Asked(NamedTuple):
+    """One request, as every service takes it."""
+
+    number: int  # of the user's features and the candidates
+    key: Any  # of the user's state: requests of one key may share it
+    delays: Delays = Delays()
+
+
+class Engine:
+    """`AsyncPreRanker` over a model."""
+
+    def __init__(self, made: Model, options, k: int):
+        self._made, self._count, self._k = made, options.candidates, k
+        bucket = -(-options.candidates // 128) * 128
+        config = ServingConfig(
+            buckets=(bucket,),
+            max_k=k,
+            batch_size=options.batch_size,
+            max_pending=256,
+            user_threads=options.threads,
+            score_threads=options.threads,
+        )
+        self._engine = AsyncPreRanker(
+            made.model, made.params, made.index, features=self._features, retrieval=self._retrieve, config=config
+        )
+
+    async def __aenter__(self) -> Engine:
+        await self._engine.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._engine.close()
+
+    async def rank(self, asked: Asked) -> tuple[np.ndarray, np.ndarray, float, float]:
+        """Ids and logits [k], milliseconds of the critical path and of the whole request."""
+        answer = await self._engine.rank(Request(user=asked.key, feature_version=0, context=asked), self._k)
+        return answer.ids, answer.logits, answer.stages["critical"] * 1e3, answer.stages["total"] * 1e3
+
+    async def _features(self, request: Request) -> aif.UserFeatures:
+        await Delays.wait(request.context.delays.features)
+        return self._made.user(request.context.number)
+
+    async def _retrieve(self, request: Request) -> np.ndarray:
+        ids = candidate_ids(self._made.world, request.context.number, self._count)
+        await Delays.wait(request.context.delays.retrieval)
+        return ids
+
+
+class Sequential:
+    """Everything of the model starts when the candidates are there: one compiled function of user, items and top-k."""
+
+    def __init__(self, made: Model, options, k: int):
+        self._made, self._count, self._k = made, options.candidates, k
+        self._programs = Programs(made.model, max_k=k, bid="bid")
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="sequential")
+
+    async def __aenter__(self) -> Sequential:
+        made, model = self._made, self._made.model
+        length = made.config.history_length
+        self._programs.user(made.params, length)  # compiles the upload of the features
+        specs = user_specs(model.config.schema, length=length)
+        answer = sequential_answer(model, self._k)
+        self._catalogue = jax.device_put(made.world.features)
+        self._answer = jax.jit(lambda params, words, catalogue, rows: answer(params, unpack(words[0], specs), catalogue, rows))
+        self._compute(0)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._threads.shutdown()
+
+    async def rank(self, asked: Asked) -> tuple[np.ndarray, np.ndarray, float, float]:
+        """As `Engine.rank`."""
+        arrival = time.perf_counter()
+        await Delays.wait(max(asked.delays))  # features and retrieval at once
+        there = time.perf_counter()
+        ids, logits = await asyncio.get_running_loop().run_in_executor(self._threads, self._compute, asked.number)
+        end = time.perf_counter()
+        return ids, logits, (end - there) * 1e3, (end - arrival) * 1e3
+
+    def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = candidate_ids(self._made.world, number, self._count)
+        features = self._programs.upload_features([packed_features(self._made, number)])
+        rows, _ = self._made.index.lookup(ids)  # row r of the index is row r of the catalogue
+        packed = self._answer(self._made.params, features, self._catalogue, jax.device_put(rows.astype(np.int32)))
+        logits, positions = np.asarray(packed)
+        return ids[positions], logits.view(np.float32)
+
+
+class Floor:
+    """The engine's own compiled functions in a plain loop in one thread."""
+
+    def __init__(self, made: Model, candidates: int, k: int):
+        self._made, self._count = made, candidates
+        self._bucket, length = -(-candidates // 128) * 128, made.config.history_length
+        self._programs = Programs(made.model, max_k=k, bid="bid")
+        self._user = self._programs.user(made.params, length)
+        self._state = self.user(0)
+        self._score = self._programs.score(made.params, (self._state,), made.index, self._bucket)
+        self._turn = 0
+
+    def user(self, number: int) -> Any:
+        """A user's state, ready on the device."""
+        features = self._programs.upload_features([packed_features(self._made, number)])
+        return jax.block_until_ready(self._user(self._made.params, features))[0]
+
+    def rank(self, number: int, state: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and logits [k] of a state's best candidates."""
+        ids = candidate_ids(self._made.world, number, self._count)
+        rows, _ = self._made.index.lookup(ids)
+        inputs = self._programs.upload_rows([rows], [None], ["logit"], self._bucket)
+        with self._made.index.reading() as table:
+            packed, _ = self._score(self._made.params, (state,), table, *inputs)
+        best = self._programs.download_best(packed)[0]
+        return ids[best.positions], best.logits
+
+    def loop(self, kind: str, seconds: float) -> Load:
+        """Requests of one kind one after another."""
+        critical: list[float] = []
+        cpu, start = time.process_time(), time.perf_counter()
+        while not critical or time.perf_counter() - start < seconds:
+            self._turn += 1
+            if kind not in ("returning_0", "session") or (kind == "session" and self._turn % SESSION == 0):
+                self._state = self.user(self._turn)
+            there = time.perf_counter()
+            self.rank(self._turn, self._state)
+            critical.append((time.perf_counter() - there) * 1e3)
+        spent = time.perf_counter() - start
+        return Load(len(critical), spent, time.process_time() - cpu, critical, critical)
+
+
+def packed_features(made: Model, number: int) -> np.ndarray:
+    """The features of a request's user, checked, as words int32 [n]."""
+    return pack(plain_features(made.config.schema, made.user(number), encoding=""))
+
+
+def candidate_ids(world: World, number: int, count: int) -> np.ndarray:
+    """Raw ids int64 [C] of a request's candidates."""
+    return world.ids[world.candidates(number, count)]
+
+
+async def check_same_answers(engine: Engine, sequential: Sequential, floor: Floor) -> None:
+    """All three compute the same scores, so only cost is compared."""
+    for number in range(3):
+        _, staged, *_ = await engine.rank(Asked(number, ("check", number)))
+        _, joint, *_ = await sequential.rank(Asked(number, None))
+        _, alone = floor.rank(number, floor.user(number))
+        np.testing.assert_allclose(staged, joint, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(staged, alone, rtol=1e-5, atol=1e-6)
+
+
+_loops = itertools.count()
+
+
+async def closed_loop(service: Any, kind: str, concurrency: int, seconds: float) -> Load:
+    """`concurrency` clients for so many seconds; each sends one request at least."""
+    loop, critical, total = next(_loops), [], []
+    end = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        turn = 0
+        while turn == 0 or time.perf_counter() < end:
+            keys = {"returning_0": ("returning", number), "session": (loop, number, turn // SESSION)}
+            found = await service.rank(Asked(number + turn, keys.get(kind, (loop, number, turn))))
+            critical.append(found[2])
+            total.append(found[3])
+            turn += 1
+
+    cpu, start = time.process_time(), time.perf_counter()
+    await asyncio.gather(*[client(number) for number in range(concurrency)])
+    return Load(len(total), time.perf_counter() - start, time.process_time() - cpu, total, critical)
+
+
+async def overhead(engine: Engine, floor: Floor, *, requests: int = 16) -> dict[str, float]:
+    """Median critical path of lone requests in the engine less that of the floor, in ms, after a wait and back to back."""
+    found = {}
+    for wait, delays in (("after_wait", Delays()), ("back_to_back", Delays(0.0, 0.0))):
+        times: dict[str, list[float]] = {"engine": [], "floor": []}
+        for number in range(requests):
+            times["engine"].append((await engine.rank(Asked(number, ("returning", 0), delays)))[2])
+        state = floor.user(0)
+        for number in range(requests):
+            await Delays.wait(delays.retrieval)
+            there = time.perf_counter()
+            floor.rank(number, state)
+            times["floor"].append((time.perf_counter() - there) * 1e3)
+        found[wait] = float(np.median(times["engine"][2:]) - np.median(times["floor"][2:]))
+    return found
+
+
+def summary(loads: dict, floors: dict, gaps: dict, options) -> dict[str, Any]:
+    """Every figure."""
+    cpu: dict[str, dict[str, float]] = defaultdict(dict)
+    rps: dict[str, dict[str, float]] = defaultdict(dict)
+    spread: dict[str, dict[str, float]] = defaultdict(dict)
+    critical: dict[str, dict[str, float]] = defaultdict(dict)
+    curves: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(dict)
+    for name, kind in dict.fromkeys((name, kind) for name, kind, _ in loads):
+        rows = [_row(loads[name, kind, n], n) for n in options.concurrency]
+        within = [row for row in rows if row["p99_ms"] <= options.p99_bound_ms]
+        best = max(within or rows[:1], key=lambda row: row["rps"])
+        for shared in KINDS if len(_kinds(name)) == 1 else (kind,):
+            cpu[name][shared], spread[name][shared] = best["cpu_ms"], best["cpu_spread_ms"]
+            rps[name][shared] = best["rps"] if within else 0.0
+            critical[name][shared] = rows[0]["critical_p50_ms"]
+            curves[name][shared] = rows
+    floor = {kind: _row(found, 1)["cpu_ms"] for kind, found in floors.items()}
+    return {
+        "cpu_ms": dict(cpu),
+        "cpu_spread_ms": dict(spread),
+        "max_rps": dict(rps),
+        "floor_cpu_ms": floor,
+        "engine_over_floor": {kind: cpu["aif"][kind] / floor[kind] for kind in KINDS},
+        "cpu_ratio_sequential_over_aif": {kind: cpu["sequential"][kind] / cpu["aif"][kind] for kind in KINDS},
+        "rps_ratio_aif_over_sequential": {kind: rps["aif"][kind] / max(rps["sequential"][kind], 1e-9) for kind in KINDS},
+        "overhead_p50_ms": {wait: float(np.median(values)) for wait, values in gaps.items()},
+        "critical_p50_ms": dict(critical),
+        "closed_loops": dict(curves),
+    }
+
+
+def _row(found: list[Load], concurrency: int) -> dict[str, float]:
+    """One combination over all rounds."""
+    cpu = [load.cpu_seconds / load.requests * 1e3 for load in found]
+    total, critical = (np.concatenate([getattr(load, name) for load in found]) for name in ("total_ms", "critical_ms"))
+    return {
+        "concurrency": concurrency,
+        "rps": float(np.median([load.requests / load.seconds for load in found])),
+        "cpu_ms": float(np.median(cpu)),
+        "cpu_spread_ms": float(np.subtract(*np.quantile(cpu, (0.75, 0.25)))),
+        "p50_ms": float(np.quantile(total, 0.5)),
+        "p99_ms": float(np.quantile(total, 0.99)),
+        "critical_p50_ms": float(np.quantile(critical, 0.5)),
+    }
+
+
+def _kinds(name: str) -> tuple[str, ...]:
+    return KINDS if name in ENGINES else KINDS[:1]
+
+
+def report(figures: dict[str, Any], options) -> None:
+    """Prints everything that the JSON file holds."""
+    print(f"\nC={options.candidates}, L={options.history}, batches of up to {options.batch_size}, {common.machine()}")
+    for title, key in (("CPU ms a request", "cpu_ms"), ("requests/s", "max_rps"), ("critical path p50 ms", "critical_p50_ms")):
+        rows = [[name, *[values[kind] for kind in KINDS]] for name, values in figures[key].items()]
+        rows += [["floor", *[figures["floor_cpu_ms"][kind] for kind in KINDS]]] if key == "cpu_ms" else []
+        print("\n" + common.table(rows, [title, *KINDS]))
+    keys = ("engine_over_floor", "cpu_ratio_sequential_over_aif", "rps_ratio_aif_over_sequential")
+    print("\n" + common.table([[key, *[figures[key][kind] for kind in KINDS]] for key in keys], ["ratio", *KINDS]))
+    print("\n" + common.table(list(figures["overhead_p50_ms"].items()), ["overhead of a lone request", "p50 ms"]))
+    for name, kinds in figures["closed_loops"].items():
+        for kind in _kinds(name):
+            rows = [list(row.values()) for row in kinds[kind]]
+            print(f"\n{name}, {kind}\n" + common.table(rows, list(kinds[kind][0])))
+
+
+def picture(figures: dict[str, Any], options) -> None:
+    """CPU a request and requests a second by service and kind of user."""
+    from matplotlib.figure import Figure
+
+    options.figure.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    titles = {"cpu_ms": "CPU ms a request", "max_rps": "requests a second, p99 within the bound"}
+    for axis, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        names = list(figures[key])
+        for place, kind in enumerate(KINDS):
+            values = [figures[key][name][kind] for name in names]
+            axis.bar(np.arange(len(names)) + place * 0.16, values, 0.15, label=kind)
+        axis.set(title=title, yscale="log", xticks=np.arange(len(names)) + 0.32, xticklabels=names)
+    axis.legend(fontsize="small")
+    figure.suptitle(f"C={options.candidates}, L={options.history}")
+    figure.savefig(options.figure, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
