@@ -68,7 +68,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def damage(folder: Path, other: Path, rng: np.random.Generator) -> str:
-    """Damages a copy of an artefact in one of ten ways; says how. `other` is another good artefact of the format."""
+    """Damages a copy of an artefact at random; says how. `other` is another good artefact of the format."""
     files = files_of(folder)
     kinds: dict[str, list[Path]] = {}
     for path in files:  # a folder may have one record and a hundred files of arrays: every kind of file gets its share
@@ -78,10 +78,10 @@ def damage(folder: Path, other: Path, rng: np.random.Generator) -> str:
     data = bytearray(file.read_bytes())
     kind = rng.choice([
         "flip", "flip", "flip", "flip", "flips", "overwrite", "cut", "cut", "extend", "empty", "remove", "exchange", "other",
-        "zeros",
+        "zeros", "edit", "edit", "edit",
     ])  # fmt: skip
     name = file.relative_to(folder)
-    if kind in ("flip", "flips", "overwrite", "zeros", "cut") and not data:
+    if kind in ("flip", "flips", "overwrite", "zeros", "cut", "edit") and not data:
         kind = "extend"
     if kind == "other" and len(files) == 1:  # all of another artefact is no damage
         kind = "empty"
@@ -95,6 +95,8 @@ def damage(folder: Path, other: Path, rng: np.random.Generator) -> str:
         stop = min(len(data), start + int(rng.integers(1, 200)))
         data[start:stop] = bytes(stop - start) if kind == "zeros" else rng.bytes(stop - start)
         detail = f"bytes {start} to {stop}"
+    elif kind == "edit":
+        data, detail = _edited(bytes(data), rng)
     elif kind == "cut":
         size = int(rng.integers(len(data)))
         del data[size:]
@@ -118,6 +120,36 @@ def damage(folder: Path, other: Path, rng: np.random.Generator) -> str:
         data, detail = bytearray(twin.read_bytes()), f"put the other artefact's {twin.relative_to(other)} in its place"
     file.write_bytes(bytes(data))
     return f"{kind} {name} {detail}"
+
+
+def _edited(data: bytes, rng: np.random.Generator) -> tuple[bytearray, str]:
+    """Contents with one value changed as a person would: of JSON one leaf, of other files one digit, so that all else fits."""
+    try:
+        value = json.loads(data)
+    except ValueError:
+        places = [place for place, byte in enumerate(data) if byte in b"0123456789"]
+        if not places:
+            return bytearray(data[:-1]), "its last byte cut"
+        place, edited = places[rng.integers(len(places))], bytearray(data)
+        edited[place] = b"0123456789"[(edited[place] - 48 + int(rng.integers(1, 10))) % 10]
+        return edited, f"the digit at {place}"
+    leaves: list[tuple[Any, Any]] = []
+
+    def walk(inner: Any) -> None:
+        for key, part in list(inner.items() if isinstance(inner, dict) else enumerate(inner)):
+            if isinstance(part, dict | list) and part:
+                walk(part)
+            elif not isinstance(part, dict | list) and len(str(part)) != 64:  # digests are there for the flips
+                leaves.append((inner, key))
+
+    walk(value if isinstance(value, dict | list) else [value])
+    if not leaves:
+        return bytearray(data[:-1]), "its last byte cut"
+    inner, key = leaves[rng.integers(len(leaves))]
+    old = inner[key]
+    new = not old if isinstance(old, bool) else old + 1 if isinstance(old, int | float) else f"{old}x" if old else "x"
+    inner[key] = new
+    return bytearray(json.dumps(value).encode()), f"{key}: {old!r} to {new!r}"
 
 
 def same(a: Any, b: Any) -> bool:
@@ -332,11 +364,14 @@ def _read_tables(folder: Path) -> Any:
     return _rows_of(aif.read(paths["events"], items=paths["items"], users=paths["users"], columns=COLUMNS))
 
 
-UNSURE = object()
+UNSURE, WRONG = object(), object()
 
 
 def _plain_tables(folder: Path) -> Any:
-    """What the files say, read without the package: by Python for plain text, by pyarrow for Parquet; UNSURE for other text."""
+    """What the files say, read without the package: by Python for plain text, by pyarrow for Parquet.
+
+    UNSURE for other text; WRONG for text with a row that has not as many fields as the header.
+    """
     tables: dict[str, list[tuple]] = {}
     for name, wanted in COLUMN_NAMES.items():
         path = next(iter(folder.glob(f"{name}.*")))
@@ -349,8 +384,8 @@ def _plain_tables(folder: Path) -> Any:
             return UNSURE
         rows = list(csv.reader(io.StringIO(raw.decode())))
         head = rows[0]
-        if any(len(row) != len(head) for row in rows) or any(head.count(column) != 1 for column in wanted):
-            return UNSURE
+        if any(head.count(column) != 1 for column in wanted) or any(len(row) != len(head) for row in rows):
+            return WRONG
         tables[name] = [tuple(row[head.index(column)] for column in wanted) for row in rows[1:]]
 
     def canonical(value: Any) -> int:
@@ -369,8 +404,8 @@ def _plain_tables(folder: Path) -> Any:
 
 def _right_tables(folder: Path, content: Any) -> bool:
     plainly = _plain_tables(folder)
-    if plainly is UNSURE:
-        return True
+    if plainly in (UNSURE, WRONG):
+        return plainly is UNSURE
     events = [(*row[:3], row[3] if row[3] in ("view", "buy") else None) for row in plainly["events"]]  # None: not listed
     users = [[row for row in rows["users"] if row[1] is not None] for rows in (content, plainly)]  # None: has no record
     same_events = sorted(map(repr, content["events"])) == sorted(map(repr, events))
