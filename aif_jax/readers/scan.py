@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import expect
 from aif_jax.columns import CODED, Columns, Kind
 from aif_jax.readers.problems import File, Problems
 from aif_jax.readers.sources import Batch, Source, TextFile, pyarrow
 from aif_jax.readers.tables import Coded, blocks, is_whole
-from aif_jax.times import FLOOR, Ticks
+from aif_jax.times import Ticks
 
 MERGE_AT = 1 << 20  # distinct values of blocks that are merged at a time
 
@@ -123,9 +122,6 @@ class Scan:
         finest = max((part.per_second for part in parts), default=1)
         for i, (value, per_second) in enumerate(parts):
             if per_second != finest:
-                least = FLOOR * per_second // finest  # a longer time in the finest unit could overflow
-                where = f"{self.label}, column {name!r}"
-                expect(value.min() >= least, where, f"times of at least {least} among finer ones", value.min())
                 parts[i] = Ticks(value * (finest // per_second), finest)
         parts[:] = [Ticks(_joined([part.value for part in parts], np.zeros(0, np.int64)), finest)]
         return parts[0]

@@ -12,7 +12,7 @@ from aif_jax.columns import CODED, Columns, Kind
 from aif_jax.raw import flat_lists
 from aif_jax.readers.problems import File, Problems
 from aif_jax.readers.sources import Batch, Source, batches, pyarrow
-from aif_jax.times import PER_SECOND, Ticks, likely_unit, wrong_unit
+from aif_jax.times import FLOOR, PER_SECOND, Ticks, likely_unit, wrong_unit
 
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
 
@@ -158,7 +158,11 @@ class _Column:
         for wrong, expected in ((late, "times before 2100"), (early, "times after 1973")):
             got = (f"{value}, which looks like {likely_unit(int(value))!r}" for value in array[good & wrong])
             self.problems.add("time unit", self.file, rows[good & wrong], self.name, f"{expected} in {unit!r}", got)
-        return Ticks(array, PER_SECOND[unit]), good
+        least = FLOOR * PER_SECOND[unit] // PER_SECOND["ns"]  # the year 1823: earlier ones could overflow beside nanoseconds
+        ancient = good & (array < least)
+        expected = f"times of at least {least} in {unit!r}"
+        self.problems.add("time unit", self.file, rows[ancient], self.name, expected, map(str, array[ancient]))
+        return Ticks(np.where(ancient, 0, array), PER_SECOND[unit]), good & ~ancient
 
     def _encode(self, values: Any, rows: np.ndarray) -> Coded:
         """Codes into the distinct values; `rows` are the numbers of the values' rows."""
