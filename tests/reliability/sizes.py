@@ -23,6 +23,7 @@ class Sizes:
     storm_requests: int = 1_000_000
     storm_publishes: int = 100
     damaged_files: int = 1500  # of each format
+    forged_files: int = 200  # whose checksums fit: what is read may have to be compiled
     examples: int = 3000  # drawn by hypothesis, of each entry
     chaos_requests: int = 20_000
     soak_seconds: int = 600
@@ -30,7 +31,7 @@ class Sizes:
     def scaled(self, scale: float) -> Sizes:
         """The same suites in another size."""
         least = {"storm_publishes": 3, "storm_requests": 2000, "soak_seconds": 3, "chaos_requests": 200, "examples": 10}
-        least |= {"damaged_files": 8}
+        least |= {"damaged_files": 8, "forged_files": 8}
         fields = dataclasses.asdict(self).items()
         return Sizes(**{name: max(least.get(name, 4), round(size * scale)) for name, size in fields})
 
