@@ -107,9 +107,12 @@ class Config:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:
-        """The config that `to_json` wrote; ValueError for unknown fields or blocks that are not registered."""
-        parts = {"schema": Schema.from_json(value["schema"]), "blocks": [block_from_json(b) for b in value.get("blocks", ())]}
-        return _from_plain(cls, {**value, **parts}, "config")
+        """The config that `to_json` wrote; ValueError for unknown fields, blocks that are not registered, or no such record."""
+        try:
+            blocks = [block_from_json(entry) for entry in value.get("blocks", ())]
+            return _from_plain(cls, {**value, "schema": Schema.from_json(value["schema"]), "blocks": blocks}, "config")
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"config: expected a record that `to_json` made, got another: {error!r}") from error
 
 
 def register(cls: BlockType) -> BlockType:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import expect_finite
+from aif_jax.checks import expect, expect_finite
 
 
 def column_of(table: Any, name: str) -> Any:
@@ -68,8 +68,9 @@ def flat_lists(values: Any, separator: str | None = None) -> tuple[Any, np.ndarr
 
 
 def floats_of(values: Any, name: str) -> np.ndarray:
-    """float32 of numbers; raises where one is not a finite number."""
+    """float32 [n] of numbers; raises where one is not a finite number, or a list of them."""
     array = np.asarray(plain(values))
+    expect(array.ndim == 1, f"column {name!r}", "one number in each row", f"shape {list(array.shape)}")
     if array.dtype.kind not in "iufbO" or (array.dtype.kind == "O" and any(isinstance(v, str) for v in array.flat)):
         raise TypeError(f"column {name!r}: expected numbers, got dtype {array.dtype}")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found below

@@ -62,12 +62,10 @@ class Run:
 
         Raises:
           FileNotFoundError: no run, or no checkpoint of it.
-          CheckpointError: a damaged checkpoint.
+          CheckpointError: a damaged record or checkpoint.
         """
-        folder = Path(folder)
-        settings = training.Settings.from_json(training.read_record(folder))
-        with training.checkpoints_of(folder, settings) as checkpoints:
-            return cls._of(training.final(checkpoints, settings), model, settings, folder)
+        settings, saved = training.load(Path(folder))
+        return cls._of(saved, model, settings, Path(folder))
 
     @classmethod
     def _of(cls, saved: Any, model: PreRanker | None, settings: training.Settings, folder: Path | None) -> Run:

@@ -139,8 +139,12 @@ class Vocabulary:
             return cls(np.asarray(arrays["ids"]))
         if set(arrays) != {"utf8", "offsets"}:
             raise ValueError(f"Vocabulary: expected the arrays 'ids', or 'utf8' and 'offsets', got {sorted(arrays)}")
-        data, offsets = np.asarray(arrays["utf8"]).tobytes(), np.asarray(arrays["offsets"]).tolist()
-        return cls([data[start:stop].decode() for start, stop in itertools.pairwise(offsets)])
+        data, offsets = np.asarray(arrays["utf8"]).tobytes(), np.asarray(arrays["offsets"])
+        rising = offsets.ndim == 1 and offsets.dtype == np.int64 and offsets[:1].tolist() == [0] and offsets[-1] == len(data)
+        # Only the first of ascending strings may be empty, so their number is bounded by their bytes.
+        if not rising or (offsets[1:2] < 0).any() or (offsets[2:] <= offsets[1:-1]).any():
+            raise ValueError(f"Vocabulary: expected offsets int64 that rise from 0 to {len(data)}, got others")
+        return cls([data[start:stop].decode() for start, stop in itertools.pairwise(offsets.tolist())])
 
     @functools.cached_property
     def _rows_by_string(self) -> _Rows:
@@ -199,6 +203,7 @@ def _of_objects(values: Sequence[Any], name: str, wanted: str) -> np.ndarray | l
             raise TypeError(f"{name}: expected integers from -2^63 to below 2^63, got {beyond}") from None
     if len(kinds) == 1 and type(None) not in kinds:
         return None
-    at = next(i for i, value in enumerate(values) if not isinstance(value, type(values[0])) or value is None)
+    first = type(values[0])
+    at = next(i for i, value in enumerate(values) if value is None or type(value) is bool or not isinstance(value, first))
     before = f" after {type(values[0]).__name__}" if at else ""
     raise TypeError(f"{name}: expected {wanted}, got {type(values[at]).__name__}{before} at position {at}")

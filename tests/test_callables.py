@@ -1,8 +1,10 @@
 """What `features` and `retrieval` may do to an engine: raise anything, never return, refuse to be cancelled."""
 
 import asyncio
+import gc
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -228,6 +230,32 @@ def test_a_cancelled_call_that_waits_for_a_thread_does_not_run():
         call.close()
 
     run(test())
+
+
+def test_a_coroutine_that_comes_too_late_is_closed():
+    hold = threading.Event()
+
+    async def answer():
+        return 1
+
+    def slow(request):
+        hold.wait(20)
+        return answer()
+
+    async def test():
+        call = Guarded("features", slow, ServingConfig(callable_timeout=0.05))
+        with pytest.raises(TimeoutError):
+            await call(1)
+        hold.set()
+        while call.hung:
+            await asyncio.sleep(0.01)
+        call.close()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(test())
+        gc.collect()
+    assert not [warning for warning in caught if "never awaited" in str(warning.message)]
 
 
 def test_objects_and_functions_that_return_awaitables_are_awaited():

@@ -160,6 +160,14 @@ def test_json_of_a_newer_version_is_refused():
         aif.Config.from_json(value | {"blocks": [{"block": "Bea", "sharper": True}]})
 
 
+@pytest.mark.parametrize("wrong", [{"blocks": [None]}, {"schema": None}, {"schema": {"sharper": True}}, {"width": {}}])
+def test_what_is_no_record_of_a_config_is_refused(wrong):
+    with pytest.raises(ValueError, match="config"):
+        aif.Config.from_json(demo.config().to_json() | wrong)
+    with pytest.raises(ValueError, match="config: expected a record that `to_json` made, got another: KeyError"):
+        aif.Config.from_json({})
+
+
 def test_an_unknown_block_says_what_to_import():
     message = r"block 'Mine': expected one of \['Bea', .*'TargetAttention'.*\]; import the module that defines it"
     with pytest.raises(ValueError, match=message):

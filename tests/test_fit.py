@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -11,12 +10,12 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.checkpoint import Checkpoints
+from aif_jax.checkpoint import CheckpointError, Checkpoints
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.logs import JsonLines
 from aif_jax.run import Run, fit
-from aif_jax.train.fit import Settings
+from aif_jax.train.fit import Settings, read_record
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from aif_jax.version import EncodingMismatch
 from experiments.datasets.synthetic import synthetic_world
@@ -57,7 +56,7 @@ def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, 
     assert [row["step"] for row in logged] == [steps // 2, steps]
     assert run.metrics["gauc"] == max(row["gauc"] for row in logged)
     assert list(run.metrics) == ["auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error", "hr@10", "ndcg@10"]
-    record = json.loads((run.folder / "fit.json").read_text())
+    record = read_record(run.folder)
     assert record["loss"] == "listwise_softmax + pointwise_bce"
     assert record["task"] == {"name": "NextItem", **vars(GIVEN["task"])}
     assert Settings.from_json(record) == run.settings
@@ -91,6 +90,26 @@ def test_a_loaded_run_is_the_run(data, run):
     assert loaded.evaluate(data, k=10, progress=False) == run.evaluate(data, k=10, progress=False)
     with pytest.raises(FileNotFoundError, match="expected the folder of a run, found no fit.json in it"):
         Run.load(run.folder / "1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("keep_best", "keep_bewt"), ('"NextItem"', '"NextItfm"'), ('"seed": 0', '"seed": 1'), ('"first_test": ', '"first_test": 1')],
+)
+def test_a_changed_record_of_a_run_is_refused(run, old, new):
+    """A later first second of validation would put training events into its figures."""
+    file = run.folder / "fit.json"
+    good = file.read_text()
+    assert old in good
+    try:
+        file.write_text(good.replace(old, new))
+        with pytest.raises(CheckpointError, match="fit.json: the record was altered"):
+            Run.load(run.folder)
+        file.write_text(good[:-20])
+        with pytest.raises(CheckpointError, match="fit.json: expected the record of a run, got none"):
+            Run.load(run.folder)
+    finally:
+        file.write_text(good)
 
 
 class Kill:

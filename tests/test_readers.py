@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -234,6 +235,20 @@ def test_floats_are_scaled_as_they_were_in_training(folder, tmp_path):
     parquet(later, events=EVENTS, users=USERS)
     again = read(later, None, encoder=data.encoder)
     assert again.catalogue.floats[1, 0] == data.catalogue.floats[1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"user": [2**63]}, TypeError, "events, column 'user': expected integers from -2^63 to below 2^63, got larger ones"),
+        ({"time": [2**63]}, TypeError, "events, column 'time': expected integers from -2^63 to below 2^63, got larger ones"),
+        ({"time": [True]}, ValueError, "events, column 'time': wrong type: expected whole numbers or timestamps, got bool"),
+    ],
+)
+def test_what_arrow_does_not_hold_or_is_no_time_is_refused_in_memory(changes, error, message):
+    events = {"user": [1], "item": [7], "time": [1_600_000_000]}
+    with pytest.raises(error, match=re.escape(message)):
+        readers.read(events | changes, items={"item": [7], "category": ["a"]}, columns=Columns())
 
 
 def test_tables_in_memory_give_the_same_as_files(folder):

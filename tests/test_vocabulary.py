@@ -118,6 +118,8 @@ def test_one_long_id_costs_its_own_length():
         (np.array(["a", None], object), "got NoneType after str at position 1"),
         (np.array([1.5, 2.5]), "got dtype float64"),
         ([True, False], "got dtype bool"),
+        ([7, True], "got bool after int at position 1"),
+        ([True, 7], "got bool at position 0"),
         ([b"a"], "got dtype"),
         ([2**63], "expected integers from -2^63 to below 2^63, got 9223372036854775808"),
         (np.array([2**63], np.uint64), "expected integers below 2^63, got 9223372036854775808"),

@@ -110,9 +110,7 @@ def load_model(path: Path) -> Checkpoint:
     """The checkpoint at a path, or the one that `fit` would return of the run there: the best or the last."""
     if not (path / training.RECORD).is_file():
         return checkpoint.load(path)
-    settings = training.Settings.from_json(training.read_record(path))
-    with training.checkpoints_of(path, settings) as checkpoints:
-        return training.final(checkpoints, settings)
+    return training.load(path)[1]
 
 
 def encoder_of(path: Path, model: Checkpoint) -> Encoder:

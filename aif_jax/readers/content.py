@@ -58,7 +58,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     expected = "an .npz with a content embedding"
     expect(path.is_file(), f"{path}", expected, "no such file")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = list(arrays)
             others = [name for name in names if name != "embedding"]
             if "embedding" in names and len(others) == 1:

@@ -122,7 +122,7 @@ def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[
 def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str) -> Iterator[Batch]:
     arrow, file = pyarrow(), File(name)
     if isinstance(source, Mapping):
-        source = arrow.table({str(key): _array(values) for key, values in source.items()})
+        source = arrow.table({str(key): _array(values, f"{name}, column {key!r}") for key, values in source.items()})
     if isinstance(source, arrow.RecordBatch):
         source = arrow.Table.from_batches([source])
     if not isinstance(source, arrow.Table | arrow.RecordBatchReader):
@@ -149,11 +149,14 @@ def _numbered(
         problems.add("no rows", file, None, None, "at least one row", "none")
 
 
-def _array(values: Any) -> Any:
-    """A column in memory as an Arrow array."""
+def _array(values: Any, name: str) -> Any:
+    """A column in memory as an Arrow array; TypeError for numbers that Arrow does not hold."""
     arrow = pyarrow()
     if not isinstance(values, np.ndarray):
-        return values
+        try:
+            return values if isinstance(values, arrow.Array | arrow.ChunkedArray) else arrow.array(values)
+        except OverflowError as error:
+            raise TypeError(f"{name}: expected integers from -2^63 to below 2^63, got larger ones") from error
     if values.ndim == 2:
         return arrow.FixedSizeListArray.from_arrays(arrow.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
     return arrow.array(values.tolist(), arrow.large_string()) if values.dtype.kind in "UT" else arrow.array(values)

@@ -66,7 +66,7 @@ def _parsers(
             "bag": (word or listed or text or empty, "lists, or text to be split", column.bag),
             "float": (integer or number or text or empty, "numbers", column.floats),
             "vector": (listed and not text, "lists of numbers (in text files give the content by itself)", column.vectors),
-            "time": (integer or moment or text or empty, "whole numbers or timestamps", column.times),
+            "time": (test.is_integer(value) or moment or text or empty, "whole numbers or timestamps", column.times),
         }["coded" if kind in CODED and kind != "bag" else kind]
         if fits:
             parsers[name] = parse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import queue
 import threading
 from collections.abc import Callable
@@ -102,6 +103,7 @@ class Workers:
             with self._lock:
                 if call.over:  # given up and replaced
                     self.hung -= 1
+                    _drop(outcome)
                     return
                 call.over = True
                 self._outstanding -= 1
@@ -117,5 +119,13 @@ def post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *argume
 
 
 def _deliver(future: asyncio.Future[Any], outcome: Any) -> None:
-    if not future.done():
+    if future.done():
+        _drop(outcome)
+    else:
         future.set_result(outcome)  # errors too: a future refuses StopIteration and warns of errors that nobody awaits
+
+
+def _drop(outcome: tuple[Any, BaseException | None]) -> None:
+    """Closes a coroutine that a function returned when nobody waited for it any more."""
+    if inspect.iscoroutine(outcome[0]):
+        outcome[0].close()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import optax
 from tqdm.auto import tqdm
 
 from aif_jax import metrics
-from aif_jax.checkpoint import Checkpoint, Checkpoints
+from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checks import expect
 from aif_jax.data.candidates import Draw, SourceFn
 from aif_jax.data.dataset import Dataset
@@ -224,6 +225,7 @@ def evaluation_options(settings: Settings) -> dict[str, Any]:
 def begin(folder: Path, settings: Settings, *, resume: bool) -> None:
     """Writes the record of a run into its folder, or compares it with the one there: FileExistsError, ValueError."""
     file, record = folder / RECORD, settings.to_json()
+    sealed = record | {"sha256": _seal(record)}
     if Checkpoints(folder).steps:  # until then there is nothing to resume
         if not resume or not file.exists():
             raise FileExistsError(f"{folder}: expected a new folder, found checkpoints; resume=True goes on with a run")
@@ -232,16 +234,36 @@ def begin(folder: Path, settings: Settings, *, resume: bool) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{RECORD}.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, file)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of the run in a folder; FileNotFoundError for none, ValueError for no JSON."""
+    """The record of the run in a folder; FileNotFoundError for none, CheckpointError for a damaged one."""
     file = folder / RECORD
     if not file.is_file():
         raise FileNotFoundError(f"{folder}: expected the folder of a run, found no {RECORD} in it")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: expected the record of a run, got no JSON: {error}") from error
+        record = json.loads(file.read_text(encoding="utf-8"))
+        seal = record.pop("sha256")
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: expected the record of a run, got none: {error!r}") from error
+    if seal != _seal(record):
+        raise CheckpointError(f"{file}: the record was altered: expected the sha256 {_seal(record)}, got {seal}")
+    return record
+
+
+def load(folder: Path) -> tuple[Settings, Checkpoint]:
+    """The settings of the run in a folder, and the checkpoint that `fit` returned; raises as `read_record`, `Checkpoints`."""
+    record = read_record(folder)
+    try:
+        settings = Settings.from_json(record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}") from error
+    with checkpoints_of(folder, settings) as checkpoints:
+        return settings, final(checkpoints, settings)
+
+
+def _seal(record: dict[str, Any]) -> str:
+    """A hash of everything in the record of a run."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
