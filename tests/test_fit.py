@@ -94,7 +94,7 @@ def test_a_loaded_run_is_the_run(data, run):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("keep_best", "keep_bewt"), ('"NextItem"', '"NextItfm"'), ('"seed": 0', '"seed": 1'), ('"first_test": ', '"first_test": 1')],
+    [("keep_best", "keep_bet"), ('"NextItem"', '"NextItm"'), ('"seed": 0', '"seed": 1'), ('"first_test": ', '"first_test": 1')],
 )
 def test_a_changed_record_of_a_run_is_refused(run, old, new):
     """A later first second of validation would put training events into its figures."""
