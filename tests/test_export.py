@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -34,6 +35,9 @@ C = 100
 QUICK = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [64], "n": [128]})
 
 
+load, verify = (functools.partial(call, trusted=True) for call in (export.load, export.verify))  # without a child process
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Folder, digest, model, params of a model with every block, made for three platforms."""
@@ -44,7 +48,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(made):
-    return export.load(made[0])
+    return load(made[0])
 
 
 @pytest.fixture
@@ -172,7 +176,7 @@ def test_no_items_give_no_rows(loaded, made):
 
 def test_warm_counts_neither_trace_nor_transfer_unasked(made, scored):
     features, items, _ = scored
-    model = export.load(made[0])
+    model = load(made[0])
     rows = model.item(items)
     table = jax.device_put(rows)
     model.warm_up(table=table)
@@ -181,7 +185,7 @@ def test_warm_counts_neither_trace_nor_transfer_unasked(made, scored):
         for count in (1, 63, 77, 99):
             model.interaction(state, {name: value[:count] for name, value in rows.items()})
             model.score(state, table, np.arange(count))
-    cold = export.load(made[0])  # a model that was not warmed up must fail here, or the check above checks nothing
+    cold = load(made[0])  # a model that was not warmed up must fail here, or the check above checks nothing
     with jax.no_tracing(), pytest.raises(RuntimeError):
         cold.user(features)
 
@@ -310,11 +314,11 @@ def test_rows_outside_the_table_are_refused(loaded, scored):
 
 def test_buckets_are_checked(made):
     with pytest.raises(export.ExportError, match="expected sizes of at least 64, got"):
-        export.load(made[0], buckets={"c": [32, 64]})
+        load(made[0], buckets={"c": [32, 64]})
     with pytest.raises(export.ExportError, match=r"buckets 'l': expected sizes from 6 to 24, got \[24, 32\]"):
-        export.load(made[0], buckets={"l": [24, 32]})
+        load(made[0], buckets={"l": [24, 32]})
     with pytest.raises(export.ExportError, match="expected axes among"):
-        export.load(made[0], buckets={"x": [1]})
+        load(made[0], buckets={"x": [1]})
 
 
 def test_an_altered_file_is_refused(copy):
@@ -324,20 +328,20 @@ def test_an_altered_file_is_refused(copy):
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
     with pytest.raises(export.ExportError, match="user.jax_export was altered"):
-        export.load(folder)
+        load(folder)
     path.write_bytes(raw[:-1])
     with pytest.raises(export.ExportError, match="user.jax_export: expected .* bytes"):
-        export.load(folder)
+        load(folder)
     path.unlink()
     with pytest.raises(export.ExportError, match="user.jax_export: expected a file"):
-        export.load(folder)
+        load(folder)
 
 
 def test_a_manifest_other_than_the_pinned_one_is_refused(made, copy):
     folder = copy(lambda manifest: manifest.update(version="0" * 64))
-    assert export.load(made[0], sha256=made[1]).version != "0" * 64
+    assert load(made[0], sha256=made[1]).version != "0" * 64
     with pytest.raises(export.ExportError, match="manifest.json: expected sha256"):
-        export.load(folder, sha256=made[1])
+        load(folder, sha256=made[1])
 
 
 @pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "a/../../b.bin", "..", "a\\b.bin", "C:x.bin", "x.bin\n"])
@@ -347,7 +351,7 @@ def test_names_that_leave_the_folder_are_refused(copy, name):
         manifest["files"][name] = {"bytes": 1, "sha256": "0"}
 
     with pytest.raises(export.ExportError, match="expected plain file names inside the folder"):
-        export.load(copy(edit))
+        load(copy(edit))
 
 
 def test_links_are_refused(copy):
@@ -355,23 +359,23 @@ def test_links_are_refused(copy):
     shutil.move(folder / "consume", folder.parent / "moved")
     (folder / "consume").symlink_to(folder.parent / "moved")
     with pytest.raises(export.ExportError, match="consume/__init__.py: expected a regular file"):
-        export.verify(folder)
+        verify(folder)
     (folder / "consume").unlink()
     shutil.move(folder.parent / "moved", folder / "consume")
     shutil.move(folder / "params.safetensors", folder.parent / "outside")
     (folder / "params.safetensors").symlink_to(folder.parent / "outside")
     with pytest.raises(export.ExportError, match="params.safetensors: expected a regular file"):
-        export.load(folder)
+        load(folder)
 
 
 def test_sizes_are_bounded(made, copy):
     with pytest.raises(export.ExportError, match="expected at most 1000 bytes in all"):
-        export.load(made[0], max_bytes=1000)
+        load(made[0], max_bytes=1000)
     folder = copy()
     with (folder / "manifest.json").open("r+b") as file:
         file.truncate(files.MANIFEST_BYTES + 1)
     with pytest.raises(export.ExportError, match="manifest.json: expected at most"):
-        export.load(folder)
+        load(folder)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +411,7 @@ def test_sizes_are_bounded(made, copy):
 )
 def test_a_manifest_of_another_form_is_refused(copy, edit, message):
     with pytest.raises(export.ExportError, match=message):
-        export.load(copy(edit))
+        load(copy(edit))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100000, "[]", "\xff"])
@@ -415,7 +419,7 @@ def test_a_manifest_that_is_not_json_is_refused(copy, text):
     folder = copy()
     (folder / "manifest.json").write_bytes(text.encode("latin1"))
     with pytest.raises(export.ExportError, match="manifest.json"):
-        export.load(folder)
+        load(folder)
 
 
 def _file(header, data=b""):
@@ -462,7 +466,7 @@ def test_a_module_that_calls_out_is_refused(copy):
     (folder / "interaction.jax_export").write_bytes(exported.serialize())
     copy(rehash=["interaction.jax_export"])
     with pytest.raises(export.ExportError, match="interaction: expected no calls out of the module, got one: .*evil"):
-        export.load(folder)
+        load(folder)
 
 
 def test_a_blob_that_is_no_export_is_refused(copy):
@@ -470,15 +474,15 @@ def test_a_blob_that_is_no_export_is_refused(copy):
     (folder / "user.jax_export").write_bytes(b"nonsense" * 10)
     copy(rehash=["user.jax_export"])
     with pytest.raises(export.ExportError, match="user: expected a function serialised by jax.export"):
-        export.load(folder)
+        load(folder)
 
 
 # verify, versions, rebuild
 
 
 def test_verify_replays_and_notices_other_parameters(made, copy):
-    report = export.verify(made[0], sha256=made[1])
-    assert report["version"] == fingerprint(made[3], made[2].config) == export.load(made[0]).version
+    report = verify(made[0], sha256=made[1])
+    assert report["version"] == fingerprint(made[3], made[2].config) == load(made[0]).version
     assert report["functions"].keys() == {"user", "users", "item", "interaction"}
     assert 0 <= report["max_abs_diff"] < 1e-5
     folder = copy()
@@ -487,13 +491,13 @@ def test_verify_replays_and_notices_other_parameters(made, copy):
     writer.write_arrays(folder / "params.safetensors", params)
     copy(rehash=["params.safetensors"])
     with pytest.raises(export.ExportError, match="interaction logits: expected the golden output within"):
-        export.verify(folder)
+        verify(folder)
 
 
 def test_a_newer_artefact_names_both_versions(copy):
     folder = copy(lambda m: m["made_with"].update(jax="99.1.0"))
     with pytest.raises(export.ExportError, match=rf"written under jax 99.1.0, newer than jax {jax.__version__} here.*rebuild"):
-        export.load(folder)
+        load(folder)
 
 
 def test_expired_functions_are_rebuilt_from_params_config_and_encoder(encoded, tmp_path):
@@ -503,8 +507,8 @@ def test_expired_functions_are_rebuilt_from_params_config_and_encoder(encoded, t
     manifest["functions"]["user"]["calling_convention_version"] = 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(export.ExportError, match=r"user: written under jax .* with calling convention 1, .* reads \d+ to"):
-        export.load(folder)
-    rebuilt = export.load(tmp_path / "new", sha256=export.rebuild(folder, tmp_path / "new"))
+        load(folder)
+    rebuilt = load(tmp_path / "new", sha256=export.rebuild(folder, tmp_path / "new"))
     assert rebuilt.version == manifest["version"] and rebuilt.encode("item", [8, 9]).tolist() == [2, 0]
     assert {path.name for path in tmp_path.iterdir()} == {"old", "new"}
 
@@ -513,7 +517,7 @@ def test_expired_functions_are_rebuilt_from_params_config_and_encoder(encoded, t
 
 
 def test_raw_ids_become_rows_without_the_package(encoded):
-    loaded = export.load(encoded[0])
+    loaded = load(encoded[0])
     assert loaded.encode("item", [7, 5, 10**12]).tolist() == [1, 0, 3]
     assert loaded.encode("item", np.array([[8], [7]], np.uint32)).tolist() == [[2], [1]]
     assert loaded.encode("item", []).dtype == np.int32
@@ -531,7 +535,7 @@ def test_raw_ids_become_rows_without_the_package(encoded):
 
 def test_a_raw_user_scores_as_in_the_package(encoded):
     folder, model, params, made = encoded
-    loaded = export.load(folder)
+    loaded = load(folder)
     assert (loaded.version, loaded.encoding) == (fingerprint(params, model.config, made), made.version)
     user = made.user(
         None, {"item": [7, 8, 7], "time": [10**9, 10**9 + 5, 10**9 + 9], "event": ["view", "buy", "view"]}, 10**9 + 20
@@ -543,7 +547,7 @@ def test_a_raw_user_scores_as_in_the_package(encoded):
 
 
 def test_features_of_another_encoder_are_refused(encoded):
-    loaded, made = export.load(encoded[0]), encoded[3]
+    loaded, made = load(encoded[0]), encoded[3]
     user = made.user(None, None, 10**9)
     other = encoder(users=("ann", "cleo"))
     assert loaded.user(dataclasses.replace(user, encoding="")).keys() == loaded.user(user).keys()
@@ -598,8 +602,8 @@ def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
     manifest["files"]["encoder.safetensors"] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(export.ExportError, match=message):
-        export.load(folder)
-    with pytest.raises(export.ExportError, match="the config or the encoder inside cannot be read"):
+        load(folder)
+    with pytest.raises(export.ExportError, match="the params, the config or the encoder inside cannot be read"):
         export.rebuild(folder, tmp_path / "new")
 
 
@@ -610,7 +614,7 @@ def test_a_block_of_your_own_is_exported_and_must_be_imported_for_a_rebuild(tmp_
     model, params = demo.build(blocks=(Recency(), blocks.Sim("category", slots=30, length=2)), sequence=False)
     folder = tmp_path / "model"
     export.save(folder, model, params, **QUICK)
-    loaded = export.load(folder)
+    loaded = load(folder)
     user, items = demo.user(model.config, events=9), demo.items(20)
     expected = jax.jit(model.joint)(params, user, items)
     np.testing.assert_allclose(loaded.interaction(loaded.user(user), loaded.item(items)), expected, rtol=0, atol=1e-6)
@@ -646,7 +650,7 @@ def test_every_leaf_is_read_or_named_as_training_only(tmp_path):
     with pytest.raises(export.CoverageError, match="user/auxiliary/kernel: only in the params"):
         export.save(tmp_path / "a", model, extended, **QUICK)
     export.save(tmp_path / "b", model, extended, training_only=["user/auxiliary"], **QUICK)
-    loaded = export.load(tmp_path / "b")
+    loaded = load(tmp_path / "b")
     assert loaded.manifest["training_only"] == ["user/auxiliary/kernel"]
     rest = {k: v for k, v in params["item"].items() if k != "tower"}
     with pytest.raises(export.CoverageError, match="item/tower/layer_0/bias: not in the params"):

@@ -123,13 +123,14 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
     def arrays(name: Any) -> dict[str, np.ndarray]:
         return consume.read_arrays(consume.checked(folder, manifest, name))
 
-    params = nest(arrays(manifest["params"]) | (arrays("training_only.safetensors") if manifest["training_only"] else {}))
+    leaves = arrays(manifest["params"]) | (arrays("training_only.safetensors") if manifest["training_only"] else {})
     encoder = manifest.get("encoder")
     try:
+        params = nest(leaves)
         config = Config.from_json(manifest["config"])
         encoder = encoder and Encoder.from_record(encoder["record"], arrays(encoder.get("file")))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise consume.ExportError(f"{folder}: the config or the encoder inside cannot be read: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise consume.ExportError(f"{folder}: the params, the config or the encoder inside cannot be read: {error}") from error
     version = fingerprint(params, config, encoder)
     if version != manifest["version"]:
         raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")

@@ -5,6 +5,7 @@ Arrays are in the public safetensors layout: eight bytes of header length, a JSO
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,7 +23,8 @@ import numpy as np
 FORMAT = "aif_jax.export"
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-MANIFEST_BYTES = 16 << 20
+MANIFEST_BYTES = 4 << 20
+MOST_FILES = 1024
 FUNCTIONS = ("user", "users", "item", "interaction")
 PLAIN_NAME = re.compile(r"(consume/)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
 PARTS = ("inputs", "outputs", "params", "ignored")
@@ -45,8 +47,8 @@ class ExportError(ValueError):
 def read_manifest(folder: Path, *, sha256: str | None = None, max_bytes: int | None = None) -> dict[str, Any]:
     """The manifest, its form checked; no other file is opened.
 
-    `sha256` is the digest that it must have; a folder that says it has more than `max_bytes` (None: this machine's memory) is
-    refused. Raises ExportError.
+    `sha256` is the digest that it must have; a folder that says it has more than `max_bytes` (None: half of this machine's
+    memory) is refused. Raises ExportError.
     """
     raw = _read(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)
     if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
@@ -60,10 +62,16 @@ def read_manifest(folder: Path, *, sha256: str | None = None, max_bytes: int | N
             f"{MANIFEST}: expected format_version {FORMAT_VERSION}, got {version!r}; export anew or update the loader"
         )
     _check_form(manifest)
-    total, limit = sum(entry["bytes"] for entry in manifest["files"].values()), _memory() if max_bytes is None else max_bytes
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
+    limit = memory() // 2 if max_bytes is None else max_bytes
     if total > limit:
         raise ExportError(f"{MANIFEST}: expected at most {limit} bytes in all, it lists {total}; max_bytes sets the limit")
     return manifest
+
+
+def digest_of(folder: Path) -> str:
+    """sha256 of the manifest."""
+    return hashlib.sha256(_read(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)).hexdigest()
 
 
 def checked(folder: Path, manifest: Mapping[str, Any], name: Any) -> bytes:
@@ -93,10 +101,10 @@ def read_arrays(raw: bytes) -> dict[str, np.ndarray]:
     data = memoryview(raw)[8 + length :]
     arrays, end = {}, 0
     for name, dtype, shape, start, stop in entries:
-        if len(shape) > MOST_DIMENSIONS or not all(_is_size(number) for number in (*shape, start, stop)):
+        if max(len(shape), name.count("/")) > MOST_DIMENSIONS or not all(_is_size(number) for number in (*shape, start, stop)):
             raise ExportError(
-                f"arrays {name!r}: expected at most {MOST_DIMENSIONS} sizes and offsets from 0 to {LARGEST_SIZE}, "
-                f"got {reprlib.repr((shape, start, stop))}"
+                f"arrays {reprlib.repr(name)}: expected at most {MOST_DIMENSIONS} groups, and as many sizes and "
+                f"offsets from 0 to {LARGEST_SIZE}, got {reprlib.repr((shape, start, stop))}"
             )
         size = math.prod(shape) * dtype.itemsize
         whole = math.prod(max(1, dim) for dim in shape) * dtype.itemsize  # NumPy refuses huge axes of empty arrays too
@@ -124,6 +132,7 @@ def _check_form(manifest: dict[str, Any]) -> None:
     wanted |= {"platforms": list, "training_only": list}
     for name, kind in (wanted | dict.fromkeys(("version", "encoding", "params", "golden"), str)).items():
         _expect(isinstance(manifest.get(name), kind), name, kind.__name__, manifest.get(name))
+    _expect(len(manifest["files"]) <= MOST_FILES, "files", f"at most {MOST_FILES}", manifest["files"])
     for name, entry in manifest["files"].items():
         _expect(PLAIN_NAME.fullmatch(name), "files", "plain file names inside the folder", name)
         good = isinstance(entry, dict) and _is_size(entry.get("bytes")) and isinstance(entry.get("sha256"), str)
@@ -149,7 +158,9 @@ def _is_entry(entry: Any, axes: Mapping[str, Any]) -> bool:
         return False
     known = all(_is_size(dim) or (isinstance(dim, str) and dim in axes) for dim in entry["shape"])
     dtype, size, minimum = entry.get("dtype"), entry.get("size"), entry.get("minimum")
-    bounds = (size is None or _is_size(size)) and (minimum is None or type(minimum) in (int, float))
+    # Values that are compared with numbers of the dtype.
+    good = minimum is None or (type(minimum) in (int, float) and abs(minimum) <= 1e30 and dtype == "float32")
+    bounds = good and (size is None or _is_size(size)) and entry.get("finite") in (None, True, False)
     return known and bounds and len(entry["shape"]) <= MOST_DIMENSIONS and isinstance(dtype, str) and dtype in DTYPE_NAMES
 
 
@@ -178,8 +189,11 @@ def _read(path: Path, name: str, *, size: int | None = None, limit: int | None =
         return file.read(status.st_size + 1)  # one more than expected, so that a file that grew meanwhile does not pass
 
 
-def _memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not on every platform
-        return LARGEST_SIZE
+def memory() -> int:
+    """Bytes of memory of this machine, or of the container that this process runs in."""
+    sizes = [LARGEST_SIZE]
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every platform
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # "max" for no limit
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(sizes)

@@ -12,11 +12,11 @@ import jax
 import jax.export
 import numpy as np
 
-from .files import DTYPE_NAMES, ExportError
+from .files import DTYPE_NAMES, ExportError, memory
 
 OVER = {"users": "b", "item": "n", "interaction": "c"}
 """The axis over which a function runs in blocks."""
-CALL_BYTES = 16 << 30
+CALL_BYTES = min(16 << 30, memory() // 2)
 """Most bytes of inputs and outputs of one call."""
 SAFE_CALLS = re.compile(
     r"stablehlo\.custom_call @(shape_assertion|stablehlo\.dynamic_reduce_window|stablehlo\.dynamic_top_k|Sharding)\("

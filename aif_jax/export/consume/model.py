@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from .files import ExportError, checked, read_arrays, read_manifest
+from .child import verify_in_child
+from .files import ExportError, checked, digest_of, read_arrays, read_manifest
 from .functions import OVER, Function, read_axes
 from .ids import Ids
+
+MAX_SECONDS = 300.0
 
 
 def load(
@@ -24,22 +28,36 @@ def load(
     buckets: Mapping[str, Sequence[int]] | None = None,
     sha256: str | None = None,
     max_bytes: int | None = None,
+    trusted: bool = False,
+    max_seconds: float = MAX_SECONDS,
 ) -> ExportedModel:
     """Reads an exported folder, checksums first, as functions of flat dicts of arrays.
+
+    A server gives `sha256`: then nothing but the folder that `save` wrote is read, at once. Without it (or `trusted`) a child
+    process first does what `verify` does, which takes the time of a start of JAX and of compiling every function.
 
     Args:
       folder: what `aif_jax.export.save` wrote.
       buckets: sizes that are compiled, by axis, in place of the manifest's: "c" candidates, "l" history, "n" catalogue rows,
         "b" users. Every size is padded up to the next bucket, so that a new count does not compile.
       sha256: the digest of the manifest as `save` returned it; given, the whole folder is pinned to it.
-      max_bytes: refuse folders that say they are larger; None takes the memory of this machine.
+      max_bytes: refuse folders that say they are larger, and functions that take more memory in a child process; None takes
+        half of the memory of this machine.
+      trusted: whoever can write the folder may run code here: no child process.
+      max_seconds: limit of time of the child process.
 
     Raises:
-      ExportError: a file is missing, altered, misplaced or too large; the format or JAX is of another version.
+      ExportError: a file is missing, altered, misplaced or too large; the format or JAX is of another version; the functions
+        crash, take too long or too much memory in the child process.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder, sha256=sha256, max_bytes=max_bytes)
-    check_versions(manifest)
+    manifest, digest = _manifest(folder, sha256, max_bytes)
+    read_axes(manifest, buckets or {})
+    if not trusted and sha256 is None:
+        _check_files(folder, manifest)  # also before a child process, which takes seconds
+        verify_in_child(
+            folder, manifest["platforms"], tolerance=math.inf, sha256=digest, max_bytes=max_bytes, max_seconds=max_seconds
+        )
     return ExportedModel(folder, manifest, buckets=buckets)
 
 
@@ -175,12 +193,20 @@ class ExportedModel:
 
 
 def verify(
-    folder: str | Path, *, tolerance: float = 1e-4, sha256: str | None = None, max_bytes: int | None = None
+    folder: str | Path,
+    *,
+    tolerance: float = 1e-4,
+    sha256: str | None = None,
+    max_bytes: int | None = None,
+    trusted: bool = False,
+    max_seconds: float = MAX_SECONDS,
 ) -> dict[str, Any]:
-    """Checks every checksum of a folder and replays its golden inputs.
+    """Checks every checksum of a folder and replays its golden inputs, in a child process unless the folder is trusted.
+
+    The child process runs on the CPU. With `trusted` or `sha256` the functions run here, on this process's device.
 
     Args:
-      folder, sha256, max_bytes: as `load`.
+      folder, sha256, max_bytes, trusted, max_seconds: as `load`.
       tolerance: largest |got - golden| / max(1, |golden|) of a float; integers must agree exactly. Wider for accelerators that
         multiply in lower precision.
 
@@ -191,10 +217,12 @@ def verify(
       ExportError: as `load`; an output that differs by more.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder, sha256=sha256, max_bytes=max_bytes)
-    for name in manifest["files"]:
-        checked(folder, manifest, name)
-    check_versions(manifest)
+    manifest, digest = _manifest(folder, sha256, max_bytes)
+    _check_files(folder, manifest)
+    if not trusted and sha256 is None:
+        return verify_in_child(
+            folder, manifest["platforms"], tolerance=tolerance, sha256=digest, max_bytes=max_bytes, max_seconds=max_seconds
+        )
     model = ExportedModel(folder, manifest)
     golden = read_arrays(checked(folder, manifest, manifest["golden"]))
     largest = {}
@@ -254,6 +282,19 @@ def check_versions(manifest: Mapping[str, Any]) -> None:
             )
 
 
+def _manifest(folder: Path, sha256: str | None, max_bytes: int | None) -> tuple[dict[str, Any], str]:
+    """The manifest, checked, and its digest, which pins what a child process reads."""
+    digest = sha256 or digest_of(folder)
+    manifest = read_manifest(folder, sha256=digest, max_bytes=max_bytes)
+    check_versions(manifest)
+    return manifest, digest
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    for name in manifest["files"]:
+        checked(folder, manifest, name)
+
+
 def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
     """Vocabularies from arrays named "NAME/ids", or "NAME/utf8" and "NAME/offsets"."""
     parts: dict[str, dict[str, np.ndarray]] = {}
@@ -278,7 +319,8 @@ def _difference(what: str, got: Any, expected: np.ndarray, tolerance: float) -> 
     if not expected.size:
         return 0.0
     wanted = expected.astype(np.float64)
-    gap = np.abs(got.astype(np.float64) - wanted)
+    with np.errstate(invalid="ignore"):  # infinities are refused below
+        gap = np.abs(got.astype(np.float64) - wanted)
     allowed = tolerance * np.maximum(1.0, np.abs(wanted)) if jnp.issubdtype(expected.dtype, jnp.floating) else 0.0
     if not (gap <= allowed).all():
         raise ExportError(f"{what}: expected the golden output within {tolerance}, got a difference of {gap.max()}")
