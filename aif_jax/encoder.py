@@ -21,6 +21,7 @@ from aif_jax.times import ascending, break_ties, ticks
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 from aif_jax.vocabulary import Vocabulary, as_ids, string_array
 
+MOST_PLACES = 1 << 22  # of a history or a bag, so that a record from elsewhere cannot ask for all memory
 CONTENT = "content"  # the column of content embeddings that come from elsewhere than the items file
 
 
@@ -72,6 +73,8 @@ class Encoder:
 
     def __post_init__(self):
         expect(self.length >= 1, "Encoder.length", "at least 1", self.length)
+        places = max(self.length, self.columns.bag_length)
+        expect(places <= MOST_PLACES, "Encoder.length, Columns.bag_length", f"at most {MOST_PLACES}", places)
         expect(self.max_skew >= 0, "Encoder.max_skew", "0 seconds or more", self.max_skew)
         wanted = schema_of(self.columns, self.vocabularies, content=self.schema.content)
         expect(self.schema == wanted, "Encoder.schema", f"that of columns and vocabularies, {wanted}", self.schema)

@@ -6,9 +6,9 @@ trees.
 
 from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, save
 from aif_jax.checkpoint.run import Checkpoints
-from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError, inspect, read, write
+from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError, inspect, nbytes, read, write
 
 __all__ = [
     "save", "load", "Checkpoint", "Checkpoints", "CheckpointError", "FORMAT",
-    "write", "read", "inspect", "METADATA_FILE",
+    "write", "read", "inspect", "nbytes", "METADATA_FILE",
 ]  # fmt: skip

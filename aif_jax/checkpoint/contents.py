@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,10 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     expect(not unknown, "like", "templates under 'params' and 'opt_state'", sorted(unknown))
     leaves, record = inspect(path, format=FORMAT)
     stored = _parsed(path, record, "config", Config.from_json)
+    step = _parsed(path, record, "step", operator.index)
+    metrics = metrics_of(path, record)
+    if "params" not in leaves:
+        raise CheckpointError(f"{path}: expected params inside, got {sorted(leaves)}")
     if config is not None and config != stored:
         lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
         raise ValueError(f"{path}: config or schema other than expected:\n{listed(lines)}")
@@ -127,10 +132,10 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
         config=stored,
         version=combine(leaves["params"], stored, encoder),
         encoder=encoder,
-        step=record["step"],
+        step=step,
         opt_state=trees.get("opt_state"),
-        position=record["position"],
-        metrics=record["metrics"],
+        position=record.get("position"),
+        metrics=metrics,
     )
 
 
@@ -154,10 +159,15 @@ def pack_contents(
     return pack(trees, record, format=FORMAT, copy=copy)
 
 
+def metrics_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, float] | None:
+    """The figures in a record by name; CheckpointError for what are no figures."""
+    return _parsed(path, record, "metrics", lambda metrics: metrics and {k: float(v) for k, v in metrics.items()} or None)
+
+
 def _parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Any) -> Any:
     """A part of the record as an object."""
     try:
         return parse(record[name])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         written = f"written by aif_jax {record.get('aif_jax')}, this is {__version__}"
         raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}") from error

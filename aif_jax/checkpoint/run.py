@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, pack_contents
+from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, metrics_of, pack_contents
 from aif_jax.checkpoint.storage import CheckpointError, Packed, complete_steps, inspect, write_packed
 from aif_jax.checks import expect
 from aif_jax.config import Config
@@ -156,7 +156,7 @@ class Checkpoints:
 
     def _metrics(self, step: int) -> dict[str, float]:
         try:
-            return inspect(self._folder(step), format=FORMAT)[1]["metrics"] or {}
+            return metrics_of(self._folder(step), inspect(self._folder(step), format=FORMAT)[1]) or {}
         except (FileNotFoundError, CheckpointError):
             if step in self.steps:
                 raise

@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,11 +22,15 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
-from aif_jax.folders import new_folder, unfinished
+from aif_jax.folders import memory, new_folder, unfinished
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
 from aif_jax.version import Digest, __version__, digest
 
 METADATA_FILE = "_CHECKPOINT_METADATA"  # the record, written by Orbax
+RECORD_BYTES = 32 << 20
+LARGEST_SIZE = 1 << 40  # of one axis, and of a leaf in bytes
+MOST_FILES = 1 << 16
+MOST_DEPTH = 32  # axes of a leaf, groups over it
 KEY_IMPLEMENTATIONS = {"key<fry>": ("threefry2x32", 2), "key<rbg>": ("rbg", 4), "key<urbg>": ("unsafe_rbg", 4)}
 
 Packed: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
@@ -98,6 +105,7 @@ def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Diges
         steps = complete_steps(path)
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
         raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}")
+    _check_files(path)
     try:
         metadata = json.loads((path / METADATA_FILE).read_text())["custom_metadata"]
         if metadata["format"] != format:
@@ -105,12 +113,14 @@ def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Diges
         if metadata["sha256"] != _record_hash(metadata):
             raise CheckpointError(f"{path}: the record in {METADATA_FILE} was altered")
         leaves = {
-            name: {leaf: Digest(**{**entry, "shape": tuple(entry["shape"])}) for leaf, entry in tree.items()}
+            name: {leaf: _digest(path, f"{name}/{leaf}", entry) for leaf, entry in tree.items()}
             for name, tree in metadata["leaves"].items()
         }
+        for tree in leaves.values():
+            nest(dict.fromkeys(tree))  # no leaf is a group too
     except CheckpointError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: {METADATA_FILE} is torn, altered or not of this library: {error!r}") from error
     return leaves, metadata
 
@@ -132,7 +142,16 @@ def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str,
     leaves, _ = inspect(path, format=format)
     if missing := like.keys() - leaves.keys():
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
+    size, limit = sum(nbytes(leaf) for name in like for leaf in leaves[name].values()), memory()
+    if size > limit:
+        raise CheckpointError(f"{path}: expected at most {limit} bytes of arrays, the memory of this machine, it lists {size}")
     return {name: _restore(path, name, leaves[name], template) for name, template in like.items()}
+
+
+def nbytes(leaf: Digest) -> int:
+    """Bytes of a leaf."""
+    width = 4 * KEY_IMPLEMENTATIONS[leaf.dtype][1] if leaf.dtype in KEY_IMPLEMENTATIONS else jnp.dtype(leaf.dtype).itemsize
+    return math.prod(leaf.shape) * width
 
 
 def complete_steps(directory: Path) -> list[int]:
@@ -148,6 +167,31 @@ def is_json(value: Any) -> bool:
         return json.loads(json.dumps(value)) == value
     except (TypeError, ValueError):
         return False
+
+
+def _check_files(path: Path) -> None:
+    """Raises for more or larger files than a checkpoint has; their size as they say it, so sparse ones are refused too."""
+    count = 0
+    for root, _, names in os.walk(path):
+        limit = memory() if os.path.basename(root) == "d" else RECORD_BYTES  # Orbax keeps data in folders of this name
+        for name in names:
+            size, count = os.lstat(os.path.join(root, name)).st_size, count + 1
+            if size > limit or count > MOST_FILES:
+                expected = f"at most {MOST_FILES} files, this one of at most {limit} bytes"
+                raise CheckpointError(f"{path}: {name}: expected {expected}, got file {count} of {size} bytes")
+
+
+def _digest(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
+    """The digest of a leaf as the record has it; CheckpointError for a dtype or a shape that no leaf has."""
+    leaf = Digest(**{**entry, "shape": tuple(entry["shape"])})
+    sizes = max(len(leaf.shape), name.count("/")) <= MOST_DEPTH
+    sizes = sizes and all(type(dim) is int and 0 <= dim <= LARGEST_SIZE for dim in leaf.shape)
+    whole = math.prod(max(1, dim) for dim in leaf.shape) if sizes else 0  # NumPy refuses huge axes of empty arrays too
+    if not sizes or not isinstance(leaf.dtype, str) or whole * nbytes(Digest(leaf.dtype, (), "")) > LARGEST_SIZE:
+        got = reprlib.repr((leaf.dtype, leaf.shape))
+        expected = f"at most {MOST_DEPTH} sizes and groups, and {LARGEST_SIZE} bytes"
+        raise CheckpointError(f"{path}: {name:.200}: expected {expected}, got {got}")
+    return leaf
 
 
 def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import jax
 import numpy as np
 
 from aif_jax import checkpoint
+from aif_jax.checks import expect
 from aif_jax.config import Config
+from aif_jax.folders import memory
 from aif_jax.index.ids import Keys
-from aif_jax.index.storage import Storage
+from aif_jax.index.storage import STORAGES, Storage
 from aif_jax.trees import differences, listed
 from aif_jax.version import VersionMismatch, check_encoding
 from aif_jax.vocabulary import Kind
@@ -80,16 +83,24 @@ def inspect(path: str | Path) -> Manifest:
     leaves, record = checkpoint.inspect(_local(path), format=FORMAT)
     arrays = {f"{name}/{leaf_path}": leaf for name, tree in leaves.items() for leaf_path, leaf in tree.items()}
     try:
-        return Manifest(
+        manifest = Manifest(
             **{name: record[name] for name in PLAIN},
             config=Config.from_json(record["config"]),
             positions={int(partition): position for partition, position in record["positions"].items()},
             library=record["aif_jax"],
             leaves={leaf_path: str(leaf) for leaf_path, leaf in arrays.items()},
-            nbytes=sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in arrays.values()),
+            nbytes=sum(map(checkpoint.nbytes, arrays.values())),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        columns = [leaf for name, leaf in arrays.items() if name != "ids/count"]
+        row = sum(checkpoint.nbytes(leaf) // max(1, leaf.shape[0]) for leaf in columns if leaf.shape)
+        good = all(leaf.shape[:1] == (manifest.items,) for leaf in columns) and manifest.storage in STORAGES
+        good &= manifest.ids in (None, "integers", "strings") and {"ids", "rows"} <= leaves.keys()
+        good &= all(type(number) is int for number in (manifest.items, manifest.batch_size, *manifest.positions.values()))
+        good &= manifest.batch_size >= 1 and manifest.batch_size * max(row, 1) <= memory()  # a batch is filled up with zeros
+        expect(good, "fields", "those of an index of that many rows, in batches that fit in memory", reprlib.repr(record))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise checkpoint.CheckpointError(f"{path}: the record cannot be read: {error!r}") from error
+    return manifest
 
 
 def verify(path: str | Path) -> Manifest:
@@ -120,9 +131,10 @@ def check_model(path: str | Path, manifest: Manifest, config: Config, *, encodin
 def read(path: str | Path, manifest: Manifest, shapes: Any) -> tuple[Keys, Any]:
     """Keys [n] and the columns of their rows [n] as NumPy arrays; `shapes` are those of the columns [any, ...]."""
     count = manifest.items
-    columns = jax.tree.map(lambda leaf: np.empty((count, *leaf.shape[1:]), leaf.dtype), shapes)
-    mark = np.empty(count, np.uint32) if manifest.ids == "strings" else None
-    like = {"ids": _id_arrays(Keys(np.empty(count, np.int64), mark)), "rows": columns}
+    # Templates without memory: how much there is to read is checked first.
+    columns = jax.tree.map(lambda leaf: np.broadcast_to(np.empty((), leaf.dtype), (count, *leaf.shape[1:])), shapes)
+    mark = np.broadcast_to(np.uint32(0), count) if manifest.ids == "strings" else None
+    like = {"ids": _id_arrays(Keys(np.broadcast_to(np.int64(0), count), mark)), "rows": columns}
     trees = checkpoint.read(path, like, format=FORMAT)
     return Keys(trees["ids"]["ids"], trees["ids"].get("marks")), trees["rows"]
 
