@@ -93,7 +93,8 @@ def add_commands(commands: Any) -> None:
     one = shared.add_command(commands, "verify", run_verify)
     one.add_argument("folder", type=Path)
     one.add_argument("--tolerance", type=float, default=1e-4, help="of a golden output (default: %(default)s)")
-    one.add_argument("--sha256", help="digest of the manifest, as export printed it")
+    one.add_argument("--sha256", help="digest of the manifest, as export printed it; the functions then run in this process")
+    one.add_argument("--trusted", action="store_true", help="run the functions in this process, on its device, without limits")
 
     one = shared.add_command(commands, "doctor", run_doctor)
     one.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -245,10 +246,11 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Checks the checksums of an exported folder and replays its golden case."""
+    """Checks the checksums of an exported folder and replays its golden case, in a child process with limits."""
     if not options.folder.is_dir():
         raise FileNotFoundError(f"{options.folder}: expected an exported folder, got none")
-    print(json.dumps(export.verify(options.folder, tolerance=options.tolerance, sha256=options.sha256)))
+    settings = {"tolerance": options.tolerance, "sha256": options.sha256, "trusted": options.trusted}
+    print(json.dumps(export.verify(options.folder, **settings)))
     return FINE
 
 
