@@ -1,0 +1,481 @@
+"""Folders of an attacker who makes the checksums fit: each ends in the room's error, in bounded time and memory."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import checkpoint, cli, export
+from aif_jax.checkpoint import CheckpointError, storage
+from aif_jax.export import ExportError, consume, writer
+from aif_jax.export.consume import child, files
+from aif_jax.index import ItemIndex, inspect
+from aif_jax.vocabulary import Vocabulary
+from tests.golden import make_export
+from tests.reliability import damaged, victims
+
+FOLDER = Path(make_export.__file__).parent / "export"  # the same bytes everywhere, so the flips below are too
+FLIPS = {  # (position, bit): what they do to jax 0.10.2
+    "interaction": {
+        "SIGSEGV": [(18592, 3), (7916, 5), (1242, 3), (18574, 4), (18446, 7), (2609, 2)], "SIGABRT": [(1249, 6)],
+        "endless": [(5069, 2), (4678, 3)],
+    },
+    "user": {"SIGSEGV": [(27290, 3), (27249, 2), (26817, 1), (27210, 7)], "endless": [(5328, 0)]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def forge(tmp_path):
+    """`forge({name: bytes}, edit)` is a copy of the golden folder with other files, an edited manifest, checksums that fit."""
+
+    def make(contents=None, edit=None, source=FOLDER):
+        folder = tmp_path / "forged"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(source, folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, raw in (contents or {}).items():
+            (folder / name).write_bytes(raw)
+            manifest["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        if edit:
+            edit(manifest)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    return make
+
+
+def flipped(name, position, bit):
+    raw = bytearray((FOLDER / f"{name}.jax_export").read_bytes())
+    raw[position] ^= 1 << bit
+    return {f"{name}.jax_export": bytes(raw)}
+
+
+def function(change):
+    """The golden interaction with other logits: `change(logits, inputs)`; names and shapes stay."""
+    exported = consume.load(FOLDER, trusted=True).functions["interaction"].exported
+    (params, inputs), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    specs = jax.tree.map(lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype), (params, inputs))
+
+    def changed(params, inputs):
+        return {"logits": change(exported.call(params, inputs)["logits"])}
+
+    return {"interaction.jax_export": jax.export.export(jax.jit(changed), platforms=["cpu"])(*specs).serialize()}
+
+
+def endless(logits):
+    return jax.lax.while_loop(lambda x: jnp.isfinite(x).all() | True, lambda x: jnp.sin(x) + 1, logits)
+
+
+def hungry(logits):
+    rows = jnp.sort(logits[0] + jnp.arange(1 << 30, dtype=jnp.float32))
+    return logits + rows[0]
+
+
+def children():
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+# Functions run in a child process
+
+
+@pytest.mark.parametrize("name", list(FLIPS))
+def test_flipped_functions_are_refused_and_this_process_lives(forge, name):
+    for position, bit in FLIPS[name]["SIGSEGV"][:2] + FLIPS[name].get("SIGABRT", []):
+        with pytest.raises(ExportError) as caught:
+            export.load(forge(flipped(name, position, bit)))
+        if jax.__version__ == "0.10.2":
+            assert "died of SIG" in str(caught.value)
+
+
+def test_functions_that_are_read_for_ever_end_in_time(forge):
+    folder = forge(flipped("interaction", *FLIPS["interaction"]["endless"][0]))
+    with pytest.raises(ExportError):
+        export.verify(folder, max_seconds=8)
+    assert not children()
+
+
+@pytest.mark.parametrize("call", [export.verify, export.load])
+def test_a_function_that_loops_for_ever_is_refused(forge, call):
+    folder, start = forge(function(endless)), time.monotonic()
+    with pytest.raises(ExportError, match="in at most 12 s, got no end; max_seconds sets the limit"):
+        call(folder, max_seconds=12)
+    assert time.monotonic() - start < 30 and not children()
+
+
+def test_a_function_that_takes_all_memory_is_refused(forge):
+    before = _peak()
+    with pytest.raises(ExportError, match="interaction: expected golden outputs, the function failed|bytes of memory"):
+        export.verify(forge(function(hungry)), max_bytes=2 << 30)
+    assert _peak() - before < 1 << 30
+
+
+def test_a_child_process_ends_by_itself_where_its_parent_was_killed(forge):
+    folder = forge(function(endless))
+    code = f"from aif_jax.export import consume; consume.verify({str(folder)!r}, max_seconds=3)"
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    while not (found := Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()):
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in _state(pid) for pid in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_a_good_folder_passes_from_the_copied_package_alone(forge, tmp_path, monkeypatch):
+    """The child imports our copy: neither one in the folder, nor modules in the working directory."""
+    folder = forge()
+    shutil.copytree(Path(consume.__file__).parent, tmp_path / "home" / "consume")
+    for name in ("consume", "json", "jax", "numpy"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the folder ran code')")
+    (folder / "consume").mkdir()
+    (folder / "consume" / "__init__.py").write_text("raise SystemExit('the folder ran code')")
+    code = f"""
+import sys
+sys.path[:] = [path for path in sys.path if path]
+sys.path.insert(0, {str(tmp_path / "home")!r})
+import consume
+report = consume.verify({str(folder)!r})
+assert consume.load({str(folder)!r}).version == report["version"]
+assert "aif_jax" not in sys.modules and "flax" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pinned_and_trusted_folders_need_no_child(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a child process")
+
+    monkeypatch.setattr(child.subprocess, "run", refuse)
+    digest = files.digest_of(FOLDER)
+    assert export.load(FOLDER, sha256=digest).version == export.load(FOLDER, trusted=True).version
+    assert export.verify(FOLDER, sha256=digest)["max_abs_diff"] < 1e-5
+    with pytest.raises(AssertionError, match="a child process"):
+        export.load(FOLDER)
+
+
+def test_the_command_line_checks_in_a_child(forge, capsys):
+    folder = str(forge(flipped("interaction", *FLIPS["interaction"]["SIGSEGV"][3])))
+    assert cli.main(["verify", folder]) == 1
+    assert "interaction" in (error := capsys.readouterr().err) or "died of SIG" in error
+    assert cli.main(["verify", "--trusted", str(FOLDER)]) == cli.main(["verify", str(FOLDER)]) == 0
+
+
+def test_without_limits_of_resources_a_child_still_checks(monkeypatch):
+    """As on Windows: the limit of time stays."""
+    code = "import sys; sys.modules['resource'] = None\n"
+    monkeypatch.setattr(child, "START", code + child.START)
+    assert export.verify(FOLDER)["max_abs_diff"] < 1e-5
+
+
+def test_functions_of_other_platforms_and_a_missing_interpreter_say_what_to_do(forge, monkeypatch):
+    with pytest.raises(ExportError, match=r"platforms: expected cpu.*got \['tpu'\]; trusted=True"):
+        export.load(forge(edit=lambda m: m.update(platforms=["tpu"])))
+    monkeypatch.setattr(child.sys, "executable", "/nowhere/python")
+    with pytest.raises(ExportError, match="got no child process .*trusted=True does without"):
+        export.load(FOLDER)
+
+
+# Exported folders: what a manifest and its arrays may ask for
+
+
+def safetensors(tmp_path, **arrays):
+    writer.write_arrays(tmp_path / "arrays", arrays)
+    return (tmp_path / "arrays").read_bytes()
+
+
+@pytest.mark.parametrize("file", ["params", "golden", "encoder", "index"])
+def test_swapped_arrays_are_refused(tmp_path_factory, forge, file):
+    made = tmp_path_factory.mktemp("made")
+    damaged._make_export(made, 0)
+    for other in {"params", "golden", "encoder", "index"} - {file}:
+        raw = (made / "model" / f"{other}.safetensors").read_bytes()
+        with pytest.raises(ExportError):
+            consume.verify(forge({f"{file}.safetensors": raw}, source=made / "model"), trusted=True)
+
+
+def test_swapped_functions_are_refused(forge):
+    swap = {"user.jax_export": (FOLDER / "users.jax_export").read_bytes()}
+    with pytest.raises(ExportError, match="user"):
+        export.load(forge(swap), trusted=True)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda m: m["axes"]["c"].update(buckets=[1 << 34]), "interaction: expected at most .* bytes a call"),
+        (lambda m: m["axes"]["n"].update(buckets=[1 << 33]), "item: expected at most .* bytes a call"),
+        (lambda m: m["functions"]["user"]["inputs"][-1].update(shape=[1 << 40]), "user: expected at most .* bytes a call"),
+        (lambda m: m["files"].update({f"f{n}.x": {"bytes": 0, "sha256": ""} for n in range(5000)}), "files: expected at most"),
+        (lambda m: m["files"]["params.safetensors"].update(bytes=1 << 39), "expected at most .* bytes in all"),
+        (lambda m: m.update(padding="x" * (5 << 20)), "manifest.json: expected at most"),
+        (lambda m: _age(m).update(minimum=1e308), "name, shape and dtype"),
+        (lambda m: _age(m).update(minimum=10**40), "name, shape and dtype"),
+        (lambda m: _age(m).update(finite="yes"), "name, shape and dtype"),
+    ],
+)
+def test_manifests_that_ask_for_too_much_are_refused(forge, edit, message):
+    with pytest.raises(ExportError, match=message):
+        export.load(forge(edit=edit), trusted=True)
+
+
+def test_a_call_takes_at_most_half_of_the_memory():
+    assert consume.functions.CALL_BYTES <= files.memory() // 2
+
+
+def test_golden_outputs_that_are_infinite_are_refused():
+    infinite = np.full(2, np.inf, np.float32)
+    with pytest.raises(ExportError, match="expected the golden output within"):
+        consume.model._difference("logits", infinite, infinite, 1e-4)
+
+
+def test_params_of_which_one_is_a_group_too_are_not_rebuilt(forge, tmp_path):
+    raw = safetensors(tmp_path, **{"user": np.zeros(1, np.float32), "user/kernel": np.zeros(1, np.float32)})
+    with pytest.raises(ExportError, match="the params, the config or the encoder inside cannot be read"):
+        export.rebuild(forge({"params.safetensors": raw}), tmp_path / "new")
+
+
+def _age(manifest):
+    return next(entry for entry in manifest["functions"]["user"]["inputs"] if entry["name"] == "history.age")
+
+
+def test_deep_json_is_refused(forge):
+    folder = forge()
+    (folder / "manifest.json").write_text('{"a":' * 200_000 + "1" + "}" * 200_000)
+    with pytest.raises(ExportError, match="manifest.json: expected JSON"):
+        export.load(folder)
+
+
+def test_deep_names_of_arrays_are_refused(tmp_path):
+    raw = safetensors(tmp_path, **{"/".join("a" * 5000): np.zeros(1, np.float32)})
+    with pytest.raises(ExportError, match="expected at most 32 groups"):
+        consume.read_arrays(raw)
+
+
+def test_sparse_files_are_refused_by_their_apparent_size(forge, monkeypatch):
+    size = 3 << 30
+    folder = forge(edit=lambda m: m["files"]["params.safetensors"].update(bytes=size))
+    os.truncate(folder / "params.safetensors", size)
+    monkeypatch.setattr(files, "memory", lambda: 4 << 30)
+    before = _peak()
+    with pytest.raises(ExportError, match=f"expected at most {2 << 30} bytes in all"):
+        export.load(folder, trusted=True)
+    assert _peak() - before < 1 << 30
+
+
+BOMB = np.zeros(200_000, np.int64)
+OFFSETS = {
+    "overlapping": np.resize(np.array([0, 1000], np.int64), 2001)[:-1], "empty": BOMB, "falling": np.array([0, 5, 3, 1000]),
+    "outside": np.array([0, 5, 10**12]), "negative": np.array([0, -5, 1000]), "none": np.zeros(0, np.int64),
+    "matrix": np.zeros((2, 2), np.int64), "floats": np.array([0.0, 1000.0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(OFFSETS))
+def test_offsets_of_vocabularies_are_refused_before_strings_are_made(kind):
+    data = np.frombuffer(bytes(range(97, 107)) * (0 if kind == "empty" else 100), np.uint8)
+    arrays = {"utf8": data, "offsets": OFFSETS[kind]}
+    with pytest.raises(ExportError, match="offsets int64 .* that rise from 0"):
+        consume.model._vocabularies({f"item/{name}": array for name, array in arrays.items()})
+    with pytest.raises(ValueError, match="offsets int64 that rise from 0"):
+        Vocabulary.from_arrays(arrays)
+
+
+def test_one_empty_string_is_a_good_vocabulary():
+    for raw in (["", "b", "é"], ["a"], []):
+        arrays = Vocabulary(raw).to_arrays()
+        assert Vocabulary.from_arrays(arrays) == Vocabulary(raw)
+        assert len(consume.model._vocabularies({f"x/{name}": array for name, array in arrays.items()})["x"]) == len(raw)
+
+
+# Checkpoints and index snapshots
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    damaged._make_checkpoint(folder, 0)
+    damaged._make_index(folder, 0)
+    return folder
+
+
+@pytest.fixture
+def rewrite(originals, tmp_path):
+    """`rewrite(name, edit)` is a copy of "one" or "snapshot" whose record was edited, with a checksum that fits."""
+
+    def make(name, edit):
+        shutil.copytree(originals / name, tmp_path / name, dirs_exist_ok=True)
+        file = tmp_path / name / storage.METADATA_FILE
+        whole = json.loads(file.read_text())
+        edit(whole["custom_metadata"])
+        whole["custom_metadata"]["sha256"] = storage._record_hash(whole["custom_metadata"])
+        file.write_text(json.dumps(whole))
+        return tmp_path / name
+
+    return make
+
+
+def _leaf(record, **changes):
+    record["leaves"]["params"]["embedding/item"].update(changes)
+
+
+def _deep(record):
+    record["leaves"]["params"]["/".join("a" * 100_000)] = record["leaves"]["params"]["embedding/item"]
+
+
+CHECKPOINTS = [
+    lambda r: _leaf(r, shape=[1 << 38, 3]),
+    lambda r: _leaf(r, shape=[1 << 62, 3]),
+    lambda r: _leaf(r, shape=[10**400]),
+    lambda r: _leaf(r, shape=[0, 1 << 40, 1 << 40]),
+    lambda r: _leaf(r, shape=[-4, -3]),
+    lambda r: _leaf(r, shape=[4.0, 3]),
+    lambda r: _leaf(r, shape=[1] * 99),
+    lambda r: _leaf(r, shape="43"),
+    lambda r: _leaf(r, dtype="<U999999999"),
+    lambda r: _leaf(r, dtype=7),
+    lambda r: _leaf(r, dtype="nothing"),
+    lambda r: _leaf(r, sha256=None),
+    _deep,
+    lambda r: r["leaves"]["params"].update(embedding=r["leaves"]["params"]["embedding/item"]),
+    lambda r: r["leaves"].pop("params"),
+    lambda r: r["leaves"].pop("encoder"),
+    lambda r: r["leaves"].update(params=r["leaves"]["encoder"]),
+    lambda r: r.pop("step"),
+    lambda r: r.update(step="5"),
+    lambda r: r.update(metrics=[1]),
+    lambda r: r.update(metrics={"gauc": "high"}),
+    lambda r: r.update(metrics={"gauc": 10**400}),
+    lambda r: r.update(config=[]),
+    lambda r: r["config"].update(width="8"),
+    lambda r: r["config"].update(towers=3),
+    lambda r: r.update(encoder=[]),
+    lambda r: r["encoder"].update(length=1 << 40),
+    lambda r: r["encoder"].update(length="4"),
+    lambda r: r["encoder"]["columns"].update(bag_length=1 << 40),
+    lambda r: r["encoder"]["scales"].update(x=[10**400, 1]),
+    lambda r: r["encoder"].update(scales=[]),
+    lambda r: r["encoder"].update(vocabularies=7),
+]
+
+
+@pytest.mark.parametrize("number", range(len(CHECKPOINTS)))
+def test_checkpoint_records_that_ask_for_too_much_are_refused(rewrite, number):
+    folder, before = rewrite("one", CHECKPOINTS[number]), _peak()
+    with pytest.raises(CheckpointError, match="one: "):
+        checkpoint.load(folder)
+    assert _peak() - before < 1 << 30
+
+
+def test_figures_that_are_none_are_refused_by_the_run(rewrite, tmp_path):
+    rewrite("one", lambda r: r.update(metrics={"gauc": "high"})).rename(tmp_path / "5")
+    with pytest.raises(CheckpointError, match="metrics inside cannot be read"):
+        _ = checkpoint.Checkpoints(tmp_path, keep_best=("gauc", "max")).best
+
+
+def test_leaves_larger_than_memory_are_refused(originals, monkeypatch):
+    monkeypatch.setattr(storage, "memory", lambda: 10_000)
+    assert checkpoint.load(originals / "one").step == 5
+    monkeypatch.setattr(storage, "memory", lambda: 1000)  # files of at most 738 bytes, params of 64, vocabularies of some 200
+    checkpoint.load(originals / "one")
+    monkeypatch.setattr(storage, "memory", lambda: 50)
+    with pytest.raises(CheckpointError, match="expected at most"):
+        checkpoint.load(originals / "one")
+
+
+SNAPSHOTS = [
+    lambda r: r.update(items=1 << 62),
+    lambda r: r.update(items=-1),
+    lambda r: r.update(items=41),
+    lambda r: r.update(items="40"),
+    lambda r: r.update(batch_size=1 << 40),
+    lambda r: r.update(batch_size=0),
+    lambda r: r.update(batch_size=16.0),
+    lambda r: r.update(ids="texts"),
+    lambda r: r.update(ids=[]),
+    lambda r: r.update(storage=[]),
+    lambda r: r.update(positions=[]),
+    lambda r: r.update(positions={"x": 1}),
+    lambda r: r.update(positions={"1": "2"}),
+    lambda r: r["leaves"]["rows"]["vector"].update(shape=[]),
+    lambda r: r["leaves"]["rows"]["vector"].update(shape=[40, 1 << 36]),
+    lambda r: r["leaves"].pop("rows"),
+    lambda r: r["config"].update(schema=7),
+    lambda r: r["config"]["schema"].update(content=10**400, width="x"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(SNAPSHOTS)))
+def test_snapshot_records_that_ask_for_too_much_are_refused(rewrite, number):
+    folder, before = rewrite("snapshot", SNAPSHOTS[number]), _peak()
+    for read in (inspect, aif.index.verify, lambda path: ItemIndex.load(path, victims.MODEL, victims.PARAMS)):
+        with pytest.raises(CheckpointError, match="snapshot: "):
+            read(folder)
+    assert _peak() - before < 1 << 30
+
+
+def test_snapshots_with_rows_of_another_shape_are_refused(rewrite):
+    """A snapshot that says items without end: no template is allocated for them."""
+
+    def edit(record):
+        record["items"] = 1 << 39
+        for tree in ("ids", "rows"):
+            for name, leaf in record["leaves"][tree].items():
+                if name != "count":
+                    leaf.update(shape=[1 << 39, *leaf["shape"][1:]], dtype="bool")
+
+    folder, before = rewrite("snapshot", edit), _peak()
+    with pytest.raises(CheckpointError, match="snapshot: .* bytes"):
+        aif.index.verify(folder)
+    with pytest.raises(ValueError, match="does not fit the template|bytes"):
+        ItemIndex.load(folder, victims.MODEL, victims.PARAMS)
+    assert _peak() - before < 1 << 30
+
+
+@pytest.mark.parametrize("name", ["one", "snapshot"])
+@pytest.mark.parametrize("what", ["deep", "sparse record", "sparse data", "sparse metadata", "many"])
+def test_deep_sparse_and_many_files_are_refused(originals, tmp_path, name, what, monkeypatch):
+    folder = tmp_path / name
+    shutil.copytree(originals / name, folder)
+    tree = folder / ("params" if name == "one" else "rows")
+    if what == "deep":
+        (folder / storage.METADATA_FILE).write_text('{"custom_metadata":' + "[" * 200_000 + "]" * 200_000 + "}")
+    elif what == "sparse record":
+        os.truncate(folder / storage.METADATA_FILE, 1 << 34)
+    elif what == "sparse data":
+        os.truncate(next((tree / "d").iterdir()), 1 << 39)
+    elif what == "sparse metadata":
+        os.truncate(tree / "_METADATA", 1 << 34)
+    else:
+        monkeypatch.setattr(storage, "MOST_FILES", 8)
+    before = _peak()
+    with pytest.raises(CheckpointError, match=f"{name}: "):
+        checkpoint.load(folder) if name == "one" else aif.index.verify(folder)
+    assert _peak() - before < 1 << 30
+
+
+def _peak():
+    """Bytes of memory that this process had at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) << 10
+
+
+def _state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"
