@@ -1,10 +1,13 @@
 """Fixtures that several test files use."""
 
+import atexit
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -16,15 +19,53 @@ from tests import demo
 
 ROOT = Path(__file__).resolve().parent.parent
 
+CACHE = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
+"""Every program is kept, however small."""
+TORN = "Error reading persistent compilation cache entry"
+"""JAX does not write an entry at one stroke: a process that reads half of one warns and compiles."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Strict dtypes and ranks in every test; what one worker of a run compiles the others need not compile again."""
+    """Strict dtypes and ranks in every test; what one process of a run has compiled the others need not compile again."""
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is not None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"aif_jax-compiled-{run}"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if "AIF_JAX_COMPILED" not in os.environ:  # the workers inherit it; the environment may name a folder that is kept
+        folder = tempfile.mkdtemp(prefix="aif_jax-compiled-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["AIF_JAX_COMPILED"] = folder
+    CACHE["jax_compilation_cache_dir"] = os.environ["AIF_JAX_COMPILED"]
+    for name, value in CACHE.items():
+        jax.config.update(name, value)
+    config.addinivalue_line("filterwarnings", f"ignore:{TORN}")
+
+
+LONGEST = (
+    "tests/test_docs.py::test_page_runs", "tests/test_study.py::test_smoke", "tests/test_experiments.py::test_quickstart",
+    "tests/test_latency_experiment.py", "tests/promises/test_exact_resume.py", "tests/test_sharded_training.py",
+    "tests/test_index_files.py::test_kills", "tests/test_kernels.py", "tests/test_index_refresh.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker ends alone with one."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+def child_environment(*, light: bool = False, writes: bool = True) -> dict[str, str]:
+    """The environment of a process that a test starts: warnings are errors there too, and it shares what was compiled.
+
+    Args:
+      light: it compiles as under `lightly_compiled`.
+      writes: False for a process that is killed, which must not leave half an entry.
+    """
+    cache = CACHE if writes else CACHE | {"jax_persistent_cache_min_compile_time_secs": 1e9}
+    return {
+        **os.environ,
+        **{name.upper(): str(value) for name, value in cache.items()},
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(light)),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": f"error,ignore:{TORN}",
+    }
 
 
 def pytest_report_header() -> str:
@@ -43,6 +84,27 @@ def getkey() -> Callable[[], jax.Array]:
         return key
 
     return draw
+
+
+@contextlib.contextmanager
+def lightly_compiled() -> Iterator[None]:
+    """XLA leaves out most optimizations, which takes half the time: for maths that is compared within a tolerance.
+
+    Not for promises of equal bits, speed, exports or the form of the compiled program: those test what is shipped.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()  # what other tests share with these is compiled anew
+
+
+@pytest.fixture(scope="module")
+def light_compilation() -> Iterator[None]:
+    """All tests of a module under `lightly_compiled`."""
+    with lightly_compiled():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -67,15 +129,23 @@ def data_dir() -> Callable[[str], Path]:
 
 @pytest.fixture
 def python() -> Callable[..., str]:
-    """`python(code, *, devices=1, expect=0)` runs code in a process of its own and returns what it printed.
+    """`python(code, *, devices=1, expect=0, light=False)` runs code in a process of its own and returns what it printed.
 
     For what must be fixed before JAX starts: the number of devices, what is imported, a process that dies. Warnings are errors
     there too.
     """
 
-    def run(code: str, *, devices: int = 1, expect: int = 0, timeout: float = 120, env: dict[str, str] | None = None) -> str:
+    def run(
+        code: str,
+        *,
+        devices: int = 1,
+        expect: int = 0,
+        timeout: float = 120,
+        light: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> str:
         flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **(env or {})}
+        environment = {**child_environment(light=light), "XLA_FLAGS": flags, **(env or {})}
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=timeout, capture_output=True, text=True
         )

@@ -19,6 +19,7 @@ from aif_jax.cli.options import load_model, meaning
 from aif_jax.columns import Columns
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read
+from tests import demo
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = Columns(category="kind", item_floats=("price",), user_attributes=("city",))
@@ -46,7 +47,7 @@ def world(tmp_path_factory):
     (folder / "columns.json").write_text(json.dumps(COLUMNS.to_json()))
     data = read(folder / "events.parquet", items=folder / "items", users=folder / "users.csv", columns=COLUMNS)
     model = aif.build(aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False))
-    params = jax.jit(lambda key: model.init(key, data.catalogue))(jax.random.key(0))
+    params = demo.init(model, items=data.catalogue)
     checkpoint.save(folder / "model", params, model.config, encoder=data.encoder)
     checkpoint.save(folder / "bare", params, model.config)
     return folder, model, params, data.encoder

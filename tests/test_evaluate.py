@@ -29,7 +29,7 @@ def data() -> Dataset:
 def trained(data) -> tuple[aif.PreRanker, dict]:
     """A small model; its parameters need no training to be evaluated."""
     model = aif.build(demo.config(schema=data.schema, **SMALL))
-    return model, model.init(jax.random.key(0), data.catalogue)
+    return model, demo.init(model, items=data.catalogue)
 
 
 @pytest.fixture(scope="module")

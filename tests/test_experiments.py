@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +10,14 @@ import pytest
 
 import aif_jax as aif
 from experiments.datasets.synthetic import synthetic_world
+from tests.conftest import child_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=cwd, env=child_environment(light=True), capture_output=True, text=True, timeout=280)
 
 
 def figures(module: str, tmp_path: Path, *arguments: str) -> dict:

@@ -92,7 +92,7 @@ def encoded(tmp_path_factory):
     config = aif.presets.two_tower(made.schema, width=4, short_length=6, long_length=12, sequence=False)
     catalogue = aif.Catalogue.from_items(made.schema, [7, 8, 10**12], ids={"category": [1, 2, 1]})
     model = aif.build(config)
-    params = model.init(jax.random.key(0), catalogue)
+    params = demo.init(model, items=catalogue)
     folder = tmp_path_factory.mktemp("encoded") / "model"
     export.save(folder, model, params, encoder=made, **QUICK)
     return folder, model, params, made

@@ -63,7 +63,7 @@ def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, 
     assert run.encoder.length == run.config.history_length and run.encoder.version == data.encoder.version
     assert f"gauc {run.metrics['gauc']:.4f}" in str(run) and str(run.folder) in str(run)
     positions = eligible(data.log, parts.test, min_history=1)
-    untrained = train.evaluate(model, model.init(jax.random.key(0), data.catalogue), data, positions, progress=False)
+    untrained = train.evaluate(model, demo.init(model, items=data.catalogue), data, positions, progress=False)
     assert run.evaluate(data, progress=False).log_loss < untrained.log_loss - 0.05
 
 

@@ -337,7 +337,7 @@ def raw():
     model = aif.build(aif.presets.two_tower(schema))
     known = encoder.items(table)[1]
     whole = jax.tree.map(lambda leaf: np.concatenate([leaf[:1] * 0, leaf]), known)  # with row 0, the unknown item
-    params = jax.jit(lambda key: model.init(key, whole))(jax.random.key(0))
+    params = demo.init(model, items=whole)
     return model, params, encoder, table
 
 

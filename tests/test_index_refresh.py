@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 
 def test_smoke(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the extra 'experiments' is not installed")

@@ -4,9 +4,11 @@ import json
 import math
 
 import jax
+import pytest
 
 from experiments import kernels
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 KEYS = ("din_linear", "din_direct", "din_softmax", "simtier", "simtier_naive", "simtier_codes", "interaction", "head_only")
 
 

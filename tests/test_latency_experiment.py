@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 SERVICES = {"aif", "sequential", "exact", "two_tower", "cold"}
 
 

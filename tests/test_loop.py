@@ -169,7 +169,7 @@ def test_a_real_step_skips_exploding_gradients_and_corrects_a_sampled_softmax(fe
     source = sampled(feed.dataset, sampler=sampler, negatives=3, corrected=True)
     lists = dataclasses.replace(feed, candidates=source)
     model = aif.build(config)
-    params = jax.jit(lambda key: model.init(key, feed.dataset.catalogue))(jax.random.key(0))
+    params = demo.init(model, items=feed.dataset.catalogue)
     bounded = train.make_step(model, OPTIMIZER, loss=losses.listwise_softmax, max_grad_norm=1e-6)
     state, rows = run(list(lists.batches())[:3], state=train.init_state(params, OPTIMIZER), step=bounded)
     assert same(state.params, params) and int(state.skipped) == 3 and int(state.step) == 3

@@ -147,7 +147,7 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_bucket(dataset):
     """Buckets shorter and longer than the short history."""
     config = demo.config(schema=dataset.schema, long_length=32)
     model = aif.build(config)
-    params = jax.jit(lambda key: model.init(key, dataset.catalogue))(jax.random.key(0))
+    params = demo.init(model, items=dataset.catalogue)
     cut = pipeline(dataset, config=config, buckets=(3, 8), window=8, batch_size=16)
 
     @jax.jit

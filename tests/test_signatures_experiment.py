@@ -4,9 +4,12 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from aif_jax.blocks.signatures import signs
 from experiments import codes, signatures
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
 
 
 def test_rank_correlation_by_hand():

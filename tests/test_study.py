@@ -33,7 +33,10 @@ from experiments.study import (
     tuning,
 )
 from experiments.study.runs import Run
+from tests import demo
+from tests.conftest import child_environment
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -55,10 +58,9 @@ def by_id(*found):
 
 
 def test_smoke(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
     command = [sys.executable, "-m", "experiments.ablation", "--smoke", "--model", "aif", "exact"]
     command += ["--json", "a.json", "--results", "r", "--work", "w", "--figures", "f"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=tmp_path, env=child_environment(light=True), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     got = json.loads((tmp_path / "a.json").read_text())["next"]["smoke"]
     assert set(got) == {"exact", "aif"}
@@ -342,7 +344,7 @@ def test_recipes_train_towards_the_positive():
 def test_recipes_with_a_helper_score_their_candidates(smoke):
     sampler = NegativeSampler(item_counts(smoke.dataset, smoke.split.train))
     model = aif.build(models.config("two_tower", smoke.dataset.schema, sim_fields=(), smoke=True))
-    helper = recipes.Helper(model, model.init(jax.random.key(0), smoke.dataset.catalogue))
+    helper = recipes.Helper(model, demo.init(model, items=smoke.dataset.catalogue))
     at = smoke.split.test[:4]
     made = {}
     for name in (recipes.DEFAULT, *recipes.HELPERS):

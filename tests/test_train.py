@@ -20,6 +20,8 @@ from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.test_sparse import SMALL, batch_of
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 
 @pytest.fixture(scope="module")
 def feed() -> Pipeline:
@@ -40,7 +42,7 @@ def model(feed) -> aif.PreRanker:
 
 @pytest.fixture(scope="module")
 def params(feed, model) -> dict:
-    return jax.jit(lambda key: model.init(key, feed.dataset.catalogue))(jax.random.key(0))
+    return demo.init(model, items=feed.dataset.catalogue)
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +86,12 @@ def test_a_step_is_the_optimizer_on_the_gradient_of_joint(model, params, batch):
         return losses.pointwise_bce(jnp.stack(scores), batch.labels[:2])
 
     trained = {name: group for name, group in params.items() if name != "fitted"}
-    gradient = jax.jit(jax.grad(objective))(trained)
+    loss, gradient = jax.jit(jax.value_and_grad(objective))(trained)
     few = jax.tree.map(lambda x: x[:2], batch)
     after, metrics = train.make_step(model, optimizer, loss=losses.pointwise_bce)(start, few)
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, trained, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.trained, expected)
-    np.testing.assert_allclose(metrics["loss"], objective(trained), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
 
 
 def test_resuming_at_a_step_continues_bit_for_bit(feed, trainer):
@@ -128,7 +130,7 @@ def test_predict_gives_joint_scores_and_compiles_once(model, params, batch):
     counted = model._replace(joint=lambda *given: traced.append(1) or model.joint(*given))
     (first,), (second,) = (train.predict(counted, params, [batch]) for _ in range(2))
     assert len(traced) == 1
-    one = model.joint(params, *jax.tree.map(lambda x: x[5], (batch.users, batch.items)))
+    one = jax.jit(model.joint)(params, *jax.tree.map(lambda x: x[5], (batch.users, batch.items)))
     assert first.shape == (64, 4)
     np.testing.assert_allclose(first[5], one, atol=1e-5)
     np.testing.assert_array_equal(first, second)
@@ -138,9 +140,9 @@ def test_any_callable_is_a_loss_and_optax_needs_no_loose_promotion(model, params
     """The default optimizer's schedule divides integers: that is allowed inside the step, and nowhere else."""
     optimizer = train.default_optimizer(20)
     few = jax.tree.map(lambda x: x[:4], batch)
-    after, metrics = train.make_step(
-        model, optimizer, loss=lambda scores, labels, *, where: jnp.mean((scores - labels) ** 2)
-    )(train.init_state(params, optimizer), few)
+    after, metrics = train.make_step(model, optimizer, loss=lambda scores, labels, *, where: jnp.mean((scores - labels) ** 2))(
+        train.init_state(params, optimizer), few
+    )
     assert np.isfinite(metrics["loss"]) and int(after.step) == 1
     assert jax.config.jax_numpy_dtype_promotion == "strict"
 

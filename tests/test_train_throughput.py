@@ -1,10 +1,8 @@
 import json
-import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("light_compilation")
 KEYS = {
     "step_ms_by_table_rows", "step_ratio_1e7_over_1e4", "examples_per_s", "torch_examples_per_s", "ratio_over_torch",
     "dense_step_ms_1e6", "sparse_step_ms_1e6", "input_share",
@@ -24,12 +22,3 @@ def test_smoke_writes_every_figure(tmp_path):
     assert read["ratio_over_torch"] == pytest.approx(read["examples_per_s"] / read["torch_examples_per_s"])
     assert 0 <= read["input_share"] <= 1
     assert plot.read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_page_on_scale_runs(capsys):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8"), re.S | re.M)
-    namespace = {"__name__": "scale"}
-    for block in blocks:
-        exec(compile(block, "scale.md", "exec"), namespace)
-    assert len(blocks) == 3 and int(namespace["state"].step) > 2
-    assert "0.095 of a million ids collide" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import aif_jax as aif
 from aif_jax.blocks import CosineTiers, LshDin, SimTierCodes
 from aif_jax.vocabulary import Vocabulary
 from aif_jax.warm_start import grow_vocabulary
+from tests import demo
 
 ITEMS = 50
 SCHEMA = aif.Schema(
@@ -39,7 +40,7 @@ def model():
     """(model, params, raw ids 200, 202, ..., 296)."""
     raw = np.arange(200, 298, 2)
     model = aif.build(CONFIG)
-    return model, jax.jit(lambda key: model.init(key, catalogue(raw)))(jax.random.key(0)), raw
+    return model, demo.init(model, items=catalogue(raw)), raw
 
 
 @pytest.fixture

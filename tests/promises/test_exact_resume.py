@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,15 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax.logs import JsonLines
+from tests.conftest import child_environment
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS = 60
 RUN = f"""
 import sys, time
 from pathlib import Path
 import jax
-jax.config.update("jax_compilation_cache_dir", sys.argv[2])  # the process starts again and again
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 import numpy as np
 import aif_jax as aif
 from aif_jax import blocks, train
@@ -43,10 +40,10 @@ positions = eligible_positions(dataset.log, min_history=1)
 sampler = NegativeSampler(item_counts(dataset, positions))
 feed = Pipeline(
     dataset=dataset, positions=positions, candidates=sampled(dataset, sampler=sampler, negatives=3), config=config,
-    batch_size=64, epochs=3, buckets=(8, 16), window=5, seed=1,
+    batch_size=64, epochs=3, buckets=(8,), window=5, seed=1,
 )
 optimizer = train.default_optimizer({STEPS})
-params = jax.jit(lambda key: model.init(key, dataset.catalogue))(jax.random.key(0))
+params = demo.init(model, items=dataset.catalogue)
 state = train.init_state(params, optimizer)
 step = train.make_step(model, optimizer, loss=losses.listwise_softmax + 0.1 * losses.pointwise_bce)
 
@@ -67,11 +64,9 @@ np.savez(folder / "end.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(stat
 """
 
 
-def start(folder: Path, cache: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(folder), str(cache)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+def start(folder: Path, *, killed: bool = False) -> subprocess.Popen:
+    command, environment = [sys.executable, "-c", RUN, str(folder)], child_environment(writes=not killed)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -90,11 +85,11 @@ def steps(folder: Path) -> list[int]:
 
 def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(whole, tmp_path / "cache"))
+    finish(start(whole))
     rng = np.random.default_rng()
     moments = np.sort(rng.choice(np.arange(2, STEPS - 10), 2, replace=False))
     for moment in moments:
-        process = start(killed, tmp_path / "cache")
+        process = start(killed, killed=True)
         while process.poll() is None and max(steps(killed), default=0) < moment:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.01))
@@ -103,7 +98,7 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(tmp_path):
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()
         assert not (killed / "end.npz").exists()
-    finish(start(killed, tmp_path / "cache"))
+    finish(start(killed))
     assert steps(killed) == steps(whole) == list(range(1, STEPS + 1)), moments
     seen = [[row["loss"] for row in JsonLines(folder / "log.jsonl").rows()] for folder in (whole, killed)]
     assert seen[0] == seen[1], moments

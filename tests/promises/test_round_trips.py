@@ -45,7 +45,7 @@ def test_a_checkpoint_alone_scores_raw_users_and_items(raw, tmp_path):
     blocks = (aif.blocks.Sim("category", slots=4, length=3),)  # reads a fitted table
     config = aif.Config(schema=data.schema, width=8, short_length=4, long_length=16, head=(8,), sequence=False, blocks=blocks)
     model = aif.build(config)
-    params = jax.jit(lambda key: model.init(key, data.catalogue))(jax.random.key(0))
+    params = demo.init(model, items=data.catalogue)
     checkpoint.save(tmp_path / "checkpoint", params, model.config, encoder=data.encoder)
     restored = checkpoint.load(tmp_path / "checkpoint")
     assert restored.encoder is not None
