@@ -79,11 +79,12 @@ def run(text: str) -> None:
     order, limit, seconds = json.loads(text)
     jax.devices()  # what JAX itself needs is not counted
     if resource is not None:
-        for kind, most in ((resource.RLIMIT_AS, _address_space() + limit), (resource.RLIMIT_CORE, 0)):
+        # The parent stops a child that takes too long; by its processor time it also ends where the parent was killed.
+        processor = int(min(seconds, 1e6) * (os.cpu_count() or 1)) + 1
+        limits = {resource.RLIMIT_AS: _address_space() + limit, resource.RLIMIT_CPU: processor, resource.RLIMIT_CORE: 0}
+        for kind, most in limits.items():
             hard = resource.getrlimit(kind)[1]
             resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-        # The parent stops a child that takes too long; this one also ends where the parent was killed.
-        resource.setrlimit(resource.RLIMIT_CPU, (int(min(seconds, 1e6) * (os.cpu_count() or 1)) + 1, resource.RLIM_INFINITY))
     try:
         answer = verify(trusted=True, **order)
     except ExportError as error:

@@ -51,13 +51,7 @@ def load(
         crash, take too long or too much memory in the child process.
     """
     folder = Path(folder)
-    manifest, digest = _manifest(folder, sha256, max_bytes)
-    read_axes(manifest, buckets or {})
-    if not trusted and sha256 is None:
-        _check_files(folder, manifest)  # also before a child process, which takes seconds
-        verify_in_child(
-            folder, manifest["platforms"], tolerance=math.inf, sha256=digest, max_bytes=max_bytes, max_seconds=max_seconds
-        )
+    manifest, _ = _open(folder, math.inf, sha256, max_bytes, trusted, max_seconds)
     return ExportedModel(folder, manifest, buckets=buckets)
 
 
@@ -217,12 +211,11 @@ def verify(
       ExportError: as `load`; an output that differs by more.
     """
     folder = Path(folder)
-    manifest, digest = _manifest(folder, sha256, max_bytes)
-    _check_files(folder, manifest)
-    if not trusted and sha256 is None:
-        return verify_in_child(
-            folder, manifest["platforms"], tolerance=tolerance, sha256=digest, max_bytes=max_bytes, max_seconds=max_seconds
-        )
+    manifest, report = _open(folder, tolerance, sha256, max_bytes, trusted, max_seconds)
+    if report is not None:
+        return report
+    for name in manifest["files"]:
+        checked(folder, manifest, name)
     model = ExportedModel(folder, manifest)
     golden = read_arrays(checked(folder, manifest, manifest["golden"]))
     largest = {}
@@ -282,17 +275,19 @@ def check_versions(manifest: Mapping[str, Any]) -> None:
             )
 
 
-def _manifest(folder: Path, sha256: str | None, max_bytes: int | None) -> tuple[dict[str, Any], str]:
-    """The manifest, checked, and its digest, which pins what a child process reads."""
-    digest = sha256 or digest_of(folder)
+def _open(
+    folder: Path, tolerance: float, sha256: str | None, max_bytes: int | None, trusted: bool, max_seconds: float
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The manifest, and for a folder that is neither pinned nor trusted the report of the child process that checked it."""
+    digest = sha256 or digest_of(folder)  # the child and this process read the same bytes
     manifest = read_manifest(folder, sha256=digest, max_bytes=max_bytes)
     check_versions(manifest)
-    return manifest, digest
-
-
-def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    for name in manifest["files"]:
+    if trusted or sha256 is not None:
+        return manifest, None
+    for name in manifest["files"]:  # before a child process, which takes seconds
         checked(folder, manifest, name)
+    limits = {"max_bytes": max_bytes, "max_seconds": max_seconds}
+    return manifest, verify_in_child(folder, manifest["platforms"], tolerance=tolerance, sha256=digest, **limits)
 
 
 def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
