@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError:
     resource = None
 
-# This very package under a name of its own: neither the folder, nor the working directory, nor other packages are imported.
+# This very package, imported by its path: neither the folder, nor the working directory, nor other packages are imported.
 START = """
 import importlib.util, sys
 home, order, *sys.path[:] = sys.argv[1:]
