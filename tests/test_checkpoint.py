@@ -398,6 +398,27 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert later.steps == [2, 6], "the best step of the earlier process stays"
 
 
+def test_a_step_that_lost_its_record_is_no_reason_to_answer_with_another(tmp_path):
+    with Checkpoints(tmp_path, keep_best=("gauc", "max")) as run:
+        for step, figure in {1: 0.61, 2: 0.66}.items():
+            run.save(step, small(step), CONFIG, metrics={"gauc": figure})
+    (tmp_path / "2" / METADATA_FILE).unlink()
+    for read in (lambda: run.restore("best"), lambda: run.restore(1), lambda: run.latest):
+        with pytest.raises(CheckpointError, match=f"2: damaged, {METADATA_FILE} is missing; remove the folder"):
+            read()
+
+
+def test_what_a_kill_in_the_middle_of_a_removal_leaves_is_removed(tmp_path):
+    with Checkpoints(tmp_path, keep_last=2) as run:
+        for step in (1, 2):
+            run.save(step, small(step), CONFIG)
+    (tmp_path / ".0.abcdefgh.partial" / "0").mkdir(parents=True)  # as a process leaves it that is killed in `remove_folder`
+    later = Checkpoints(tmp_path, keep_last=1)
+    assert later.steps == [1, 2]
+    later.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
 def test_the_best_may_be_the_smallest(tmp_path):
     with Checkpoints(tmp_path, keep_last=1, keep_best=("log_loss", "min")) as run:
         for step, figure in {1: 0.5, 2: 0.4, 3: 0.6, 10: 0.7}.items():

@@ -49,7 +49,6 @@ class Checkpoints:
         self.keep_last = keep_last
         self.keep_best = keep_best
         self._saving: Future[None] | None = None
-        self._swept = False  # whether this process has removed what killed processes left in the directory
 
     def __repr__(self) -> str:
         return f"Checkpoints({str(self.directory)!r}, steps={self.steps}, latest={self.latest}, best={self.best})"
@@ -141,11 +140,16 @@ class Checkpoints:
             saving.result()
 
     def _write(self, step: int, packed: Packed) -> None:
-        """Writes a step and removes the steps that are neither among the last nor the best."""
-        if not self._swept:  # not before the first save: a process that only reads removes nothing
-            remove_unfinished(self.directory)
-            self._swept = True
+        remove_unfinished(self.directory)  # before it takes more of the disk
         write_packed(self._folder(step), packed)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Removes what killed processes left, and the steps that are neither among the last nor the best.
+
+        Every save does; `fit` does so at its end too, as nothing may be left to save. A process that only reads must not.
+        """
+        remove_unfinished(self.directory)
         keep = {*self.steps[-self.keep_last :], self.best}
         for old in self.steps:
             if old not in keep:

@@ -155,10 +155,14 @@ def nbytes(leaf: Digest) -> int:
 
 
 def complete_steps(directory: Path) -> list[int]:
-    """Steps of a run that are complete on disk, ascending."""
+    """Steps of a run on disk, ascending; CheckpointError for one without its record: saves are complete or not there at all."""
     if not directory.is_dir():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / METADATA_FILE).is_file())
+    steps = [path for path in directory.iterdir() if path.name.isdigit() and path.is_dir()]
+    damaged = [path for path in steps if not (path / METADATA_FILE).is_file() and path.is_dir()]
+    if damaged:
+        raise CheckpointError(f"{damaged[0]}: damaged, {METADATA_FILE} is missing; remove the folder to go on with other steps")
+    return sorted(int(path.name) for path in steps)
 
 
 def is_json(value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import inspect
 import queue
@@ -58,6 +57,8 @@ class Workers:
             result, error = await future
         except asyncio.CancelledError:
             self._abandon(call)
+            if future.done() and not future.cancelled():  # the result came in the same turn of the loop
+                _drop(future.result())
             raise
         if error is not None:
             raise error
@@ -107,15 +108,18 @@ class Workers:
                     return
                 call.over = True
                 self._outstanding -= 1
-            if call.future is not None:
-                post(call.future.get_loop(), _deliver, call.future, outcome)
+            if call.future is not None and not post(call.future.get_loop(), _deliver, call.future, outcome):
+                _drop(outcome)
             del call, outcome  # an idle thread holds no request
 
 
-def post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
-    """Runs a function on a loop from another thread; does nothing where the loop is closed."""
-    with contextlib.suppress(RuntimeError):
+def post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> bool:
+    """Runs a function on a loop from another thread; false where the loop is closed."""
+    try:
         loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _deliver(future: asyncio.Future[Any], outcome: Any) -> None:

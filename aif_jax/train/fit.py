@@ -156,6 +156,7 @@ def train(
                 on_bad_batch=on_bad_batch,
                 progress=progress,
             )
+        checkpoints.tidy()
         return final(checkpoints, settings)
 
 

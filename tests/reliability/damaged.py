@@ -430,6 +430,7 @@ FORMATS = {
     "checkpoint": Format(
         _make_checkpoint, lambda folder: _content_of(checkpoint.load(folder / "one")), (FileNotFoundError, CheckpointError)
     ),
+    "run": Format(_make_run, _read_run, (FileNotFoundError, ValueError)),
     "export": Format(_make_export, _read_export, (ExportError,)),
     "forged export": Format(_make_export, _read_export, (ExportError,), forge=_forge_export),
     "csv": Format(_make_csv, _read_tables, (FileNotFoundError, ValueError), _right_tables),

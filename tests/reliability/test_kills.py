@@ -221,8 +221,8 @@ class Training:
         assert got.keys() == self.end.keys() and len(got) > 5
         for name in got:
             np.testing.assert_array_equal(got[name], self.end[name], err_msg=f"{run}: {name}")
-        kept = [{path.name for path in (folder / "run").iterdir() if path.is_dir()} for folder in (run, self.whole)]
-        assert kept[1] <= kept[0], "a checkpoint is missing"
+        kept = [sorted(path.name for path in (folder / "run").iterdir() if path.is_dir()) for folder in (run, self.whole)]
+        assert kept[0] == kept[1], "other checkpoints, or a work folder was left behind"
         assert self.figures(run) == self.rows, "a step was logged twice, not at all or with other figures"
 
 
