@@ -158,7 +158,7 @@ class _Column:
         for wrong, expected in ((late, "times before 2100"), (early, "times after 1973")):
             got = (f"{value}, which looks like {likely_unit(int(value))!r}" for value in array[good & wrong])
             self.problems.add("time unit", self.file, rows[good & wrong], self.name, f"{expected} in {unit!r}", got)
-        least = FLOOR * PER_SECOND[unit] // PER_SECOND["ns"]  # the year 1823: earlier ones could overflow beside nanoseconds
+        least = FLOOR * PER_SECOND[unit] // PER_SECOND["ns"]  # the year 1823: earlier ones could overflow in nanoseconds
         ancient = good & (array < least)
         expected = f"times of at least {least} in {unit!r}"
         self.problems.add("time unit", self.file, rows[ancient], self.name, expected, map(str, array[ancient]))
