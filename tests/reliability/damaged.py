@@ -288,7 +288,7 @@ def _read_export(folder: Path) -> Any:
     }  # fmt: skip
     key = hashlib.sha256(manifest + repr(sorted(content["functions"].items())).encode()).hexdigest()
     if key not in _loaded:
-        _loaded[key] = verify(folder / "model")["max_abs_diff"]
+        _loaded[key] = verify(folder / "model", trusted=True)["max_abs_diff"]  # `load` has let a child try
     return content | {"difference": _loaded[key] < 1e-5}
 
 

@@ -23,7 +23,7 @@ class Sizes:
     storm_requests: int = 1_000_000
     storm_publishes: int = 100
     damaged_files: int = 1500  # of each format
-    forged_files: int = 200  # whose checksums fit: what is read may have to be compiled
+    forged_files: int = 100  # whose checksums fit: each is tried in a child process, and may have to be compiled
     examples: int = 3000  # drawn by hypothesis, of each entry
     chaos_requests: int = 20_000
     soak_seconds: int = 600
