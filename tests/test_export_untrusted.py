@@ -21,7 +21,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, cli, export
 from aif_jax.checkpoint import CheckpointError, storage
 from aif_jax.export import ExportError, consume, writer
-from aif_jax.export.consume import child, files
+from aif_jax.export.consume import child, files, within
 from aif_jax.index import ItemIndex, inspect
 from aif_jax.vocabulary import Vocabulary
 from tests.golden import make_export
@@ -446,7 +446,7 @@ def test_snapshots_with_rows_of_another_shape_are_refused(rewrite):
     with pytest.raises(CheckpointError, match="snapshot: .* bytes"):
         aif.index.verify(folder)
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (child._address_space() + (16 << 30), limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (within._address_space() + (16 << 30), limits[1]))
     try:
         with pytest.raises(ValueError, match="does not fit the template|bytes"):
             ItemIndex.load(folder, victims.MODEL, victims.PARAMS)

@@ -1,4 +1,4 @@
-"""`experiments/latency.py` runs from end to end and writes the figures that it promises."""
+"""`experiments/latency.py` and `experiments/cost.py` run from end to end and write the figures that they promise."""
 
 import json
 
@@ -28,3 +28,31 @@ def test_smoke(tmp_path, capsys):
     for picture in ("timeline", "latency_by_history", "latency_by_load"):
         assert (tmp_path / f"{picture}.png").stat().st_size > 1000
     assert "critical path" in capsys.readouterr().out
+
+
+def test_cost_smoke(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="the extra 'experiments' is not installed")
+    from experiments import cost
+
+    cost.main(["--smoke", "--json", str(tmp_path / "cost.json"), "--figure", str(tmp_path / "cost.png")])
+    figures = json.loads((tmp_path / "cost.json").read_text())
+    for key in ("cpu_ms", "max_rps", "critical_p50_ms"):
+        assert set(figures[key]) == SERVICES
+        assert all(set(kinds) == set(cost.KINDS) for kinds in figures[key].values())
+    assert all(value > 0 for kinds in figures["cpu_ms"].values() for value in kinds.values())
+    for key in ("floor_cpu_ms", "engine_over_floor", "cpu_ratio_sequential_over_aif", "rps_ratio_aif_over_sequential"):
+        assert set(figures[key]) == set(cost.KINDS)
+    ratio = figures["cpu_ms"]["aif"]["new"] / figures["floor_cpu_ms"]["new"]
+    assert figures["engine_over_floor"]["new"] == pytest.approx(ratio)
+    assert set(figures["overhead_p50_ms"]) == {"after_wait", "back_to_back"}
+    assert (tmp_path / "cost.png").stat().st_size > 1000
+    assert "CPU ms a request" in capsys.readouterr().out
+
+
+def test_cost_parses_only_sensible_sizes(capsys):
+    from experiments import cost
+
+    for wrong in (["--concurrency"], ["--concurrency", "0"], ["--rounds", "0"]):
+        with pytest.raises(SystemExit):
+            cost.parse(wrong)
+    assert "expected" in capsys.readouterr().err

@@ -19,7 +19,9 @@ class Task(Protocol):
     """Something to compute; `future` gets the result, or the exception that stands for what went wrong with it alone."""
 
     @property
-    def future(self) -> asyncio.Future[Any]: ...
+    def future(self) -> asyncio.Future[Any]:
+        """Whose result is the task's."""
+        ...
 
     @property
     def key(self) -> Hashable:
