@@ -1,7 +1,6 @@
 """Fixtures that several test files use."""
 
 import atexit
-import contextlib
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.types import Params
-from tests import demo
+from tests import demo, light
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,18 +50,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
-def child_environment(*, light: bool = False, writes: bool = True) -> dict[str, str]:
+def child_environment(*, flags: str = "", writes: bool = True) -> dict[str, str]:
     """The environment of a process that a test starts: warnings are errors there too, and it shares what was compiled.
 
     Args:
-      light: it compiles as under `lightly_compiled`.
+      flags: of XLA; `tests.light.FLAGS` compiles lightly.
       writes: False for a process that is killed, which must not leave half an entry.
     """
     cache = CACHE if writes else CACHE | {"jax_persistent_cache_min_compile_time_secs": 1e9}
     return {
         **os.environ,
         **{name.upper(): str(value) for name, value in cache.items()},
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(light)),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": f"error,ignore:{TORN}",
     }
@@ -86,24 +85,10 @@ def getkey() -> Callable[[], jax.Array]:
     return draw
 
 
-@contextlib.contextmanager
-def lightly_compiled() -> Iterator[None]:
-    """XLA leaves out most optimizations, which takes half the time: for maths that is compared within a tolerance.
-
-    Not for promises of equal bits, speed, exports or the form of the compiled program: those test what is shipped.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-        jax.clear_caches()  # what other tests share with these is compiled anew
-
-
 @pytest.fixture(scope="module")
 def light_compilation() -> Iterator[None]:
-    """All tests of a module under `lightly_compiled`."""
-    with lightly_compiled():
+    """All tests of a module under `tests.light.lightly_compiled`."""
+    with light.lightly_compiled():
         yield
 
 
@@ -129,7 +114,7 @@ def data_dir() -> Callable[[str], Path]:
 
 @pytest.fixture
 def python() -> Callable[..., str]:
-    """`python(code, *, devices=1, expect=0, light=False)` runs code in a process of its own and returns what it printed.
+    """`python(code, *, devices=1, expect=0, lightly=False)` runs code in a process of its own and returns what it printed.
 
     For what must be fixed before JAX starts: the number of devices, what is imported, a process that dies. Warnings are errors
     there too.
@@ -141,11 +126,11 @@ def python() -> Callable[..., str]:
         devices: int = 1,
         expect: int = 0,
         timeout: float = 120,
-        light: bool = False,
+        lightly: bool = False,
         env: dict[str, str] | None = None,
     ) -> str:
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = {**child_environment(light=light), "XLA_FLAGS": flags, **(env or {})}
+        flags = f"--xla_force_host_platform_device_count={devices} {light.FLAGS if lightly else ''}"
+        environment = {**child_environment(flags=flags), **(env or {})}
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=timeout, capture_output=True, text=True
         )

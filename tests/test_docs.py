@@ -23,7 +23,7 @@ import pytest
 
 import aif_jax as aif
 from tests import demo
-from tests.conftest import lightly_compiled
+from tests.light import lightly_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted(ROOT.glob("docs/*.md"))

@@ -10,7 +10,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks
-from tests import demo
+from tests import demo, light
 
 FILE = np.load(Path(__file__).parent / "golden" / "variants.npz")
 VARIANTS = json.loads(str(FILE["variants"]))
@@ -80,7 +80,7 @@ def renamed(path: str, tiers: str | None) -> list[str]:
         return [f"head/first/kernels/{tiers}/tiers"]
     if path.startswith("interaction/first/kernels/") and tiers == "concatenation":
         name = path.rsplit("/", 1)[1]
-        return [f"head/first/kernels/concatenation/{ {'item_features': 'item'}.get(name, name)}"]
+        return [f"head/first/kernels/concatenation/{ {'item_features': 'item'}.get(name, name) }"]
     if path.startswith("item/query/"):
         return [path.replace("item", f"blocks/sim_{field}", 1) for field in ("category", "item")]
     prefixes = [old for old in RENAMED if path == old or path.startswith(f"{old}/")]
@@ -154,6 +154,6 @@ def test_logits_are_those_of_the_switches(name):
 
     inputs = (params, users(), items(FILE["inputs/candidates"]), items(FILE["inputs/few"]))
     # each program runs once: compile it fast instead of making it fast
-    run = jax.jit(logits).lower(*inputs).compile(compiler_options={"xla_backend_optimization_level": 0})
+    run = jax.jit(logits).lower(*inputs).compile(light.OPTIONS)
     for form, got in run(*inputs).items():
         np.testing.assert_allclose(got, FILE[f"{form}/{name}"], atol=1e-6, rtol=1e-6, err_msg=form)

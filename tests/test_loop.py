@@ -23,6 +23,7 @@ from aif_jax.logs import JsonLines
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
+from tests.light import lightly_compiled
 
 OPTIMIZER = optax.adam(0.1)
 loop_module = sys.modules["aif_jax.train.loop"]  # `train.loop` is the function
@@ -162,6 +163,7 @@ def test_an_exploding_gradient_ends_the_run_before_it_is_saved(feed, tmp_path):
     run(with_problems(feed, {6: "huge"}))  # no bound, no stop
 
 
+@lightly_compiled()
 def test_a_real_step_skips_exploding_gradients_and_corrects_a_sampled_softmax(feed, caplog):
     caplog.set_level(logging.WARNING, "aif_jax.train.loop")
     config = feed.config

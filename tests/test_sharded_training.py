@@ -47,7 +47,7 @@ for split in ((), ("item",)):
     assert shard == (8 if split else 64), (shard, split)
     print("same", split)
 """
-    assert python(SETUP + code, devices=8, timeout=280, light=True).count("same") == 2
+    assert python(SETUP + code, devices=8, timeout=280, lightly=True).count("same") == 2
 
 
 def test_a_checkpoint_goes_on_under_another_mesh(python):
@@ -71,7 +71,7 @@ np.testing.assert_allclose(item(state), item(whole), atol=1e-4)
 assert int(state.step) == 4
 print("restored")
 """
-    assert "restored" in python(SETUP + code, devices=8, timeout=280, light=True)
+    assert "restored" in python(SETUP + code, devices=8, timeout=280, lightly=True)
 
 
 def test_what_cannot_be_spread_evenly_is_refused(python):

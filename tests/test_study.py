@@ -35,6 +35,7 @@ from experiments.study import (
 from experiments.study.runs import Run
 from tests import demo
 from tests.conftest import child_environment
+from tests.light import FLAGS
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,9 @@ def by_id(*found):
 def test_smoke(tmp_path):
     command = [sys.executable, "-m", "experiments.ablation", "--smoke", "--model", "aif", "exact"]
     command += ["--json", "a.json", "--results", "r", "--work", "w", "--figures", "f"]
-    done = subprocess.run(command, cwd=tmp_path, env=child_environment(light=True), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=child_environment(flags=FLAGS), capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     got = json.loads((tmp_path / "a.json").read_text())["next"]["smoke"]
     assert set(got) == {"exact", "aif"}

@@ -6,11 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests import demo
+from tests import demo, light
 
 CANDIDATES = (0, 1, 5, 40)
-FAST = {"xla_backend_optimization_level": 0}
-"""Compiles in less time; for programs that run once."""
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)
@@ -22,7 +20,7 @@ def test_staged_equals_joint(name):
     # one program for all numbers of candidates; XLA shares nothing with the staged programs, which are compiled apart
     every = jax.jit(lambda params, *candidates: [model.joint(params, features, items) for items in candidates])
     inputs = params, *(first(demo.items(40), count) for count in CANDIDATES)
-    joint = every.lower(*inputs).compile(FAST)(*inputs)
+    joint = every.lower(*inputs).compile(light.OPTIONS)(*inputs)
     for count, logits in zip(CANDIDATES, joint, strict=True):
         staged = interaction(params, state, first(rows, count))
         assert logits.shape == (count,) and logits.dtype == np.float32
@@ -47,7 +45,7 @@ def test_every_trained_parameter_gets_a_gradient(name):
     def objective(trained, fitted):
         return (model.joint(trained | {"fitted": fitted}, features, items) ** 2).sum()
 
-    gradient = jax.jit(jax.grad(objective)).lower(trained, params["fitted"]).compile(FAST)(trained, params["fitted"])
+    gradient = jax.jit(jax.grad(objective)).lower(trained, params["fitted"]).compile(light.OPTIONS)(trained, params["fitted"])
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
     silent = [jax.tree_util.keystr(path) for path, leaf in leaves if not leaf.any()]
     assert not silent

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import demo
+from tests import demo, light
 
 
 @pytest.fixture(scope="module", params=list(demo.VARIANTS))
@@ -44,12 +44,13 @@ def test_gradients_of_an_empty_history_are_finite(variant):
     model, params, _, items = variant
     trained = {name: group for name, group in params.items() if name != "fitted"}
 
-    @jax.jit
     def gradients(trained, features):
         return jax.grad(lambda trained: model.joint(trained | {"fitted": params["fitted"]}, features, items).sum())(trained)
 
-    for events in (0, 1):
-        gradient = gradients(trained, demo.user(model.config, events=events))
+    users = [demo.user(model.config, events=events) for events in (0, 1)]
+    compiled = jax.jit(gradients).lower(trained, users[0]).compile(light.OPTIONS)
+    for user in users:
+        gradient = compiled(trained, user)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

@@ -1,0 +1,37 @@
+"""Programs that a test runs a few times, compiled in a quarter of the time: XLA leaves out most optimizations.
+
+For maths that is compared within a tolerance, and for scripts and pages that must run. Not for promises of equal bits, the hot
+path, exports or the form of the compiled program: those test what is shipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+from jax._src import compiler  # JAX has no public way to set options of every program
+
+OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""For `jax.stages.Lowered.compile`."""
+FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
+"""The same for XLA_FLAGS of another process."""
+
+
+@contextlib.contextmanager
+def lightly_compiled() -> Iterator[None]:
+    """What is compiled inside is compiled with OPTIONS."""
+    usual = compiler.get_compile_options
+
+    @functools.wraps(usual)
+    def light(*arguments: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
+        return usual(*arguments, env_options_overrides=OPTIONS | (env_options_overrides or {}), **more)
+
+    try:
+        with mock.patch.object(compiler, "get_compile_options", light):
+            yield
+    finally:
+        jax.clear_caches()  # what other tests share with these is compiled anew
