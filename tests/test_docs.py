@@ -113,6 +113,7 @@ def test_page_runs(page, tmp_path, monkeypatch, capsys):
                 assert code == 0, f"{command}: exit code {code}\n{printed}"
 
 
+@lightly_compiled()
 def test_readme_block_runs():
     config = demo.config(**demo.VARIANTS["dot products"])
     namespace = {

@@ -16,6 +16,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.train import losses
 from tests import demo
+from tests.light import OPTIONS, lightly_compiled
 from tests.own_block import Decay
 from tests.serving_world import run
 from tests.test_sparse import batch_of
@@ -31,9 +32,10 @@ def trained():
     optimizer, batch = optax.adam(1e-2), batch_of(model.config, seed=1)
     step, state, seen = train.make_step(model, optimizer, loss=losses.pointwise_bce), train.init_state(params, optimizer), []
     start = jax.tree.map(np.array, params)
-    for _ in range(8):
-        state, metrics = step(state, batch)
-        seen.append(float(metrics["loss"]))
+    with lightly_compiled():
+        for _ in range(8):
+            state, metrics = step(state, batch)
+            seen.append(float(metrics["loss"]))
     return model, start, state.params, seen
 
 
@@ -41,11 +43,9 @@ def trained():
 def expected(trained):
     """Logits of every known item for every user, from `joint`."""
     model, _, params, _ = trained
-    joint = jax.jit(model.joint)
-    return {
-        name: np.asarray(joint(params, features, demo.catalogue().features(np.arange(1, 50))))
-        for name, features in USERS.items()
-    }
+    items = demo.catalogue().features(np.arange(1, 50))
+    joint = jax.jit(model.joint).lower(params, USERS[0], items).compile(OPTIONS)
+    return {name: np.asarray(joint(params, features, items)) for name, features in USERS.items()}
 
 
 @pytest.fixture(scope="module")

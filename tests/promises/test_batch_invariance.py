@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests import demo
+from tests.light import OPTIONS
 
 
 def take(tree, index):
@@ -14,8 +15,9 @@ def take(tree, index):
 @pytest.fixture(params=list(demo.VARIANTS), scope="module")
 def staged(request):
     model, params = demo.build(**demo.VARIANTS[request.param])
-    state = jax.jit(model.user)(params, demo.user(model.config))
-    rows = jax.jit(jax.vmap(model.item, (None, 0)))(params, demo.items(60))
+    user, items = demo.user(model.config), demo.items(60)
+    state = jax.jit(model.user).lower(params, user).compile(OPTIONS)(params, user)
+    rows = jax.jit(jax.vmap(model.item, (None, 0))).lower(params, items).compile(OPTIONS)(params, items)
     score = jax.jit(lambda rows: model.interaction(params, state, rows))
     return score, rows, np.asarray(score(rows))
 

@@ -27,7 +27,7 @@ def test_staged_equals_joint(name):
         assert count < 2 or np.ptp(np.asarray(logits)) > 1e-3  # scores that do not differ would agree by chance
         np.testing.assert_allclose(staged, logits, atol=1e-5)
     # the form for few candidates, which training takes and serving does not
-    few = jax.jit(partial(model.user, candidates=1))(params, features)
+    few = jax.jit(partial(model.user, candidates=1)).lower(params, features).compile(light.OPTIONS)(params, features)
     np.testing.assert_allclose(interaction(params, few, first(rows, 5)), interaction(params, state, first(rows, 5)), atol=1e-5)
 
 

@@ -11,9 +11,9 @@ from tests import demo, light
 
 @pytest.fixture(scope="module", params=list(demo.VARIANTS))
 def variant(request):
-    """A model, its parameters, its jitted joint function, and 7 candidates."""
+    """A model, its parameters, its jitted joint function, and 5 candidates, a program of `test_batch_invariance` too."""
     model, params = demo.build(**demo.VARIANTS[request.param])
-    return model, params, jax.jit(model.joint), demo.items(7)
+    return model, params, jax.jit(model.joint), demo.items(5)
 
 
 def test_what_is_in_padding_does_not_matter(variant):
@@ -56,17 +56,17 @@ def test_gradients_of_an_empty_history_are_finite(variant):
 
 @pytest.fixture(scope="module")
 def every_block():
-    """The model with every block: its parameters, a user, 4 candidates and the jitted joint function."""
+    """The model with every block: its parameters, a user, 5 candidates and the jitted joint function."""
     model, params = demo.build()
-    return params, demo.user(model.config), demo.items(4), jax.jit(model.joint)
+    return params, demo.user(model.config), demo.items(5), jax.jit(model.joint)
 
 
 def test_an_id_out_of_range_reads_the_unknown_row(every_block):
     params, features, items, joint = every_block
-    unknown = dataclasses.replace(items, ids={**items.ids, "item": np.zeros(4, np.int32)})
+    unknown = dataclasses.replace(items, ids={**items.ids, "item": np.zeros(5, np.int32)})
     nobody = dataclasses.replace(features, history=dataclasses.replace(features.history, item=np.zeros(24, np.int32)))
     for wrong in (-1, 50, 2**31 - 1):
-        outside = dataclasses.replace(items, ids={**items.ids, "item": np.full(4, wrong, np.int32)})
+        outside = dataclasses.replace(items, ids={**items.ids, "item": np.full(5, wrong, np.int32)})
         np.testing.assert_array_equal(joint(params, features, outside), joint(params, features, unknown))
         strange = dataclasses.replace(features.history, item=np.full(24, wrong, np.int32))
         scores = joint(params, dataclasses.replace(features, history=strange), items)
@@ -78,4 +78,4 @@ def test_a_bad_float_stays_with_its_item(every_block):
     floats = np.asarray(items.floats).copy()
     floats[2] = np.nan
     scores = np.asarray(joint(params, features, dataclasses.replace(items, floats=floats)))
-    assert np.isnan(scores[2]) and np.isfinite(scores[[0, 1, 3]]).all()
+    assert np.isnan(scores[2]) and np.isfinite(scores[[0, 1, 3, 4]]).all()
