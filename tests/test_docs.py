@@ -36,8 +36,8 @@ RUN_ELSEWHERE = {
     "mkdocs": "test_site_builds_without_warnings",
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
-LIGHT_PAGES = ("scale", "tutorial_own_data", "tutorial_own_tower", "tutorial_train", "which_config")
-"""Pages about training; those about serving, index and export run as shipped."""
+LIGHT_PAGES = ("scale", "tutorial_index", "tutorial_own_data", "tutorial_own_tower", "tutorial_train", "which_config")
+"""Pages about training and the index; those about serving and export run as shipped."""
 PRINTED = {"scale": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}
 """What a page prints that its text relies on."""
 FACE = {"aif": "aif_jax", "columns": "Columns", "data": "Dataset", "model": "PreRanker", "run": "Run", "index": "ItemIndex"}

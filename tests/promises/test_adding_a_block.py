@@ -181,10 +181,9 @@ def test_it_is_served(trained, index, expected):
 def test_it_is_exported(trained, index, expected, tmp_path):
     """To a folder that runs without this package, with the index in it."""
     model, _, params, _ = trained
-    export.save(
-        tmp_path / "model", model, params, index, platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [64], "n": [64]}
-    )
-    loaded = export.load(tmp_path / "model")
+    sizes = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [64], "n": [64]})
+    digest = export.save(tmp_path / "model", model, params, index, **sizes)
+    loaded = export.load(tmp_path / "model", sha256=digest)
     rows = loaded.item(demo.catalogue().features(np.arange(1, 50)))
     for name, features in USERS.items():
         np.testing.assert_allclose(loaded.interaction(loaded.user(features), rows), expected[name], rtol=1e-5, atol=1e-5)

@@ -19,8 +19,8 @@ OPTIONS = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [128
 def test_an_export_scores_like_the_model(name, tmp_path):
     model, params = demo.build(**demo.VARIANTS[name])
     user, items = demo.user(model.config), demo.items(70)
-    export.save(tmp_path / "model", model, params, **OPTIONS)
-    loaded = export.load(tmp_path / "model")
+    digest = export.save(tmp_path / "model", model, params, **OPTIONS)
+    loaded = export.load(tmp_path / "model", sha256=digest)
     got = loaded.interaction(loaded.user(user), loaded.item(items))
     np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-6)
     assert loaded.version == fingerprint(params, model.config)
@@ -69,8 +69,8 @@ def test_an_exported_index_scores_like_the_index(tmp_path):
     user, items = demo.user(model.config), demo.items(49)
     ids = np.arange(49) * 10**10 + 7
     index = ItemIndex.build(model, params, [(ids, items)], batch_size=16, progress=False).delete(ids[3:5])
-    export.save(tmp_path / "model", model, params, index, **OPTIONS)
-    loaded = export.load(tmp_path / "model")
+    digest = export.save(tmp_path / "model", model, params, index, **OPTIONS)
+    loaded = export.load(tmp_path / "model", sha256=digest)
     assert loaded.index is not None
     rows, known = loaded.index.lookup(ids)
     left = np.delete(np.arange(49), [3, 4])
