@@ -137,7 +137,7 @@ def _small_model() -> tuple[PreRanker, Params]:
     """The smallest model: the checks are of the way out and back, not of the blocks."""
     schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
     catalogue = Catalogue.from_items(schema, range(10, 18), ids={"category": [1, 2] * 4})
-    model = build(presets.two_tower(schema, width=8, short_length=4, long_length=4, towers=(8,), sequence=False))
+    model = build(presets.two_tower(schema, width=8, short_length=4, towers=(8,), sequence=False))
     return model, model.init(jax.random.key(0), catalogue)
 
 

@@ -53,8 +53,9 @@ def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **chan
 
 
 def two_tower(schema: Schema, **changes: Any) -> Config:
-    """The dot product of user and item vector, and nothing else in real time."""
-    return _config(schema, changes, head=(), blocks=(blocks.DotProduct(),))
+    """The dot product of user and item vector, and nothing else in real time; it reads the short history alone."""
+    short = changes.get("short_length", Config.short_length)
+    return _config(schema, changes, head=(), long_length=short, blocks=(blocks.DotProduct(),))
 
 
 def cold(schema: Schema, **changes: Any) -> Config:

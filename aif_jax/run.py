@@ -213,7 +213,7 @@ def fit(
       >>> _ = (folder / "events.csv").write_text("\\n".join(["user,item,time", *events]))
       >>> _ = (folder / "items.csv").write_text("\\n".join(["item,category", *(f"{n},{n % 3}" for n in range(11))]))
       >>> data = aif.read(folder / "events.csv", items=folder / "items.csv", columns=aif.Columns())
-      >>> model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4, long_length=4))
+      >>> model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
       >>> run = aif.fit(model, data, batch_size=32, k=3, progress=False)
       >>> list(run.metrics)
       ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']

@@ -41,15 +41,17 @@ def init(key: jax.Array, config: Config) -> Params:
 def apply(params: Params, features: UserFeatures, *, config: Config, candidates: int | None = None) -> UserState:
     """UserState of ONE user; `candidates`: how many it will score, where training knows it, see `UserView`."""
     towers = config.towers is not None
-    sequence = short_sequence(params, features, config=config) if towers else jnp.zeros((0, config.width))
-    view = UserView(config=config, params=params, features=features, sequence=sequence, candidates=candidates)
+    embeddings = layers.embed_behaviours(params, config.schema, recent(features.history, config.history_length))
+    sequence = short_sequence(params, embeddings, config=config) if towers else jnp.zeros((0, config.width))
+    given = dict(config=config, params=params, features=features, candidates=candidates)
+    view = UserView(**given, embeddings=embeddings, sequence=sequence)
     blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
     return UserState(vector=vector(params, view) if towers else jnp.zeros(0), blocks=blocks)
 
 
-def short_sequence(params: Params, features: UserFeatures, *, config: Config) -> jax.Array:
+def short_sequence(params: Params, embeddings: jax.Array, *, config: Config) -> jax.Array:
     """Z' [S, D]: the projected short history, with its position from the most recent event where `sequence` is on."""
-    embedded = layers.embed_behaviours(params, config.schema, recent(features.history, config.short_length))
+    embedded = embeddings[: config.short_length]
     if config.sequence:
         embedded = embedded + params["user"]["position"][: embedded.shape[0]]
     return layers.dense(params["user"]["sequence"], embedded)

@@ -50,6 +50,7 @@ from experiments import common
 from experiments.latency_services import Delays, Model, World, sequential_answer
 
 ENGINES = ("aif", "two_tower")
+LONG = ("aif", "exact", "cold")  # models that read the long history
 SEQUENTIAL = {"sequential": "aif", "exact": "exact", "cold": "cold"}
 KINDS = ("new", "returning_0", "returning_1", "returning_16", "session")
 SESSION = 5
@@ -104,8 +105,9 @@ async def study(options) -> dict[str, Any]:
     """All measurements, interleaved."""
     world, k = World(items=options.items), min(300, options.candidates)
     sizes: dict[str, Any] = dict(short_length=8, width=8) if options.smoke else {}
-    presets = {name: getattr(aif.presets, name) for name in ("aif", "exact", "two_tower", "cold")}
-    models = {name: Model(world, make(world.schema, long_length=options.history, **sizes)) for name, make in presets.items()}
+    long = {name: getattr(aif.presets, name)(world.schema, long_length=options.history, **sizes) for name in LONG}
+    configs = long | {"two_tower": aif.presets.two_tower(world.schema, **sizes)}
+    models = {name: Model(world, config) for name, config in configs.items()}
     floor = Floor(models["aif"], options.candidates, k)
     async with contextlib.AsyncExitStack() as stack:
         services: dict[str, Any] = {name: Engine(models[name], options, k) for name in ENGINES}

@@ -65,6 +65,7 @@ class UserView:
     config: Config
     params: Params  # of the whole model
     features: UserFeatures
+    embeddings: jax.Array  # float32 [max(S, L), D] of the whole history; zeros where there is no event
     sequence: jax.Array  # Z' float32 [S, D], the projected short history; [0, D] in a model without towers
     # how many candidates the state will score where that is known (in training), None in serving: a block with a cheaper equal
     # form for few candidates may use it
@@ -82,8 +83,8 @@ class UserView:
 
     @cached_property
     def embedded(self) -> jax.Array:
-        """Embeddings of the long history, float32 [L, D]; zeros where there is no event."""
-        return layers.embed_behaviours(self.params, self.config.schema, self.long)
+        """Embeddings of the long history, float32 [L, D]."""
+        return self.embeddings[: self.config.long_length]
 
     def values(self, table: Fitted, history: Behaviours) -> jax.Array:
         """A fitted table's value for each place of a history, [S, ...]."""

@@ -35,7 +35,7 @@ class Concatenation(Block):
     def user(self, params: Params, user: UserView) -> dict[str, jax.Array]:
         schema, features = user.config.schema, user.features
         profile = layers.embed_attributes(user.params["embedding"], schema.user_attributes, features.ids)
-        embedded = layers.embed_behaviours(user.params, schema, user.short)
+        embedded = user.embeddings[: user.config.short_length]
         short = layers.masked_mean(embedded, jnp.asarray(user.short.mask))
         long = layers.masked_mean(user.embedded, jnp.asarray(user.long.mask))
         return {"features": jnp.concatenate([*profile, jnp.asarray(features.floats), short, long]), "short": short}

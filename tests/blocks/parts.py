@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
+from aif_jax import layers
 from aif_jax.blocks import Block, ItemView, Terms, UserView
+from aif_jax.types import Params
 from tests import demo
 
 
@@ -26,8 +28,17 @@ def user(config: aif.Config, mask: Any, *, sequence: Any = None, candidates: int
         "age": np.zeros(mask.shape, np.float32),
     }
     features = aif.UserFeatures(ids={}, floats=np.zeros(0, np.float32), history=aif.Behaviours(**(fields | history), mask=mask))
-    sequence = jnp.zeros((mask.shape[0], config.width)) if sequence is None else jnp.asarray(sequence)
-    return UserView(config=config, params={}, features=features, sequence=sequence, candidates=candidates)
+    nothing = jnp.zeros((mask.shape[0], config.width))
+    sequence = nothing if sequence is None else jnp.asarray(sequence)
+    known: dict[str, Any] = dict(config=config, params={}, features=features, candidates=candidates)
+    return UserView(**known, embeddings=nothing, sequence=sequence)
+
+
+def view(config: aif.Config, params: Params, features: aif.UserFeatures) -> UserView:
+    """The view of a user whose projected short sequence is zero."""
+    embeddings = layers.embed_behaviours(params, config.schema, features.history)
+    sequence = jnp.zeros((config.short_length, config.width))
+    return UserView(config=config, params=params, features=features, embeddings=embeddings, sequence=sequence)
 
 
 def item(config: aif.Config, vector: Any) -> ItemView:

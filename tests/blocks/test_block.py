@@ -11,6 +11,7 @@ from aif_jax import blocks, layers
 from aif_jax.blocks.block import by_id, own, recent
 from aif_jax.blocks.signatures import Signatures
 from tests import demo
+from tests.blocks import parts
 
 EVERY = (
     *demo.BLOCKS,
@@ -81,7 +82,7 @@ def test_recent_cuts_a_longer_history_and_takes_a_shorter_one():
 def test_a_user_view_has_both_histories():
     _, params = demo.build()
     config = demo.config(short_length=3, long_length=5)
-    view = blocks.UserView(config=config, params=params, features=demo.user(demo.config()), sequence=jnp.zeros((3, 8)))
+    view = parts.view(config, params, demo.user(demo.config()))
     item = view.features.history.item
     assert view.short.item.tolist() == item[:3].tolist() and view.long.item.tolist() == item[:5].tolist()
     np.testing.assert_array_equal(view.embedded, layers.embed_behaviours(params, config.schema, view.long))

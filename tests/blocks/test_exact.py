@@ -4,12 +4,11 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from aif_jax import layers
-from aif_jax.blocks import CosineTiers, CrossAttention, TargetAttention, UserView
+from aif_jax.blocks import CosineTiers, CrossAttention, TargetAttention
 from tests import demo
 from tests.blocks import parts
 from tests.reference import bridge
@@ -57,7 +56,7 @@ def test_float_tiers_against_loops():
 
     @jax.jit
     def run(params):
-        view = UserView(config=config, params=params, features=features, sequence=jnp.zeros((6, 8)))
+        view = parts.view(config, params, features)
         rows, history = jax.vmap(model.item, (None, 0))(params, items), block.user({}, view)
         return history.group, parts.first_layer(
             block.score({}, parts.state(block, history), rows, parts.identity(block, config))

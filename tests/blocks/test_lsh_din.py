@@ -1,12 +1,11 @@
 """DIN on LSH in a model: what its halves hold, from raw content to the head. Its sums are in test_linear_memory.py."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from aif_jax import layers
-from aif_jax.blocks import LshDin, UserView
+from aif_jax.blocks import LshDin
 from tests import demo
 from tests.blocks import parts
 from tests.reference import lsh, memory
@@ -20,7 +19,7 @@ def test_head_inputs_are_those_of_the_definition():
 
     @jax.jit
     def run(params):
-        view = UserView(config=config, params=params, features=features, sequence=jnp.zeros((6, 8)))
+        view = parts.view(config, params, features)
         state, rows = parts.state(block, block.user({}, view)), jax.vmap(model.item, (None, 0))(params, items)
         return layers.embed_behaviours(params, config.schema, features.history), parts.first_layer(
             block.score({}, state, rows, parts.identity(block, config))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aif_jax import layers
-from aif_jax.blocks import Sim, UserView
+from aif_jax.blocks import Sim
 from aif_jax.blocks import sim as module
 from tests import demo
 from tests.blocks import parts
@@ -206,7 +206,7 @@ def test_the_block_reads_the_catalogue_s_value_of_every_behaviour(field):
 
     @jax.jit
     def run(params):
-        view = UserView(config=config, params=params, features=features, sequence=jnp.zeros((6, 8)))
+        view = parts.view(config, params, features)
         rows = jax.vmap(model.item, (None, 0))(params, items)
         cache, own = block.user({}, view), params["blocks"][block.name]
         inputs = parts.first_layer(block.score(own, parts.state(block, cache), rows, parts.identity(block, config)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax.blocks import SimTier, UserView
+from aif_jax.blocks import SimTier
 from aif_jax.blocks.simtier import log_counts
 from aif_jax.export.functions import axis_bounds
 from aif_jax.trees import leaves_by_path
@@ -58,7 +58,7 @@ def test_head_inputs_are_those_of_the_definition(name):
 
     @jax.jit
     def run(params):
-        view = UserView(config=config, params=params, features=features, sequence=jnp.zeros((6, 8)))
+        view = parts.view(config, params, features)
         state, rows = parts.state(block, block.user({}, view)), jax.vmap(model.item, (None, 0))(params, items)
         return parts.first_layer(block.score({}, state, rows, parts.identity(block, config)))
 
@@ -87,12 +87,7 @@ def test_tiers_by_window_are_those_of_the_windows_of_the_history():
 
         def inputs(block, mask):
             history = dataclasses.replace(features.history, mask=features.history.mask & mask)
-            view = UserView(
-                config=config,
-                params=params,
-                features=dataclasses.replace(features, history=history),
-                sequence=jnp.zeros((6, 8)),
-            )
+            view = parts.view(config, params, dataclasses.replace(features, history=history))
             return parts.first_layer(
                 block.score({}, parts.state(block, block.user({}, view)), rows, parts.identity(block, config))
             )

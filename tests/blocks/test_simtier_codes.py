@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax.blocks import SimTierCodes, UserView
+from aif_jax.blocks import SimTierCodes
 from aif_jax.blocks.simtier_codes import centre_tiers, code_table, fit_centres, nearest_centre, nearest_centres
 from tests import demo
 from tests.blocks import parts
@@ -110,7 +110,7 @@ def test_head_inputs_are_those_of_the_definition(by_action, windows):
 
     @jax.jit
     def run(params):
-        view = UserView(config=config, params=params, features=features, sequence=jnp.zeros((6, 8)))
+        view = parts.view(config, params, features)
         rows, table = jax.vmap(model.item, (None, 0))(params, items), block.user(fitted, view)
         inputs = parts.first_layer(block.score(fitted, parts.state(block, table), rows, parts.identity(block, config)))
         return table, rows.blocks[block.name], inputs

@@ -237,7 +237,7 @@ def _make_run(folder: Path, number: int) -> None:
         {"user": user, "item": item, "time": time}, items={"item": list(range(11)), "category": [n % 3 for n in range(11)]},
         columns=aif.Columns(),
     )  # fmt: skip
-    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4, long_length=4))
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
     aif.fit(
         model, data, out=folder / "run", batch_size=32, evaluate_every=3, k=None, progress=False, seed=number,
         task=train.NextItem(negatives=3),
@@ -257,7 +257,7 @@ def _read_run(folder: Path) -> Any:
 
 def _make_export(folder: Path, number: int) -> None:
     made = encoder(number)
-    config = aif.presets.two_tower(made.schema, width=4, short_length=4, long_length=4, sequence=False)
+    config = aif.presets.two_tower(made.schema, width=4, short_length=4, sequence=False)
     model = aif.build(config)
     catalogue = aif.Catalogue.from_items(
         made.schema, [7, 8, 10**12], ids={"category": [1, 2, 1], "brand": [1, 2, 0], "tags": [[1, 2, 0]] * 3},

@@ -177,7 +177,7 @@ def fit(folder: str, cache: str, at: int | None) -> None:
         items={"item": list(range(11)), "category": [n % 3 for n in range(11)]},
         columns=aif.Columns(),
     )
-    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4, long_length=4))
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
     points = CrashPoints(root / "run", at)
     run = aif.fit(
         model, data, out=root / "run", batch_size=32, epochs=4, evaluate_every=3, k=None, progress=False, keep_best=False,
