@@ -141,7 +141,7 @@ def forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
         made["din_direct"] = compiled(weighted, item, past, values, mask, kernel)
         made["din_softmax"] = compiled(lambda q, v, m: attention(q, v, v, m) @ kernel, query, values, mask)
         made["simtier_naive"] = compiled(partial(histogram_reference, tiers=TIERS), item, tiers)
-        linear = linear_memory.deviation(linear_memory.sum_events(signs(past), values, mask), signs(item), kernel)
+        linear = linear_memory.deviation(linear_memory.sum_events(signs(past).T, values, mask), signs(item), kernel)
         np.testing.assert_allclose(linear, run(made["din_direct"]), rtol=1e-3, atol=1e-3)
         np.testing.assert_array_equal(*(run(made[name]) for name in ("simtier", "simtier_naive")))
     return made
@@ -159,7 +159,7 @@ def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
     """Forms whose inputs have the same shapes at any L: linear DIN, the interaction by codes and parts of it, the head on ready
     inputs, and a model without blocks."""
     item, past, values, _, mask, kernel = history(candidates, length, bits)
-    summed = linear_memory.sum_events(signs(past), values, mask)
+    summed = linear_memory.sum_events(signs(past).T, values, mask)
     made: dict[str, Form] = {
         "din_linear": compiled(lambda h, words, k: linear_memory.deviation(h, signs(words), k), summed, item, kernel)
     }

@@ -81,11 +81,13 @@ class LinearMemory(Block):
         }
 
     def user(self, params: Params, user: UserView) -> Summed | Events:
-        keys, mask = layers.dense(params["key"], user.embedded), jnp.asarray(user.long.mask)
+        values, mask = user.embedded, jnp.asarray(user.long.mask)
         if cheaper_by_event(user.candidates, self.width):
-            keys = softmax_keys(keys, mask) if self.keys == "softmax" else keys
-            return Events(keys=keys, values=user.embedded, mask=mask)
-        return (sum_softmax if self.keys == "softmax" else sum_events)(keys, user.embedded, mask)
+            keys = layers.dense(params["key"], values)
+            keys = softmax_keys(keys.T, mask).T if self.keys == "softmax" else keys
+            return Events(keys=keys, values=values, mask=mask)
+        keys = params["key"]["kernel"].T @ values.T + params["key"]["bias"][:, None]
+        return (sum_softmax if self.keys == "softmax" else sum_events)(keys, values, mask)
 
     def item(self, params: Params, item: ItemView) -> jax.Array:
         """f float32 [K]."""
@@ -106,25 +108,27 @@ def cheaper_by_event(candidates: int | None, key_width: int) -> bool:
 
 
 def sum_events(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
-    """Sums a history: keys float32 [L, K], values float32 [L, D], mask bool [L]."""
+    """Sums a history: keys float32 [K, L], values float32 [L, D], mask bool [L].
+
+    Behaviours are the last axis of the keys: the layout in which a CPU multiplies fastest.
+    """
     kept = jnp.where(mask[:, None], values, jnp.zeros((), values.dtype))
-    return Summed(moments=keys.T @ kept, total=kept.sum(0), count=mask.sum().astype(values.dtype))
+    return Summed(moments=keys @ kept, total=kept.sum(0), count=mask.sum().astype(values.dtype))
 
 
 def sum_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
-    """`sum_events(softmax_keys(keys, mask), values, mask)`, faster: divides sums [K, D] in place of shares [L, K]."""
-    scores = jnp.where(mask[:, None], keys, jnp.finfo(keys.dtype).min)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(0, keepdims=True)))
-    weights = jnp.where(mask[:, None], weights, jnp.zeros((), keys.dtype))
-    totals = jnp.maximum(weights.sum(0), jnp.finfo(keys.dtype).tiny)
+    """`sum_events(softmax_keys(keys, mask), values, mask)`, faster: divides sums [K, D] in place of shares [K, L]."""
+    scores = jnp.where(mask, keys, jnp.finfo(keys.dtype).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(1, keepdims=True)))
+    weights = jnp.where(mask, weights, jnp.zeros((), keys.dtype))
     summed = sum_events(weights, values, mask)
-    scale = summed.count.astype(keys.dtype) / totals
+    scale = summed.count.astype(keys.dtype) / jnp.maximum(weights.sum(1), jnp.finfo(keys.dtype).tiny)
     return Summed(moments=summed.moments * scale[:, None].astype(values.dtype), total=summed.total, count=summed.count)
 
 
 def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:
-    """Keys [L, K] as shares of the history: n times the softmax over its n behaviours, for each of the K entries apart."""
-    return layers.masked_softmax(keys.T, mask[None, :]).T * mask.sum().astype(keys.dtype)
+    """Keys [K, L] as shares of the history: n times the softmax over its n behaviours, for each of the K entries apart."""
+    return layers.masked_softmax(keys, mask[None, :]) * mask.sum().astype(keys.dtype)
 
 
 def mean(history: Summed | Events) -> jax.Array:

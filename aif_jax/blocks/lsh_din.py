@@ -50,7 +50,7 @@ class LshDin(Block):
         signatures, mask = user.values(self.tables[0], user.long), jnp.asarray(user.long.mask)
         if cheaper_by_event(user.candidates, self.bits):
             return Events(keys=signatures, values=user.embedded, mask=mask)
-        return sum_events(signs(signatures).astype(user.embedded.dtype), user.embedded, mask)
+        return sum_events(signs(signatures).T.astype(user.embedded.dtype), user.embedded, mask)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
         history, query = state.blocks[self.name], jnp.asarray(rows.fitted[self.tables[0].name])

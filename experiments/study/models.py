@@ -1,8 +1,8 @@
 """The models of the study, as block lists over one set of sizes.
 
 ADDITIVE is the paper's table built up block by block, "minus ..." the full model without one block, "sweep ..." the paper's
-model with one size changed. All models of a data set share widths, features, candidates, optimizer and number of steps. "minus
-DIN on LSH" with a history of 512 is `presets.aif`; the baselines are the presets of their names.
+model with one size changed. All models of a data set share widths, features, candidates, optimizer and number of steps.
+"preset" is `presets.aif`; the baselines are the presets of their names.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ EACH = "each"
 """As the field of `Sim`: a cache for every SIM field of the data set."""
 BEA, SIM, LSH, DOT = Bea(bridges=10, dot_product=True), Sim(EACH), LshDin(bits=BITS), DotProduct()
 LEARNED, SIM_TIER = LinearMemory(dot_product=True), SimTier(tiers=TIERS, bits=BITS)
+WINDOWED = dataclasses.replace(SIM_TIER, length=512)
 PAPER = (BEA, LSH, SIM, SIM_TIER, DOT)
 FULL = (BEA, LSH, LEARNED, SIM, SIM_TIER, DOT)
 
@@ -112,11 +113,15 @@ LONGER: dict[str, dict[str, Any]] = {
     "exact, L=512": BASELINES["exact"] | dict(long_length=512),
     "+ SimTier, L=512": dict(blocks=PAPER, long_length=512),
     "aif, L=512": dict(blocks=FULL, long_length=512),
+    "preset": dict(blocks=(BEA, SIM, LEARNED, WINDOWED, DOT), long_length=512),
     "aif, L=512, tiers by octaves": dict(
         blocks=(*FULL[:-2], SimTier(tiers=TIERS, bits=BITS, windows=OCTAVES), DOT), long_length=512
     ),
 }
-"""Longer histories; a two-tower model has the short one alone. "Octaves" are seven recency windows, not the paper's."""
+"""Longer histories; a two-tower model has the short one alone. "Octaves" are seven recency windows, not the paper's.
+
+"preset" is `presets.aif`: "aif, L=512" without DIN on LSH.
+"""
 WINDOWS: dict[str, dict[str, Any]] = {
     "aif, L=512, tiers by recency": dict(
         blocks=(*FULL[:-2], SimTier(tiers=TIERS, bits=BITS, windows=(32,)), DOT), long_length=512

@@ -48,7 +48,7 @@ def history(kind, form, keys, values, mask):
     keys, values, mask = jnp.asarray(keys), jnp.asarray(values), jnp.asarray(mask)
     if form == "events":
         return Events(keys=keys, values=values, mask=mask)
-    return sum_events(signs(keys) if kind == "lsh" else keys, values, mask)
+    return sum_events(signs(keys).T if kind == "lsh" else keys.T, values, mask)
 
 
 def deviation(kind, past, query, kernel):
@@ -150,7 +150,7 @@ def test_gradient_by_values_by_hand():
     keys, block = np.array([[0], [1]], np.uint32), LshDin(bits=32)
 
     def loss(values):
-        past = sum_events(signs(keys), values, jnp.ones(2, bool))
+        past = sum_events(signs(keys).T, values, jnp.ones(2, bool))
         rows = parts.rows(block, fitted={"signatures_32": jnp.zeros((1, 1), jnp.uint32)})
         return block.score(
             {}, parts.state(block, past), rows, {"mean": jnp.zeros((1, 1)), "deviation": jnp.ones((1, 1))}
@@ -211,9 +211,9 @@ def test_sums_do_not_grow_with_the_history():
 
 
 def test_softmax_keys_by_hand():
-    keys = jnp.log(jnp.array([[1.0, 1.0], [3.0, 1.0], [99.0, 99.0]]))
+    keys = jnp.log(jnp.array([[1.0, 3.0, 99.0], [1.0, 1.0, 99.0]]))
     shares = softmax_keys(keys, jnp.array([True, True, False]))
-    np.testing.assert_allclose(shares, [[0.5, 1.0], [1.5, 1.0], [0.0, 0.0]], rtol=1e-6)  # n = 2 times 1/4, 3/4 and 1/2, 1/2
+    np.testing.assert_allclose(shares, [[0.5, 1.5, 0.0], [1.0, 1.0, 0.0]], rtol=1e-6)  # n = 2 times 1/4, 3/4 and 1/2, 1/2
     assert not softmax_keys(keys, jnp.zeros(3, bool)).any()
 
 
@@ -221,10 +221,10 @@ def test_softmax_keys_by_hand():
 def test_summing_a_softmax_is_summing_its_shares(scale):
     """Values and gradients, for histories of every length down to none; padding holds keys beyond all others."""
     rng = np.random.default_rng(0)
-    keys = (scale * rng.normal(size=(4, L, K))).astype(np.float32)
+    keys = (scale * rng.normal(size=(4, K, L))).astype(np.float32)
     values = rng.normal(size=(4, L, D)).astype(np.float32)
     mask = np.arange(L) < np.array([L, 6, 1, 0])[:, None]
-    keys[~mask] = 1e30
+    keys = np.where(mask[:, None], keys, np.float32(1e30))
     weight = jnp.asarray(rng.normal(size=(K, D)).astype(np.float32))
 
     def shares(keys, values, mask):
