@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.logs import JsonLines
 from aif_jax.run import Run, fit
-from aif_jax.train.fit import Settings, read_record
+from aif_jax.train.fit import Settings, begin, read_record
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from aif_jax.version import EncodingMismatch
 from experiments.datasets.synthetic import synthetic_world
@@ -111,6 +112,15 @@ def test_a_changed_record_of_a_run_is_refused(run, old, new):
             Run.load(run.folder)
     finally:
         file.write_text(good)
+
+
+def test_a_record_of_another_run_is_refused(run, tmp_path):
+    """A sound record, but of other settings than these checkpoints were made with."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    begin(tmp_path / "other", dataclasses.replace(run.settings, first_test=run.settings.first_test + 1), resume=False)
+    shutil.copy(tmp_path / "other" / "fit.json", tmp_path / "run" / "fit.json")
+    with pytest.raises(CheckpointError, match="run/.*: expected one of the run .*, got that of '.*'"):
+        Run.load(tmp_path / "run")
 
 
 class Kill:

@@ -35,6 +35,7 @@ class Checkpoint:
       opt_state: optimizer state, or None where `load` got no template for it.
       position: of the data stream, as given to `save`.
       metrics: figures of this step by name.
+      run: name of the training run that wrote it, None where it has none.
     """
 
     params: Params
@@ -45,6 +46,7 @@ class Checkpoint:
     opt_state: Any = None
     position: Any = None
     metrics: dict[str, float] | None = None
+    run: str | None = None
 
     def __repr__(self) -> str:
         parts = "with optimizer state, " if self.opt_state is not None else ""
@@ -136,11 +138,21 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
         opt_state=trees.get("opt_state"),
         position=record.get("position"),
         metrics=metrics,
+        run=record.get("run"),
     )
 
 
 def pack_contents(
-    params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any, copy: bool
+    params: Params,
+    config: Config,
+    encoder: Encoder | None,
+    step: int,
+    opt_state: Any,
+    position: Any,
+    metrics: Any,
+    *,
+    run: str | None = None,
+    copy: bool,
 ) -> Packed:
     """Trees and record of a checkpoint, checked and hashed; see `save` and `storage.pack`."""
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
@@ -155,6 +167,7 @@ def pack_contents(
         "step": int(step),
         "position": position,
         "metrics": {name: float(figure) for name, figure in metrics.items()} if metrics else None,
+        "run": run,
     }
     return pack(trees, record, format=FORMAT, copy=copy)
 

@@ -26,6 +26,7 @@ class Checkpoints:
       directory: made when the first checkpoint is saved.
       keep_last: how many of the latest steps stay.
       keep_best: such as ("gauc", "max"): the best step by that metric stays too. None keeps the latest alone.
+      run: a name of the run that every checkpoint carries; one of another run is refused. None takes any.
 
     Example:
       >>> import tempfile, jax, aif_jax as aif
@@ -41,13 +42,19 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | Path, *, keep_last: int = 3, keep_best: tuple[str, Literal["max", "min"]] | None = None
+        self,
+        directory: str | Path,
+        *,
+        keep_last: int = 3,
+        keep_best: tuple[str, Literal["max", "min"]] | None = None,
+        run: str | None = None,
     ):
         expect(keep_last >= 1, "keep_last", "at least 1", keep_last)
         expect(keep_best is None or keep_best[1] in ("max", "min"), "keep_best", "(metric, 'max' or 'min')", keep_best)
         self.directory = Path(directory).absolute()
         self.keep_last = keep_last
         self.keep_best = keep_best
+        self.run = run
         self._saving: Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -115,7 +122,7 @@ class Checkpoints:
         self.wait()
         if self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: step {step} is saved already; it stays as it is")
-        packed = pack_contents(params, config, encoder, step, opt_state, position, metrics, copy=True)
+        packed = pack_contents(params, config, encoder, step, opt_state, position, metrics, run=self.run, copy=True)
         thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving = thread.submit(self._write, step, packed)
         thread.shutdown(wait=False)
@@ -127,11 +134,14 @@ class Checkpoints:
         config: Config | None = None,
         like: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        """`load` of one step. Raises FileNotFoundError for no such step; names those that are there."""
+        """`load` of one step. Raises FileNotFoundError for no such step; CheckpointError for one of another run."""
         number = self.latest if step == "latest" else self.best if step == "best" else step
         if number is None or number not in self.steps:
             raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}")
-        return load(self._folder(number), config=config, like=like)
+        found = load(self._folder(number), config=config, like=like)
+        if self.run is not None and found.run != self.run:
+            raise CheckpointError(f"{self._folder(number)}: expected one of the run {self.run}, got that of {found.run!r}")
+        return found
 
     def wait(self) -> None:
         """Returns when everything is on disk, as the end of a `with` block does. Raises what went wrong in the background."""

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.features import check_user_features, unpack, user_specs
+from aif_jax.index import storage
 from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
 from aif_jax.types import Params, UserFeatures
@@ -54,20 +55,19 @@ class Programs:
         self._lock = threading.Lock()
 
     def user(self, params: Params, length: int, count: int = 1) -> Callable[..., Any]:
-        """The compiled user function for `count` histories of one length: (params, packed features [count, n]) -> states.
-
-        A loop over the users: vmapped, the temporary arrays of long histories would not fit the caches of a CPU.
+        """The compiled user function for `count` histories of one length: (params, packed features [count, n]) -> states,
+        each of them one array.
         """
         specs = user_specs(self.model.config.schema, length=length)
         packed = jax.ShapeDtypeStruct((count, sum(spec.size for spec in jax.tree.leaves(specs))), np.int32)
 
         def users(params, packed):
             def user(words):
-                return self.model.user(params, unpack(words, specs))
+                return storage.pack(self.model.user(params, unpack(words, specs)))
 
             if count == 1:
                 return (user(packed[0]),)
-            states = jax.lax.map(user, packed)
+            states = _each(user, packed)
             return tuple(jax.tree.map(itemgetter(place), states) for place in range(count))
 
         self._compile_upload(packed)
@@ -139,11 +139,12 @@ class Programs:
             return jnp.concatenate([*as_bits, positions, non_finite[None]]), logits
 
         def many(params, states, table, rows, bids, order):
+            stacked = storage.unpack(jax.tree.map(lambda *words: jnp.stack(words), *states))
             if len(states) == 1:
-                packed, logits = one(params, states[0], table, rows[0], bids[0], order[0])
+                state = jax.tree.map(itemgetter(0), stacked)
+                packed, logits = one(params, state, table, rows[0], bids[0], order[0])
                 return packed[None], logits[None]
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-            return jax.vmap(one, (None, 0, None, 0, 0, 0))(params, stacked, table, rows, bids, order)
+            return _each(lambda state, *inputs: one(params, state, table, *inputs), stacked, rows, bids, order)
 
         return many
 
@@ -190,6 +191,13 @@ def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> 
     check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
     check_user_features(schema, features, batched=False)
     return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
+
+
+def _each(function: Callable[..., Any], *batches: Any) -> Any:
+    """`function` of every entry [b, ...]: one by one on a CPU, whose caches hold the arrays of one request; else together."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda entry: function(*entry), batches)
+    return jax.vmap(function)(*batches)
 
 
 def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:

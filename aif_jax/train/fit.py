@@ -175,7 +175,8 @@ def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
 def checkpoints_of(folder: Path, settings: Settings) -> Checkpoints:
     """The checkpoints of a run."""
     best = settings.keep_best
-    return Checkpoints(folder, keep_best=None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max"))
+    keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
+    return Checkpoints(folder, keep_best=keep_best, run=_seal(settings.to_json()))
 
 
 def final(checkpoints: Checkpoints, settings: Settings) -> Checkpoint:
