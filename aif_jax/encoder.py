@@ -205,7 +205,7 @@ class Encoder:
                 length=record["length"],
                 max_skew=record["max_skew"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"encoder: expected a record of Encoder.to_record, got another: {error!r}") from error
         version = record.get("version")
         expect(encoder.version == version, "encoder", f"vocabularies and settings of version {version}", encoder.version)
@@ -293,9 +293,11 @@ class Encoder:
         return bags
 
     def _as_read(self, values: Any, column: str, name: str) -> Any:
-        """Values as a file would give them: booleans are 0 and 1, numbers of a text column are text."""
+        """Values as a file would give them: booleans are 0 and 1, or refused as ids; numbers of a text column are text."""
         first = values[0] if len(values) else None
         if isinstance(first, bool | np.bool_):
+            if name in ("user", "item"):
+                raise TypeError(f"column {column!r}: expected integers or strings as ids, got bool")
             values = np.asarray(values, np.int64)
         if column in self.columns.text and isinstance(first, int | np.integer) and self.vocabularies[name].kind == "strings":
             values = list(map(str, values))

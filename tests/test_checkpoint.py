@@ -408,6 +408,17 @@ def test_a_step_that_lost_its_record_is_no_reason_to_answer_with_another(tmp_pat
             read()
 
 
+def test_the_record_of_another_step_is_no_reason_to_answer_with_another(tmp_path):
+    """Its figures would decide which step is the best."""
+    with Checkpoints(tmp_path, keep_best=("gauc", "max")) as run:
+        for step, figure in {1: 0.61, 2: 0.66}.items():
+            run.save(step, small(1), CONFIG, metrics={"gauc": figure})
+    shutil.copy(tmp_path / "1" / METADATA_FILE, tmp_path / "2" / METADATA_FILE)
+    for read in (lambda: run.best, lambda: run.restore("best"), lambda: run.restore(2)):
+        with pytest.raises(CheckpointError, match="2: expected step 2 of the run that wrote it, got step 1 of the run None"):
+            read()
+
+
 def test_what_a_kill_in_the_middle_of_a_removal_leaves_is_removed(tmp_path):
     with Checkpoints(tmp_path, keep_last=2) as run:
         for step in (1, 2):

@@ -175,6 +175,7 @@ def test_histories_equal_a_plain_loop(events, length, random):
     ({"sku": ["10", "20", "30"]}, TypeError, "expected integers like the vocabulary, got dtype <U2"),
     ({"sku": [10, None, 30]}, TypeError, "got NoneType after int at position 1"),
     ({"sku": [10.0, 20.0, 30.0]}, TypeError, "got dtype float64"),
+    ({"sku": [True, False, True]}, TypeError, "column 'sku': expected integers or strings as ids, got bool"),
     ({"event": ["buy", None, "view"]}, TypeError, "got NoneType after str at position 1"),
     ({"event": [0.5, 1.5, 2.5]}, TypeError, "got dtype float64"),
     ({"at": [1.5, 2.5, 3.5]}, TypeError, "events, column 'at': expected integer times in 's' or datetime64, got dtype float64"),
@@ -273,6 +274,7 @@ def test_one_item():
     ({"price": [1.0, 2.0]}, ValueError, "items: expected columns of one length"),
     ({"id": ["20", "99", "30"]}, TypeError, "expected integers like the vocabulary"),
     ({"id": [20, None, 30]}, TypeError, "id: expected integers or strings, all of one kind, got NoneType"),
+    ({"id": [True, False, True]}, TypeError, "column 'id': expected integers or strings as ids, got bool"),
     ({"category": [1, 2, 3]}, TypeError, "expected strings like the vocabulary"),
 ])  # fmt: skip
 def test_wrong_items_are_refused(change, error, message):
@@ -317,6 +319,8 @@ def test_a_record_that_does_not_fit_its_arrays_is_refused():
         Encoder.from_record(record, {name: array for name, array in arrays.items() if not name.startswith("user/")})
     with pytest.raises(ValueError, match="expected a record of Encoder.to_record, got another: KeyError"):
         Encoder.from_record({"schema": record["schema"]}, arrays)
+    with pytest.raises(ValueError, match="expected a record of Encoder.to_record, got another: AttributeError"):
+        Encoder.from_record(record | {"scales": None}, arrays)
 
 
 def test_the_version_is_that_of_what_ids_and_floats_mean():

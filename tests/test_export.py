@@ -65,6 +65,7 @@ def copy(made, tmp_path):
         for name in rehash:
             raw = (folder / name).read_bytes()
             manifest["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        manifest["sha256"] = consume.seal(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
         return folder
 
@@ -382,7 +383,7 @@ def test_sizes_are_bounded(made, copy):
     "edit, message",
     [
         (lambda m: m.update(format="other"), "expected format"),
-        (lambda m: m.update(format_version=3), "expected format_version 2, got 3"),
+        (lambda m: m.update(format_version=4), "expected format_version 3, got 4"),
         (lambda m: m.pop("functions"), "functions: expected dict"),
         (lambda m: m["functions"].pop("item"), "functions: expected .*'item'"),
         (lambda m: m["functions"].update(more=m["functions"]["item"]), "functions: expected .*'item'"),
@@ -505,6 +506,7 @@ def test_expired_functions_are_rebuilt_from_params_config_and_encoder(encoded, t
     shutil.copytree(encoded[0], folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["functions"]["user"]["calling_convention_version"] = 1
+    manifest["sha256"] = consume.seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(export.ExportError, match=r"user: written under jax .* with calling convention 1, .* reads \d+ to"):
         load(folder)
@@ -600,6 +602,7 @@ def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
     manifest = json.loads((folder / "manifest.json").read_text())
     raw = (folder / "encoder.safetensors").read_bytes()
     manifest["files"]["encoder.safetensors"] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    manifest["sha256"] = consume.seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(export.ExportError, match=message):
         load(folder)
@@ -715,3 +718,12 @@ def test_stablehlo_text_with_its_argument_list_gives_the_same_logits(made, loade
     (got,) = executable.execute([jax.device_put(x, jax.devices("cpu")[0]) for x in flat])
     assert spec["results"] == ["logits"]
     np.testing.assert_allclose(np.asarray(got), logits[np.arange(count) % C], rtol=0, atol=1e-6)
+
+
+def test_a_manifest_with_a_changed_byte_is_refused(made, tmp_path):
+    """Also where it still reads as a manifest: the seal inside covers every value."""
+    raw = (made[0] / "manifest.json").read_bytes()
+    at = raw.index(b'"version": "') + len(b'"version": "')
+    (tmp_path / "manifest.json").write_bytes(raw[:at] + (b"0" if raw[at : at + 1] != b"0" else b"1") + raw[at + 1 :])
+    with pytest.raises(export.ExportError, match="manifest.json was altered"):
+        consume.read_manifest(tmp_path)

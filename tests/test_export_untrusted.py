@@ -60,6 +60,7 @@ def forge(tmp_path):
             manifest["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
         if edit:
             edit(manifest)
+        manifest["sha256"] = consume.seal(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
         return folder
 

@@ -243,6 +243,8 @@ def test_floats_are_scaled_as_they_were_in_training(folder, tmp_path):
         ({"user": [2**63]}, TypeError, "events, column 'user': expected integers from -2^63 to below 2^63, got larger ones"),
         ({"time": [2**63]}, TypeError, "events, column 'time': expected integers from -2^63 to below 2^63, got larger ones"),
         ({"time": [True]}, ValueError, "events, column 'time': wrong type: expected whole numbers or timestamps, got bool"),
+        ({"user": [True]}, ValueError, "events, column 'user': wrong type: expected integers or text, got bool"),
+        ({"item": [False]}, ValueError, "events, column 'item': wrong type: expected integers or text, got bool"),
     ],
 )
 def test_what_arrow_does_not_hold_or_is_no_time_is_refused_in_memory(changes, error, message):

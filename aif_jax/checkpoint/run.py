@@ -138,10 +138,8 @@ class Checkpoints:
         number = self.latest if step == "latest" else self.best if step == "best" else step
         if number is None or number not in self.steps:
             raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}")
-        found = load(self._folder(number), config=config, like=like)
-        if self.run is not None and found.run != self.run:
-            raise CheckpointError(f"{self._folder(number)}: expected one of the run {self.run}, got that of {found.run!r}")
-        return found
+        self._record(number)
+        return load(self._folder(number), config=config, like=like)
 
     def wait(self) -> None:
         """Returns when everything is on disk, as the end of a `with` block does. Raises what went wrong in the background."""
@@ -168,9 +166,17 @@ class Checkpoints:
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)
 
+    def _record(self, step: int) -> dict[str, Any]:
+        """The record of a step, which must be that step of this run: a file of another may have come in its place."""
+        _, record = inspect(folder := self._folder(step), format=FORMAT)
+        if record.get("step") != step or (self.run is not None and record.get("run") != self.run):
+            of = f"step {record.get('step')} of the run {record.get('run')}"
+            raise CheckpointError(f"{folder}: expected step {step} of the run {self.run or 'that wrote it'}, got {of}")
+        return record
+
     def _metrics(self, step: int) -> dict[str, float]:
         try:
-            return metrics_of(self._folder(step), inspect(self._folder(step), format=FORMAT)[1]) or {}
+            return metrics_of(self._folder(step), self._record(step)) or {}
         except (FileNotFoundError, CheckpointError):
             if step in self.steps:
                 raise

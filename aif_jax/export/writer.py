@@ -194,6 +194,7 @@ def _write(
     shutil.copytree(Path(consume.__file__).parent, target / "consume", ignore=shutil.ignore_patterns("__pycache__"))
     names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
     manifest["files"] = {name: _entry(target / name) for name in names}
+    manifest["sha256"] = consume.seal(manifest)
     raw = json.dumps(manifest, indent=1).encode()
     (target / files.MANIFEST).write_bytes(raw)
     digest = hashlib.sha256(raw).hexdigest()

@@ -23,6 +23,7 @@ def main(folder: Path) -> None:
     shutil.rmtree(folder / "consume")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"] = {name: entry for name, entry in manifest["files"].items() if not name.startswith("consume/")}
+    manifest["sha256"] = export.consume.seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

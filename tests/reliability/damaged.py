@@ -31,7 +31,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, export, train
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.export import ExportError
-from aif_jax.export.consume import verify
+from aif_jax.export.consume import seal, verify
 from aif_jax.index import ItemIndex
 from aif_jax.version import VersionMismatch
 from tests.reliability import victims
@@ -300,6 +300,7 @@ def _forge_export(folder: Path) -> None:
         for name, entry in manifest["files"].items():
             raw = (folder / "model" / name).read_bytes()
             entry |= {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        manifest["sha256"] = seal(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return
     file.write_text(json.dumps(manifest))

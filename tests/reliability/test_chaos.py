@@ -139,12 +139,15 @@ def refusals(deed: Any) -> tuple[type[BaseException], ...]:
     return (deed, RuntimeError) if deed is StopAsyncIteration else (deed,)  # Python itself changes that one in a coroutine
 
 
-async def chaos(requests: int, rng: np.random.Generator, *, plain: bool) -> Counter:
-    """Clients send requests to callables that misbehave in most of them, and check what comes back."""
+async def chaos(requests: int, rng: np.random.Generator, *, plain: bool, timeout: float) -> Counter:
+    """Clients send requests to callables that misbehave in most of them, and check what comes back.
+
+    A machine that stands still for `timeout` seconds fails it: then calls time out that did not hang.
+    """
     deeds, tally, failed = Deeds(), Counter(), Counter()
     features, retrieval = callables(deeds, plain=plain)
     config = ServingConfig(
-        buckets=(16, 64), max_k=K, max_pending=CLIENTS - 4, callable_timeout=0.4, max_hung=10**6, reserve=0.02,
+        buckets=(16, 64), max_k=K, max_pending=CLIENTS - 4, callable_timeout=timeout, max_hung=10**6, reserve=0.02,
         drain_timeout=2.0,
     )  # fmt: skip
     index = coded.index(0)
@@ -240,7 +243,7 @@ async def chaos(requests: int, rng: np.random.Generator, *, plain: bool) -> Coun
 
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 def test_a_little_chaos(plain):
-    asyncio.run(chaos(SMOKE.chaos_requests, generator("chaos", seed=0), plain=plain))
+    asyncio.run(chaos(SMOKE.chaos_requests, generator("chaos", seed=0), plain=plain, timeout=0.4))
 
 
 @pytest.mark.reliability
@@ -248,5 +251,5 @@ def test_a_little_chaos(plain):
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 def test_chaos_of_callables_under_load(plain):
     rng = generator(f"chaos, {'plain' if plain else 'async'}")
-    tally = asyncio.run(chaos(FULL.chaos_requests // 2, rng, plain=plain))
+    tally = asyncio.run(chaos(FULL.chaos_requests // 2, rng, plain=plain, timeout=2.0))
     print(f"{len(CLASSES)} exception classes, {len(HANGS)} ways to hang: {dict(tally)}")

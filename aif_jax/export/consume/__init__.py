@@ -5,11 +5,11 @@ folder, use `aif_jax.export.load`, the same code: its functions first run in a c
 nothing is opened that the manifest does not list.
 """
 
-from .files import ExportError, checked, read_arrays, read_manifest
+from .files import ExportError, checked, read_arrays, read_manifest, seal
 from .functions import read_axes
 from .model import ExportedIndex, ExportedModel, flatten, load, verify
 
 __all__ = [
     "load", "verify", "flatten", "ExportedModel", "ExportedIndex", "ExportError", "checked", "read_arrays", "read_axes",
-    "read_manifest",
+    "read_manifest", "seal",
 ]  # fmt: skip

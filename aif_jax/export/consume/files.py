@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FORMAT = "aif_jax.export"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
 MOST_FILES = 1024
@@ -61,12 +61,23 @@ def read_manifest(folder: Path, *, sha256: str | None = None, max_bytes: int | N
         raise ExportError(
             f"{MANIFEST}: expected format_version {FORMAT_VERSION}, got {version!r}; export anew or update the loader"
         )
+    if manifest.get("sha256") != (digest := seal(manifest)):
+        raise ExportError(f"{MANIFEST} was altered: expected sha256 {manifest.get('sha256')} inside, got {digest}")
     _check_form(manifest)
     total = sum(entry["bytes"] for entry in manifest["files"].values())
     limit = memory() // 2 if max_bytes is None else max_bytes
     if total > limit:
         raise ExportError(f"{MANIFEST}: expected at most {limit} bytes in all, it lists {total}; max_bytes sets the limit")
     return manifest
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """sha256 of everything in a manifest but the seal: finds accidents, while a digest given to `load` finds attackers."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    try:
+        return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    except RecursionError:
+        raise ExportError(f"{MANIFEST}: expected JSON, got something nested too deeply") from None
 
 
 def digest_of(folder: Path) -> str:
