@@ -5,11 +5,15 @@ Arrow arrays are used through their methods, so pyarrow need not be installed.
 
 from __future__ import annotations
 
+import decimal
+import numbers
 from typing import Any
 
 import numpy as np
 
 from aif_jax.checks import expect, expect_finite
+
+NUMBERS = (numbers.Real, decimal.Decimal, np.bool_, type(None))  # a missing one becomes NaN
 
 
 def column_of(table: Any, name: str) -> Any:
@@ -71,8 +75,9 @@ def floats_of(values: Any, name: str) -> np.ndarray:
     """float32 [n] of numbers; raises where one is not a finite number, or a list of them."""
     array = np.asarray(plain(values))
     expect(array.ndim == 1, f"column {name!r}", "one number in each row", f"shape {list(array.shape)}")
-    if array.dtype.kind not in "iufbO" or (array.dtype.kind == "O" and any(isinstance(v, str) for v in array.flat)):
-        raise TypeError(f"column {name!r}: expected numbers, got dtype {array.dtype}")
+    strange = {type(value).__name__ for value in array if not isinstance(value, NUMBERS)} if array.dtype.kind == "O" else set()
+    if array.dtype.kind not in "iufbO" or strange:
+        raise TypeError(f"column {name!r}: expected numbers, got {', '.join(sorted(strange)) or f'dtype {array.dtype}'}")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found below
         array = array.astype(np.float64).astype(np.float32)
     expect_finite(array, f"column {name!r}")

@@ -45,7 +45,7 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax.features import pack, unpack, user_specs
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
-from aif_jax.serving.programs import Programs, plain_features
+from aif_jax.serving.programs import COMPILER_OPTIONS, Programs, plain_features
 from experiments import common
 from experiments.latency_services import Delays, Model, World, sequential_answer
 
@@ -196,7 +196,10 @@ class Sequential:
         specs = user_specs(model.config.schema, length=length)
         answer = sequential_answer(model, self._k)
         self._catalogue = jax.device_put(made.world.features)
-        self._answer = jax.jit(lambda params, words, catalogue, rows: answer(params, unpack(words[0], specs), catalogue, rows))
+        self._answer = jax.jit(
+            lambda params, words, catalogue, rows: answer(params, unpack(words[0], specs), catalogue, rows),
+            compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),  # as the engine
+        )
         self._compute(0)
         return self
 

@@ -15,9 +15,12 @@ import numpy as np
 import aif_jax as aif
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Overloaded, Request, ServingConfig, Timeline
+from aif_jax.serving.programs import COMPILER_OPTIONS
 from experiments import drawn
 
 CONTENT = 64
+OPTIONS = COMPILER_OPTIONS.get(jax.default_backend())
+"""Of the engine, and of every function that is compared with it."""
 
 
 class Delays(NamedTuple):
@@ -181,7 +184,7 @@ class Sequential:
     async def __aenter__(self) -> Sequential:
         rows = jax.device_put(np.zeros(self._count, np.int32))
         arguments = (self._made.params, self._users[0], self._catalogue, rows)
-        self._answer = jax.jit(sequential_answer(self._made.model, self._k)).lower(*arguments).compile()
+        self._answer = jax.jit(sequential_answer(self._made.model, self._k)).lower(*arguments).compile(OPTIONS)
         jax.block_until_ready(self._answer(*arguments))
         return self
 
@@ -244,7 +247,7 @@ class Bare:
 
     @staticmethod
     def _timed(function: Any, *arguments: Any) -> Any:
-        compiled = jax.jit(function).lower(*arguments).compile()
+        compiled = jax.jit(function).lower(*arguments).compile(OPTIONS)
         jax.block_until_ready(compiled(*arguments))
 
         def once() -> float:

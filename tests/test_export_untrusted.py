@@ -120,15 +120,15 @@ def test_flipped_functions_are_refused_and_this_process_lives(forge, name):
 def test_functions_that_are_read_for_ever_end_in_time(forge, left_behind):
     folder = forge(flipped("interaction", *FLIPS["interaction"]["endless"][0]))
     with pytest.raises(ExportError):
-        export.verify(folder, max_seconds=8)
+        export.verify(folder, max_seconds=6)
     assert not left_behind()
 
 
 @pytest.mark.parametrize("call", [export.verify, export.load])
 def test_a_function_that_loops_for_ever_is_refused(forge, call, left_behind):
     folder = forge(function(endless))
-    with pytest.raises(ExportError, match="in at most 12 s, got no end; max_seconds sets the limit"):
-        call(folder, max_seconds=12)
+    with pytest.raises(ExportError, match="in at most 7 s, got no end; max_seconds sets the limit"):
+        call(folder, max_seconds=7)
     assert not left_behind()
 
 

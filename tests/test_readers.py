@@ -243,6 +243,8 @@ def test_floats_are_scaled_as_they_were_in_training(folder, tmp_path):
         ({"user": [2**63]}, TypeError, "events, column 'user': expected integers from -2^63 to below 2^63, got larger ones"),
         ({"time": [2**63]}, TypeError, "events, column 'time': expected integers from -2^63 to below 2^63, got larger ones"),
         ({"time": [True]}, ValueError, "events, column 'time': wrong type: expected whole numbers or timestamps, got bool"),
+        ({"item": [np.datetime64("NaT")]}, TypeError, "events, column 'item': expected values that Arrow holds, got others"),
+        ({"time": [np.True_, 5]}, TypeError, "events, column 'time': expected values of one kind, got booleans among others"),
         ({"user": [True]}, ValueError, "events, column 'user': wrong type: expected integers or text, got bool"),
         ({"item": [False]}, ValueError, "events, column 'item': wrong type: expected integers or text, got bool"),
     ],
@@ -363,6 +365,10 @@ def test_repr_of_a_log(folder):
     ({"actions": ("view",)}, "Columns.actions: expected a column for them"),
     ({"user": "item"}, r"expected each column of the events file in one place, got \['item'\] in several"),
     ({"category": "price", "item_floats": ("price",)}, r"expected each column of the items file in one place"),
+    ({"user": float("nan")}, "Columns.user: expected str, got nan"),
+    ({"content": 3}, "Columns.content: expected str | None, got 3"),
+    ({"bag_length": True}, "Columns.bag_length: expected int, got True"),
+    ({"item_floats": ("price", 1)}, r"Columns.item_floats: expected tuple\[str, ...\], got \('price', 1\)"),
     ({"bag_length": 1}, "Columns.bag_length: expected at least 2"),
 ])  # fmt: skip
 def test_wrong_columns(change, message):

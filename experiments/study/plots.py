@@ -51,11 +51,11 @@ def _by_critical_path(records: Records, critical: Mapping[str, Any]) -> Any:
     for model, ms, figures in placed:
         level = figures["gauc"]
         crowded = any(ms < other and abs(level - there["gauc"]) < 0.003 for _, other, there in placed)
-        above = any(other < ms and 0 < level - there["gauc"] < 0.003 for _, other, there in placed)
-        at, side = ((-8, 7 * above), "right") if crowded else ((8, 0), "left")  # where no other name is
+        above = sum(other < ms and 0 < level - there["gauc"] < 0.003 for _, other, there in placed)
+        at, side = ((-8, 10 * above), "right") if crowded else ((8, 0), "left")  # where no other name is
         axes.errorbar(ms, level, yerr=figures["gauc_std"], fmt="o", capsize=3)
         axes.annotate(model, (ms, level), xytext=at, textcoords="offset points", ha=side, va="center", fontsize=9)
-    axes.margins(x=0.3)
+    axes.margins(x=0.3, y=0.1)
     axes.set(xscale="log", xlabel="critical path at C=1000, ms (median)", ylabel=GAUC)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))

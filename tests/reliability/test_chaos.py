@@ -49,9 +49,9 @@ class Deeds:
     Hangs last much longer than any budget or timeout here, and end by themselves, so that a run holds a bounded number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         self.over = threading.Event()
-        self.seconds = 3.0
+        self.seconds = seconds
 
     def plainly(self, deed: Any) -> None:
         """In a plain function."""
@@ -144,7 +144,7 @@ async def chaos(requests: int, rng: np.random.Generator, *, plain: bool, timeout
 
     A machine that stands still for `timeout` seconds fails it: then calls time out that did not hang.
     """
-    deeds, tally, failed = Deeds(), Counter(), Counter()
+    deeds, tally, failed = Deeds(seconds=8 * timeout), Counter(), Counter()
     features, retrieval = callables(deeds, plain=plain)
     config = ServingConfig(
         buckets=(16, 64), max_k=K, max_pending=CLIENTS - 4, callable_timeout=timeout, max_hung=10**6, reserve=0.02,
@@ -251,5 +251,5 @@ def test_a_little_chaos(plain):
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 def test_chaos_of_callables_under_load(plain):
     rng = generator(f"chaos, {'plain' if plain else 'async'}")
-    tally = asyncio.run(chaos(FULL.chaos_requests // 2, rng, plain=plain, timeout=2.0))
+    tally = asyncio.run(chaos(FULL.chaos_requests // 2, rng, plain=plain, timeout=1.0))
     print(f"{len(CLASSES)} exception classes, {len(HANGS)} ways to hang: {dict(tally)}")
