@@ -379,6 +379,16 @@ def test_a_push_that_is_not_on_disk_is_saved_by_close(tmp_path, monkeypatch):
     assert inspect(snapshots(tmp_path)[-1]).version == stream.index.version != build().version
 
 
+def test_a_writer_with_nothing_to_save_removes_what_a_kill_left(tmp_path):
+    """The writer before it was killed between its last save and the removal of the oldest snapshot."""
+    with IndexWriter.start(tmp_path / "w", build(), every_updates=1, keep=4) as stream:
+        for position in range(1, 4):
+            apply(stream, position)
+    assert positions(tmp_path / "w") == [0, 1, 2, 3]
+    IndexWriter.resume(tmp_path / "w", MODEL, PARAMS, keep=2).close()
+    assert positions(tmp_path / "w") == [2, 3]
+
+
 def test_resume_names_the_snapshot_that_it_cannot_read(tmp_path):
     with IndexWriter.start(tmp_path / "w", build(), every_updates=1) as stream:
         apply(stream, 1)

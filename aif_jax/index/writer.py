@@ -144,7 +144,7 @@ class IndexWriter:
             raise
         writer._lease = lease
         writer._saved_positions, writer._changes = writer.positions, 0
-        remove_unfinished(directory)  # what a kill in the middle of a save or a removal left
+        writer._remove_old()  # what a kill in the middle of a save or a removal left: there may be nothing left to save
         return writer
 
     @property
