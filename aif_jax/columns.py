@@ -15,8 +15,11 @@ Kind: TypeAlias = Literal["id", "value", "category", "bag", "float", "vector", "
 File: TypeAlias = Literal["events", "items", "users"]
 CODED = ("id", "value", "category", "bag")  # kinds whose values become rows of a vocabulary
 RESERVED = ("user", "item", "category", "action")
-KINDS: dict[str, Any] = {"str": str, "str | None": str | None, "int": int, "bool": bool}
-"""Annotation to what a field may hold."""
+ALLOWED: dict[str, tuple[type, ...]] = {
+    "str": (str,), "TimeUnit": (str,), "str | None": (str, type(None)), "int": (int,), "bool": (bool,),
+    "tuple[str, ...]": (str,), "tuple[str | int, ...]": (str, int),
+}  # fmt: skip
+"""A field's annotation to the types of its value, or of each of its values; a bool is no int."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,11 +88,9 @@ class Columns:
                 object.__setattr__(self, field.name, tuple(value))
             elif isinstance(field.default, tuple) and not isinstance(value, tuple):
                 raise ValueError(f"Columns.{field.name}: expected a tuple of column names, got {value!r}")
-            named = isinstance(field.default, tuple)
-            members, kind = (getattr(self, field.name), str) if named else ((value,), KINDS.get(str(field.type), object))
-            kind = str | int if field.name == "actions" else kind
-            right = all(isinstance(member, kind) and not (kind is int and isinstance(member, bool)) for member in members)
-            expect(right, f"Columns.{field.name}", field.type, repr(value))
+            members = value if isinstance(value, list | tuple) else (value,)
+            allowed = ALLOWED[str(field.type)]
+            expect(all(type(member) in allowed for member in members), f"Columns.{field.name}", field.type, repr(value))
         units = f"one of {', '.join(PER_SECOND)}"
         expect(self.time_unit in PER_SECOND, "Columns.time_unit", units, repr(self.time_unit))
         several = "at least 2 (item_attributes are for single values)"

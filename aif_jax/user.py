@@ -8,8 +8,6 @@ ours.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -45,8 +43,9 @@ def apply(params: Params, features: UserFeatures, *, config: Config, candidates:
     towers = config.towers is not None
     embeddings = layers.embed_behaviours(params, config.schema, recent(features.history, config.history_length))
     sequence = short_sequence(params, embeddings, config=config) if towers else jnp.zeros((0, config.width))
-    given: dict[str, Any] = dict(config=config, params=params, features=features, candidates=candidates)
-    view = UserView(**given, embeddings=embeddings, sequence=sequence)
+    view = UserView(
+        config=config, params=params, features=features, embeddings=embeddings, sequence=sequence, candidates=candidates
+    )
     blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
     return UserState(vector=vector(params, view) if towers else jnp.zeros(0), blocks=blocks)
 

@@ -245,6 +245,7 @@ def test_floats_are_scaled_as_they_were_in_training(folder, tmp_path):
         ({"time": [True]}, ValueError, "events, column 'time': wrong type: expected whole numbers or timestamps, got bool"),
         ({"item": [np.datetime64("NaT")]}, TypeError, "events, column 'item': expected values that Arrow holds, got others"),
         ({"time": [np.True_, 5]}, TypeError, "events, column 'time': expected values of one kind, got booleans among others"),
+        ({"time": np.array([np.True_, 5], object)}, TypeError, "events, column 'time': expected values of one kind"),
         ({"user": [True]}, ValueError, "events, column 'user': wrong type: expected integers or text, got bool"),
         ({"item": [False]}, ValueError, "events, column 'item': wrong type: expected integers or text, got bool"),
     ],

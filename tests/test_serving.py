@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.features import pack
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
+from aif_jax.serving.programs import Programs
 from aif_jax.serving.versions import Version
 from aif_jax.version import VersionMismatch, fingerprint
 from tests import demo
@@ -699,3 +701,23 @@ def test_items_without_a_finite_score_are_counted_and_left_out(world):
             assert metrics["counters"]["non_finite_scores"] == 12 and metrics["failed"] == {"NonFiniteScores": 2}
 
     run(test())
+
+
+def test_a_batch_gives_the_same_one_by_one_and_together(world):
+    """The first is the form for CPUs, the second that for other devices."""
+    packed, bits = [], []
+    for one_by_one in (True, False):
+        programs = Programs(world.model, max_k=8, bid="bid")
+        programs.one_by_one = one_by_one
+        words = [pack(world.user(name)) for name in (3, 7)]
+        length = len(world.user(3).history.mask)
+        states = programs.user(world.params, length, 2)(world.params, programs.upload_features(words))
+        rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
+        score = programs.score(world.params, states, world.index, 32)
+        inputs = programs.upload_rows(rows, [None, None], ["logit", "logit"], 32)
+        with world.index.reading() as table:
+            best, logits = score(world.params, states, table, *inputs)
+        packed.append([part.positions.tolist() for part in programs.download_best(best)])
+        bits.append(np.asarray(logits))
+    assert packed[0] == packed[1]
+    np.testing.assert_allclose(bits[0], bits[1], rtol=1e-5, atol=1e-6)

@@ -65,7 +65,7 @@ class UserView:
     config: Config
     params: Params  # of the whole model
     features: UserFeatures
-    embeddings: jax.Array  # float32 [max(S, L), D] of the whole history; zeros where there is no event
+    embeddings: jax.Array  # float32 [n, D] of the whole history, n up to max(S, L); zeros where there is no event
     sequence: jax.Array  # Z' float32 [S, D], the projected short history; [0, D] in a model without towers
     # how many candidates the state will score where that is known (in training), None in serving: a block with a cheaper equal
     # form for few candidates may use it
@@ -83,7 +83,7 @@ class UserView:
 
     @cached_property
     def embedded(self) -> jax.Array:
-        """Embeddings of the long history, float32 [L, D]."""
+        """Embeddings of the long history, float32 [L, D]; zeros where there is no event."""
         return self.embeddings[: self.config.long_length]
 
     def values(self, table: Fitted, history: Behaviours) -> jax.Array:

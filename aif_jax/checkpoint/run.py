@@ -138,8 +138,9 @@ class Checkpoints:
         number = self.latest if step == "latest" else self.best if step == "best" else step
         if number is None or number not in self.steps:
             raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}")
-        self._record(number)
-        return load(self._folder(number), config=config, like=like)
+        found = load(self._folder(number), config=config, like=like)
+        self._expect_own(number, found.step, found.run)
+        return found
 
     def wait(self) -> None:
         """Returns when everything is on disk, as the end of a `with` block does. Raises what went wrong in the background."""
@@ -166,17 +167,17 @@ class Checkpoints:
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)
 
-    def _record(self, step: int) -> dict[str, Any]:
-        """The record of a step, which must be that step of this run: a file of another may have come in its place."""
-        _, record = inspect(folder := self._folder(step), format=FORMAT)
-        if record.get("step") != step or (self.run is not None and record.get("run") != self.run):
-            of = f"step {record.get('step')} of the run {record.get('run')}"
-            raise CheckpointError(f"{folder}: expected step {step} of the run {self.run or 'that wrote it'}, got {of}")
-        return record
+    def _expect_own(self, step: int, found: Any, run: Any) -> None:
+        """Raises unless the record in a step's folder is that step's, of this run: a file of another may be in its place."""
+        if found != step or (self.run is not None and run != self.run):
+            expected, got = ("" if self.run is None else f" of the run {name}" for name in (self.run, run))
+            raise CheckpointError(f"{self._folder(step)}: expected step {step}{expected}, got step {found}{got}")
 
     def _metrics(self, step: int) -> dict[str, float]:
         try:
-            return metrics_of(self._folder(step), self._record(step)) or {}
+            _, record = inspect(self._folder(step), format=FORMAT)
+            self._expect_own(step, record.get("step"), record.get("run"))
+            return metrics_of(self._folder(step), record) or {}
         except (FileNotFoundError, CheckpointError):
             if step in self.steps:
                 raise

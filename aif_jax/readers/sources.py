@@ -152,18 +152,22 @@ def _numbered(
 def _array(values: Any, name: str) -> Any:
     """A column in memory as an Arrow array; TypeError for numbers that Arrow does not hold, or booleans among numbers."""
     arrow = pyarrow()
-    if isinstance(values, list) and np.bool_ in (kinds := set(map(type, values))) and len(kinds - {np.bool_, bool, type(None)}):
-        raise TypeError(f"{name}: expected values of one kind, got booleans among others")  # Arrow would make 1 of np.True_
-    if not isinstance(values, np.ndarray):
-        try:
-            return values if isinstance(values, arrow.Array | arrow.ChunkedArray) else arrow.array(values)
-        except OverflowError as error:
-            raise TypeError(f"{name}: expected integers from -2^63 to below 2^63, got larger ones") from error
-        except arrow.ArrowNotImplementedError as error:
-            raise TypeError(f"{name}: expected values that Arrow holds, got others: {error}") from error
-    if values.ndim == 2:
+    if isinstance(values, arrow.Array | arrow.ChunkedArray):
+        return values
+    if isinstance(values, np.ndarray) and values.ndim == 2:
         return arrow.FixedSizeListArray.from_arrays(arrow.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
-    return arrow.array(values.tolist(), arrow.large_string()) if values.dtype.kind in "UT" else arrow.array(values)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "UT":
+        return arrow.array(values.tolist(), arrow.large_string())
+    is_plain = isinstance(values, np.ndarray) and values.dtype.kind != "O"
+    kinds = set() if is_plain else set(map(type, values)) - {type(None)}
+    if np.bool_ in kinds and kinds - {np.bool_, bool}:  # Arrow would make 1 of np.True_
+        raise TypeError(f"{name}: expected values of one kind, got booleans among others")
+    try:
+        return arrow.array(values)
+    except OverflowError as error:
+        raise TypeError(f"{name}: expected integers from -2^63 to below 2^63, got larger ones") from error
+    except arrow.ArrowNotImplementedError as error:
+        raise TypeError(f"{name}: expected values that Arrow holds, got others: {error}") from error
 
 
 def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator[Batch]:

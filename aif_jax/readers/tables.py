@@ -60,10 +60,10 @@ def _parsers(
         number = test.is_floating(value) or test.is_decimal(value)
         moment, empty = test.is_timestamp(value) or test.is_date(value), test.is_null(value)
         column = _Column(batch.file, text, name, kind, type_, problems, columns, widths)
-        truth = test.is_boolean(value) and kind == "id"  # booleans can be an attribute, and name nobody
+        boolean_id = test.is_boolean(value) and kind == "id"  # booleans can be an attribute, and name nobody
         named = text and (not number or name in columns.text)  # text may look like dates, and still name something
         fits, expected, parse = {
-            "coded": ((word or integer or empty or named) and not truth, "integers or text", column.coded),
+            "coded": ((word or integer or empty or named) and not boolean_id, "integers or text", column.coded),
             "bag": (word or listed or text or empty, "lists, or text to be split", column.bag),
             "float": (integer or number or text or empty, "numbers", column.floats),
             "vector": (listed and not text, "lists of numbers (in text files give the content by itself)", column.vectors),

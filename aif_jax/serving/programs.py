@@ -49,6 +49,9 @@ class Programs:
         self.compiles: Counter[str] = Counter()
         self.transfers: Counter[str] = Counter()
         self.warm_seconds = 0.0  # of the slowest scoring function, once warm
+        self.one_by_one = jax.default_backend() == "cpu"  # its caches hold the arrays of one request of a batch
+        # The least share of a compiled size that must be filled: one by one, a place to spare costs as much as a request.
+        self.full = 1.0 if self.one_by_one else 0.75
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._uploads: dict[tuple[int, ...], Callable[..., Any]] = {}
         self._constants: dict[Any, Any] = {}
@@ -67,7 +70,7 @@ class Programs:
 
             if count == 1:
                 return (user(packed[0]),)
-            states = _each(user, packed)
+            states = self._each(user, packed)
             return tuple(jax.tree.map(itemgetter(place), states) for place in range(count))
 
         self._compile_upload(packed)
@@ -122,7 +125,7 @@ class Programs:
         return parts
 
     def _score_fn(self, decode: Callable[..., Any], bucket: int) -> Callable[..., Any]:
-        model, bid, k = self.model, self.bid, min(self.max_k, bucket)
+        model, bid, k, each = self.model, self.bid, min(self.max_k, bucket), self._each
 
         def one(params, state, table, rows, bids, order):
             items = decode(table, rows)
@@ -144,9 +147,15 @@ class Programs:
                 state = jax.tree.map(itemgetter(0), stacked)
                 packed, logits = one(params, state, table, rows[0], bids[0], order[0])
                 return packed[None], logits[None]
-            return _each(lambda state, *inputs: one(params, state, table, *inputs), stacked, rows, bids, order)
+            return each(lambda state, *inputs: one(params, state, table, *inputs), stacked, rows, bids, order)
 
         return many
+
+    def _each(self, function: Callable[..., Any], *batches: Any) -> Any:
+        """`function` of every entry [b, ...] of some batches."""
+        if self.one_by_one:
+            return jax.lax.map(lambda entry: function(*entry), batches)
+        return jax.vmap(function)(*batches)
 
     def _get(self, kind: str, function: Callable[..., Any], arguments: Any, *, of: Any = None) -> Callable[..., Any]:
         leaves, tree = jax.tree.flatten((arguments, of))
@@ -191,13 +200,6 @@ def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> 
     check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
     check_user_features(schema, features, batched=False)
     return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
-
-
-def _each(function: Callable[..., Any], *batches: Any) -> Any:
-    """`function` of every entry [b, ...]: one by one on a CPU, whose caches hold the arrays of one request; else together."""
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(lambda entry: function(*entry), batches)
-    return jax.vmap(function)(*batches)
 
 
 def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:

@@ -51,9 +51,8 @@ class Scorer:
 
     def __init__(self, programs: Programs, config: ServingConfig):
         self._programs = programs
-        self._tasks = Together(
-            "aif-score", config.score_threads, batch_sizes(config.batch_size), full=0.75, prepare=_look_up, run=self._run
-        )
+        sizes = batch_sizes(config.batch_size)
+        self._tasks = Together("aif-score", config.score_threads, sizes, full=programs.full, prepare=_look_up, run=self._run)
         self.submit = self._tasks.submit
         self.close = self._tasks.close
         self._repeats = False  # whether the latest candidates that were looked through had repeats

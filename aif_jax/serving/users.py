@@ -59,10 +59,8 @@ class UserSides:
         self._config = config
         self._features = features
         self._metrics = metrics
-        # A user function with a batch of users is a loop: a place computed for nothing would cost as much as a user.
-        self._tasks = Together(
-            "aif-user", config.user_threads, batch_sizes(config.batch_size), full=1.0, prepare=self._pack, run=self._run
-        )
+        sizes = batch_sizes(config.batch_size)
+        self._tasks = Together("aif-user", config.user_threads, sizes, full=programs.full, prepare=self._pack, run=self._run)
         self._serving: str | None = None  # version whose states are cached
         self._computed = 1.0  # share of the latest requests whose state was not in the cache
 
