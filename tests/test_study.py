@@ -302,11 +302,11 @@ def test_report_from_records(tmp_path):
 
 
 def test_sizes_name_models_of_the_plan():
-    """Every value of a size is an model whose config has it, and every sweep is in the figure or the table of octaves."""
+    """Every value of a size is a model whose config has it; every sweep is in the figure or the table of recency windows."""
     planned = {run.model for stage in ("sweeps", "signatures") for run in plan.runs(stage)}
     assert all(set(values.values()) <= planned for values in models.SWEPT.values())
     shown = {model for values in models.SWEPT.values() for model in values.values()}
-    assert planned - shown == {"sweep L=512, tiers by recency", "sweep L=512, tiers by octaves"}
+    assert planned - shown == {"sweep L=512, two recency windows", "sweep L=512, seven recency windows"}
 
 
 def test_every_model_of_the_plan_has_its_critical_path():

@@ -27,7 +27,7 @@ from aif_jax.blocks import (
 SIZES: dict[str, Any] = dict(width=32, short_length=32, long_length=128, towers=(64,), head=(64, 32))
 SMOKE: dict[str, Any] = dict(width=8, short_length=8, long_length=32, towers=(16,), head=(16, 8))
 BITS, TIERS = 128, 16
-OCTAVES = (4, 8, 16, 32, 64, 128)  # ends of recency windows, each twice as long as the one before
+SEVEN = (4, 8, 16, 32, 64, 128)  # ends of seven recency windows, each twice as long as the one before
 
 EACH = "each"
 """As the field of `Sim`: a cache for every SIM field of the data set."""
@@ -114,16 +114,16 @@ LONGER: dict[str, dict[str, Any]] = {
     "+ SimTier, L=512": dict(blocks=PAPER, long_length=512),
     "aif, L=512": dict(blocks=FULL, long_length=512),
     "preset": dict(blocks=(BEA, SIM, LEARNED, WINDOWED, DOT), long_length=512),
-    "aif, L=512, tiers by octaves": dict(
-        blocks=(*FULL[:-2], SimTier(tiers=TIERS, bits=BITS, windows=OCTAVES), DOT), long_length=512
+    "aif, L=512, seven recency windows": dict(
+        blocks=(*FULL[:-2], SimTier(tiers=TIERS, bits=BITS, windows=SEVEN), DOT), long_length=512
     ),
 }
-"""Longer histories; a two-tower model has the short one alone. "Octaves" are seven recency windows, not the paper's.
+"""Longer histories; a two-tower model has the short one alone. Recency windows in SimTier are ours, not the paper's.
 
 "preset" is `presets.aif`: "aif, L=512" without DIN on LSH.
 """
 WINDOWS: dict[str, dict[str, Any]] = {
-    "aif, L=512, tiers by recency": dict(
+    "aif, L=512, two recency windows": dict(
         blocks=(*FULL[:-2], SimTier(tiers=TIERS, bits=BITS, windows=(32,)), DOT), long_length=512
     )
 }
@@ -151,8 +151,8 @@ SWEEPS: dict[str, dict[str, Any]] = {
     **{f"sweep Q={q} P={p}": _paper(sim=Sim(EACH, slots=q, length=p)) for q, p in ((4, 8), (16, 2), (64, 8), (16, 32))},
     **{f"sweep L={length}": _paper(long_length=length) for length in (16, 32, 64, 256)},
     **{
-        f"sweep L=512, tiers by {name}": _paper(tiers=SimTier(tiers=TIERS, bits=BITS, windows=windows), long_length=512)
-        for name, windows in (("recency", (32,)), ("octaves", OCTAVES))
+        f"sweep L=512, {name} recency windows": _paper(tiers=SimTier(tiers=TIERS, bits=BITS, windows=windows), long_length=512)
+        for name, windows in (("two", (32,)), ("seven", SEVEN))
     },
 }
 """The paper's model with one size changed; its K is in SIGNATURES, its L=512 in LONGER."""

@@ -20,7 +20,7 @@ STAGES = (
     "tuning", "main", "longer", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
     "precision", "signatures", "more epochs", "leave one out, validation",
 )  # fmt: skip
-LONG = ("aif, L=512", "aif, L=512, tiers by octaves", *models.WINDOWS)
+LONG = ("aif, L=512", "aif, L=512, seven recency windows", *models.WINDOWS)
 SMALL = ("leave one out, validation", "sweeps", "precision", "signatures")
 """Stages that choose among models, on the validation slice with `FIXED`; they do not use the test slice."""
 

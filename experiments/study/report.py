@@ -113,7 +113,7 @@ def _more(model: str) -> str:
 
 
 def _ceiling(model: str) -> str:
-    """The sequential ceiling with the history of an AIF model: "aif, L=512, tiers by octaves" -> "exact, L=512"."""
+    """The sequential ceiling with the history of an AIF model: "aif, L=512, seven recency windows" -> "exact, L=512"."""
     return ", ".join(["exact", *(part for part in model.split(", ")[1:] if part.startswith("L="))])
 
 

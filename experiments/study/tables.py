@@ -20,7 +20,7 @@ Written by `python -m experiments.ablation --report-only --page docs` from the r
 [Does it rank better?](study.md) explains them. Figures are means over seeds, ± their sample deviation; without ± there is one
 seed. *GAUC* pools a user's requests, *per user* is the plain mean over users. *Ranker recall@100* is the share of the `exact`
 model's ten best that are among the model's hundred best; in the synthetic world it is of two seeds for logQ, of one or two
-where L=512. "Tiers by octaves" are seven recency windows. *Critical ms* is the median from "candidates are here" to "top 100
+where L=512. Recency windows in SimTier are ours. *Critical ms* is the median from "candidates are here" to "top 100
 are here" at C=1000 with the model's history length, all models in turn in one run, measured on MovieLens.
 """
 NAMES = {
