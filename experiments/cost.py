@@ -107,7 +107,7 @@ async def study(options) -> dict[str, Any]:
     sizes: dict[str, Any] = dict(short_length=8, width=8) if options.smoke else {}
     long = {name: getattr(aif.presets, name)(world.schema, long_length=options.history, **sizes) for name in LONG}
     configs = long | {"two_tower": aif.presets.two_tower(world.schema, **sizes)}
-    models = {name: Model(world, config) for name, config in configs.items()}
+    models = {name: Model.drawn(world, config) for name, config in configs.items()}
     floor = Floor(models["aif"], options.candidates, k)
     async with contextlib.AsyncExitStack() as stack:
         services: dict[str, Any] = {name: Engine(models[name], options, k) for name in ENGINES}
@@ -268,7 +268,7 @@ class Floor:
 
 def packed_features(made: Model, number: int) -> np.ndarray:
     """The features of a request's user, checked, as words int32 [n]."""
-    return pack(plain_features(made.config.schema, made.user(number), encoding=""))
+    return pack(plain_features(made.config.schema, made.user(number), encoding=made.index.encoding))
 
 
 def candidate_ids(world: World, number: int, count: int) -> np.ndarray:

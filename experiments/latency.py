@@ -116,7 +116,7 @@ def build(world: World, options, length: int) -> dict[str, Model]:
         config = config.replace(blocks=tuple(codes if isinstance(b, aif.blocks.SimTier) else b for b in config.blocks))
     others = (presets.exact, presets.two_tower, presets.cold)
     made = {"aif": config, **{preset.__name__: preset(world.schema, long_length=length, **sizes) for preset in others}}
-    return {name: Model(world, config) for name, config in made.items()}
+    return {name: Model.drawn(world, config) for name, config in made.items()}
 
 
 async def start(

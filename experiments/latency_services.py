@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
+from aif_jax.data.dataset import Dataset
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Overloaded, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS
@@ -90,15 +92,45 @@ class World:
         return self._drawn[key]
 
 
-class Model:
-    """A model with random parameters and everything about it that both ways of serving share."""
+class DataWorld(World):
+    """The items of a data set; candidates are drawn from them."""
 
-    def __init__(self, world: World, config: aif.Config):
-        self.world, self.config = world, config
-        self.model = aif.build(config)
-        self.params = jax.device_put(self.model.init(jax.random.key(0), world.catalogue))
-        self.users = [drawn.users(world.schema, config.history_length, seed=number) for number in range(world.users)]
-        self.index = ItemIndex.build(self.model, self.params, world.features, ids=world.ids, progress=False)
+    def __init__(self, data: Dataset, *, users: int = 16, seed: int = 0):
+        self.items, self.users, self.seed = len(data.items) - 1, users, seed
+        self.ids, self.schema, self.catalogue, self._drawn = data.items.raw, data.schema, data.catalogue, {}
+        self.features = data.catalogue.features(np.arange(1, self.items + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model and everything about it that both ways of serving share."""
+
+    world: World
+    model: aif.PreRanker
+    params: Any
+    users: list[aif.UserFeatures]  # of requests 0 to `world.users` - 1, and again from the first
+    index: ItemIndex
+
+    @classmethod
+    def drawn(cls, world: World, config: aif.Config) -> Model:
+        """Random parameters and users."""
+        model = aif.build(config)
+        params = jax.device_put(model.init(jax.random.key(0), world.catalogue))
+        users = [drawn.users(world.schema, config.history_length, seed=number) for number in range(world.users)]
+        return cls(world, model, params, users, ItemIndex.build(model, params, world.features, ids=world.ids, progress=False))
+
+    @classmethod
+    def trained(cls, world: World, run: aif.Run, data: Dataset) -> Model:
+        """A trained model, and the users of the latest events."""
+        positions = np.argsort(data.log.time, kind="stable")[-world.users :]
+        users = data.user_features(positions, length=run.config.history_length)
+        listed = [jax.tree.map(lambda leaf, n=n: leaf[n], users) for n in range(world.users)]
+        return cls(world, run.model, jax.device_put(run.params), listed, run.index(data.catalogue, progress=False))
+
+    @property
+    def config(self) -> aif.Config:
+        """Of the model."""
+        return self.model.config
 
     def user(self, number: int) -> aif.UserFeatures:
         """Features of a request's user."""

@@ -5,13 +5,17 @@ Command   python -m experiments.quickstart            (or --smoke, --data DIR, -
 Data      MovieLens-100K, fetched; next item: which movie does the user rate next?
 Models    `presets.aif` and `presets.two_tower`, trained alike: the same samples, epochs and optimizer, untuned.
 Protocol  split by time: training on the first 80 % of all events; the next 10 % choose the best epoch; figures are of requests
-          from the last 10 %, evaluated once.
+          from the last 10 %, evaluated once. Under load: closed loops of 64 callers, as in `experiments.cost`, over the trained
+          models; candidates are drawn from all items.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +23,10 @@ from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.data.dataset import Dataset
-from experiments import common
+from experiments import common, cost
 from experiments.datasets import fetch, movielens
 from experiments.datasets.synthetic import synthetic_world
+from experiments.latency_services import DataWorld, Model
 from experiments.staged import Answer, Server, draw_answers
 
 SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
@@ -64,6 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"  top items the same both ways: {overlap:.1%}")
     draw_answers(typical, options.figure)
     print(f"timelines drawn in {options.figure}")
+    loaded = asyncio.run(under_load(runs, data, options))
+    rows = [[name, *values] for name, values in loaded.items()]
+    print("\n" + common.table(rows, ["under load", "CPU ms a request", "requests/s"]) + "\n")
 
     seconds = time.perf_counter() - began
     print(f"done in {seconds:.0f} s")
@@ -78,6 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
             "critical_path_ms_sequential": sequential,
             "cpu_ms_staged": float(np.mean(cpu["staged"])),
             "cpu_ms_sequential": float(np.mean(cpu["sequential"])),
+            "cpu_ms_under_load": {name: spent for name, (spent, _) in loaded.items()},
+            "requests_per_s_under_load": {name: rate for name, (_, rate) in loaded.items()},
             "dataset": data.name,
             "n_users": len(data.users) - 1,
             "n_items": len(data.items) - 1,
@@ -163,6 +173,35 @@ def serve(run: aif.Run, retrieval: aif.Run, data: Dataset, options):
     typical = {name: answers[name][int(np.argsort(times[name])[options.served // 2])] for name in ways}
     server.close()
     return times, cpu, difference, typical, overlap
+
+
+async def under_load(runs: dict[str, aif.Run], data: Dataset, options) -> dict[str, tuple[float, float]]:
+    """CPU milliseconds a request and requests a second of callers who wait for nothing but the answer, median over rounds."""
+    world = DataWorld(data)
+    count = min(options.candidates, world.items)
+    sizes = SimpleNamespace(candidates=count, batch_size=2 if options.smoke else 8, threads=2)
+    callers, rounds, seconds = (4, 1, 0.05) if options.smoke else (64, 7, 0.5)
+    made = {name: Model.trained(world, run, data) for name, run in runs.items()}
+    k = min(100, count)
+    services: dict[str, Any] = {name: cost.Engine(model, sizes, k) for name, model in made.items()}
+    services["aif, sequential"] = cost.Sequential(made["aif"], sizes, k)
+    kinds = {"new users": "new", "cached states": "returning_0"}
+    found: dict[str, list[cost.Load]] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        for service in services.values():
+            await stack.enter_async_context(service)
+        for turn in tqdm(range(rounds + 1), desc="closed loops"):
+            for name, service in services.items():
+                for label, kind in kinds.items() if isinstance(service, cost.Engine) else [("new users", "new")]:
+                    measured = await cost.closed_loop(service, kind, callers, seconds)
+                    found.setdefault(f"{name}, {label}", []).extend([measured] if turn else [])  # the first one warms up
+    return {
+        name: (
+            float(np.median([1e3 * each.cpu_seconds / each.requests for each in loads])),
+            float(np.median([each.requests / each.seconds for each in loads])),
+        )
+        for name, loads in found.items()
+    }
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ def test_quickstart(tmp_path):
     for name in ("auc", "gauc", "hr100", "two_tower_auc", "two_tower_gauc", "two_tower_hr100"):
         assert 0 < got[name] <= 1, name
     assert got["max_abs_staged_minus_joint"] < 1e-5
+    ways = {"aif, new users", "aif, cached states", "two_tower, new users", "two_tower, cached states"}
+    for key in ("cpu_ms_under_load", "requests_per_s_under_load"):
+        assert set(got[key]) == ways | {"aif, sequential, new users"} and min(got[key].values()) > 0
     assert got["critical_path_ms_staged"] > 0 and got["critical_path_ms_sequential"] > 0
     assert (got["n_users"], got["n_items"], got["n_events"], got["dataset"]) == (100, 400, 12000, "synthetic")
     assert math.isfinite(got["seconds"])
