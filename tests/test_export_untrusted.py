@@ -332,7 +332,7 @@ def rewrite(originals, tmp_path):
         file = tmp_path / name / storage.METADATA_FILE
         whole = json.loads(file.read_text())
         edit(whole["custom_metadata"])
-        whole["custom_metadata"]["sha256"] = storage._record_hash(whole["custom_metadata"])
+        whole["custom_metadata"]["sha256"] = storage.record_hash(whole["custom_metadata"])
         file.write_text(json.dumps(whole))
         return tmp_path / name
 

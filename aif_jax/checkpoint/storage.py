@@ -81,7 +81,7 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
         name: {path: dataclasses.asdict(digest(leaf, path)) for path, leaf in tree.items()} for name, tree in named.items()
     }
     metadata = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__, "leaves": leaves}
-    metadata |= {"sha256": _record_hash(metadata)}
+    metadata |= {"sha256": record_hash(metadata)}
     # Orbax refuses arrays of size 0; the record has all there is to know of them.
     arrays = {name: {path: _encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
     if copy:
@@ -110,7 +110,7 @@ def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Diges
         metadata = json.loads((path / METADATA_FILE).read_text())["custom_metadata"]
         if metadata["format"] != format:
             raise CheckpointError(f"{path}: expected the format {format!r}, got {metadata['format']!r}")
-        if metadata["sha256"] != _record_hash(metadata):
+        if metadata["sha256"] != record_hash(metadata):
             raise CheckpointError(f"{path}: the record in {METADATA_FILE} was altered")
         leaves = {
             name: {leaf: _digest(path, f"{name}/{leaf}", entry) for leaf, entry in tree.items()}
@@ -221,7 +221,7 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> 
     return nest(placed) if nested else jax.tree.unflatten(jax.tree.structure(like), placed.values())
 
 
-def _record_hash(metadata: Mapping[str, Any]) -> str:
+def record_hash(metadata: Mapping[str, Any]) -> str:
     """A hash of everything in a record but the hash."""
     rest = {name: value for name, value in metadata.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from aif_jax import metrics
 from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from aif_jax.checkpoint.storage import record_hash
 from aif_jax.checks import expect
 from aif_jax.data.candidates import Draw, SourceFn
 from aif_jax.data.dataset import Dataset
@@ -176,7 +176,7 @@ def checkpoints_of(folder: Path, settings: Settings) -> Checkpoints:
     """The checkpoints of a run."""
     best = settings.keep_best
     keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
-    return Checkpoints(folder, keep_best=keep_best, run=_seal(settings.to_json()))
+    return Checkpoints(folder, keep_best=keep_best, run=record_hash(settings.to_json()))
 
 
 def final(checkpoints: Checkpoints, settings: Settings) -> Checkpoint:
@@ -227,7 +227,7 @@ def evaluation_options(settings: Settings) -> dict[str, Any]:
 def begin(folder: Path, settings: Settings, *, resume: bool) -> None:
     """Writes the record of a run into its folder, or compares it with the one there: FileExistsError, ValueError."""
     file, record = folder / RECORD, settings.to_json()
-    sealed = record | {"sha256": _seal(record)}
+    sealed = record | {"sha256": record_hash(record)}
     if Checkpoints(folder).steps:  # until then there is nothing to resume
         if not resume or not file.exists():
             raise FileExistsError(f"{folder}: expected a new folder, found checkpoints; resume=True goes on with a run")
@@ -250,8 +250,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         seal = record.pop("sha256")
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: expected the record of a run, got none: {error!r}") from error
-    if seal != _seal(record):
-        raise CheckpointError(f"{file}: the record was altered: expected the sha256 {_seal(record)}, got {seal}")
+    if seal != record_hash(record):
+        raise CheckpointError(f"{file}: the record was altered: expected the sha256 {record_hash(record)}, got {seal}")
     return record
 
 
@@ -264,8 +264,3 @@ def load(folder: Path) -> tuple[Settings, Checkpoint]:
         raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}") from error
     with checkpoints_of(folder, settings) as checkpoints:
         return settings, final(checkpoints, settings)
-
-
-def _seal(record: dict[str, Any]) -> str:
-    """A hash of everything in the record of a run."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
