@@ -3,7 +3,7 @@
 Public names are in the order in which a request meets them: your files, a model, training, the index, serving, export.
 """
 
-from aif_jax import blocks, checkpoint, data, export, index, metrics, presets, serving, sharding, train
+from aif_jax import blocks, checkpoint, data, export, index, metrics, presets, serving, sharding, train, user_table
 from aif_jax.catalogue import Catalogue
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.columns import Columns
@@ -29,7 +29,8 @@ from aif_jax.serving import (
     ServingConfig,
 )
 from aif_jax.train import Evaluation, evaluate
-from aif_jax.types import Behaviours, ItemFeatures, ItemRow, UserFeatures, UserState
+from aif_jax.types import Behaviours, Events, ItemFeatures, ItemRow, Streamed, UserFeatures, UserMemory, UserState
+from aif_jax.user_table import UserTable, UserTableWriter
 from aif_jax.version import EncodingMismatch, VersionMismatch, fingerprint
 from aif_jax.version import __version__ as __version__
 from aif_jax.vocabulary import Vocabulary
@@ -39,14 +40,17 @@ __all__ = [
     # your files
     "Columns", "check", "read", "Dataset", "EventLog", "Catalogue", "Encoder", "Vocabulary", "data",
     # features
-    "Attribute", "Schema", "Behaviours", "UserFeatures", "ItemFeatures",
+    "Attribute", "Schema", "Behaviours", "Events", "Streamed", "UserFeatures", "ItemFeatures",
     "check_user_features", "check_item_features", "empty_user", "empty_items",
     # a model
     "presets", "blocks", "Config", "build", "assemble", "Component", "PreRanker", "fit_tables", "UserState", "ItemRow",
+    "UserMemory",
     # training
     "fit", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary", "sharding",
     # the index
     "ItemIndex", "IndexWriter", "index",
+    # users nearline
+    "UserTable", "UserTableWriter", "user_table",
     # serving
     "AsyncPreRanker", "ServingConfig", "Request", "Candidates", "Ranking", "Scores",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "serving",

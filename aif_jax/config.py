@@ -87,6 +87,11 @@ class Config:
         return max(self.short_length, self.long_length)
 
     @property
+    def kept_length(self) -> int:
+        """Last events that are kept of a user who is streamed: what the user tower and blocks read that do not stream."""
+        return max([self.short_length if self.towers is not None else 1, *(part.recent(self) for part in self.blocks)])
+
+    @property
     def tables(self) -> tuple[Any, ...]:
         """The fitted tables of all blocks, each once."""
         return tuple(dict.fromkeys(table for part in self.blocks for table in part.tables))

@@ -17,8 +17,8 @@ from aif_jax.columns import Columns
 from aif_jax.features import behaviours
 from aif_jax.raw import column_of, flat_lists, floats_of, is_arrow, plain, present, stacked, taken
 from aif_jax.schema import Attribute, Schema
-from aif_jax.times import ascending, break_ties, ticks
-from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
+from aif_jax.times import Ticks, ascending, break_ties, stamps, ticks
+from aif_jax.types import Behaviours, Events, ItemFeatures, UserFeatures
 from aif_jax.vocabulary import Vocabulary, as_ids, string_array
 
 MOST_PLACES = 1 << 22  # of a history or a bag, so that a record from elsewhere cannot ask for all memory
@@ -110,10 +110,29 @@ class Encoder:
           TypeError: ids of another kind than the vocabulary's, times that are no integers.
           ValueError: missing columns, columns of different lengths, times in another unit or after `now`, non-finite floats.
         """
-        ids, floats = self._profile(user)
+        ids, floats = self.profile(user)
         return UserFeatures(ids=ids, floats=floats, history=self._history(events, now), encoding=self.version)
 
     __call__ = user
+
+    def events(self, table: Any) -> tuple[Events, np.ndarray]:
+        """Events [n] of a stream, of one user or of many, for `model.update_user` and `UserTable`.
+
+        Args:
+          table: raw values by column of the events file.
+
+        Returns:
+          Events of NumPy arrays in the order in which they are to be applied: by time, those of one moment by item and action,
+          as histories have them; and where in the table each of them is, int64 [n].
+
+        Raises:
+          TypeError, ValueError: as `user`; times before 1963.
+        """
+        raw, time = self._event_columns(table)
+        item, action = self._event_rows(raw, slice(None))
+        order = np.lexsort((action, item, time.value))
+        stamp = stamps(time.seconds, f"events, column {self.columns.time!r}")
+        return Events(item=item[order], action=action[order], time=stamp[order]), order
 
     def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
         """Raw ids and features of n items.
@@ -225,8 +244,8 @@ class Encoder:
             for kind, listed in (("strings", numbers), ("integers", integers))
         }
 
-    def _profile(self, user: Mapping[str, Any] | None) -> tuple[dict[str, Any], np.ndarray]:
-        """ids and floats of one user."""
+    def profile(self, user: Mapping[str, Any] | None) -> tuple[dict[str, Any], np.ndarray]:
+        """ids and floats of ONE user from raw values by column; None for an unknown one."""
         columns = self.columns
         names = {columns.user_record_id: "user"} if columns.user_id else {}
         names |= {name: name for name in columns.user_attributes}
@@ -252,12 +271,7 @@ class Encoder:
 
     def _latest(self, events: Any, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Item row, action and second of the last events before `now`, most recent first."""
-        columns = self.columns
-        names = [columns.item, columns.time, *([columns.action] if columns.action is not None else [])]
-        raw = {name: column_of(events, name) for name in names}
-        lengths = {name: len(values) for name, values in raw.items()}
-        expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
-        time = ticks(plain(raw[columns.time]), f"events, column {columns.time!r}", unit=columns.time_unit)
+        columns, (raw, time) = self.columns, self._event_columns(events)
         seconds, value = time.seconds, time.value
         if len(seconds) and int(seconds.max()) > now + self.max_skew:
             late = int(np.argmax(seconds))
@@ -269,15 +283,29 @@ class Encoder:
         if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
             kept &= value >= np.partition(value[kept], -self.length)[-self.length]
         at = slice(None) if kept.all() else np.flatnonzero(kept)
-        item = self.vocabularies["item"].encode(self._as_read(plain(taken(raw[columns.item], at)), columns.item, "item"))
-        action = np.ones(len(item), np.int32)
-        if columns.action is not None:
-            action = self.action_rows(taken(raw[columns.action], at))
+        item, action = self._event_rows(raw, at)
         order = ascending(value[at])
         value, item, action, seconds = value[at][order], item[order], action[order], seconds[at][order]
         order = break_ties([value], [item, action])
         last = slice(None, -self.length - 1, -1)
         return item[order][last], action[order][last], seconds[order][last]
+
+    def _event_columns(self, events: Any) -> tuple[dict[str, Any], Ticks]:
+        """Raw items and actions by column, all of one length, and times."""
+        columns = self.columns
+        names = [columns.item, columns.time, *([columns.action] if columns.action is not None else [])]
+        raw = {name: column_of(events, name) for name in names}
+        lengths = {name: len(values) for name, values in raw.items()}
+        expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
+        return raw, ticks(plain(raw[columns.time]), f"events, column {columns.time!r}", unit=columns.time_unit)
+
+    def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        """Item row and action of some events, int32 each."""
+        columns = self.columns
+        item = self.vocabularies["item"].encode(self._as_read(plain(taken(raw[columns.item], at)), columns.item, "item"))
+        if columns.action is None:
+            return item, np.ones(len(item), np.int32)
+        return item, self.action_rows(taken(raw[columns.action], at))
 
     def _rows(self, values: Any, column: str, name: str) -> np.ndarray:
         """int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""

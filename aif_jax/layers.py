@@ -137,12 +137,23 @@ def behaviour_fields(params: Params, schema: Schema, item: Array) -> dict[str, j
 
 def embed_behaviours(params: Params, schema: Schema, behaviours: Behaviours) -> jax.Array:
     """Z: the sum of a behaviour's field, action and age embeddings, [S, D]; zeros where the mask is false."""
-    embedding = params["embedding"]
-    total = lookup(embedding["behaviour.action"], jnp.asarray(behaviours.action))
-    total += lookup(embedding["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
-    for field, ids in behaviour_fields(params, schema, behaviours.item).items():
-        total += lookup(embedding[field], ids)
+    age = lookup(params["embedding"]["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
+    total = age + _embed(params, schema, behaviours.item, behaviours.action)
     return jnp.where(jnp.asarray(behaviours.mask)[:, None], total, jnp.zeros((), total.dtype))
+
+
+def embed_events(params: Params, schema: Schema, item: Array, action: Array, mask: Array) -> jax.Array:
+    """The sum of the field and action embeddings of events, [E, D], without their ages; zeros where the mask is false."""
+    total = _embed(params, schema, item, action)
+    return jnp.where(jnp.asarray(mask)[:, None], total, jnp.zeros((), total.dtype))
+
+
+def _embed(params: Params, schema: Schema, item: Array, action: Array) -> jax.Array:
+    embedding = params["embedding"]
+    total = lookup(embedding["behaviour.action"], jnp.asarray(action))
+    for field, ids in behaviour_fields(params, schema, item).items():
+        total += lookup(embedding[field], ids)
+    return total
 
 
 def age_bucket(age: jax.Array) -> jax.Array:

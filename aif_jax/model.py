@@ -1,6 +1,7 @@
 """The map of the system: three pure functions and their composition.
 
     user         one user            -> UserState   asynchronous, while retrieval runs
+    update_user  memory, events      -> memory      nearline, for users whose history is a stream
     item         one item            -> ItemRow     nearline, over the catalogue
     interaction  state x rows [C]    -> logits [C]  real time
     joint        = interaction(params, user(...), vmap(item)(...)): what training differentiates
@@ -22,7 +23,9 @@ from aif_jax import interaction, item, layers, user
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.types import ItemFeatures, Params, UserFeatures
+from aif_jax.types import Events, ItemFeatures, Params, UserFeatures, UserMemory
+from aif_jax.user import new as new_user
+from aif_jax.user import update as update_user
 
 
 class Component(NamedTuple):
@@ -53,6 +56,8 @@ class PreRanker(NamedTuple):
     item: Callable[[Params, ItemFeatures], Any]  # ONE item -> row
     interaction: Callable[[Params, Any, Any], jax.Array]  # one state, rows [C] -> logits float32 [C]
     joint: Callable[[Params, UserFeatures, ItemFeatures], jax.Array]  # one user, items [C] -> logits float32 [C]
+    new_user: Callable[[], UserMemory]  # what is kept of a user without events
+    update_user: Callable[[Params, UserMemory, Events], UserMemory]  # ONE user's memory, events [E] -> memory
 
     def __repr__(self) -> str:
         """Which functions it is made of, and the config."""
@@ -118,7 +123,8 @@ def assemble(
         hint = {"candidates": candidates} if hinted else {}
         return interaction_fn(params, user.apply(params, features, config=config, **hint), rows)
 
-    return PreRanker(config, init, user_fn, item_fn, interaction_fn, joint)
+    memory = partial(new_user, config), partial(update_user, config=config)
+    return PreRanker(config, init, user_fn, item_fn, interaction_fn, joint, *memory)
 
 
 def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int = 0) -> Params:

@@ -12,7 +12,7 @@ from aif_jax import blocks
 from aif_jax.config import Config
 from aif_jax.schema import Schema
 
-__all__ = ["aif", "paper", "two_tower", "cold", "exact", "PRESETS"]
+__all__ = ["aif", "streaming", "paper", "two_tower", "cold", "exact", "PRESETS"]
 
 logger = logging.getLogger(__name__)
 LONG_LENGTH = 512
@@ -44,6 +44,18 @@ def aif(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **change
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
 
 
+def streaming(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
+    """`aif` for users whose history is a stream: linear attention and SIM hold a whole life and are updated by every event.
+
+    SimTier, BEA and the user tower read the last events, which are kept. `model.update_user` and `aif_jax.user_table` serve it;
+    given whole histories, it reads the first `long_length` events.
+    """
+    tiers = _with_content(schema, "streaming", blocks.SimTier(tiers=TIERS, bits=BITS, length=LONG_LENGTH))
+    short, long = blocks.Bea(dot_product=True), blocks.DecayedMemory(dot_product=True)
+    parts = (short, *map(blocks.DecayedSim, sim_fields), long, *tiers, blocks.DotProduct())
+    return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
+
+
 def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
     """The paper's blocks alone, at sizes in the range that its setting names: BEA, SIM, DIN on LSH, SimTier, L=4,096."""
     content = _with_content(schema, "paper", blocks.LshDin(), blocks.SimTier())
@@ -71,7 +83,7 @@ def exact(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **chan
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
 
 
-PRESETS = {"aif": aif, "paper": paper, "two_tower": two_tower, "cold": cold, "exact": exact}
+PRESETS = {"aif": aif, "streaming": streaming, "paper": paper, "two_tower": two_tower, "cold": cold, "exact": exact}
 """Presets by name, for command lines."""
 
 

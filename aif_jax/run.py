@@ -29,6 +29,7 @@ from aif_jax.train.losses import as_loss
 from aif_jax.train.sparse import SparseConfig
 from aif_jax.train.tasks import NextItem, Task
 from aif_jax.types import Params
+from aif_jax.user_table import UserTable
 from aif_jax.version import check_encoding
 
 
@@ -122,6 +123,20 @@ class Run:
           options: others of `ItemIndex.build`.
         """
         return ItemIndex.build(self.model, self.params, items, encoder=self.encoder, **options)
+
+    def user_table(self, events: Any, **options: Any) -> UserTable:
+        """A row of every user, for a model that streams; arguments as for `UserTable.build`.
+
+        Args:
+          events: the data that training read, or newer data read with its encoder; or raw events by column.
+          options: others of `UserTable.build`.
+
+        Raises:
+          ValueError: a run of data without an encoder.
+        """
+        if self.encoder is None:
+            raise ValueError("user_table: expected a run with an encoder, got one of data without")
+        return UserTable.build(self.model, self.params, events, encoder=self.encoder, **options)
 
     def serve(
         self,

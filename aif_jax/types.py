@@ -61,12 +61,55 @@ class Behaviours:
 
 
 @record
+class Events:
+    """Events of one user in a stream: any order, time 0 where there is none."""
+
+    item: Array  # int32 [E] row of the item
+    action: Array  # int32 [E]
+    time: Array  # uint32 [E] from `times.stamps`
+
+
+@record
+class Kept:
+    """Events that are kept of one user, eight bytes each: the most recent first, time 0 where there is none."""
+
+    code: Array  # uint32 [R] item and action in one number, see `stream.pack`
+    time: Array  # uint32 [R]
+
+
+@record
+class UserMemory:
+    """A user's whole history in bounded memory, nearline: every event updates it, nothing is computed again.
+
+    Made by `model.new_user` and `model.update_user` with the parameters of one model version.
+    """
+
+    recent: Kept  # [R] the last events
+    count: Array  # int32 [] events so far
+    blocks: dict[str, Any]  # by block: what its `update` returned
+
+
+@record
+class Streamed:
+    """A history as the state of a stream, in the place of `Behaviours` in `UserFeatures`."""
+
+    memory: Any  # UserMemory; the engine also takes it `Packed`, as a `UserTable` stores it
+    since: Events  # [E] events that the memory does not hold yet
+    now: Array  # uint32 [] time of the request, from `times.stamps`
+    version: str = static("")  # of the model that made the memory, "" where none is known
+
+
+@record
 class UserFeatures:
-    """What is known of one user when the request arrives. The layout depends on the schema alone, see `features.py`."""
+    """What is known of one user when the request arrives. The layout depends on the schema alone, see `features.py`.
+
+    A model reads the first `short_length` and the first `long_length` places of a history that comes as `Behaviours` [L]; a
+    `Streamed` one holds the user's whole life.
+    """
 
     ids: dict[str, Array]  # int32 [] each (or [n] for a multi-valued attribute)
     floats: Array  # float32 [schema.user_floats]
-    history: Behaviours  # [L]; a model reads its first `short_length` and its first `long_length` places
+    history: Any  # Behaviours or Streamed
     encoding: str = static("")  # version of the encoder that made them, "" where none is known
 
 

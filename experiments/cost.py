@@ -5,6 +5,7 @@ Command   python -m experiments.cost --json cost.json --figure cost.png      (or
 Time      8 minutes on 2 CPU cores
 Measured  experiments/README.md, with the machine
 Services  aif         AsyncPreRanker over `presets.aif`
+          streaming   AsyncPreRanker over `presets.streaming`: features have a row of a `UserTable` and the events since
           sequential  the same model and scores; user function, item function and interaction start when the candidates come
           exact       `presets.exact`: attention over both whole histories; sequential
           two_tower   AsyncPreRanker over a dot product
@@ -14,8 +15,8 @@ Inputs    the same for every service: encoded features as arrays on the host, as
           the candidates. Each service checks, packs and uploads the features and looks up the ids. Sequential ones keep the
           features of the catalogue on the device.
 Users     new          nobody has a state of them
-          returning    0, 1 or 16 events since their last request: the engine computes a state anew for new features, so that
-                       1 and 16 cost what a new user costs; with 0 the state comes from the cache
+          returning    0, 1 or 16 events since their last request: `aif` computes a state anew for new features, so that 1 and
+                       16 cost what a new user costs, `streaming` brings the row up to date; with 0 both have it in the cache
           session      five requests in a row with the same features
           Services without states cost the same for every kind.
 Load      closed loop: each client sends its next request when the last is answered. Feature fetch is a delay of 2 ms, retrieval
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import sys
 import time
@@ -43,13 +45,17 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax.features import pack, unpack, user_specs
+from aif_jax.features import SINCE, pack, unpack, user_specs
+from aif_jax.index.storage import Packed
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
-from aif_jax.serving.programs import COMPILER_OPTIONS, Programs, plain_features
-from experiments import common
+from aif_jax.serving.programs import COMPILER_OPTIONS, Form, Programs
+from aif_jax.stream import FULL_NOW, events_of
+from aif_jax.types import Streamed
+from aif_jax.user_table.program import UserProgram
+from experiments import common, drawn
 from experiments.latency_services import Delays, Model, World, sequential_answer
 
-ENGINES = ("aif", "two_tower")
+ENGINES = ("aif", "streaming", "two_tower")
 LONG = ("aif", "exact", "cold")  # models that read the long history
 SEQUENTIAL = {"sequential": "aif", "exact": "exact", "cold": "cold"}
 KINDS = ("new", "returning_0", "returning_1", "returning_16", "session")
@@ -108,6 +114,7 @@ async def study(options) -> dict[str, Any]:
     long = {name: getattr(aif.presets, name)(world.schema, long_length=options.history, **sizes) for name in LONG}
     configs = long | {"two_tower": aif.presets.two_tower(world.schema, **sizes)}
     models = {name: Model.drawn(world, config) for name, config in configs.items()}
+    models["streaming"] = streamed(world, aif.presets.streaming(world.schema, **sizes), history=options.history)
     floor = Floor(models["aif"], options.candidates, k)
     async with contextlib.AsyncExitStack() as stack:
         services: dict[str, Any] = {name: Engine(models[name], options, k) for name in ENGINES}
@@ -141,6 +148,20 @@ class Asked(NamedTuple):
     delays: Delays = Delays()
 
 
+def streamed(world: World, config: aif.Config, *, history: int) -> Model:
+    """A model whose users are rows of a table, made from `history` events but the last 16, which come with the request."""
+    made, new = Model.drawn(world, config), SINCE[0]
+    program = UserProgram(made.model, made.params, storage="float32", batch_size=1)
+    for number in range(world.users):
+        user = drawn.users(world.schema, history, seed=number)
+        events = jax.tree.map(np.asarray, events_of(user.history))
+        before, since = (jax.tree.map(lambda leaf, at=at: leaf[at], events) for at in (slice(0, -new), slice(-new, None)))
+        words = program(np.zeros((1, len(program.empty)), np.uint32), before, np.array([history - new])).words[0]
+        row = Packed(words=words, layout=program.layout)
+        made.users[number] = dataclasses.replace(user, history=Streamed(memory=row, since=since, now=FULL_NOW))
+    return made
+
+
 class Engine:
     """`AsyncPreRanker` over a model."""
 
@@ -154,6 +175,7 @@ class Engine:
             max_pending=256,
             user_threads=options.threads,
             score_threads=options.threads,
+            user_storage="float32" if isinstance(made.users[0].history, Streamed) else None,
         )
         self._engine = AsyncPreRanker(
             made.model, made.params, made.index, features=self._features, retrieval=self._retrieve, config=config
@@ -192,7 +214,7 @@ class Sequential:
     async def __aenter__(self) -> Sequential:
         made, model = self._made, self._made.model
         length = made.config.history_length
-        self._programs.user(made.params, length)  # compiles the upload of the features
+        self._programs.user(made.params, Form(length))  # compiles the upload of the features
         specs = user_specs(model.config.schema, length=length)
         answer = sequential_answer(model, self._k)
         self._catalogue = jax.device_put(made.world.features)
@@ -217,7 +239,7 @@ class Sequential:
 
     def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         ids = candidate_ids(self._made.world, number, self._count)
-        features = self._programs.upload_features([packed_features(self._made, number)])
+        features = self._programs.upload_features([packed_features(self._programs, self._made, number)])
         rows, _ = self._made.index.lookup(ids)  # row r of the index is row r of the catalogue
         packed = self._answer(self._made.params, features, self._catalogue, jax.device_put(rows.astype(np.int32)))
         logits, positions = np.asarray(packed)
@@ -231,14 +253,14 @@ class Floor:
         self._made, self._count = made, candidates
         self._bucket, length = -(-candidates // 128) * 128, made.config.history_length
         self._programs = Programs(made.model, max_k=k, bid="bid")
-        self._user = self._programs.user(made.params, length)
+        self._user = self._programs.user(made.params, Form(length))
         self._state = self.user(0)
         self._score = self._programs.score(made.params, (self._state,), made.index, self._bucket)
         self._turn = 0
 
     def user(self, number: int) -> Any:
         """A user's state, ready on the device."""
-        features = self._programs.upload_features([packed_features(self._made, number)])
+        features = self._programs.upload_features([packed_features(self._programs, self._made, number)])
         return jax.block_until_ready(self._user(self._made.params, features))[0]
 
     def rank(self, number: int, state: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -266,9 +288,10 @@ class Floor:
         return Load(len(critical), spent, time.process_time() - cpu, critical, critical)
 
 
-def packed_features(made: Model, number: int) -> np.ndarray:
+def packed_features(programs: Programs, made: Model, number: int) -> np.ndarray:
     """The features of a request's user, checked, as words int32 [n]."""
-    return pack(plain_features(made.config.schema, made.user(number), encoding=made.index.encoding))
+    features = programs.plain(made.user(number), version=made.index.version, encoding=made.index.encoding)
+    return pack(features)
 
 
 def candidate_ids(world: World, number: int, count: int) -> np.ndarray:
@@ -350,6 +373,10 @@ def summary(loads: dict, floors: dict, gaps: dict, options) -> dict[str, Any]:
         "engine_over_floor": {kind: cpu["aif"][kind] / floor[kind] for kind in KINDS},
         "cpu_ratio_sequential_over_aif": {kind: cpu["sequential"][kind] / cpu["aif"][kind] for kind in KINDS},
         "rps_ratio_aif_over_sequential": {kind: rps["aif"][kind] / max(rps["sequential"][kind], 1e-9) for kind in KINDS},
+        "rps_ratio_streaming_over_sequential": {
+            kind: rps["streaming"][kind] / max(rps["sequential"][kind], 1e-9) for kind in KINDS
+        },
+        "cpu_ratio_sequential_over_streaming": {kind: cpu["sequential"][kind] / cpu["streaming"][kind] for kind in KINDS},
         "overhead_p50_ms": {wait: float(np.median(values)) for wait, values in gaps.items()},
         "critical_p50_ms": dict(critical),
         "closed_loops": dict(curves),
@@ -384,6 +411,7 @@ def report(figures: dict[str, Any], options) -> None:
         rows += [["floor", *[figures["floor_cpu_ms"][kind] for kind in KINDS]]] if key == "cpu_ms" else []
         print("\n" + common.table(rows, [title, *KINDS]))
     keys = ("engine_over_floor", "cpu_ratio_sequential_over_aif", "rps_ratio_aif_over_sequential")
+    keys += ("cpu_ratio_sequential_over_streaming", "rps_ratio_streaming_over_sequential")
     print("\n" + common.table([[key, *[figures[key][kind] for kind in KINDS]] for key in keys], ["ratio", *KINDS]))
     print("\n" + common.table(list(figures["overhead_p50_ms"].items()), ["overhead of a lone request", "p50 ms"]))
     for name, kinds in figures["closed_loops"].items():

@@ -151,7 +151,7 @@ def weighted(item: jax.Array, past: jax.Array, values: jax.Array, mask: jax.Arra
     """DIN on LSH by comparing every pair, [C, H]."""
     bits = 32 * item.shape[-1]
     agreement = bits - 2 * hamming(item[:, None, :], past[None, :, :]).astype(jnp.float32)
-    events = linear_memory.Events(keys=past, values=values, mask=mask)
+    events = linear_memory.ByEvent(keys=past, values=values, mask=mask)
     return linear_memory.weigh_events(agreement, events, bits) @ kernel
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax import snapshots as snapshot_files
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError
-from aif_jax.index import IndexWriter, ItemIndex, WriterConflict, files, inspect, snapshots, verify, writer
+from aif_jax.index import IndexWriter, ItemIndex, WriterConflict, files, inspect, snapshots, verify
 from aif_jax.version import EncodingMismatch, VersionMismatch
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)), item_floats=8)
@@ -149,10 +150,10 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     with pytest.raises(VersionMismatch) as error:
         ItemIndex.load(tmp_path / "a", MODEL, other)
     assert index.version in str(error.value) and build(params=other).version in str(error.value)
-    with pytest.raises(ValueError, match=r"config.width: expected 16, the index has 8"):
+    with pytest.raises(ValueError, match=r"config.width: expected 16, the snapshot has 8"):
         ItemIndex.load(tmp_path / "a", aif.build(CONFIG.replace(width=16)), PARAMS)
     wider = aif.Schema(item_attributes=SCHEMA.item_attributes, item_floats=9)
-    with pytest.raises(ValueError, match=r"config.schema.item_floats: expected 9, the index has 8"):
+    with pytest.raises(ValueError, match=r"config.schema.item_floats: expected 9, the snapshot has 8"):
         ItemIndex.load(tmp_path / "a", aif.build(CONFIG.replace(schema=wider)), PARAMS)
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         ItemIndex.load(tmp_path / "b", MODEL, PARAMS)
@@ -325,7 +326,7 @@ def test_a_position_is_saved_when_it_is_durable_no_sooner(tmp_path, monkeypatch)
 
 def test_a_failed_removal_is_tried_again_and_stops_no_save(tmp_path, monkeypatch, caplog):
     stream = IndexWriter.start(tmp_path / "w", build(), every_updates=1, keep=2)
-    remove, failures = writer.remove_folder, [2]
+    remove, failures = snapshot_files.remove_folder, [2]
 
     def fragile(path):
         if failures[0]:
@@ -333,7 +334,7 @@ def test_a_failed_removal_is_tried_again_and_stops_no_save(tmp_path, monkeypatch
             raise PermissionError(errno.EACCES, "busy", str(path))
         remove(path)
 
-    monkeypatch.setattr(writer, "remove_folder", fragile)
+    monkeypatch.setattr(snapshot_files, "remove_folder", fragile)
     for position, there in enumerate(([0, 1], [0, 1, 2], [0, 1, 2, 3], [3, 4]), 1):
         apply(stream, position)
         assert positions(tmp_path / "w") == there and stream.saved_positions == {0: position}

@@ -37,10 +37,12 @@ def test_cost_smoke(tmp_path, capsys):
     cost.main(["--smoke", "--json", str(tmp_path / "cost.json"), "--figure", str(tmp_path / "cost.png")])
     figures = json.loads((tmp_path / "cost.json").read_text())
     for key in ("cpu_ms", "max_rps", "critical_p50_ms"):
-        assert set(figures[key]) == SERVICES
+        assert set(figures[key]) == SERVICES | {"streaming"}
         assert all(set(kinds) == set(cost.KINDS) for kinds in figures[key].values())
     assert all(value > 0 for kinds in figures["cpu_ms"].values() for value in kinds.values())
-    for key in ("floor_cpu_ms", "engine_over_floor", "cpu_ratio_sequential_over_aif", "rps_ratio_aif_over_sequential"):
+    ratios = [key for key in figures if "_ratio_" in key]
+    assert len(ratios) == 4
+    for key in ("floor_cpu_ms", "engine_over_floor", *ratios):
         assert set(figures[key]) == set(cost.KINDS)
     ratio = figures["cpu_ms"]["aif"]["new"] / figures["floor_cpu_ms"]["new"]
     assert figures["engine_over_floor"]["new"] == pytest.approx(ratio)

@@ -32,7 +32,7 @@ OWNERS = {
     # a lock between readers and the writer of an index
     "threading": ("serving/", "index/lock.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
-    "concurrent": ("serving/", "data/pipeline.py", "checkpoint/run.py", "index/writer.py"),
+    "concurrent": ("serving/", "data/pipeline.py", "checkpoint/run.py", "snapshots.py"),
     "importlib.import_module": ("readers/sources.py",),  # pyarrow, on the first file that is read
     "pyarrow": (),
     "multiprocessing": (),
@@ -57,13 +57,13 @@ OPTIONAL = (
 LAYERS = (
     # the ground floor: types, and raw data to features
     "types", "checks", "schema", "times", "trees", "folders", "vocabulary", "columns", "raw", "features", "encoder",
-    "catalogue",
+    "catalogue", "stream",
     # the model
     "layers", "config", "kernels", "blocks", "presets", "user", "item", "head", "interaction", "model",
     # training
-    "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "data", "readers", "train",
+    "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data", "readers", "train",
     # production
-    "index", "serving", "export",
+    "index", "user_table", "serving", "export",
     # the whole road
     "run", "doctor", "cli", "__main__", "__init__",
 )  # fmt: skip
@@ -266,7 +266,7 @@ def switches(source: str) -> list[str]:
     reads = [ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and re.search(r"\bconfig$", ast.unparse(n.value))]
     found = [read for read in reads if read.rpartition(".")[2] in SWITCHES]
     classes = {name for name in aif_jax.blocks.__all__ if inspect.isclass(getattr(aif_jax.blocks, name))}
-    classes -= {"Block", "Terms", "UserView", "ItemView", "Fitted"}
+    classes -= {"Block", "Terms", "UserView", "EventView", "ItemView", "Fitted"}
     return found + [
         ast.unparse(n)
         for n in nodes

@@ -328,3 +328,13 @@ def test_wrong_tasks(world):
         world.best_scores([5], [[1]], sampling=np.ones(3))
     with pytest.raises(ValueError, match="sampling: expected a positive probability for every item that is scored"):
         world.best_scores([5], [[1]], sampling=np.zeros(301))
+
+
+def test_topics_may_be_shown_as_categories_and_time_may_be_longer():
+    sizes = dict(users=5, items=40, topics=8, categories=8, interests=2, favourites=2, events_per_user=70)
+    world, usual = synthetic_world(0, **sizes, topics_shown=True, mean_gap=86400), synthetic_world(0, **sizes)
+    assert np.array_equal(world.category, world.topic) and not np.array_equal(usual.category, usual.topic)
+    span, shorter = (np.ptp(one.dataset.log.time[:70]) for one in (world, usual))
+    assert 3 < span / shorter < 5
+    with pytest.raises(ValueError, match="categories: expected 8, as many as topics, where these are shown, got 4"):
+        synthetic_world(0, **sizes | {"categories": 4}, topics_shown=True)

@@ -7,6 +7,7 @@
 | `SimTier` | tier histograms of cosine similarities, by signatures | C x L comparisons of bits |
 | `SimTierCodes` | the same by a codebook | a gather |
 | `LinearMemory` | target attention over the long history, with trained keys | [C, K] x [K, H] |
+| `DecayedMemory`, `DecayedSim` | `LinearMemory` and `Sim` over a whole life: every event updates them | the same |
 | `LshDin` | DIN with similarities of signatures | [C, K] x [K, H] |
 | `DotProduct` | nothing: the two-tower's term | [C, D] x [D] |
 | `CrossAttention`, `TargetAttention`, `CosineTiers` | nothing: what the others approximate | C x L x D |
@@ -14,8 +15,10 @@
 """
 
 from aif_jax.blocks.bea import Bea
-from aif_jax.blocks.block import Block, Fitted, ItemView, Terms, UserView, block
+from aif_jax.blocks.block import Block, EventView, Fitted, ItemView, Terms, UserView, block
 from aif_jax.blocks.concatenation import Concatenation
+from aif_jax.blocks.decayed_memory import DecayedMemory
+from aif_jax.blocks.decayed_sim import DecayedSim
 from aif_jax.blocks.dot_product import DotProduct
 from aif_jax.blocks.exact import CosineTiers, CrossAttention, TargetAttention
 from aif_jax.blocks.linear_memory import LinearMemory
@@ -26,7 +29,7 @@ from aif_jax.blocks.simtier import SimTier
 from aif_jax.blocks.simtier_codes import SimTierCodes
 
 __all__ = [
-    "Block", "block", "Terms", "UserView", "ItemView", "Fitted", "Signatures",
-    "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct",
+    "Block", "block", "Terms", "UserView", "EventView", "ItemView", "Fitted", "Signatures",
+    "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct", "DecayedMemory", "DecayedSim",
     "CrossAttention", "TargetAttention", "CosineTiers", "Concatenation",
 ]  # fmt: skip

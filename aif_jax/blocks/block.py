@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from aif_jax import checks, layers
 from aif_jax.config import Config, register
-from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
+from aif_jax.types import Behaviours, Events, ItemFeatures, ItemRow, Params, Streamed, UserFeatures, UserState
 
 
 class Terms(NamedTuple):
@@ -65,8 +65,9 @@ class UserView:
     config: Config
     params: Params  # of the whole model
     features: UserFeatures
-    embeddings: jax.Array  # float32 [n, D] of the whole history, n up to max(S, L); zeros where there is no event
-    sequence: jax.Array  # Z' float32 [S, D], the projected short history; [0, D] in a model without towers
+    history: Behaviours  # [n], n up to max(S, L); of a user who is streamed, the last events that are kept
+    memory: Mapping[str, Any]  # by block that streams: its state with every event in it
+    now: Any  # uint32 [] the stamp of the request, for the times in `memory`
     # how many candidates the state will score where that is known (in training), None in serving: a block with a cheaper equal
     # form for few candidates may use it
     candidates: int | None = None
@@ -74,21 +75,64 @@ class UserView:
     @cached_property
     def short(self) -> Behaviours:
         """The first `short_length` places of the history."""
-        return recent(self.features.history, self.config.short_length)
+        return recent(self.history, self.config.short_length)
 
     @cached_property
     def long(self) -> Behaviours:
         """The first `long_length` places of the history."""
-        return recent(self.features.history, self.config.long_length)
+        return recent(self.history, self.config.long_length)
+
+    @cached_property
+    def sequence(self) -> jax.Array:
+        """Z' float32 [S, D]: the short history projected, with its position from the most recent event; needs towers."""
+        tower, length = self.params["user"], self.config.short_length
+        whole = not isinstance(self.features.history, Streamed)  # then other blocks embed it too; embedded once it costs less
+        embedded = self.embeddings[:length] if whole else self.embed(self.short)
+        if self.config.sequence:
+            embedded = embedded + tower["position"][: embedded.shape[0]]
+        return layers.dense(tower["sequence"], embedded)
+
+    @cached_property
+    def embeddings(self) -> jax.Array:
+        """Embeddings of the whole history, float32 [n, D]; zeros where there is no event."""
+        return self.embed(self.history)
 
     @cached_property
     def embedded(self) -> jax.Array:
         """Embeddings of the long history, float32 [L, D]; zeros where there is no event."""
         return self.embeddings[: self.config.long_length]
 
+    def embed(self, events: Behaviours) -> jax.Array:
+        """Embeddings of events [n] of this user, float32 [n, D]; zeros where there is none."""
+        return layers.embed_behaviours(self.params, self.config.schema, events)
+
     def values(self, table: Fitted, history: Behaviours) -> jax.Array:
         """A fitted table's value for each place of a history, [S, ...]."""
         return layers.lookup(self.params["fitted"][table.name]["table"], jnp.asarray(history.item))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EventView:
+    """What a block may read of new events of ONE user, the oldest first: they come once and are never seen again."""
+
+    config: Config
+    params: Params  # of the whole model
+    events: Events  # [E] by time; time 0 where there is none
+
+    @cached_property
+    def mask(self) -> jax.Array:
+        """bool [E], where there is an event."""
+        return jnp.asarray(self.events.time) > 0
+
+    @cached_property
+    def embedded(self) -> jax.Array:
+        """Embeddings without the age, which goes on, float32 [E, D]; zeros where there is no event."""
+        item, action = self.events.item, self.events.action
+        return layers.embed_events(self.params, self.config.schema, item, action, self.mask)
+
+    def field(self, name: str) -> jax.Array:
+        """int32 [E], a behaviour field of the events' items."""
+        return layers.behaviour_fields(self.params, self.config.schema, self.events.item)[name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,9 +150,13 @@ class Block:
 
     `params` is what `init` and `fit` returned, in one dict. States and rows are pytrees; a block finds its own at
     `state.blocks[self.name]` and `rows.blocks[self.name]`.
+
+    A block that *streams* has `empty` and `update`, reads what they make at `user.memory[self.name]`, and no window of the
+    history next to it. Others read the last `recent` events.
     """
 
     needs_towers = False  # whether it reads the item vector
+    streams = False  # whether it has `empty` and `update`
 
     @property
     def name(self) -> str:
@@ -123,6 +171,10 @@ class Block:
     def least_history(self, config: Config) -> int:
         """The least number of places of a history that its exported function takes."""
         return 1
+
+    def recent(self, config: Config) -> int:
+        """How many of the user's last events `user` reads: as many are kept of a user who is streamed."""
+        return 0 if self.streams else config.long_length
 
     def check(self, config: Config) -> None:
         """Raises ValueError where the config lacks what the block needs."""
@@ -140,6 +192,14 @@ class Block:
     def init(self, key: jax.Array, config: Config) -> Params:
         """Trained parameters of both sides."""
         return {}
+
+    def empty(self, config: Config) -> Any:
+        """What is kept of a user without events, of bounded size."""
+        return {}
+
+    def update(self, params: Params, memory: Any, events: EventView) -> Any:
+        """What is kept of ONE user after some more events, nearline: at any split of a history it comes to the same."""
+        return memory
 
     def user(self, params: Params, user: UserView) -> Any:
         """The user half of ONE user, off the critical path."""

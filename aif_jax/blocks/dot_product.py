@@ -22,6 +22,9 @@ class DotProduct(Block):
 
     needs_towers = True
 
+    def recent(self, config: Config) -> int:
+        return 0
+
     def init(self, key: jax.Array, config: Config) -> Params:
         return {"popularity": jax.random.normal(key, (config.width,)) * 0.02}
 

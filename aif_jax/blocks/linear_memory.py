@@ -17,6 +17,7 @@ Source: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.1293
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -40,7 +41,7 @@ class Summed:
 
 
 @record
-class Events:
+class ByEvent:
     """The same history event by event: cheaper than `Summed` for few candidates."""
 
     keys: Array  # float32 [L, K]
@@ -48,8 +49,42 @@ class Events:
     mask: Array  # bool [L]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory(Block):
+    """What blocks share that sum a history with trained keys and read it with trained queries; their state is `Summed`."""
+
+    width: int = 64
+    dot_product: bool = False
+    needs_towers = True
+
+    def __post_init__(self):
+        expect(self.width >= 1, self, "width", "at least 1", self.width)
+
+    def widths(self, config: Config) -> dict[str, int]:
+        return {"mean": config.width, "deviation": config.width}
+
+    def init(self, key: jax.Array, config: Config) -> Params:
+        query, keys = jax.random.split(key)
+        return {
+            "query": layers.dense_init(query, config.width, self.width),
+            "key": layers.dense_init(keys, config.width, self.width),
+        }
+
+    def item(self, params: Params, item: ItemView) -> jax.Array:
+        """f float32 [K]."""
+        return layers.dense(params["query"], item.vector)
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        history, query = state.blocks[self.name], jnp.asarray(rows.blocks[self.name])
+        logit = 0.0
+        if self.dot_product:
+            item = jnp.asarray(rows.vector)
+            logit = read_dot_item(history, query, item) / math.sqrt(item.shape[-1])
+        return Terms(once=mean(history) @ kernels["mean"], rest=deviation(history, query, kernels["deviation"]), logit=logit)
+
+
 @block
-class LinearMemory(Block):
+class LinearMemory(Memory):
     """Linear attention over the long history with trained queries and keys.
 
     Attributes:
@@ -64,42 +99,19 @@ class LinearMemory(Block):
     width: int = 64
     keys: Literal["linear", "softmax"] = "softmax"
     dot_product: bool = False
-    needs_towers = True
 
     def __post_init__(self):
-        expect(self.width >= 1, self, "width", "at least 1", self.width)
+        super().__post_init__()
         expect(self.keys in ("linear", "softmax"), self, "keys", "'linear' or 'softmax'", self.keys)
 
-    def widths(self, config: Config) -> dict[str, int]:
-        return {"mean": config.width, "deviation": config.width}
-
-    def init(self, key: jax.Array, config: Config) -> Params:
-        query, keys = jax.random.split(key)
-        return {
-            "query": layers.dense_init(query, config.width, self.width),
-            "key": layers.dense_init(keys, config.width, self.width),
-        }
-
-    def user(self, params: Params, user: UserView) -> Summed | Events:
+    def user(self, params: Params, user: UserView) -> Summed | ByEvent:
         values, mask = user.embedded, jnp.asarray(user.long.mask)
         if cheaper_by_event(user.candidates, self.width):
             keys = layers.dense(params["key"], values)
             keys = softmax_keys(keys.T, mask).T if self.keys == "softmax" else keys
-            return Events(keys=keys, values=values, mask=mask)
+            return ByEvent(keys=keys, values=values, mask=mask)
         keys = params["key"]["kernel"].T @ values.T + params["key"]["bias"][:, None]
         return (sum_softmax if self.keys == "softmax" else sum_events)(keys, values, mask)
-
-    def item(self, params: Params, item: ItemView) -> jax.Array:
-        """f float32 [K]."""
-        return layers.dense(params["query"], item.vector)
-
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
-        history, query = state.blocks[self.name], jnp.asarray(rows.blocks[self.name])
-        logit = 0.0
-        if self.dot_product:
-            item = jnp.asarray(rows.vector)
-            logit = read_dot_item(history, query, item) / math.sqrt(item.shape[-1])
-        return Terms(once=mean(history) @ kernels["mean"], rest=deviation(history, query, kernels["deviation"]), logit=logit)
 
 
 def cheaper_by_event(candidates: int | None, key_width: int) -> bool:
@@ -131,21 +143,21 @@ def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:
     return layers.masked_softmax(keys, mask[None, :]) * mask.sum().astype(keys.dtype)
 
 
-def mean(history: Summed | Events) -> jax.Array:
+def mean(history: Summed | ByEvent) -> jax.Array:
     """b / n [D]: the part that is the same for every candidate; zeros for an empty history."""
     if isinstance(history, Summed):
         return jnp.asarray(history.total) / jnp.maximum(jnp.asarray(history.count), 1)
     return layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
 
 
-def deviation(history: Summed | Events, query: jax.Array, kernel: jax.Array) -> jax.Array:
+def deviation(history: Summed | ByEvent, query: jax.Array, kernel: jax.Array) -> jax.Array:
     """f_i A / (sqrt(K) n) times the head's kernel: query float32 [C, K], kernel [D, H] -> [C, H]; zeros for no history."""
     if isinstance(history, Summed):
         return query @ (jnp.asarray(history.moments) @ kernel * _scale(history))
     return weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1]) @ kernel
 
 
-def weigh_events(agreement: jax.Array, history: Events, width: int) -> jax.Array:
+def weigh_events(agreement: jax.Array, history: ByEvent, width: int) -> jax.Array:
     """The values [C, D] of a history weighed by agreement [C, L] / (sqrt(K) n)."""
     mask = jnp.asarray(history.mask)
     count = jnp.maximum(mask.sum(), 1).astype(agreement.dtype)
@@ -153,7 +165,7 @@ def weigh_events(agreement: jax.Array, history: Events, width: int) -> jax.Array
     return weights @ jnp.asarray(history.values)
 
 
-def read_dot_item(history: Summed | Events, query: jax.Array, item: jax.Array) -> jax.Array:
+def read_dot_item(history: Summed | ByEvent, query: jax.Array, item: jax.Array) -> jax.Array:
     """The candidate's dot product with what its query reads, f_i A . item / (sqrt(K) n), float32 [C]; item float32 [C, D]."""
     if isinstance(history, Summed):
         return (query * (item @ (jnp.asarray(history.moments).T * _scale(history)))).sum(-1)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.blocks.block import Block, Fitted, Terms, UserView, block
-from aif_jax.blocks.linear_memory import Events, Summed, cheaper_by_event, deviation, mean, sum_events, weigh_events
+from aif_jax.blocks.linear_memory import ByEvent, Summed, cheaper_by_event, deviation, mean, sum_events, weigh_events
 from aif_jax.blocks.signatures import WORD, Signatures, hamming, signs
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
@@ -46,10 +46,10 @@ class LshDin(Block):
     def widths(self, config: Config) -> dict[str, int]:
         return {"mean": config.width, "deviation": config.width}
 
-    def user(self, params: Params, user: UserView) -> Summed | Events:
+    def user(self, params: Params, user: UserView) -> Summed | ByEvent:
         signatures, mask = user.values(self.tables[0], user.long), jnp.asarray(user.long.mask)
         if cheaper_by_event(user.candidates, self.bits):
-            return Events(keys=signatures, values=user.embedded, mask=mask)
+            return ByEvent(keys=signatures, values=user.embedded, mask=mask)
         return sum_events(signs(signatures).T.astype(user.embedded.dtype), user.embedded, mask)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:

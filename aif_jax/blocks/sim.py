@@ -12,6 +12,7 @@ nothing and halves the cache. Pre-caching is AIF's (arXiv 2511.12934); the rule 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -33,22 +34,13 @@ class SimCache:
     value: Array  # int32 [Q] the field's value (category id), -1 where the slot is empty
     entries: Array  # float32 [Q, P, D] behaviour embeddings
     mask: Array  # bool [Q, P]
-    count: Array  # int32 [Q] behaviours of this value in the whole long history, not only the P kept
+    count: Array  # int32 [Q] behaviours of this value in the whole long history, not only the P kept; or float32, decayed
     age: Array  # float32 [Q] seconds since the last of them
 
 
-@block
-class Sim(Block):
-    """Attention over the cached behaviours that share a field with the candidate.
-
-    Attributes:
-      field: one of the schema's behaviour fields, such as "category".
-      slots: Q, cached values.
-      length: P, behaviours cached for each value.
-
-    Raises:
-      ValueError: sizes below 1; a field that behaviours do not have.
-    """
+@dataclasses.dataclass(frozen=True)
+class Cached(Block):
+    """What blocks share that cache behaviours by the value of a field; their state is a `SimCache`."""
 
     field: str = "category"
     slots: int = 16
@@ -74,15 +66,6 @@ class Sim(Block):
     def init(self, key: jax.Array, config: Config) -> Params:
         return {"query": layers.dense_init(key, config.width, config.width)}
 
-    def user(self, params: Params, user: UserView) -> SimCache:
-        schema, long = user.config.schema, user.long
-        value, size = (
-            layers.behaviour_fields(user.params, schema, long.item)[self.field],
-            schema.item_attribute(self.field).size,
-        )
-        age, mask = jnp.asarray(long.age), jnp.asarray(long.mask)
-        return fill_cache(value, user.embedded, age, mask, slots=self.slots, length=self.length, size=size)
-
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"query": layers.dense(params["query"], item.vector), "value": jnp.asarray(item.features.ids[self.field])}
 
@@ -94,6 +77,29 @@ class Sim(Block):
             pairs=((own_slot(slots, value).astype(flags.dtype), slot_flags(slots).astype(flags.dtype) @ flags),),
             rest=read(slots, jnp.asarray(row["query"]), value, kernels["read"]),
         )
+
+
+@block
+class Sim(Cached):
+    """Attention over the cached behaviours that share a field with the candidate.
+
+    Attributes:
+      field: one of the schema's behaviour fields, such as "category".
+      slots: Q, cached values: the most frequent ones of the long history.
+      length: P, behaviours cached for each value.
+
+    Raises:
+      ValueError: sizes below 1; a field that behaviours do not have.
+    """
+
+    def user(self, params: Params, user: UserView) -> SimCache:
+        schema, long = user.config.schema, user.long
+        value, size = (
+            layers.behaviour_fields(user.params, schema, long.item)[self.field],
+            schema.item_attribute(self.field).size,
+        )
+        age, mask = jnp.asarray(long.age), jnp.asarray(long.mask)
+        return fill_cache(value, user.embedded, age, mask, slots=self.slots, length=self.length, size=size)
 
 
 def fill_cache(

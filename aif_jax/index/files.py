@@ -70,7 +70,7 @@ def write(
         "config": json.loads(json.dumps(config.to_json())),
         "positions": {str(partition): int(position) for partition, position in sorted(positions.items())},
     }
-    checkpoint.write(_local(path), {"ids": _id_arrays(keys), "rows": columns}, record, format=FORMAT)
+    checkpoint.write(local(path), {"ids": _id_arrays(keys), "rows": columns}, record, format=FORMAT)
 
 
 def inspect(path: str | Path) -> Manifest:
@@ -80,7 +80,7 @@ def inspect(path: str | Path) -> Manifest:
       FileNotFoundError: nothing there.
       CheckpointError: torn, altered, not an index, or written by a newer version.
     """
-    leaves, record = checkpoint.inspect(_local(path), format=FORMAT)
+    leaves, record = checkpoint.inspect(local(path), format=FORMAT)
     arrays = {f"{name}/{leaf_path}": leaf for name, tree in leaves.items() for leaf_path, leaf in tree.items()}
     try:
         manifest = Manifest(
@@ -118,10 +118,10 @@ def verify(path: str | Path) -> Manifest:
     return manifest
 
 
-def check_model(path: str | Path, manifest: Manifest, config: Config, *, encoding: str, version: str) -> None:
+def check_model(path: str | Path, manifest: Any, config: Config, *, encoding: str, version: str) -> None:
     """Raises unless a snapshot was made by a model of this config, encoder and version, see `ItemIndex.load`."""
     if manifest.config != config:
-        lines = differences(manifest.config.to_json(), config.to_json(), path="config", source="index")
+        lines = differences(manifest.config.to_json(), config.to_json(), path="config", source="snapshot")
         raise ValueError(f"{path}: config or schema other than the model's:\n{listed(lines)}")
     check_encoding(f"index in {path}", expected=encoding, got=manifest.encoding)
     if manifest.version != version:
@@ -144,7 +144,8 @@ def _id_arrays(keys: Keys) -> dict[str, np.ndarray]:
     return arrays if keys.mark is None else arrays | {"marks": keys.mark}
 
 
-def _local(path: str | Path) -> str | Path:
+def local(path: str | Path) -> str | Path:
+    """The path of a local folder; ValueError for a URL."""
     if URL.match(str(path)):
         raise ValueError(f"path: expected a local folder, got the URL {str(path)!r}; save to a local path and copy the folder")
     return path

@@ -37,9 +37,14 @@ class Scaled:
     scale: Array  # float32 [...] largest |x| / 127
 
 
-def encode(row: Any, storage: Storage) -> Any:
-    """ONE item's row as it is stored: float vectors of at least `NARROW` entries in `storage`."""
-    return jax.tree.map(lambda leaf: _encode_leaf(leaf, storage), row)
+def encode(row: Any, storage: Storage, *, axes: int = 1) -> Any:
+    """ONE row as it is stored: float arrays of at least so many axes and `NARROW` entries a vector in `storage`."""
+    return jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) < axes else _encode_leaf(leaf, storage), row)
+
+
+def widen(columns: Any) -> Any:
+    """The columns of rows with float32 vectors, whatever they were stored as."""
+    return jax.tree.map(_widen, columns, is_leaf=lambda leaf: isinstance(leaf, Half | Scaled))
 
 
 class Column(NamedTuple):
@@ -89,7 +94,7 @@ def decode(table: Packed, rows: Array) -> Any:
     words = jnp.asarray(table.words).at[jnp.maximum(jnp.asarray(rows), 0)].get(mode="clip")
     # Without the barrier XLA gathers again for every column.
     columns = unpack(Packed(words=jax.lax.optimization_barrier(words), layout=table.layout))
-    return jax.tree.map(_widen, columns, is_leaf=lambda leaf: isinstance(leaf, Half | Scaled))
+    return widen(columns)
 
 
 def _encode_leaf(leaf: jax.Array, storage: Storage) -> Any:

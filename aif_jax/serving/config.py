@@ -6,6 +6,8 @@ import dataclasses
 import math
 
 from aif_jax.checks import expect
+from aif_jax.features import SINCE
+from aif_jax.index.storage import STORAGES, Storage
 
 
 def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, ...]:
@@ -38,6 +40,8 @@ class ServingConfig:
       buckets: candidate counts that are compiled ahead, ascending. A request with more than the last is split.
       max_k: the largest k that `rank` accepts.
       history_lengths: lengths L of user features that are compiled ahead; () means the model config's `history_length`.
+      user_storage: storage of the `UserTable` whose rows features may bring in place of a history; None takes histories alone.
+      since_lengths: places for events since a row was written, compiled ahead where rows come.
       max_pending: requests held at once; one more is refused with `Overloaded`.
       budget: of a request that states none; None for no limit.
       reserve: least time kept back for scoring when the engine decides that the user side is late; it keeps back more where
@@ -63,6 +67,8 @@ class ServingConfig:
     buckets: tuple[int, ...] = geometric(128, 16384)
     max_k: int = 512
     history_lengths: tuple[int, ...] = ()
+    user_storage: Storage | None = None
+    since_lengths: tuple[int, ...] = SINCE
     max_pending: int = 64
     budget: float | None = None
     reserve: float = 0.005
@@ -87,6 +93,8 @@ class ServingConfig:
         expect_field(len(sizes) > 0 and _counts(sizes), "buckets", "at least one size of 1 or more")
         expect_field(all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "buckets", "ascending sizes")
         expect_field(_counts(self.history_lengths), "history_lengths", "lengths of 1 or more")
+        expect_field(self.user_storage in (None, *STORAGES), "user_storage", f"None or one of {STORAGES}")
+        expect_field(len(self.since_lengths) > 0 and _counts(self.since_lengths), "since_lengths", "lengths of 1 or more")
         threads = ("callable_threads", "user_threads", "score_threads")
         for field in ("max_k", "max_pending", "max_hung", "batch_size", *threads):
             expect_field(_counts((getattr(self, field),)), field, "an integer of at least 1")

@@ -81,7 +81,7 @@ class AsyncPreRanker:
         self._can_rank = retrieval is not None
         self._metrics = Metrics()
         self._admission = Admission(config, self._metrics)
-        self._programs = Programs(model, max_k=config.max_k, bid=config.bid)
+        self._programs = Programs(model, max_k=config.max_k, bid=config.bid, user_storage=config.user_storage)
         self._users = UserSides(self._programs, config, self._features, self._metrics)
         self._scorer = Scorer(self._programs, config)
         self._admission.queues = (self._users, self._scorer)

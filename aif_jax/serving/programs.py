@@ -18,16 +18,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.features import check_user_features, unpack, user_specs
+from aif_jax.checks import expect
+from aif_jax.features import check_user_features, streamed_specs, unpack, user_specs
 from aif_jax.index import storage
+from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
-from aif_jax.schema import Schema
-from aif_jax.types import Params, UserFeatures
-from aif_jax.version import check_encoding
+from aif_jax.types import Params, Streamed, UserFeatures
+from aif_jax.user_table.program import pack as pack_memory
+from aif_jax.user_table.program import unpack as unpack_memory
+from aif_jax.version import VersionMismatch, check_encoding
 
 BY_LOGIT, BY_ROW_BID, BY_GIVEN_BID = 0, 1, 2
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 """By platform. XLA's own choice is 256 bits: with 512, where a CPU has them, scoring takes a fifth less time."""
+
+
+class Form(NamedTuple):
+    """What a user's history comes as: each form has its compiled functions."""
+
+    places: int  # L of a whole history; events since the row of a `UserTable`
+    streamed: bool = False
+
+    @classmethod
+    def of(cls, features: Any) -> Form:
+        """The form of features; of no length where they are none, which the check reports."""
+        history = getattr(features, "history", None)
+        if isinstance(history, Streamed):
+            return cls(np.size(getattr(history.since, "time", ())), True)
+        return cls(np.size(getattr(history, "mask", ())) or -1)
+
+    def __str__(self) -> str:
+        return f"a row and {self.places} events since" if self.streamed else f"a history of L={self.places}"
 
 
 class Part(NamedTuple):
@@ -42,8 +63,10 @@ class Part(NamedTuple):
 class Programs:
     """Compiled functions, shared by all versions of a model whose shapes are the same."""
 
-    def __init__(self, model: PreRanker, *, max_k: int, bid: str):
+    def __init__(self, model: PreRanker, *, max_k: int, bid: str, user_storage: Storage | None = None):
         self.model = model
+        # Shape and layout of the rows of a user table, where features bring them.
+        self.row: Any = None if user_storage is None else jax.eval_shape(lambda: pack_memory(model.new_user(), user_storage))
         self.max_k = max_k
         self.bid = bid
         self.compiles: Counter[str] = Counter()
@@ -57,16 +80,25 @@ class Programs:
         self._constants: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
-    def user(self, params: Params, length: int, count: int = 1) -> Callable[..., Any]:
-        """The compiled user function for `count` histories of one length: (params, packed features [count, n]) -> states,
+    def specs(self, form: Form) -> UserFeatures:
+        """Shapes and dtypes of the features of one user."""
+        schema = self.model.config.schema
+        return streamed_specs(schema, self.row, places=form.places) if form.streamed else user_specs(schema, length=form.places)
+
+    def user(self, params: Params, form: Form, count: int = 1) -> Callable[..., Any]:
+        """The compiled user function for `count` histories of one form: (params, packed features [count, n]) -> states,
         each of them one array.
         """
-        specs = user_specs(self.model.config.schema, length=length)
+        specs = self.specs(form)
         packed = jax.ShapeDtypeStruct((count, sum(spec.size for spec in jax.tree.leaves(specs))), np.int32)
 
         def users(params, packed):
             def user(words):
-                return storage.pack(self.model.user(params, unpack(words, specs)))
+                features = unpack(words, specs)
+                if form.streamed:
+                    history = dataclasses.replace(features.history, memory=unpack_memory(features.history.memory))
+                    features = dataclasses.replace(features, history=history)
+                return storage.pack(self.model.user(params, features))
 
             if count == 1:
                 return (user(packed[0]),)
@@ -75,6 +107,27 @@ class Programs:
 
         self._compile_upload(packed)
         return self._get("user", users, (params, packed), of=specs)
+
+    def plain(self, features: UserFeatures, *, version: str, encoding: str) -> UserFeatures:
+        """Features of one user, checked, as NumPy arrays without names of versions, which no compiled function depends on.
+
+        Raises:
+          EncodingMismatch: made by another encoder than the model's.
+          VersionMismatch: a row that another model made.
+          TypeError, ValueError: as `check_user_features`; a row of another layout, or one where none was to come.
+        """
+        check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
+        check_user_features(self.model.config.schema, features, batched=False)
+        features = dataclasses.replace(features, encoding="")
+        if isinstance(history := features.history, Streamed):
+            if history.version and history.version != version:
+                raise VersionMismatch("UserFeatures.history", expected=version, got=history.version)
+            row, wanted = history.memory, self.row
+            expect(wanted is not None, "UserFeatures.history", "a whole history: ServingConfig.user_storage is None", "a row")
+            fits = isinstance(row, Packed) and row.layout == wanted.layout and np.shape(row.words) == wanted.words.shape
+            expect(fits, "UserFeatures.history.memory", "a row of a UserTable of this model and storage", type(row).__name__)
+            features = dataclasses.replace(features, history=dataclasses.replace(history, version=""))
+        return jax.tree.map(np.asarray, features)
 
     def score(self, params: Params, states: tuple[Any, ...], index: Any, bucket: int) -> Callable[..., Any]:
         """The compiled interaction for `len(states)` requests of one bucket, with gather and top-k:
@@ -188,18 +241,6 @@ class Programs:
         self.transfers["host_to_device"] += 1
         self.transfers["host_to_device_bytes"] += array.nbytes
         return array
-
-
-def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> UserFeatures:
-    """Features of one user, checked, as NumPy arrays without the name of their encoding, which no compiled function depends on.
-
-    Raises:
-      EncodingMismatch: made by another encoder than the model's.
-      TypeError, ValueError: as `check_user_features`.
-    """
-    check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
-    check_user_features(schema, features, batched=False)
-    return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
 
 
 def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:

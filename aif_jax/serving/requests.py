@@ -27,6 +27,7 @@ class Request:
         state. None: the state serves this request alone, unless `prepare` made it.
       order: by "logit", or by "bid": sigmoid(logit) x bid.
       context: anything that `features` and `retrieval` want to know.
+      version: of the model that will score; the engine sets it for `features`, which may take a row from the table of it.
 
     Raises:
       TypeError: a user or feature version that cannot be hashed.
@@ -38,6 +39,7 @@ class Request:
     feature_version: Hashable = None
     order: Order = "logit"
     context: Any = None
+    version: str | None = None
 
     def __post_init__(self):
         for field in ("user", "feature_version"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded
-from aif_jax.serving.programs import Part, Programs, has_repeats, without_repeats
+from aif_jax.serving.programs import Form, Part, Programs, has_repeats, without_repeats
 from aif_jax.serving.requests import Candidates
 from aif_jax.serving.together import Together
 from aif_jax.serving.versions import Snapshot, UserSide, batch_sizes
@@ -31,9 +31,9 @@ class ScoringTask(NamedTuple):
     future: asyncio.Future[Any]
 
     @property
-    def key(self) -> tuple[int, int, int]:
+    def key(self) -> tuple[int, Form, int]:
         """Tasks of one key run the same compiled function on the same table."""
-        return id(self.snapshot), self.user.length, self.bucket
+        return id(self.snapshot), self.user.form, self.bucket
 
 
 class Scored(NamedTuple):

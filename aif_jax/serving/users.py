@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -18,7 +19,7 @@ from aif_jax.serving.callables import Guarded
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded
 from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.programs import Programs, plain_features
+from aif_jax.serving.programs import Form, Programs
 from aif_jax.serving.single_flight import Computation, SingleFlight
 from aif_jax.serving.together import RECENT, Together
 from aif_jax.serving.versions import UserSide, Version, batch_sizes
@@ -38,14 +39,14 @@ class UserTask(NamedTuple):
     future: asyncio.Future[Any]
 
     @property
-    def length(self) -> int:
-        """Places of the history; -1 where the features are none, which the check reports."""
-        return np.size(getattr(getattr(self.features, "history", None), "mask", ())) or -1
+    def form(self) -> Form:
+        """What its history comes as."""
+        return Form.of(self.features)
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> tuple[int, Form]:
         """Tasks of one key run the same compiled function with the same parameters."""
-        return id(self.version), self.length
+        return id(self.version), self.form
 
 
 class UserSides:
@@ -143,7 +144,7 @@ class UserSides:
     async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
         """Fetches features, runs the user function, caches the state."""
         start = time.perf_counter()
-        features = await self._features(job.request)
+        features = await self._features(dataclasses.replace(job.request, version=version.name))
         fetched = time.perf_counter()
         task = UserTask(version, features, asyncio.get_running_loop().create_future())
         self._tasks.submit(task)
@@ -151,27 +152,27 @@ class UserSides:
         if isinstance(outcome, Exception):
             raise outcome
         state, span = outcome
-        side = UserSide(state, task.length, start)
+        side = UserSide(state, task.form, start)
         if version.name == self._serving:
             self.cache.put(key, side, since=start)
         return side, [("features", start, fetched), span]
 
     def _pack(self, task: UserTask) -> np.ndarray:
         """Checked features as words int32 [n]."""
-        features = plain_features(self._programs.model.config.schema, task.features, encoding=task.version.encoding)
-        if task.length not in task.version.lengths:
-            raise ValueError(f"UserFeatures.history: expected a length L among {task.version.lengths}, got {task.length}")
+        features = self._programs.plain(task.features, version=task.version.name, encoding=task.version.encoding)
+        if task.form not in (forms := task.version.forms):
+            raise ValueError(f"UserFeatures.history: expected one of {', '.join(map(str, forms))}, got {task.form}")
         return pack(features)
 
     def _run(self, tasks: list[UserTask], words: list[np.ndarray], started: float) -> list[tuple[Any, Span]]:
-        """States of users of one version and history length.
+        """States of users of one version and form of history.
 
         Waits for the device here, so that a backlog forms where requests can be cancelled, and not in the device's queue before
         the interactions of others.
         """
         words += words[:1] * (self._tasks.size_for(len(words)) - len(words))
         with jax.profiler.TraceAnnotation("aif.user"):
-            states = tasks[0].version.states(self._programs, words, tasks[0].length)
+            states = tasks[0].version.states(self._programs, words, tasks[0].form)
             jax.block_until_ready(states)
         span = ("user", started, time.perf_counter())
         return [(state, span) for state, _ in zip(states, tasks, strict=False)]

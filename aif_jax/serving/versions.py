@@ -13,34 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import expect_finite
-from aif_jax.features import behaviours, empty_user, pack
+from aif_jax.features import behaviours, empty_user, no_events, pack
+from aif_jax.index.storage import Packed
 from aif_jax.schema import Schema
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import NonFiniteScores
-from aif_jax.serving.programs import Programs
+from aif_jax.serving.programs import Form, Programs
 from aif_jax.trees import leaves_by_path
-from aif_jax.types import UserFeatures
+from aif_jax.types import Streamed, UserFeatures
 from aif_jax.version import VersionMismatch, fingerprint
 
 
 class UserSide(NamedTuple):
-    """A user state on the device, with the history length that it was made from."""
+    """A user state on the device, with the form of history that it was made from."""
 
     state: Any
-    length: int
+    form: Form
     since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
 
 
 class Snapshot(NamedTuple):
-    """An index snapshot, and the functions compiled for its capacity, by (history length, requests in a batch, bucket)."""
+    """An index snapshot, and the functions compiled for its capacity, by (form of history, requests in a batch, bucket)."""
 
     params: Any
     index: Any
-    score: dict[tuple[int, int, int], Callable[..., Any]]
+    score: dict[tuple[Form, int, int], Callable[..., Any]]
 
     def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        """Packed answers and logits, not ready yet, of requests whose users have one history length."""
-        function = self.score[users[0].length, len(users), bucket]
+        """Packed answers and logits, not ready yet, of requests whose users have one form of history."""
+        function = self.score[users[0].form, len(users), bucket]
         with self.index.reading() as table:
             return function(self.params, tuple(user.state for user in users), table, *inputs)
 
@@ -52,18 +53,18 @@ class Version:
     name: str
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
-    user: dict[tuple[int, int], Callable[..., Any]]  # by history length and users in a batch
-    unknown: list[UserSide]  # the unknown user at each history length: to compile for, and to answer with
+    user: dict[tuple[Form, int], Callable[..., Any]]  # by form of history and users in a batch
+    unknown: list[UserSide]  # the unknown user in each form: to compile for, and to answer with
     snapshot: Snapshot
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """History lengths that are compiled."""
-        return tuple(side.length for side in self.unknown)
+    def forms(self) -> tuple[Form, ...]:
+        """Forms of history that are compiled."""
+        return tuple(side.form for side in self.unknown)
 
-    def states(self, programs: Programs, words: list[np.ndarray], length: int) -> tuple[Any, ...]:
-        """States, not ready yet, of users whose packed features have one history length; of a compiled number."""
-        return self.user[length, len(words)](self.params, programs.upload_features(words))
+    def states(self, programs: Programs, words: list[np.ndarray], form: Form) -> tuple[Any, ...]:
+        """States, not ready yet, of users whose packed features have one form; of a compiled number."""
+        return self.user[form, len(words)](self.params, programs.upload_features(words))
 
 
 def build_version(programs: Programs, params: Any, index: Any, config: ServingConfig) -> Version:
@@ -79,14 +80,16 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
             expect_finite(np.asarray(leaf), f"params {path}")
     params = jax.device_put(params)
     lengths = config.history_lengths or (model_config.history_length,)
-    sizes = itertools.product(lengths, batch_sizes(config.batch_size))
-    user = {(length, count): programs.user(params, length, count) for length, count in sizes}
+    forms = [Form(length) for length in lengths]
+    forms += [Form(places, True) for places in config.since_lengths] if programs.row is not None else []
+    sizes = itertools.product(forms, batch_sizes(config.batch_size))
+    user = {(form, count): programs.user(params, form, count) for form, count in sizes}
 
     def state_of(features: UserFeatures) -> UserSide:
-        length = len(features.history.mask)
-        return UserSide(user[length, 1](params, programs.upload_features([pack(features)]))[0], length, None)
+        form = Form.of(features)
+        return UserSide(user[form, 1](params, programs.upload_features([pack(features)]))[0], form, None)
 
-    unknown = [state_of(empty_user(model_config.schema, length=length)) for length in lengths]
+    unknown = [state_of(empty_features(programs, form)) for form in forms]
     snapshot = build_snapshot(programs, params, unknown, index, config)
     probes = [(side, "the unknown user") for side in unknown]
     probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in lengths]
@@ -104,7 +107,7 @@ def build_snapshot(programs: Programs, params: Any, users: list[UserSide], index
     snapshot = Snapshot(params, index, {})
     for user, count, bucket in itertools.product(users, batch_sizes(config.batch_size), config.buckets):
         before = programs.compiles["score"]
-        snapshot.score[user.length, count, bucket] = programs.score(params, (user.state,) * count, index, bucket)
+        snapshot.score[user.form, count, bucket] = programs.score(params, (user.state,) * count, index, bucket)
         if programs.compiles["score"] > before:
             inputs = programs.upload_rows([np.zeros(0, np.int32)] * count, [None] * count, ["logit"] * count, bucket)
             jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
@@ -130,6 +133,15 @@ def check_version(index: Any, name: str) -> None:
 def batch_sizes(largest: int) -> tuple[int, ...]:
     """Compiled batch sizes: powers of two below `largest`, and `largest` itself."""
     return *(2**power for power in range((largest - 1).bit_length())), largest
+
+
+def empty_features(programs: Programs, form: Form) -> UserFeatures:
+    """The unknown user without events, as NumPy arrays."""
+    whole = empty_user(programs.model.config.schema, length=form.places)
+    if not form.streamed:
+        return whole
+    row = Packed(words=np.zeros(programs.row.words.shape, np.uint32), layout=programs.row.layout)
+    return dataclasses.replace(whole, history=Streamed(memory=row, since=no_events(form.places), now=np.ones((), np.uint32)))
 
 
 def probe_user(schema: Schema, length: int) -> UserFeatures:

@@ -48,7 +48,6 @@ from experiments.datasets.content import unit_rows
 from experiments.datasets.truth import Truth
 
 SEEN, CLICK = 1, 2
-MEAN_GAP = 6 * 3600  # seconds between events that do not tie
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,6 +184,8 @@ def synthetic_world(
     content_spread: float = 0.5,
     popularity_skew: float = 0.8,
     tie_rate: float = 0.15,
+    mean_gap: int = 6 * 3600,
+    topics_shown: bool = False,
 ) -> World:
     """Makes a world; the module's docstring has the formulas.
 
@@ -199,6 +200,8 @@ def synthetic_world(
       content_spread: length of the noise round a topic's centre, which has length 1.
       popularity_skew: popularity of the r-th item ~ r^-skew; 0 for all alike.
       tie_rate: share of events that have the time of the one before.
+      mean_gap: seconds between events that do not tie.
+      topics_shown: the category of an item is its topic; `categories` must equal `topics`.
 
     Returns:
       The world; `World.dataset` is an ordinary data set.
@@ -218,7 +221,9 @@ def synthetic_world(
     for knob, (value, limit) in sizes.items():
         if not 1 <= value < limit:
             raise ValueError(f"{knob}: expected 1 to {limit - 1}, got {value}")
-    for knob, value in (weights | dict(content_spread=content_spread, popularity_skew=popularity_skew)).items():
+    for knob, value in (
+        weights | dict(content_spread=content_spread, popularity_skew=popularity_skew, mean_gap=mean_gap)
+    ).items():
         if not 0 <= value < np.inf:
             raise ValueError(f"{knob}: expected a finite number of at least 0, got {value}")
     if not 0 <= tie_rate < 1:
@@ -233,11 +238,15 @@ def synthetic_world(
     popularity = rng.permutation((1.0 + np.arange(items)) ** -popularity_skew)
     popularity = np.append(0, popularity / popularity.sum())
     topic, category = (np.append(-1, rng.permutation(np.arange(items) % n)).astype(np.int32) for n in (topics, categories))
+    if topics_shown:
+        if categories != topics:
+            raise ValueError(f"categories: expected {topics}, as many as topics, where these are shown, got {categories}")
+        category = topic.copy()
     centres = unit_rows(rng.standard_normal((topics, content_dim)))
     scatter = rng.standard_normal((items, content_dim)) * content_spread / np.sqrt(content_dim)
     content = unit_rows(centres[topic[1:]] + scatter)
 
-    time, length = _times(rng, users, events_per_user, tie_rate)
+    time, length = _times(rng, users, events_per_user, tie_rate, mean_gap)
     truth = Truth(
         popularity=popularity,
         topic=topic,
@@ -283,12 +292,12 @@ def synthetic_world(
     )
 
 
-def _times(rng: np.random.Generator, users: int, events: int, tie_rate: float) -> tuple[np.ndarray, np.ndarray]:
+def _times(rng: np.random.Generator, users: int, events: int, tie_rate: float, mean_gap: int) -> tuple[np.ndarray, np.ndarray]:
     """Seconds int64 [users, events] in ascending order, and how many events of the user are strictly earlier."""
     new = rng.random((users, events)) >= tie_rate
     new[:, 0] = True
-    gap = np.where(new, 1 + rng.exponential(MEAN_GAP, (users, events)), 0).astype(np.int64)
-    gap[:, 0] = 1_500_000_000 + rng.random(users) * (1 - tie_rate) * MEAN_GAP * events / 2  # users begin at different times
+    gap = np.where(new, 1 + rng.exponential(mean_gap, (users, events)), 0).astype(np.int64)
+    gap[:, 0] = 1_500_000_000 + rng.random(users) * (1 - tie_rate) * mean_gap * events / 2  # users begin at different times
     earlier = np.maximum.accumulate(np.where(new, np.arange(events), 0), axis=1)
     return np.cumsum(gap, axis=1), earlier
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,13 @@ SYNTHETIC = {
     "synthetic-category": dict(zip(KNOBS, (0.0, 0.0, 0.8, 0.2), strict=True)),
     "synthetic-noise": dict(zip(KNOBS, (0.0, 0.0, 0.0, 1.0), strict=True)),
 }
-NAMES = ("movielens", "taobao", *SYNTHETIC, "smoke")
+RESTING: dict[str, Any] = dict(
+    zip(KNOBS, (0.1, 0.85, 0.0, 0.05), strict=True),
+    users=50, items=2000, topics=400, categories=400, topics_shown=True, interests=100, events_per_user=2000, lag=520,
+    mean_gap=18 * 3600,
+)  # fmt: skip
+"""A world of interests that rest: a topic that comes back was last met at least 520 events, about 11 months, before."""
+NAMES = ("movielens", "taobao", *SYNTHETIC, "synthetic-rest", "smoke")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,10 @@ def load(name: str, folder: Path | None = None) -> StudyData:
         return StudyData(name=name, dataset=dataset.with_content(_company(dataset, split.train)), split=split)
     if name == "smoke":
         world = synthetic_world(0, users=60, items=200, topics=10, categories=10, events_per_user=80, interests=3)
+    elif name == "synthetic-rest":
+        world = synthetic_world(0, **RESTING)
+        split, fields = split_by_time(world.dataset.log), ("category",)
+        return StudyData(name=name, dataset=world.dataset, split=split, sim_fields=fields, world=world)
     elif name in SYNTHETIC:
         world = synthetic_world(0, users=500, items=2000, events_per_user=300, **SYNTHETIC[name])
     else:

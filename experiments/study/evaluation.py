@@ -90,6 +90,18 @@ def earlier(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     return dataset.log.history_end(positions) - dataset.log.offsets[dataset.log.user[positions]]
 
 
+def rested(dataset: Dataset, positions: np.ndarray, *, events: int) -> np.ndarray:
+    """Which requests are for a category that the user has met, but not in the last `events` events; bool [R]."""
+    log, category = dataset.log, dataset.catalogue.ids["category"]
+    start, end = log.offsets[log.user[positions]], log.history_end(positions)
+    found = np.zeros(len(positions), bool)
+    for i, (at, first, last) in enumerate(zip(positions, start, end, strict=True)):
+        near = max(first, last - events)
+        wanted = category[log.item[at]]
+        found[i] = (category[log.item[first:near]] == wanted).any() and (category[log.item[near:last]] != wanted).all()
+    return found
+
+
 def pick(requests: Requests, kept: np.ndarray) -> Requests:
     """The requests for which `kept` [R] is true."""
     return Requests(requests.positions[kept], requests.rows[kept], requests.labels[kept])

@@ -16,6 +16,8 @@ from aif_jax.blocks import (
     Concatenation,
     CosineTiers,
     CrossAttention,
+    DecayedMemory,
+    DecayedSim,
     DotProduct,
     LinearMemory,
     LshDin,
@@ -27,6 +29,7 @@ from aif_jax.blocks import (
 SIZES: dict[str, Any] = dict(width=32, short_length=32, long_length=128, towers=(64,), head=(64, 32))
 SMOKE: dict[str, Any] = dict(width=8, short_length=8, long_length=32, towers=(16,), head=(16, 8))
 BITS, TIERS = 128, 16
+YEAR = 365.25 * 86400
 SEVEN = (4, 8, 16, 32, 64, 128)  # ends of seven recency windows, each twice as long as the one before
 
 EACH = "each"
@@ -34,6 +37,7 @@ EACH = "each"
 BEA, SIM, LSH, DOT = Bea(bridges=10, dot_product=True), Sim(EACH), LshDin(bits=BITS), DotProduct()
 LEARNED, SIM_TIER = LinearMemory(dot_product=True), SimTier(tiers=TIERS, bits=BITS)
 WINDOWED = dataclasses.replace(SIM_TIER, length=512)
+DECAYED, DECAYED_SIM = DecayedMemory(dot_product=True), DecayedSim(EACH)
 PAPER = (BEA, LSH, SIM, SIM_TIER, DOT)
 FULL = (BEA, LSH, LEARNED, SIM, SIM_TIER, DOT)
 
@@ -75,7 +79,7 @@ def _each(blocks: tuple[Any, ...], sim_fields: tuple[str, ...]) -> tuple[Any, ..
     """The blocks with a `Sim` for every SIM field in place of `Sim(EACH)`."""
     made: list[Any] = []
     for block in blocks:
-        each = isinstance(block, Sim) and block.field == EACH
+        each = isinstance(block, Sim | DecayedSim) and block.field == EACH
         made += [dataclasses.replace(block, field=field) for field in sim_fields] if each else [block]
     return tuple(made)
 
@@ -130,6 +134,24 @@ WINDOWS: dict[str, dict[str, Any]] = {
 """Two recency windows."""
 AIF = ("aif", *(name for name in (*LONGER, *WINDOWS) if name.startswith("aif")))
 """The models with every block, and what else differs in them."""
+
+
+def _streaming(*, sim: Any = DECAYED_SIM, memory: Any = DECAYED, **changes: Any) -> dict[str, Any]:
+    return dict(blocks=(BEA, sim, memory, WINDOWED, DOT), long_length=512) | changes
+
+
+STREAMING: dict[str, dict[str, Any]] = {"streaming": _streaming()}
+"""Memory and SIM that every event updates: `presets.streaming`, trained on the last 512 events of a history."""
+HALF_LIVES: dict[str, dict[str, Any]] = {
+    "streaming, fixed half-lives": _streaming(memory=dataclasses.replace(DECAYED, learned=False)),
+    "streaming, K=16": _streaming(memory=dataclasses.replace(DECAYED, width=16)),
+}
+"""The same with half-lives that are not learned, or with fewer of them than 64."""
+RESTING: dict[str, dict[str, Any]] = {
+    "window, Q=128 P=2": dict(blocks=(BEA, Sim(EACH, slots=128, length=2), LEARNED, WINDOWED, DOT), long_length=512),
+    "streaming, Q=128 P=2, L=2048": _streaming(sim=DecayedSim(EACH, slots=128, length=2, half_life=2 * YEAR), long_length=2048),
+}
+"""For users with a hundred interests, most of which rest: "preset" and "streaming" with more and smaller SIM slots."""
 LEAVE_ONE_OUT: dict[str, dict[str, Any]] = {
     "minus sequence": dict(blocks=FULL, sequence=False),
     "minus SIM": _without(SIM),
@@ -174,4 +196,6 @@ SWEPT: dict[str, dict[str, str]] = {
     },
 }
 """Size to its values to their models: what SWEEPS, SIGNATURES and the paper's model are points of."""
-_MODELS = BASELINES | ADDITIVE | LONGER | WINDOWS | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS
+_MODELS = (
+    BASELINES | ADDITIVE | LONGER | WINDOWS | STREAMING | HALF_LIVES | RESTING | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS
+)

@@ -18,10 +18,11 @@ TRIALS: tuple[dict[str, Any], ...] = tuple(
 """The tuning budget of a family: each trial is one run with seed 0, judged by GAUC on the validation slice."""
 STAGES = (
     "tuning", "main", "longer", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
-    "precision", "signatures", "more epochs", "leave one out, validation",
+    "precision", "signatures", "more epochs", "leave one out, validation", "streaming",
+    "half-lives",
 )  # fmt: skip
 LONG = ("aif, L=512", "aif, L=512, seven recency windows", *models.WINDOWS)
-SMALL = ("leave one out, validation", "sweeps", "precision", "signatures")
+SMALL = ("leave one out, validation", "sweeps", "precision", "signatures", "half-lives")
 """Stages that choose among models, on the validation slice with `FIXED`; they do not use the test slice."""
 
 
@@ -137,6 +138,20 @@ def _more_epochs(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
     ]
 
 
+def _streaming(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
+    """Users nearline: memory and SIM updated by every event, against the window, on the test slice."""
+    other, resting = ("taobao", "synthetic"), "synthetic-rest"
+    main = [(on, model) for on in (dataset, *other) for model in ("streaming", "preset")]
+    main += [(resting, model) for model in models.RESTING]
+    return [Run(dataset=on, model=model, seed=seed) for seed in seeds for on, model in main]
+
+
+def _half_lives(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
+    """Learned half-lives against fixed ones, and how many of them."""
+    wanted = ("streaming", *models.HALF_LIVES)
+    return [Run(dataset=dataset, model=model, seed=seed, **FIXED) for seed in seeds[:1] for model in wanted]
+
+
 _STAGES = dict(
     zip(
         STAGES,
@@ -156,6 +171,8 @@ _STAGES = dict(
             _signatures,
             _more_epochs,
             _leave_one_out_validation,
+            _streaming,
+            _half_lives,
         ),  # fmt: skip
         strict=True,
     )

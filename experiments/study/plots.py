@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study import models
-from experiments.study.report import Records, by_history, lost, sizes, summary
+from experiments.study.report import Records, by_history, by_seen, lost, sizes, summary
 
 PLACED = tuple(model for model in (*models.BASELINES, *models.ADDITIVE, *models.LONGER) if model != "two_tower, S=128")
 """Models of the first figure, where their critical path was measured; the one left out coincides with `two_tower`."""
@@ -27,6 +27,7 @@ def draw(records: Records, critical: Mapping[str, Any] | None, folder: Path) -> 
     drawn = {
         "gauc_by_critical_path": _by_critical_path(records, critical or {}),
         "gauc_by_history": _by_history(records),
+        "gauc_by_seen": _by_seen(records),
         "gauc_by_size": _by_size(records),
         "leave_one_out": _leave_one_out(records),
     }
@@ -76,6 +77,24 @@ def _by_history(records: Records) -> Any:
     axes.set(xlabel="earlier events of the user", ylabel=GAUC)
     axes.legend()
     axes.grid(alpha=0.3)
+    return figure
+
+
+def _by_seen(records: Records) -> Any:
+    """A panel for each data set: GAUC against the last events that a state has seen."""
+    from matplotlib import pyplot
+
+    found = by_seen(records)
+    if not found:
+        return None
+    figure, panels = pyplot.subplots(1, len(found), figsize=(4 * len(found), 4), squeeze=False)
+    for axes, (dataset, rows) in zip(panels[0], found.items(), strict=True):
+        for model, by in rows.items():
+            levels, spread = ([parts["gauc"][name] for parts in by.values()] for name in ("gauc", "gauc_std"))
+            axes.errorbar(list(by), levels, yerr=spread, marker="o", capsize=3, label=model)
+        axes.set(title=dataset, xlabel="last events that the state has seen", ylabel="GAUC")
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.study import models, plan, recipes
+from experiments.study import datasets, models, plan, recipes
 
 Records = dict[str, dict[str, Any]]
 PATHS = {
@@ -180,7 +180,7 @@ def by_world(records: Records) -> dict[str, dict[str, dict[str, float]]]:
     """Model to its GAUC in every synthetic world with one source of interest, and what the truth scores there."""
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for dataset, rows in summary(records).items():
-        if dataset.startswith("synthetic-"):
+        if dataset.startswith("synthetic-") and dataset in datasets.SYNTHETIC:
             for model, figures in rows.items():
                 found[model][dataset] = {name: figures[name] for name in ("gauc", "gauc_std", "seeds")}
                 found["the truth"][dataset] = {"gauc": figures["ceiling_gauc"], "gauc_std": float("nan")}
@@ -198,6 +198,25 @@ def by_history(records: Records, *, dataset: str = "movielens") -> dict[str, dic
     return {model: {name: float(np.mean(values)) for name, values in bins.items()} for model, bins in found.items()}
 
 
+def by_seen(records: Records) -> dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]:
+    """Data set to model to the last events that its states have seen to GAUC: of all requests, of users with more events than
+    were trained on, and of requests for a category that rested; mean and deviation over seeds.
+    """
+    found: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(lambda: defaultdict(list))))
+    for record in records.values():
+        for seen, figures in record["figures"].get("by_seen", {}).items():
+            parts = {"gauc": figures} | {part: figures[part] for part in ("more_than_trained", "rested") if part in figures}
+            for part, values in parts.items():
+                found[record["dataset"]][label(record)][seen][part].append(values["gauc"])
+    return {
+        dataset: {
+            model: {seen: {part: _spread(values, "gauc") for part, values in parts.items()} for seen, parts in by.items()}
+            for model, by in rows.items()
+        }
+        for dataset, rows in found.items()
+    }
+
+
 def keys(records: Records, critical: Mapping[str, Any] | None) -> dict[str, Any]:
     """What `--json` writes: per data set and model the keys of the study, then recipes, bins and claims."""
     table, choices = summary(records), small(records)
@@ -212,6 +231,7 @@ def keys(records: Records, critical: Mapping[str, Any] | None) -> dict[str, Any]
         "by_world": by_world(records),
         "by_epochs": by_epochs(records),
         "by_history": by_history(records),
+        "by_seen": by_seen(records),
         **choices,
         "lost": lost(records),
         "lost, validation": lost(records, where="validation"),

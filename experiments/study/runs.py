@@ -37,12 +37,19 @@ from experiments.study.evaluation import (
     hits,
     pick,
     ranker_recall,
+    rested,
     sampled_figures,
     sampled_scores,
 )
 
 BOUNDS = (MIN_HISTORY, 20, 50, 100, 200, 500)  # of histories, for the figure
 LONG = 200  # earlier events of a long user
+SEEN = (32, 128, 512, 2048)  # last events that a state has seen, where it is evaluated on less or more than in training
+WITHOUT_LIMIT = (
+    "preset",
+    *models.STREAMING,
+    *models.RESTING,
+)  # models that are evaluated on more history than they were trained on
 KEPT = ("exact", "two_tower")  # models whose parameters are kept for recipes
 
 
@@ -153,6 +160,8 @@ def train_and_evaluate(
         figures["by_history"] = by_history(scores, requests, dataset, BOUNDS)
         if long.any():
             figures["long_users"] = sampled_figures(scores[long], pick(requests, long), dataset)
+        if run.model in WITHOUT_LIMIT:
+            figures["by_seen"] = by_seen(model, params, dataset, requests, (16, 64) if sizes.smoke else SEEN)
         if data.world is not None and run.task == "next":
             figures["ceiling"] = ceiling(data, requests, sampler)
         if run.task == "next":
@@ -221,6 +230,27 @@ def requests_of(run: Run, dataset: Dataset, positions: np.ndarray, sampler: Nega
     at = np.sort(np.random.default_rng(0).permutation(kept)[: 4 * sizes.requests])
     rows, labels, _ = candidates.pointwise(dataset, threshold=recipes.LIKED)(at, Draw(0, 0, 0))
     return Requests(at, rows, labels)
+
+
+def by_seen(
+    model: aif.PreRanker, params: Params, dataset: Dataset, requests: Requests, lengths: tuple[int, ...]
+) -> dict[str, dict[str, Any]]:
+    """The figures of states that have seen the last n events, and "all" for the whole history, each with those of users with
+    more events than the model was trained on, and of requests whose category comes back after more than 520 events.
+    """
+    whole, found = int(earlier(dataset, requests.positions).max()), {}
+    more = earlier(dataset, requests.positions) > model.config.long_length
+    returns = rested(dataset, requests.positions, events=520)
+    for length in (*(n for n in lengths if n < whole), whole):
+        longer = aif.build(model.config.replace(long_length=length))
+        scores = sampled_scores(longer, params, dataset, requests)
+        figures: dict[str, Any] = sampled_figures(scores, requests, dataset)
+        if more.any():
+            figures["more_than_trained"] = sampled_figures(scores[more], pick(requests, more), dataset)
+        if returns.any():
+            figures["rested"] = sampled_figures(scores[returns], pick(requests, returns), dataset)
+        found["all" if length == whole else str(length)] = figures
+    return found
 
 
 def catalogue_figures(

@@ -35,6 +35,11 @@ NAMES = {
 DATASETS = ("movielens", "taobao", "synthetic")
 LONG = "_long_users"
 TIMES = ("p50", "p99", "best")
+SEEN_BY = {
+    "gauc": "",
+    "more_than_trained": ": users with more events than were trained on",
+    "rested": ": requests whose category the user met, but not within 520 events",
+}
 TASKS = {"next": f"next item, {recipes.DEFAULT}", "liked": "liked or not, pointwise"}
 
 
@@ -69,6 +74,10 @@ def tables(records: Records, critical: Mapping[str, Any] | None) -> list[Table]:
         lines = [[model, *(f"{timed[name]:.2f}" for name in TIMES)] for model, timed in measured.items()]
         made.append(Table("Critical path at C=1000, ms", ["", *TIMES], lines))
     made.append(_plain("movielens, GAUC by the user's earlier events", report.by_history(records)))
+    for dataset, found in report.by_seen(records).items():
+        for part, title in SEEN_BY.items():
+            rows = {model: {seen: parts[part] for seen, parts in by.items() if part in parts} for model, by in found.items()}
+            made.append(_grid(f"{dataset}, GAUC by the last events that a state has seen{title}", rows, "gauc"))
     made.append(_plain("movielens, trials on the validation slice, GAUC", report.trials(records)))
     for dataset, model in product(DATASETS, (recipes.MODEL, "two_tower")):
         if len(found := report.by_recipe(records, model, dataset=dataset)) > 1:

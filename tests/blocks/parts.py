@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import layers
+from aif_jax import stream
 from aif_jax.blocks import Block, ItemView, Terms, UserView
 from aif_jax.types import Params
 from tests import demo
@@ -30,15 +30,22 @@ def user(config: aif.Config, mask: Any, *, sequence: Any = None, candidates: int
     features = aif.UserFeatures(ids={}, floats=np.zeros(0, np.float32), history=aif.Behaviours(**(fields | history), mask=mask))
     nothing = jnp.zeros((mask.shape[0], config.width))
     sequence = nothing if sequence is None else jnp.asarray(sequence)
-    known: dict[str, Any] = dict(config=config, params={}, features=features, candidates=candidates)
-    return UserView(**known, embeddings=nothing, sequence=sequence)
+    return _seen(config, {}, features, candidates=candidates, embeddings=nothing, sequence=sequence)
 
 
 def view(config: aif.Config, params: Params, features: aif.UserFeatures) -> UserView:
     """The view of a user whose projected short sequence is zero."""
-    embeddings = layers.embed_behaviours(params, config.schema, features.history)
-    sequence = jnp.zeros((config.short_length, config.width))
-    return UserView(config=config, params=params, features=features, embeddings=embeddings, sequence=sequence)
+    return _seen(config, params, features, sequence=jnp.zeros((config.short_length, config.width)))
+
+
+def _seen(
+    config: aif.Config, params: Params, features: aif.UserFeatures, candidates: int | None = None, **made: Any
+) -> UserView:
+    """A view with some of what it would compute from the parameters."""
+    known: dict[str, Any] = dict(config=config, params=params, features=features, candidates=candidates)
+    view = UserView(**known, history=features.history, memory={}, now=stream.FULL_NOW)
+    view.__dict__.update(made)  # where a `cached_property` keeps its value
+    return view
 
 
 def item(config: aif.Config, vector: Any) -> ItemView:

@@ -7,7 +7,7 @@ import pytest
 
 from aif_jax.blocks import LinearMemory, LshDin
 from aif_jax.blocks.linear_memory import (
-    Events,
+    ByEvent,
     Summed,
     cheaper_by_event,
     mean,
@@ -47,7 +47,7 @@ def history(kind, form, keys, values, mask):
     """The user half in either form."""
     keys, values, mask = jnp.asarray(keys), jnp.asarray(values), jnp.asarray(mask)
     if form == "events":
-        return Events(keys=keys, values=values, mask=mask)
+        return ByEvent(keys=keys, values=values, mask=mask)
     return sum_events(signs(keys).T if kind == "lsh" else keys.T, values, mask)
 
 
@@ -195,7 +195,7 @@ def test_the_user_half_is_chosen_by_how_many_candidates_follow(block):
 
     states, made = shares(params)
     kinds = {name: type(state.blocks[block.name]) for name, state in states.items()}
-    assert kinds == {"serving": Summed, "few": Events, "many": Summed}
+    assert kinds == {"serving": Summed, "few": ByEvent, "many": Summed}
     np.testing.assert_array_equal(made["serving"], made["many"])
     np.testing.assert_allclose(made["serving"], made["few"], rtol=1e-4, atol=1e-5)
 

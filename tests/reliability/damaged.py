@@ -33,7 +33,10 @@ from aif_jax.checkpoint import CheckpointError
 from aif_jax.export import ExportError
 from aif_jax.export.consume import seal, verify
 from aif_jax.index import ItemIndex
+from aif_jax.user_table import UserTable
+from aif_jax.user_table import files as user_files
 from aif_jax.version import VersionMismatch
+from tests import test_user_table as users
 from tests.reliability import victims
 
 MEMORY = 24 << 30  # of address space: what wants more fails with MemoryError, which no format documents
@@ -187,6 +190,24 @@ def _read_index(folder: Path) -> Any:
         "ids": ids, "columns": jax.tree.map(np.asarray, columns), "version": index.version, "positions": manifest.positions,
         "config": manifest.config.to_json(), "batch": manifest.batch_size,
     }  # fmt: skip
+
+
+# user tables
+
+
+def _make_users(folder: Path, number: int) -> None:
+    table = users.table()
+    table.update(users.raw(users.MESSAGES[number]), position=number)
+    table.save(folder / "users", positions={0: number, 3: 9})
+
+
+def _read_users(folder: Path) -> Any:
+    path = folder / "users"
+    table = UserTable.load(path, users.MODEL, users.PARAMS, encoder=users.ENCODER, version=users.VERSION)
+    names = sorted(table.rows.of)
+    return {"users": names, "version": table.version, "positions": user_files.inspect(path).positions} | (
+        table.rows.get(names)._asdict()
+    )
 
 
 # checkpoints and runs
@@ -428,6 +449,7 @@ def _read_npz(folder: Path) -> Any:
 
 FORMATS = {
     "index": Format(_make_index, _read_index, (FileNotFoundError, CheckpointError, VersionMismatch)),
+    "users": Format(_make_users, _read_users, (FileNotFoundError, CheckpointError, VersionMismatch)),
     "checkpoint": Format(
         _make_checkpoint, lambda folder: _content_of(checkpoint.load(folder / "one")), (FileNotFoundError, CheckpointError)
     ),

@@ -1,0 +1,118 @@
+"""The update function as a table runs it: batches of users with some events each, rows as words."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.checks import expect
+from aif_jax.index import storage
+from aif_jax.index.storage import STORAGES, Packed, Storage
+from aif_jax.model import PreRanker
+from aif_jax.types import Events, Params, UserMemory
+
+EVENTS = (1, 16, 256)
+"""Events of a user in one run, padded up to the next of these."""
+
+
+class Updated(NamedTuple):
+    """Rows after some events, and what became of these."""
+
+    words: np.ndarray  # uint32 [n, W]
+    late: np.ndarray  # int32 [n] events that were older than one before them
+    beyond: np.ndarray  # int32 [n] of these, older than every event that is kept
+
+
+class UserProgram:
+    """`model.update_user` for many users at once, compiled for a few numbers of users and of events."""
+
+    def __init__(self, model: PreRanker, params: Params, *, storage: Storage, batch_size: int):
+        expect(storage in STORAGES, "storage", f"one of {STORAGES}", repr(storage))
+        expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        self.model = model
+        self.params = jax.device_put(params)
+        self.storage: Storage = storage
+        self.batch_size = batch_size
+        self.sizes = tuple(size for size in (1, 16) if size < batch_size) + (batch_size,)
+        empty = jax.jit(lambda: pack(model.new_user(), storage))()
+        self.layout = empty.layout
+        self.empty = np.asarray(empty.words)
+        """uint32 [W], the row of a user without events."""
+        self._compiled = _compiled(model.update_user, storage, empty.layout)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one user's row."""
+        return self.empty.nbytes
+
+    def __call__(self, words: np.ndarray, events: Events, counts: np.ndarray) -> Updated:
+        """Rows after events.
+
+        Args:
+          words: uint32 [n, W] rows; zeros are a user without events.
+          events: [sum of counts] of one user after the other, each user's in the order in which they are applied.
+          counts: int64 [n] events of each user.
+        """
+        new = (words == 0).all(1)
+        words = np.where(new[:, None], self.empty, words)
+        ends = np.cumsum(counts)
+        starts, late, beyond = ends - counts, np.zeros(len(counts), np.int32), np.zeros(len(counts), np.int32)
+        left = np.argsort(-counts, kind="stable")  # users with equally many events run together
+        done = 0
+        while len(left := left[counts[left] > done]):
+            most = int(counts[left[0]]) - done
+            width = next((size for size in EVENTS if size >= most), EVENTS[-1])
+            for first in range(0, len(left), self.batch_size):
+                users = left[first : first + self.batch_size]
+                part = _window(events, starts[users] + done, ends[users], width)
+                size = next(size for size in self.sizes if size >= len(users))
+                result = self._compiled(
+                    self.params, _filled(words[users], size), jax.tree.map(partial(_filled, size=size), part)
+                )
+                for mine, made in zip((words, late, beyond), result, strict=True):
+                    made = np.asarray(made)[: len(users)]
+                    mine[users] = made if mine is words else mine[users] + made
+            done += width
+        return Updated(words, late, beyond)
+
+
+def pack(memory: UserMemory, kind: Storage) -> Packed:
+    """ONE user's memory as words: matrices in `kind`, everything else as it is."""
+    return storage.pack(storage.encode(memory, kind, axes=2))
+
+
+def unpack(packed: Packed) -> UserMemory:
+    """The memory of ONE user that `pack` packed."""
+    one = storage.unpack(Packed(words=jnp.asarray(packed.words)[None], layout=packed.layout))
+    return storage.widen(jax.tree.map(lambda leaf: leaf[0], one))
+
+
+@lru_cache(maxsize=16)
+def _compiled(update_user: Any, kind: Storage, layout: Any) -> Any:
+    def one(params: Params, words: jax.Array, events: Events) -> tuple[Any, ...]:
+        memory = unpack(Packed(words=words, layout=layout))
+        there = events.time > 0
+        late = there & (events.time < jax.lax.cummax(jnp.append(memory.recent.time[0], events.time))[:-1])
+        updated = update_user(params, memory, events)
+        beyond = late & (events.time < updated.recent.time[-1])
+        return pack(updated, kind).words, late.sum(dtype=jnp.int32), beyond.sum(dtype=jnp.int32)
+
+    return jax.jit(jax.vmap(one, (None, 0, 0)))
+
+
+def _window(events: Events, start: np.ndarray, end: np.ndarray, width: int) -> Events:
+    """The events [n, width] from `start` [n] on, up to `end` [n]; time 0 behind it."""
+    at = start[:, None] + np.arange(width)
+    there = at < end[:, None]
+    at = np.minimum(at, len(events.time) - 1)
+    return jax.tree.map(lambda leaf: np.where(there, leaf[at], leaf.dtype.type(0)), events)
+
+
+def _filled(leaf: np.ndarray, size: int) -> np.ndarray:
+    """An array [n, ...] as [size, ...]: the rest repeats the last row, or is zeros."""
+    short = size - len(leaf)
+    return leaf if not short else np.concatenate([leaf, np.repeat(leaf[-1:], short, 0)])

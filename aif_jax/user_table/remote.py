@@ -1,0 +1,90 @@
+"""Rows in Valkey or Redis: shared by writers and by every replica that serves, kept there beyond the end of any process."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aif_jax.checks import expect
+from aif_jax.user_table.rows import NONE, Stored, UserId
+
+HEADER = struct.Struct("<4sIqiI")  # magic and format, words, position, partition, CRC-32 of all the rest
+MAGIC = b"AUT1"
+PUT = """
+local before = redis.call('GETRANGE', KEYS[1], 8, 15)
+if before == '' then before = ARGV[1] end
+if before ~= ARGV[2] then return 0 end
+if ARGV[4] == '0' then redis.call('SET', KEYS[1], ARGV[3]) else redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4]) end
+return 1
+"""
+"""Sets a row if its position is still the expected one; a missing row has the position of none."""
+
+
+class RemoteRows:
+    """Rows of one model version as values of a Valkey or Redis server; one round trip for any number of users.
+
+    Args:
+      client: `redis.Redis` or `valkey.Valkey`, not decoding responses, with the timeouts and retries that suit you. Its
+        errors come through.
+      version: of the table: rows of two versions have different keys, so a new version is built next to the old one.
+      width: words of a row, `UserTable.row_bytes / 4`.
+      prefix: of every key.
+      seconds: after which a row that is not written again is forgotten, so that old versions go away; None keeps it.
+
+    Raises:
+      ValueError: a value at a row's key that is torn, altered, or no row of this width.
+    """
+
+    def __init__(self, client: Any, *, version: str, width: int, prefix: str = "aif", seconds: float | None = None):
+        expect(width >= 1, "width", "at least 1", width)
+        expect(seconds is None or seconds > 0, "seconds", "None or more than 0", seconds)
+        self._client, self._width = client, width
+        self._prefix = f"{prefix}:{version[:32]}:"
+        self._lives = 0 if seconds is None else max(1, round(seconds * 1000))
+        self._put = client.register_script(PUT)
+
+    def key(self, user: UserId) -> str:
+        """Where a user's row is; the integer 7 and the string "7" are two users."""
+        return f"{self._prefix}{'s' if isinstance(user, str) else 'i'}:{user}"
+
+    def get(self, users: Sequence[UserId]) -> Stored:
+        """As `Rows.get`."""
+        found = Stored(
+            np.zeros((len(users), self._width), np.uint32), np.full(len(users), NONE), np.zeros(len(users), np.int32)
+        )
+        keys = [self.key(user) for user in users]
+        for place, value in enumerate(self._client.mget(keys) if keys else ()):
+            if value is not None:
+                found.words[place], found.position[place], found.partition[place] = self._row(value, keys[place])
+        return found
+
+    def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
+        """As `Rows.put`; each row is compared and set by the server."""
+        pipe = self._client.pipeline(transaction=False)
+        for place, user in enumerate(users):
+            words, position, partition = rows.words[place], int(rows.position[place]), int(rows.partition[place])
+            before = struct.pack("<q", int(expected[place]))
+            value = self._value(words, position, partition)
+            self._put(keys=[self.key(user)], args=[struct.pack("<q", NONE), before, value, self._lives], client=pipe)
+        return np.array(pipe.execute(), bool) if len(users) else np.zeros(0, bool)
+
+    def _value(self, words: np.ndarray, position: int, partition: int) -> bytes:
+        body = words.astype("<u4").tobytes()
+        head = HEADER.pack(MAGIC, len(words), position, partition, 0)
+        return HEADER.pack(MAGIC, len(words), position, partition, zlib.crc32(body, zlib.crc32(head))) + body
+
+    def _row(self, value: bytes, key: str) -> tuple[np.ndarray, int, int]:
+        wanted = HEADER.size + 4 * self._width
+        if len(value) != wanted or value[:4] != MAGIC:
+            raise ValueError(
+                f"{key}: expected a row of {wanted} bytes of this format, got {len(value)} bytes: {value[:8]!r}..."
+            )
+        magic, width, position, partition, checksum = HEADER.unpack_from(value)
+        head, body = HEADER.pack(magic, width, position, partition, 0), value[HEADER.size :]
+        if width != self._width or checksum != zlib.crc32(body, zlib.crc32(head)):
+            raise ValueError(f"{key}: expected a row with the checksum {checksum}, got one that is torn or altered")
+        return np.frombuffer(body, "<u4"), position, partition

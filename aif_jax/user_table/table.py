@@ -1,0 +1,334 @@
+"""`UserTable`: what is kept of every user's whole history, for one model version; the nearline half of the user side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from aif_jax.checks import expect
+from aif_jax.data.dataset import Dataset
+from aif_jax.encoder import Encoder
+from aif_jax.features import SINCE, no_events
+from aif_jax.index.storage import Packed, Storage
+from aif_jax.model import PreRanker
+from aif_jax.raw import column_of, plain
+from aif_jax.snapshots import integer
+from aif_jax.times import stamps, ticks
+from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
+from aif_jax.user_table import files
+from aif_jax.user_table.program import UserProgram, unpack
+from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId
+from aif_jax.version import check_encoding, fingerprint
+from aif_jax.vocabulary import as_ids
+
+BATCH = 256
+RETRIES = 8  # of rows that another writer changed in between
+
+
+class Place(NamedTuple):
+    """Where in the stream some events are."""
+
+    position: int  # `NONE` for events that are not from a stream
+    partition: int
+
+
+class Applied(NamedTuple):
+    """What became of the events of an update."""
+
+    events: int  # that are in the table now
+    users: int  # whose rows changed
+    repeated: int  # events that the rows held already
+    late: int  # events that were older than one of their user before them; each is put in its place
+    beyond: int  # late ones that were older than every event that is kept: they count in sums and SIM caches alone
+
+    def __add__(self, other: Applied) -> Applied:  # type: ignore[override]
+        """The sum of two, count by count."""
+        return Applied(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class UserTable:
+    """A row of bounded size for every user, updated by events in constant time, whatever the length of the history.
+
+    Rows belong to a model version, as those of an `ItemIndex` do. A user's events must come in the order of the stream and by
+    one partition; each row holds its own position, so that an event that comes twice counts once, also after a kill.
+
+    Args:
+      model, params: whose `update_user` makes the rows.
+      encoder: of the model's checkpoint, for raw events; its item rows and actions are those of the model.
+      version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.
+      storage: of matrices: "float32", "bfloat16" or "int8" with a scale for each vector. Everything else is exact.
+      rows: where rows are kept; None keeps them in this process.
+      batch_size: users in one run of the update function.
+
+    Attributes:
+      version: fingerprint.
+      encoding: version of the encoder.
+      row_bytes: of one user.
+
+    Example:
+      >>> import aif_jax as aif
+      >>> from aif_jax.encoder import schema_of
+      >>> columns = aif.Columns(action=None)
+      >>> vocabularies = {name: aif.Vocabulary(ids) for name, ids in (("user", ["ann"]), ("item", [7, 8]), ("category", [1]))}
+      >>> encoder = aif.Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies)
+      >>> model = aif.build(aif.presets.two_tower(encoder.schema, width=4, short_length=4))
+      >>> none = np.zeros((3, 0), np.float32)
+      >>> items = aif.ItemFeatures(ids={"item": np.arange(3, dtype=np.int32), "category": np.ones(3, np.int32)}, floats=none)
+      >>> table = UserTable(model, model.init(jax.random.key(0), items), encoder=encoder)
+      >>> raw = {"user": ["ann", "bob", "ann"], "item": [7, 8, 8], "time": [1_600_000_000, 1_600_000_007, 1_600_000_009]}
+      >>> table.update(raw, position=0), table.update(raw, position=0).repeated
+      (Applied(events=3, users=2, repeated=0, late=0, beyond=0), 3)
+      >>> int(table.memory("ann").count), len(table)
+      (2, 2)
+    """
+
+    def __init__(
+        self,
+        model: PreRanker,
+        params: Params,
+        *,
+        encoder: Encoder,
+        version: str | None = None,
+        storage: Storage = "float32",
+        rows: Rows | None = None,
+        batch_size: int = BATCH,
+    ):
+        expect(encoder.schema == model.config.schema, "encoder", "one of the model's schema", "another")
+        self.model, self.encoder, self.storage = model, encoder, storage
+        self.version = fingerprint(params, model.config, encoder) if version is None else version
+        self.encoding = encoder.version
+        self._program = UserProgram(model, params, storage=storage, batch_size=batch_size)
+        self.row_bytes = self._program.row_bytes
+        self.rows: Rows = MemoryRows(len(self._program.empty)) if rows is None else rows
+
+    @classmethod
+    def build(
+        cls,
+        model: PreRanker,
+        params: Params,
+        events: Dataset | Iterable[Any],
+        *,
+        encoder: Encoder,
+        until: Any = None,
+        position: int | None = None,
+        partition: int = 0,
+        progress: bool = True,
+        **options: Any,
+    ) -> UserTable:
+        """A table from a log of events, in bounded memory next to the rows.
+
+        Args:
+          model, params, encoder: as for the class.
+          events: a `Dataset` that the encoder made, or raw events by column in the order of time, such as Arrow record batches.
+          until: events before this time alone, in `Columns.time_unit`; of a `Dataset`.
+          position, partition: in the stream, of the last event that the log holds: the stream goes on behind it.
+          progress: a progress bar on stderr.
+          options: `version`, `storage`, `rows`, `batch_size`, as for the class.
+
+        Raises:
+          EncodingMismatch: a data set that another encoder made.
+          TypeError, ValueError: as `update`.
+        """
+        table = cls(model, params, encoder=encoder, **options)
+        place = _place(position, partition)
+        if not isinstance(events, Dataset):
+            expect(until is None, "until", "None for raw events", until)
+            for raw in tqdm(events, unit="batch", desc="user table", disable=not progress):
+                table._apply(raw, place, again=True)
+            return table
+        check_encoding("events", expected=encoder.version, got="" if events.encoder is None else events.encoder.version)
+        log = events.log
+        ends = log.offsets[1:] if until is None else log.history_end_at(np.arange(log.users), np.full(log.users, until))
+        counts = ends - log.offsets[:-1]
+        counts[0] = 0  # the unknown user
+        users = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        with tqdm(total=int(counts.sum()), unit="event", unit_scale=True, desc="user table", disable=not progress) as bar:
+            for start in range(0, len(users), table._program.batch_size):
+                some = users[start : start + table._program.batch_size]
+                index = ranges(log.offsets[some], counts[some])
+                given = Events(item=log.item[index], action=log.action[index], time=stamps(log.time[index], "events"))
+                names = np.asarray(events.users.raw)[some - 1].tolist()
+                table._run(names, given, counts[some], place, again=True)
+                bar.update(len(index))
+        return table
+
+    def update(self, events: Any, *, position: int | None = None, partition: int = 0) -> Applied:
+        """Applies some events of some users, such as one message of a stream.
+
+        Args:
+          events: raw values by column of the events file, `Columns.user` among them: a mapping, an Arrow batch or table.
+          position: in the stream; rises within a partition. A user whose row is there already, or further, is left as it is.
+            None applies the events in any case.
+          partition: of the stream; always the same for one user.
+
+        Raises:
+          TypeError, ValueError: events that do not fit the encoder, times before 1963, ids of both kinds, a user whose events
+            came by another partition; nothing has changed then.
+          RuntimeError: another writer changes the same rows all the time.
+        """
+        return self._apply(events, _place(position, partition), again=position is None)
+
+    def memory(self, user: UserId) -> UserMemory:
+        """What is kept of a user, decoded, on the host: to inspect a table."""
+        return jax.tree.map(np.asarray, _unpack(self._packed(user)))
+
+    def features(
+        self, user: UserId, record: Mapping[str, Any] | None = None, *, now: Any, events: Any = None, places: int = SINCE[0]
+    ) -> UserFeatures:
+        """Features of ONE user for the engine: the row and what came since, in place of a whole history.
+
+        Args:
+          user: raw id; one without a row has an empty history.
+          record: raw values by column of the users file; None for an unknown profile.
+          now: time of the request, in `Columns.time_unit`, or a `datetime`.
+          events: raw events by column that the table does not hold yet; those in the second of the request or later are left
+            out, as `Encoder.user` does.
+          places: that the features have for these; with more, the first ones are applied here, which takes longer.
+
+        Raises what `Encoder.user` raises.
+        """
+        packed, since = self._packed(user), no_events(places)
+        moment = ticks(now, "now", unit=self.encoder.columns.time_unit).seconds
+        expect(not moment.ndim, "now", "one time", f"an array of shape {list(moment.shape)}")
+        if events is not None:
+            new, _ = self.encoder.events(events)
+            late = new.time > stamps(int(moment) + self.encoder.max_skew, "now")
+            expect(not late.any(), "events", f"times up to {self.encoder.max_skew} s after the request's", "a later one")
+            new = _part(new, new.time < stamps(moment, "now"))
+            if (more := len(new.time) - places) > 0:
+                before, new = _part(new, slice(0, more)), _part(new, slice(more, None))
+                words = self._program(np.asarray(packed.words)[None], before, np.array([more])).words[0]
+                packed = Packed(words=words, layout=packed.layout)
+            since = jax.tree.map(lambda empty, leaf: np.concatenate([leaf, empty[len(leaf) :]]), since, new)
+        ids, floats = self.encoder.profile(record)
+        history = Streamed(memory=packed, since=since, now=stamps(moment, "now")[()], version=self.version)
+        return UserFeatures(ids=ids, floats=floats, history=history, encoding=self.encoding)
+
+    def __contains__(self, user: UserId) -> bool:
+        """Whether a user has a row."""
+        return bool(self.rows.get([user]).words.any())
+
+    def __len__(self) -> int:
+        """Users with a row; of a table in this process."""
+        return len(self._in_memory())
+
+    def __repr__(self) -> str:
+        count = f"{len(self.rows):,} users" if isinstance(self.rows, MemoryRows) else type(self.rows).__name__
+        return f"UserTable({count}, {self.row_bytes} bytes a row, storage={self.storage!r}, version={self.version[:12]}...)"
+
+    def copy(self) -> UserTable:
+        """A table with a copy of the rows, for a snapshot while updates continue."""
+        made = object.__new__(UserTable)
+        made.__dict__ |= self.__dict__ | {"rows": self._in_memory().copy()}
+        return made
+
+    def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
+        """Writes the rows into a new folder, which appears complete or not at all.
+
+        Args:
+          path: a local folder that does not exist yet.
+          positions: how far in the stream the table is, by partition.
+
+        Raises:
+          FileExistsError: something is there already.
+          ValueError: a URL, or a table whose rows are in another store, which keeps them itself.
+        """
+        record = {"version": self.version, "encoding": self.encoding, "storage": self.storage}
+        record |= {"batch_size": self._program.batch_size, "layout": files.describe(self._program.layout)}
+        files.write(path, self._in_memory(), record, self.model.config, positions or {})
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: PreRanker, params: Params, *, encoder: Encoder, version: str | None = None
+    ) -> UserTable:
+        """The table in a folder, if it belongs to a model.
+
+        Raises:
+          FileNotFoundError: nothing there.
+          CheckpointError: torn or altered, not a user table.
+          ValueError: another config; EncodingMismatch, VersionMismatch: another encoder, other parameters.
+        """
+        version = fingerprint(params, model.config, encoder) if version is None else version
+        manifest = files.inspect(path)
+        files.check_model(path, manifest, model.config, encoding=encoder.version, version=version)
+        table = cls(model, params, encoder=encoder, version=version, storage=manifest.storage, batch_size=manifest.batch_size)
+        files.check_layout(path, manifest, table._program.layout)
+        table.rows = files.read(path, manifest, width=len(table._program.empty))
+        return table
+
+    def _in_memory(self) -> MemoryRows:
+        if not isinstance(self.rows, MemoryRows):
+            raise ValueError(f"table: expected rows in this process, got those of {type(self.rows).__name__}")
+        return self.rows
+
+    def _packed(self, user: UserId) -> Packed:
+        """The row of a user, or of one without events."""
+        words = self.rows.get([user]).words[0]
+        return Packed(words=words if words.any() else self._program.empty, layout=self._program.layout)
+
+    def _apply(self, raw: Any, place: Place, *, again: bool) -> Applied:
+        """Applies raw events; `again` also to rows that are as far as that."""
+        events, order = self.encoder.events(raw)
+        ids = as_ids(plain(column_of(raw, self.encoder.columns.user)), self.encoder.columns.user)
+        expect(len(ids) == len(order), "events", "a user for each event", f"{len(ids)} for {len(order)} events")
+        names = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        numbers: dict[UserId, int] = {}
+        owner = np.fromiter((numbers.setdefault(names[i], len(numbers)) for i in order), np.int64, len(order))
+        counts = np.bincount(owner, minlength=len(numbers))
+        return self._run(list(numbers), _part(events, np.argsort(owner, kind="stable")), counts, place, again=again)
+
+    def _run(self, users: list[UserId], events: Events, counts: np.ndarray, place: Place, *, again: bool) -> Applied:
+        """Applies events [sum of counts] of one user after the other; rows that others changed meanwhile are read again."""
+        applied, starts, left = Applied(0, 0, 0, 0, 0), np.cumsum(counts) - counts, np.arange(len(users))
+        for _ in range(RETRIES):
+            before = self.rows.get([users[i] for i in left])
+            _check_partition([users[i] for i in left], before, place)
+            known = np.zeros(len(left), bool) if again else before.position >= place.position
+            applied += Applied(0, 0, int(counts[left[known]].sum()), 0, 0)
+            left, before = left[~known], before.take(np.flatnonzero(~known))
+            if not len(left):
+                return applied
+            made = self._program(before.words, _part(events, ranges(starts[left], counts[left])), counts[left])
+            position = np.maximum(before.position, place.position)
+            partition = before.partition if place.position == NONE else np.full(len(left), place.partition, np.int32)
+            stored = Stored(made.words, position, partition)
+            good = self.rows.put([users[i] for i in left], stored, expected=before.position)
+            sums = (counts[left[good]].sum(), good.sum(), 0, made.late[good].sum(), made.beyond[good].sum())
+            applied += Applied(*map(int, sums))
+            left = left[~good]
+            if not len(left):
+                return applied
+        raise RuntimeError(f"update: another writer changed the rows of {len(left)} users {RETRIES} times in between")
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64 [sum of counts]: `counts` [n] numbers from each of `starts` [n] on."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+
+
+def _place(position: int | None, partition: int) -> Place:
+    at = NONE if position is None else integer(position, "position")
+    expect(at > NONE or position is None, "position", f"above {NONE}", at)
+    return Place(at, integer(partition, "partition"))
+
+
+def _check_partition(users: list[UserId], rows: Stored, place: Place) -> None:
+    """Raises ValueError for a user whose events came by another partition: positions of two cannot be compared."""
+    moved = (rows.position > NONE) & (rows.partition != place.partition)
+    if place.position > NONE and moved.any():
+        at = int(np.argmax(moved))
+        expected = f"events of user {users[at]!r} by partition {rows.partition[at]}, as before"
+        raise ValueError(f"update: {expected}, got partition {place.partition}; build the table anew for other partitions")
+
+
+def _part(events: Events, at: Any) -> Events:
+    return jax.tree.map(lambda leaf: leaf[at], events)
+
+
+_unpack = jax.jit(unpack)

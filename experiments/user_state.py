@@ -1,0 +1,336 @@
+"""Users nearline: what an event costs, what a request costs with it, how large a user is, and how exact the scores are.
+
+Claim     The user side of a request with up to 16 new events takes at most a quarter of the CPU of a whole history of 4,096,
+          and the same for any length of the history; an event takes less than 50 microseconds in batches of 256 users; a user
+          fits in 8 KiB; scores are those of the whole history.
+Command   python -m experiments.user_state --data DIR --json user_state.json      (or --smoke; --help lists all)
+Time      8 minutes on 2 CPU cores, 4 of them training
+Data      DIR holds movielens-small-merged/; without --data the synthetic world of the study.
+Model     `presets.streaming`, trained for one epoch with L=512; whole histories are those of `presets.aif`, which would be
+          served without a table, with weights as initialised. Histories are drawn at random over eight years; rows and
+          histories of the same users.
+Method    Interleaved round by round in one process, compilation left out. CPU of the user side: `time.process_time` of
+          checking, packing, upload and user function, as the engine runs them, from features in host memory as a store delivers
+          them: a whole encoded history, or a row of the table and the encoded events since. Updates: `UserProgram` on rows in
+          host memory. Exactness: the last event of every user of the log against 99 items that others met, states made event by
+          event in each storage, against those of the whole history; AUC within each list.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+import aif_jax as aif
+from aif_jax.data.dataset import Dataset
+from aif_jax.features import SINCE, no_events, pack
+from aif_jax.index.storage import STORAGES, Packed
+from aif_jax.serving.programs import Form, Programs
+from aif_jax.times import stamps
+from aif_jax.types import Events, Streamed, UserFeatures
+from aif_jax.user_table import UserTable
+from aif_jax.user_table.program import UserProgram, unpack
+from aif_jax.user_table.program import pack as pack_memory
+from experiments import common
+from experiments.study import datasets
+
+LENGTHS = (64, 512, 4096, 32768)
+NEW = SINCE[0]
+YEARS = 8 * 365 * 86400
+NOW = 1_700_000_000
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the study and prints its figures."""
+    options = parse(arguments)
+    name = "smoke" if options.smoke else "synthetic" if options.data is None else "movielens"
+    loaded = datasets.load(name, options.data)
+    data, small = loaded.dataset, dict(width=16, towers=(16,), head=(16,)) if options.smoke else {}
+    config = aif.presets.streaming(data.schema, sim_fields=loaded.sim_fields, **small)
+    run = aif.fit(aif.build(config), data, batch_size=256, requests=500, k=None)
+    print(f"{name}: {run}")
+    figures = requests(run.model, run.params, options) | updates(run.model, run.params, options)
+    figures |= encoding(run, data, options) | rebuild(run, data) | exactness(run, data, options)
+    for key, value in figures.items():
+        print(f"{key}: {value}")
+    if options.figures:
+        draw(figures, options.figures)
+    common.write_json(options.json, figures)
+
+
+def parse(arguments: list[str] | None):
+    """The command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds movielens-small-merged/")
+    parser.add_argument("--rounds", type=int, default=60, help="of every time (default %(default)s)")
+    parser.add_argument("--users", type=int, default=400, help="whose scores are compared (default %(default)s)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="of histories (default %(default)s)")
+    parser.add_argument("--figures", type=Path, help="folder for the picture")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.rounds, options.users, options.lengths = 3, 10, [16, 64]
+    return options
+
+
+def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
+    """CPU and bytes of the user side, by length of the history: whole, and streamed with 16 new events."""
+    schema, params = model.config.schema, jax.device_put(params)
+    rng, users, work = np.random.default_rng(0), 16, {}
+    streamed = Programs(model, max_k=8, bid="bid", user_storage="float32")
+    program = UserProgram(model, params, storage="float32", batch_size=users)
+    sizes: dict[str, dict[int, int]] = {"whole": {}, "streamed": {}}
+    for length in options.lengths:
+        windowed = aif.build(window(model.config, length))
+        drawn_params = windowed.init(jax.random.key(0), None, fitted=params["fitted"])
+        whole = Programs(windowed, max_k=8, bid="bid")
+        logs = [drawn(schema, length, rng) for _ in range(users)]
+        given = {"whole": [], "streamed": []}
+        for events in logs:
+            given["whole"].append(whole_history(schema, events))
+            before, since = part(events, slice(0, -NEW)), part(events, slice(-NEW, None))
+            words = program(np.zeros((1, len(program.empty)), np.uint32), before, np.array([len(before.time)])).words[0]
+            history = Streamed(memory=Packed(words=words, layout=program.layout), since=since, now=stamps(NOW)[()])
+            given["streamed"].append(
+                UserFeatures(ids=given["whole"][-1].ids, floats=given["whole"][-1].floats, history=history)
+            )
+        forms = (("whole", whole, drawn_params, Form(length)), ("streamed", streamed, params, Form(NEW, True)))
+        for way, programs, weights, form in forms:
+            work[way, length] = side(programs, programs.user(weights, form), weights, given[way])
+            sizes[way][length] = pack(given[way][0]).nbytes
+    spent = common.interleaved(work, options.rounds)
+    half = len(next(iter(spent.values()))) // 10
+    cpu = {f"{way}_{length}": float(np.median(times[half:])) for (way, length), times in spent.items()}
+    longest = 4096 if 4096 in options.lengths else max(options.lengths)
+    full, short = cpu[f"whole_{longest}"], cpu[f"streamed_{longest}"]
+    return {
+        "request_cpu_ms": cpu,
+        f"request_cpu_ms_full_{longest}": full,
+        "request_cpu_ms_streamed": short,
+        "request_cpu_share": short / full,
+        "feature_bytes_full": sizes["whole"][longest],
+        "feature_bytes_streamed": sizes["streamed"][longest],
+        "lengths": list(options.lengths),
+    }
+
+
+def window(config: aif.Config, length: int) -> aif.Config:
+    """`presets.aif` of the same sizes and fields: what would be served without a table."""
+    fields = tuple(block.field for block in config.blocks if hasattr(block, "field"))
+    sizes = dict(width=config.width, towers=config.towers, head=config.head, long_length=length)
+    return aif.presets.aif(config.schema, sim_fields=fields, **sizes)
+
+
+def side(programs: Programs, compiled: Any, params: Any, features: list[UserFeatures]):
+    """The user side of some requests, as the engine runs it; returns CPU milliseconds of one."""
+
+    def work(turn: int) -> float:
+        start = time.process_time()
+        for one in features:
+            words = pack(programs.plain(one, version="", encoding=""))
+            jax.block_until_ready(compiled(params, programs.upload_features([words])))
+        return (time.process_time() - start) * 1e3 / len(features)
+
+    work(0)
+    return work
+
+
+def updates(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
+    """Microseconds an event, of wall time: one user and one event, and batches of users with one event and with 16."""
+    schema, rng = model.config.schema, np.random.default_rng(1)
+    work, counts = {}, {}
+    batch = 16 if options.smoke else 256
+    for storage in ("float32", "int8"):
+        program = UserProgram(model, params, storage=storage, batch_size=batch)
+        for users, each in ((1, 1), (batch, 1), (batch, NEW)):
+            history = drawn(schema, 200 * users, rng)
+            words = program(np.zeros((users, len(program.empty)), np.uint32), history, np.full(users, 200)).words
+            new, name = drawn(schema, each * users, rng), f"{storage}, {users} users, {each} events each"
+            work[name], counts[name] = applied(program, words, new, np.full(users, each)), users * each
+    spent = common.interleaved(work, options.rounds)
+    each_event = {name: float(np.median(times[1:]) * 1e3 / counts[name]) for name, times in spent.items()}
+    single, batched = (each_event[f"float32, {users} users, 1 events each"] for users in (1, batch))
+    return {"update_us_per_event": {"single": single, "batched": batched}, "update_us": each_event}
+
+
+def applied(program: UserProgram, words: np.ndarray, events: Events, counts: np.ndarray):
+    """One update; returns milliseconds."""
+
+    def work(turn: int) -> float:
+        start = time.perf_counter()
+        program(words, events, counts)
+        return (time.perf_counter() - start) * 1e3
+
+    work(0)
+    return work
+
+
+def encoding(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
+    """CPU of making features from raw events: a whole history, or the row of a table and 16 new events."""
+    length, rng = max(options.lengths) if options.smoke else 4096, np.random.default_rng(3)
+    columns, made = encoder(run).columns, encoder(run).with_length(length)
+    table = UserTable(run.model, run.params, encoder=encoder(run))
+    user = np.asarray(data.users.raw)[0].item()
+    names = [columns.item, columns.time, *([] if columns.action is None else [columns.action])]
+
+    def raw(count: int, until: int) -> dict[str, np.ndarray]:
+        at = rng.integers(0, len(data.log), count)
+        item = np.asarray(data.items.raw)[np.maximum(data.log.item[at], 1) - 1]
+        action = np.asarray(columns.actions or range(1, data.schema.actions))[np.maximum(data.log.action[at], 1) - 1]
+        time_ = np.sort(rng.integers(until - 10**7, until, count)) * (1000 if columns.time_unit == "ms" else 1)
+        values = {columns.item: item, columns.time: time_, columns.action: action}
+        return {name: values[name] for name in names}
+
+    unit = 1000 if columns.time_unit == "ms" else 1
+    old, new = raw(length, NOW - 100), raw(NEW, NOW - 1)
+    table.update(old | {columns.user: np.repeat(user, length)})
+
+    def timed(function):
+        def work(turn: int) -> float:
+            start = time.process_time()
+            for _ in range(16):
+                function()
+            return (time.process_time() - start) * 1e3 / 16
+
+        work(0)
+        return work
+
+    ways = {
+        "encode_cpu_ms_full": timed(lambda: made.user(None, old, NOW * unit)),
+        "encode_cpu_ms_streamed": timed(lambda: table.features(user, now=NOW * unit, events=new)),
+    }
+    return {name: float(np.median(times)) for name, times in common.interleaved(ways, options.rounds).items()}
+
+
+def rebuild(run: aif.Run, data: Dataset) -> dict[str, Any]:
+    """Events a second of a table built from the log, and bytes of a row by storage."""
+    rates, sizes = {}, {}
+    for storage in STORAGES:
+        for _ in range(2):  # the first compiles
+            start = time.perf_counter()
+            table = UserTable.build(run.model, run.params, data, encoder=encoder(run), storage=storage, progress=False)
+            rates[storage] = len(data.log) / (time.perf_counter() - start)
+        sizes[storage] = table.row_bytes
+    one = aif.build(aif.presets.streaming(data.schema, width=run.config.width))
+    single = {kind: 4 * jax.eval_shape(lambda k=kind: pack_memory(one.new_user(), k)).words.size for kind in STORAGES}
+    rated = {"rebuild_events_per_s": rates["float32"], "rebuild_by_storage": rates}
+    return rated | {"state_bytes": sizes, "state_bytes_one_sim_field": single}
+
+
+def exactness(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
+    """Scores of states made event by event, in each storage, against those of the whole history."""
+    model, params, log = run.model, run.params, data.log
+    rng = np.random.default_rng(2)
+    long = np.flatnonzero(np.diff(log.offsets) > 50)
+    users = rng.permutation(long)[: options.users]
+    last = log.offsets[users + 1] - 1
+    lists = np.concatenate([log.item[last][:, None], log.item[rng.integers(0, len(log), (len(users), 99))]], 1)
+    ends = log.history_end(last)
+    whole = aif.build(model.config.replace(long_length=int((ends - log.offsets[users]).max())))
+    full = jax.jit(jax.vmap(whole.joint, (None, 0, 0)))
+    expected = []
+    for some in np.array_split(np.arange(len(users)), -(-len(users) // 16)):
+        features = data.user_features(last[some], length=whole.config.history_length)
+        expected.append(np.asarray(full(params, _plain(features), data.catalogue.features(lists[some]))))
+    expected = np.concatenate(expected)
+    worst, auc = {}, {"whole": list_auc(expected)}
+    for storage in STORAGES:
+        program = UserProgram(model, params, storage=storage, batch_size=64)
+        for each in (1, NEW):
+            got = streamed_scores(program, data, users, ends, last, lists, each=each)
+            name = f"{storage}, {each} at a time"
+            worst[name], auc[name] = float(np.abs(got - expected).max()), list_auc(got)
+    return {"max_abs_streamed_minus_full": worst["float32, 1 at a time"], "max_abs_by_storage": worst, "list_auc": auc}
+
+
+def streamed_scores(
+    program: UserProgram, data: Dataset, users: np.ndarray, ends: np.ndarray, last: np.ndarray, lists: np.ndarray, *, each: int
+) -> np.ndarray:
+    """Scores [U, 100] of rows to which events were applied `each` at a time, stored in between."""
+    log, starts = data.log, data.log.offsets[users]
+    words = np.zeros((len(users), len(program.empty)), np.uint32)
+    for step in tqdm(range(0, int((ends - starts).max()), each), desc=f"{program.storage}, {each} at a time", leave=False):
+        counts = np.clip(ends - starts - step, 0, each)
+        at = np.flatnonzero(counts)
+        index = np.concatenate([np.arange(starts[i] + step, starts[i] + step + counts[i]) for i in at])
+        events = Events(item=log.item[index], action=log.action[index], time=stamps(log.time[index]))
+        words[at] = program(words[at], events, counts[at]).words
+
+    def score(words, features, now, items):
+        memory = unpack(Packed(words=words, layout=program.layout))
+        history = Streamed(memory=memory, since=no_events(1), now=now)
+        features = UserFeatures(ids=features.ids, floats=features.floats, history=history)
+        return program.model.joint(program.params, features, items)
+
+    scores = jax.jit(jax.vmap(score))
+    profiles, now = _plain(data.user_features(last, length=1)), stamps(log.time[last])
+    found = []
+    for some in np.array_split(np.arange(len(users)), -(-len(users) // 16)):
+        one = jax.tree.map(lambda leaf, some=some: leaf[some], profiles)
+        found.append(np.asarray(scores(words[some], one, now[some], data.catalogue.features(lists[some]))))
+    return np.concatenate(found)
+
+
+def list_auc(scores: np.ndarray) -> float:
+    """The share of a list's other items that score below the first, mean over lists."""
+    below = (scores[:, 1:] < scores[:, :1]) + 0.5 * (scores[:, 1:] == scores[:, :1])
+    return float(below.mean())
+
+
+def encoder(run: aif.Run) -> aif.Encoder:
+    """Of a run whose data have one."""
+    assert run.encoder is not None
+    return run.encoder
+
+
+def drawn(schema: aif.Schema, count: int, rng: np.random.Generator) -> Events:
+    """Events drawn at random over eight years, the oldest first."""
+    time = np.sort(NOW - 1 - (YEARS * rng.random(count) ** 2).astype(np.int64))
+    item = rng.integers(1, schema.item_attribute("item").size, count, dtype=np.int32)
+    return Events(item=item, action=rng.integers(0, schema.actions, count, dtype=np.int32), time=stamps(time))
+
+
+def whole_history(schema: aif.Schema, events: Events) -> UserFeatures:
+    """The same events as a history."""
+    empty = aif.empty_user(schema, length=len(events.time))
+    age = (stamps(NOW) - events.time[::-1]).astype(np.float32)
+    history = aif.Behaviours(
+        item=events.item[::-1].copy(), action=events.action[::-1].copy(), age=age, mask=np.ones(len(age), bool)
+    )
+    return UserFeatures(ids=empty.ids, floats=empty.floats, history=history)
+
+
+def part(events: Events, at: slice) -> Events:
+    """Some of the events."""
+    return jax.tree.map(lambda leaf: leaf[at], events)
+
+
+def draw(figures: dict[str, Any], folder: Path) -> None:
+    """The CPU of the user side by length of the history."""
+    import matplotlib.pyplot as plt
+
+    lengths = figures["lengths"]
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for way, label in (("whole", "whole history"), ("streamed", f"row of the table and {NEW} new events")):
+        axes.plot(lengths, [figures["request_cpu_ms"][f"{way}_{length}"] for length in lengths], marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="events of the user", ylabel="CPU of the user side, ms")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.grid(True, alpha=0.3)
+    axes.legend(frameon=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "user_state.png", dpi=150)
+    plt.close(figure)
+    print(f"picture written to {folder / 'user_state.png'}")
+
+
+def _plain(features: UserFeatures) -> UserFeatures:
+    return UserFeatures(ids=features.ids, floats=features.floats, history=features.history)
+
+
+if __name__ == "__main__":
+    main()

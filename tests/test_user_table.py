@@ -1,0 +1,528 @@
+"""The user table: built, streamed, saved and resumed, with the scores of whole histories; rows in memory and in a server."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import blocks
+from aif_jax.checkpoint import CheckpointError
+from aif_jax.index import WriterConflict
+from aif_jax.index.storage import STORAGES
+from aif_jax.user_table import Applied, MemoryRows, RemoteRows, Stored, UserTable, UserTableWriter, files
+from aif_jax.user_table.program import unpack
+from aif_jax.user_table.rows import NONE
+from aif_jax.version import EncodingMismatch, VersionMismatch
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.reliability.sizes import FULL
+
+WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
+LOG = WORLD.dataset.log
+TIES = np.lexsort((LOG.action, LOG.item, LOG.time, LOG.user))  # as files are read: those of one moment by item and action
+DATA = dataclasses.replace(
+    WORLD.dataset, log=dataclasses.replace(LOG, **{name: getattr(LOG, name)[TIES] for name in ("item", "action", "time")})
+)
+ENCODER = DATA.encoder
+STREAMING = (
+    blocks.DecayedSim("category", slots=3, length=3),
+    blocks.DecayedMemory(width=16, dot_product=True),
+    blocks.SimTier(tiers=4, bits=32, length=24),
+    blocks.DotProduct(),
+)
+CONFIG = aif.Config(schema=DATA.schema, width=16, short_length=6, long_length=128, towers=(16,), head=(16,), blocks=STREAMING)
+MODEL = aif.build(CONFIG)
+PARAMS = demo.init(MODEL, items=DATA.catalogue)
+VERSION = "a" * 64
+UPDATES = 40
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def raw(at) -> dict[str, np.ndarray]:
+    """Raw events at some positions of the log."""
+    log = DATA.log
+    names = {"user": DATA.users.raw[log.user[at] - 1], "item": DATA.items.raw[log.item[at] - 1]}
+    return names | {"action": log.action[at], "time": log.time[at]}
+
+
+ARRIVAL = np.argsort(DATA.log.time, kind="stable")  # as a stream brings them
+MESSAGES = np.array_split(ARRIVAL, UPDATES)
+
+
+def table(**options) -> UserTable:
+    return UserTable(MODEL, PARAMS, encoder=ENCODER, version=VERSION, **{"batch_size": 8} | options)
+
+
+@pytest.fixture(scope="module")
+def streamed() -> UserTable:
+    """All events, message by message."""
+    made = table()
+    counts = [made.update(raw(at), position=position) for position, at in enumerate(MESSAGES)]
+    assert sum(count.events for count in counts) == len(DATA.log) and not any(count.repeated for count in counts)
+    return made
+
+
+@pytest.fixture(scope="module")
+def built() -> UserTable:
+    return UserTable.build(
+        MODEL, PARAMS, DATA, encoder=ENCODER, version=VERSION, batch_size=8, position=UPDATES - 1, progress=False
+    )
+
+
+def rows(table: UserTable) -> dict:
+    """Words and place in the stream of every user."""
+    users = sorted(table.rows.of)
+    return dict(zip(users, zip(*table.rows.get(users), strict=True), strict=True))
+
+
+def same(a: UserTable, b: UserTable) -> bool:
+    x, y = rows(a), rows(b)
+    return x.keys() == y.keys() and all(np.array_equal(x[user][0], y[user][0]) and x[user][1:] == y[user][1:] for user in x)
+
+
+def memories(table: UserTable) -> dict:
+    return {user: table.memory(user) for user in sorted(table.rows.of)}
+
+
+def test_a_build_is_what_the_stream_comes_to(streamed, built):
+    found, expected = memories(built), memories(streamed)
+    assert found.keys() == expected.keys() and len(found) == 14
+    for user in found:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found[user], expected[user])
+    assert {int(memory.count) for memory in found.values()} == {90}
+
+
+def test_a_build_from_raw_batches_is_the_same(built):
+    made = UserTable.build(
+        MODEL, PARAMS, map(raw, MESSAGES), encoder=ENCODER, version=VERSION, batch_size=8, position=UPDATES - 1, progress=False
+    )
+    for user, memory in memories(made).items():
+        expected = built.memory(user)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), memory, expected)
+
+
+def test_a_run_makes_its_table(built):
+    run = aif.Run(model=MODEL, params=PARAMS, encoder=ENCODER, metrics={}, settings=None)  # type: ignore[arg-type]
+    made = run.user_table(DATA, version=VERSION, batch_size=8, position=UPDATES - 1, progress=False)
+    assert same(made, built)
+    with pytest.raises(ValueError, match="user_table: expected a run with an encoder, got one of data without"):
+        dataclasses.replace(run, encoder=None).user_table(DATA)
+
+
+def test_a_build_up_to_a_moment_goes_on_with_the_stream(built):
+    cut = int(np.sort(DATA.log.time)[len(DATA.log) // 2])
+    made = UserTable.build(
+        MODEL, PARAMS, DATA, encoder=ENCODER, version=VERSION, batch_size=8, until=cut, position=0, progress=False
+    )
+    made.update(raw(ARRIVAL[DATA.log.time[ARRIVAL] >= cut]), position=1)
+    for user, memory in memories(made).items():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), memory, built.memory(user))
+
+
+def test_a_row_scores_as_the_whole_history(streamed):
+    """Features from the table, with and without events since, against those that training would have sampled."""
+    score, candidates = jax.jit(MODEL.joint), DATA.catalogue.features(np.arange(1, 40))
+    partial = table()
+    for position, at in enumerate(MESSAGES[:-1]):
+        partial.update(raw(at), position=position)
+    now = int(DATA.log.time.max()) + 100
+    for user in DATA.users.raw[:4].tolist():
+        mine = ARRIVAL[DATA.log.user[ARRIVAL] == user]
+        whole = ENCODER.with_length(128).user(None, raw(mine), now)
+        expected = score(PARAMS, whole, candidates)
+        last = raw(np.array([at for at in MESSAGES[-1] if DATA.log.user[at] == user], np.int64))
+        late = partial.features(user, now=now, events=last, places=32)
+        for features in (streamed.features(user, now=now), late, partial.features(user, now=now, events=last, places=1)):
+            history = dataclasses.replace(features.history, memory=jax.jit(unpack)(features.history.memory))
+            got = score(PARAMS, dataclasses.replace(features, history=history, encoding=""), candidates)
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_came_before_is_skipped_user_by_user():
+    made = table()
+    one, two = ({"user": [u], "item": [3], "action": [1], "time": [1_500_000_000]} for u in (1, 2))
+    assert made.update(one, position=5) == Applied(1, 1, 0, 0, 0)
+    both = {name: one[name] + two[name] for name in one}
+    assert made.update(both, position=5) == Applied(1, 1, 1, 0, 0)
+    assert made.update(both, position=4).repeated == 2
+    assert made.update(both, position=6) == Applied(2, 2, 0, 0, 0)
+    assert made.update(both) == Applied(2, 2, 0, 0, 0)  # without a position nothing is a repetition
+    assert [int(made.memory(user).count) for user in (1, 2, 3)] == [3, 3, 0]
+
+
+def test_late_events_are_put_in_their_place_and_counted():
+    made, ordered = table(), table()
+    at = ARRIVAL[DATA.log.user[ARRIVAL] == 3]
+    order = np.r_[0:60, 62, 60, 61, 63:90]
+    first = sum((made.update(raw(at[[i]]), position=n).late for n, i in enumerate(order)))
+    strictly = DATA.log.time[at[[60, 61]]] < DATA.log.time[at[62]]
+    assert first == strictly.sum()
+    ordered.update(raw(at), position=0)
+    np.testing.assert_allclose(
+        made.memory(3).blocks["decayed_memory"].means, ordered.memory(3).blocks["decayed_memory"].means, atol=1e-5
+    )
+    np.testing.assert_array_equal(made.memory(3).recent.time, ordered.memory(3).recent.time)
+    old = raw(at[[0]])
+    assert made.update(old) == Applied(1, 1, 0, 1, 1)  # older than the 24 events that are kept: in the sums alone
+    np.testing.assert_array_equal(made.memory(3).recent.time, ordered.memory(3).recent.time)
+
+
+def test_events_that_do_not_fit_change_nothing(streamed):
+    before = {user: row[0].copy() for user, row in rows(streamed).items()}
+    good = raw(MESSAGES[0])
+    for change, error, message in (
+        ({"time": good["time"] * 1000}, ValueError, "expected a time before 2100 in 's'"),
+        ({"time": good["time"][:-1]}, ValueError, "events: expected columns of one length"),
+        ({"item": good["item"].astype(str)}, TypeError, "expected integers"),
+        ({"user": good["user"].astype(float)}, TypeError, "user"),
+        ({"user": good["user"][:-1]}, ValueError, "events: expected a user for each event"),
+        ({"time": np.full(len(good["time"]), -(10**9))}, ValueError, "column 'time': expected seconds in"),
+    ):
+        with pytest.raises(error, match=re.escape(message)):
+            streamed.update(good | change, position=99)
+    with pytest.raises(ValueError, match="expected a column 'user'"):
+        streamed.update({name: values for name, values in good.items() if name != "user"}, position=99)
+    with pytest.raises(TypeError, match="position: expected an integer"):
+        streamed.update(good, position="7")  # type: ignore[arg-type]
+    assert all(np.array_equal(row[0], before[user]) for user, row in rows(streamed).items())
+
+
+def test_a_user_who_comes_by_another_partition_is_refused():
+    made, one = table(), {"user": [1], "item": [3], "action": [1], "time": [1_500_000_000]}
+    made.update(one, position=100, partition=2)
+    with pytest.raises(ValueError, match="events of user 1 by partition 2, as before, got partition 5; build the table anew"):
+        made.update(one, position=3, partition=5)
+    assert made.memory(1).count == 1
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_compact_rows_score_nearly_the_same(storage, streamed):
+    made = table(storage=storage)
+    for position, at in enumerate(MESSAGES):
+        made.update(raw(at), position=position)
+    assert made.row_bytes <= streamed.row_bytes and (made.row_bytes < streamed.row_bytes) == (storage != "float32")
+    score, candidates = jax.jit(MODEL.joint), DATA.catalogue.features(np.arange(1, 40))
+    now, worst = int(DATA.log.time.max()) + 100, 0.0
+    for user in DATA.users.raw.tolist():
+        got = []
+        for each in (made, streamed):
+            features = each.features(user, now=now)
+            history = dataclasses.replace(features.history, memory=each.memory(user))
+            got.append(score(PARAMS, dataclasses.replace(features, history=history, encoding=""), candidates))
+        worst = max(worst, float(np.abs(got[0] - got[1]).max()))
+    assert worst <= {"float32": 0.0, "bfloat16": 0.02, "int8": 0.05}[storage]
+
+
+def test_a_table_is_saved_and_loaded(tmp_path, streamed):
+    streamed.save(tmp_path / "t", positions={0: 39, 2: 7})
+    found = UserTable.load(tmp_path / "t", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+    assert same(found, streamed) and files.inspect(tmp_path / "t").positions == {0: 39, 2: 7}
+    again = UserTable.build(MODEL, PARAMS, map(raw, MESSAGES[::-1]), encoder=ENCODER, version=VERSION, progress=False)
+    assert list(again.rows.of) != list(streamed.rows.of)
+    with pytest.raises(FileExistsError):
+        found.save(tmp_path / "t")
+    with pytest.raises(ValueError, match="expected a local folder, got the URL"):
+        found.save("s3://bucket/t")
+    with pytest.raises(VersionMismatch, match="expected version bbb"):
+        UserTable.load(tmp_path / "t", MODEL, PARAMS, encoder=ENCODER, version="b" * 64)
+    other = dataclasses.replace(ENCODER, columns=dataclasses.replace(ENCODER.columns, time="when"))
+    with pytest.raises(EncodingMismatch):
+        UserTable.load(tmp_path / "t", MODEL, PARAMS, encoder=other, version=VERSION)
+    wider = aif.build(CONFIG.replace(head=(8,)))
+    with pytest.raises(ValueError, match="config or schema other than the model's"):
+        UserTable.load(tmp_path / "t", wider, PARAMS, encoder=ENCODER, version=VERSION)
+    with pytest.raises(FileNotFoundError):
+        UserTable.load(tmp_path / "none", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+
+
+def test_a_saved_table_does_not_depend_on_the_order_of_users(tmp_path):
+    one, two = ({"user": [u], "item": [3], "action": [1], "time": [1_500_000_000]} for u in (1, 2))
+    for name, order in (("a", (one, two)), ("b", (two, one))):
+        made = table()
+        for each in order:
+            made.update(each)
+        made.save(tmp_path / name)
+    a, b = (checkpoint_digests(tmp_path / name) for name in "ab")
+    assert a == b
+
+
+def checkpoint_digests(path):
+    leaves, _ = aif.checkpoint.inspect(path, format=files.FORMAT)
+    return leaves
+
+
+def test_an_altered_table_says_so(tmp_path, streamed):
+    streamed.save(tmp_path / "t")
+    data = max((tmp_path / "t").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(CheckpointError):
+        UserTable.load(tmp_path / "t", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+
+
+def test_string_users_and_an_empty_table_go_to_disk_and_back(tmp_path):
+    rows = MemoryRows(3)
+    rows.put(
+        ["bé", "a"], Stored(np.ones((2, 3), np.uint32), np.array([4, 5]), np.array([0, 1], np.int32)), expected=np.full(2, NONE)
+    )
+    for name, each in (("full", rows), ("empty", MemoryRows(3))):
+        record = {"version": "v", "encoding": "e", "storage": "int8", "batch_size": 8, "layout": []}
+        files.write(tmp_path / name, each, record, CONFIG, {})
+        found = files.read(tmp_path / name, files.inspect(tmp_path / name), width=3)
+        assert sorted(found.of) == sorted(each.of)
+        for mine, given in zip(found.get(sorted(each.of)), each.get(sorted(each.of)), strict=True):
+            np.testing.assert_array_equal(mine, given)
+
+
+def test_the_repr_tells_sizes(streamed):
+    assert repr(streamed).startswith("UserTable(14 users, ") and "bytes a row, storage='float32'" in repr(streamed)
+
+
+def test_a_table_takes_the_encoder_of_its_model():
+    other = synthetic_world(0, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset.encoder
+    with pytest.raises(ValueError, match="encoder: expected one of the model's schema"):
+        UserTable(MODEL, PARAMS, encoder=other, version=VERSION)
+    with pytest.raises(EncodingMismatch):
+        changed = dataclasses.replace(ENCODER, columns=dataclasses.replace(ENCODER.columns, time="when"))
+        UserTable.build(MODEL, PARAMS, DATA, encoder=changed, version=VERSION, progress=False)
+
+
+# the writer
+
+
+def test_a_writer_saves_by_count_and_resumes(tmp_path):
+    with UserTableWriter.start(tmp_path / "w", table(), every_updates=10) as writer:
+        for position, at in enumerate(MESSAGES[:25]):
+            assert writer.update(raw(at), position=position)
+        assert writer.saved_positions == {0: 19} and writer.positions == {0: 24}
+        with pytest.raises(WriterConflict):
+            UserTableWriter.resume(tmp_path / "w", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+    with UserTableWriter.resume(tmp_path / "w", MODEL, PARAMS, encoder=ENCODER, version=VERSION, background=True) as writer:
+        assert writer.positions == {0: 24} and not writer.update(raw(MESSAGES[24]), position=24)
+        for position, at in enumerate(MESSAGES[25:], 25):
+            writer.update(raw(at), position=position)
+        assert writer.applied.events == sum(map(len, MESSAGES[25:]))
+    whole = table()
+    for position, at in enumerate(MESSAGES):
+        whole.update(raw(at), position=position)
+    assert same(writer.table, whole)
+
+
+def test_a_snapshot_in_the_background_holds_its_own_moment(tmp_path, monkeypatch):
+    go, save = threading.Event(), UserTable.save
+
+    def slow(self, path, **options):
+        go.wait(10)
+        save(self, path, **options)
+
+    writer = UserTableWriter.start(tmp_path / "w", table(), every_updates=1, background=True)
+    monkeypatch.setattr(UserTable, "save", slow)
+    writer.update(raw(MESSAGES[0]), position=0)
+    writer._every_updates = None
+    writer.update(raw(MESSAGES[1]), position=1)
+    go.set()
+    writer.wait()
+    expected = table()
+    expected.update(raw(MESSAGES[0]), position=0)
+    newest = aif.index.snapshots(tmp_path / "w")[-1]
+    assert same(UserTable.load(newest, MODEL, PARAMS, encoder=ENCODER, version=VERSION), expected)
+    writer.close()
+
+
+def work(directory: str, log: str, cache: str) -> None:
+    """Applies all messages from wherever the table is, and notes each."""
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    options = {"every_updates": 3, "background": os.getpid() % 2 == 0}
+    if aif.index.snapshots(directory):
+        writer = UserTableWriter.resume(directory, MODEL, PARAMS, encoder=ENCODER, version=VERSION, **options)
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+        writer = UserTableWriter.start(directory, table(), **options)
+    with open(log, "a") as notes, writer:
+        print("start", writer.positions.get(0, -1), file=notes, flush=True)
+        for position in range(writer.positions.get(0, -1) + 1, UPDATES):
+            fresh = writer.update(raw(MESSAGES[position]), position=position)
+            print("applied", position, int(fresh), writer.saved_positions.get(0, -1), file=notes, flush=True)
+
+
+def test_kills_at_random_points_lose_and_double_no_event(tmp_path, streamed):
+    kill_writers(tmp_path, streamed, kills=3)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+def test_many_kills_lose_and_double_no_event(tmp_path, streamed):
+    kill_writers(tmp_path, streamed, kills=FULL.user_writer_kills)
+
+
+def kill_writers(folder: Path, expected: UserTable, *, kills: int) -> None:
+    """Writers that are killed at work, each after the other; whenever all messages are in, a new directory begins."""
+    chance, done, number = random.Random(0), 0, 0
+    while done < kills:
+        number += 1
+        directory, log = str(folder / f"w{number}"), folder / f"log{number}"
+        log.touch()
+        while True:
+            process = CONTEXT.Process(target=work, args=(directory, str(log), str(folder / "cache")))
+            process.start()
+            seen = log.read_text()
+            while "applied" not in log.read_text()[len(seen) :] and process.is_alive():
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.08))
+            if done < kills and process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+            process.join(60)
+            if process.exitcode == 0:
+                break
+            assert process.exitcode == -signal.SIGKILL
+            done += 1
+        position = saved = -1
+        for line in log.read_text().splitlines():
+            word, *numbers = line.split()
+            if word == "start":
+                assert int(numbers[0]) >= saved, "a saved message was lost"
+                position = int(numbers[0])
+            elif len(numbers) == 3:
+                assert int(numbers[0]) == position + 1 and numbers[1] == "1", "a message was left out or applied twice"
+                position, saved = int(numbers[0]), max(saved, int(numbers[2]))
+        final = UserTableWriter.resume(directory, MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+        assert final.positions == {0: UPDATES - 1} and same(final.table, expected)
+        final.close()
+
+
+# rows in a server
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A Valkey or Redis server of these tests' own, on a free port."""
+    redis = pytest.importorskip("redis", reason="the extra `remote` is not installed")
+    program = shutil.which("valkey-server") or shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no valkey-server or redis-server on this machine")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]
+    process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    client = redis.Redis(port=port, socket_timeout=10)
+    try:
+        for _ in range(200):
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                time.sleep(0.02)
+        yield client
+    finally:
+        client.close()
+        process.terminate()
+        process.wait(10)
+
+
+def remote(client, *, prefix: str, **options) -> UserTable:
+    made = table()
+    width = made.row_bytes // 4
+    return table(rows=RemoteRows(client, version=VERSION, width=width, prefix=prefix, **options))
+
+
+def test_rows_in_a_server_are_those_in_memory(server, streamed):
+    made = remote(server, prefix="whole")
+    for position, at in enumerate(MESSAGES):
+        made.update(raw(at), position=position)
+    for user, (words, position, partition) in rows(streamed).items():
+        found = made.rows.get([user, "nobody"])
+        np.testing.assert_array_equal(found.words[0], words)
+        assert (found.position[0], found.partition[0]) == (position, partition)
+        assert found.position[1] == NONE and not found.words[1].any()
+    assert made.update(raw(MESSAGES[-1]), position=UPDATES - 1).repeated == len(MESSAGES[-1])
+    with pytest.raises(ValueError, match="expected rows in this process, got those of RemoteRows"):
+        len(made)
+
+
+def test_integers_and_strings_are_different_users(server):
+    rows = RemoteRows(server, version="v", width=2, prefix="kinds")
+    made = Stored(np.array([[1, 2], [3, 4]], np.uint32), np.array([1, 2]), np.zeros(2, np.int32))
+    assert rows.put([7, "7"], made, expected=np.full(2, NONE)).all()
+    assert rows.get([7, "7"]).words.tolist() == [[1, 2], [3, 4]]
+    assert rows.put([], made.take(np.zeros(0, int)), expected=np.zeros(0, np.int64)).shape == (0,)
+    assert rows.get([]).words.shape == (0, 2)
+
+
+def test_a_row_that_moved_on_is_not_overwritten(server):
+    for each in (RemoteRows(server, version="v", width=1, prefix="cas"), MemoryRows(1)):
+        row = Stored(np.ones((1, 1), np.uint32), np.array([5]), np.zeros(1, np.int32))
+        assert each.put(["u"], row, expected=np.array([NONE])).tolist() == [True]
+        assert each.put(["u"], row, expected=np.array([NONE])).tolist() == [False]
+        assert each.put(["u"], row._replace(position=np.array([6])), expected=np.array([5])).tolist() == [True]
+        assert each.get(["u"]).position.tolist() == [6]
+
+
+def test_two_writers_of_one_user_lose_and_double_nothing(server):
+    """Two replicas consume the same stream: every message counts once, whoever applied it."""
+    at = ARRIVAL[DATA.log.user[ARRIVAL] == 2]
+    tables = [remote(server, prefix="two") for _ in range(2)]
+
+    def consume(table: UserTable) -> None:
+        for position, i in enumerate(at):
+            table.update(raw([i]), position=position)
+
+    threads = [threading.Thread(target=consume, args=(each,)) for each in tables]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    memory = tables[0].memory(2)
+    assert int(memory.count) == 90
+    alone = table()
+    alone.update(raw(at))
+    np.testing.assert_array_equal(memory.recent.code, alone.memory(2).recent.code)
+
+
+def test_rows_are_forgotten_in_time(server):
+    rows = RemoteRows(server, version="v", width=1, prefix="old", seconds=0.05)
+    rows.put(["u"], Stored(np.ones((1, 1), np.uint32), np.array([5]), np.zeros(1, np.int32)), expected=np.array([NONE]))
+    assert rows.get(["u"]).position[0] == 5
+    time.sleep(0.1)
+    assert rows.get(["u"]).position[0] == NONE
+
+
+@pytest.mark.parametrize("change", ["torn", "altered", "foreign", "position"])
+def test_torn_and_foreign_values_are_refused(server, change):
+    rows = RemoteRows(server, version="v", width=4, prefix=change)
+    rows.put(["u"], Stored(np.ones((1, 4), np.uint32), np.array([5]), np.zeros(1, np.int32)), expected=np.array([NONE]))
+    value = bytearray(server.get(rows.key("u")))
+    value = {
+        "torn": value[:-3],
+        "altered": value[:-1] + b"x",
+        "foreign": b"something else",
+        "position": value[:8] + b"\7" + value[9:],
+    }[change]
+    server.set(rows.key("u"), bytes(value))
+    with pytest.raises(ValueError, match=re.escape(f"{rows.key('u')}: expected a row")):
+        rows.get(["u"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"width": 0}, "width: expected at least 1"), ({"seconds": 0.0}, "seconds: expected None or more")]
+)
+def test_wrong_settings_of_remote_rows_are_named(server, fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RemoteRows(server, version="v", **{"width": 1} | fields)
