@@ -129,7 +129,8 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
         raise TypeError(f"{name}: expected UserFeatures, got {type(features).__name__}")
     if isinstance(features.history, Streamed) and not batched:
         _check_stream(schema, features.history, f"{name}.history")
-        features = dataclasses.replace(features, history=empty_user(schema, length=0).history)
+        profile = dataclasses.replace(user_layout(schema), history=None)
+        return _check(profile, dataclasses.replace(features, history=None), name, batched=False)
     if not isinstance(features.history, Behaviours):
         kinds, got = "Behaviours" if batched else "Behaviours or Streamed", type(features.history).__name__
         raise TypeError(f"{name}.history: expected {kinds}, got {got}")
