@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = aif.fit(aif.build(config), data, batch_size=256, requests=500, k=None)
     print(f"{name}: {run}")
     figures = requests(run.model, run.params, options) | updates(run.model, run.params, options)
-    figures |= encoding(run, data, options) | rebuild(run, data) | exactness(run, data, options)
+    figures |= encoding(run, data, options) | rebuild(run, data, options) | exactness(run, data, options)
     for key, value in figures.items():
         print(f"{key}: {value}")
     if options.figures:
@@ -72,8 +72,9 @@ def parse(arguments: list[str] | None):
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="of histories (default %(default)s)")
     parser.add_argument("--figures", type=Path, help="folder for the picture")
     options = parser.parse_args(arguments)
+    options.storages = STORAGES
     if options.smoke:
-        options.rounds, options.users, options.lengths = 3, 10, [16, 64]
+        options.rounds, options.users, options.lengths, options.storages = 3, 10, [16, 64], ("float32", "int8")
     return options
 
 
@@ -206,10 +207,10 @@ def encoding(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
     return {name: float(np.median(times)) for name, times in common.interleaved(ways, options.rounds).items()}
 
 
-def rebuild(run: aif.Run, data: Dataset) -> dict[str, Any]:
+def rebuild(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
     """Events a second of a table built from the log, and bytes of a row by storage."""
     rates, sizes = {}, {}
-    for storage in STORAGES:
+    for storage in options.storages:
         for _ in range(2):  # the first compiles
             start = time.perf_counter()
             table = UserTable.build(run.model, run.params, data, encoder=encoder(run), storage=storage, progress=False)
@@ -238,7 +239,7 @@ def exactness(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
         expected.append(np.asarray(full(params, _plain(features), data.catalogue.features(lists[some]))))
     expected = np.concatenate(expected)
     worst, auc, found = {}, {"whole": list_auc(expected)}, {}
-    for storage in STORAGES:
+    for storage in options.storages:
         program = UserProgram(model, params, storage=storage, batch_size=64)
         for each in (1, NEW):
             got = streamed_scores(program, data, users, ends, last, lists, each=each)

@@ -72,7 +72,8 @@ class DecayedMemory(Memory):
     def half_lives(self, params: Params) -> jax.Array:
         """float32 [K + 1] seconds; the last one is of the mean without keys."""
         start = np.append(np.geomspace(self.shortest, self.longest, self.width), self.longest).astype(np.float32)
-        return jnp.asarray(start) * jnp.exp(params["log_factor"]) if self.learned else jnp.asarray(start)
+        factor = jnp.exp(params["log_factor"].astype(jnp.float32)) if self.learned else jnp.ones(len(start))
+        return jnp.asarray(start) * factor
 
     def empty(self, config: Config) -> Decayed:
         entries = self.width + 1
@@ -82,7 +83,7 @@ class DecayedMemory(Memory):
 
     def update(self, params: Params, memory: Decayed, events: EventView) -> Decayed:
         values, before = events.embedded.astype(jnp.float32), jnp.asarray(memory.time)
-        rate = math.log(2) / self.half_lives(params).astype(jnp.float32)
+        rate = math.log(2) / self.half_lives(params)
         now = jnp.maximum(before, events.events.time.max(initial=0))
         keys = layers.dense(params["key"], events.embedded).astype(jnp.float32).T
         keys = jnp.concatenate([keys, jnp.zeros_like(keys[:1])])
