@@ -30,7 +30,7 @@ Writer = TypeVar("Writer", bound="SnapshotWriter")
 
 
 class SnapshotWriter:
-    """What writers share: positions, snapshots in time, one owner. A subclass keeps `table`, has `_frozen`, and uses `_apply`.
+    """What writers share: positions, snapshots in time, one owner. A subclass changes `table` in `_apply`.
 
     Args:
       directory: of the snapshots.
@@ -74,8 +74,11 @@ class SnapshotWriter:
         self._snapshots = 0
 
     def _frozen(self) -> Any:
-        """The table as it is now, with a `save(path, positions=...)` that may run in a thread while updates continue."""
-        raise NotImplementedError
+        """The table as it is now, with a `save(path, positions=...)` that may run in a thread while updates continue.
+
+        As it is, for tables that never change; a writer of one that does must copy it.
+        """
+        return self.table
 
     @classmethod
     def start(cls: type[Writer], directory: str | Path, table: Any, **options: Any) -> Writer:

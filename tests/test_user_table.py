@@ -338,6 +338,7 @@ def test_a_snapshot_in_the_background_holds_its_own_moment(tmp_path, monkeypatch
     writer.update(raw(MESSAGES[1]), position=1)
     go.set()
     writer.wait()
+    assert writer.saved_positions == {0: 0} and writer.positions == {0: 1}
     expected = table()
     expected.update(raw(MESSAGES[0]), position=0)
     newest = aif.index.snapshots(tmp_path / "w")[-1]

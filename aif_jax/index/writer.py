@@ -109,9 +109,6 @@ class IndexWriter(SnapshotWriter):
         self.snapshot()
         return index
 
-    def _frozen(self) -> ItemIndex:
-        return self.table
-
     def _change(self, change: Callable[[ItemIndex], ItemIndex], position: int, partition: int) -> bool:
         def run() -> None:
             self.table = change(self.table)
