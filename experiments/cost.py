@@ -425,7 +425,7 @@ def picture(figures: dict[str, Any], options) -> None:
     from matplotlib.figure import Figure
 
     options.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
     titles = {"cpu_ms": "CPU ms a request", "max_rps": "requests a second, p99 within the bound"}
     for axis, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         names = list(figures[key])
@@ -433,7 +433,7 @@ def picture(figures: dict[str, Any], options) -> None:
             values = [figures[key][name][kind] for name in names]
             axis.bar(np.arange(len(names)) + place * 0.16, values, 0.15, label=kind)
         axis.set(title=title, yscale="log", xticks=np.arange(len(names)) + 0.32, xticklabels=names)
-    axis.legend(fontsize="small")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS), fontsize="small")
     figure.suptitle(f"C={options.candidates}, L={options.history}")
     figure.savefig(options.figure, dpi=130)
 

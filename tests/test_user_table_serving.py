@@ -133,6 +133,7 @@ def test_a_row_of_another_model_is_refused():
         ("float32", None, "expected a whole history: ServingConfig.user_storage is None, got a row"),
         ("int8", "float32", "expected a row of a UserTable of this model and storage, got Packed"),
         ("decoded", "float32", "expected a row of a UserTable of this model and storage, got UserMemory"),
+        ("words", "float32", "expected a row of a UserTable of this model and storage, got Packed"),
         ("places", "float32", "expected one of a history of L=128, a row and 16 events since, got a row and 3 events since"),
     ],
 )
@@ -141,6 +142,10 @@ def test_what_the_engine_was_not_compiled_for_is_refused(made, storage, message)
 
     def features(request: Request):
         found = table.features(1, now=NOW, places=3 if made == "places" else 16)
+        if made == "words":
+            row = found.history.memory
+            wrong = dataclasses.replace(row, words=row.words.view(np.float32))
+            found = dataclasses.replace(found, history=dataclasses.replace(found.history, memory=wrong))
         if made == "decoded":
             found = dataclasses.replace(found, history=dataclasses.replace(found.history, memory=table.memory(1)))
         return found

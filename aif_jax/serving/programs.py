@@ -124,7 +124,8 @@ class Programs:
                 raise VersionMismatch("UserFeatures.history", expected=version, got=history.version)
             row, wanted = history.memory, self.row
             expect(wanted is not None, "UserFeatures.history", "a whole history: ServingConfig.user_storage is None", "a row")
-            fits = isinstance(row, Packed) and row.layout == wanted.layout and np.shape(row.words) == wanted.words.shape
+            fits = isinstance(row, Packed) and row.layout == wanted.layout
+            fits = fits and (np.shape(row.words), row.words.dtype) == (wanted.words.shape, wanted.words.dtype)
             expect(fits, "UserFeatures.history.memory", "a row of a UserTable of this model and storage", type(row).__name__)
             features = dataclasses.replace(features, history=dataclasses.replace(history, version=""))
         return jax.tree.map(np.asarray, features)
