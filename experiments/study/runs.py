@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,13 +263,16 @@ def catalogue_figures(
     work: Path,
     sizes: Sizes,
 ) -> dict[str, Any]:
-    """HR@100 and NDCG@100 by request, also of long users; writes the best rows to `work`."""
+    """HR@100 and NDCG@100 by request, also of long users, and with whole histories where a model reads more than it was trained
+    on; writes the best rows to `work`.
+    """
     dataset = data.dataset
     chosen = np.sort(np.random.default_rng(1).permutation(len(requests.positions))[: sizes.catalogue])
     at = requests.positions[chosen]
     batch = min(4, len(at))
     k = min(100, len(dataset.catalogue) - 1)
-    found = rank_catalogue(model, params, dataset, at, k=k, batch_size=batch, repeats=data.repeats)
+    ranked = partial(rank_catalogue, params=params, data=dataset, positions=at, k=k, batch_size=batch, repeats=data.repeats)
+    found = ranked(model)
     folder = work / "top"
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{run.file}.npy", found.top)
@@ -276,6 +280,9 @@ def catalogue_figures(
     figures: dict[str, Any] = hits(found.ranks)
     if long.any():
         figures |= {f"{name}_long_users": value for name, value in hits(found.ranks[long]).items()}
+    if run.model in WITHOUT_LIMIT:
+        whole = aif.build(model.config.replace(long_length=int(earlier(dataset, at).max())))
+        figures |= {f"{name}_without_limit": value for name, value in hits(ranked(whole).ranks).items()}
     if (share := recall_of_ranker(run, work)) is not None:
         figures["ranker_top10_in_top100"] = share
     return figures
