@@ -202,6 +202,20 @@ def test_events_that_do_not_fit_change_nothing(streamed):
     assert all(np.array_equal(row[0], before[user]) for user, row in rows(streamed).items())
 
 
+def test_events_of_the_future_are_refused():
+    last = int(DATA.log.time.max())
+    on_time, behind = table(clock=lambda: last - ENCODER.max_skew), table(clock=lambda: last - ENCODER.max_skew - 1)
+    assert on_time.update(raw(ARRIVAL)).events == len(ARRIVAL)
+    with pytest.raises(ValueError, match=f"events: expected times up to the clock's, .* 60 s of skew allowed, got {last}"):
+        behind.update(raw(ARRIVAL))
+    assert len(behind) == 0
+    assert behind.update(raw(ARRIVAL[:9])).events == 9  # the stream goes on
+    with pytest.raises(ValueError, match="times up to the clock's"):
+        UserTable.build(MODEL, PARAMS, DATA, encoder=ENCODER, version=VERSION, clock=lambda: 0.0, progress=False)
+    later = {"user": [1], "item": [1], "action": [1], "time": [4_000_000_000]}
+    assert table(clock=None).update({name: later[name] for name in raw(ARRIVAL[:1])}).events == 1
+
+
 def test_a_user_who_comes_by_another_partition_is_refused():
     made, one = table(), {"user": [1], "item": [3], "action": [1], "time": [1_500_000_000]}
     made.update(one, position=100, partition=2)

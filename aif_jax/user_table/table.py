@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
 from aif_jax.raw import column_of, plain
 from aif_jax.snapshots import integer
-from aif_jax.times import stamps, ticks
+from aif_jax.times import STAMP_ZERO, stamps, ticks
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table import files
 from aif_jax.user_table.program import UserProgram, unpack
@@ -64,6 +65,8 @@ class UserTable:
       storage: of matrices: "float32", "bfloat16" or "int8" with a scale for each vector. Everything else is exact.
       rows: where rows are kept; None keeps them in this process.
       batch_size: users in one run of the update function.
+      clock: seconds since 1970; events later than it by more than the encoder's `max_skew` are refused, because all that come
+        after one would be late. None takes any time, for streams that are not of today.
 
     Attributes:
       version: fingerprint.
@@ -97,11 +100,13 @@ class UserTable:
         storage: Storage = "float32",
         rows: Rows | None = None,
         batch_size: int = BATCH,
+        clock: Callable[[], float] | None = time.time,
     ):
         expect(encoder.schema == model.config.schema, "encoder", "one of the model's schema", "another")
         self.model, self.encoder, self.storage = model, encoder, storage
         self.version = fingerprint(params, model.config, encoder) if version is None else version
         self.encoding = encoder.version
+        self._clock = clock
         self._program = UserProgram(model, params, storage=storage, batch_size=batch_size)
         self.row_bytes = self._program.row_bytes
         self.rows: Rows = MemoryRows(len(self._program.empty)) if rows is None else rows
@@ -128,7 +133,7 @@ class UserTable:
           until: events before this time alone, in `Columns.time_unit`; of a `Dataset`.
           position, partition: in the stream, of the last event that the log holds: the stream goes on behind it.
           progress: a progress bar on stderr.
-          options: `version`, `storage`, `rows`, `batch_size`, as for the class.
+          options: `version`, `storage`, `rows`, `batch_size`, `clock`, as for the class.
 
         Raises:
           EncodingMismatch: a data set that another encoder made.
@@ -167,8 +172,8 @@ class UserTable:
           partition: of the stream; always the same for one user.
 
         Raises:
-          TypeError, ValueError: events that do not fit the encoder, times before 1963, ids of both kinds, a user whose events
-            came by another partition; nothing has changed then.
+          TypeError, ValueError: events that do not fit the encoder, times before 1963 or after the clock's, ids of both kinds, a
+            user whose events came by another partition; nothing has changed then.
           RuntimeError: another writer changes the same rows all the time.
         """
         return self._apply(events, _place(position, partition), again=position is None)
@@ -244,9 +249,16 @@ class UserTable:
 
     @classmethod
     def load(
-        cls, path: str | Path, model: PreRanker, params: Params, *, encoder: Encoder, version: str | None = None
+        cls,
+        path: str | Path,
+        model: PreRanker,
+        params: Params,
+        *,
+        encoder: Encoder,
+        version: str | None = None,
+        clock: Callable[[], float] | None = time.time,
     ) -> UserTable:
-        """The table in a folder, if it belongs to a model.
+        """The table in a folder, if it belongs to a model; `clock` as for the class.
 
         Raises:
           FileNotFoundError: nothing there.
@@ -256,7 +268,8 @@ class UserTable:
         version = fingerprint(params, model.config, encoder) if version is None else version
         manifest = files.inspect(path)
         files.check_model(path, manifest, model.config, encoding=encoder.version, version=version)
-        table = cls(model, params, encoder=encoder, version=version, storage=manifest.storage, batch_size=manifest.batch_size)
+        options: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size, "clock": clock}
+        table = cls(model, params, encoder=encoder, version=version, **options)
         files.check_layout(path, manifest, table._program.layout)
         table.rows = files.read(path, manifest, width=len(table._program.empty))
         return table
@@ -284,6 +297,7 @@ class UserTable:
 
     def _run(self, users: list[UserId], events: Events, counts: np.ndarray, place: Place, *, again: bool) -> Applied:
         """Applies events [sum of counts] of one user after the other; rows that others changed meanwhile are read again."""
+        self._check_clock(events.time)
         applied, starts, left = Applied(0, 0, 0, 0, 0), np.cumsum(counts) - counts, np.arange(len(users))
         for _ in range(RETRIES):
             before = self.rows.get([users[i] for i in left])
@@ -304,6 +318,14 @@ class UserTable:
             if not len(left):
                 return applied
         raise RuntimeError(f"update: another writer changed the rows of {len(left)} users {RETRIES} times in between")
+
+
+    def _check_clock(self, stamped: np.ndarray) -> None:
+        """Raises ValueError for stamps [E] of the future."""
+        if self._clock is None or not len(stamped):
+            return
+        now, skew, last = int(self._clock()), self.encoder.max_skew, int(stamped.max()) + STAMP_ZERO
+        expect(last <= now + skew, "events", f"times up to the clock's, {now}, {skew} s of skew allowed", last)
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
