@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ class Leaf:
     minimum: float | None = None
 
 
+@functools.lru_cache(maxsize=64)
 def user_layout(schema: Schema) -> UserFeatures:
     """`UserFeatures` whose leaves are `Leaf`s."""
     leaf: Any = Leaf
@@ -50,6 +52,7 @@ def user_layout(schema: Schema) -> UserFeatures:
     )
 
 
+@functools.lru_cache(maxsize=64)
 def item_layout(schema: Schema) -> ItemFeatures:
     """`ItemFeatures` whose leaves are `Leaf`s."""
     leaf: Any = Leaf
@@ -129,8 +132,7 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
         raise TypeError(f"{name}: expected UserFeatures, got {type(features).__name__}")
     if isinstance(features.history, Streamed) and not batched:
         _check_stream(schema, features.history, f"{name}.history")
-        profile = dataclasses.replace(user_layout(schema), history=None)
-        return _check(profile, dataclasses.replace(features, history=None), name, batched=False)
+        return _check(_profile_layout(schema), dataclasses.replace(features, history=None), name, batched=False)
     if not isinstance(features.history, Behaviours):
         kinds, got = "Behaviours" if batched else "Behaviours or Streamed", type(features.history).__name__
         raise TypeError(f"{name}.history: expected {kinds}, got {got}")
@@ -179,6 +181,12 @@ def unpack(words: jax.Array, specs: Tree) -> Tree:
     return jax.tree.unflatten(tree, unpacked)
 
 
+@functools.lru_cache(maxsize=64)
+def _profile_layout(schema: Schema) -> UserFeatures:
+    """`user_layout` without the history."""
+    return dataclasses.replace(user_layout(schema), history=None)
+
+
 def _check_stream(schema: Schema, history: Streamed, name: str) -> None:
     """Checks what is sent of a stream; the memory is checked against its model by whoever compiles for it."""
     where, since = f"{name}.since", history.since
@@ -208,7 +216,9 @@ def _check(layout: Any, features: Any, name: str, *, batched: bool, length: int 
     for field in ("ids", "side"):
         if hasattr(layout, field):
             expect_names(getattr(features, field), f"{name}.{field}", getattr(layout, field))
-    leaves, tree = jax.tree_util.tree_flatten_with_path(dataclasses.replace(layout, encoding=features.encoding))
+    if layout.encoding != features.encoding:
+        layout = dataclasses.replace(layout, encoding=features.encoding)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(layout)
     lead: tuple[int | None, ...] = (None,) if batched else ()
     for (path, leaf), value in zip(leaves, tree.flatten_up_to(features), strict=True):
         where = name + jax.tree_util.keystr(path)

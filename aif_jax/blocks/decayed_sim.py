@@ -101,26 +101,19 @@ class DecayedSim(Cached):
     def _add(self, values: Values, value: jax.Array, code: jax.Array, time: jax.Array) -> Values:
         """The cache after one event; one without a value changes nothing."""
         latest = values.time[:, 0]
-        left = self._left(stream.age(time, latest))
-        same = values.value == value
-        known = same.any()
-        counts = jnp.where(values.value > 0, values.count * left, -1.0)
-        slot = jnp.where(known, jnp.argmax(same), jnp.argmin(counts))
+        counts = jnp.where(values.value > 0, values.count * self._left(stream.age(time, latest)), -1.0)
+        slot = jnp.argmin(jnp.where(values.value == value, -2.0, counts))  # the value's own, or the one with the least
+        before = jax.tree.map(lambda leaf: leaf[slot], values)
+        known = before.value == value
         late = self._left(stream.age(latest[slot], time))  # what is left of an event that comes late, 1 of others
-        times, codes = (jnp.where(known, leaf[slot], np.uint32(0)) for leaf in (values.time, values.code))
-        place = (times > time).sum()
-        moved = jnp.arange(self.length)
+        times, codes = (jnp.where(known, leaf, np.uint32(0)) for leaf in (before.time, before.code))
+        place, moved = (times > time).sum(), jnp.arange(self.length)
         times, codes = (
             jnp.where(moved < place, old, jnp.where(moved == place, new, jnp.roll(old, 1)))
             for old, new in ((times, time), (codes, code))
         )
-        here = (jnp.arange(self.slots) == slot) & (value > 0)
-        return Values(
-            value=jnp.where(here, value, values.value),
-            count=jnp.where(here, jnp.where(known, counts[slot] + late, 1.0), values.count),
-            code=jnp.where(here[:, None], codes[None, :], values.code),
-            time=jnp.where(here[:, None], times[None, :], values.time),
-        )
+        after = Values(value=value, count=jnp.where(known, counts[slot] + late, 1.0), code=codes, time=times)
+        return jax.tree.map(lambda leaf, new, old: leaf.at[slot].set(jnp.where(value > 0, new, old)), values, after, before)
 
     def _left(self, age: jax.Array) -> jax.Array:
         """The share of a count that is left after some seconds."""

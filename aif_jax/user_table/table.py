@@ -172,8 +172,8 @@ class UserTable:
           partition: of the stream; always the same for one user.
 
         Raises:
-          TypeError, ValueError: events that do not fit the encoder, times before 1963 or after the clock's, ids of both kinds, a
-            user whose events came by another partition; nothing has changed then.
+          TypeError, ValueError: events that do not fit the encoder, times before 1963 or after the clock's, ids of both kinds,
+            a user whose events came by another partition; nothing has changed then.
           RuntimeError: another writer changes the same rows all the time.
         """
         return self._apply(events, _place(position, partition), again=position is None)
@@ -318,7 +318,6 @@ class UserTable:
             if not len(left):
                 return applied
         raise RuntimeError(f"update: another writer changed the rows of {len(left)} users {RETRIES} times in between")
-
 
     def _check_clock(self, stamped: np.ndarray) -> None:
         """Raises ValueError for stamps [E] of the future."""
