@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from aif_jax import export
+from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.sampling import counts_before
 from aif_jax.data.split import time_cuts
 from aif_jax.encoder import Encoder
 from aif_jax.index import ItemIndex
@@ -114,6 +116,32 @@ class Run:
         given = training.evaluation_options(self.settings)
         given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
         return evaluate(self.model, self.params, data, positions, **given)
+
+    def for_catalogue(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
+        """The same model for candidates from the whole catalogue: an offset of each item makes its score log P, not log P / q.
+
+        Training draws negatives by popularity, so a score says how much more likely an item is for this user than it is drawn.
+        That ranks candidates that popularity found, such as those that `evaluate` draws; where retrieval looks through the
+        whole catalogue, the question is how likely the item is. The offset is part of params, config and version, and so of the
+        index, the engine and an export. A task with `corrected=True` needs none: it teaches log P.
+
+        Args:
+          data: of the run; its events before the validation slice are counted.
+          untrained: see `blocks.popularity_offset`.
+
+        Raises:
+          ValueError: a run of another task than `NextItem`, a corrected one, or one whose sampler is partly uniform.
+        """
+        task = self.settings.task
+        if not isinstance(task, NextItem) or task.corrected or task.uniform > 0:
+            expected = "a NextItem task with candidates by popularity, not corrected"
+            raise ValueError(f"for_catalogue: expected {expected}, got {task}")
+        if self.encoder is not None and data.encoder is not None:
+            check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
+        counts = counts_before(data, self.settings.first_validation)
+        table = popularity_offset(counts, power=task.power, untrained=untrained)
+        params, config = with_item_offset(self.params, table, config=self.config)
+        return dataclasses.replace(self, model=build(config), params=params, metrics={}, folder=None)
 
     def index(self, items: Any, **options: Any) -> ItemIndex:
         """The item index of a catalogue; arguments as for `ItemIndex.build`.

@@ -111,8 +111,12 @@ def test_sampled_carries_the_correction_of_its_sampler(dataset):
     np.testing.assert_array_equal(found.rows[:, 1:], sampler.sample(3, 5, avoid=found.rows[:, 0], **DRAW._asdict()))
     assert found.log_q is not None and found.log_q.dtype == np.float32
     probability = np.array([0, 4, 2, 1, 1, 0, 0]) / 8
-    np.testing.assert_allclose(found.log_q[:, 1:], np.log(5 * probability[found.rows[:, 1:]]), rtol=1e-6)
-    assert found.log_q[:, 0].tolist() == [0, 0, 0]  # every list holds its positive
+    np.testing.assert_allclose(found.log_q, np.log(5 * probability[found.rows]), rtol=1e-6)
+    never = NegativeSampler([0, 0, 1, 1, 1, 0, 0])
+    with pytest.raises(
+        ValueError, match="expected events of items that the sampler draws, got the item of the event at position"
+    ):
+        sampled(dataset, sampler=never, negatives=5, corrected=True)(positions, DRAW)
     other = sampled(dataset, sampler=sampler, negatives=5)(positions, DRAW._replace(step=8))
     assert not np.array_equal(other.rows[:, 1:], plain.rows[:, 1:])
 

@@ -39,6 +39,9 @@ def test_probabilities_by_hand():
     sampler = NegativeSampler([100, 1, 16, 0, 81], power=0.75)
     np.testing.assert_allclose(sampler.probabilities, np.array([0, 1, 8, 0, 27]) / 36, rtol=1e-12)
     np.testing.assert_allclose(NegativeSampler([9, 0, 5, 1], power=0).probabilities, [0, 1 / 3, 1 / 3, 1 / 3])
+    mixed = NegativeSampler([100, 1, 16, 0, 81], power=0.75, uniform=0.5)
+    np.testing.assert_allclose(mixed.probabilities, 0.5 * sampler.probabilities + [0, 0.125, 0.125, 0.125, 0.125])
+    np.testing.assert_allclose(NegativeSampler([0, 0, 0, 3], uniform=1.0).probabilities, [0, 1 / 3, 1 / 3, 1 / 3])
 
 
 @pytest.mark.parametrize("items", [5, 1000])  # fewer and more than fit one cell of the guide table
@@ -134,6 +137,8 @@ def test_bad_counts_are_refused(counts, message):
 
 
 def test_bad_calls_are_refused():
+    with pytest.raises(ValueError, match="uniform: expected a share from 0 to 1, got 1.5"):
+        NegativeSampler([0, 1, 1], uniform=1.5)
     with pytest.raises(ValueError, match="power: expected a finite value of at least 0, got -1"):
         NegativeSampler([0, 1, 1], power=-1)
     sampler, seen = NegativeSampler([0, 1, 1]), Seen(dataset().log, [0])

@@ -19,6 +19,7 @@ from experiments import ablation
 from experiments.datasets import movielens
 from experiments.datasets.synthetic import synthetic_world
 from experiments.study import (
+    catalogue,
     datasets,
     evaluation,
     inttower,
@@ -352,20 +353,66 @@ def test_recipes_train_towards_the_positive():
 
 
 def test_recipes_with_a_helper_score_their_candidates(smoke):
-    sampler = NegativeSampler(item_counts(smoke.dataset, smoke.split.train))
+    counts = item_counts(smoke.dataset, smoke.split.train)
     model = aif.build(models.config("two_tower", smoke.dataset.schema, sim_fields=(), smoke=True))
     helper = recipes.Helper(model, demo.init(model, items=smoke.dataset.catalogue))
     at = smoke.split.test[:4]
     made = {}
     for name in (recipes.DEFAULT, *recipes.HELPERS):
         given = helper if name in recipes.HELPERS else None
-        made[name] = recipes.source(name, smoke.dataset, sampler=sampler, helper=given)(at, Draw(0, 0, 0))
+        made[name] = recipes.source(name, smoke.dataset, counts=counts, helper=given)(at, Draw(0, 0, 0))
     plain, taught, hard = made.values()
     np.testing.assert_array_equal(taught.rows, plain.rows)
     assert len(np.unique(taught.labels)) > 10 and hard.rows.shape == hard.labels.shape == plain.rows.shape
     np.testing.assert_array_equal(hard.rows[:, 0], smoke.dataset.log.item[at])
     with pytest.raises(ValueError, match="expected a trained exact as helper, got none"):
-        recipes.source("distillation", smoke.dataset, sampler=sampler)
+        recipes.source("distillation", smoke.dataset, counts=counts)
+
+
+def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
+    counts, at = item_counts(smoke.dataset, smoke.split.train), smoke.split.train[200:204]
+    made = {name: recipes.source(name, smoke.dataset, counts=counts)(at, Draw(0, 0, 0)) for name in recipes.CORRECTED}
+    sampler = NegativeSampler(counts)
+    for name in ("logQ", "NCE"):
+        np.testing.assert_array_equal(made[name].rows, made["logQ"].rows)
+        np.testing.assert_allclose(made[name].log_q[:, 1:], sampler.log_q(made[name].rows[:, 1:], 15))
+    assert not made["logQ"].log_q[:, 0].any()
+    np.testing.assert_allclose(made["NCE"].log_q[:, 0], sampler.log_q(made["NCE"].rows[:, 0], 15))
+    assert made["NCE, 63 negatives, half uniform"].rows.shape == (4, 64)
+    counts[5] = 0
+    assert recipes.offset("NCE", counts)[[0, 5, 6]].tolist() == [-100, -100, 0]
+    assert not recipes.offset("NCE, half uniform", counts).any()
+    assert recipes.offset(recipes.DEFAULT, counts)[6] == pytest.approx(0.75 * np.log(counts[6]))
+
+
+def test_hit_rates_of_the_catalogue_by_hand(smoke, monkeypatch):
+    """Three requests over five items, one of which has no training event."""
+    counts = np.array([0, 4, 2, 1, 0])
+    scores = np.array([[-np.inf, 1, 2, 3, 4], [-np.inf, 1, 1.5, 0, -np.inf], [-np.inf, 0, 0, 0, 9]], np.float32)
+    target, users = np.array([3, 2, 4]), np.array([7, 7, 8])
+
+    class Log:
+        item = target
+
+    class Data:
+        log, catalogue = Log(), range(5)
+
+    batches = [(np.array([0, 1]), scores[:2]), (np.array([2]), scores[2:])]
+    monkeypatch.setattr(catalogue, "catalogue_scores", lambda *_, **__: iter(batches))
+    retrieved = np.array([[3, 1], [1, 3], [4, 1]], np.int32)
+    asked = catalogue.ask(None, None, Data(), np.arange(3), counts, retrieved=retrieved)  # type: ignore[arg-type]
+    assert asked.plain.tolist() == [1, 0, 0]
+    # 0.75 log of 4, 2, 1: 1.04, 0.52, 0; the untrained item falls to the end
+    assert asked.corrected.tolist() == [0, 1, 3]
+    assert asked.retrieved.tolist() == [0, 5, 1]  # 3 over 2.04; not retrieved; the untrained item behind the other
+    assert asked.top[0].tolist() == [3, 2, 1, 4]
+    np.testing.assert_allclose(asked.untrained, [0.25, 0.25, 0.25])
+    found = catalogue.figures(asked, counts[target] == 0)
+    assert found["plain"]["hr10"] == 1 and found["requests_for_untrained"] == pytest.approx(1 / 3)
+    assert found["plain_untrained"]["hr10"] == 1.0
+    gain = catalogue.paired(np.array([0, 9, 0]), np.array([9, 9, 9]), users, k=5)
+    assert gain["difference"] == pytest.approx(2 / 3) and gain["low"] == pytest.approx(0.5) and gain["high"] == 1
+    assert np.isnan(gain["relative"])
 
 
 def test_catalogue_figures_by_hand(smoke):

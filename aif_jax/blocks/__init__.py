@@ -12,6 +12,7 @@
 | `DotProduct` | nothing: the two-tower's term | [C, D] x [D] |
 | `CrossAttention`, `TargetAttention`, `CosineTiers` | nothing: what the others approximate | C x L x D |
 | `Concatenation` | nothing: COLD's input | [C, F] x [F, H] |
+| `ItemOffset` | nothing: a constant of each item | a gather |
 """
 
 from aif_jax.blocks.bea import Bea
@@ -21,6 +22,7 @@ from aif_jax.blocks.decayed_memory import DecayedMemory
 from aif_jax.blocks.decayed_sim import DecayedSim
 from aif_jax.blocks.dot_product import DotProduct
 from aif_jax.blocks.exact import CosineTiers, CrossAttention, TargetAttention
+from aif_jax.blocks.item_offset import ItemOffset, popularity_offset, with_item_offset
 from aif_jax.blocks.linear_memory import LinearMemory
 from aif_jax.blocks.lsh_din import LshDin
 from aif_jax.blocks.signatures import Signatures
@@ -32,4 +34,5 @@ __all__ = [
     "Block", "block", "Terms", "UserView", "EventView", "ItemView", "Fitted", "Signatures",
     "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct", "DecayedMemory", "DecayedSim",
     "CrossAttention", "TargetAttention", "CosineTiers", "Concatenation",
+    "ItemOffset", "popularity_offset", "with_item_offset",
 ]  # fmt: skip

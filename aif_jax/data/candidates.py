@@ -106,7 +106,8 @@ def sampled(
       sampler: of negatives, from training counts.
       negatives: n; C = 1 + n.
       seen: pairs that are no negatives either; the event's item itself never is one.
-      corrected: give `log_q` too: log(n q) of a negative, 0 of the positive, which always is there.
+      corrected: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of the
+        whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q.
 
     Returns:
       A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
@@ -123,7 +124,12 @@ def sampled(
         if not corrected:
             return CandidateLists(rows, labels)
         log_q = sampler.log_q(rows, negatives)
-        log_q[:, 0] = 0
+        never = at[np.isneginf(log_q[:, 0])]
+        if len(never):
+            got = f"the item of the event at position {never[0]}, which it never draws"
+            raise ValueError(
+                f"sampled: expected events of items that the sampler draws, got {got}; correct training events alone"
+            )
         return CandidateLists(rows, labels, log_q)
 
     settings = {"negatives": negatives, "corrected": corrected, "sampler": sampler.digest}

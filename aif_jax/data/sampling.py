@@ -71,10 +71,10 @@ class Seen:
 
 
 class NegativeSampler:
-    """Draws item rows with probability proportional to count ** power.
+    """Draws item rows with probability proportional to count ** power, some of them uniformly.
 
-    Row 0, the unknown item, is never drawn, nor is an item without a count, except with power 0: that is uniform over all
-    items.
+    Row 0, the unknown item, is never drawn, nor is an item without a count, except with power 0 or a uniform share: nothing in
+    training pushes down the scores of items that are never drawn.
 
     Attributes:
       probabilities: float64 [N], sum to 1; for correcting a sampled softmax.
@@ -82,9 +82,11 @@ class NegativeSampler:
     Args:
       counts: [N] how often each catalogue row occurs among the TRAINING events.
       power: 1 for popularity as it is, 0 for uniform.
+      uniform: share of the draws that are uniform over all items, those without a count among them.
 
     Raises:
-      TypeError, ValueError: counts that are not finite numbers of at least 0, or fewer than two items that can be drawn.
+      TypeError, ValueError: counts that are not finite numbers of at least 0, a share that is none, or fewer than two items
+        that can be drawn.
 
     Example:
       >>> sampler = NegativeSampler([0, 1, 16], power=0.75)
@@ -94,16 +96,21 @@ class NegativeSampler:
       [[2, 2, 2], [1, 1, 1]]
     """
 
-    def __init__(self, counts: Any, *, power: float = 0.75):
+    def __init__(self, counts: Any, *, power: float = 0.75, uniform: float = 0.0):
         counts = np.asarray(counts, np.float64)
         expect_array(counts, "counts", dtype=np.float64, shape=(None,))
         expect_finite(counts, "counts", minimum=0)
         expect(0 <= power < np.inf, "power", "a finite value of at least 0", power)
+        expect(0 <= uniform <= 1, "uniform", "a share from 0 to 1", uniform)
         weights = counts**power
         weights[:1] = 0
-        drawable = np.count_nonzero(weights)
+        drawable = np.count_nonzero(weights) if uniform < 1 else 0
+        drawable = max(drawable, len(counts) - 1 if uniform > 0 else 0)
         expect(drawable >= 2, "counts", "at least 2 items that can be drawn", drawable)
-        self.probabilities = weights / weights.sum()
+        self.probabilities = (1 - uniform) * weights / max(weights.sum(), np.finfo(np.float64).tiny)
+        if uniform > 0:
+            self.probabilities[1:] += uniform / (len(counts) - 1)
+            self.probabilities /= self.probabilities.sum()
         self._cumulative = np.cumsum(self.probabilities)
         self._cumulative /= self._cumulative[-1]  # exactly 1, so that no draw falls after the last item
         # Where the search for a draw in [j, j + 1) / bins begins: a binary search over all rows would miss the cache.

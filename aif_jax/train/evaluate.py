@@ -191,10 +191,34 @@ def rank_catalogue(
     progress: bool = True,
 ) -> Ranked:
     """Scores every item of the catalogue for the user of each event int64 [R]; keeps the `k` best rows."""
+    ranks, top = np.zeros(len(positions), np.int64), np.zeros((len(positions), k), np.int32)
+    found = catalogue_scores(model, params, data, positions, repeats=repeats, batch_size=batch_size, progress=progress)
+    for at, scores in found:
+        ranks[at] = rank_of(scores, data.log.item[positions[at]])
+        top[at] = best_rows(scores, k)
+    return Ranked(ranks, top)
+
+
+def catalogue_scores(
+    model: PreRanker,
+    params: Params,
+    data: Dataset,
+    positions: np.ndarray,
+    *,
+    repeats: bool = False,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Scores of the whole catalogue for the user of each event int64 [R], some events at a time.
+
+    Yields:
+      int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0 and, unless users come back to items
+      (`repeats`), for what the user has met before, but never for the event's own item.
+    """
     log, total = data.log, len(data.catalogue)
     rows = item_rows(model, params, data.catalogue, progress=progress)
     size = max(1, min(batch_size, SCORES // total))
-    ranks, top = [], []
+    done = 0
     for at in _filled(len(positions), size, label="rank", progress=progress):
         here = positions[at]
         features = data.user_features(here, length=model.config.history_length)
@@ -206,11 +230,21 @@ def rank_catalogue(
             for row, position, end in zip(each, here, log.history_end(here), strict=True):
                 scores[row, log.item[log.offsets[log.user[position]] : end]] = -np.inf
         scores[each, target] = of_target
-        ranks.append((scores >= of_target[:, None]).sum(1) - 1)
-        best = np.argpartition(scores, -k, axis=1)[:, -k:]
-        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
-        top.append(np.take_along_axis(best, order, 1).astype(np.int32))
-    return Ranked(np.concatenate(ranks)[: len(positions)], np.concatenate(top)[: len(positions)])
+        left = min(size, len(positions) - done)
+        yield at[:left], scores[:left]
+        done += left
+
+
+def rank_of(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """int64 [b], how many of the scores [b, N] are at least that of the row [b], itself left out: ties count against it."""
+    return (scores >= scores[np.arange(len(rows)), rows][:, None]).sum(1) - 1
+
+
+def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
+    """int32 [b, k] the rows of the k highest of the scores [b, N], best first."""
+    best = np.argpartition(scores, -k, axis=1)[:, -k:]
+    order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+    return np.take_along_axis(best, order, 1).astype(np.int32)
 
 
 def _filled(count: int, size: int, *, label: str, progress: bool) -> Iterable[np.ndarray]:

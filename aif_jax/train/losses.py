@@ -268,9 +268,10 @@ def listwise_softmax(
       scores: logits [..., C].
       labels: not negative, graded or 0/1 [..., C]; every list weighs the same, however many positives it has.
       where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
-      log_q: log of the expected number of times that the list holds the candidate, up to a constant per list: log(n q) for
-        each of n draws from q, 0 for a positive that every list holds, log q throughout where the positives are sampled too
-        (in-batch negatives). Rank of `scores` and broadcastable to it: [1, C] for candidates that the whole batch shares.
+      log_q: log of the expected number of times that the list holds the candidate as a negative, up to a constant per list:
+        log(n q) for n draws from q, of the positive too (noise-contrastive estimation, arXiv 1809.01812, which
+        `candidates.sampled` gives and which fits `pointwise_bce` as well); or 0 for a positive that every list holds (sampled
+        softmax). Rank of `scores` and broadcastable to it: [1, C] for candidates that the whole batch shares.
       corrected: whether to subtract `log_q` where it is given.
 
     Example:

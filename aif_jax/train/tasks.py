@@ -26,15 +26,18 @@ class NextItem:
       negatives: sampled candidates of each event in training.
       evaluated: the same in evaluation.
       power: candidates are drawn with probability proportional to popularity ** power.
+      uniform: share of the training candidates that are drawn uniformly from the whole catalogue, items that training never
+        meets among them; candidates in evaluation are drawn by popularity alone.
       corrected: correct the loss for how often the sampler draws a candidate (logQ), to rank the whole catalogue.
 
     Raises:
-      ValueError: fewer than one negative.
+      ValueError: fewer than one negative, a share that is none.
     """
 
     negatives: int = 15
     evaluated: int = 99
     power: float = 0.75
+    uniform: float = 0.0
     corrected: bool = False
 
     loss = listwise_softmax + pointwise_bce
@@ -43,6 +46,7 @@ class NextItem:
     def __post_init__(self):
         for field in ("negatives", "evaluated"):
             expect(getattr(self, field) >= 1, f"NextItem.{field}", "at least 1", getattr(self, field))
+        expect(0 <= self.uniform <= 1, "NextItem.uniform", "a share from 0 to 1", self.uniform)
 
     @property
     def calibrated(self) -> int:
@@ -55,9 +59,10 @@ class NextItem:
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False) -> Source:
         """The event's item and negatives by popularity before a time."""
-        sampler = NegativeSampler(counts_before(data, before), power=self.power)
+        counts = counts_before(data, before)
         if held_out:
-            return sampled(data, sampler=sampler, negatives=self.evaluated)
+            return sampled(data, sampler=NegativeSampler(counts, power=self.power), negatives=self.evaluated)
+        sampler = NegativeSampler(counts, power=self.power, uniform=self.uniform)
         return sampled(data, sampler=sampler, negatives=self.negatives, corrected=self.corrected)
 
 

@@ -297,7 +297,7 @@ class UserTable:
 
     def _run(self, users: list[UserId], events: Events, counts: np.ndarray, place: Place, *, again: bool) -> Applied:
         """Applies events [sum of counts] of one user after the other; rows that others changed meanwhile are read again."""
-        self._check_clock(events.time)
+        self._check_clock(np.asarray(events.time))
         applied, starts, left = Applied(0, 0, 0, 0, 0), np.cumsum(counts) - counts, np.arange(len(users))
         for _ in range(RETRIES):
             before = self.rows.get([users[i] for i in left])

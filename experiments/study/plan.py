@@ -19,7 +19,7 @@ TRIALS: tuple[dict[str, Any], ...] = tuple(
 STAGES = (
     "tuning", "main", "longer", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
     "precision", "signatures", "more epochs", "leave one out, validation", "streaming",
-    "half-lives",
+    "half-lives", "catalogue",
 )  # fmt: skip
 LONG = ("aif, L=512", "aif, L=512, seven recency windows", *models.WINDOWS)
 SMALL = ("leave one out, validation", "sweeps", "precision", "signatures")
@@ -57,7 +57,8 @@ def _longer(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
 
 def _recipes(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
     """All recipes on one model; the one for the whole catalogue on the two-tower model and other data sets too."""
-    wanted = [(dataset, recipes.MODEL, name) for name in recipes.NAMES if name != recipes.DEFAULT]
+    others = [name for name in recipes.NAMES if name not in (recipes.DEFAULT, *recipes.CORRECTED)]
+    wanted = [(dataset, recipes.MODEL, name) for name in (*others, recipes.CATALOGUE)]
     for other in (dataset, "taobao", "synthetic"):
         wanted += [(other, model, recipes.CATALOGUE) for model in ("two_tower", recipes.MODEL)]
     runs = (Run(dataset=on, model=model, seed=seed, recipe=name) for seed in seeds for on, model, name in wanted)
@@ -152,6 +153,17 @@ def _half_lives(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
     return [Run(dataset=dataset, model=model, seed=seed) for seed in seeds for model in wanted]
 
 
+def _catalogue(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
+    """The question of the whole catalogue: the preset and the two-tower model under every corrected recipe and the default."""
+    wanted = (recipes.DEFAULT, *recipes.CORRECTED)
+    return [
+        Run(dataset=dataset, model=model, seed=seed, recipe=name)
+        for seed in seeds
+        for name in wanted
+        for model in ("two_tower", "preset")
+    ]
+
+
 _STAGES = dict(
     zip(
         STAGES,
@@ -173,6 +185,7 @@ _STAGES = dict(
             _leave_one_out_validation,
             _streaming,
             _half_lives,
+            _catalogue,
         ),  # fmt: skip
         strict=True,
     )

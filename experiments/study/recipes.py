@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import train
+from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset
 from aif_jax.data import candidates
 from aif_jax.data.candidates import CandidateLists, Draw, SourceFn
 from aif_jax.data.dataset import Dataset
@@ -28,7 +29,15 @@ MODEL = "+ SimTier"
 """The model that recipes are compared on: the paper's."""
 CATALOGUE = "logQ"
 """The recipe for ranking the whole catalogue: the others' scores are likelihoods over those of the sampler."""
-NAMES = (DEFAULT, "pointwise", "listwise", CATALOGUE, "distillation", "hard negatives")
+MANY = 63
+CORRECTED: dict[str, dict[str, Any]] = {
+    CATALOGUE: {},
+    "NCE": {},
+    "NCE, half uniform": {"uniform": 0.5},
+    "NCE, 63 negatives, half uniform": {"negatives": MANY, "uniform": 0.5},
+}
+"""Recipes whose losses are corrected for the sampler, and what else differs in them."""
+NAMES = (DEFAULT, "pointwise", "listwise", *CORRECTED, "distillation", "hard negatives")
 HELPERS = {"distillation": "exact", "hard negatives": "two_tower"}
 """Recipe to the model whose trained parameters it needs."""
 
@@ -44,7 +53,8 @@ def loss(recipe: str) -> losses.Loss:
     """The loss of a recipe; column 0 of every list is the positive.
 
     - "listwise + pointwise": the sum of the two; "hard negatives" too, over other lists.
-    - "logQ": the same; the listwise term is corrected for how often the sampler draws a candidate.
+    - "logQ": the same; the listwise term is corrected for how often the sampler draws a negative, the pointwise one is not.
+    - "NCE": the same; both terms are corrected, and the positive too (noise-contrastive estimation), so both teach log P.
     - "distillation": the same, and the divergence from the teacher's softmax.
     """
     if recipe not in _LOSSES:
@@ -52,8 +62,9 @@ def loss(recipe: str) -> losses.Loss:
     return _LOSSES[recipe]
 
 
-def source(recipe: str, dataset: Dataset, *, sampler: NegativeSampler, helper: Helper | None = None) -> SourceFn:
-    """Candidates of the next-item task. Labels are 0 and 1, or the teacher's logits in "distillation".
+def source(recipe: str, dataset: Dataset, *, counts: np.ndarray, helper: Helper | None = None) -> SourceFn:
+    """Candidates of the next-item task, drawn by the training counts [N] of items. Labels are 0 and 1, or the teacher's logits
+    in "distillation".
 
     Raises:
       ValueError: an unknown recipe, or a helper that is missing.
@@ -63,7 +74,14 @@ def source(recipe: str, dataset: Dataset, *, sampler: NegativeSampler, helper: H
     if recipe in HELPERS and helper is None:
         raise ValueError(f"recipe {recipe!r}: expected a trained {HELPERS[recipe]} as helper, got none")
     hard = recipe == "hard negatives"
-    drawn = candidates.sampled(dataset, sampler=sampler, negatives=POOL if hard else NEGATIVES, corrected=recipe == CATALOGUE)
+    options = CORRECTED.get(recipe, {})
+    sampler = NegativeSampler(counts, uniform=options.get("uniform", 0.0))
+    negatives = POOL if hard else options.get("negatives", NEGATIVES)
+    drawn = candidates.sampled(dataset, sampler=sampler, negatives=negatives, corrected=recipe in CORRECTED)
+    if recipe == CATALOGUE:
+        return candidates.Source(
+            lambda positions, draw: _sampled_softmax(drawn(positions, draw)), drawn.description | {"positive": "held"}
+        )
     if helper is None:
         return drawn
 
@@ -74,6 +92,15 @@ def source(recipe: str, dataset: Dataset, *, sampler: NegativeSampler, helper: H
         return CandidateLists(hardest(rows, scores), labels[:, : 1 + NEGATIVES]) if hard else CandidateLists(rows, scores)
 
     return scored
+
+
+def offset(recipe: str, counts: np.ndarray) -> np.ndarray:
+    """What makes log P of a recipe's scores, float32 [N]: nothing but the place of items without a training event in recipes
+    that are corrected, nothing at all where training draws those too.
+    """
+    if recipe not in CORRECTED:
+        return popularity_offset(counts)
+    return popularity_offset(counts, power=0.0, untrained=0.0 if CORRECTED[recipe].get("uniform") else UNTRAINED)
 
 
 def labelled(dataset: Dataset, labels: np.ndarray) -> SourceFn:
@@ -100,6 +127,14 @@ def hardest(rows: np.ndarray, scores: np.ndarray, count: int = NEGATIVES) -> np.
     return np.concatenate([rows[:, :1], chosen], axis=1)
 
 
+def _sampled_softmax(lists: CandidateLists) -> CandidateLists:
+    """The correction of negatives alone: every list holds its positive."""
+    assert lists.log_q is not None  # of a corrected source
+    log_q = lists.log_q.copy()
+    log_q[:, 0] = 0
+    return lists._replace(log_q=log_q)
+
+
 def _first(targets: jax.Array) -> jax.Array:
     """Label 1 for the positive, in column 0."""
     return jnp.zeros_like(targets).at[..., 0].set(1)
@@ -110,7 +145,8 @@ _LOSSES: dict[str, losses.Loss] = {
     DEFAULT: _BOTH,
     "pointwise": losses.pointwise_bce,
     "listwise": losses.listwise_softmax,
-    "logQ": losses.listwise_softmax + losses.pointwise_bce(corrected=False),
+    **dict.fromkeys(CORRECTED, _BOTH),
+    CATALOGUE: losses.listwise_softmax + losses.pointwise_bce(corrected=False),
     "distillation": _BOTH.of(_first) + losses.distill_listwise,
     "hard negatives": _BOTH,
 }

@@ -28,7 +28,7 @@ from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common
 from experiments.signatures import random_projection
-from experiments.study import datasets, models, recipes
+from experiments.study import catalogue, datasets, models, recipes
 from experiments.study.evaluation import (
     MIN_HISTORY,
     Requests,
@@ -51,7 +51,8 @@ WITHOUT_LIMIT = (
     *models.STREAMING,
     *models.RESTING,
 )  # models that are evaluated on more history than they were trained on
-KEPT = ("exact", "two_tower")  # models whose parameters are kept for recipes
+IN_CATALOGUE = ("preset", "two_tower", "streaming")  # models that rank the whole catalogue for every request
+KEPT = ("exact", "two_tower", "preset")  # models whose parameters are kept for recipes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,9 +135,10 @@ def train_and_evaluate(
     config = models.config(run.model, dataset.schema, sim_fields=data.sim_fields, smoke=sizes.smoke)
     model = aif.build(config)
     seen = parts.train if run.slice == "validation" else np.sort(np.concatenate([parts.train, parts.validation]))
-    sampler = NegativeSampler(item_counts(dataset, seen))
+    counts = item_counts(dataset, seen)
+    sampler = NegativeSampler(counts)
     if run.task == "next":
-        source, loss = recipes.source(run.recipe, dataset, sampler=sampler, helper=load_helper(run, work)), run.recipe
+        source, loss = recipes.source(run.recipe, dataset, counts=counts, helper=load_helper(run, work)), run.recipe
     else:
         source, loss = candidates.pointwise(dataset, threshold=recipes.LIKED), "pointwise"
     feed = Pipeline(
@@ -157,6 +159,8 @@ def train_and_evaluate(
     scores = sampled_scores(model, params, dataset, requests)
     figures: dict[str, Any] = sampled_figures(scores, requests, dataset)
     long = earlier(dataset, requests.positions) >= LONG
+    if run.task == "next" and run.model in IN_CATALOGUE:
+        figures["catalogue"] = ask_catalogue(run, model, params, data, requests.positions, counts, work)
     if run.slice == "test":
         figures["by_history"] = by_history(scores, requests, dataset, BOUNDS)
         if long.any():
@@ -286,6 +290,23 @@ def catalogue_figures(
     if (share := recall_of_ranker(run, work)) is not None:
         figures["ranker_top10_in_top100"] = share
     return figures
+
+
+def ask_catalogue(
+    run: Run, model: aif.PreRanker, params: Params, data: datasets.StudyData, at: np.ndarray, counts: np.ndarray, work: Path
+) -> dict[str, Any]:
+    """Hit rates of all requests in the catalogue, and among the best that the two-tower model retrieves (same seed, default
+    recipe) where it has run; keeps ranks and best rows in `work`.
+    """
+    folder = work / "catalogue"
+    folder.mkdir(parents=True, exist_ok=True)
+    retrieval = folder / f"{dataclasses.replace(run, model='two_tower', recipe=recipes.DEFAULT).file}.npz"
+    retrieved = np.load(retrieval)["top"] if retrieval.exists() else None
+    given = dict(offset=recipes.offset(run.recipe, counts), retrieved=retrieved, repeats=data.repeats, batch_size=4)
+    asked = catalogue.ask(model, params, data.dataset, at, counts, **given)
+    ranks = {name: value for name, value in asked._asdict().items() if value is not None}
+    np.savez_compressed(folder / f"{run.file}.npz", positions=at, **ranks)
+    return catalogue.figures(asked, counts[data.dataset.log.item[at]] == 0)
 
 
 def recall_of_ranker(run: Run, work: Path) -> float | None:

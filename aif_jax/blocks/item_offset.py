@@ -1,0 +1,100 @@
+"""A constant of each item, added to its logit: what the training candidates could not teach.
+
+Trained against negatives that are drawn with probability q, a score is log P / q but for a constant: right for candidates that
+are found by popularity, wrong for a whole catalogue, which asks for log P. The difference log q is known for every item, so it
+is fitted and not trained. The correction is that of sampled softmax (Jean et al. 2015, arXiv 1412.2007).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax import checks, layers
+from aif_jax.blocks.block import Block, ItemView, Terms, block
+from aif_jax.config import Config
+from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
+
+UNTRAINED = -100.0
+"""The offset of items without a training event: below every other, their own order is kept. A logit of 100 is exact to 1e-5."""
+
+
+@block
+class ItemOffset(Block):
+    """Adds a fitted offset of each item to the logit, zeros until `Run.for_catalogue` or you give others.
+
+    An item newer than the table has the offset of row 0, the unknown item.
+    """
+
+    def recent(self, config: Config) -> int:
+        return 0
+
+    def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
+        return {"table": jnp.zeros(config.schema.item_attribute("item").size)}
+
+    def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
+        return {"offset": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+        return Terms(logit=jnp.asarray(rows.blocks[self.name]["offset"]))
+
+
+def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | None = UNTRAINED) -> np.ndarray:
+    """log(count ** power) of each item, float32 [N]: what brings log P / q to log P for negatives drawn by count ** power.
+
+    Args:
+      counts: [N] training events of each catalogue row.
+      power: of the sampler.
+      untrained: the offset of items without an event, and of items to come; None gives them that of half an event, for models
+        that score an unseen item by its content.
+
+    Raises:
+      TypeError, ValueError: counts that are not finite numbers of at least 0; a power below 0.
+
+    Example:
+      >>> popularity_offset([0, 1, 16, 0], power=0.5).round(2)
+      array([-100.  ,    0.  ,    1.39, -100.  ], dtype=float32)
+      >>> popularity_offset([0, 1, 16, 0], power=0.5, untrained=None).round(2)
+      array([-0.35,  0.  ,  1.39, -0.35], dtype=float32)
+    """
+    counts = np.asarray(counts, np.float64)
+    checks.expect_array(counts, "counts", dtype=np.float64, shape=(None,))
+    checks.expect_finite(counts, "counts", minimum=0)
+    checks.expect(0 <= power < np.inf, "power", "a finite value of at least 0", power)
+    offset = power * np.log(np.maximum(counts, 0.5))
+    if untrained is not None:
+        offset = np.where(counts > 0, offset, untrained)
+    return offset.astype(np.float32)
+
+
+def with_item_offset(params: Params, table: Any, *, config: Config) -> tuple[Params, Config]:
+    """Parameters and config of the same model with an offset of each item added to the logit.
+
+    Args:
+      params: of the model; not changed.
+      table: float32 [N] the offset of each catalogue row, such as `popularity_offset(counts)`.
+      config: of `params`; an `ItemOffset` that it has already gets the new table.
+
+    Raises:
+      TypeError, ValueError: not one finite float32 for each item of the schema.
+
+    Example:
+      >>> import aif_jax as aif
+      >>> item, category = aif.Attribute(name="item", size=4), aif.Attribute(name="category", size=6)
+      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
+      >>> params, config = with_item_offset({"fitted": {}}, popularity_offset([0, 1, 16, 0]), config=config)
+      >>> config.blocks
+      (DotProduct(), ItemOffset())
+    """
+    size = config.schema.item_attribute("item").size
+    table = checks.expect_array(table, "table", dtype=np.float32, shape=(size,))
+    checks.expect_finite(table, "table")
+    block = next((block for block in config.blocks if isinstance(block, ItemOffset)), None)
+    if block is None:
+        block = ItemOffset()
+        config = config.replace(blocks=(*config.blocks, block))
+    return params | {"fitted": params["fitted"] | {block.name: {"table": jnp.asarray(table)}}}, config
