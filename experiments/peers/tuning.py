@@ -131,7 +131,7 @@ def trained(name: str, workplace: Workplace, python: str, budget: Budget, *, see
         for key, value in settings.items():
             command += [f"--{key.replace('_', '-')}", str(value)]
         environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, cwd=workplace.folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{name}: its feed failed in {python}:\n{(done.stdout + done.stderr)[-2000:]}")
 

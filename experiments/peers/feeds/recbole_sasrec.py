@@ -5,6 +5,7 @@ Scores are the logarithms of its softmax, so that those of a user's requests hav
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -69,7 +70,7 @@ def scores(name: str, lists: Lists, *, learning_rate: float, budget: Budget, see
     """Trains the model and scores the catalogue for every request: float32 [R, N], and what the score file says of it."""
     torch.manual_seed(seed)
     samples = Samples(lists, negatives=0, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # its logs go to the working folder
         given = {
             **SETTINGS,
             "MAX_ITEM_LIST_LENGTH": LENGTH,
