@@ -14,6 +14,7 @@ from aif_jax import checkpoint, metrics
 from aif_jax.train.evaluate import rank_catalogue
 from experiments.peers import baselines, export, figures, lists, ours, outcomes, report, scores, tuning
 from experiments.peers.__main__ import main
+from experiments.peers.feeds import batches
 from experiments.peers.lists import Lists
 from experiments.peers.outcomes import MISSED
 from experiments.peers.scores import Scores
@@ -71,6 +72,13 @@ SCORES = np.array(
 )
 
 
+EVENTS = {
+    "user": np.array([1, 1, 1, 1, 2, 2], np.int32),
+    "item": np.array([4, 5, 6, 7, 8, 9], np.int32),
+    "time": np.array([10, 20, 20, 30, 10, 40]),
+}
+
+
 def model(values=SCORES, **about) -> Scores:
     return Scores(name="one", catalogue=values, about=about)
 
@@ -126,12 +134,7 @@ def test_lists_of_another_data_set_are_refused(data, tmp_path):
 
 
 def test_samples_have_strictly_earlier_events():
-    events = {
-        "user": np.array([1, 1, 1, 1, 2, 2], np.int32),
-        "item": np.array([4, 5, 6, 7, 8, 9], np.int32),
-        "time": np.array([10, 20, 20, 30, 10, 40]),
-    }
-    items, histories = small(events=events).samples(2)
+    items, histories = small(events=EVENTS).samples(2)
     assert items.tolist() == [5, 6, 7, 9] and histories.tolist() == [[4, 0], [4, 0], [6, 5], [8, 0]]
     assert small().recent(3).tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
 
@@ -420,6 +423,43 @@ def test_als_scores_by_the_last_events(exported):
     met, others = got[h > 0].mean(), got[(h == 0) & (exported.count[None] > 0)].mean()
     assert met > others + 0.1 and np.abs(got[:, exported.count == 0]).max(initial=0) < 1e-6
     np.testing.assert_array_equal(got, baselines.als(exported, factors=8, regularization=0.1, last=20))
+
+
+# what feeds share
+
+
+def test_batches_end_with_the_budget(monkeypatch):
+    """Every positive comes once each time round, in another order each time; the number of batches can be rounded up."""
+    clock = iter(range(100))
+    monkeypatch.setattr(batches.time, "process_time", lambda: next(clock))
+    made = batches.Samples(small(events=EVENTS), negatives=2, seed=0)
+    assert made.items.tolist() == [5, 6, 7, 9]
+    budget = batches.Budget(seconds=4)
+    taken = [places.tolist() for places in made.order(2, np.arange(4), budget)]
+    assert budget.steps == len(taken) == 4  # the clock ticks once a look
+    assert sorted(taken[0] + taken[1]) == sorted(taken[2] + taken[3]) == [0, 1, 2, 3] and taken[:2] != taken[2:]
+    assert len(list(made.order(2, np.arange(4), batches.Budget(seconds=4), rounded=3))) == 6
+    assert len(list(made.order(9, np.arange(4), batches.Budget(seconds=0)))) == 1  # there is always a first batch
+
+
+def test_negatives_are_drawn_like_those_of_the_lists():
+    one = small(events=EVENTS, count=np.array([0, 16, 1, 0, 0, 0, 0, 0, 0, 0]))
+    drawn = batches.Samples(one, negatives=3000, seed=0).lists_at(np.array([2, 0]))
+    assert drawn[:, 0].tolist() == [7, 5] and set(drawn[:, 1:].ravel().tolist()) == {1, 2}
+    assert (drawn[:, 1:] == 1).mean() == pytest.approx(8 / 9, abs=0.01)
+
+
+def test_features_of_histories_and_items():
+    content = np.array([[0, 0], [1, 3], [3, 5], [0, 1], [2, 2], [4, 4]], np.float32)
+    fields = small().fields | {"genres": np.ones((6, 2), np.int32)}  # a field of several values is left to whoever wants it
+    one = small(content=content, fields=fields)
+    made = batches.user_features(one, one.recent(3))
+    assert made["history"].tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
+    assert made["history_category"].tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert made["history_content"].tolist() == [[1, 3], [2, 4], [0, 0]]
+    items = batches.item_features(one, np.array([3, 1]))
+    assert items["item"].tolist() == [3, 1] and items["category"].tolist() == [2, 1] and items["content"].tolist()[0] == [0, 1]
+    assert set(made) == {"history", "history_category", "history_content"} and batches.sizes(one) == {"item": 6, "category": 3}
 
 
 # tuning, checkpoints, the command

@@ -42,8 +42,8 @@ of their packages behind thin feeds; `experiments/peers/README.md` says how to a
 - *HR@k*: the next item is among the k best of all items that the user has not met; ties count against it.
 - *Corrected*: scores that are logarithms of a likelihood over count ** p (p: the exponent of the negatives that the model was
   trained against) get p log(count) added for the catalogue, which asks for the likelihood, and (p - 0.75) log(count) for GAUC,
-  which asks for it over that of the negatives. In the catalogue items without a training event are masked, and a request for one
-  is a miss. Closed-form baselines are no logarithms: they are masked only.
+  which asks for it over that of the negatives. In the catalogue items without a training event are masked, and a request for
+  one is a miss. Closed-form baselines are no logarithms: they are masked only.
 - *Within a retrieval*: the same among the 1,000 best of another model (its corrected order); a target that it missed is a miss.
 - ± is the standard error over users (bootstrap, {draws} samples). Differences are on the same samples of users, with
   the middle 95 %. One seed each.

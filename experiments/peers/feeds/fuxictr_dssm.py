@@ -17,6 +17,7 @@ import torch
 from fuxictr.features import FeatureMap
 
 from experiments.peers.feeds.batches import Budget, Samples, item_features, sizes, user_features
+from experiments.peers.feeds.tensors import tensors
 from experiments.peers.lists import Lists
 
 WIDTH = 32
@@ -91,8 +92,10 @@ def scores(name: str, lists: Lists, *, learning_rate: float, budget: Budget, see
         Path(model.model_dir).mkdir(parents=True, exist_ok=True)
         held = Loader(samples, shuffled[:monitored], None)
         model.fit(Loader(samples, shuffled[monitored:], budget), epochs=1, validation_data=held)
-    users = tower(model, "user", user_features(lists, lists.recent(samples.histories.shape[1])))
+    requests = user_features(lists, lists.recent(samples.histories.shape[1]))
+    users = tower(model, "user", requests)
     rows = tower(model, "item", item_features(lists, np.arange(len(lists.count), dtype=np.int32)))
+    expect_equal(model, requests, item_features(lists, lists.target), (users * rows[lists.target]).sum(1))
     settings = {"negatives": NEGATIVES, "width": WIDTH, "tower": TOWER}
     return users @ rows.T, {"sampler_power": lists.about["power"], "settings": settings}
 
@@ -145,6 +148,10 @@ def tower(model: Any, source: str, features: dict[str, np.ndarray], size: int = 
     return np.concatenate(made)
 
 
-def tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The same as tensors."""
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
+def expect_equal(model: Any, users: dict[str, np.ndarray], items: dict[str, np.ndarray], logits: np.ndarray) -> None:
+    """Raises unless the model's `forward` gives the probabilities of these logits [R], those of `tower`."""
+    with torch.no_grad():
+        got = model.forward(tensors(users | items))["y_pred"].numpy()[:, 0]
+    largest = float(np.abs(got - 1 / (1 + np.exp(-logits.astype(np.float64)))).max())
+    if largest > 1e-4:
+        raise RuntimeError(f"fuxictr-dssm: expected the towers to give what the model's forward gives, got {largest} apart")

@@ -14,6 +14,7 @@ from torch_rechub.models.matching import DSSM, YoutubeDNN
 from torch_rechub.trainers import MatchTrainer
 
 from experiments.peers.feeds.batches import Budget, Samples, item_features, sizes, user_features
+from experiments.peers.feeds.tensors import tensors
 from experiments.peers.lists import Lists
 
 WIDTH = 32
@@ -44,11 +45,6 @@ class Loader:
             labels = np.zeros(rows.shape, np.float32)
             labels[:, 0] = 1
             yield tensors(user | item_features(lists, rows.reshape(-1))), torch.from_numpy(labels.reshape(-1))
-
-
-def tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The same as tensors."""
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
 
 
 def scores(name: str, lists: Lists, *, learning_rate: float, budget: Budget, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
