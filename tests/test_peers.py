@@ -401,7 +401,7 @@ def test_item_knn_is_a_sum_of_similarities(exported, neighbours, shrink):
     norm = np.sqrt(x.sum(0))
     similar = (x.T @ x) / np.maximum(norm[:, None] * norm + shrink, 1e-9)
     np.fill_diagonal(similar, 0)
-    least = -np.sort(-similar, axis=0)[min(neighbours, len(similar)) - 1]
+    least = -np.sort(-similar, axis=1)[:, min(neighbours, len(similar)) - 1, None]
     got = baselines.item_knn(exported, neighbours=neighbours, shrink=shrink, last=50)
     assert np.all(got >= h @ (similar * (similar > least)) - 1e-4)
     assert np.all(got <= h @ (similar * (similar >= least)) + 1e-4)  # of tied neighbours some are left out

@@ -17,6 +17,7 @@ from scipy import sparse
 from experiments.peers.lists import Lists
 
 DAY = 86400
+BLOCK = 512  # items whose similarities are held at a time
 
 
 def popularity(lists: Lists) -> np.ndarray:
@@ -33,21 +34,24 @@ def recent_popularity(lists: Lists, *, days: float) -> np.ndarray:
 
 
 def item_knn(lists: Lists, *, neighbours: int, shrink: float, last: int) -> np.ndarray:
-    """Item-kNN: sums of similarities of an item to those of the history, float32 [R, N].
+    """Item-kNN: each item i of the history gives its similarity to its nearest neighbours j, float32 [R, N].
 
-    s_ij = |U_i and U_j| / (sqrt(|U_i| |U_j|) + shrink), the `neighbours` largest of each item j, without i = j.
+    s_ij = |U_i and U_j| / (sqrt(|U_i| |U_j|) + shrink), the `neighbours` largest of each item i, without j = i.
     """
-    x = matrix(lists)
-    together = (x.T @ x).tocoo()
+    x, h = matrix(lists), histories(lists, last)
     norm = np.sqrt(np.bincount(x.indices, minlength=x.shape[1]))
-    apart = together.row != together.col
-    row, column, both = (part[apart] for part in (together.row, together.col, together.data))
-    value = both / (norm[row] * norm[column] + shrink)
-    order = np.lexsort((-value, column))
-    first = np.searchsorted(column[order], column[order])
-    kept = order[np.arange(len(order)) - first < neighbours]
-    similar = sparse.csr_array((value[kept], (row[kept], column[kept])), shape=together.shape)
-    return (histories(lists, last) @ similar).toarray().astype(np.float32)
+    columns = sparse.csc_array(x)
+    made = np.zeros(h.shape, np.float32)
+    items = np.unique(h.indices)
+    for start in range(0, len(items), BLOCK):
+        some = items[start : start + BLOCK]
+        similar = (columns[:, some].T @ x).toarray() / np.maximum(norm[some, None] * norm + shrink, 1e-9)
+        similar[np.arange(len(some)), some] = 0
+        if neighbours < similar.shape[1]:
+            far = np.argpartition(similar, -neighbours, axis=1)[:, :-neighbours]
+            np.put_along_axis(similar, far, 0, axis=1)
+        made += h[:, some] @ similar.astype(np.float32)
+    return made
 
 
 def ease(lists: Lists, *, regularization: float, last: int) -> np.ndarray:
@@ -91,8 +95,8 @@ def als(lists: Lists, *, factors: int, regularization: float, last: int, iterati
             random_state=seed,
         )
         model.fit(sparse.csr_matrix(matrix(lists), dtype=np.float32), show_progress=False)
-        h = sparse.csr_matrix(histories(lists, last), dtype=np.float32)
-        users = model.recalculate_user(np.arange(h.shape[0]), h)
+        rows = sparse.csr_matrix(histories(lists, last), dtype=np.float32)
+        users = model.recalculate_user(np.arange(rows.shape[0]), rows)
     return np.asarray(users @ model.item_factors.T, np.float32)
 
 
@@ -101,12 +105,12 @@ BASELINES: dict[str, tuple[Callable[..., np.ndarray], tuple[dict[str, Any], ...]
     "recent-popularity": (recent_popularity, tuple({"days": days} for days in (7, 30, 90, 180, 365, 730))),
     "item-knn": (
         item_knn,
-        tuple({"neighbours": n, "shrink": s, "last": k} for n, s, k in product((100, 1000), (0.0, 20.0), (10, 20, 50))),
+        tuple({"neighbours": n, "shrink": s, "last": k} for n, s, k in product((100, 1000), (0.0, 20.0), (10, 20))),
     ),
-    "ease": (ease, tuple({"regularization": r, "last": k} for r, k in product((200.0, 500.0, 1000.0), (10, 20, 50)))),
+    "ease": (ease, tuple({"regularization": r, "last": k} for r, k in product((500.0, 1000.0, 2000.0), (5, 10, 20)))),
     "als": (
         als,
-        tuple({"factors": f, "regularization": r, "last": k} for f, r, k in product((32, 64, 128), (0.1, 10.0), (20, 50))),
+        tuple({"factors": f, "regularization": r, "last": k} for f, r, k in product((32, 64, 128), (0.1, 10.0), (10, 20))),
     ),
 }
 """Name to the function and the settings that are tried on the validation slice."""
