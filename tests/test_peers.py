@@ -575,6 +575,6 @@ def test_records_do_not_disturb_the_study():
     """The study reads every file of records; those of peers are no runs of it."""
     found = records.read(records.RESULTS)
     peers = {name for name, one in found.items() if one["task"] == report.TASK}
-    assert len(peers) > 5
+    assert peers
     own = {name: one for name, one in found.items() if name not in peers}
     assert json.dumps(study.keys(found, None)) == json.dumps(study.keys(own, None))

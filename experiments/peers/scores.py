@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def write_catalogue(folder: Path, name: str, scores: np.ndarray, about: dict[str
     folder.mkdir(parents=True, exist_ok=True)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(scores, np.float32).reshape(-1)), scores.shape[1])
     path = folder / f"{name}.catalogue.parquet"
-    pq.write_table(pa.table({"request": np.arange(len(scores), dtype=np.int32), "scores": lists}), path, compression="none")
+    _write(path, pa.table({"request": np.arange(len(scores), dtype=np.int32), "scores": lists}))
     return _with_about(path, name, about)
 
 
@@ -78,7 +79,7 @@ def write_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     columns = {"request": np.asarray(request, np.int32), "item": np.asarray(item, np.int32), "score": np.asarray(score)}
     path = folder / f"{name}.{kind}.parquet"
-    pq.write_table(pa.table(columns), path)
+    _write(path, pa.table(columns))
     return _with_about(path, name, about)
 
 
@@ -115,6 +116,13 @@ def read(folder: Path, name: str, *, requests: int, items: int) -> Scores:
         if power is not None and (isinstance(power, bool) or not isinstance(power, int | float) or not 0 <= power <= 1):
             raise ValueError(f"{about}: expected sampler_power in [0, 1] or none, got {power!r}")
     return Scores(name=name, **parts)
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """Complete, or not there under its name."""
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial)
+    os.replace(partial, path)
 
 
 def _with_about(path: Path, name: str, about: dict[str, Any] | None) -> Path:

@@ -64,7 +64,7 @@ Write = Callable[[str, dict[str, Any], str], None]
 
 
 def tuned(name: str, workplace: Workplace, trials: tuple[dict[str, Any], ...], final: dict[str, Any], write: Write) -> None:
-    """Writes the test slice's score file of a peer with the best of its trials; does nothing where there is one.
+    """Writes the test slice's score file of a peer with the best of its trials; does nothing where that was done.
 
     Args:
       name: of the peer.
@@ -73,9 +73,9 @@ def tuned(name: str, workplace: Workplace, trials: tuple[dict[str, Any], ...], f
       final: settings that replace a trial's in the final run, such as a larger budget.
       write: makes a score file.
     """
-    if name in scores.names(workplace.scores("test")):
-        return
     validation, test = SLICES
+    if name in scores.names(workplace.scores(test)) and "chosen" in workplace.read(name).about:
+        return
     tried = _read(workplace.trials(name)) if len(trials) > 1 else []
     for settings in trials if len(trials) > 1 else ():
         if any(trial["settings"] == settings for trial in tried):
@@ -85,7 +85,7 @@ def tuned(name: str, workplace: Workplace, trials: tuple[dict[str, Any], ...], f
         workplace.trials(name).parent.mkdir(exist_ok=True)
         workplace.trials(name).write_text(json.dumps(tried, indent=1) + "\n", encoding="utf-8")
         shown = ", ".join(f"{key} {value:.4f}" for key, value in tried[-1].items() if key != "settings")
-        print(f"{name}, trial {len(tried)} of {len(trials)}: {settings}: {shown}", flush=True)
+        print(f"{name}, {settings}: {shown}", flush=True)
     best = max(tried, key=lambda trial: sum(trial[name] for name in JUDGED))["settings"] if tried else trials[0]
     write(test, best | final, name)
     path = workplace.scores(test) / f"{name}.json"
