@@ -95,33 +95,3 @@ def figures(asked: Asked, untrained: np.ndarray) -> dict[str, Any]:
 def hit_rates(ranks: np.ndarray) -> dict[str, float]:
     """HR@k by request."""
     return {f"hr{k}": float((ranks < k).mean()) for k in KS}
-
-
-def paired(
-    a: np.ndarray, b: np.ndarray, users: np.ndarray, *, k: int = 100, draws: int = 2000, seed: int = 0
-) -> dict[str, float]:
-    """HR@k of `a` less that of `b` on the same requests, with a 95 % interval of a bootstrap over users.
-
-    Args:
-      a, b: int64 [R] ranks of the same requests.
-      users: [R] whose requests they are.
-      k: of the hit rate.
-      draws: of the bootstrap.
-      seed: of the draws.
-
-    Returns:
-      `difference`, `low`, `high`, and `relative`, the difference over HR@k of `b`.
-    """
-    gain = (a < k).astype(np.float64) - (b < k)
-    _, of = np.unique(users, return_inverse=True)
-    sums, counts = np.bincount(of, gain), np.bincount(of)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    base = float((b < k).mean())
-    return {
-        "difference": float(gain.mean()),
-        "low": float(low),
-        "high": float(high),
-        "relative": float(gain.mean() / base) if base else float("nan"),
-    }
