@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from aif_jax import export
+from aif_jax.calibration import Form, with_calibration
 from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
 from aif_jax.data.dataset import Dataset
@@ -23,6 +24,7 @@ from aif_jax.logs import LogWriter
 from aif_jax.model import PreRanker, build
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.train import fit as training
+from aif_jax.train.calibrate import calibrate
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.gradients import LossFn
 from aif_jax.train.losses import as_loss
@@ -30,7 +32,7 @@ from aif_jax.train.sparse import SparseConfig
 from aif_jax.train.tasks import NextItem, Task
 from aif_jax.types import Params
 from aif_jax.user_table import UserTable
-from aif_jax.version import check_encoding
+from aif_jax.version import check_encoding, fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,31 @@ class Run:
         given = training.evaluation_options(self.settings)
         given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
         return evaluate(self.model, self.params, data, positions, **given)
+
+    def calibrate(
+        self, data: Dataset, *, form: Form = "logistic", rate: float = 1.0, requests: int | None = None, **options: Any
+    ) -> Run:
+        """The run with logits that serving turns into calibrated probabilities, fitted on the validation slice.
+
+        Its version is another, so an index is built after it. A run with a folder keeps the calibration there.
+
+        Args:
+          data: of the run.
+          form: "logistic" or "isotonic".
+          rate: share of the negatives of production that the candidates hold, see `train.calibrate`.
+          requests: at most so many, drawn at random; None takes all.
+          options: others of `train.calibrate`.
+
+        Raises:
+          ValueError: a run without a validation slice, or as `train.calibrate`.
+        """
+        positions, source = training.held_out(data, self.settings, "validation", requests=requests)
+        bare = with_calibration(self.params, None)
+        given = {"candidates": source, "calibrated": self.settings.task.calibrated, "form": form, "rate": rate} | options
+        params = calibrate(self.model, bare, data, positions, **given)
+        if self.folder is not None:
+            training.keep_calibration(self.folder, fingerprint(bare, self.config, self.encoder), params)
+        return dataclasses.replace(self, params=params)
 
     def index(self, items: Any, **options: Any) -> ItemIndex:
         """The item index of a catalogue; arguments as for `ItemIndex.build`.

@@ -28,12 +28,21 @@ class Draw(NamedTuple):
     step: int
 
 
+Labels: TypeAlias = np.ndarray | dict[str, np.ndarray]
+"""float32 [B, C]; or several by name, such as the labels of each objective, the stage, a ranker's score: NaN where unknown."""
+
+
 class CandidateLists(NamedTuple):
     """C candidates of each of B samples."""
 
     rows: np.ndarray  # int32 [B, C] catalogue rows, 0 where there is no candidate
-    labels: np.ndarray  # float32 [B, C]
+    labels: Labels  # float32 [B, C], or several by name
     log_q: np.ndarray | None = None  # float32 [B, C] for a corrected softmax, see `losses.listwise_softmax`
+
+
+def take(labels: Labels, at: Any) -> Labels:
+    """The labels of some samples."""
+    return {name: values[at] for name, values in labels.items()} if isinstance(labels, dict) else labels[at]
 
 
 SourceFn: TypeAlias = Callable[[np.ndarray, Draw], CandidateLists]

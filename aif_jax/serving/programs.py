@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aif_jax.calibration import calibrated
 from aif_jax.checks import expect
 from aif_jax.features import check_user_features, streamed_specs, unpack, user_specs
 from aif_jax.index import storage
@@ -186,7 +187,7 @@ class Programs:
             known, logits = rows >= 0, model.interaction(params, state, items)
             logits = jnp.where(known & jnp.isfinite(logits), logits, -jnp.inf)
             price = jnp.where(order == BY_ROW_BID, jnp.asarray(getattr(items, "side", {}).get(bid, bids)), bids)
-            value = jnp.where(order == BY_LOGIT, logits, jax.nn.sigmoid(logits) * price)
+            value = jnp.where(order == BY_LOGIT, logits, jax.nn.sigmoid(calibrated(params, logits)) * price)
             value = jnp.where((logits > -jnp.inf) & jnp.isfinite(value), value, -jnp.inf)
             # Without the barrier XLA computes both again for every reader.
             logits, value = jax.lax.optimization_barrier((logits, value))

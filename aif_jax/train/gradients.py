@@ -54,11 +54,11 @@ def loss_and_gradient(
 
 
 def _scored_once(scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss, part: int) -> tuple[jax.Array, Any]:
-    shape = samples, _ = jnp.shape(batch.labels)
+    shape = samples, _ = jnp.shape(batch.where)
     norms = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), shape)
     parts = _parts(dataclasses.replace(batch, log_q=log_q), part)
-    real = (jnp.arange(parts.labels.shape[0] * part) < samples).reshape(-1, part, 1)
+    real = (jnp.arange(parts.where.shape[0] * part) < samples).reshape(-1, part, 1)
 
     def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
         def loss_of_part(params: Any) -> jax.Array:
@@ -73,17 +73,18 @@ def _scored_once(scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss, par
 def _scored_twice(
     scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int
 ) -> tuple[jax.Array, Any]:
-    samples, candidates = jnp.shape(batch.labels)
+    samples = len(batch.where)
     parts = _parts(batch, part)
     scores = jax.lax.map(partial(scores_of, params), parts)
-    value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, candidates)[:samples])
-    weight = jnp.pad(cotangent, ((0, -samples % part), (0, 0)))  # samples that fill the last part weigh nothing
+    each = scores.shape[2:]  # [C] or [C, T]
+    value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, *each)[:samples])
+    weight = jnp.pad(cotangent, [(0, -samples % part)] + [(0, 0)] * len(each))  # samples that fill the last part weigh nothing
 
     def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
         batch, weight = inputs
         return jax.vjp(lambda params: scores_of(params, batch), params)[1](weight)[0]
 
-    return value, _total(gradient, params, (parts, weight.reshape(-1, part, candidates)))
+    return value, _total(gradient, params, (parts, weight.reshape(-1, part, *each)))
 
 
 def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:

@@ -70,7 +70,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def score(model: PreRanker, params: Params, batch: Batch, *, compute_dtype: Any = jnp.float32) -> jax.Array:
-    """Joint scores of a batch, float32 [B, C]; call it inside jit.
+    """Joint scores of a batch, float32 [B, C], or [B, C, T] for T objectives; call it inside jit.
 
     Trained parameters, float features and content are cast to `compute_dtype`; ages, whose buckets need their precision, and
     the "fitted" group stay as they are.
@@ -182,11 +182,11 @@ class _Step:
         """Samples of a part of this batch, whose rows take so many bytes; None for all."""
         if not isinstance(self._part, str):
             return self._part
-        labels = batch.labels
-        devices = labels.sharding.device_set if isinstance(labels, jax.Array) else jax.devices()[:1]
+        where = batch.where
+        devices = where.sharding.device_set if isinstance(where, jax.Array) else jax.devices()[:1]
         if len(devices) > 1 or next(iter(devices)).platform != "cpu":
             return None
-        samples, candidates = labels.shape
+        samples, candidates = where.shape
         places = batch.users.history.mask.shape[1]
         lengths = (self._config.short_length, self._config.long_length)
         return part_size(samples, candidates + sum(min(places, length) for length in lengths), row_bytes)
