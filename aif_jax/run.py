@@ -26,8 +26,9 @@ from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.train import fit as training
 from aif_jax.train.calibrate import calibrate
 from aif_jax.train.evaluate import Evaluation, evaluate
+from aif_jax.train.goals import Goals
 from aif_jax.train.gradients import LossFn
-from aif_jax.train.losses import as_loss
+from aif_jax.train.losses import Loss, as_loss
 from aif_jax.train.sparse import SparseConfig
 from aif_jax.train.tasks import NextItem, Task
 from aif_jax.types import Params
@@ -218,10 +219,10 @@ def fit(
       model: from `build`.
       data: from `read`, or any `Dataset`.
       out: folder of the run: checkpoints, `fit.json`, `log.jsonl`. None keeps nothing on disk.
-      task: samples, candidates and labels: `NextItem`, `Liked` or `Impressions`.
+      task: samples, candidates and labels: `NextItem`, `Liked`, `Impressions` or `Cascaded`.
       epochs: how often every sample comes.
       batch_size: samples a step.
-      loss: a `losses.Loss` or any function, see `make_step`; None takes that of the task.
+      loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
       learning_rate, weight_decay: of AdamW under a warm-up and a cosine decay.
       optimizer: any Optax transformation in its place.
       sparse: which tables get sparse updates, see `make_step`.
@@ -261,10 +262,10 @@ def fit(
       ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']
     """
     first_validation, first_test = time_cuts(data.log, validation=validation, test=test)
-    given = as_loss(loss) or loss or task.loss
+    given = as_loss(loss) or loss or task.loss or Goals.of(model.config.objectives)
     settings = training.Settings(
         task=task, first_validation=first_validation, first_test=first_test,
-        loss=repr(given) if as_loss(given) is not None else name_of(given),
+        loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
         optimizer="AdamW" if optimizer is None else "given",
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
         compute_dtype=jnp.dtype(compute_dtype).name, buckets=tuple(buckets), seed=seed, min_history=min_history,

@@ -60,7 +60,7 @@ LAYERS = (
     "catalogue", "stream",
     # the model
     "layers", "objectives", "config", "kernels", "blocks", "presets", "user", "item", "head", "interaction",
-    "calibration", "model",
+    "calibration", "expression", "model",
     # training
     "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data", "readers", "train",
     # production

@@ -13,11 +13,20 @@ as in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arX
 
 from aif_jax.metrics.entries import Averaged, Calibration, Deciles, Weighting, auc, calibration, deciles, gauc, log_loss
 from aif_jax.metrics.plot import plot_deciles
-from aif_jax.metrics.top_k import hit_rate_at_k, ndcg_at_k, recall_at_k, top_k_labels
+from aif_jax.metrics.top_k import (
+    hit_rate_at_k,
+    hit_rate_by_stage,
+    ndcg_at_k,
+    order_agreement,
+    ranker_recall_at_k,
+    recall_at_k,
+    top_k_labels,
+)
 
 __all__ = [
     "auc", "gauc", "Weighting",
     "hit_rate_at_k", "recall_at_k", "ndcg_at_k", "top_k_labels",
+    "ranker_recall_at_k", "order_agreement", "hit_rate_by_stage",
     "log_loss", "calibration", "deciles", "plot_deciles",
     "Averaged", "Calibration", "Deciles",
 ]  # fmt: skip
