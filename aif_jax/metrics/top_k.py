@@ -133,8 +133,8 @@ def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | No
 def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Averaged:
     """Agreement of order: of the pairs that a ranker orders, the share that the scores order alike; the mean over lists.
 
-    (pairs alike + pairs tied in the scores / 2) / pairs that the ranker does not tie: 1/2 is chance, 1 the same order. There are
-    C^2 pairs.
+    (pairs alike + pairs tied in the scores / 2) / pairs that the ranker does not tie: 1/2 is chance, 1 the same order.
+    Compares C^2 pairs a list.
 
     Args:
       scores, ranker_scores, where: as in `ranker_recall_at_k`; candidates without a ranker's score are in no pair.

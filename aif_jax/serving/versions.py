@@ -42,7 +42,7 @@ class Snapshot(NamedTuple):
     score: dict[tuple[Form, int, int], Callable[..., Any]]
 
     def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, Any]:
-        """Packed answers and logits (with values and groups where the cut is diverse), not ready yet, of requests whose users have one form of history."""
+        """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of users of one form."""
         function = self.score[users[0].form, len(users), bucket]
         with self.index.reading() as table:
             return function(self.params, tuple(user.state for user in users), table, *inputs)
