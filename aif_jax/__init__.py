@@ -14,7 +14,7 @@ from aif_jax.encoder import Encoder
 from aif_jax.features import check_item_features, check_user_features, empty_items, empty_user
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.model import Component, PreRanker, assemble, build, fit_tables
-from aif_jax.readers import check, read
+from aif_jax.readers import check, read, read_cascade
 from aif_jax.run import Run, fit
 from aif_jax.schema import Attribute, Schema
 from aif_jax.serving import (
@@ -38,7 +38,7 @@ from aif_jax.warm_start import grow_vocabulary
 
 __all__ = [
     # your files
-    "Columns", "check", "read", "Dataset", "EventLog", "Catalogue", "Encoder", "Vocabulary", "data",
+    "Columns", "check", "read", "read_cascade", "Dataset", "EventLog", "Catalogue", "Encoder", "Vocabulary", "data",
     # features
     "Attribute", "Schema", "Behaviours", "Events", "Streamed", "UserFeatures", "ItemFeatures",
     "check_user_features", "check_item_features", "empty_user", "empty_items",

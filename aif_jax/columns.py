@@ -8,9 +8,10 @@ from typing import Any, Literal, TypeAlias, get_args
 from aif_jax.checks import expect
 from aif_jax.times import PER_SECOND, TimeUnit
 
-Kind: TypeAlias = Literal["id", "value", "category", "bag", "float", "vector", "time"]
+Kind: TypeAlias = Literal["id", "value", "category", "bag", "float", "number", "vector", "time"]
 """What a column holds: "id" (integers from 0 or strings, none missing), "value" (integers or strings, may be missing),
-"category" (the same, none missing), "bag" (lists of values), "float", "vector" (lists of floats), "time"."""
+"category" (the same, none missing), "bag" (lists of values), "float", "number" (a float, may be missing), "vector" (lists of
+floats), "time"."""
 
 File: TypeAlias = Literal["events", "items", "users"]
 CODED = ("id", "value", "category", "bag")  # kinds whose values become rows of a vocabulary

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from aif_jax.checks import expect
+from aif_jax.objectives import parse
 from aif_jax.schema import Schema
 
 BlockType = TypeVar("BlockType", bound=type)
@@ -27,6 +28,8 @@ class Config:
       sequence: self-attention and profile-to-sequence cross-attention in the user tower; False pools by the mean.
       item_content: the content embedding enters the item tower, where the schema has one.
       blocks: approximations, see `aif_jax.blocks`; their order is that of the head's inputs.
+      objectives: what each logit is the probability of, see `aif_jax.objectives`: ("click", "conversion|click", "like") gives
+        logits [C, 3]. One name, or () for one without a name, gives logits [C].
 
     Raises:
       ValueError: names the field, what was expected and what came.
@@ -49,6 +52,7 @@ class Config:
     sequence: bool = True
     item_content: bool = True
     blocks: tuple[Any, ...] = ()
+    objectives: tuple[str, ...] = ()
 
     def __post_init__(self):
         for field in ("width", "short_length", "long_length"):
@@ -58,6 +62,9 @@ class Config:
             fits = isinstance(widths, tuple) and all(isinstance(w, int) and w >= 1 for w in widths)
             fits = fits or (widths is None and field == "towers")
             expect(fits, f"Config.{field}", "a tuple of widths of at least 1", widths)
+        expect(isinstance(self.objectives, tuple), "Config.objectives", "a tuple of names", repr(self.objectives))
+        several = len(parse(self.objectives)) > 1
+        expect(self.head or not several, "Config.head", "hidden widths for several objectives", "()")
         for part in self.blocks:
             if type(part) not in BLOCKS.values():
                 raise TypeError(f"Config.blocks: expected values of classes made by the decorator `block`, got {part!r}")
@@ -92,6 +99,11 @@ class Config:
         return max([self.short_length if self.towers is not None else 1, *(part.recent(self) for part in self.blocks)])
 
     @property
+    def outputs(self) -> int:
+        """T, the logits of a candidate; with one they have no axis for it."""
+        return max(1, len(self.objectives))
+
+    @property
     def tables(self) -> tuple[Any, ...]:
         """The fitted tables of all blocks, each once."""
         return tuple(dict.fromkeys(table for part in self.blocks for table in part.tables))
@@ -108,7 +120,10 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Config.from_json` reads it back."""
         blocks = [{"block": type(part).__name__} | _plain(part) for part in self.blocks]
-        return _plain(self) | {"schema": self.schema.to_json(), "blocks": blocks}
+        record = _plain(self) | {"schema": self.schema.to_json(), "blocks": blocks}
+        if not self.objectives:
+            del record["objectives"]  # versions of models without names stay what they were
+        return record
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:

@@ -29,6 +29,7 @@ EXTRAS = {
     "data": ("pyarrow",),
     "export": ("flatbuffers",),
     "metrics": ("prometheus-client",),
+    "plots": ("matplotlib",),
     "tensorboard": ("tensorboardX",),
     "benchmarks": ("torch", "faiss-cpu"),
 }

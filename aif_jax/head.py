@@ -19,10 +19,10 @@ from aif_jax.types import Params
 Pair = tuple[jax.Array, jax.Array]  # an input [C, w] and its kernel [w, H]
 
 
-def init(key: jax.Array, widths: Mapping[str, Mapping[str, int]], hidden: tuple[int, ...]) -> Params:
+def init(key: jax.Array, widths: Mapping[str, Mapping[str, int]], hidden: tuple[int, ...], outputs: int = 1) -> Params:
     """`first`: a kernel [width, H] for each input and a bias [H], scaled by the total fan-in; `rest`: the MLP above it.
 
-    Without hidden layers there is a `bias` [] alone.
+    With several outputs `direct` [T] weighs the blocks' own logits for each. Without hidden layers there is a `bias` [] alone.
     """
     if not hidden:
         return {"bias": jnp.zeros(())}
@@ -33,7 +33,9 @@ def init(key: jax.Array, widths: Mapping[str, Mapping[str, int]], hidden: tuple[
         for name, width in inputs.items():
             kernels.setdefault(block, {})[name] = whole["kernel"][start : start + width]
             start += width
-    return {"first": {"kernels": kernels, "bias": whole["bias"]}, "rest": layers.mlp_init(rest, hidden[0], (*hidden[1:], 1))}
+    first_layer = {"kernels": kernels, "bias": whole["bias"]}
+    made = {"first": first_layer, "rest": layers.mlp_init(rest, hidden[0], (*hidden[1:], outputs))}
+    return made if outputs == 1 else made | {"direct": jnp.ones(outputs)}
 
 
 def kernels(params: Params, block: str) -> dict[str, jax.Array]:
@@ -55,14 +57,17 @@ def towers(params: Params, user: jax.Array, item: jax.Array) -> Terms:
 
 
 def logits(params: Params, terms: Sequence[Terms]) -> jax.Array:
-    """Logits [C] from the terms of towers and blocks."""
+    """Logits [C], or [C, T] of several outputs, from the terms of towers and blocks."""
     direct = [term.logit for term in terms if not isinstance(term.logit, float)]
     if "first" not in params:
         return sum(direct[1:], direct[0]) + params["bias"]
     once: Any = sum((term.once for term in terms if not isinstance(term.once, float)), params["first"]["bias"])
     first = once[None, :] + total([pair for term in terms for pair in term.pairs])
     first = sum((term.rest for term in terms if not isinstance(term.rest, float)), first)
-    return sum(direct, layers.mlp(params["rest"], jax.nn.relu(first))[..., 0])
+    logits = layers.mlp(params["rest"], jax.nn.relu(first))
+    if "direct" not in params:
+        return sum(direct, logits[..., 0])
+    return logits + sum(direct, jnp.zeros_like(logits[:, 0]))[:, None] * params["direct"][None, :]
 
 
 def total(pairs: Sequence[Pair]) -> jax.Array | float:

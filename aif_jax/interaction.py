@@ -19,11 +19,11 @@ def widths(config: Config) -> dict[str, dict[str, int]]:
 
 def init(key: jax.Array, config: Config) -> Params:
     """Parameters of the head."""
-    return head.init(key, widths(config), config.head)
+    return head.init(key, widths(config), config.head, config.outputs)
 
 
 def apply(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> jax.Array:
-    """Logits of one user's candidates, float32 [C]; a logit depends on its own row alone."""
+    """Logits of one user's candidates, float32 [C], or [C, T] for T objectives; a logit depends on its own row alone."""
     terms = [block.score(own(params, block), state, rows, head.kernels(params["head"], block.name)) for block in config.blocks]
     if config.towers is not None and config.head:
         terms.insert(0, head.towers(params["head"], jnp.asarray(state.vector), jnp.asarray(rows.vector)))

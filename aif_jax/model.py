@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import interaction, item, layers, user
+from aif_jax.calibration import GROUP
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.config import Config
@@ -54,8 +55,8 @@ class PreRanker(NamedTuple):
     init: InitFn
     user: Callable[[Params, UserFeatures], Any]  # ONE user -> state
     item: Callable[[Params, ItemFeatures], Any]  # ONE item -> row
-    interaction: Callable[[Params, Any, Any], jax.Array]  # one state, rows [C] -> logits float32 [C]
-    joint: Callable[[Params, UserFeatures, ItemFeatures], jax.Array]  # one user, items [C] -> logits float32 [C]
+    interaction: Callable[[Params, Any, Any], jax.Array]  # one state, rows [C] -> logits float32 [C] or [C, T]
+    joint: Callable[[Params, UserFeatures, ItemFeatures], jax.Array]  # one user, items [C] -> the same
     new_user: Callable[[], UserMemory]  # what is kept of a user without events
     update_user: Callable[[Params, UserMemory, Events], UserMemory]  # ONE user's memory, events [E] -> memory
 
@@ -164,7 +165,7 @@ def _check_fitted(config: Config, fitted: Params) -> None:
     """Raises ValueError for the fitted group of another config."""
     size, tables = config.schema.item_attribute("item").size, {table.name for table in config.tables}
     wanted = {"fields"} | tables
-    extra = fitted.keys() - wanted - {block.name for block in config.blocks}
+    extra = fitted.keys() - wanted - {block.name for block in config.blocks} - {GROUP}
     if wanted - fitted.keys() or extra:
         raise ValueError(f"init fitted: expected {sorted(wanted)}, got {sorted(fitted)}; fit_tables makes them for a config")
     for path, table in (fitted["fields"] | {name: fitted[name]["table"] for name in tables}).items():

@@ -14,6 +14,7 @@ import optax
 
 from aif_jax import export
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
+from aif_jax.calibration import Form, with_calibration
 from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
 from aif_jax.data.dataset import Dataset
@@ -25,14 +26,16 @@ from aif_jax.logs import LogWriter
 from aif_jax.model import PreRanker, build
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.train import fit as training
+from aif_jax.train.calibrate import calibrate
 from aif_jax.train.evaluate import Evaluation, evaluate
+from aif_jax.train.goals import Goals
 from aif_jax.train.gradients import LossFn
-from aif_jax.train.losses import as_loss
+from aif_jax.train.losses import Loss, as_loss
 from aif_jax.train.sparse import SparseConfig
 from aif_jax.train.tasks import NextItem, Task
 from aif_jax.types import Params
 from aif_jax.user_table import UserTable
-from aif_jax.version import check_encoding
+from aif_jax.version import check_encoding, fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,8 @@ class Run:
         Training draws negatives by popularity, so a score says how much more likely an item is for this user than it is drawn.
         That ranks candidates that popularity found, such as those that `evaluate` draws; where retrieval looks through the
         whole catalogue, the question is how likely the item is. The offset is part of params, config and version, and so of the
-        index, the engine and an export. A task with `corrected=True` needs none: it teaches log P.
+        index, the engine and an export. A task with `corrected=True` needs none: it teaches log P. A calibration of the run is
+        left out, since it is of other scores: calibrate the new run.
 
         Args:
           data: of the run; its events before the validation slice are counted.
@@ -140,8 +144,33 @@ class Run:
             check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
         counts = counts_before(data, self.settings.first_validation)
         table = popularity_offset(counts, power=task.power, untrained=untrained)
-        params, config = with_item_offset(self.params, table, config=self.config)
+        params, config = with_item_offset(with_calibration(self.params, None), table, config=self.config)
         return dataclasses.replace(self, model=build(config), params=params, metrics={}, folder=None)
+
+    def calibrate(
+        self, data: Dataset, *, form: Form = "logistic", rate: float = 1.0, requests: int | None = None, **options: Any
+    ) -> Run:
+        """The run with logits that serving turns into calibrated probabilities, fitted on the validation slice.
+
+        Its version is another, so an index is built after it. A run with a folder keeps the calibration there.
+
+        Args:
+          data: of the run.
+          form: "logistic" or "isotonic".
+          rate: share of the negatives of production that the candidates hold, see `train.calibrate`.
+          requests: at most so many, drawn at random; None takes all.
+          options: others of `train.calibrate`.
+
+        Raises:
+          ValueError: a run without a validation slice, or as `train.calibrate`.
+        """
+        positions, source = training.held_out(data, self.settings, "validation", requests=requests)
+        bare = with_calibration(self.params, None)
+        given = {"candidates": source, "calibrated": self.settings.task.calibrated, "form": form, "rate": rate} | options
+        params = calibrate(self.model, bare, data, positions, **given)
+        if self.folder is not None:
+            training.keep_calibration(self.folder, fingerprint(bare, self.config, self.encoder), params)
+        return dataclasses.replace(self, params=params)
 
     def index(self, items: Any, **options: Any) -> ItemIndex:
         """The item index of a catalogue; arguments as for `ItemIndex.build`.
@@ -219,10 +248,10 @@ def fit(
       model: from `build`.
       data: from `read`, or any `Dataset`.
       out: folder of the run: checkpoints, `fit.json`, `log.jsonl`. None keeps nothing on disk.
-      task: samples, candidates and labels: `NextItem`, `Liked` or `Impressions`.
+      task: samples, candidates and labels: `NextItem`, `Liked`, `Impressions` or `Cascaded`.
       epochs: how often every sample comes.
       batch_size: samples a step.
-      loss: a `losses.Loss` or any function, see `make_step`; None takes that of the task.
+      loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
       learning_rate, weight_decay: of AdamW under a warm-up and a cosine decay.
       optimizer: any Optax transformation in its place.
       sparse: which tables get sparse updates, see `make_step`.
@@ -262,10 +291,10 @@ def fit(
       ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']
     """
     first_validation, first_test = time_cuts(data.log, validation=validation, test=test)
-    given = as_loss(loss) or loss or task.loss
+    given = as_loss(loss) or loss or task.loss or Goals.of(model.config.objectives)
     settings = training.Settings(
         task=task, first_validation=first_validation, first_test=first_test,
-        loss=repr(given) if as_loss(given) is not None else name_of(given),
+        loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
         optimizer="AdamW" if optimizer is None else "given",
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
         compute_dtype=jnp.dtype(compute_dtype).name, buckets=tuple(buckets), seed=seed, min_history=min_history,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aif_jax.calibration import GROUP
 from aif_jax.config import Config
 from aif_jax.types import Array, Params
 
@@ -82,7 +83,9 @@ def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Con
         return {**fitted, "fields": {**fields, **moved}}
     tables = {table.name for table in config.tables}
     return {
-        group: {
+        group: values_by_name
+        if group == GROUP
+        else {
             # A table's values are per item by contract; in a block's group those with the vocabulary's length are.
             leaf: grow(values) if (leaf == "table" if group in tables else len(values) == len(place)) else values
             for leaf, values in values_by_name.items()

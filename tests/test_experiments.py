@@ -79,3 +79,14 @@ def test_user_state(tmp_path):
     assert got["request_cpu_ms_full_64"] > 0 and got["request_cpu_ms_streamed"] > 0 and got["rebuild_events_per_s"] > 0
     assert got["feature_bytes_full"] > 0 and got["feature_bytes_streamed"] > 0
     assert (tmp_path / "user_state.png").stat().st_size > 10_000
+
+
+def test_cascade(tmp_path):
+    got = figures("experiments.cascade", tmp_path, "--figures", ".")
+    assert -100 <= got["ranker_recall100_gain"] <= 100 and 0 < got["ranker_recall100_bce"] <= 1
+    assert (
+        0 <= got["calibration_max_rel_error"] < 5
+        and got["critical_ratio_t4_over_t1"] > 0
+        and math.isfinite(got["group_cap_ms"])
+    )
+    assert (tmp_path / "cascade_calibration.png").stat().st_size > 10_000

@@ -59,7 +59,8 @@ LAYERS = (
     "types", "checks", "schema", "times", "trees", "folders", "vocabulary", "columns", "raw", "features", "encoder",
     "catalogue", "stream",
     # the model
-    "layers", "config", "kernels", "blocks", "presets", "user", "item", "head", "interaction", "model",
+    "layers", "objectives", "config", "kernels", "blocks", "presets", "user", "item", "head", "interaction",
+    "calibration", "expression", "model",
     # training
     "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data", "readers", "train",
     # production

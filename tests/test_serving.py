@@ -620,8 +620,10 @@ def test_wrong_questions_get_plain_answers(world):
             ):
                 with pytest.raises(ValueError, match=message):
                     await engine.rank(Request(user=3, context=ids), 3)
+            with pytest.raises(ValueError, match=r"Request.order: expected one of \['logit', 'bid'\], got 'price'"):
+                await engine.rank(Request(user=3, order="price"), 3)
         with pytest.raises(ValueError, match="Request.order"):
-            Request(user=1, order="price")  # type: ignore[arg-type]
+            Request(user=1, order=7)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="Request.budget"):
             Request(user=1, budget=0.0)
         with pytest.raises(TypeError, match="Request.user: expected something hashable"):

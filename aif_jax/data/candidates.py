@@ -28,12 +28,33 @@ class Draw(NamedTuple):
     step: int
 
 
+Labels: TypeAlias = np.ndarray | dict[str, np.ndarray]
+"""float32 [B, C]; or several by name, such as the labels of each objective, the stage, a ranker's score: NaN where unknown."""
+
+
 class CandidateLists(NamedTuple):
     """C candidates of each of B samples."""
 
     rows: np.ndarray  # int32 [B, C] catalogue rows, 0 where there is no candidate
-    labels: np.ndarray  # float32 [B, C]
+    labels: Labels  # float32 [B, C], or several by name
     log_q: np.ndarray | None = None  # float32 [B, C] for a corrected softmax, see `losses.listwise_softmax`
+
+
+def take(labels: Labels, at: Any) -> Labels:
+    """The labels of some samples."""
+    return {name: values[at] for name, values in labels.items()} if isinstance(labels, dict) else labels[at]
+
+
+def population_weights(labels: np.ndarray, log_q: np.ndarray | None) -> np.ndarray | None:
+    """How many entries of the population each candidate stands for, float64 [B, C].
+
+    A positive stands for itself, a sampled negative for 1 / (n q); None where there is no correction.
+
+    Example:
+      >>> population_weights(np.array([[1.0, 0.0]]), np.log([[2.0, 0.5]]))
+      array([[1., 2.]])
+    """
+    return None if log_q is None else np.where(labels == 1, 1.0, np.exp(-np.asarray(log_q, np.float64)))
 
 
 SourceFn: TypeAlias = Callable[[np.ndarray, Draw], CandidateLists]
@@ -107,7 +128,8 @@ def sampled(
       negatives: n; C = 1 + n.
       seen: pairs that are no negatives either; the event's item itself never is one.
       corrected: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of the
-        whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q.
+        whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q. A positive that the
+        sampler never draws, as held-out events may have it, gets 0.
 
     Returns:
       A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
@@ -124,12 +146,7 @@ def sampled(
         if not corrected:
             return CandidateLists(rows, labels)
         log_q = sampler.log_q(rows, negatives)
-        never = at[np.isneginf(log_q[:, 0])]
-        if len(never):
-            got = f"the item of the event at position {never[0]}, which it never draws"
-            raise ValueError(
-                f"sampled: expected events of items that the sampler draws, got {got}; correct training events alone"
-            )
+        log_q[:, 0] = np.where(np.isneginf(log_q[:, 0]), 0, log_q[:, 0])
         return CandidateLists(rows, labels, log_q)
 
     settings = {"negatives": negatives, "corrected": corrected, "sampler": sampler.digest}

@@ -9,6 +9,7 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
+from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import EventLog
 from aif_jax.encoder import Encoder
 from aif_jax.features import behaviours
@@ -35,6 +36,7 @@ class Dataset:
       user_floats: float32 [U, F].
       users, items: raw ids of the U user rows and the N item rows.
       encoder: raw data to these features; None for data made otherwise, whose raw values nothing encodes.
+      cascade: logged requests with all their candidates; None where the log holds no more than events.
 
     Raises:
       TypeError, ValueError: parts that do not fit together: names the field, what was expected and what came.
@@ -49,6 +51,7 @@ class Dataset:
     users: Vocabulary
     items: Vocabulary
     encoder: Encoder | None = None
+    cascade: Cascade | None = None
 
     def __post_init__(self):
         schema, users, items = self.schema, len(self.users), len(self.items)
@@ -69,6 +72,9 @@ class Dataset:
         expect_finite(expect_array(self.user_floats, name, dtype=np.float32, shape=shape), name)
         expect_range(self.log.item, "Dataset.log.item", size=items)
         expect_range(self.log.action, "Dataset.log.action", size=schema.actions)
+        if self.cascade is not None:
+            expect_range(self.cascade.rows, "Dataset.cascade.rows", size=items)
+            expect_range(self.cascade.positions, "Dataset.cascade.positions", size=len(self.log))
 
     def __repr__(self) -> str:
         counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"

@@ -18,7 +18,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.data.candidates import Draw, SourceFn, describe
+from aif_jax.data.candidates import Draw, Labels, SourceFn, describe
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.order import EpochOrder
 from aif_jax.trees import differences
@@ -36,7 +36,7 @@ class Batch:
 
     users: UserFeatures  # [B]
     items: ItemFeatures  # [B, C]
-    labels: Array  # float32 [B, C]
+    labels: Any  # float32 [B, C], or several by name, NaN where unknown, see `candidates.Labels`
     where: Array  # bool [B, C] false where there is no candidate
     log_q: Array | None = None  # float32 [B, C] of sampled candidates, for a corrected softmax
 
@@ -249,7 +249,7 @@ def make_batch(
     dataset: Dataset,
     positions: Any,
     rows: np.ndarray,
-    labels: np.ndarray,
+    labels: Labels,
     *,
     config: Config,
     log_q: np.ndarray | None = None,
@@ -261,7 +261,7 @@ def make_batch(
       dataset: the data.
       positions: [B] positions in the event log.
       rows: int32 [B, C] candidates; row 0 marks the absence of one.
-      labels: float32 [B, C].
+      labels: float32 [B, C], or several by name.
       config: of the model; gives the length of the history, and whether content is read.
       log_q: float32 [B, C] of sampled candidates.
       length: places of the history, where fewer than `config.history_length` hold all events of these users.
@@ -276,7 +276,10 @@ def problem_of(batch: Batch) -> str | None:
     where = np.asarray(batch.where)
     if not where.any():
         return "empty"
-    labels = np.where(where, batch.labels, 0)
+    if isinstance(batch.labels, dict):  # NaN says that the log does not know
+        labels = np.concatenate([np.where(where & ~np.isnan(values), values, 0) for values in batch.labels.values()], axis=1)
+    else:
+        labels = np.where(where, batch.labels, 0)
     for name, values in (("a label", labels), ("a user float", batch.users.floats), ("an item float", batch.items.floats)):
         finite = np.isfinite(values).reshape(len(where), -1).all(axis=1)
         if not finite.all():

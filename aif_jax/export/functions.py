@@ -4,6 +4,8 @@
     users        B users, axes b and l
     item         N items, axis n
     interaction  one state and C rows, axis c (and l where a state carries the whole history)
+    probability  logits of C candidates to calibrated probabilities, axis c; of calibrated models, and of several objectives
+    order_NAME   logits and side values of C candidates to what they are ranked by, axis c; for each score expression
 
 Dataclasses are flattened to names such as "history.item". Parameters and inputs that a function does not read are left out of
 its signature, which so tells which parameters are used at all.
@@ -18,10 +20,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 
+from aif_jax.calibration import GROUP, calibrated
+from aif_jax.export.consume.files import ORDER, PROBABILITY
+from aif_jax.expression import Expression, probabilities
 from aif_jax.features import item_specs, user_specs
 from aif_jax.model import PreRanker
 from aif_jax.trees import leaves_by_path, nest
+from aif_jax.types import Params
 
 LEAST_CANDIDATES, MOST_CANDIDATES = 64, 1 << 14
 named = partial(leaves_by_path, separator=".")
@@ -41,8 +48,15 @@ class Exported(NamedTuple):
     ignored: tuple[str, ...]  # inputs that the model's features have and this function does not read
 
 
-def export_all(model: PreRanker, params: Mapping[str, Any], bounds: Bounds, *, platforms: Sequence[str]) -> dict[str, Exported]:
-    """Exports the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`."""
+def export_all(
+    model: PreRanker,
+    params: Mapping[str, Any],
+    bounds: Bounds,
+    *,
+    platforms: Sequence[str],
+    orders: Mapping[str, Expression] | None = None,
+) -> dict[str, Exported]:
+    """Exports the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`, `orders` by name."""
     schema, flat_params = model.config.schema, specs_of(params)
     one, many, items = (symbols(names, bounds) for names in ("l", "bl", "n"))
     functions: dict[str, tuple[Callable[..., Any], Any]] = {
@@ -54,7 +68,37 @@ def export_all(model: PreRanker, params: Mapping[str, Any], bounds: Bounds, *, p
             _pair(model, flat_params, bounds),
         ),
     }
+    size = symbols("c", bounds)["c"]
+    functions |= {
+        name: (function, value_inputs(model, side, size))
+        for name, (function, side) in values(model, params, orders or {}).items()
+    }
     return {name: export_function(*function, flat_params, bounds, platforms) for name, function in functions.items()}
+
+
+def values(
+    model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Expression]
+) -> dict[str, tuple[Callable[..., Any], tuple[str, ...]]]:
+    """Functions after the interaction and the side values that each reads: `probability`, and one for each order."""
+    objectives = model.config.objectives
+    made: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {}
+    if orders or model.config.outputs > 1 or any(path.startswith(f"fitted/{GROUP}/") for path in params):
+        made[PROBABILITY] = (lambda p, x: {"probabilities": jax.nn.sigmoid(calibrated(p, x["logits"]))}, ())
+    for name, expression in orders.items():
+
+        def value(p: Params, x: Any, expression: Expression = expression) -> dict[str, jax.Array]:
+            return {"scores": expression(probabilities(p, x["logits"], objectives), x.get("side", {}))}
+
+        made[f"{ORDER}{name}"] = value, expression.side
+    return made
+
+
+def value_inputs(model: PreRanker, side: Sequence[str], size: Any) -> dict[str, Any]:
+    """Specs of the inputs of such a function for C candidates."""
+    outputs = model.config.outputs
+    spec = jax.ShapeDtypeStruct((size,), np.float32)
+    logits = spec if outputs == 1 else jax.ShapeDtypeStruct((size, outputs), np.float32)
+    return {"logits": logits} | ({"side": dict.fromkeys(side, spec)} if side else {})
 
 
 def export_function(

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.export.functions import named
+from aif_jax.export.functions import named, values
+from aif_jax.expression import Expression
 from aif_jax.features import Leaf, behaviours, item_layout, user_layout
 from aif_jax.model import PreRanker
 from aif_jax.trees import nest
@@ -18,7 +19,9 @@ USERS = 3
 ITEMS = 70  # more than the least candidate count, and no bucket
 
 
-def golden_case(model: PreRanker, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def golden_case(
+    model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Expression] | None = None
+) -> dict[str, np.ndarray]:
     """Arrays named `function.inputs/name` and `function.outputs/name`, of random users and items.
 
     A user has events in about three quarters of the places that the model reads, the last one has none.
@@ -38,11 +41,16 @@ def golden_case(model: PreRanker, params: Mapping[str, Any]) -> dict[str, np.nda
         "item": (items, rows),
         "interaction": ({"state": state, "rows": rows}, {"logits": jax.jit(model.interaction)(tree, state, rows)}),
     }
+    logits = cases["interaction"][1]["logits"]
+    side = {name: rng.exponential(1, ITEMS).astype(np.float32) for name in sorted(config.schema.side)}
+    for name, (function, read) in values(model, params, orders or {}).items():
+        inputs = {"logits": logits} | ({"side": {key: side[key] for key in read}} if read else {})
+        cases[name] = inputs, jax.jit(function)(tree, inputs)
     return {
         f"{function}.{part}/{name}": np.asarray(value)
         for function, pair in cases.items()
-        for part, values in zip(("inputs", "outputs"), pair, strict=True)
-        for name, value in named(values).items()
+        for part, arrays in zip(("inputs", "outputs"), pair, strict=True)
+        for name, value in named(arrays).items()
     }
 
 

@@ -14,11 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
 from aif_jax.export import consume, functions
 from aif_jax.export.consume import files
 from aif_jax.export.golden import golden_case
+from aif_jax.expression import Expression, parse
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
 from aif_jax.folders import new_folder
 from aif_jax.index import ItemIndex
@@ -49,6 +51,7 @@ def save(
     platforms: Sequence[str] = PLATFORMS,
     buckets: Mapping[str, Sequence[int]] | None = None,
     stablehlo: bool = True,
+    orders: Mapping[str, str] | None = None,
 ) -> str:
     """Writes a model for a place without its code, replays the golden case, and only then gives the folder its name.
 
@@ -62,6 +65,7 @@ def save(
       platforms: names among "cpu", "cuda", "rocm", "tpu", all served by the same artefact.
       buckets: default sizes of the axes b, c, l, n.
       stablehlo: also write `.mlir` texts of fixed shapes.
+      orders: score expressions by name over the model's objectives and the schema's side values, see `aif_jax.expression`.
 
     Returns:
       sha256 of the manifest, which pins every other file: give it to `load(folder, sha256=...)`.
@@ -95,7 +99,7 @@ def save(
             raise VersionMismatch("index", expected=version, got=index.version)
         return _write(
             partial, model, params, {} if index is None else {"index": index_arrays(index)}, encoder, version,
-            training_only=training_only, platforms=platforms, buckets=buckets or {}, texts=stablehlo,
+            training_only=training_only, platforms=platforms, buckets=buckets or {}, texts=stablehlo, orders=orders or {},
         )  # fmt: skip
 
 
@@ -140,7 +144,7 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
             partial, build(config) if model is None else model, params, parts, encoder, version, tolerance=tolerance,
             training_only=manifest["training_only"], platforms=manifest["platforms"],
             buckets={name: axis["buckets"] for name, axis in manifest["axes"].items()},
-            texts=any("stablehlo" in spec for spec in manifest["functions"].values()),
+            texts=any("stablehlo" in spec for spec in manifest["functions"].values()), orders=manifest.get("orders", {}),
         )  # fmt: skip
 
 
@@ -156,6 +160,7 @@ def _write(
     platforms: Sequence[str],
     buckets: Mapping[str, Sequence[int]],
     texts: bool,
+    orders: Mapping[str, str],
     tolerance: float = 1e-4,
 ) -> str:
     """Fills a folder and verifies it; `parts` are further files of arrays by name."""
@@ -163,7 +168,8 @@ def _write(
     leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
     bounds = functions.axis_bounds(model, leaves)
     axes = _axes(model.config, bounds, buckets)
-    exported = functions.export_all(model, leaves, bounds, platforms=platforms)
+    expressions = _expressions(model.config, orders)
+    exported = functions.export_all(model, leaves, bounds, platforms=platforms, orders=expressions)
     unused = coverage(exported, leaves, training_only)
     manifest: dict[str, Any] = {
         "format": files.FORMAT,
@@ -178,9 +184,11 @@ def _write(
         "functions": {name: _function(target, name, built, model.config.schema) for name, built in exported.items()},
         "training_only": list(unused),
     }
+    if orders:
+        manifest["orders"] = dict(orders)
     parts = {"params": {path: leaf for path, leaf in leaves.items() if path not in unused}, **parts}
     if "golden" not in parts:
-        parts["golden"] = golden_case(model, leaves)
+        parts["golden"] = golden_case(model, leaves, expressions)
     if unused:
         write_arrays(target / "training_only.safetensors", {path: leaves[path] for path in unused})
     if encoder is not None:
@@ -200,6 +208,14 @@ def _write(
     digest = hashlib.sha256(raw).hexdigest()
     consume.verify(target, tolerance=tolerance, sha256=digest)
     return digest
+
+
+def _expressions(config: Config, orders: Mapping[str, str]) -> dict[str, Expression]:
+    """Score expressions, parsed; ValueError for names that are none, or expressions that do not fit the model."""
+    for name in orders:
+        expect(isinstance(name, str) and name.isidentifier(), "orders", "names of letters, digits and _", repr(name))
+    side = config.schema.side
+    return {name: parse(text, objectives=config.objectives, side=side) for name, text in orders.items()}
 
 
 def check_leaves(model: PreRanker, params: Params, training_only: Sequence[str]) -> None:
@@ -257,7 +273,7 @@ def _function(target: Path, name: str, built: functions.Exported, schema: Schema
 def _inputs(name: str, built: functions.Exported, schema: Schema) -> list[dict[str, Any]]:
     """Inputs as the layout of features describes them; those of the interaction are what the other functions gave."""
     lead = {"user": [], "users": ["b"], "item": ["n"]}.get(name)
-    if lead is None:
+    if lead is None:  # what the other functions gave
         return _entries(name, built.inputs)
     leaves = functions.named(item_layout(schema) if name == "item" else user_layout(schema))
 

@@ -111,13 +111,28 @@ def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
     return ratio(np.logaddexp(0, np.where(positive, -scores, scores)).sum(), len(scores))
 
 
-def calibration(scores: Any, labels: Any, *, where: Any = None, bins: int = 10) -> Calibration:
+class Deciles(NamedTuple):
+    """Predicted against observed rates by bins of equal size, the lowest probabilities first."""
+
+    predicted: tuple[float, ...]  # mean probability of each bin
+    observed: tuple[float, ...]  # share of positives
+    entries: tuple[float, ...]  # how many, or their weight
+
+    @property
+    def worst(self) -> float:
+        """The largest |predicted / observed - 1|; infinite where a bin has no positive, NaN without bins."""
+        errors = [abs(p / o - 1) if o else math.inf for p, o in zip(self.predicted, self.observed, strict=True)]
+        return max(errors, default=math.nan)
+
+
+def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = None, bins: int = 10) -> Calibration:
     """Predicted against observed: the overall ratio, and the error by bins of equal width in probability.
 
     ratio = sum of sigmoid(s) / positives; error = sum over bins of |sum of sigmoid(s) - positives| in the bin / entries
 
     Args:
       scores: logits; `labels`, `where` as in `auc`.
+      weights: how many entries each stands for, as `where`: 1 / (n q) for a negative that n draws from q gave.
       bins: how many, of equal width over [0, 1]; where all probabilities are small (advertising), take more than ten.
 
     Returns:
@@ -131,14 +146,64 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, bins: int = 10) 
       (2.0, 0.25)
     """
     check_at_least_one(bins, "bins")
-    scores, positive = _valid_entries(scores, labels, where)
-    probability = np.exp(-np.logaddexp(0, -scores))  # sigmoid without overflow
+    probability, positive, weight = _probabilities(scores, labels, where, weights)
     bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    entries = np.bincount(bin_of, minlength=bins)
+    entries = np.bincount(bin_of, weight, minlength=bins)
     probabilities, positives = (np.bincount(bin_of, values, minlength=bins) for values in (probability, positive))
+    if weight is not None:
+        probabilities, positives = (np.bincount(bin_of, v * weight, minlength=bins) for v in (probability, positive))
     predicted, observed = np.stack([probabilities, positives]) / np.where(entries > 0, entries, np.nan)
     error = ratio(np.abs(probabilities - positives).sum(), entries.sum())
     return Calibration(ratio(probabilities.sum(), positives.sum()), error, predicted, observed, entries)
+
+
+def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None, bins: int = 10) -> Deciles:
+    """Predicted against observed by deciles of the prediction: where a model promises too much, and to whom.
+
+    Entries are sorted by probability and cut into bins of equal size; a bin has the mean of its probabilities and of its
+    labels.
+
+    Args:
+      scores, labels, where, weights: as in `calibration`.
+      bins: how many; fewer where there are fewer entries.
+
+    Raises:
+      ValueError: as `calibration`.
+
+    Example:
+      >>> made = deciles([-9.0, -9.0, 0.0, 0.0], [0, 0, 0, 1], bins=2)
+      >>> made.observed, round(made.predicted[1], 2), made.entries
+      ((0.0, 0.5), 0.5, (2.0, 2.0))
+    """
+    check_at_least_one(bins, "bins")
+    probability, positive, weight = _probabilities(scores, labels, where, weights)
+    if not len(probability):
+        return Deciles((), (), ())
+    weight = np.ones(len(probability)) if weight is None else weight
+    order = np.argsort(probability, kind="stable")
+    weight = weight[order]
+    before = np.cumsum(weight) - weight / 2
+    bin_of = np.minimum((before / weight.sum() * bins).astype(np.int64), bins - 1)
+    entries, *sums = (
+        np.bincount(bin_of, values, minlength=bins)
+        for values in (weight, weight * probability[order], weight * positive[order])
+    )
+    filled = entries > 0
+    predicted, observed = (part[filled] / entries[filled] for part in sums)
+    return Deciles(*(tuple(part.tolist()) for part in (predicted, observed, entries[filled])))
+
+
+def _probabilities(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Probabilities, positives and weights of the valid entries, flat; None without weights."""
+    flat, positive = _valid_entries(scores, labels, where)
+    probability = np.exp(-np.logaddexp(0, -flat))  # sigmoid without overflow
+    if weights is None:
+        return probability, positive, None
+    shape = np.shape(scores)
+    weight = _broadcast(np.asarray(weights, np.float64), "weights", shape)
+    weight = weight[np.ones(shape, np.bool_) if where is None else _broadcast(np.asarray(where), "where", shape)]
+    _refuse(~(np.isfinite(weight) & (weight >= 0)), weight, "weights", "finite values of at least 0")
+    return probability, positive, weight
 
 
 def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,11 +1,13 @@
-"""Hit rate, recall and NDCG of the top k of each list, and the ranker's top k as labels."""
+"""Hit rate, recall and NDCG of the top k of each list; the ranker's top k as labels, and agreement with the ranker."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.metrics.entries import Averaged, check_at_least_one, listed_entries, ratio
 
 
@@ -102,6 +104,81 @@ def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
     scores, _, valid = listed_entries(scores, np.zeros(shape), where)
     above, tied, slots = _top_k(scores, valid, k)
     return (above | (tied & (np.cumsum(tied, axis=1) <= slots[:, None]))).reshape(shape)
+
+
+def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | None = None, where: Any = None) -> Averaged:
+    """Ranker recall@k: the share of a ranker's top that is among the k highest scores; the mean over lists.
+
+    Args:
+      scores: of the pre-ranker [..., C].
+      ranker_scores: of the ranker on the same candidates, the higher the better [..., C]; NaN where it scored none: such
+        candidates stay in the list, and are in no top.
+      k: what the pre-ranker passes on.
+      top: how many of the ranker's best count; None takes k.
+      where: as in `hit_rate_at_k`.
+
+    Returns, Raises as `recall_at_k`.
+
+    Example:
+      >>> ranker_recall_at_k([[9.0, 1.0, 5.0, 0.0]], [[4.0, 3.0, 2.0, float("nan")]], k=2).value
+      0.5
+    """
+    ranker = np.asarray(ranker_scores, np.float64)
+    expect(ranker.shape == np.shape(scores), "ranker_scores", f"the shape of scores {np.shape(scores)}", ranker.shape)
+    scored = ~np.isnan(ranker) & np.broadcast_to(True if where is None else np.asarray(where), ranker.shape)
+    best = top_k_labels(np.where(scored, ranker, 0), k=k if top is None else top, where=scored)
+    return recall_at_k(scores, best, k=k, where=where)
+
+
+def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Averaged:
+    """Agreement of order: of the pairs that a ranker orders, the share that the scores order alike; the mean over lists.
+
+    (pairs alike + pairs tied in the scores / 2) / pairs that the ranker does not tie: 1/2 is chance, 1 the same order.
+    Compares C^2 pairs a list.
+
+    Args:
+      scores, ranker_scores, where: as in `ranker_recall_at_k`; candidates without a ranker's score are in no pair.
+
+    Example:
+      >>> order_agreement([[3.0, 1.0, 2.0]], [[3.0, 2.0, 1.0]]).value.__round__(4)
+      0.6667
+    """
+    ranker = np.asarray(ranker_scores, np.float64)
+    expect(ranker.shape == np.shape(scores), "ranker_scores", f"the shape of scores {np.shape(scores)}", ranker.shape)
+    scored = ~np.isnan(ranker) & np.broadcast_to(True if where is None else np.asarray(where), ranker.shape)
+    s, _, valid = listed_entries(scores, np.zeros(ranker.shape), scored)
+    ranker = np.where(valid, ranker.reshape(valid.shape), 0)
+    alike, pairs = np.zeros(len(s)), np.zeros(len(s))
+    for row, (own, teacher, here) in enumerate(zip(s, ranker, valid, strict=True)):
+        own, teacher = own[here], teacher[here]
+        above = teacher[:, None] > teacher[None, :]
+        pairs[row] = above.sum()
+        alike[row] = (above & (own[:, None] > own[None, :])).sum() + (above & (own[:, None] == own[None, :])).sum() / 2
+    return _mean_of_lists(alike / np.maximum(pairs, 1), pairs)
+
+
+def hit_rate_by_stage(scores: Any, stages: Any, *, k: int, names: Sequence[str], where: Any = None) -> dict[str, Averaged]:
+    """HR@k by stage: of the lists with a candidate that came at least so far, the share with one among the k highest scores.
+
+    Args:
+      scores: [..., C].
+      stages: how far each candidate came, 0 the furthest: positions in `names` [..., C].
+      k: as in `hit_rate_at_k`.
+      names: of the stages, such as `data.STAGES`.
+      where: as in `hit_rate_at_k`.
+
+    Returns:
+      By name; for the last stage that there is it says nothing, as every candidate came so far.
+
+    Example:
+      >>> made = hit_rate_by_stage([[3.0, 2.0, 1.0]], [[1, 2, 0]], k=1, names=("exposed", "ranked", "retrieved"))
+      >>> made["exposed"].value, made["ranked"].value
+      (0.0, 1.0)
+    """
+    stages = np.asarray(stages)
+    return {
+        name: hit_rate_at_k(scores, (stages <= code).astype(np.float64), k=k, where=where) for code, name in enumerate(names)
+    }
 
 
 def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

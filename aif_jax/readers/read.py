@@ -147,7 +147,7 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
 
     Args:
       source: path, `TextFile`, mapping of columns or Arrow.
-      kinds: column name to what it holds: "id", "category", "float", "vector" or "time".
+      kinds: column name to what it holds: "id", "category", "float", "number", "vector" or "time".
       columns: for units; `Columns.text` names columns that stay text. Default: times in seconds.
 
     Returns:

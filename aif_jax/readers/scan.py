@@ -99,7 +99,7 @@ class Scan:
                 codes.add(values or Coded(np.full(shape, -1, np.int32), ()))
             elif kind == "time":
                 self._arrays[name].append(values or Ticks(np.zeros(count, np.int64), 1))
-            elif kind == "float" or values is not None:
+            elif kind in ("float", "number") or values is not None:
                 self._arrays[name].append(np.zeros(count, np.float32) if values is None else values)
             if not good.all():
                 self.bad[name].append((self.count, ~good))
@@ -113,7 +113,7 @@ class Scan:
         return good
 
     def floats(self, name: str) -> np.ndarray:
-        """float32 [n] or [n, E] of a "float" or "vector" column."""
+        """float32 [n] or [n, E] of a "float", "number" or "vector" column."""
         return _joined(self._arrays[name], np.zeros(0, np.float32))
 
     def ticks(self, name: str) -> Ticks:

@@ -66,6 +66,7 @@ def _parsers(
             "coded": ((word or integer or empty or named) and not boolean_id, "integers or text", column.coded),
             "bag": (word or listed or text or empty, "lists, or text to be split", column.bag),
             "float": (integer or number or text or empty, "numbers", column.floats),
+            "number": (integer or number or text or empty, "numbers", column.numbers),
             "vector": (listed and not text, "lists of numbers (in text files give the content by itself)", column.vectors),
             "time": (test.is_integer(value) or moment or text or empty, "whole numbers or timestamps", column.times),
         }["coded" if kind in CODED and kind != "bag" else kind]
@@ -125,6 +126,18 @@ class _Column:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found below
             array = values.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float32)
         return self._finite(array, rows, good)
+
+    def numbers(self, values: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [n], NaN where there is no value: null, NaN, or nothing in a text file."""
+        arrow = pyarrow()
+        if arrow.types.is_null(values.type):
+            return np.full(len(rows), np.nan, np.float32), np.ones(len(rows), bool)
+        missing = values.is_null(nan_is_null=arrow.types.is_floating(values.type))
+        zero = arrow.scalar("0" if self.text else 0).cast(values.type)
+        array, good = self.floats(pyarrow("pyarrow.compute").if_else(missing, zero, values), rows)
+        absent = missing.to_numpy(zero_copy_only=False).astype(bool)
+        array[absent] = np.nan
+        return array, good | absent
 
     def vectors(self, values: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n, E], E being the length of the first list."""

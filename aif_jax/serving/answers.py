@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.model import PreRanker
 from aif_jax.serving.admission import Job
 from aif_jax.serving.callables import Guarded
 from aif_jax.serving.config import ServingConfig
@@ -26,8 +25,7 @@ from aif_jax.serving.versions import UserSide
 class CandidateScoring:
     """Scores the candidates of requests, all at once or batch by batch."""
 
-    def __init__(self, model: PreRanker, users: UserSides, scorer: Scorer, config: ServingConfig, metrics: Metrics):
-        self._has_bids = config.bid in model.config.schema.side
+    def __init__(self, users: UserSides, scorer: Scorer, config: ServingConfig, metrics: Metrics):
         self._users = users
         self._scorer = scorer
         self._config = config
@@ -42,11 +40,11 @@ class CandidateScoring:
         start = job.timeline.arrival
         try:
             if not hasattr(given, "__aiter__"):
-                await self._submit(job, user, given, start, whole, tasks)
+                await self._submit(job, user, given, start, whole, tasks, split=False)
             else:
                 async with contextlib.aclosing(reader.batches(given)) as stream:
                     async for batch in stream:
-                        await self._submit(job, user, batch, start, whole, tasks)
+                        await self._submit(job, user, batch, start, whole, tasks, split=True)
                         start = time.perf_counter()
             job.waiting_for = "scoring"
             results = []
@@ -67,35 +65,42 @@ class CandidateScoring:
         return results
 
     async def _submit(
-        self, job: Job, user: UserSide | Computation, given: Any, start: float, whole: bool, tasks: list[ScoringTask]
+        self,
+        job: Job,
+        user: UserSide | Computation,
+        given: Any,
+        start: float,
+        whole: bool,
+        tasks: list[ScoringTask],
+        *,
+        split: bool,
     ) -> None:
         """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket."""
         job.candidates_there = time.perf_counter()
         if not whole:
             job.timeline.add("retrieval", start, job.candidates_there)
-        batch, buckets, order = Candidates.of(given), self._config.buckets, job.request.order
-        if order == "bid" and batch.bids is None and not self._has_bids:
-            raise ValueError(
-                f"order 'bid': expected bids with the candidates or {self._config.bid!r} in schema.side, got neither"
-            )
+        batch, buckets, order = Candidates.of(given), self._config.buckets, job.request.order or self._config.order
+        job.version.snapshot.orders.expect(order, given=batch.bids is not None)
         if tasks and len(batch.ids) and batch.kind != (kind := tasks[0].candidates.kind):
             raise TypeError(f"candidates: expected {kind} as in the batches before, got {batch.kind}")
         if job.user is None or job.snapshot is None:
             job.user = await self._users.ready(job, user)
             job.snapshot = job.version.snapshot
+        split |= len(batch.ids) > buckets[-1]
         for first in range(0, len(batch.ids), buckets[-1]):
             part = batch.part(slice(first, first + buckets[-1]))
             bucket = next(size for size in buckets if size >= len(part.ids))
             future, job.submitted = asyncio.get_running_loop().create_future(), time.perf_counter()
-            task = ScoringTask(job.snapshot, job.user, part, bucket, order, whole, job.submitted, job.deadline, future)
+            times = job.submitted, job.deadline
+            task = ScoringTask(job.snapshot, job.user, part, bucket, order, whole, split, *times, future)
             self._scorer.submit(task)
             tasks.append(task)
 
 
-def ranking(job: Job, results: list[Scored], k: int) -> Ranking:
+def ranking(job: Job, results: list[Scored], k: int, outputs: int, most: int | None) -> Ranking:
     """The best k of everything that was scored for a request; NonFiniteScores where no known candidate has a finite one."""
     rows = [scored.rows for scored in results]
-    best = best_of([scored.part for scored in results if scored.part], rows, k)
+    best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, most=most)
     mask = best.scores > -np.inf
     _expect_some_finite(job, best.non_finite, mask)
     ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [np.zeros(0, np.int64)])
@@ -104,7 +109,7 @@ def ranking(job: Job, results: list[Scored], k: int) -> Ranking:
     return Ranking(
         ids=chosen,
         scores=best.scores,
-        logits=np.where(mask, best.logits, np.float32(-np.inf)),
+        logits=np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf)),
         mask=mask,
         candidates=len(ids),
         unknown=sum(int(np.count_nonzero(part < 0)) for part in rows),
@@ -112,11 +117,12 @@ def ranking(job: Job, results: list[Scored], k: int) -> Ranking:
     )
 
 
-def scores(job: Job, results: list[Scored]) -> Scores:
+def scores(job: Job, results: list[Scored], outputs: int) -> Scores:
     """Every logit of a request, in order; NonFiniteScores where no known candidate has a finite one."""
-    logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [np.zeros(0, np.float32)])
+    none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
+    logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
     known = np.concatenate([scored.rows for scored in results] or [np.zeros(0, np.int32)]) >= 0
-    mask = known & (logits > -np.inf)
+    mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
     _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask)
     return Scores(logits=logits, mask=mask, **job.finish())
 

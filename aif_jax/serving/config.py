@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from aif_jax.checks import expect
 from aif_jax.features import SINCE
@@ -57,7 +58,13 @@ class ServingConfig:
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
         those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; more sizes
         take longer to compile.
-      bid: name of the index row's side value that holds the bid.
+      bid: name of the index row's side value that holds the bid, which candidates may bring in its place.
+      orders: score expressions by name, see `aif_jax.expression`, such as {"value": "p.click * p.conversion * value"}; requests
+        choose one. "bid" is there by itself: the probability of the first objective times the bid.
+      group: name of the side value by which the cut is diverse, such as an author's id; None for none. A float32, so ids are
+        exact up to 2 ** 24.
+      group_cap: candidates of one group in an answer, at most; exact, see `aif_jax.serving.diversity`.
+      order: of requests that choose none: "logit", that of the first objective, or a name among the orders.
       drain_timeout: how long shutdown waits for requests before it cancels them.
 
     Raises:
@@ -83,6 +90,10 @@ class ServingConfig:
     score_threads: int = 2
     batch_size: int = 1
     bid: str = "bid"
+    orders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    order: str = "logit"
+    group: str | None = None
+    group_cap: int = 1
     drain_timeout: float = 10.0
 
     def __post_init__(self):
@@ -96,7 +107,7 @@ class ServingConfig:
         expect_field(self.user_storage in (None, *STORAGES), "user_storage", f"None or one of {STORAGES}")
         expect_field(len(self.since_lengths) > 0 and _counts(self.since_lengths), "since_lengths", "lengths of 1 or more")
         threads = ("callable_threads", "user_threads", "score_threads")
-        for field in ("max_k", "max_pending", "max_hung", "batch_size", *threads):
+        for field in ("max_k", "max_pending", "max_hung", "batch_size", "group_cap", *threads):
             expect_field(_counts((getattr(self, field),)), field, "an integer of at least 1")
         for field in ("reserve", "cache_bytes", "prepare_ttl", "drain_timeout"):
             expect_field(0 <= getattr(self, field) < math.inf, field, "0 or more")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from aif_jax.serving.callables import Guarded
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import EngineClosed
 from aif_jax.serving.metrics import Metrics
+from aif_jax.serving.orders import Orders, orders_of
 from aif_jax.serving.programs import Programs
 from aif_jax.serving.requests import Ranking, Request, Scores
 from aif_jax.serving.scoring import Scorer
@@ -82,10 +83,12 @@ class AsyncPreRanker:
         self._metrics = Metrics()
         self._admission = Admission(config, self._metrics)
         self._programs = Programs(model, max_k=config.max_k, bid=config.bid, user_storage=config.user_storage)
+        self._orders = self._orders_of(config.orders)
+        self._orders.expect(config.order, given=True)
         self._users = UserSides(self._programs, config, self._features, self._metrics)
         self._scorer = Scorer(self._programs, config)
         self._admission.queues = (self._users, self._scorer)
-        self._scoring = CandidateScoring(model, self._users, self._scorer, config, self._metrics)
+        self._scoring = CandidateScoring(self._users, self._scorer, config, self._metrics)
 
     def __repr__(self) -> str:
         version = self._current.name[:12] if self._current else "not started"
@@ -107,7 +110,7 @@ class AsyncPreRanker:
         if self._first is None:
             raise EngineClosed("an engine starts once: make a new one")
         first, self._first = self._first, None
-        self._serve(await asyncio.to_thread(build_version, self._programs, *first, self.config))
+        self._serve(await asyncio.to_thread(build_version, self._programs, *first, self.config, self._orders))
         self._metrics.scoring = self._programs.warm_seconds  # until requests tell
         self._admission.open = True
         return self
@@ -127,7 +130,7 @@ class AsyncPreRanker:
         self._features.close()
         self._retrieval.close()
 
-    async def publish(self, params: Params, index: Any) -> str:
+    async def publish(self, params: Params, index: Any, *, orders: Mapping[str, str] | None = None) -> str:
         """Serves a new model version from now on; returns its name.
 
         What is not compiled yet is compiled while traffic continues, and probe users are scored. In-flight requests finish on
@@ -136,13 +139,17 @@ class AsyncPreRanker:
         Args:
           params: of the same model config.
           index: made from these params.
+          orders: score expressions by name in place of those so far, see `ServingConfig.orders`; the model may stay the same.
 
         Raises:
           VersionMismatch, ValueError, NonFiniteScores: as at the start; the old version stays.
         """
         self._admission.require_open()
         async with self._publishing:
-            version = await asyncio.to_thread(build_version, self._programs, params, index, self.config)
+            known = self._orders if orders is None else self._orders_of(orders)
+            known.expect(self.config.order, given=True)
+            version = await asyncio.to_thread(build_version, self._programs, params, index, self.config, known)
+            self._orders = known
             self._serve(version)
             self._metrics.counters["publishes"] += 1
             return version.name
@@ -159,6 +166,10 @@ class AsyncPreRanker:
             check_version(index, version.name)
             version.snapshot = await asyncio.to_thread(next_snapshot, self._programs, version, index, self.config)
             self._metrics.counters["index_updates"] += 1
+
+    def _orders_of(self, given: Mapping[str, str]) -> Orders:
+        config = self.config
+        return orders_of(self.model.config, config.bid, given, group=config.group, most=config.group_cap)
 
     def _serve(self, version: Version) -> None:
         self._versions.add(version)
@@ -185,7 +196,7 @@ class AsyncPreRanker:
           CallableError: retrieval raised what would end or cancel others, or has too many calls that never returned.
           NonFiniteScores: no known candidate has a finite score.
           TypeError: ids of a wrong kind, or of both kinds.
-          ValueError: k or budget out of range; order "bid" without bids.
+          ValueError: k or budget out of range; an order that the engine lacks, or one of bids without them.
           Exception: whatever retrieval raised.
         """
         good = isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k
@@ -222,10 +233,12 @@ class AsyncPreRanker:
 
     async def _rank(self, job: Job, user: UserSide | Computation, k: int) -> Ranking:
         candidates = await self._retrieval(job.request)
-        return ranking(job, await self._scoring.score(job, user, candidates, self._retrieval, whole=False), k)
+        found = await self._scoring.score(job, user, candidates, self._retrieval, whole=False)
+        return ranking(job, found, k, self.model.config.outputs, None if self.config.group is None else self.config.group_cap)
 
     async def _score(self, job: Job, user: UserSide | Computation, candidates: Any) -> Scores:
-        return scores(job, await self._scoring.score(job, user, candidates, self._given, whole=True))
+        found = await self._scoring.score(job, user, candidates, self._given, whole=True)
+        return scores(job, found, self.model.config.outputs)
 
     # what an operator sees
 

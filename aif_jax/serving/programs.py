@@ -2,7 +2,7 @@
 
 All is compiled ahead of time for exact shapes, so a request can neither trace nor transfer anything that is not written here.
 It uploads the user features, int32 rows [bucket] and, where candidates carry bids, float32 bids [bucket]; it downloads k
-scores, k logits, k positions and a count.
+scores, k logits (of each objective), k positions and a count.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import expect
+from aif_jax.expression import probabilities
 from aif_jax.features import check_user_features, streamed_specs, unpack, user_specs
 from aif_jax.index import storage
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
+from aif_jax.serving.diversity import capped_top_k, within_cap
+from aif_jax.serving.orders import Orders, orders_of
 from aif_jax.types import Params, Streamed, UserFeatures
 from aif_jax.user_table.program import pack as pack_memory
 from aif_jax.user_table.program import unpack as unpack_memory
 from aif_jax.version import VersionMismatch, check_encoding
 
-BY_LOGIT, BY_ROW_BID, BY_GIVEN_BID = 0, 1, 2
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 """By platform. XLA's own choice is 256 bits: with 512, where a CPU has them, scoring takes a fifth less time."""
 
@@ -55,9 +57,10 @@ class Part(NamedTuple):
     """The best of one batch of candidates, on the host."""
 
     scores: np.ndarray  # float32 [min(max_k, bucket)], best first, -inf behind the last
-    logits: np.ndarray  # float32 [min(max_k, bucket)]
+    logits: np.ndarray  # float32 [min(max_k, bucket)], or [.., T]
     positions: np.ndarray  # int32 [min(max_k, bucket)]
     non_finite: int  # known candidates of the whole batch without a finite score
+    groups: np.ndarray | None = None  # float32, of every candidate, where the cut over several batches is diverse
 
 
 class Programs:
@@ -68,7 +71,7 @@ class Programs:
         # Shape and layout of the rows of a user table, where features bring them.
         self.row: Any = None if user_storage is None else jax.eval_shape(lambda: pack_memory(model.new_user(), user_storage))
         self.max_k = max_k
-        self.bid = bid
+        self.orders = orders_of(model.config, bid, {})  # of an engine that declares none
         self.compiles: Counter[str] = Counter()
         self.transfers: Counter[str] = Counter()
         self.warm_seconds = 0.0  # of the slowest scoring function, once warm
@@ -130,33 +133,42 @@ class Programs:
             features = dataclasses.replace(features, history=dataclasses.replace(history, version=""))
         return jax.tree.map(np.asarray, features)
 
-    def score(self, params: Params, states: tuple[Any, ...], index: Any, bucket: int) -> Callable[..., Any]:
-        """The compiled interaction for `len(states)` requests of one bucket, with gather and top-k:
-        (params, states, table, rows [b, bucket], bids [b, bucket], order [b]) -> (int32 [b, 3 k + 1], logits [b, bucket]).
+    def score(
+        self, params: Params, states: tuple[Any, ...], index: Any, bucket: int, orders: Orders | None = None
+    ) -> Callable[..., Any]:
+        """The compiled interaction for `len(states)` requests of one bucket, with gather, score expressions and top-k:
+        (params, states, table, rows [b, bucket], bids [b, bucket], order [b]) -> (int32 [b, (2 + T) k + 1], logits [b, bucket]
+        or [b, bucket, T]).
         """
         count = len(states)
         shapes = jax.ShapeDtypeStruct((count, bucket), np.int32), jax.ShapeDtypeStruct((count, bucket), np.float32)
         self._compile_upload(shapes[0])
         arguments = (params, states, index.shapes, *shapes, jax.ShapeDtypeStruct((count,), np.int32))
-        return self._get("score", self._score_fn(index.decode, bucket), arguments)
+        orders = orders or self.orders
+        return self._get("score", self._score_fn(index.decode, bucket, orders), arguments, static=orders)
 
     def upload_features(self, words: list[np.ndarray]) -> jax.Array:
         """The packed features of some users on the device, as one array: a transfer for each leaf would take longer."""
         return self._upload(words[0][None] if len(words) == 1 else np.stack(words))
 
-    def upload_rows(self, rows: list[np.ndarray], bids: list[np.ndarray | None], orders: list[str], bucket: int) -> Any:
+    def upload_rows(
+        self,
+        rows: list[np.ndarray],
+        bids: list[np.ndarray | None],
+        orders: list[str],
+        bucket: int,
+        known: Orders | None = None,
+    ) -> Any:
         """Rows [b, bucket], bids [b, bucket] and order [b] of b requests on the device.
 
         Bids and orders go up only where requests bring bids or differ in order; device constants take their place otherwise.
         """
-        modes = [
-            BY_LOGIT if order == "logit" else BY_ROW_BID if given is None else BY_GIVEN_BID
-            for order, given in zip(orders, bids, strict=True)
-        ]
+        known = known or self.orders
+        modes = [known.mode(order, given=given is not None) for order, given in zip(orders, bids, strict=True)]
         padded = [pad(r.astype(np.int32, copy=False), bucket, -1) for r in rows]
         on_device = self._upload(padded[0][None] if len(padded) == 1 else np.stack(padded))
         prices, order = self._constant((len(rows), bucket), 0.0), self._constant((len(rows),), modes[0])
-        if BY_GIVEN_BID in modes:
+        if any(mode > 0 and mode % 2 == 0 for mode in modes):
             some = [np.zeros(0, np.float32) if given is None else given for given in bids]
             prices = jax.device_put(self._count_up(np.stack([pad(given, bucket, 0.0) for given in some])))
         if len(set(modes)) > 1:
@@ -171,36 +183,55 @@ class Programs:
             return np.asarray(value)
 
     def download_best(self, packed: jax.Array) -> list[Part]:
-        """int32 [b, 3 k + 1] -> the scores, logits, positions and count that each request's row packs into one transfer."""
-        parts = []
+        """int32 [b, (2 + T) k + 1] -> the scores, logits, positions and count that a request's row packs into one transfer."""
+        parts, outputs = [], self.model.config.outputs
         for row in self.download(packed):
-            scores, logits, positions = row[:-1].reshape(3, -1)
-            parts.append(Part(scores.view(np.float32), logits.view(np.float32), positions, int(row[-1])))
+            k = (len(row) - 1) // (2 + outputs)
+            scores, logits, positions = row[:k], row[k : -1 - k], row[-1 - k : -1]
+            shaped = logits.view(np.float32) if outputs == 1 else logits.view(np.float32).reshape(k, outputs)
+            parts.append(Part(scores.view(np.float32), shaped, positions, int(row[-1])))
         return parts
 
-    def _score_fn(self, decode: Callable[..., Any], bucket: int) -> Callable[..., Any]:
-        model, bid, k, each = self.model, self.bid, min(self.max_k, bucket), self._each
+    def download_whole(self, whole: tuple[jax.Array, jax.Array], best: list[Part]) -> list[Part]:
+        """Logits [b, bucket] and values and groups [b, 2, bucket] of every candidate -> parts that hold all, best first."""
+        parts, (logits, values) = [], map(self.download, whole)
+        for (value, groups), raw, part in zip(values, logits, best, strict=True):
+            order = np.argsort(-value, kind="stable").astype(np.int32)
+            parts.append(Part(value[order], raw[order], order, part.non_finite, groups[order]))
+        return parts
+
+    def _score_fn(self, decode: Callable[..., Any], bucket: int, orders: Orders) -> Callable[..., Any]:
+        model, k, each = self.model, min(self.max_k, bucket), self._each
+        objectives, several = model.config.objectives, model.config.outputs > 1
 
         def one(params, state, table, rows, bids, order):
             items = decode(table, rows)
             known, logits = rows >= 0, model.interaction(params, state, items)
-            logits = jnp.where(known & jnp.isfinite(logits), logits, -jnp.inf)
-            price = jnp.where(order == BY_ROW_BID, jnp.asarray(getattr(items, "side", {}).get(bid, bids)), bids)
-            value = jnp.where(order == BY_LOGIT, logits, jax.nn.sigmoid(logits) * price)
-            value = jnp.where((logits > -jnp.inf) & jnp.isfinite(value), value, -jnp.inf)
+            finite = known & (jnp.isfinite(logits).all(-1) if several else jnp.isfinite(logits))
+            logits = jnp.where(finite[:, None] if several else finite, logits, -jnp.inf)
+            side: dict[str, Any] = {name: jnp.asarray(value) for name, value in getattr(items, "side", {}).items()}
+            group = None if orders.group is None else side[orders.group]  # of the row, also where candidates bring bids
+            given = (order > 0) & (order % 2 == 0)
+            side[orders.bid] = jnp.where(given, bids, side.get(orders.bid, bids))
+            p, value = probabilities(params, logits, objectives), logits[:, 0] if several else logits
+            for place, expression in enumerate(orders.expressions):
+                value = jnp.where((order + 1) // 2 == place + 1, expression(p, side), value)
+            value = jnp.where(finite & jnp.isfinite(value), value, -jnp.inf)
             # Without the barrier XLA computes both again for every reader.
             logits, value = jax.lax.optimization_barrier((logits, value))
-            best, positions = jax.lax.top_k(value, k)
-            as_bits = [jax.lax.bitcast_convert_type(part, jnp.int32) for part in (best, logits[positions])]
+            uncapped = group is None
+            best, positions = jax.lax.top_k(value, k) if uncapped else capped_top_k(value, group, k, orders.most)
+            as_bits = [jax.lax.bitcast_convert_type(part, jnp.int32).ravel() for part in (best, logits[positions])]
             non_finite = jnp.sum(known & (value == -jnp.inf), dtype=jnp.int32)
-            return jnp.concatenate([*as_bits, positions, non_finite[None]]), logits
+            whole = logits if uncapped else (logits, jnp.stack([value, group]))
+            return jnp.concatenate([*as_bits, positions, non_finite[None]]), whole
 
         def many(params, states, table, rows, bids, order):
             stacked = storage.unpack(jax.tree.map(lambda *words: jnp.stack(words), *states))
             if len(states) == 1:
                 state = jax.tree.map(itemgetter(0), stacked)
-                packed, logits = one(params, state, table, rows[0], bids[0], order[0])
-                return packed[None], logits[None]
+                alone = one(params, state, table, rows[0], bids[0], order[0])
+                return jax.tree.map(lambda leaf: leaf[None], alone)
             return each(lambda state, *inputs: one(params, state, table, *inputs), stacked, rows, bids, order)
 
         return many
@@ -211,9 +242,11 @@ class Programs:
             return jax.lax.map(lambda entry: function(*entry), batches)
         return jax.vmap(function)(*batches)
 
-    def _get(self, kind: str, function: Callable[..., Any], arguments: Any, *, of: Any = None) -> Callable[..., Any]:
+    def _get(
+        self, kind: str, function: Callable[..., Any], arguments: Any, *, of: Any = None, static: Any = None
+    ) -> Callable[..., Any]:
         leaves, tree = jax.tree.flatten((arguments, of))
-        key = (kind, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        key = (kind, tree, static, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         with self._lock:
             if key not in self._compiled:
                 lowered = jax.jit(function).lower(*arguments)
@@ -245,32 +278,39 @@ class Programs:
 
 
 def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
-    """A new array [size] that starts with `values` [n] and ends with `fill`; the caller may give its memory to a device."""
-    padded = np.full(size, fill, values.dtype)
+    """A new array [size, ...] that starts with `values` [n, ...] and ends with `fill`; a device may be given its memory."""
+    padded = np.full((size, *values.shape[1:]), fill, values.dtype)
     padded[: len(values)] = values
     return padded
 
 
-def best_of(parts: list[Part], rows: list[np.ndarray], k: int) -> Part:
+def best_of(parts: list[Part], rows: list[np.ndarray], k: int, *, outputs: int = 1, most: int | None = None) -> Part:
     """The best k of several batches of candidates; positions count from the first batch's first candidate.
 
     Args:
       parts: of each batch; none has an item twice.
       rows: int32 [n] index rows of each batch's candidates: an item of several batches comes once, with its best score.
       k: how many to keep; missing ones have score -inf and position 0.
+      outputs: T, logits of a candidate.
+      most: candidates of a group where the cut is diverse: parts then hold every candidate with its group.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0].groups is None:
         scores, logits, positions = (field[:k] for field in parts[0][:3])
     else:
         offsets = np.cumsum([0, *map(len, rows)])[: len(rows)]
         scores = np.concatenate([part.scores for part in parts] or [np.zeros(0, np.float32)])
-        logits = np.concatenate([part.logits for part in parts] or [np.zeros(0, np.float32)])
+        none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
+        logits = np.concatenate([part.logits for part in parts] or [none])
         shifted = [part.positions + offset for part, offset in zip(parts, offsets, strict=True)]
         positions = np.concatenate(shifted or [np.zeros(0, np.int32)])
         best = np.argsort(-scores, kind="stable")
         best = best[scores[best] > -np.inf]
         _, first = np.unique(np.concatenate(rows)[positions[best]] if rows else best, return_index=True)
-        best = best[np.sort(first)[:k]]
+        best = best[np.sort(first)]
+        if most is not None and parts:
+            groups = np.concatenate([part.groups for part in parts if part.groups is not None])
+            best = best[within_cap(groups[best], most)]
+        best = best[:k]
         scores, logits, positions = scores[best], logits[best], positions[best]
     if len(scores) < k:
         scores, logits, positions = pad(scores, k, -np.inf), pad(logits, k, -np.inf), pad(positions, k, 0)

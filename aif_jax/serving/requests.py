@@ -6,14 +6,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Hashable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.vocabulary import as_ids, string_array
-
-Order = Literal["logit", "bid"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,19 +23,20 @@ class Request:
       budget: seconds from arrival to answer; None takes the engine's.
       feature_version: changes whenever the user's features change; requests with the same (user, feature_version) share one
         state. None: the state serves this request alone, unless `prepare` made it.
-      order: by "logit", or by "bid": sigmoid(logit) x bid.
+      order: by "logit", by "bid" (calibrated probability x bid), or by a name among `ServingConfig.orders`; None takes the
+        engine's.
       context: anything that `features` and `retrieval` want to know.
       version: of the model that will score; the engine sets it for `features`, which may take a row from the table of it.
 
     Raises:
       TypeError: a user or feature version that cannot be hashed.
-      ValueError: another order; a budget that is not a positive number of seconds.
+      ValueError: an order that is no name; a budget that is not a positive number of seconds.
     """
 
     user: Hashable
     budget: float | None = None
     feature_version: Hashable = None
-    order: Order = "logit"
+    order: str | None = None
     context: Any = None
     version: str | None = None
 
@@ -48,7 +47,8 @@ class Request:
             except TypeError as error:
                 raise TypeError(f"Request.{field}: expected something hashable, got {error}") from None
         expect_budget(self.budget, "Request.budget")
-        expect(self.order in ("logit", "bid"), "Request.order", "'logit' or 'bid'", repr(self.order))
+        named = self.order is None or isinstance(self.order, str)
+        expect(named, "Request.order", "None, 'logit', 'bid' or the name of a score expression", repr(self.order))
 
 
 def expect_budget(budget: Any, name: str) -> None:
@@ -172,8 +172,8 @@ class Ranking(Answer):
 
     Attributes:
       ids: [k] item ids as retrieval gave them, int64 or strings; -1 or "" where the mask is false.
-      scores: float32 [k] what the ranking is by: the logit, or sigmoid(logit) x bid; -inf where the mask is false.
-      logits: float32 [k]; -inf where the mask is false.
+      scores: float32 [k] what the ranking is by: the logit, or the value of a score expression; -inf where the mask is false.
+      logits: float32 [k], or [k, T] of T objectives; -inf where the mask is false.
       mask: bool [k].
       candidates: how many candidates came, known or not.
       unknown: how many of them the index does not hold.
@@ -192,7 +192,7 @@ class Scores(Answer):
     """The answer to `score`, in the order of the candidates.
 
     Attributes:
-      logits: float32 [C]; -inf where the mask is false.
+      logits: float32 [C], or [C, T] of T objectives; -inf where the mask is false.
       mask: bool [C] true where the index holds the candidate and its score is finite.
     """
 

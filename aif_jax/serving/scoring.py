@@ -26,6 +26,7 @@ class ScoringTask(NamedTuple):
     bucket: int
     order: str
     whole: bool  # all logits come back, not the best k
+    split: bool  # one of several batches of a request: where the cut is diverse, all its candidates come back
     submitted: float  # by time.perf_counter
     deadline: float | None
     future: asyncio.Future[Any]
@@ -84,7 +85,7 @@ class Scorer:
             rows = distinct
         with jax.profiler.TraceAnnotation("aif.upload"):
             orders, bids = [task.order for task in tasks], [task.candidates.bids for task in tasks]
-            inputs = self._programs.upload_rows(rows, bids, orders, first.bucket)
+            inputs = self._programs.upload_rows(rows, bids, orders, first.bucket, first.snapshot.orders)
         uploaded = time.perf_counter()
         with jax.profiler.TraceAnnotation("aif.score"):
             packed, logits = first.snapshot.run([task.user for task in tasks], first.bucket, inputs)
@@ -92,6 +93,11 @@ class Scorer:
         scored = time.perf_counter()
         with jax.profiler.TraceAnnotation("aif.fetch"):
             best = [] if all(task.whole for task in tasks) else self._programs.download_best(packed)
+            if first.snapshot.orders.group is not None:
+                if any(task.split and not task.whole for task in tasks):
+                    every = self._programs.download_whole(logits, best)
+                    best = [every[slot] if task.split else best[slot] for slot, task in enumerate(tasks)]
+                logits, _ = logits
             whole = self._programs.download(logits) if any(task.whole for task in tasks) else None
         fetched = time.perf_counter()
         if not look_first and any(map(_repeats, tasks, rows, best)):

@@ -18,6 +18,7 @@ from aif_jax.index.storage import Packed
 from aif_jax.schema import Schema
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import NonFiniteScores
+from aif_jax.serving.orders import Orders
 from aif_jax.serving.programs import Form, Programs
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Streamed, UserFeatures
@@ -37,10 +38,11 @@ class Snapshot(NamedTuple):
 
     params: Any
     index: Any
+    orders: Orders
     score: dict[tuple[Form, int, int], Callable[..., Any]]
 
-    def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        """Packed answers and logits, not ready yet, of requests whose users have one form of history."""
+    def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, Any]:
+        """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of users of one form."""
         function = self.score[users[0].form, len(users), bucket]
         with self.index.reading() as table:
             return function(self.params, tuple(user.state for user in users), table, *inputs)
@@ -67,7 +69,7 @@ class Version:
         return self.user[form, len(words)](self.params, programs.upload_features(words))
 
 
-def build_version(programs: Programs, params: Any, index: Any, config: ServingConfig) -> Version:
+def build_version(programs: Programs, params: Any, index: Any, config: ServingConfig, orders: Orders) -> Version:
     """Puts parameters on the device, compiles and warms up whatever these shapes still lack, and scores probe users.
 
     Raises VersionMismatch for an index of another model, ValueError, NonFiniteScores for NaN or infinite parameters or scores.
@@ -90,7 +92,7 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
         return UserSide(user[form, 1](params, programs.upload_features([pack(features)]))[0], form, None)
 
     unknown = [state_of(empty_features(programs, form)) for form in forms]
-    snapshot = build_snapshot(programs, params, unknown, index, config)
+    snapshot = build_snapshot(programs, params, unknown, index, config, orders)
     probes = [(side, "the unknown user") for side in unknown]
     probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in lengths]
     count = min(len(index), config.buckets[0])
@@ -99,15 +101,30 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
         packed, _ = snapshot.run([side], config.buckets[0], inputs)
         if bad := programs.download_best(packed)[0].non_finite:
             raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")
+    _expect_values(programs, snapshot, unknown[0], config, count)
     return Version(name, index.encoding, params, user, unknown, snapshot)
 
 
-def build_snapshot(programs: Programs, params: Any, users: list[UserSide], index: Any, config: ServingConfig) -> Snapshot:
+def _expect_values(programs: Programs, snapshot: Snapshot, user: UserSide, config: ServingConfig, count: int) -> None:
+    """Raises NonFiniteScores for an expression over rows alone that gives no probe item a value."""
+    orders, bucket = snapshot.orders, config.buckets[0]
+    for order, expression in zip(orders.names, orders.expressions, strict=True):
+        if orders.bid in expression.side and not orders.in_row:
+            continue  # it waits for the bids of candidates
+        rows = np.arange(count, dtype=np.int32)
+        packed, _ = snapshot.run([user], bucket, programs.upload_rows([rows], [None], [order], bucket, orders))
+        if count and programs.download_best(packed)[0].non_finite == count:
+            raise NonFiniteScores(f"order {order!r}: {expression.text} of all {count} probe items is NaN or infinite")
+
+
+def build_snapshot(
+    programs: Programs, params: Any, users: list[UserSide], index: Any, config: ServingConfig, orders: Orders
+) -> Snapshot:
     """Compiles and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
-    snapshot = Snapshot(params, index, {})
+    snapshot = Snapshot(params, index, orders, {})
     for user, count, bucket in itertools.product(users, batch_sizes(config.batch_size), config.buckets):
         before = programs.compiles["score"]
-        snapshot.score[user.form, count, bucket] = programs.score(params, (user.state,) * count, index, bucket)
+        snapshot.score[user.form, count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
         if programs.compiles["score"] > before:
             inputs = programs.upload_rows([np.zeros(0, np.int32)] * count, [None] * count, ["logit"] * count, bucket)
             jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
@@ -121,7 +138,7 @@ def next_snapshot(programs: Programs, version: Version, index: Any, config: Serv
     """The snapshot for an updated index of the same version; at the same capacity the functions are taken over as they are."""
     if index.shapes == version.snapshot.index.shapes:
         return version.snapshot._replace(index=index)
-    return build_snapshot(programs, version.params, version.unknown, index, config)
+    return build_snapshot(programs, version.params, version.unknown, index, config, version.snapshot.orders)
 
 
 def check_version(index: Any, name: str) -> None:

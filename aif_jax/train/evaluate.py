@@ -1,9 +1,13 @@
-"""Evaluation by request: AUC, GAUC, log-loss and calibration on lists of candidates, HR@k and NDCG@k in the catalogue."""
+"""Evaluation by request: AUC, GAUC, log-loss and calibration on lists of candidates, HR@k and NDCG@k in the catalogue.
+
+Ranking figures read raw logits; log-loss and calibration read the probabilities that serving multiplies, see
+`aif_jax.calibration`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,13 +17,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from aif_jax import metrics
+from aif_jax.calibration import calibrated as with_probabilities
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_integers
-from aif_jax.data.candidates import CandidateLists, Draw, SourceFn, sampled
+from aif_jax.data.candidates import CandidateLists, Draw, Labels, SourceFn, population_weights, sampled, take
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.model import PreRanker
+from aif_jax.objectives import names, over_all
 from aif_jax.train.step import score
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures
 
@@ -41,9 +47,11 @@ class Evaluation:
       log_loss: mean over candidates, in nats.
       calibration: sum of predicted probabilities over positives; above 1 predicts too much.
       calibration_error: expected calibration error over 10 bins of probability.
+      deciles: predicted against observed by deciles of the prediction, for `metrics.plot_deciles`.
       k: of the two below.
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
       ndcg: NDCG@k of the same.
+      objectives: the figures of each objective by name, where there are several; those above are of the first.
     """
 
     requests: int
@@ -54,9 +62,11 @@ class Evaluation:
     log_loss: float
     calibration: float
     calibration_error: float
+    deciles: metrics.Deciles
     k: int | None = None
     hit_rate: float | None = None
     ndcg: float | None = None
+    objectives: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
         """The figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
@@ -64,6 +74,8 @@ class Evaluation:
         values = {name: getattr(self, name) for name in names}
         if self.hit_rate is not None and self.ndcg is not None:
             values |= {f"hr@{self.k}": self.hit_rate, f"ndcg@{self.k}": self.ndcg}
+        for name, evaluation in self.objectives.items():
+            values |= {f"{name}.{figure}": value for figure, value in evaluation.figures().items()}
         return values
 
     def __str__(self) -> str:
@@ -100,7 +112,9 @@ def evaluate(
       data: the data.
       positions: [R] integer positions of events in the log, such as `eligible(data.log, split.test, min_history=5)`.
       k: of HR@k and NDCG@k in the catalogue; None does not rank the catalogue.
-      candidates: lists of candidates with labels 0 and 1. None draws 99 negatives for each event's item, by popularity ** 0.75
+      candidates: lists of candidates with labels 0 and 1, of several objectives by name; NaN where the log does not know. A
+        conditional objective is evaluated over all candidates, by its product. With `log_q`, calibration counts a negative for
+        as many items as it was drawn from. None draws 99 negatives for each event's item, by popularity ** 0.75
         among the events before the first one in `positions`.
       calibrated: candidates after the first that log-loss and calibration are of: as many negatives as in training, because
         they compare probabilities.
@@ -117,25 +131,70 @@ def evaluate(
     source = sampled_before(data, positions) if candidates is None else candidates
     lists = source(positions, Draw(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
-    users, where = data.log.user[positions][:, None], lists.rows > 0
-    given = scores, lists.labels
-    few = tuple(array[:, : 1 + calibrated] for array in (*given, where))
-    rates = metrics.calibration(few[0], few[1], where=few[2])
+    users, where = data.log.user[positions], lists.rows > 0
+    probable, plain = np.asarray(with_probabilities(params, scores)), not isinstance(lists.labels, dict)
+    parts = {
+        name: _figures(
+            raw,
+            logits,
+            labels,
+            users,
+            where if plain else where & ~np.isnan(labels),
+            population_weights(labels, lists.log_q),
+            1 + calibrated,
+        )
+        for name, raw, logits, labels in by_objective(model, scores, probable, lists.labels)
+    }
     catalogue: dict[str, Any] = {}
     if k is not None:
         ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
         ndcg = np.where(ranks < k, 1 / np.log2(ranks + 2), 0)  # one item of each request counts
         catalogue = {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(ndcg.mean())}
+    first = next(iter(parts.values()))
+    return dataclasses.replace(first, objectives=parts if len(parts) > 1 else {}, **catalogue)
+
+
+def by_objective(
+    model: PreRanker, scores: np.ndarray, probable: np.ndarray, labels: Labels
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """(name, raw logits, calibrated logits, labels [R, C]) of every objective over all candidates; ValueError for none."""
+    texts = model.config.objectives
+    if not isinstance(labels, dict):
+        expect(len(texts) <= 1, "labels", f"those of {list(names(texts))} by name", "one array")
+        yield next(iter(texts), ""), scores, probable, labels
+        return
+    expect(len(texts) > 0, "Config.objectives", f"names among those of the labels {sorted(labels)}", "none")
+    lacking = [name for name in names(texts) if name not in labels]
+    expect(not lacking, "labels", f"those of {list(names(texts))}", f"none of {lacking}")
+    whole = [array if len(texts) > 1 else array[..., None] for array in (scores, probable)]
+    for name in names(texts):
+        yield name, *(over_all(array, texts, name, np) for array in whole), labels[name]
+
+
+def _figures(
+    raw: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    users: np.ndarray,
+    where: np.ndarray,
+    weights: np.ndarray | None,
+    count: int,
+) -> Evaluation:
+    """Figures of one objective on lists [R, C]; log-loss and calibration are of the first `count` candidates."""
+    ranked, of_users = (raw, labels), users[:, None]
+    given = logits[:, :count], labels[:, :count]
+    few: dict[str, Any] = {"where": where[:, :count], "weights": None if weights is None else weights[:, :count]}
+    rates = metrics.calibration(*given, **few)
     return Evaluation(
-        requests=len(positions),
+        requests=len(users),
         users=len(np.unique(users)),
-        auc=metrics.auc(*given, where=where),
-        gauc=metrics.gauc(*given, users, where=where).value,
-        gauc_mean=metrics.gauc(*given, users, where=where, weighting="mean").value,
-        log_loss=metrics.log_loss(few[0], few[1], where=few[2]),
+        auc=metrics.auc(*ranked, where=where),
+        gauc=metrics.gauc(*ranked, of_users, where=where).value,
+        gauc_mean=metrics.gauc(*ranked, of_users, where=where, weighting="mean").value,
+        log_loss=metrics.log_loss(*given, where=where[:, :count]),
         calibration=rates.ratio,
         calibration_error=rates.error,
-        **catalogue,
+        deciles=metrics.deciles(*given, **few),
     )
 
 
@@ -146,7 +205,7 @@ def sampled_before(data: Dataset, positions: np.ndarray, *, negatives: int = NEG
 
 
 def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
-    """Joint scores of each batch, float32 [B, C], masked candidates included; compiles once for each model and shape."""
+    """Joint scores of each batch, float32 [B, C] or [B, C, T], masked ones included; compiles once for a model and shape."""
     for batch in batches:
         yield np.asarray(_scores(params, batch, model=model))
 
@@ -161,11 +220,11 @@ def list_scores(
     batch_size: int = 128,
     progress: bool = True,
 ) -> np.ndarray:
-    """Joint scores of the candidates of R requests, float32 [R, C]."""
+    """Joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]."""
 
     def batches() -> Iterator[Batch]:
         for at in _filled(len(positions), batch_size, label="score", progress=progress):
-            yield make_batch(data, positions[at], lists.rows[at], lists.labels[at], config=model.config)
+            yield make_batch(data, positions[at], lists.rows[at], take(lists.labels, at), config=model.config)
 
     return np.concatenate(list(predict(model, params, batches())))[: len(positions)]
 
@@ -190,7 +249,7 @@ def rank_catalogue(
     batch_size: int = 128,
     progress: bool = True,
 ) -> Ranked:
-    """Scores every item of the catalogue for the user of each event int64 [R]; keeps the `k` best rows."""
+    """Scores every item for the user of each event int64 [R], by the first objective; keeps the `k` best rows."""
     ranks, top = np.zeros(len(positions), np.int64), np.zeros((len(positions), k), np.int32)
     found = catalogue_scores(model, params, data, positions, repeats=repeats, batch_size=batch_size, progress=progress)
     for at, scores in found:
@@ -209,7 +268,7 @@ def catalogue_scores(
     batch_size: int = 128,
     progress: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Scores of the whole catalogue for the user of each event int64 [R], some events at a time.
+    """Scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
 
     Yields:
       int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0 and, unless users come back to items
@@ -267,4 +326,5 @@ def _item_rows(params: Params, features: ItemFeatures, *, model: PreRanker) -> I
 def _rank(params: Params, features: UserFeatures, rows: ItemRow, *, model: PreRanker) -> jax.Array:
     """Logits [B, N] of B users and all items."""
     states = jax.vmap(model.user, (None, 0))(params, features)
-    return jax.vmap(model.interaction, (None, 0, None))(params, states, rows)
+    logits = jax.vmap(model.interaction, (None, 0, None))(params, states, rows)
+    return logits if model.config.outputs == 1 else logits[..., 0]

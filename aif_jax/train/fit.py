@@ -19,6 +19,7 @@ import optax
 from tqdm.auto import tqdm
 
 from aif_jax import metrics
+from aif_jax.calibration import GROUP, with_calibration
 from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checkpoint.storage import record_hash
 from aif_jax.checks import expect
@@ -27,7 +28,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.logs import JsonLines, LogWriter
 from aif_jax.model import PreRanker, fit_tables
-from aif_jax.train.evaluate import evaluate
+from aif_jax.train.evaluate import by_objective, evaluate
 from aif_jax.train.gradients import LossFn
 from aif_jax.train.loop import loop, resume
 from aif_jax.train.optimizers import default_optimizer
@@ -36,8 +37,10 @@ from aif_jax.train.step import FITTED, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, NextItem, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import Params
+from aif_jax.version import fingerprint
 
 RECORD = "fit.json"
+CALIBRATION = "calibration.json"
 LOG = "log.jsonl"
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
@@ -204,7 +207,12 @@ def validation(
     """Figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     rows, labels, _ = source(positions, Draw(0, 0, 0))
-    of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=rows > 0)
+    where = rows > 0
+    if isinstance(labels, dict):
+        none = np.zeros((*rows.shape, model.config.outputs))
+        _, _, _, labels = next(by_objective(model, none, none, labels))
+        where &= ~np.isnan(labels)
+    of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=where)
     defined = settings.keep_best not in ("auc", "gauc", "gauc_mean") or of_users.used > 0
     why = f"no user of its {len(positions)} samples has candidates of both labels; give keep_best='log_loss' or False"
     expect(defined, "fit keep_best", "a figure that the validation slice defines", f"{settings.keep_best!r}: {why}")
@@ -263,4 +271,32 @@ def load(folder: Path) -> tuple[Settings, Checkpoint]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}") from error
     with checkpoints_of(folder, settings) as checkpoints:
-        return settings, final(checkpoints, settings)
+        return settings, calibrated(folder, final(checkpoints, settings))
+
+
+def keep_calibration(folder: Path, version: str, params: Params) -> None:
+    """Writes the calibration of a run's checkpoint, of that version, next to its record."""
+    made = {name: np.asarray(value).tolist() for name, value in params[FITTED][GROUP].items()}
+    record = {"version": version, GROUP: made}
+    partial = folder / f".{CALIBRATION}.partial"
+    partial.write_text(json.dumps(record | {"sha256": record_hash(record)}, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / CALIBRATION)
+
+
+def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
+    """A checkpoint with the calibration that the folder keeps of it; CheckpointError for that of another, or a damaged one."""
+    file = folder / CALIBRATION
+    if not file.is_file():
+        return saved
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        seal = record.pop("sha256")
+        made = {name: np.asarray(value, np.float32) for name, value in record[GROUP].items()}
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: expected the calibration of a run, got none: {error!r}") from error
+    if seal != record_hash(record):
+        raise CheckpointError(f"{file}: the record was altered: expected the sha256 {record_hash(record)}, got {seal}")
+    if record["version"] != saved.version:
+        raise CheckpointError(f"{file}: expected the calibration of version {saved.version}, got that of {record['version']}")
+    params = with_calibration(saved.params, made)
+    return dataclasses.replace(saved, params=params, version=fingerprint(params, saved.config, saved.encoder))

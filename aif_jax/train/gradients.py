@@ -1,8 +1,8 @@
 """Loss and gradient of a batch, taken whole or in parts that stay in the cache.
 
 On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so it is taken in parts. A
-`losses.Loss` adds up over the parts: each is scored once. Any other loss must see all scores first: the parts are scored a
-second time for the gradient. Either way the result is that of the whole batch, up to the order of sums.
+`losses.Loss` (or `Goals`) adds up over the parts: each is scored once. Any other loss must see all scores first: the parts are
+scored a second time for the gradient. Either way the result is that of the whole batch, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.data.pipeline import Batch
+from aif_jax.train.goals import Goals
 from aif_jax.train.losses import Loss
 from aif_jax.types import Array
 
@@ -24,8 +25,9 @@ PART_EVENTS = 10_000
 PART_BYTES = 1 << 26
 """Bytes of embedding rows that all parts of a batch together may add gradients to: each part writes all of the batch's rows."""
 
-LossFn: TypeAlias = Loss | Callable[..., jax.Array]
-"""A `losses.Loss`, or any `loss(scores [B, C], labels, *, where) -> []`; it gets `log_q` too where the batch has it."""
+LossFn: TypeAlias = Loss | Goals | Callable[..., jax.Array]
+"""A `losses.Loss`, `Goals` for several labels, or any `loss(scores [B, C], labels, *, where) -> []`; it gets `log_q` too where
+the batch has it."""
 ScoresFn: TypeAlias = Callable[[Any, Batch], jax.Array]
 """(params, batch) -> scores [B, C]."""
 
@@ -41,7 +43,7 @@ def loss_and_gradient(
     scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None
 ) -> tuple[jax.Array, Any]:
     """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples."""
-    if part is not None and isinstance(loss, Loss):
+    if part is not None and isinstance(loss, Loss | Goals):
         return _scored_once(scores_of, params, batch, loss, part)
 
     def loss_of(scores: jax.Array) -> jax.Array:
@@ -53,12 +55,12 @@ def loss_and_gradient(
     return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part)
 
 
-def _scored_once(scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss, part: int) -> tuple[jax.Array, Any]:
-    shape = samples, _ = jnp.shape(batch.labels)
-    norms = loss.norms(batch.labels, batch.where)
+def _scored_once(scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int) -> tuple[jax.Array, Any]:
+    shape = samples, _ = jnp.shape(batch.where)
+    norms: Any = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), shape)
     parts = _parts(dataclasses.replace(batch, log_q=log_q), part)
-    real = (jnp.arange(parts.labels.shape[0] * part) < samples).reshape(-1, part, 1)
+    real = (jnp.arange(parts.where.shape[0] * part) < samples).reshape(-1, part, 1)
 
     def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
         def loss_of_part(params: Any) -> jax.Array:
@@ -73,17 +75,18 @@ def _scored_once(scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss, par
 def _scored_twice(
     scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int
 ) -> tuple[jax.Array, Any]:
-    samples, candidates = jnp.shape(batch.labels)
+    samples = len(batch.where)
     parts = _parts(batch, part)
     scores = jax.lax.map(partial(scores_of, params), parts)
-    value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, candidates)[:samples])
-    weight = jnp.pad(cotangent, ((0, -samples % part), (0, 0)))  # samples that fill the last part weigh nothing
+    each = scores.shape[2:]  # [C] or [C, T]
+    value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, *each)[:samples])
+    weight = jnp.pad(cotangent, [(0, -samples % part)] + [(0, 0)] * len(each))  # samples that fill the last part weigh nothing
 
     def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
         batch, weight = inputs
         return jax.vjp(lambda params: scores_of(params, batch), params)[1](weight)[0]
 
-    return value, _total(gradient, params, (parts, weight.reshape(-1, part, candidates)))
+    return value, _total(gradient, params, (parts, weight.reshape(-1, part, *each)))
 
 
 def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:

@@ -15,6 +15,7 @@ from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
+from aif_jax.train.goals import Goals
 from aif_jax.train.gradients import LossFn, loss_and_gradient, part_size
 from aif_jax.train.losses import as_loss
 from aif_jax.train.sparse import (
@@ -70,7 +71,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def score(model: PreRanker, params: Params, batch: Batch, *, compute_dtype: Any = jnp.float32) -> jax.Array:
-    """Joint scores of a batch, float32 [B, C]; call it inside jit.
+    """Joint scores of a batch, float32 [B, C], or [B, C, T] for T objectives; call it inside jit.
 
     Trained parameters, float features and content are cast to `compute_dtype`; ages, whose buckets need their precision, and
     the "fitted" group stay as they are.
@@ -103,8 +104,9 @@ def make_step(
     Args:
       model: what to train.
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.sparse`.
-      loss: a `losses.Loss`, or any function of scores, labels and mask (and `log_q` where the batch has it). Where the batch is
-        taken in parts, a `Loss` scores each once and any other function twice, see `train.gradients`.
+      loss: a `losses.Loss`, `Goals` for labels by name, or any function of scores, labels and mask (and `log_q` where the batch
+        has it). Where the batch is taken in parts, a `Loss` scores each once and any other function twice, see
+        `train.gradients`.
       sparse: which embedding tables get sparse updates; None updates every table whole. The state is the same, so a run may
         resume from a checkpoint with another choice.
       part: samples of a part; None takes the batch whole; "auto" takes parts where a batch is on one CPU.
@@ -121,6 +123,8 @@ def make_step(
     """
     tables = sparse_tables(model.config.schema, sparse)
     objective, dtype = as_loss(loss) or loss, jnp.dtype(compute_dtype)
+    if isinstance(objective, Goals):
+        objective = objective.bind(model.config.objectives)
 
     def step(
         state: TrainState, slots: Slots, unique: dict[str, UniqueIds], batch: Batch, *, part: int | None, sizes: tuple[int, ...]
@@ -182,11 +186,11 @@ class _Step:
         """Samples of a part of this batch, whose rows take so many bytes; None for all."""
         if not isinstance(self._part, str):
             return self._part
-        labels = batch.labels
-        devices = labels.sharding.device_set if isinstance(labels, jax.Array) else jax.devices()[:1]
+        where = batch.where
+        devices = where.sharding.device_set if isinstance(where, jax.Array) else jax.devices()[:1]
         if len(devices) > 1 or next(iter(devices)).platform != "cpu":
             return None
-        samples, candidates = labels.shape
+        samples, candidates = where.shape
         places = batch.users.history.mask.shape[1]
         lengths = (self._config.short_length, self._config.long_length)
         return part_size(samples, candidates + sum(min(places, length) for length in lengths), row_bytes)

@@ -9,9 +9,11 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.data.candidates import Source, impressed, pointwise, sampled
+from aif_jax.data.cascade import STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.data.split import eligible_positions, request_starts
+from aif_jax.data.stages import logged, staged
 from aif_jax.train.losses import listwise_softmax, pointwise_bce
 
 
@@ -119,6 +121,57 @@ class Impressions:
         return impressed(data, candidates=self.candidates, threshold=self.threshold)
 
 
-Task: TypeAlias = NextItem | Liked | Impressions
-TASKS: dict[str, type[Task]] = {task.__name__: task for task in (NextItem, Liked, Impressions)}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cascaded:
+    """What does each objective say of the candidates that retrieval finds? A logged request of `Dataset.cascade` is a sample.
+
+    The default loss is binary cross-entropy of every objective where the log knows its label; `Goals` says more: other stages,
+    the ranker's scores. Held-out requests are evaluated on all their candidates with known labels.
+
+    Attributes:
+      exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn anew for every batch.
+      in_batch, sampled: others' exposed items, and items drawn by popularity.
+      power: of the popularity of sampled ones.
+
+    Raises:
+      ValueError: no candidates.
+    """
+
+    exposed: int = 8
+    ranked: int = 8
+    pre_ranked: int = 8
+    retrieved: int = 8
+    in_batch: int = 0
+    sampled: int = 0
+    power: float = 0.75
+
+    loss = None
+    ranks_catalogue = False
+    calibrated = 1 << 20  # all
+
+    def __post_init__(self):
+        counts = self.counts
+        expect(min(counts.values()) >= 0 and sum(counts.values()) > 0, "Cascaded", "candidates of some stage", counts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Candidates by stage."""
+        return {stage: getattr(self, stage) for stage in STAGES}
+
+    def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
+        """The requests of the cascade in a span of time."""
+        expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
+        starts = request_starts(data.log, min_history=min_history, since=since, before=before)
+        return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
+
+    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> Source:
+        """Candidates by stage; held out, all of a request."""
+        if held_out:
+            return logged(data)
+        sampler = NegativeSampler(counts_before(data, before), power=self.power) if self.sampled else None
+        return staged(data, self.counts, sampler=sampler)
+
+
+Task: TypeAlias = NextItem | Liked | Impressions | Cascaded
+TASKS: dict[str, type[Task]] = {task.__name__: task for task in (NextItem, Liked, Impressions, Cascaded)}
 """Tasks by name, for the record of a run."""

@@ -26,6 +26,9 @@ MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
 MOST_FILES = 1024
 FUNCTIONS = ("user", "users", "item", "interaction")
+PROBABILITY = "probability"
+ORDER = "order_"
+"""How the names of functions begin that make scores of logits, one for each of the manifest's orders."""
 PLAIN_NAME = re.compile(r"(consume/)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
 PARTS = ("inputs", "outputs", "params", "ignored")
 MOST_BUCKETS = 64
@@ -152,8 +155,11 @@ def _check_form(manifest: dict[str, Any]) -> None:
         good = isinstance(axis, dict) and _is_size(axis.get("minimum")) and isinstance(axis.get("buckets"), list)
         good = good and all(map(_is_size, axis["buckets"])) and (axis.get("maximum") is None or _is_size(axis["maximum"]))
         _expect(good and 0 < len(axis["buckets"]) <= MOST_BUCKETS, f"axes {name!r}", "minimum, maximum and buckets", axis)
-    functions, encoder = manifest["functions"], manifest.get("encoder")
-    _expect(sorted(functions) == sorted(FUNCTIONS), "functions", ", ".join(map(repr, FUNCTIONS)), sorted(functions))
+    functions, encoder, orders = manifest["functions"], manifest.get("encoder"), manifest.get("orders", {})
+    good = isinstance(orders, dict) and all(isinstance(text, str) and name.isidentifier() for name, text in orders.items())
+    _expect(good, "orders", "score expressions by name", orders)
+    names = {*FUNCTIONS, *(ORDER + name for name in orders)}
+    _expect(set(functions) - {PROBABILITY} == names, "functions", ", ".join(map(repr, FUNCTIONS)), sorted(functions))
     for name, spec in functions.items():
         good = isinstance(spec, dict) and all(isinstance(spec.get(part), list) for part in PARTS)
         good = good and all(isinstance(text, str) for text in (*spec["params"], *spec["ignored"]))

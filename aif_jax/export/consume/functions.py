@@ -12,10 +12,17 @@ import jax
 import jax.export
 import numpy as np
 
-from .files import DTYPE_NAMES, ExportError, memory
+from .files import DTYPE_NAMES, ORDER, PROBABILITY, ExportError, memory
 
 OVER = {"users": "b", "item": "n", "interaction": "c"}
 """The axis over which a function runs in blocks."""
+
+
+def axis_of(name: str) -> str | None:
+    """The axis over which a function runs in blocks; None for one of one user."""
+    return "c" if name == PROBABILITY or name.startswith(ORDER) else OVER.get(name)
+
+
 CALL_BYTES = min(16 << 30, memory() // 2)
 """Most bytes of inputs and outputs of one call."""
 SAFE_CALLS = re.compile(
@@ -97,8 +104,9 @@ class Function:
         self.outputs = {entry["name"]: _input(entry) for entry in spec["outputs"]}
         self.ignored = frozenset(spec["ignored"])
         self.used_axes = {dim for entry in self.inputs.values() for dim in entry.shape if isinstance(dim, str)}
-        if name in OVER and OVER[name] not in self.used_axes:
-            raise ExportError(f"{name}: expected inputs with the axis {OVER[name]!r}, got {sorted(self.used_axes)}")
+        over = axis_of(name)
+        if over is not None and over not in self.used_axes:
+            raise ExportError(f"{name}: expected inputs with the axis {over!r}, got {sorted(self.used_axes)}")
         self._check_size()
         self.exported = exported = _deserialize(raw, name)
         self._check_signature()
@@ -112,7 +120,7 @@ class Function:
     def on_host(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Runs in blocks of the function's own axis and brings the outputs back without padding."""
         given, sizes = self.prepared(inputs)
-        over = OVER[self.name]
+        over = str(axis_of(self.name))
         whole = {axis: self.axes[axis].bucket(size) for axis, size in sizes.items() if axis != over}
         parts: list[dict[str, np.ndarray]] = []
         for start, stop, bucket in self.axes[over].blocks(sizes[over]):

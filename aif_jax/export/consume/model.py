@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .child import verify_in_child
-from .files import ExportError, checked, digest_of, read_arrays, read_manifest
-from .functions import OVER, Function, read_axes
+from .files import ORDER, PROBABILITY, ExportError, checked, digest_of, read_arrays, read_manifest
+from .functions import Function, axis_of, read_axes
 from .ids import Ids
 
 MAX_SECONDS = 300.0
@@ -80,6 +80,7 @@ class ExportedModel:
       version: fingerprint of params, config and encoder.
       encoding: version of the encoder that features must come from; "" where the export has none.
       config: the model's config, its schema included, as JSON values.
+      orders: text of the score expressions by name.
       index: the exported index, or None.
     """
 
@@ -91,6 +92,7 @@ class ExportedModel:
         self.version: str = manifest["version"]
         self.encoding: str = manifest["encoding"]
         self.config: dict[str, Any] = manifest["config"]
+        self.orders: dict[str, str] = dict(manifest.get("orders", {}))
         axes, params = read_axes(manifest, buckets or {}), jax.device_put(arrays(manifest["params"]))
         self.functions = {
             name: Function(name, spec, checked(folder, manifest, spec.get("file")), params, axes)
@@ -118,12 +120,12 @@ class ExportedModel:
         return self.functions["item"].on_host(self._features(features))
 
     def interaction(self, state: Any, rows: Any) -> np.ndarray:
-        """Logits float32 [C] of one user's state and C rows; any C."""
+        """Logits float32 [C], or [C, T] of T objectives, of one user's state and C rows; any C."""
         given = {f"state.{k}": v for k, v in flatten(state).items()} | {f"rows.{k}": v for k, v in flatten(rows).items()}
         return self.functions["interaction"].on_host(given)["logits"]
 
     def score(self, state: Any, table: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
-        """Logits float32 [C] of the rows of a table on the device: the gather and the interaction in one compiled function.
+        """Logits float32 [C] or [C, T] of the rows of a table on the device: gather and interaction in one compiled function.
 
         Args:
           state: of one user.
@@ -145,13 +147,40 @@ class ExportedModel:
         given = {f"state.{name}": value for name, value in flatten(state).items()}
         states = jax.device_put(function.take(given, [name for name in function.inputs if name.startswith("state.")]))
         columns = {name: table[name] for name in needed}
-        blocks = [np.zeros(0, np.float32)]
+        blocks = [np.zeros((0, *function.outputs["logits"].shape[1:]), np.float32)]  # type: ignore[arg-type]
         for start, stop, bucket in function.axes["c"].blocks(len(rows)):
             padded = np.zeros(bucket, np.int32)
             padded[: stop - start] = rows[start:stop]
             logits = self._score(function.params, states, columns, jax.device_put(padded))
             blocks.append(jax.device_get(logits)[: stop - start])
         return np.concatenate(blocks)
+
+    def probabilities(self, logits: Any) -> np.ndarray:
+        """Calibrated probabilities of logits, of their shape.
+
+        Raises:
+          ExportError: logits that do not fit; an export of one objective without calibration or orders: then it is the sigmoid.
+        """
+        if PROBABILITY not in self.functions:
+            raise ExportError("probabilities: expected an export with a calibration, orders or several objectives, got another")
+        return self.functions[PROBABILITY].on_host({"logits": np.asarray(logits)})["probabilities"]
+
+    def value(self, order: str, logits: Any, side: Mapping[str, Any] | None = None) -> np.ndarray:
+        """What candidates are ranked by, float32 [C]: a score expression that the model was exported with.
+
+        Args:
+          order: its name among `orders`.
+          logits: float32 [C] or [C, T].
+          side: float32 [C] each: the side values that it reads, of `index.table` ("side.bid" is "bid") or from elsewhere.
+
+        Raises:
+          ExportError: another order, logits or side values that do not fit.
+        """
+        if order not in self.orders:
+            raise ExportError(f"order: expected one of {sorted(self.orders)}, got {order!r}")
+        function = self.functions[f"{ORDER}{order}"]
+        given = {f"side.{name}": np.asarray(values) for name, values in (side or {}).items()}
+        return function.on_host({"logits": np.asarray(logits)} | given)["scores"]
 
     def warm_up(self, *, table: Mapping[str, Any] | None = None) -> ExportedModel:
         """Compiles user function and interaction at their buckets, before requests come; `score` too for a `table`."""
@@ -225,7 +254,7 @@ def verify(
             for start in (f"{name}.inputs/", f"{name}.outputs/")
         )
         try:
-            got = function.on_host(inputs) if name in OVER else jax.device_get(function.on_device(inputs))
+            got = function.on_host(inputs) if axis_of(name) else jax.device_get(function.on_device(inputs))
         except ExportError:
             raise
         except Exception as error:  # whatever a foreign function does when it runs

@@ -1,0 +1,212 @@
+"""Calibration: from a logit to a probability that can be multiplied with a bid.
+
+Sampling shifts the logits of a model. Where a sample keeps every positive and a share r of the negatives, the odds in it are
+1 / r times those outside, so the logit is too high by -log r, whatever the features: that part is corrected analytically. Where
+each negative was drawn with a known rate, an entry counts for 1 / rate entries of the population. What is left (a loss that
+teaches the order, a model that is too sure) is fitted on held-out entries:
+
+    logistic    logit' = scale * logit + bias                              two numbers an objective (Platt scaling)
+    isotonic    logit' = a rising line through K knots                     for a shape that is not logistic
+
+The result is a part of the parameters, `params["fitted"]["calibration"]`, so the version, the checkpoint and the export have
+it; training never changes it. Both forms rise with the logit: they change no order.
+
+Sources: Platt 1999; Guo et al. 2017 (arXiv 1706.04599); isotonic regression by pooling adjacent violators, Zadrozny and Elkan
+2002; the correction for sampled negatives, He et al. 2014.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.checks import expect, expect_like_scores
+from aif_jax.types import Array, Params
+
+GROUP = "calibration"
+"""Its place in `params["fitted"]`."""
+Form = Literal["logistic", "isotonic"]
+KNOTS = 32
+STEPS = 100  # of Newton's method, which needs about six
+LEAST_SLOPE = 1e-3  # of the line between two knots: pooled knots keep the order of their logits
+
+
+def calibrated(params: Params, logits: Array) -> jax.Array:
+    """Logits [...] or, with T objectives, [..., T] of calibrated probabilities; as they are where `params` has no calibration.
+
+    Example:
+      >>> params = with_calibration({"fitted": {}}, {"scale": np.float32(0.5), "bias": np.float32(-1)})
+      >>> calibrated(params, jnp.array([2.0, 4.0])).tolist(), calibrated({"fitted": {}}, jnp.array([2.0])).tolist()
+      ([0.0, 1.0], [2.0])
+    """
+    logits, made = jnp.asarray(logits), params.get("fitted", {}).get(GROUP)
+    if made is None:
+        return logits
+    several = jnp.ndim(jax.tree.leaves(made)[0]) > ("x" in made)
+    if "scale" in made:
+        scale, bias = (jnp.asarray(made[name]) for name in ("scale", "bias"))
+        lead = (1,) * (logits.ndim - 1) if several else (1,) * logits.ndim
+        return logits * scale.reshape(*lead, *scale.shape) + bias.reshape(*lead, *bias.shape)
+    x, y = (jnp.asarray(made[name]) for name in ("x", "y"))
+    return jax.vmap(_line, (-1, 0, 0), -1)(logits, x, y) if several else _line(logits, x, y)
+
+
+def _line(logits: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The line through knots [K], of slope 1 outside them."""
+    inside = jnp.clip(logits, x[0], x[-1])
+    return jnp.interp(inside, x, y) + (logits - inside)
+
+
+def with_calibration(params: Params, made: dict[str, Any] | None) -> Params:
+    """Parameters with what `fit` returned, or without any calibration for None; the rest is shared, not copied."""
+    rest = {name: part for name, part in params["fitted"].items() if name != GROUP}
+    return params | {"fitted": rest if made is None else rest | {GROUP: made}}
+
+
+def fit(
+    scores: Any,
+    labels: Any,
+    *,
+    where: Any = None,
+    weights: Any = None,
+    rate: float = 1.0,
+    form: Form = "logistic",
+    knots: int = KNOTS,
+) -> dict[str, np.ndarray]:
+    """Fits a calibration of one objective on held-out entries, on the host in float64.
+
+    Args:
+      scores: raw logits of the model, any shape.
+      labels: 0 or 1, the same shape.
+      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
+      weights: how many entries of the population each stands for, as `where`: 1 for a positive and 1 / (n q) for a negative
+        that n draws from q gave. None for 1.
+      rate: share of the population's negatives that these entries hold, where all are kept alike.
+      form: "logistic" or "isotonic".
+      knots: of the isotonic form, at most.
+
+    Returns:
+      `scale` and `bias` float32 [], or `x` and `y` float32 [K] in ascending order: for `with_calibration`. `stack` joins those
+      of several objectives.
+
+    Raises:
+      ValueError: shapes, NaN scores, weights or a rate that do not fit; entries of one class only; scores that fall where
+        labels rise, whose calibration would turn the order round.
+
+    Example:
+      >>> made = fit([-1.0, -1.0, 1.0, 1.0] * 25, [0, 1, 0, 1] * 24 + [0, 0, 1, 1], rate=0.5)
+      >>> {name: round(float(value), 2) for name, value in made.items()}
+      {'scale': 0.08, 'bias': -0.69}
+    """
+    expect(form in get_args(Form), "calibration form", f"one of {get_args(Form)}", repr(form))
+    expect(0 < rate <= 1, "calibration rate", "a share above 0 and at most 1", rate)
+    expect(knots >= 4, "calibration knots", "at least 4", knots)
+    s, y, w = _entries(scores, labels, where, weights)
+    total, positives = w.sum(), (w * y).sum()
+    expect(0 < positives < total, "calibration labels", "entries of both classes", f"{positives:g} positives of {total:g}")
+    shift = math.log(rate)
+    if form == "logistic":
+        scale, bias = _newton(s, y, w)
+        rises = scale > 0
+        expect(rises, "calibration scores", "scores that rise with the labels", f"a scale of {scale:.3g}")
+        return {"scale": np.float32(scale)[()], "bias": np.float32(bias + shift)[()]}  # type: ignore[dict-item]
+    x, line = _pooled(s, y, w, max(2, knots - 2))
+    return {"x": x.astype(np.float32), "y": (line + shift).astype(np.float32)}
+
+
+def stack(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The calibrations of T objectives as one: [] to [T], knots [K] to [T, K]; that of one objective stays as it is.
+
+    Lines of fewer knots are continued with the slope 1 that they have anyway.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if "scale" in parts[0]:
+        return {name: np.stack([part[name] for part in parts]) for name in ("scale", "bias")}
+    most = max(len(part["x"]) for part in parts)
+
+    def longer(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        more = np.arange(1, most - len(part["x"]) + 1, dtype=np.float32)
+        return {name: np.append(values, values[-1] + more) for name, values in part.items()}
+
+    return {name: np.stack([longer(part)[name] for part in parts]) for name in ("x", "y")}
+
+
+def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, labels and weights of the entries that count, float64 [n]."""
+    s, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    expect(y.shape == s.shape, "calibration labels", f"the shape of scores {s.shape}", y.shape)
+    valid, w = np.asarray(True if where is None else where), np.asarray(1.0 if weights is None else weights, np.float64)
+    for value, name, given in ((valid, "where", where), (w, "weights", weights)):
+        if given is not None:
+            expect_like_scores(value.shape, name, s.shape)
+    valid, w = np.broadcast_to(valid, s.shape), np.broadcast_to(w, s.shape)
+    s, y, w = s[valid], y[valid], w[valid]
+    expect(np.isfinite(s).all(), "calibration scores", "finite logits", "some that are not")
+    expect(np.isin(y, (0, 1)).all(), "calibration labels", "0 or 1", "others")
+    expect((np.isfinite(w) & (w >= 0)).all(), "calibration weights", "finite weights of 0 or more", "some that are not")
+    return s, y, w
+
+
+def _newton(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+    """Scale and bias of the least weighted log-loss; scores are centred first, for well-conditioned steps."""
+    centre, spread = np.average(s, weights=w), max(float(s.std()), 1e-12)
+    features = np.stack([(s - centre) / spread, np.ones_like(s)])
+    rate = np.average(y, weights=w)
+    theta = np.array([0.0, math.log(rate / (1 - rate))])
+
+    def loss(theta: np.ndarray) -> float:
+        z = theta @ features
+        return float((w * np.logaddexp(0, np.where(y > 0, -z, z))).sum())
+
+    before = loss(theta)
+    for _ in range(STEPS):
+        p = np.exp(-np.logaddexp(0, -(theta @ features)))
+        gradient = features @ (w * (p - y))
+        curvature = (features * (w * p * (1 - p))) @ features.T + 1e-9 * w.sum() * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        after, size = loss(theta - step), 1.0
+        while not after <= before and size > 1e-6:  # Newton's step may overshoot where the classes can be separated
+            size /= 2
+            after = loss(theta - size * step)
+        theta = theta - size * step
+        if abs(before - after) <= 1e-12 * max(1.0, abs(before)):
+            break
+        before = after
+    scale = theta[0] / spread
+    return float(scale), float(theta[1] - scale * centre)
+
+
+def _pooled(s: np.ndarray, y: np.ndarray, w: np.ndarray, knots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Knots of the isotonic form: groups of scores of equal weight, adjacent violators pooled, logits of the rates.
+
+    Half a positive and half a negative are added to each, so that no knot is infinite.
+    """
+    order = np.argsort(s, kind="stable")
+    s, y, w = s[order], y[order], w[order]
+    group = np.minimum((np.cumsum(w) - w / 2) / w.sum() * knots, knots - 1).astype(np.int64)
+    first = np.flatnonzero(np.append(True, (group[1:] != group[:-1])))
+    mass, hits, mean = (np.add.reduceat(value, first) for value in (w, w * y, w * s))
+    unit = w.sum() / len(w)  # weight of one entry
+    blocks: list[tuple[float, float, int]] = []
+    for group_mass, group_hits in zip(mass, hits, strict=True):
+        blocks.append((group_mass, group_hits, 1))
+        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
+            a, b = blocks.pop(), blocks.pop()
+            blocks.append((a[0] + b[0], a[1] + b[1], a[2] + b[2]))
+    pooled, positives, groups = (np.array(value) for value in zip(*blocks, strict=True))
+    x = mean / mass
+    line = np.repeat(np.log(positives + unit / 2) - np.log(pooled - positives + unit / 2), groups)
+    if len(x) == 1:
+        x, line = x + np.array([0, 1]), line + np.array([0, 1])  # slope 1, as outside the knots
+    gaps = np.maximum(np.diff(x), 1e-6)
+    slopes = np.maximum(np.diff(line) / gaps, LEAST_SLOPE)
+    x, line = (np.append(first, first + np.cumsum(steps)) for first, steps in ((x[0], gaps), (line[0], slopes * gaps)))
+    # The halves of the outer groups that no knot bounds go on as steep as their neighbours, and no steeper than slope 1.
+    ends = np.array([min(s[0], x[0] - 1e-6), max(s[-1], x[-1] + 1e-6)])
+    outer = line[[0, -1]] + np.minimum(slopes[[0, -1]], 1) * (ends - x[[0, -1]])
+    return np.concatenate([ends[:1], x, ends[1:]]), np.concatenate([outer[:1], line, outer[1:]])

@@ -1,0 +1,128 @@
+"""The cascade: logged requests with what retrieval found, how far each candidate came, and what the ranker said of it.
+
+Pre-ranking sees what retrieval found, not what was shown. `stages.staged` makes lists for training of a cascade.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aif_jax.checks import expect, expect_array, expect_integers, expect_range
+
+STAGE = "stage"
+"""The label that says how far a candidate came: a position in STAGES."""
+STAGES = ("exposed", "ranked", "pre_ranked", "retrieved", "in_batch", "sampled")
+"""How far a candidate came, the furthest first: shown; scored by the ranker and not shown; passed on by pre-ranking and not
+scored; cut by pre-ranking; another sample's exposed item; drawn by popularity."""
+LOGGED = STAGES[:4]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Cascade:
+    """Logged requests, at most M candidates each.
+
+    Attributes:
+      positions: int64 [R] ascending positions in the event log: the first event of each request, which gives its user, its
+        time, and so its history.
+      rows: int32 [R, M] catalogue rows, 0 where there is no candidate.
+      stage: int8 [R, M] position in `STAGES[:4]`; of no meaning where there is no candidate.
+      labels: float32 [R, M] each, NaN where the log does not know: the objectives' labels, a ranker's score.
+
+    Raises:
+      TypeError, ValueError: parts that do not fit together.
+    """
+
+    positions: np.ndarray
+    rows: np.ndarray
+    stage: np.ndarray
+    labels: Mapping[str, np.ndarray]
+
+    def __post_init__(self):
+        positions = expect_array(self.positions, "Cascade.positions", dtype=np.int64, shape=(None,))
+        rows = expect_array(self.rows, "Cascade.rows", dtype=np.int32, shape=(len(positions), None))
+        expect((np.diff(positions) > 0).all(), "Cascade.positions", "ascending positions", "others")
+        stage = expect_array(self.stage, "Cascade.stage", dtype=np.int8, shape=rows.shape)
+        expect_range(stage, "Cascade.stage", size=len(LOGGED))
+        expect(STAGE not in self.labels, "Cascade.labels", f"no label {STAGE!r}, which Cascade.stage is", sorted(self.labels))
+        for name, values in self.labels.items():
+            expect_array(values, f"Cascade.labels[{name!r}]", dtype=np.float32, shape=rows.shape)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __repr__(self) -> str:
+        counts = np.bincount(self.stage[self.rows > 0], minlength=len(LOGGED))
+        stages = ", ".join(f"{count:,} {name}" for name, count in zip(LOGGED, counts, strict=True))
+        size = f"{len(self):,} requests of up to {self.rows.shape[1]:,} candidates"
+        return f"Cascade({size}: {stages}; labels {sorted(self.labels)})"
+
+    def at(self, positions: Any) -> np.ndarray:
+        """int64 [B] requests of positions in the log; ValueError for one that the cascade lacks."""
+        wanted = np.asarray(positions)
+        at = np.searchsorted(self.positions, wanted)
+        known = np.append(self.positions, -1)[at] == wanted
+        expect(known.all(), "positions", "first events of requests of the cascade", wanted[~known][:1])
+        return at
+
+    def taken(self, at: Any, places: Any) -> dict[str, np.ndarray]:
+        """Stage and labels by name, of some candidates of some requests, float32."""
+        return {STAGE: self.stage[at, places].astype(np.float32)} | {name: v[at, places] for name, v in self.labels.items()}
+
+
+def from_columns(
+    log: Any, *, user: Any, time: Any, rows: Any, stage: Any, labels: Mapping[str, Any], candidates: int
+) -> tuple[Cascade, int]:
+    """A cascade from one line for each candidate, and how many requests have no event in the log, so no history: left out.
+
+    Args:
+      log: the `EventLog`; a request is the events of one user at one time.
+      user: int [n] user rows; `time` int64 [n] seconds of the request.
+      rows: int [n] catalogue rows; lines of row 0 are left out.
+      stage: int [n] positions in `STAGES[:4]`.
+      labels: float [n] each, NaN where unknown.
+      candidates: M; of more the furthest stages are kept.
+
+    Raises:
+      ValueError: arrays that do not fit together; a candidate that comes twice in a request.
+    """
+    user, time, rows = (np.asarray(values).astype(np.int64) for values in (user, time, rows))
+    stage = expect_integers(stage, "stage", size=len(LOGGED)).astype(np.int64)
+    expect(candidates >= 1, "candidates", "at least 1", candidates)
+    for name, values in {"time": time, "item": rows, STAGE: stage, **labels}.items():
+        expect(np.shape(values) == user.shape, name, f"{len(user)} values like the users", np.shape(values))
+    good = (rows > 0) & (user > 0) & (user < log.users)
+    order = np.lexsort((rows, stage, time, user))
+    order = order[good[order]]
+    user, time, rows, stage = (values[order] for values in (user, time, rows, stage))
+    new = np.append(True, (user[1:] != user[:-1]) | (time[1:] != time[:-1]))[: len(user)]
+    request, first = np.cumsum(new) - 1, np.flatnonzero(new)
+    twice = np.sort(request * (int(rows.max(initial=0)) + 1) + rows)
+    expect((np.diff(twice) > 0).all(), "cascade", "every item once in a request", "one that comes twice")
+    ends = log.history_end_at(user[first], time[first])
+    inside = ends < log.offsets[user[first] + 1]
+    exists = np.zeros(len(first), np.bool_)
+    exists[inside] = log.time[ends[inside]] == time[first][inside]
+    kept = np.flatnonzero(exists)
+    kept = kept[np.argsort(ends[kept], kind="stable")]
+    place_of = np.full(len(first), -1, np.int64)
+    place_of[kept] = np.arange(len(kept))
+    column = np.arange(len(user)) - first[request]
+    here = (place_of[request] >= 0) & (column < candidates)
+    at = place_of[request][here], column[here]
+
+    def table(values: np.ndarray, dtype: Any, fill: Any) -> np.ndarray:
+        made = np.full((len(kept), candidates), fill, dtype)
+        made[at] = values[here]
+        return made
+
+    made = Cascade(
+        positions=ends[kept].astype(np.int64),
+        rows=table(rows, np.int32, 0),
+        stage=table(stage, np.int8, 0),
+        labels={name: table(np.asarray(values, np.float32)[order], np.float32, np.nan) for name, values in labels.items()},
+    )
+    return made, len(first) - len(kept)

@@ -1,0 +1,126 @@
+r"""A small cascade over the synthetic world, with a ranker whose list is known for every candidate.
+
+**Objectives.** A click has the world's probability, lift / (lift + m). Item i has a hidden quality g_i, the sum of a normal
+number of its topic and one of its category; a long view has probability sigmoid(g_i - 1) where clicked.
+
+**Ranker.** R(i | h) = log P(click) + weight * g_i + noise: it knows the truth of clicks, and quality, which clicks do not show.
+
+**Requests.** At an event of the log, retrieval finds M items: half by popularity ** 0.75, half of the topics and categories of
+the user's history, and the event's item. An earlier pre-ranker (log P(click) + noise) passes on a half, the ranker scores the
+best of them, and shows the best ten; the event's item is always shown, because the log says so. Labels of shown items are drawn
+anew, that of the event's item is the log's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from aif_jax.data.cascade import LOGGED, from_columns
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.split import request_starts
+from experiments.datasets.synthetic import CLICK, World
+
+SHOWN = 10
+RANKER = "ranker"
+"""Label: the ranker's score where it scored; `World` truth for every candidate is under WHOLE."""
+WHOLE = "ranker_of_all"
+"""Label: what the ranker would say of every candidate, for evaluation alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticCascade:
+    """The data with its cascade, and the truth."""
+
+    dataset: Dataset
+    click: np.ndarray  # float64 [R, M] true probability of a click where shown, 0 where there is no candidate
+
+
+def synthetic_cascade(
+    world: World,
+    *,
+    requests: int = 2000,
+    candidates: int = 400,
+    ranked: int = 150,
+    quality: float = 1.0,
+    noise: float = 0.1,
+    min_history: int = 5,
+    seed: int = 0,
+) -> SyntheticCascade:
+    """Makes a cascade at requests of a world; the module's docstring has the rules.
+
+    Args:
+      world: from `synthetic_world`.
+      requests: how many, drawn at random among those whose user has `min_history` earlier events.
+      candidates: M; fewer where retrieval finds an item twice.
+      ranked: that the ranker scores.
+      quality: weight of quality in the ranker's score.
+      noise: deviation of the ranker's noise.
+      min_history: earlier events.
+      seed: of all draws.
+
+    Raises:
+      ValueError: more requests than there are.
+    """
+    data, rng = world.dataset, np.random.default_rng(seed)
+    log, total = data.log, len(data.catalogue)
+    starts = request_starts(data.log, min_history=min_history)
+    if requests > len(starts):
+        raise ValueError(f"requests: expected at most {len(starts)}, got {requests}")
+    at = np.sort(rng.choice(starts, requests, replace=False))
+    goodness = _quality(world, rng)
+    popular = world.popularity**0.75 / (world.popularity**0.75).sum()
+    of_topic, of_category = (_members(group) for group in (world.topic, world.category))
+    lines: dict[str, list[Any]] = {name: [] for name in ("user", "time", "rows", "stage", "click", "long_view", RANKER, WHOLE)}
+    for position in at:
+        end, first = log.history_end([position])[0], log.offsets[log.user[position]]
+        history = log.item[first:end]
+        some = rng.choice(history, candidates // 4)
+        near = [rng.choice(of_topic[world.topic[row]]) for row in some]
+        near += [rng.choice(of_category[world.category[row]]) for row in some]
+        drawn = rng.choice(total, candidates - len(near) - 1, p=popular)
+        rows = np.unique(np.concatenate([[log.item[position]], near, drawn]).astype(np.int64))
+        click = world.click_probability(np.full(len(rows), position), rows)
+        ranker = np.log(click) + quality * goodness[rows] + noise * rng.normal(size=len(rows))
+        passed = np.argsort(-(np.log(click) + rng.normal(size=len(rows))))[: len(rows) // 2]
+        scored = passed[np.argsort(-ranker[passed])][:ranked]
+        own = int(np.searchsorted(rows, log.item[position]))
+        shown = np.append(scored[scored != own][: SHOWN - 1], own)
+        stage = np.full(len(rows), LOGGED.index("retrieved"))
+        stage[passed], stage[scored], stage[shown] = (LOGGED.index(name) for name in ("pre_ranked", "ranked", "exposed"))
+        clicked = (rng.random(len(rows)) < click).astype(np.float64)
+        clicked[own] = log.action[position] == CLICK
+        long_view = clicked * (rng.random(len(rows)) < 1 / (1 + np.exp(1 - goodness[rows])))
+        known, heard = stage == 0, stage <= 1
+        lines["user"].append(np.full(len(rows), log.user[position]))
+        lines["time"].append(np.full(len(rows), log.time[position]))
+        values = (rows, stage, np.where(known, clicked, np.nan), np.where(known, long_view, np.nan))
+        for name, value in zip(("rows", "stage", "click", "long_view"), values, strict=True):
+            lines[name].append(value)
+        lines[RANKER].append(np.where(heard, ranker, np.nan))
+        lines[WHOLE].append(ranker)
+    table = {name: np.concatenate(parts) for name, parts in lines.items()}
+    labels = {name: table[name].astype(np.float32) for name in ("click", "long_view", RANKER, WHOLE)}
+    made, without = from_columns(
+        log, **{name: table[name] for name in ("user", "time", "rows", "stage")}, labels=labels, candidates=candidates
+    )
+    assert not without  # every request is at an event
+    chance = np.zeros(made.rows.shape)
+    for request, (position, rows) in enumerate(zip(made.positions, made.rows, strict=True)):
+        here = rows > 0
+        chance[request, here] = world.click_probability(np.full(here.sum(), position), rows[here])
+    return SyntheticCascade(dataset=dataclasses.replace(data, cascade=made), click=chance)
+
+
+def _quality(world: World, rng: np.random.Generator) -> np.ndarray:
+    """float64 [N] hidden quality: what its topic and its category add."""
+    parts = [rng.normal(size=group.max() + 1) for group in (world.topic, world.category)]
+    return (parts[0][world.topic] + parts[1][world.category]) / np.sqrt(2)
+
+
+def _members(group: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group; row 0, of group -1, is none."""
+    order = np.argsort(group[1:], kind="stable") + 1
+    return np.split(order, np.searchsorted(group[order], np.arange(1, group.max() + 1)))

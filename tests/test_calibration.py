@@ -1,0 +1,256 @@
+"""Calibration: what a fit must find, what it must refuse, and that it travels with the parameters."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+import aif_jax as aif
+from aif_jax import calibration, checkpoint, metrics, train
+from aif_jax.checkpoint import CheckpointError
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.split import eligible, split_by_time
+from aif_jax.run import Run, fit
+from aif_jax.serving import Request
+from aif_jax.train.evaluate import list_scores
+from aif_jax.train.tasks import NextItem
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.serving_world import World, bids_for, shared
+from tests.serving_world import run as serving_run
+from tests.test_sparse import SMALL
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def drawn(count: int, truth, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, and labels that are positive with probability sigmoid(truth(score))."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=count)
+    return scores, (rng.random(count) < sigmoid(truth(scores))).astype(np.float64)
+
+
+def apply(made, scores) -> np.ndarray:
+    params = calibration.with_calibration({"fitted": {}}, made)
+    return np.asarray(calibration.calibrated(params, np.asarray(scores, np.float32)))
+
+
+def test_logistic_form_is_that_of_scikit_learn_and_finds_the_truth():
+    scores, labels = drawn(40_000, lambda s: 0.7 * s - 2)
+    made = calibration.fit(scores, labels)
+    peer = LogisticRegression(C=1e9, tol=1e-10).fit(scores[:, None], labels)
+    assert made["scale"] == pytest.approx(peer.coef_[0, 0], abs=1e-4) and made["bias"] == pytest.approx(
+        peer.intercept_[0], abs=1e-4
+    )
+    assert (made["scale"], made["bias"]) == pytest.approx((0.7, -2), abs=0.06)
+    assert made["scale"].dtype == made["bias"].dtype == np.float32
+    shifted = calibration.fit(1e3 * scores - 5e4, labels)  # an ill-conditioned line is found too
+    np.testing.assert_allclose(shifted["scale"] * (1e3 * scores - 5e4) + shifted["bias"], 0.7 * scores - 2, atol=0.2)
+
+
+def test_isotonic_form_follows_scikit_learn_and_keeps_the_order():
+    scores, labels = drawn(60_000, lambda s: np.where(s < 0, -2 + 0.2 * s, -2 + 3 * s))
+    made = calibration.fit(scores, labels, form="isotonic")
+    assert len(made["x"]) == len(made["y"]) <= calibration.KNOTS
+    peer = IsotonicRegression(out_of_bounds="clip").fit(scores, labels)
+    grid = np.linspace(-1.5, 1.5, 31)
+    np.testing.assert_allclose(sigmoid(apply(made, grid)), peer.predict(grid), atol=0.03)
+    everywhere = apply(made, np.linspace(-9, 9, 501))
+    assert (np.diff(everywhere) > 0).all()
+    assert everywhere[-1] - everywhere[-2] == pytest.approx(18 / 500, abs=1e-4)  # slope 1 outside the knots
+    line, steps = (
+        metrics.deciles(apply(calibration.fit(scores, labels, form=f), scores), labels) for f in ("logistic", "isotonic")
+    )
+    assert steps.worst < 0.03 < 0.1 < line.worst
+    pooled = calibration.fit([0.0, 1.0, 2.0, 3.0], [1, 0, 1, 0], form="isotonic", knots=6)
+    np.testing.assert_allclose(apply(pooled, [-5.0, 1.5, 4.0]), [-5, 0, 1], atol=5e-3)  # one block of rate 1/2; slope 1 outside
+
+
+@pytest.mark.parametrize("form", ["logistic", "isotonic"])
+def test_a_sampled_log_is_corrected_analytically(form):
+    """All positives and a share of the negatives, with its rate, or with weights, give the calibration of the whole log."""
+    scores, labels = drawn(200_000, lambda s: s - 3)
+    rng = np.random.default_rng(1)
+    kept = (labels == 1) | (rng.random(len(labels)) < 0.2)
+    few = scores[kept], labels[kept]
+    assert metrics.deciles(apply(calibration.fit(*few, form=form), scores), labels).worst > 1  # what sampling does
+    for options in ({"rate": 0.2}, {"weights": np.where(few[1] == 1, 1, 5.0)}):
+        made = metrics.deciles(apply(calibration.fit(*few, form=form, **options), scores), labels)
+        assert made.worst < 0.15 and sum(made.predicted) == pytest.approx(sum(made.observed), rel=0.02), options
+    rate = calibration.fit(*few, form=form, rate=0.2)
+    plain = calibration.fit(*few, form=form)
+    np.testing.assert_allclose(apply(rate, scores), apply(plain, scores) + np.log(0.2), atol=1e-5)
+
+
+def test_several_objectives_have_a_calibration_each():
+    for form in ("logistic", "isotonic"):
+        pairs = [drawn(5000, lambda s: s), drawn(3000, lambda s: 2 * s - 1, seed=1)]
+        parts = [calibration.fit(*pair, form=form, knots=knots) for pair, knots in zip(pairs, (9, 6), strict=True)]
+        scores = np.stack([pairs[0][0][:3000], pairs[1][0]], axis=1)
+        both = apply(calibration.stack(parts), scores)
+        for place, made in enumerate(parts):
+            np.testing.assert_allclose(both[:, place], apply(made, scores[:, place]), atol=1e-4)
+        wide = apply(calibration.stack(parts), scores.reshape(30, 100, 2))
+        np.testing.assert_allclose(wide.reshape(3000, 2), both, atol=1e-6)
+    assert calibration.stack(parts[:1]) is parts[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"form": "beta"}, "calibration form: expected one of"),
+        ({"rate": 0.0}, "calibration rate: expected a share above 0"),
+        ({"labels": [0, 0, 0, 0]}, "calibration labels: expected entries of both classes, got 0 positives of 4"),
+        ({"labels": [0, 2, 0, 1]}, "calibration labels: expected 0 or 1"),
+        ({"labels": [1, 1, 0, 0]}, "calibration scores: expected scores that rise with the labels, got a scale of -"),
+        ({"scores": [0, np.nan, 1, 2]}, "calibration scores: expected finite logits"),
+        ({"weights": [1, -1, 1, 1]}, "calibration weights: expected finite weights of 0 or more"),
+        ({"labels": [0, 1]}, r"calibration labels: expected the shape of scores \(4,\)"),
+        ({"where": np.ones(3, bool)}, "where: expected a shape of the same rank"),
+        ({"knots": 3}, "calibration knots: expected at least 4"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(change, message):
+    given = {"scores": [0.0, 1.0, 0.5, 2.0], "labels": [0, 1, 1, 0]} | change
+    with pytest.raises(ValueError, match=message):
+        calibration.fit(given.pop("scores"), given.pop("labels"), **given)
+
+
+def test_deciles_by_hand():
+    scores, labels = np.log([[1 / 3, 1.0], [3.0, 3.0]]), np.array([[0, 1], [1, 1]])
+    made = metrics.deciles(scores, labels, bins=2)
+    assert made.predicted == pytest.approx((0.375, 0.75)) and made.observed == (0.5, 1.0) and made.entries == (2, 2)
+    assert made.worst == pytest.approx(0.25)
+    weighted = metrics.deciles(scores, labels, weights=np.array([[3.0, 1.0], [1.0, 1.0]]), bins=2)
+    assert weighted.observed == pytest.approx((0, 1)) and weighted.entries == (3, 3) and weighted.worst == np.inf
+    masked = metrics.deciles(scores, labels, where=np.array([[True, False], [True, False]]), bins=10)
+    assert len(masked.predicted) == 2 and masked.observed == (0, 1)
+    assert metrics.deciles([], []) == ((), (), ()) and np.isnan(metrics.deciles([], []).worst)
+    with pytest.raises(ValueError, match="weights: expected finite values of at least 0"):
+        metrics.deciles([0.0], [1], weights=[-1.0])
+    rates = metrics.calibration([0.0, 0.0], [1, 0], weights=[1.0, 3.0])
+    assert (rates.ratio, rates.error) == (2.0, 0.25) and rates.entries[5] == 4
+
+
+def test_the_plot_is_drawn(tmp_path):
+    made = metrics.Deciles((0.0, 0.1, 0.4), (0.0, 0.12, 0.4), (50.0, 50.0, 50.0))
+    metrics.plot_deciles({"model": made, "none": metrics.Deciles((), (), ())}, tmp_path / "deciles.png", title="click")
+    assert (tmp_path / "deciles.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="series: expected at least one"):
+        metrics.plot_deciles({}, tmp_path / "none.png")
+
+
+# with a model
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return shared()
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return synthetic_world(0, users=40, items=90, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12).dataset
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Run:
+    model = aif.build(demo.config(schema=data.schema, **SMALL))
+    task = NextItem(negatives=7, evaluated=20, corrected=True)
+    options = dict(epochs=3, batch_size=64, task=task, requests=60, k=None, learning_rate=0.02, progress=False)
+    return fit(model, data, out=tmp_path_factory.mktemp("calibrated") / "run", **options)
+
+
+def test_a_run_is_calibrated_on_its_validation_slice_and_keeps_it(data, run):
+    raw = run.evaluate(data, "validation", k=None, progress=False)
+    assert abs(raw.calibration - 1) > 0.2  # what logQ does to a sigmoid
+    fitted = run.calibrate(data, progress=False)
+    got = fitted.evaluate(data, "validation", k=None, progress=False)
+    assert got.calibration == pytest.approx(1, abs=1e-3) and got.calibration_error < raw.calibration_error
+    assert got.log_loss < raw.log_loss and (got.auc, got.gauc) == (raw.auc, raw.gauc)
+    assert len(got.deciles.predicted) == 10 and got.deciles.worst < raw.deciles.worst
+    assert aif.fingerprint(fitted.params, fitted.config) != aif.fingerprint(run.params, run.config)
+    loaded = Run.load(run.folder)
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), loaded.params, fitted.params)
+    assert jax.tree.all(same)
+    again = loaded.calibrate(data, rate=0.5, progress=False)  # replaces, does not add up
+    shift = again.params["fitted"]["calibration"]["bias"] - fitted.params["fitted"]["calibration"]["bias"]
+    assert shift == pytest.approx(np.log(0.5), abs=1e-5)
+    file = run.folder / "calibration.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"calibration": {"scale": 1.0, "bias": 0.0}}))
+    with pytest.raises(CheckpointError, match="the record was altered"):
+        Run.load(run.folder)
+    file.write_text("[]")
+    with pytest.raises(CheckpointError, match="expected the calibration of a run"):
+        Run.load(run.folder)
+    other = {"version": "another", "calibration": {"scale": 1.0, "bias": 0.0}}
+    file.write_text(json.dumps(other | {"sha256": checkpoint.storage.record_hash(other)}))
+    with pytest.raises(CheckpointError, match="expected the calibration of version"):
+        Run.load(run.folder)
+    file.unlink()
+
+
+def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
+    """The mean probability over all items is that of one item in all of them, though few negatives were drawn."""
+    parts = split_by_time(data.log)
+    positions = eligible(data.log, parts.validation, min_history=3)
+    sampler = aif.data.NegativeSampler(aif.data.item_counts(data, parts.train), power=0.75)
+    source = aif.data.sampled(data, sampler=sampler, negatives=15, corrected=True)
+    params = train.calibrate(run.model, run.params, data, positions, candidates=source, progress=False)
+    rows = np.broadcast_to(np.arange(1, len(data.catalogue), dtype=np.int32), (len(positions), len(data.catalogue) - 1))
+    lists = aif.data.CandidateLists(rows, (rows == data.log.item[positions][:, None]).astype(np.float32))
+    scores = list_scores(run.model, params, data, positions, lists, progress=False)
+    logits = np.asarray(calibration.calibrated(params, jnp.asarray(scores)))
+    drawable = sampler.probabilities[rows] > 0
+    assert metrics.calibration(logits, lists.labels, where=drawable).ratio == pytest.approx(1, abs=0.25)
+    weighed = train.evaluate(run.model, params, data, positions, k=None, candidates=source, progress=False)
+    assert weighed.calibration == pytest.approx(1, abs=1e-3)
+
+
+def test_checkpoints_and_fitting_anew_and_growing_keep_their_word(data, run, tmp_path):
+    fitted = calibration.with_calibration(run.params, calibration.fit([0.0, 1.0, 2.0], [0, 1, 1], form="isotonic"))
+    checkpoint.save(tmp_path / "saved", fitted, run.config, encoder=run.encoder)
+    loaded = checkpoint.load(tmp_path / "saved")
+    assert loaded.version == aif.fingerprint(fitted, run.config, run.encoder)
+    np.testing.assert_array_equal(loaded.params["fitted"]["calibration"]["x"], fitted["fitted"]["calibration"]["x"])
+    grown, _ = aif.grow_vocabulary(fitted, "item", len(data.catalogue) + 5, jax.random.key(0), config=run.config)
+    assert grown["fitted"]["calibration"] is fitted["fitted"]["calibration"]
+    assert calibration.with_calibration(fitted, None)["fitted"].keys() == run.params["fitted"].keys()
+    run.model.init(jax.random.key(0), None, fitted=fitted["fitted"])  # a calibrated model's tables start another training
+
+
+def test_order_by_bid_multiplies_the_calibrated_probability(world):
+    """Before and after a publish: raw, then calibrated so that the order changes."""
+    made = {"scale": np.float32(3.0), "bias": np.float32(-1.0)}
+    params = calibration.with_calibration(world.params, made)
+    ids = world.ids[:40]
+
+    async def test():
+        async with world.engine() as engine:
+            request = Request(user=3, order="bid", context=bids_for(ids))
+            raw = await engine.rank(request, 8)
+            with pytest.raises(aif.VersionMismatch):
+                await engine.publish(params, world.index)
+            await engine.publish(params, world.index_of(params))
+            got = await engine.rank(request, 8)
+        logits, bids = world.logits(3, ids), bids_for(ids).bids
+        for answer, scale, bias in ((raw, 1, 0), (got, 3, -1)):
+            value = sigmoid(scale * logits + bias) * bids
+            best = np.argsort(-value, kind="stable")[:8]
+            assert answer.ids.tolist() == ids[best].tolist()
+            np.testing.assert_allclose(answer.scores, value[best], rtol=1e-4)
+            np.testing.assert_allclose(answer.logits, logits[best], rtol=1e-4, atol=1e-5)
+        assert raw.ids.tolist() != got.ids.tolist()
+
+    serving_run(test())

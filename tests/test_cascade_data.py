@@ -1,0 +1,235 @@
+"""Cascades: from lines to requests, lists by stage, RecFlow's layout, the synthetic one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import data as sources
+from aif_jax.data.candidates import Draw
+from aif_jax.data.cascade import LOGGED, STAGES, Cascade, from_columns
+from aif_jax.train.goals import Goal, Goals
+from aif_jax.train.losses import distill_listwise
+from aif_jax.train.tasks import Cascaded
+from experiments.datasets import recflow
+from experiments.datasets.cascade import RANKER, WHOLE, synthetic_cascade
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.test_sparse import SMALL
+
+EVENTS = {"user": ["ann", "ann", "ann", "bob"], "item": [7, 8, 9, 7], "time": [10, 20, 20, 30]}
+ITEMS = {"item": [6, 7, 8, 9], "category": ["tea", "tea", "cup", "cup"]}
+LINES = {
+    "user": ["bob", "ann", "ann", "ann", "ann", "ann", "eve"],
+    "item": [7, 9, 6, 8, 7, 8, 6],
+    "time": [30, 20, 20, 20, 15, 15, 30],
+    "stage": ["exposed", "exposed", "retrieved", "ranked", "exposed", "ranked", "ranked"],
+    "score": [1.0, 3.0, float("nan"), 2.0, 5.0, 4.0, 0.0],
+    "click": [1.0, 0.0, float("nan"), float("nan"), 1.0, float("nan"), 1.0],
+}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return aif.read(EVENTS, items=ITEMS, columns=aif.Columns())
+
+
+@pytest.fixture(scope="module")
+def synthetic():
+    world = synthetic_world(0, users=40, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12)
+    return world, synthetic_cascade(world, requests=150, candidates=60, ranked=20)
+
+
+# reading
+
+
+def test_lines_become_requests(plain, caplog):
+    known = aif.read_cascade(LINES | {"user": [*LINES["user"][:6], "bob"]}, plain, labels={"score": "ranker", "click": "click"})
+    made = known.cascade
+    assert made.positions.tolist() == [1, 3]  # ann at 20 and bob at 30; ann at 15 has no event, so nothing was shown
+    assert "1 requests without an event in the log" in caplog.text
+    assert known.items.decode(int(made.rows[0, 0])) == 9  # the furthest stage first
+    assert made.stage[0, :3].tolist() == [0, 1, 3] and made.rows[0, 3:].max() == 0
+    assert made.labels["ranker"][0, :2].tolist() == [3, 2] and np.isnan(made.labels["ranker"][0, 2:]).all()
+    assert made.labels["click"][1, 0] == 1 and len(made) == 2
+    assert repr(made).startswith("Cascade(2 requests of up to 1,024 candidates: 2 exposed, 2 ranked, 0 pre_ranked, 1 retrieved")
+    few = aif.read_cascade({name: values[:6] for name, values in LINES.items()}, plain, candidates=2)
+    assert few.cascade.rows.shape == (2, 2) and few.cascade.stage[0].tolist() == [0, 1]
+
+
+def test_a_csv_has_empty_values_where_the_log_does_not_know(plain, tmp_path):
+    rows = ["user,item,time,stage,score", "ann,9,20,exposed,3", "ann,8,20,ranked,", "bob,7,30,exposed,1.5"]
+    (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
+    made = aif.read_cascade(tmp_path / "log.csv", plain, labels=("score",)).cascade
+    assert made.labels["score"][0, 0] == 3 and np.isnan(made.labels["score"][0, 1]) and made.labels["score"][1, 0] == 1.5
+    (tmp_path / "log.csv").write_text("\n".join([*rows, "bob,8,30,ranked,much"]) + "\n")
+    with pytest.raises(ValueError, match="score.*expected a number, got 'much'"):
+        aif.read_cascade(tmp_path / "log.csv", plain, labels=("score",))
+
+
+def test_wrong_cascades_are_refused(plain):
+    six = {name: values[:6] for name, values in LINES.items()}
+    with pytest.raises(ValueError, match=r"cascade stage: expected stages among .*, got \['shown'\]"):
+        aif.read_cascade(six | {"stage": ["shown"] * 6}, plain)
+    with pytest.raises(ValueError, match="cascade: expected every item once in a request"):
+        aif.read_cascade(six | {"item": [7, 9, 9, 8, 7, 8]}, plain)
+    good = from_columns(plain.log, user=[1], time=[20], rows=[3], stage=[0], labels={}, candidates=2)[0]
+    for change, message in (
+        ({"positions": np.array([1], np.int32)}, "Cascade.positions: expected dtype int64"),
+        ({"stage": np.full((1, 2), 4, np.int8)}, r"Cascade.stage: expected values in \[0, 4\)"),
+        ({"labels": {"stage": good.rows.astype(np.float32)}}, "Cascade.labels: expected no label 'stage'"),
+        ({"labels": {"x": np.zeros((1, 3), np.float32)}}, r"Cascade.labels\['x'\]: expected shape \[1, 2\]"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            dataclasses.replace(good, **change)
+    with pytest.raises(ValueError, match="Cascade.positions: expected ascending"):
+        Cascade(positions=np.array([2, 1]), rows=np.ones((2, 1), np.int32), stage=np.zeros((2, 1), np.int8), labels={})
+    with pytest.raises(ValueError, match=r"Dataset.cascade.rows: expected values in \[0, 5\)"):
+        dataclasses.replace(plain, cascade=dataclasses.replace(good, rows=np.full((1, 2), 9, np.int32)))
+    with pytest.raises(ValueError, match="stage: expected values in"):
+        from_columns(plain.log, user=[1], time=[20], rows=[3], stage=[5], labels={}, candidates=2)
+    with pytest.raises(ValueError, match="Dataset.cascade: expected a Cascade"):
+        sources.logged(plain)
+
+
+# lists
+
+
+def test_lists_have_so_many_of_each_stage(synthetic):
+    world, made = synthetic
+    data, cascade = made.dataset, made.dataset.cascade
+    sampler = sources.NegativeSampler(sources.item_counts(data, range(len(data.log))))
+    counts = {"exposed": 4, "ranked": 6, "retrieved": 5, "in_batch": 3, "sampled": 8}
+    source = sources.staged(data, counts, sampler=sampler)
+    at = cascade.positions[:40]
+    lists = source(at, Draw(0, 0, 0))
+    assert lists.rows.shape == (40, 26) and set(lists.labels) == {"stage", "click", "long_view", RANKER, WHOLE}
+    starts = np.cumsum([0, *counts.values()])
+    for (name, count), start in zip(counts.items(), starts, strict=False):
+        part = slice(start, start + count)
+        there = lists.rows[:, part] > 0
+        assert (lists.labels["stage"][:, part][there] == STAGES.index(name)).all()
+        for request, rows in enumerate(lists.rows[:, part]):
+            own = cascade.rows[request][cascade.stage[request] == STAGES.index(name)] if name in LOGGED else None
+            kept = rows[rows > 0]
+            if own is not None:
+                assert len(kept) == min(count, np.count_nonzero(own)) == len(set(kept)) and set(kept) <= set(own)
+            else:  # others' candidates, never one of this request
+                assert not set(kept) & set(cascade.rows[request]) and np.isnan(lists.labels["click"][request, part]).all()
+    place = np.argmax(cascade.rows[0] == lists.rows[0, 0])
+    assert lists.labels["click"][0, 0] == cascade.labels["click"][0, place]
+    again, other = source(at, Draw(0, 0, 0)), source(at, Draw(0, 0, 1))
+    assert np.array_equal(again.rows, lists.rows) and not np.array_equal(other.rows, lists.rows)
+    assert source.description["counts"] == counts and source.description["kind"] == "staged"
+    whole = sources.logged(data)(at, Draw(0, 0, 0))
+    assert np.array_equal(whole.rows, cascade.rows[:40])
+    with pytest.raises(ValueError, match="positions: expected first events of requests of the cascade"):
+        source(np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1], Draw(0, 0, 0))
+    for wrong, message in (({"shown": 3}, "counts: expected numbers"), ({}, "counts"), ({"sampled": 2}, "sampler: expected")):
+        with pytest.raises(ValueError, match=message):
+            sources.staged(data, wrong)
+
+
+def test_the_synthetic_cascade_follows_its_rules(synthetic):
+    world, made = synthetic
+    cascade = made.dataset.cascade
+    there = cascade.rows > 0
+    stages = np.where(there, cascade.stage, 9)
+    assert ((stages == 0).sum(1) == 10).all() and ((stages <= 1).sum(1) <= 21).all()
+    assert (cascade.rows == world.dataset.log.item[cascade.positions][:, None]).any(1).all()  # the event's item is shown
+    assert np.array_equal(~np.isnan(cascade.labels["click"]), stages == 0)
+    assert np.array_equal(~np.isnan(cascade.labels[RANKER]), stages <= 1) and (~np.isnan(cascade.labels[WHOLE]) == there).all()
+    shown = stages == 0
+    assert (cascade.labels["long_view"][shown] <= cascade.labels["click"][shown]).all()
+    assert 0 < cascade.labels["click"][shown].mean() < 1
+    assert cascade.labels["click"][shown].mean() == pytest.approx(made.click[shown].mean(), abs=0.05)
+    with pytest.raises(ValueError, match="requests: expected at most"):
+        synthetic_cascade(world, requests=10**6)
+
+
+@pytest.mark.usefixtures("light_compilation")
+def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_path):
+    _, made = synthetic
+    config = demo.config(schema=made.dataset.schema, objectives=("click", "long_view|click"), **(SMALL | {"head": (16,)}))
+    loss = Goals(*Goals.of(config.objectives).goals, Goal(0.5 * distill_listwise, RANKER, stages=("exposed", "ranked")))
+    task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4, sampled=2, in_batch=2)
+    given = dict(task=task, batch_size=32, epochs=1, requests=20, progress=False, k=None, keep_best="auc")
+    run = aif.fit(aif.build(config), made.dataset, loss=loss, out=tmp_path / "run", **given)
+    assert {"auc", "click.auc", "long_view.auc"} <= run.metrics.keys()
+    assert run.settings.loss.endswith("Goal(0.5 * distill_listwise, 'ranker', stages=('exposed', 'ranked'))")
+    loaded = aif.Run.load(tmp_path / "run")
+    assert loaded.settings.task == task
+    got = loaded.calibrate(made.dataset, progress=False).evaluate(made.dataset, progress=False)
+    assert set(got.objectives) == {"click", "long_view"} and got.requests <= 20
+    assert repr(Goals.of(config.objectives)) == "Goal(pointwise_bce, 'click') + Goal(pointwise_bce, 'long_view')"
+    with pytest.raises(ValueError, match="Cascaded: expected data with a cascade"):
+        aif.fit(aif.build(config), dataclasses.replace(made.dataset, cascade=None), **given)
+    with pytest.raises(ValueError, match="Cascaded: expected candidates of some stage"):
+        Cascaded(exposed=0, ranked=0, pre_ranked=0, retrieved=0)
+
+
+# RecFlow
+
+
+def lines_of(made) -> dict[str, np.ndarray]:
+    """A synthetic cascade in RecFlow's columns."""
+    data, cascade = made.dataset, made.dataset.cascade
+    request, place = np.nonzero(cascade.rows > 0)
+    rows, stage = cascade.rows[request, place].astype(np.int64), cascade.stage[request, place]
+    position = cascade.positions[request]
+    shown, ranked = stage == 0, stage <= 1
+    ranker = np.where(ranked, np.nan_to_num(cascade.labels[RANKER][request, place]), -np.inf)
+    order = np.lexsort((-ranker, request))
+    index = np.zeros(len(rows), np.int64)
+    index[order] = np.arange(len(rows)) - np.searchsorted(request[order], request[order])
+    return {
+        "user_id": data.log.user[position].astype(np.int64),
+        "video_id": rows,
+        "request_timestamp": data.log.time[position] * 1000 + 250,
+        "author_id": rows % 13 + 1,
+        "category_level_one": data.catalogue.items.ids["category"][rows].astype(np.int64),
+        "duration": rows * 100,
+        "age": data.log.user[position] % 5,
+        "realshow": shown,
+        "rank_pos": ranked & (index < 10),
+        "rank_neg": ranked & (index >= 10),
+        "coarse_neg": stage == 2,
+        "prerank_neg": stage == 3,
+        "rank_index": index,
+        "effective_view": shown & (np.nan_to_num(cascade.labels["click"][request, place]) > 0),
+        "long_view": shown & (np.nan_to_num(cascade.labels["long_view"][request, place]) > 0),
+    }
+
+
+def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
+    _, made = synthetic
+    table = lines_of(made)
+    half = table["request_timestamp"] < np.median(table["request_timestamp"])
+    for day, part in (("0213", half), ("0214", ~half)):
+        recflow.write(tmp_path, day, {name: np.asarray(values)[part] for name, values in table.items()})
+    data = recflow.recflow(tmp_path)
+    assert len(data.log) == np.count_nonzero(table["realshow"]) and data.schema.item_floats == 1
+    assert {a.name for a in data.schema.user_attributes} == {"age", "gender", "province"}
+    cascade, expected = data.cascade, made.dataset.cascade
+    assert len(cascade) == len(expected) and sorted(cascade.labels) == sorted([*recflow.FEEDBACK, "ranker"])
+    counts = [np.bincount(c.stage[c.rows > 0], minlength=4).tolist() for c in (cascade, expected)]
+    assert counts[0] == counts[1]
+    clicks = [np.nansum(labels) for labels in (cascade.labels["effective_view"], expected.labels["click"])]
+    assert clicks[0] == clicks[1] and np.isnan(cascade.labels["like"][cascade.stage > 0]).all()
+    there = (cascade.rows[:, :3] > 0).all(1)
+    assert there.all() and np.isfinite(cascade.labels["ranker"][cascade.stage == 1][:5]).all()
+    (position,) = np.flatnonzero(expected.positions == expected.positions[3])
+    assert data.log.time[cascade.positions].min() >= made.dataset.log.time[expected.positions].min()
+    one = recflow.recflow(tmp_path, days=["0213"], candidates=30)
+    assert len(one.log) < len(data.log) and one.cascade.rows.shape[1] == 30 and position == 3
+    with pytest.raises(FileNotFoundError, match="expected files realshow"):
+        recflow.recflow(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="0301.feather: expected a file of RecFlow"):
+        recflow.recflow(tmp_path, days=["0301"])
+    bad = {name: np.asarray(values)[half] for name, values in table.items()} | {"prerank_neg": np.zeros(half.sum())}
+    recflow.write(tmp_path, "0301", bad)
+    with pytest.raises(ValueError, match="all_stage: expected a stage in every line"):
+        recflow.recflow(tmp_path, days=["0301"])

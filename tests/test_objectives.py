@@ -1,0 +1,316 @@
+"""Several objectives from one head: logits, losses with masks and products, training, evaluation, index, engine, export."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import calibration, export, metrics, objectives, train
+from aif_jax.data.candidates import CandidateLists, Draw
+from aif_jax.data.pipeline import make_batch, problem_of
+from aif_jax.train.evaluate import list_scores
+from aif_jax.train.goals import Goal, Goals
+from aif_jax.train.gradients import loss_and_gradient
+from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.serving_world import World, bids_for, run
+from tests.test_sparse import SMALL
+
+NAMES = ("click", "conversion|click", "like")
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+# declarations
+
+
+def test_objectives_are_parsed_and_chained():
+    assert objectives.names(NAMES) == ("click", "conversion", "like")
+    deep = ("a", "b|a", "c|b")
+    assert objectives.chain(deep, "c") == (2, 1, 0) and objectives.chain(deep, "a") == (0,)
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 50)) * 8
+    np.testing.assert_allclose(sigmoid(objectives.product([a, b], np)), sigmoid(a) * sigmoid(b), rtol=1e-9)
+    assert objectives.product([np.array(60.0), np.array(60.0)], np) == pytest.approx(60 - np.log(2))  # no difference near 1
+    logits = rng.normal(size=(7, 3))
+    np.testing.assert_allclose(objectives.over_all(logits, deep, "c", np), objectives.product(logits.T, np), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("click", "click"), "expected different names"),
+        (("conversion|click",), r"expected after '\|' an objective named before"),
+        (("click", "conversion|"), r"expected after '\|' an objective named before"),
+        (("long view",), "expected names such as 'click'"),
+        (("lambda",), "expected names such as 'click'"),
+        ((3,), "expected names such as 'click'"),
+        (["click"], "expected a tuple of names"),
+    ],
+)
+def test_wrong_objectives_are_refused(given, message):
+    with pytest.raises(ValueError, match=f"Config.objectives: {message}"):
+        demo.config(objectives=given)
+
+
+def test_the_config_of_one_objective_is_what_it_was():
+    plain, named = demo.config(), demo.config(objectives=("click",))
+    assert "objectives" not in plain.to_json() and plain.outputs == named.outputs == 1
+    assert aif.fingerprint({}, plain) != aif.fingerprint({}, named)
+    for config in (plain, named, demo.config(objectives=NAMES)):
+        assert aif.Config.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match="Config.head: expected hidden widths for several objectives"):
+        demo.config(objectives=NAMES, **demo.VARIANTS["two_tower"])
+
+
+# the head
+
+
+@pytest.mark.usefixtures("light_compilation")
+def test_each_column_is_a_model_of_one_objective():
+    """Column t of [C, T] is the model whose last layer is that column, its blocks' own logits weighed by `direct`[t]."""
+    many, params = demo.build(objectives=NAMES, **demo.VARIANTS["dot products"])
+    one, user, items = aif.build(many.config.replace(objectives=())), demo.user(many.config), demo.items(9)
+    joint, alone = jax.jit(many.joint), jax.jit(one.joint)
+    head, last = params["head"], max(params["head"]["rest"])
+
+    def logits(weights) -> np.ndarray:
+        return np.asarray(joint(params | {"head": head | {"direct": jnp.asarray(weights, jnp.float32)}}, user, items))
+
+    whole, without = logits(np.ones(3)), logits(np.zeros(3))
+    assert whole.shape == (9, 3) and head["direct"].shape == (3,) and np.abs(whole - without).max() > 0.01
+    for place in range(3):
+        column = jax.tree.map(lambda leaf, place=place: leaf[..., place : place + 1], head["rest"][last])
+        single = {"first": head["first"], "rest": head["rest"] | {last: column}}
+        np.testing.assert_allclose(alone(params | {"head": single}, user, items), whole[:, place], atol=1e-5)
+    np.testing.assert_allclose(logits([2, 1, 0.5]), without + (whole - without) * np.array([2, 1, 0.5]), atol=1e-5)
+    rows = jax.jit(jax.vmap(many.item, (None, 0)))(params, items)
+    staged = jax.jit(many.interaction)(params, jax.jit(many.user)(params, user), rows)
+    np.testing.assert_allclose(staged, joint(params, user, items), atol=2e-5)
+
+
+# losses
+
+
+def test_goals_are_the_losses_that_they_name():
+    rng = np.random.default_rng(0)
+    scores = jnp.asarray(rng.normal(size=(4, 5, 3)), jnp.float32)
+    click = (rng.random((4, 5)) < 0.5).astype(np.float32)
+    labels = {
+        "click": click,
+        "conversion": click * (rng.random((4, 5)) < 0.5),
+        "like": np.where(rng.random((4, 5)) < 0.3, np.nan, 1 - click).astype(np.float32),
+        "ranker": rng.normal(size=(4, 5)).astype(np.float32),
+        "stage": rng.integers(0, 4, (4, 5)).astype(np.float32),
+    }
+    where = rng.random((4, 5)) < 0.8
+
+    def alone(goal: Goal) -> float:
+        return float(Goals(goal).bind(NAMES)(scores, labels, where=where))
+
+    p = sigmoid(scores)
+    both, y = p[..., 0] * p[..., 1], labels["conversion"]
+    expected = -(y * np.log(both) + (1 - y) * np.log(1 - both))[where].mean()
+    assert alone(Goal(pointwise_bce, "conversion")) == pytest.approx(expected, rel=1e-5)  # ESMM
+    clicked = where & (click == 1)
+    expected = -(y * np.log(p[..., 1]) + (1 - y) * np.log(1 - p[..., 1]))[clicked].mean()
+    assert alone(Goal(pointwise_bce, "conversion", within="click")) == pytest.approx(expected, rel=1e-5)
+    like = np.nan_to_num(labels["like"])
+    for missing, counted in ((None, where & ~np.isnan(labels["like"])), (0.0, where)):
+        expected = float(pointwise_bce(scores[..., 2], like, where=counted))
+        assert alone(Goal(pointwise_bce, "like", missing=missing)) == pytest.approx(expected, rel=1e-6)
+    expected = float(distill_listwise(scores[..., 0], labels["ranker"], where=where & (labels["stage"] < 2)))
+    assert alone(Goal(distill_listwise, "ranker", stages=("exposed", "ranked"))) == pytest.approx(expected, rel=1e-5)
+    goals = (Goal(0.5 * pointwise_bce, "click"), Goal(2 * listwise_softmax, "click", objective="like"))
+    total = float(Goals(*goals).bind(NAMES)(scores, labels, where=where))
+    assert total == pytest.approx(sum(map(alone, goals)), rel=1e-6)
+    assert repr(Goals(*goals)) == "Goal(0.5 * pointwise_bce, 'click') + Goal(2 * listwise_softmax, 'click', objective='like')"
+    three = Goals.of(NAMES)
+    assert [goal.target for goal in three.goals] == ["click", "conversion", "like"]
+    assert float(three(scores, labels, where=where)) == pytest.approx(sum(map(alone, three.goals)), rel=1e-6)
+    shifted = Goals(Goal(pointwise_bce, "click")).bind(NAMES)(scores, labels, where=where, log_q=np.full((4, 5), 0.5))
+    assert float(shifted) == pytest.approx(float(pointwise_bce(scores[..., 0] - 0.5, click, where=where)), rel=1e-5)
+
+
+def test_wrong_goals_are_refused():
+    with pytest.raises(TypeError, match="Goal.loss: expected a losses.Loss, got function"):
+        Goal(lambda s, y: s, "click")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Goal.stages: expected a tuple of stages among"):
+        Goal(pointwise_bce, "click", stages=("shown",))
+    with pytest.raises(ValueError, match="Goals: expected at least one goal"):
+        Goals()
+    with pytest.raises(ValueError, match="expected an objective of the model, .*, got 'share'"):
+        Goals(Goal(pointwise_bce, "click", objective="share")).bind(NAMES)
+    loss = Goals(Goal(pointwise_bce, "click", stages=("exposed",)))
+    with pytest.raises(ValueError, match=r"expected labels \['click', 'stage'\], got \['click'\]"):
+        loss(jnp.zeros((1, 2)), {"click": np.zeros((1, 2), np.float32)})
+    with pytest.raises(ValueError, match="got one array without a name"):
+        loss(jnp.zeros((1, 2)), np.zeros((1, 2), np.float32))  # type: ignore[arg-type]
+
+
+# training and evaluation
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+
+
+def labelled(data, at, draw):
+    """The event's item and three others; what is clicked, converts, is liked follows from row numbers; some is unknown."""
+    rows = np.random.default_rng(draw.step).integers(1, len(data.catalogue), (len(at), 4)).astype(np.int32)
+    rows[:, 0] = data.log.item[at]
+    click = (rows % 2).astype(np.float32)
+    like = np.where(rows % 5 == 0, np.nan, rows % 7 == 0).astype(np.float32)
+    return CandidateLists(rows, {"click": click, "conversion": click * (rows % 3 == 0), "like": like})
+
+
+@pytest.fixture(scope="module")
+def small(data):
+    model = aif.build(demo.config(schema=data.schema, objectives=NAMES, **(SMALL | {"head": (16,)})))
+    return model, demo.init(model, items=data.catalogue)
+
+
+@pytest.mark.usefixtures("light_compilation")
+def test_parts_of_a_batch_add_up(data, small):
+    """Scored once in parts, twice in parts, and whole: one loss, one gradient."""
+    model, params = small
+    at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 3)[:21]
+    lists = labelled(data, at, Draw(0, 0, 0))
+    batch = make_batch(data, at, lists.rows, lists.labels, config=model.config)
+    assert problem_of(batch) is None
+    bad = dataclasses.replace(batch, labels=lists.labels | {"like": np.full((21, 4), np.inf, np.float32)})
+    assert problem_of(bad) == "a label of sample 0 of the batch is not finite"
+    loss = Goals.of(NAMES)
+    trained = {name: group for name, group in params.items() if name != "fitted"}
+
+    def scores_of(given, batch):
+        return train.score(model, given | {"fitted": params["fitted"]}, batch)
+
+    def compiled(loss, part):
+        return jax.jit(lambda p: loss_and_gradient(scores_of, p, batch, loss, part=part))(trained)
+
+    whole = compiled(loss, None)
+    for other in (compiled(loss, 8), compiled(lambda *given, **rest: loss(*given, **rest), 8)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, other)
+
+
+@pytest.mark.usefixtures("light_compilation")
+def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
+    model, params = small
+    optimizer = train.default_optimizer(60, learning_rate=0.02, weight_decay=0.0)
+    step = train.make_step(model, optimizer, loss=Goals(*Goals.of(NAMES).goals))
+    state = train.init_state(params, optimizer)
+    at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 3)
+    held, losses = at[-200:], []
+    for number in range(60):
+        some = np.random.default_rng(number).choice(at[:-200], 64)
+        lists = labelled(data, some, Draw(0, 0, number))
+        state, figures = step(state, make_batch(data, some, lists.rows, lists.labels, config=model.config))
+        losses.append(float(figures["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+    def source(at, draw):
+        return labelled(data, at, draw)
+
+    given = dict(k=10, candidates=source, calibrated=3, progress=False)
+    got = aif.evaluate(model, state.params, data, held, **given)
+    lists = source(held, Draw(0, 0, 0))
+    scores = list_scores(model, state.params, data, held, lists, progress=False)
+    assert list(got.objectives) == ["click", "conversion", "like"] and got.objectives["click"].auc == got.auc
+    product, like = np.log(sigmoid(scores[..., 0]) * sigmoid(scores[..., 1])), lists.labels["like"]
+    assert got.objectives["conversion"].auc == pytest.approx(metrics.auc(product, lists.labels["conversion"]), abs=1e-4)
+    expected = metrics.auc(scores[..., 2], np.nan_to_num(like), where=~np.isnan(like))
+    assert got.objectives["like"].auc == pytest.approx(expected, abs=1e-6)
+    assert min(evaluation.auc for evaluation in got.objectives.values()) > 0.55
+    assert {"auc", "hr@10", "conversion.auc", "like.calibration"} <= got.figures().keys() and got.hit_rate is not None
+    fitted = train.calibrate(model, state.params, data, held, candidates=source, calibrated=None, progress=False)
+    assert fitted["fitted"]["calibration"]["scale"].shape == (3,)
+    after = aif.evaluate(model, fitted, data, held, **given)
+    assert after.objectives["click"].calibration == pytest.approx(1, abs=1e-3)
+    assert after.objectives["conversion"].calibration == pytest.approx(1, abs=0.1)  # the product of two fitted ones
+
+    def without(at, draw):
+        return CandidateLists(lists.rows, {name: lists.labels[name] for name in ("click", "conversion")})
+
+    with pytest.raises(
+        ValueError, match=r"labels: expected those of \['click', 'conversion', 'like'\], got none of \['like'\]"
+    ):
+        aif.evaluate(model, fitted, data, held, **(given | {"candidates": without}))
+    with pytest.raises(ValueError, match="by name, got one array"):
+        aif.evaluate(model, fitted, data, held, **(given | {"candidates": None}))
+
+
+# serving and export
+
+
+@pytest.fixture(scope="module")
+def served() -> World:
+    return World(objectives=NAMES, **demo.VARIANTS["base"])
+
+
+def test_the_engine_answers_with_all_logits_and_ranks_by_the_first(served):
+    ids = served.ids[:60]
+    everything = np.asarray(served.joint(served.params, served.user(3), served.features))[:60]
+
+    async def test():
+        async with served.engine(batch_size=2) as engine:
+            answer = await engine.rank(aif.Request(user=3, context=ids), 5)
+            best = np.argsort(-everything[:, 0], kind="stable")[:5]
+            assert answer.ids.tolist() == ids[best].tolist() and answer.logits.shape == (5, 3)
+            np.testing.assert_allclose(answer.logits, everything[best], atol=1e-4)
+            np.testing.assert_allclose(answer.scores, everything[best, 0], atol=1e-4)
+            priced = await engine.rank(aif.Request(user=3, context=bids_for(ids), order="bid"), 5)
+            value = sigmoid(everything[:, 0]) * bids_for(ids).bids
+            np.testing.assert_allclose(priced.scores, np.sort(value)[::-1][:5], rtol=1e-4)
+            parts = await engine.rank(aif.Request(user=3, context=served.ids[:150]), 8)  # in pieces: more than a bucket
+            assert parts.logits.shape == (8, 3) and (np.diff(parts.scores) <= 0).all()
+            nothing = await engine.rank(aif.Request(user=3, context=np.zeros(0, np.int64)), 4)
+            assert nothing.logits.shape == (4, 3) and not nothing.mask.any()
+            scored = await engine.score(3, [*ids[:3], 7])
+            assert scored.logits.shape == (4, 3) and scored.mask.tolist() == [True] * 3 + [False]
+            np.testing.assert_allclose(scored.logits[:3], everything[:3], atol=1e-4)
+            assert (scored.logits[3] == -np.inf).all()
+            assert (await engine.score(3, np.zeros(0, np.int64))).logits.shape == (0, 3)
+
+    run(test())
+
+
+def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
+    made = {"scale": np.array([2, 1, 1], np.float32), "bias": np.array([0, -1, 0.5], np.float32)}
+    params = calibration.with_calibration(served.params, made)
+    orders = {"value": "p.click * p.conversion * bid + 0.1 * p.like", "plain": "p.like"}
+    given = dict(platforms=("cpu",), stablehlo=False, orders=orders, buckets={"c": [64], "n": [64], "b": [4]})
+    digest = export.save(tmp_path / "model", served.model, params, served.index_of(params), **given)
+    loaded = export.load(tmp_path / "model", sha256=digest)
+    assert export.verify(tmp_path / "model", sha256=digest)["functions"].keys() >= {"probability", "order_value", "order_plain"}
+    assert loaded.orders == orders
+    state = loaded.user(served.user(3))
+    rows, _ = loaded.index.lookup(served.ids[:70])
+    logits = loaded.score(state, loaded.index.table, rows)
+    everything = np.asarray(served.joint(params, served.user(3), served.features))[:70]
+    np.testing.assert_allclose(logits, everything, atol=1e-4)
+    p = sigmoid(everything * made["scale"] + made["bias"])
+    np.testing.assert_allclose(loaded.probabilities(logits), p, atol=1e-4)
+    bids = np.asarray(loaded.index.table["side.bid"])[rows]
+    expected = p[:, 0] * p[:, 1] * bids + 0.1 * p[:, 2]
+    np.testing.assert_allclose(loaded.value("value", logits, {"bid": bids}), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(loaded.value("plain", logits), p[:, 2], atol=1e-4)
+    assert loaded.score(state, loaded.index.table, rows[:0]).shape == (0, 3)
+    with pytest.raises(export.ExportError, match=r"order: expected one of \['plain', 'value'\], got 'bid'"):
+        loaded.value("bid", logits)
+    with pytest.raises(export.ExportError, match="missing"):
+        loaded.value("value", logits)
+    again = export.rebuild(tmp_path / "model", tmp_path / "again")
+    assert export.load(tmp_path / "again", sha256=again).orders == orders
+    for wrong, message in (({"a b": "p.like"}, "orders: expected names of letters"), ({"x": "p.like * price"}, "'price'")):
+        with pytest.raises(ValueError, match=message):
+            export.save(tmp_path / "wrong", served.model, params, **(given | {"orders": wrong}))
