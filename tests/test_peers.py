@@ -127,7 +127,7 @@ def test_lists_round_trip(data, tmp_path):
 def test_lists_of_another_data_set_are_refused(data, tmp_path):
     lists.write(tmp_path, small())
     with pytest.raises(ValueError, match=r"expected lists of \('smoke', 'test'\), got \('small', 'test'\)"):
-        export.once(tmp_path, data, "test", requests=5)
+        export.once(tmp_path, "smoke", "test", lambda: data, requests=5)
     (tmp_path / "about.json").write_text('{"format": 0}')
     with pytest.raises(ValueError, match="expected format 1, got 0"):
         lists.read(tmp_path)

@@ -12,6 +12,7 @@ Time      closed-form baselines about ten minutes, each trained peer about five,
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
 from pathlib import Path
@@ -41,10 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def evaluate(options: argparse.Namespace) -> dict[str, dict]:
     """The records of every score file of the data set, those of others as they are."""
-    data = datasets.load("smoke" if options.smoke else options.dataset, options.data)
-    folder = options.work.resolve() / data.name
+    dataset = "smoke" if options.smoke else options.dataset
+    load = functools.cache(lambda: datasets.load(dataset, options.data))
+    folder = options.work.resolve() / dataset
     requests = SMOKE if options.smoke else REQUESTS
-    lists = {name: export.once(folder / name, data, name, requests=requests) for name in export.SLICES}
+    lists = {name: export.once(folder / name, dataset, name, load, requests=requests) for name in export.SLICES}
     workplace = tuning.Workplace(folder=folder, lists=lists)
     for name in options.baselines:
         tuning.baseline(name, workplace)
@@ -52,7 +54,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, dict]:
         tuning.trained(name, workplace, python, tuning.Budget())
     where, test = workplace.scores("test"), lists["test"]
     for name, checkpoint in options.checkpoint:
-        made, about = ours.checkpoint_scores(Path(checkpoint), data.dataset, test, power=options.sampler_power)
+        made, about = ours.checkpoint_scores(Path(checkpoint), load().dataset, test, power=options.sampler_power)
         scores.write_catalogue(where, name, made, about)
     names = scores.names(where)
     for flag, name in (("--reference", options.reference), ("--retrieval", options.retrieval)):

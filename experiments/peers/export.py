@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,16 +89,16 @@ def mixed(negatives: np.ndarray, target: np.ndarray, count: np.ndarray, *, share
     return np.where(chosen, np.append(untrained, 0)[np.where(chosen, drawn, -1)], negatives).astype(np.int32)
 
 
-def once(folder: Path, data: StudyData, slice_: str, *, requests: int) -> Lists:
-    """The lists in a folder, written there first where they are not yet.
+def once(folder: Path, name: str, slice_: str, load: Callable[[], StudyData], *, requests: int) -> Lists:
+    """The lists of a data set in a folder; where there are none, `load` gives the data set and they are written first.
 
     Raises:
       ValueError: lists of another data set or slice are there.
     """
     if not (folder / "about.json").exists():
-        files.write(folder, lists_of(data, slice_, requests=requests))
+        files.write(folder, lists_of(load(), slice_, requests=requests))
     found = files.read(folder)
     got = found.about["dataset"], found.about["slice"]
-    if got != (data.name, slice_):
-        raise ValueError(f"{folder}: expected lists of {(data.name, slice_)}, got {got}; remove the folder")
+    if got != (name, slice_):
+        raise ValueError(f"{folder}: expected lists of {(name, slice_)}, got {got}; remove the folder")
     return found

@@ -30,7 +30,7 @@ class Budget:
     """Processor seconds of training of each trial and of the final model of a trained peer."""
 
     trial: float = 25.0
-    final: float = 150.0
+    final: float = 75.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Trains one peer on the files of one slice and writes its score file; `experiments.peers` starts this in the peers' Python.
 
-Command   python -m experiments.peers.feeds NAME LISTS SCORES --learning-rate 0.003 --core-seconds 180
+Command   python -m experiments.peers.feeds NAME LISTS SCORES --learning-rate 0.003 --core-seconds 75
 """
 
 from __future__ import annotations
