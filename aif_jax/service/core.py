@@ -1,0 +1,183 @@
+"""`Service`: calls in, answers out; knows versions, limits, logs and shadows, and nothing of networks."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from aif_jax.service.calls import BadCall, Call, Limits
+from aif_jax.service.errors import Stale, problem_of
+from aif_jax.service.features import Context, Unfetched, candidates_from
+from aif_jax.service.models import Models, Served
+from aif_jax.service.recent import Recent
+from aif_jax.serving import Candidates, Ranking, Request, Scores
+from aif_jax.serving.requests import Answer
+
+A = TypeVar("A", bound=Answer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What an operator allows.
+
+    Attributes:
+      limits: of one call.
+      max_age: seconds since the export of a model after which it counts as stale; None for no bound.
+      when_stale: "degrade" marks the answers of a stale model, "refuse" answers UNAVAILABLE; both end readiness.
+    """
+
+    limits: Limits = Limits()
+    max_age: float | None = None
+    when_stale: Literal["degrade", "refuse"] = "degrade"
+
+
+class Observer(Protocol):
+    """Whoever wants to know of calls that were answered: a log, a shadow. Must return at once and raise nothing."""
+
+    def observe(self, call: Call, served: Served, method: str, answer: Any) -> None:
+        """Notes an answer."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reply(Generic[A]):
+    """An answer and the version that gave it."""
+
+    answer: A
+    served: Served
+
+
+class Service:
+    """Answers calls with the versions of a folder: `async with Service(models) as service: await service.rank(call)`.
+
+    Args:
+      models: the versions.
+      policy: limits and what to do with a stale model.
+      observers: of answers.
+    """
+
+    def __init__(self, models: Models, *, policy: Policy | None = None, observers: tuple[Observer, ...] = ()):
+        self.models = models
+        self.policy = policy or Policy()
+        self.observers = list(observers)
+        self.recent = Recent()
+        self.calls: Counter[tuple[str, str]] = Counter()  # by method and code
+        self.ready = False
+        self.draining = False
+
+    async def __aenter__(self) -> Service:
+        await self.models.start()
+        self.ready = True
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """No longer ready; calls in flight are answered, then the engines close."""
+        self.ready = False
+        self.draining = True
+        await self.models.close()
+
+    @property
+    def unready(self) -> str | None:
+        """Why no traffic should come; None where it may."""
+        if not self.ready:
+            return "draining" if self.draining else "starting"
+        stale = [served for share, served in self.models.shares if share and self._is_stale(served)]
+        return f"the model is {stale[0].age:.0f} s old, more than {self.policy.max_age} s" if stale else None
+
+    async def rank(self, call: Call, *, batches: AsyncIterator[Candidates] | None = None) -> Reply[Ranking]:
+        """The best k candidates of a call, or of candidates that come in mini-batches.
+
+        Raises:
+          BadCall, TypeError, ValueError: what the caller can correct.
+          UnknownVersion, EncodingMismatch: a version that is not held, features of another encoder.
+          Stale: a model older than the policy allows.
+          Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
+        """
+        return await self._answered("rank", call, self._rank(call, batches))
+
+    async def score(self, call: Call) -> Reply[Scores]:
+        """Logits of a call's candidates, in their order; raises as `rank`."""
+        return await self._answered("score", call, self._score(call))
+
+    async def prepare(self, call: Call) -> Served:
+        """Computes the state of a user who is coming, for a later call that brings the id alone; raises as `rank`."""
+        code, served = "OK", None
+        try:
+            served = self._picked(call)
+            await served.engine.prepare(self._request(call, served, None))
+            return served
+        except Unfetched as error:
+            code = "INVALID_ARGUMENT"
+            raise BadCall("features", str(error)) from None
+        except BaseException as error:
+            code = _code_of(error)
+            raise
+        finally:
+            self._note("prepare", code, served, None)
+
+    async def _rank(self, call: Call, batches: AsyncIterator[Candidates] | None) -> Reply[Ranking]:
+        served = self._picked(call)
+        request = self._request(call, served, candidates_from(call) if batches is None else batches)
+        return Reply(self._marked(await served.engine.rank(request, call.k), served), served)
+
+    async def _score(self, call: Call) -> Reply[Scores]:
+        served = self._picked(call)
+        given = candidates_from(call)
+        return Reply(self._marked(await served.engine.score(self._request(call, served, None), given), served), served)
+
+    async def _answered(self, method: str, call: Call, work: Any) -> Any:
+        code, reply = "OK", None
+        try:
+            reply = await work
+            return reply
+        except BaseException as error:
+            code = _code_of(error)
+            raise
+        finally:
+            served = None if reply is None else reply.served
+            self._note(method, code, served, None if reply is None else reply.answer)
+            if reply is not None:
+                for observer in self.observers:
+                    observer.observe(call, reply.served, method, reply.answer)
+
+    def _note(self, method: str, code: str, served: Served | None, answer: Answer | None) -> None:
+        self.calls[method, code] += 1
+        self.recent.note(method, "" if served is None else served.version, code, answer)
+
+    def _picked(self, call: Call) -> Served:
+        served = self.models.pick(call)
+        if self.policy.when_stale == "refuse" and self._is_stale(served):
+            raise Stale(f"version {served.version[:12]}: {served.age:.0f} s old, more than {self.policy.max_age} s")
+        return served
+
+    def _is_stale(self, served: Served) -> bool:
+        return self.policy.max_age is not None and served.age > self.policy.max_age
+
+    def _marked(self, answer: A, served: Served) -> A:
+        """The answer, degraded where the model is stale."""
+        if not self._is_stale(served):
+            return answer
+        stale = f"the model is {served.age:.0f} s old"
+        return dataclasses.replace(
+            answer, degraded=True, reason=stale if answer.reason is None else f"{answer.reason}; {stale}"
+        )
+
+    def _request(self, call: Call, served: Served, candidates: Any) -> Request:
+        context = Context(served.users.of(call), candidates)
+        try:
+            return Request(
+                user=call.user, budget=call.budget, feature_version=call.feature_version, context=context,
+                order=call.order,  # type: ignore[arg-type]  # which the request checks
+            )  # fmt: skip
+        except ValueError as error:
+            raise BadCall("order" if "order" in str(error) else "budget", str(error)) from None
+
+
+def _code_of(error: BaseException) -> str:
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else problem_of(error).code
