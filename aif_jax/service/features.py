@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -83,7 +84,8 @@ class UserSource:
             raise BadCall("events", "expected encoded features: the exported model has no encoder for raw ones")
         moment = datetime.datetime.now(datetime.UTC) if now is None else now
         try:
-            return self._encoder.user(record, events, moment)
+            none = isinstance(events, Mapping) and not events
+            return self._encoder.user(record, None if none else events, moment)
         except (TypeError, ValueError, KeyError, OverflowError, AttributeError) as error:
             field = "now" if str(error).startswith("now") else "record" if str(error).startswith("user") else "events"
             raise BadCall(field, str(error)) from None

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aif_jax.service import rpc
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.models import Models
 from aif_jax.service.serve import Listening, bind, run
@@ -71,7 +72,8 @@ async def run_one(settings: Settings) -> None:
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
         source=None if settings.features is None else source_of(settings.features),
     )  # fmt: skip
-    await run(Service(models, policy=settings.policy), settings.where)
+    grpc = None if settings.where.grpc_port is None else rpc.start
+    await run(Service(models, policy=settings.policy), settings.where, grpc=grpc)
 
 
 def source_of(name: str) -> Any:
