@@ -6,17 +6,18 @@ import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 from aif_jax.service.calls import BadCall, Call, Limits
-from aif_jax.service.errors import Stale, problem_of
+from aif_jax.service.errors import Stale, engine_checks, problem_of
 from aif_jax.service.features import Context, Unfetched, candidates_from
 from aif_jax.service.models import Models, Served
 from aif_jax.service.recent import Recent
 from aif_jax.serving import Candidates, Ranking, Request, Scores
-from aif_jax.serving.requests import Answer
+from aif_jax.serving.requests import Answer, Order
 
 A = TypeVar("A", bound=Answer)
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,12 +125,16 @@ class Service:
     async def _rank(self, call: Call, batches: AsyncIterator[Candidates] | None) -> Reply[Ranking]:
         served = self._picked(call)
         request = self._request(call, served, candidates_from(call) if batches is None else batches)
-        return Reply(self._marked(await served.engine.rank(request, call.k), served), served)
+        with engine_checks():
+            answer = await served.engine.rank(request, call.k)
+        return Reply(self._marked(answer, served), served)
 
     async def _score(self, call: Call) -> Reply[Scores]:
         served = self._picked(call)
-        given = candidates_from(call)
-        return Reply(self._marked(await served.engine.score(self._request(call, served, None), given), served), served)
+        request, given = self._request(call, served, None), candidates_from(call)
+        with engine_checks():
+            answer = await served.engine.score(request, given)
+        return Reply(self._marked(answer, served), served)
 
     async def _answered(self, method: str, call: Call, work: Any) -> Any:
         code, reply = "OK", None
@@ -170,13 +175,11 @@ class Service:
 
     def _request(self, call: Call, served: Served, candidates: Any) -> Request:
         context = Context(served.users.of(call), candidates)
-        try:
-            return Request(
-                user=call.user, budget=call.budget, feature_version=call.feature_version, context=context,
-                order=call.order,  # type: ignore[arg-type]  # which the request checks
-            )  # fmt: skip
-        except ValueError as error:
-            raise BadCall("order" if "order" in str(error) else "budget", str(error)) from None
+        if call.order not in ORDERS:
+            raise BadCall("order", f"expected one of {', '.join(ORDERS)}, got {call.order[:80]!r}")
+        return Request(
+            user=call.user, budget=call.budget, feature_version=call.feature_version, context=context, order=call.order
+        )
 
 
 def _code_of(error: BaseException) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from aif_jax.service.calls import BadCall
@@ -15,6 +17,10 @@ RETRY_SECONDS = 0.05  # that a refused caller is told to wait: about the time of
 
 class UnknownVersion(ValueError):
     """A call for a model version that this service does not hold."""
+
+
+class UnknownModel(ValueError):
+    """A call for a model of another name."""
 
 
 class Stale(RuntimeError):
@@ -51,8 +57,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem("FAILED_PRECONDITION", 412, text, "version")
     if isinstance(error, EncodingMismatch | VersionMismatch):
         return Problem("FAILED_PRECONDITION", 412, text, "encoding" if isinstance(error, EncodingMismatch) else "version")
-    if isinstance(error, TypeError | ValueError):
-        return Problem("INVALID_ARGUMENT", 400, text, _field_of(text))
+    if isinstance(error, UnknownModel):
+        return Problem("NOT_FOUND", 404, text, "model")
     return Problem("INTERNAL", 500, f"the service failed: {type(error).__name__}")
 
 
@@ -64,7 +70,14 @@ def reported(error: BaseException) -> Problem:
     return problem
 
 
-def _field_of(text: str) -> str:
-    """The field that a message of the engine speaks of."""
-    start = text.partition(":")[0]
-    return next((field for field in ("candidates", "budget", "order", "k") if field in start.lower().split()), "")
+@contextlib.contextmanager
+def engine_checks() -> Iterator[None]:
+    """What the engine refuses of a request is the caller's; a TypeError or ValueError elsewhere is the service's."""
+    try:
+        yield
+    except (BadCall, VersionMismatch):
+        raise
+    except (TypeError, ValueError) as error:
+        words = str(error).partition(":")[0].lower().split()
+        field = next((field for field in ("candidates", "budget", "order", "k") if field in words), "candidates")
+        raise BadCall(field, str(error)) from None

@@ -14,8 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aif_jax.service import rpc
+from aif_jax.service import inference_rpc, rpc
 from aif_jax.service.core import Policy, Service
+from aif_jax.service.inference_http import InferenceRest
+from aif_jax.service.inference_rpc import InferenceRpc
 from aif_jax.service.models import Models
 from aif_jax.service.serve import Listening, bind, run
 from aif_jax.serving import ServingConfig
@@ -72,8 +74,18 @@ async def run_one(settings: Settings) -> None:
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
         source=None if settings.features is None else source_of(settings.features),
     )  # fmt: skip
-    grpc = None if settings.where.grpc_port is None else rpc.start
-    await run(Service(models, policy=settings.policy), settings.where, grpc=grpc)
+    service = Service(models, policy=settings.policy)
+    await run(service, settings.where, routes=routes(service), grpc=None if settings.where.grpc_port is None else start_grpc)
+
+
+def routes(service: Service) -> dict[str, Any]:
+    """HTTP routes in addition to those of `App`."""
+    return {"/v2": InferenceRest(service)}
+
+
+async def start_grpc(service: Service, where: Listening) -> Any:
+    """gRPC with every service that there is."""
+    return await rpc.start(service, where, more={inference_rpc.NAME: InferenceRpc(service).methods()})
 
 
 def source_of(name: str) -> Any:
