@@ -1,17 +1,20 @@
-"""The command of the service: `serve`."""
+"""The commands of the service: `serve`, `replay`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, UsageError
+from aif_jax.service.answers import to_json
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
 from aif_jax.service.process import Settings, serve
+from aif_jax.service.replay import replay
 from aif_jax.service.serve import Listening, log_to_stderr
 from aif_jax.serving import ServingConfig
 
@@ -34,6 +37,11 @@ def add_service_commands(commands: Any) -> None:
     one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
     text = "object with `async get(user)`, or a function that makes one, as MODULE:NAME, for calls that bring a user id alone"
     one.add_argument("--features", metavar="MODULE:NAME", help=text)
+    one.add_argument("--log", type=Path, metavar="DIR", help="folder of the request log, Parquet files (default: none)")
+    one.add_argument("--log-share", type=float, default=1.0, help="of the calls that are logged (default: %(default)s)")
+    text = "folder whose version scores a share of the calls too, for comparison; `current` names it with share=0"
+    one.add_argument("--shadow", metavar="NAME", help=text)
+    one.add_argument("--shadow-share", type=float, default=0.1, help="of the calls (default: %(default)s)")
     one.add_argument("--max-age", type=float, help="seconds since its export after which a model is stale (default: no bound)")
     text = "mark the answers of a stale model as degraded, or refuse to answer (default: %(default)s)"
     one.add_argument("--when-stale", choices=("degrade", "refuse"), default="degrade", help=text)
@@ -51,6 +59,13 @@ def add_service_commands(commands: Any) -> None:
     one.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: %(default)s)"
     )
+
+    one = shared.add_command(commands, "replay", run_replay)
+    one.add_argument("log", type=Path, help="file or folder that `serve --log` wrote")
+    one.add_argument("--model", type=Path, required=True, help="exported folder that scores the log again")
+    one.add_argument("--limit", type=int, help="records to read at most (default: all)")
+    one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of ServingConfig, as for serve")
+    one.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run_serve(options: argparse.Namespace) -> int:
@@ -72,9 +87,20 @@ def run_serve(options: argparse.Namespace) -> int:
     log_to_stderr(options.log_form, options.log_level)
     settings = Settings(
         folder=options.folder, config=config, policy=policy, where=where, only=options.version, keep=options.keep,
-        poll=options.poll, features=options.features,
+        poll=options.poll, features=options.features, log=options.log, log_share=options.log_share, shadow=options.shadow,
+        shadow_share=options.shadow_share,
     )  # fmt: skip
     serve(settings, workers=options.workers)
+    return FINE
+
+
+def run_replay(options: argparse.Namespace) -> int:
+    """Scores a request log with another version: features that differ, overlap of the rankings, differences of the scores."""
+    fields = shared.read_fields(options.serving, "--serving", SERVING)
+    with shared.as_usage("--serving"):
+        config = ServingConfig(**fields)
+    report = replay(options.log, options.model, config=config, limit=options.limit)
+    print(json.dumps(to_json(report.to_json())) if options.json else report)
     return FINE
 
 

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
+import numpy as np
+
 from aif_jax.service.calls import BadCall, Call, Limits
 from aif_jax.service.errors import Stale, engine_checks, problem_of
 from aif_jax.service.features import Context, Unfetched, candidates_from
@@ -15,6 +17,7 @@ from aif_jax.service.models import Models, Served
 from aif_jax.service.recent import Recent
 from aif_jax.serving import Candidates, Ranking, Request, Scores
 from aif_jax.serving.requests import Answer, Order
+from aif_jax.types import UserFeatures
 
 A = TypeVar("A", bound=Answer)
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -35,10 +38,23 @@ class Policy:
     when_stale: Literal["degrade", "refuse"] = "degrade"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observed:
+    """A call that was answered."""
+
+    method: str
+    call: Call
+    served: Served
+    answer: Any  # Ranking or Scores
+    candidates: Candidates  # all of them, also where they came in mini-batches
+    features: UserFeatures | None  # None where the state was computed by an earlier call
+    now: int | None  # the clock that raw events were encoded by, in the time unit of the columns
+
+
 class Observer(Protocol):
     """Whoever wants to know of calls that were answered: a log, a shadow. Must return at once and raise nothing."""
 
-    def observe(self, call: Call, served: Served, method: str, answer: Any) -> None:
+    def observe(self, seen: Observed) -> None:
         """Notes an answer."""
         ...
 
@@ -124,17 +140,20 @@ class Service:
 
     async def _rank(self, call: Call, batches: AsyncIterator[Candidates] | None) -> Reply[Ranking]:
         served = self._picked(call)
-        request = self._request(call, served, candidates_from(call) if batches is None else batches)
+        given: list[Candidates] = []
+        request = self._request(call, served, candidates_from(call) if batches is None else _noted(batches, given))
         with engine_checks():
-            answer = await served.engine.rank(request, call.k)
-        return Reply(self._marked(answer, served), served)
+            answer = self._marked(await served.engine.rank(request, call.k), served)
+        self._observe("rank", call, served, answer, request, given)
+        return Reply(answer, served)
 
     async def _score(self, call: Call) -> Reply[Scores]:
         served = self._picked(call)
         request, given = self._request(call, served, None), candidates_from(call)
         with engine_checks():
-            answer = await served.engine.score(request, given)
-        return Reply(self._marked(answer, served), served)
+            answer = self._marked(await served.engine.score(request, given), served)
+        self._observe("score", call, served, answer, request, [])
+        return Reply(answer, served)
 
     async def _answered(self, method: str, call: Call, work: Any) -> Any:
         code, reply = "OK", None
@@ -145,11 +164,18 @@ class Service:
             code = _code_of(error)
             raise
         finally:
-            served = None if reply is None else reply.served
-            self._note(method, code, served, None if reply is None else reply.answer)
-            if reply is not None:
-                for observer in self.observers:
-                    observer.observe(call, reply.served, method, reply.answer)
+            self._note(method, code, None if reply is None else reply.served, None if reply is None else reply.answer)
+
+    def _observe(
+        self, method: str, call: Call, served: Served, answer: Answer, request: Request, batches: list[Candidates]
+    ) -> None:
+        if not self.observers:
+            return
+        candidates = joined(batches) if batches or call.candidates is None else call.candidates
+        features = request.context.features or request.context.fetched
+        seen = Observed(method, call, served, answer, candidates, features, request.context.now)
+        for observer in self.observers:
+            observer.observe(seen)
 
     def _note(self, method: str, code: str, served: Served | None, answer: Answer | None) -> None:
         self.calls[method, code] += 1
@@ -174,7 +200,9 @@ class Service:
         )
 
     def _request(self, call: Call, served: Served, candidates: Any) -> Request:
-        context = Context(served.users.of(call), candidates)
+        if call.now is None and self.observers and (call.record is not None or call.events is not None):
+            call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
+        context = Context(served.users.of(call), candidates, now=call.now)
         if call.order not in ORDERS:
             raise BadCall("order", f"expected one of {', '.join(ORDERS)}, got {call.order[:80]!r}")
         return Request(
@@ -184,3 +212,19 @@ class Service:
 
 def _code_of(error: BaseException) -> str:
     return "CANCELLED" if isinstance(error, asyncio.CancelledError) else problem_of(error).code
+
+
+async def _noted(batches: AsyncIterator[Candidates], given: list[Candidates]) -> AsyncIterator[Candidates]:
+    """The batches, each noted."""
+    async for batch in batches:
+        given.append(batch)
+        yield batch
+
+
+def joined(batches: list[Candidates]) -> Candidates:
+    """Candidates of all batches."""
+    if not batches:
+        return Candidates(np.zeros(0, np.int64))
+    bids = [batch.bids for batch in batches if batch.bids is not None]
+    ids = np.concatenate([batch.ids for batch in batches])
+    return Candidates(ids, np.concatenate(bids) if len(bids) == len(batches) else None)

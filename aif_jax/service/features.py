@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from aif_jax.features import check_user_features, user_layout
 from aif_jax.schema import Schema
 from aif_jax.service.calls import BadCall, Call
 from aif_jax.serving import Candidates, Request
+from aif_jax.times import PER_SECOND
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Behaviours, UserFeatures
 from aif_jax.version import check_encoding
@@ -30,11 +31,14 @@ class FeatureSource(Protocol):
         ...
 
 
-class Context(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Context:
     """What a request of the engine carries: features and candidates of the call, as far as it brought them."""
 
     features: UserFeatures | None
     candidates: Any
+    fetched: UserFeatures | None = None  # from the feature source
+    now: int | None = None  # by which raw events were encoded, where that is known
 
 
 class Unfetched(LookupError):
@@ -72,7 +76,13 @@ class UserSource:
         if self._source is None:
             raise Unfetched("the call brought a user id alone: expected features, raw events, or a call of prepare before")
         record = await self._source.get(request.user)
-        return self._raw(None, None, None) if record is None else self._raw(record.user, record.events, None)
+        raw = (None, None) if record is None else (record.user, record.events)
+        request.context.fetched = features = self._raw(*raw, None)
+        return features
+
+    def clock(self) -> int | None:
+        """The time now in the unit of the raw events; None for a model without an encoder."""
+        return None if self._encoder is None else time.time_ns() * PER_SECOND[self._encoder.columns.time_unit] // 10**9
 
     @staticmethod
     async def candidates(request: Request) -> Any:
@@ -82,7 +92,7 @@ class UserSource:
     def _raw(self, record: Any, events: Any, now: Any) -> UserFeatures:
         if self._encoder is None:
             raise BadCall("events", "expected encoded features: the exported model has no encoder for raw ones")
-        moment = datetime.datetime.now(datetime.UTC) if now is None else now
+        moment = self.clock() if now is None else now
         try:
             none = isinstance(events, Mapping) and not events
             return self._encoder.user(record, None if none else events, moment)

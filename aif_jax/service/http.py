@@ -14,18 +14,22 @@ from aif_jax.service.answers import rank_fields, score_fields, to_json
 from aif_jax.service.calls import BadCall, Call, parse
 from aif_jax.service.core import Service
 from aif_jax.service.errors import Problem, reported
+from aif_jax.service.explain import explain
 from aif_jax.service.metrics import service_text
 
 JSON = "application/json"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
-"""Paths that need no token: load balancers ask them."""
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
 }
-PAGE_HEADERS = ((b"content-security-policy", b"default-src 'self'"), (b"x-content-type-options", b"nosniff"))
+OPEN = {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", *PAGE}
+"""Paths that need no token: load balancers ask them, and the page, which asks for the token, says nothing by itself."""
+PAGE_HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+)
 Headers = Mapping[bytes, bytes]
 
 
@@ -71,6 +75,7 @@ class App:
         folder = Path(__file__).parent / "page"
         self._page = {path: (kind, (folder / name).read_bytes()) for path, (name, kind) in PAGE.items()}
         self._posts: dict[str, Handler] = {"/v1/rank": self._rank, "/v1/score": self._score, "/v1/prepare": self._prepare}
+        self._posts["/v1/explain"] = self._explain
         self._gets: dict[str, Handler] = {
             "/health/live": self._live, "/health/ready": self._ready, "/metrics": self._metrics, "/status.json": self._status,
             **{path: self._static for path in PAGE},
@@ -161,6 +166,9 @@ class App:
     async def _prepare(self, asked: Asked) -> Response:
         call = self._call(asked)
         return _fields(asked, {"id": call.id, "version": (await self._service.prepare(call)).version})
+
+    async def _explain(self, asked: Asked) -> Response:
+        return json_response(await explain(self._service, self._call(asked)))
 
     async def _live(self, asked: Asked) -> Response:
         return json_response({"live": True})

@@ -18,8 +18,10 @@ from aif_jax.service import inference_rpc, rpc
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.inference_http import InferenceRest
 from aif_jax.service.inference_rpc import InferenceRpc
+from aif_jax.service.log import RequestLog
 from aif_jax.service.models import Models
 from aif_jax.service.serve import Listening, bind, run
+from aif_jax.service.shadow import Shadow
 from aif_jax.serving import ServingConfig
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,10 @@ class Settings:
       policy: of the service.
       where: to listen.
       features: "MODULE:NAME" of a feature source, or of a function that makes one; None for none.
+      log: folder of the request log; None logs nothing.
+      log_share: of the calls that are logged.
+      shadow: folder or version whose scores a share of the calls is compared with; None for none.
+      shadow_share: of the calls.
     """
 
     folder: Path
@@ -48,6 +54,10 @@ class Settings:
     keep: int = 2
     poll: float = 1.0
     features: str | None = None
+    log: Path | None = None
+    log_share: float = 1.0
+    shadow: str | None = None
+    shadow_share: float = 0.1
 
 
 def serve(settings: Settings, *, workers: int = 1) -> None:
@@ -74,8 +84,17 @@ async def run_one(settings: Settings) -> None:
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
         source=None if settings.features is None else source_of(settings.features),
     )  # fmt: skip
-    service = Service(models, policy=settings.policy)
-    await run(service, settings.where, routes=routes(service), grpc=None if settings.where.grpc_port is None else start_grpc)
+    log = None if settings.log is None else RequestLog(settings.log, share=settings.log_share)
+    observers: list[Any] = [] if log is None else [log]
+    if (name := settings.shadow) is not None:
+        observers.append(Shadow(lambda: models.named(name), share=settings.shadow_share))
+    service = Service(models, policy=settings.policy, observers=tuple(observers))
+    grpc = None if settings.where.grpc_port is None else start_grpc
+    try:
+        await run(service, settings.where, routes=routes(service), grpc=grpc)
+    finally:
+        if log is not None:
+            await asyncio.to_thread(log.close)
 
 
 def routes(service: Service) -> dict[str, Any]:
