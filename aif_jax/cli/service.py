@@ -42,6 +42,8 @@ def add_service_commands(commands: Any) -> None:
     text = "folder whose version scores a share of the calls too, for comparison; `current` names it with share=0"
     one.add_argument("--shadow", metavar="NAME", help=text)
     one.add_argument("--shadow-share", type=float, default=0.1, help="of the calls (default: %(default)s)")
+    text = "write OpenTelemetry spans to the tracer provider of the process, as `opentelemetry-instrument` sets it up"
+    one.add_argument("--traces", action="store_true", help=text)
     one.add_argument("--max-age", type=float, help="seconds since its export after which a model is stale (default: no bound)")
     text = "mark the answers of a stale model as degraded, or refuse to answer (default: %(default)s)"
     one.add_argument("--when-stale", choices=("degrade", "refuse"), default="degrade", help=text)
@@ -88,7 +90,7 @@ def run_serve(options: argparse.Namespace) -> int:
     settings = Settings(
         folder=options.folder, config=config, policy=policy, where=where, only=options.version, keep=options.keep,
         poll=options.poll, features=options.features, log=options.log, log_share=options.log_share, shadow=options.shadow,
-        shadow_share=options.shadow_share,
+        shadow_share=options.shadow_share, traces=options.traces,
     )  # fmt: skip
     serve(settings, workers=options.workers)
     return FINE

@@ -126,8 +126,9 @@ def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise BadCall(field, f"expected values by name, got {_shown(value)}")
     for name, column in value.items():
-        if field != "record" and isinstance(column, list | np.ndarray) and np.size(column) > limits.events:
-            raise BadCall(f"{field}.{name[:MOST_TEXT]}", f"expected at most {limits.events} values, got {np.size(column)}")
+        size = column.size if isinstance(column, np.ndarray) else len(column) if isinstance(column, list) else 0
+        if size > limits.events:
+            raise BadCall(f"{field}.{name[:MOST_TEXT]}", f"expected at most {limits.events} values, got {size}")
     return dict(value)
 
 

@@ -16,6 +16,7 @@ from aif_jax.service.core import Service
 from aif_jax.service.errors import Problem, reported
 from aif_jax.service.explain import explain
 from aif_jax.service.metrics import service_text
+from aif_jax.service.traces import PARENT
 
 JSON = "application/json"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -112,6 +113,7 @@ class App:
             known = path in self._posts or path in self._gets
             wrong = Problem("UNIMPLEMENTED", 405, f"{path}: not with {method}")
             return problem_response(wrong if known else Problem("NOT_FOUND", 404, "no such path"))
+        PARENT.set(headers.get(b"traceparent", b"").decode("latin-1"))
         body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
         if isinstance(body, Problem):
             return problem_response(body, (b"connection", b"close"))

@@ -118,8 +118,10 @@ def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
     """The outputs that are wanted, and which of them in binary; of "" for those that do not say."""
     parameters = head.get("parameters")
     binary = {"": isinstance(parameters, dict) and parameters.get("binary_data_output") is True}
-    names = []
-    for entry in head.get("outputs") or []:
+    names, listed = [], head.get("outputs", [])
+    if not isinstance(listed, list) or len(listed) > inference.MOST_TENSORS:
+        raise BadCall("outputs", f"expected a list of at most {inference.MOST_TENSORS} tensors")
+    for entry in listed:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise BadCall("outputs", "expected tensors with names")
         names.append(entry["name"])

@@ -22,6 +22,7 @@ from aif_jax.service.log import RequestLog
 from aif_jax.service.models import Models
 from aif_jax.service.serve import Listening, bind, run
 from aif_jax.service.shadow import Shadow
+from aif_jax.service.traces import Traces
 from aif_jax.serving import ServingConfig
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Settings:
       log_share: of the calls that are logged.
       shadow: folder or version whose scores a share of the calls is compared with; None for none.
       shadow_share: of the calls.
+      traces: whether to write OpenTelemetry spans.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class Settings:
     log_share: float = 1.0
     shadow: str | None = None
     shadow_share: float = 0.1
+    traces: bool = False
 
 
 def serve(settings: Settings, *, workers: int = 1) -> None:
@@ -88,6 +91,8 @@ async def run_one(settings: Settings) -> None:
     observers: list[Any] = [] if log is None else [log]
     if (name := settings.shadow) is not None:
         observers.append(Shadow(lambda: models.named(name), share=settings.shadow_share))
+    if settings.traces:
+        observers.append(Traces())
     service = Service(models, policy=settings.policy, observers=tuple(observers))
     grpc = None if settings.where.grpc_port is None else start_grpc
     try:

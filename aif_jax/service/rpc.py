@@ -12,6 +12,7 @@ from aif_jax.service import messages
 from aif_jax.service.core import Service
 from aif_jax.service.errors import Problem, reported
 from aif_jax.service.serve import Listening
+from aif_jax.service.traces import PARENT
 from aif_jax.serving import Candidates, DeadlineExceeded
 
 PRE_RANKING = f"{messages.PACKAGE}.PreRanking"
@@ -102,6 +103,7 @@ async def start(
 
     async def answered(context: Any, work: Callable[[float | None], Awaitable[Any]]) -> bytes:
         try:
+            PARENT.set(str(dict(context.invocation_metadata() or ()).get("traceparent", "")))
             left = context.time_remaining()
             if left is not None and left <= 0:
                 raise DeadlineExceeded("the deadline passed before the call was read")
