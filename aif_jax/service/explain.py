@@ -29,15 +29,15 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
     came from an earlier call, and for a model whose interaction is not that of this package.
     """
     call = dataclasses.replace(call, id=secrets.token_hex(8))  # by which its answer is recognised
-    seen: list[Observed] = []
+    found: list[Observed] = []
 
     class Once:
         """Keeps what was answered to this call."""
 
-        def observe(self, one: Observed) -> None:
+        def observe(self, seen: Observed) -> None:
             """Keeps it."""
-            if one.call.id == call.id:
-                seen.append(one)
+            if seen.call.id == call.id:
+                found.append(seen)
 
     watcher = Once()
     service.observers.append(watcher)
@@ -47,7 +47,7 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
         service.observers.remove(watcher)
     fields = rank_fields(reply, call.id)
     fields = {name: value[:MOST] if isinstance(value, np.ndarray) else value for name, value in fields.items()}
-    parts = await asyncio.to_thread(_parts, reply, seen[0], fields["ids"]) if seen and seen[0].features is not None else {}
+    parts = await asyncio.to_thread(_parts, reply, found[0], fields["ids"]) if found and found[0].features is not None else {}
     fields["ids"] = list(map(str, fields["ids"].tolist()))  # a browser's numbers end at 2^53
     return fields | {"spans": [list(span) for span in reply.answer.timeline.spans], "contributions": parts}
 
