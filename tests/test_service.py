@@ -416,7 +416,7 @@ def test_a_broken_version_is_not_published(tmp_path):
         assert client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["one"].version
         params.write_bytes(whole)  # the copy was not complete yet: it is tried again
         until(lambda: client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["two"].version)
-        publish(tmp_path, [Entry("one", "0" * 64)])
+        publish(tmp_path, ["one", Entry("two", "0" * 64, 0.5)])  # all of them or none
         until(lambda: "sha256" in (service.service.models.problem or ""))
         assert client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["two"].version
 

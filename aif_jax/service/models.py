@@ -143,7 +143,13 @@ class Models:
     async def _serve(self, entries: Sequence[Entry]) -> None:
         """Swaps to these versions, all of them or none."""
         known = {(served.entry.folder, served.entry.sha256): served for served in self.held}
-        loaded = [known.get((entry.folder, entry.sha256)) or await self.load(entry) for entry in entries]
+        loaded: list[Served] = []
+        try:
+            for entry in entries:
+                loaded.append(known.get((entry.folder, entry.sha256)) or await self.load(entry))
+        except BaseException:
+            await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
+            raise
         self.shares = [(entry.share, served) for entry, served in zip(entries, loaded, strict=True)]
         self._entries = list(entries)
         self.held = loaded + [served for served in self.held if served not in loaded]
