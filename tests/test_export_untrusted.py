@@ -258,7 +258,7 @@ def test_a_call_takes_at_most_half_of_the_memory():
 def test_golden_outputs_that_are_infinite_are_refused():
     infinite = np.full(2, np.inf, np.float32)
     with pytest.raises(ExportError, match="expected the golden output within"):
-        consume.model._difference("logits", infinite, infinite, 1e-4)
+        consume.model.difference("logits", infinite, infinite, 1e-4)
 
 
 def test_params_of_which_one_is_a_group_too_are_not_rebuilt(forge, tmp_path):

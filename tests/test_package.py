@@ -16,7 +16,8 @@ import aif_jax
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "aif_jax"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+GENERATED = "service/stubs"  # by protoc, for clients; no module of the package, and no test of house rules
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if GENERATED not in path.as_posix())
 MODULES = [m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") if not m.name.endswith("__main__")]
 
 OWNERS = {
@@ -28,11 +29,14 @@ OWNERS = {
     "jax.make_mesh": ("sharding.py",),
     "jax.set_mesh": ("sharding.py",),
     "jax.shard_map": ("sharding.py",),
-    "asyncio": ("serving/",),
+    "asyncio": ("serving/", "service/"),
     # a lock between readers and the writer of an index
-    "threading": ("serving/", "index/lock.py"),
+    "threading": ("serving/", "service/", "index/lock.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/run.py", "snapshots.py"),
+    "uvicorn": ("service/serve.py",),
+    "grpc": ("service/rpc.py",),
+    "opentelemetry": ("service/traces.py",),
     "importlib.import_module": ("readers/sources.py",),  # pyarrow, on the first file that is read
     "pyarrow": (),
     "multiprocessing": (),
@@ -53,6 +57,11 @@ OPTIONAL = (
     "prometheus_client",
     "tensorboardX",
     "flatbuffers",
+    "uvicorn",
+    "grpc",
+    "grpc_health",
+    "grpc_reflection",
+    "opentelemetry",
 )
 LAYERS = (
     # the ground floor: types, and raw data to features
@@ -64,7 +73,7 @@ LAYERS = (
     # training
     "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data", "readers", "train",
     # production
-    "index", "user_table", "serving", "export",
+    "index", "user_table", "serving", "export", "service",
     # the whole road
     "run", "doctor", "cli", "__main__", "__init__",
 )  # fmt: skip

@@ -19,6 +19,7 @@ from aif_jax.config import Config
 from aif_jax.encoder import Encoder
 from aif_jax.export import consume, functions
 from aif_jax.export.consume import files
+from aif_jax.export.contents import read_contents
 from aif_jax.export.golden import golden_case
 from aif_jax.expression import Expression, parse
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
@@ -26,7 +27,7 @@ from aif_jax.folders import new_folder
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, build
 from aif_jax.schema import Schema
-from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
+from aif_jax.trees import describe, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
 from aif_jax.version import VersionMismatch, __version__, fingerprint
 
@@ -121,27 +122,12 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
     Raises:
       ExportError: a damaged folder, a block that is not registered, or other outputs of the rebuilt model.
     """
-    folder = Path(folder)
-    manifest = consume.read_manifest(folder)
-
-    def arrays(name: Any) -> dict[str, np.ndarray]:
-        return consume.read_arrays(consume.checked(folder, manifest, name))
-
-    leaves = arrays(manifest["params"]) | (arrays("training_only.safetensors") if manifest["training_only"] else {})
-    encoder = manifest.get("encoder")
-    try:
-        params = nest(leaves)
-        config = Config.from_json(manifest["config"])
-        encoder = encoder and Encoder.from_record(encoder["record"], arrays(encoder.get("file")))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise consume.ExportError(f"{folder}: the params, the config or the encoder inside cannot be read: {error}") from error
-    version = fingerprint(params, config, encoder)
-    if version != manifest["version"]:
-        raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
-    parts = {name: arrays(manifest[name]) for name in ("golden", "index") if manifest.get(name)}
+    contents = read_contents(folder)
+    manifest = contents.manifest
     with new_folder(new) as partial:
         return _write(
-            partial, build(config) if model is None else model, params, parts, encoder, version, tolerance=tolerance,
+            partial, build(contents.config) if model is None else model, contents.params, contents.parts, contents.encoder,
+            contents.version, tolerance=tolerance,
             training_only=manifest["training_only"], platforms=manifest["platforms"],
             buckets={name: axis["buckets"] for name, axis in manifest["axes"].items()},
             texts=any("stablehlo" in spec for spec in manifest["functions"].values()), orders=manifest.get("orders", {}),
@@ -253,9 +239,10 @@ def covered(path: str, names: Sequence[str]) -> bool:
 
 
 def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
-    """Ids int64 [N], ascending, or the keys of strings, and the decoded table of an index's live rows."""
-    ids, rows = index.stored(decoded=True)
-    return {"keys" if index.kind == "strings" else "ids": ids} | functions.named(rows)
+    """Ids int64 [N], ascending, or keys and marks of strings, and the decoded table of an index's live rows."""
+    keys, (_, rows) = index.keys, index.stored(decoded=True)
+    ids = {"ids": keys.key} if keys.mark is None else {"keys": keys.key, "marks": keys.mark}
+    return ids | functions.named(rows)
 
 
 def _function(target: Path, name: str, built: functions.Exported, schema: Schema) -> dict[str, Any]:

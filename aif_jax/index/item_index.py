@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
+from aif_jax.checks import expect_array, expect_names
 from aif_jax.encoder import Encoder
 from aif_jax.index import files
 from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, part
@@ -24,6 +25,7 @@ from aif_jax.index.ids import Keys, raw_keys
 from aif_jax.index.storage import Packed, Storage, decode, unpack
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.model import PreRanker
+from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemFeatures, Params
 from aif_jax.version import fingerprint
 from aif_jax.vocabulary import Kind
@@ -153,6 +155,34 @@ class ItemIndex:
         store.write(program.packed, columns, store.rows.take(manifest.items))
         return cls(store, store.assign(keys, manifest.ids))
 
+    @classmethod
+    def of_rows(
+        cls, model: PreRanker, params: Params, keys: Keys, rows: Any, *, encoder: Encoder | None, version: str
+    ) -> ItemIndex:
+        """The index of keys [n], all different, and their decoded rows [n] by name, as an export holds them.
+
+        Args:
+          model, params, encoder, version: as in `build`; must be those that made the rows.
+          keys: of the raw ids.
+          rows: NumPy arrays [n] by dotted name, such as "vector".
+
+        Raises:
+          ValueError: columns other than those of the model's rows.
+        """
+        program = ItemProgram(
+            model, params, encoder, storage="float32", batch_size=min(BATCH, max(len(keys.key), 1)), mesh=None
+        )
+        shapes = jax.eval_shape(unpack, program.shapes())
+        wanted = leaves_by_path(shapes, separator=".")
+        expect_names(dict(rows), "rows", wanted)
+        arrays = [
+            expect_array(rows[name], f"rows {name}", dtype=leaf.dtype, shape=(len(keys.key), *leaf.shape[1:]))
+            for name, leaf in wanted.items()
+        ]
+        store = Store(program, version=version, capacity=capacity_for(len(keys.key), None, None))
+        store.write(program.packed, jax.tree.unflatten(jax.tree.structure(shapes), arrays), store.rows.take(len(keys.key)))
+        return cls(store, store.assign(keys, keys.kind))
+
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
         """Writes this snapshot into a new folder, which appears complete or not at all. Updates may continue.
 
@@ -178,9 +208,14 @@ class ItemIndex:
         return f"ItemIndex({table}, {self.bytes_per_row:.0f} bytes a row, version={self.version[:12]}...)"
 
     @property
+    def keys(self) -> Keys:
+        """Keys of the raw ids, ascending: of strings with their marks. Costs a pass over the id map."""
+        return self._view.items()[0]
+
+    @property
     def ids(self) -> np.ndarray:
         """int64 [len(self)] ids, ascending; of strings their hashes, as `string_ids`. Costs a pass over the id map."""
-        return self._view.items()[0].key
+        return self.keys.key
 
     @property
     def shapes(self) -> Packed:

@@ -50,6 +50,7 @@ class AsyncPreRanker:
         scored while the next is on its way); async or not. Ids of one request are all integers or all strings. None for engines
         that only `score`.
       config: of the engine.
+      like: an engine of an equal model config and serving config, whose compiled functions this one uses again.
 
     Example:
       >>> import aif_jax as aif
@@ -69,6 +70,7 @@ class AsyncPreRanker:
         features: Callable[[Request], Any],
         retrieval: Callable[[Request], Any] | None = None,
         config: ServingConfig | None = None,
+        like: AsyncPreRanker | None = None,
     ):
         self.config = config = config or ServingConfig()
         self.model = model
@@ -82,7 +84,11 @@ class AsyncPreRanker:
         self._can_rank = retrieval is not None
         self._metrics = Metrics()
         self._admission = Admission(config, self._metrics)
-        self._programs = Programs(model, max_k=config.max_k, bid=config.bid, user_storage=config.user_storage)
+        if like is not None:
+            same = like.model.config == model.config and like.config == config
+            expect(same, "AsyncPreRanker like", "an engine of the same model config and serving config", "another")
+        sizes: Any = {"max_k": config.max_k, "bid": config.bid, "user_storage": config.user_storage}
+        self._programs = Programs(model, **sizes) if like is None else like._programs
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
         self._users = UserSides(self._programs, config, self._features, self._metrics)

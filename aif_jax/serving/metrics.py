@@ -71,10 +71,27 @@ class Metrics:
         }
 
 
-def prometheus_text(metrics: dict[str, Any]) -> str:
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+"""Values of a metric by name, each with its labels."""
+
+
+def prometheus_text(
+    metrics: dict[str, Any] | None = None,
+    *,
+    by_version: dict[str, dict[str, Any]] | None = None,
+    gauges: Samples | None = None,
+    counters: Samples | None = None,
+    labels: dict[str, str] | None = None,
+) -> str:
     """The metrics of an engine, `AsyncPreRanker.metrics()`, in the Prometheus text format, by the official client library.
 
     Counters are `aif_<name>_total`, gauges `aif_<name>`, latencies `aif_stage_seconds{stage=...}`.
+
+    Args:
+      metrics: of one engine.
+      by_version: of several, in place of `metrics`; their samples get the label `version`.
+      gauges, counters: further samples by name.
+      labels: that every sample gets.
 
     Raises:
       ImportError: prometheus-client is not there.
@@ -88,22 +105,37 @@ def prometheus_text(metrics: dict[str, Any]) -> str:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     except ImportError as error:
         raise ImportError('prometheus_text needs prometheus-client: pip install "aif_jax[metrics]"') from error
+    common = labels or {}
+    engines = [(common, metrics)] if metrics is not None else []
+    engines += [(common | {"version": version}, values) for version, values in (by_version or {}).items()]
+    counted: Samples = {name: [(common | own, value) for own, value in samples] for name, samples in (counters or {}).items()}
+    gauged: Samples = {name: [(common | own, value) for own, value in samples] for name, samples in (gauges or {}).items()}
+    latencies: list[tuple[dict[str, str], dict[str, Any]]] = []
+    for own, values in engines:
+        for name, value in values["counters"].items():
+            counted.setdefault(name, []).append((own, value))
+        for name, value in values.get("gauges", {}).items():
+            gauged.setdefault(name, []).append((own, value))
+        for name in ("degraded", "failed"):
+            counted.setdefault(f"{name}_reason", []).extend((own | {"reason": why}, n) for why, n in values[name].items())
+        latencies += [(own | {"stage": stage}, histogram) for stage, histogram in values["stages"].items()]
 
     class Collector:
         def collect(self):
-            for name, value in metrics["counters"].items():
-                yield CounterMetricFamily(f"aif_{name}", f"Total of {name.replace('_', ' ')}.", value=value)
-            for name, value in metrics.get("gauges", {}).items():
-                yield GaugeMetricFamily(f"aif_{name}", f"Current {name.replace('_', ' ')}.", value=value)
-            for name in ("degraded", "failed"):
-                family = CounterMetricFamily(f"aif_{name}_reason", f"Requests {name}, by reason.", labels=["reason"])
-                for reason, value in metrics[name].items():
-                    family.add_metric([reason], value)
-                yield family
-            latency = HistogramMetricFamily("aif_stage_seconds", "Latency of each stage.", labels=["stage"])
-            for stage, values in metrics["stages"].items():
-                bounds = [*map(repr, BOUNDS), "+Inf"]
-                latency.add_metric([stage], list(zip(bounds, values["cumulative"].values(), strict=True)), values["sum"])
+            for family, samples in ((CounterMetricFamily, counted), (GaugeMetricFamily, gauged)):
+                for name, listed in samples.items():
+                    kind = "Total of" if samples is counted else "Current"
+                    names = list(listed[0][0]) if listed else []
+                    made = family(f"aif_{name}", f"{kind} {name.replace('_', ' ')}.", labels=names)
+                    for own, value in listed:
+                        made.add_metric([own[label] for label in names], value)
+                    yield made
+            names = list(latencies[0][0]) if latencies else ["stage"]
+            latency = HistogramMetricFamily("aif_stage_seconds", "Latency of each stage.", labels=names)
+            bounds = [*map(repr, BOUNDS), "+Inf"]
+            for own, values in latencies:
+                buckets = list(zip(bounds, values["cumulative"].values(), strict=True))
+                latency.add_metric([own[label] for label in names], buckets, values["sum"])
             yield latency
 
     registry = CollectorRegistry(auto_describe=False)

@@ -7,9 +7,9 @@ nothing is opened that the manifest does not list.
 
 from .files import ExportError, checked, read_arrays, read_manifest, seal
 from .functions import read_axes
-from .model import ExportedIndex, ExportedModel, flatten, load, verify
+from .model import ExportedIndex, ExportedModel, difference, flatten, load, verify
 
 __all__ = [
-    "load", "verify", "flatten", "ExportedModel", "ExportedIndex", "ExportError", "checked", "read_arrays", "read_axes",
-    "read_manifest", "seal",
+    "load", "verify", "flatten", "ExportedModel", "ExportedIndex", "ExportError", "checked", "difference", "read_arrays",
+    "read_axes", "read_manifest", "seal",
 ]  # fmt: skip

@@ -1,0 +1,176 @@
+"""Reads an exported folder back into what this package works with: model, parameters, encoder, index. No function is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from aif_jax.checks import expect
+from aif_jax.config import Config
+from aif_jax.encoder import Encoder
+from aif_jax.export import consume
+from aif_jax.features import item_layout, user_layout
+from aif_jax.index import ItemIndex
+from aif_jax.index.ids import Keys
+from aif_jax.model import PreRanker, build
+from aif_jax.trees import leaves_by_path, nest
+from aif_jax.types import Params
+from aif_jax.version import fingerprint
+
+IDS = ("ids", "keys", "marks")
+
+
+class Contents(NamedTuple):
+    """What the files of a folder hold, checksums compared."""
+
+    manifest: dict[str, Any]
+    config: Config
+    params: Params
+    encoder: Encoder | None
+    parts: dict[str, dict[str, np.ndarray]]  # "golden" and, where there is one, "index"
+    version: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A model from an exported folder, as `AsyncPreRanker` takes it.
+
+    Attributes:
+      model: built from the config by the code that is here.
+      params: of the model.
+      encoder: that made the features of training; None where the export has none.
+      index: the exported rows; None where the export has none.
+      golden: inputs and outputs by name, see `check_golden`.
+      version: fingerprint of params, config and encoder.
+      manifest: the parsed manifest.
+    """
+
+    model: PreRanker
+    params: Params = dataclasses.field(repr=False)
+    encoder: Encoder | None
+    index: ItemIndex | None
+    golden: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    version: str
+    manifest: Mapping[str, Any] = dataclasses.field(repr=False)
+
+    def check_golden(self, *, tolerance: float = 1e-4) -> float:
+        """Runs user function and interaction of this model on the golden inputs; returns the largest difference.
+
+        Args:
+          tolerance: largest |got - golden| / max(1, |golden|).
+
+        Raises:
+          ExportError: an output that differs by more, or golden inputs that are not those of the model.
+        """
+        schema, golden = self.model.config.schema, self.golden
+        try:
+            user, items = (
+                _filled(layout, golden, name) for layout, name in ((user_layout(schema), "user"), (item_layout(schema), "item"))
+            )
+            state, rows = jax.jit(self.model.user)(self.params, user), _over_items(self.model.item)(self.params, items)
+            outputs = {
+                "user": state,
+                "item": rows,
+                "interaction": {"logits": jax.jit(self.model.interaction)(self.params, state, rows)},
+            }
+            return max(
+                consume.difference(f"{function} {name}", np.asarray(value), golden[f"{function}.outputs/{name}"], tolerance)
+                for function, values in outputs.items()
+                for name, value in leaves_by_path(values, separator=".").items()
+            )
+        except (KeyError, TypeError) as error:
+            raise consume.ExportError(f"golden: expected inputs and outputs of this model, got others: {error!r}") from error
+
+
+def restore(
+    folder: str | Path, *, model: PreRanker | None = None, like: Restored | None = None, sha256: str | None = None
+) -> Restored:
+    """The model in an exported folder, for the engine of this package: its functions are compiled from the code that is here.
+
+    No exported function is read or run, so there is no child process as in `load`: parameters, config and encoder are data.
+    Import the modules of your blocks first.
+
+    Args:
+      folder: what `save` wrote.
+      model: made by `assemble`; None builds it from the config.
+      like: another version; where its config is the same, its model and so its compiled functions are used again.
+      sha256: of the manifest, as `save` returned it.
+
+    Raises:
+      ExportError: a damaged folder, or a block that is not registered.
+      ValueError: a model of another config.
+
+    Example:
+      >>> import jax, tempfile, aif_jax as aif
+      >>> from aif_jax import export
+      >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
+      >>> model = aif.build(aif.presets.two_tower(schema, width=4, sequence=False))
+      >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
+      >>> folder, params = Path(tempfile.mkdtemp()) / "model", model.init(jax.random.key(0), catalogue)
+      >>> digest = export.save(folder, model, params, platforms=("cpu",), stablehlo=False)
+      >>> export.restore(folder, sha256=digest).check_golden() < 1e-4
+      True
+    """
+    contents = read_contents(folder, sha256=sha256)
+    if model is None:
+        model = like.model if like is not None and like.model.config == contents.config else build(contents.config)
+    expect(model.config == contents.config, f"{folder}, model", "one of the exported config", "another")
+    params, index = jax.device_put(contents.params), None
+    if (arrays := contents.parts.get("index")) is not None:
+        index = ItemIndex.of_rows(
+            model, params, _keys(arrays, folder), {name: array for name, array in arrays.items() if name not in IDS},
+            encoder=contents.encoder, version=contents.version,
+        )  # fmt: skip
+    return Restored(
+        model=model, params=params, encoder=contents.encoder, index=index, golden=contents.parts["golden"],
+        version=contents.version, manifest=contents.manifest,
+    )  # fmt: skip
+
+
+def read_contents(folder: str | Path, *, sha256: str | None = None) -> Contents:
+    """Reads every array of a folder and compares checksums and version; raises ExportError."""
+    folder = Path(folder)
+    manifest = consume.read_manifest(folder, sha256=sha256)
+
+    def arrays(name: Any) -> dict[str, np.ndarray]:
+        return consume.read_arrays(consume.checked(folder, manifest, name))
+
+    leaves = arrays(manifest["params"]) | (arrays("training_only.safetensors") if manifest["training_only"] else {})
+    encoder = manifest.get("encoder")
+    try:
+        params = nest(leaves)
+        config = Config.from_json(manifest["config"])
+        encoder = encoder and Encoder.from_record(encoder["record"], arrays(encoder.get("file")))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise consume.ExportError(f"{folder}: the params, the config or the encoder inside cannot be read: {error}") from error
+    version = fingerprint(params, config, encoder)
+    if version != manifest["version"]:
+        raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
+    parts = {name: arrays(manifest[name]) for name in ("golden", "index") if manifest.get(name)}
+    return Contents(manifest, config, params, encoder, parts, version)
+
+
+def _keys(arrays: Mapping[str, np.ndarray], folder: str | Path) -> Keys:
+    if "ids" in arrays:
+        return Keys(arrays["ids"])
+    if not {"keys", "marks"} <= arrays.keys():
+        raise consume.ExportError(f"{folder}: expected an index with marks of its string ids, got one without; export anew")
+    return Keys(arrays["keys"], arrays["marks"])
+
+
+def _filled(layout: Any, golden: Mapping[str, np.ndarray], function: str) -> Any:
+    """The golden inputs of a function as features."""
+    names = leaves_by_path(layout, separator=".")
+    return jax.tree.unflatten(jax.tree.structure(layout), [golden[f"{function}.inputs/{name}"] for name in names])
+
+
+@functools.lru_cache(maxsize=4)
+def _over_items(item: Any) -> Any:
+    """One compiled function for all versions of a model."""
+    return jax.jit(jax.vmap(item, (None, 0)))

@@ -1,0 +1,52 @@
+"""Answers as fields: for frames with NumPy arrays, for JSON with lists."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from aif_jax.service.core import Reply
+from aif_jax.serving import Ranking, Scores
+from aif_jax.serving.requests import Answer
+
+
+def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:
+    """`ids`, `scores` and `logits` of the best candidates that have a score, best first, and what the answer says of itself."""
+    answer = reply.answer
+    arrays: dict[str, Any] = {"ids": answer.ids, "scores": answer.scores, "logits": answer.logits}
+    if not answer.mask.all():
+        arrays = {name: array[answer.mask] for name, array in arrays.items()}
+    return _common(answer, call_id) | {"candidates": answer.candidates, "unknown": answer.unknown} | arrays
+
+
+def score_fields(reply: Reply[Scores], call_id: str) -> dict[str, Any]:
+    """`logits` in the order of the candidates, `mask` false where there is none."""
+    return _common(reply.answer, call_id) | {"logits": reply.answer.logits, "mask": reply.answer.mask}
+
+
+def _common(answer: Answer, call_id: str) -> dict[str, Any]:
+    return {
+        "id": call_id,
+        "version": answer.version,
+        "degraded": answer.degraded,
+        "reason": answer.reason,
+        "state_age": answer.state_age,
+        "non_finite": answer.non_finite,
+        "stages": answer.stages,
+    }
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values: lists for arrays, None for what JSON cannot say."""
+    if isinstance(value, dict):
+        return {name: to_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        finite = value.dtype.kind != "f" or np.isfinite(value).all()
+        return value.tolist() if finite else [to_json(number) for number in value.tolist()]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

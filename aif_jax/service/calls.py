@@ -1,0 +1,159 @@
+"""What a caller sends, whatever it came by: checked once, at the door, before any work is done for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aif_jax.serving.requests import Candidates
+
+MOST_TEXT = 1024  # characters of an id, a version or a request id
+FIELDS = (
+    "user", "candidates", "bids", "k", "order", "budget", "feature_version", "version", "encoding", "features", "record",
+    "events", "now", "id",
+)  # fmt: skip
+INT64 = range(-(1 << 63), 1 << 63)
+
+
+class BadCall(ValueError):
+    """A call that is not what it should be; `field` names the part."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one call may ask for; more is refused before memory is taken for it."""
+
+    body_bytes: int = 16 << 20
+    candidates: int = 100_000
+    events: int = 1 << 16
+    body_seconds: float = 10.0  # from the first byte of a body to the last
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """One call of `rank`, `score` or `prepare`.
+
+    Attributes:
+      user: raw id.
+      candidates: to rank or score; None for `prepare`, or where they come in mini-batches.
+      k: how many of them `rank` answers with.
+      order: name of the score expression, see `Request.order`; None takes the engine's.
+      budget: seconds from arrival to answer; None takes the engine's.
+      feature_version: see `Request`.
+      version: of the model that must answer, as 64 hex digits or the first 8 or more; None for the one that serves.
+      encoding: version of the encoder that made `features`; "" where the caller does not say.
+      features: encoded features by dotted name, such as "history.item".
+      record: raw user attributes by column.
+      events: raw events by column.
+      now: time of the request in the time unit of the columns; None takes the clock.
+      id: of the request, for logs.
+    """
+
+    user: int | str
+    candidates: Candidates | None = None
+    k: int = 0
+    order: str | None = None
+    budget: float | None = None
+    feature_version: int | str | None = None
+    version: str | None = None
+    encoding: str = ""
+    features: Mapping[str, Any] | None = None
+    record: Mapping[str, Any] | None = None
+    events: Mapping[str, Any] | None = None
+    now: int | None = None
+    id: str = ""
+
+
+def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
+    """The call that fields say; arrays may be lists. Raises BadCall with the name of the field.
+
+    Example:
+      >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}, Limits()).candidates.ids.tolist()
+      [7, 9]
+    """
+    if unknown := [str(name) for name in fields if name not in FIELDS]:
+        raise BadCall(unknown[0][:MOST_TEXT], f"expected one of the fields {', '.join(FIELDS)}")
+    given = {name: value for name, value in fields.items() if value is not None}
+    if "user" not in given:
+        raise BadCall("user", "expected an integer or a string, got none")
+    if "features" in given and ("events" in given or "record" in given):
+        raise BadCall("features", "expected either encoded features or a raw record and events, got both")
+    budget = given.get("budget")
+    if budget is not None and not (_is_number(budget) and 0 < budget < math.inf):
+        raise BadCall("budget", f"expected more than 0 seconds, got {_shown(budget)}")
+    return Call(
+        user=_id(given["user"], "user"),
+        candidates=candidates_of(given["candidates"], given.get("bids"), limits) if "candidates" in given else None,
+        k=_integer(given.get("k", 0), "k"),
+        order=_text(given["order"], "order") or None if "order" in given else None,
+        budget=None if budget is None else float(budget),
+        feature_version=_id(given["feature_version"], "feature_version") if "feature_version" in given else None,
+        version=_text(given["version"], "version") or None if "version" in given else None,
+        encoding=_text(given.get("encoding", ""), "encoding"),
+        features=_columns(given["features"], "features", limits) if "features" in given else None,
+        record=_columns(given["record"], "record", limits) if "record" in given else None,
+        events=_columns(given["events"], "events", limits) if "events" in given else None,
+        now=_integer(given["now"], "now") if "now" in given else None,
+        id=_text(given.get("id", ""), "id"),
+    )
+
+
+def candidates_of(ids: Any, bids: Any, limits: Limits) -> Candidates:
+    """Candidates of a call, with their bids or None; raises BadCall."""
+    if not isinstance(ids, list | np.ndarray):
+        raise BadCall("candidates", f"expected item ids [C], got {_shown(ids)}")
+    if len(ids) > limits.candidates:
+        raise BadCall("candidates", f"expected at most {limits.candidates}, got {len(ids)}")
+    try:
+        numbers = None if bids is None else np.asarray(bids, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise BadCall("bids", "expected numbers [C], got others") from None
+    try:
+        return Candidates.of(ids if numbers is None else Candidates(ids, numbers))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise BadCall("bids" if "bid" in str(error) else "candidates", str(error).removeprefix("candidates: ")) from None
+
+
+def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise BadCall(field, f"expected values by name, got {_shown(value)}")
+    for name, column in value.items():
+        size = column.size if isinstance(column, np.ndarray) else len(column) if isinstance(column, list) else 0
+        if size > limits.events:
+            raise BadCall(f"{field}.{name[:MOST_TEXT]}", f"expected at most {limits.events} values, got {size}")
+    return dict(value)
+
+
+def _id(value: Any, field: str) -> int | str:
+    if isinstance(value, str):
+        return _text(value, field)
+    return _integer(value, field)
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str) or len(value) > MOST_TEXT:
+        raise BadCall(field, f"expected text of at most {MOST_TEXT} characters, got {_shown(value)}")
+    return value
+
+
+def _integer(value: Any, field: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in INT64:
+        raise BadCall(field, f"expected an integer of 64 bits, got {_shown(value)}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, int | float | str) else type(value).__name__
+    return text if len(text) <= 80 else f"{text[:80]}..."

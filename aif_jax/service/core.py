@@ -1,0 +1,238 @@
+"""`Service`: calls in, answers out; knows versions, limits, logs and shadows, and nothing of networks."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+
+from aif_jax.service.calls import BadCall, Call, Limits
+from aif_jax.service.errors import Stale, engine_checks, problem_of
+from aif_jax.service.features import Context, Unfetched, candidates_from
+from aif_jax.service.models import Models, Served
+from aif_jax.service.recent import Recent
+from aif_jax.serving import Candidates, Ranking, Request, Scores
+from aif_jax.serving.orders import BID, LOGIT
+from aif_jax.serving.requests import Answer
+from aif_jax.types import UserFeatures
+
+A = TypeVar("A", bound=Answer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What an operator allows.
+
+    Attributes:
+      limits: of one call.
+      max_age: seconds since the export of a model after which it counts as stale; None for no bound.
+      when_stale: "degrade" marks the answers of a stale model, "refuse" answers UNAVAILABLE; both end readiness.
+    """
+
+    limits: Limits = Limits()
+    max_age: float | None = None
+    when_stale: Literal["degrade", "refuse"] = "degrade"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observed:
+    """A call that was answered."""
+
+    method: str
+    call: Call
+    served: Served
+    answer: Any  # Ranking or Scores
+    candidates: Candidates  # all of them, also where they came in mini-batches
+    features: UserFeatures | None  # None where the state was computed by an earlier call
+    now: int | None  # the clock that raw events were encoded by, in the time unit of the columns
+
+
+class Observer(Protocol):
+    """Whoever wants to know of calls that were answered: a log, a shadow. Must return at once and raise nothing."""
+
+    def observe(self, seen: Observed) -> None:
+        """Notes an answer."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reply(Generic[A]):
+    """An answer and the version that gave it."""
+
+    answer: A
+    served: Served
+
+
+class Service:
+    """Answers calls with the versions of a folder: `async with Service(models) as service: await service.rank(call)`.
+
+    Args:
+      models: the versions.
+      policy: limits and what to do with a stale model.
+      observers: of answers.
+    """
+
+    def __init__(self, models: Models, *, policy: Policy | None = None, observers: tuple[Observer, ...] = ()):
+        self.models = models
+        self.policy = policy or Policy()
+        self.observers = list(observers)
+        self.recent = Recent()
+        self.calls: Counter[tuple[str, str]] = Counter()  # by method and code
+        self.ready = False
+        self.draining = False
+
+    async def __aenter__(self) -> Service:
+        await self.models.start()
+        self.ready = True
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """No longer ready; calls in flight are answered, then the engines close."""
+        self.ready = False
+        self.draining = True
+        await self.models.close()
+
+    @property
+    def unready(self) -> str | None:
+        """Why no traffic should come; None where it may."""
+        if not self.ready:
+            return "draining" if self.draining else "starting"
+        stale = [served for share, served in self.models.shares if share and self._is_stale(served)]
+        return f"the model is {stale[0].age:.0f} s old, more than {self.policy.max_age} s" if stale else None
+
+    async def rank(self, call: Call, *, batches: AsyncIterator[Candidates] | None = None) -> Reply[Ranking]:
+        """The best k candidates of a call, or of candidates that come in mini-batches.
+
+        Raises:
+          BadCall, TypeError, ValueError: what the caller can correct.
+          UnknownVersion, EncodingMismatch: a version that is not held, features of another encoder.
+          Stale: a model older than the policy allows.
+          Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
+        """
+        return await self._answered("rank", call, self._rank(call, batches))
+
+    async def score(self, call: Call) -> Reply[Scores]:
+        """Logits of a call's candidates, in their order; raises as `rank`."""
+        return await self._answered("score", call, self._score(call))
+
+    async def prepare(self, call: Call) -> Served:
+        """Computes the state of a user who is coming, for a later call that brings the id alone; raises as `rank`."""
+        code, served = "OK", None
+        try:
+            served = self._picked(call)
+            await served.engine.prepare(self._request(call, served, None))
+            return served
+        except Unfetched as error:
+            code = "INVALID_ARGUMENT"
+            raise BadCall("features", str(error)) from None
+        except BaseException as error:
+            code = _code_of(error)
+            raise
+        finally:
+            self._note("prepare", code, served, None)
+
+    async def _rank(self, call: Call, batches: AsyncIterator[Candidates] | None) -> Reply[Ranking]:
+        served = self._picked(call)
+        call = _ordered(call, served)
+        given: list[Candidates] = []
+        request = self._request(call, served, candidates_from(call) if batches is None else _noted(batches, given))
+        with engine_checks():
+            answer = self._marked(await served.engine.rank(request, call.k), served)
+        self._observe("rank", call, served, answer, request, given)
+        return Reply(answer, served)
+
+    async def _score(self, call: Call) -> Reply[Scores]:
+        served = self._picked(call)
+        request, given = self._request(call, served, None), candidates_from(call)
+        with engine_checks():
+            answer = self._marked(await served.engine.score(request, given), served)
+        self._observe("score", call, served, answer, request, [])
+        return Reply(answer, served)
+
+    async def _answered(self, method: str, call: Call, work: Any) -> Any:
+        code, reply = "OK", None
+        try:
+            reply = await work
+            return reply
+        except BaseException as error:
+            code = _code_of(error)
+            raise
+        finally:
+            self._note(method, code, None if reply is None else reply.served, None if reply is None else reply.answer)
+
+    def _observe(
+        self, method: str, call: Call, served: Served, answer: Answer, request: Request, batches: list[Candidates]
+    ) -> None:
+        if not self.observers:
+            return
+        candidates = joined(batches) if batches or call.candidates is None else call.candidates
+        features = request.context.features or request.context.fetched
+        seen = Observed(method, call, served, answer, candidates, features, request.context.now)
+        for observer in self.observers:
+            observer.observe(seen)
+
+    def _note(self, method: str, code: str, served: Served | None, answer: Answer | None) -> None:
+        self.calls[method, code] += 1
+        self.recent.note(method, "" if served is None else served.version, code, answer)
+
+    def _picked(self, call: Call) -> Served:
+        served = self.models.pick(call)
+        if self.policy.when_stale == "refuse" and self._is_stale(served):
+            raise Stale(f"version {served.version[:12]}: {served.age:.0f} s old, more than {self.policy.max_age} s")
+        return served
+
+    def _is_stale(self, served: Served) -> bool:
+        return self.policy.max_age is not None and served.age > self.policy.max_age
+
+    def _marked(self, answer: A, served: Served) -> A:
+        """The answer, degraded where the model is stale."""
+        if not self._is_stale(served):
+            return answer
+        stale = f"the model is {served.age:.0f} s old"
+        return dataclasses.replace(
+            answer, degraded=True, reason=stale if answer.reason is None else f"{answer.reason}; {stale}"
+        )
+
+    def _request(self, call: Call, served: Served, candidates: Any) -> Request:
+        if call.now is None and self.observers and (call.record is not None or call.events is not None):
+            call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
+        context = Context(served.users.of(call), candidates, now=call.now)
+        return Request(
+            user=call.user, budget=call.budget, feature_version=call.feature_version, context=context, order=call.order
+        )
+
+
+def _ordered(call: Call, served: Served) -> Call:
+    """The call with the order that answers it; raises BadCall for one that the version does not have."""
+    config = served.engine.config
+    order, known = call.order or config.order, (LOGIT, BID, *config.orders)
+    if order not in known:
+        raise BadCall("order", f"expected one of {', '.join(known)}, got {order[:80]!r}")
+    return dataclasses.replace(call, order=order)
+
+
+def _code_of(error: BaseException) -> str:
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else problem_of(error).code
+
+
+async def _noted(batches: AsyncIterator[Candidates], given: list[Candidates]) -> AsyncIterator[Candidates]:
+    """The batches, each noted."""
+    async for batch in batches:
+        given.append(batch)
+        yield batch
+
+
+def joined(batches: list[Candidates]) -> Candidates:
+    """Candidates of all batches."""
+    if not batches:
+        return Candidates(np.zeros(0, np.int64))
+    bids = [batch.bids for batch in batches if batch.bids is not None]
+    ids = np.concatenate([batch.ids for batch in batches])
+    return Candidates(ids, np.concatenate(bids) if len(bids) == len(batches) else None)

@@ -1,0 +1,76 @@
+"""The try-it form of the page: a ranking with each block's contribution, and the timeline of its request."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import secrets
+from typing import Any
+
+import jax
+import numpy as np
+
+from aif_jax.config import Config
+from aif_jax.interaction import contributions
+from aif_jax.model import INTERACTION
+from aif_jax.service.answers import rank_fields
+from aif_jax.service.calls import Call
+from aif_jax.service.core import Observed, Reply, Service
+from aif_jax.serving import Ranking
+
+MOST = 100  # rows that are explained
+
+
+async def explain(service: Service, call: Call) -> dict[str, Any]:
+    """The answer of `Service.rank`, its spans, and what each block contributed to each logit.
+
+    The contributions are computed from the features of the call. They are none where those are not known, because the state
+    came from an earlier call, and for a model whose interaction is not that of this package.
+    """
+    call = dataclasses.replace(call, id=secrets.token_hex(8))  # by which its answer is recognised
+    found: list[Observed] = []
+
+    class Once:
+        """Keeps what was answered to this call."""
+
+        def observe(self, seen: Observed) -> None:
+            """Keeps it."""
+            if seen.call.id == call.id:
+                found.append(seen)
+
+    watcher = Once()
+    service.observers.append(watcher)
+    try:
+        reply = await service.rank(call)
+    finally:
+        service.observers.remove(watcher)
+    fields = rank_fields(reply, call.id)
+    fields = {name: value[:MOST] if isinstance(value, np.ndarray) else value for name, value in fields.items()}
+    parts = await asyncio.to_thread(_parts, reply, found[0], fields["ids"]) if found and found[0].features is not None else {}
+    fields["ids"] = list(map(str, fields["ids"].tolist()))  # a browser's numbers end at 2^53
+    return fields | {"spans": [list(span) for span in reply.answer.timeline.spans], "contributions": parts}
+
+
+def _parts(reply: Reply[Ranking], seen: Observed, ids: np.ndarray) -> dict[str, list[float]]:
+    restored = reply.served.restored
+    model, index = restored.model, restored.index
+    if index is None or getattr(model.interaction, "func", None) is not INTERACTION.apply or not len(ids):
+        return {}
+    # every count of rows has one compiled function
+    rows, known = index.take(np.resize(ids, MOST))
+    if not known.all():
+        return {}
+    state = _state(model.user)(restored.params, seen.features)
+    parts = _contributions(model.config)(restored.params, state, rows)
+    return {name: np.asarray(part)[: len(ids)].reshape(len(ids), -1)[:, 0].tolist() for name, part in parts.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _state(user: Any) -> Any:
+    return jax.jit(user)
+
+
+@functools.lru_cache(maxsize=4)
+def _contributions(config: Config) -> Any:
+    return jax.jit(functools.partial(contributions, config=config))

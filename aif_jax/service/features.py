@@ -1,0 +1,150 @@
+"""What a model version makes of a call's user: encoded features, raw events, or an id that a feature source knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from aif_jax.encoder import Encoder
+from aif_jax.features import check_user_features, user_layout
+from aif_jax.schema import Schema
+from aif_jax.service.calls import BadCall, Call
+from aif_jax.serving import Candidates, Request
+from aif_jax.times import PER_SECOND
+from aif_jax.trees import leaves_by_path
+from aif_jax.types import Behaviours, UserFeatures
+from aif_jax.version import check_encoding
+
+HISTORY = "history."
+
+
+class FeatureSource(Protocol):
+    """Where the features of a user are, for calls that bring an id alone."""
+
+    async def get(self, user: Any) -> Any:
+        """A record: `user`, raw attributes by column, and `events`, raw events by column; None for an unknown user."""
+        ...
+
+
+@dataclasses.dataclass(eq=False)
+class Context:
+    """What a request of the engine carries: features and candidates of the call, as far as it brought them."""
+
+    features: UserFeatures | None
+    candidates: Any
+    fetched: UserFeatures | None = None  # from the feature source
+    now: int | None = None  # by which raw events were encoded, where that is known
+
+
+class Unfetched(LookupError):
+    """A call that brings a user id alone, to a service without a feature source, for a user that was not prepared."""
+
+
+class UserSource:
+    """The features of calls for one model version."""
+
+    def __init__(self, schema: Schema, length: int, encoder: Encoder | None, source: FeatureSource | None):
+        self._schema = schema
+        self._length = length
+        self._encoder = None if encoder is None else encoder.with_length(length)
+        self._source = source
+        layout = user_layout(schema)
+        self._leaves, self._tree = leaves_by_path(layout, separator="."), jax.tree.structure(layout)
+
+    def of(self, call: Call) -> UserFeatures | None:
+        """Features that a call brings; None where it brings an id alone.
+
+        Raises:
+          BadCall: features or events that the encoder or the schema refuses; names the field.
+          EncodingMismatch: features of another encoder.
+        """
+        if call.features is not None:
+            return self._encoded(call)
+        if call.record is None and call.events is None:
+            return None
+        return self._raw(call.record, call.events, call.now)
+
+    async def fetch(self, request: Request) -> UserFeatures:
+        """The engine's `features`: those of the call, else those of the source; Unfetched where there is none."""
+        if request.context.features is not None:
+            return request.context.features
+        if self._source is None:
+            raise Unfetched("the call brought a user id alone: expected features, raw events, or a call of prepare before")
+        record = await self._source.get(request.user)
+        raw = (None, None) if record is None else (record.user, record.events)
+        request.context.fetched = features = self._raw(*raw, None)
+        return features
+
+    def clock(self) -> int | None:
+        """The time now in the unit of the raw events; None for a model without an encoder."""
+        return None if self._encoder is None else time.time_ns() * PER_SECOND[self._encoder.columns.time_unit] // 10**9
+
+    @staticmethod
+    async def candidates(request: Request) -> Any:
+        """The engine's `retrieval`: the candidates of the call."""
+        return request.context.candidates
+
+    def _raw(self, record: Any, events: Any, now: Any) -> UserFeatures:
+        if self._encoder is None:
+            raise BadCall("events", "expected encoded features: the exported model has no encoder for raw ones")
+        moment = self.clock() if now is None else now
+        try:
+            none = isinstance(events, Mapping) and not events
+            return self._encoder.user(record, None if none else events, moment)
+        except (TypeError, ValueError, KeyError, OverflowError, AttributeError) as error:
+            field = "now" if str(error).startswith("now") else "record" if str(error).startswith("user") else "events"
+            raise BadCall(field, str(error)) from None
+
+    def _encoded(self, call: Call) -> UserFeatures:
+        assert call.features is not None
+        if call.encoding and self._encoder is not None:
+            check_encoding("features", expected=self._encoder.version, got=call.encoding)
+        missing, extra = sorted(self._leaves.keys() - call.features.keys()), sorted(call.features.keys() - self._leaves.keys())
+        if missing or extra:
+            raise BadCall("features", f"expected {sorted(self._leaves)}, got missing {missing}, extra {str(extra)[:200]}")
+        arrays = []
+        for name, leaf in self._leaves.items():
+            value = call.features[name]
+            try:
+                array = value if isinstance(value, np.ndarray) else _listed(value, leaf.dtype)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise BadCall(f"features.{name}", f"expected {np.dtype(leaf.dtype).name}: {error}") from None
+            arrays.append(self._fitted(array) if name.startswith(HISTORY) else array)
+        features = dataclasses.replace(jax.tree.unflatten(self._tree, arrays), encoding=call.encoding)
+        try:
+            check_user_features(self._schema, features, batched=False, name="features")
+        except (TypeError, ValueError) as error:
+            raise BadCall("features", str(error)) from None
+        history = features.history
+        masked = {name: np.where(history.mask, getattr(history, name), 0) for name in ("item", "action", "age")}
+        plain = {name: array.astype(getattr(history, name).dtype, copy=False) for name, array in masked.items()}
+        return dataclasses.replace(features, history=Behaviours(**plain, mask=history.mask))
+
+    def _fitted(self, array: np.ndarray) -> np.ndarray:
+        """A history of as many places as the model reads: the most recent ones, or with empty places behind."""
+        if array.ndim != 1 or len(array) == self._length:
+            return array
+        return np.pad(array[: self._length], (0, max(0, self._length - len(array))))
+
+
+def candidates_from(call: Call) -> Candidates:
+    """The candidates of a call; BadCall where it has none."""
+    if call.candidates is None:
+        raise BadCall("candidates", "expected item ids, got none")
+    return call.candidates
+
+
+def _listed(value: Any, dtype: Any) -> np.ndarray:
+    """JSON numbers as an array of exactly that dtype: no fraction or overflow is rounded away."""
+    array, wanted = np.asarray(value), np.dtype(dtype)
+    if array.dtype.kind not in {"b": "b", "i": "iu", "f": "iuf"}[wanted.kind] and array.size:
+        raise TypeError(f"got {array.dtype.name}")
+    made = array.astype(wanted)
+    if wanted.kind == "i" and array.size and not np.array_equal(made, array):
+        raise ValueError("got integers of more than 32 bits")
+    return made

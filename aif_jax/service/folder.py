@@ -1,0 +1,115 @@
+"""The served folder: one export, or several with a file `current` that says which of them serve.
+
+    root/current            a line for each version that serves: FOLDER [sha256=DIGEST] [share=0.1]
+    root/2026-11-26/        an export, as `export.save` wrote it
+
+The first line has the share that the others leave. The file is replaced by one rename, so a reader sees all of it or none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aif_jax.checks import expect
+from aif_jax.export.consume.files import MANIFEST
+
+CURRENT = "current"
+CURRENT_BYTES = 1 << 16
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Entry(NamedTuple):
+    """One version that serves."""
+
+    folder: str  # its name within the root; "" for the root
+    sha256: str | None = None  # of its manifest, where it is pinned
+    share: float = 0.0  # of the users
+
+
+def read_current(root: Path, *, only: str | None = None) -> list[Entry]:
+    """The versions that serve: `only` one folder, or those in `current`, or the root where it is an export.
+
+    Raises:
+      FileNotFoundError: neither an export nor a file `current`.
+      ValueError: names that are no plain folder names, digests or shares that are none, shares of more than 1.
+    """
+    if only is not None:
+        expect(PLAIN.fullmatch(only), "--version", "the name of a folder of the served one", repr(only))
+        return [Entry(only, share=1.0)]
+    if (root / MANIFEST).is_file():
+        return [Entry("", share=1.0)]
+    try:
+        with (root / CURRENT).open("rb") as file:
+            text = file.read(CURRENT_BYTES + 1).decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{root}: expected an exported folder, or folders with a file {CURRENT!r}, got neither"
+        ) from None
+    return parse_current(text)
+
+
+def parse_current(text: str) -> list[Entry]:
+    """The versions that a file `current` names; raises as `read_current`.
+
+    Example:
+      >>> parse_current("tuesday\\nwednesday share=0.25")
+      [Entry(folder='tuesday', sha256=None, share=0.75), Entry(folder='wednesday', sha256=None, share=0.25)]
+    """
+    entries = []
+    for line in text.splitlines():
+        folder, *words = line.split()[:4] or [""]
+        if not folder:
+            continue
+        settings: dict[str, str] = {name: value for name, _, value in (word.partition("=") for word in words)}
+        expect(PLAIN.fullmatch(folder), CURRENT, "names of folders", repr(folder[:80]))
+        expect(settings.keys() <= {"sha256", "share"}, CURRENT, "FOLDER [sha256=DIGEST] [share=SHARE]", repr(line[:120]))
+        digest, share = settings.get("sha256"), settings.get("share", "0")
+        expect(digest is None or DIGEST.fullmatch(digest), f"{CURRENT} {folder}", "a sha256 of 64 hex digits", repr(digest))
+        expect(re.fullmatch(r"0?\.\d+|[01](\.0*)?", share), f"{CURRENT} {folder}", "a share in [0, 1]", repr(share))
+        entries.append(Entry(folder, digest, float(share)))
+    names = [entry.folder for entry in entries]
+    expect(entries and len(set(names)) == len(names), CURRENT, "different folders, at least one", names)
+    rest = 1.0 - sum(entry.share for entry in entries[1:])
+    expect(rest >= 0, CURRENT, "shares of at most 1 in all", 1.0 - rest)
+    return [entries[0]._replace(share=rest), *entries[1:]]
+
+
+def publish(root: str | Path, entries: Sequence[Entry | str]) -> None:
+    """Says which folders of `root` serve from now on; services that follow it load, verify and swap.
+
+    Args:
+      root: of the exports.
+      entries: folder names, or `Entry`s with digest and share; the first has the share that the others leave.
+
+    Raises:
+      FileNotFoundError: a folder that is no export.
+      ValueError: as `read_current`.
+    """
+    root, lines = Path(root), []
+    for entry in (entry if isinstance(entry, Entry) else Entry(entry) for entry in entries):
+        if not (root / entry.folder / MANIFEST).is_file():
+            raise FileNotFoundError(f"{root / entry.folder}: expected an exported folder, got none")
+        words = [f"sha256={entry.sha256}"] if entry.sha256 else []
+        lines.append(" ".join([entry.folder, *words, *([f"share={entry.share:.6f}"] if entry.share and lines else [])]))
+    text = "\n".join(lines) + "\n"
+    parse_current(text)
+    handle, path = tempfile.mkstemp(prefix=".current.", dir=root)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(path, 0o644)
+    os.replace(path, root / CURRENT)
+
+
+def path_of(root: Path, entry: Entry) -> Path:
+    """The export of an entry; ValueError for a link, which could lead out of the root."""
+    path = root / entry.folder
+    expect(not entry.folder or not path.is_symlink(), str(path), "a folder", "a link")
+    return path

@@ -1,0 +1,211 @@
+"""The HTTP front, a plain ASGI application: frames or JSON to /v1/rank, /v1/score and /v1/prepare."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aif_jax.service import frame
+from aif_jax.service.answers import rank_fields, score_fields, to_json
+from aif_jax.service.calls import BadCall, Call, parse
+from aif_jax.service.core import Service
+from aif_jax.service.errors import Problem, reported
+from aif_jax.service.explain import explain
+from aif_jax.service.metrics import service_text
+from aif_jax.service.traces import PARENT
+
+JSON = "application/json"
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+}
+OPEN = {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", *PAGE}
+"""Paths that need no token: load balancers ask them, and the page, which asks for the token, says nothing by itself."""
+PAGE_HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+)
+Headers = Mapping[bytes, bytes]
+
+
+class Response(NamedTuple):
+    """What goes back."""
+
+    status: int
+    kind: str
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Asked(NamedTuple):
+    """One request, its body read."""
+
+    method: str
+    path: str
+    headers: Headers
+    body: bytes
+
+    @property
+    def kind(self) -> str:
+        """The content type, without parameters."""
+        return self.headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+
+
+Handler = Callable[[Asked], Awaitable[Response]]
+
+
+class App:
+    """The ASGI application of a service.
+
+    Args:
+      service: that answers.
+      token: bearer token that every call must bring; None for no authentication.
+      more: further routes: a handler by the first part of the path, such as "/v2".
+    """
+
+    def __init__(self, service: Service, *, token: str | None = None, more: Mapping[str, Handler] | None = None):
+        self._service = service
+        self._token = None if token is None else token.encode()
+        self._more = dict(more or {})
+        folder = Path(__file__).parent / "page"
+        self._page = {path: (kind, (folder / name).read_bytes()) for path, (name, kind) in PAGE.items()}
+        self._posts: dict[str, Handler] = {"/v1/rank": self._rank, "/v1/score": self._score, "/v1/prepare": self._prepare}
+        self._posts["/v1/explain"] = self._explain
+        self._gets: dict[str, Handler] = {
+            "/health/live": self._live, "/health/ready": self._ready, "/metrics": self._metrics, "/status.json": self._status,
+            **{path: self._static for path in PAGE},
+        }  # fmt: skip
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one HTTP request."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1000})
+            return
+        try:
+            response = await self._answer(scope, receive)
+        except Exception as error:
+            response = problem_response(reported(error))
+        lengths = (b"content-length", str(len(response.body)).encode())
+        headers = [(b"content-type", response.kind.encode()), lengths, *response.headers]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _answer(self, scope: Any, receive: Any) -> Response:
+        method, path, headers = scope["method"], scope["path"], dict(scope["headers"])
+        if self._token is not None and path not in OPEN and not self._knows(headers):
+            return problem_response(
+                Problem(
+                    "UNAUTHENTICATED", 401, "expected the header 'authorization: Bearer TOKEN' with the token of this service"
+                ),
+                (b"www-authenticate", b"Bearer"),
+            )
+        handler = self._posts.get(path) if method == "POST" else self._gets.get(path) if method in ("GET", "HEAD") else None
+        if handler is None:
+            handler = self._more.get("/" + path.split("/")[1]) if path.startswith("/") else None
+        if handler is None:
+            known = path in self._posts or path in self._gets
+            wrong = Problem("UNIMPLEMENTED", 405, f"{path}: not with {method}")
+            return problem_response(wrong if known else Problem("NOT_FOUND", 404, "no such path"))
+        PARENT.set(headers.get(b"traceparent", b"").decode("latin-1"))
+        body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
+        if isinstance(body, Problem):
+            return problem_response(body, (b"connection", b"close"))
+        response = await handler(Asked(method, path, headers, body))
+        return response._replace(body=b"") if method == "HEAD" else response
+
+    def _knows(self, headers: Headers) -> bool:
+        assert self._token is not None
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        return kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)
+
+    async def _body(self, headers: Headers, receive: Any) -> bytes | Problem:
+        """The body, or why it is not read to its end."""
+        limits = self._service.policy.limits
+        too_large = Problem("INVALID_ARGUMENT", 413, f"body: expected at most {limits.body_bytes} bytes", "body")
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or len(length) > 18 or int(length) > limits.body_bytes:
+            return too_large
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body") and len(message["body"]) <= limits.body_bytes:
+            return message["body"]
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(limits.body_seconds):
+                while message["type"] == "http.request":
+                    size += len(message.get("body", b""))
+                    if size > limits.body_bytes:
+                        return too_large
+                    parts.append(message.get("body", b""))
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+                    message = await receive()
+        except TimeoutError:
+            return Problem("DEADLINE_EXCEEDED", 408, f"body: expected its end within {limits.body_seconds} s", "body")
+        return Problem("CANCELLED", 400, "the caller left", "body")
+
+    def _call(self, asked: Asked) -> Call:
+        if asked.kind == frame.CONTENT_TYPE:
+            return parse(frame.unpack(asked.body), self._service.policy.limits)
+        if asked.kind == JSON:
+            return parse(frame.parse_json(asked.body), self._service.policy.limits)
+        raise BadCall("content-type", f"expected {frame.CONTENT_TYPE} or {JSON}, got {asked.kind[:80]!r}")
+
+    async def _rank(self, asked: Asked) -> Response:
+        call = self._call(asked)
+        return _fields(asked, rank_fields(await self._service.rank(call), call.id))
+
+    async def _score(self, asked: Asked) -> Response:
+        call = self._call(asked)
+        return _fields(asked, score_fields(await self._service.score(call), call.id))
+
+    async def _prepare(self, asked: Asked) -> Response:
+        call = self._call(asked)
+        return _fields(asked, {"id": call.id, "version": (await self._service.prepare(call)).version})
+
+    async def _explain(self, asked: Asked) -> Response:
+        return json_response(await explain(self._service, self._call(asked)))
+
+    async def _live(self, asked: Asked) -> Response:
+        return json_response({"live": True})
+
+    async def _ready(self, asked: Asked) -> Response:
+        reason = self._service.unready
+        return json_response({"ready": reason is None, "reason": reason}, status=200 if reason is None else 503)
+
+    async def _metrics(self, asked: Asked) -> Response:
+        return Response(200, TEXT, service_text(self._service).encode())
+
+    async def _status(self, asked: Asked) -> Response:
+        service = self._service
+        status = {"ready": service.unready is None, "reason": service.unready, "problem": service.models.problem}
+        return json_response(status | {"models": service.models.status(), "recent": service.recent.summary()})
+
+    async def _static(self, asked: Asked) -> Response:
+        kind, body = self._page[asked.path]
+        return Response(200, kind, body, PAGE_HEADERS)
+
+
+def json_response(value: Any, *, status: int = 200) -> Response:
+    """Plain values as JSON."""
+    return Response(status, JSON, json.dumps(to_json(value)).encode())
+
+
+def problem_response(problem: Problem, *headers: tuple[bytes, bytes]) -> Response:
+    """An error as JSON; one that may be tried again says when, in whole seconds as HTTP has them."""
+    if problem.retry_after is not None:
+        headers = (*headers, (b"retry-after", str(max(1, round(problem.retry_after))).encode()))
+    return json_response(problem.to_json(), status=problem.status)._replace(headers=headers)
+
+
+def _fields(asked: Asked, fields: dict[str, Any]) -> Response:
+    """An answer in the form of the question."""
+    if asked.kind == JSON:
+        return json_response(fields)
+    return Response(200, frame.CONTENT_TYPE, frame.pack(fields))

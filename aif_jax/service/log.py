@@ -1,0 +1,189 @@
+"""The request log: a sample of answered calls as Parquet files, written in a separate thread that no call waits for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aif_jax.checks import expect
+from aif_jax.readers.sources import pyarrow
+from aif_jax.service import frame
+from aif_jax.service.core import Observed
+from aif_jax.serving import Ranking
+from aif_jax.trees import leaves_by_path
+
+logger = logging.getLogger(__name__)
+FILE = "requests-{process}-{number:08d}.parquet"
+
+
+class Record(NamedTuple):
+    """One logged call."""
+
+    id: str
+    time: float  # of the answer, in seconds since 1970
+    method: str  # rank or score
+    version: str
+    user: str  # raw id as JSON
+    k: int
+    order: str  # of a ranking, "" of scores
+    candidates: list[int] | None
+    candidate_texts: list[str] | None
+    bids: list[float] | None
+    ids: list[int] | None  # of a ranking, best first
+    id_texts: list[str] | None
+    logits: list[float]  # of the ranking, or of the candidates
+    degraded: bool
+    reason: str | None
+    stages: str  # seconds by stage, JSON
+    encoding: str
+    features: bytes | None  # encoded, a frame of arrays by dotted name; None where the state was computed by an earlier call
+    raw: bytes | None  # record, events and now of the call, a frame; None for a call without
+
+
+class RequestLog:
+    """Observes a service: `Service(models, observers=(log,))`.
+
+    Args:
+      folder: of the files; made where it is missing.
+      share: of the calls that are logged.
+      waiting: records that may wait for the thread; with more, calls are not logged and `counters["log_dropped"]` counts them.
+      rows, seconds: a file is written when it has so many records, or so long after its first.
+
+    Raises:
+      ImportError: pyarrow is missing.
+      ValueError: a share outside [0, 1].
+    """
+
+    def __init__(self, folder: str | Path, *, share: float = 1.0, waiting: int = 4096, rows: int = 4096, seconds: float = 5.0):
+        expect(0 <= share <= 1, "log share", "0 to 1", share)
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.counters = {"log_records": 0, "log_dropped": 0, "log_failed": 0}
+        self._share, self._rows, self._seconds = share, rows, seconds
+        self._schema = _schema()
+        self._waiting: queue.Queue[Observed | None] = queue.Queue(waiting)
+        self._number = 0
+        self._thread = threading.Thread(target=self._work, name="aif-request-log", daemon=True)
+        self._thread.start()
+
+    def observe(self, seen: Observed) -> None:
+        """Hands an answer to the thread, or drops it."""
+        if self._share < 1 and random.random() >= self._share:
+            return
+        try:
+            self._waiting.put_nowait(seen)
+        except queue.Full:
+            self.counters["log_dropped"] += 1
+
+    def close(self) -> None:
+        """Writes what waits and ends the thread."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        records: list[Record] = []
+        due = 0.0
+        while True:
+            try:
+                seen = self._waiting.get(timeout=max(0.0, due - time.monotonic()) if records else None)
+            except queue.Empty:
+                self._write(records)
+                records = []
+                continue
+            if seen is None:
+                return self._write(records)
+            if not records:
+                due = time.monotonic() + self._seconds
+            try:
+                records.append(record_of(seen))
+            except Exception as error:  # a log must not end a service
+                self._failed(1, error)
+            if len(records) >= self._rows or time.monotonic() >= due:
+                self._write(records)
+                records = []
+
+    def _write(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        try:
+            name = FILE.format(process=os.getpid(), number=self._number)
+            columns = {field: [getattr(record, field) for record in records] for field in Record._fields}
+            partial = self.folder / f".{name}.partial"
+            pyarrow("pyarrow.parquet").write_table(pyarrow().table(columns, schema=self._schema), partial)
+            os.replace(partial, self.folder / name)
+            self._number += 1
+            self.counters["log_records"] += len(records)
+        except Exception as error:  # a full disk must not end a service
+            self._failed(len(records), error)
+
+    def _failed(self, count: int, error: Exception) -> None:
+        self.counters["log_failed"] += count
+        logger.error("%s: %d records lost: %s", self.folder, count, error)
+
+
+def record_of(seen: Observed) -> Record:
+    """What is logged of an answer."""
+    call, answer = seen.call, seen.answer
+    ids = answer.ids[answer.mask] if isinstance(answer, Ranking) else None
+    logits = answer.logits[answer.mask] if isinstance(answer, Ranking) else answer.logits
+    candidates = seen.candidates
+    given = {"record": call.record, "events": call.events, "now": seen.now if call.now is None else call.now}
+    raw = None if call.record is None and call.events is None else frame.pack(_packed(given))
+    features = None
+    if seen.features is not None:
+        features = frame.pack({k: np.asarray(v) for k, v in leaves_by_path(seen.features, separator=".").items()})
+    return Record(
+        id=call.id, time=time.time(), method=seen.method, version=answer.version, user=json.dumps(call.user), k=call.k,
+        order=call.order or "", candidates=_of(candidates.ids, "i"), candidate_texts=_of(candidates.ids, "T"),
+        bids=None if candidates.bids is None else candidates.bids.tolist(), ids=_of(ids, "i"), id_texts=_of(ids, "T"),
+        logits=logits.tolist(), degraded=answer.degraded, reason=answer.reason, stages=json.dumps(answer.stages),
+        encoding="" if seen.features is None else seen.features.encoding, features=features, raw=raw,
+    )  # fmt: skip
+
+
+def read_log(path: str | Path) -> Iterator[Record]:
+    """The records of a file or of a folder, file by file; raises FileNotFoundError, ValueError for files that are none."""
+    path, arrow = Path(path), pyarrow()
+    files = sorted(path.glob("requests-*.parquet")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise FileNotFoundError(f"{path}: expected a request log, got none")
+    for file in files:
+        try:
+            table = pyarrow("pyarrow.parquet").ParquetFile(file)
+            missing = sorted(set(Record._fields) - set(table.schema_arrow.names))
+            expect(not missing, str(file), "the columns of a request log", f"none of {missing}")
+            for batch in table.iter_batches(1024, columns=list(Record._fields)):
+                yield from (Record(**row) for row in batch.to_pylist())
+        except arrow.ArrowException as error:
+            raise ValueError(f"{file}: expected a request log: {error}") from error
+
+
+def _schema() -> Any:
+    arrow = pyarrow()
+    kinds = {
+        "time": arrow.float64(), "k": arrow.int32(), "candidates": arrow.list_(arrow.int64()),
+        "candidate_texts": arrow.list_(arrow.string()), "bids": arrow.list_(arrow.float32()),
+        "ids": arrow.list_(arrow.int64()), "id_texts": arrow.list_(arrow.string()), "logits": arrow.list_(arrow.float32()),
+        "degraded": arrow.bool_(), "features": arrow.binary(), "raw": arrow.binary(),
+    }  # fmt: skip
+    return arrow.schema([(name, kinds.get(name, arrow.string())) for name in Record._fields])
+
+
+def _of(ids: Any, kind: str) -> Any:
+    """Ids of one kind as a list; None for those of the other."""
+    return ids.tolist() if ids is not None and ids.dtype.kind == kind else None
+
+
+def _packed(given: dict[str, Any]) -> dict[str, Any]:
+    """Fields that a frame takes."""
+    return {name: value for name, value in given.items() if value is not None}

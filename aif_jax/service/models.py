@@ -1,0 +1,211 @@
+"""The model versions of a service: loaded and compiled while others serve, verified, swapped, kept, retired."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aif_jax.export import Restored, restore
+from aif_jax.export.consume.files import MANIFEST
+from aif_jax.service.calls import Call
+from aif_jax.service.errors import UnknownVersion
+from aif_jax.service.features import FeatureSource, UserSource
+from aif_jax.service.folder import Entry, path_of, read_current
+from aif_jax.serving import AsyncPreRanker, ServingConfig
+
+logger = logging.getLogger(__name__)
+LEAST_PREFIX = 8  # digits of a version that a caller may give in place of all 64
+LONGEST_WAIT = 60.0  # seconds between two tries of a version that cannot be loaded
+
+
+@dataclasses.dataclass(eq=False)
+class Served:
+    """One version with its engine."""
+
+    entry: Entry
+    restored: Restored
+    engine: AsyncPreRanker
+    users: UserSource
+    exported: float  # when its manifest was written, in seconds since 1970
+    loaded: float  # when it could serve first
+    difference: float  # from the golden outputs
+
+    @property
+    def version(self) -> str:
+        """Fingerprint of params, config and encoder."""
+        return self.restored.version
+
+    @property
+    def age(self) -> float:
+        """Seconds since the export."""
+        return max(0.0, time.time() - self.exported)
+
+
+class Models:
+    """The versions that a folder says, used from the event loop's thread.
+
+    Args:
+      root: an export, or exports with a file `current`.
+      config: of every engine; its score expressions come on top of those of the export.
+      only: name of the one folder to serve, whatever `current` says.
+      keep: versions in memory that callers may still name after they were replaced, those that serve among them.
+      source: of features, for calls that bring an id alone.
+      poll: seconds between two looks at `current`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        config: ServingConfig | None = None,
+        only: str | None = None,
+        keep: int = 2,
+        source: FeatureSource | None = None,
+        poll: float = 1.0,
+    ):
+        self.root = Path(root)
+        self.config = config or ServingConfig()
+        self.held: list[Served] = []  # the latest first
+        self.shares: list[tuple[float, Served]] = []  # that serve, with their shares of the users
+        self.problem: str | None = None  # of the latest version that could not be loaded
+        self.publishes = self.failures = 0
+        self._only, self._keep, self._source, self._poll = only, max(1, keep), source, poll
+        self._entries: list[Entry] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self._follower: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Loads what serves and begins to follow. Raises what `restore` raises, or ValueError for an export without index."""
+        await self._serve(read_current(self.root, only=self._only))
+        if self._only is None and self._entries[0].folder:
+            self._follower = asyncio.get_running_loop().create_task(self._follow())
+
+    async def close(self) -> None:
+        """Stops following, and drains every engine."""
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        self.shares = []
+        await asyncio.gather(*(served.engine.close() for served in self.held), *self._closing)
+        self.held = []
+
+    def pick(self, call: Call) -> Served:
+        """The version that answers a call: the one that it names, else that of its user. Raises UnknownVersion."""
+        if call.version is not None:
+            return self.named(call.version)
+        if len(self.shares) == 1:
+            return self.shares[0][1]
+        place = share_of(call.user)
+        for share, served in self.shares:
+            if place < share:
+                return served
+            place -= share
+        if not self.shares:
+            raise UnknownVersion("no version serves")
+        return self.shares[0][1]  # rounding of the shares
+
+    def named(self, version: str) -> Served:
+        """The version in memory of that name or prefix, or of the folder of that name. Raises UnknownVersion."""
+        for served in self.held:
+            prefix = len(version) >= LEAST_PREFIX and served.version.startswith(version)
+            if prefix or (served.entry.folder == version != ""):
+                return served
+        listed = ", ".join(f"{served.version[:12]} ({served.entry.folder or 'the served folder'})" for served in self.held)
+        raise UnknownVersion(f"version: expected one of {listed or 'none'}, got {version!r}")
+
+    async def load(self, entry: Entry) -> Served:
+        """A version ready to serve: read, compared with its golden outputs, compiled, warmed up."""
+        before = self.held[0] if self.held else None
+        restored, difference, exported = await asyncio.to_thread(self._restore, entry, before)
+        if restored.index is None:
+            raise ValueError(f"{path_of(self.root, entry)}: expected an export with an index, got one without")
+        config, orders = restored.model.config, dict(restored.manifest.get("orders", {}))
+        if config.outputs > 1:
+            expected = f"{path_of(self.root, entry)}: expected a model of one objective"
+            raise ValueError(f"{expected}, which answers have room for, got {list(config.objectives)}")
+        serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders))
+        users = UserSource(config.schema, config.history_length, restored.encoder, self._source)
+        same = before is not None and before.restored.model.config == config and before.engine.config == serving
+        like = before.engine if before is not None and same else None
+        engine = AsyncPreRanker(
+            restored.model, restored.params, restored.index,
+            features=users.fetch, retrieval=users.candidates, config=serving, like=like,
+        )  # fmt: skip
+        await engine.__aenter__()
+        return Served(entry, restored, engine, users, exported, time.time(), difference)
+
+    def _restore(self, entry: Entry, before: Served | None) -> tuple[Restored, float, float]:
+        path = path_of(self.root, entry)
+        restored = restore(path, like=None if before is None else before.restored, sha256=entry.sha256)
+        return restored, restored.check_golden(), (path / MANIFEST).stat().st_mtime
+
+    async def _serve(self, entries: Sequence[Entry]) -> None:
+        """Swaps to these versions, all of them or none."""
+        known = {(served.entry.folder, served.entry.sha256): served for served in self.held}
+        loaded: list[Served] = []
+        try:
+            for entry in entries:
+                loaded.append(known.get((entry.folder, entry.sha256)) or await self.load(entry))
+        except BaseException:
+            await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
+            raise
+        self.shares = [(entry.share, served) for entry, served in zip(entries, loaded, strict=True)]
+        self._entries = list(entries)
+        self.held = loaded + [served for served in self.held if served not in loaded]
+        self.publishes += 1
+        self.problem = None
+        for served in loaded:
+            logger.info("version %s of %s serves", served.version[:12], served.entry.folder or self.root)
+        while len(self.held) > max(self._keep, len(loaded)):
+            task = asyncio.get_running_loop().create_task(self.held.pop().engine.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _follow(self) -> None:
+        wait = self._poll
+        while True:
+            await asyncio.sleep(wait)
+            try:
+                entries = await asyncio.to_thread(read_current, self.root)
+                if entries != self._entries:
+                    await self._serve(entries)
+                wait = self._poll
+            except Exception as error:  # of a folder that someone else writes: what serves goes on
+                self.failures += 1
+                wait = min(2 * wait, LONGEST_WAIT)
+                self.problem = f"{type(error).__name__}: {error}"
+                logger.error("%s: not published, the versions before go on: %s", self.root, self.problem)
+
+    def status(self) -> list[dict[str, Any]]:
+        """What is in memory, for the page."""
+        shares = {id(served): share for share, served in self.shares}
+        return [
+            {
+                "version": served.version,
+                "folder": served.entry.folder or self.root.name,
+                "share": shares.get(id(served)),
+                "age": served.age,
+                "loaded": served.loaded,
+                "items": len(served.restored.index or ()),
+                "golden_difference": served.difference,
+                "blocks": [block.name for block in served.restored.model.config.blocks],
+            }
+            for served in self.held
+        ]
+
+
+def share_of(user: int | str) -> float:
+    """A number in [0, 1) that depends on the user alone, the same in every process.
+
+    Example:
+      >>> share_of("ann") == share_of("ann") and share_of(7) != share_of("7")
+      True
+    """
+    digest = hashlib.blake2b(f"{type(user).__name__}:{user}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

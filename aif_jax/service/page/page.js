@@ -1,0 +1,167 @@
+"use strict";
+// Asks /status.json every two seconds and draws it; sends the form to /v1/explain. Text only: nothing from elsewhere becomes HTML.
+
+const SIDE = {
+  features: "user", user: "user", wait_user: "user", retrieval: "retrieval", queue: "interaction", lookup: "interaction",
+  upload: "interaction", score: "interaction", fetch: "interaction", critical: "whole", total: "whole",
+};
+const STAGES = Object.keys(SIDE);
+const at = (id) => document.getElementById(id);
+
+function element(name, text = "", kind = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  made.className = kind;
+  return made;
+}
+
+function milliseconds(seconds) {
+  return `${(1000 * seconds).toFixed(seconds < 0.01 ? 2 : 1)} ms`;
+}
+
+function age(seconds) {
+  for (const [size, unit] of [[86400, "days"], [3600, "hours"], [60, "minutes"]]) {
+    if (seconds >= 2 * size) return `${Math.floor(seconds / size)} ${unit}`;
+  }
+  return `${Math.round(seconds)} s`;
+}
+
+function headers(more = {}) {
+  const token = at("token").value;
+  return token ? { ...more, authorization: `Bearer ${token}` } : more;
+}
+
+async function asked(path, options = {}) {
+  const response = await fetch(path, { ...options, headers: headers(options.headers) });
+  const body = await response.json();
+  if (!response.ok && body.error) throw new Error(body.error.message || body.error);
+  return body;
+}
+
+function row(name, spans, figure) {
+  const made = element("div", "", "row");
+  const track = element("div", "", "track");
+  for (const [start, width, kind] of spans) {
+    const span = element("div", "", `span ${kind}`);
+    span.style.left = `${Math.max(0, Math.min(100, 100 * start))}%`;
+    span.style.width = `${Math.max(0, Math.min(100 - 100 * start, 100 * width))}%`;
+    track.append(span);
+  }
+  made.append(element("div", name), track, element("div", figure, "figure"));
+  return made;
+}
+
+function drawModels(models, versions) {
+  const rows = models.map((model) => {
+    const seen = versions[model.version];
+    const total = seen && seen.stages.total;
+    const line = element("tr");
+    for (const text of [
+      model.version.slice(0, 12), model.folder, model.share === null ? "kept" : `${(100 * model.share).toFixed(0)} %`,
+      age(model.age), model.items.toLocaleString("en"), seen ? seen.per_second.toFixed(1) : "0",
+      total ? `${milliseconds(total.p50)} / ${milliseconds(total.p99)}` : "–", seen ? String(seen.degraded) : "0",
+    ]) line.append(element("td", text));
+    return line;
+  });
+  at("models").tBodies[0].replaceChildren(...rows);
+}
+
+function drawStages(versions) {
+  const busiest = Object.values(versions).sort((a, b) => b.per_second - a.per_second).find((v) => v.stages.total);
+  if (!busiest) return at("stages").replaceChildren(element("p", "no calls yet", "note"));
+  const longest = Math.max(...Object.values(busiest.stages).map((stage) => stage.p99), 1e-9);
+  at("stages").replaceChildren(...STAGES.filter((name) => busiest.stages[name]).map((name) => {
+    const { p50, p99 } = busiest.stages[name];
+    const spans = [[0, p99 / longest, `${SIDE[name]} p99`], [0, p50 / longest, SIDE[name]]];
+    return row(name, spans, `${milliseconds(p50)} / ${milliseconds(p99)}`);
+  }));
+}
+
+function drawTimeline(spans) {
+  const whole = spans.find((span) => span[0] === "total");
+  if (!whole) return;
+  const length = Math.max(whole[2], 1e-9);
+  const named = STAGES.filter((name) => spans.some((span) => span[0] === name));
+  at("timeline").replaceChildren(...named.map((name) => {
+    const own = spans.filter((span) => span[0] === name);
+    const seconds = own.reduce((sum, span) => sum + span[2] - span[1], 0);
+    return row(name, own.map((span) => [span[1] / length, (span[2] - span[1]) / length, SIDE[name]]), milliseconds(seconds));
+  }));
+}
+
+let tried = false;
+
+async function refresh() {
+  const state = at("state");
+  try {
+    const status = await asked("status.json");
+    const calls = status.recent.per_second.toFixed(1);
+    state.textContent = status.ready ? `ready, ${calls} calls a second` : `not ready: ${status.reason}`;
+    state.className = `state ${status.ready ? "good" : "bad"}`;
+    at("problem").hidden = !status.problem;
+    at("problem").textContent = status.problem ? `not published: ${status.problem}` : "";
+    at("window").textContent = `p50 / p99 of the last ${age(status.recent.seconds)}`;
+    drawModels(status.models, status.recent.versions);
+    drawStages(status.recent.versions);
+    if (!tried && status.recent.timeline) drawTimeline(status.recent.timeline.spans);
+  } catch (error) {
+    state.textContent = error.message;
+    state.className = "state bad";
+  }
+}
+
+function idOf(text, isText) {
+  return !isText && /^-?\d+$/.test(text) && Number.isSafeInteger(Number(text)) ? Number(text) : text;
+}
+
+function drawResult(answer) {
+  const names = Object.keys(answer.contributions);
+  const head = element("tr");
+  for (const name of ["", "item", "score", "logit", ...names]) head.append(element("th", name));
+  at("result").tHead.replaceChildren(head);
+  const most = Math.max(...names.flatMap((name) => answer.contributions[name].map(Math.abs)), 1e-9);
+  at("result").tBodies[0].replaceChildren(...answer.ids.map((id, place) => {
+    const line = element("tr");
+    for (const text of [place + 1, id, answer.scores[place].toFixed(4), answer.logits[place].toFixed(4)]) line.append(element("td", text));
+    for (const name of names) {
+      const value = answer.contributions[name][place];
+      const cell = element("td");
+      const part = element("span", "", value < 0 ? "part less" : "part");
+      part.style.width = `${Math.round((60 * Math.abs(value)) / most)}px`;
+      cell.append(part, value.toFixed(3));
+      line.append(cell);
+    }
+    return line;
+  }));
+  at("result").hidden = false;
+}
+
+async function rank(event) {
+  event.preventDefault();
+  const form = new FormData(event.target);
+  const said = at("answer");
+  try {
+    const isText = form.get("text") === "on";
+    const candidates = form.get("candidates").split(/[\s,]+/).filter(Boolean).map((text) => idOf(text, isText));
+    const call = { user: idOf(form.get("user"), isText), candidates, k: Number(form.get("k")) };
+    for (const name of ["record", "events"]) if (form.get(name).trim()) call[name] = JSON.parse(form.get(name));
+    const options = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(call) };
+    const answer = await asked("v1/explain", options);
+    const unknown = answer.unknown ? `, ${answer.unknown} not in the index` : "";
+    const degraded = answer.degraded ? ` Degraded: ${answer.reason}.` : "";
+    said.textContent = `Version ${answer.version.slice(0, 12)}, ${answer.candidates} candidates${unknown}, ${milliseconds(answer.stages.total)}.${degraded}`;
+    said.className = "note";
+    tried = true;
+    drawTimeline(answer.spans);
+    drawResult(answer);
+  } catch (error) {
+    said.textContent = error.message;
+    said.className = "bad";
+    at("result").hidden = true;
+  }
+}
+
+at("try").addEventListener("submit", rank);
+at("token").addEventListener("change", refresh);
+refresh();
+setInterval(refresh, 2000);

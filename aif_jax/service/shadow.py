@@ -1,0 +1,69 @@
+"""Shadow traffic: a share of the calls is scored by a second version too, after the answer has left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+import numpy as np
+
+from aif_jax.checks import expect
+from aif_jax.service.core import Observed
+from aif_jax.service.features import Context
+from aif_jax.service.models import Served
+from aif_jax.serving import Ranking, Request
+
+logger = logging.getLogger(__name__)
+
+
+class Shadow:
+    """Observes a service: `Service(models, observers=(Shadow(lambda: models.named("next")),))`.
+
+    A version without users, share=0 in `current`, is loaded for it.
+
+    Args:
+      version: finds the second version, at each call.
+      share: of the calls.
+      limit: calls that may be scored at once; others are dropped.
+    """
+
+    def __init__(self, version: Callable[[], Served], *, share: float = 0.1, limit: int = 2):
+        expect(0 <= share <= 1, "shadow share", "0 to 1", share)
+        self.counters = {"shadow_calls": 0, "shadow_dropped": 0, "shadow_failed": 0, "shadow_top": 0, "shadow_top_same": 0}
+        self._version, self._share, self._limit = version, share, limit
+        self._running: set[asyncio.Task[None]] = set()
+
+    def observe(self, seen: Observed) -> None:
+        """Starts the second scoring, or drops it."""
+        if random.random() >= self._share:
+            return
+        if len(self._running) >= self._limit:
+            self.counters["shadow_dropped"] += 1
+            return
+        task = asyncio.get_running_loop().create_task(self._score(seen))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def close(self) -> None:
+        """Waits for what runs."""
+        await asyncio.gather(*self._running)
+
+    async def _score(self, seen: Observed) -> None:
+        try:
+            served = self._version()
+            if served is seen.served:
+                return
+            context = Context(served.users.of(seen.call), None)
+            request = Request(user=seen.call.user, context=context, order="logit")
+            scores = await served.engine.score(request, seen.candidates)
+            self.counters["shadow_calls"] += 1
+            if isinstance(seen.answer, Ranking) and seen.call.order == "logit":
+                first = seen.answer.ids[seen.answer.mask]
+                order = np.argsort(-scores.logits, kind="stable")[: len(first)]
+                self.counters["shadow_top"] += len(first)
+                self.counters["shadow_top_same"] += len(set(first.tolist()) & set(seen.candidates.ids[order].tolist()))
+        except Exception as error:  # of a version that nobody was promised
+            self.counters["shadow_failed"] += 1
+            logger.warning("shadow: %s: %s", type(error).__name__, error)

@@ -1,0 +1,141 @@
+"""Exports to serve, and services on loopback that tests call from outside their event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import aif_jax as aif
+from aif_jax import export
+from aif_jax.index import ItemIndex
+from aif_jax.service.client import Client
+from aif_jax.service.core import Policy, Service
+from aif_jax.service.models import Models
+from aif_jax.service.serve import Listening, listening
+from aif_jax.serving import ServingConfig
+from tests import demo
+
+ITEMS = 40
+IDS = 17 + 1000 * np.arange(ITEMS)
+SERVING = ServingConfig(buckets=(16, 64), max_k=8, max_pending=16)
+NOW = 1_700_000_900
+EVENTS = {"item": [17, 1017], "time": [1_700_000_000, 1_700_000_050]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exports:
+    """Two versions of a model, exported into one folder as "one" and "two", and what they should answer."""
+
+    root: Path
+    model: aif.PreRanker
+    params: dict[str, Any]  # by folder
+    index: dict[str, ItemIndex]
+    digests: dict[str, str]
+    encoder: aif.Encoder
+
+    def logits(self, folder: str, events: Any = EVENTS, *, ids: Any = IDS, user: str = "ann") -> np.ndarray:
+        """What the model says, computed without a service."""
+        encode = self.encoder.with_length(self.model.config.history_length)
+        features = encode.user({"user": user}, events, NOW)
+        rows, _ = self.index[folder].take(ids)
+        state = jax.jit(self.model.user)(self.params[folder], features)
+        return np.asarray(jax.jit(self.model.interaction)(self.params[folder], state, rows))
+
+
+@functools.cache
+def exports(kind: str = "integers") -> Exports:
+    """Made once in a process; nobody changes the folders."""
+    ids = IDS if kind == "integers" else [f"item {number}" for number in IDS]
+    items = {"item": ids, "category": ["tea", "cup", "pot", "tin"] * (ITEMS // 4), "bid": np.linspace(1, 2, ITEMS)}
+    times = [1_699_000_000 + 100 * n for n in range(12)]
+    events = {"user": ["ann", "bob", "cem"] * 4, "item": [ids[n] for n in range(12)], "time": times}
+    data = aif.read(events, items=items, columns=aif.Columns(user_id=True, side=("bid",)))
+    model = aif.build(aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False))
+    root, params, index, digests = Path(tempfile.mkdtemp(prefix="aif_jax-exports-")), {}, {}, {}
+    for seed, folder in enumerate(("one", "two")):
+        params[folder] = demo.init(model, seed, items=data.catalogue)
+        built = ItemIndex.build(model, params[folder], [items], encoder=data.encoder, batch_size=64, progress=False)
+        index[folder] = built
+        digests[folder] = export.save(
+            root / folder, model, params[folder], built, encoder=data.encoder, platforms=("cpu",), stablehlo=False
+        )
+    return Exports(root, model, params, index, digests, data.encoder)
+
+
+class Running:
+    """A service on loopback, in a thread with its event loop."""
+
+    def __init__(self, service: Service, addresses: dict[str, str], loop: asyncio.AbstractEventLoop, token: str | None):
+        self.service, self.addresses, self._loop, self._token = service, addresses, loop, token
+
+    def client(self, **options: Any) -> Client:
+        """A client of the HTTP address."""
+        return Client(self.addresses["http"], **{"token": self._token, **options})
+
+    def call(self, function: Any) -> Any:
+        """Runs a function, async or not, on the loop of the service."""
+
+        async def run() -> Any:
+            result = function()
+            return await result if asyncio.iscoroutine(result) else result
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(60)
+
+
+@contextlib.contextmanager
+def running(
+    root: Path,
+    *,
+    where: Listening | None = None,
+    policy: Policy | None = None,
+    routes: Any = None,
+    grpc: Any = None,
+    observers: tuple[Any, ...] = (),
+    **options: Any,
+) -> Iterator[Running]:
+    """Serves a folder until the end of the block; options as for `Models`."""
+    loop, ready, stop, outcome = asyncio.new_event_loop(), threading.Event(), asyncio.Event(), {}
+    where = where or Listening(http_port=0)
+
+    async def serve() -> None:
+        models = Models(root, **{"config": SERVING, "poll": 0.05, **options})
+        service = Service(models, policy=policy, observers=observers)
+        async with service, listening(service, where, routes=routes and routes(service), grpc=grpc) as addresses:
+            outcome["running"] = Running(service, addresses, loop, where.token)
+            ready.set()
+            await stop.wait()
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(serve())
+        except BaseException as error:
+            outcome["error"] = error
+        finally:
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+            ready.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert ready.wait(120), "the service did not start"
+        if "error" in outcome:
+            raise outcome["error"]
+        yield outcome["running"]
+    finally:
+        if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(stop.set)
+        thread.join(60)
+    if "error" in outcome:
+        raise outcome["error"]

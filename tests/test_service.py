@@ -1,0 +1,460 @@
+"""The service over HTTP: frames, JSON, errors, limits, the life cycle of versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from aif_jax.export import ExportError, restore
+from aif_jax.service import frame
+from aif_jax.service.calls import BadCall, Limits, parse
+from aif_jax.service.client import Client, ServiceError
+from aif_jax.service.core import Policy
+from aif_jax.service.folder import Entry, parse_current, publish, read_current
+from aif_jax.service.models import share_of
+from aif_jax.service.serve import Listening
+from tests.service_world import EVENTS, IDS, NOW, exports, running
+
+ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+
+
+@pytest.fixture(scope="module")
+def served():
+    with running(exports().root / "one") as service:
+        yield service
+
+
+@pytest.fixture
+def client(served):
+    with served.client() as client:
+        yield client
+
+
+def refusal(call, **fields) -> ServiceError:
+    with pytest.raises(ServiceError) as error:
+        call(**fields)
+    return error.value
+
+
+# frames
+
+
+def test_a_frame_comes_back_as_it_went():
+    fields = {
+        "user": "ann", "k": 3, "candidates": np.arange(5), "bids": np.ones(5, np.float32), "flag": np.array([True, False]),
+        "events": {"item": np.array(["é", "", "b"], np.dtypes.StringDType()), "time": [1, 2, 3]},
+        "features": {"history.mask": np.zeros((2, 3), bool), "floats": np.zeros(0, np.float32)},
+    }  # fmt: skip
+    back = frame.unpack(frame.pack(fields))
+    assert back["events"]["item"].tolist() == ["é", "", "b"] and back["events"]["time"] == [1, 2, 3]
+    assert back["features"]["history.mask"].shape == (2, 3) and back["features"]["floats"].dtype == np.float32
+    np.testing.assert_array_equal(back["candidates"], np.arange(5))
+    assert back["flag"].tolist() == [True, False] and (back["user"], back["k"]) == ("ann", 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: b"AIF2" + raw[4:], "expected a frame that starts with AIF1"),
+        (lambda raw: raw[:-8], "the body ends before"),
+        (lambda raw: raw + bytes(8), "bytes as the header says"),
+        (lambda raw: raw[:4] + b"\xff\xff\xff\xff" + raw[8:], "expected a header of at most"),
+        (lambda raw: raw.replace(b'"int64"', b'"int63"'), "dtype among"),
+        (lambda raw: raw.replace(b"[4]", b"[-4]").replace(b"  ", b" ", 1), "shape"),
+        (lambda raw: raw.replace(b'"user":"a"', b'"user":NaN'), "NaN is no JSON number"),
+        (lambda raw: raw[:8] + b"[" * 5 + raw[13:], "expected JSON"),
+    ],
+)
+def test_a_broken_frame_is_refused(change, message):
+    raw = frame.pack({"user": "a", "candidates": np.arange(4)})
+    frame.unpack(raw)
+    with pytest.raises(BadCall, match=message):
+        frame.unpack(change(raw))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, "user"),
+        ({"user": None}, "user"),
+        ({"user": True}, "user"),
+        ({"user": 1 << 64}, "user"),
+        ({"user": 1.5}, "user"),
+        ({"user": "x" * 2000}, "user"),
+        ({"user": 1, "candidates": 7}, "candidates"),
+        ({"user": 1, "candidates": [1, "a"]}, "candidates"),
+        ({"user": 1, "candidates": [[1]]}, "candidates"),
+        ({"user": 1, "candidates": [1 << 70]}, "candidates"),
+        ({"user": 1, "candidates": list(range(101))}, "candidates"),
+        ({"user": 1, "candidates": [1], "bids": [-1]}, "bids"),
+        ({"user": 1, "candidates": [1], "bids": ["a"]}, "bids"),
+        ({"user": 1, "candidates": [1, 2], "bids": [1]}, "bids"),
+        ({"user": 1, "k": "5"}, "k"),
+        ({"user": 1, "budget": 0}, "budget"),
+        ({"user": 1, "budget": float("inf")}, "budget"),
+        ({"user": 1, "events": [1]}, "events"),
+        ({"user": 1, "events": {"item": list(range(99))}}, "events.item"),
+        ({"user": 1, "events": {}, "features": {}}, "features"),
+        ({"user": 1, "colour": 3}, "colour"),
+        ({"user": 1, "now": "today"}, "now"),
+    ],
+)
+def test_a_call_is_checked_field_by_field(fields, field):
+    with pytest.raises(BadCall) as error:
+        parse(fields, Limits(candidates=100, events=50))
+    assert error.value.field == field and str(error.value).startswith(f"{field}: expected")
+
+
+# answers
+
+
+def test_rank_and_score_answer_what_the_model_says(served, client):
+    expected = exports().logits("one")
+    scores = client.score(**ANN, candidates=np.append(IDS, 5), id="r1")
+    np.testing.assert_allclose(scores["logits"][:-1], expected, atol=1e-5)
+    assert scores["mask"].tolist() == [True] * len(IDS) + [False] and scores["id"] == "r1"
+    answer = client.rank(**ANN, candidates=IDS, k=5)
+    best = np.argsort(-expected, kind="stable")[:5]
+    np.testing.assert_array_equal(answer["ids"], IDS[best])
+    np.testing.assert_allclose(answer["logits"], expected[best], atol=1e-5)
+    assert answer["version"] == exports().index["one"].version and not answer["degraded"]
+    assert answer["stages"]["total"] > 0 and (answer["candidates"], answer["unknown"]) == (len(IDS), 0)
+    few = client.rank(**ANN, candidates=np.array([17, 5]), k=5)
+    assert few["ids"].tolist() == [17] and few["unknown"] == 1
+
+
+def test_json_answers_the_same(client):
+    body = json.dumps({**ANN, "candidates": IDS.tolist(), "k": 5}).encode()
+    status, kind, raw = client.request("POST", "/v1/rank", body, {"content-type": "application/json"})
+    assert (status, kind) == (200, "application/json")
+    assert json.loads(raw)["ids"] == client.rank(**ANN, candidates=IDS, k=5)["ids"].tolist()
+    body = json.dumps({**ANN, "candidates": [5, 17]}).encode()
+    _, _, raw = client.request("POST", "/v1/score", body, {"content-type": "application/json; charset=utf-8"})
+    logits = json.loads(raw)["logits"]
+    assert logits[0] is None and isinstance(logits[1], float)
+
+
+def test_encoded_features_and_raw_events_give_one_answer(client):
+    encoder = exports().encoder
+    features = encoder.with_length(12).user({"user": "ann"}, EVENTS, NOW)  # more places than the model reads
+    history = {f"history.{name}": getattr(features.history, name) for name in ("item", "action", "age", "mask")}
+    encoded = {"ids.user": features.ids["user"], "floats": features.floats, **history}
+    raw = client.score(**ANN, candidates=IDS)["logits"]
+    packed = client.score(user="ann", features=encoded, encoding=encoder.version, candidates=IDS)["logits"]
+    np.testing.assert_array_equal(raw, packed)
+    lists = {name: array.tolist() for name, array in encoded.items()}
+    np.testing.assert_array_equal(raw, client.score(user="ann", features=lists, candidates=IDS)["logits"])
+    other = refusal(client.score, user="ann", features=encoded, encoding="f" * 64, candidates=IDS)
+    assert (other.status, other.code, other.field) == (412, "FAILED_PRECONDITION", "encoding")
+    for name, value, says in (
+        ("history.item", np.full(8, 1 << 20, np.int32), "expected values in"),
+        ("history.age", np.full(8, np.nan, np.float32), "expected finite"),
+        ("floats", np.zeros(3, np.float32), "expected shape"),
+        ("ids.user", 1.5, "expected int32"),
+    ):
+        wrong = refusal(client.score, user="ann", features=encoded | {name: value}, candidates=IDS)
+        assert wrong.code == "INVALID_ARGUMENT" and wrong.field.startswith("features") and says in str(wrong), name
+    assert "missing ['floats']" in str(refusal(client.score, user="a", candidates=IDS, features=history | {"ids.user": 1}))
+
+
+def test_bids_order_the_ranking(client):
+    bids = np.linspace(3, 0, len(IDS)).astype(np.float32)
+    answer = client.rank(**ANN, candidates=IDS, bids=bids, k=3, order="bid")
+    expected = 1 / (1 + np.exp(-exports().logits("one"))) * bids
+    np.testing.assert_allclose(answer["scores"], np.sort(expected)[::-1][:3], rtol=1e-5)
+    assert refusal(client.rank, **ANN, candidates=IDS, k=3, order="colour").field == "order"
+
+
+def test_prepare_then_rank_by_the_id_alone(client):
+    version = client.prepare(**ANN, feature_version=7)["version"]
+    answer = client.rank(user="ann", feature_version=7, candidates=IDS, k=5, version=version)
+    assert not answer["degraded"] and "user" not in answer["stages"]
+    np.testing.assert_array_equal(answer["ids"], client.rank(**ANN, candidates=IDS, k=5)["ids"])
+    unknown = client.rank(user="nobody prepared", candidates=IDS, k=5)
+    assert unknown["degraded"] and "user id alone" in unknown["reason"]
+    assert refusal(client.prepare, user="nobody").field == "features"
+
+
+def test_a_feature_source_knows_users_by_their_id():
+    class Record:
+        user, events = {"user": "ann"}, EVENTS | {"time": [time.time_ns() // 10**9 - 60] * 2}
+
+    class Source:
+        async def get(self, user):
+            return Record if user == "ann" else None
+
+    with running(exports().root / "one", source=Source()) as service, service.client() as client:
+        answer = client.rank(user="ann", candidates=IDS, k=3)
+        assert not answer["degraded"] and answer["stages"]["features"] > 0
+        new = client.score(user="who", candidates=IDS)
+        expected = exports().logits("one", None, user="who")
+        np.testing.assert_allclose(new["logits"], expected, atol=1e-5)
+
+
+def test_string_ids():
+    with running(exports("strings").root / "one") as service, service.client() as client:
+        ids = np.array(["item 1017", "item 17", "none"], np.dtypes.StringDType())
+        answer = client.rank(user="ann", record={"user": "ann"}, candidates=ids, k=3)
+        assert sorted(answer["ids"].tolist()) == ["item 1017", "item 17"] and answer["unknown"] == 1
+
+
+# errors and limits
+
+
+def test_errors_name_the_field(client):
+    for fields, status, code, field in (
+        ({"candidates": IDS, "k": 99}, 400, "INVALID_ARGUMENT", "k"),
+        ({"candidates": IDS, "k": 0}, 400, "INVALID_ARGUMENT", "k"),
+        ({"k": 1}, 400, "INVALID_ARGUMENT", "candidates"),
+        ({"candidates": np.array(["a"], np.dtypes.StringDType()), "k": 1}, 400, "INVALID_ARGUMENT", "ids"),
+        ({"candidates": IDS, "k": 1, "version": "0" * 64}, 412, "FAILED_PRECONDITION", "version"),
+        ({"candidates": IDS, "k": 1, "version": "01"}, 412, "FAILED_PRECONDITION", "version"),
+        ({"candidates": IDS, "k": 1, "now": 1000 * NOW}, 400, "INVALID_ARGUMENT", "now"),
+        ({"candidates": IDS, "k": 1, "budget": 1e-9}, 504, "DEADLINE_EXCEEDED", ""),
+    ):
+        error = refusal(client.rank, **{**ANN, **fields})
+        assert (error.status, error.code) == (status, code), (fields, str(error))
+        assert error.field == field or (field == "ids" and "expected integers" in str(error)), (fields, str(error))
+    events = refusal(client.rank, user="ann", record={"user": "ann"}, events={"item": [1]}, candidates=IDS, k=1, now=NOW)
+    assert events.field == "events" and "expected a column 'time'" in str(events)
+    future = refusal(client.rank, **{**ANN, "events": {"item": [17], "time": [NOW + 999]}}, candidates=IDS, k=1)
+    assert future.field == "events"
+
+
+def test_overload_says_when_to_try_again(served):
+    barrier, errors = threading.Barrier(40), []
+
+    def call():
+        with served.client() as client:
+            barrier.wait()
+            try:
+                client.rank(**ANN, candidates=np.tile(IDS, 200), k=5)
+            except ServiceError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors and {error.code for error in errors} == {"RESOURCE_EXHAUSTED"}
+    assert {error.status for error in errors} == {429} and errors[0].retry_after == pytest.approx(0.05)
+
+
+def test_paths_methods_and_types(client):
+    for method, path, kind, status in (
+        ("GET", "/v1/rank", "", 405),
+        ("POST", "/metrics", "", 405),
+        ("GET", "/../../etc/passwd", "", 404),
+        ("GET", "/page.js/../../http.py", "", 404),
+        ("GET", "/index.html", "", 404),
+        ("POST", "/v1/rank", "text/plain", 400),
+        ("GET", "/health/live", "", 200),
+        ("GET", "/health/ready", "", 200),
+        ("HEAD", "/health/live", "", 200),
+    ):
+        assert client.request(method, path, b"", {"content-type": kind})[0] == status, (method, path)
+
+
+def test_a_body_is_bounded():
+    policy = Policy(limits=Limits(body_bytes=1000, body_seconds=0.2))
+    with running(exports().root / "one", policy=policy) as service:
+        with service.client() as client:
+            status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": frame.CONTENT_TYPE})
+            assert status == 413 and json.loads(body)["error"]["field"] == "body"
+        host, port = service.addresses["http"].removeprefix("http://").split(":")
+        for head, answer in (
+            (b"content-length: 99999999999999999999999\r\n\r\n", (b" 413 ", b" 400 ")),
+            (b"transfer-encoding: chunked\r\n\r\n" + b"320\r\n" + bytes(800) + b"\r\n" + b"320\r\n" + bytes(800), (b" 413 ",)),
+            (b"content-length: 500\r\n\r\n1234", (b" 408 ",)),
+        ):
+            with socket.create_connection((host, int(port)), timeout=20) as slow:
+                slow.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + head)
+                line = slow.recv(64)
+                assert any(code in line for code in answer), (head[:30], line)
+
+
+def test_a_token_is_asked_for():
+    where = Listening(http_port=0, token="open sesame")
+    with running(exports().root / "one", where=where) as service:
+        with service.client() as client:
+            assert client.rank(**ANN, candidates=IDS, k=1)["ids"].shape == (1,)
+        for token in (None, "open", "open sesame "[::-1], ""):
+            with Client(service.addresses["http"], token=token) as client:
+                assert refusal(client.rank, **ANN, candidates=IDS, k=1).status == 401
+                assert client.request("GET", "/metrics")[0] == 401
+                assert client.request("GET", "/health/ready")[0] == 200
+
+
+def test_metrics_are_scraped(client):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    client.rank(**ANN, candidates=IDS, k=1)
+    status, kind, body = client.request("GET", "/metrics")
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    assert status == 200 and kind.startswith("text/plain")
+    calls = {(s.labels["method"], s.labels["code"]): s.value for s in families["aif_calls"].samples}
+    assert calls["rank", "OK"] >= 1
+    assert families["aif_answered"].samples[0].labels["version"] == exports().index["one"].version[:12]
+    assert families["aif_model_age_seconds"].samples[0].value > 0
+    assert {s.labels["stage"] for s in families["aif_stage_seconds"].samples} >= {"user", "score", "total"}
+
+
+def test_a_stale_model_is_said_to_be():
+    with running(exports().root / "one", policy=Policy(max_age=1e-3)) as service, service.client() as client:
+        answer = client.rank(**ANN, candidates=IDS, k=1)
+        assert answer["degraded"] and "s old" in answer["reason"]
+        assert client.request("GET", "/health/ready")[0] == 503
+    with running(exports().root / "one", policy=Policy(max_age=1e-3, when_stale="refuse")) as service:
+        with service.client() as client:
+            assert refusal(client.rank, **ANN, candidates=IDS, k=1).status == 503
+
+
+# versions
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "at least one"),
+        ("../one", "names of folders"),
+        ("/etc", "names of folders"),
+        (".hidden", "names of folders"),
+        ("one\none", "different folders"),
+        ("one sha256=12", "64 hex digits"),
+        ("one\ntwo share=2", "a share in"),
+        ("one\ntwo share=0.7\nthree share=0.7", "shares of at most 1"),
+        ("one colour=red", "FOLDER"),
+    ],
+)
+def test_a_pointer_is_checked(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_current(text)
+
+
+def test_publish_writes_what_is_read(tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(exports().root / name, tmp_path / name)
+    publish(tmp_path, ["one", Entry("two", exports().digests["two"], 0.25)])
+    assert read_current(tmp_path) == [Entry("one", None, 0.75), Entry("two", exports().digests["two"], 0.25)]
+    assert read_current(tmp_path, only="two") == [Entry("two", None, 1.0)]
+    with pytest.raises(FileNotFoundError, match="expected an exported folder"):
+        publish(tmp_path, ["three"])
+    with pytest.raises(FileNotFoundError, match="got neither"):
+        read_current(tmp_path / "one" / "consume")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "one", "two"]
+
+
+def until(condition, seconds: float = 60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):
+    """Answers of every moment are those of one version, whole; the version before may still be named."""
+    world = exports()
+    for name in ("one", "two"):
+        shutil.copytree(world.root / name, tmp_path / name)
+    publish(tmp_path, ["one"])
+    expected = {world.index[name].version: world.logits(name) for name in ("one", "two")}
+    seen, stop = [], threading.Event()
+
+    def load(service):
+        with service.client() as client:
+            while not stop.is_set():
+                answer = client.score(**ANN, candidates=IDS)
+                np.testing.assert_allclose(answer["logits"], expected[answer["version"]], atol=1e-5)
+                seen.append(answer["version"])
+
+    with running(tmp_path, keep=2) as service:
+        failures = []
+        threads = [threading.Thread(target=lambda: failures.append(_error_of(load, service))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for name in ("two", "one", "two"):
+            publish(tmp_path, [Entry(name, world.digests[name])])
+            version = world.index[name].version
+            until(lambda version=version: seen and seen[-1] == version)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert failures == [None] * 3 and set(seen) == set(expected)
+        with service.client() as client:
+            old = client.score(**ANN, candidates=IDS, version="one")
+            assert old["version"] == world.index["one"].version
+        assert len(service.service.models.held) == 2
+
+
+def _error_of(function, *arguments):
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        return error
+
+
+def test_a_broken_version_is_not_published(tmp_path):
+    world = exports()
+    for name in ("one", "two"):
+        shutil.copytree(world.root / name, tmp_path / name)
+    publish(tmp_path, ["one"])
+    with running(tmp_path) as service, service.client() as client:
+        params = tmp_path / "two" / "params.safetensors"
+        whole = params.read_bytes()
+        params.write_bytes(whole[:-4])
+        publish(tmp_path, ["two"])
+        until(lambda: service.service.models.problem is not None)
+        assert "params.safetensors" in service.service.models.problem
+        assert client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["one"].version
+        params.write_bytes(whole)  # the copy was not complete yet: it is tried again
+        until(lambda: client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["two"].version)
+        publish(tmp_path, ["one", Entry("two", "0" * 64, 0.5)])  # all of them or none
+        until(lambda: "sha256" in (service.service.models.problem or ""))
+        assert client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["two"].version
+
+
+def test_golden_outputs_are_compared_before_the_swap():
+    restored = restore(exports().root / "one")
+    assert restored.check_golden() < 1e-5
+    wrong = dict(restored.golden) | {"interaction.outputs/logits": restored.golden["interaction.outputs/logits"] + 1}
+    with pytest.raises(ExportError, match="interaction logits: expected the golden output"):
+        dataclasses.replace(restored, golden=wrong).check_golden()
+
+
+def test_users_are_split_between_versions(tmp_path):
+    world = exports()
+    for name in ("one", "two"):
+        shutil.copytree(world.root / name, tmp_path / name)
+    publish(tmp_path, ["one", Entry("two", share=0.3)])
+    with running(tmp_path) as service, service.client() as client:
+        versions = {}
+        for user in range(60):
+            fields = {"user": f"u{user}", "record": {"user": "ann"}, "candidates": IDS, "k": 1}
+            versions[user] = client.rank(**fields)["version"]
+            assert client.rank(**fields)["version"] == versions[user]
+        expected = {u: "two" if share_of(f"u{u}") >= 0.7 else "one" for u in range(60)}
+        assert versions == {u: world.index[name].version for u, name in expected.items()}
+        assert {"one", "two"} == set(expected.values())
+        status = json.loads(client.request("GET", "/status.json")[2])
+        assert {model["folder"]: model["share"] for model in status["models"]} == {"one": pytest.approx(0.7), "two": 0.3}
+        assert set(status["recent"]["versions"]) == set(versions.values())
+    with running(tmp_path, only="two") as service, service.client() as client:
+        assert client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["two"].version
+
+
+def test_no_folder_outside_is_served(tmp_path):
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    shutil.copytree(exports().root / "one", outside)
+    root.mkdir()
+    (root / "link").symlink_to(outside)
+    (root / "current").write_text("link\n")
+    with pytest.raises(ValueError, match="expected a folder, got a link"), running(root):
+        pass

@@ -1,0 +1,260 @@
+"""The service over gRPC: generated stubs, deadlines, cancellation, errors, health, reflection."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+grpc = pytest.importorskip("grpc", reason="needs the extra 'grpc'")
+
+from google.protobuf import descriptor_pb2  # noqa: E402
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
+
+from aif_jax.service import rpc  # noqa: E402
+from aif_jax.service.core import Policy  # noqa: E402
+from aif_jax.service.serve import Listening  # noqa: E402
+from aif_jax.service.stubs import preranking_pb2 as pb  # noqa: E402
+from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub  # noqa: E402
+from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+STUBS = "aif_jax/service/stubs"
+
+
+@pytest.fixture(scope="module")
+def served():
+    with running(exports().root / "one", where=Listening(http_port=0, grpc_port=0), grpc=rpc.start) as service:
+        yield service
+
+
+@pytest.fixture
+def channel(served):
+    with grpc.insecure_channel(served.addresses["grpc"]) as channel:
+        yield channel
+
+
+@pytest.fixture
+def stub(channel):
+    return PreRankingStub(channel)
+
+
+def ann(**changes) -> pb.User:
+    events = {name: pb.Column(integers=values) for name, values in EVENTS.items()}
+    fields = {"id": pb.Id(text="ann"), "record": {"user": pb.Value(text="ann")}, "events": events, "now": NOW}
+    return pb.User(**fields | changes)
+
+
+def refusal(call, *arguments, **options) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as error:
+        call(*arguments, **options)
+    return error.value
+
+
+def test_generated_files_are_those_of_the_proto_files(tmp_path):
+    def protoc(*words):
+        subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *words], cwd=ROOT, check=True, timeout=60)
+
+    protoc("-I", ".", "--python_out", tmp_path, "--grpc_python_out", tmp_path, f"{STUBS}/preranking.proto")
+    services = "preranking_pb2_grpc.py"
+
+    def code(folder: Path) -> list[str]:
+        lines = (folder / STUBS / services).read_text().splitlines()
+        return [line for line in lines if "GENERATED_VERSION =" not in line]
+
+    assert code(tmp_path) == code(ROOT), "run the commands of stubs/README.md"
+    protoc("-I", STUBS, "--descriptor_set_out", tmp_path / "set", "preranking.proto", "inference.proto")
+    assert (tmp_path / "set").read_bytes() == (ROOT / STUBS / "service.binpb").read_bytes()
+    (first, _) = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file
+    stub = descriptor_pb2.FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb)
+    assert _words(stub) == _words(first)
+
+
+def _words(file) -> list[str]:
+    """A description without its path, and without the JSON names that stubs leave out."""
+    return [line for line in str(file).splitlines()[1:] if "json_name" not in line]
+
+
+def test_rank_and_score_answer_what_the_model_says(stub):
+    expected = exports().logits("one")
+    answer = stub.Rank(pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=5, request_id="r1"))
+    best = np.argsort(-expected, kind="stable")[:5]
+    assert list(answer.best.ids) == IDS[best].tolist() and answer.candidates == len(IDS)
+    np.testing.assert_allclose(answer.logits, expected[best], atol=1e-5)
+    assert answer.about.request_id == "r1" and answer.about.version == exports().index["one"].version
+    assert not answer.about.degraded and answer.about.stages["total"] > 0 and answer.about.state_age > 0
+    scores = stub.Score(pb.ScoreRequest(user=ann(), candidates=pb.Candidates(ids=[*IDS, 5])))
+    np.testing.assert_allclose(scores.logits[:-1], expected, atol=1e-5)
+    assert list(scores.known) == [True] * len(IDS) + [False] and scores.logits[-1] == -np.inf
+
+
+def test_encoded_features_travel_as_tensors(stub):
+    features = exports().encoder.with_length(8).user({"user": "ann"}, EVENTS, NOW)
+    history = {f"history.{name}": getattr(features.history, name) for name in ("item", "action", "age", "mask")}
+    arrays = {"ids.user": features.ids["user"], "floats": features.floats, **history}
+    tensors = {n: pb.Tensor(dtype=a.dtype.name, shape=a.shape, data=a.tobytes()) for n, a in arrays.items()}
+    user = pb.User(id=pb.Id(text="ann"), features=tensors, encoding=exports().encoder.version)
+    scores = stub.Score(pb.ScoreRequest(user=user, candidates=pb.Candidates(ids=IDS)))
+    raw = stub.Score(pb.ScoreRequest(user=ann(), candidates=pb.Candidates(ids=IDS)))
+    assert list(scores.logits) == list(raw.logits)
+    tensors["history.item"].data = tensors["history.item"].data[:-1]
+    wrong = refusal(stub.Score, pb.ScoreRequest(user=pb.User(id=pb.Id(text="a"), features=tensors)))
+    assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT and "features.history.item: expected 32 bytes" in wrong.details()
+
+
+def test_prepare_then_rank_by_the_id_alone(stub):
+    prepared = stub.Prepare(pb.PrepareRequest(user=ann(feature_version=pb.Id(number=3)), request_id="p"))
+    user = pb.User(id=pb.Id(text="ann"), feature_version=pb.Id(number=3))
+    answer = stub.Rank(pb.RankRequest(user=user, candidates=pb.Candidates(ids=IDS), k=5, version=prepared.version))
+    assert not answer.about.degraded and "user" not in answer.about.stages and prepared.request_id == "p"
+    new = pb.User(id=pb.Id(text="new"), known=True)  # known to have no events
+    assert not stub.Rank(pb.RankRequest(user=new, candidates=pb.Candidates(ids=IDS), k=5)).about.degraded
+
+
+def test_candidates_in_mini_batches(stub):
+    whole = stub.Rank(pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=5))
+
+    def parts(sizes):
+        start, first = 0, {"user": ann(), "k": 5}
+        for size in sizes:
+            yield pb.RankRequest(candidates=pb.Candidates(ids=IDS[start : start + size]), **first)
+            start, first = start + size, {}
+            time.sleep(0.01)
+
+    answer = stub.RankStream(parts([10, 0, 25, 5]))
+    assert list(answer.best.ids) == list(whole.best.ids) and answer.candidates == len(IDS)
+    wrong = refusal(stub.RankStream, iter([]))
+    assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT
+    mixed = [
+        pb.RankRequest(user=ann(), k=1, candidates=pb.Candidates(ids=[17])),
+        pb.RankRequest(candidates=pb.Candidates(texts=["a"])),
+    ]
+    wrong = refusal(stub.RankStream, iter(mixed))
+    assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT and "expected integers" in wrong.details()
+
+
+def test_errors_name_the_field(stub):
+    good = {"user": ann(), "candidates": pb.Candidates(ids=IDS), "k": 5}
+    for changes, code, field in (
+        ({"k": 0}, "INVALID_ARGUMENT", "k"),
+        ({"user": pb.User()}, "INVALID_ARGUMENT", "user"),
+        ({"order": "colour"}, "INVALID_ARGUMENT", "order"),
+        ({"candidates": pb.Candidates(ids=[1], bids=[float("nan")])}, "INVALID_ARGUMENT", "bids"),
+        ({"candidates": pb.Candidates(ids=[1], texts=["a"])}, "INVALID_ARGUMENT", "candidates"),
+        ({"user": ann(now=5 * NOW)}, "INVALID_ARGUMENT", "now"),
+        ({"version": "0" * 64}, "FAILED_PRECONDITION", "version"),
+    ):
+        error = refusal(stub.Rank, pb.RankRequest(**good | changes))
+        assert error.code() == grpc.StatusCode[code], (changes, error.details())
+        assert dict(error.trailing_metadata())["aif-field"] == field
+
+
+def test_a_refused_caller_is_told_when_to_try_again(stub):
+    request = pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=np.tile(IDS, 200)), k=5)
+    calls, codes = [stub.Rank.future(request) for _ in range(60)], []
+    for call in calls:
+        try:
+            call.result()
+        except grpc.RpcError:
+            codes.append(call.code())
+            assert dict(call.trailing_metadata())["grpc-retry-pushback-ms"] == "50"
+    assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+class Slow:
+    """A feature source that never answers."""
+
+    def __init__(self):
+        self.started = self.cancelled = 0
+
+    async def get(self, user):
+        import asyncio
+
+        self.started += 1
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+def test_deadline_and_cancellation_reach_the_engine():
+    source, where, config = Slow(), Listening(http_port=0, grpc_port=0), dataclasses.replace(SERVING, reserve=1.0)
+    with running(exports().root / "one", where=where, grpc=rpc.start, source=source, config=config) as service:
+        with grpc.insecure_channel(service.addresses["grpc"]) as channel:
+            stub = PreRankingStub(channel)
+            request = pb.RankRequest(user=pb.User(id=pb.Id(text="ann")), candidates=pb.Candidates(ids=IDS), k=5)
+            answer = stub.Rank(request, timeout=2.0)  # the engine answers without the user before the deadline of the call
+            assert answer.about.degraded and "late" in answer.about.reason
+            call = stub.Rank.future(request)
+            while source.started < 2:
+                time.sleep(0.01)
+            call.cancel()
+            end = time.monotonic() + 20
+            while service.call(lambda: service.service.models.held[0].engine.metrics()["counters"].get("cancelled")) != 1:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            error = refusal(stub.Rank, request, timeout=1e-6)
+            assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_health_and_reflection(served, channel):
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    health = health_pb2_grpc.HealthStub(channel)
+    for name in ("", rpc.PRE_RANKING):
+        end = time.monotonic() + 10
+        while health.Check(health_pb2.HealthCheckRequest(service=name)).status != health_pb2.HealthCheckResponse.SERVING:
+            assert time.monotonic() < end
+    ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+    (listed,) = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    names = {service.name for service in listed.list_services_response.service}
+    assert {rpc.PRE_RANKING, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= names
+    (file,) = ask(iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol=rpc.PRE_RANKING)]))
+    (raw,) = file.file_descriptor_response.file_descriptor_proto
+    assert descriptor_pb2.FileDescriptorProto.FromString(raw).package == "aif_jax.v1"
+
+
+def test_not_ready_once_draining():
+    with running(exports().root / "one", where=Listening(http_port=0, grpc_port=0), grpc=rpc.start) as service:
+        with grpc.insecure_channel(service.addresses["grpc"]) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            service.service.ready = False
+            end = time.monotonic() + 10
+            while health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING:
+                assert time.monotonic() < end
+            with service.client() as client:
+                assert json.loads(client.request("GET", "/health/ready")[2]) == {"ready": False, "reason": "starting"}
+
+
+def test_malformed_messages_and_other_methods(served, channel):
+    for method in ("Rank", "Score", "Prepare"):
+        call = channel.unary_unary(f"/{rpc.PRE_RANKING}/{method}")
+        for raw in (b"\xff" * 9, b"\x1a\xff\xff\xff\xff\x0f", b"\x0a\x02\xff\xfe", b"\x08"):
+            error = refusal(call, raw)
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, (raw, error.details())
+    assert refusal(channel.unary_unary(f"/{rpc.PRE_RANKING}/None"), b"").code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_token_and_a_size_are_asked_for():
+    from aif_jax.service.calls import Limits
+
+    where = Listening(http_port=0, grpc_port=0, token="open sesame")
+    policy = Policy(limits=Limits(body_bytes=4000))
+    with running(exports().root / "one", where=where, grpc=rpc.start, policy=policy) as service:
+        with grpc.insecure_channel(service.addresses["grpc"]) as channel:
+            stub, request = PreRankingStub(channel), pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=1)
+            for metadata in ((), (("authorization", "Bearer open"),), (("authorization", "open sesame"),)):
+                assert refusal(stub.Rank, request, metadata=metadata).code() == grpc.StatusCode.UNAUTHENTICATED
+                assert refusal(stub.RankStream, iter([request]), metadata=metadata).code() == grpc.StatusCode.UNAUTHENTICATED
+            metadata = (("authorization", "Bearer open sesame"),)
+            assert list(stub.Rank(request, metadata=metadata).best.ids)
+            large = pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=np.tile(IDS, 20)), k=1)
+            assert refusal(stub.Rank, large, metadata=metadata).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status

@@ -1,0 +1,152 @@
+"""Request log, replay, shadow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from aif_jax import cli
+from aif_jax.service.log import Record, RequestLog, read_log
+from aif_jax.service.models import Models
+from aif_jax.service.replay import replay
+from aif_jax.service.shadow import Shadow
+from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
+
+ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+
+
+class Source:
+    """Knows one user."""
+
+    class Record:
+        user, events = {"user": "bob"}, EVENTS
+
+    async def get(self, user):
+        return self.Record if user == "bob" else None
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """The log of four answered calls."""
+    folder = tmp_path_factory.mktemp("log")
+    log = RequestLog(folder)
+    with running(exports().root / "one", observers=(log,), source=Source()) as service, service.client() as client:
+        client.rank(**ANN, candidates=IDS, k=5, id="r1")
+        client.score(**ANN, candidates=IDS[:3], bids=np.ones(3), id="s1")
+        client.rank(user="bob", candidates=IDS, k=5, id="r2")
+        client.prepare(**ANN, feature_version=1)
+        client.rank(user="ann", feature_version=1, candidates=IDS, k=5, id="r3")
+        client.request("POST", "/v1/rank")  # an error is not logged
+    log.close()
+    assert log.counters == {"log_records": 4, "log_dropped": 0, "log_failed": 0}
+    return folder
+
+
+def test_records_say_what_was_answered(logged):
+    records = {record.id: record for record in read_log(logged)}
+    expected = exports().logits("one")
+    best = np.argsort(-expected, kind="stable")[:5]
+    first = records["r1"]
+    assert first.ids == IDS[best].tolist() and first.candidates == IDS.tolist() and first.k == 5
+    np.testing.assert_allclose(first.logits, expected[best], atol=1e-5)
+    assert first.version == exports().index["one"].version and json.loads(first.stages)["total"] > 0
+    assert abs(first.time - time.time()) < 600 and first.encoding == exports().encoder.version and first.raw is not None
+    assert records["s1"].bids == [1.0] * 3 and records["s1"].ids is None and records["s1"].raw is not None
+    assert records["r2"].raw is None and records["r2"].features is not None  # from the feature source
+    assert records["r3"].raw is None and records["r3"].features is None  # the state was there already
+    (file,) = logged.glob("*.parquet")
+    assert pq.read_schema(file).names == list(Record._fields)
+
+
+def test_replay_with_the_same_version_finds_no_difference(logged):
+    report = replay(logged, exports().root / "one", config=SERVING)
+    assert (report.records, report.skipped) == (3, {"no features": 1})
+    assert set(report.fields) == {"ids.user", "floats", *(f"history.{n}" for n in ("item", "action", "age", "mask"))}
+    assert not any(field.different for field in report.fields.values())
+    assert report.overlap == 1.0 and report.logit_difference["largest"] < 1e-5
+    assert sum(report.histogram["logged"]) == sum(report.histogram["other"]) == 13
+    assert "the same in every record" in str(report)
+
+
+def test_replay_with_another_version(logged, capsys):
+    report = replay(logged, exports().root / "two", config=SERVING, limit=2)
+    one, two = exports().logits("one"), exports().logits("two")
+    best = np.argsort(-one, kind="stable")[:5]
+    overlap = len(set(best) & set(np.argsort(-two, kind="stable")[:5])) / 5
+    assert report.records == 2 and report.overlap == pytest.approx(overlap)
+    gaps = np.concatenate([np.abs(one - two)[best], np.abs(one - two)[:3]])
+    assert report.logit_difference["mean"] == pytest.approx(gaps.mean(), rel=1e-3)
+    words = ["replay", str(logged), "--model", str(exports().root / "two"), "--serving", "buckets=[64]", "max_k=8"]
+    assert cli.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["records"] == 3
+    assert cli.main(["replay", str(logged / "none"), "--model", str(exports().root)]) == 2
+
+
+def test_replay_finds_the_field_that_differs(logged, tmp_path):
+    """A log whose raw events have other ages than the features that were served: a skewed clock."""
+    from aif_jax.service import frame
+
+    (file,) = logged.glob("*.parquet")
+    table = pq.read_table(file)
+    raw = []
+    for value in table["raw"].to_pylist():
+        fields = None if value is None else frame.unpack(value)
+        raw.append(None if fields is None else frame.pack(fields | {"now": fields["now"] + 30}))
+    at = table.schema.get_field_index("raw")
+    pq.write_table(table.set_column(at, table.schema.field(at), [raw]), tmp_path / "requests-1.parquet")
+    report = replay(tmp_path, exports().root / "one", config=SERVING)
+    assert report.fields["history.age"].different == 2 and report.fields["history.age"].largest == 30
+    assert not report.fields["history.item"].different
+    assert "history.age: 2 of 2 differ, by at most 30" in str(report)
+
+
+def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
+    from aif_jax.service import log as module
+
+    blocked = []
+    monkeypatch.setattr(module, "record_of", lambda seen: blocked.append(seen) or time.sleep(0.2))
+    log = RequestLog(tmp_path, waiting=2)
+    start = time.monotonic()
+    for _ in range(50):
+        log.observe(None)
+    assert time.monotonic() - start < 0.15 and log.counters["log_dropped"] >= 47
+    monkeypatch.setattr(log, "_write", lambda records: None)
+    log.close()
+    none = RequestLog(tmp_path, share=0.0)
+    none.observe(None)
+    none.close()
+    with pytest.raises(ValueError, match="log share: expected 0 to 1"):
+        RequestLog(tmp_path, share=2)
+
+
+def test_a_full_disk_loses_records_and_says_so(tmp_path, logged, caplog):
+    log = RequestLog(tmp_path / "log")
+    shutil.rmtree(tmp_path / "log")
+    with running(exports().root / "one", observers=(log,)) as service, service.client() as client:
+        client.rank(**ANN, candidates=IDS, k=1)
+    log.close()
+    assert log.counters["log_failed"] == 1 and "1 records lost" in caplog.text
+
+
+def test_a_shadow_scores_after_the_answer(tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(exports().root / name, tmp_path / name)
+    (tmp_path / "current").write_text("one\ntwo share=0\n")
+    found: list[Models] = []
+    shadow = Shadow(lambda: found[0].named("two"), share=1.0)
+    with running(tmp_path, observers=(shadow,)) as service, service.client() as client:
+        found.append(service.service.models)
+        for _ in range(3):
+            answer = client.rank(**ANN, candidates=IDS, k=5)
+            assert answer["version"] == exports().index["one"].version
+            service.call(shadow.close)
+        metrics = client.request("GET", "/metrics")[2].decode()
+    one, two = (np.argsort(-exports().logits(name), kind="stable")[:5] for name in ("one", "two"))
+    assert shadow.counters["shadow_calls"] == 3 and shadow.counters["shadow_failed"] == 0
+    assert shadow.counters["shadow_top"] == 15 and shadow.counters["shadow_top_same"] == 3 * len(set(one) & set(two))
+    assert "aif_shadow_calls_total" in metrics

@@ -1,0 +1,86 @@
+"""The page of the service in a real browser, and what it is made of."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aif_jax.service.serve import Listening
+from tests.chromium import PROGRAM, Browser
+from tests.service_world import EVENTS, IDS, NOW, exports, running
+
+ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+
+
+def test_contributions_of_a_ranking():
+    with running(exports().root / "one") as service, service.client() as client:
+        body = json.dumps({**ANN, "candidates": IDS.tolist(), "k": 5}).encode()
+        status, _, raw = client.request("POST", "/v1/explain", body, {"content-type": "application/json"})
+        answer, ranked = json.loads(raw), client.rank(**ANN, candidates=IDS, k=5)
+        assert status == 200 and answer["ids"] == [str(number) for number in ranked["ids"]]
+        assert set(answer["contributions"]) == {"dot_product"}  # all that a two-tower model has
+        np.testing.assert_allclose(answer["contributions"]["dot_product"], ranked["logits"], atol=1e-4)
+        assert {span[0] for span in answer["spans"]} >= {"user", "retrieval", "score", "total"}
+        body = json.dumps({"user": "nobody", "candidates": IDS.tolist(), "k": 5}).encode()
+        answer = json.loads(client.request("POST", "/v1/explain", body, {"content-type": "application/json"})[2])
+        assert answer["degraded"] and answer["contributions"] == {}
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs Chromium (Debian package chromium)")
+def test_the_page_in_a_browser(tmp_path):
+    """Screenshots go to the folder that AIF_JAX_SCREENSHOTS names, to be looked at."""
+    import matplotlib.image
+
+    root = tmp_path / "root"
+    for name in ("one", "two"):
+        shutil.copytree(exports().root / name, root / name)
+    (root / "current").write_text("one\ntwo share=0.3\n")
+    pictures = Path(os.environ.get("AIF_JAX_SCREENSHOTS", tmp_path))
+    where = Listening(http_port=0, token="open sesame")
+    with running(root, where=where) as service, service.client() as client, Browser(tmp_path / "profile") as browser:
+        for user in range(40):
+            client.rank(**{**ANN, "user": f"u{user}"}, candidates=IDS, k=5)
+        browser.open(service.addresses["http"])
+        browser.until("document.querySelector('#state.bad') && document.querySelector('#state').innerText.includes('Bearer')")
+        browser.problems.clear()  # those of the refusal
+        browser.run("token.value = 'open sesame'; token.dispatchEvent(new Event('change'))")
+        browser.until("document.querySelectorAll('#models tbody tr').length === 2")
+        words = browser.run("document.querySelector('#models').innerText")
+        assert "70 %" in words and "30 %" in words and exports().index["one"].version[:12] in words
+        assert browser.run("document.querySelector('#state').innerText").startswith("ready")
+        stages = browser.run("[...document.querySelectorAll('#stages .row')].map((row) => row.firstChild.textContent)")
+        assert stages[0] == "features" and stages[-2:] == ["critical", "total"]
+        assert browser.run("document.querySelectorAll('#timeline .row').length") >= 6
+
+        fields = {"user": "ann", "k": "5", "candidates": " ".join(map(str, IDS)), "record": json.dumps({"user": "ann"})}
+        script = "".join(f"document.forms[0].elements[{json.dumps(k)}].value = {json.dumps(v)};" for k, v in fields.items())
+        browser.run(script + "document.forms[0].querySelector('button').click()")
+        browser.until("document.querySelectorAll('#result tbody tr').length === 5")
+        expected = client.rank(user="ann", record={"user": "ann"}, candidates=IDS, k=5)
+        shown = browser.run("[...document.querySelectorAll('#result tbody tr')].map((row) => row.children[1].innerText)")
+        assert shown == [str(number) for number in expected["ids"]]
+        assert "dot_product" in browser.run("document.querySelector('#result thead').innerText")
+        # user side and retrieval begin together, the interaction after both
+        left = browser.run(
+            "Object.fromEntries([...document.querySelectorAll('#timeline .row')].map((row) => "
+            "[row.firstChild.textContent, parseFloat(row.querySelector('.span').style.left)]))"
+        )
+        assert left["features"] < 5 and left["score"] > left["user"]
+        picture = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page.png")))
+        assert picture.shape[1] == 1200 and picture.std() > 0.05, "the picture is blank"
+        narrow = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page_narrow.png", width=480)))
+        assert narrow.shape[1] == 480
+
+        browser.run("document.forms[0].elements.k.value = 99; document.forms[0].querySelector('button').click()")
+        browser.until("document.querySelector('#answer.bad') !== null")
+        assert "expected 1 to max_k=8" in browser.run("document.querySelector('#answer').innerText")
+        unexpected = [problem for problem in browser.problems if "400" not in problem]  # of the call with k = 99
+        assert unexpected == []
+        service.service.models.problem = "<b>bold</b>"
+        browser.until("document.querySelector('#problem').innerText.includes('<b>bold</b>')")

@@ -1,0 +1,185 @@
+"""The command `serve` as a process: ready after warm-up, drained on SIGTERM, workers on one port, TLS, logs, traces."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from aif_jax import cli
+from aif_jax.service.client import Client, ServiceError
+from aif_jax.service.log import read_log
+from aif_jax.service.process import source_of
+from aif_jax.service.serve import Listening
+from tests.conftest import child_environment
+from tests.service_world import EVENTS, IDS, NOW, exports, running
+
+ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+
+
+@contextlib.contextmanager
+def serving(*words, env=None):
+    """Starts `aif-jax serve`; yields the process and its addresses, one a worker."""
+    command = [sys.executable, "-m", "aif_jax", "serve", *map(str, words), "--port", "0"]
+    command += ["--serving", "buckets=[64]", "max_k=8", "--log-form", "json"]
+    environment = child_environment() | (env or {})
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    workers = int(words[words.index("--workers") + 1]) if "--workers" in words else 1
+    try:
+        lines = [process.stdout.readline() for _ in range(workers)]
+        if not all(lines):
+            raise AssertionError(process.communicate(timeout=60)[1])
+        yield process, [json.loads(line) for line in lines]
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+def test_sigterm_drains_what_is_in_flight(tmp_path):
+    """Four threads call; after SIGTERM every call is answered or its connection refused, and the process ends well."""
+    with serving(exports().root / "one", "--drain-delay", 0.3, "--log", tmp_path / "log") as (process, [addresses]):
+        answered, errors, stop = [], [], threading.Event()
+
+        def load():
+            with Client(addresses["http"]) as client:
+                while not stop.is_set():
+                    try:
+                        answered.append(client.rank(**ANN, candidates=IDS, k=3)["ids"].tolist())
+                    except (OSError, ServiceError) as error:
+                        return errors.append(error)
+                    except Exception as error:  # a connection that was closed between two calls
+                        return errors.append(OSError(str(error)))
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(answered) < 40:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        stop.set()
+        for thread in threads:
+            thread.join()
+        log = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert len({tuple(ids) for ids in answered}) == 1
+    assert all(isinstance(error, OSError) or error.code == "UNAVAILABLE" for error in errors), errors
+    assert "draining" in [entry["message"] for entry in log] and {entry["level"] for entry in log} == {"INFO"}
+    assert len(list(read_log(tmp_path / "log"))) >= len(answered)
+
+
+def test_workers_share_a_port_and_one_that_dies_is_replaced():
+    with serving(exports().root / "one", "--workers", 2) as (process, addresses):
+        assert addresses[0] == addresses[1]
+
+        def workers() -> set[str]:
+            with Client(addresses[0]["http"]) as client:  # each connection goes to one of them
+                text = client.request("GET", "/metrics")[2].decode()
+            return {part.split('"')[1] for part in text.split("worker=")[1:]}
+
+        seen: set[str] = set()
+        end = time.monotonic() + 60
+        while len(seen) < 2:
+            seen |= workers()
+            assert time.monotonic() < end
+        os.kill(int(min(seen)), signal.SIGKILL)
+        again = json.loads(process.stdout.readline())
+        assert again["http"] == addresses[0]["http"]
+        with Client(addresses[0]["http"]) as client:
+            assert client.rank(**ANN, candidates=IDS, k=3)["ids"].shape == (3,)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl, to make a certificate")
+def test_tls_and_a_token_over_http_and_grpc(tmp_path):
+    grpc = pytest.importorskip("grpc", reason="needs the extra 'grpc'")
+    from aif_jax.service import rpc
+    from aif_jax.service.stubs import preranking_pb2 as pb
+    from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub
+
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    words += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", "-x509", *words], check=True, capture_output=True)
+    where = Listening(http_port=0, grpc_port=0, token="open sesame", certificate=certificate, key=key)
+    with running(exports().root / "one", where=where, grpc=rpc.start) as service:
+        assert service.addresses["http"].startswith("https://")
+        with service.client(trust=str(certificate)) as client:
+            assert client.rank(**ANN, candidates=IDS, k=3)["ids"].shape == (3,)
+        with pytest.raises(OSError), service.client() as client:  # nobody vouches for it
+            client.rank(**ANN, candidates=IDS, k=3)
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(service.addresses["grpc"], credentials) as channel:
+            user = pb.User(id=pb.Id(text="ann"), known=True)
+            request = pb.RankRequest(user=user, candidates=pb.Candidates(ids=IDS), k=3)
+            answer = PreRankingStub(channel).Rank(request, metadata=[("authorization", "Bearer open sesame")])
+            assert len(answer.best.ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["none"], 2, "expected an exported folder"),
+        (["."], 2, "got neither"),
+        (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),
+        (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
+        (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
+        (["FOLDER", "--workers", "0"], 2, "--workers"),
+        (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
+        (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
+        (["FOLDER", "--version", "../x"], 1, "the name of a folder"),
+    ],
+)
+def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("EMPTY").touch()
+    folder = str(exports().root / "one")
+    assert cli.main(["serve", *(folder if word == "FOLDER" else word for word in words)]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_feature_source_by_its_name():
+    assert source_of("tests.test_service_log:Source").get
+    with pytest.raises(ValueError, match="expected an object with"):
+        source_of("builtins:int")
+    with pytest.raises(ValueError, match="0 to 65535"):
+        Listening(http_port=1 << 16)
+    assert dataclasses.replace(Listening(), token="x").__repr__().count("x'") == 0
+
+
+def test_spans_of_a_call():
+    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs opentelemetry-sdk")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from aif_jax.service.traces import Traces
+
+    exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with running(exports().root / "one", observers=(Traces(provider),)) as service, service.client() as client:
+        body = json.dumps({**ANN, "candidates": IDS.tolist(), "k": 3, "id": "r1"}).encode()
+        headers = {"content-type": "application/json", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        assert client.request("POST", "/v1/rank", body, headers)[0] == 200
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    whole = spans.pop("aif.rank")
+    assert f"{whole.context.trace_id:032x}" == trace and whole.attributes["aif.request_id"] == "r1"
+    assert {"aif.features", "aif.user", "aif.retrieval", "aif.score"} <= spans.keys()
+    for span in spans.values():
+        assert span.parent.span_id == whole.context.span_id and whole.start_time <= span.start_time <= span.end_time
+        assert span.end_time <= whole.end_time + 1000
