@@ -18,6 +18,7 @@ from aif_jax.data.candidates import name_of
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import time_cuts
 from aif_jax.encoder import Encoder
+from aif_jax.folders import local
 from aif_jax.index import ItemIndex
 from aif_jax.logs import LogWriter
 from aif_jax.model import PreRanker, build
@@ -65,7 +66,7 @@ class Run:
           FileNotFoundError: no run, or no checkpoint of it.
           CheckpointError: a damaged record or checkpoint.
         """
-        settings, saved = training.load(Path(folder))
+        settings, saved = training.load(local(folder))
         return cls._of(saved, model, settings, Path(folder))
 
     @classmethod
@@ -245,7 +246,7 @@ def fit(
         keep_best="gauc" if keep_best is True else keep_best or None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
-        training.begin(Path(folder), settings, resume=resume)
+        training.begin(local(folder, "out"), settings, resume=resume)
         saved = training.train(
             model, data, settings, folder=Path(folder), loss=given, optimizer=optimizer, sparse=sparse,
             on_bad_batch=on_bad_batch, writers=writers, progress=progress,

@@ -28,7 +28,8 @@ OWNERS = {
     "jax.make_mesh": ("sharding.py",),
     "jax.set_mesh": ("sharding.py",),
     "jax.shard_map": ("sharding.py",),
-    "asyncio": ("serving/",),
+    "asyncio": ("serving/", "neighbours/"),
+    "fsspec": ("neighbours/snapshot_store.py",),
     # a lock between readers and the writer of an index
     "threading": ("serving/", "index/lock.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
@@ -53,6 +54,7 @@ OPTIONAL = (
     "prometheus_client",
     "tensorboardX",
     "flatbuffers",
+    "fsspec",
 )
 LAYERS = (
     # the ground floor: types, and raw data to features
@@ -63,7 +65,7 @@ LAYERS = (
     # training
     "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data", "readers", "train",
     # production
-    "index", "user_table", "serving", "export",
+    "index", "user_table", "serving", "export", "neighbours",
     # the whole road
     "run", "doctor", "cli", "__main__", "__init__",
 )  # fmt: skip

@@ -18,6 +18,7 @@ from aif_jax.cli.options import FINE, PROBLEMS, UsageError
 from aif_jax.columns import Columns
 from aif_jax.config import Config
 from aif_jax.export.writer import PLATFORMS
+from aif_jax.folders import local
 from aif_jax.index import STORAGES, ItemIndex
 from aif_jax.index.build import BATCH
 from aif_jax.model import build
@@ -263,5 +264,5 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 def expect_new(path: Path) -> None:
     """Raises FileExistsError before work whose result could not be written."""
-    if path.exists():
+    if local(path, "--out").exists():
         raise FileExistsError(f"{path}: expected a new folder, but something is there; it stays as it is")

@@ -20,7 +20,7 @@ from aif_jax.export import consume, functions
 from aif_jax.export.consume import files
 from aif_jax.export.golden import golden_case
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
-from aif_jax.folders import new_folder
+from aif_jax.folders import local, new_folder
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, build
 from aif_jax.schema import Schema
@@ -117,7 +117,7 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
     Raises:
       ExportError: a damaged folder, a block that is not registered, or other outputs of the rebuilt model.
     """
-    folder = Path(folder)
+    folder = local(folder)
     manifest = consume.read_manifest(folder)
 
     def arrays(name: Any) -> dict[str, np.ndarray]:
