@@ -22,7 +22,7 @@ from aif_jax.folders import local
 from aif_jax.index import ItemIndex
 from aif_jax.logs import LogWriter
 from aif_jax.model import PreRanker, build
-from aif_jax.serving import AsyncPreRanker, ServingConfig
+from aif_jax.serving import AsyncPreRanker, ServingConfig, StateStore
 from aif_jax.train import fit as training
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.gradients import LossFn
@@ -146,9 +146,12 @@ class Run:
         features: Callable[..., Any],
         retrieval: Callable[..., Any] | None = None,
         config: ServingConfig | None = None,
+        states: StateStore | None = None,
     ) -> AsyncPreRanker:
         """The engine: `async with run.serve(index, features=..., retrieval=...) as engine`; arguments of `AsyncPreRanker`."""
-        return AsyncPreRanker(self.model, self.params, index, features=features, retrieval=retrieval, config=config)
+        return AsyncPreRanker(
+            self.model, self.params, index, features=features, retrieval=retrieval, config=config, states=states
+        )
 
     def export(self, folder: str | Path, *, index: ItemIndex | None = None, **options: Any) -> str:
         """Writes compiled functions, parameters, encoder and index into one folder; arguments as for `export.save`."""

@@ -131,6 +131,15 @@ class SnapshotWriter:
         """Of the last update of each partition that is on disk: only these may be committed to the stream."""
         return dict(self._saved_positions)
 
+    def skip(self, *, position: int, partition: int = 0) -> bool:
+        """Moves past a message that changes nothing; returns and raises as an update."""
+        return self._apply(lambda: None, position, partition)
+
+    def tick(self) -> None:
+        """Saves a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
+        if self._every_seconds is not None and self._changes > self._tried_changes and self._due():
+            self.snapshot()
+
     def snapshot(self) -> None:
         """Saves the table now and removes the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
         self.wait()

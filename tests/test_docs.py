@@ -36,7 +36,15 @@ RUN_ELSEWHERE = {
     "mkdocs": "test_site_builds_without_warnings",
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
-LIGHT_PAGES = ("scale", "tutorial_index", "tutorial_own_data", "tutorial_own_tower", "tutorial_train", "which_config")
+LIGHT_PAGES = (
+    "scale",
+    "tutorial_index",
+    "tutorial_neighbours",
+    "tutorial_own_data",
+    "tutorial_own_tower",
+    "tutorial_train",
+    "which_config",
+)
 """Pages about training and the index; those about serving and export run as shipped."""
 PRINTED = {"scale": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}
 """What a page prints that its text relies on."""

@@ -30,6 +30,10 @@ OWNERS = {
     "jax.shard_map": ("sharding.py",),
     "asyncio": ("serving/", "neighbours/"),
     "fsspec": ("neighbours/snapshot_store.py",),
+    "confluent_kafka": ("neighbours/kafka.py",),
+    "usearch": ("neighbours/usearch_search.py",),
+    "redis": ("neighbours/connect.py",),
+    "asyncpg": (),
     # a lock between readers and the writer of an index
     "threading": ("serving/", "index/lock.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
@@ -41,7 +45,7 @@ OWNERS = {
     "experiments": (),
     "tests": (),
     "torch": (),
-    "faiss": (),
+    "faiss": ("neighbours/faiss_search.py",),
     "onnx": (),
 }
 OPTIONAL = (
@@ -55,6 +59,10 @@ OPTIONAL = (
     "tensorboardX",
     "flatbuffers",
     "fsspec",
+    "confluent_kafka",
+    "usearch",
+    "redis",
+    "asyncpg",
 )
 LAYERS = (
     # the ground floor: types, and raw data to features

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,18 +64,18 @@ class Fetch:
         expect(encoder is not None or not past_only, "past_only", "an encoder, which knows the columns", None)
         self.source, self.counters, self.seconds = source, Counter(), Histogram()
         self._encoder, self._timeout, self._past_only = encoder, timeout, past_only
-        self._encode = encode or self._by_encoder
+        self._encode = partial(self._by, encoder) if encoder is not None else encode
         self._now = now or self._clock
         self._reading: dict[Any, asyncio.Task[Record | None]] = {}
 
     async def __call__(self, request: Request) -> UserFeatures:
         """The features of a request; raises what the source and the encoder raise."""
+        return self._encoded(self._encode, request, await self.record(request.user))
+
+    async def features(self, request: Request, encoder: Encoder) -> UserFeatures:
+        """The features by another encoder, such as that of a retrieval model; one read serves both."""
         record = await self.record(request.user)
-        try:
-            return self._encode(request, record, self._now(request))
-        except (TypeError, ValueError):
-            self.counters["damaged"] += 1
-            raise
+        return self._encoded(lambda *given: self._by(encoder, *given), request, record)
 
     async def record(self, user: Any) -> Record | None:
         """The record of a user; those who ask at one time share one read.
@@ -117,14 +118,20 @@ class Fetch:
         if not task.cancelled():
             task.exception()  # asked for, or asyncio complains where everybody gave up
 
-    def _by_encoder(self, request: Request, record: Record | None, now: Any) -> UserFeatures:
-        assert self._encoder is not None
+    def _encoded(self, encode: Any, request: Request, record: Record | None) -> UserFeatures:
+        try:
+            return encode(request, record, self._now(request))
+        except (TypeError, ValueError):
+            self.counters["damaged"] += 1
+            raise
+
+    def _by(self, encoder: Encoder, request: Request, record: Record | None, now: Any) -> UserFeatures:
         if record is None:
-            return self._encoder.user(None, None, now)
+            return encoder.user(None, None, now)
         events = record.events
         if self._past_only and events is not None:
-            events = before(events, self._encoder, now)
-        return self._encoder.user(record.attributes, events, now)
+            events = before(events, encoder, now)
+        return encoder.user(record.attributes, events, now)
 
     def _clock(self, request: Request) -> Any:
         unit = "s" if self._encoder is None else self._encoder.columns.time_unit

@@ -27,6 +27,7 @@ from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import Programs
 from aif_jax.serving.requests import Ranking, Request, Scores
 from aif_jax.serving.scoring import Scorer
+from aif_jax.serving.shared import StateStore
 from aif_jax.serving.single_flight import Computation
 from aif_jax.serving.users import UserSides
 from aif_jax.serving.versions import UserSide, Version, build_version, check_version, next_snapshot
@@ -49,6 +50,7 @@ class AsyncPreRanker:
         scored while the next is on its way); async or not. Ids of one request are all integers or all strings. None for engines
         that only `score`.
       config: of the engine.
+      states: a cache of user states that replicas share, behind the engine's own; for requests with a feature version.
 
     Example:
       >>> import aif_jax as aif
@@ -68,6 +70,7 @@ class AsyncPreRanker:
         features: Callable[[Request], Any],
         retrieval: Callable[[Request], Any] | None = None,
         config: ServingConfig | None = None,
+        states: StateStore | None = None,
     ):
         self.config = config = config or ServingConfig()
         self.model = model
@@ -82,7 +85,7 @@ class AsyncPreRanker:
         self._metrics = Metrics()
         self._admission = Admission(config, self._metrics)
         self._programs = Programs(model, max_k=config.max_k, bid=config.bid, user_storage=config.user_storage)
-        self._users = UserSides(self._programs, config, self._features, self._metrics)
+        self._users = UserSides(self._programs, config, self._features, self._metrics, states)
         self._scorer = Scorer(self._programs, config)
         self._admission.queues = (self._users, self._scorer)
         self._scoring = CandidateScoring(model, self._users, self._scorer, config, self._metrics)
