@@ -16,6 +16,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WORK = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial")  # as `tempfile.mkdtemp` names work folders
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a `Path` of a URL has lost the other
+
+
+def local(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """The absolute path of a local file or folder; ValueError for a URL, which would become a folder named after its protocol.
+
+    Example:
+      >>> local("s3://bucket/index")
+      Traceback (most recent call last):
+      ValueError: path: expected a local path, got the URL 's3://bucket/index'; aif_jax.neighbours.SnapshotStore copies there
+    """
+    if URL.match(os.fspath(path)):
+        where = redacted(os.fspath(path))
+        hint = "aif_jax.neighbours.SnapshotStore copies there"
+        raise ValueError(f"{name}: expected a local path, got the URL {where!r}; {hint}")
+    return Path(path).absolute()
+
+
+def redacted(url: str) -> str:
+    """A URL without what may be a secret: user, password and query.
+
+    Example:
+      >>> redacted("redis://me:secret@host:6379/0?password=secret")
+      'redis://***@host:6379/0?***'
+    """
+    return re.sub(r"\?.*", "?***", re.sub(r"(?<=:/)(/?).*@", r"\1***@", url), flags=re.S)
 
 
 @contextlib.contextmanager
@@ -27,8 +53,9 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
       FileExistsError: something is at `path`, before or after the block; it stays as it is.
+      ValueError: a URL.
     """
-    target = Path(path).absolute()
+    target = local(path)
     _expect_nothing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in unfinished(target):
@@ -51,20 +78,20 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def remove_folder(path: str | os.PathLike[str]) -> None:
     """Removes a folder: its name goes first, so a kill leaves no half of it. Raises FileNotFoundError where nothing is."""
-    target = Path(path).absolute()
+    target = local(path)
     with _work_folder(target) as work:
         os.rename(target, work / target.name)
 
 
 def unfinished(path: str | os.PathLike[str]) -> list[Path]:
     """Work folders for `path`: of a process that is writing it now, or of one that was killed."""
-    target = Path(path).absolute()
+    target = local(path)
     return [folder for folder, name in _work_folders(target.parent) if name == target.name]
 
 
 def remove_unfinished(directory: str | os.PathLike[str]) -> None:
     """Removes the work folders that killed processes left in a directory, whatever name they were for."""
-    for folder, _ in _work_folders(Path(directory).absolute()):
+    for folder, _ in _work_folders(local(directory)):
         _clean(folder)
 
 

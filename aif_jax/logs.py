@@ -7,8 +7,9 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
+
+from aif_jax.folders import local
 
 FLUSH_SECONDS = 5
 
@@ -38,7 +39,7 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = local(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a row."""
@@ -82,7 +83,7 @@ class TensorBoard:
         except ImportError as error:
             raise ImportError('TensorBoard logs need tensorboardX: pip install "aif_jax[tensorboard]"') from error
         self._module = tensorboardX
-        self.folder = Path(folder)
+        self.folder = local(folder)
         self._writer: Any = None
 
     def __enter__(self) -> TensorBoard:

@@ -21,10 +21,11 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import counts_before
 from aif_jax.data.split import time_cuts
 from aif_jax.encoder import Encoder
+from aif_jax.folders import local
 from aif_jax.index import ItemIndex
 from aif_jax.logs import LogWriter
 from aif_jax.model import PreRanker, build
-from aif_jax.serving import AsyncPreRanker, ServingConfig
+from aif_jax.serving import AsyncPreRanker, ServingConfig, StateStore
 from aif_jax.train import fit as training
 from aif_jax.train.calibrate import calibrate
 from aif_jax.train.evaluate import Evaluation, evaluate
@@ -70,7 +71,7 @@ class Run:
           FileNotFoundError: no run, or no checkpoint of it.
           CheckpointError: a damaged record or checkpoint.
         """
-        settings, saved = training.load(Path(folder))
+        settings, saved = training.load(local(folder))
         return cls._of(saved, model, settings, Path(folder))
 
     @classmethod
@@ -202,9 +203,12 @@ class Run:
         features: Callable[..., Any],
         retrieval: Callable[..., Any] | None = None,
         config: ServingConfig | None = None,
+        states: StateStore | None = None,
     ) -> AsyncPreRanker:
         """The engine: `async with run.serve(index, features=..., retrieval=...) as engine`; arguments of `AsyncPreRanker`."""
-        return AsyncPreRanker(self.model, self.params, index, features=features, retrieval=retrieval, config=config)
+        return AsyncPreRanker(
+            self.model, self.params, index, features=features, retrieval=retrieval, config=config, states=states
+        )
 
     def export(self, folder: str | Path, *, index: ItemIndex | None = None, **options: Any) -> str:
         """Writes compiled functions, parameters, encoder and index into one folder; arguments as for `export.save`."""
@@ -302,7 +306,7 @@ def fit(
         keep_best="gauc" if keep_best is True else keep_best or None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
-        training.begin(Path(folder), settings, resume=resume)
+        training.begin(local(folder, "out"), settings, resume=resume)
         saved = training.train(
             model, data, settings, folder=Path(folder), loss=given, optimizer=optimizer, sparse=sparse,
             on_bad_batch=on_bad_batch, writers=writers, progress=progress,

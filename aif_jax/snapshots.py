@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError
 from aif_jax.checks import expect
-from aif_jax.folders import remove_folder, remove_unfinished
+from aif_jax.folders import local, remove_folder, remove_unfinished
 from aif_jax.lease import Lease
 
 SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
@@ -43,7 +43,7 @@ class SnapshotWriter:
       clock: seconds, monotonic.
 
     Raises:
-      ValueError, TypeError: a number out of range, positions that are no integers.
+      ValueError, TypeError: a number out of range, positions that are no integers, a directory that is a URL.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SnapshotWriter:
     ):
         for name, value in (("every_updates", every_updates), ("every_seconds", every_seconds), ("keep", keep)):
             expect(value is None or value > 0, name, "more than 0", value)
-        self.directory = Path(directory).absolute()
+        self.directory = local(directory)
         self.table = table
         self._lease = Lease(self.directory)
         self._positions = {integer(p, "partition"): integer(at, "position") for p, at in (positions or {}).items()}
@@ -103,7 +103,7 @@ class SnapshotWriter:
     @classmethod
     def _continue(cls: type[Writer], directory: str | Path, load: Callable[[Path], Writer], *, takeover: bool) -> Writer:
         """The writer that `load` makes of the newest complete snapshot, as the owner of the directory."""
-        directory = Path(directory).absolute()
+        directory = local(directory)
         if not (there := snapshots(directory)):
             raise FileNotFoundError(f"{directory}: no complete snapshot")
         lease = Lease(directory)
@@ -130,6 +130,15 @@ class SnapshotWriter:
     def saved_positions(self) -> dict[int, int]:
         """Of the last update of each partition that is on disk: only these may be committed to the stream."""
         return dict(self._saved_positions)
+
+    def skip(self, *, position: int, partition: int = 0) -> bool:
+        """Moves past a message that changes nothing; returns and raises as an update."""
+        return self._apply(lambda: None, position, partition)
+
+    def tick(self) -> None:
+        """Saves a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
+        if self._every_seconds is not None and self._changes > self._tried_changes and self._due():
+            self.snapshot()
 
     def snapshot(self) -> None:
         """Saves the table now and removes the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
@@ -206,7 +215,7 @@ class SnapshotWriter:
 
 def snapshots(directory: str | Path) -> list[Path]:
     """The complete snapshots in a writer's directory, oldest first."""
-    folders = Path(directory).absolute().glob("[0-9]*-[0-9]*")
+    folders = local(directory).glob("[0-9]*-[0-9]*")
     return sorted((f for f in folders if SNAPSHOT.fullmatch(f.name) and (f / METADATA_FILE).is_file()), key=_number)
 
 

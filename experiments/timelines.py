@@ -7,8 +7,14 @@ from pathlib import Path
 
 from aif_jax.serving import Timeline
 
-STAGES = ["features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch"]
-LANES = {"features": "user side", "user": "user side", "retrieval": "retrieval", "wait_user": "real time"}
+STAGES = ["features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch", "shared"]
+LANES = {
+    "features": "user side",
+    "user": "user side",
+    "shared": "user side",
+    "retrieval": "retrieval",
+    "wait_user": "real time",
+}
 """The picture's line of each stage; a stage that is not named here runs in real time."""
 
 

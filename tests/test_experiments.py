@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,19 @@ def test_training_step_against_torch(tmp_path):
     got = figures("experiments.train_step", tmp_path)
     assert got["max_abs_logit_difference"] < 1e-4
     assert got["jax_step_ms"] > 0 and got["torch_step_ms"] > 0
+
+
+@pytest.mark.parametrize("where", [[], ["--embedded"]], ids=["server", "embedded"])
+def test_live(tmp_path, where):
+    if not where and not (shutil.which("valkey-server") or shutil.which("redis-server")):
+        pytest.skip("no valkey-server or redis-server on this machine")
+    got = figures("experiments.live", tmp_path, "--figure", "live.png", *where)
+    assert got["server"] == (not where) and got["rejected"] == 0 and got["degraded"] == 0
+    names = ("feature_fetch_p50_ms", "state_fetch_p50_ms", "item_freshness_p99_s", "user_freshness_p99_s")
+    for name in (*names, "critical_p50_ms", "request_p50_ms"):
+        assert 0 < got[name] < 60_000, name
+    assert 0 < got["retrieval_recall1000"] <= 1 and got["item_messages_applied"] > 5 and got["event_messages_applied"] > 5
+    assert (tmp_path / "live.png").stat().st_size > 10_000
 
 
 def test_user_state(tmp_path):

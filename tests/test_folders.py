@@ -6,10 +6,15 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from aif_jax.folders import new_folder, remove_folder, remove_unfinished, unfinished
+import aif_jax as aif
+from aif_jax import checkpoint, export
+from aif_jax.folders import new_folder, redacted, remove_folder, remove_unfinished, unfinished
+from aif_jax.snapshots import SnapshotWriter, snapshots
 
 
 def contents(folder):
@@ -150,3 +155,43 @@ def test_many_threads_write_one_name(tmp_path):
         thread.join()
     assert sorted(results) == ["refused"] * 7 + ["written"] and not unfinished(tmp_path / "a")
     assert len(contents(tmp_path / "a")) == 1
+
+
+URLS = ("s3://bucket/folder", "file:///tmp/folder", Path("gs://bucket/folder"))
+DOORS = {
+    "new_folder": lambda url: new_folder(url).__enter__(),
+    "checkpoint.write": lambda url: checkpoint.write(url, {"a": {"b": np.zeros(2)}}, {}, format="test/1"),
+    "checkpoint.inspect": lambda url: checkpoint.inspect(url, format="test/1"),
+    "checkpoint.load": checkpoint.load,
+    "Checkpoints": aif.Checkpoints,
+    "Run.load": aif.Run.load,
+    "EventLog.load": aif.EventLog.load,
+    "snapshots": snapshots,
+    "SnapshotWriter": lambda url: SnapshotWriter(url, None),
+    "JsonLines": aif.train.JsonLines,
+    "export.load": export.load,
+    "export.verify": export.verify,
+    "export.rebuild": lambda url: export.rebuild(url, "new"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_refuses_a_url_and_names_the_snapshot_store(door, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in URLS:
+        with pytest.raises(ValueError, match="expected a local .*URL.*aif_jax.neighbours.SnapshotStore"):
+            DOORS[door](url)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("s3://KEY:SEC/RET@bucket/a", "s3://***@bucket/a"),
+        (Path("s3://KEY:SECRET@bucket/a"), "s3:/***@bucket/a"),
+        ("https://host/a?X-Amz-Signature=SECRET", "https://host/a?***"),
+        ("/plain/path@2", "/plain/path@2"),
+    ],
+)
+def test_urls_are_shown_without_secrets(url, shown):
+    assert redacted(os.fspath(url)) == shown

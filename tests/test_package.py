@@ -29,7 +29,12 @@ OWNERS = {
     "jax.make_mesh": ("sharding.py",),
     "jax.set_mesh": ("sharding.py",),
     "jax.shard_map": ("sharding.py",),
-    "asyncio": ("serving/", "service/"),
+    "asyncio": ("serving/", "service/", "neighbours/"),
+    "fsspec": ("neighbours/snapshot_store.py",),
+    "confluent_kafka": ("neighbours/kafka.py",),
+    "usearch": ("neighbours/usearch_search.py",),
+    "redis": ("neighbours/connect.py",),
+    "asyncpg": (),
     # a lock between readers and the writer of an index
     "threading": ("serving/", "service/", "index/lock.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
@@ -44,7 +49,7 @@ OWNERS = {
     "experiments": (),
     "tests": (),
     "torch": (),
-    "faiss": (),
+    "faiss": ("neighbours/faiss_search.py",),
     "onnx": (),
 }
 OPTIONAL = (
@@ -62,6 +67,11 @@ OPTIONAL = (
     "grpc_health",
     "grpc_reflection",
     "opentelemetry",
+    "fsspec",
+    "confluent_kafka",
+    "usearch",
+    "redis",
+    "asyncpg",
 )
 LAYERS = (
     # the ground floor: types, and raw data to features
@@ -73,7 +83,7 @@ LAYERS = (
     # training
     "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data", "readers", "train",
     # production
-    "index", "user_table", "serving", "export", "service",
+    "index", "user_table", "serving", "export", "neighbours", "service",
     # the whole road
     "run", "doctor", "cli", "__main__", "__init__",
 )  # fmt: skip

@@ -250,7 +250,7 @@ def test_a_table_is_saved_and_loaded(tmp_path, streamed):
     assert list(again.rows.of) != list(streamed.rows.of)
     with pytest.raises(FileExistsError):
         found.save(tmp_path / "t")
-    with pytest.raises(ValueError, match="expected a local folder, got the URL"):
+    with pytest.raises(ValueError, match="expected a local path, got the URL"):
         found.save("s3://bucket/t")
     with pytest.raises(VersionMismatch, match="expected version bbb"):
         UserTable.load(tmp_path / "t", MODEL, PARAMS, encoder=ENCODER, version="b" * 64)

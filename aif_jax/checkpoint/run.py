@@ -13,7 +13,7 @@ from aif_jax.checkpoint.storage import CheckpointError, Packed, complete_steps, 
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
-from aif_jax.folders import remove_folder, remove_unfinished
+from aif_jax.folders import local, remove_folder, remove_unfinished
 from aif_jax.types import Params
 
 
@@ -51,7 +51,7 @@ class Checkpoints:
     ):
         expect(keep_last >= 1, "keep_last", "at least 1", keep_last)
         expect(keep_best is None or keep_best[1] in ("max", "min"), "keep_best", "(metric, 'max' or 'min')", keep_best)
-        self.directory = Path(directory).absolute()
+        self.directory = local(directory)
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.run = run

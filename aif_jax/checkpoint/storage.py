@@ -22,7 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
-from aif_jax.folders import memory, new_folder, unfinished
+from aif_jax.folders import local, memory, new_folder, unfinished
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
 from aif_jax.version import Digest, __version__, digest
 
@@ -96,7 +96,7 @@ def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Diges
       FileNotFoundError: nothing there.
       CheckpointError: torn, altered or foreign.
     """
-    path = Path(path).absolute()
+    path = local(path)
     if not path.is_dir():
         work = unfinished(path)
         hint = f"; {work[0]} is being written, or was left by a save that was killed" if work else ""
@@ -138,7 +138,7 @@ def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str,
       FileNotFoundError, CheckpointError: as `inspect`.
       ValueError: a tree that is not there, or leaves missing, renamed or resized against the template: by path.
     """
-    path = Path(path).absolute()
+    path = local(path)
     leaves, _ = inspect(path, format=format)
     if missing := like.keys() - leaves.keys():
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")

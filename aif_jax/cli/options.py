@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 import re
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,18 @@ def as_usage(option: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise UsageError(f"{option}: {error}") from error
+
+
+@contextlib.contextmanager
+def told_to_end() -> Iterator[Callable[[], bool]]:
+    """A function that says whether this process was told to end, which then happens where the caller asks."""
+    told: list[int] = []
+    handlers = {number: signal.signal(number, lambda got, _: told.append(got)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(told)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from aif_jax.checks import BLOCK, expect, expect_array, expect_integers
-from aif_jax.folders import new_folder
+from aif_jax.folders import local, new_folder
 from aif_jax.times import FLOOR, LATEST, expect_plausible, ticks
 
 COLUMNS = {"user": np.int32, "item": np.int32, "action": np.int32, "time": np.int64}
@@ -105,7 +104,7 @@ class EventLog:
         """
         arrays = {}
         for name in (*COLUMNS, "offsets"):
-            file = pathlib.Path(folder) / f"{name}.npy"
+            file = local(folder) / f"{name}.npy"
             try:
                 arrays[name] = np.asarray(np.load(file, mmap_mode="r"))
             except FileNotFoundError:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from aif_jax import checkpoint
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.folders import memory
+from aif_jax.folders import local, memory
 from aif_jax.index.ids import Keys
 from aif_jax.index.storage import STORAGES, Storage
 from aif_jax.trees import differences, listed
@@ -28,7 +27,6 @@ from aif_jax.vocabulary import Kind
 
 FORMAT = "aif_jax.index/2"
 PLAIN = ("items", "version", "encoding", "ids", "storage", "batch_size")  # fields of the manifest that are JSON as they are
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,10 +140,3 @@ def read(path: str | Path, manifest: Manifest, shapes: Any) -> tuple[Keys, Any]:
 def _id_arrays(keys: Keys) -> dict[str, np.ndarray]:
     arrays = {"ids": keys.key, "count": np.array(len(keys.key))}  # the count: not all arrays may be empty
     return arrays if keys.mark is None else arrays | {"marks": keys.mark}
-
-
-def local(path: str | Path) -> str | Path:
-    """The path of a local folder; ValueError for a URL."""
-    if URL.match(str(path)):
-        raise ValueError(f"path: expected a local folder, got the URL {str(path)!r}; save to a local path and copy the folder")
-    return path

@@ -192,7 +192,7 @@ class ItemIndex:
 
         Raises:
           FileExistsError: something is there already; nothing is ever overwritten.
-          ValueError: a URL: save to a local path, and copy the folder.
+          ValueError: a URL; save to a local path, and `neighbours.SnapshotStore` publishes the folder.
         """
         record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
         record |= {"storage": self.storage, "batch_size": self._store.program.batch_size}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,24 @@ class IndexWriter(SnapshotWriter):
     def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
         """Applies a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
         return self._change(lambda index: index.delete(ids), position, partition)
+
+    def update(self, changes: Sequence[tuple[Any, Any]], *, position: int, partition: int = 0) -> bool:
+        """Applies several changes of one partition, in order, as one: all of them are in, or none.
+
+        Args:
+          changes: pairs of what `ItemIndex.upsert` takes as (ids, features), and None; or of None and ids to delete.
+          position: in the stream, of the last of them.
+          partition: of the stream.
+
+        Returns and raises as `upsert`.
+        """
+
+        def run(index: ItemIndex) -> ItemIndex:
+            for upserted, deleted in changes:
+                index = index.delete(deleted) if upserted is None else index.upsert(*upserted)
+            return index
+
+        return self._change(run, position, partition)
 
     def begin_push(self) -> None:
         """From now on updates are also recorded for a new version; build it from a catalogue at least as new as `positions`."""

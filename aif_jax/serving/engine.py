@@ -28,6 +28,7 @@ from aif_jax.serving.orders import Orders, orders_of
 from aif_jax.serving.programs import Programs
 from aif_jax.serving.requests import Ranking, Request, Scores
 from aif_jax.serving.scoring import Scorer
+from aif_jax.serving.shared import StateStore
 from aif_jax.serving.single_flight import Computation
 from aif_jax.serving.users import UserSides
 from aif_jax.serving.versions import UserSide, Version, build_version, check_version, next_snapshot
@@ -51,6 +52,7 @@ class AsyncPreRanker:
         that only `score`.
       config: of the engine.
       like: an engine of an equal model config and serving config, whose compiled functions this one uses again.
+      states: a cache of user states that replicas share, behind the engine's own; for requests with a feature version.
 
     Example:
       >>> import aif_jax as aif
@@ -71,6 +73,7 @@ class AsyncPreRanker:
         retrieval: Callable[[Request], Any] | None = None,
         config: ServingConfig | None = None,
         like: AsyncPreRanker | None = None,
+        states: StateStore | None = None,
     ):
         self.config = config = config or ServingConfig()
         self.model = model
@@ -91,7 +94,7 @@ class AsyncPreRanker:
         self._programs = Programs(model, **sizes) if like is None else like._programs
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
-        self._users = UserSides(self._programs, config, self._features, self._metrics)
+        self._users = UserSides(self._programs, config, self._features, self._metrics, states)
         self._scorer = Scorer(self._programs, config)
         self._admission.queues = (self._users, self._scorer)
         self._scoring = CandidateScoring(self._users, self._scorer, config, self._metrics)

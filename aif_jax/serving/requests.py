@@ -120,9 +120,9 @@ class Span(NamedTuple):
 class Timeline:
     """Spans of one request.
 
-    Stages: `features` (fetch), `user` (upload and user function), `retrieval`; then, with the candidates there,
-    `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`, `upload`, `score`
-    (interaction and top-k on the device), `fetch`; `critical` (candidates there -> answer ready) and `total`.
+    Stages: `features` (fetch) and `user` (upload and user function), or `shared` (a state of another replica); `retrieval`;
+    then, with the candidates there, `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`,
+    `upload`, `score` (interaction and top-k on the device), `fetch`; `critical` (candidates there -> answer ready) and `total`.
     """
 
     arrival: float = dataclasses.field(default_factory=time.perf_counter)

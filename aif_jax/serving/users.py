@@ -20,6 +20,7 @@ from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import Form, Programs
+from aif_jax.serving.shared import StateStore, from_bytes, to_bytes
 from aif_jax.serving.single_flight import Computation, SingleFlight
 from aif_jax.serving.together import RECENT, Together
 from aif_jax.serving.versions import UserSide, Version, batch_sizes
@@ -52,7 +53,14 @@ class UserTask(NamedTuple):
 class UserSides:
     """User states of requests, used from the event loop's thread."""
 
-    def __init__(self, programs: Programs, config: ServingConfig, features: Guarded, metrics: Metrics):
+    def __init__(
+        self,
+        programs: Programs,
+        config: ServingConfig,
+        features: Guarded,
+        metrics: Metrics,
+        store: StateStore | None = None,
+    ):
         self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
         self.running = SingleFlight(detached_limit=config.max_pending)
         self.stale_age = 0.0  # of the state in the latest answer from a stale one, in seconds
@@ -62,6 +70,8 @@ class UserSides:
         self._metrics = metrics
         sizes = batch_sizes(config.batch_size)
         self._tasks = Together("aif-user", config.user_threads, sizes, full=programs.full, prepare=self._pack, run=self._run)
+        self._store = store
+        self._putting: set[asyncio.Task[None]] = set()
         self._serving: str | None = None  # version whose states are cached
         self._computed = 1.0  # share of the latest requests whose state was not in the cache
 
@@ -132,8 +142,10 @@ class UserSides:
         return stale
 
     async def close(self) -> None:
-        """Stops every computation."""
+        """Stops every computation; states on their way to the shared store are left."""
         await self.running.close()
+        for task in self._putting:
+            task.cancel()
         await asyncio.to_thread(self._tasks.close)
 
     def _reserve(self, job: Job) -> float:
@@ -142,8 +154,11 @@ class UserSides:
         return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
     async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
-        """Fetches features, runs the user function, caches the state."""
+        """Fetches features, runs the user function, caches the state; or takes it from the shared store."""
         start = time.perf_counter()
+        shared = self._store is not None and job.request.feature_version is not None
+        if shared and (side := await self._shared(version, key)) is not None:
+            return side, [("shared", start, time.perf_counter())]
         features = await self._features(dataclasses.replace(job.request, version=version.name))
         fetched = time.perf_counter()
         task = UserTask(version, features, asyncio.get_running_loop().create_future())
@@ -155,7 +170,40 @@ class UserSides:
         side = UserSide(state, task.form, start)
         if version.name == self._serving:
             self.cache.put(key, side, since=start)
+        if shared and len(self._putting) < self._config.max_pending:
+            task = asyncio.get_running_loop().create_task(self._share(key, side))
+            self._putting.add(task)
+            task.add_done_callback(self._putting.discard)
         return side, [("features", start, fetched), span]
+
+    async def _shared(self, version: Version, key: StateKey) -> UserSide | None:
+        """The state that another replica computed, where there is one that may be used."""
+        assert self._store is not None
+        try:
+            data = await self._store.get(key)
+        except Exception:  # whatever a store raises: the state is computed here
+            self._metrics.counters["shared_failed"] += 1
+            return None
+        empty = {side.form: side.state for side in version.unknown}
+        found = None if data is None else from_bytes(data, empty)
+        if found is None or found.age > (self._config.max_stale or float("inf")):
+            self._metrics.counters["shared_misses"] += 1
+            return None
+        self._metrics.counters["shared_hits"] += 1
+        state = self._programs.upload_state(empty[found.form], found.words)
+        side = UserSide(state, found.form, time.perf_counter() - found.age)
+        if version.name == self._serving:
+            self.cache.put(key, side, since=side.since)
+        return side
+
+    async def _share(self, key: StateKey, side: UserSide) -> None:
+        """Hands a state to the shared store."""
+        assert self._store is not None and side.since is not None
+        words = await asyncio.to_thread(self._programs.download, side.state.words)
+        try:
+            await self._store.put(key, to_bytes(words, side.state.layout, side.form, age=time.perf_counter() - side.since))
+        except Exception:  # as above
+            self._metrics.counters["shared_failed"] += 1
 
     def _pack(self, task: UserTask) -> np.ndarray:
         """Checked features as words int32 [n]."""

@@ -13,7 +13,8 @@ import numpy as np
 from aif_jax import checkpoint
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.index.files import check_model, local
+from aif_jax.folders import local
+from aif_jax.index.files import check_model
 from aif_jax.index.storage import STORAGES, Layout, Storage
 from aif_jax.user_table.rows import MemoryRows, Stored
 from aif_jax.vocabulary import Vocabulary

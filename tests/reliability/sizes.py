@@ -19,6 +19,8 @@ class Sizes:
     writer_kills: int = 600  # at random moments
     writer_crash_points: int = 200  # at a given change of a file
     user_writer_kills: int = 100
+    follower_kills: int = 100  # of a process that applies an update stream
+    upload_kills: int = 50  # of a process that publishes snapshots
     training_kills: int = 100
     training_crash_points: int = 100
     storm_requests: int = 1_000_000

@@ -29,6 +29,7 @@ FUNCTIONS = ("user", "users", "item", "interaction")
 PROBABILITY = "probability"
 ORDER = "order_"
 """How the names of functions begin that make scores of logits, one for each of the manifest's orders."""
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 PLAIN_NAME = re.compile(r"(consume/)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
 PARTS = ("inputs", "outputs", "params", "ignored")
 MOST_BUCKETS = 64
@@ -45,6 +46,14 @@ DTYPE_NAMES = {dtype.name: dtype for dtype in DTYPES.values()}
 
 class ExportError(ValueError):
     """A folder that is not what its manifest says, that this process cannot run, or inputs that do not fit the model."""
+
+
+def local(folder: str | Path) -> Path:
+    """The path of a local folder; ExportError for a URL, which may hold a password, so that only its protocol is shown."""
+    if URL.match(str(folder)):
+        protocol, hint = str(folder).partition(":")[0], "aif_jax.neighbours.SnapshotStore fetches folders from there"
+        raise ExportError(f"folder: expected a local folder, got a URL of {protocol!r}; {hint}")
+    return Path(folder)
 
 
 def read_manifest(folder: Path, *, sha256: str | None = None, max_bytes: int | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .child import verify_in_child
-from .files import ORDER, PROBABILITY, ExportError, checked, digest_of, read_arrays, read_manifest
+from .files import ORDER, PROBABILITY, ExportError, checked, digest_of, local, read_arrays, read_manifest
 from .functions import Function, axis_of, read_axes
 from .ids import Ids
 
@@ -50,7 +50,7 @@ def load(
       ExportError: a file is missing, altered, misplaced or too large; the format or JAX is of another version; the functions
         crash, take too long or too much memory in the child process.
     """
-    folder = Path(folder)
+    folder = local(folder)
     manifest, _ = _open(folder, math.inf, sha256, max_bytes, trusted, max_seconds)
     return ExportedModel(folder, manifest, buckets=buckets)
 
@@ -239,7 +239,7 @@ def verify(
     Raises:
       ExportError: as `load`; an output that differs by more.
     """
-    folder = Path(folder)
+    folder = local(folder)
     manifest, report = _open(folder, tolerance, sha256, max_bytes, trusted, max_seconds)
     if report is not None:
         return report

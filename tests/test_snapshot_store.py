@@ -1,0 +1,272 @@
+"""The snapshot store: published whole or not at all, on a disk and in S3, whatever is killed; fetched whole, and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from aif_jax.neighbours import SnapshotError, SnapshotStore
+from aif_jax.neighbours import snapshot_store as module
+from tests import servers
+from tests.reliability.sizes import FULL
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.test_snapshot_store"])
+SIZES = {"a": 100, "inner/b": 40_000, "inner/deeper/c": 3}
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """Options of an S3 server."""
+    with servers.s3() as options:
+        yield options
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request, tmp_path):
+    """URL and options of an empty store."""
+    if request.param == "disk":
+        return str(tmp_path / "store"), {}
+    return f"s3://bucket/{tmp_path.name}", request.getfixturevalue("bucket")
+
+
+def fill(folder: Path, number: int) -> Path:
+    """A folder whose every file says which number it is of."""
+    for name, size in SIZES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(f"{number};".encode() * size)
+    return folder
+
+
+def number_of(folder: Path) -> int:
+    """The number that all files of a folder say; fails where they do not agree."""
+    numbers = set()
+    for name, size in SIZES.items():
+        parts = (folder / name).read_bytes().split(b";")
+        assert len(parts) == size + 1, f"{name} is torn"
+        numbers |= set(map(int, parts[:-1]))
+    (number,) = numbers
+    return number
+
+
+def test_what_was_published_is_fetched(place, tmp_path):
+    url, options = place
+    store = SnapshotStore(url, **options)
+    assert store.current() is None and store.names() == [] and store.collect() == []
+    with pytest.raises(FileNotFoundError, match="expected a store with a current snapshot, got none"):
+        store.fetch(tmp_path / "out")
+    names = [store.publish(fill(tmp_path / "made", number)) for number in range(5)]
+    assert store.names() == names[-3:] and store.current() == names[-1]
+    other = SnapshotStore(url, **options)  # as another process
+    assert number_of(other.fetch(tmp_path / "out")) == 4
+    assert number_of(other.fetch(tmp_path / "out", names[-2])) == 3
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names[-2:]
+    with pytest.raises(FileNotFoundError):
+        other.fetch(tmp_path / "out", names[0])
+    assert other.fetch(tmp_path / "out") == tmp_path / "out" / names[-1]  # as it is
+
+
+def test_a_fetch_goes_on_where_it_was_interrupted(place, tmp_path, monkeypatch):
+    url, options = place
+    store = SnapshotStore(url, **options)
+    name = store.publish(fill(tmp_path / "made", 7))
+    monkeypatch.setattr(module, "BLOCK", 1000)
+    read, asked = store._blocks, []
+
+    def counted(path, size, *, start=0, stop=None):
+        for block in read(path, size, start=start):
+            asked.append(len(block))
+            if len(asked) == stop:
+                raise ConnectionError("gone")
+            yield block
+
+    monkeypatch.setattr(store, "_blocks", lambda *a, **k: counted(*a, **k, stop=30))
+    with pytest.raises(ConnectionError):
+        store.fetch(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f".{name}.download"]
+    before = sum(asked[:-1])
+    asked.clear()
+    monkeypatch.setattr(store, "_blocks", counted)
+    assert number_of(store.fetch(tmp_path / "out")) == 7
+    assert 0 < sum(asked) == sum(2 * size for size in SIZES.values()) - before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_a_wrong_part_of_an_earlier_download_is_read_again(tmp_path):
+    store = SnapshotStore(tmp_path / "store")
+    name = store.publish(fill(tmp_path / "made", 7))
+    partial = tmp_path / "out" / f".{name}.download"
+    partial.mkdir(parents=True)
+    (partial / "a").write_bytes(b"8;8;")
+    assert number_of(store.fetch(tmp_path / "out")) == 7
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "manifest", "pointer", "foreign", "escape"])
+def test_damage_is_refused(tmp_path, change):
+    store = SnapshotStore(tmp_path / "store")
+    name = store.publish(fill(tmp_path / "made", 7))
+    folder = tmp_path / "store" / name
+    if change == "flip":
+        (folder / "a").write_bytes(b"8" + (folder / "a").read_bytes()[1:])
+    elif change == "cut":
+        (folder / "a").write_bytes((folder / "a").read_bytes()[:-1])
+    elif change == "manifest":
+        (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"a"', '"b"'))
+    elif change == "pointer":
+        (tmp_path / "store" / "current").write_text('{"name": "../../etc", "sha256": ""}')
+    elif change == "foreign":
+        (tmp_path / "store" / "current").write_text("latest")
+    else:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"]["../../escaped"] = manifest["files"].pop("a")
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    pinned = None if change in ("pointer", "foreign", "manifest") else name
+    for _ in range(2):  # again: nothing of it is taken for a part of a good download
+        with pytest.raises(SnapshotError, match="store"):
+            store.fetch(tmp_path / "out", pinned)
+    assert not list((tmp_path / "out").glob("0*")) and not (tmp_path / "escaped").exists()
+
+
+def test_what_reads_back_as_something_else_is_not_published(tmp_path, monkeypatch):
+    store = SnapshotStore(tmp_path / "store")
+    first = store.publish(fill(tmp_path / "made", 1))
+    put = store._files.put_file
+    monkeypatch.setattr(store._files, "put_file", lambda a, b: (put(a, b), b.endswith("/a") and Path(b).write_bytes(b"x")))
+    with pytest.raises(SnapshotError, match="/a: expected sha256"):
+        store.publish(fill(tmp_path / "made", 2))
+    assert store.current() == first and store.names() == [first]
+
+
+def test_the_pointer_does_not_go_back(tmp_path, monkeypatch):
+    slow, fast = SnapshotStore(tmp_path / "store"), SnapshotStore(tmp_path / "store")
+    fill(tmp_path / "made", 1)
+    put = slow._put
+
+    def later(path, data):
+        put(path, data)
+        if path.endswith("manifest.json"):
+            monkeypatch.setattr(slow, "_put", put)
+            fast.publish(tmp_path / "made")
+
+    monkeypatch.setattr(slow, "_put", later)
+    with pytest.raises(SnapshotError, match="expected to follow the current snapshot, got 0000000002"):
+        slow.publish(tmp_path / "made")
+    assert str(fast.current()).startswith("0000000002")
+
+
+def test_a_reader_of_a_snapshot_that_is_removed_gets_the_new_one(tmp_path, monkeypatch):
+    store = SnapshotStore(tmp_path / "store", keep=1)
+    store.publish(fill(tmp_path / "made", 1))
+    reader, download = SnapshotStore(tmp_path / "store"), SnapshotStore._download
+
+    def meanwhile(self, *arguments):
+        monkeypatch.setattr(SnapshotStore, "_download", download)
+        store.publish(fill(tmp_path / "made", 2))
+        download(self, *arguments)
+
+    monkeypatch.setattr(SnapshotStore, "_download", meanwhile)
+    assert number_of(reader.fetch(tmp_path / "out")) == 2
+
+
+def test_interrupted_uploads_are_collected(place, tmp_path):
+    url, options = place
+    store = SnapshotStore(url, grace=0.0, **options)
+    torn = store._path("0000000001-00000000", "a")
+    store._make_parent(torn)
+    store._files.pipe_file(torn, b"x")
+    patient = SnapshotStore(url, **options)
+    patient.publish(fill(tmp_path / "made", 1))
+    assert patient.collect() == []  # it may be an upload that is running
+    time.sleep(1.1)  # S3 tells whole seconds
+    assert store.collect() == ["0000000001-00000000"]
+    assert store.names() == [store.current()]
+
+
+def test_secrets_are_in_no_message(bucket, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG, "aif_jax")
+    wrong = bucket | {"secret": "WRONGSECRET"}
+    stores = [SnapshotStore("s3://bucket/x", **bucket), SnapshotStore("s3://bucket/x", **wrong)]
+    shown = [repr(store) for store in stores]
+    fill(tmp_path / "made", 1)
+    with pytest.raises(OSError) as refused:
+        stores[1].publish(tmp_path / "made")
+    shown += [str(refused.value), caplog.text]
+    assert not any(word in text for text in shown for word in (servers.KEY, servers.SECRET, "WRONGSECRET"))
+    assert SnapshotStore("file:///tmp/x?token=SECRET").url == "file:///tmp/x?***"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f: SnapshotStore(f, keep=0), ValueError, "keep: expected at least 1, got 0"),
+        (lambda f: SnapshotStore(f, grace=-1), ValueError, "grace: expected 0 seconds or more"),
+        (lambda f: SnapshotStore(f).publish(f / "none"), FileNotFoundError, "expected a folder with files, got none"),
+        (lambda f: SnapshotStore(f).publish("s3://b/x"), ValueError, "folder: expected a local path, got the URL"),
+        (lambda f: SnapshotStore(f).fetch("s3://b/x"), ValueError, "directory: expected a local path, got the URL"),
+        (lambda f: SnapshotStore(f).fetch(f, "latest"), ValueError, "name: expected the name of a snapshot"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, call, error, message):
+    with pytest.raises(error, match=message):
+        call(tmp_path)
+
+
+def publish_all(url: str, options: dict, folder: str, log: str) -> None:
+    """Publishes folders with rising numbers until it is killed; notes each that is published."""
+    store = SnapshotStore(url, grace=0.0, **options)
+    with open(log, "a") as notes:
+        number = 1 + sum(1 for _ in open(log))
+        while True:
+            store.publish(fill(Path(folder), number))
+            print(number, file=notes, flush=True)
+            number += 1
+
+
+def test_kills_of_a_publisher_tear_nothing(place, tmp_path):
+    kill_publishers(*place, tmp_path, kills=3)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(1800)
+def test_many_kills_of_a_publisher_tear_nothing(place, tmp_path):
+    kill_publishers(*place, tmp_path, kills=FULL.upload_kills)
+
+
+def kill_publishers(url: str, options: dict, folder: Path, *, kills: int) -> None:
+    """Publishers that are killed in the middle of an upload; a reader comes all the time and must find whole folders."""
+    chance, log, reader, last, reads = random.Random(0), folder / "log", SnapshotStore(url, **options), 0, 0
+    log.touch()
+    for kill in range(kills):
+        noted = len(log.read_text().split())
+        process = CONTEXT.Process(target=publish_all, args=(url, options, str(folder / "made"), str(log)), daemon=True)
+        process.start()
+        until = None
+        while until is None or time.monotonic() < until:
+            if until is None and len(log.read_text().split()) > noted:
+                until = time.monotonic() + chance.uniform(0, 0.15)
+            assert process.is_alive()
+            with contextlib.suppress(FileNotFoundError):  # nothing published yet, or every try met a removal
+                found = number_of(reader.fetch(folder / f"out{kill}"))
+                assert found >= last, "an older snapshot became the current one"
+                last, reads = found, reads + 1
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(30)
+        published = max(map(int, log.read_text().split()))
+        got = number_of(reader.fetch(folder / f"after{kill}"))
+        assert published <= got <= published + 1, "a published snapshot was lost"
+        with log.open("a") as notes:  # what was current but not noted when the kill came
+            if got > published:
+                print(got, file=notes)
+    assert reads >= kills
+    SnapshotStore(url, grace=0.0, **options).publish(fill(folder / "made", 10**6))
+    assert len(SnapshotStore(url, grace=0.0, **options)._listed()) <= 3 + 1

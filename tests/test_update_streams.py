@@ -1,0 +1,551 @@
+"""Update streams: what a stream says is in the index, the user table and the feature store exactly once, whatever is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import checkpoint, cli
+from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.neighbours import (
+    EventLayout,
+    Follower,
+    IndexTarget,
+    KafkaStream,
+    MemoryFeatures,
+    MemoryStream,
+    MessageError,
+    SinkTarget,
+    SnapshotStore,
+    StreamError,
+    UserTarget,
+    ValkeyFeatureWriter,
+    ValkeyStream,
+    decode,
+    encode,
+    encode_deleted,
+    tombstone_key,
+)
+from aif_jax.neighbours.streams import Message
+from aif_jax.neighbours.valkey_stream import id_of, position_of
+from aif_jax.snapshots import snapshots
+from aif_jax.user_table import UserTableWriter
+from tests import demo, servers, test_user_table
+from tests.conftest import child_environment
+from tests.reliability.sizes import FULL
+from tests.stream_world import NAMES, PARAMS, PARTITIONS, T, encoder, first_index, items, model, open_stream, prices, work
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.stream_world"])
+ENCODER, MODEL = encoder(), model()
+KINDS = ["memory", "valkey", "kafka"]
+
+
+class Broker:
+    """A stream of some kind: writers `send`, any number of followers `open`."""
+
+    def __init__(self, kind: str, address: str, name: str):
+        self.kind, self.address, self.name = kind, address, name
+        self._memory = MemoryStream(partitions=PARTITIONS)
+        if kind == "valkey":
+            import redis
+
+            self.client = redis.Redis.from_url(address)
+        if kind == "kafka":
+            import confluent_kafka
+            from confluent_kafka.admin import AdminClient, NewTopic
+
+            admin = AdminClient({"bootstrap.servers": address})
+            topics = [NewTopic(name, PARTITIONS, 1), NewTopic(f"{name}.rejected", 1, 1)]
+            for done in admin.create_topics(topics).values():
+                done.result(20)
+            self.producer = confluent_kafka.Producer({"bootstrap.servers": address, "transactional.id": name})
+            self.producer.init_transactions(20)
+
+    @property
+    def keys(self) -> list[str]:
+        return [f"{self.name}:{partition}" for partition in range(PARTITIONS)]
+
+    def open(self, **options):
+        """A stream to follow."""
+        if self.kind == "memory":
+            return self._memory
+        return open_stream(self.kind, self.address, self.name, **options)
+
+    def send(self, value: bytes | None, *, key: bytes | None = None, partition: int = 0) -> None:
+        if self.kind == "memory":
+            self._memory.send(value, key=key, partition=partition, gap=1)
+        elif self.kind == "valkey":
+            ValkeyStream(self.client, self.keys).send(value, key=key, partition=partition)
+        else:  # a transaction for each: the offsets have gaps
+            self.producer.begin_transaction()
+            self.producer.produce(self.name, value, key, partition=partition)
+            self.producer.commit_transaction(20)
+
+    def rejected(self) -> list[bytes | None]:
+        """Values of rejected messages."""
+        if self.kind == "memory":
+            return [message.value for message, _ in self._memory.rejected]
+        if self.kind == "valkey":
+            return [fields.get(b"value") for key in self.keys for _, fields in self.client.xrange(f"{key}.rejected")]
+        stream = KafkaStream(self.address, f"{self.name}.rejected", rejected="none")
+        stream.begin({})
+        found, until = [], time.monotonic() + 3
+        while time.monotonic() < until and not found:
+            found += [message.value for message in stream.poll(0.2, 100)]
+        stream.close()
+        return found
+
+
+@pytest.fixture(scope="module")
+def valkey_url():
+    with servers.valkey() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def kafka_address():
+    with servers.kafka() as address:
+        yield address
+
+
+@pytest.fixture(params=KINDS)
+def broker(request, tmp_path):
+    fixture = {"memory": None, "valkey": "valkey_url", "kafka": "kafka_address"}[request.param]
+    address = request.getfixturevalue(fixture) if fixture else ""
+    return Broker(request.param, address, "".join(c if c.isalnum() else "-" for c in tmp_path.name))
+
+
+def drain(follower: Follower, *, until: int, seconds: float = 20) -> None:
+    """Steps until so many messages were polled."""
+    end = time.monotonic() + seconds
+    while follower.counters["messages"] < until:
+        follower.step(0.05)
+        assert time.monotonic() < end, follower.counters
+
+
+def test_an_index_follows(broker, tmp_path):
+    """Changes, deletions, tombstones and poison, by two partitions; resumed from a snapshot."""
+    broker.send(encode(items({"i1": 5.0, "i2": 6.0})))
+    broker.send(encode(items({"i3": 7.0})), partition=1)
+    broker.send(b"poison")
+    broker.send(encode_deleted(["i2", "i9"]))
+    broker.send(encode(items({"i1": 8.0})), key=tombstone_key("i1"))
+    broker.send(encode({"item": ["i4"], "category": ["a"]}))  # no price
+    broker.send(None, key=tombstone_key("i3"), partition=1)
+    broker.send(None, key=b"{")
+    writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=100)
+    seen = []
+    stream = broker.open()
+    follower = Follower(stream, IndexTarget(writer, ENCODER), changed=lambda: seen.append(prices(writer.index)))
+    drain(follower, until=8)
+    assert prices(writer.index) == {"i0": 1.0, "i1": 8.0} == seen[-1]
+    assert (follower.counters["rejected"], follower.counters["applied"], follower.counters["repeated"]) == (3, 5, 0)
+    values = broker.rejected()
+    assert values[0] == b"poison" and len(values) == 3
+    metrics = follower.metrics()
+    assert metrics["counters"]["stream_messages"] == 8 and metrics["gauges"]["stream_age_seconds"] < 60
+    writer.close()
+    stream.close()
+
+    broker.send(encode(items({"i5": 2.0})), partition=1)
+    resumed = IndexWriter.resume(tmp_path / "w", MODEL, PARAMS, encoder=ENCODER)
+    again = Follower(broker.open(), IndexTarget(resumed, ENCODER))
+    drain(again, until=1)
+    assert prices(resumed.index) == {"i0": 1.0, "i1": 8.0, "i5": 2.0}
+    assert again.counters["messages"] == again.counters["applied"] == 1
+    assert again.metrics()["gauges"]["stream_lag"] <= PARTITIONS  # Kafka: the end of a transaction is an offset too
+    resumed.close()
+    again.stream.close()
+
+
+def test_what_was_not_saved_comes_again(broker, tmp_path):
+    for number in range(6):
+        broker.send(encode(items({f"i{number}": float(number)})), partition=number % 2)
+    writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=100)
+    drain(Follower(broker.open(), IndexTarget(writer, ENCODER), most=2), until=6)
+    writer._lease.release()  # as after a kill: nothing of this was saved
+    assert writer.saved_positions == {}
+    resumed = IndexWriter.resume(tmp_path / "w", MODEL, PARAMS, encoder=ENCODER)
+    again = Follower(broker.open(), IndexTarget(resumed, ENCODER))
+    drain(again, until=6)
+    assert prices(resumed.index) == prices(writer.index) == {f"i{n}": float(n) for n in range(6)}
+    resumed.close()
+
+
+def test_a_user_table_follows(broker, tmp_path):
+    """The rows of a stream are those of direct updates: late events too, a message twice by another name is two events."""
+    writer = UserTableWriter.start(tmp_path / "w", test_user_table.table(), every_updates=1000)
+    direct = test_user_table.table()
+    for number, at in enumerate(test_user_table.MESSAGES[:6]):
+        user = test_user_table.DATA.log.user[at]
+        for partition in range(2):
+            mine = at[user % 2 == partition]
+            broker.send(encode(test_user_table.raw(mine)), partition=partition)
+            direct.update(test_user_table.raw(mine), position=number, partition=partition)
+    broker.send(encode_deleted([1]))
+    follower = Follower(broker.open(), UserTarget(writer))
+    drain(follower, until=13)
+    assert follower.counters["rejected"] == 1
+    for user in direct.rows.of:
+        assert int(writer.table.memory(user).count) == int(direct.memory(user).count)
+        np.testing.assert_array_equal(writer.table.memory(user).recent.code, direct.memory(user).recent.code)
+    writer.close()
+
+
+def test_a_feature_store_follows_and_doubles_nothing(broker, valkey_url):
+    """The same messages by two followers, of which one comes late: each event is in the store once."""
+    import redis
+
+    layout = EventLayout()
+    with redis.Redis.from_url(valkey_url) as client:
+        remote = ValkeyFeatureWriter(client, layout, prefix=broker.name)
+        for number in range(20):
+            event = {"user": [number % 3], "item": [number], "time": [T + number]}
+            broker.send(encode(event), partition=number % 3 % 2)
+        for sink in (remote, MemoryFeatures(layout)):
+            followers = [Follower(broker.open(), SinkTarget(sink), most=n) for n in (7, 3)]
+            if broker.kind == "memory":  # both read one list
+                drain(followers[0], until=20)
+                followers[0].stream.begin({})
+            for follower in followers[broker.kind == "memory" :]:
+                drain(follower, until=20)
+            fresh = {"user": [0], "item": [0], "time": [T]}
+            assert sink.update(fresh, position=0, partition=0) == 0
+            if sink is remote:
+                counts = [int(client.getrange(f"{broker.name}:{{i:{user}}}:e", 12, 31)) for user in range(3)]
+                assert counts == [7, 7, 6]
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(300)
+def test_replicas_of_a_group_share_the_partitions(kafka_address, valkey_url, tmp_path):
+    """A second consumer joins, the first one leaves in the middle: rebalances lose and double nothing."""
+    import redis
+
+    broker = Broker("kafka", kafka_address, "group-" + tmp_path.name.replace("_", "-"))
+    quick = {"session.timeout.ms": 6000, "max.poll.interval.ms": 6000}
+    stop, joined, failures = [threading.Event(), threading.Event()], threading.Event(), []
+
+    def follow(number: int) -> None:
+        with redis.Redis.from_url(valkey_url) as client:
+            sink = ValkeyFeatureWriter(client, EventLayout(), prefix=broker.name)
+            stream = KafkaStream(kafka_address, broker.name, group="g", options=quick)
+            follower = Follower(stream, SinkTarget(sink), most=5, changed=joined.set if number else None)
+            try:
+                follower.run(lambda: stop[number].is_set() or (joined.set() if number and stream.rebalances else False))
+                assert stream.rebalances >= 1
+            except Exception as error:
+                failures.append(error)
+            finally:
+                stream.close()
+
+    def wait(ready) -> None:
+        until = time.monotonic() + 30
+        while not ready() and time.monotonic() < until and not failures:
+            time.sleep(0.02)
+        assert failures == [] and ready()
+
+    def counts(client) -> list[int]:
+        return [int(client.getrange(f"{broker.name}:{{i:{user}}}:e", 12, 31) or 0) for user in range(4)]
+
+    threads = [threading.Thread(target=follow, args=(number,), daemon=True) for number in range(2)]
+    with redis.Redis.from_url(valkey_url) as client:
+        threads[0].start()
+        for number in range(120):
+            broker.send(encode({"user": [number % 4], "item": [number], "time": [T]}), partition=number % 2)
+            if number == 39:
+                wait(lambda: sum(counts(client)) == 40)
+                threads[1].start()
+            if number == 79:
+                wait(lambda: joined.is_set() and sum(counts(client)) == 80)
+                stop[0].set()
+        wait(lambda: sum(counts(client)) == 120)
+        time.sleep(0.2)
+        assert failures == []
+        assert counts(client) == [30] * 4
+    for event, thread in zip(stop, threads, strict=True):
+        event.set()
+        thread.join(30)
+
+
+def test_snapshots_are_published(tmp_path):
+    stream, store = MemoryStream(), SnapshotStore(tmp_path / "store")
+    writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=1)
+    follower = Follower(stream, IndexTarget(writer, ENCODER), most=1, store=store)
+    for number in range(4):
+        stream.send(encode(items({f"i{number}": float(number)})))
+        follower.step()
+        fetched = store.fetch(tmp_path / "out")
+        index = ItemIndex.load(fetched, MODEL, PARAMS, encoder=ENCODER)
+        assert prices(index) == prices(writer.index) and aif.index.inspect(fetched).positions == {0: number}
+    assert follower.counters["published"] == 4 and stream.committed == {0: 3}
+    writer.close()
+
+
+def test_a_stream_that_pauses_is_saved_by_time(tmp_path):
+    stream, clock = MemoryStream(), [0.0]
+    writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=None, every_seconds=5, clock=lambda: clock[0])
+    follower = Follower(stream, IndexTarget(writer, ENCODER))
+    stream.send(encode(items({"i1": 2.0})))
+    follower.step()
+    assert stream.committed == {} and len(snapshots(tmp_path / "w")) == 1
+    clock[0] = 6.0
+    follower.step()
+    follower.step()
+    assert stream.committed == {0: 0} and len(snapshots(tmp_path / "w")) == 2
+    writer.close()
+
+
+def test_a_save_that_fails_stops_nothing(tmp_path, monkeypatch):
+    stream = MemoryStream()
+    writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=1)
+    follower = Follower(stream, IndexTarget(writer, ENCODER))
+    monkeypatch.setattr(ItemIndex, "save", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    stream.send(encode(items({"i1": 2.0})))
+    follower.step()
+    assert prices(writer.index)["i1"] == 2.0 and follower.counters["failed_saves"] == 1 and stream.committed == {}
+    monkeypatch.undo()
+    stream.send(encode(items({"i1": 3.0})))
+    follower.step()
+    assert stream.committed == {0: 1}
+    writer.close()
+
+
+def test_a_message_that_cannot_be_rejected_is_not_passed(tmp_path, monkeypatch):
+    stream = MemoryStream()
+    writer = IndexWriter.start(tmp_path / "w", first_index())
+    monkeypatch.setattr(stream, "reject", lambda *a: (_ for _ in ()).throw(OSError("broker gone")))
+    stream.send(b"poison")
+    with pytest.raises(OSError, match="broker gone"):
+        Follower(stream, IndexTarget(writer, ENCODER)).step()
+    assert writer.positions == {}
+    writer.close()
+
+
+def test_a_stream_of_another_kind_stops_the_follower(tmp_path):
+    stream = MemoryStream()
+    writer = IndexWriter.start(tmp_path / "w", first_index())
+    for _ in range(12):
+        stream.send(encode({"sku": ["a"]}))
+    with pytest.raises(
+        StreamError, match="expected messages of this model, got 10 in a row that do not fit; ValueError.*'item'"
+    ):
+        Follower(stream, IndexTarget(writer, ENCODER), most_rejected=10).step()
+    writer.close()
+
+
+def test_messages_that_are_gone_are_noticed(valkey_url, kafka_address, tmp_path):
+    import redis
+
+    with redis.Redis.from_url(valkey_url) as client:
+        stream = ValkeyStream(client, ["gone"])
+        places = [stream.send(b"x") for _ in range(10)]
+        for at in (places[2], places[-1]):
+            ValkeyStream(client, ["gone"]).begin({0: at})
+        client.xtrim("gone", maxlen=3, approximate=False)
+        ValkeyStream(client, ["gone"]).begin({0: places[-1]})
+        ValkeyStream(client, ["gone"]).begin({0: places[7]})
+        with pytest.raises(StreamError, match="stream 'gone': messages after .* are gone"):
+            ValkeyStream(client, ["gone"]).begin({0: places[2]})
+        with pytest.raises(StreamError):
+            ValkeyStream(client, ["never"]).begin({0: places[2]})
+    name = "gone-" + tmp_path.name.replace("_", "-")
+    Broker("kafka", kafka_address, name).send(b"x")
+    for position in (50, 1000):
+        with contextlib.closing(KafkaStream(kafka_address, name)) as stream:
+            with pytest.raises(StreamError, match=f"expected messages after {position}, it has 0 to"):
+                stream.begin({0: position})
+    with contextlib.closing(KafkaStream(kafka_address, name)) as stream:
+        with pytest.raises(StreamError, match="got none of \\[7\\]"):
+            stream.begin({7: 0})
+
+
+def test_positions_of_ids_rise_and_fit():
+    ids = ["0-1", "5-0", "5-1", "6-0", "1795726653252-0", "1795726653252-2097151", "4102444800000-0"]
+    places = [position_of(entry) for entry in ids]
+    assert places == sorted(set(places)) and max(places) < 2**63 and [id_of(place) for place in places] == ids
+    with pytest.raises(ValueError, match="fewer than 2097152 entries in a millisecond"):
+        position_of("5-2097152")
+
+
+def test_every_damaged_message_is_refused_or_the_same():
+    value = encode(items({"i1": 5.0, "i2": 6.0}))
+    whole = decode(Message(0, 0, None, value)).table
+    refused, rng = 0, np.random.default_rng(0)
+    for _ in range(400):
+        wrong = bytearray(value)
+        wrong[rng.integers(len(wrong))] ^= 1 << rng.integers(8)
+        try:
+            table = decode(Message(0, 0, None, bytes(wrong[: rng.integers(1, 2 * len(wrong))]))).table
+            assert table is None or table.num_rows >= 0
+        except MessageError:
+            refused += 1
+    assert refused > 100 and whole.num_rows == 2
+
+
+@pytest.mark.parametrize("key", [None, b"", b"{", b"null", b"true", b"1.5", b"[1]"])
+def test_a_tombstone_names_an_item(key):
+    with pytest.raises(
+        MessageError, match="message 3 of partition 1: expected a value, or a key that is the JSON of an item's id"
+    ):
+        decode(Message(1, 3, key, None))
+    assert decode(Message(1, 3, tombstone_key(7), None)).deleted == [7]
+
+
+# kills
+
+
+@pytest.mark.parametrize("kind", ["valkey", "kafka"])
+def test_kills_of_a_follower_lose_and_double_nothing(kind, valkey_url, request, tmp_path):
+    kill_followers(kind, valkey_url, request, tmp_path, kills=3)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["valkey", "kafka"])
+def test_many_kills_of_a_follower_lose_and_double_nothing(kind, valkey_url, request, tmp_path):
+    kill_followers(kind, valkey_url, request, tmp_path, kills=FULL.follower_kills)
+
+
+def kill_followers(kind, valkey_url, request, folder: Path, *, kills: int, updates: int = 60) -> None:
+    """Followers that are killed at work, each after the other; whenever all is in, a new stream and directory begin."""
+    chance, done, number = random.Random(0), 0, 0
+    address = valkey_url if kind == "valkey" else request.getfixturevalue("kafka_address")
+    while done < kills:
+        number += 1
+        name, root = f"{folder.name.replace('_', '-')}-{number}", folder / str(number)
+        root.mkdir()
+        brokers = [Broker(kind, address, name), Broker(kind, address, f"{name}-events")]
+        expected, ends = {"i0": 1.0}, []
+        for n in range(updates):
+            item, partition = n % 10, n % 2
+            if n % 7 == 3:
+                brokers[0].send(None, key=tombstone_key(f"i{item}"), partition=partition)
+                expected.pop(f"i{item}", None)
+            elif n % 11 == 5:
+                brokers[0].send(b"poison", partition=partition)
+            else:
+                brokers[0].send(encode(items({f"i{item}": float(n)})), partition=partition)
+                expected[f"i{item}"] = float(n)
+            brokers[1].send(encode({"user": [n % 4, n % 4], "item": [n, n], "time": [T, T]}), partition=partition)
+        for broker in brokers:  # the position of the last message of each partition
+            stream, last = broker.open(), {}
+            stream.begin({})
+            while len(last) < PARTITIONS or any(stream.poll(0.0, 1000)):
+                last |= {message.partition: message.position for message in stream.poll(0.2, 1000)}
+            ends.append(last)
+            stream.close()
+        (root / "ends").write_text(json.dumps(ends))
+        arguments = (kind, f"{address} {valkey_url}", name, str(root), updates, str(folder / "cache"))
+        while True:
+            process = CONTEXT.Process(target=work, args=arguments)
+            seen = len((root / "log").read_text()) if (root / "log").exists() else 0
+            process.start()
+            while process.is_alive() and not ((root / "log").exists() and "saved" in (root / "log").read_text()[seen:]):
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.15))
+            if done < kills and process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+            process.join(60)
+            if process.exitcode == 0:
+                break
+            assert process.exitcode == -signal.SIGKILL
+            done += 1
+        saved: dict = {}
+        for line in (root / "log").read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a line that a kill cut
+                word, positions = json.loads(line)
+                if word == "start":
+                    assert all(positions.get(p, -1) >= at for p, at in saved.items()), "a saved message was lost"
+                saved = saved | positions
+        final = IndexWriter.resume(root / "w", MODEL, PARAMS, encoder=ENCODER)
+        assert prices(final.index) == expected
+        final.close()
+        import redis
+
+        with redis.Redis.from_url(valkey_url) as client:
+            counts = [int(client.getrange(f"{name}:{{i:{user}}}:e", 12, 31)) for user in range(4)]
+            assert counts == [updates // 2] * 4, "an event was lost or doubled"
+
+
+# the command
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint of a model that runs as it is saved, and an index of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = aif.presets.two_tower(ENCODER.schema, width=4, short_length=4, towers=(4,), sequence=False)
+    params = demo.init(aif.build(config), items=ENCODER.items(items(dict.fromkeys(["unknown", *NAMES], 0.0)))[1])
+    checkpoint.save(folder / "model", params, config, encoder=ENCODER)
+    made = ItemIndex.build(aif.build(config), params, [items({"i0": 1.0})], encoder=ENCODER, batch_size=8, progress=False)
+    made.save(folder / "index")
+    return folder
+
+
+def test_the_command_follows_and_goes_on(trained, valkey_url, tmp_path, capsys):
+    broker = Broker("valkey", valkey_url, "command")
+    words = ["index", "follow", "--checkpoint", str(trained / "model"), "--index", str(trained / "index"), "--until-idle"]
+    words += ["--stream", f"{valkey_url}/{','.join(broker.keys)}", "--directory", str(tmp_path / "w"), "--quiet"]
+    words += ["--store", str(tmp_path / "store")]
+    for number in range(1, 3):
+        broker.send(encode(items({f"i{number}": 1.0})), partition=number % 2)
+        broker.send(b"poison")
+        assert cli.main(words) == 0
+        metrics = json.loads(capsys.readouterr().out)
+        assert metrics["counters"]["stream_applied"] == metrics["counters"]["stream_rejected"] == 1
+        assert metrics["counters"]["stream_published"] == 2 and metrics["gauges"]["stream_lag"] == 0
+        fetched = SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")
+        assert aif.index.verify(fetched).items == number + 1
+
+
+def test_a_command_that_is_told_to_end_saves(trained, valkey_url, tmp_path):
+    broker = Broker("valkey", valkey_url, "told")
+    broker.send(encode(items({"i1": 1.0})))
+    command = [sys.executable, "-m", "aif_jax", "index", "follow", "--checkpoint", str(trained / "model"), "--quiet"]
+    command += ["--index", str(trained / "index"), "--directory", str(tmp_path / "w"), "--every-seconds", "3600"]
+    command += ["--stream", f"{valkey_url}/{','.join(broker.keys)}", "--store", str(tmp_path / "store")]
+    process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    store, until = SnapshotStore(tmp_path / "store"), time.monotonic() + 90
+    while store.current() is None and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)  # the first snapshot is published with the first step
+    process.terminate()
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert json.loads(out)["counters"]["stream_applied"] == 1
+    assert aif.index.verify(snapshots(tmp_path / "w")[-1]).items == 2
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        ("nats://host/topic", "expected kafka://HOST:PORT/TOPIC or redis://HOST:PORT/KEY"),
+        ("redis://me:secret@host/", "got 'redis://***@host/'"),
+        ("kafka://host", "expected kafka://"),
+    ],
+)
+def test_streams_of_other_forms_are_named(trained, tmp_path, capsys, stream, message):
+    words = ["index", "follow", "--checkpoint", str(trained / "model"), "--stream", stream]
+    assert cli.main([*words, "--directory", str(tmp_path / "w")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_directory_without_a_snapshot_needs_an_index(trained, valkey_url, tmp_path, capsys):
+    words = ["index", "follow", "--checkpoint", str(trained / "model"), "--stream", f"{valkey_url}/x"]
+    assert cli.main([*words, "--directory", str(tmp_path / "w")]) == 2
+    assert "has no snapshot; expected --index" in capsys.readouterr().err
