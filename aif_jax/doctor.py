@@ -32,6 +32,12 @@ EXTRAS = {
     "plots": ("matplotlib",),
     "tensorboard": ("tensorboardX",),
     "benchmarks": ("torch", "faiss-cpu"),
+    "remote": ("redis", "hiredis"),
+    "kafka": ("confluent-kafka",),
+    "store": ("fsspec", "s3fs"),
+    "faiss": ("faiss-cpu",),
+    "usearch": ("usearch",),
+    "pgvector": ("asyncpg",),
 }
 ENVIRONMENT = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64", "AIF_JAX_DATA")
 
