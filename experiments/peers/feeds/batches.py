@@ -1,0 +1,100 @@
+"""What every feed shares: features of histories and items, batches with sampled negatives, a budget of processor time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from experiments.peers.lists import Lists
+
+LENGTH = 50  # last events of a history
+
+
+@dataclasses.dataclass(kw_only=True)
+class Budget:
+    """Processor seconds of this process, counted from the first batch.
+
+    Attributes:
+      seconds: how many there are.
+      steps: batches that were begun.
+    """
+
+    seconds: float
+    steps: int = 0
+    began: float | None = None
+
+    def step(self) -> None:
+        """Counts a batch."""
+        self.began = time.process_time() if self.began is None else self.began
+        self.steps += 1
+
+    def left(self) -> bool:
+        """Whether there is time for another batch; for the first one always."""
+        return self.began is None or time.process_time() - self.began < self.seconds
+
+
+class Samples:
+    """Positives with their histories, and negatives drawn by count ** power as those of the lists are.
+
+    Args:
+      lists: the slice.
+      negatives: for each positive.
+      seed: of order and negatives.
+    """
+
+    def __init__(self, lists: Lists, *, negatives: int, seed: int):
+        self.lists, self.negatives = lists, negatives
+        self.items, self.histories = lists.samples(LENGTH)
+        self.rng = np.random.default_rng(seed)
+        weights = lists.count ** float(lists.about["power"])
+        weights[lists.count == 0] = 0
+        self._cumulative = np.cumsum(weights) / weights.sum()
+
+    def order(self, size: int, among: np.ndarray, budget: Budget, *, rounded: int = 1) -> Iterator[np.ndarray]:
+        """Places of positives, `size` at a time, in a new order each time round, until the budget is spent.
+
+        Args:
+          size: of a batch.
+          among: places of the positives that are trained on.
+          budget: counts the batches.
+          rounded: the number of batches is a multiple of this.
+        """
+        places = iter(())
+        while budget.left() or budget.steps % rounded:
+            start = next(places, None)
+            if start is None:
+                among = self.rng.permutation(among)
+                places = iter(range(0, max(len(among) - size + 1, 1), size))
+                start = next(places)
+            budget.step()
+            yield among[start : start + size]
+
+    def lists_at(self, places: np.ndarray) -> np.ndarray:
+        """The positive and its negatives, int32 [B, 1 + n]."""
+        drawn = np.searchsorted(self._cumulative, self.rng.random((len(places), self.negatives)), side="right")
+        return np.concatenate([self.items[places, None], drawn], axis=1).astype(np.int32)
+
+
+def user_features(lists: Lists, histories: np.ndarray) -> dict[str, np.ndarray]:
+    """Features [B, ...] of histories [B, LENGTH]: items, each single-valued field of them, mean content."""
+    made = {"history": histories}
+    made |= {f"history_{name}": ids[histories] for name, ids in lists.fields.items() if ids.ndim == 1}
+    if lists.content is not None:
+        length = np.maximum((histories > 0).sum(1, keepdims=True), 1)
+        made["history_content"] = lists.content[histories].sum(1) / length  # row 0 is all zeros
+    return made
+
+
+def item_features(lists: Lists, items: np.ndarray) -> dict[str, np.ndarray]:
+    """Features of items of any shape: the id, each single-valued field, content."""
+    made = {"item": items} | {name: ids[items] for name, ids in lists.fields.items() if ids.ndim == 1}
+    return made if lists.content is None else made | {"content": lists.content[items]}
+
+
+def sizes(lists: Lists) -> dict[str, int]:
+    """Rows of the embedding table of the item and of each single-valued field."""
+    fields = {name: int(ids.max()) + 1 for name, ids in lists.fields.items() if ids.ndim == 1}
+    return {"item": len(lists.count)} | fields

@@ -1,0 +1,157 @@
+"""FuxiCTR's DSSM with its `BaseModel.fit`. The package's wheel has the framework, not this model: its file is
+`model_zoo/DSSM/src/DSSM.py` of a checkout of FuxiCTR, whose folder `model_zoo` the environment variable FUXICTR_ZOO names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fuxictr.features import FeatureMap
+
+from experiments.peers.feeds.batches import Budget, Samples, item_features, sizes, user_features
+from experiments.peers.feeds.tensors import tensors
+from experiments.peers.lists import Lists
+
+WIDTH = 32
+TOWER = [128, 64]
+BATCH = 2048  # rows
+NEGATIVES = 4
+MONITORED = 0.01  # of the positives: held out, for the package's choice of the best weights and its early stopping
+EVALUATED = 100  # steps between two looks at them
+FILE = Path("DSSM", "src", "DSSM.py")
+LABEL = "label"
+
+
+class Loader:
+    """Batches of positives and their negatives, flat: `{feature: tensor}` with labels."""
+
+    def __init__(self, samples: Samples, places: np.ndarray, budget: Budget | None):
+        self.samples, self.places, self.budget = samples, places, budget
+
+    def __len__(self) -> int:
+        """Batches of one time round; the package prints it."""
+        return -(-len(self.places) // self.size)
+
+    @property
+    def size(self) -> int:
+        """Positives in a batch."""
+        return BATCH // (1 + self.samples.negatives)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Without end until the budget is spent, then on to the package's next look; without a budget one time round."""
+        if self.budget is None:
+            for start in range(0, len(self.places), self.size):
+                yield self.batch(self.places[start : start + self.size])
+            return
+        for places in self.samples.order(self.size, self.places, self.budget, rounded=EVALUATED):
+            yield self.batch(places)
+
+    def batch(self, places: np.ndarray) -> dict[str, torch.Tensor]:
+        """Features and labels of some positives and their negatives."""
+        rows, lists = self.samples.lists_at(places), self.samples.lists
+        user = user_features(lists, self.samples.histories[places])
+        labels = np.zeros(rows.shape, np.float32)
+        labels[:, 0] = 1
+        made = {name: np.repeat(values, rows.shape[1], axis=0) for name, values in user.items()}
+        return tensors(made | item_features(lists, rows.reshape(-1)) | {LABEL: labels.reshape(-1)})
+
+
+def scores(name: str, lists: Lists, *, learning_rate: float, budget: Budget, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Trains the model and scores the catalogue for every request: float32 [R, N], and what the score file says of it.
+
+    Raises:
+      FileNotFoundError: FUXICTR_ZOO does not name a folder with the model's file.
+    """
+    torch.manual_seed(seed)
+    samples = Samples(lists, negatives=NEGATIVES, seed=seed)
+    shuffled = samples.rng.permutation(len(samples.items))
+    monitored = max(1, int(MONITORED * len(shuffled)))
+    with tempfile.TemporaryDirectory() as folder:
+        model = dssm_class()(
+            feature_map(lists, folder),
+            learning_rate=learning_rate,
+            embedding_dim=WIDTH,
+            user_tower_units=TOWER,
+            item_tower_units=TOWER,
+            optimizer="adam",
+            loss="binary_crossentropy",
+            metrics=["AUC"],
+            monitor="AUC",
+            eval_steps=EVALUATED,
+            model_root=folder,
+            verbose=0,
+        )
+        Path(model.model_dir).mkdir(parents=True, exist_ok=True)
+        held = Loader(samples, shuffled[:monitored], None)
+        model.fit(Loader(samples, shuffled[monitored:], budget), epochs=1, validation_data=held)
+    requests = user_features(lists, lists.recent(samples.histories.shape[1]))
+    users = tower(model, "user", requests)
+    rows = tower(model, "item", item_features(lists, np.arange(len(lists.count), dtype=np.int32)))
+    expect_equal(model, requests, item_features(lists, lists.target), (users * rows[lists.target]).sum(1))
+    settings = {"negatives": NEGATIVES, "width": WIDTH, "tower": TOWER}
+    return users @ rows.T, {"sampler_power": lists.about["power"], "settings": settings}
+
+
+def dssm_class() -> Any:
+    """The model's class from its file."""
+    named = os.environ.get("FUXICTR_ZOO", "")
+    path = Path(named) / FILE
+    if not named or not path.is_file():
+        raise FileNotFoundError(
+            f"FUXICTR_ZOO: expected the folder model_zoo of a checkout of FuxiCTR with {FILE}, got {named!r}"
+        )
+    spec = importlib.util.spec_from_file_location("fuxictr_zoo_dssm", path)
+    assert spec is not None and spec.loader is not None  # a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.DSSM
+
+
+def feature_map(lists: Lists, folder: str) -> FeatureMap:
+    """The features of `batches` in FuxiCTR's words; those of a history share the tables of the item's."""
+    made = FeatureMap("lists", folder)
+    made.labels = [LABEL]
+    pooled = "layers.MaskedAveragePooling()"
+    features: dict[str, dict[str, Any]] = {}
+    for name, size in sizes(lists).items():
+        features[name] = {"type": "categorical", "source": "item", "vocab_size": size, "padding_idx": 0}
+    for name, size in sizes(lists).items():
+        history = "history" if name == "item" else f"history_{name}"
+        shared = {"share_embedding": name, "feature_encoder": pooled}
+        features[history] = {"type": "sequence", "source": "user", "vocab_size": size, "padding_idx": 0} | shared
+    if lists.content is not None:
+        for name, source in (("content", "item"), ("history_content", "user")):
+            features[name] = {"type": "embedding", "source": source, "pretrain_dim": lists.content.shape[1]}
+    made.features = OrderedDict(features)
+    made.num_fields = len(features)
+    return made
+
+
+def tower(model: Any, source: str, features: dict[str, np.ndarray], size: int = 1024) -> np.ndarray:
+    """The output of one tower for all rows, as the model's `forward` computes it before the dot product."""
+    model.eval()
+    made = []
+    with torch.no_grad():
+        for start in range(0, len(next(iter(features.values()))), size):
+            batch = tensors({name: values[start : start + size] for name, values in features.items()})
+            embedded = model.embedding_layer(batch)
+            joined = model.embedding_layer.dict2tensor(embedded, feature_source=source).flatten(start_dim=1)
+            made.append((model.user_tower if source == "user" else model.item_tower)(joined).numpy())
+    return np.concatenate(made)
+
+
+def expect_equal(model: Any, users: dict[str, np.ndarray], items: dict[str, np.ndarray], logits: np.ndarray) -> None:
+    """Raises unless the model's `forward` gives the probabilities of these logits [R], those of `tower`."""
+    with torch.no_grad():
+        got = model.forward(tensors(users | items))["y_pred"].numpy()[:, 0]
+    largest = float(np.abs(got - 1 / (1 + np.exp(-logits.astype(np.float64)))).max())
+    if largest > 1e-4:
+        raise RuntimeError(f"fuxictr-dssm: expected the towers to give what the model's forward gives, got {largest} apart")
