@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from aif_jax.export import ExportError, restore
+from aif_jax.neighbours import Record
 from aif_jax.service import frame
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError
@@ -183,12 +184,11 @@ def test_prepare_then_rank_by_the_id_alone(client):
 
 
 def test_a_feature_source_knows_users_by_their_id():
-    class Record:
-        user, events = {"user": "ann"}, EVENTS | {"time": [time.time_ns() // 10**9 - 60] * 2}
+    record = Record({"user": "ann"}, EVENTS | {"time": [time.time_ns() // 10**9 - 60] * 2})
 
     class Source:
         async def get(self, user):
-            return Record if user == "ann" else None
+            return record if user == "ann" else None
 
     with running(exports().root / "one", source=Source()) as service, service.client() as client:
         answer = client.rank(user="ann", candidates=IDS, k=3)

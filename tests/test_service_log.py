@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from aif_jax import cli
+from aif_jax import cli, neighbours
 from aif_jax.service.log import Record, RequestLog, read_log
 from aif_jax.service.models import Models
 from aif_jax.service.replay import replay
@@ -23,11 +23,8 @@ ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
 class Source:
     """Knows one user."""
 
-    class Record:
-        user, events = {"user": "bob"}, EVENTS
-
     async def get(self, user):
-        return self.Record if user == "bob" else None
+        return neighbours.Record({"user": "bob"}, EVENTS) if user == "bob" else None
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from aif_jax.encoder import Encoder
 from aif_jax.features import check_user_features, user_layout
+from aif_jax.neighbours.records import FeatureSource
 from aif_jax.schema import Schema
 from aif_jax.service.calls import BadCall, Call
 from aif_jax.serving import Candidates, Request
@@ -21,14 +22,6 @@ from aif_jax.types import Behaviours, UserFeatures
 from aif_jax.version import check_encoding
 
 HISTORY = "history."
-
-
-class FeatureSource(Protocol):
-    """Where the features of a user are, for calls that bring an id alone."""
-
-    async def get(self, user: Any) -> Any:
-        """A record: `user`, raw attributes by column, and `events`, raw events by column; None for an unknown user."""
-        ...
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,8 +68,9 @@ class UserSource:
             return request.context.features
         if self._source is None:
             raise Unfetched("the call brought a user id alone: expected features, raw events, or a call of prepare before")
-        record = await self._source.get(request.user)
-        raw = (None, None) if record is None else (record.user, record.events)
+        user: Any = request.user  # of a call: an integer or a string
+        record = await self._source.get(user)
+        raw = (None, None) if record is None else (record.attributes, record.events)
         request.context.fetched = features = self._raw(*raw, None)
         return features
 

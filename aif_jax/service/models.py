@@ -13,9 +13,10 @@ from typing import Any
 
 from aif_jax.export import Restored, restore
 from aif_jax.export.consume.files import MANIFEST
+from aif_jax.neighbours.records import FeatureSource
 from aif_jax.service.calls import Call
 from aif_jax.service.errors import UnknownVersion
-from aif_jax.service.features import FeatureSource, UserSource
+from aif_jax.service.features import UserSource
 from aif_jax.service.folder import Entry, path_of, read_current
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 

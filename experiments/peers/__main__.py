@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import shlex
-import sys
 from pathlib import Path
 
 from experiments import common
@@ -72,7 +70,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, dict]:
         made.append(
             report.record(
                 test, one, done,
-                reference=(options.reference, reference), retrieval=options.retrieval, command=options.command,
+                reference=(options.reference, reference), retrieval=options.retrieval, command=command(options),
             )
         )  # fmt: skip
     return report.keep(options.results, made)
@@ -105,9 +103,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.results is None:
         options.results = options.work / "results" if options.smoke else records.RESULTS
-    given = sys.argv[1:] if arguments is None else arguments
-    options.command = shlex.join(["python", "-m", "experiments.peers", *given])
     return options
+
+
+def command(options: argparse.Namespace) -> str:
+    """The command that a record is made by, with placeholders for what differs from machine to machine."""
+    chosen = f"--reference {options.reference} --retrieval {options.retrieval}"
+    return f"python -m experiments.peers --data DIR --dataset {options.dataset} {chosen}"
 
 
 def pair(text: str) -> tuple[str, str]:

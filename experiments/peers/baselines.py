@@ -105,7 +105,7 @@ BASELINES: dict[str, tuple[Callable[..., np.ndarray], tuple[dict[str, Any], ...]
     "recent-popularity": (recent_popularity, tuple({"days": days} for days in (7, 30, 90, 180, 365, 730))),
     "item-knn": (
         item_knn,
-        tuple({"neighbours": n, "shrink": s, "last": k} for n, s, k in product((100, 1000), (0.0, 20.0), (10, 20))),
+        tuple({"neighbours": n, "shrink": s, "last": k} for n, s, k in product((30, 100, 1000), (0.0,), (10, 20))),
     ),
     "ease": (ease, tuple({"regularization": r, "last": k} for r, k in product((500.0, 1000.0, 2000.0), (5, 10, 20)))),
     "als": (
