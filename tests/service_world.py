@@ -42,6 +42,7 @@ class Exports:
     index: dict[str, ItemIndex]
     digests: dict[str, str]
     encoder: aif.Encoder
+    catalogue: aif.Catalogue
 
     def logits(self, folder: str, events: Any = EVENTS, *, ids: Any = IDS, user: str = "ann") -> np.ndarray:
         """What the model says, computed without a service."""
@@ -69,7 +70,7 @@ def exports(kind: str = "integers") -> Exports:
         digests[folder] = export.save(
             root / folder, model, params[folder], built, encoder=data.encoder, platforms=("cpu",), stablehlo=False
         )
-    return Exports(root, model, params, index, digests, data.encoder)
+    return Exports(root, model, params, index, digests, data.encoder, data.catalogue)
 
 
 class Running:

@@ -136,6 +136,9 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
     [
         (["none"], 2, "expected an exported folder"),
         (["."], 2, "got neither"),
+        (["s3://bucket/models"], 2, "expected --mirror with the URL of a store"),
+        (["FOLDER", "--mirror", "here"], 2, "expected --mirror with the URL of a store"),
+        (["file:///nowhere/at/all", "--mirror", "here"], 2, "expected a store with a current snapshot"),
         (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),
         (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
         (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),

@@ -21,7 +21,7 @@ from tests.reliability.sizes import FULL
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.test_snapshot_store"])
-SIZES = {"a": 100, "inner/b": 40_000, "inner/deeper/c": 3}
+SIZES = {"a": 100, "manifest.json": 9, "inner/b": 40_000, "inner/deeper/c": 3}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,14 @@ def test_what_was_published_is_fetched(place, tmp_path):
     assert other.fetch(tmp_path / "out") == tmp_path / "out" / names[-1]  # as it is
 
 
+def test_a_folder_with_the_name_of_the_manifest_is_refused(tmp_path):
+    store, folder = SnapshotStore(tmp_path / "store"), fill(tmp_path / "made", 1)
+    (folder / "snapshot-manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected a folder without a file 'snapshot-manifest.json'"):
+        store.publish(folder)
+    assert store.names() == []
+
+
 def test_a_fetch_goes_on_where_it_was_interrupted(place, tmp_path, monkeypatch):
     url, options = place
     store = SnapshotStore(url, **options)
@@ -120,15 +128,15 @@ def test_damage_is_refused(tmp_path, change):
     elif change == "cut":
         (folder / "a").write_bytes((folder / "a").read_bytes()[:-1])
     elif change == "manifest":
-        (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"a"', '"b"'))
+        (folder / "snapshot-manifest.json").write_text((folder / "snapshot-manifest.json").read_text().replace('"a"', '"b"'))
     elif change == "pointer":
         (tmp_path / "store" / "current").write_text('{"name": "../../etc", "sha256": ""}')
     elif change == "foreign":
         (tmp_path / "store" / "current").write_text("latest")
     else:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "snapshot-manifest.json").read_text())
         manifest["files"]["../../escaped"] = manifest["files"].pop("a")
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "snapshot-manifest.json").write_text(json.dumps(manifest))
     pinned = None if change in ("pointer", "foreign", "manifest") else name
     for _ in range(2):  # again: nothing of it is taken for a part of a good download
         with pytest.raises(SnapshotError, match="store"):
@@ -153,7 +161,7 @@ def test_the_pointer_does_not_go_back(tmp_path, monkeypatch):
 
     def later(path, data):
         put(path, data)
-        if path.endswith("manifest.json"):
+        if path.endswith("snapshot-manifest.json"):
             monkeypatch.setattr(slow, "_put", put)
             fast.publish(tmp_path / "made")
 

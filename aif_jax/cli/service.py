@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, UsageError
+from aif_jax.folders import URL
+from aif_jax.neighbours.snapshot_store import SnapshotStore
 from aif_jax.service.answers import to_json
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
-from aif_jax.service.process import Settings, serve
+from aif_jax.service.mirror import Mirror
+from aif_jax.service.process import Settings, is_worker, serve
 from aif_jax.service.replay import replay
 from aif_jax.service.serve import Listening, log_to_stderr
 from aif_jax.serving import ServingConfig
@@ -24,7 +28,9 @@ SERVING = [field.name for field in dataclasses.fields(ServingConfig)]
 def add_service_commands(commands: Any) -> None:
     """Adds the commands to what `add_subparsers` returned."""
     one = shared.add_command(commands, "serve", run_serve)
-    one.add_argument("folder", type=Path, help="exported folder, or exports with a file `current` that says which serve")
+    text = "exported folder, or exports with a file `current` that says which serve, or URL of a snapshot store of exports"
+    one.add_argument("folder", help=text)
+    one.add_argument("--mirror", type=Path, metavar="DIR", help="local folder for the exports of a store")
     one.add_argument(
         "--host", default="127.0.0.1", help="address to bind; others can reach only what you bind to (default: %(default)s)"
     )
@@ -72,8 +78,12 @@ def add_service_commands(commands: Any) -> None:
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serves an exported model over HTTP and gRPC until SIGTERM; prints its addresses as JSON when it is ready."""
-    if not options.folder.is_dir():
-        raise FileNotFoundError(f"{options.folder}: expected an exported folder, got none")
+    is_store = URL.match(options.folder) is not None
+    if is_store != (options.mirror is not None):
+        raise UsageError("serve: expected --mirror with the URL of a store, and only then")
+    folder = options.mirror if is_store else Path(options.folder)
+    if not is_store and not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected an exported folder, got none")
     fields = shared.read_fields(options.serving, "--serving", SERVING)
     with shared.as_usage("serve"):
         config = ServingConfig(**fields)
@@ -88,12 +98,18 @@ def run_serve(options: argparse.Namespace) -> int:
         raise UsageError("serve: expected --workers and --keep of at least 1 and a --poll above 0")
     log_to_stderr(options.log_form, options.log_level)
     settings = Settings(
-        folder=options.folder, config=config, policy=policy, where=where, only=options.version, keep=options.keep,
+        folder=folder, config=config, policy=policy, where=where, only=options.version, keep=options.keep,
         poll=options.poll, features=options.features, log=options.log, log_share=options.log_share, shadow=options.shadow,
         shadow_share=options.shadow_share, traces=options.traces,
     )  # fmt: skip
-    serve(settings, workers=options.workers)
+    with contextlib.nullcontext() if not is_store or is_worker() else _mirror(options):
+        serve(settings, workers=options.workers)
     return FINE
+
+
+def _mirror(options: argparse.Namespace) -> Mirror:
+    """Keeps the local folder like the store, in the process that watches the workers; credentials come from the environment."""
+    return Mirror(SnapshotStore(options.folder), options.mirror, poll=options.poll)
 
 
 def run_replay(options: argparse.Namespace) -> int:

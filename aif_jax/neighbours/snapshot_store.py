@@ -1,7 +1,7 @@
 """`SnapshotStore`: folders on any file system of fsspec (a disk, S3, ...), with a pointer to the current one.
 
     root/current                       the name of a snapshot and the checksum of its manifest; moved by one atomic write
-    root/0000000007-3f9ab2c1/manifest.json      size and SHA-256 of every file, written last
+    root/0000000007-3f9ab2c1/snapshot-manifest.json      size and SHA-256 of every file, written last
     root/0000000007-3f9ab2c1/...                the files, under a name that nothing else ever writes to
 
 A snapshot is never changed, so a reader sees the one that was current when it came, whole, or a later one.
@@ -26,7 +26,7 @@ from aif_jax.folders import local, new_folder, redacted
 
 NAME = re.compile(r"(\d{10})-[0-9a-f]{8}")
 FORMAT = "aif_jax.snapshot_store/1"
-MANIFEST, CURRENT = "manifest.json", "current"
+MANIFEST, CURRENT = "snapshot-manifest.json", "current"  # an export has a manifest.json itself
 BLOCK = 8 << 20  # bytes read in one go
 RECORD_BYTES = 64 << 20  # of a manifest
 TRIES = 3  # of a fetch whose snapshot is removed in the middle
@@ -100,6 +100,8 @@ class SnapshotStore:
         files = sorted(path for path in source.rglob("*") if path.is_file())
         if not files:
             raise FileNotFoundError(f"{source}: expected a folder with files, got none")
+        mine = f"a folder without a file {MANIFEST!r}, which the store writes"
+        expect(not (source / MANIFEST).exists(), str(source), mine, "one")
         name = f"{self._next():010d}-{secrets.token_hex(4)}"
         entries = {}
         for file in files:
@@ -153,6 +155,11 @@ class SnapshotStore:
         """The name of the current snapshot; None for an empty store."""
         pointer = self._pointer()
         return None if pointer is None else pointer.name
+
+    @staticmethod
+    def names_in(directory: str | os.PathLike[str]) -> list[str]:
+        """The names of snapshots that `fetch` left in a local folder, oldest first."""
+        return sorted(path.name for path in local(directory, "directory").iterdir() if NAME.fullmatch(path.name))
 
     def names(self) -> list[str]:
         """The names of all complete snapshots, oldest first."""

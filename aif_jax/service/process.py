@@ -81,6 +81,11 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
         supervise(settings.where, workers)
 
 
+def is_worker() -> bool:
+    """Whether this process is a worker of another one that watches it."""
+    return WORKER in os.environ
+
+
 async def run_one(settings: Settings) -> None:
     """One process."""
     models = Models(
