@@ -18,6 +18,7 @@ PATHS = {
     "gauc_mean": ("gauc_mean",),
     "log_loss": ("log_loss",),
     "hr100": ("hr100",),
+    "hr100_without_limit": ("hr100_without_limit",),
     "ndcg100": ("ndcg100",),
     "auc_long_users": ("long_users", "auc"),
     "gauc_long_users": ("long_users", "gauc"),

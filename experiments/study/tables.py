@@ -29,6 +29,7 @@ NAMES = {
     "gauc_mean": "GAUC per user",
     "log_loss": "log-loss",
     "hr100": "HR@100",
+    "hr100_without_limit": "HR@100 without limit",
     "ndcg100": "NDCG@100",
     "ranker_top10_in_top100": "ranker recall@100",
 }
