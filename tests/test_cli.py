@@ -253,7 +253,7 @@ def test_wrong_words_of_train(world, tmp_path, run):
         (["--set", "width=0"], "--set: Config.width: expected at least 1, got 0"),
         (["--set", "hue=1"], "--set: expected one of the fields width, .* got 'hue'"),
         (["--set", "width"], "--set: expected FIELD=VALUE with the value in JSON, got 'width'"),
-        (["--task", "Sing"], "--task: expected one of NextItem, Liked, Impressions, got 'Sing'"),
+        (["--task", "Sing"], "--task: expected one of NextItem, Liked, Impressions, Cascaded, got 'Sing'"),
         (["--task", "Liked"], "--task: .*threshold"),
         (["--task", "NextItem", "negatives=0"], "--task: NextItem.negatives: expected at least 1, got 0"),
     ):
@@ -281,7 +281,7 @@ def test_every_command_has_help(command, capsys):
 
 
 def test_a_command_is_required(capsys):
-    for words, hint in (([], "doctor"), (["fly"], "doctor"), (["index"], "build|update|inspect|verify")):
+    for words, hint in (([], "doctor"), (["fly"], "doctor"), (["index"], "build|update|follow|inspect|verify")):
         with pytest.raises(SystemExit) as usage:
             cli.main(words)
         assert usage.value.code == 2 and hint in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_training_step_against_torch(tmp_path):
     assert got["jax_step_ms"] > 0 and got["torch_step_ms"] > 0
 
 
-@pytest.mark.parametrize("where", [[], ["--embedded"]], ids=["server", "embedded"])
+@pytest.mark.parametrize("where", [[], pytest.param(["--embedded"], marks=pytest.mark.reliability)], ids=["server", "embedded"])
 def test_live(tmp_path, where):
     if not where and not (shutil.which("valkey-server") or shutil.which("redis-server")):
         pytest.skip("no valkey-server or redis-server on this machine")

@@ -71,7 +71,7 @@ def test_the_page_in_a_browser(tmp_path):
             "Object.fromEntries([...document.querySelectorAll('#timeline .row')].map((row) => "
             "[row.firstChild.textContent, parseFloat(row.querySelector('.span').style.left)]))"
         )
-        assert left["features"] < 5 and left["score"] > left["user"]
+        assert left["features"] < left["user"] < left["score"]
         picture = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page.png")))
         assert picture.shape[1] == 1200 and picture.std() > 0.05, "the picture is blank"
         narrow = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page_narrow.png", width=480)))

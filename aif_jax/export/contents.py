@@ -16,6 +16,7 @@ from aif_jax.config import Config
 from aif_jax.encoder import Encoder
 from aif_jax.export import consume
 from aif_jax.features import item_layout, user_layout
+from aif_jax.folders import local
 from aif_jax.index import ItemIndex
 from aif_jax.index.ids import Keys
 from aif_jax.model import PreRanker, build
@@ -135,7 +136,7 @@ def restore(
 
 def read_contents(folder: str | Path, *, sha256: str | None = None) -> Contents:
     """Reads every array of a folder and compares checksums and version; raises ExportError."""
-    folder = Path(folder)
+    folder = local(folder, "folder")
     manifest = consume.read_manifest(folder, sha256=sha256)
 
     def arrays(name: Any) -> dict[str, np.ndarray]:
