@@ -369,6 +369,25 @@ def test_recipes_with_a_helper_score_their_candidates(smoke):
         recipes.source("distillation", smoke.dataset, counts=counts)
 
 
+def test_the_preset_is_judged_by_its_records():
+    def record(model, gauc, hr100=None, recipe=recipes.DEFAULT, task="next"):
+        figures = {"gauc": gauc} | ({} if hr100 is None else {"catalogue": {"corrected": {"hr100": hr100}}})
+        where = {"dataset": "movielens", "slice": "test", "task": task, "recipe": recipe, "model": model}
+        return where | {"figures": figures}
+
+    rows = [record("preset", 0.90, 0.40), record("two_tower", 0.86, 0.30), record("two_tower", 0.8, 0.32, recipe="NCE")]
+    rows += [record("exact, L=512", 0.89), record("preset", 0.5, 0.9, task="liked")]
+    ease = record("ease", 0.7, task="peers") | {"figures": {"hr@100 corrected": 0.25}}
+    critical = {"preset": {"p50": 0.5}, "exact, L=512": {"p50": 10.0}}
+    found = report.preset(dict(enumerate([*rows, ease])), critical)
+    expected = {
+        "gauc_points_over_two_tower": 4.0, "share_of_exact_gain": 4 / 3, "hr100_over_two_tower": 1.25, "hr100_over_ease": 1.6,
+        "critical_ratio_exact": 20.0,
+    }  # fmt: skip
+    assert found == pytest.approx(expected)
+    assert report.preset({}, None) == {}
+
+
 def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
     counts, at = item_counts(smoke.dataset, smoke.split.train), smoke.split.train[200:204]
     made = {name: recipes.source(name, smoke.dataset, counts=counts)(at, Draw(0, 0, 0)) for name in recipes.CORRECTED}
