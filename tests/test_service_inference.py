@@ -36,6 +36,7 @@ def client(request, served):
     client = CLIENTS[request.param].InferenceServerClient(address)
     yield CLIENTS[request.param], client
     client.close()
+    client.close = lambda: None  # its `__del__` would close it once more, in whatever thread collects it
 
 
 def tensor(package, name, array, *, datatype=None):

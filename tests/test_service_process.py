@@ -138,6 +138,7 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
         (["."], 2, "got neither"),
         (["s3://bucket/models"], 2, "expected --mirror with the URL of a store"),
         (["FOLDER", "--mirror", "here"], 2, "expected --mirror with the URL of a store"),
+        (["s3://nobody/model", "--mirror", "here"], 1, "s3://nobody/model: cannot be read: "),
         (["file:///nowhere/at/all", "--mirror", "here"], 2, "expected a store with a current snapshot"),
         (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),
         (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
@@ -151,6 +152,9 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
 def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("EMPTY").touch()
+    nowhere = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ENDPOINT_URL": "http://127.0.0.1:9", "MAX_ATTEMPTS": "1"}
+    for name, value in nowhere.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
     folder = str(exports().root / "one")
     assert cli.main(["serve", *(folder if word == "FOLDER" else word for word in words)]) == code
     assert message in capsys.readouterr().err

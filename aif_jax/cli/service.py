@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, UsageError
 from aif_jax.folders import URL
-from aif_jax.neighbours.snapshot_store import SnapshotStore
+from aif_jax.neighbours.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.service.answers import to_json
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
@@ -107,9 +108,18 @@ def run_serve(options: argparse.Namespace) -> int:
     return FINE
 
 
-def _mirror(options: argparse.Namespace) -> Mirror:
+@contextlib.contextmanager
+def _mirror(options: argparse.Namespace) -> Iterator[None]:
     """Keeps the local folder like the store, in the process that watches the workers; credentials come from the environment."""
-    return Mirror(SnapshotStore(options.folder), options.mirror, poll=options.poll)
+    mirror = Mirror(SnapshotStore(options.folder), options.mirror, poll=options.poll)
+    try:
+        mirror.update()
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of the file system's client
+        raise SnapshotError(f"{mirror.store.url}: cannot be read: {type(error).__name__}: {error}") from error
+    with mirror:
+        yield
 
 
 def run_replay(options: argparse.Namespace) -> int:
