@@ -183,6 +183,21 @@ def test_prepare_then_rank_by_the_id_alone(client):
     assert refusal(client.prepare, user="nobody").field == "features"
 
 
+def test_features_of_a_call_count_whatever_was_prepared():
+    with running(exports().root / "one") as service, service.client() as client:
+        expected = client.rank(**ANN, candidates=IDS, k=5)
+        other = {
+            "user": "ann",
+            "record": {"user": "ann"},
+            "events": {name: values[:1] for name, values in EVENTS.items()},
+            "now": NOW,
+        }
+        client.prepare(**other)
+        assert client.rank(**ANN, candidates=IDS, k=5)["scores"].tolist() == expected["scores"].tolist()
+        prepared = client.rank(user="ann", candidates=IDS, k=5)["scores"].tolist()
+        assert prepared == client.rank(**other, candidates=IDS, k=5)["scores"].tolist() != expected["scores"].tolist()
+
+
 def test_a_feature_source_knows_users_by_their_id():
     record = Record({"user": "ann"}, EVENTS | {"time": [time.time_ns() // 10**9 - 60] * 2})
 

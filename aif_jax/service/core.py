@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+import jax
 import numpy as np
 
 from aif_jax.service.calls import BadCall, Call, Limits
@@ -127,7 +129,7 @@ class Service:
         code, served = "OK", None
         try:
             served = self._picked(call)
-            await served.engine.prepare(self._request(call, served, None))
+            await served.engine.prepare(self._request(call, served, None, prepare=True))
             return served
         except Unfetched as error:
             code = "INVALID_ARGUMENT"
@@ -200,13 +202,22 @@ class Service:
             answer, degraded=True, reason=stale if answer.reason is None else f"{answer.reason}; {stale}"
         )
 
-    def _request(self, call: Call, served: Served, candidates: Any) -> Request:
+    def _request(self, call: Call, served: Served, candidates: Any, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
         context = Context(served.users.of(call), candidates, now=call.now)
-        return Request(
-            user=call.user, budget=call.budget, feature_version=call.feature_version, context=context, order=call.order
-        )
+        version: Any = call.feature_version
+        if version is None and context.features is not None and not prepare:
+            version = digest_of(context.features)  # what the call brings counts, whatever was prepared for its user
+        return Request(user=call.user, budget=call.budget, feature_version=version, context=context, order=call.order)
+
+
+def digest_of(features: UserFeatures) -> bytes:
+    """The same for the same features."""
+    made = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(features):
+        made.update(np.ascontiguousarray(leaf))
+    return made.digest()
 
 
 def _ordered(call: Call, served: Served) -> Call:

@@ -108,7 +108,7 @@ def protobuf(mutations: Mutations) -> tuple[str, bytes]:
     if name != "Prepare":
         fields["candidates"] = {"ids": ids}
     if name == "Rank":
-        fields["k"] = k if isinstance(k, int) and 0 <= k < 1 << 32 else 5
+        fields["k"] = k if type(k) is int and 0 <= k < 1 << 32 else 5
     raw = messages.kind(f"{messages.PACKAGE}.{name}Request")(**fields).SerializeToString()
     if mutations.rng.random() < 0.8:
         return f"/{messages.PACKAGE}.PreRanking/{name}", mutations.bytes(raw)
