@@ -216,7 +216,7 @@ def digest_of(features: UserFeatures) -> bytes:
     """The same for the same features."""
     made = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(features):
-        made.update(np.ascontiguousarray(leaf))
+        made.update(np.asarray(leaf).tobytes())
     return made.digest()
 
 
