@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from aif_jax.checks import expect
 from aif_jax.encoder import Encoder
@@ -23,6 +23,7 @@ from aif_jax.user_table import UserTableWriter
 POISON = (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError)
 """What a message raises that can never be applied; anything else stops the follower."""
 logger = logging.getLogger(__name__)
+Writer = TypeVar("Writer", bound=SnapshotWriter)
 
 
 class Entry(NamedTuple):
@@ -54,11 +55,11 @@ class Target(Protocol):
         ...
 
 
-class IndexTarget:
-    """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
+class _Written(Generic[Writer]):
+    """What targets share whose writer saves snapshots."""
 
-    def __init__(self, writer: IndexWriter, encoder: Encoder):
-        self.writer, self._encoder = writer, encoder
+    def __init__(self, writer: Writer):
+        self.writer = writer
 
     @property
     def positions(self) -> Mapping[int, int]:
@@ -69,6 +70,18 @@ class IndexTarget:
     def saved(self) -> Mapping[int, int]:
         """As `Target.saved`."""
         return self.writer.saved_positions
+
+    def tick(self) -> None:
+        """Saves a snapshot where one is due by time."""
+        self.writer.tick()
+
+
+class IndexTarget(_Written[IndexWriter]):
+    """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
+
+    def __init__(self, writer: IndexWriter, encoder: Encoder):
+        super().__init__(writer)
+        self._encoder = encoder
 
     def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
         """As `Target.apply`."""
@@ -83,26 +96,9 @@ class IndexTarget:
                 changes.append(((ids, features), None))
         self.writer.update(changes, position=position, partition=partition)
 
-    def tick(self) -> None:
-        """Saves a snapshot where one is due by time."""
-        self.writer.tick()
 
-
-class UserTarget:
+class UserTarget(_Written[UserTableWriter]):
     """A `UserTableWriter` as a target: messages are raw events; those of one user come by one partition."""
-
-    def __init__(self, writer: UserTableWriter):
-        self.writer = writer
-
-    @property
-    def positions(self) -> Mapping[int, int]:
-        """As `Target.positions`."""
-        return self.writer.positions
-
-    @property
-    def saved(self) -> Mapping[int, int]:
-        """As `Target.saved`."""
-        return self.writer.saved_positions
 
     def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
         """As `Target.apply`."""
@@ -113,10 +109,6 @@ class UserTarget:
         expect(all(part.table is not None for part in parts), "message", "events", "a deletion")
         expect(len(parts) == 1, "messages", "events of one schema", f"{len(parts)} schemas")  # then one message at a time
         self.writer.update(parts[0].table, position=position, partition=partition)
-
-    def tick(self) -> None:
-        """Saves a snapshot where one is due by time."""
-        self.writer.tick()
 
 
 class SinkTarget:
