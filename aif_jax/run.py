@@ -14,6 +14,7 @@ import optax
 
 from aif_jax import export
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
+from aif_jax.blocks.pure_svd import PureSvd, svd_factors, with_pure_svd
 from aif_jax.calibration import Form, with_calibration
 from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
@@ -146,6 +147,29 @@ class Run:
         counts = counts_before(data, self.settings.first_validation)
         table = popularity_offset(counts, power=task.power, untrained=untrained)
         params, config = with_item_offset(with_calibration(self.params, None), table, config=self.config)
+        return dataclasses.replace(self, model=build(config), params=params, metrics={}, folder=None)
+
+    def with_factors(self, data: Dataset, *, block: PureSvd = PureSvd(), **options: Any) -> Run:  # noqa: B008 frozen
+        """The same model with co-engagement: a `PureSvd` block whose factors hold who met which items before the validation slice.
+
+        The factors are fitted after training, see `blocks.pure_svd`. They are part of params, config and version, and so of the
+        index, the engine and an export. A calibration of the run is left out, since it is of other scores: calibrate the new run.
+
+        Args:
+          data: of the run.
+          block: its sizes; a `PureSvd` that the model has already keeps its own.
+          options: of `blocks.svd_factors`.
+
+        Raises:
+          ValueError: data of another encoder.
+        """
+        if self.encoder is not None and data.encoder is not None:
+            check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
+        block = next((known for known in self.config.blocks if isinstance(known, PureSvd)), block)
+        before = data.log.time < self.settings.first_validation
+        user, item = data.log.user[before], data.log.item[before]
+        table = svd_factors(user, item, size=len(data.catalogue), block=block, **options)
+        params, config = with_pure_svd(with_calibration(self.params, None), table, config=self.config, block=block)
         return dataclasses.replace(self, model=build(config), params=params, metrics={}, folder=None)
 
     def calibrate(

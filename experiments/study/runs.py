@@ -15,6 +15,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import checkpoint, train
+from aif_jax.blocks.pure_svd import svd_factors, with_pure_svd
 from aif_jax.blocks.signatures import sign
 from aif_jax.data import candidates
 from aif_jax.data.candidates import Draw
@@ -52,6 +53,7 @@ WITHOUT_LIMIT = (
     *models.RESTING,
 )  # models that are evaluated on more history than they were trained on
 IN_CATALOGUE = ("preset", "two_tower", "streaming")  # models that rank the whole catalogue for every request
+FACTORED = IN_CATALOGUE  # models that are evaluated with the factors of co-engagement too
 KEPT = ("exact", "two_tower", "preset")  # models whose parameters are kept for recipes
 
 
@@ -161,6 +163,8 @@ def train_and_evaluate(
     long = earlier(dataset, requests.positions) >= LONG
     if run.task == "next" and run.model in IN_CATALOGUE:
         figures["catalogue"] = ask_catalogue(run, model, params, data, requests.positions, counts, work)
+    if run.task == "next" and run.model in FACTORED:
+        figures["factors"] = with_factors(run, model, params, data, requests, seen, work)
     if run.slice == "test":
         figures["by_history"] = by_history(scores, requests, dataset, BOUNDS)
         if long.any():
@@ -293,7 +297,15 @@ def catalogue_figures(
 
 
 def ask_catalogue(
-    run: Run, model: aif.PreRanker, params: Params, data: datasets.StudyData, at: np.ndarray, counts: np.ndarray, work: Path
+    run: Run,
+    model: aif.PreRanker,
+    params: Params,
+    data: datasets.StudyData,
+    at: np.ndarray,
+    counts: np.ndarray,
+    work: Path,
+    *,
+    suffix: str = "",
 ) -> dict[str, Any]:
     """Hit rates of all requests in the catalogue, and among the best that the two-tower model retrieves (same seed, default
     recipe) where it has run; keeps ranks and best rows in `work`.
@@ -302,11 +314,25 @@ def ask_catalogue(
     folder.mkdir(parents=True, exist_ok=True)
     retrieval = folder / f"{dataclasses.replace(run, model='two_tower', recipe=recipes.DEFAULT).file}.npz"
     retrieved = np.load(retrieval)["top"] if retrieval.exists() else None
-    given = dict(offset=recipes.offset(run.recipe, counts), retrieved=retrieved, repeats=data.repeats, batch_size=4)
+    given = dict(offset=recipes.offset(run.recipe, counts, model=run.model), retrieved=retrieved, repeats=data.repeats, batch_size=4)
     asked = catalogue.ask(model, params, data.dataset, at, counts, **given)
     ranks = {name: value for name, value in asked._asdict().items() if value is not None}
-    np.savez_compressed(folder / f"{run.file}.npz", positions=at, **ranks)
+    np.savez_compressed(folder / f"{run.file}{suffix.replace(' ', '_')}.npz", positions=at, **ranks)
     return catalogue.figures(asked, counts[data.dataset.log.item[at]] == 0)
+
+
+def with_factors(
+    run: Run, model: aif.PreRanker, params: Params, data: datasets.StudyData, requests: Requests, seen: np.ndarray, work: Path
+) -> dict[str, Any]:
+    """The figures of the trained model with a `PureSvd` whose factors are fitted on the events that training saw."""
+    dataset = data.dataset
+    table = svd_factors(dataset.log.user[seen], dataset.log.item[seen], size=len(dataset.catalogue))
+    params, config = with_pure_svd(params, table, config=model.config)
+    model, counts = aif.build(config), item_counts(dataset, seen)
+    figures: dict[str, Any] = sampled_figures(sampled_scores(model, params, dataset, requests), requests, dataset)
+    return figures | {
+        "catalogue": ask_catalogue(run, model, params, data, requests.positions, counts, work, suffix=" with factors")
+    }
 
 
 def recall_of_ranker(run: Run, work: Path) -> float | None:

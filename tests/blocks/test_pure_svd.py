@@ -1,0 +1,130 @@
+"""Co-engagement factors: against NumPy, by hand, and from a trained run through index, engine and export."""
+
+from __future__ import annotations
+
+import asyncio
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax.blocks import PureSvd, svd_factors, with_pure_svd
+from aif_jax.blocks.block import ItemView
+from aif_jax.train.tasks import NextItem
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.blocks import parts
+from tests.test_sparse import SMALL
+
+TABLE = np.array([[0, 0], [1, 0], [0, 2], [3, 3]], np.float32)
+
+
+def test_halves_by_hand():
+    block, params = PureSvd(width=2, length=3, decay=1.0), {"table": jnp.array(TABLE)}
+    config = parts.config(block)
+    user = parts.user(config, [True, True, True, True], item=np.array([1, 2, 9, 3], np.int32))
+    half = block.user(params, user)
+    np.testing.assert_allclose(half["sum"], TABLE[1] + TABLE[2] / 2, rtol=1e-6)  # 9 is newer than the fit, 3 is past the length
+    gap = parts.user(config, [True, False, True, False], item=np.array([1, 2, 2, 3], np.int32))
+    np.testing.assert_allclose(block.user(params, gap)["sum"], TABLE[1] + TABLE[2] / 3, rtol=1e-6)
+
+    def factor(item: int) -> list[float]:
+        features = jax.tree.map(lambda leaf: leaf[0], aif.empty_items(config.schema, 1))
+        features.ids["item"] = np.int32(item)
+        view = ItemView(config=config, params={}, features=features, vector=jnp.zeros(8))
+        return block.item(params, view)["factor"].tolist()
+
+    assert [factor(item) for item in (0, 1, 3, 4, -1)] == [[0, 0], [1, 0], [3, 3], [0, 0], [0, 0]]
+    terms = block.score(params, parts.state(block, half), parts.rows(block, {"factor": jnp.array(TABLE)}), {})
+    np.testing.assert_allclose(terms.logit, TABLE @ half["sum"], rtol=1e-6)
+    assert terms.pairs == () and block.recent(config) == 3
+
+
+@pytest.mark.parametrize("users, width", [(40, 5), (6, 64)])  # by iteration, and where the rank is below the width
+def test_factors_are_the_leading_singular_vectors(users, width):
+    rng, size = np.random.default_rng(3), 30
+    user, item = np.sort(rng.integers(0, users, 500)), rng.integers(0, size - 2, 500)
+    met = np.zeros((users, size))
+    met[user[item > 0], item[item > 0]] = 1
+    expected = np.linalg.svd(met, full_matrices=False)[2][:width]
+    block = PureSvd(width=width, length=7, decay=0.5)
+    factors = svd_factors(user, item, size=size, block=block, deviation=0.25)
+    assert factors.shape == (size, width) and factors.dtype == np.float32
+    assert not factors[[0, size - 2, size - 1]].any()  # the unknown item, and those without an event
+    similar, wanted = factors @ factors.T, expected.T @ expected
+    np.testing.assert_allclose(similar / similar[1, 1], wanted / wanted[1, 1], atol=2e-4)
+    terms = []
+    for who in range(users):
+        last = item[(user == who) & (item > 0)][::-1][:7]
+        terms.append((1.0 + np.arange(len(last))) ** -0.5 @ similar[last][:, np.unique(item[item > 0])])
+    assert np.std(terms) == pytest.approx(0.25, rel=1e-3)
+    np.testing.assert_array_equal(factors, svd_factors(user, item, size=size, block=block, deviation=0.25))
+    repeated = svd_factors(np.repeat(user, 2), np.repeat(item, 2), size=size, block=PureSvd(width=width, length=1), deviation=1)
+    once = svd_factors(user, item, size=size, block=PureSvd(width=width, length=1), deviation=1)
+    np.testing.assert_allclose(repeated @ repeated.T, once @ once.T, atol=1e-4)  # an event that repeats counts once
+
+
+def test_nothing_is_known_without_events():
+    assert not svd_factors([], [], size=4, block=PureSvd(width=2)).any()
+    assert not svd_factors([1, 1], [0, 0], size=4, block=PureSvd(width=2)).any()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic_world(0, users=20, items=90, topics=12, categories=8, events_per_user=30, lag=8, content_dim=12).dataset
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    model = aif.build(demo.config(schema=data.schema, **SMALL))
+    return aif.fit(model, data, batch_size=64, task=NextItem(negatives=3, evaluated=9), requests=20, k=10, progress=False)
+
+
+def test_a_run_with_factors_adds_their_term_through_index_engine_and_export(data, run, tmp_path):
+    block = PureSvd(width=6, length=3)
+    made = run.with_factors(data, block=block)
+    assert made.config.blocks == (*run.config.blocks, block)
+    assert made.with_factors(data).config == made.config  # keeps the block that is there
+    before = data.log.time < run.settings.first_validation
+    table = svd_factors(data.log.user[before], data.log.item[before], size=len(data.catalogue), block=block)
+    np.testing.assert_array_equal(made.params["fitted"]["pure_svd"]["table"], table)
+    assert not table[~np.isin(np.arange(len(table)), data.log.item[before])].any() and table.any()
+    at = np.array([25])
+    users = jax.tree.map(lambda leaf: leaf[0], data.user_features(at, length=run.config.history_length))
+    items = data.catalogue.features(np.arange(len(data.catalogue)))
+    plain, shifted = (np.asarray(jax.jit(one.model.joint)(one.params, users, items)) for one in (run, made))
+    last = np.asarray(users.history.item)[:3]
+    term = (1.0 + np.arange(3)) ** -0.7 @ table[last] @ table.T
+    assert np.abs(term).max() > 0.1
+    np.testing.assert_allclose(shifted, plain + term, rtol=1e-5, atol=1e-5)
+    index, ids = made.index(data.catalogue, progress=False), np.asarray(data.items.raw)
+
+    async def served():
+        async with made.serve(index, features=lambda request: users) as engine:
+            return (await engine.score(1, ids)).logits
+
+    np.testing.assert_allclose(asyncio.run(served()), shifted[1:], rtol=1e-5, atol=1e-5)
+    made.export(tmp_path / "export", index=index)
+    assert aif.export.verify(tmp_path / "export", trusted=True)
+
+
+def test_what_does_not_fit_is_refused(data, run):
+    for changes, message in ((dict(width=0), "PureSvd.width"), (dict(length=0), "PureSvd.length"), (dict(decay=-1), "PureSvd.decay")):
+        with pytest.raises(ValueError, match=message):
+            PureSvd(**changes)
+    for user, item, message in (([1], [90], "item"), ([-1], [1], "user"), ([1, 2], [1], "user, item: expected one of each")):
+        with pytest.raises(ValueError, match=message):
+            svd_factors(user, item, size=90)
+    with pytest.raises(TypeError, match="item: expected integers"):
+        svd_factors([1], [1.5], size=9)
+    with pytest.raises(ValueError, match="deviation: expected a finite value above 0"):
+        svd_factors([1], [1], size=9, deviation=0)
+    size = len(data.catalogue)
+    with pytest.raises(ValueError, match="table: expected shape"):
+        with_pure_svd(run.params, np.zeros((3, 2), np.float32), config=run.config)
+    with pytest.raises(ValueError, match="table: expected finite values"):
+        with_pure_svd(run.params, np.full((size, 2), np.nan, np.float32), config=run.config)
+    with pytest.raises(TypeError, match="table: expected dtype float32"):
+        with_pure_svd(run.params, np.zeros((size, 2)), config=run.config)
