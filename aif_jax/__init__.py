@@ -34,7 +34,7 @@ from aif_jax.user_table import UserTable, UserTableWriter
 from aif_jax.version import EncodingMismatch, VersionMismatch, fingerprint
 from aif_jax.version import __version__ as __version__
 from aif_jax.vocabulary import Vocabulary
-from aif_jax.warm_start import grow_vocabulary
+from aif_jax.warm_start import grow_vocabulary, unseen_as_unknown
 
 __all__ = [
     # your files
@@ -46,7 +46,8 @@ __all__ = [
     "presets", "blocks", "Config", "build", "assemble", "Component", "PreRanker", "fit_tables", "UserState", "ItemRow",
     "UserMemory",
     # training
-    "fit", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary", "sharding",
+    "fit", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary",
+    "unseen_as_unknown", "sharding",
     # the index
     "ItemIndex", "IndexWriter", "index",
     # users nearline

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from aif_jax import export
+from aif_jax import checks, export
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
-from aif_jax.blocks.pure_svd import PureSvd, svd_factors, with_pure_svd
+from aif_jax.blocks.pure_svd import fit_pure_svd
 from aif_jax.calibration import Form, with_calibration
 from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
@@ -38,6 +38,7 @@ from aif_jax.train.tasks import NextItem, Task
 from aif_jax.types import Params
 from aif_jax.user_table import UserTable
 from aif_jax.version import check_encoding, fingerprint
+from aif_jax.warm_start import unseen_as_unknown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,28 +150,44 @@ class Run:
         params, config = with_item_offset(with_calibration(self.params, None), table, config=self.config)
         return dataclasses.replace(self, model=build(config), params=params, metrics={}, folder=None)
 
-    def with_factors(self, data: Dataset, *, block: PureSvd = PureSvd(), **options: Any) -> Run:  # noqa: B008 frozen
-        """The same model with co-engagement: a `PureSvd` block whose factors hold who met which items before the validation slice.
+    def with_factors(self, data: Dataset, **options: Any) -> Run:
+        """The same model with co-engagement: a `PureSvd` block with the factors of the events before the validation slice.
 
-        The factors are fitted after training, see `blocks.pure_svd`. They are part of params, config and version, and so of the
-        index, the engine and an export. A calibration of the run is left out, since it is of other scores: calibrate the new run.
+        The factors are fitted after training, see `blocks.PureSvd`. They are part of params, config and version, and so of the
+        index, the engine and an export. A calibration of the run is left out, since it is of other scores: calibrate the new
+        run.
 
         Args:
           data: of the run.
-          block: its sizes; a `PureSvd` that the model has already keeps its own.
-          options: of `blocks.svd_factors`.
+          options: of `blocks.fit_pure_svd`: `width`, `length`, `decay`, `deviation`.
 
         Raises:
-          ValueError: data of another encoder.
+          TypeError, ValueError: as `fit_pure_svd`; data of another encoder.
         """
         if self.encoder is not None and data.encoder is not None:
             check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
-        block = next((known for known in self.config.blocks if isinstance(known, PureSvd)), block)
         before = data.log.time < self.settings.first_validation
         user, item = data.log.user[before], data.log.item[before]
-        table = svd_factors(user, item, size=len(data.catalogue), block=block, **options)
-        params, config = with_pure_svd(with_calibration(self.params, None), table, config=self.config, block=block)
+        params, config = fit_pure_svd(with_calibration(self.params, None), user, item, config=self.config, **options)
         return dataclasses.replace(self, model=build(config), params=params, metrics={}, folder=None)
+
+    def with_unseen_items(self, data: Dataset) -> Run:
+        """The same model, with items without a training event scored as the unknown item with their own other features.
+
+        For a run with `id_dropout`, whose unknown item is trained. Others keep what initialisation gave to such items.
+
+        Args:
+          data: of the run; its events before the validation slice are counted.
+
+        Raises:
+          ValueError: a run without `id_dropout`; data of another encoder.
+        """
+        checks.expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
+        if self.encoder is not None and data.encoder is not None:
+            check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
+        counts = counts_before(data, self.settings.first_validation)
+        params = unseen_as_unknown(with_calibration(self.params, None), counts, config=self.config)
+        return dataclasses.replace(self, params=params, metrics={}, folder=None)
 
     def calibrate(
         self, data: Dataset, *, form: Form = "logistic", rate: float = 1.0, requests: int | None = None, **options: Any
@@ -254,6 +271,7 @@ def fit(
     sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
     compute_dtype: Any = jnp.float32,
     buckets: tuple[int, ...] = (),
+    id_dropout: float = 0.0,
     seed: int = 0,
     min_history: int = 1,
     validation: float = 0.1,
@@ -285,6 +303,7 @@ def fit(
       sparse: which tables get sparse updates, see `make_step`.
       compute_dtype: of activations, see `make_step`.
       buckets: shorter lengths of the history, see `Pipeline`.
+      id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.
       validation, test: shares of events, in the order of time; the test slice is for `Run.evaluate`.
@@ -325,7 +344,8 @@ def fit(
         loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
         optimizer="AdamW" if optimizer is None else "given",
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
-        compute_dtype=jnp.dtype(compute_dtype).name, buckets=tuple(buckets), seed=seed, min_history=min_history,
+        compute_dtype=jnp.dtype(compute_dtype).name, buckets=tuple(buckets), id_dropout=id_dropout, seed=seed,
+        min_history=min_history,
         requests=requests, k=k if task.ranks_catalogue else None, repeats=repeats, evaluate_every=evaluate_every,
         keep_best="gauc" if keep_best is True else keep_best or None,
     )  # fmt: skip

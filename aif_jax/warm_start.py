@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aif_jax import checks
 from aif_jax.calibration import GROUP
 from aif_jax.config import Config
 from aif_jax.types import Array, Params
@@ -68,6 +70,29 @@ def grow_vocabulary(
     if "fitted" in params:
         grown_params["fitted"] = _fitted(params["fitted"], name, size, place, config)
     return grown_params, config.replace(schema=dataclasses.replace(schema, **larger))
+
+
+def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
+    """Parameters in which items without a training event have the embedding of the unknown item.
+
+    For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. What is fitted on content stays.
+
+    Args:
+      params: trained ones; not changed.
+      counts: integers [N], training events of each catalogue row.
+      config: of the model.
+
+    Raises:
+      TypeError, ValueError: not one count for each item of the schema; a model whose schema does not embed the item id.
+    """
+    name = config.schema.item_attribute("item").table_name
+    size = config.schema.item_attribute("item").size
+    counts = checks.expect_integers(counts, "counts", size=2**62)
+    checks.expect(counts.shape == (size,), "counts", f"one for each of {size} items", f"shape {list(counts.shape)}")
+    checks.expect(name in params["embedding"], "params", f"an embedding {name!r}", list(params["embedding"]))
+    table = jnp.asarray(params["embedding"][name])
+    shared = jnp.where((counts == 0)[:, None], table[:1], table)
+    return params | {"embedding": params["embedding"] | {name: shared}}
 
 
 def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Config) -> Params:

@@ -407,6 +407,19 @@ def test_item_knn_is_a_sum_of_similarities(exported, neighbours, shrink):
     assert np.all(got <= h @ (similar * (similar >= least)) + 1e-4)  # of tied neighbours some are left out
 
 
+def test_pure_svd_scores_by_the_factors_of_what_was_met(exported):
+    got = baselines.pure_svd(exported, width=4, decay=0.5, last=3)
+    x, _ = dense(exported, 3)
+    vectors = np.linalg.svd(x, full_matrices=False)[2][:4].T
+    expected = np.zeros_like(got)
+    for r, (first, end) in enumerate(zip(exported.offsets[:-1], exported.offsets[1:], strict=True)):
+        last = exported.history["item"][max(first, end - 3) : end][::-1]
+        expected[r] = (1.0 + np.arange(len(last))) ** -0.5 @ vectors[last] @ vectors.T
+    scale = (got * expected).sum() / (expected**2).sum()
+    assert scale > 0
+    np.testing.assert_allclose(got, scale * expected, atol=2e-3 * np.abs(got).max())
+
+
 def test_popularity_and_recent_popularity():
     one = small(events=small().events | {"time": np.array([0, 5 * baselines.DAY, 6 * baselines.DAY])})
     assert baselines.popularity(one).tolist() == [[0, 8, 4, 1, 0, 0]] * 3

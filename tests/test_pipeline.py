@@ -165,6 +165,25 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_bucket(dataset):
         np.testing.assert_allclose(short, long, rtol=2e-5, atol=2e-6)
 
 
+def test_hidden_item_ids(dataset):
+    plain, hidden = (list(pipeline(dataset, epochs=1, id_dropout=share).batches()) for share in (0.0, 0.25))
+    assert len(plain) == len(hidden) > 5
+    met = []
+    for one, two in zip(plain, hidden, strict=True):
+        before, after = one.batch.items.ids["item"], two.batch.items.ids["item"]
+        assert set(np.unique(after[after != before])) <= {0} and after.dtype == before.dtype
+        met.append(after == 0)
+        rest = dataclasses.replace(two.batch.items, ids={**two.batch.items.ids, "item": before})
+        assert same(dataclasses.replace(two.batch, items=rest), one.batch)  # all else stays
+    assert np.mean(met) == pytest.approx(0.25, abs=0.03) and not np.array_equal(met[0], met[1])
+    again = pipeline(dataset, epochs=1, id_dropout=0.25)
+    assert all(same(a.batch, b.batch) for a, b in zip(hidden, again.batches(), strict=True))
+    with pytest.raises(ValueError, match="id_dropout"):
+        list(again.batches(plain[0].cursor))
+    with pytest.raises(ValueError, match="Pipeline.id_dropout: expected a share"):
+        pipeline(dataset, id_dropout=1.0)
+
+
 def test_a_thread_on_the_way_to_the_device_changes_nothing(dataset):
     feed = pipeline(dataset, epochs=1)
     with to_device(feed.batches()) as batches:

@@ -386,6 +386,12 @@ def test_the_preset_is_judged_by_its_records():
     }  # fmt: skip
     assert found == pytest.approx(expected)
     assert report.preset({}, None) == {}
+    rows[0]["figures"]["factors"] = {"gauc": 0.91, "catalogue": {"corrected": {"hr100": 0.48}}}
+    found = report.preset(dict(enumerate([*rows, ease])), critical)
+    assert found["gauc_points_over_two_tower"] == pytest.approx(5.0) and found["hr100_over_two_tower"] == pytest.approx(1.5)
+    table = report.in_catalogue(dict(enumerate(rows)))
+    assert list(table) == ["preset", "preset, with factors", "two_tower", "two_tower, NCE"]
+    assert table["preset, with factors"]["hr100"] == 0.48 and table["preset"]["hr100"] == 0.40
 
 
 def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
@@ -399,9 +405,10 @@ def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
     np.testing.assert_allclose(made["NCE"].log_q[:, 0], sampler.log_q(made["NCE"].rows[:, 0], 15))
     assert made["NCE, 63 negatives, half uniform"].rows.shape == (4, 64)
     counts[5] = 0
-    assert recipes.offset("NCE", counts)[[0, 5, 6]].tolist() == [-100, -100, 0]
-    assert not recipes.offset("NCE, half uniform", counts).any()
-    assert recipes.offset(recipes.DEFAULT, counts)[6] == pytest.approx(0.75 * np.log(counts[6]))
+    assert recipes.offset("NCE", counts, model="preset")[[0, 5, 6]].tolist() == [-100, -100, 0]
+    assert not recipes.offset("NCE, half uniform", counts, model="preset").any()
+    assert recipes.offset(recipes.DEFAULT, counts, model="cold")[[5, 6]] == pytest.approx([-100, 0.75 * np.log(counts[6])])
+    assert recipes.offset(recipes.DEFAULT, counts, model="two_tower")[5] == 1
 
 
 def test_hit_rates_of_the_catalogue_by_hand(smoke, monkeypatch):

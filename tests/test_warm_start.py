@@ -8,7 +8,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import CosineTiers, LshDin, SimTierCodes
 from aif_jax.vocabulary import Vocabulary
-from aif_jax.warm_start import grow_vocabulary
+from aif_jax.warm_start import grow_vocabulary, unseen_as_unknown
 from tests import demo
 
 ITEMS = 50
@@ -130,3 +130,16 @@ def test_a_field_that_grows_renames_its_ids(model, getkey):
 def test_what_makes_no_sense_is_refused(params, getkey, name, size, rows, error, words):
     with pytest.raises(error, match=words):
         grow_vocabulary(params, name, size, getkey(), config=CONFIG, rows=rows)
+
+
+def test_items_without_an_event_are_embedded_as_the_unknown_item(params):
+    counts = np.arange(ITEMS) % 3
+    shared = unseen_as_unknown(params, counts, config=CONFIG)
+    before, after = (np.asarray(values["embedding"]["item"]) for values in (params, shared))
+    np.testing.assert_array_equal(after[counts > 0], before[counts > 0])
+    np.testing.assert_array_equal(after[counts == 0], np.broadcast_to(before[0], after[counts == 0].shape))
+    assert shared["embedding"]["gender"] is params["embedding"]["gender"]
+    with pytest.raises(ValueError, match="counts: expected one for each of 50 items"):
+        unseen_as_unknown(params, counts[1:], config=CONFIG)
+    with pytest.raises(TypeError, match="counts: expected integers"):
+        unseen_as_unknown(params, counts / 2, config=CONFIG)

@@ -26,7 +26,7 @@ from aif_jax.blocks.exact import CosineTiers, CrossAttention, TargetAttention
 from aif_jax.blocks.item_offset import ItemOffset, popularity_offset, with_item_offset
 from aif_jax.blocks.linear_memory import LinearMemory
 from aif_jax.blocks.lsh_din import LshDin
-from aif_jax.blocks.pure_svd import PureSvd, svd_factors, with_pure_svd
+from aif_jax.blocks.pure_svd import PureSvd, fit_pure_svd, svd_factors, with_pure_svd
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.blocks.sim import Sim
 from aif_jax.blocks.simtier import SimTier
@@ -36,5 +36,5 @@ __all__ = [
     "Block", "block", "Terms", "UserView", "EventView", "ItemView", "Fitted", "Signatures",
     "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct", "DecayedMemory", "DecayedSim",
     "CrossAttention", "TargetAttention", "CosineTiers", "Concatenation",
-    "ItemOffset", "popularity_offset", "with_item_offset", "PureSvd", "svd_factors", "with_pure_svd",
+    "ItemOffset", "popularity_offset", "with_item_offset", "PureSvd", "fit_pure_svd", "svd_factors", "with_pure_svd",
 ]  # fmt: skip

@@ -1,12 +1,12 @@
 """Co-engagement: a dot product of what the history and the candidate have in common with other users.
 
-PureSVD (Cremonesi, Koren, Turrin 2010, doi:10.1145/1864708.1864721) scores an item c for a user by the sum over the history of
-v_j . v_c, where V [N, R] are the leading right singular vectors of the matrix of users and items of the training events. A model
-that is trained on sampled candidates sees an item's co-engagement one event at a time; the factors hold all of it. Here the n-th
-last event counts n ** -decay, since a whole history says less of what comes next (the decay is ours).
+PureSVD (Cremonesi, Koren, Turrin 2010, doi:10.1145/1864708.1864721) scores an item c for a user by the sum of v_j . v_c over
+the history, where V [N, R] are the leading right singular vectors of the matrix of users and items of the training events. A model
+that is trained on sampled candidates sees co-engagement one event at a time; the factors hold all of it. Here the n-th last
+event counts n ** -decay, since a whole history says less of what comes next (the decay is ours).
 
-They are fitted on the training events after training and never before: an event of a training sample is in them, and a model that
-could read it there would trust them too much. The sum is the user half, so the cost in real time does not grow with the history.
+They are fitted on the training events after training and never before: an event of a training sample is in them, and a model
+that could read it there would trust them too much. The user half is the sum, so real time does not grow with the history.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import svds
 
 from aif_jax import checks, layers
 from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect, recent
@@ -31,8 +33,8 @@ REQUESTS = 1000  # whose scores give the scale
 class PureSvd(Block):
     """Adds sum_n n ** -decay v_n . v_c to the logit, where v_n is the factor of the n-th last event and v_c the candidate's.
 
-    Its factors are zeros until `Run.with_factors` or you give others. An item newer than the table, or without a training event,
-    has a factor of zeros.
+    Its factors are zeros until `Run.with_factors` or you give others. An item without a training event, or newer than the
+    table, has a factor of zeros.
 
     Attributes:
       width: R, numbers of a factor.
@@ -91,11 +93,11 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
       >>> bool(factors[1] @ factors[2] > abs(factors[1] @ factors[3]))  # 1 and 2 have their users in common
       True
     """
-    from scipy import sparse  # comes with jax
-
     block = block or PureSvd()
     user, item = checks.expect_integers(user, "user", size=2**62), checks.expect_integers(item, "item", size=size)
-    checks.expect(user.ndim == 1 and user.shape == item.shape, "user, item", "one of each for an event", [user.shape, item.shape])
+    checks.expect(
+        user.ndim == 1 and user.shape == item.shape, "user, item", "one of each for an event", [user.shape, item.shape]
+    )
     checks.expect(0 < deviation < np.inf, "deviation", "a finite value above 0", deviation)
     factors = np.zeros((size, block.width), np.float32)
     user, item = user[item > 0], item[item > 0]
@@ -118,12 +120,12 @@ def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd 
       params: of the model; not changed.
       table: float32 [N, R], such as `svd_factors(...)`.
       config: of `params`; a `PureSvd` that it has already gets the new factors.
-      block: what is added where there is none, with `width` R.
+      block: what is added where there is none; None takes the defaults with `width` R.
 
     Raises:
       TypeError, ValueError: not R finite float32 for each item of the schema.
     """
-    present = next((known for known in config.blocks if isinstance(known, PureSvd)), None)
+    present = _present(config)
     added = present or block or PureSvd(width=np.shape(table)[-1])
     size = config.schema.item_attribute("item").size
     table = checks.expect_array(table, "table", dtype=np.float32, shape=(size, added.width))
@@ -133,10 +135,34 @@ def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd 
     return params | {"fitted": params["fitted"] | {added.name: {"table": jnp.asarray(table)}}}, config
 
 
-def _right_vectors(met: Any, width: int) -> np.ndarray:
-    """The leading right singular vectors of a sparse matrix, float32 [N, at most width], each with its largest value positive."""
-    from scipy.sparse.linalg import svds
+def fit_pure_svd(
+    params: Params, user: Any, item: Any, *, config: Config, deviation: float = 0.4, **sizes: Any
+) -> tuple[Params, Config]:
+    """`with_pure_svd` of `svd_factors`: the model with the factors of training events.
 
+    Args:
+      params, config: of the model.
+      user, item, deviation: of `svd_factors`.
+      sizes: of the `PureSvd` that is added; none where the model has one.
+
+    Raises:
+      TypeError, ValueError: as those two; sizes for a block that the model has already.
+    """
+    present = _present(config)
+    if present is not None and sizes:
+        raise ValueError(f"sizes: expected none, since the model has {present}, got {sizes}")
+    block = present or PureSvd(**sizes)
+    size = config.schema.item_attribute("item").size
+    table = svd_factors(user, item, size=size, block=block, deviation=deviation)
+    return with_pure_svd(params, table, config=config, block=block)
+
+
+def _present(config: Config) -> PureSvd | None:
+    return next((block for block in config.blocks if isinstance(block, PureSvd)), None)
+
+
+def _right_vectors(met: Any, width: int) -> np.ndarray:
+    """The leading right singular vectors of a sparse matrix, float32 [N, at most width], the largest value of each positive."""
     least = min(met.shape)
     if least <= width + 1:
         vectors = np.linalg.svd(met.toarray(), full_matrices=False)[2].T[:, :width]

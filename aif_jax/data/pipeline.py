@@ -25,6 +25,7 @@ from aif_jax.trees import differences
 from aif_jax.types import Array, ItemFeatures, UserFeatures, record
 from aif_jax.version import digest
 
+HIDDEN = 3  # stream of random numbers: candidates whose item id is hidden
 SHUFFLE = 2  # stream of random numbers: the order of the batches of a window, see order.ORDER
 END: Any = object()
 T = TypeVar("T")
@@ -100,6 +101,9 @@ class Pipeline:
       block_window: blocks that are mixed with each other.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
       window: batches that are sorted by length together.
+      id_dropout: share of candidates whose item id is hidden: the unknown item's takes its place, everything else of the item
+        stays. So the model learns to score an item that it has not met by its other features; `unseen_as_unknown` gives those
+        items what it learned.
       process_index, process_count: which slice of every batch is made.
 
     Raises:
@@ -133,6 +137,7 @@ class Pipeline:
     block_window: int = 64
     buckets: tuple[int, ...] = ()
     window: int = 16
+    id_dropout: float = 0.0
     process_index: int = 0
     process_count: int = 1
 
@@ -144,6 +149,7 @@ class Pipeline:
         expect(0 <= self.process_index < count, "Pipeline.process_index", f"0 to {count - 1}", self.process_index)
         whole = self.batch_size % count == 0
         expect(whole, "Pipeline.batch_size", f"a multiple of process_count={count}", self.batch_size)
+        expect(0 <= self.id_dropout < 1, "Pipeline.id_dropout", "a share from 0 to below 1", self.id_dropout)
         lengths, longest = self.buckets, self.config.history_length
         fits = all(1 <= b <= longest for b in lengths) and list(lengths) == sorted(set(lengths))
         expect(fits, "Pipeline.buckets", f"ascending lengths from 1 to history_length={longest}", lengths)
@@ -176,6 +182,7 @@ class Pipeline:
             "history_length": self.config.history_length,
             **{field: getattr(self, field) for field in ("batch_size", "seed", "block", "block_window", "buckets", "window")},
             "process_count": self.process_count,
+            **({"id_dropout": self.id_dropout} if self.id_dropout else {}),
         }
         return json.loads(json.dumps(described))
 
@@ -237,12 +244,20 @@ class Pipeline:
             lists = self.candidates(at, draw)
             batch = make_batch(self.dataset, at, lists.rows, lists.labels, config=self.config, log_q=lists.log_q, length=length)
             problem = problem_of(batch)
+            batch = batch if not self.id_dropout else self._hidden(batch, draw)
         except CorruptRecord as error:
             batch, problem = None, str(error)
         if batch is None or problem is not None:
             return dataclasses.replace(fed, problem=problem)
         mask = np.asarray(batch.users.history.mask)
         return dataclasses.replace(fed, batch=batch, places=mask.size, events=int(np.count_nonzero(mask)))
+
+    def _hidden(self, batch: Batch, draw: Draw) -> Batch:
+        """The batch without the item ids of some candidates."""
+        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(HIDDEN, draw.epoch, draw.step)))
+        item = np.asarray(batch.items.ids["item"])
+        ids = {**batch.items.ids, "item": np.where(rng.random(item.shape) < self.id_dropout, 0, item).astype(item.dtype)}
+        return dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
 
 
 def make_batch(

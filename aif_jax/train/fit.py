@@ -60,6 +60,7 @@ class Settings:
     weight_decay: float = 1e-5
     compute_dtype: str = "float32"
     buckets: tuple[int, ...] = ()
+    id_dropout: float = 0.0
     seed: int = 0
     min_history: int = 1
     requests: int = 2000
@@ -134,6 +135,7 @@ def train(
         epochs=settings.epochs,
         seed=settings.seed,
         buckets=settings.buckets,
+        id_dropout=settings.id_dropout,
     )
     validate = validation(model, data, settings, progress=progress) if settings.validates else None
     optimizer = optimizer or default_optimizer(

@@ -1,4 +1,4 @@
-"""Closed-form baselines: popularity, recent popularity, item-kNN, EASE; and ALS, whose code is the package `implicit`.
+"""Closed-form baselines: popularity, recent popularity, item-kNN, EASE, PureSVD; and ALS, whose code is the package `implicit`.
 
 Each reads training events as a binary matrix of users and items, and a request as the binary row of its last events: how many
 is a setting, since a whole history says less of what comes next.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from aif_jax.blocks import PureSvd, svd_factors
 from experiments.peers.lists import Lists
 
 DAY = 86400
@@ -75,6 +76,16 @@ def ease(lists: Lists, *, regularization: float, last: int) -> np.ndarray:
     return (h - projected / diagonal).astype(np.float32)
 
 
+def pure_svd(lists: Lists, *, width: int, decay: float, last: int) -> np.ndarray:
+    """The term of `blocks.PureSvd` alone, whose history counts less by place: float32 [R, N]."""
+    block = PureSvd(width=width, length=last, decay=decay)
+    factors = svd_factors(lists.events["user"], lists.events["item"], size=len(lists.count), block=block)
+    weight = np.arange(1.0, last + 1.0) ** -decay
+    items = lists.recent(last)
+    sums = np.stack([weight @ factors[row] for row in items])
+    return (sums @ factors.T).astype(np.float32)
+
+
 def als(lists: Lists, *, factors: int, regularization: float, last: int, iterations: int = 15, seed: int = 0) -> np.ndarray:
     """ALS of `implicit`; a request's factors come from its last events by one half-step: float32 [R, N].
 
@@ -108,6 +119,10 @@ BASELINES: dict[str, tuple[Callable[..., np.ndarray], tuple[dict[str, Any], ...]
         tuple({"neighbours": n, "shrink": s, "last": k} for n, s, k in product((30, 100, 1000), (0.0,), (10, 20))),
     ),
     "ease": (ease, tuple({"regularization": r, "last": k} for r, k in product((500.0, 1000.0, 2000.0), (5, 10, 20)))),
+    "pure-svd": (
+        pure_svd,
+        tuple({"width": w, "decay": d, "last": 512} for w, d in product((32, 64, 128), (0.5, 0.7, 1.0))),
+    ),
     "als": (
         als,
         tuple({"factors": f, "regularization": r, "last": k} for f, r, k in product((32, 64, 128), (0.1, 10.0), (10, 20))),

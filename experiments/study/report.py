@@ -29,6 +29,19 @@ PATHS = {
     "ranker_top10_in_top100": ("ranker_top10_in_top100",),
 }
 """Column to where a record's figures hold it."""
+IN_CATALOGUE = {
+    "gauc": ("gauc",),
+    "log_loss": ("log_loss",),
+    "plain": ("catalogue", "plain", "hr100"),
+    "hr10": ("catalogue", "corrected", "hr10"),
+    "hr50": ("catalogue", "corrected", "hr50"),
+    "hr100": ("catalogue", "corrected", "hr100"),
+    "hr500": ("catalogue", "corrected", "hr500"),
+    "retrieved": ("catalogue", "retrieved", "hr100"),
+    "untrained": ("catalogue", "plain_untrained", "hr100"),
+    "untrained_in_top100": ("catalogue", "untrained_in_top100"),
+}
+"""The same for models that rank the whole catalogue for every request."""
 LEFT_OUT = {"test": "leave one out", "validation": "leave one out, validation"}
 """Slice to the stage that evaluates the full model without one block there."""
 
@@ -69,10 +82,24 @@ def by_recipe(records: Records, model: str = recipes.MODEL, *, dataset: str = "m
     return {name: figures for name, figures in found.items() if figures is not None}
 
 
-def averaged(found: list[dict[str, Any]]) -> dict[str, float]:
+def in_catalogue(records: Records, *, dataset: str = "movielens", where: str = "test") -> dict[str, dict[str, float]]:
+    """What models that rank the whole catalogue score, by model and recipe, and with the factors of co-engagement added."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records.values():
+        figures = record["figures"]
+        if (record["dataset"], record["slice"], record["task"]) != (dataset, where, "next") or "catalogue" not in figures:
+            continue
+        name = record["model"] + ("" if record["recipe"] == recipes.DEFAULT else f", {record['recipe']}")
+        groups[name].append(figures)
+        if "factors" in figures:
+            groups[f"{name}, with factors"].append(figures["factors"])
+    return {name: averaged(found, IN_CATALOGUE) for name, found in sorted(groups.items())}
+
+
+def averaged(found: list[dict[str, Any]], paths: Mapping[str, tuple[str, ...]] = PATHS) -> dict[str, float]:
     """Mean and sample deviation over seeds of every column that the figures have."""
     made: dict[str, float] = {}
-    for name, path in PATHS.items():
+    for name, path in paths.items():
         values = [value for figures in found if (value := _at(figures, path)) is not None]
         if values:
             made |= _spread(values, name)
@@ -244,7 +271,8 @@ def keys(records: Records, critical: Mapping[str, Any] | None) -> dict[str, Any]
 def preset(records: Records, critical: Mapping[str, Any] | None) -> dict[str, float]:
     """What `presets.aif` is judged by, on the test slice of merged MovieLens: figures that have no record yet are left out.
 
-    HR@100 is that of the whole catalogue, corrected, over all requests; that of the two-tower model is of its best recipe.
+    It is the preset with the factors of co-engagement (`Run.with_factors`) where that has records. HR@100 is that of the whole
+    catalogue, corrected, over all requests; that of the two-tower model is of its best recipe, without factors.
     """
     mine = [r for r in records.values() if (r["dataset"], r["slice"]) == ("movielens", "test")]
 
@@ -257,8 +285,10 @@ def preset(records: Records, critical: Mapping[str, Any] | None) -> dict[str, fl
         return max((float(np.mean(values)) for values in by_recipe.values()), default=None)
 
     hit_rate = ("catalogue", "corrected", "hr100")
-    ours, ease = mean("preset", *hit_rate), [r["figures"]["hr@100 corrected"] for r in mine if r["model"] == "ease"]
+    ours = mean("preset", "factors", *hit_rate) or mean("preset", *hit_rate)
+    ease = [r["figures"]["hr@100 corrected"] for r in mine if r["model"] == "ease"]
     gauc, base, exact = (mean(model, "gauc") for model in ("preset", "two_tower", "exact, L=512"))
+    gauc = mean("preset", "factors", "gauc") or gauc
     found: dict[str, float | None] = {}
     if gauc is not None and base is not None:
         found["gauc_points_over_two_tower"] = 100 * (gauc - base)

@@ -15,7 +15,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import checkpoint, train
-from aif_jax.blocks.pure_svd import svd_factors, with_pure_svd
+from aif_jax.blocks.pure_svd import fit_pure_svd
 from aif_jax.blocks.signatures import sign
 from aif_jax.data import candidates
 from aif_jax.data.candidates import Draw
@@ -314,7 +314,9 @@ def ask_catalogue(
     folder.mkdir(parents=True, exist_ok=True)
     retrieval = folder / f"{dataclasses.replace(run, model='two_tower', recipe=recipes.DEFAULT).file}.npz"
     retrieved = np.load(retrieval)["top"] if retrieval.exists() else None
-    given = dict(offset=recipes.offset(run.recipe, counts, model=run.model), retrieved=retrieved, repeats=data.repeats, batch_size=4)
+    given = dict(
+        offset=recipes.offset(run.recipe, counts, model=run.model), retrieved=retrieved, repeats=data.repeats, batch_size=4
+    )
     asked = catalogue.ask(model, params, data.dataset, at, counts, **given)
     ranks = {name: value for name, value in asked._asdict().items() if value is not None}
     np.savez_compressed(folder / f"{run.file}{suffix.replace(' ', '_')}.npz", positions=at, **ranks)
@@ -326,8 +328,7 @@ def with_factors(
 ) -> dict[str, Any]:
     """The figures of the trained model with a `PureSvd` whose factors are fitted on the events that training saw."""
     dataset = data.dataset
-    table = svd_factors(dataset.log.user[seen], dataset.log.item[seen], size=len(dataset.catalogue))
-    params, config = with_pure_svd(params, table, config=model.config)
+    params, config = fit_pure_svd(params, dataset.log.user[seen], dataset.log.item[seen], config=model.config)
     model, counts = aif.build(config), item_counts(dataset, seen)
     figures: dict[str, Any] = sampled_figures(sampled_scores(model, params, dataset, requests), requests, dataset)
     return figures | {

@@ -33,6 +33,18 @@ NAMES = {
     "ndcg100": "NDCG@100",
     "ranker_top10_in_top100": "ranker recall@100",
 }
+IN_CATALOGUE = {
+    "gauc": "GAUC",
+    "log_loss": "log-loss",
+    "plain": "HR@100 as it is",
+    "hr10": "HR@10",
+    "hr50": "HR@50",
+    "hr100": "HR@100",
+    "hr500": "HR@500",
+    "retrieved": "HR@100 within the two-tower's 1,000",
+    "untrained": "HR@100 as it is, untrained items",
+    "untrained_in_top100": "share of untrained items in the 100 as they are",
+}
 DATASETS = ("movielens", "taobao", "synthetic")
 LONG = "_long_users"
 TIMES = ("p50", "p99", "best")
@@ -70,6 +82,9 @@ def tables(records: Records, critical: Mapping[str, Any] | None) -> list[Table]:
             made.append(_figures(f"{dataset}, {title}", rows, NAMES, times))
             long = {f"{name}{LONG}": shown for name, shown in NAMES.items()}
             made.append(_figures(f"{dataset}, {title}: users with at least 200 earlier events", rows, long, {}))
+    for dataset, where in product(DATASETS, ("test", "validation")):
+        title = f"{dataset}, the whole catalogue for every request, HR corrected by item offsets, {where} slice"
+        made.append(_figures(title, report.in_catalogue(records, dataset=dataset, where=where), IN_CATALOGUE, {}))
     if critical:
         measured = {model: timed for model, timed in critical.items() if set(TIMES) <= set(timed)}
         lines = [[model, *(f"{timed[name]:.2f}" for name in TIMES)] for model, timed in measured.items()]

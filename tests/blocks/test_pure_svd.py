@@ -84,9 +84,11 @@ def run(data):
 
 def test_a_run_with_factors_adds_their_term_through_index_engine_and_export(data, run, tmp_path):
     block = PureSvd(width=6, length=3)
-    made = run.with_factors(data, block=block)
+    made = run.with_factors(data, width=6, length=3)
     assert made.config.blocks == (*run.config.blocks, block)
     assert made.with_factors(data).config == made.config  # keeps the block that is there
+    with pytest.raises(ValueError, match="sizes: expected none"):
+        made.with_factors(data, width=5)
     before = data.log.time < run.settings.first_validation
     table = svd_factors(data.log.user[before], data.log.item[before], size=len(data.catalogue), block=block)
     np.testing.assert_array_equal(made.params["fitted"]["pure_svd"]["table"], table)
@@ -111,7 +113,11 @@ def test_a_run_with_factors_adds_their_term_through_index_engine_and_export(data
 
 
 def test_what_does_not_fit_is_refused(data, run):
-    for changes, message in ((dict(width=0), "PureSvd.width"), (dict(length=0), "PureSvd.length"), (dict(decay=-1), "PureSvd.decay")):
+    for changes, message in (
+        (dict(width=0), "PureSvd.width"),
+        (dict(length=0), "PureSvd.length"),
+        (dict(decay=-1), "PureSvd.decay"),
+    ):
         with pytest.raises(ValueError, match=message):
             PureSvd(**changes)
     for user, item, message in (([1], [90], "item"), ([-1], [1], "user"), ([1, 2], [1], "user, item: expected one of each")):
@@ -128,3 +134,18 @@ def test_what_does_not_fit_is_refused(data, run):
         with_pure_svd(run.params, np.full((size, 2), np.nan, np.float32), config=run.config)
     with pytest.raises(TypeError, match="table: expected dtype float32"):
         with_pure_svd(run.params, np.zeros((size, 2)), config=run.config)
+
+
+def test_a_run_whose_unseen_items_are_the_unknown_one(data, run):
+    with pytest.raises(ValueError, match="with_unseen_items: expected a run with id_dropout"):
+        run.with_unseen_items(data)
+    options = dict(batch_size=64, task=NextItem(negatives=3, evaluated=9), requests=20, k=None, progress=False)
+    trained = aif.fit(aif.build(run.config), data, id_dropout=0.3, **options)
+    shared = trained.with_unseen_items(data)
+    before, after = (np.asarray(one.params["embedding"]["item"]) for one in (trained, shared))
+    unseen = ~np.isin(np.arange(len(before)), data.log.item[data.log.time < run.settings.first_validation])
+    assert 1 < unseen.sum() < len(unseen) / 2
+    np.testing.assert_array_equal(after[unseen], np.broadcast_to(before[0], after[unseen].shape))
+    np.testing.assert_array_equal(after[~unseen], before[~unseen])
+    first = np.asarray(run.params["embedding"]["item"])[0]
+    assert np.abs(before[0] - first).max() > 1e-3  # the unknown item was trained
