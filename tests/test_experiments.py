@@ -103,4 +103,6 @@ def test_cascade(tmp_path):
         and got["critical_ratio_t4_over_t1"] > 0
         and math.isfinite(got["group_cap_ms"])
     )
-    assert (tmp_path / "cascade_calibration.png").stat().st_size > 10_000
+    assert [weight for weight, *_ in got["frontier"]][0] == 0 and 0 < got["auc_consistent"] < 1
+    for picture in ("cascade_calibration.png", "cascade_frontier.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
