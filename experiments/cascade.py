@@ -47,6 +47,7 @@ from aif_jax.serving.programs import COMPILER_OPTIONS
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.goals import Goal, Goals
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
+from aif_jax.types import Params
 from experiments import common
 from experiments.datasets.cascade import WHOLE, synthetic_cascade
 from experiments.datasets.recflow import recflow
@@ -289,12 +290,13 @@ def calibrations(world: World, options, seed: int) -> dict[str, Any]:
         scores = list_scores(model, params, data, positions, lists)
         series[f"{name}, raw"] = raw = deciles(scores, chance)
         figures[f"calibration_raw_{name}"] = raw.worst
+        logits = scores
         for form in get_args(calibration.Form):
             fitted = train.calibrate(model, params, data, at, candidates=source_of(fitted_on), calibrated=None, form=form)
             logits = np.asarray(calibration.calibrated(fitted, scores))
             series[f"{name}, {form}"] = made = deciles(logits, chance)
             figures[f"calibration_{form}_{name}"] = made.worst
-        clicks = metrics.deciles(logits, lists.labels)  # of the last form, isotonic
+        clicks = metrics.deciles(logits, np.asarray(lists.labels))  # of the last form, isotonic
         figures[f"calibration_clicks_{name}"] = clicks.worst
         errors = [deviation / observed for deviation, observed in zip(clicks.deviations, clicks.observed, strict=True)]
         figures[f"standard_errors_{name}"] = errors
@@ -337,8 +339,8 @@ def deciles(logits: np.ndarray, truth: np.ndarray) -> metrics.Deciles:
     """Predicted against the mean of the true probability, by decile of the prediction."""
     predicted, truth = 1 / (1 + np.exp(-logits.ravel().astype(np.float64))), truth.ravel()
     parts = np.array_split(np.argsort(predicted, kind="stable"), 10)
-    means = [tuple(float(values[part].mean()) for part in parts) for values in (predicted, truth)]
-    return metrics.Deciles(*means, tuple(float(len(part)) for part in parts))
+    mean, observed = (tuple(float(values[part].mean()) for part in parts) for values in (predicted, truth))
+    return metrics.Deciles(mean, observed, tuple(float(len(part)) for part in parts))
 
 
 def _slices(data: Dataset) -> dict[str, tuple[int, int | None]]:
@@ -346,9 +348,7 @@ def _slices(data: Dataset) -> dict[str, tuple[int, int | None]]:
     return {"validation": (validation, test), "test": (test, None)}
 
 
-def _trained(
-    model: aif.PreRanker, data: Dataset, positions: np.ndarray, source: SourceFn, options, seed: int
-) -> aif.types.Params:
+def _trained(model: aif.PreRanker, data: Dataset, positions: np.ndarray, source: SourceFn, options, seed: int) -> Params:
     """Parameters after `options.passes` over the clicked events of the training slice."""
     clicked = positions[data.log.action[positions] == CLICK]
     given: dict[str, Any] = dict(config=model.config, batch_size=2 * options.batch_size, seed=seed)

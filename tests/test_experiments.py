@@ -95,6 +95,13 @@ def test_user_state(tmp_path):
     assert (tmp_path / "user_state.png").stat().st_size > 10_000
 
 
+@pytest.mark.reliability
+def test_gates(tmp_path):
+    got = figures("experiments.gates", tmp_path)
+    assert all(0 < got[f"auc_click_{way}"] < 1 and 0 <= got[f"ranker_recall_{way}"] <= 1 for way in ("single", "wide", "gates"))
+    assert got["parameters_single"] < got["parameters_gates"]
+
+
 def test_cascade(tmp_path):
     got = figures("experiments.cascade", tmp_path, "--figures", ".")
     assert -100 <= got["ranker_recall100_gain"] <= 100 and 0 < got["ranker_recall100_bce"] <= 1

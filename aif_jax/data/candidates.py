@@ -185,8 +185,9 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str
         def reached(least: int) -> np.ndarray:
             return ((log.action[at] >= least) & inside).astype(np.float32)
 
-        several = isinstance(threshold, Mapping)
-        return CandidateLists(rows, {k: reached(v) for k, v in threshold.items()} if several else reached(threshold))
+        if isinstance(threshold, Mapping):
+            return CandidateLists(rows, {name: reached(least) for name, least in threshold.items()})
+        return CandidateLists(rows, reached(threshold))
 
     shown = dict(threshold) if isinstance(threshold, Mapping) else threshold
     return Source(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})

@@ -61,7 +61,9 @@ def capped_top_k(values: jax.Array, groups: jax.Array, k: int, most: int) -> tup
             at, chosen, count = enter(*state)
             return *after(state[0], at, chosen, count), chosen, count
 
-        return jax.lax.while_loop(some, window_after, (*after(values, at, chosen, count), chosen, count))[2:]
+        state = *after(values, at, chosen, count), chosen, count
+        _, _, *made = jax.lax.while_loop(some, window_after, state)
+        return made[0], made[1]
 
     at, chosen, count = enter(values, 0, jnp.zeros(k, jnp.int32), jnp.int32(0))
     chosen, count = jax.lax.cond(count >= k, lambda: (chosen, count), further)
