@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from aif_jax.checks import expect, expect_like_scores
 from aif_jax.types import Array, Params
@@ -190,8 +191,6 @@ def _pooled(s: np.ndarray, y: np.ndarray, w: np.ndarray, knots: int) -> tuple[np
 
     Half a positive and half a negative are added to each, so that no knot is infinite.
     """
-    from scipy.optimize import isotonic_regression  # not at import: it takes longer than the rest of this package
-
     order = np.argsort(s, kind="stable")
     s, y, w = s[order], y[order], w[order]
     group = np.minimum((np.cumsum(w) - w / 2) / w.sum() * knots, knots - 1).astype(np.int64)
