@@ -6,7 +6,7 @@ each negative was drawn with a known rate, an entry counts for 1 / rate entries 
 teaches the order, a model that is too sure) is fitted on held-out entries:
 
     logistic    logit' = scale * logit + bias                              two numbers an objective (Platt scaling)
-    isotonic    logit' = a rising line through K knots                     for a shape that is not logistic
+    isotonic    logit' = a rising line through K knots                     for a shape that is not logistic (SciPy pools)
 
 The result is a part of the parameters, `params["fitted"]["calibration"]`, so the version, the checkpoint and the export have
 it; training never changes it. Both forms rise with the logit: they change no order.
@@ -20,9 +20,9 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from aif_jax.checks import expect, expect_like_scores
 from aif_jax.types import Array, Params
@@ -35,30 +35,35 @@ STEPS = 100  # of Newton's method, which needs about six
 LEAST_SLOPE = 1e-3  # of the line between two knots: pooled knots keep the order of their logits
 
 
-def calibrated(params: Params, logits: Array) -> jax.Array:
+def calibrated(params: Params, logits: Array, xp: Any = jnp) -> Any:
     """Logits [...] or, with T objectives, [..., T] of calibrated probabilities; as they are where `params` has no calibration.
+
+    `xp` is `jax.numpy`, or `numpy` for logits on the host.
 
     Example:
       >>> params = with_calibration({"fitted": {}}, {"scale": np.float32(0.5), "bias": np.float32(-1)})
       >>> calibrated(params, jnp.array([2.0, 4.0])).tolist(), calibrated({"fitted": {}}, jnp.array([2.0])).tolist()
       ([0.0, 1.0], [2.0])
     """
-    logits, made = jnp.asarray(logits), params.get("fitted", {}).get(GROUP)
+    logits, made = xp.asarray(logits), params.get("fitted", {}).get(GROUP)
     if made is None:
         return logits
-    several = jnp.ndim(jax.tree.leaves(made)[0]) > ("x" in made)
+    made = {name: xp.asarray(value) for name, value in made.items()}
+    several = next(iter(made.values())).ndim > ("x" in made)
     if "scale" in made:
-        scale, bias = (jnp.asarray(made[name]) for name in ("scale", "bias"))
+        scale, bias = made["scale"], made["bias"]
         lead = (1,) * (logits.ndim - 1) if several else (1,) * logits.ndim
         return logits * scale.reshape(*lead, *scale.shape) + bias.reshape(*lead, *bias.shape)
-    x, y = (jnp.asarray(made[name]) for name in ("x", "y"))
-    return jax.vmap(_line, (-1, 0, 0), -1)(logits, x, y) if several else _line(logits, x, y)
+    if not several:
+        return _line(logits, made["x"], made["y"], xp)
+    lines = zip(made["x"], made["y"], strict=True)
+    return xp.stack([_line(logits[..., place], x, y, xp) for place, (x, y) in enumerate(lines)], -1)
 
 
-def _line(logits: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+def _line(logits: Any, x: Any, y: Any, xp: Any) -> Any:
     """The line through knots [K], of slope 1 outside them."""
-    inside = jnp.clip(logits, x[0], x[-1])
-    return jnp.interp(inside, x, y) + (logits - inside)
+    inside = xp.clip(logits, x[0], x[-1])
+    return xp.interp(inside, x, y).astype(logits.dtype) + (logits - inside)
 
 
 def with_calibration(params: Params, made: dict[str, Any] | None) -> Params:
@@ -192,15 +197,11 @@ def _pooled(s: np.ndarray, y: np.ndarray, w: np.ndarray, knots: int) -> tuple[np
     first = np.flatnonzero(np.append(True, (group[1:] != group[:-1])))
     mass, hits, mean = (np.add.reduceat(value, first) for value in (w, w * y, w * s))
     unit = w.sum() / len(w)  # weight of one entry
-    blocks: list[tuple[float, float, int]] = []
-    for group_mass, group_hits in zip(mass, hits, strict=True):
-        blocks.append((group_mass, group_hits, 1))
-        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
-            a, b = blocks.pop(), blocks.pop()
-            blocks.append((a[0] + b[0], a[1] + b[1], a[2] + b[2]))
-    pooled, positives, groups = (np.array(value) for value in zip(*blocks, strict=True))
+    pooled = isotonic_regression(hits / mass, weights=mass).blocks
+    sizes = np.diff(pooled)
+    weight, positives = (np.add.reduceat(value, pooled[:-1]) for value in (mass, hits))
     x = mean / mass
-    line = np.repeat(np.log(positives + unit / 2) - np.log(pooled - positives + unit / 2), groups)
+    line = np.repeat(np.log(positives + unit / 2) - np.log(weight - positives + unit / 2), sizes)
     if len(x) == 1:
         x, line = x + np.array([0, 1]), line + np.array([0, 1])  # slope 1, as outside the knots
     gaps = np.maximum(np.diff(x), 1e-6)

@@ -88,9 +88,13 @@ def parse(text: str, *, objectives: Sequence[str] = (), side: Sequence[str] = ()
     return Expression(text, tuple(objectives), tuple(sorted(used)))
 
 
-def probabilities(params: Params, logits: Any, objectives: Sequence[str]) -> dict[str, jax.Array]:
-    """Calibrated probabilities [C] by objective, of logits [C] or [C, T]; "" where the only one has no name."""
-    made = jax.nn.sigmoid(calibrated(params, logits))
+def probabilities(params: Params, logits: Any, objectives: Sequence[str], xp: Any = jnp) -> dict[str, Any]:
+    """Calibrated probabilities [C] by objective, of logits [C] or [C, T]; "" where the only one has no name.
+
+    A conditional objective has its own probability, where its condition is true. `xp` is `jax.numpy` or `numpy`.
+    """
+    made = calibrated(params, logits, xp)
+    made = jax.nn.sigmoid(made) if xp is jnp else xp.exp(-xp.logaddexp(xp.zeros_like(made), -made))
     known = names(objectives) or ("",)
     return {known[0]: made} if len(known) == 1 else {name: made[..., place] for place, name in enumerate(known)}
 

@@ -16,6 +16,7 @@ from aif_jax import calibration, checkpoint, metrics, train
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
+from aif_jax.expression import probabilities
 from aif_jax.run import Run, fit
 from aif_jax.serving import Request
 from aif_jax.train.evaluate import list_scores
@@ -77,6 +78,25 @@ def test_isotonic_form_follows_scikit_learn_and_keeps_the_order():
 
 
 @pytest.mark.parametrize("form", ["logistic", "isotonic"])
+@pytest.mark.parametrize("several", [False, True])
+def test_on_the_host_and_on_the_device_it_is_the_same(form, several):
+    """With -inf, which a candidate has that is none, among the logits."""
+    parts = [calibration.fit(*drawn(2000, lambda s: s - 1, seed=seed), form=form) for seed in range(1 + several)]
+    params = calibration.with_calibration({"fitted": {}}, calibration.stack(parts))
+    logits = np.random.default_rng(0).normal(size=(50, 2) if several else 50).astype(np.float32) * 3
+    logits[0] = -np.inf
+    host, device = calibration.calibrated(params, logits, np), calibration.calibrated(params, logits)
+    assert isinstance(host, np.ndarray) and host.dtype == np.float32 and host.shape == logits.shape
+    np.testing.assert_allclose(host, device, rtol=1e-5, atol=1e-6)
+    names = ("click", "like") if several else ()
+    p = probabilities(params, logits, names, np)
+    assert set(p) == set(names or ("",)) and all((value[0] == 0) and (value[1:] > 0).all() for value in p.values())
+    for place, made in enumerate(parts):
+        one = apply(made, logits[..., place] if several else logits)
+        np.testing.assert_allclose(host[..., place] if several else host, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["logistic", "isotonic"])
 def test_a_sampled_log_is_corrected_analytically(form):
     """All positives and a share of the negatives, with its rate, or with weights, give the calibration of the whole log."""
     scores, labels = drawn(200_000, lambda s: s - 3)
@@ -135,6 +155,7 @@ def test_deciles_by_hand():
     assert weighted.observed == pytest.approx((0, 1)) and weighted.entries == (3, 3) and weighted.worst == np.inf
     masked = metrics.deciles(scores, labels, where=np.array([[True, False], [True, False]]), bins=10)
     assert len(masked.predicted) == 2 and masked.observed == (0, 1)
+    assert metrics.Deciles((0.3, 0.5), (0.5, 0.5), (4.0, 100.0)).deviations == (0.25, 0.05)
     assert metrics.deciles([], []) == ((), (), ()) and np.isnan(metrics.deciles([], []).worst)
     with pytest.raises(ValueError, match="weights: expected finite values of at least 0"):
         metrics.deciles([0.0], [1], weights=[-1.0])
@@ -251,6 +272,9 @@ def test_order_by_bid_multiplies_the_calibrated_probability(world):
             assert answer.ids.tolist() == ids[best].tolist()
             np.testing.assert_allclose(answer.scores, value[best], rtol=1e-4)
             np.testing.assert_allclose(answer.logits, logits[best], rtol=1e-4, atol=1e-5)
+            (p,) = answer.probabilities.values()
+            assert p.dtype == np.float32
+            np.testing.assert_allclose(p, sigmoid(scale * logits[best] + bias), rtol=1e-4)
         assert raw.ids.tolist() != got.ids.tolist()
 
     serving_run(test())

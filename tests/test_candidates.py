@@ -63,6 +63,8 @@ def test_a_shown_list_is_all_events_of_its_request(dataset):
     assert found.labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
     assert (found.rows.dtype, found.labels.dtype, found.log_q) == (np.int32, np.float32, None)
     assert impressed(dataset, candidates=2, threshold=2)(np.array([0]), DRAW).rows.tolist() == [[1, 2]]
+    several = impressed(dataset, candidates=3, threshold={"shown": 1, "click": 2})(np.array([0, 3]), DRAW).labels
+    assert several["click"].tolist() == [[0, 1, 0], [1, 0, 0]] and several["shown"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_every_member_of_a_shown_list_has_the_history_of_its_first(dataset):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.serving import Candidates, Request, ServingConfig, diversity
+from aif_jax.serving import Candidates, Request, ServingConfig
 from aif_jax.serving.diversity import LEAST_WINDOW, capped_top_k, within_cap
 from tests.serving_world import World, run, shared
 
@@ -42,17 +41,20 @@ def test_the_device_cuts_as_the_plain_rule_does(count, k):
             assert not mask[len(expected) :].any()
 
 
-def test_the_window_answers_without_the_sort_where_it_may(monkeypatch):
-    """Both ways agree where a window holds enough, and the sort alone is right where it does not."""
+@pytest.mark.parametrize("groups", ["none alike", "all alike", "one large", "one of a kind last"])
+def test_further_windows_hold_what_the_first_lacks(groups):
+    """Groups that need one window, two where nothing is left, and two or more where candidates far down enter."""
     rng = np.random.default_rng(0)
-    values, many, few = rng.normal(size=1000).astype(np.float32), np.arange(1000.0), np.zeros(1000)
-    both = jax.jit(lambda v, g: capped_top_k(v, g, 50, 2))
-    assert np.asarray(both(values, few.astype(np.float32))[1])[:2].tolist() == plain(values, few, 50, 2)
-    marked = jnp.zeros(50), jnp.full(50, -7, jnp.int32)
-    monkeypatch.setattr(diversity, "_sorted", lambda *given: marked)
-    marker = jax.jit(lambda v, g: capped_top_k(v, g, 50, 2))
-    assert np.asarray(marker(values, many.astype(np.float32))[1]).tolist() == plain(values, many, 50, 2)
-    assert np.asarray(marker(values, few.astype(np.float32))[1]).tolist() == [-7] * 50
+    values = rng.normal(size=1000).astype(np.float32)
+    last = np.where(np.arange(1000) < 990, np.arange(1000) // 330, np.arange(1000))
+    large = np.where(rng.random(1000) < 0.8, 0, rng.integers(0, 150, 1000))
+    made = {"none alike": np.arange(1000), "all alike": np.zeros(1000), "one large": large, "one of a kind last": last}[groups]
+    values = np.sort(values)[::-1].copy() if groups == "one of a kind last" else values
+    for dtype in (np.float32, np.int32):
+        best, positions = jax.jit(lambda v, g: capped_top_k(v, g, 100, 2))(values, made.astype(dtype))
+        expected = plain(values, made, 100, 2)
+        assert np.asarray(positions)[np.asarray(best) > -np.inf].tolist() == expected
+        assert len(expected) == {"all alike": 2, "one of a kind last": 16}.get(groups, 100)
 
 
 def test_on_the_host_it_is_the_same_rule():

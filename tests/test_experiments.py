@@ -95,6 +95,13 @@ def test_user_state(tmp_path):
     assert (tmp_path / "user_state.png").stat().st_size > 10_000
 
 
+@pytest.mark.reliability
+def test_gates(tmp_path):
+    got = figures("experiments.gates", tmp_path)
+    assert all(0 < got[f"auc_click_{way}"] < 1 and 0 <= got[f"ranker_recall_{way}"] <= 1 for way in ("single", "wide", "gates"))
+    assert got["parameters_single"] < got["parameters_gates"]
+
+
 def test_cascade(tmp_path):
     got = figures("experiments.cascade", tmp_path, "--figures", ".")
     assert -100 <= got["ranker_recall100_gain"] <= 100 and 0 < got["ranker_recall100_bce"] <= 1
@@ -103,4 +110,6 @@ def test_cascade(tmp_path):
         and got["critical_ratio_t4_over_t1"] > 0
         and math.isfinite(got["group_cap_ms"])
     )
-    assert (tmp_path / "cascade_calibration.png").stat().st_size > 10_000
+    assert [weight for weight, *_ in got["frontier"]][0] == 0 and 0 < got["auc_consistent"] < 1
+    for picture in ("cascade_calibration.png", "cascade_frontier.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000

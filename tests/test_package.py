@@ -22,6 +22,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") i
 
 OWNERS = {
     "flax": ("layers.py",),
+    "scipy": ("calibration.py",),
     "orbax": ("checkpoint/storage.py",),
     "optax": ("train/", "run.py"),
     "jax.export": ("export/",),
@@ -439,7 +440,7 @@ def test_core_dependencies_have_lower_bounds_alone():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert all(re.fullmatch(r"[a-z-]+>=[\d.]+", line) for line in project["dependencies"]), project["dependencies"]
     names = {line.split(">=")[0] for line in project["dependencies"]}
-    assert names == {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "tqdm"}
+    assert names == {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tqdm"}
 
 
 def test_types_are_shipped():

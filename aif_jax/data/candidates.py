@@ -7,7 +7,7 @@ function run once a list in training, as in serving.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -153,7 +153,7 @@ def sampled(
     return Source(lists, {"kind": "sampled", **settings, "seen": None if seen is None else seen.digest})
 
 
-def impressed(dataset: Dataset, *, candidates: int, threshold: int) -> Source:
+def impressed(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> Source:
     """The list that was shown: all events of a request, label 1 where the action is at least `threshold`.
 
     A request is the events of one user at one time, so every member of the list has the same history. Of longer lists the first
@@ -162,10 +162,10 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int) -> Source:
     Args:
       dataset: the data; its log holds impressions, its action rows are in ascending order of what they mean (seen, clicked).
       candidates: C.
-      threshold: the least action row with label 1.
+      threshold: the least action row with label 1; or one for each of several labels by name, {"click": 2, "like": 3}.
 
     Returns:
-      A source whose positions are the first events of requests: `positions.request_starts(log)`.
+      A source whose positions are the first events of requests: `split.request_starts(log)`.
 
     Raises:
       ValueError: candidates below 1.
@@ -181,9 +181,16 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int) -> Source:
         inside &= (log.user[at] == log.user[first]) & (log.time[at] == log.time[first])
         rows = log.item[at] * inside
         dataset.expect_intact("item", at, rows, len(dataset.catalogue))
-        return CandidateLists(rows, ((log.action[at] >= threshold) & inside).astype(np.float32))
 
-    return Source(lists, {"kind": "impressed", "candidates": candidates, "threshold": threshold})
+        def reached(least: int) -> np.ndarray:
+            return ((log.action[at] >= least) & inside).astype(np.float32)
+
+        if isinstance(threshold, Mapping):
+            return CandidateLists(rows, {name: reached(least) for name, least in threshold.items()})
+        return CandidateLists(rows, reached(threshold))
+
+    shown = dict(threshold) if isinstance(threshold, Mapping) else threshold
+    return Source(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})
 
 
 def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int) -> Source:

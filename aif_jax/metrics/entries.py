@@ -119,6 +119,14 @@ class Deciles(NamedTuple):
     entries: tuple[float, ...]  # how many, or their weight
 
     @property
+    def deviations(self) -> tuple[float, ...]:
+        """The standard error of each `observed`, sqrt(o (1 - o) / entries): chance alone makes `predicted` differ by as much.
+
+        Entries count as independent and of one weight.
+        """
+        return tuple(math.sqrt(o * (1 - o) / n) for o, n in zip(self.observed, self.entries, strict=True))
+
+    @property
     def worst(self) -> float:
         """The largest |predicted / observed - 1|; infinite where a bin has no positive, NaN without bins."""
         errors = [abs(p / o - 1) if o else math.inf for p, o in zip(self.predicted, self.observed, strict=True)]

@@ -10,7 +10,9 @@ from aif_jax.metrics.entries import Deciles
 
 
 def plot_deciles(series: Mapping[str, Deciles], path: str | os.PathLike[str], *, title: str = "") -> None:
-    """Draws predicted against observed rates by decile as a PNG, a line for each series, both axes logarithmic.
+    """Draws predicted against observed rates by decile as a PNG, both axes logarithmic.
+
+    A line for each series, with the standard error of each observed rate.
 
     Args:
       series: what `deciles` returned, by name; points without a positive are left out.
@@ -36,8 +38,10 @@ def plot_deciles(series: Mapping[str, Deciles], path: str | os.PathLike[str], *,
     ends = [min(rates, default=0.1), max(rates, default=1.0)]
     axis.plot(ends, ends, color="0.7", linestyle="--", label="predicted = observed")
     for name, made in series.items():
-        points = [(p, o) for p, o in zip(made.predicted, made.observed, strict=True) if p > 0 and o > 0]
-        axis.plot(*zip(*points, strict=True) if points else ([], []), marker="o", label=name)
+        bins = zip(made.predicted, made.observed, made.deviations, strict=True)
+        points = [(p, o, deviation) for p, o, deviation in bins if p > 0 and o > 0]
+        p, o, deviation = zip(*points, strict=True) if points else ((), (), ())
+        axis.errorbar(p, o, yerr=deviation, marker="o", label=name)
     axis.set(xlabel="predicted", ylabel="observed", xscale="log", yscale="log", title=title)
     axis.legend()
     figure.savefig(path, dpi=130)

@@ -97,8 +97,9 @@ class CandidateScoring:
             tasks.append(task)
 
 
-def ranking(job: Job, results: list[Scored], k: int, outputs: int, most: int | None) -> Ranking:
+def ranking(job: Job, results: list[Scored], k: int, most: int | None) -> Ranking:
     """The best k of everything that was scored for a request; NonFiniteScores where no known candidate has a finite one."""
+    outputs = max(1, len(job.version.meaning.objectives))
     rows = [scored.rows for scored in results]
     best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, most=most)
     mask = best.scores > -np.inf
@@ -113,18 +114,20 @@ def ranking(job: Job, results: list[Scored], k: int, outputs: int, most: int | N
         mask=mask,
         candidates=len(ids),
         unknown=sum(int(np.count_nonzero(part < 0)) for part in rows),
+        _meaning=job.version.meaning,
         **job.finish(),
     )
 
 
-def scores(job: Job, results: list[Scored], outputs: int) -> Scores:
+def scores(job: Job, results: list[Scored]) -> Scores:
     """Every logit of a request, in order; NonFiniteScores where no known candidate has a finite one."""
+    outputs = max(1, len(job.version.meaning.objectives))
     none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
     logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
     known = np.concatenate([scored.rows for scored in results] or [np.zeros(0, np.int32)]) >= 0
     mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
     _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask)
-    return Scores(logits=logits, mask=mask, **job.finish())
+    return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **job.finish())
 
 
 def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray) -> None:

@@ -243,11 +243,11 @@ class AsyncPreRanker:
     async def _rank(self, job: Job, user: UserSide | Computation, k: int) -> Ranking:
         candidates = await self._retrieval(job.request)
         found = await self._scoring.score(job, user, candidates, self._retrieval, whole=False)
-        return ranking(job, found, k, self.model.config.outputs, None if self.config.group is None else self.config.group_cap)
+        return ranking(job, found, k, None if self.config.group is None else self.config.group_cap)
 
     async def _score(self, job: Job, user: UserSide | Computation, candidates: Any) -> Scores:
         found = await self._scoring.score(job, user, candidates, self._given, whole=True)
-        return scores(job, found, self.model.config.outputs)
+        return scores(job, found)
 
     # what an operator sees
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
+from aif_jax.expression import probabilities
+from aif_jax.types import Params
 from aif_jax.vocabulary import as_ids, string_array
 
 
@@ -140,6 +142,13 @@ class Timeline:
         return seconds
 
 
+class Meaning(NamedTuple):
+    """What the logits of a version are of."""
+
+    objectives: tuple[str, ...]
+    calibration: Params  # {"fitted": {"calibration": ...}} on the host, without the rest of the parameters
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
     """What every answer says of itself.
@@ -164,7 +173,29 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Ranking(Answer):
+class Logits(Answer):
+    """An answer with logits, and the probabilities that they are of.
+
+    Attributes:
+      logits: float32 [C], or [C, T] of T objectives; -inf where the mask is false.
+      mask: bool [C].
+    """
+
+    logits: np.ndarray
+    mask: np.ndarray
+    _meaning: Meaning = dataclasses.field(repr=False)
+
+    @property
+    def probabilities(self) -> dict[str, np.ndarray]:
+        """Calibrated probabilities float32 [C] by objective, "" for one without a name; 0 where the mask is false.
+
+        They are those that score expressions read, of the version that scored; computed here, on the host, when asked for.
+        """
+        return probabilities(self._meaning.calibration, self.logits, self._meaning.objectives, np)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Ranking(Logits):
     """The answer to `rank`: the best k, best first; ties keep the candidates' order.
 
     A candidate that comes twice is ranked once, with its higher bid. Where fewer than k candidates have a score, the mask is
@@ -181,20 +212,15 @@ class Ranking(Answer):
 
     ids: np.ndarray
     scores: np.ndarray
-    logits: np.ndarray
-    mask: np.ndarray
     candidates: int
     unknown: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Scores(Answer):
+class Scores(Logits):
     """The answer to `score`, in the order of the candidates.
 
     Attributes:
       logits: float32 [C], or [C, T] of T objectives; -inf where the mask is false.
       mask: bool [C] true where the index holds the candidate and its score is finite.
     """
-
-    logits: np.ndarray
-    mask: np.ndarray

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aif_jax.calibration import GROUP
 from aif_jax.checks import expect_finite
 from aif_jax.features import behaviours, empty_user, no_events, pack
 from aif_jax.index.storage import Packed
@@ -20,6 +21,7 @@ from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import NonFiniteScores
 from aif_jax.serving.orders import Orders
 from aif_jax.serving.programs import Form, Programs
+from aif_jax.serving.requests import Meaning
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Streamed, UserFeatures
 from aif_jax.version import VersionMismatch, fingerprint
@@ -58,6 +60,7 @@ class Version:
     user: dict[tuple[Form, int], Callable[..., Any]]  # by form of history and users in a batch
     unknown: list[UserSide]  # the unknown user in each form: to compile for, and to answer with
     snapshot: Snapshot
+    meaning: Meaning  # of its logits
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -80,6 +83,8 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
     for path, leaf in leaves_by_path(params).items():
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             expect_finite(np.asarray(leaf), f"params {path}")
+    fitted = params.get("fitted", {}).get(GROUP)
+    meaning = Meaning(model_config.objectives, {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}})
     params = jax.device_put(params)
     lengths = config.history_lengths or (model_config.history_length,)
     forms = [Form(length) for length in lengths]
@@ -102,7 +107,7 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
         if bad := programs.download_best(packed)[0].non_finite:
             raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")
     _expect_values(programs, snapshot, unknown[0], config, count)
-    return Version(name, index.encoding, params, user, unknown, snapshot)
+    return Version(name, index.encoding, params, user, unknown, snapshot, meaning)
 
 
 def _expect_values(programs: Programs, snapshot: Snapshot, user: UserSide, config: ServingConfig, count: int) -> None:

@@ -7,6 +7,7 @@ Ranking figures read raw logits; log-loss and calibration read the probabilities
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ class Evaluation:
       log_loss: mean over candidates, in nats.
       calibration: sum of predicted probabilities over positives; above 1 predicts too much.
       calibration_error: expected calibration error over 10 bins of probability.
-      deciles: predicted against observed by deciles of the prediction, for `metrics.plot_deciles`.
+      deciles: predicted against observed by deciles of the prediction, which `plot` draws.
       k: of the two below.
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
       ndcg: NDCG@k of the same.
@@ -77,6 +78,11 @@ class Evaluation:
         for name, evaluation in self.objectives.items():
             values |= {f"{name}.{figure}": value for figure, value in evaluation.figures().items()}
         return values
+
+    def plot(self, path: str | os.PathLike[str], *, title: str = "") -> None:
+        """Draws predicted against observed by decile, a line for each objective; see `metrics.plot_deciles`."""
+        of_all = self.objectives or {"predicted against observed": self}
+        metrics.plot_deciles({name: figures.deciles for name, figures in of_all.items()}, path, title=title)
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in self.figures().items())

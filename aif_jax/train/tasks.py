@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.data.split import eligible_positions, request_starts
 from aif_jax.data.stages import logged, staged
-from aif_jax.train.losses import listwise_softmax, pointwise_bce
+from aif_jax.train.losses import Loss, listwise_softmax, pointwise_bce
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,14 +99,19 @@ class Impressions:
 
     Attributes:
       candidates: C, items of a list that count, the first ones.
-      threshold: the least action row that counts as a click; action rows must be in ascending order (seen, clicked).
+      threshold: the least action row that counts as a click; action rows must be in ascending order (seen, clicked). Of
+        several objectives one by name, {"click": 2, "like": 3}: the default loss is then binary cross-entropy of each.
     """
 
     candidates: int
-    threshold: int
+    threshold: int | Mapping[str, int]
 
-    loss = listwise_softmax + pointwise_bce
     ranks_catalogue = False
+
+    @property
+    def loss(self) -> Loss | None:
+        """Listwise and pointwise for one label, None for several."""
+        return None if isinstance(self.threshold, Mapping) else listwise_softmax + pointwise_bce
 
     @property
     def calibrated(self) -> int:

@@ -1,7 +1,7 @@
 r"""A small cascade over the synthetic world, with a ranker whose list is known for every candidate.
 
-**Objectives.** A click has the world's probability, lift / (lift + m). Item i has a hidden quality g_i, the sum of a normal
-number of its topic and one of its category; a long view has probability sigmoid(g_i - 1) where clicked.
+**Objectives.** Clicks and, where clicked, long views have the world's probabilities: lift / (lift + m), and sigmoid(g_i - 1) of
+the hidden quality g_i.
 
 **Ranker.** R(i | h) = log P(click) + weight * g_i + noise: it knows the truth of clicks, and quality, which clicks do not show.
 
@@ -70,7 +70,6 @@ def synthetic_cascade(
     if requests > len(starts):
         raise ValueError(f"requests: expected at most {len(starts)}, got {requests}")
     at = np.sort(rng.choice(starts, requests, replace=False))
-    goodness = _quality(world, rng)
     popular = world.popularity**0.75 / (world.popularity**0.75).sum()
     of_topic, of_category = (_members(group) for group in (world.topic, world.category))
     lines: dict[str, list[Any]] = {name: [] for name in ("user", "time", "rows", "stage", "click", "long_view", RANKER, WHOLE)}
@@ -83,7 +82,7 @@ def synthetic_cascade(
         drawn = rng.choice(total, candidates - len(near) - 1, p=popular)
         rows = np.unique(np.concatenate([[log.item[position]], near, drawn]).astype(np.int64))
         click = world.click_probability(np.full(len(rows), position), rows)
-        ranker = np.log(click) + quality * goodness[rows] + noise * rng.normal(size=len(rows))
+        ranker = np.log(click) + quality * world.quality[rows] + noise * rng.normal(size=len(rows))
         passed = np.argsort(-(np.log(click) + rng.normal(size=len(rows))))[: len(rows) // 2]
         scored = passed[np.argsort(-ranker[passed])][:ranked]
         own = int(np.searchsorted(rows, log.item[position]))
@@ -91,8 +90,8 @@ def synthetic_cascade(
         stage = np.full(len(rows), LOGGED.index("retrieved"))
         stage[passed], stage[scored], stage[shown] = (LOGGED.index(name) for name in ("pre_ranked", "ranked", "exposed"))
         clicked = (rng.random(len(rows)) < click).astype(np.float64)
-        clicked[own] = log.action[position] == CLICK
-        long_view = clicked * (rng.random(len(rows)) < 1 / (1 + np.exp(1 - goodness[rows])))
+        clicked[own] = log.action[position] >= CLICK
+        long_view = clicked * (rng.random(len(rows)) < world.long_view_probability(rows))
         known, heard = stage == 0, stage <= 1
         lines["user"].append(np.full(len(rows), log.user[position]))
         lines["time"].append(np.full(len(rows), log.time[position]))
@@ -112,12 +111,6 @@ def synthetic_cascade(
         here = rows > 0
         chance[request, here] = world.click_probability(np.full(here.sum(), position), rows[here])
     return SyntheticCascade(dataset=dataclasses.replace(data, cascade=made), click=chance)
-
-
-def _quality(world: World, rng: np.random.Generator) -> np.ndarray:
-    """float64 [N] hidden quality: what its topic and its category add."""
-    parts = [rng.normal(size=group.max() + 1) for group in (world.topic, world.category)]
-    return (parts[0][world.topic] + parts[1][world.category]) / np.sqrt(2)
 
 
 def _members(group: np.ndarray) -> list[np.ndarray]:

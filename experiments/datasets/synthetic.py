@@ -24,6 +24,10 @@ user. `World.observable` is false for those samples. A first event has S(k) = po
 **Clicks.** Each event is a click (action 2) with probability lift / (lift + m), else merely seen (action 1); m is the median
 lift of all events. Clicks do not change what comes next.
 
+**Long views.** The second objective, with `long_views`: a clicked item is also watched for long (action 3) with probability
+sigmoid(g_i - 1). Its signal is another one: the hidden quality g_i of the item, the sum of a normal number of its topic and one
+of its category over sqrt 2, says nothing of clicks, and histories say nothing of it.
+
 Users come back to items: negatives must not leave out what the user has seen, or the truth is another one.
 The signals are those that SIM (2006.05639), ETA (2108.04468) and SimTier (2407.19467) are made for.
 """
@@ -47,7 +51,7 @@ from aif_jax.vocabulary import Vocabulary
 from experiments.datasets.content import unit_rows
 from experiments.datasets.truth import Truth
 
-SEEN, CLICK = 1, 2
+SEEN, CLICK, LONG_VIEW = 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +63,7 @@ class World:
       popularity: float64 [N], sums to 1; row 0 is 0.
       topic: int32 [N] hidden topic, -1 in row 0.
       category: int32 [N] the schema's category minus 1, -1 in row 0.
+      quality: float64 [N] hidden quality g, 0 in row 0.
       observable: bool [n] whether the truth at an event depends on its history alone.
       median_lift: m of the click probability.
       lag: events between now and the far history.
@@ -70,6 +75,7 @@ class World:
     popularity: np.ndarray
     topic: np.ndarray
     category: np.ndarray
+    quality: np.ndarray
     observable: np.ndarray
     median_lift: float
     lag: int
@@ -109,6 +115,10 @@ class World:
         """How likely a click is where the item is shown; arguments, result and errors as those of `lift`."""
         lift = self.lift(positions, items)
         return lift / (lift + self.median_lift)
+
+    def long_view_probability(self, items: Any) -> np.ndarray:
+        """How likely a long view is where the item is clicked: float64, shape of `items`, integer catalogue rows."""
+        return 1 / (1 + np.exp(1 - self.quality[np.asarray(items)]))
 
     def best_scores(self, positions: Any, items: Any, *, sampling: Any = None) -> np.ndarray:
         """Scores that no model can beat on the next-item task.
@@ -161,7 +171,7 @@ class World:
         if items is not None:
             return self.best_scores(positions, items, sampling=sampling), labels
         log, at = self.dataset.log, np.asarray(positions)
-        return self.click_probability(positions, log.item[at]), log.action[at] == CLICK
+        return self.click_probability(positions, log.item[at]), log.action[at] >= CLICK
 
 
 def synthetic_world(
@@ -186,6 +196,7 @@ def synthetic_world(
     tie_rate: float = 0.15,
     mean_gap: int = 6 * 3600,
     topics_shown: bool = False,
+    long_views: bool = False,
 ) -> World:
     """Makes a world; the module's docstring has the formulas.
 
@@ -202,6 +213,7 @@ def synthetic_world(
       tie_rate: share of events that have the time of the one before.
       mean_gap: seconds between events that do not tie.
       topics_shown: the category of an item is its topic; `categories` must equal `topics`.
+      long_views: whether the log tells clicks with a long view from others; it is the same log otherwise.
 
     Returns:
       The world; `World.dataset` is an ordinary data set.
@@ -263,14 +275,20 @@ def synthetic_world(
     lift = truth.lift(position, user, length.ravel(), chosen.ravel())
     median = float(np.median(lift))
     clicked = rng.random(len(lift)) * (lift + median) < lift
-    columns = Columns(action="action", actions=(SEEN, CLICK))
+    action = np.where(clicked, CLICK, SEEN)
+    # Of generators of their own: what they draw changes no other number of the world.
+    quality = _quality(np.random.default_rng((seed, 1)), topic, category)
+    if long_views:
+        watched = np.random.default_rng((seed, 2)).random(len(lift)) < 1 / (1 + np.exp(1 - quality[chosen.ravel()]))
+        action = np.where(clicked & watched, LONG_VIEW, action)
+    columns = Columns(action="action", actions=(SEEN, CLICK, LONG_VIEW)[: 2 + long_views])
     counts = {"user": users, "item": items, "category": categories}
     vocabularies = {name: Vocabulary(np.arange(1, count + 1)) for name, count in counts.items()}
     schema = schema_of(columns, vocabularies, content=content_dim)
     dataset = Dataset(
         name="synthetic",
         schema=schema,
-        log=EventLog.from_arrays(user + 1, chosen.ravel(), np.where(clicked, CLICK, SEEN), time.ravel(), users=users + 1),
+        log=EventLog.from_arrays(user + 1, chosen.ravel(), action, time.ravel(), users=users + 1),
         catalogue=Catalogue.from_items(schema, vocabularies["item"].raw, ids={"category": category[1:] + 1}, content=content),
         user_ids={},
         user_floats=np.zeros((users + 1, 0), np.float32),
@@ -283,6 +301,7 @@ def synthetic_world(
         popularity=popularity,
         topic=topic,
         category=category,
+        quality=quality,
         observable=~(truth.formative | (truth.far_mass == 0)),
         median_lift=median,
         lag=lag,
@@ -300,6 +319,12 @@ def _times(rng: np.random.Generator, users: int, events: int, tie_rate: float, m
     gap[:, 0] = 1_500_000_000 + rng.random(users) * (1 - tie_rate) * mean_gap * events / 2  # users begin at different times
     earlier = np.maximum.accumulate(np.where(new, np.arange(events), 0), axis=1)
     return np.cumsum(gap, axis=1), earlier
+
+
+def _quality(rng: np.random.Generator, topic: np.ndarray, category: np.ndarray) -> np.ndarray:
+    """float64 [N] hidden quality: what its topic and its category add; 0 for the unknown item."""
+    parts = [rng.normal(size=group.max() + 1)[group] for group in (topic, category)]
+    return np.where(topic < 0, 0, sum(parts) / np.sqrt(2))
 
 
 def _choose(rng: np.random.Generator, users: int, size: int, count: int) -> np.ndarray:
