@@ -32,6 +32,7 @@ class Context:
     candidates: Any
     fetched: UserFeatures | None = None  # from the feature source
     now: int | None = None  # by which raw events were encoded, where that is known
+    call: Call | None = None  # whose features have not been read, because its user's state was there
 
 
 class Unfetched(LookupError):
@@ -64,8 +65,11 @@ class UserSource:
 
     async def fetch(self, request: Request) -> UserFeatures:
         """The engine's `features`: those of the call, else those of the source; Unfetched where there is none."""
-        if request.context.features is not None:
-            return request.context.features
+        context: Context = request.context
+        if context.features is None and context.call is not None:  # the state was dropped a moment ago
+            context.features = self.of(context.call)
+        if context.features is not None:
+            return context.features
         if self._source is None:
             raise Unfetched("the call brought a user id alone: expected features, raw events, or a call of prepare before")
         user: Any = request.user  # of a call: an integer or a string

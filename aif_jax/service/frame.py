@@ -119,7 +119,7 @@ def _arrays(body: bytes, listed: Any, start: int) -> dict[str, Any]:
         stop = start + count * dtype.itemsize
         if stop > len(body):
             raise BadCall(name[:80], f"expected {stop - start} bytes of {entry[1]}{shape}, the body ends before")
-        if dtype.kind == "b" and (np.frombuffer(body, np.uint8, count, start) > 1).any():
+        if dtype.kind == "b" and body[start:stop].translate(None, b"\0\1"):
             raise BadCall(name[:80], "expected bytes 0 and 1 of a bool")
         arrays[name] = np.frombuffer(body, dtype, count, start).reshape(shape)
         start = stop + -stop % 8

@@ -165,6 +165,6 @@ def _tensor(tensor: Any, name: str) -> np.ndarray:
         count *= size
     if len(tensor.data) != count * dtype.itemsize:
         raise BadCall(f"features.{name}", f"expected {count * dtype.itemsize} bytes for {shape}, got {len(tensor.data)}")
-    if dtype.kind == "b" and any(byte > 1 for byte in tensor.data):
+    if dtype.kind == "b" and tensor.data.translate(None, b"\0\1"):
         raise BadCall(f"features.{name}", "expected bytes 0 and 1 of a bool")
     return np.frombuffer(tensor.data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)

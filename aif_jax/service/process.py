@@ -76,9 +76,19 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
         )
         settings = dataclasses.replace(settings, where=where)
     if workers == 1 or ports is not None:
-        asyncio.run(run_one(settings))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(run_one(settings))
     else:
         supervise(settings.where, workers)
+
+
+def loop_factory() -> Any:
+    """Makes uvloop's event loop, where it is installed: HTTP takes half the time of asyncio's. None for asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def is_worker() -> bool:
