@@ -20,8 +20,8 @@ from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import Form, Programs
-from aif_jax.serving.shared import StateStore, from_bytes, to_bytes
 from aif_jax.serving.requests import Request
+from aif_jax.serving.shared import StateStore, from_bytes, to_bytes
 from aif_jax.serving.single_flight import Computation, SingleFlight
 from aif_jax.serving.together import RECENT, Together
 from aif_jax.serving.versions import UserSide, Version, batch_sizes
