@@ -37,8 +37,8 @@ def caller(way: str, address: str, calls: list[bytes]) -> Iterator[Caller]:
         import grpc
 
         with grpc.insecure_channel(address) as channel:
-            rank = channel.unary_unary("/aif_jax.v1.PreRanking/Rank")
-            yield lambda user: rank(calls[user])
+            stub: Any = channel.unary_unary("/aif_jax.v1.PreRanking/Rank")
+            yield lambda user: stub(calls[user])
         return
     host, port = address.removeprefix("http://").split(":")
     head = f"POST /v1/rank HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/x-aif-frame\r\ncontent-length: "
@@ -103,7 +103,7 @@ def closed_loop(options: Any) -> Load:
     calls = packed(options.calls, options.way)
     counts, failures = [0] * options.callers, []
     ready = threading.Barrier(options.callers + 1)
-    end = 0.0
+    start = cpu = end = 0.0
 
     def run(number: int) -> None:
         try:

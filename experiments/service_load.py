@@ -89,6 +89,7 @@ class World:
         small: dict[str, Any] = {"width": 8, "short_length": 4, "long_length": 8, "towers": (8,), "sequence": False}
         preset = aif.presets.two_tower(data.schema, **small) if options.smoke else aif.presets.aif(data.schema, long_length=512)
         self.model = aif.build(preset)
+        assert data.encoder is not None
         encode = data.encoder.with_length(self.model.config.history_length)
         self.users = [encode.user({}, {name: values[n::50] for name, values in events.items()}, NOW) for n in range(16)]
         self.candidates = rng.choice(ids, options.candidates, replace=False)

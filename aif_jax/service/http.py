@@ -31,6 +31,7 @@ PAGE_HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
 )
+PATIENCE = 0.005  # seconds of a call before anyone looks whether its caller is still there
 Headers = Mapping[bytes, bytes]
 
 
@@ -117,7 +118,7 @@ class App:
         body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
         if isinstance(body, Problem):
             return problem_response(body, (b"connection", b"close"))
-        response = await handler(Asked(method, path, headers, body))
+        response = await _unless_left(handler(Asked(method, path, headers, body)), receive)
         return response._replace(body=b"") if method == "HEAD" else response
 
     def _knows(self, headers: Headers) -> bool:
@@ -190,6 +191,32 @@ class App:
     async def _static(self, asked: Asked) -> Response:
         kind, body = self._page[asked.path]
         return Response(200, kind, body, PAGE_HEADERS)
+
+
+async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
+    """What the work responds; where the caller leaves before that, the work is cancelled, as a call of gRPC is."""
+    loop, task, left = asyncio.get_running_loop(), asyncio.current_task(), False
+    watching: list[asyncio.Task[None]] = []
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal left
+        if (await receive())["type"] == "http.disconnect":
+            left = True
+            task.cancel()
+
+    timer = loop.call_later(PATIENCE, lambda: watching.append(loop.create_task(watch())))
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not left:
+            raise
+        task.uncancel()
+        return problem_response(Problem("CANCELLED", 499, "the caller left"))
+    finally:
+        timer.cancel()
+        for each in watching:
+            each.cancel()
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:

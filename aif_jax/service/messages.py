@@ -96,8 +96,8 @@ def _bytes(array: np.ndarray, dtype: str = "<f4") -> bytes:
 
 
 def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("version", "degraded", "reason", "state_age", "non_finite", "stages")
-    return {"request_id": fields["id"]} | {name: fields[name] for name in names if fields[name] is not None}
+    names = ("version", "degraded", "reason", "state_age", "non_finite", "stages", "objectives")
+    return {"request_id": fields["id"]} | {name: fields[name] for name in names if fields.get(name) is not None}
 
 
 def _user(user: Any) -> dict[str, Any]:

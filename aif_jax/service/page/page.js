@@ -117,12 +117,14 @@ function idOf(text, isText) {
 function drawResult(answer) {
   const names = Object.keys(answer.contributions);
   const head = element("tr");
-  for (const name of ["", "item", "score", "logit", ...names]) head.append(element("th", name));
+  const objectives = answer.objectives ? answer.objectives.map((name) => `logit of ${name}`) : ["logit"];
+  for (const name of ["", "item", "score", ...objectives, ...names]) head.append(element("th", name));
   at("result").tHead.replaceChildren(head);
   const most = Math.max(...names.flatMap((name) => answer.contributions[name].map(Math.abs)), 1e-9);
   at("result").tBodies[0].replaceChildren(...answer.ids.map((id, place) => {
     const line = element("tr");
-    for (const text of [place + 1, id, answer.scores[place].toFixed(4), answer.logits[place].toFixed(4)]) line.append(element("td", text));
+    const logits = [answer.logits[place]].flat().map((logit) => logit.toFixed(4));
+    for (const text of [place + 1, id, answer.scores[place].toFixed(4), ...logits]) line.append(element("td", text));
     for (const name of names) {
       const value = answer.contributions[name][place];
       const cell = element("td");
