@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from aif_jax.encoder import Encoder
-from aif_jax.features import check_user_features, user_layout
+from aif_jax.features import SINCE, check_user_features, user_layout
 from aif_jax.neighbours.records import FeatureSource
+from aif_jax.raw import column_of
 from aif_jax.schema import Schema
 from aif_jax.service.calls import BadCall, Call
 from aif_jax.serving import Candidates, Request
@@ -42,7 +43,11 @@ class Unfetched(LookupError):
 
 
 class UserSource:
-    """The features of calls for one model version; `table` has rows of users, which a nearline job may exchange."""
+    """The features of calls for one model version.
+
+    `table` has rows of users, which a nearline job may exchange; `places` are the numbers of events since such a row that the
+    engine is compiled for.
+    """
 
     def __init__(
         self,
@@ -51,8 +56,9 @@ class UserSource:
         encoder: Encoder | None,
         source: FeatureSource | None,
         table: UserTable | None = None,
+        places: tuple[int, ...] = SINCE,
     ):
-        self.table = table
+        self.table, self._places = table, places
         self._schema = schema
         self._length = length
         self._encoder = None if encoder is None else encoder.with_length(length)
@@ -118,7 +124,9 @@ class UserSource:
         columns = table.encoder.columns
         if record is None and columns.user_id and not (columns.user_attributes or columns.user_floats):
             record = {columns.user_record_id: user}  # the whole of a profile
-        return table.features(user, record, now=self.clock(), events=events)
+        count = 0 if events is None else len(column_of(events, columns.item))
+        places = next((size for size in self._places if size >= count), self._places[-1])
+        return table.features(user, record, now=self.clock(), events=events, places=places)
 
     def _encoded(self, call: Call) -> UserFeatures:
         assert call.features is not None

@@ -154,7 +154,7 @@ class Models:
         table, table_from = await asyncio.to_thread(self._table, entry, restored)
         storage = self.config.user_storage if table is None else table.storage
         serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders), user_storage=storage)
-        users = UserSource(config.schema, config.history_length, restored.encoder, self._source, table)
+        users = UserSource(config.schema, config.history_length, restored.encoder, self._source, table, serving.since_lengths)
         same = before is not None and before.restored.model.config == config and before.engine.config == serving
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(
