@@ -39,8 +39,8 @@ def until(true) -> None:
 
 
 def near(scores, expected) -> None:
-    """The two-tower model reads the last events, whose ages differ by the time since `NOW`."""
-    np.testing.assert_allclose(scores["logits"], expected["logits"], atol=2e-2)
+    """The same up to what ages as float32 lose over years."""
+    np.testing.assert_allclose(scores["logits"], expected["logits"], atol=2e-3)
 
 
 def test_rows_of_users_answer_calls_by_the_id_alone(tmp_path):
@@ -88,7 +88,7 @@ def test_events_of_the_source_come_on_top_of_the_row(tmp_path):
         all_three = {"item": [*EVENTS["item"], 2017], "time": [*EVENTS["time"], 1_700_000_070]}
         expected = client.score(**ANN | {"events": all_three, "now": int(time.time())}, candidates=IDS)
         near(client.score(user="ann", candidates=IDS), expected)
-        assert np.abs(expected["logits"] - client.score(**ANN, candidates=IDS)["logits"]).max() > 0.05
+        assert np.abs(expected["logits"] - client.score(**ANN, candidates=IDS)["logits"]).max() > 0.02
 
 
 def test_rows_in_a_server(server):  # noqa: F811
