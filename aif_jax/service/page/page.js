@@ -58,7 +58,8 @@ function drawModels(models, versions) {
     const line = element("tr");
     for (const text of [
       model.version.slice(0, 12), model.folder, model.share === null ? "kept" : `${(100 * model.share).toFixed(0)} %`,
-      age(model.age), model.items.toLocaleString("en"), seen ? seen.per_second.toFixed(1) : "0",
+      age(model.age), model.items.toLocaleString("en"), age(model.index_age),
+      model.user_table_age === null ? "–" : age(model.user_table_age), seen ? seen.per_second.toFixed(1) : "0",
       total ? `${milliseconds(total.p50)} / ${milliseconds(total.p99)}` : "–", seen ? String(seen.degraded) : "0",
     ]) line.append(element("td", text));
     return line;
