@@ -11,13 +11,11 @@ import threading
 import time
 
 import numpy as np
-import pyarrow
-import pyarrow.ipc
 import pytest
 
 from aif_jax.export import ExportError, restore
 from aif_jax.neighbours import Record
-from aif_jax.service import arrow, frame
+from aif_jax.service import frame
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
@@ -143,44 +141,6 @@ def test_json_answers_the_same(client):
     _, _, raw = client.request("POST", "/v1/score", body, {"content-type": "application/json; charset=utf-8"})
     logits = json.loads(raw)["logits"]
     assert logits[0] is None and isinstance(logits[1], float)
-
-
-def test_arrow_answers_the_same(client):
-    flat = ANN | {"candidates": IDS, "k": 5}
-    status, kind, body = client.request("POST", "/v1/rank", arrow.pack(flat), {"content-type": arrow.CONTENT_TYPE})
-    assert (status, kind) == (200, arrow.CONTENT_TYPE)
-    answer, expected = arrow.unpack(body), client.rank(**ANN, candidates=IDS, k=5)
-    for name in ("ids", "scores", "logits"):
-        np.testing.assert_array_equal(answer[name], expected[name])
-    assert answer["version"] == expected["version"] and answer["reason"] is None
-    table = pyarrow.ipc.open_stream(body).read_all()
-    assert table.column("ids").type == pyarrow.list_(pyarrow.int64()) and answer["stages"]["total"] > 0
-    status, _, body = client.request("POST", "/v1/rank", arrow.pack(flat | {"k": "5"}), {"content-type": arrow.CONTENT_TYPE})
-    assert (status, json.loads(body)["error"]["field"]) == (400, "k")
-
-
-def _compressed(batch) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
-    with pyarrow.ipc.new_stream(sink, batch.schema, options=options) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b"ARROW1", "expected an Arrow stream"),
-        (arrow.pack({"user": 1})[:-40], "expected an Arrow stream"),
-        (arrow.pack({"user": 1, "a": [{"b": 1}]}), "expected numbers, strings or lists"),
-        (arrow.pack({"user": 1, "a": 1, "a.b": 1}), "expected one value, got two"),
-        (_compressed(pyarrow.record_batch({"candidates": [list(range(9999))]})), "not compressed"),
-        (_compressed(pyarrow.record_batch({"user": pyarrow.array(["a"]).dictionary_encode()})), "a schema and a record batch"),
-    ],
-)
-def test_a_broken_arrow_stream_is_refused(body, message):
-    with pytest.raises(BadCall, match=message):
-        arrow.unpack(body)
 
 
 def test_encoded_features_and_raw_events_give_one_answer(client):
