@@ -9,7 +9,7 @@ Measured  experiments/README.md, with the machine
 Load      1,000 candidates, k=300, users with cached states, so that what differs is the way in. Clients are processes with
           connections that stay open and messages that are packed before the clock starts, see `service_clients`.
 Method    overhead: one caller, engine in this process and service in another, interleaved request by request. Requests a
-          second: `--callers` of each way in turn, each alone on the machine, beside the processor time of service and client
+          second: `--callers` of each way in turn, each alone on the machine, with the processor time of service and client
           for one request, which says what would be left of the engine with clients on other machines. Workers: two against
           one with as many callers each, on all cores, and on one core a worker. Publishes: two exports take turns while
           callers compare every answer with what its version must say. Soak: HTTP and gRPC at once, memory sampled.

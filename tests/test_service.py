@@ -286,7 +286,7 @@ def test_overload_says_when_to_try_again(served):
     barrier, errors = threading.Barrier(40), []
 
     def call():
-        with served.client() as client:
+        with served.client(timeout=60) as client:
             barrier.wait()
             try:
                 client.rank(**ANN, candidates=np.tile(IDS, 200), k=5)

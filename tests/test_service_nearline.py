@@ -1,4 +1,4 @@
-"""What nearline jobs write beside the exports: rows of users, newer indexes, and how old each may be."""
+"""What nearline jobs write between two exports: rows of users, newer indexes, and how old each may be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What nearline jobs write beside the exports, and a service follows: snapshots of the index, rows of users.
+"""What nearline jobs write between two exports, and a service follows: snapshots of the index, rows of users.
 
 root/000001-0000000042/            a snapshot of `aif-jax index follow` or of a `UserTableWriter`; the newest one serves
 root/2026-11-26/000001-.../        the same for the export of that name, where several versions serve

@@ -137,6 +137,7 @@ function drawResult(answer) {
     return line;
   }));
   at("result").hidden = false;
+  at("parts").hidden = !names.length;
 }
 
 async function rank(event) {
@@ -160,7 +161,7 @@ async function rank(event) {
   } catch (error) {
     said.textContent = error.message;
     said.className = "bad";
-    at("result").hidden = true;
+    at("result").hidden = at("parts").hidden = true;
   }
 }
 
