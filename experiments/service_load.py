@@ -7,15 +7,16 @@ Command   python -m experiments.service_load --json service_load.json      (or -
 Time      about 5 minutes on 2 CPU cores
 Measured  experiments/README.md, with the machine
 Load      1,000 candidates, k=300, users with cached states, so that what differs is the way in. Clients are processes with
-          connections that stay open and messages that are packed before the clock starts.
+          connections that stay open and messages that are packed before the clock starts, see `service_clients`.
 Method    overhead: one caller, engine in this process and service in another, interleaved request by request. Requests a
-          second: `--callers` of each way in turn, each alone on the machine. Publishes: two exports take turns while callers
-          compare every answer with what its version must say.
+          second: `--callers` of each way in turn, each alone on the machine, with the processor time of service and client
+          for one request, which says what would be left of the engine with clients on other machines. Workers: two against
+          one with as many callers each, on all cores, and on one core a worker. Publishes: two exports take turns while
+          callers compare every answer with what its version must say. Soak: HTTP and gRPC at once, memory sampled.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -24,8 +25,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +38,16 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import export
 from aif_jax.index import ItemIndex
-from aif_jax.service import frame, messages, rpc
+from aif_jax.service import frame, messages
 from aif_jax.service.features import Context
 from aif_jax.service.folder import publish
 from aif_jax.service.models import Models
 from aif_jax.serving import Candidates, Request, ServingConfig
 from experiments import common
+from experiments.service_clients import Load, caller, load, packed
 
 NAMES = ("monday", "tuesday")
 NOW = 1_700_000_000
-Caller = Callable[[int], Awaitable[bytes]]
-"""`await caller(user)` is the raw answer to one ranking."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,17 +61,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--callers", type=int, default=8, help="at once (default: %(default)s)")
     parser.add_argument("--publishes", type=int, default=20, help="under load (default: %(default)s)")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of load over which memory is watched (default: none)")
-    parser.add_argument("--client", nargs=3, metavar=("WAY", "ADDRESS", "FILE"), help="for the clients that this script starts")
     options = parser.parse_args(arguments)
-    if options.client is not None:
-        print(json.dumps(asyncio.run(client(options))))
-        return
     if options.smoke:
         options.items, options.candidates, options.k, options.rounds = 200, 50, 10, 10
         options.seconds, options.callers, options.publishes, options.soak = 0.5, 2, 2, 0.5
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), options)
-    print(common.table(list(figures.items()), ("figure", "value")))
+    print(common.table([row for row in figures.items() if not isinstance(row[1], list)], ("figure", "value")))
     common.write_json(options.json, figures)
 
 
@@ -91,6 +89,7 @@ class World:
         small: dict[str, Any] = {"width": 8, "short_length": 4, "long_length": 8, "towers": (8,), "sequence": False}
         preset = aif.presets.two_tower(data.schema, **small) if options.smoke else aif.presets.aif(data.schema, long_length=512)
         self.model = aif.build(preset)
+        assert data.encoder is not None
         encode = data.encoder.with_length(self.model.config.history_length)
         self.users = [encode.user({}, {name: values[n::50] for name, values in events.items()}, NOW) for n in range(16)]
         self.candidates = rng.choice(ids, options.candidates, replace=False)
@@ -140,20 +139,47 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
     """All figures."""
     world, calls = World(folder / "models", options), folder / "calls"
     world.save(calls)
+    callers, seconds = options.callers, options.seconds
     with serving(world) as (process, addresses):  # idle while the engine in this process has the machine
         figures = asyncio.run(overheads(world, calls, addresses))
         for way in ("http", "grpc"):
-            figures[f"{way}_rps"] = load(way, addresses[way], calls, options)
-        figures["engine_rps"] = asyncio.run(engine_load(world))
+            before = processor_seconds(process.pid)
+            seen = load(way, addresses[way], calls, callers=callers, seconds=seconds)
+            # the clients' first calls, one a user and caller, count among the service's
+            served = seen.requests + callers * len(world.users)
+            figures[f"{way}_rps"], figures[f"{way}_client_cpu_ms"] = seen.rps, seen.client_ms
+            figures[f"{way}_service_cpu_ms"] = 1e3 * (processor_seconds(process.pid) - before) / served
+        alone = asyncio.run(engine_load(world))
+        figures |= {"engine_rps": alone.rps, "engine_cpu_ms": alone.client_ms}
         for way in ("http", "grpc"):
-            figures[f"{way}_rps_share"] = figures[f"{way}_rps"] / figures["engine_rps"]
+            figures[f"{way}_rps_share"] = figures[f"{way}_rps"] / alone.rps
+            figures[f"{way}_cpu_share"] = alone.client_ms / figures[f"{way}_service_cpu_ms"]
         if options.soak:
             figures |= soak(process, addresses, calls, options)
         figures |= asyncio.run(publishing(world, addresses))
     with serving(world, workers=2) as (_, addresses):
         # two clients, so that the load is not what one process can send
-        figures["workers_scaling"] = load("http", addresses["http"], calls, options, clients=2) / figures["http_rps"]
-    return figures
+        two = load("http", addresses["http"], calls, callers=2 * callers, seconds=seconds, clients=2).rps
+    with on_one_core(), serving(world) as (_, addresses):
+        one = load("http", addresses["http"], calls, callers=callers, seconds=seconds).rps
+    return figures | {"workers_scaling": two / figures["http_rps"], "workers_and_cores_scaling": two / one}
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """Processes that start in the block share one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def processor_seconds(process: int) -> float:
+    """Processor time that a process has taken."""
+    words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -176,72 +202,37 @@ def serving(world: World, *, workers: int = 1) -> Iterator[tuple[subprocess.Pope
         process.stdout.close()
 
 
-@contextlib.asynccontextmanager
-async def caller(way: str, address: str, calls: list[bytes]) -> AsyncIterator[Caller]:
-    """One caller with a connection that stays open."""
-    if way == "grpc":
-        import grpc
-
-        async with grpc.aio.insecure_channel(address) as channel:
-            rank = channel.unary_unary(f"/{rpc.PRE_RANKING}/Rank")
-            yield lambda user: rank(calls[user])
-        return
-    host, port = address.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST /v1/rank HTTP/1.1\r\nhost: {host}\r\ncontent-type: {frame.CONTENT_TYPE}\r\ncontent-length: "
-
-    async def rank(user: int) -> bytes:
-        writer.write(f"{head}{len(calls[user])}\r\n\r\n".encode() + calls[user])
-        lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
-        length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
-        body = await reader.readexactly(length)
-        if b" 200 " not in lines[0]:
-            raise RuntimeError(f"{lines[0].decode()}: {body[:200]!r}")
-        return body
-
-    try:
-        yield rank
-    finally:
-        writer.close()
-        await writer.wait_closed()
-
-
-def packed(folder: Path, way: str) -> list[bytes]:
-    """The calls of a way, by user."""
-    return [(folder / f"{way}-{user}").read_bytes() for user in range(len(list(folder.glob(f"{way}-*"))))]
-
-
 async def overheads(world: World, calls: Path, addresses: dict[str, str]) -> dict[str, Any]:
     """Medians of one caller over the engine in this process, interleaved."""
     times: dict[str, list[float]] = {"engine": [], "http": [], "grpc": []}
-    async with engine(world) as in_process, contextlib.AsyncExitStack() as stack:
-        callers = {"engine": in_process}
-        for way in ("http", "grpc"):
-            callers[way] = await stack.enter_async_context(caller(way, addresses[way], packed(calls, way)))
-        for each in callers.values():
-            for user in range(len(world.users)):
-                await each(user)  # states are cached from here on
-        for number in range(world.options.rounds):
-            for name in list(callers) if number % 2 else reversed(callers):
-                start = time.perf_counter()
-                await callers[name](number % len(world.users))
-                times[name].append(time.perf_counter() - start)
+    async with engine(world) as in_process:
+        with contextlib.ExitStack() as stack:
+            ways = {way: stack.enter_context(caller(way, addresses[way], packed(calls, way))) for way in ("http", "grpc")}
+            for number in range(-len(world.users), world.options.rounds):  # states are cached from 0 on
+                user = number % len(world.users)
+                for name in list(times) if number % 2 else reversed(times):
+                    start = time.perf_counter()
+                    if name == "engine":
+                        await in_process(user)
+                    else:
+                        ways[name](user)  # blocks the loop of this process, which has nothing else to do
+                    if number >= 0:
+                        times[name].append(time.perf_counter() - start)
     medians = {name: 1e3 * float(np.median(values)) for name, values in times.items()}
     figures = {f"{name}_p50_ms": value for name, value in medians.items()}
     return figures | {f"{way}_overhead_p50_ms": medians[way] - medians["engine"] for way in ("http", "grpc")}
 
 
 @contextlib.asynccontextmanager
-async def engine(world: World) -> AsyncIterator[Caller]:
+async def engine(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """The engine of the same export, in this process."""
     models = Models(world.folder, config=world.config, only=NAMES[0])
     await models.start()
     served, given = models.held[0], Candidates.of(world.candidates)
 
-    async def rank(user: int) -> bytes:
+    async def rank(user: int) -> None:
         request = Request(user=user, feature_version=1, context=Context(world.users[user], given))
         await served.engine.rank(request, world.options.k)
-        return b""
 
     try:
         yield rank
@@ -249,99 +240,83 @@ async def engine(world: World) -> AsyncIterator[Caller]:
         await models.close()
 
 
-async def closed_loop(callers: list[Caller], users: int, seconds: float) -> float:
-    """Requests a second of callers that each wait for their answer."""
-    for each in callers:
-        for user in range(users):
-            await each(user)
-    count, start = 0, time.perf_counter()
-
-    async def run(each: Caller, first: int) -> None:
-        nonlocal count
-        user = first
-        while time.perf_counter() - start < seconds:
-            await each(user % users)
-            user, count = user + 1, count + 1
-
-    await asyncio.gather(*(run(each, number) for number, each in enumerate(callers)))
-    return count / (time.perf_counter() - start)
-
-
-async def engine_load(world: World) -> float:
-    """Requests a second of the engine in this process."""
+async def engine_load(world: World) -> Load:
+    """Load of callers of the engine in this process, each of which waits for its answer."""
+    users, count = len(world.users), 0
     async with engine(world) as rank:
-        return await closed_loop([rank] * world.options.callers, len(world.users), world.options.seconds)
+        for user in range(users):
+            await rank(user)
+        start, cpu = time.perf_counter(), time.process_time()
 
+        async def run(user: int) -> None:
+            nonlocal count
+            while time.perf_counter() - start < world.options.seconds:
+                await rank(user % users)
+                user, count = user + 1, count + 1
 
-async def client(options: Any) -> float:
-    """A client process: requests a second."""
-    way, address, folder = options.client
-    calls = packed(Path(folder), way)
-    async with contextlib.AsyncExitStack() as stack:
-        callers = [await stack.enter_async_context(caller(way, address, calls)) for _ in range(options.callers)]
-        return await closed_loop(callers, len(calls), options.seconds)
-
-
-def load(way: str, address: str, calls: Path, options: Any, *, clients: int = 1) -> float:
-    """Requests a second of client processes with `--callers` callers in all."""
-    words = ["--callers", str(max(1, options.callers // clients)), "--seconds", str(options.seconds)]
-    command = [sys.executable, "-m", "experiments.service_load", *words, "--client", way, address, str(calls)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)]
-    outputs = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise RuntimeError("a client failed")
-    return sum(float(output.splitlines()[-1]) for output in outputs)
+        await asyncio.gather(*map(run, range(world.options.callers)))
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return Load(count / seconds, 1e3 * cpu / count, count)
 
 
 async def publishing(world: World, addresses: dict[str, str]) -> dict[str, Any]:
     """Calls that failed and answers that mixed versions while versions took turns."""
     calls = [frame.pack(world.fields(user)) for user in range(len(world.users))]
-    done, failed, mixed, seen = asyncio.Event(), 0, 0, [""]
+    done, failed, mixed, seen = threading.Event(), [], [], [""]
 
-    async def run(first: int) -> None:
-        nonlocal failed, mixed
-        async with caller("http", addresses["http"], calls) as rank:
-            user = first
+    def run(user: int) -> None:
+        with caller("http", addresses["http"], calls) as rank:
             while not done.is_set():
                 user = (user + 1) % len(calls)
                 try:
-                    answer = frame.unpack(await rank(user))
-                except (OSError, RuntimeError, asyncio.IncompleteReadError):
-                    failed += 1
-                    return
+                    answer = frame.unpack(rank(user))
+                except (OSError, RuntimeError) as error:
+                    return failed.append(error)
                 seen.append(answer["version"])
-                mixed += not world.is_whole(answer["version"], user, answer["ids"], answer["logits"])
+                if not world.is_whole(answer["version"], user, answer["ids"], answer["logits"]):
+                    mixed.append(answer["version"])
 
-    tasks = [asyncio.create_task(run(number)) for number in range(world.options.callers)]
     versions = list(world.logits)
-    for number in range(world.options.publishes):
-        place = (number + 1) % 2
-        await asyncio.to_thread(publish, world.folder, [NAMES[place]])
-        async with asyncio.timeout(120):
-            while seen[-1] != versions[place]:
-                await asyncio.sleep(0.01)
-    done.set()
-    await asyncio.gather(*tasks)
-    await asyncio.to_thread(publish, world.folder, NAMES[:1])
+    with ThreadPoolExecutor(world.options.callers) as threads:
+        running = [threads.submit(run, number) for number in range(world.options.callers)]
+        try:
+            for number in range(world.options.publishes):
+                place = (number + 1) % 2
+                publish(world.folder, [NAMES[place]])
+                async with asyncio.timeout(120):
+                    while seen[-1] != versions[place]:
+                        await asyncio.sleep(0.01)
+        finally:
+            done.set()
+    for future in running:
+        future.result()
+    publish(world.folder, NAMES[:1])
     return {
-        "publishes": world.options.publishes,
-        "publish_calls": len(seen) - 1,
-        "publish_failed": failed,
-        "publish_mixed": mixed,
-    }
+        "publishes": world.options.publishes, "publish_calls": len(seen) - 1,
+        "publish_failed": len(failed), "publish_mixed": len(mixed),
+    }  # fmt: skip
 
 
 def soak(process: subprocess.Popen[str], addresses: dict[str, str], calls: Path, options: Any) -> dict[str, Any]:
-    """Growth of the service's memory under load, from the end of the first tenth on."""
-
-    def run(seconds: float) -> int:
-        words = argparse.Namespace(callers=options.callers, seconds=seconds)
-        load("http", addresses["http"], calls, words)
-        return resident(process.pid)
-
-    before = run(options.soak / 10)
-    growth = run(0.9 * options.soak) - before
-    return {"soak_seconds": options.soak, "soak_growth_mb": growth / 2**20}
+    """Memory of the service under load from both ways at once, sampled; slope and growth from the end of the first tenth on."""
+    callers = max(1, options.callers // 2)
+    samples: list[tuple[float, float]] = []
+    with ThreadPoolExecutor(2) as threads:
+        words: Any = {"callers": callers, "seconds": options.soak}
+        running = [threads.submit(load, way, addresses[way], calls, **words) for way in ("http", "grpc")]
+        start = time.perf_counter()
+        while not all(future.done() for future in running):
+            samples.append((time.perf_counter() - start, resident(process.pid) / 2**20))
+            time.sleep(options.soak / 100)
+    later = np.array(samples[len(samples) // 10 :])
+    return {
+        "soak_seconds": options.soak,
+        "soak_calls": sum(future.result().requests for future in running),
+        "soak_mb": samples[-1][1],
+        "soak_growth_mb": float(later[-1, 1] - later[0, 1]),
+        "soak_mb_a_minute": 60 * float(np.polyfit(later[:, 0], later[:, 1], 1)[0]),
+        "soak_curve_mb": [round(mb, 2) for _, mb in samples],
+    }
 
 
 def resident(process: int) -> int:

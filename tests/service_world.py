@@ -56,12 +56,13 @@ class Exports:
 @functools.cache
 def exports(kind: str = "integers") -> Exports:
     """Made once in a process; nobody changes the folders."""
-    ids = IDS if kind == "integers" else [f"item {number}" for number in IDS]
+    ids = [f"item {number}" for number in IDS] if kind == "strings" else IDS
     items = {"item": ids, "category": ["tea", "cup", "pot", "tin"] * (ITEMS // 4), "bid": np.linspace(1, 2, ITEMS)}
     times = [1_699_000_000 + 100 * n for n in range(12)]
     events = {"user": ["ann", "bob", "cem"] * 4, "item": [ids[n] for n in range(12)], "time": times}
     data = aif.read(events, items=items, columns=aif.Columns(user_id=True, side=("bid",)))
-    model = aif.build(aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False))
+    config = aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False)
+    model = aif.build(config.replace(head=(8,), objectives=("click", "like")) if kind == "objectives" else config)
     root, params, index, digests = Path(tempfile.mkdtemp(prefix="aif_jax-exports-")), {}, {}, {}
     for seed, folder in enumerate(("one", "two")):
         params[folder] = demo.init(model, seed, items=data.catalogue)

@@ -41,6 +41,7 @@ OWNERS = {
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/run.py", "snapshots.py"),
     "uvicorn": ("service/serve.py",),
+    "uvloop": ("service/process.py",),
     "grpc": ("service/rpc.py",),
     "opentelemetry": ("service/traces.py",),
     "importlib.import_module": ("readers/sources.py",),  # pyarrow, on the first file that is read
@@ -64,6 +65,7 @@ OPTIONAL = (
     "tensorboardX",
     "flatbuffers",
     "uvicorn",
+    "uvloop",
     "grpc",
     "grpc_health",
     "grpc_reflection",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import shutil
@@ -220,6 +221,44 @@ def test_string_ids():
         assert sorted(answer["ids"].tolist()) == ["item 1017", "item 17"] and answer["unknown"] == 1
 
 
+def test_features_are_not_read_where_the_state_is_there(client):
+    """The feature version says that nothing is new; what the call brings in vain is not looked at."""
+    known = client.rank(**ANN, feature_version=9, candidates=IDS, k=5)
+    wrong = {"user": "ann", "features": {"colour": 1}, "candidates": IDS, "k": 5}
+    again = client.rank(**wrong, feature_version=9)
+    assert again["ids"].tolist() == known["ids"].tolist() and not again["degraded"]
+    for version in (None, 10):
+        assert refusal(client.rank, **wrong, feature_version=version).field == "features"
+
+
+def test_a_call_ends_with_its_caller():
+    started, ended = threading.Event(), []
+
+    class Slow:
+        async def get(self, user):
+            started.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                ended.append(user)
+                raise
+
+    with running(exports().root / "one", source=Slow()) as service:
+        host, port = service.addresses["http"].removeprefix("http://").split(":")
+        body = json.dumps({"user": "ann", "candidates": IDS.tolist(), "k": 5}).encode()
+        head = f"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + body)
+            assert started.wait(60)
+        end = time.monotonic() + 60
+        while not service.service.calls["rank", "CANCELLED"] or not ended:
+            time.sleep(0.01)
+            assert time.monotonic() < end
+        assert ended == ["ann"] and service.service.models.held[0].engine.metrics()["counters"]["cancelled"] == 1
+        with service.client() as client:
+            assert client.score(**ANN, candidates=IDS)["mask"].all()
+
+
 # errors and limits
 
 
@@ -247,7 +286,7 @@ def test_overload_says_when_to_try_again(served):
     barrier, errors = threading.Barrier(40), []
 
     def call():
-        with served.client() as client:
+        with served.client(timeout=60) as client:
             barrier.wait()
             try:
                 client.rank(**ANN, candidates=np.tile(IDS, 200), k=5)

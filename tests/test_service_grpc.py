@@ -108,6 +108,21 @@ def test_encoded_features_travel_as_tensors(stub):
     assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT and "features.history.item: expected 32 bytes" in wrong.details()
 
 
+def test_numbers_come_packed_in_parts_or_one_by_one(stub, channel):
+    """What protobuf allows beside one packed array, as a client of another language may send it."""
+    expected = stub.Score(pb.ScoreRequest(user=ann(), candidates=pb.Candidates(ids=IDS[:4])))
+    start = pb.ScoreRequest(user=ann()).SerializeToString()
+    ids = [int(number).to_bytes(8, "little") for number in IDS[:4]]
+    parts = b"\x0a\x10" + ids[0] + ids[1] + b"\x0a\x10" + ids[2] + ids[3]  # field 1, packed, 16 bytes, twice
+    single = b"".join(b"\x09" + number for number in ids)  # field 1, 8 bytes, four times
+    score = channel.unary_unary(f"/{rpc.PRE_RANKING}/Score", response_deserializer=pb.ScoreResponse.FromString)
+    for candidates in (parts, single):
+        answer = score(start + b"\x22" + bytes([len(candidates)]) + candidates)
+        assert list(answer.logits) == list(expected.logits) and len(answer.logits) == 4
+    wrong = refusal(score, start + b"\x22\x09\x0a\x07" + ids[0][:7])
+    assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT and "candidates: expected 8 bytes" in wrong.details()
+
+
 def test_prepare_then_rank_by_the_id_alone(stub):
     prepared = stub.Prepare(pb.PrepareRequest(user=ann(feature_version=pb.Id(number=3)), request_id="p"))
     user = pb.User(id=pb.Id(text="ann"), feature_version=pb.Id(number=3))

@@ -21,6 +21,7 @@ from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.log import read_log
 from aif_jax.service.process import source_of
 from aif_jax.service.serve import Listening
+from aif_jax.user_table import UserTable
 from tests.conftest import child_environment
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 
@@ -48,6 +49,22 @@ def serving(*words, env=None):
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+
+
+def test_rows_of_users_and_a_newer_index_by_their_flags(tmp_path):
+    world = exports()
+    table = UserTable(world.model, world.params["one"], encoder=world.encoder, batch_size=8)
+    table.update({"user": ["ann"] * 2} | EVENTS, position=1)
+    table.save(tmp_path / "users")
+    world.index["one"].save(tmp_path / "index", positions={3: 14})
+    words = [world.root / "one", "--user-table", tmp_path / "users", "--index", tmp_path / "index"]
+    with serving(*words, "--max-user-age", 900, "--max-index-age", 900) as (_, [addresses]):
+        with Client(addresses["http"]) as client:
+            answer = client.rank(user="ann", candidates=IDS, k=3)
+            assert not answer["degraded"] and answer["stages"]["user"] > 0
+            text = client.request("GET", "/metrics")[2].decode()
+            line = next(line for line in text.splitlines() if line.startswith("aif_index_position{"))
+            assert 'partition="3"' in line and line.endswith(" 14.0")
 
 
 def test_sigterm_drains_what_is_in_flight(tmp_path):
@@ -146,6 +163,8 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
         (["FOLDER", "--workers", "0"], 2, "--workers"),
         (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
         (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
+        (["FOLDER", "--user-table", "s3://bucket/users"], 2, "expected a folder or one of redis://"),
+        (["FOLDER", "--user-table", "nowhere"], 2, "expected snapshots"),
         (["FOLDER", "--version", "../x"], 1, "the name of a folder"),
     ],
 )

@@ -18,11 +18,13 @@ from aif_jax.service.answers import to_json
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
 from aif_jax.service.mirror import Mirror
+from aif_jax.service.nearline import Nearline
 from aif_jax.service.process import Settings, is_worker, serve
 from aif_jax.service.replay import replay
 from aif_jax.service.serve import Listening, log_to_stderr
 from aif_jax.serving import ServingConfig
 
+SERVERS = ("redis://", "rediss://", "unix://")
 SERVING = [field.name for field in dataclasses.fields(ServingConfig)]
 
 
@@ -44,6 +46,12 @@ def add_service_commands(commands: Any) -> None:
     one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
     text = "object with `async get(user)`, or a function that makes one, as MODULE:NAME, for calls that bring a user id alone"
     one.add_argument("--features", metavar="MODULE:NAME", help=text)
+    text = (
+        "folder of index snapshots that `aif-jax index follow` writes, of the one version or one in it for each export's name"
+    )
+    one.add_argument("--index", type=Path, metavar="DIR", help=text)
+    text = "rows of users for calls that bring an id alone: folder of snapshots of a UserTable, as for --index, or redis:// URL"
+    one.add_argument("--user-table", metavar="DIR", help=text)
     one.add_argument("--log", type=Path, metavar="DIR", help="folder of the request log, Parquet files (default: none)")
     one.add_argument("--log-share", type=float, default=1.0, help="of the calls that are logged (default: %(default)s)")
     text = "folder whose version scores a share of the calls too, for comparison; `current` names it with share=0"
@@ -52,7 +60,9 @@ def add_service_commands(commands: Any) -> None:
     text = "write OpenTelemetry spans to the tracer provider of the process, as `opentelemetry-instrument` sets it up"
     one.add_argument("--traces", action="store_true", help=text)
     one.add_argument("--max-age", type=float, help="seconds since its export after which a model is stale (default: no bound)")
-    text = "mark the answers of a stale model as degraded, or refuse to answer (default: %(default)s)"
+    one.add_argument("--max-index-age", type=float, help="the same for the index, since it was written")
+    one.add_argument("--max-user-age", type=float, help="the same for the rows of --user-table, since they were written")
+    text = "mark the answers of a stale model, index or table as degraded, or refuse to answer (default: %(default)s)"
     one.add_argument("--when-stale", choices=("degrade", "refuse"), default="degrade", help=text)
     one.add_argument("--max-bytes", type=int, default=Limits.body_bytes, help="of one call (default: %(default)s)")
     one.add_argument("--max-candidates", type=int, default=Limits.candidates, help="of one call (default: %(default)s)")
@@ -89,7 +99,10 @@ def run_serve(options: argparse.Namespace) -> int:
     with shared.as_usage("serve"):
         config = ServingConfig(**fields)
         limits = Limits(body_bytes=options.max_bytes, candidates=options.max_candidates)
-        policy = Policy(limits=limits, max_age=options.max_age, when_stale=options.when_stale)
+        policy = Policy(
+            limits=limits, max_age=options.max_age, max_index_age=options.max_index_age, max_user_age=options.max_user_age,
+            when_stale=options.when_stale,
+        )  # fmt: skip
         where = Listening(
             host=options.host, http_port=options.port, grpc_port=options.grpc_port, token=_token(options.token_file),
             certificate=options.certificate, key=options.key,
@@ -101,7 +114,7 @@ def run_serve(options: argparse.Namespace) -> int:
     settings = Settings(
         folder=folder, config=config, policy=policy, where=where, only=options.version, keep=options.keep,
         poll=options.poll, features=options.features, log=options.log, log_share=options.log_share, shadow=options.shadow,
-        shadow_share=options.shadow_share, traces=options.traces,
+        shadow_share=options.shadow_share, traces=options.traces, nearline=Nearline(index=options.index, users=_users(options)),
     )  # fmt: skip
     with contextlib.nullcontext() if not is_store or is_worker() else _mirror(options):
         serve(settings, workers=options.workers)
@@ -130,6 +143,15 @@ def run_replay(options: argparse.Namespace) -> int:
     report = replay(options.log, options.model, config=config, limit=options.limit)
     print(json.dumps(to_json(report.to_json())) if options.json else report)
     return FINE
+
+
+def _users(options: argparse.Namespace) -> Path | str | None:
+    users = options.user_table
+    if users is None or users.startswith(SERVERS):
+        return users
+    if URL.match(users):
+        raise UsageError(f"--user-table {users}: expected a folder or one of {', '.join(SERVERS)}")
+    return Path(users)
 
 
 def _token(path: Path | None) -> str | None:

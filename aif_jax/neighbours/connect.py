@@ -1,4 +1,4 @@
-"""`open_stream`: an update stream from a URL, for command lines."""
+"""Streams and servers from a URL, for command lines."""
 
 from __future__ import annotations
 
@@ -34,11 +34,24 @@ def open_stream(url: str, options: Mapping[str, Any] | None = None) -> UpdateStr
     if parts.scheme == "kafka":
         return KafkaStream(parts.netloc, names, options=options)
     if parts.scheme in ("redis", "rediss", "valkey"):
-        try:
-            import redis
-        except ImportError as error:
-            raise ImportError("streams of Valkey and Redis need redis: pip install 'aif_jax[remote]'") from error
         scheme = "rediss" if parts.scheme == "rediss" else "redis"
         settings: dict[str, Any] = {"socket_timeout": SOCKET_SECONDS, **(options or {})}
-        return ValkeyStream(redis.Redis.from_url(f"{scheme}://{parts.netloc}", **settings), names.split(","))
+        return ValkeyStream(open_server(f"{scheme}://{parts.netloc}", **settings), names.split(","))
     raise ValueError(f"stream: expected {FORMS}, got {redacted(url)!r}")
+
+
+def open_server(url: str, **options: Any) -> Any:
+    """A client of the Valkey or Redis server at `redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]` (also `rediss:`, `unix:`).
+
+    Args:
+      url: of the server.
+      options: arguments of `redis.Redis`.
+
+    Raises:
+      ImportError: the client is missing.
+    """
+    try:
+        import redis
+    except ImportError as error:
+        raise ImportError("servers of Valkey and Redis need redis: pip install 'aif_jax[remote]'") from error
+    return redis.Redis.from_url(url, **options)

@@ -13,20 +13,24 @@ from aif_jax.serving.requests import Answer
 
 
 def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:
-    """`ids`, `scores` and `logits` of the best candidates that have a score, best first, and what the answer says of itself."""
+    """`ids`, `scores` and `logits` of the best candidates that have a score, best first, and what the answer says of itself.
+
+    A model of T objectives has logits [k, T], and `objectives` names them.
+    """
     answer = reply.answer
     arrays: dict[str, Any] = {"ids": answer.ids, "scores": answer.scores, "logits": answer.logits}
     if not answer.mask.all():
         arrays = {name: array[answer.mask] for name, array in arrays.items()}
-    return _common(answer, call_id) | {"candidates": answer.candidates, "unknown": answer.unknown} | arrays
+    return _common(reply, call_id) | {"candidates": answer.candidates, "unknown": answer.unknown} | arrays
 
 
 def score_fields(reply: Reply[Scores], call_id: str) -> dict[str, Any]:
-    """`logits` in the order of the candidates, `mask` false where there is none."""
-    return _common(reply.answer, call_id) | {"logits": reply.answer.logits, "mask": reply.answer.mask}
+    """`logits` [C] or [C, T] in the order of the candidates, `mask` [C] false where there is none."""
+    return _common(reply, call_id) | {"logits": reply.answer.logits, "mask": reply.answer.mask}
 
 
-def _common(answer: Answer, call_id: str) -> dict[str, Any]:
+def _common(reply: Reply[Any], call_id: str) -> dict[str, Any]:
+    answer: Answer = reply.answer
     return {
         "id": call_id,
         "version": answer.version,
@@ -35,7 +39,7 @@ def _common(answer: Answer, call_id: str) -> dict[str, Any]:
         "state_age": answer.state_age,
         "non_finite": answer.non_finite,
         "stages": answer.stages,
-    }
+    } | ({"objectives": list(reply.served.objectives)} if len(reply.served.objectives) > 1 else {})
 
 
 def to_json(value: Any) -> Any:

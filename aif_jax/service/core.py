@@ -32,11 +32,15 @@ class Policy:
     Attributes:
       limits: of one call.
       max_age: seconds since the export of a model after which it counts as stale; None for no bound.
-      when_stale: "degrade" marks the answers of a stale model, "refuse" answers UNAVAILABLE; both end readiness.
+      max_index_age, max_user_age: the same for the index and for the rows of users, since they were written. The age of one
+        user's state has `ServingConfig.max_stale`.
+      when_stale: "degrade" marks the answers of a stale version, "refuse" answers UNAVAILABLE; both end readiness.
     """
 
     limits: Limits = Limits()
     max_age: float | None = None
+    max_index_age: float | None = None
+    max_user_age: float | None = None
     when_stale: Literal["degrade", "refuse"] = "degrade"
 
 
@@ -106,8 +110,7 @@ class Service:
         """Why no traffic should come; None where it may."""
         if not self.ready:
             return "draining" if self.draining else "starting"
-        stale = [served for share, served in self.models.shares if share and self._is_stale(served)]
-        return f"the model is {stale[0].age:.0f} s old, more than {self.policy.max_age} s" if stale else None
+        return next((why for share, served in self.models.shares if share and (why := self._stale(served))), None)
 
     async def rank(self, call: Call, *, batches: AsyncIterator[Candidates] | None = None) -> Reply[Ranking]:
         """The best k candidates of a call, or of candidates that come in mini-batches.
@@ -186,18 +189,26 @@ class Service:
 
     def _picked(self, call: Call) -> Served:
         served = self.models.pick(call)
-        if self.policy.when_stale == "refuse" and self._is_stale(served):
-            raise Stale(f"version {served.version[:12]}: {served.age:.0f} s old, more than {self.policy.max_age} s")
+        if self.policy.when_stale == "refuse" and (stale := self._stale(served)):
+            raise Stale(f"version {served.version[:12]}: {stale}")
         return served
 
-    def _is_stale(self, served: Served) -> bool:
-        return self.policy.max_age is not None and served.age > self.policy.max_age
+    def _stale(self, served: Served) -> str | None:
+        """Which part of a version is older than it may be, in words."""
+        policy, table = self.policy, served.table_from
+        for part, most, age in (
+            ("model is", policy.max_age, served.age),
+            ("index is", policy.max_index_age, served.index_age),
+            ("rows of users are", policy.max_user_age, 0.0 if table is None else table.age),
+        ):
+            if most is not None and age > most:
+                return f"the {part} {age:.0f} s old, more than {most:g} s"
+        return None
 
     def _marked(self, answer: A, served: Served) -> A:
-        """The answer, degraded where the model is stale."""
-        if not self._is_stale(served):
+        """The answer, degraded where the version is stale."""
+        if (stale := self._stale(served)) is None:
             return answer
-        stale = f"the model is {served.age:.0f} s old"
         return dataclasses.replace(
             answer, degraded=True, reason=stale if answer.reason is None else f"{answer.reason}; {stale}"
         )
@@ -205,11 +216,16 @@ class Service:
     def _request(self, call: Call, served: Served, candidates: Any, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
-        context = Context(served.users.of(call), candidates, now=call.now)
-        version: Any = call.feature_version
+        context = Context(None, candidates, now=call.now, call=call)
+        version = call.feature_version
+        request = Request(user=call.user, budget=call.budget, feature_version=version, context=context, order=call.order)
+        if version is not None and not self.observers and served.engine.holds_state(request):
+            return request  # the feature version says that nothing is new: a tenth of a call's time is saved
+        context.features = served.users.of(call)
         if version is None and context.features is not None and not prepare:
-            version = digest_of(context.features)  # what the call brings counts, whatever was prepared for its user
-        return Request(user=call.user, budget=call.budget, feature_version=version, context=context, order=call.order)
+            # what the call brings counts, whatever was prepared for its user
+            return dataclasses.replace(request, feature_version=digest_of(context.features))
+        return request
 
 
 def digest_of(features: UserFeatures) -> bytes:

@@ -18,6 +18,8 @@ from aif_jax.service.answers import rank_fields
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Observed, Reply, Service
 from aif_jax.serving import Ranking
+from aif_jax.types import Streamed
+from aif_jax.user_table.program import unpack
 
 MOST = 100  # rows that are explained
 
@@ -61,7 +63,11 @@ def _parts(reply: Reply[Ranking], seen: Observed, ids: np.ndarray) -> dict[str, 
     rows, known = index.take(np.resize(ids, MOST))
     if not known.all():
         return {}
-    state = _state(model.user)(restored.params, seen.features)
+    features = seen.features
+    if features is not None and isinstance(history := features.history, Streamed):
+        history = dataclasses.replace(history, memory=unpack(history.memory), version="")
+        features = dataclasses.replace(features, history=history)
+    state = _state(model.user)(restored.params, features)
     parts = _contributions(model.config)(restored.params, state, rows)
     return {name: np.asarray(part)[: len(ids)].reshape(len(ids), -1)[:, 0].tolist() for name, part in parts.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -11,14 +12,16 @@ import jax
 import numpy as np
 
 from aif_jax.encoder import Encoder
-from aif_jax.features import check_user_features, user_layout
+from aif_jax.features import SINCE, check_user_features, user_layout
 from aif_jax.neighbours.records import FeatureSource
+from aif_jax.raw import column_of
 from aif_jax.schema import Schema
 from aif_jax.service.calls import BadCall, Call
 from aif_jax.serving import Candidates, Request
 from aif_jax.times import PER_SECOND
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Behaviours, UserFeatures
+from aif_jax.user_table import UserTable
 from aif_jax.version import check_encoding
 
 HISTORY = "history."
@@ -32,6 +35,7 @@ class Context:
     candidates: Any
     fetched: UserFeatures | None = None  # from the feature source
     now: int | None = None  # by which raw events were encoded, where that is known
+    call: Call | None = None  # whose features have not been read, because its user's state was there
 
 
 class Unfetched(LookupError):
@@ -39,9 +43,22 @@ class Unfetched(LookupError):
 
 
 class UserSource:
-    """The features of calls for one model version."""
+    """The features of calls for one model version.
 
-    def __init__(self, schema: Schema, length: int, encoder: Encoder | None, source: FeatureSource | None):
+    `table` has rows of users, which a nearline job may exchange; `places` are the numbers of events since such a row that the
+    engine is compiled for.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        length: int,
+        encoder: Encoder | None,
+        source: FeatureSource | None,
+        table: UserTable | None = None,
+        places: tuple[int, ...] = SINCE,
+    ):
+        self.table, self._places = table, places
         self._schema = schema
         self._length = length
         self._encoder = None if encoder is None else encoder.with_length(length)
@@ -63,16 +80,25 @@ class UserSource:
         return self._raw(call.record, call.events, call.now)
 
     async def fetch(self, request: Request) -> UserFeatures:
-        """The engine's `features`: those of the call, else those of the source; Unfetched where there is none."""
-        if request.context.features is not None:
-            return request.context.features
-        if self._source is None:
+        """The engine's `features`: those of the call, else those of the user's row and of the source; Unfetched without both.
+
+        With rows, the events of the source are those that the row may not hold yet.
+        """
+        context: Context = request.context
+        if context.features is None and context.call is not None:  # the state was dropped a moment ago
+            context.features = self.of(context.call)
+        if context.features is not None:
+            return context.features
+        if self._source is None and self.table is None:
             raise Unfetched("the call brought a user id alone: expected features, raw events, or a call of prepare before")
         user: Any = request.user  # of a call: an integer or a string
-        record = await self._source.get(user)
+        record = None if self._source is None else await self._source.get(user)
         raw = (None, None) if record is None else (record.attributes, record.events)
-        request.context.fetched = features = self._raw(*raw, None)
-        return features
+        if (table := self.table) is None:
+            context.fetched = self._raw(*raw, None)
+        else:  # in a thread: rows may be in a server, and more events than have places are applied
+            context.fetched = await asyncio.to_thread(self._of_row, table, user, *raw)
+        return context.fetched
 
     def clock(self) -> int | None:
         """The time now in the unit of the raw events; None for a model without an encoder."""
@@ -93,6 +119,14 @@ class UserSource:
         except (TypeError, ValueError, KeyError, OverflowError, AttributeError) as error:
             field = "now" if str(error).startswith("now") else "record" if str(error).startswith("user") else "events"
             raise BadCall(field, str(error)) from None
+
+    def _of_row(self, table: UserTable, user: Any, record: Any, events: Any) -> UserFeatures:
+        columns = table.encoder.columns
+        if record is None and columns.user_id and not (columns.user_attributes or columns.user_floats):
+            record = {columns.user_record_id: user}  # the whole of a profile
+        count = 0 if events is None else len(column_of(events, columns.item))
+        places = next((size for size in self._places if size >= count), self._places[-1])
+        return table.features(user, record, now=self.clock(), events=events, places=places)
 
     def _encoded(self, call: Call) -> UserFeatures:
         assert call.features is not None

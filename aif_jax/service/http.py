@@ -1,4 +1,4 @@
-"""The HTTP front, a plain ASGI application: frames or JSON to /v1/rank, /v1/score and /v1/prepare."""
+"""The HTTP front, a plain ASGI application: frames, Arrow or JSON to /v1/rank, /v1/score and /v1/prepare."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aif_jax.service import frame
+from aif_jax.service import arrow, frame
 from aif_jax.service.answers import rank_fields, score_fields, to_json
 from aif_jax.service.calls import BadCall, Call, parse
 from aif_jax.service.core import Service
@@ -31,6 +31,8 @@ PAGE_HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
 )
+READERS = {frame.CONTENT_TYPE: frame.unpack, arrow.CONTENT_TYPE: arrow.unpack, JSON: frame.parse_json}
+PATIENCE = 0.005  # seconds of a call before anyone looks whether its caller is still there
 Headers = Mapping[bytes, bytes]
 
 
@@ -117,7 +119,7 @@ class App:
         body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
         if isinstance(body, Problem):
             return problem_response(body, (b"connection", b"close"))
-        response = await handler(Asked(method, path, headers, body))
+        response = await _unless_left(handler(Asked(method, path, headers, body)), receive)
         return response._replace(body=b"") if method == "HEAD" else response
 
     def _knows(self, headers: Headers) -> bool:
@@ -151,11 +153,10 @@ class App:
         return Problem("CANCELLED", 400, "the caller left", "body")
 
     def _call(self, asked: Asked) -> Call:
-        if asked.kind == frame.CONTENT_TYPE:
-            return parse(frame.unpack(asked.body), self._service.policy.limits)
-        if asked.kind == JSON:
-            return parse(frame.parse_json(asked.body), self._service.policy.limits)
-        raise BadCall("content-type", f"expected {frame.CONTENT_TYPE} or {JSON}, got {asked.kind[:80]!r}")
+        reader = READERS.get(asked.kind)
+        if reader is None:
+            raise BadCall("content-type", f"expected one of {', '.join(READERS)}, got {asked.kind[:80]!r}")
+        return parse(reader(asked.body), self._service.policy.limits)
 
     async def _rank(self, asked: Asked) -> Response:
         call = self._call(asked)
@@ -192,6 +193,32 @@ class App:
         return Response(200, kind, body, PAGE_HEADERS)
 
 
+async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
+    """What the work responds; where the caller leaves before that, the work is cancelled, as a call of gRPC is."""
+    loop, task, left = asyncio.get_running_loop(), asyncio.current_task(), False
+    watching: list[asyncio.Task[None]] = []
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal left
+        if (await receive())["type"] == "http.disconnect":
+            left = True
+            task.cancel()
+
+    timer = loop.call_later(PATIENCE, lambda: watching.append(loop.create_task(watch())))
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not left:
+            raise
+        task.uncancel()
+        return problem_response(Problem("CANCELLED", 499, "the caller left"))
+    finally:
+        timer.cancel()
+        for each in watching:
+            each.cancel()
+
+
 def json_response(value: Any, *, status: int = 200) -> Response:
     """Plain values as JSON."""
     return Response(status, JSON, json.dumps(to_json(value)).encode())
@@ -208,4 +235,5 @@ def _fields(asked: Asked, fields: dict[str, Any]) -> Response:
     """An answer in the form of the question."""
     if asked.kind == JSON:
         return json_response(fields)
-    return Response(200, frame.CONTENT_TYPE, frame.pack(fields))
+    pack = arrow.pack if asked.kind == arrow.CONTENT_TYPE else frame.pack
+    return Response(200, asked.kind, pack(fields))

@@ -9,7 +9,7 @@
 | features.NAME | as the model's features | optional: encoded |
 | record.COLUMN, events.COLUMN | INT64, FP64 or BYTES, [1] and [n] | optional: raw |
 
-Outputs are ids, scores and logits [at most k], or logits and mask [C].
+Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a model of T objectives logits are [.., T].
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ def model_metadata(service: Service, version: str = "") -> dict[str, Any]:
     index = held[0].restored.index if held else None
     ids = "BYTES" if index is not None and index.kind == "strings" else "INT64"
     inputs = (("user", "BYTES", 1), ("candidates", ids, -1), ("k", "INT32", 1), ("bids", "FP32", -1))
-    outputs = (("ids", ids, -1), ("scores", "FP32", -1), ("logits", "FP32", -1), ("mask", "BOOL", -1))
-    listed = [[{"name": n, "datatype": kind, "shape": [size]} for n, kind, size in part] for part in (inputs, outputs)]
+    objectives = held[0].objectives if held else ()
+    each = (-1, len(objectives)) if len(objectives) > 1 else (-1,)
+    outputs = (("ids", ids, -1), ("scores", "FP32", -1), ("logits", "FP32", *each), ("mask", "BOOL", -1))
+    listed = [[{"name": n, "datatype": kind, "shape": shape} for n, kind, *shape in part] for part in (inputs, outputs)]
     versions = [served.version for served in held]
     return {"name": MODEL, "versions": versions, "platform": "aif_jax", "inputs": listed[0], "outputs": listed[1]}
 

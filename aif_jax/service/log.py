@@ -21,6 +21,7 @@ from aif_jax.service import frame
 from aif_jax.service.core import Observed
 from aif_jax.serving import Ranking
 from aif_jax.trees import leaves_by_path
+from aif_jax.types import Behaviours
 
 logger = logging.getLogger(__name__)
 FILE = "requests-{process}-{number:08d}.parquet"
@@ -41,12 +42,12 @@ class Record(NamedTuple):
     bids: list[float] | None
     ids: list[int] | None  # of a ranking, best first
     id_texts: list[str] | None
-    logits: list[float]  # of the ranking, or of the candidates
+    logits: list[float]  # of the ranking, or of the candidates; of T objectives T for each
     degraded: bool
     reason: str | None
     stages: str  # seconds by stage, JSON
     encoding: str
-    features: bytes | None  # encoded, a frame of arrays by dotted name; None where the state was computed by an earlier call
+    features: bytes | None  # encoded, a frame of arrays by dotted name; None of an earlier call's state, and of a row of users
     raw: bytes | None  # record, events and now of the call, a frame; None for a call without
 
 
@@ -140,13 +141,13 @@ def record_of(seen: Observed) -> Record:
     given = {"record": call.record, "events": call.events, "now": seen.now if call.now is None else call.now}
     raw = None if call.record is None and call.events is None else frame.pack(_packed(given))
     features = None
-    if seen.features is not None:
+    if seen.features is not None and isinstance(seen.features.history, Behaviours):
         features = frame.pack({k: np.asarray(v) for k, v in leaves_by_path(seen.features, separator=".").items()})
     return Record(
         id=call.id, time=time.time(), method=seen.method, version=answer.version, user=json.dumps(call.user), k=call.k,
         order=call.order or "", candidates=_of(candidates.ids, "i"), candidate_texts=_of(candidates.ids, "T"),
         bids=None if candidates.bids is None else candidates.bids.tolist(), ids=_of(ids, "i"), id_texts=_of(ids, "T"),
-        logits=logits.tolist(), degraded=answer.degraded, reason=answer.reason, stages=json.dumps(answer.stages),
+        logits=logits.ravel().tolist(), degraded=answer.degraded, reason=answer.reason, stages=json.dumps(answer.stages),
         encoding="" if seen.features is None else seen.features.encoding, features=features, raw=raw,
     )  # fmt: skip
 

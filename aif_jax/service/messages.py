@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, unknown_fields
 
 from aif_jax.service.answers import rank_fields, score_fields
 from aif_jax.service.calls import BadCall, Call, Limits, candidates_of, parse
@@ -19,27 +19,37 @@ PACKAGE = "aif_jax.v1"
 INFERENCE = "inference"
 DESCRIPTORS = Path(__file__).parent / "stubs" / "service.binpb"
 DTYPES = {"int32": np.dtype("<i4"), "float32": np.dtype("<f4"), "bool": np.dtype("?")}
+PACKED = {"Candidates": {"ids", "bids"}, "RankResponse": {"scores", "logits"}, "ScoreResponse": {"logits", "known"}}
+"""Arrays of the messages: what protobuf sends of them is what NumPy has in memory."""
 
 
 @functools.cache
-def pool() -> Any:
-    """All messages, apart from those that other libraries of this process may have under the same names."""
+def pool(*, packed: bool = False) -> Any:
+    """All messages, apart from those that other libraries of this process may have under the same names.
+
+    With `packed`, the arrays of `PACKED` are bytes: the same on the wire, without a Python object for each number. They are
+    repeated, because an array may come in several parts.
+    """
     made = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
+        for each in file.message_type if packed and file.package == PACKAGE else ():
+            for field in each.field:
+                if field.name in PACKED.get(each.name, ()):
+                    field.type = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
         made.Add(file)
     return made
 
 
 @functools.cache
-def kind(name: str) -> Any:
-    """The class of a message by its full name."""
-    return message_factory.GetMessageClass(pool().FindMessageTypeByName(name))
+def kind(name: str, *, packed: bool = False) -> Any:
+    """The class of a message by its full name, see `pool`."""
+    return message_factory.GetMessageClass(pool(packed=packed).FindMessageTypeByName(name))
 
 
 def read(name: str, raw: bytes) -> Any:
-    """A message from bytes; BadCall for bytes that are none."""
+    """A message from bytes, its arrays packed; BadCall for bytes that are none."""
     try:
-        return kind(name).FromString(raw)
+        return kind(name, packed=True).FromString(raw)
     except (message.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadCall("message", f"expected a {name}: {error}") from None
 
@@ -66,9 +76,9 @@ def rank_response(reply: Reply[Ranking], call_id: str) -> Any:
     """A RankResponse."""
     fields = rank_fields(reply, call_id)
     ids = fields["ids"]
-    best = {"ids" if ids.dtype.kind == "i" else "texts": ids.tolist()}
-    return kind(f"{PACKAGE}.RankResponse")(
-        about=_about(fields), best=best, scores=fields["scores"].tolist(), logits=fields["logits"].tolist(),
+    best = {"ids": [_bytes(ids, "<i8")]} if ids.dtype.kind == "i" else {"texts": ids.tolist()}
+    return kind(f"{PACKAGE}.RankResponse", packed=True)(
+        about=_about(fields), best=best, scores=[_bytes(fields["scores"])], logits=[_bytes(fields["logits"])],
         candidates=fields["candidates"], unknown=fields["unknown"],
     )  # fmt: skip
 
@@ -76,14 +86,18 @@ def rank_response(reply: Reply[Ranking], call_id: str) -> Any:
 def score_response(reply: Reply[Scores], call_id: str) -> Any:
     """A ScoreResponse."""
     fields = score_fields(reply, call_id)
-    return kind(f"{PACKAGE}.ScoreResponse")(
-        about=_about(fields), logits=fields["logits"].tolist(), known=fields["mask"].tolist()
+    return kind(f"{PACKAGE}.ScoreResponse", packed=True)(
+        about=_about(fields), logits=[_bytes(fields["logits"])], known=[_bytes(fields["mask"], "?")]
     )
 
 
+def _bytes(array: np.ndarray, dtype: str = "<f4") -> bytes:
+    return array.astype(dtype, copy=False).tobytes()
+
+
 def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("version", "degraded", "reason", "state_age", "non_finite", "stages")
-    return {"request_id": fields["id"]} | {name: fields[name] for name in names if fields[name] is not None}
+    names = ("version", "degraded", "reason", "state_age", "non_finite", "stages", "objectives")
+    return {"request_id": fields["id"]} | {name: fields[name] for name in names if fields.get(name) is not None}
 
 
 def _user(user: Any) -> dict[str, Any]:
@@ -112,10 +126,20 @@ def _id(given: Any, field: str) -> Any:
 
 
 def _candidates(given: Any) -> dict[str, Any]:
-    if given.ids and given.texts:
+    if len(unknown_fields.UnknownFieldSet(given)):  # numbers that came one by one, not packed, as protobuf allows
+        plain = kind(f"{PACKAGE}.Candidates").FromString(given.SerializeToString())
+        given = kind(f"{PACKAGE}.Candidates", packed=True).FromString(plain.SerializeToString())
+    ids, bids = _numbers(given.ids, "candidates", "<i8"), _numbers(given.bids, "bids", "<f4")
+    if len(ids) and given.texts:
         raise BadCall("candidates", "expected ids or texts, got both")
-    ids = list(given.texts) if given.texts else np.array(given.ids, np.int64)
-    return {"candidates": ids} | ({"bids": np.array(given.bids, np.float32)} if given.bids else {})
+    return {"candidates": list(given.texts) if given.texts else ids} | ({"bids": bids} if len(bids) else {})
+
+
+def _numbers(parts: Any, field: str, dtype: str) -> np.ndarray:
+    raw, wanted = parts[0] if len(parts) == 1 else b"".join(parts), np.dtype(dtype)
+    if len(raw) % wanted.itemsize:
+        raise BadCall(field, f"expected {wanted.itemsize} bytes for each, got {len(raw)}")
+    return np.frombuffer(raw, wanted)
 
 
 def _value(value: Any) -> Any:
@@ -141,6 +165,6 @@ def _tensor(tensor: Any, name: str) -> np.ndarray:
         count *= size
     if len(tensor.data) != count * dtype.itemsize:
         raise BadCall(f"features.{name}", f"expected {count * dtype.itemsize} bytes for {shape}, got {len(tensor.data)}")
-    if dtype.kind == "b" and any(byte > 1 for byte in tensor.data):
+    if dtype.kind == "b" and tensor.data.translate(None, b"\0\1"):
         raise BadCall(f"features.{name}", "expected bytes 0 and 1 of a bool")
     return np.frombuffer(tensor.data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import hashlib
 import logging
 import time
@@ -14,11 +15,14 @@ from typing import Any
 from aif_jax.export import Restored, restore
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.neighbours.records import FeatureSource
+from aif_jax.objectives import names
 from aif_jax.service.calls import Call
 from aif_jax.service.errors import UnknownVersion
 from aif_jax.service.features import UserSource
 from aif_jax.service.folder import Entry, path_of, read_current
+from aif_jax.service.nearline import Nearline, Written, newer_index, newer_table, table_in
 from aif_jax.serving import AsyncPreRanker, ServingConfig
+from aif_jax.user_table import UserTable
 
 logger = logging.getLogger(__name__)
 LEAST_PREFIX = 8  # digits of a version that a caller may give in place of all 64
@@ -36,16 +40,28 @@ class Served:
     exported: float  # when its manifest was written, in seconds since 1970
     loaded: float  # when it could serve first
     difference: float  # from the golden outputs
+    index_from: Written | None = None  # the nearline snapshot of the index; None for that of the export
+    table_from: Written | None = None  # the nearline snapshot of users' rows; None for none, or for rows in a server
 
     @property
     def version(self) -> str:
         """Fingerprint of params, config and encoder."""
         return self.restored.version
 
+    @functools.cached_property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the logits, in their order."""
+        return names(self.restored.model.config.objectives)
+
     @property
     def age(self) -> float:
         """Seconds since the export."""
         return max(0.0, time.time() - self.exported)
+
+    @property
+    def index_age(self) -> float:
+        """Seconds since the index was written."""
+        return self.age if self.index_from is None else self.index_from.age
 
 
 class Models:
@@ -57,6 +73,7 @@ class Models:
       only: name of the one folder to serve, whatever `current` says.
       keep: versions in memory that callers may still name after they were replaced, those that serve among them.
       source: of features, for calls that bring an id alone.
+      nearline: where jobs write newer indexes, and rows of users for calls that bring an id alone.
       poll: seconds between two looks at `current`.
     """
 
@@ -68,6 +85,7 @@ class Models:
         only: str | None = None,
         keep: int = 2,
         source: FeatureSource | None = None,
+        nearline: Nearline | None = None,
         poll: float = 1.0,
     ):
         self.root = Path(root)
@@ -77,6 +95,7 @@ class Models:
         self.problem: str | None = None  # of the latest version that could not be loaded
         self.publishes = self.failures = 0
         self._only, self._keep, self._source, self._poll = only, max(1, keep), source, poll
+        self._nearline = nearline or Nearline()
         self._entries: list[Entry] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._follower: asyncio.Task[None] | None = None
@@ -84,7 +103,12 @@ class Models:
     async def start(self) -> None:
         """Loads what serves and begins to follow. Raises what `restore` raises, or ValueError for an export without index."""
         await self._serve(read_current(self.root, only=self._only))
-        if self._only is None and self._entries[0].folder:
+        try:
+            await self._refresh()
+        except Exception as error:  # of an index that comes later: that of the export serves
+            self._failed(error)
+        moves = self._only is None and self._entries[0].folder
+        if moves or self._nearline != Nearline():
             self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     async def close(self) -> None:
@@ -127,11 +151,10 @@ class Models:
         if restored.index is None:
             raise ValueError(f"{path_of(self.root, entry)}: expected an export with an index, got one without")
         config, orders = restored.model.config, dict(restored.manifest.get("orders", {}))
-        if config.outputs > 1:
-            expected = f"{path_of(self.root, entry)}: expected a model of one objective"
-            raise ValueError(f"{expected}, which answers have room for, got {list(config.objectives)}")
-        serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders))
-        users = UserSource(config.schema, config.history_length, restored.encoder, self._source)
+        table, table_from = await asyncio.to_thread(self._table, entry, restored)
+        storage = self.config.user_storage if table is None else table.storage
+        serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders), user_storage=storage)
+        users = UserSource(config.schema, config.history_length, restored.encoder, self._source, table, serving.since_lengths)
         same = before is not None and before.restored.model.config == config and before.engine.config == serving
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(
@@ -139,7 +162,33 @@ class Models:
             features=users.fetch, retrieval=users.candidates, config=serving, like=like,
         )  # fmt: skip
         await engine.__aenter__()
-        return Served(entry, restored, engine, users, exported, time.time(), difference)
+        return Served(entry, restored, engine, users, exported, time.time(), difference, table_from=table_from)
+
+    def _table(self, entry: Entry, restored: Restored) -> tuple[UserTable | None, Written | None]:
+        """The rows of a version's users, without which it is not served where there is to be such a table."""
+        users = self._nearline.users
+        if users is None:
+            return None, None
+        if isinstance(users, str):
+            return table_in(users, restored, storage=self.config.user_storage or "float32"), None
+        found = newer_table(users, entry.folder, None, restored)
+        assert found is not None
+        return found
+
+    async def _refresh(self) -> None:
+        """Takes over newer snapshots of nearline jobs. Raises what `newer_index` and `newer_table` raise."""
+        index, users = self._nearline.index, self._nearline.users
+        for _, served in self.shares:
+            folder = served.entry.folder
+            if index is not None:
+                found = await asyncio.to_thread(newer_index, index, folder, served.index_from, served.restored)
+                if found is not None:
+                    await served.engine.update_index(found[0])
+                    served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
+            if isinstance(users, Path):
+                rows = await asyncio.to_thread(newer_table, users, folder, served.table_from, served.restored)
+                if rows is not None:
+                    served.users.table, served.table_from = rows
 
     def _restore(self, entry: Entry, before: Served | None) -> tuple[Restored, float, float]:
         path = path_of(self.root, entry)
@@ -173,15 +222,20 @@ class Models:
         while True:
             await asyncio.sleep(wait)
             try:
-                entries = await asyncio.to_thread(read_current, self.root)
+                entries = await asyncio.to_thread(read_current, self.root, only=self._only)
                 if entries != self._entries:
                     await self._serve(entries)
-                wait = self._poll
-            except Exception as error:  # of a folder that someone else writes: what serves goes on
-                self.failures += 1
+                await self._refresh()
+                if wait > self._poll:
+                    wait, self.problem = self._poll, None
+            except Exception as error:  # of folders that others write: what serves goes on
                 wait = min(2 * wait, LONGEST_WAIT)
-                self.problem = f"{type(error).__name__}: {error}"
-                logger.error("%s: not published, the versions before go on: %s", self.root, self.problem)
+                self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        self.problem = f"{type(error).__name__}: {error}"
+        logger.error("%s: not taken over, what was there before serves: %s", self.root, self.problem)
 
     def status(self) -> list[dict[str, Any]]:
         """What is in memory, for the page."""
@@ -192,6 +246,10 @@ class Models:
                 "folder": served.entry.folder or self.root.name,
                 "share": shares.get(id(served)),
                 "age": served.age,
+                "index_age": served.index_age,
+                "index_positions": None if served.index_from is None else served.index_from.positions,
+                "user_table_age": None if served.table_from is None else served.table_from.age,
+                "objectives": list(served.objectives),
                 "loaded": served.loaded,
                 "items": len(served.restored.index or ()),
                 "golden_difference": served.difference,

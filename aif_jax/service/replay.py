@@ -162,17 +162,22 @@ def frame_arrays(raw: bytes) -> dict[str, np.ndarray]:
 
 
 def _compare(record: Record, call: Call, logits: np.ndarray, overlaps: list[float], pairs: list[Any]) -> None:
-    """Notes the overlap of a ranking by logits, and the logits of items that both versions scored."""
+    """Notes the overlap of a ranking by logits of the first objective, and the logits of items that both versions scored."""
     assert call.candidates is not None
     best = record.ids if record.id_texts is None else record.id_texts
-    logged = np.asarray(record.logits, np.float64)
+    count = len(logits) if best is None else len(best)
+    logits, logged = (
+        np.reshape(values, (rows, -1)) for values, rows in ((logits, len(logits)), (record.logits, max(count, 1)))
+    )
+    most = min(logits.shape[1], logged.shape[1])  # of versions with different objectives the first ones are compared
+    logits, logged = logits[:, :most], np.asarray(logged[:count, :most], np.float64)
     if best is None:
         other = logits.astype(np.float64)
     else:
         at = {name: place for place, name in reversed(list(enumerate(call.candidates.ids.tolist())))}
-        other = np.array([logits[at[name]] for name in best], np.float64)
+        other = logits[[at[name] for name in best]].astype(np.float64)
         if best and record.order == "logit":
-            top = call.candidates.ids[np.argsort(-logits, kind="stable")[: len(best)]].tolist()
+            top = call.candidates.ids[np.argsort(-logits[:, 0], kind="stable")[: len(best)]].tolist()
             overlaps.append(len(set(best) & set(top)) / len(best))
     both = np.isfinite(logged) & np.isfinite(other)
     pairs.append((logged[both], other[both]))

@@ -61,7 +61,8 @@ class Shadow:
             self.counters["shadow_calls"] += 1
             if isinstance(seen.answer, Ranking) and seen.call.order == "logit":
                 first = seen.answer.ids[seen.answer.mask]
-                order = np.argsort(-scores.logits, kind="stable")[: len(first)]
+                logits = scores.logits if scores.logits.ndim == 1 else scores.logits[:, 0]
+                order = np.argsort(-logits, kind="stable")[: len(first)]
                 self.counters["shadow_top"] += len(first)
                 self.counters["shadow_top_same"] += len(set(first.tolist()) & set(seen.candidates.ids[order].tolist()))
         except Exception as error:  # of a version that nobody was promised

@@ -62,14 +62,17 @@ class StateCache:
 
     def get(self, key: StateKey) -> Any | None:
         """The state of that key, or None; counts a hit or a miss."""
-        limit = self._max_age if key.feature_version is not None else min(self._ttl, self._max_age)
-        entry = self._young(key, limit)
+        entry = self._young(key, self._limit(key))
         if entry is None:
             self.misses += 1
             return None
         self._entries.move_to_end(key)
         self.hits += 1
         return entry.state
+
+    def __contains__(self, key: StateKey) -> bool:
+        """Whether `get` would find it, counting nothing."""
+        return self._young(key, self._limit(key)) is not None
 
     def stale(self, user: Hashable, version: str) -> Any | None:
         """The latest state of a user for that model version, whatever its feature version, or None."""
@@ -95,6 +98,9 @@ class StateCache:
         """Drops the states of every other model version, so that their memory is free."""
         for key in [key for key in self._entries if key.version != version]:
             self._drop(key)
+
+    def _limit(self, key: StateKey) -> float:
+        return self._max_age if key.feature_version is not None else min(self._ttl, self._max_age)
 
     def _young(self, key: StateKey, limit: float) -> Entry | None:
         """The entry of a key, unless it is older than that or than any state may be, in which case its memory is freed."""

@@ -240,6 +240,10 @@ class AsyncPreRanker:
             if isinstance(user, Computation):
                 await job.within_budget(_finished(user.task))
 
+    def holds_state(self, request: Request) -> bool:
+        """Whether a request sent now would use a state that an earlier one computed or computes: its features are not read."""
+        return self._current is not None and self._users.holds(request, self._current)
+
     async def _rank(self, job: Job, user: UserSide | Computation, k: int) -> Ranking:
         candidates = await self._retrieval(job.request)
         found = await self._scoring.score(job, user, candidates, self._retrieval, whole=False)

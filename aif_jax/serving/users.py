@@ -20,6 +20,7 @@ from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import Form, Programs
+from aif_jax.serving.requests import Request
 from aif_jax.serving.shared import StateStore, from_bytes, to_bytes
 from aif_jax.serving.single_flight import Computation, SingleFlight
 from aif_jax.serving.together import RECENT, Together
@@ -84,6 +85,11 @@ class UserSides:
     def seconds(self) -> float:
         """Time that one more request in the queue adds to its wait, where some have a state in the cache."""
         return self._computed * self._tasks.seconds
+
+    def holds(self, request: Request, version: Version) -> bool:
+        """Whether a state for that user and feature version is there, or on its way."""
+        key = StateKey(request.user, request.feature_version, version.name)
+        return key in self.cache or key in self.running
 
     @contextlib.contextmanager
     def joined(self, job: Job, *, prepare: bool = False) -> Iterator[UserSide | Computation]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aif_jax.service import frame, process
+from aif_jax.service import arrow, frame, process
 from aif_jax.service.inference import MODEL
 from aif_jax.service.serve import Listening
 from tests.reliability.sizes import FULL, SMOKE, generator
@@ -84,6 +84,14 @@ class Mutations:
         head += b" " * (-(8 + len(head)) % 8)
         return raw[:4] + len(head).to_bytes(4, "little") + head + raw[8 + size :]
 
+    def arrow(self) -> bytes:
+        """A stream of Arrow."""
+        fields = CALL | {"candidates": IDS}
+        if self.rng.random() < 0.7:
+            return self.bytes(arrow.pack(fields))
+        fields[self.pick(list(fields))] = self.pick([None, True, -1, 1e308, "é", [1, 2], ["a", None], [], [[1]], {"a": 1}])
+        return arrow.pack(fields)
+
     def tensors(self) -> dict[str, Any]:
         """A call of the Open Inference Protocol."""
 
@@ -134,12 +142,14 @@ def fuzz(count: int, seed: int) -> Counter[Any]:
         channel = stack.enter_context(grpc.insecure_channel(service.addresses["grpc"]))
         expected = client.rank(**CALL)["ids"].tolist()
         for number in range(count):
-            way = number % 4
-            if way < 3:
+            way = number % 5
+            if way < 4:
                 path = mutations.pick(["/v1/rank", "/v1/score", "/v1/prepare", "/v1/explain"])
                 kind, body = "application/json", b""
                 if way == 0:
                     kind, body = frame.CONTENT_TYPE, mutations.frame()
+                elif way == 3:
+                    kind, body = arrow.CONTENT_TYPE, mutations.arrow()
                 elif way == 1:
                     body = mutations.text(mutations.fields(CALL))
                 else:

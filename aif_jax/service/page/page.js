@@ -58,7 +58,8 @@ function drawModels(models, versions) {
     const line = element("tr");
     for (const text of [
       model.version.slice(0, 12), model.folder, model.share === null ? "kept" : `${(100 * model.share).toFixed(0)} %`,
-      age(model.age), model.items.toLocaleString("en"), seen ? seen.per_second.toFixed(1) : "0",
+      age(model.age), model.items.toLocaleString("en"), age(model.index_age),
+      model.user_table_age === null ? "–" : age(model.user_table_age), seen ? seen.per_second.toFixed(1) : "0",
       total ? `${milliseconds(total.p50)} / ${milliseconds(total.p99)}` : "–", seen ? String(seen.degraded) : "0",
     ]) line.append(element("td", text));
     return line;
@@ -117,12 +118,14 @@ function idOf(text, isText) {
 function drawResult(answer) {
   const names = Object.keys(answer.contributions);
   const head = element("tr");
-  for (const name of ["", "item", "score", "logit", ...names]) head.append(element("th", name));
+  const objectives = answer.objectives ? answer.objectives.map((name) => `logit of ${name}`) : ["logit"];
+  for (const name of ["", "item", "score", ...objectives, ...names]) head.append(element("th", name));
   at("result").tHead.replaceChildren(head);
   const most = Math.max(...names.flatMap((name) => answer.contributions[name].map(Math.abs)), 1e-9);
   at("result").tBodies[0].replaceChildren(...answer.ids.map((id, place) => {
     const line = element("tr");
-    for (const text of [place + 1, id, answer.scores[place].toFixed(4), answer.logits[place].toFixed(4)]) line.append(element("td", text));
+    const logits = [answer.logits[place]].flat().map((logit) => logit.toFixed(4));
+    for (const text of [place + 1, id, answer.scores[place].toFixed(4), ...logits]) line.append(element("td", text));
     for (const name of names) {
       const value = answer.contributions[name][place];
       const cell = element("td");
@@ -134,6 +137,7 @@ function drawResult(answer) {
     return line;
   }));
   at("result").hidden = false;
+  at("parts").hidden = !names.length;
 }
 
 async function rank(event) {
@@ -157,7 +161,7 @@ async function rank(event) {
   } catch (error) {
     said.textContent = error.message;
     said.className = "bad";
-    at("result").hidden = true;
+    at("result").hidden = at("parts").hidden = true;
   }
 }
 

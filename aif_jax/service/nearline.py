@@ -1,0 +1,97 @@
+"""What nearline jobs write between two exports, and a service follows: snapshots of the index, rows of users.
+
+root/000001-0000000042/            a snapshot of `aif-jax index follow` or of a `UserTableWriter`; the newest one serves
+root/2026-11-26/000001-.../        the same for the export of that name, where several versions serve
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from aif_jax.checkpoint import METADATA_FILE
+from aif_jax.encoder import Encoder
+from aif_jax.export import Restored
+from aif_jax.index import ItemIndex
+from aif_jax.index import inspect as inspect_index
+from aif_jax.index.storage import Storage
+from aif_jax.neighbours.connect import open_server
+from aif_jax.snapshots import snapshots
+from aif_jax.user_table import RemoteRows, UserTable
+from aif_jax.user_table.files import inspect as inspect_table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nearline:
+    """Where the jobs write.
+
+    Attributes:
+      index: folder of index snapshots; None serves the index of the export.
+      users: folder of snapshots of a `UserTable`, or redis:// URL of a server with its rows; None for none.
+    """
+
+    index: Path | None = None
+    users: str | Path | None = None
+
+
+class Written(NamedTuple):
+    """A snapshot that serves."""
+
+    path: Path
+    seconds: float  # when it was written, since 1970
+    positions: Mapping[int, int]  # in the stream, by partition
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was written."""
+        return max(0.0, time.time() - self.seconds)
+
+
+def newest(root: Path, folder: str) -> Path:
+    """The newest snapshot for the export in `folder`. Raises FileNotFoundError where there is none."""
+    for place in (root / folder, root):
+        if (place / METADATA_FILE).is_file():
+            return place
+        if found := snapshots(place):
+            return found[-1]
+    raise FileNotFoundError(f"{root}: expected snapshots, of {folder or 'the export'} or of every version, got none")
+
+
+def newer_index(root: Path, folder: str, before: Written | None, model: Restored) -> tuple[ItemIndex, Written] | None:
+    """The newest index of a model, unless it is the one before. Raises what `newest` and `ItemIndex.load` raise."""
+    path = newest(root, folder)
+    if before is not None and path == before.path:
+        return None
+    index = ItemIndex.load(path, model.model, model.params, encoder=model.encoder, version=model.version)
+    return index, _written(path, inspect_index(path).positions)
+
+
+def newer_table(root: Path, folder: str, before: Written | None, model: Restored) -> tuple[UserTable, Written] | None:
+    """The newest rows of users of a model, unless they are those before. Raises what `newest` and `UserTable.load` raise."""
+    path = newest(root, folder)
+    if before is not None and path == before.path:
+        return None
+    table = UserTable.load(path, model.model, model.params, encoder=encoder_of(model), version=model.version)
+    return table, _written(path, inspect_table(path).positions)
+
+
+def table_in(server: str, model: Restored, *, storage: Storage) -> UserTable:
+    """Rows of a model's users in a server, `redis://HOST:PORT/DATABASE`. Raises ImportError without its client."""
+    client = open_server(server, socket_timeout=1.0, socket_connect_timeout=1.0)
+    table = UserTable(model.model, model.params, encoder=encoder_of(model), version=model.version, storage=storage)
+    table.rows = RemoteRows(client, version=model.version, width=table.row_bytes // 4)
+    return table
+
+
+def encoder_of(model: Restored) -> Encoder:
+    """The encoder of an export; ValueError where it has none."""
+    if model.encoder is None:
+        raise ValueError("user table: expected an exported model with an encoder, got one without")
+    return model.encoder
+
+
+def _written(path: Path, positions: Mapping[int, int]) -> Written:
+    return Written(path, (path / METADATA_FILE).stat().st_mtime, positions)

@@ -1,0 +1,165 @@
+"""What nearline jobs write between two exports: rows of users, newer indexes, and how old each may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.service.client import ServiceError
+from aif_jax.service.core import Policy
+from aif_jax.service.nearline import Nearline, newest
+from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
+from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
+from tests.test_user_table import server  # noqa: F401
+
+ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+ROWS = dataclasses.replace(SERVING, since_lengths=(4,))
+
+
+def rows_of(folder: str = "one", **options) -> UserTable:
+    """A table with the events of one user."""
+    world = exports()
+    table = UserTable(world.model, world.params[folder], encoder=world.encoder, batch_size=8, **options)
+    table.update({"user": ["ann"] * 2} | EVENTS, position=7)
+    return table
+
+
+def until(true) -> None:
+    """Waits for something."""
+    end = time.monotonic() + 60
+    while not true():
+        time.sleep(0.02)
+        assert time.monotonic() < end
+
+
+def near(scores, expected) -> None:
+    """The same up to what ages as float32 lose over years."""
+    np.testing.assert_allclose(scores["logits"], expected["logits"], atol=2e-3)
+
+
+def test_rows_of_users_answer_calls_by_the_id_alone(tmp_path):
+    directory = tmp_path / "users"
+    with UserTableWriter.start(directory, rows_of(), positions={0: 7}, every_updates=1) as writer:
+        with (
+            running(exports().root / "one", config=ROWS, nearline=Nearline(users=directory)) as service,
+            service.client() as client,
+        ):
+            now = int(time.time())
+            whole = client.score(**ANN | {"now": now}, candidates=IDS)
+            answer = client.score(user="ann", candidates=IDS)
+            near(answer, whole)
+            assert not answer["degraded"] and answer["stages"]["features"] > 0
+            new = client.score(user="who", candidates=IDS)  # without a row: a user without events
+            near(new, client.score(user="who", record={"user": "who"}, events={}, candidates=IDS, now=now))
+            assert not new["degraded"] and np.abs(new["logits"] - answer["logits"]).max() > 0.05
+            explained = client.post("/v1/explain", {"user": "ann", "candidates": IDS, "k": 3})
+            assert set(explained["contributions"]) == {"dot_product"} and len(explained["ids"]) == 3
+            metrics = client.request("GET", "/metrics")[2].decode()
+            assert "aif_user_table_position{" in metrics and 'partition="0"' in metrics
+
+            writer.update({"user": ["who"] * 2} | EVENTS, position=8)
+            until(lambda: service.service.models.held[0].table_from.positions == {0: 8})
+            near(
+                client.score(user="who", candidates=IDS),
+                client.score(**ANN | {"user": "who", "record": {"user": "who"}, "now": now}, candidates=IDS),
+            )
+
+
+def test_events_of_the_source_come_on_top_of_the_row(tmp_path):
+    from aif_jax.neighbours import Record
+
+    class Source:
+        async def get(self, user):
+            return Record({"user": user}, {"item": [2017], "time": [1_700_000_070]})
+
+    table = rows_of()
+    table.save(tmp_path / "users")
+    nearline = Nearline(users=tmp_path / "users")
+    with (
+        running(exports().root / "one", config=ROWS, nearline=nearline, source=Source()) as service,
+        service.client() as client,
+    ):
+        all_three = {"item": [*EVENTS["item"], 2017], "time": [*EVENTS["time"], 1_700_000_070]}
+        expected = client.score(**ANN | {"events": all_three, "now": int(time.time())}, candidates=IDS)
+        near(client.score(user="ann", candidates=IDS), expected)
+        assert np.abs(expected["logits"] - client.score(**ANN, candidates=IDS)["logits"]).max() > 0.02
+
+
+def test_rows_in_a_server(server):  # noqa: F811
+    table = rows_of()
+    table.rows = RemoteRows(server, version=table.version, width=table.row_bytes // 4)
+    table.update({"user": ["ann"] * 2} | EVENTS, position=7)
+    port = server.connection_pool.connection_kwargs["port"]
+    nearline = Nearline(users=f"redis://127.0.0.1:{port}/0")
+    with running(exports().root / "one", config=ROWS, nearline=nearline) as service, service.client() as client:
+        near(client.score(user="ann", candidates=IDS), client.score(**ANN | {"now": int(time.time())}, candidates=IDS))
+        server.set(table.rows.key("bob"), b"torn")
+        torn = client.score(user="bob", candidates=IDS)
+        assert torn["degraded"] and "expected a row of" in torn["reason"]
+
+
+def test_a_version_without_its_rows_is_not_published(tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(exports().root / name, tmp_path / name)
+        if name == "one":
+            rows_of(name).save(tmp_path / "users" / name)
+    (tmp_path / "current").write_text("one\n")
+    with running(tmp_path, config=ROWS, nearline=Nearline(users=tmp_path / "users")) as service, service.client() as client:
+        (tmp_path / "current").write_text("two\n")
+        until(lambda: service.service.models.problem)
+        assert "expected snapshots, of two" in service.service.models.problem
+        assert client.score(user="ann", candidates=IDS)["version"] == exports().index["one"].version
+        rows_of("two").save(tmp_path / "users" / "two")
+        until(lambda: client.score(user="ann", candidates=IDS)["version"] == exports().index["two"].version)
+        assert not client.score(user="ann", candidates=IDS)["degraded"]
+
+
+def test_a_newer_index_is_taken_over(tmp_path):
+    world, directory = exports(), tmp_path / "index"
+    options = {"encoder": world.encoder, "version": world.index["one"].version}
+    world.index["one"].save(tmp_path / "first")
+    index = ItemIndex.load(tmp_path / "first", world.model, world.params["one"], **options)
+    ids, features = world.encoder.items({"item": [99], "category": ["tea"], "bid": [1.5]})
+    with running(world.root / "one", nearline=Nearline(index=directory)) as service, service.client() as client:
+        assert "expected snapshots" in service.service.models.problem  # the job has written nothing yet
+        assert client.score(**ANN, candidates=np.array([99]))["mask"].tolist() == [False]
+        with IndexWriter.start(directory, index) as writer:
+            writer.upsert(ids, features, position=41)
+        until(lambda: client.score(**ANN, candidates=np.array([99]))["mask"].all())
+        metrics = client.request("GET", "/metrics")[2].decode()
+        line = next(line for line in metrics.splitlines() if line.startswith("aif_index_position{"))
+        assert 'partition="0"' in line and line.endswith(" 41.0") and service.service.models.problem is None
+
+
+@pytest.mark.parametrize("part", ["index", "users"])
+def test_what_is_too_old_is_marked_or_refused(tmp_path, part):
+    table, world = rows_of(), exports()
+    table.save(tmp_path / "users")
+    world.index["one"].save(tmp_path / "index")
+    for name in ("users", "index"):
+        written = time.time() - (1000 if name == part else 0)
+        os.utime(tmp_path / name / "_CHECKPOINT_METADATA", (written, written))
+    nearline = Nearline(users=tmp_path / "users", index=tmp_path / "index")
+    policy = Policy(max_index_age=900, max_user_age=900)
+    words = {"index": "index is", "users": "rows of users are"}[part]
+    with running(world.root / "one", config=ROWS, policy=policy, nearline=nearline) as service, service.client() as client:
+        answer = client.rank(user="ann", candidates=IDS, k=3)
+        assert answer["degraded"] and f"the {words} 100" in answer["reason"] and "more than 900 s" in answer["reason"]
+        assert client.request("GET", "/health/ready")[0] == 503
+        service.service.policy = dataclasses.replace(policy, when_stale="refuse")
+        with pytest.raises(ServiceError) as error:
+            client.rank(user="ann", candidates=IDS, k=3)
+        assert (error.value.code, error.value.status) == ("UNAVAILABLE", 503)
+        metrics = client.request("GET", "/metrics")[2].decode()
+        assert "aif_index_age_seconds{" in metrics and "aif_user_table_age_seconds{" in metrics
+
+
+def test_snapshots_are_found_by_export_or_for_all(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected snapshots, of monday or of every version"):
+        newest(tmp_path, "monday")
