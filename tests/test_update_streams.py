@@ -203,7 +203,8 @@ def test_a_user_table_follows(broker, tmp_path):
     broker.send(encode_deleted([1]))
     follower = Follower(broker.open(), UserTarget(writer))
     drain(follower, until=13)
-    assert follower.counters["rejected"] == 1
+    counters = follower.metrics()["counters"]
+    assert counters["stream_rejected"] == 1 and counters["stream_events"] == sum(map(len, test_user_table.MESSAGES[:6]))
     for user in direct.rows.of:
         assert int(writer.table.memory(user).count) == int(direct.memory(user).count)
         np.testing.assert_array_equal(writer.table.memory(user).recent.code, direct.memory(user).recent.code)

@@ -102,6 +102,12 @@ class IndexTarget(_Written[IndexWriter]):
 class UserTarget(_Written[UserTableWriter]):
     """A `UserTableWriter` as a target: messages are raw events; those of one user come by one partition."""
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """What became of the events, see `aif_jax.user_table.Applied`."""
+        applied = self.writer.applied
+        return {"events": applied.events, "events_late": applied.late, "events_beyond": applied.beyond}
+
     def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
         """As `Target.apply`."""
         parts = joined([entry.change for entry in entries])
@@ -235,11 +241,15 @@ class Follower:
         self._after()
 
     def metrics(self) -> dict[str, Any]:
-        """Counters; gauges of lag (messages not applied yet) and age (seconds from a message's write to its application)."""
+        """Counters; gauges of lag (messages not polled yet), age and positions, with names for `prometheus_text`.
+
+        Age is that of the oldest message of the last batch, from its write to its application, in seconds.
+        """
         gauges: dict[str, float] = {"stream_lag": sum(self.stream.lag().values())}
         gauges["stream_age_seconds"] = max(self._age.values(), default=0.0)
         gauges |= {f"stream_position_{partition}": at for partition, at in self.target.positions.items()}
-        return {"counters": {f"stream_{name}": count for name, count in self.counters.items()}, "gauges": gauges}
+        counters = self.counters | Counter(getattr(self.target, "counters", {}))
+        return {"counters": {f"stream_{name}": count for name, count in counters.items()}, "gauges": gauges}
 
     def _take(self, partition: int, messages: list[Message]) -> None:
         """Applies messages of one partition together, or where that fails one by one."""
