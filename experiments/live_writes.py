@@ -216,7 +216,7 @@ class Writes:
     def _publish(self) -> None:
         """Hands the newest index to the engine, one at a time; called by the follower's thread."""
         if self._updating is not None:
-            self._updating.result(60)
+            self._updating.result(600)
         given = self._serve(self.writer.index, self.writer.positions[0])
         self._updating = asyncio.run_coroutine_threadsafe(given, self._loop)
 
