@@ -3,7 +3,7 @@
 Claim     A change of an item and an event of a user are in a ranking within a second (p99), at 1,000 of each a second; the
           user side hides behind a retrieval that takes as long as it does.
 Command   python -m experiments.live --json live.json --figure live.png      (or --smoke; --help lists all)
-Time      2 minutes on 2 CPU cores
+Time      about 3 minutes on 2 CPU cores
 Parts     Valkey or Redis where it is installed, else what the package has in memory: users (`ValkeyFeatures`), states
           (`ValkeyStates`), two update streams (`ValkeyStream`). Retrieval: `presets.two_tower` trained on the same samples, the
           1,000 best by `BruteForce`. Snapshots of the index go to a `SnapshotStore` in a temporary folder.
