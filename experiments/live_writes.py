@@ -240,20 +240,21 @@ class Writes:
             self._written["items"] += count
 
     def _write_events(self) -> None:
-        """User events at the rate, one message each."""
+        """User events at the rate, one message each; those that are due are written in one round trip."""
         data, columns = self.data, self.data.encoder.columns
         rng = np.random.default_rng(2)
         for count in self._paced():
-            for _ in range(count):
-                user = data.users.raw[rng.integers(len(data.users) - 1)].item()
-                event = {columns.user: [user], columns.item: [data.items.raw[rng.integers(len(data.items) - 1)]]}
-                event |= {columns.time: [int(time.time())]} | ({} if columns.action is None else {columns.action: [1]})
+            users = [data.users.raw[n].item() for n in rng.integers(0, len(data.users) - 1, count)]
+            items, when, values = rng.integers(0, len(data.items) - 1, count), time.perf_counter(), []
+            for user, item in zip(users, items, strict=True):
+                event = {columns.user: [user], columns.item: [data.items.raw[item]], columns.time: [int(time.time())]}
+                values.append(neighbours.encode(event | ({} if columns.action is None else {columns.action: [1]})))
+            for user, position in zip(users, self.parts.events.send_many(values), strict=True):
                 self.counts[user] += 1
-                when = time.perf_counter()
-                change = Change(self.parts.events.send(neighbours.encode(event)), when, user, self.counts[user])
+                change = Change(position, when, user, self.counts[user])
                 self._events.add(change)
                 self._queue.add(change)
-                self._written["events"] += 1
+            self._written["events"] += count
 
     def _paced(self) -> Iterator[int]:
         """How many changes are due, every hundredth of a second until the end."""

@@ -418,7 +418,7 @@ def test_messages_that_are_gone_are_noticed(valkey_url, kafka_address, tmp_path)
 
     with redis.Redis.from_url(valkey_url) as client:
         stream = ValkeyStream(client, ["gone"])
-        places = [stream.send(b"x") for _ in range(10)]
+        places = [*(stream.send(b"x") for _ in range(4)), *stream.send_many([b"x"] * 6)]
         for at in (places[2], places[-1]):
             ValkeyStream(client, ["gone"]).begin({0: at})
         client.xtrim("gone", maxlen=3, approximate=False)
