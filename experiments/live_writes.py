@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.serving import AsyncPreRanker, Request, Timeline
 
+POLL = 0.02  # seconds that a follower waits for messages
 DRAIN = 30.0  # seconds that the followers have for what is left at the end
 
 
@@ -110,14 +112,13 @@ class Writes:
             "item follower": neighbours.Follower(
                 parts.items, neighbours.IndexTarget(writer, data.encoder), changed=self._publish, store=store
             ),
-            "event follower": neighbours.Follower(parts.events, neighbours.SinkTarget(parts.sink), changed=self._applied),
+            "event follower": neighbours.Follower(parts.events, neighbours.SinkTarget(parts.sink)),
         }
 
     async def run(self) -> dict[str, Any]:
         """Figures under writes."""
         work: dict[str, Callable[[], Any]] = {"item writer": self._write_items, "event writer": self._write_events}
-        for name, follower in self._followers.items():
-            work[name] = lambda follower=follower: follower.run(self._end.is_set, seconds=0.02)
+        work |= {name: partial(self._follow, follower) for name, follower in self._followers.items()}
         threads = {
             name: threading.Thread(target=self._guarded, args=(name, function), name=name, daemon=True)
             for name, function in work.items()
@@ -204,10 +205,17 @@ class Writes:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failures.append(error)
 
-    def _applied(self) -> None:
-        """Notes which events are in the feature store now; called by the follower's thread."""
+    def _follow(self, follower: neighbours.Follower) -> None:
+        """Applies a stream until the end."""
+        while not self._end.is_set():
+            follower.step(POLL)
+            if follower is self._followers["event follower"]:
+                self._applied(follower.target.positions.get(0))
+
+    def _applied(self, position: int | None) -> None:
+        """Notes that the events up to a position are in the feature store now."""
         now = time.perf_counter()
-        for change in self._events.upto(self._followers["event follower"].target.positions.get(0)):
+        for change in self._events.upto(position):
             self._seconds["user_applied"].append(now - change.when)
             if len(self._seconds["user_applied"]) % self.options.probe == 0:
                 self._probed += 1

@@ -133,7 +133,7 @@ def broker(request, tmp_path):
     return Broker(request.param, address, "".join(c if c.isalnum() else "-" for c in tmp_path.name))
 
 
-def drain(follower: Follower, *, until: int, seconds: float = 20) -> None:
+def drain(follower: Follower, *, until: int, seconds: float = 60) -> None:
     """Steps until so many messages were polled."""
     end = time.monotonic() + seconds
     while follower.counters["messages"] < until:
