@@ -78,8 +78,9 @@ def test_live(tmp_path, where):
     got = figures("experiments.live", tmp_path, "--figure", "live.png", *where)
     assert got["server"] == (not where) and got["rejected"] == 0 and got["degraded"] == 0
     names = ("feature_fetch_p50_ms", "state_fetch_p50_ms", "item_freshness_p99_s", "user_freshness_p99_s")
-    for name in (*names, "critical_p50_ms", "request_p50_ms"):
+    for name in (*names, "user_applied_p99_s", "prepared_critical_p50_ms", "critical_p50_ms", "request_p50_ms"):
         assert 0 < got[name] < 60_000, name
+    assert got["changes_not_seen"] == 0 and got["probes"] > 2
     assert 0 < got["retrieval_recall1000"] <= 1 and got["item_messages_applied"] > 5 and got["event_messages_applied"] > 5
     assert (tmp_path / "live.png").stat().st_size > 10_000
 

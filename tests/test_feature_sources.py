@@ -166,6 +166,19 @@ def test_what_came_before_is_skipped_user_by_user(client):
             sink.update(one, position=2**62 + 9, partition=3)
 
 
+def test_messages_that_come_together_keep_their_positions(client):
+    """Events of a user that the store has are left out, those of later messages are appended."""
+    layout = EventLayout()
+    raw = {"user": [1, 2, 1, 1], "item": [10, 20, 11, 12], "time": [T, T, T, T]}
+    for sink in (MemoryFeatures(layout), ValkeyFeatureWriter(client, layout, prefix="together")):
+        assert sink.update({"user": [1], "item": [10], "time": [T]}, position=4) == 1
+        assert sink.update(raw, position=np.array([4, 5, 5, 7])) == 3
+        assert sink.update(raw, position=np.array([4, 5, 5, 7])) == 0
+        assert sink.update({"user": [1], "item": [13], "time": [T]}, position=8) == 1
+        with pytest.raises(ValueError, match="position: expected positions of events in the order of the stream"):
+            sink.update(raw, position=np.array([9, 9, 9, 8]))
+
+
 def test_events_are_trimmed_to_the_length(url, client):
     writer = ValkeyFeatureWriter(client, LAYOUT, length=16)
     for n in range(100):

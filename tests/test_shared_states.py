@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import numpy as np
@@ -138,6 +139,27 @@ def test_a_store_that_hangs_or_fails_costs_time_alone(url):
         assert slow.counters["timeouts"] == 2
 
     with_client(url, test)
+
+
+def test_a_server_that_dies_costs_time_alone():
+    """The replica computes what it would have read, and goes on without the server."""
+    from redis import asyncio as redis
+
+    async def test() -> None:
+        with contextlib.ExitStack() as server:
+            client = redis.Redis.from_url(server.enter_context(servers.valkey()))
+            store, request = ValkeyStates(client, timeout=5.0), Request(user=3, feature_version=1)
+            async with client, engine(store) as first, engine(store) as second:
+                expected = await first.rank(request, 5)
+                await settled(first)
+                server.close()
+                got = await second.rank(request, 5)
+                await settled(second)
+                np.testing.assert_array_equal(got.logits, expected.logits)
+                assert not got.degraded and second.fetched == [3]
+            assert store.counters == {"misses": 2, "written": 1, "failed": 2}
+
+    asyncio.run(asyncio.wait_for(test(), 120))
 
 
 def test_states_are_bounded_in_size_and_time(url):

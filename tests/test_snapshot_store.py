@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from aif_jax import cli
 from aif_jax.neighbours import SnapshotError, SnapshotStore
 from aif_jax.neighbours import snapshot_store as module
 from tests import servers
@@ -226,6 +227,27 @@ def test_secrets_are_in_no_message(bucket, tmp_path, caplog):
 def test_wrong_arguments_are_named(tmp_path, call, error, message):
     with pytest.raises(error, match=message):
         call(tmp_path)
+
+
+def test_the_commands_of_a_store(tmp_path, capsys):
+    url = str(tmp_path / "store")
+
+    def run(*words: str, code: int = 0) -> str:
+        assert cli.main(["snapshots", *words]) == code
+        return "".join(capsys.readouterr()).strip()
+
+    assert run("current", url, code=1) == ""
+    names = [run("publish", url, str(fill(tmp_path / "made", number)), "--keep", "2") for number in range(1, 4)]
+    assert json.loads(run("list", url)) == {"current": names[2], "snapshots": names[1:]} and run("current", url) == names[2]
+    folder = run("fetch", url, str(tmp_path / "here"))
+    assert Path(folder).name == names[2] and number_of(Path(folder)) == 3
+    assert number_of(Path(run("fetch", url, str(tmp_path / "here"), "--name", names[1]))) == 2
+    assert run("collect", url, "--keep", "1") == names[1] and run("collect", url) == ""
+    assert "keep: expected at least 1, got 0" in run("collect", url, "--keep", "0", code=2)
+    assert "expected a folder with files, got none" in run("publish", url, str(tmp_path / "nothing"), code=2)
+    assert f"expected the snapshot {names[0]}, got none" in run(
+        "fetch", url, str(tmp_path / "here"), "--name", names[0], code=2
+    )
 
 
 def publish_all(url: str, options: dict, folder: str, log: str) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +45,7 @@ from aif_jax.neighbours import (
 from aif_jax.neighbours.streams import Message
 from aif_jax.neighbours.valkey_stream import id_of, position_of
 from aif_jax.snapshots import snapshots
-from aif_jax.user_table import UserTableWriter
+from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests import demo, servers, test_user_table
 from tests.conftest import child_environment
 from tests.reliability.sizes import FULL
@@ -130,7 +133,7 @@ def broker(request, tmp_path):
     return Broker(request.param, address, "".join(c if c.isalnum() else "-" for c in tmp_path.name))
 
 
-def drain(follower: Follower, *, until: int, seconds: float = 20) -> None:
+def drain(follower: Follower, *, until: int, seconds: float = 60) -> None:
     """Steps until so many messages were polled."""
     end = time.monotonic() + seconds
     while follower.counters["messages"] < until:
@@ -200,7 +203,8 @@ def test_a_user_table_follows(broker, tmp_path):
     broker.send(encode_deleted([1]))
     follower = Follower(broker.open(), UserTarget(writer))
     drain(follower, until=13)
-    assert follower.counters["rejected"] == 1
+    counters = follower.metrics()["counters"]
+    assert counters["stream_rejected"] == 1 and counters["stream_events"] == sum(map(len, test_user_table.MESSAGES[:6]))
     for user in direct.rows.of:
         assert int(writer.table.memory(user).count) == int(direct.memory(user).count)
         np.testing.assert_array_equal(writer.table.memory(user).recent.code, direct.memory(user).recent.code)
@@ -229,6 +233,66 @@ def test_a_feature_store_follows_and_doubles_nothing(broker, valkey_url):
             if sink is remote:
                 counts = [int(client.getrange(f"{broker.name}:{{i:{user}}}:e", 12, 31)) for user in range(3)]
                 assert counts == [7, 7, 6]
+
+
+def test_rows_in_a_server_follow(valkey_url):
+    """`RemoteRows` as a sink: a follower stops in the middle, another begins anew with other batches; nothing is doubled."""
+    import redis
+
+    with redis.Redis.from_url(valkey_url) as client:
+        broker, direct = Broker("valkey", valkey_url, "rows"), test_user_table.table()
+        for number, at in enumerate(test_user_table.MESSAGES[:6]):
+            user = test_user_table.DATA.log.user[at]
+            for partition in range(2):
+                mine = at[user % 2 == partition]
+                broker.send(encode(test_user_table.raw(mine)), partition=partition)
+                direct.update(test_user_table.raw(mine), position=number, partition=partition)
+        broker.send(encode_deleted([1]))
+        for most, until in ((4, 8), (100, 13)):
+            follower = Follower(broker.open(), SinkTarget(test_user_table.remote(client, prefix="rows")), most=most)
+            drain(follower, until=until)
+        assert (follower.counters["applied"], follower.counters["rejected"]) == (12, 1)
+        there = test_user_table.remote(client, prefix="rows")
+        for user in direct.rows.of:
+            assert int(there.memory(user).count) == int(direct.memory(user).count)
+            np.testing.assert_array_equal(there.memory(user).recent.code, direct.memory(user).recent.code)
+
+
+def test_partitions_move_within_a_group(kafka_address, tmp_path):
+    """Two consumers share the partitions, one leaves in the middle and the other takes all: each event is in once."""
+    broker, layout = Broker("kafka", kafka_address, "moves-" + tmp_path.name.replace("_", "-")), EventLayout()
+    sink = MemoryFeatures(layout)  # what the consumers share
+
+    def send(numbers: range) -> None:
+        for number in numbers:
+            broker.send(encode({"user": [number % 4], "item": [number], "time": [T]}), partition=number % 2)
+
+    def step_until(followers: list[Follower], ready) -> None:
+        until = time.monotonic() + 60
+        while not ready():
+            for follower in followers:
+                follower.step(0.02)
+            assert time.monotonic() < until, [follower.counters for follower in followers]
+
+    def events() -> int:
+        return sum(len(asyncio.run(sink.get(user)).events["item"]) for user in range(4) if user in sink._events)
+
+    options = {"heartbeat.interval.ms": 100, "session.timeout.ms": 6000}
+    streams = [KafkaStream(kafka_address, broker.name, group="g", options=options) for _ in range(2)]
+    followers = [Follower(stream, SinkTarget(sink), most=3) for stream in streams]
+    step_until(followers, lambda: [len(stream.lag()) for stream in streams] == [1, 1])
+    send(range(8))
+    step_until(followers, lambda: events() == 8)
+    assert [follower.counters["applied"] for follower in followers] == [4, 4]
+    send(range(8, 16))
+    followers[0].step(0.5)  # some of these, which the other one does not get again
+    streams[0].close()
+    send(range(16, 24))
+    step_until(followers[1:], lambda: events() == 24)
+    assert len(streams[1].lag()) == 2 and streams[1].rebalances >= 2
+    assert [asyncio.run(sink.get(user)).events["item"].tolist() for user in range(4)] == [[*range(u, 24, 4)] for u in range(4)]
+    assert followers[0].counters["applied"] > 4 and sum(follower.counters["applied"] for follower in followers) == 24
+    streams[1].close()
 
 
 @pytest.mark.reliability
@@ -354,7 +418,7 @@ def test_messages_that_are_gone_are_noticed(valkey_url, kafka_address, tmp_path)
 
     with redis.Redis.from_url(valkey_url) as client:
         stream = ValkeyStream(client, ["gone"])
-        places = [stream.send(b"x") for _ in range(10)]
+        places = [*(stream.send(b"x") for _ in range(4)), *stream.send_many([b"x"] * 6)]
         for at in (places[2], places[-1]):
             ValkeyStream(client, ["gone"]).begin({0: at})
         client.xtrim("gone", maxlen=3, approximate=False)
@@ -520,15 +584,65 @@ def test_a_command_that_is_told_to_end_saves(trained, valkey_url, tmp_path):
     command = [sys.executable, "-m", "aif_jax", "index", "follow", "--checkpoint", str(trained / "model"), "--quiet"]
     command += ["--index", str(trained / "index"), "--directory", str(tmp_path / "w"), "--every-seconds", "3600"]
     command += ["--stream", f"{valkey_url}/{','.join(broker.keys)}", "--store", str(tmp_path / "store")]
+    command += ["--metrics", str(port := servers.free_port())]
     process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     store, until = SnapshotStore(tmp_path / "store"), time.monotonic() + 90
     while store.current() is None and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)  # the first snapshot is published with the first step
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        scraped = answer.read().decode()
     process.terminate()
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert json.loads(out)["counters"]["stream_applied"] == 1
+    assert "\naif_stream_messages_total 1.0\n" in scraped and "\naif_stream_lag 0.0\n" in scraped
+    assert float(re.findall(r"^aif_stream_age_seconds (.*)$", scraped, re.M)[0]) > 0
     assert aif.index.verify(snapshots(tmp_path / "w")[-1]).items == 2
+
+
+def test_the_command_follows_users(trained, valkey_url, tmp_path, capsys):
+    """Into snapshots, rows in a server and a feature store; called again, each goes on, and counts nothing twice."""
+    import redis
+
+    broker = Broker("valkey", valkey_url, "users")
+    words = ["users", "follow", "--checkpoint", str(trained / "model"), "--until-idle", "--quiet"]
+    words += ["--stream", f"{valkey_url}/{','.join(broker.keys)}"]
+    local = ["--directory", str(tmp_path / "w"), "--empty", "--store", str(tmp_path / "store")]
+    for number in range(1, 3):
+        broker.send(encode({"user": [1, 1], "item": ["i0", "i1"], "time": [T, T + 1]}))
+        for more in (local, ["--rows", valkey_url], ["--features", valkey_url, "--length", "9", "--prefix", "f"]):
+            assert cli.main([*words, *more]) == 0, capsys.readouterr().err
+            metrics = json.loads(capsys.readouterr().out)
+            assert metrics["counters"]["stream_applied"] == (1 if more is local else number)
+        loaded = checkpoint.load(trained / "model")
+        model, version = aif.build(loaded.config), loaded.version
+        folder = SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")
+        table = UserTable.load(folder, model, loaded.params, encoder=ENCODER, version=version)
+        assert int(table.memory(1).count) == 2 * number
+        with redis.Redis.from_url(valkey_url) as client:
+            table.rows = RemoteRows(client, version=version, width=table.row_bytes // 4)
+            assert int(table.memory(1).count) == 2 * number
+            assert int(client.getrange("f:{i:1}:e", 12, 31)) == 2 * number
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--directory", "w"], "has no snapshot; expected --table, to start from, or --empty"),
+        (["--directory", "w", "--empty", "--group", "g"], "expected --group with --rows or --features"),
+        (["--rows", "redis://h:1", "--store", "s"], "expected --table, --empty and --store with --directory alone"),
+        (["--rows", "redis://me:secret@/x"], "--rows: server: expected redis://HOST:PORT, got 'redis://***@/x'"),
+        (["--rows", "redis://h:1", "--group", "g"], "--stream: group: expected None: only topics of Kafka have groups, got g"),
+        (["--rows", "redis://h:1", "--server-options", "wrong.json"], "wrong.json: expected a JSON object of settings"),
+    ],
+)
+def test_wrong_words_of_users_follow_are_named(trained, tmp_path, monkeypatch, capsys, more, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.json").write_text('["secret"')
+    words = ["users", "follow", "--checkpoint", str(trained / "model"), "--stream", "redis://localhost:1/x"]
+    assert cli.main([*words, *more]) == 2
+    told = capsys.readouterr().err
+    assert message in told and "secret" not in told
 
 
 @pytest.mark.parametrize(

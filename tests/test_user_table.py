@@ -165,6 +165,32 @@ def test_what_came_before_is_skipped_user_by_user():
     assert [int(made.memory(user).count) for user in (1, 2, 3)] == [3, 3, 0]
 
 
+def test_messages_that_come_together_keep_their_positions(streamed):
+    """A row that holds the first messages of its user takes the later ones alone."""
+    made, some = table(), MESSAGES[:6]
+    for position, at in enumerate(some[:3]):
+        made.update(raw(at), position=position)
+    where = np.repeat(np.arange(6), [len(at) for at in some])
+    applied = made.update(raw(np.concatenate(some)), position=where)
+    assert applied.repeated == sum(map(len, some[:3])) and applied.events == sum(map(len, some[3:]))
+    singly = table()
+    for position, at in enumerate(some):
+        singly.update(raw(at), position=position)
+    assert made.rows.of.keys() == singly.rows.of.keys()
+    for user in singly.rows.of:
+        np.testing.assert_array_equal(made.memory(user).recent.code, singly.memory(user).recent.code)
+        assert made.rows.get([user]).position == singly.rows.get([user]).position
+    for wrong, message in (
+        (where[::-1], "positions of events in the order of the stream, got some that fall"),
+        (where[1:], f"one for each of {len(where)} events, got an array of shape"),
+        (np.full(len(where), NONE), "position: expected above"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made.update(raw(np.concatenate(some)), position=wrong)
+    with pytest.raises(TypeError, match="position: expected integers, got float64"):
+        made.update(raw(np.concatenate(some)), position=where * 1.0)
+
+
 def test_late_events_are_put_in_their_place_and_counted():
     made, ordered = table(), table()
     at = ARRIVAL[DATA.log.user[ARRIVAL] == 3]

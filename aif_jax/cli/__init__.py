@@ -1,4 +1,4 @@
-"""The command line `aif-jax`: check files, train, build and update an index, export, verify, serve, replay.
+"""The command line `aif-jax`: check files, train, build and follow an index, follow users, export, verify, serve, replay.
 
 Exit codes, the same for every command: 0 fine; 1 problems were found, a folder failed its verification, or data was refused;
 2 the command could not start: wrong usage, a file or package that is missing, an output that exists already.
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from aif_jax.cli.commands import add_commands
 from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
 from aif_jax.cli.service import add_service_commands
+from aif_jax.cli.snapshots import add_snapshot_commands
 
 __all__ = ["main"]
 
@@ -25,8 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       2
     """
     parser = argparse.ArgumentParser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="check|train|index|export|verify|serve|replay|doctor")
+    commands = parser.add_subparsers(
+        required=True, metavar="check|train|index|users|snapshots|export|verify|serve|replay|doctor"
+    )
     add_commands(commands)
+    add_snapshot_commands(commands)
     add_service_commands(commands)
     options = parser.parse_args(argv)
     try:

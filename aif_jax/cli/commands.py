@@ -1,4 +1,4 @@
-"""The commands: `check`, `train`, `index build|update|follow|inspect|verify`, `export`, `verify`, `doctor`.
+"""The commands: `check`, `train`, `index build|update|follow|inspect|verify`, `users follow`, `export`, `verify`, `doctor`.
 
 What a command does is the docstring of its function, which is its help text too.
 """
@@ -12,20 +12,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from aif_jax import doctor, export, index
 from aif_jax.cli import options as shared
+from aif_jax.cli.follow import add_index_follow, add_users_follow
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
 from aif_jax.columns import Columns
 from aif_jax.config import Config
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.folders import local
-from aif_jax.index import STORAGES, IndexWriter, ItemIndex
+from aif_jax.index import STORAGES, ItemIndex
 from aif_jax.index.build import BATCH
 from aif_jax.model import build
-from aif_jax.neighbours import Follower, IndexTarget, SnapshotStore
-from aif_jax.neighbours.connect import FORMS, open_stream
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.check import ORDERS
@@ -83,21 +80,12 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--deleted", help="file or folder with the id column: items to delete, after the changes")
     add_output(one)
 
-    one = shared.add_command(inner, "follow", run_index_follow)
-    shared.add_checkpoint(one, required=True)
-    one.add_argument("--stream", required=True, metavar="URL", help=FORMS)
-    one.add_argument("--stream-options", type=Path, metavar="FILE", help="JSON of settings of the client, such as passwords")
-    one.add_argument("--directory", type=Path, required=True, help="of snapshots; goes on with the newest one there")
-    one.add_argument("--index", type=Path, help="folder of the index to start from, where the directory has no snapshot")
-    text = "where snapshots are published, such as s3://BUCKET/PATH; settings are those of the environment"
-    one.add_argument("--store", metavar="URL", help=text)
-    one.add_argument("--every-seconds", type=float, default=60.0, help="between two snapshots (default: %(default)s)")
-    one.add_argument("--until-idle", action="store_true", help="end when nothing comes for a second")
-    one.add_argument("--takeover", action="store_true", help="take the directory from a writer that hangs")
-    one.add_argument("--quiet", action="store_true", help="no progress on stderr")
-
+    add_index_follow(inner)
     shared.add_command(inner, "inspect", run_index_inspect).add_argument("folder")
     shared.add_command(inner, "verify", run_index_verify).add_argument("folder")
+
+    text = "Keeps what is known of users fresh."
+    add_users_follow(commands.add_parser("users", help=text, description=text).add_subparsers(required=True, metavar="follow"))
 
     one = shared.add_command(commands, "export", run_export)
     source = one.add_mutually_exclusive_group(required=True)
@@ -226,40 +214,6 @@ def save(built: ItemIndex, positions: dict[int, int], summary: str, options: arg
     if not options.dry_run:
         built.save(options.out, positions=positions)
     print(f"{'dry run' if options.dry_run else options.out}: {summary}")
-    return FINE
-
-
-def run_index_follow(options: argparse.Namespace) -> int:
-    """Applies an update stream to an index until it is told to end (SIGTERM, SIGINT); killed and called again, it goes on."""
-    trained = shared.load_model(options.checkpoint)
-    model, encoder = build(trained.config), shared.encoder_of(options.checkpoint, trained)
-    made: dict[str, Any] = {"every_updates": None, "every_seconds": options.every_seconds}
-    belongs: dict[str, Any] = {"encoder": encoder, "version": trained.version}
-    with shared.as_usage("--stream-options"):
-        settings = None if options.stream_options is None else json.loads(options.stream_options.read_text("utf-8"))
-    with shared.as_usage("--stream"):
-        stream = open_stream(options.stream, settings)
-    store = None if options.store is None else SnapshotStore(options.store)
-    if index.snapshots(options.directory):
-        resume: dict[str, Any] = {"takeover": options.takeover, **belongs, **made}
-        writer = IndexWriter.resume(options.directory, model, trained.params, **resume)
-    elif options.index is None:
-        raise UsageError(f"index follow: {options.directory} has no snapshot; expected --index, to start from")
-    else:
-        loaded = ItemIndex.load(options.index, model, trained.params, **belongs)
-        positions = index.inspect(options.index).positions
-        writer = IndexWriter.start(options.directory, loaded, positions=positions, **made)
-    with writer, shared.told_to_end() as told:
-        follower = Follower(stream, IndexTarget(writer, encoder), store=store)
-        with tqdm(unit="message", desc="follow", disable=options.quiet) as bar:
-            while not told():
-                count = follower.step(1.0)
-                bar.update(count)
-                if options.until_idle and not count:
-                    break
-    follower.flush()
-    stream.close()
-    print(json.dumps(follower.metrics()))
     return FINE
 
 

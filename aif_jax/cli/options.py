@@ -17,6 +17,7 @@ from aif_jax import checkpoint
 from aif_jax.checkpoint import Checkpoint
 from aif_jax.columns import Columns
 from aif_jax.encoder import Encoder
+from aif_jax.neighbours.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.train import fit as training
 
 FINE, PROBLEMS, USAGE = 0, 1, 2
@@ -89,6 +90,32 @@ def read_columns(options: argparse.Namespace) -> Columns | None:
         return None
     with as_usage("columns" if options.columns is None else f"--columns {options.columns}"):
         return Columns.from_json(({} if options.columns is None else json.loads(options.columns.read_text("utf-8"))) | settings)
+
+
+def read_json(path: Path | None, option: str) -> dict[str, Any] | None:
+    """The settings in a JSON file, None for none; UsageError that shows none of them for what is no JSON object."""
+    if path is None:
+        return None
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UsageError(f"{option} {path}: expected a JSON object of settings, got something else")
+    return settings
+
+
+@contextlib.contextmanager
+def open_store(url: str, **options: Any) -> Iterator[SnapshotStore]:
+    """A snapshot store; what the client of its file system raises becomes a `SnapshotError` that names the store."""
+    with as_usage("store"):
+        store = SnapshotStore(url, **options)
+    try:
+        yield store
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise SnapshotError(f"{store.url}: cannot be read or written: {type(error).__name__}: {error}") from error
 
 
 def read_fields(words: Sequence[str], option: str, fields: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, UsageError
 from aif_jax.folders import URL
-from aif_jax.neighbours.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.service.answers import to_json
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
@@ -124,13 +123,9 @@ def run_serve(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _mirror(options: argparse.Namespace) -> Iterator[None]:
     """Keeps the local folder like the store, in the process that watches the workers; credentials come from the environment."""
-    mirror = Mirror(SnapshotStore(options.folder), options.mirror, poll=options.poll)
-    try:
+    with shared.open_store(options.folder) as store:
+        mirror = Mirror(store, options.mirror, poll=options.poll)
         mirror.update()
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # of the file system's client
-        raise SnapshotError(f"{mirror.store.url}: cannot be read: {type(error).__name__}: {error}") from error
     with mirror:
         yield
 

@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+
 from aif_jax.checks import expect
 from aif_jax.encoder import Encoder
 from aif_jax.index import IndexWriter
@@ -100,6 +102,12 @@ class IndexTarget(_Written[IndexWriter]):
 class UserTarget(_Written[UserTableWriter]):
     """A `UserTableWriter` as a target: messages are raw events; those of one user come by one partition."""
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """What became of the events, see `aif_jax.user_table.Applied`."""
+        applied = self.writer.applied
+        return {"events": applied.events, "events_late": applied.late, "events_beyond": applied.beyond}
+
     def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
         """As `Target.apply`."""
         parts = joined([entry.change for entry in entries])
@@ -114,7 +122,8 @@ class UserTarget(_Written[UserTableWriter]):
 class SinkTarget:
     """A feature store, or a `UserTable` whose rows are in a server: a user's value holds its position, nothing else is saved.
 
-    Messages are applied one by one: a group that a kill cuts in half could not be told from a whole one.
+    Messages are applied together, each event with the position of its message: a kill in the middle leaves users who have the
+    first of their events, and the sink skips these when they come again.
 
     Args:
       sink: `ValkeyFeatureWriter`, `MemoryFeatures`, or a `UserTable`.
@@ -136,13 +145,14 @@ class SinkTarget:
         return dict(self._positions)
 
     def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
-        """As `Target.apply`, but message by message."""
-        for message, change in entries:
-            if message.position <= self._positions.get(partition, message.position - 1):
-                continue
-            expect(change.table is not None, "message", "events", "a deletion")
-            self._sink.update(change.table, position=message.position, partition=partition)
-            self._positions[partition] = message.position
+        """As `Target.apply`; where it raises, some users may have their events, which are skipped when they come again."""
+        expect(all(entry.change.table is not None for entry in entries), "message", "events", "a deletion")
+        at = [entry.message.position for entry in entries for _ in range(entry.change.table.num_rows)]
+        done = 0
+        for part in joined([entry.change for entry in entries]):
+            count = part.table.num_rows
+            self._sink.update(part.table, position=np.array(at[done : done + count], np.int64), partition=partition)
+            done += count
         self._positions[partition] = max(position, self._positions.get(partition, position))
 
     def tick(self) -> None:
@@ -231,11 +241,15 @@ class Follower:
         self._after()
 
     def metrics(self) -> dict[str, Any]:
-        """Counters; gauges of lag (messages not applied yet) and age (seconds from a message's write to its application)."""
+        """Counters; gauges of lag (messages not polled yet), age and positions, with names for `prometheus_text`.
+
+        Age is that of the oldest message of the last batch, from its write to its application, in seconds.
+        """
         gauges: dict[str, float] = {"stream_lag": sum(self.stream.lag().values())}
         gauges["stream_age_seconds"] = max(self._age.values(), default=0.0)
         gauges |= {f"stream_position_{partition}": at for partition, at in self.target.positions.items()}
-        return {"counters": {f"stream_{name}": count for name, count in self.counters.items()}, "gauges": gauges}
+        counters = self.counters | Counter(getattr(self.target, "counters", {}))
+        return {"counters": {f"stream_{name}": count for name, count in counters.items()}, "gauges": gauges}
 
     def _take(self, partition: int, messages: list[Message]) -> None:
         """Applies messages of one partition together, or where that fails one by one."""

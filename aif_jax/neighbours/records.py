@@ -10,7 +10,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.neighbours.packing import EventLayout
 from aif_jax.raw import column_of, plain
-from aif_jax.user_table.rows import NONE, UserId
+from aif_jax.user_table.rows import NONE, UserId, positions_of
 from aif_jax.vocabulary import as_ids
 
 
@@ -34,13 +34,13 @@ class FeatureSource(Protocol):
 class EventSink(Protocol):
     """Where raw events go: the write path of a feature store."""
 
-    def update(self, events: Any, *, position: int | None = None, partition: int = 0) -> int:
+    def update(self, events: Any, *, position: int | np.ndarray | None = None, partition: int = 0) -> int:
         """Appends events of some users; returns how many were new.
 
         Args:
           events: raw values by column of the events file, the user's id among them.
-          position: in the stream; a user who has events of that position or a later one is left as it is. None appends in any
-            case.
+          position: in the stream, one for all events or one for each [n], in rising order; events whose user has that position
+            or a later one are left out. None appends in any case.
           partition: of the stream; always the same for one user.
         """
         ...
@@ -82,39 +82,40 @@ class MemoryFeatures:
         """Keeps raw values of a user by column of the users file."""
         self._attributes[user] = dict(attributes)
 
-    def update(self, events: Any, *, position: int | None = None, partition: int = 0) -> int:
+    def update(self, events: Any, *, position: int | np.ndarray | None = None, partition: int = 0) -> int:
         """As `EventSink.update`; ValueError for a user whose events came by another partition."""
-        parts = list(by_user(events, self._user, self.layout))
-        for user, _ in parts:
-            check_partition(user, self._events.get(user, (None, 0, NONE, partition))[2:], position, partition)
+        parts = list(by_user(events, self._user, self.layout, position))
+        for user, at, _ in parts:
+            check_partition(user, self._events.get(user, (None, 0, NONE, partition))[2:], at, partition)
         new = 0
-        for user, packed in parts:
+        for user, at, packed in parts:
             before, count, last, where = self._events.get(user, (packed[:0], 0, NONE, partition))
-            if position is not None and position <= last:
+            if NONE < at <= last:
                 continue
             kept = np.concatenate([before, packed])[-self.length :]
-            place = (last, where) if position is None else (position, partition)
+            place = (last, where) if at == NONE else (at, partition)
             self._events[user] = (kept, count + len(packed), *place)  # at once, so that a reader finds whole records
             new += len(packed)
         return new
 
 
-def by_user(events: Any, column: str, layout: EventLayout) -> Iterator[tuple[UserId, np.ndarray]]:
-    """The packed events of each user, in the order in which they came."""
+def by_user(events: Any, column: str, layout: EventLayout, position: Any = None) -> Iterator[tuple[UserId, int, np.ndarray]]:
+    """The packed events of each user and position, in the order in which they came; position `NONE` where they have none."""
     packed = layout.pack(events)
     ids = as_ids(plain(column_of(events, column)), column)
     names: Sequence[UserId] = ids.tolist() if isinstance(ids, np.ndarray) else ids
     expect(len(names) == len(packed), "events", "a user for each event", f"{len(names)} for {len(packed)} events")
-    numbers: dict[UserId, int] = {}
-    owner = np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.int64, len(names))
+    numbers: dict[tuple[UserId, int], int] = {}
+    keys = zip(names, positions_of(position, len(packed)).tolist(), strict=True)
+    owner = np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), np.int64, len(names))
     order = np.argsort(owner, kind="stable")
     ends = np.cumsum(np.bincount(owner, minlength=len(numbers)))
-    for name, start, end in zip(numbers, [0, *ends], ends, strict=False):
-        yield name, packed[order[start:end]]
+    for (name, at), start, end in zip(numbers, [0, *ends], ends, strict=False):
+        yield name, at, packed[order[start:end]]
 
 
-def check_partition(user: UserId, last: tuple[int, int], position: int | None, partition: int) -> None:
+def check_partition(user: UserId, last: tuple[int, int], position: int, partition: int) -> None:
     """Raises ValueError for a user whose events came by another partition: positions of two cannot be compared."""
-    if position is not None and last[0] != NONE and last[1] != partition:
+    if position != NONE and last[0] != NONE and last[1] != partition:
         expected = f"events of user {user!r} by partition {last[1]}, as before"
         raise ValueError(f"update: expected {expected}, got partition {partition}")

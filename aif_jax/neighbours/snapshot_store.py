@@ -148,7 +148,7 @@ class SnapshotStore:
             except FileNotFoundError:
                 moved = self._pointer() if name is None else pointer
                 if moved == pointer or not left:  # else it was removed because there are newer ones
-                    raise
+                    raise FileNotFoundError(f"{self.url}: expected the snapshot {wanted}, got none or a part of it") from None
         raise AssertionError
 
     def current(self) -> str | None:

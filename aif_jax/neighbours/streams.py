@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from aif_jax.checks import expect
@@ -79,6 +79,10 @@ class MemoryStream:
         position = (messages[-1].position + 1 if messages else 0) + gap
         messages.append(Message(partition, position, key, value, time.time()))
         return position
+
+    def send_many(self, values: Sequence[bytes], *, partition: int = 0) -> list[int]:
+        """Adds messages; returns their positions."""
+        return [self.send(value, partition=partition) for value in values]
 
     def begin(self, positions: Mapping[int, int]) -> None:
         """As `UpdateStream.begin`."""

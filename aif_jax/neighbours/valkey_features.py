@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from aif_jax.checks import expect
 from aif_jax.neighbours.packing import EventLayout
 from aif_jax.neighbours.records import Record, by_user, check_partition
@@ -119,26 +121,25 @@ class ValkeyFeatureWriter:
         value = JSON_HEAD.pack(ATTRIBUTES, len(body), zlib.crc32(body)) + body
         self._client.set(keys_of(self._prefix, user)[0], value, px=self._lives or None)
 
-    def update(self, events: Any, *, position: int | None = None, partition: int = 0) -> int:
-        """As `EventSink.update`, one round trip for all users.
+    def update(self, events: Any, *, position: int | np.ndarray | None = None, partition: int = 0) -> int:
+        """As `EventSink.update`, one round trip for all users and positions.
 
         Raises:
           ValueError: events that do not fit the layout, a user whose events came by another partition, a value at a user's key
             that is not of this layout. Other users' events are in then; the same call does not double them with a position.
         """
-        place = "" if position is None else f"{integer(position, 'position') - NONE:020d}"
-        where = f"{integer(partition, 'partition'):011d}"
-        parts = list(by_user(events, self._user, self.layout))
+        head, where = EVENTS + self.layout.digest.encode(), f"{integer(partition, 'partition'):011d}"
+        parts = list(by_user(events, self._user, self.layout, position))
         pipe = self._client.pipeline(transaction=False)
-        for user, packed in parts:
-            head, data = EVENTS + self.layout.digest.encode(), packed[-self.length :].tobytes()
+        for user, at, packed in parts:
+            place, data = "" if at == NONE else f"{at - NONE:020d}", packed[-self.length :].tobytes()
             values = [head, place, where, data, len(packed), self.layout.nbytes, self.length, self._lives]
             self._append(keys=keys_of(self._prefix, user)[1:], args=values, client=pipe)
         answers: list[Any] = pipe.execute() if parts else []
         new = 0
-        for (user, packed), (code, detail) in zip(parts, answers, strict=True):
+        for (user, at, packed), (code, detail) in zip(parts, answers, strict=True):
             if code == -2:
-                check_partition(user, (0, int(detail)), position, partition)
+                check_partition(user, (0, int(detail)), at, partition)
             if code == -3:
                 key = keys_of(self._prefix, user)[1]
                 head_of(detail, self.layout, key)

@@ -18,7 +18,7 @@ from aif_jax.export import Restored
 from aif_jax.index import ItemIndex
 from aif_jax.index import inspect as inspect_index
 from aif_jax.index.storage import Storage
-from aif_jax.neighbours.connect import open_server
+from aif_jax.neighbours.connect import open_client
 from aif_jax.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable
 from aif_jax.user_table.files import inspect as inspect_table
@@ -80,7 +80,7 @@ def newer_table(root: Path, folder: str, before: Written | None, model: Restored
 
 def table_in(server: str, model: Restored, *, storage: Storage) -> UserTable:
     """Rows of a model's users in a server, `redis://HOST:PORT/DATABASE`. Raises ImportError without its client."""
-    client = open_server(server, socket_timeout=1.0, socket_connect_timeout=1.0)
+    client = open_client(server, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
     table = UserTable(model.model, model.params, encoder=encoder_of(model), version=model.version, storage=storage)
     table.rows = RemoteRows(client, version=model.version, width=table.row_bytes // 4)
     return table

@@ -1,10 +1,12 @@
-"""Counters and latency histograms: as plain values, and as Prometheus text."""
+"""Counters and latency histograms: as plain values, and for Prometheus, as text or served."""
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 BOUNDS = tuple(round(1e-5 * 10 ** (i / 6), 9) for i in range(37))
@@ -83,12 +85,13 @@ def prometheus_text(
     counters: Samples | None = None,
     labels: dict[str, str] | None = None,
 ) -> str:
-    """The metrics of an engine, `AsyncPreRanker.metrics()`, in the Prometheus text format, by the official client library.
+    """The metrics of an engine or a follower in the Prometheus text format, by the official client library.
 
     Counters are `aif_<name>_total`, gauges `aif_<name>`, latencies `aif_stage_seconds{stage=...}`.
 
     Args:
-      metrics: of one engine.
+      metrics: of one engine, `AsyncPreRanker.metrics()`, or of another part that has counters and gauges by name, such as
+        `neighbours.Follower.metrics()`.
       by_version: of several, in place of `metrics`; their samples get the label `version`.
       gauges, counters: further samples by name.
       labels: that every sample gets.
@@ -100,11 +103,64 @@ def prometheus_text(
       >>> "aif_answered_total 2.0" in prometheus_text({"counters": {"answered": 2}, "degraded": {}, "failed": {}, "stages": {}})
       True
     """
+    given: dict[str, Any] = {"by_version": by_version, "gauges": gauges, "counters": counters, "labels": labels}
+    client = _client()
+    return client.generate_latest(_registry(client, lambda: _families(metrics, **given))).decode()
+
+
+@contextlib.contextmanager
+def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.1") -> Iterator[None]:
+    """Serves metrics for Prometheus at http://HOST:PORT/metrics until the end of the block, from another thread.
+
+    Args:
+      read: what `prometheus_text` takes, called for every scrape, such as `Follower.metrics` or `AsyncPreRanker.metrics`.
+      port, host: to bind.
+
+    Raises:
+      ImportError: prometheus-client is not there.
+      OSError: the port is taken.
+    """
+    client = _client()
+    server, thread = client.start_http_server(port, host, _registry(client, lambda: _families(read())))
     try:
-        from prometheus_client import CollectorRegistry, generate_latest
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _client() -> Any:
+    try:
+        import prometheus_client
     except ImportError as error:
-        raise ImportError('prometheus_text needs prometheus-client: pip install "aif_jax[metrics]"') from error
+        raise ImportError('metrics for Prometheus need prometheus-client: pip install "aif_jax[metrics]"') from error
+    return prometheus_client
+
+
+def _registry(client: Any, families: Callable[[], Iterator[Any]]) -> Any:
+    """A registry of metrics that are made when it is read."""
+
+    class Collector:
+        def collect(self):
+            return families()
+
+    registry = client.CollectorRegistry(auto_describe=False)
+    registry.register(Collector())
+    return registry
+
+
+def _families(
+    metrics: dict[str, Any] | None,
+    *,
+    by_version: dict[str, dict[str, Any]] | None = None,
+    gauges: Samples | None = None,
+    counters: Samples | None = None,
+    labels: dict[str, str] | None = None,
+) -> Iterator[Any]:
+    """The metrics as the client's library has them; arguments as for `prometheus_text`."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
     common = labels or {}
     engines = [(common, metrics)] if metrics is not None else []
     engines += [(common | {"version": version}, values) for version, values in (by_version or {}).items()]
@@ -117,27 +173,21 @@ def prometheus_text(
         for name, value in values.get("gauges", {}).items():
             gauged.setdefault(name, []).append((own, value))
         for name in ("degraded", "failed"):
-            counted.setdefault(f"{name}_reason", []).extend((own | {"reason": why}, n) for why, n in values[name].items())
-        latencies += [(own | {"stage": stage}, histogram) for stage, histogram in values["stages"].items()]
-
-    class Collector:
-        def collect(self):
-            for family, samples in ((CounterMetricFamily, counted), (GaugeMetricFamily, gauged)):
-                for name, listed in samples.items():
-                    kind = "Total of" if samples is counted else "Current"
-                    names = list(listed[0][0]) if listed else []
-                    made = family(f"aif_{name}", f"{kind} {name.replace('_', ' ')}.", labels=names)
-                    for own, value in listed:
-                        made.add_metric([own[label] for label in names], value)
-                    yield made
-            names = list(latencies[0][0]) if latencies else ["stage"]
-            latency = HistogramMetricFamily("aif_stage_seconds", "Latency of each stage.", labels=names)
-            bounds = [*map(repr, BOUNDS), "+Inf"]
-            for own, values in latencies:
-                buckets = list(zip(bounds, values["cumulative"].values(), strict=True))
-                latency.add_metric([own[label] for label in names], buckets, values["sum"])
-            yield latency
-
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(Collector())  # type: ignore[arg-type]
-    return generate_latest(registry).decode()
+            reasons = values.get(name, {}).items()
+            counted.setdefault(f"{name}_reason", []).extend((own | {"reason": why}, n) for why, n in reasons)
+        latencies += [(own | {"stage": stage}, histogram) for stage, histogram in values.get("stages", {}).items()]
+    for family, samples in ((CounterMetricFamily, counted), (GaugeMetricFamily, gauged)):
+        for name, listed in samples.items():
+            kind = "Total of" if samples is counted else "Current"
+            names = list(listed[0][0]) if listed else []
+            made = family(f"aif_{name}", f"{kind} {name.replace('_', ' ')}.", labels=names)
+            for own, value in listed:
+                made.add_metric([own[label] for label in names], value)
+            yield made
+    names = list(latencies[0][0]) if latencies else ["stage"]
+    latency = HistogramMetricFamily("aif_stage_seconds", "Latency of each stage.", labels=names)
+    bounds = [*map(repr, BOUNDS), "+Inf"]
+    for own, values in latencies:
+        buckets = list(zip(bounds, values["cumulative"].values(), strict=True))
+        latency.add_metric([own[label] for label in names], buckets, values["sum"])
+    yield latency

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+
+from aif_jax.checks import expect
+from aif_jax.snapshots import integer
 
 UserId: TypeAlias = int | str
 """A raw user id."""
@@ -92,6 +95,34 @@ class MemoryRows:
         if least > len(self._stored.position):
             more = max(1024, least, len(self._stored.position) * 5 // 4) - len(self._stored.position)
             self._stored = Stored(*map(np.concatenate, zip(self._stored, _empty(more, self.width), strict=True)))
+
+
+def positions_of(position: Any, count: int) -> np.ndarray:
+    """int64 [count]: the position in the stream of each of `count` events; `NONE` for events that are not from a stream.
+
+    Args:
+      position: one for all, one for each in rising order, or None.
+      count: of the events.
+
+    Raises:
+      TypeError: what is no integer.
+      ValueError: positions that fall, not one for each event, or as low as `NONE`.
+    """
+    if position is None:
+        return np.full(count, NONE)
+    if np.ndim(position) == 0:
+        at = np.full(count, integer(position, "position"), np.int64)
+    else:
+        at = np.asarray(position)
+        if at.dtype.kind not in "iu":
+            raise TypeError(f"position: expected integers, got {at.dtype}")
+        expect(
+            at.shape == (count,), "position", f"one, or one for each of {count} events", f"an array of shape {list(at.shape)}"
+        )
+        at = at.astype(np.int64)
+        expect((np.diff(at) >= 0).all(), "position", "positions of events in the order of the stream", "some that fall")
+    expect((at > NONE).all(), "position", f"above {NONE}", NONE)
+    return at
 
 
 def _empty(count: int, width: int) -> Stored:

@@ -23,19 +23,12 @@ from aif_jax.times import STAMP_ZERO, stamps, ticks
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table import files
 from aif_jax.user_table.program import UserProgram, unpack
-from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId
+from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, positions_of
 from aif_jax.version import check_encoding, fingerprint
 from aif_jax.vocabulary import as_ids
 
 BATCH = 256
 RETRIES = 8  # of rows that another writer changed in between
-
-
-class Place(NamedTuple):
-    """Where in the stream some events are."""
-
-    position: int  # `NONE` for events that are not from a stream
-    partition: int
 
 
 class Applied(NamedTuple):
@@ -140,11 +133,10 @@ class UserTable:
           TypeError, ValueError: as `update`.
         """
         table = cls(model, params, encoder=encoder, **options)
-        place = _place(position, partition)
         if not isinstance(events, Dataset):
             expect(until is None, "until", "None for raw events", until)
             for raw in tqdm(events, unit="batch", desc="user table", disable=not progress):
-                table._apply(raw, place, again=True)
+                table._apply(raw, position, partition, again=True)
             return table
         check_encoding("events", expected=encoder.version, got="" if events.encoder is None else events.encoder.version)
         log = events.log
@@ -157,18 +149,18 @@ class UserTable:
                 some = users[start : start + table._program.batch_size]
                 index = ranges(log.offsets[some], counts[some])
                 given = Events(item=log.item[index], action=log.action[index], time=stamps(log.time[index], "events"))
-                names = np.asarray(events.users.raw)[some - 1].tolist()
-                table._run(names, given, counts[some], place, again=True)
+                names, at = np.asarray(events.users.raw)[some - 1].tolist(), positions_of(position, len(index))
+                table._run(names, given, counts[some], at, partition, again=True)
                 bar.update(len(index))
         return table
 
-    def update(self, events: Any, *, position: int | None = None, partition: int = 0) -> Applied:
-        """Applies some events of some users, such as one message of a stream.
+    def update(self, events: Any, *, position: int | np.ndarray | None = None, partition: int = 0) -> Applied:
+        """Applies some events of some users, such as the messages of a stream that came together.
 
         Args:
           events: raw values by column of the events file, `Columns.user` among them: a mapping, an Arrow batch or table.
-          position: in the stream; rises within a partition. A user whose row is there already, or further, is left as it is.
-            None applies the events in any case.
+          position: in the stream, one for all events or one for each [n], in rising order. Events whose user's row is there
+            already, or further, are left out. None applies the events in any case.
           partition: of the stream; always the same for one user.
 
         Raises:
@@ -176,7 +168,7 @@ class UserTable:
             a user whose events came by another partition; nothing has changed then.
           RuntimeError: another writer changes the same rows all the time.
         """
-        return self._apply(events, _place(position, partition), again=position is None)
+        return self._apply(events, position, partition, again=position is None)
 
     def memory(self, user: UserId) -> UserMemory:
         """What is kept of a user, decoded, on the host: to inspect a table."""
@@ -284,35 +276,50 @@ class UserTable:
         words = self.rows.get([user]).words[0]
         return Packed(words=words if words.any() else self._program.empty, layout=self._program.layout)
 
-    def _apply(self, raw: Any, place: Place, *, again: bool) -> Applied:
+    def _apply(self, raw: Any, position: Any, partition: int, *, again: bool) -> Applied:
         """Applies raw events; `again` also to rows that are as far as that."""
         events, order = self.encoder.events(raw)
+        at = positions_of(position, len(order))[order]
         ids = as_ids(plain(column_of(raw, self.encoder.columns.user)), self.encoder.columns.user)
         expect(len(ids) == len(order), "events", "a user for each event", f"{len(ids)} for {len(order)} events")
         names = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         numbers: dict[UserId, int] = {}
         owner = np.fromiter((numbers.setdefault(names[i], len(numbers)) for i in order), np.int64, len(order))
-        counts = np.bincount(owner, minlength=len(numbers))
-        return self._run(list(numbers), _part(events, np.argsort(owner, kind="stable")), counts, place, again=again)
+        counts, by_user = np.bincount(owner, minlength=len(numbers)), np.argsort(owner, kind="stable")
+        return self._run(list(numbers), _part(events, by_user), counts, at[by_user], partition, again=again)
 
-    def _run(self, users: list[UserId], events: Events, counts: np.ndarray, place: Place, *, again: bool) -> Applied:
-        """Applies events [sum of counts] of one user after the other; rows that others changed meanwhile are read again."""
+    def _run(
+        self, users: list[UserId], events: Events, counts: np.ndarray, at: np.ndarray, partition: int, *, again: bool
+    ) -> Applied:
+        """Applies events of one user after the other, at positions `at` int64 [sum of counts] of the stream.
+
+        Rows that others changed meanwhile are read again.
+        """
         self._check_clock(np.asarray(events.time))
+        partition, streamed = integer(partition, "partition"), bool((at > NONE).any())
         applied, starts, left = Applied(0, 0, 0, 0, 0), np.cumsum(counts) - counts, np.arange(len(users))
         for _ in range(RETRIES):
             before = self.rows.get([users[i] for i in left])
-            _check_partition([users[i] for i in left], before, place)
-            known = np.zeros(len(left), bool) if again else before.position >= place.position
-            applied += Applied(0, 0, int(counts[left[known]].sum()), 0, 0)
-            left, before = left[~known], before.take(np.flatnonzero(~known))
+            _check_partition([users[i] for i in left], before, partition if streamed else None)
+            index, row = ranges(starts[left], counts[left]), np.repeat(np.arange(len(left)), counts[left])
+            fresh = np.ones(len(index), bool) if again else at[index] > before.position[row]
+            new = np.bincount(row[fresh], minlength=len(left))
+            applied += Applied(0, 0, int(counts[left[new == 0]].sum()), 0, 0)
+            left, before, new, index = left[new > 0], before.take(np.flatnonzero(new)), new[new > 0], index[fresh]
             if not len(left):
                 return applied
-            made = self._program(before.words, _part(events, ranges(starts[left], counts[left])), counts[left])
-            position = np.maximum(before.position, place.position)
-            partition = before.partition if place.position == NONE else np.full(len(left), place.partition, np.int32)
-            stored = Stored(made.words, position, partition)
-            good = self.rows.put([users[i] for i in left], stored, expected=before.position)
-            sums = (counts[left[good]].sum(), good.sum(), 0, made.late[good].sum(), made.beyond[good].sum())
+            made = self._program(before.words, _part(events, index), new)
+            position = np.maximum(before.position, np.maximum.reduceat(at[index], np.cumsum(new) - new))
+            where = np.full(len(left), partition, np.int32) if streamed else before.partition
+            good = self.rows.put([users[i] for i in left], Stored(made.words, position, where), expected=before.position)
+            done = left[good]
+            sums = (
+                new[good].sum(),
+                good.sum(),
+                (counts[done] - new[good]).sum(),
+                made.late[good].sum(),
+                made.beyond[good].sum(),
+            )
             applied += Applied(*map(int, sums))
             left = left[~good]
             if not len(left):
@@ -333,19 +340,13 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
 
-def _place(position: int | None, partition: int) -> Place:
-    at = NONE if position is None else integer(position, "position")
-    expect(at > NONE or position is None, "position", f"above {NONE}", at)
-    return Place(at, integer(partition, "partition"))
-
-
-def _check_partition(users: list[UserId], rows: Stored, place: Place) -> None:
+def _check_partition(users: list[UserId], rows: Stored, partition: int | None) -> None:
     """Raises ValueError for a user whose events came by another partition: positions of two cannot be compared."""
-    moved = (rows.position > NONE) & (rows.partition != place.partition)
-    if place.position > NONE and moved.any():
+    moved = (rows.position > NONE) & (rows.partition != partition)
+    if partition is not None and moved.any():
         at = int(np.argmax(moved))
         expected = f"events of user {users[at]!r} by partition {rows.partition[at]}, as before"
-        raise ValueError(f"update: {expected}, got partition {place.partition}; build the table anew for other partitions")
+        raise ValueError(f"update: {expected}, got partition {partition}; build the table anew for other partitions")
 
 
 def _part(events: Events, at: Any) -> Events:
