@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aif_jax.trees import table_of
+from aif_jax.trees import is_key, table_of
 
-__all__ = ["row_mesh", "rows", "replicated", "place_state", "place_batch"]
+__all__ = ["row_mesh", "rows", "replicated", "place", "place_state", "place_batch", "padded_rows", "block_rows"]
 
 AXIS = "rows"
+MOST_BLOCKS = 4096
 
 
 def row_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -40,29 +41,66 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def block_rows(count: int) -> int:
+    """Rows of a block of an array with so many: at most `MOST_BLOCKS` blocks, whatever the devices.
+
+    No border between devices cuts a block, so each process can hash the blocks that it holds, see `checkpoint.blocks`.
+    """
+    return max(1, -(-count // MOST_BLOCKS))
+
+
+def padded_rows(count: int, devices: int) -> int:
+    """Rows of a table that is spread over devices: its own, and as many more as make whole blocks for each device.
+
+    Example:
+      >>> padded_rows(63, 2), padded_rows(64, 2), padded_rows(10_000_001, 8)
+      (64, 64, 10002432)
+    """
+    share = devices * block_rows(count)
+    return -(-count // share) * share
+
+
+def place(array: Any, sharding: NamedSharding, *, count: int | None = None) -> jax.Array:
+    """Puts an array that this process holds whole where a sharding says, on devices of other processes too.
+
+    Nothing is sent: each process copies its part to its devices.
+
+    Args:
+      array: NumPy, or on devices of this process; typed random keys too.
+      sharding: where to.
+      count: rows of the result; zeros follow those of the array. None for as many as it has.
+    """
+    if is_key(array):
+        return jax.random.wrap_key_data(place(jax.random.key_data(array), sharding), impl=jax.random.key_impl(array))
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        return jax.device_put(array, sharding)
+    if sharding.is_fully_addressable and count is None:
+        return jax.device_put(array, sharding)
+    held = np.asarray(array)
+    if count is not None and count != len(held):
+        held = np.pad(held, [(0, count - len(held))] + [(0, 0)] * (held.ndim - 1))
+    return jax.make_array_from_callback(held.shape, sharding, lambda index: held[index])
+
+
 def place_state(state: Any, mesh: Mesh, *, split: Iterable[str] = ()) -> Any:
     """Puts a training state (or parameters) on a mesh: a copy of everything on each device, but for the tables named.
+
+    With several processes each gives the same state, whole; `train.loop` refuses states that differ.
 
     Args:
       state: a `TrainState`, or any tree with tables under "embedding".
       mesh: from `row_mesh`.
-      split: embedding tables whose rows, with those of their optimizer state, are spread over the devices. Rows must be a
-        multiple of the devices: choose the attribute's size so.
-
-    Raises:
-      ValueError: a table whose rows cannot be spread evenly.
+      split: embedding tables whose rows, with those of their optimizer state, are spread over the devices. Rows of zeros, which
+        no id reads, follow where the devices do not divide the table's (`padded_rows`); a checkpoint is saved without them.
     """
     names = tuple(split)
 
-    def place(path: tuple, leaf: Any) -> Any:
-        name = table_of(path, names)
-        if name is None or not leaf.ndim:
-            return jax.device_put(leaf, replicated(mesh))
-        if leaf.shape[0] % mesh.size:
-            raise ValueError(f"table {name!r}: expected rows that are a multiple of {mesh.size} devices, got {leaf.shape[0]}")
-        return jax.device_put(leaf, rows(mesh))
+    def one(path: tuple, leaf: Any) -> Any:
+        if table_of(path, names) is None or not leaf.ndim:
+            return place(leaf, replicated(mesh))
+        return place(leaf, rows(mesh), count=padded_rows(leaf.shape[0], mesh.size))
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(one, state)
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
@@ -77,10 +115,10 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     """
     local = len(mesh.local_devices)
 
-    def place(leaf: Any) -> jax.Array:
+    def one(leaf: Any) -> jax.Array:
         leaf = np.asarray(leaf)
         if leaf.shape[0] % local:
             raise ValueError(f"batch: expected samples that are a multiple of {local} devices, got {leaf.shape[0]}")
         return jax.make_array_from_process_local_data(rows(mesh), leaf)
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(one, batch)
