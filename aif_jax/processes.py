@@ -106,12 +106,22 @@ def expect_equal(what: str, values: dict[str, bytes]) -> None:
         other = [name for name, same in zip(values, (others == held[0]).all(axis=1), strict=True) if not same]
         if other:
             more = f" and {len(other) - 1} more" if len(other) > 1 else ""
-            raise ProcessError(f"{what}: expected the same in every process, got another {other[0]!r}{more} in process {process}")
+            raise ProcessError(
+                f"{what}: expected the same in every process, got another {other[0]!r}{more} in process {process}"
+            )
 
 
 def named(problems: Sequence[str]) -> str:
-    """The problems that are not "", each with its process."""
-    return "; ".join(f"process {at} of {len(problems)}: {text}" for at, text in enumerate(problems) if text)
+    """The problems that are not "", each with the processes that have it.
+
+    Example:
+      >>> named(["", "no disk", "no disk"])
+      'processes 1, 2 of 3: no disk'
+    """
+    texts = dict.fromkeys(text for text in problems if text)
+    who = {text: [str(at) for at, other in enumerate(problems) if other == text] for text in texts}
+    lines = [f"process{'es' if len(at) > 1 else ''} {', '.join(at)} of {len(problems)}: {text}" for text, at in who.items()]
+    return "; ".join(lines)
 
 
 def describe(error: BaseException) -> str:

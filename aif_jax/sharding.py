@@ -15,10 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aif_jax.trees import is_key, table_of
 
-__all__ = ["row_mesh", "rows", "replicated", "place", "place_state", "place_batch", "padded_rows", "block_rows"]
+__all__ = ["row_mesh", "rows", "replicated", "place", "place_state", "place_batch", "padded_rows"]
 
 AXIS = "rows"
-MOST_BLOCKS = 4096
 
 
 def row_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -41,23 +40,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def block_rows(count: int) -> int:
-    """Rows of a block of an array with so many: at most `MOST_BLOCKS` blocks, whatever the devices.
-
-    No border between devices cuts a block, so each process can hash the blocks that it holds, see `checkpoint.blocks`.
-    """
-    return max(1, -(-count // MOST_BLOCKS))
-
-
 def padded_rows(count: int, devices: int) -> int:
-    """Rows of a table that is spread over devices: its own, and as many more as make whole blocks for each device.
+    """Rows of a table that is spread over devices: its own, and as many more as the devices need to divide it.
 
     Example:
-      >>> padded_rows(63, 2), padded_rows(64, 2), padded_rows(10_000_001, 8)
-      (64, 64, 10002432)
+      >>> padded_rows(63, 2), padded_rows(64, 2)
+      (64, 64)
     """
-    share = devices * block_rows(count)
-    return -(-count // share) * share
+    return -(-count // devices) * devices
+
+
+def rows_beside(template: Any, count: int) -> int:
+    """Rows that pad an array of `count` rows in a template that is placed like it, 0 for one that is not padded."""
+    sharding = getattr(template, "sharding", None)
+    if sharding is None or not template.shape or template.shape[0] == count:
+        return 0
+    devices = template.shape[0] // sharding.shard_shape(template.shape)[0] if template.shape[0] else 1
+    return padded_rows(count, devices) - count if template.shape[0] == padded_rows(count, devices) else 0
 
 
 def place(array: Any, sharding: NamedSharding, *, count: int | None = None) -> jax.Array:

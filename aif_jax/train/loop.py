@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -151,7 +152,7 @@ def loop(
             )  # fmt: skip
             recent.restart()
             if on_log is not None:
-                processes.together("on_log", lambda: on_log(number, values))
+                processes.together("on_log", partial(on_log, number, values))
             processes.by_first("logs", lambda: [writer.write(number, values) for writer in writers])
 
         def save() -> None:
@@ -160,8 +161,10 @@ def loop(
                 return
             figures = {}
             if evaluate is not None:
-                figures = processes.together("evaluate", lambda: dict(evaluate(state)))
-                figures = json.loads(processes.from_first(json.dumps(figures)))  # so that all keep the same best checkpoint
+                figures = processes.together("evaluate", partial(evaluate, state))
+                figures = json.loads(
+                    processes.from_first(json.dumps(dict(figures)))
+                )  # so that all keep the same best checkpoint
             log(figures)
             checkpoints.save_async(
                 number, state.params, config, encoder=encoder, opt_state=_rest(state), position=cursor, metrics=figures or None
