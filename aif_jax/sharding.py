@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aif_jax.trees import is_key, table_of
 
-__all__ = ["row_mesh", "rows", "replicated", "place", "place_state", "place_batch", "padded_rows"]
+__all__ = ["row_mesh", "rows", "replicated", "local", "place", "place_state", "place_batch", "padded_rows"]
 
 AXIS = "rows"
 
@@ -79,6 +79,19 @@ def place(array: Any, sharding: NamedSharding, *, count: int | None = None) -> j
     if count is not None and count != len(held):
         held = np.pad(held, [(0, count - len(held))] + [(0, 0)] * (held.ndim - 1))
     return jax.make_array_from_callback(held.shape, sharding, lambda index: held[index])
+
+
+def local(array: Any) -> Any:
+    """An array that this process holds whole, on devices of this process alone; nothing is copied.
+
+    Raises:
+      ValueError: an array that is spread over several processes.
+    """
+    if getattr(array, "is_fully_addressable", True):
+        return array
+    if not array.is_fully_replicated:
+        raise ValueError(f"expected an array that this process holds whole, got one spread over several: {array.sharding}")
+    return array.addressable_data(0)
 
 
 def place_state(state: Any, mesh: Mesh, *, split: Iterable[str] = ()) -> Any:

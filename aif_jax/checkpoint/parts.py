@@ -26,6 +26,7 @@ from aif_jax import processes
 from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError, digest_of, inspect, nbytes, pack, read, write_packed
 from aif_jax.folders import memory, new_folder
 from aif_jax.processes import by_first, together
+from aif_jax.sharding import local
 from aif_jax.trees import describe, leaves_by_path
 from aif_jax.version import Digest, holds
 
@@ -180,7 +181,8 @@ def _divide(trees: Mapping[str, Any], rows: Callable[[str, Any], int]) -> tuple[
         whole[name] = {}
         for path, leaf in leaves_by_path(tree).items():
             if holds(leaf):
-                whole[name][path] = _local(leaf)[: rows(path, leaf)] if np.ndim(leaf) else _local(leaf)
+                held, count = local(leaf), rows(path, leaf) if np.ndim(leaf) else 0
+                whole[name][path] = held[:count] if np.ndim(leaf) and count < len(leaf) else held
                 continue
             count = rows(path, leaf)
             spread.setdefault(name, {})[path] = {"dtype": str(leaf.dtype), "shape": [count, *leaf.shape[1:]]}
@@ -191,11 +193,6 @@ def _divide(trees: Mapping[str, Any], rows: Callable[[str, Any], int]) -> tuple[
             held = np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
             own.setdefault(name, {})[path] = held[: end - first]
     return whole, own, spread, ranges
-
-
-def _local(leaf: Any) -> Any:
-    """An array that this process holds whole, on no device of another."""
-    return leaf if getattr(leaf, "is_fully_addressable", True) else leaf.addressable_data(0)
 
 
 def _ranges(leaf: jax.Array, name: str) -> list[tuple[int, int]]:

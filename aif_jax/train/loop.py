@@ -227,10 +227,12 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
     Raises:
       ValueError: a checkpoint of another model, config or optimizer: names what differs.
       CheckpointError: a damaged checkpoint.
+      ProcessError: several processes, and one cannot read it.
     """
-    if checkpoints.latest is None:
+    latest = json.loads(processes.from_first(json.dumps(processes.together("checkpoints", lambda: checkpoints.latest))))
+    if latest is None:
         return state, None
-    saved = checkpoints.restore(config=config, like={"params": state.params, "opt_state": _rest(state)})
+    saved = checkpoints.restore(latest, config=config, like={"params": state.params, "opt_state": _rest(state)})
     groups = {group: {name: saved.params[name] for name in getattr(state, group)} for group in GROUPS}
     return dataclasses.replace(state, **groups, **saved.opt_state), saved.position
 
