@@ -88,7 +88,7 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
     metadata |= {"sha256": record_hash(metadata)}
     # Orbax refuses arrays of size 0; the record has all there is to know of them.
     arrays = {name: {path: _encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
-    if copy:
+    if copy or jax.process_count() > 1:  # Orbax takes no array of one process where there are several
         arrays = {name: {path: np.array(leaf) for path, leaf in tree.items()} for name, tree in arrays.items()}
     return {name: nest(tree) for name, tree in arrays.items() if tree}, metadata
 
@@ -308,9 +308,8 @@ def _sharding(template: Any) -> Any:
 
 
 def _placed_later(template: Any, leaf: Digest) -> bool:
-    """Whether an array is read whole and then placed: onto devices of other processes, or with rows that pad it."""
-    sharding = _sharding(template)
-    return sharding is not None and (not sharding.is_fully_addressable or template.shape != leaf.shape)
+    """Whether an array is read whole and then placed: by one of several processes, or with rows that pad it."""
+    return _sharding(template) is not None and (jax.process_count() > 1 or template.shape != leaf.shape)
 
 
 def _describe(template: Any, leaf: Digest | None) -> str:
