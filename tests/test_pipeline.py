@@ -108,7 +108,13 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(datase
     with pytest.raises(ValueError, match="pipeline: expected {.*}, the cursor has None"):
         base.batches({"epoch": 0, "step": 0})
     assert json.loads(json.dumps(cursor)) == cursor
-    for same_ in ({}, {"epochs": 9}, {"process_count": 3}, {"positions": list(base.positions)}, {"positions": base.positions.astype(np.int32)}):
+    for same_ in (
+        {},
+        {"epochs": 9},
+        {"process_count": 3},
+        {"positions": list(base.positions)},
+        {"positions": base.positions.astype(np.int32)},
+    ):
         pipeline(dataset, **same_).batches(cursor)
 
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -132,7 +131,10 @@ def pair(tmp_path_factory):
 
 
 TOLD = {
-    "stop": ("BadBatch", r"after step 1: a bad batch: process 1 of 2: item 7 of event 3 is -1 \(batch 1 of epoch 0; samples at"),
+    "stop": (
+        "BadBatch",
+        r"after step 1: a bad batch: process 1 of 2: item 7 of event 3 is -1 \(batch 1 of epoch 0; samples at",
+    ),
     "raised": ("ProcessError", "^process 1 of 2: OSError: the disk of process 1 is gone$"),
     "ended": ("ProcessError", "process 1 of 2: expected batch 2 of epoch 0, as process 0, got no more"),
     "other state": ("ProcessError", "state: expected the same in every process, got another '.*' and [0-9]+ more in process 1"),

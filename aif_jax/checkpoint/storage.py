@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
-from orbax.checkpoint.experimental.v1._src.saving import execution
+from orbax.checkpoint._src.multihost import multihost as of_handlers
+from orbax.checkpoint.experimental.v1._src.synchronization import multihost as of_saves
 
 from aif_jax.checks import expect
 from aif_jax.folders import local, memory, new_folder, unfinished
@@ -30,6 +31,7 @@ from aif_jax.sharding import place, rows_beside
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
 from aif_jax.version import Digest, __version__, digest
 
+MULTIHOST = (of_handlers, of_saves)  # how Orbax asks which process this is
 METADATA_FILE = "_CHECKPOINT_METADATA"  # the record, written by Orbax
 RECORD_BYTES = 32 << 20
 LARGEST_SIZE = 1 << 40  # of one axis, and of a leaf in bytes
@@ -63,11 +65,8 @@ def write(path: str | Path, trees: Mapping[str, Any], record: Mapping[str, Any],
 
 def write_packed(path: str | Path, packed: Packed, *, into: bool = False) -> None:
     """Writes what `pack` returned, as `write` does; with `into`, into the empty folder of a `new_folder`."""
-    context = _context()
-    # Where making a folder fails in the background, Orbax's threads wait minutes for a folder that never comes.
-    context.asynchronous.create_directories_asynchronously = False
     arrays, record = packed
-    with contextlib.nullcontext(path) if into else new_folder(path) as partial, context, _alone():
+    with contextlib.nullcontext(path) if into else new_folder(path) as partial, _alone():
         ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
 
 
@@ -134,9 +133,13 @@ class Rows(Protocol):
     """Arrays of a folder that lie in parts, see `checkpoint.parts.Spread`."""
 
     @property
-    def leaves(self) -> dict[str, dict[str, Digest]]: ...
+    def leaves(self) -> dict[str, dict[str, Digest]]:
+        """Dtype and whole shape, by tree and path."""
+        ...
 
-    def rows(self, name: str, wanted: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]: ...
+    def rows(self, name: str, wanted: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+        """Rows [first, end) of arrays of one tree, by path."""
+        ...
 
 
 def read(
@@ -221,23 +224,21 @@ def digest_of(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Inside, Orbax saves in this process of a job alone: whatever its options say, it first compares paths with the others."""
-    if jax.process_count() == 1:
-        yield
-        return
-    with mock.patch.object(execution, "_check_directory_consistency", lambda directory: None):
-        yield
+    """Inside, Orbax works as in the only process: `checkpoint.parts` does what the processes of a job do together.
 
-
-def _context() -> ocp.Context:
-    """Of Orbax, which must not wait for other processes of a job: `checkpoint.parts` does what they do together."""
+    Its options do not suffice: a save first compares paths with the other processes, and only process 0 writes NumPy arrays.
+    """
     context = ocp.Context()
-    if jax.process_count() > 1:
-        alone = jax.process_index()
-        context.multiprocessing.primary_host = alone
-        context.multiprocessing.active_processes = {alone}
-        context.multiprocessing.barrier_sync_key_prefix = f"process-{alone}"
-    return context
+    # Where making a folder fails in the background, Orbax's threads wait minutes for a folder that never comes.
+    context.asynchronous.create_directories_asynchronously = False
+    with contextlib.ExitStack() as stack:
+        if jax.process_count() > 1:
+            context.multiprocessing.active_processes = {0}
+            for module in MULTIHOST:
+                stack.enter_context(mock.patch.object(module, "process_index", lambda: 0))
+                stack.enter_context(mock.patch.object(module, "process_count", lambda: 1))
+        stack.enter_context(context)
+        yield
 
 
 def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any, spread: Rows | None) -> Any:
@@ -257,7 +258,7 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any, spr
     arrays = {p: _abstract(leaf, templates[p]) for p, leaf in leaves.items()}
     if stored := {p: leaf for p, leaf in arrays.items() if leaf.size}:
         try:
-            with _context():
+            with _alone():
                 arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
         except PermissionError:
             raise

@@ -1,6 +1,7 @@
 """Ray Train: makes the workers of a `JaxTrainer` one job of `jax.distributed`, and reports metrics and checkpoints to Ray.
 
-On CPUs `JaxTrainer` does not initialise `jax.distributed`: each worker is alone and trains a model of its own, silently (Ray 2.60).
+On CPUs `JaxTrainer` does not initialise `jax.distributed`: each worker is alone and trains a model of its own, silently
+(Ray 2.60).
 `joined` does it, and refuses workers that are not one job. The extra is `ray`.
 """
 
@@ -14,9 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
-import ray
-import ray.train
-from ray.train.collective import broadcast_from_rank_zero
 
 from aif_jax import processes
 from aif_jax.checkpoint import Checkpoints
@@ -39,20 +37,21 @@ class Worker:
     _reported: int | None = None
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Reports the figures of a log entry, and the newest checkpoint where it is new to Ray; give it to `train.loop(on_log=)`.
+        """Reports the figures of a log entry, and the newest checkpoint where it is new to Ray.
+
+        For `train.loop(on_log=worker.report)`.
 
         Every worker must make this call, as `ray.train.report` waits for all.
         """
-        latest = None if self.checkpoints is None else self.checkpoints.latest
-        new = self.rank == 0 and latest is not None and latest != self._reported
-        self._reported = latest
-        ray.train.report(
-            {**values, "step": step},
-            checkpoint=ray.train.Checkpoint.from_directory(self.checkpoints.directory / str(latest))
-            if new and self.checkpoints is not None
-            else None,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,  # all workers have written it where it stays
-        )
+        from ray import train
+
+        checkpoint = None
+        if self.checkpoints is not None and (latest := self.checkpoints.latest) != self._reported:
+            self._reported = latest
+            if self.rank == 0:
+                checkpoint = train.Checkpoint.from_directory(self.checkpoints.directory / str(latest))
+        stays = train.CheckpointUploadMode.NO_UPLOAD  # where all workers have written it
+        train.report({**values, "step": step}, checkpoint=checkpoint, checkpoint_upload_mode=stays)
 
 
 @contextlib.contextmanager
@@ -70,8 +69,13 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
       ValueError: a relative path: a worker has a working directory of its own.
       RuntimeError: the workers are not one job, JAX was used before, or two workers have the same GPU.
     """
-    expect(folder is None or Path(folder).is_absolute(), "joined folder", "an absolute path, as workers change directory", folder)
-    context = ray.train.get_context()
+    expect(
+        folder is None or Path(folder).is_absolute(), "joined folder", "an absolute path, as workers change directory", folder
+    )
+    from ray import train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    context = train.get_context()
     rank, count = context.get_world_rank(), context.get_world_size()
     started = False
     if count > 1 and not jax.distributed.is_initialized():
@@ -93,6 +97,8 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
 
 
 def _free_address() -> str:
+    import ray
+
     with socket.socket() as free:
         free.bind(("", 0))
         return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
