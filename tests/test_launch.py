@@ -38,11 +38,12 @@ def test_the_first_that_fails(how, code, message, capfd):
 
 
 def test_a_process_ends_with_its_parent():
-    child = "import os, sys, time; from aif_jax import launch; launch.end_with(int(sys.argv[1])); print('up', flush=True); time.sleep(100)"
+    child = "import sys, time; from aif_jax import launch; launch.end_with(int(sys.argv[1])); print('up', flush=True)"
+    child += "; time.sleep(100)"
     parent = (
-        f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())]); sys.stdin.read()"
+        "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]); sys.stdin.read()"
     )
-    words = [sys.executable, "-c", parent]
+    words = [sys.executable, "-c", parent, child]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "up\n"
         process.kill()
