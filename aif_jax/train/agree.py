@@ -77,18 +77,18 @@ def _settle(share: _Share, sent: Callable[[], np.ndarray]) -> Fed | None:
     codes, places = answers[:, 0], answers[:, 1:3]
     if (codes == ENDED).all():
         return None
-    if np.isin(codes, (BAD, FAILED)).any():
-        problem = processes.named(processes.gather_texts(share.problem()))
-        if (codes == FAILED).any():
-            raise ProcessError(problem) from share.error
-        return dataclasses.replace(share.fed or Fed(batch=None), batch=None, positions=None, problem=problem)
+    if (codes == FAILED).any():
+        raise ProcessError(processes.named(processes.gather_texts(share.problem()))) from share.error
     for process, (code, place) in enumerate(zip(codes, places, strict=True)):
-        if code == ENDED or (place != places[0]).any():
+        if (code == ENDED) != (codes[0] == ENDED) or (place != places[0]).any():
             got = "no more" if code == ENDED else f"batch {place[1]} of epoch {place[0]}"
             expected = f"batch {places[0][1]} of epoch {places[0][0]}" if codes[0] != ENDED else "the end"
             message = f"process {process} of {len(codes)}: expected {expected}, as process 0, got {got}"
             raise ProcessError(f"{message}; start all from the same checkpoint, data and settings")
     assert share.fed is not None
+    if (codes == BAD).any():
+        problem = processes.named(processes.gather_texts(share.problem()))
+        return dataclasses.replace(share.fed, batch=None, positions=None, problem=problem)
     samples, at, events = (int(total) for total in answers[:, 3:].sum(axis=0, dtype=np.int64))
     empty = bool((codes == EMPTY).all())
     return dataclasses.replace(
