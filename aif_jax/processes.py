@@ -165,7 +165,9 @@ def end(code: int) -> NoReturn:
 def _gather() -> tuple[Any, Any]:
     """A mesh with one device of each process, in their order, and a compiled copy to all."""
     # On CPUs the first collective fails after 30 s where a process comes later, because it reads more or compiles longer.
-    distributed.global_state.client.wait_at_barrier("aif_jax.processes", 1000 * PATIENCE)
+    client = distributed.global_state.client
+    if client is not None:
+        client.wait_at_barrier("aif_jax.processes", 1000 * PATIENCE)
     devices = {device.process_index: device for device in reversed(jax.devices())}
     mesh = row_mesh([devices[process] for process in range(jax.process_count())])
     return mesh, jax.jit(lambda values: values, out_shardings=replicated(mesh))
