@@ -12,10 +12,11 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from aif_jax import checks, export
+from aif_jax import export, processes
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.blocks.pure_svd import fit_pure_svd
 from aif_jax.calibration import Form, with_calibration
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
 from aif_jax.data.dataset import Dataset
@@ -182,7 +183,7 @@ class Run:
         Raises:
           ValueError: a run without `id_dropout`; data of another encoder.
         """
-        checks.expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
+        expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
         if self.encoder is not None and data.encoder is not None:
             check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
         counts = counts_before(data, self.settings.first_validation)
@@ -290,10 +291,14 @@ def fit(
 
     Killed at any moment, the same call resumes from the last checkpoint and ends with the same parameters, bit for bit.
 
+    The processes of one job (`jax.distributed`) all make this call, with the same arguments. Each takes its share of every
+    batch, process 0 writes the logs and evaluates; every process returns the run.
+
     Args:
       model: from `build`.
       data: from `read`, or any `Dataset`.
-      out: folder of the run: checkpoints, `fit.json`, `log.jsonl`. None keeps nothing on disk.
+      out: folder of the run: checkpoints, `fit.json`, `log.jsonl`. None keeps nothing on disk. Several processes need one that
+        all of them see.
       task: samples, candidates and labels: `NextItem`, `Liked`, `Impressions` or `Cascaded`.
       epochs: how often every sample comes.
       batch_size: samples a step.
@@ -323,7 +328,7 @@ def fit(
     Raises:
       ValueError: settings that do not fit together, too few samples, a run in `out` with other settings or data.
       FileExistsError: a run in `out` with `resume=False`.
-      FloatingPointError, BadBatch: as `loop`.
+      FloatingPointError, BadBatch, ProcessError: as `loop`.
 
     Example:
       >>> import aif_jax as aif
@@ -349,8 +354,9 @@ def fit(
         requests=requests, k=k if task.ranks_catalogue else None, repeats=repeats, evaluate_every=evaluate_every,
         keep_best="gauc" if keep_best is True else keep_best or None,
     )  # fmt: skip
+    expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
-        training.begin(local(folder, "out"), settings, resume=resume)
+        processes.by_first("fit", lambda: training.begin(local(folder, "out"), settings, resume=resume))
         saved = training.train(
             model, data, settings, folder=Path(folder), loss=given, optimizer=optimizer, sparse=sparse,
             on_bad_batch=on_bad_batch, writers=writers, progress=progress,

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aif_jax.trees import table_of
+from aif_jax.trees import is_key, table_of
 
-__all__ = ["row_mesh", "rows", "replicated", "place_state", "place_batch"]
+__all__ = ["row_mesh", "rows", "replicated", "local", "place", "place_state", "place_batch", "padded_rows"]
 
 AXIS = "rows"
 
@@ -40,29 +40,79 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def padded_rows(count: int, devices: int) -> int:
+    """Rows of a table that is spread over devices: its own, and as many more as the devices need to divide it.
+
+    Example:
+      >>> padded_rows(63, 2), padded_rows(64, 2)
+      (64, 64)
+    """
+    return -(-count // devices) * devices
+
+
+def rows_beside(template: Any, count: int) -> int:
+    """Rows that pad an array of `count` rows in a template that is placed like it, 0 for one that is not padded."""
+    sharding = getattr(template, "sharding", None)
+    if sharding is None or not template.shape or template.shape[0] == count:
+        return 0
+    devices = template.shape[0] // sharding.shard_shape(template.shape)[0] if template.shape[0] else 1
+    return padded_rows(count, devices) - count if template.shape[0] == padded_rows(count, devices) else 0
+
+
+def place(array: Any, sharding: NamedSharding, *, count: int | None = None) -> jax.Array:
+    """Puts an array that this process holds whole where a sharding says, on devices of other processes too.
+
+    Nothing is sent: each process copies its part to its devices.
+
+    Args:
+      array: NumPy, or on devices of this process; typed random keys too.
+      sharding: where to.
+      count: rows of the result; zeros follow those of the array. None for as many as it has.
+    """
+    if is_key(array):
+        return jax.random.wrap_key_data(place(jax.random.key_data(array), sharding), impl=jax.random.key_impl(array))
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        return jax.device_put(array, sharding)
+    if sharding.is_fully_addressable and count is None:
+        return jax.device_put(array, sharding)
+    held = np.asarray(array)
+    if count is not None and count != len(held):
+        held = np.pad(held, [(0, count - len(held))] + [(0, 0)] * (held.ndim - 1))
+    return jax.make_array_from_callback(held.shape, sharding, lambda index: held[index])
+
+
+def local(array: Any) -> Any:
+    """An array that this process holds whole, on devices of this process alone; nothing is copied.
+
+    Raises:
+      ValueError: an array that is spread over several processes.
+    """
+    if getattr(array, "is_fully_addressable", True):
+        return array
+    if not array.is_fully_replicated:
+        raise ValueError(f"expected an array that this process holds whole, got one spread over several: {array.sharding}")
+    return array.addressable_data(0)
+
+
 def place_state(state: Any, mesh: Mesh, *, split: Iterable[str] = ()) -> Any:
     """Puts a training state (or parameters) on a mesh: a copy of everything on each device, but for the tables named.
+
+    With several processes each gives the same state, whole; `train.loop` refuses states that differ.
 
     Args:
       state: a `TrainState`, or any tree with tables under "embedding".
       mesh: from `row_mesh`.
-      split: embedding tables whose rows, with those of their optimizer state, are spread over the devices. Rows must be a
-        multiple of the devices: choose the attribute's size so.
-
-    Raises:
-      ValueError: a table whose rows cannot be spread evenly.
+      split: embedding tables whose rows, with those of their optimizer state, are spread over the devices. Rows of zeros, which
+        no id reads, follow where the devices do not divide the table's (`padded_rows`); a checkpoint is saved without them.
     """
     names = tuple(split)
 
-    def place(path: tuple, leaf: Any) -> Any:
-        name = table_of(path, names)
-        if name is None or not leaf.ndim:
-            return jax.device_put(leaf, replicated(mesh))
-        if leaf.shape[0] % mesh.size:
-            raise ValueError(f"table {name!r}: expected rows that are a multiple of {mesh.size} devices, got {leaf.shape[0]}")
-        return jax.device_put(leaf, rows(mesh))
+    def one(path: tuple, leaf: Any) -> Any:
+        if table_of(path, names) is None or not leaf.ndim:
+            return place(leaf, replicated(mesh))
+        return place(leaf, rows(mesh), count=padded_rows(leaf.shape[0], mesh.size))
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(one, state)
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
@@ -77,10 +127,10 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     """
     local = len(mesh.local_devices)
 
-    def place(leaf: Any) -> jax.Array:
+    def one(leaf: Any) -> jax.Array:
         leaf = np.asarray(leaf)
         if leaf.shape[0] % local:
             raise ValueError(f"batch: expected samples that are a multiple of {local} devices, got {leaf.shape[0]}")
         return jax.make_array_from_process_local_data(rows(mesh), leaf)
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(one, batch)

@@ -95,9 +95,14 @@ def combine(leaves: Mapping[str, Digest], config: Config, encoder: Encoder | Non
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def holds(leaf: Any) -> bool:
+    """Whether this process holds an array whole: it is not spread over several processes."""
+    return getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated
+
+
 def digest(leaf: Any, path: str = "leaf") -> Digest:
     """The digest of one array, a typed random key by its key data; raises ValueError where this process holds only a part."""
-    if not getattr(leaf, "is_fully_addressable", True):
+    if not holds(leaf):
         raise ValueError(f"{path}: expected an array that this process holds whole, got one spread over several processes")
     dtype = str(leaf.dtype) if hasattr(leaf, "dtype") else str(np.asarray(leaf).dtype)
     data = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)

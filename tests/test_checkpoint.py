@@ -230,7 +230,9 @@ def test_missing_and_foreign_folders(saved, tmp_path):
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         checkpoint.load(tmp_path)
     checkpoint.write(tmp_path / "other", {"rows": np.ones(2)}, {}, format="test/1")
-    with pytest.raises(CheckpointError, match="expected the format 'aif_jax.checkpoint/2', got 'test/1'"):
+    with pytest.raises(
+        CheckpointError, match="expected the format 'aif_jax.checkpoint/2' or 'aif_jax.checkpoint/3', got 'test/1'"
+    ):
         checkpoint.load(tmp_path / "other")
     with Checkpoints(tmp_path / "run") as run:
         run.save(3, small(), CONFIG)

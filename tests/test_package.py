@@ -36,8 +36,9 @@ OWNERS = {
     "usearch": ("neighbours/usearch_search.py",),
     "redis": ("neighbours/connect.py",),
     "asyncpg": (),
-    # a lock between readers and the writer of an index
-    "threading": ("serving/", "service/", "index/lock.py"),
+    "ray": ("engines/",),
+    # a lock between readers and the writer of an index, a process that looks whether its parent is gone
+    "threading": ("serving/", "service/", "index/lock.py", "launch.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/run.py", "snapshots.py"),
     "uvicorn": ("service/serve.py",),
@@ -75,6 +76,7 @@ OPTIONAL = (
     "usearch",
     "redis",
     "asyncpg",
+    "ray",
 )
 LAYERS = (
     # the ground floor: types, and raw data to features
@@ -84,11 +86,12 @@ LAYERS = (
     "layers", "objectives", "config", "kernels", "blocks", "presets", "user", "item", "head", "interaction",
     "calibration", "expression", "model",
     # training
-    "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data", "readers", "train",
+    "version", "sharding", "processes", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data",
+    "readers", "train",
     # production
     "index", "user_table", "serving", "export", "neighbours", "service",
     # the whole road
-    "run", "doctor", "cli", "__main__", "__init__",
+    "run", "engines", "doctor", "launch", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Files and folders of the package from the ground up; a module may import those before its own."""
 SWITCHES = {

@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from aif_jax import processes
+from aif_jax.checkpoint.parts import Spread, write_together
 from aif_jax.checkpoint.storage import CheckpointError, Packed, inspect, is_json, pack, read, write_packed
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
+from aif_jax.folders import local
 from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import Params
-from aif_jax.version import __version__, combine
+from aif_jax.version import __version__, combine, digest, holds
 
 FORMAT = "aif_jax.checkpoint/2"
+SPREAD_FORMAT = "aif_jax.checkpoint/3"
+"""Of a folder with parts, see `checkpoint.parts`."""
+FORMATS = (FORMAT, SPREAD_FORMAT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,8 @@ class Checkpoint:
     Attributes:
       params: all groups of the model, `fitted` included.
       config: with its schema and blocks.
-      version: fingerprint of params, config and encoder, see `aif_jax.version.fingerprint`.
+      version: fingerprint of params, config and encoder, see `aif_jax.version.fingerprint`; "" where they were restored spread
+        over several processes, none of which holds what it is made of.
       encoder: turns raw users, events and items into features; None where it was saved without.
       step: training steps so far.
       opt_state: optimizer state, or None where `load` got no template for it.
@@ -93,7 +101,7 @@ def save(
       >>> loaded.step, type(loaded.opt_state[0]).__name__
       (7, 'ScaleByAdamState')
     """
-    write_packed(path, pack_contents(params, config, encoder, step, opt_state, position, metrics, copy=False))
+    write(path, contents_of(params, config, encoder, step, opt_state, position, metrics), config)
 
 
 def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -114,17 +122,18 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     like = dict(like or {})
     unknown = like.keys() - {"params", "opt_state"}
     expect(not unknown, "like", "templates under 'params' and 'opt_state'", sorted(unknown))
-    leaves, record = inspect(path, format=FORMAT)
+    leaves, record = inspect(path, format=FORMATS)
+    spread = Spread.of(local(path), record)
     stored = _parsed(path, record, "config", Config.from_json)
     step = _parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)
-    if "params" not in leaves:
+    if "params" not in leaves.keys() | spread.leaves.keys():
         raise CheckpointError(f"{path}: expected params inside, got {sorted(leaves)}")
     if config is not None and config != stored:
         lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
         raise ValueError(f"{path}: config or schema other than expected:\n{listed(lines)}")
     templates = {"params": None} | ({"encoder": np.ndarray} if "encoder" in leaves else {}) | like
-    trees = read(path, templates, format=FORMAT)
+    trees = read(path, templates, format=FORMATS, spread=spread)
     encoder = None
     if record.get("encoder") is not None:
         arrays = leaves_by_path(trees.get("encoder", {}))
@@ -132,7 +141,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     return Checkpoint(
         params=trees["params"],
         config=stored,
-        version=combine(leaves["params"], stored, encoder),
+        version=_version(trees["params"], leaves.get("params", {}), spread.leaves.get("params", {}), stored, encoder),
         encoder=encoder,
         step=step,
         opt_state=trees.get("opt_state"),
@@ -142,19 +151,11 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     )
 
 
-def pack_contents(
-    params: Params,
-    config: Config,
-    encoder: Encoder | None,
-    step: int,
-    opt_state: Any,
-    position: Any,
-    metrics: Any,
-    *,
-    run: str | None = None,
-    copy: bool,
-) -> Packed:
-    """Trees and record of a checkpoint, checked and hashed; see `save` and `storage.pack`."""
+def contents_of(
+    params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any,
+    *, run: str | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Trees and record of a checkpoint, checked; see `save`."""
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
     trees = {"params": params}
     if encoder is not None:
@@ -169,7 +170,49 @@ def pack_contents(
         "metrics": {name: float(figure) for name, figure in metrics.items()} if metrics else None,
         "run": run,
     }
+    return trees, record
+
+
+def write(path: str | Path, contents: tuple[dict[str, Any], dict[str, Any]], config: Config) -> None:
+    """Writes what `contents_of` returned, in all processes of a job together."""
+    if processes.several():
+        write_together(local(path), *contents, formats=FORMATS, rows=_rows(config))
+    else:
+        write_packed(path, packed(contents, config, copy=False))
+
+
+def packed(contents: tuple[dict[str, Any], dict[str, Any]], config: Config, *, copy: bool) -> Packed:
+    """What `contents_of` returned as Orbax takes it, hashed; without the rows that pad tables, see `storage.pack`."""
+    trees, record = contents
+    rows = _rows(config)
+
+    def cut(path: Any, leaf: Any) -> Any:
+        count = rows(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) if np.ndim(leaf) else 0
+        return leaf[:count] if np.ndim(leaf) and count < leaf.shape[0] else leaf
+
+    trees = jax.tree_util.tree_map_with_path(cut, trees)
     return pack(trees, record, format=FORMAT, copy=copy)
+
+
+def _rows(config: Config) -> Callable[[str, Any], int]:
+    """Rows of a leaf by path without those that `sharding.place_state` adds to tables and their optimizer state."""
+    sizes = config.schema.table_sizes
+
+    def rows(path: str, leaf: Any) -> int:
+        *_, group, name = ("", *path.split("/"))
+        return min(sizes.get(name, len(leaf)), len(leaf)) if group == "embedding" else len(leaf)
+
+    return rows
+
+
+def _version(
+    params: Params, leaves: Mapping[str, Any], spread: Mapping[str, Any], config: Config, encoder: Encoder | None
+) -> str:
+    """The version, from the digests that were checked; arrays that lay in parts are hashed whole."""
+    arrays = {path: leaf for path, leaf in leaves_by_path(params).items() if path in spread}
+    if not all(holds(leaf) and np.shape(leaf) == spread[path].shape for path, leaf in arrays.items()):
+        return ""
+    return combine({**leaves, **{path: digest(leaf, path) for path, leaf in arrays.items()}}, config, encoder)
 
 
 def metrics_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, float] | None:

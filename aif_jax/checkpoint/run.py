@@ -8,8 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, metrics_of, pack_contents
-from aif_jax.checkpoint.storage import CheckpointError, Packed, complete_steps, inspect, write_packed
+import jax
+
+from aif_jax import processes
+from aif_jax.checkpoint.contents import FORMATS, Checkpoint, contents_of, load, metrics_of, packed, write
+from aif_jax.checkpoint.storage import CheckpointError, complete_steps, inspect, write_packed
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
@@ -20,7 +23,8 @@ from aif_jax.types import Params
 class Checkpoints:
     """The checkpoints of one training run: a folder with one sub-folder for each step that is kept.
 
-    One process writes; any number may read meanwhile, since reading looks at the folder anew each time.
+    One process writes, or all processes of a job together, each its part (see `checkpoint.parts`); any number may read
+    meanwhile, since reading looks at the folder anew each time.
 
     Args:
       directory: made when the first checkpoint is saved.
@@ -105,7 +109,8 @@ class Checkpoints:
         """Saves in the background; the arrays may be donated or changed as soon as this returns.
 
         Copies to the host and hashes before it returns, writes afterwards; waits for the save before it. An error in the
-        background is raised by the next `save_async` or `wait`, or at the end of a `with` block.
+        background is raised by the next `save_async` or `wait`, or at the end of a `with` block. Processes of one job all call
+        this, and it returns when all have written: what one cannot do is raised in all.
 
         Args:
           step: must not be on disk yet.
@@ -120,11 +125,22 @@ class Checkpoints:
             chooses = f"a finite {self.keep_best[0]!r}, by which keep_best={self.keep_best} chooses"
             expect(math.isfinite((metrics or {}).get(self.keep_best[0], math.nan)), "metrics", chooses, metrics)
         self.wait()
-        if self._folder(step).exists():
+        if not processes.several() and self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: step {step} is saved already; it stays as it is")
-        packed = pack_contents(params, config, encoder, step, opt_state, position, metrics, run=self.run, copy=True)
+        contents = contents_of(params, config, encoder, step, opt_state, position, metrics, run=self.run)
+        if processes.several():
+            processes.by_first("checkpoints", lambda: remove_unfinished(self.directory))
+            write(self._folder(step), contents, config)
+            return processes.by_first("checkpoints", self.tidy)
+        ready = packed(contents, config, copy=True)
+
+        def save() -> None:
+            remove_unfinished(self.directory)  # before it takes more of the disk
+            write_packed(self._folder(step), ready)
+            self.tidy()
+
         thread = ThreadPoolExecutor(1, "checkpoint")
-        self._saving = thread.submit(self._write, step, packed)
+        self._saving = thread.submit(save)
         thread.shutdown(wait=False)
 
     def restore(
@@ -134,12 +150,21 @@ class Checkpoints:
         config: Config | None = None,
         like: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        """`load` of one step. Raises FileNotFoundError for no such step; CheckpointError for one of another run."""
+        """`load` of one step, by all processes of a job where templates are on devices of several.
+
+        Raises FileNotFoundError for no such step; CheckpointError for one of another run; ProcessError in all processes for
+        what one of them could not read.
+        """
+        if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(like or {})):
+            return processes.together("checkpoints", lambda: self._restore(step, config, like))
+        return self._restore(step, config, like)
+
+    def _restore(self, step: int | str, config: Config | None, like: Mapping[str, Any] | None) -> Checkpoint:
         number = self.latest if step == "latest" else self.best if step == "best" else step
         if number is None or number not in self.steps:
             raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}")
-        found = load(self._folder(number), config=config, like=like)
-        self._expect_own(number, found.step, found.run)
+        found = load(self._folder(int(number)), config=config, like=like)
+        self._expect_own(int(number), found.step, found.run)
         return found
 
     def wait(self) -> None:
@@ -147,11 +172,6 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
-
-    def _write(self, step: int, packed: Packed) -> None:
-        remove_unfinished(self.directory)  # before it takes more of the disk
-        write_packed(self._folder(step), packed)
-        self.tidy()
 
     def tidy(self) -> None:
         """Removes what killed processes left, and the steps that are neither among the last nor the best.
@@ -175,7 +195,7 @@ class Checkpoints:
 
     def _metrics(self, step: int) -> dict[str, float]:
         try:
-            _, record = inspect(self._folder(step), format=FORMAT)
+            _, record = inspect(self._folder(step), format=FORMATS)
             self._expect_own(step, record.get("step"), record.get("run"))
             return metrics_of(self._folder(step), record) or {}
         except (FileNotFoundError, CheckpointError):

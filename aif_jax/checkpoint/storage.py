@@ -6,26 +6,32 @@ under the trees' names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.multihost import multihost as of_handlers
+from orbax.checkpoint.experimental.v1._src.synchronization import multihost as of_saves
 
 from aif_jax.checks import expect
 from aif_jax.folders import local, memory, new_folder, unfinished
+from aif_jax.sharding import place, rows_beside
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
 from aif_jax.version import Digest, __version__, digest
 
+MULTIHOST = (of_handlers, of_saves)  # how Orbax asks which process this is
 METADATA_FILE = "_CHECKPOINT_METADATA"  # the record, written by Orbax
 RECORD_BYTES = 32 << 20
 LARGEST_SIZE = 1 << 40  # of one axis, and of a leaf in bytes
@@ -57,13 +63,10 @@ def write(path: str | Path, trees: Mapping[str, Any], record: Mapping[str, Any],
     write_packed(path, pack(trees, record, format=format))
 
 
-def write_packed(path: str | Path, packed: Packed) -> None:
-    """Writes what `pack` returned, as `write` does."""
-    context = ocp.Context()
-    # Where making a folder fails in the background, Orbax's threads wait minutes for a folder that never comes.
-    context.asynchronous.create_directories_asynchronously = False
+def write_packed(path: str | Path, packed: Packed, *, into: bool = False) -> None:
+    """Writes what `pack` returned, as `write` does; with `into`, into the empty folder of a `new_folder`."""
     arrays, record = packed
-    with new_folder(path) as partial, context:
+    with contextlib.nullcontext(path) if into else new_folder(path) as partial, _alone():
         ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
 
 
@@ -84,12 +87,12 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
     metadata |= {"sha256": record_hash(metadata)}
     # Orbax refuses arrays of size 0; the record has all there is to know of them.
     arrays = {name: {path: _encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
-    if copy:
+    if copy or jax.process_count() > 1:  # Orbax takes no array of one process where there are several
         arrays = {name: {path: np.array(leaf) for path, leaf in tree.items()} for name, tree in arrays.items()}
     return {name: nest(tree) for name, tree in arrays.items() if tree}, metadata
 
 
-def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
+def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
     """The digest of every leaf by tree and path, and the record given to `write`; reads no arrays.
 
     Raises:
@@ -108,12 +111,13 @@ def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Diges
     _check_files(path)
     try:
         metadata = json.loads((path / METADATA_FILE).read_text())["custom_metadata"]
-        if metadata["format"] != format:
-            raise CheckpointError(f"{path}: expected the format {format!r}, got {metadata['format']!r}")
+        formats = format if isinstance(format, tuple) else (format,)
+        if metadata["format"] not in formats:
+            raise CheckpointError(f"{path}: expected the format {' or '.join(map(repr, formats))}, got {metadata['format']!r}")
         if metadata["sha256"] != record_hash(metadata):
             raise CheckpointError(f"{path}: the record in {METADATA_FILE} was altered")
         leaves = {
-            name: {leaf: _digest(path, f"{name}/{leaf}", entry) for leaf, entry in tree.items()}
+            name: {leaf: digest_of(path, f"{name}/{leaf}", entry) for leaf, entry in tree.items()}
             for name, tree in metadata["leaves"].items()
         }
         for tree in leaves.values():
@@ -125,14 +129,30 @@ def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Diges
     return leaves, metadata
 
 
-def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str, Any]:
+class Rows(Protocol):
+    """Arrays of a folder that lie in parts, see `checkpoint.parts.Spread`."""
+
+    @property
+    def leaves(self) -> dict[str, dict[str, Digest]]:
+        """Dtype and whole shape, by tree and path."""
+        ...
+
+    def rows(self, name: str, wanted: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+        """Rows [first, end) of arrays of one tree, by path."""
+        ...
+
+
+def read(
+    path: str | Path, like: Mapping[str, Any], *, format: str | tuple[str, ...], spread: Rows | None = None
+) -> dict[str, Any]:
     """Reads some trees of a folder and checks every leaf of them.
 
     Args:
       path: what `write` wrote.
       like: what to read: a template for each name, see `load`. None takes the tree as nested dicts on the default device,
         `np.ndarray` as nested dicts of NumPy arrays.
-      format: as given to `write`.
+      format: as given to `write`; several are allowed.
+      spread: what else is in the trees.
 
     Raises:
       FileNotFoundError, CheckpointError: as `inspect`.
@@ -140,12 +160,16 @@ def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str,
     """
     path = local(path)
     leaves, _ = inspect(path, format=format)
-    if missing := like.keys() - leaves.keys():
+    parts = {} if spread is None else spread.leaves
+    if missing := like.keys() - leaves.keys() - parts.keys():
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
-    size, limit = sum(nbytes(leaf) for name in like for leaf in leaves[name].values()), memory()
+    size, limit = sum(nbytes(leaf) for name in like for leaf in leaves.get(name, {}).values()), memory()
     if size > limit:
         raise CheckpointError(f"{path}: expected at most {limit} bytes of arrays, the memory of this machine, it lists {size}")
-    return {name: _restore(path, name, leaves[name], template) for name, template in like.items()}
+    return {
+        name: _restore(path, name, leaves.get(name, {}), template, spread if name in parts else None)
+        for name, template in like.items()
+    }
 
 
 def nbytes(leaf: Digest) -> int:
@@ -185,7 +209,7 @@ def _check_files(path: Path) -> None:
                 raise CheckpointError(f"{path}: {name}: expected {expected}, got file {count} of {size} bytes")
 
 
-def _digest(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
+def digest_of(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
     """The digest of a leaf as the record has it; CheckpointError for a dtype or a shape that no leaf has."""
     leaf = Digest(**{**entry, "shape": tuple(entry["shape"])})
     sizes = max(len(leaf.shape), name.count("/")) <= MOST_DEPTH
@@ -198,26 +222,55 @@ def _digest(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
     return leaf
 
 
-def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> Any:
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Inside, Orbax works as in the only process: `checkpoint.parts` does what the processes of a job do together.
+
+    Its options do not suffice: a save first compares paths with the other processes, and only process 0 writes NumPy arrays.
+    """
+    context = ocp.Context()
+    # Where making a folder fails in the background, Orbax's threads wait minutes for a folder that never comes.
+    context.asynchronous.create_directories_asynchronously = False
+    with contextlib.ExitStack() as stack:
+        if jax.process_count() > 1:
+            context.multiprocessing.active_processes = {0}
+            for module in MULTIHOST:
+                stack.enter_context(mock.patch.object(module, "process_index", lambda: 0))
+                stack.enter_context(mock.patch.object(module, "process_count", lambda: 1))
+        stack.enter_context(context)
+        yield
+
+
+def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any, spread: Rows | None) -> Any:
     """One tree: its leaves read, checked against the record, and put into the form of the template."""
     nested = like is None or like is np.ndarray
-    templates = dict.fromkeys(leaves, like) if nested else leaves_by_path(like)
+    parts = {} if spread is None else spread.leaves[name]
+    every = {**leaves, **parts}
+    templates = dict.fromkeys(every, like) if nested else leaves_by_path(like)
     if not nested:
         lines = mismatches(
-            {p: str(leaf) for p, leaf in leaves.items()}, {p: describe(t) for p, t in templates.items()}, source="checkpoint"
+            {p: str(leaf) for p, leaf in every.items()},
+            {p: _describe(t, every.get(p)) for p, t in templates.items()},
+            source="checkpoint",
         )
         if lines:
             raise ValueError(f"{path}: {name} does not fit the template:\n{listed(lines)}")
     arrays = {p: _abstract(leaf, templates[p]) for p, leaf in leaves.items()}
     if stored := {p: leaf for p, leaf in arrays.items() if leaf.size}:
         try:
-            arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
+            with _alone():
+                arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
         except PermissionError:
             raise
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0][:300]
             raise CheckpointError(f"{path}: {name} is torn or altered: {type(error).__name__}: {reason}") from error
-    placed = {p: _decode(arrays[p], leaves[p], templates[p], f"{path}: {name}/{p}") for p in templates}
+    decoded = {p: _decode(arrays[p], leaves[p], templates[p], f"{path}: {name}/{p}") for p in templates if p in leaves}
+    if spread is not None:
+        ranges = {p: _rows_here(templates[p], parts[p].shape) for p in parts}
+        rows = spread.rows(name, ranges)
+        decoded |= {p: _from_rows(rows.pop(p), ranges[p][0], templates[p], parts[p]) for p in parts}
+    placed = {p: decoded[p] for p in templates}
     return nest(placed) if nested else jax.tree.unflatten(jax.tree.structure(like), placed.values())
 
 
@@ -244,9 +297,49 @@ def _abstract(leaf: Digest, template: Any) -> Any:
     dtype = jnp.dtype(leaf.dtype)
     if dtype.kind == "U":
         return np.empty((*leaf.shape, dtype.itemsize // 4), np.uint32)
-    # An array that was never placed by hand has a sharding too, but does not insist on it.
-    sharding = getattr(template, "sharding", None) if getattr(template, "committed", True) else None
-    return np.empty(leaf.shape, dtype) if sharding is None else jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+    sharding = _sharding(template)
+    if sharding is None or _placed_later(template, leaf):
+        return np.empty(leaf.shape, dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+
+def _sharding(template: Any) -> Any:
+    """The sharding that a template insists on, None for none: an array that was never placed by hand has one too."""
+    return getattr(template, "sharding", None) if getattr(template, "committed", True) else None
+
+
+def _placed_later(template: Any, leaf: Digest) -> bool:
+    """Whether an array is read whole and then placed: by one of several processes, or with rows that pad it."""
+    return _sharding(template) is not None and (jax.process_count() > 1 or template.shape != leaf.shape)
+
+
+def _describe(template: Any, leaf: Digest | None) -> str:
+    """A template without the rows that pad it, as a leaf is described."""
+    if leaf is not None and leaf.shape and rows_beside(template, leaf.shape[0]):
+        template = jax.ShapeDtypeStruct((leaf.shape[0], *template.shape[1:]), template.dtype)
+    return describe(template)
+
+
+def _rows_here(template: Any, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(first row, end) that this process needs of a spread array: those of its devices where the template has a sharding."""
+    sharding = _sharding(template)
+    if sharding is None:
+        return 0, shape[0]
+    rows = [index[0].indices(template.shape[0]) for index in sharding.addressable_devices_indices_map(template.shape).values()]
+    return min(start for start, _, _ in rows), max(stop for _, stop, _ in rows)
+
+
+def _from_rows(rows: np.ndarray, first: int, template: Any, leaf: Digest) -> Any:
+    """The rows [first, ...) of a spread array in the form of the template, see `_decode`."""
+    sharding = _sharding(template)
+    if sharding is None:
+        return rows if template is np.ndarray or isinstance(template, np.ndarray) else jnp.asarray(rows)
+
+    def part(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(template.shape[0])
+        return rows[(slice(start - first, stop - first), *index[1:])]
+
+    return jax.make_array_from_callback(template.shape, sharding, part)
 
 
 def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
@@ -263,6 +356,8 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
         raise ValueError(f"{name}: saved as {leaf.dtype}, but JAX here gives {got.dtype}; set jax_enable_x64 or use NumPy")
     if got != leaf:
         raise CheckpointError(f"{name} was altered: its contents are not those that were saved")
+    if _placed_later(template, leaf):
+        return place(array, template.sharding, count=template.shape[0] if template.shape else None)
     if isinstance(array, jax.Array) or template is np.ndarray or isinstance(template, np.ndarray) or array.dtype.kind == "U":
         return array
     moved = jnp.asarray(array)

@@ -14,6 +14,7 @@ from aif_jax.cli.commands import add_commands
 from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
 from aif_jax.cli.service import add_service_commands
 from aif_jax.cli.snapshots import add_snapshot_commands
+from aif_jax.processes import end
 
 __all__ = ["main"]
 
@@ -33,6 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_snapshot_commands(commands)
     add_service_commands(commands)
     options = parser.parse_args(argv)
+    options.words = list(sys.argv[1:] if argv is None else argv)
+    code = _run(options)
+    if code and getattr(options, "coordinator", None) is not None:
+        end(code)  # the others wait for this process, which would wait for them before it ends
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    """The exit code of a command; prints what went wrong."""
     try:
         return options.run(options)
     except (UsageError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:

@@ -9,10 +9,15 @@ import argparse
 import dataclasses
 import inspect
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from aif_jax import doctor, export, index
+import jax
+from tqdm import tqdm
+
+from aif_jax import doctor, export, index, launch, processes
 from aif_jax.cli import options as shared
 from aif_jax.cli.follow import add_index_follow, add_users_follow
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
@@ -60,6 +65,7 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
     one.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_processes(one)
     shared.add_columns(one)
 
     text = "Builds, updates, inspects and verifies item indexes on disk."
@@ -113,6 +119,17 @@ def add_files(parser: argparse.ArgumentParser, *, items_required: bool = False) 
     parser.add_argument("--users", help="file or folder: one row for each user")
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a command that may run in several processes."""
+    group = parser.add_argument_group("several processes, which take a share of every batch each")
+    text = "of the job; alone it starts them on this host (default: %(default)s)"
+    group.add_argument("--processes", type=at_least_one, default=1, metavar="NUMBER", help=text)
+    text = "of process 0: this is one process of a job over several hosts, each started with the same options but --process-id"
+    group.add_argument("--coordinator", metavar="HOST:PORT", help=text)
+    group.add_argument("--process-id", type=int, metavar="NUMBER", help="of this process, from 0")
+    group.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Adds the options of commands that write an index."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the new index; must not exist")
@@ -152,6 +169,12 @@ def run_check(options: argparse.Namespace) -> int:
 
 def run_train(options: argparse.Namespace) -> int:
     """Trains a model on files. Killed and called again, it resumes."""
+    if (options.coordinator is None) != (options.process_id is None):
+        raise UsageError("train: expected --coordinator and --process-id, or neither")
+    if options.coordinator is None and options.processes > 1:
+        return start_processes(options)
+    if options.coordinator is not None:
+        join(options)
     name, *words = options.task
     if name not in TASKS:
         raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
@@ -160,20 +183,48 @@ def run_train(options: argparse.Namespace) -> int:
     with shared.as_usage("--task"):
         task = TASKS[name](**fields)
     columns = shared.read_columns(options) or Columns()
-    data = read(options.events, items=options.items, users=options.users, columns=columns)
+    files = dict(items=options.items, users=options.users, columns=columns)
+    data = processes.together("read", lambda: read(options.events, **files))
     with shared.as_usage("--set"):
         model = build(PRESETS[options.preset](data.schema, **changes))
     flags = shared.flags_given(options, FIT)
     run = fit(model, data, out=options.out, task=task, progress=not options.quiet, **flags)
-    figures: dict[str, Any] = {"validation": run.metrics}
-    if options.evaluate:
-        figures["test"] = run.evaluate(data, progress=not options.quiet).figures()
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for split, values in figures.items():
-            print(f"{split}: {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
+
+    def report() -> None:
+        figures: dict[str, Any] = {"validation": run.metrics}
+        if options.evaluate:
+            figures["test"] = run.evaluate(data, progress=not options.quiet).figures()
+        if options.json:
+            print(json.dumps(figures))
+        else:
+            for split, values in figures.items():
+                print(f"{split}: {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
+
+    processes.by_first("evaluate", report)
     return FINE
+
+
+def start_processes(options: argparse.Namespace) -> int:
+    """Starts the processes of a job on this host, and waits for them; returns the exit code of the first that failed."""
+    words = [sys.executable, "-m", "aif_jax", *options.words, "--parent", str(os.getpid())]
+    started = launch.start(
+        lambda address, index: [*words, "--coordinator", address, "--process-id", str(index)], options.processes
+    )
+    return launch.wait(started)
+
+
+def join(options: argparse.Namespace) -> None:
+    """Makes this process the one of its number in its job."""
+    wrong = not 0 <= options.process_id < options.processes
+    if wrong:
+        raise UsageError(
+            f"--process-id: expected 0 to {options.processes - 1}, one less than --processes, got {options.process_id}"
+        )
+    one_host = options.parent is not None
+    if one_host:
+        launch.end_with(options.parent)
+    devices = [options.process_id] if one_host else None  # of the GPUs of a host, where it has them
+    jax.distributed.initialize(options.coordinator, options.processes, options.process_id, local_device_ids=devices)
 
 
 def run_index_build(options: argparse.Namespace) -> int:

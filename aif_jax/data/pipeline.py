@@ -26,6 +26,7 @@ from aif_jax.types import Array, ItemFeatures, UserFeatures, record
 from aif_jax.version import digest
 
 HIDDEN = 3  # stream of random numbers: candidates whose item id is hidden
+NAMED = 8  # positions of samples that a message names
 SHUFFLE = 2  # stream of random numbers: the order of the batches of a window, see order.ORDER
 END: Any = object()
 T = TypeVar("T")
@@ -53,7 +54,8 @@ class Fed:
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.
       samples: B.
       places, events: of the histories: B times the length, and how many of these hold an event.
-      problem: why the batch must not be trained on: "empty", or what is corrupt; None for a good one.
+      problem: why the batch must not be trained on: "empty", or what is corrupt; None for a good one. Where several processes
+        share a batch, an empty share comes with its `batch`, as the others may have candidates.
     """
 
     batch: Batch | None
@@ -70,6 +72,15 @@ class Fed:
         """Share of the places of the histories without an event."""
         return 1 - self.events / self.places if self.places else 0.0
 
+    @property
+    def origin(self) -> str:
+        """Which batch this is, and which samples, as the end of a message; "" where neither is known."""
+        parts = [] if self.place is None else [f"batch {self.place[1]} of epoch {self.place[0]}"]
+        if self.positions is not None:
+            named = ", ".join(str(at) for at in self.positions[:NAMED])
+            parts.append(f"samples at positions {named}{', ...' if len(self.positions) > NAMED else ''} of the log")
+        return f" ({'; '.join(parts)})" if parts else ""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Pipeline:
@@ -78,8 +89,9 @@ class Pipeline:
     **Memory.** The order of an epoch is computed batch by batch, so memory does not grow with the samples. Give `block` for a
     log and positions on disk, so that a batch reads neighbouring pages.
 
-    **Processes.** `batch_size` is that of the whole step; process p of n takes the p-th of n equal slices. Random candidates
-    are drawn for each process apart.
+    **Processes.** `batch_size` is that of the whole step; process p of n takes the p-th of n equal slices of the batch that one
+    process would make. Each draws the candidates of all samples, which is cheap, and makes the features of its own. So any
+    number of processes sees the same data, and may go on from the cursor of another number.
 
     **Length buckets.** With `buckets`, a window of batches is sorted by the length of the samples' histories, cut into batches,
     and shuffled. Each has the smallest of the lengths that holds its longest history: the scores are the same with less
@@ -181,8 +193,8 @@ class Pipeline:
             "candidates": describe(self.candidates),
             "history_length": self.config.history_length,
             **{field: getattr(self, field) for field in ("batch_size", "seed", "block", "block_window", "buckets", "window")},
-            "process_count": self.process_count,
             **({"id_dropout": self.id_dropout} if self.id_dropout else {}),
+            "process_count": 1,  # whatever the processes: cursors from before candidates were drawn for all of them are refused
         }
         return json.loads(json.dumps(described))
 
@@ -236,28 +248,35 @@ class Pipeline:
 
     def _make(self, samples: np.ndarray, length: int, epoch: int, step: int) -> Fed:
         size, last = self.batch_size // self.process_count, step + 1 == self.steps_per_epoch
-        at = samples[self.process_index * size : (self.process_index + 1) * size]
+        share = slice(self.process_index * size, (self.process_index + 1) * size)
+        at = samples[share]
         cursor = {"epoch": epoch + last, "step": 0 if last else step + 1, "pipeline": self.description}
         fed = Fed(batch=None, positions=at, place=(epoch, step), cursor=cursor, samples=size)
-        draw = Draw(self.seed, epoch, step * self.process_count + self.process_index)
         try:
-            lists = self.candidates(at, draw)
-            batch = make_batch(self.dataset, at, lists.rows, lists.labels, config=self.config, log_q=lists.log_q, length=length)
+            draw = Draw(self.seed, epoch, step)
+            rows, labels, log_q = (_share(part, share) for part in self.candidates(samples, draw))
+            batch = make_batch(self.dataset, at, rows, labels, config=self.config, log_q=log_q, length=length)
             problem = problem_of(batch)
-            batch = batch if not self.id_dropout else self._hidden(batch, draw)
+            batch = batch if not self.id_dropout else self._hidden(batch, draw, share)
         except CorruptRecord as error:
             batch, problem = None, str(error)
-        if batch is None or problem is not None:
+        if batch is None or (problem is not None and (problem != "empty" or self.process_count == 1)):
             return dataclasses.replace(fed, problem=problem)
         mask = np.asarray(batch.users.history.mask)
-        return dataclasses.replace(fed, batch=batch, places=mask.size, events=int(np.count_nonzero(mask)))
+        return dataclasses.replace(fed, batch=batch, problem=problem, places=mask.size, events=int(np.count_nonzero(mask)))
 
-    def _hidden(self, batch: Batch, draw: Draw) -> Batch:
-        """The batch without the item ids of some candidates."""
+    def _hidden(self, batch: Batch, draw: Draw, share: slice) -> Batch:
+        """The share of a whole batch without the item ids of some candidates."""
         rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(HIDDEN, draw.epoch, draw.step)))
         item = np.asarray(batch.items.ids["item"])
-        ids = {**batch.items.ids, "item": np.where(rng.random(item.shape) < self.id_dropout, 0, item).astype(item.dtype)}
+        hidden = rng.random((self.batch_size, item.shape[1]))[share] < self.id_dropout
+        ids = {**batch.items.ids, "item": np.where(hidden, 0, item).astype(item.dtype)}
         return dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
+
+
+def _share(part: Any, share: slice) -> Any:
+    """The samples of this process in rows, labels (several by name perhaps) or log_q (None perhaps) of a batch."""
+    return jax.tree.map(lambda values: values[share] if np.ndim(values) > 1 else values, part)
 
 
 def make_batch(

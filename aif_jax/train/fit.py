@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from aif_jax import metrics
+from aif_jax import metrics, processes, sharding
 from aif_jax.calibration import GROUP, with_calibration
 from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checkpoint.storage import record_hash
@@ -136,17 +137,22 @@ def train(
         seed=settings.seed,
         buckets=settings.buckets,
         id_dropout=settings.id_dropout,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     validate = validation(model, data, settings, progress=progress) if settings.validates else None
     optimizer = optimizer or default_optimizer(
         len(feed), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    state = init_state(init_params(model, data, seed=settings.seed), optimizer)
+    state, place = init_state(init_params(model, data, seed=settings.seed), optimizer), jax.device_put
+    if processes.several():
+        mesh = sharding.row_mesh()
+        state, place = sharding.place_state(state, mesh), partial(sharding.place_batch, mesh=mesh)
     step = make_step(model, optimizer, loss=loss, sparse=sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
     with checkpoints_of(folder, settings) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
         trained = 0 if cursor is None else cursor["epoch"] * feed.steps_per_epoch + cursor["step"]
-        with to_device(feed.batches(cursor)) as batches:
+        with to_device(feed.batches(cursor), place=place) as batches:
             loop(
                 state,
                 step,
@@ -161,8 +167,8 @@ def train(
                 on_bad_batch=on_bad_batch,
                 progress=progress,
             )
-        checkpoints.tidy()
-        return final(checkpoints, settings)
+        processes.by_first("checkpoints", checkpoints.tidy)
+        return processes.together("checkpoints", lambda: final(checkpoints, settings))
 
 
 def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
@@ -221,7 +227,9 @@ def validation(
     options = evaluation_options(settings) | {"candidates": source, "progress": progress}
 
     def figures(state: TrainState) -> dict[str, float]:
-        evaluation = evaluate(model, state.params, data, positions, **options)
+        if not processes.first():
+            return {}  # the loop takes those of process 0
+        evaluation = evaluate(model, jax.tree.map(sharding.local, state.params), data, positions, **options)
         if progress:
             tqdm.write(f"step {int(state.step)}, validation: {evaluation}")
         return evaluation.figures()

@@ -7,26 +7,31 @@ the kill: state and cursor are saved together, and batches are a function of the
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from aif_jax import processes
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch, Fed
 from aif_jax.encoder import Encoder
 from aif_jax.logs import LogWriter
+from aif_jax.train.agree import agreed
 from aif_jax.train.step import StepFn, TrainState
+from aif_jax.trees import leaves_by_path
+from aif_jax.version import digest, holds
 
 logger = logging.getLogger(__name__)
-NAMED = 8  # positions of samples that a message names
 GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
 
 
@@ -85,6 +90,10 @@ def loop(
     Each is reported, with the positions of the samples, by the logger "aif_jax.train.loop" or in the error. Only a
     `data.dataset.CorruptRecord` or a number that is not finite makes a bad batch; other errors of a source are raised.
 
+    **Several processes** (`jax.distributed`) call this together, each with its share of the same batches. Before each step they
+    agree that all have theirs: what is wrong in one ends or skips the batch in all, and the error names the process. Process 0
+    shows the bar and writes the logs; all save checkpoints.
+
     Args:
       state: where to start; it is consumed.
       step: from `make_step`.
@@ -103,7 +112,8 @@ def loop(
       checkpoints: where to save the state and the cursor, every `save_every` steps and at the end; None saves nothing.
       config, encoder: of model and data; go into the checkpoints.
       save_every: steps between two checkpoints, counted over the whole run.
-      evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`.
+      evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`. Several
+        processes all call it and take the figures of process 0.
       progress: whether to show the bar.
 
     Returns:
@@ -112,6 +122,7 @@ def loop(
     Raises:
       FloatingPointError: too many steps were skipped, or the gradient exploded; the message names the step and the samples.
       BadBatch: a corrupt record under "stop", or more than `max_skipped` under "skip".
+      ProcessError: one of several processes cannot go on, or has another state or batch than process 0; raised in all.
       ValueError: checkpoints without a config, or a policy that does not exist.
     """
     if (checkpoints is None) != (config is None):
@@ -119,13 +130,16 @@ def loop(
     expect(on_bad_batch in ("stop", "skip"), "on_bad_batch", "'stop' or 'skip'", repr(on_bad_batch))
     expect(min(log_every, save_every) >= 1, "log_every, save_every", "at least 1", f"{log_every} and {save_every}")
     number = int(state.step)
-    for writer in writers:
-        writer.rewind(number)
+    processes.by_first("logs", lambda: [writer.rewind(number) for writer in writers])
     recent = _Recent(started=time.perf_counter())
     saved, cursor = number, None
-    source = iter(batches)
+    source = map(_fed, batches)
+    if processes.several():
+        held = {path: leaf for path, leaf in leaves_by_path(state).items() if holds(leaf)}
+        processes.expect_equal("state", {path: bytes.fromhex(digest(leaf).sha256) for path, leaf in held.items()})
+        source = agreed(source)
 
-    with tqdm(total=total, desc=label, disable=not progress, unit="step") as bar:
+    with tqdm(total=total, desc=label, disable=not (progress and processes.first()), unit="step") as bar:
 
         def log(figures: Mapping[str, float] | None = None) -> None:
             if not recent.pending:
@@ -137,14 +151,20 @@ def loop(
                 padding=f"{values['padding']:.0%}", input=f"{values['input_share']:.0%}",
             )  # fmt: skip
             recent.restart()
-            for write in (*([on_log] if on_log else []), *(writer.write for writer in writers)):
-                write(number, values)
+            if on_log is not None:
+                processes.together("on_log", partial(on_log, number, values))
+            processes.by_first("logs", lambda: [writer.write(number, values) for writer in writers])
 
         def save() -> None:
             nonlocal saved
             if checkpoints is None or config is None or number == saved:
                 return
-            figures = dict(evaluate(state)) if evaluate is not None else {}
+            figures = {}
+            if evaluate is not None:
+                figures = processes.together("evaluate", partial(evaluate, state))
+                figures = json.loads(
+                    processes.from_first(json.dumps(dict(figures)))
+                )  # so that all keep the same best checkpoint
             log(figures)
             checkpoints.save_async(
                 number, state.params, config, encoder=encoder, opt_state=_rest(state), position=cursor, metrics=figures or None
@@ -177,12 +197,17 @@ def loop(
     return state
 
 
-def _next(source: Iterator[Batch | Fed], recent: _Recent) -> Fed | None:
+def _next(source: Iterator[Fed], recent: _Recent) -> Fed | None:
     """The next batch, None at the end; the time spent waiting for it is counted."""
     began = time.perf_counter()
-    item = next(source, None)
+    fed = next(source, None)
     recent.waited += time.perf_counter() - began
-    if item is None or isinstance(item, Fed):
+    return fed
+
+
+def _fed(item: Batch | Fed) -> Fed:
+    """A batch with what is known of it on the host."""
+    if isinstance(item, Fed):
         return item
     where, mask = item.where, item.users.history.mask
     empty = isinstance(where, np.ndarray) and not where.any()
@@ -202,10 +227,12 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
     Raises:
       ValueError: a checkpoint of another model, config or optimizer: names what differs.
       CheckpointError: a damaged checkpoint.
+      ProcessError: several processes, and one cannot read it.
     """
-    if checkpoints.latest is None:
+    latest = json.loads(processes.from_first(json.dumps(processes.together("checkpoints", lambda: checkpoints.latest))))
+    if latest is None:
         return state, None
-    saved = checkpoints.restore(config=config, like={"params": state.params, "opt_state": _rest(state)})
+    saved = checkpoints.restore(latest, config=config, like={"params": state.params, "opt_state": _rest(state)})
     groups = {group: {name: saved.params[name] for name in getattr(state, group)} for group in GROUPS}
     return dataclasses.replace(state, **groups, **saved.opt_state), saved.position
 
@@ -224,18 +251,18 @@ def _values(state: TrainState, recent: _Recent, *, max_skipped: int, max_grad_no
     for (number, fed, _), metrics in zip(recent.pending, fetched, strict=True):
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm) and metrics.get("applied", True)):
-            logger.warning("step %d changed nothing: loss %g, gradient norm %g%s", number, loss, norm, _where(fed))
+            logger.warning("step %d changed nothing: loss %g, gradient norm %g%s", number, loss, norm, fed.origin)
         elif norm > max_grad_norm:
             raise FloatingPointError(
                 f"step {number}: expected a gradient norm of at most {max_grad_norm:g}, got {norm:g} at loss {loss:g}"
-                f"{_where(fed)}; look at these samples, then at the learning rate"
+                f"{fed.origin}; look at these samples, then at the learning rate"
             )
     last = {name: float(value) for name, value in fetched[-1].items() if name != "applied"}
     number, fed, _ = recent.pending[-1]
     if skipped > max_skipped:
         raise FloatingPointError(
             f"{skipped} of {number} steps had a loss or gradient that was not finite or too large (allowed: {max_skipped}); "
-            f"the last loss is {last['loss']}{_where(fed)}: look at the inputs, then at the learning rate"
+            f"the last loss is {last['loss']}{fed.origin}: look at the inputs, then at the learning rate"
         )
     counts = ("samples", "places", "events")
     samples, places, events = (sum(getattr(f, name) for _, f, _ in recent.pending) for name in counts)
@@ -251,25 +278,14 @@ def _values(state: TrainState, recent: _Recent, *, max_skipped: int, max_grad_no
 
 def _skip(fed: Fed, number: int, recent: _Recent, *, on_bad_batch: str, limit: int) -> None:
     """Counts and reports a batch that is not trained on, or ends the run."""
-    if jax.process_count() > 1:
-        raise BadBatch(f"after step {number}: a bad batch in one of several processes: {fed.problem}{_where(fed)}")
     if fed.problem == "empty":
         recent.empty += 1
-        logger.warning("after step %d: skipped a batch without a candidate%s", number, _where(fed))
+        logger.warning("after step %d: skipped a batch without a candidate%s", number, fed.origin)
         return
     recent.bad += 1
-    message = f"after step {number}: a bad batch: {fed.problem}{_where(fed)}"
+    message = f"after step {number}: a bad batch: {fed.problem}{fed.origin}"
     if on_bad_batch == "stop":
         raise BadBatch(message)
     if recent.bad > limit:
         raise BadBatch(f"{message}; it is number {recent.bad} (allowed: {limit})")
     logger.warning("skipped: %s", message)
-
-
-def _where(fed: Fed) -> str:
-    """Which batch that was, and which samples, as the end of a message."""
-    parts = [] if fed.place is None else [f"batch {fed.place[1]} of epoch {fed.place[0]}"]
-    if fed.positions is not None:
-        named = ", ".join(str(at) for at in fed.positions[:NAMED])
-        parts.append(f"samples at positions {named}{', ...' if len(fed.positions) > NAMED else ''} of the log")
-    return f" ({'; '.join(parts)})" if parts else ""

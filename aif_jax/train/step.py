@@ -15,6 +15,7 @@ from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
+from aif_jax.processes import in_order
 from aif_jax.train.goals import Goals
 from aif_jax.train.gradients import LossFn, loss_and_gradient, part_size
 from aif_jax.train.losses import as_loss
@@ -170,17 +171,17 @@ class _Step:
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         if not self._tables:
-            return self._compiled(state, {}, {}, batch, part=self._samples_of_part(batch, 0), sizes=())
+            return in_order(self._compiled(state, {}, {}, batch, part=self._samples_of_part(batch, 0), sizes=()))
         tables = {name: state.trained["embedding"][name] for name in self._tables}
         stale = {name: table for name, table in tables.items() if not _fits(self._slots.get(name), table)}
         self._slots |= {name: jnp.zeros(table.shape[0], jnp.int32) for name, table in stale.items()}
-        self._slots, unique = self._count(self._slots, state.fitted, batch.users, batch.items)
+        self._slots, unique = in_order(self._count(self._slots, state.fitted, batch.users, batch.items))
         counts = jax.device_get({name: ids.count for name, ids in unique.items()})
         bounds = {name: min(table.shape[0], unique[name].ids.shape[0]) for name, table in tables.items()}
         sizes = tuple(size_for(int(counts[name]), bound) for name, bound in bounds.items())
         row_bytes = sum(size * table.nbytes // table.shape[0] for size, table in zip(sizes, tables.values(), strict=True))
         part = self._samples_of_part(batch, row_bytes)
-        return self._compiled(state, self._slots, unique, batch, part=part, sizes=sizes)
+        return in_order(self._compiled(state, self._slots, unique, batch, part=part, sizes=sizes))
 
     def _samples_of_part(self, batch: Batch, row_bytes: int) -> int | None:
         """Samples of a part of this batch, whose rows take so many bytes; None for all."""

@@ -1,0 +1,115 @@
+"""Ray Train: makes the workers of a `JaxTrainer` one job of `jax.distributed`, and reports metrics and checkpoints to Ray.
+
+On CPUs `JaxTrainer` does not initialise `jax.distributed`: each worker is alone and trains a model of its own, silently
+(Ray 2.60).
+`joined` does it, and refuses workers that are not one job. The extra is `ray`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+
+from aif_jax import processes
+from aif_jax.checkpoint import Checkpoints
+from aif_jax.checks import expect
+
+
+@dataclasses.dataclass(kw_only=True)
+class Worker:
+    """This worker of a job.
+
+    Attributes:
+      rank: of this worker; that of its process.
+      count: workers.
+      checkpoints: of the run, where the job has a folder.
+    """
+
+    rank: int
+    count: int
+    checkpoints: Checkpoints | None = None
+    _reported: int | None = None
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        """Reports the figures of a log entry, and the newest checkpoint where it is new to Ray.
+
+        For `train.loop(on_log=worker.report)`.
+
+        Every worker must make this call, as `ray.train.report` waits for all.
+        """
+        from ray import train
+
+        checkpoint = None
+        if self.checkpoints is not None and (latest := self.checkpoints.latest) != self._reported:
+            self._reported = latest
+            if self.rank == 0:
+                checkpoint = train.Checkpoint.from_directory(self.checkpoints.directory / str(latest))
+        stays = train.CheckpointUploadMode.NO_UPLOAD  # where all workers have written it
+        train.report({**values, "step": step}, checkpoint=checkpoint, checkpoint_upload_mode=stays)
+
+
+@contextlib.contextmanager
+def joined(folder: str | Path | None = None, **options: object) -> Iterator[Worker]:
+    """Joins the workers of a trainer into one job; for `train_loop_per_worker`, before anything else uses a device.
+
+    At the end of the block the last checkpoint is reported, so that `Result.checkpoint` names it. A worker that dies ends the
+    others; with `FailureConfig(max_failures=...)` Ray starts all again, and `train.resume` goes on from the last checkpoint.
+
+    Args:
+      folder: of the run's checkpoints, an absolute path on a disk that all workers see; None for none.
+      options: of `Checkpoints`.
+
+    Raises:
+      ValueError: a relative path: a worker has a working directory of its own.
+      RuntimeError: the workers are not one job, JAX was used before, or two workers have the same GPU.
+    """
+    expect(
+        folder is None or Path(folder).is_absolute(), "joined folder", "an absolute path, as workers change directory", folder
+    )
+    from ray import train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    context = train.get_context()
+    rank, count = context.get_world_rank(), context.get_world_size()
+    started = False
+    if count > 1 and not jax.distributed.is_initialized():
+        address = broadcast_from_rank_zero(_free_address() if rank == 0 else None)
+        jax.distributed.initialize(address, count, rank)
+        started = True
+    if (jax.process_count(), jax.process_index()) != (count, rank):
+        got = f"process {jax.process_index()} of {jax.process_count()}"
+        raise RuntimeError(f"worker {rank} of {count}: expected to be that process of jax.distributed, got {got}")
+    _expect_own_devices(context.get_node_rank())
+    worker = Worker(rank=rank, count=count)
+    if folder is not None:
+        worker.checkpoints = Checkpoints(folder, **options)  # type: ignore[arg-type]
+    yield worker
+    if worker.checkpoints is not None and (latest := worker.checkpoints.latest) is not None and latest != worker._reported:
+        worker.report(latest, {})
+    if started:
+        jax.distributed.shutdown()
+
+
+def _free_address() -> str:
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+
+def _expect_own_devices(node: int) -> None:
+    """Raises RuntimeError where two workers of a node see the same GPUs."""
+    if jax.default_backend() != "gpu" or not processes.several():
+        return
+    held = processes.gather_texts(f"{node}/{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}")
+    for worker, other in enumerate(held):
+        if other in held[:worker]:
+            expected = "GPUs of its own for each worker; set CUDA_VISIBLE_DEVICES for each before JAX starts"
+            raise RuntimeError(f"workers {held.index(other)} and {worker}: expected {expected}, both have {other} (node/GPUs)")

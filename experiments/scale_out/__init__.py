@@ -1,0 +1,1 @@
+"""Beyond one process: training, jobs on engines, replicas, a split index."""

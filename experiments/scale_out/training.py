@@ -1,0 +1,149 @@
+"""Training in two processes: the loss curve of one, and a run that is killed and started again ends bit for bit the same.
+
+Claim: two processes of `jax.distributed` with the item table split by rows give the loss of one process to 1e-6 over 200 steps;
+after a SIGKILL of one both end, and both started again end with the bits of a run that was not killed.
+Command: `python -m experiments.scale_out --json FILE` (this part alone: `python -m experiments.scale_out.training`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from aif_jax import launch
+
+STEPS, SMOKE_STEPS = 200, 24
+SAVE_EVERY = 9
+
+
+def measure(smoke: bool) -> dict[str, Any]:
+    """`two_process_loss_max_rel` over 200 steps (24 with `smoke`), and `restart_bit_identical`."""
+    steps = SMOKE_STEPS if smoke else STEPS
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=3, desc="processes", unit="run", disable=None) as bar:
+        one, two, killed = (Path(folder) / name for name in ("one", "two", "killed"))
+        finish(begin(one, 1, steps))
+        bar.update()
+        finish(begin(two, 2, steps))
+        bar.update()
+        kill(killed, steps, at=steps // 2)
+        finish(begin(killed, 2, steps))
+        bar.update()
+        expected, got = losses(one), losses(two)
+        if len(expected) != steps:
+            raise RuntimeError(f"expected {steps} steps, got {len(expected)}")
+        same = bool((losses(killed) == got).all()) and all(equal(two, killed, process) for process in range(2))
+    return {
+        "two_process_loss_max_rel": float(np.max(np.abs(got - expected) / np.abs(expected))),
+        "restart_bit_identical": same,
+    }
+
+
+def begin(folder: Path, count: int, steps: int) -> list[Any]:
+    """Starts a run in `count` processes; it goes on with what is in the folder."""
+    folder.mkdir(exist_ok=True)
+    words = [sys.executable, "-m", "experiments.scale_out.training", str(folder), str(steps), str(count)]
+    return launch.start(lambda address, index: [*words, address, str(index)], count)
+
+
+def finish(started: list[Any]) -> None:
+    """Waits for a run; RuntimeError where it failed."""
+    if code := launch.wait(started):
+        raise RuntimeError(f"a run ended with exit code {code}")
+
+
+def kill(folder: Path, steps: int, *, at: int) -> None:
+    """Starts two processes, kills the second after that many steps, and waits until the first has ended by itself."""
+    started = begin(folder, 2, steps)
+    try:
+        while len(losses(folder)) < at:
+            if any(process.poll() is not None for process in started):
+                raise RuntimeError("expected a run that is killed, it ended before")
+            time.sleep(0.01)
+        os.kill(started[1].pid, signal.SIGKILL)
+        code = started[0].wait(timeout=200)
+        if code == 0:
+            raise RuntimeError("expected that the other process fails, it ended well")
+    finally:
+        launch.stop(started)
+
+
+def losses(folder: Path) -> np.ndarray:
+    """The loss of every step that is logged, float64 [steps]."""
+    file = folder / "log.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+    return np.array([json.loads(line)["loss"] for line in lines if line.endswith("\n")])
+
+
+def equal(one: Path, other: Path, process: int) -> bool:
+    """Whether a process of two runs ended with the same bits."""
+    a, b = (np.load(folder / f"end-{process}.npz") for folder in (one, other))
+    return a.files == b.files and all(np.array_equal(a[name], b[name], equal_nan=True) for name in a.files)
+
+
+def world(process_index: int, process_count: int) -> tuple[Any, Any, Any, Any]:
+    """A small model, its data as batches, an optimizer and fresh parameters; 81 items, which two processes do not divide."""
+    import aif_jax as aif
+    from aif_jax import blocks, train
+    from aif_jax.data import NegativeSampler, Pipeline, item_counts, sampled
+    from aif_jax.data.split import eligible_positions
+    from aif_jax.train.fit import init_params
+    from experiments.datasets.synthetic import synthetic_world
+
+    data = synthetic_world(0, users=40, items=80, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+    sizes: dict[str, Any] = dict(width=4, short_length=3, long_length=12, towers=(), head=(8,), sequence=False)
+    model = aif.build(aif.Config(schema=data.schema, blocks=(blocks.Bea(bridges=2),), **sizes))
+    positions = eligible_positions(data.log, min_history=1)
+    source = sampled(data, sampler=NegativeSampler(item_counts(data, positions)), negatives=3)
+    feed = Pipeline(
+        dataset=data, positions=positions, candidates=source, config=model.config, batch_size=64, epochs=30, seed=1,
+        process_index=process_index, process_count=process_count,
+    )  # fmt: skip
+    return model, feed, train.default_optimizer(STEPS), init_params(model, data, seed=0)
+
+
+def run(folder: Path, steps: int, count: int, address: str, index: int) -> None:
+    """What one process does."""
+    import itertools
+
+    import jax
+
+    if count > 1:
+        jax.distributed.initialize(address, count, index)
+    from aif_jax import sharding, train
+    from aif_jax.checkpoint import Checkpoints
+    from aif_jax.data import to_device
+    from aif_jax.logs import JsonLines
+
+    model, feed, optimizer, params = world(index, count)
+    mesh = sharding.row_mesh()
+    state = sharding.place_state(train.init_state(params, optimizer), mesh, split=("item",))
+    sparse = train.SparseConfig(tables=("item",))
+    step = train.make_step(model, optimizer, loss=train.losses.listwise_softmax, sparse=sparse)
+    with Checkpoints(folder / "run") as checkpoints:
+        state, cursor = train.resume(state, checkpoints, config=model.config)
+        rest = steps - int(state.step)
+        with to_device(feed.batches(cursor), place=lambda batch: sharding.place_batch(batch, mesh)) as batches:
+            state = train.loop(
+                state, step, itertools.islice(batches, rest), checkpoints=checkpoints, config=model.config,
+                save_every=SAVE_EVERY, log_every=1, writers=[JsonLines(folder / "log.jsonl")], progress=False,
+            )  # fmt: skip
+    np.savez(folder / f"end-{index}.npz", *[np.asarray(leaf.addressable_data(0)) for leaf in jax.tree.leaves(state)])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        print(json.dumps(measure(smoke=False)))
+    else:
+        from aif_jax.processes import end_at_once
+
+        with end_at_once():
+            run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))

@@ -1,0 +1,44 @@
+"""Training in two and four processes: 200 steps, a kill, checkpoints that go from number to number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from aif_jax import checkpoint
+from experiments.scale_out import training
+from tests.test_several_processes import PAIR, finish, start
+
+pytestmark = pytest.mark.reliability
+
+SAVE = """
+state = run(batches(5), max_skipped=0)
+with Checkpoints(folder / "two") as saved:
+    saved.save(5, state.params, model.config, opt_state=state.opt_state)
+"""
+PASS_ON = """
+with Checkpoints(folder / "two") as saved:
+    like = {"params": place().params, "opt_state": place().opt_state}
+    read = saved.restore(like=like, config=model.config)
+assert read.params["embedding"]["item"].shape == (84, 4) and read.version == ""
+with Checkpoints(folder / f"{count}") as saved:
+    saved.save(5, read.params, model.config, opt_state=read.opt_state)
+"""
+
+
+def test_two_hundred_steps_and_a_kill():
+    figures = training.measure(smoke=False)
+    assert figures["two_process_loss_max_rel"] <= 1e-6
+    assert figures["restart_bit_identical"]
+
+
+def test_two_to_four_to_one(tmp_path: Path):
+    finish(start(tmp_path, PAIR + SAVE, 2))
+    finish(start(tmp_path, PAIR + PASS_ON, 4))
+    two, four = (checkpoint.load(tmp_path / name / "5") for name in ("two", "4"))
+    assert two.version == four.version != ""
+    jax.tree.map(np.testing.assert_array_equal, two.params, four.params)
+    assert len(list((tmp_path / "4" / "5").glob("part-*"))) == 4

@@ -1,0 +1,116 @@
+"""Ray Train with real workers on this machine. Marker `engines`: `python -m pytest -m engines`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.scale_out import training
+from tests.conftest import ROOT, child_environment
+
+pytestmark = pytest.mark.engines
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray with two CPUs on this machine."""
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    variables = {**child_environment(), "PYTHONWARNINGS": "ignore", "RAY_TRAIN_V2_ENABLED": "1"}
+    ray.init(num_cpus=3, include_dashboard=False, runtime_env={"env_vars": variables}, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def trainer(work, *, failures=0):
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.jax import JaxTrainer
+
+    config = RunConfig(storage_path=str(work["storage"]), failure_config=FailureConfig(max_failures=failures))
+    return JaxTrainer(
+        train_loop_per_worker=train,
+        train_loop_config={**work, "root": str(ROOT)},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=config,
+    )
+
+
+def train(work):
+    """What a worker does: `training.run` by Ray's own means; the second kills itself once, where the test says so."""
+    import itertools
+
+    os.chdir(work["root"])
+    from aif_jax.engines import ray_train
+
+    with ray_train.joined(work["folder"]) as job:
+        from aif_jax import sharding, train
+        from aif_jax.data import to_device
+
+        model, feed, optimizer, params = training.world(job.rank, job.count)
+        mesh = sharding.row_mesh()
+        state = sharding.place_state(train.init_state(params, optimizer), mesh, split=("item",))
+        step = train.make_step(
+            model, optimizer, loss=train.losses.listwise_softmax, sparse=train.SparseConfig(tables=("item",))
+        )
+        state, cursor = train.resume(state, job.checkpoints, config=model.config)
+        mark = Path(work["folder"]) / "killed"
+
+        def report(number, values):
+            job.report(number, values)
+            if work["killed_at"] == number and job.rank == 1 and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with to_device(feed.batches(cursor), place=lambda batch: sharding.place_batch(batch, mesh)) as batches:
+            train.loop(
+                state, step, itertools.islice(batches, STEPS - int(state.step)), checkpoints=job.checkpoints, log_every=1,
+                config=model.config, save_every=9, on_log=report, progress=False,
+            )  # fmt: skip
+
+
+def test_a_worker_that_dies(cluster, tmp_path):
+    """Two workers are one job; one is killed, all start again, and end as a run that was not killed."""
+    from aif_jax import checkpoint
+
+    ends = []
+    for name, killed_at, failures in (("whole", None, 0), ("killed", 14, 1)):
+        work = {"folder": str(tmp_path / name), "storage": str(tmp_path / "ray"), "killed_at": killed_at}
+        Path(work["folder"]).mkdir()
+        result = trainer(work, failures=failures).fit()
+        assert result.error is None and result.metrics["step"] == STEPS
+        assert Path(result.checkpoint.path).name == str(STEPS)
+        ends.append(checkpoint.load(result.checkpoint.path))
+        assert (Path(work["folder"]) / "killed").exists() == (killed_at is not None)
+    whole, again = ends
+    assert whole.version == again.version and whole.step == again.step == STEPS
+    assert whole.params["embedding"]["item"].shape == (81, 4)
+    assert np.isfinite(np.asarray(whole.params["embedding"]["item"])).all()
+
+
+def test_workers_that_are_not_one_job(cluster, tmp_path):
+    """JAX was used before the workers joined: refused, never two trainings."""
+
+    def alone(work):
+        os.chdir(work["root"])
+        import jax
+
+        jax.devices()
+        from aif_jax.engines import ray_train
+
+        with ray_train.joined():
+            raise AssertionError("expected workers that are refused")
+
+    work = {"storage": str(tmp_path / "ray")}
+    made = trainer(work)
+    from ray.train.v2.jax import JaxTrainer
+
+    made = JaxTrainer(
+        train_loop_per_worker=alone, train_loop_config={"root": str(ROOT)}, scaling_config=made.scaling_config,
+        run_config=made.run_config,
+    )  # fmt: skip
+    with pytest.raises(Exception, match="initialize"):
+        made.fit()

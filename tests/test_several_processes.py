@@ -1,0 +1,191 @@
+"""Two processes of one job: the loss of one, checkpoints in parts, problems that all are told of, a process that is killed.
+
+One pair of processes does every check that can share it; `training.measure` has pairs of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aif_jax import checkpoint, launch
+from aif_jax.checkpoint import CheckpointError
+from aif_jax.version import fingerprint
+from experiments.scale_out import training
+from tests.conftest import ROOT, child_environment
+from tests.light import FLAGS
+
+PAIR = """
+import dataclasses, itertools, json, sys
+from pathlib import Path
+folder, count, address, index = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+import jax
+jax.distributed.initialize(address, count, index)
+import numpy as np
+from aif_jax import checkpoint, processes, sharding, train
+from aif_jax.checkpoint import Checkpoints
+from aif_jax.data.pipeline import Fed
+from experiments.scale_out import training
+
+model, feed, optimizer, params = training.world(index, count)
+mesh = sharding.row_mesh()
+place = lambda split=("item",): sharding.place_state(train.init_state(params, optimizer), mesh, split=split)
+step = train.make_step(model, optimizer, loss=train.losses.listwise_softmax, sparse=train.SparseConfig(tables=("item",)))
+said = {}
+
+def batches(number):
+    for fed in itertools.islice(feed.batches(), number):
+        yield dataclasses.replace(fed, batch=sharding.place_batch(fed.batch, mesh))
+
+def told(name, call):
+    try:
+        call()
+    except Exception as error:
+        said[name] = [type(error).__name__, str(error)]
+    else:
+        said[name] = ["", ""]
+
+run = lambda feed, state=None, **options: train.loop(state or place(), step, feed, progress=False, **options)
+
+def bad(kind):
+    source = list(batches(3))
+    if index == 1 and kind == "corrupt":
+        source[1] = dataclasses.replace(source[1], batch=None, problem="item 7 of event 3 is -1")
+    elif index == 1 and kind == "ended":
+        source.pop()
+    elif index == 1 and kind == "empty":
+        source[1] = dataclasses.replace(source[1], problem="empty")
+    for at, fed in enumerate(source):
+        if index == 1 and kind == "raised" and at == 2:
+            raise OSError("the disk of process 1 is gone")
+        yield fed
+
+"""
+CHECKS = """
+logged = []
+state = run(batches(3), on_log=lambda number, values: logged.append([number, values["empty_batches"], values["bad_batches"]]))
+told("stop", lambda: run(bad("corrupt")))
+skipped = run(bad("corrupt"), on_bad_batch="skip")
+said["skip"] = int(skipped.step)
+said["empty in one"] = int(run(bad("empty")).step)
+told("raised", lambda: run(bad("raised")))
+told("ended", lambda: run(bad("ended")))
+other = jax.tree.map(lambda leaf: leaf + index if leaf.dtype == np.float32 else leaf, params)
+told("other state", lambda: run(batches(1), sharding.place_state(train.init_state(other, optimizer), mesh)))
+told("log", lambda: run(batches(1), on_log=lambda number, values: 1 / index))
+
+with Checkpoints(folder / "run") as run_folder:
+    run_folder.save(3, state.params, model.config, opt_state=state.opt_state, position={"step": 3})
+    like = {"params": place().params, "opt_state": place().opt_state}
+    read = run_folder.restore(like=like, config=model.config)
+    same = lambda a, b: [np.testing.assert_array_equal(x.addressable_data(0), y.addressable_data(0))
+                         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    same([read.params, read.opt_state], [state.params, state.opt_state])
+    said["version"] = read.version
+    told("again", lambda: run_folder.save(3, state.params, model.config))
+    whole = run_folder.restore()  # by each on its own
+    said["whole"] = list(whole.params["embedding"]["item"].shape)
+if index == 0:  # alone: nobody waits for it, and it waits for nobody
+    checkpoint.write(folder / "alone", {"rows": {"a": np.arange(3)}}, {}, format="test/1")
+    (folder / "file").write_text("no folder")
+blocked = Checkpoints(folder / "file")
+told("disk", lambda: blocked.save(1, state.params, model.config))
+like_replicated = {"params": place(()).params}
+single = checkpoint.load(folder / "single", like={"params": place().params})
+said["from one"] = [list(single.params["embedding"]["item"].shape), single.version]
+replicated = run_folder.restore(like=like_replicated)
+said["replicated"] = replicated.version
+(folder / f"said-{index}.json").write_text(json.dumps(said))
+"""
+
+
+def start(folder: Path, code: str, count: int) -> list[subprocess.Popen]:
+    words = [sys.executable, "-c", code, str(folder), str(count)]
+    options = dict(cwd=ROOT, env=child_environment(flags=FLAGS), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return launch.start(lambda address, index: [*words, address, str(index)], count, **options)
+
+
+def finish(started: list[subprocess.Popen], timeout: float = 280) -> None:
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in started]
+    finally:
+        launch.stop(started)
+    assert [process.returncode for process in started] == [0] * len(started), "\n\n".join(outputs)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The folder of two processes, and what each of them was told."""
+    folder = tmp_path_factory.mktemp("pair")
+    model, *_, params = training.world(0, 1)
+    checkpoint.save(folder / "single", params, model.config)
+    finish(start(folder, PAIR + CHECKS, 2))
+    return folder, [json.loads((folder / f"said-{index}.json").read_text()) for index in range(2)], params, model.config
+
+
+TOLD = {
+    "stop": (
+        "BadBatch",
+        r"after step 1: a bad batch: process 1 of 2: item 7 of event 3 is -1 \(batch 1 of epoch 0; samples at",
+    ),
+    "raised": ("ProcessError", "^process 1 of 2: OSError: the disk of process 1 is gone$"),
+    "ended": ("ProcessError", "process 1 of 2: expected batch 2 of epoch 0, as process 0, got no more"),
+    "other state": ("ProcessError", "state: expected the same in every process, got another '.*' and [0-9]+ more in process 1"),
+    "log": ("ProcessError", "on_log: process 0 of 2: ZeroDivisionError"),
+    "again": ("ProcessError", "process 0 of 2: FileExistsError: .*/3: expected a new folder"),
+    "disk": ("ProcessError", "process 0 of 2: (NotADirectory|FileExists)Error: .*file"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_every_process_is_told(pair, name):
+    _, said, *_ = pair
+    kind, message = TOLD[name]
+    for told in said:
+        assert told[name][0] == kind and re.search(message, told[name][1], re.S), told[name]
+
+
+def test_a_bad_share_is_skipped_by_all_and_an_empty_one_by_none(pair):
+    _, said, *_ = pair
+    assert [(told["skip"], told["empty in one"]) for told in said] == [(2, 3)] * 2
+
+
+def test_parts_are_one_checkpoint(pair, tmp_path):
+    """Read whole by one process, with the version of what it holds; damage and exchanged parts are refused."""
+    folder, said, params, config = pair
+    read = checkpoint.load(folder / "run" / "3", config=config)
+    table = read.params["embedding"]["item"]
+    assert table.shape == (81, 4) and [told["whole"] for told in said] == [[81, 4]] * 2
+    assert read.version == fingerprint(read.params, config) == said[0]["replicated"] == said[1]["replicated"]
+    assert [told["version"] for told in said] == ["", ""]  # no process held the table
+    assert not np.array_equal(table, params["embedding"]["item"])  # it was trained
+    parts = sorted(path.name for path in (folder / "run" / "3").glob("part-*"))
+    assert parts == ["part-0", "part-1"]
+    assert [told["from one"] for told in said] == [[[82, 4], fingerprint(params, config)]] * 2
+    for name, damage, message in (
+        ("torn", lambda at: shutil.rmtree(at / "part-1"), "part-1: no checkpoint"),
+        ("other", lambda at: shutil.copytree(at / "part-0", shutil.rmtree(at / "part-1") or at / "part-1"), "that of another"),
+    ):
+        copy = Path(shutil.copytree(folder / "run" / "3", tmp_path / name))
+        damage(copy)
+        with pytest.raises((CheckpointError, FileNotFoundError), match=message):
+            checkpoint.load(copy)
+
+
+def test_one_process_may_write_alone(pair):
+    folder, *_ = pair
+    rows = checkpoint.read(folder / "alone", {"rows": np.ndarray}, format="test/1")["rows"]
+    np.testing.assert_array_equal(rows["a"], np.arange(3))
+
+
+def test_the_curve_of_one_and_a_process_that_is_killed():
+    figures = training.measure(smoke=True)
+    assert figures["two_process_loss_max_rel"] <= 1e-6
+    assert figures["restart_bit_identical"]
