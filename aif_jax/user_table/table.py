@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from aif_jax.checks import expect
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoder import Encoder
 from aif_jax.features import SINCE, no_events
+from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
+from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
 from aif_jax.raw import column_of, plain
@@ -158,7 +161,7 @@ class UserTable:
                 index = ranges(log.offsets[some], counts[some])
                 given = Events(item=log.item[index], action=log.action[index], time=stamps(log.time[index], "events"))
                 names = np.asarray(events.users.raw)[some - 1].tolist()
-                table._run(names, given, counts[some], place, again=True)
+                table._run(names, given, counts[some], place, again=True, alike=True)
                 bar.update(len(index))
         return table
 
@@ -248,6 +251,43 @@ class UserTable:
         files.write(path, self._in_memory(), record, self.model.config, positions or {})
 
     @classmethod
+    def from_parts(
+        cls,
+        model: PreRanker,
+        params: Params,
+        parts: Parts,
+        *,
+        encoder: Encoder,
+        version: str | None = None,
+        users: int | None = None,
+        rows: Rows | None = None,
+        clock: Callable[[], float] | None = time.time,
+    ) -> UserTable:
+        """Merges rows that `jobs.UserJob` made, in bounded memory next to the rows; equals `build` of a `Dataset` bit for bit.
+
+        Args:
+          model, params, encoder, version, rows, clock: as for the class. `rows` must have none of the users yet.
+          parts: as `ItemIndex.from_parts`; storage and batch size are theirs.
+          users: how many there must be, so that a lost part is noticed; None takes what is there.
+
+        Raises:
+          ImportError, FileNotFoundError, CheckpointError, VersionMismatch, TypeError: as `ItemIndex.from_parts`.
+          ValueError: missing columns, rows of another kind, a user that comes twice, another number of users.
+        """
+        version = fingerprint(params, model.config, encoder) if version is None else version
+        stream, count = read_parts(parts), 0
+        first = next(stream, None)
+        made = Stamp(version, "float32", BATCH) if first is None else stamp_of(first)._replace(version=version)
+        options: dict[str, Any] = {"storage": made.storage, "batch_size": made.batch_size, "rows": rows, "clock": clock}
+        table = cls(model, params, encoder=encoder, version=version, **options)
+        for part in itertools.chain([] if first is None else [first], stream):
+            ids, words = rows_of(part, made, len(table._program.empty))
+            files.add(table.rows, part, ids if isinstance(ids, list) else ids.tolist(), words)
+            count += len(words)
+        expect(users is None or count == users, "parts", f"{users} users", count)
+        return table
+
+    @classmethod
     def load(
         cls,
         path: str | Path,
@@ -295,7 +335,9 @@ class UserTable:
         counts = np.bincount(owner, minlength=len(numbers))
         return self._run(list(numbers), _part(events, np.argsort(owner, kind="stable")), counts, place, again=again)
 
-    def _run(self, users: list[UserId], events: Events, counts: np.ndarray, place: Place, *, again: bool) -> Applied:
+    def _run(
+        self, users: list[UserId], events: Events, counts: np.ndarray, place: Place, *, again: bool, alike: bool = False
+    ) -> Applied:
         """Applies events [sum of counts] of one user after the other; rows that others changed meanwhile are read again."""
         self._check_clock(np.asarray(events.time))
         applied, starts, left = Applied(0, 0, 0, 0, 0), np.cumsum(counts) - counts, np.arange(len(users))
@@ -307,7 +349,8 @@ class UserTable:
             left, before = left[~known], before.take(np.flatnonzero(~known))
             if not len(left):
                 return applied
-            made = self._program(before.words, _part(events, ranges(starts[left], counts[left])), counts[left])
+            some = _part(events, ranges(starts[left], counts[left]))
+            made = self._program(before.words, some, counts[left], alike=alike)
             position = np.maximum(before.position, place.position)
             partition = before.partition if place.position == NONE else np.full(len(left), place.partition, np.int32)
             stored = Stored(made.words, position, partition)
