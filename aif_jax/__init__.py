@@ -3,7 +3,21 @@
 Public names are in the order in which a request meets them: your files, a model, training, the index, serving, export.
 """
 
-from aif_jax import blocks, checkpoint, data, export, index, jobs, metrics, neighbours, presets, serving, sharding, train, user_table
+from aif_jax import (
+    blocks,
+    checkpoint,
+    data,
+    export,
+    index,
+    jobs,
+    metrics,
+    neighbours,
+    presets,
+    serving,
+    sharding,
+    train,
+    user_table,
+)
 from aif_jax.catalogue import Catalogue
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.columns import Columns

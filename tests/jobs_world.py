@@ -1,4 +1,4 @@
-"""A small raw catalogue and event log as Arrow, and models for them: what tests of jobs, and of the engines that run them, share."""
+"""A small raw catalogue and event log as Arrow, and a model of them: for tests of jobs and of the engines that run them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ def data(*, strings: bool = False) -> aif.Dataset:
 @functools.cache
 def model(*, strings: bool = False) -> tuple[aif.PreRanker, Any]:
     """A model with wide vectors, signatures and a state that events update, and its parameters as NumPy arrays."""
-    layers = (blocks.DecayedMemory(width=8, dot_product=True), blocks.DecayedSim("category", slots=3, length=3), blocks.DotProduct())
+    layers = (
+        blocks.DecayedMemory(width=8, dot_product=True),
+        blocks.DecayedSim("category", slots=3, length=3),
+        blocks.DotProduct(),
+    )
     sizes: dict[str, Any] = dict(width=16, short_length=4, long_length=16, towers=(16,), head=(8,))
     made = aif.build(aif.Config(schema=data(strings=strings).schema, blocks=layers, **sizes))
     return made, jax.tree.map(np.asarray, demo.init(made, items=data(strings=strings).catalogue))

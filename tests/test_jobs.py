@@ -17,9 +17,11 @@ from pyarrow import parquet
 import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
+from aif_jax.jobs import items as items_of_jobs
 from aif_jax.jobs import source
 from aif_jax.user_table import MemoryRows
 from aif_jax.version import VersionMismatch
+from tests import demo
 from tests import jobs_world as world
 from tests.conftest import ROOT, child_environment
 
@@ -81,7 +83,10 @@ def test_a_partition_of_its_own_gives_the_same_rows(whole):
 
 def test_nothing_in_nothing_out(whole):
     empty = world.items(0).to_batches() + [world.items().slice(0, 0).to_batches()]
-    assert list(world.job()(iter([]))) == [] and list(world.job()(batch for batch in empty if isinstance(batch, pa.RecordBatch))) == []
+    assert (
+        list(world.job()(iter([]))) == []
+        and list(world.job()(batch for batch in empty if isinstance(batch, pa.RecordBatch))) == []
+    )
     assert len(world.merged([])) == 0 and world.merged([]).version == whole.version
 
 
@@ -102,11 +107,11 @@ def test_memory_is_bounded():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"price": [0.0] * 36 + [np.nan] + [0.0] * 63}, ValueError, r"batch 2, row 36 \(item 1655\): column 'price': expected finite"),
+        ({"price": [0.0] * 36 + [np.nan] + [0.0] * 63}, ValueError, r"batch 2, row 36 \(item 1655\): column 'price'"),
         ({"item": [*range(40), None, *range(59)]}, TypeError, r"batch 2, row 40 \(item None\)"),
-        ({"item": [str(n) for n in range(100)]}, TypeError, r"batch 2, row 0 \(item '0'\): Vocabulary.encode: expected integers"),
+        ({"item": [str(n) for n in range(100)]}, TypeError, r"batch 2, row 0 \(item '0'\): .*: expected integers"),
         ({"bid": None}, ValueError, r"batch 2: expected a column 'bid', got \['item', "),
-        ({"item": [2**63 + n for n in range(100)]}, TypeError, "batch 2, row 0 .*below 2.63"),
+        ({"item": pa.array([2**63 + n for n in range(100)], pa.uint64())}, TypeError, "batch 2, row 0 .*below 2.63"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_by_batch_and_row(change, error, message):
@@ -122,37 +127,36 @@ def test_bad_input_is_named_by_batch_and_row(change, error, message):
 # where the model comes from
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    """The model as an export and as a checkpoint."""
-    root, (model, params), encoder = tmp_path_factory.mktemp("models"), world.model(), world.data().encoder
-    export.save(root / "export", model, params, encoder=encoder, platforms=("cpu",), stablehlo=False)
-    checkpoint.save(root / "checkpoint", params, model.config, encoder=encoder)
-    return {name: root / name for name in ("export", "checkpoint")}
-
-
 @pytest.mark.parametrize("kind", ["export", "checkpoint"])
-def test_a_folder_is_enough(folders, encoded, kind):
-    job = aif.jobs.ItemJob.load(folders[kind], batch_size=64)
-    assert job.version == world.job().version and len(pickle.dumps(job)) < 1000
-    assert pa.Table.from_batches(list(job(world.items().to_batches()))) == pa.Table.from_batches(encoded)
+def test_a_folder_is_enough(tmp_path, kind):
+    encoder = world.data().encoder
+    model = aif.build(aif.presets.two_tower(world.data().schema, width=8, sequence=False, towers=(8,)))
+    params = demo.init(model, items=world.data().catalogue)
+    if kind == "export":
+        export.save(tmp_path / "model", model, params, encoder=encoder, platforms=("cpu",), stablehlo=False)
+    else:
+        checkpoint.save(tmp_path / "model", params, model.config, encoder=encoder)
+    job, given = aif.jobs.ItemJob.load(tmp_path / "model"), aif.jobs.ItemJob(model, params, encoder=encoder)
+    assert job.version == given.version and len(pickle.dumps(job)) < 1000 < len(pickle.dumps(given))
+    rows = [
+        pa.Table.from_batches(list(one(world.items().to_batches()))) for one in (job, pickle.loads(pickle.dumps(job)), given)
+    ]
+    assert rows[0] == rows[1] == rows[2] and rows[0].num_rows == world.ITEMS
 
 
-def test_a_worker_needs_the_pickle_alone(folders, encoded, tmp_path):
-    """Another process, which has compiled nothing; and one after the folder got another model."""
-    job = aif.jobs.ItemJob.load(folders["checkpoint"], batch_size=64)
-    (tmp_path / "job").write_bytes(pickle.dumps([job, world.job()]))
+def test_a_worker_needs_the_pickle_alone(encoded, tmp_path):
+    """In another process, which has compiled nothing."""
+    (tmp_path / "job").write_bytes(pickle.dumps(world.job()))
     parquet.write_table(world.items(), tmp_path / "items.parquet")
     code = f"""
 import pickle, pyarrow as pa
 from pyarrow import parquet
-for number, job in enumerate(pickle.load(open({str(tmp_path / "job")!r}, "rb"))):
-    out = list(job(parquet.ParquetFile({str(tmp_path / "items.parquet")!r}).iter_batches(200)))
-    parquet.write_table(pa.Table.from_batches(out), {str(tmp_path)!r} + f"/out-{{number}}.parquet")
+job = pickle.load(open({str(tmp_path / "job")!r}, "rb"))
+out = list(job(parquet.ParquetFile({str(tmp_path / "items.parquet")!r}).iter_batches(200)))
+parquet.write_table(pa.Table.from_batches(out), {str(tmp_path / "out.parquet")!r})
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=child_environment(), check=True, timeout=200)
-    for number in range(2):
-        assert parquet.read_table(tmp_path / f"out-{number}.parquet") == pa.Table.from_batches(encoded)
+    assert parquet.read_table(tmp_path / "out.parquet") == pa.Table.from_batches(encoded)
 
 
 def test_another_model_in_the_folder_is_refused(tmp_path):
@@ -163,6 +167,7 @@ def test_another_model_in_the_folder_is_refused(tmp_path):
     other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
     checkpoint.save(tmp_path / "model", other, model.config, encoder=encoder)
     job = pickle.loads(sent)
+    items_of_jobs._program.cache_clear()  # as in a new process
     with pytest.raises(VersionMismatch, match=f"job, model in .*model: expected version {job.version}"):
         list(job(world.items(8).to_batches()))
 
@@ -238,7 +243,9 @@ def test_an_id_in_two_parts_is_refused(encoded, tmp_path):
     twice = [*encoded[:4], changed(encoded[4], id=ids)]
     with pytest.raises(ValueError, match=f"but {ids[5]} comes twice, in batch 2, row 7 and batch 4, row 5"):
         world.merged(twice)
-    with pytest.raises(ValueError, match=r"comes twice, in .*part-002.parquet, row 7 and .*part-004.parquet, row 5 \(1 repeated"):
+    with pytest.raises(
+        ValueError, match=r"comes twice, in .*part-002.parquet, row 7 and .*part-004.parquet, row 5 \(1 repeated"
+    ):
         world.merged(write(tmp_path / "parts", twice))
 
 
@@ -250,7 +257,7 @@ def test_an_id_in_two_parts_is_refused(encoded, tmp_path):
         ({"storage": ["int8"] * 64}, ValueError, "batch 1, row 0: expected storage float32 as the rows before, got int8"),
         ({"batch_size": pa.array([32] * 64, pa.int32())}, ValueError, "batch 1, row 0: expected batch_size 64 as the rows"),
         ({"row": [b"1234"] * 64}, ValueError, "batch 1, row 0: expected a row of [0-9]+ bytes, got 4"),
-        ({"row": [None] * 64}, ValueError, "batch 1, column 'row': expected binary, got null"),
+        ({"row": [None] * 64}, ValueError, "batch 1, row 0, column 'row': expected a value, got none"),
         ({"row": [b"1234"] * 63 + [None]}, ValueError, "batch 1, row 63, column 'row': expected a value, got none"),
         ({"id": [0.5] * 64}, ValueError, "batch 1, column 'id': expected integers or strings, got double"),
         ({"id": ["a"] * 64}, TypeError, "batch 1, column 'id': expected integers, got strings"),
@@ -336,11 +343,12 @@ def test_rows_of_users_from_files(users, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"user": None}, ValueError, r"batch 1: expected a column 'user'"),
-        ({"time": None}, ValueError, r"batches 0 to 1: expected a column 'time'|batch 1: expected a column 'time'"),
+        ({"user": None}, ValueError, "batch 1: expected the columns of the batches before, user int64.*, got item int64"),
+        ({"time": None}, ValueError, r"batch 1: expected the columns of the batches before, .*time.*, got "),
+        ({"user": [5] * 20, "action": ["buy"] * 20}, ValueError, "batch 1: expected the columns of the batches before"),
         ({"user": [9] * 10 + [3] * 10}, ValueError, "batch 1, row 10: expected users in ascending order, got 3 after 9"),
         ({"user": [1] * 20}, ValueError, "batch 1, row 0: expected users in ascending order, got 1 after 5"),
-        ({"time": [1_700_000_000] * 7 + [20] * 13}, ValueError, r"batch 1, row 7 \(user 9\): .*"),
+        ({"time": [1_700_000_000] * 7 + [1_700_000_000_000] * 13}, ValueError, r"batch 1, row 7 \(user 9\): .*'ms'"),
         ({"item": [3] * 7 + [None] + [3] * 12}, TypeError, r"batch 1, row 7 \(user 9\): "),
     ],
 )  # fmt: skip
@@ -352,7 +360,7 @@ def test_bad_events_are_named_by_batch_and_row(change, error, message):
 
 
 def test_bad_parts_of_users_are_refused():
-    (out,) = world.user_job(batch_size=256)(world.events().to_batches())
+    (out,) = pa.Table.from_batches(world.user_job()(world.events().to_batches())).combine_chunks().to_batches()
     first = out.column("id")[0].as_py()
     with pytest.raises(ValueError, match=f"batch 1, row 0: expected each user once, got user {first}, who has a row already"):
         world.merged_users([out, out.slice(0, 1)])
@@ -372,8 +380,6 @@ def test_bad_parts_of_users_are_refused():
 def test_one_program_serves_all_tasks_of_a_process():
     """Each task may come with its own copy of the job."""
     jobs = [pickle.loads(pickle.dumps(world.job())) for _ in range(3)]
-    from aif_jax.jobs.items import _program
-
-    programs = {id(_program(job._source, job.storage, job.batch_size)) for job in jobs}
+    programs = {id(items_of_jobs._program(job._source, job.storage, job.batch_size)) for job in jobs}
     assert len(programs) == 1 and isinstance(jobs[0]._source, source.Source)
     assert dataclasses.is_dataclass(world.model()[0].config)

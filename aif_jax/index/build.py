@@ -44,9 +44,14 @@ def build_store(
 
 
 def merge_store(
-    program: ItemProgram, rows: Iterable[tuple[Part, Any, np.ndarray]], *, version: str, capacity: int | None, known: int | None,
+    program: ItemProgram,
+    rows: Iterable[tuple[Part, Any, np.ndarray]],
+    *,
+    version: str,
+    capacity: int | None,
+    known: int | None,
     progress: bool,
-) -> tuple[Store, View]:  # fmt: skip
+) -> tuple[Store, View]:
     """Puts rows that jobs made into a new table in their order; of each part raw ids [n] and words uint32 [n, W]."""
     places: list[tuple[int, Part]] = []
 

@@ -186,8 +186,8 @@ class ItemIndex:
           FileNotFoundError: no such parts.
           CheckpointError: a file that is torn or altered, a folder whose job has not ended.
           VersionMismatch: rows of another version, with part and row.
-          ValueError, TypeError: missing columns, rows of another storage, batch size or width, an id that comes twice (with both
-            places), another number of items.
+          ValueError, TypeError: missing columns, rows of another storage, batch size or width, an id that comes twice, with
+            both places, another number of items.
         """
         version = fingerprint(params, model.config, encoder) if version is None else version
         stream = read_parts(parts)

@@ -158,6 +158,4 @@ def _encoded(program: ItemProgram, batches: Iterable[Any], first: int) -> Iterat
 def _program(model: source.Source, storage: Storage, batch_size: int) -> ItemProgram:
     """The compiled item function of a version: one in a process, however many tasks it runs."""
     trained = model.open()
-    return ItemProgram(
-        trained.model, trained.params, trained.encoder, storage=storage, batch_size=batch_size, mesh=None
-    )
+    return ItemProgram(trained.model, trained.params, trained.encoder, storage=storage, batch_size=batch_size, mesh=None)

@@ -23,7 +23,11 @@ def refuse(given: Sequence[Numbered], check: Callable[[Any], object], error: Exc
     """
     arrow = pyarrow()
     table = arrow.Table.from_batches([one.batch for one in given]).combine_chunks()
-    where = f"batch {given[0].number}" if given[0].number == given[-1].number else f"batches {given[0].number} to {given[-1].number}"
+    where = (
+        f"batch {given[0].number}"
+        if given[0].number == given[-1].number
+        else f"batches {given[0].number} to {given[-1].number}"
+    )
     if not _fails(check, table.slice(0, 0)) and _fails(check, table):
         good, bad = 0, table.num_rows  # rows that pass, rows that do not
         while bad - good > 1:

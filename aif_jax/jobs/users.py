@@ -89,9 +89,7 @@ class UserJob:
         job._set(source.of_folder(folder), storage, batch_size, position, partition)
         return job
 
-    def _set(
-        self, model: source.Source, storage: Storage, batch_size: int, position: int | None, partition: int
-    ) -> None:
+    def _set(self, model: source.Source, storage: Storage, batch_size: int, position: int | None, partition: int) -> None:
         self.version = model.version
         self.storage: Storage = storage
         self.batch_size = batch_size
@@ -145,10 +143,17 @@ def _complete(batches: Iterable[Any], column: str, *, first: int, users: int) ->
     """Slices of batches with all events of some users, about so many of them; refuses users that are not in order."""
     compute = pyarrow("pyarrow.compute")
     waiting: list[Numbered] = []
-    begun, last = 0, None
+    begun, last, schema = 0, None, None
     for number, batch in enumerate(batches, first):
         if not batch.num_rows:
             continue
+        schema = schema or batch.schema
+        expect(
+            batch.schema == schema,
+            f"batch {number}",
+            f"the columns of the batches before, {_named(schema)}",
+            _named(batch.schema),
+        )
         expect(column in batch.schema.names, f"batch {number}", f"a column {column!r}", batch.schema.names)
         ids = batch.column(column)
         expect(not ids.null_count, f"batch {number}, column {column!r}", "a user for each event", "none for some")
@@ -158,7 +163,9 @@ def _complete(batches: Iterable[Any], column: str, *, first: int, users: int) ->
         if len(falls):
             row = int(falls[0]) + 1
             before = last if row == 0 else ids[row - 1].as_py()
-            raise ValueError(f"batch {number}, row {row}: expected users in ascending order, got {ids[row].as_py()!r} after {before!r}")
+            raise ValueError(
+                f"batch {number}, row {row}: expected users in ascending order, got {ids[row].as_py()!r} after {before!r}"
+            )
         starts = np.flatnonzero(plain(compute.not_equal(ids[1:], ids[:-1]))) + 1
         starts = starts if last is None or ids[0].as_py() == last else np.append(0, starts)
         begun, last = begun + len(starts), ids[-1].as_py()
@@ -171,6 +178,10 @@ def _complete(batches: Iterable[Any], column: str, *, first: int, users: int) ->
         waiting.append(Numbered(number, cut, batch.slice(cut)))
     if waiting:
         yield waiting
+
+
+def _named(schema: Any) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
 def _grouped(encoder: Encoder, table: Any) -> tuple[np.ndarray, Events, np.ndarray]:

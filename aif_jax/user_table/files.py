@@ -104,7 +104,9 @@ def add(rows: Rows, part: Part, users: list[UserId], words: np.ndarray) -> None:
         seen.add(user)
     stored = Stored(words, column(part, "position", np.int64), column(part, "partition", np.int32))
     written = rows.put(users, stored, expected=before.position)
-    expect(written.all(), part.name, "nobody else to write rows meanwhile", f"{np.count_nonzero(~written)} rows of another writer")
+    expect(
+        written.all(), part.name, "nobody else to write rows meanwhile", f"{np.count_nonzero(~written)} rows of another writer"
+    )
 
 
 def describe(layout: Layout) -> list[list[Any]]:
