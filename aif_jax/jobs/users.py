@@ -43,6 +43,7 @@ class UserJob:
     Attributes:
       version: fingerprint of params, config and encoder.
       kind: of the raw user ids.
+      column: that holds them in events.
 
     Raises:
       ValueError: as `UserTable`.
@@ -94,7 +95,9 @@ class UserJob:
         self.storage: Storage = storage
         self.batch_size = batch_size
         self.position, self.partition = NONE if position is None else position, partition
-        self.kind: Kind = model.open().encoder.vocabularies["user"].kind or "integers"
+        encoder = model.open().encoder
+        self.kind: Kind = encoder.vocabularies["user"].kind or "integers"
+        self.column = encoder.columns.user
         self._source = model
         _program(model, storage, batch_size)
 
@@ -123,13 +126,13 @@ class UserJob:
         """
         program, encoder = _program(self._source, self.storage, self.batch_size), self._source.open().encoder
         stamp, arrow = parts.Stamp(self.version, self.storage, self.batch_size), pyarrow()
-        for given in _complete(batches, encoder.columns.user, first=first, users=self.batch_size):
+        for given in _complete(batches, self.column, first=first, users=self.batch_size):
             table = arrow.Table.from_batches([one.batch for one in given]).combine_chunks()
             check = functools.partial(_grouped, encoder)
             try:
                 users, events, counts = check(table)
             except (TypeError, ValueError) as error:
-                refuse(given, check, error, id_column=encoder.columns.user)
+                refuse(given, check, error, id_column=self.column)
             empty = np.zeros((len(users), len(program.empty)), np.uint32)
             words = program(empty, events, counts, alike=True).words
             place = {
