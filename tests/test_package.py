@@ -51,6 +51,8 @@ OWNERS = {
     "torch": (),
     "faiss": ("neighbours/faiss_search.py",),
     "onnx": (),
+    "ray": ("engines/",),
+    "pyspark": ("engines/spark.py",),
 }
 OPTIONAL = (
     "sklearn",
@@ -72,6 +74,8 @@ OPTIONAL = (
     "usearch",
     "redis",
     "asyncpg",
+    "ray",
+    "pyspark",
 )
 LAYERS = (
     # the ground floor: types, and raw data to features
@@ -83,9 +87,9 @@ LAYERS = (
     # training
     "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data", "readers", "train",
     # production
-    "index", "user_table", "serving", "export", "neighbours", "service",
+    "index", "user_table", "serving", "export", "jobs", "neighbours", "service",
     # the whole road
-    "run", "doctor", "cli", "__main__", "__init__",
+    "run", "engines", "doctor", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Files and folders of the package from the ground up; a module may import those before its own."""
 SWITCHES = {
