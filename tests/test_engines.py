@@ -34,7 +34,7 @@ def ray(environment) -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
     pytest.importorskip("ray.data", reason="needs the extra 'ray'")
     given: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    ray.init(address="local", num_cpus=2, runtime_env={"env_vars": environment}, **given)
+    ray.init(address="local", num_cpus=4, runtime_env={"env_vars": environment}, **given)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield ray
     ray.shutdown()
@@ -66,11 +66,11 @@ def users() -> aif.UserTable:
 
 
 def test_a_catalogue_through_ray(ray, whole, tmp_path):
-    """Blocks that no batch fits; in order where Ray preserves it; through files, and with string ids."""
+    """Blocks that no batch fits; in memory and through files; string ids."""
     from aif_jax.engines import ray_data
 
     raw = ray.data.from_arrow(world.items()).repartition(3)
-    encoded = ray_data.encode_items(raw, world.job(), actors=2, batch_size=128)
+    encoded = ray_data.encode_items(raw, world.job(), actors=2, batch_size=128).materialize()
     assert world.same(world.merged(encoded.iter_batches(batch_format="pyarrow", batch_size=None), items=world.ITEMS), whole)
     encoded.write_parquet(str(tmp_path / "parts"))
     assert world.same(world.merged(tmp_path / "parts", items=world.ITEMS), whole)

@@ -26,7 +26,7 @@ def encode_items(dataset: Any, job: ItemJob, *, actors: int = 1, batch_size: int
       options: of `Dataset.map_batches`, such as `num_cpus` and `num_gpus` of an actor.
 
     Returns:
-      A lazy `Dataset` of encoded rows, see `ItemJob.schema`; in the order of the items where Ray's `DataContext` preserves order.
+      A lazy `Dataset` of encoded rows, see `ItemJob.schema`; in the order of the items where `DataContext` preserves order.
 
     Raises:
       ImportError: Ray is missing.

@@ -1,8 +1,8 @@
 """Beyond one process: what it costs and whether it changes anything.
 
-Claim     Two training processes follow the loss of one within 1e-6; 10^6 items through Ray Data and through Spark make the index
-          of a local build, bit for bit, at 60 % of its rate or more; a router by user keeps the hits of the state cache within 2
-          points of the ideal; an index split over processes gives the exact top-k.
+Claim     Two training processes follow the loss of one within 1e-6; 10^6 items through Ray Data and through Spark make the
+          index of a local build, bit for bit, at 60 % of its rate or more; a router by user keeps the hits of the state cache
+          within 2 points of the ideal; an index split over processes gives the exact top-k.
 Command   python -m experiments.scale_out --json scale_out.json      (--smoke: seconds; --parts: some of it; --help lists all)
 Needs     the extras ray and spark, and Java; what is not installed is named in the output and under "missing"
 Time      ten minutes on 2 CPU cores, two of them for the catalogue
@@ -26,10 +26,6 @@ PARTS = {
     "serving": ("measure_affinity", "measure_split"),
 }
 """Modules of this package and the functions `f(smoke) -> figures` of each; each figure has one name."""
-PROMISED = (
-    "two_process_loss_max_rel", "ray_equal", "spark_equal", "ray_rows_per_s", "spark_rows_per_s", "build_rows_per_s",
-    "affinity_hit_share_gap", "sharded_topk_equal",
-)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
