@@ -100,14 +100,14 @@ def add_bucket(table: Any, *, column: str, buckets: int) -> Any:
 
 def _actors(job: ItemJob | UserJob, count: int) -> dict[str, Any]:
     """Arguments that all calls share."""
-    import ray
-    from ray.data import ActorPoolStrategy
+    import ray  # pyright: ignore[reportMissingImports]  the extra is not installed where types are checked
+    from ray.data import ActorPoolStrategy  # pyright: ignore[reportMissingImports]
 
     constructor = {"held": [ray.put(job)]}
     return {"compute": ActorPoolStrategy(size=count), "batch_format": "pyarrow", "fn_constructor_kwargs": constructor}
 
 
 def _fetch(held: list[Any]) -> Any:
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     return ray.get(held[0])

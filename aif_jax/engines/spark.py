@@ -57,7 +57,7 @@ class Task:
 
 def schema(job: ItemJob | UserJob) -> Any:
     """The schema of what comes out of a job as Spark's `StructType`, for a call of `mapInArrow` by hand."""
-    from pyspark.sql.pandas.types import from_arrow_schema
+    from pyspark.sql.pandas.types import from_arrow_schema  # pyright: ignore[reportMissingImports]
 
     return from_arrow_schema(job.schema)
 

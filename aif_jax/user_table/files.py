@@ -97,10 +97,11 @@ def read(path: str | Path, manifest: Manifest, *, width: int) -> MemoryRows:
 def add(rows: Rows, part: Part, users: list[UserId], words: np.ndarray) -> None:
     """Puts the rows of a part, of users without one. Raises ValueError for a user that comes twice, or has a row already."""
     before, seen = rows.get(users), set()
-    known = before.words.any(1)
+    known = set(np.flatnonzero(before.words.any(axis=1)).tolist())
     for at, user in enumerate(users):
-        twice = "is in this part" if user in seen else "has a row"
-        expect(user not in seen and not known[at], part.place(at), "each user once", f"user {user!r}, who {twice} already")
+        if user in seen or at in known:
+            which = "is in this part" if user in seen else "has a row"
+            raise ValueError(f"{part.place(at)}: expected each user once, got user {user!r}, who {which} already")
         seen.add(user)
     stored = Stored(words, column(part, "position", np.int64), column(part, "partition", np.int32))
     written = rows.put(users, stored, expected=before.position)
