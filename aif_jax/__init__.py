@@ -3,7 +3,21 @@
 Public names are in the order in which a request meets them: your files, a model, training, the index, serving, export.
 """
 
-from aif_jax import blocks, checkpoint, data, export, index, metrics, neighbours, presets, serving, sharding, train, user_table
+from aif_jax import (
+    blocks,
+    checkpoint,
+    data,
+    export,
+    index,
+    jobs,
+    metrics,
+    neighbours,
+    presets,
+    serving,
+    sharding,
+    train,
+    user_table,
+)
 from aif_jax.catalogue import Catalogue
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.columns import Columns
@@ -52,6 +66,8 @@ __all__ = [
     "ItemIndex", "IndexWriter", "index",
     # users nearline
     "UserTable", "UserTableWriter", "user_table",
+    # both by jobs on an engine
+    "jobs",
     # serving
     "AsyncPreRanker", "ServingConfig", "Request", "Candidates", "Ranking", "Scores",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "serving",

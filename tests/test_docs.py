@@ -37,8 +37,8 @@ RUN_ELSEWHERE = {
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
 LIGHT_PAGES = (
-    "scale", "tutorial_index", "tutorial_neighbours", "tutorial_own_data", "tutorial_own_tower", "tutorial_ranker",
-    "tutorial_train", "which_config",
+    "scale", "scale_catalogue", "tutorial_index", "tutorial_neighbours", "tutorial_own_data", "tutorial_own_tower",
+    "tutorial_ranker", "tutorial_train", "which_config",
 )  # fmt: skip
 """Pages about training and the index; those about serving and export run as shipped."""
 PRINTED = {"scale": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}

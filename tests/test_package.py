@@ -36,7 +36,6 @@ OWNERS = {
     "usearch": ("neighbours/usearch_search.py",),
     "redis": ("neighbours/connect.py",),
     "asyncpg": (),
-    "ray": ("engines/",),
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
     "threading": ("serving/", "service/", "index/lock.py", "launch.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
@@ -54,6 +53,8 @@ OWNERS = {
     "torch": (),
     "faiss": ("neighbours/faiss_search.py",),
     "onnx": (),
+    "ray": ("engines/",),
+    "pyspark": ("engines/spark.py",),
 }
 OPTIONAL = (
     "sklearn",
@@ -77,6 +78,7 @@ OPTIONAL = (
     "redis",
     "asyncpg",
     "ray",
+    "pyspark",
 )
 LAYERS = (
     # the ground floor: types, and raw data to features
@@ -89,7 +91,7 @@ LAYERS = (
     "version", "sharding", "processes", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data",
     "readers", "train",
     # production
-    "index", "user_table", "serving", "export", "neighbours", "service",
+    "index", "user_table", "serving", "export", "jobs", "neighbours", "service",
     # the whole road
     "run", "engines", "doctor", "launch", "cli", "__main__", "__init__",
 )  # fmt: skip

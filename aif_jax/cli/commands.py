@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from aif_jax import doctor, export, index, launch, processes
 from aif_jax.cli import options as shared

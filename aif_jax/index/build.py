@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,8 @@ from aif_jax.checks import expect
 from aif_jax.features import check_item_features
 from aif_jax.index.idmap import View
 from aif_jax.index.ids import Keys, raw_keys
+from aif_jax.index.parts import Part
+from aif_jax.index.storage import Packed
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.readers import read_items
 from aif_jax.types import ItemFeatures
@@ -36,17 +39,66 @@ def build_store(
 ) -> tuple[Store, View]:
     """Runs the item function over what `ItemIndex.build` takes as catalogue; item n of it has row n."""
     batches, known = _batches(program, catalogue, ids)
+    computed = ((keys, program(features)) for keys, features in rebatch(batches, program.batch_size))
+    return fill(program, computed, version=version, capacity=capacity, known=known, progress=progress)
+
+
+def merge_store(
+    program: ItemProgram,
+    rows: Iterable[tuple[Part, Any, np.ndarray]],
+    *,
+    version: str,
+    capacity: int | None,
+    known: int | None,
+    progress: bool,
+) -> tuple[Store, View]:
+    """Puts rows that jobs made into a new table in their order; of each part raw ids [n] and words uint32 [n, W]."""
+    places: list[tuple[int, Part]] = []
+
+    def keyed() -> Iterator[tuple[Keys, np.ndarray]]:
+        kind, start = None, 0
+        for part, ids, words in rows:
+            keys = raw_keys(ids, f"{part.name}, column 'id'", like=kind)
+            kind = kind or keys.kind
+            places.append((start, part._replace(batch=None)))
+            start += len(words)
+            yield keys, words
+
+    def place(position: int) -> str:
+        start, part = places[bisect.bisect_right(places, position, key=lambda entry: entry[0]) - 1]
+        return part.place(position - start)
+
+    batches = rebatch(keyed(), program.batch_size)
+    stored = ((keys, program.words(words)) for keys, words in batches)
+    made = fill(program, stored, version=version, capacity=capacity, known=known, progress=progress, place=place)
+    expect(known is None or made[1].length == known, "parts", f"{known} items", made[1].length)
+    return made
+
+
+def fill(
+    program: ItemProgram,
+    batches: Iterable[tuple[Keys, Packed]],
+    *,
+    version: str,
+    capacity: int | None,
+    known: int | None,
+    progress: bool,
+    place: Callable[[int], str] | None = None,
+) -> tuple[Store, View]:
+    """A new table of stored rows [batch_size], of which the first are those of keys [n]; item n of all has row n.
+
+    `known`: how many items there are, where that is known; `place` says where an item came from.
+    """
     wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
     store = Store(program, version=version, capacity=wanted)
     seen, computed = [], deque()
     with tqdm(total=known, unit="item", unit_scale=True, desc="item index", disable=not progress) as bar:
-        for keys, features in rebatch(batches, program.batch_size):
+        for keys, stored in batches:
             count = len(keys.key)
             if count > store.room:
                 if capacity is not None:
                     raise ValueError(f"capacity: the catalogue has more items than {capacity}")
                 store.resize(2 * store.capacity)
-            stored = program(features)
             store.append(stored, count)
             computed.append(stored)
             seen.append(keys)
@@ -54,7 +106,7 @@ def build_store(
                 jax.block_until_ready(computed.popleft())
             bar.update(count)
     keys = jax.tree.map(lambda *parts: np.concatenate(parts), *seen) if seen else Keys(np.zeros(0, np.int64))
-    _expect_distinct(keys)
+    _expect_distinct(keys, place)
     if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys.key), program.mesh)):
         store.resize(least)
     return store, store.assign(keys, keys.kind)
@@ -96,8 +148,8 @@ def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -
     return -(-rounded // devices) * devices
 
 
-def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same rows in batches of exactly `size`; only the last may be shorter."""
+def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """The same rows in batches of exactly `size`; only the last may be shorter. A batch is a tuple of keys and trees [n]."""
     rest, count = [], 0
     for batch in batches:
         if not len(batch[0].key):
@@ -115,7 +167,7 @@ def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
         yield _join(rest)
 
 
-def part(batch: Batch, at: Any) -> Batch:
+def part(batch: Any, at: Any) -> Any:
     """Some items of a batch."""
     return jax.tree.map(lambda leaf: leaf[at], batch)
 
@@ -160,15 +212,15 @@ def _rows(catalogue: Catalogue, size: int) -> Iterator[tuple[np.ndarray, ItemFea
         yield catalogue.raw[rows - 1], catalogue.features(rows)
 
 
-def _join(batches: list[Batch]) -> Batch:
+def _join(batches: list[Any]) -> Any:
     return batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
-def _expect_distinct(keys: Keys) -> None:
+def _expect_distinct(keys: Keys, place: Callable[[int], str] | None) -> None:
     order = np.argsort(keys.key, kind="stable")
     repeated = np.flatnonzero(keys.key[order][1:] == keys.key[order][:-1])
     if len(repeated):
         first, second = order[repeated[0]], order[repeated[0] + 1]
         name = f"{keys.key[first]} comes twice" if keys.mark is None else "one comes twice"
-        where = f"at positions {first} and {second} ({len(repeated)} repeated in all)"
-        raise ValueError(f"ids: expected distinct ids, but {name}, {where}")
+        where = f"at positions {first} and {second}" if place is None else f"in {place(int(first))} and {place(int(second))}"
+        raise ValueError(f"ids: expected distinct ids, but {name}, {where} ({len(repeated)} repeated in all)")

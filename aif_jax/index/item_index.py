@@ -5,6 +5,7 @@ Snapshots of one index share their memory, see `store.py`.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -19,9 +20,11 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect_array, expect_names
 from aif_jax.encoder import Encoder
 from aif_jax.index import files
-from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, part
+from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, merge_store, part
 from aif_jax.index.idmap import View
 from aif_jax.index.ids import Keys, raw_keys
+from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
+from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage, decode, unpack
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.model import PreRanker
@@ -154,6 +157,47 @@ class ItemIndex:
         store = Store(program, version=version, capacity=capacity_for(manifest.items, mesh, capacity))
         store.write(program.packed, columns, store.rows.take(manifest.items))
         return cls(store, store.assign(keys, manifest.ids))
+
+    @classmethod
+    def from_parts(
+        cls,
+        model: PreRanker,
+        params: Params,
+        parts: Parts,
+        *,
+        encoder: Encoder | None = None,
+        version: str | None = None,
+        items: int | None = None,
+        capacity: int | None = None,
+        mesh: Any = None,
+        progress: bool = True,
+    ) -> ItemIndex:
+        """Merges rows that `jobs.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
+
+        Args:
+          model, params, encoder, version: as in `build`; must be those that made the rows.
+          parts: a Parquet or Arrow file, a folder of them in the order of their names, or an iterable of such paths or of Arrow
+            record batches. Storage and batch size are theirs.
+          items: how many there must be, so that a lost part is noticed; None takes what is there.
+          capacity, mesh, progress: as in `build`.
+
+        Raises:
+          ImportError: pyarrow is missing.
+          FileNotFoundError: no such parts.
+          CheckpointError: a file that is torn or altered, a folder whose job has not ended.
+          VersionMismatch: rows of another version, with part and row.
+          ValueError, TypeError: missing columns, rows of another storage, batch size or width, an id that comes twice, with
+            both places, another number of items.
+        """
+        version = fingerprint(params, model.config, encoder) if version is None else version
+        stream = read_parts(parts)
+        first = next(stream, None)
+        stamp = Stamp(version, "float32", BATCH) if first is None else stamp_of(first)._replace(version=version)
+        program = ItemProgram(model, params, encoder, storage=stamp.storage, batch_size=stamp.batch_size, mesh=mesh)
+        width = program.shapes().words.shape[1]
+        rows = ((part, *rows_of(part, stamp, width)) for part in itertools.chain([] if first is None else [first], stream))
+        options: dict[str, Any] = {"capacity": capacity, "known": items, "progress": progress}
+        return cls(*merge_store(program, rows, version=version, **options))
 
     @classmethod
     def of_rows(

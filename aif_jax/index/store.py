@@ -61,6 +61,10 @@ class ItemProgram:
         """Stored rows [batch_size] of the columns of at most `batch_size` rows."""
         return _pack(self._placed(columns))
 
+    def words(self, words: np.ndarray) -> Packed:
+        """Stored rows [batch_size] of the words uint32 of at most `batch_size` rows."""
+        return Packed(words=self._placed(words), layout=self.shapes().layout)
+
     def shapes(self) -> Packed:
         """Shapes and dtypes of one batch of stored rows."""
         specs = item_specs(self.model.config.schema, lead=(self.batch_size,))

@@ -15,13 +15,14 @@ from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.folders import local
 from aif_jax.index.files import check_model
+from aif_jax.index.parts import Part, column
 from aif_jax.index.storage import STORAGES, Layout, Storage
-from aif_jax.user_table.rows import MemoryRows, Stored
+from aif_jax.user_table.rows import MemoryRows, Rows, Stored, UserId
 from aif_jax.vocabulary import Vocabulary
 
 FORMAT = "aif_jax.user_table/1"
 PLAIN = ("users", "version", "encoding", "storage", "batch_size", "layout")
-__all__ = ["Manifest", "write", "inspect", "read", "check_model", "check_layout", "describe"]
+__all__ = ["Manifest", "write", "inspect", "read", "check_model", "check_layout", "add", "describe"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,22 @@ def read(path: str | Path, manifest: Manifest, *, width: int) -> MemoryRows:
     rows = MemoryRows(width, capacity=manifest.users)
     rows.put(users, stored, expected=rows.get(users).position)
     return rows
+
+
+def add(rows: Rows, part: Part, users: list[UserId], words: np.ndarray) -> None:
+    """Puts the rows of a part, of users without one. Raises ValueError for a user that comes twice, or has a row already."""
+    before, seen = rows.get(users), set()
+    known = set(np.flatnonzero(before.words.any(axis=1)).tolist())
+    for at, user in enumerate(users):
+        if user in seen or at in known:
+            which = "is in this part" if user in seen else "has a row"
+            raise ValueError(f"{part.place(at)}: expected each user once, got user {user!r}, who {which} already")
+        seen.add(user)
+    stored = Stored(words, column(part, "position", np.int64), column(part, "partition", np.int32))
+    written = rows.put(users, stored, expected=before.position)
+    expect(
+        written.all(), part.name, "nobody else to write rows meanwhile", f"{np.count_nonzero(~written)} rows of another writer"
+    )
 
 
 def describe(layout: Layout) -> list[list[Any]]:

@@ -49,34 +49,37 @@ class UserProgram:
         """Bytes of one user's row."""
         return self.empty.nbytes
 
-    def __call__(self, words: np.ndarray, events: Events, counts: np.ndarray) -> Updated:
+    def __call__(self, words: np.ndarray, events: Events, counts: np.ndarray, *, alike: bool = False) -> Updated:
         """Rows after events.
 
         Args:
           words: uint32 [n, W] rows; zeros are a user without events.
           events: [sum of counts] of one user after the other, each user's in the order in which they are applied.
           counts: int64 [n] events of each user.
+          alike: runs always `batch_size` users, and as many events as each of them needs by themselves, so that a row does not
+            depend on the users that come with it, to the last bit; for many users at once.
         """
         new = (words == 0).all(1)
         words = np.where(new[:, None], self.empty, words)
         ends = np.cumsum(counts)
         starts, late, beyond = ends - counts, np.zeros(len(counts), np.int32), np.zeros(len(counts), np.int32)
-        left = np.argsort(-counts, kind="stable")  # users with equally many events run together
-        done = 0
-        while len(left := left[counts[left] > done]):
-            most = int(counts[left[0]]) - done
-            width = next((size for size in EVENTS if size >= most), EVENTS[-1])
+        order = np.argsort(-counts, kind="stable")  # users with equally many events run together
+        done = np.zeros(len(counts), np.int64)
+        while len(left := order[counts[order] > done[order]]):
+            widths = np.take(EVENTS, np.searchsorted(EVENTS[:-1], counts[left] - done[left]))
+            width = int(widths[0])
+            left = left[widths == width] if alike else left
             for first in range(0, len(left), self.batch_size):
                 users = left[first : first + self.batch_size]
-                part = _window(events, starts[users] + done, ends[users], width)
-                size = next(size for size in self.sizes if size >= len(users))
+                part = _window(events, starts[users] + done[users], ends[users], width)
+                size = self.batch_size if alike else next(size for size in self.sizes if size >= len(users))
                 result = self._compiled(
                     self.params, _filled(words[users], size), jax.tree.map(partial(_filled, size=size), part)
                 )
                 for mine, made in zip((words, late, beyond), result, strict=True):
                     made = np.asarray(made)[: len(users)]
                     mine[users] = made if mine is words else mine[users] + made
-            done += width
+            done[left] += width
         return Updated(words, late, beyond)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from aif_jax.checks import expect
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoder import Encoder
 from aif_jax.features import SINCE, no_events
+from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
+from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
 from aif_jax.raw import column_of, plain
@@ -150,7 +153,7 @@ class UserTable:
                 index = ranges(log.offsets[some], counts[some])
                 given = Events(item=log.item[index], action=log.action[index], time=stamps(log.time[index], "events"))
                 names, at = np.asarray(events.users.raw)[some - 1].tolist(), positions_of(position, len(index))
-                table._run(names, given, counts[some], at, partition, again=True)
+                table._run(names, given, counts[some], at, partition, again=True, alike=True)
                 bar.update(len(index))
         return table
 
@@ -240,6 +243,43 @@ class UserTable:
         files.write(path, self._in_memory(), record, self.model.config, positions or {})
 
     @classmethod
+    def from_parts(
+        cls,
+        model: PreRanker,
+        params: Params,
+        parts: Parts,
+        *,
+        encoder: Encoder,
+        version: str | None = None,
+        users: int | None = None,
+        rows: Rows | None = None,
+        clock: Callable[[], float] | None = time.time,
+    ) -> UserTable:
+        """Merges rows that `jobs.UserJob` made, in bounded memory next to the rows; equals `build` of a `Dataset` bit for bit.
+
+        Args:
+          model, params, encoder, version, rows, clock: as for the class. `rows` must have none of the users yet.
+          parts: as `ItemIndex.from_parts`; storage and batch size are theirs.
+          users: how many there must be, so that a lost part is noticed; None takes what is there.
+
+        Raises:
+          ImportError, FileNotFoundError, CheckpointError, VersionMismatch, TypeError: as `ItemIndex.from_parts`.
+          ValueError: missing columns, rows of another kind, a user that comes twice, another number of users.
+        """
+        version = fingerprint(params, model.config, encoder) if version is None else version
+        stream, count = read_parts(parts), 0
+        first = next(stream, None)
+        made = Stamp(version, "float32", BATCH) if first is None else stamp_of(first)._replace(version=version)
+        options: dict[str, Any] = {"storage": made.storage, "batch_size": made.batch_size, "rows": rows, "clock": clock}
+        table = cls(model, params, encoder=encoder, version=version, **options)
+        for part in itertools.chain([] if first is None else [first], stream):
+            ids, words = rows_of(part, made, len(table._program.empty))
+            files.add(table.rows, part, ids if isinstance(ids, list) else ids.tolist(), words)
+            count += len(words)
+        expect(users is None or count == users, "parts", f"{users} users", count)
+        return table
+
+    @classmethod
     def load(
         cls,
         path: str | Path,
@@ -289,7 +329,15 @@ class UserTable:
         return self._run(list(numbers), _part(events, by_user), counts, at[by_user], partition, again=again)
 
     def _run(
-        self, users: list[UserId], events: Events, counts: np.ndarray, at: np.ndarray, partition: int, *, again: bool
+        self,
+        users: list[UserId],
+        events: Events,
+        counts: np.ndarray,
+        at: np.ndarray,
+        partition: int,
+        *,
+        again: bool,
+        alike: bool = False,
     ) -> Applied:
         """Applies events of one user after the other, at positions `at` int64 [sum of counts] of the stream.
 
@@ -308,18 +356,12 @@ class UserTable:
             left, before, new, index = left[new > 0], before.take(np.flatnonzero(new)), new[new > 0], index[fresh]
             if not len(left):
                 return applied
-            made = self._program(before.words, _part(events, index), new)
+            made = self._program(before.words, _part(events, index), new, alike=alike)
             position = np.maximum(before.position, np.maximum.reduceat(at[index], np.cumsum(new) - new))
             where = np.full(len(left), partition, np.int32) if streamed else before.partition
             good = self.rows.put([users[i] for i in left], Stored(made.words, position, where), expected=before.position)
             done = left[good]
-            sums = (
-                new[good].sum(),
-                good.sum(),
-                (counts[done] - new[good]).sum(),
-                made.late[good].sum(),
-                made.beyond[good].sum(),
-            )
+            sums = new[good].sum(), good.sum(), (counts[done] - new[good]).sum(), made.late[good].sum(), made.beyond[good].sum()
             applied += Applied(*map(int, sums))
             left = left[~good]
             if not len(left):

@@ -1,1 +1,1 @@
-"""Beyond one process: training, jobs on engines, replicas, a split index."""
+"""Beyond one process: training in several, a catalogue on engines, replicas, an index split over processes."""

@@ -1,0 +1,215 @@
+"""Encoded rows as Arrow record batches, as jobs on an engine make them, and the way back from such parts.
+
+| column | type | holds |
+|---|---|---|
+| `id` | int64 or string | raw id |
+| `row` | binary | the stored row: its words as little-endian bytes, see `storage.Packed` |
+| `version` | string | fingerprint of params, config and encoder |
+| `storage` | string | of vectors |
+| `batch_size` | int32 | rows in one run of the function: two of them may differ in the last bit |
+
+Every type is one that Parquet, Ray Data and Spark keep. Each row says what made it, so that parts of two models are never
+mixed, whatever shuffles them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from aif_jax.checkpoint import CheckpointError
+from aif_jax.checks import expect
+from aif_jax.folders import local, memory
+from aif_jax.index.storage import STORAGES, Storage
+from aif_jax.raw import plain
+from aif_jax.readers.sources import pyarrow
+from aif_jax.version import VersionMismatch
+from aif_jax.vocabulary import Kind, as_ids
+
+Parts: TypeAlias = "str | Path | Iterable[Any]"
+"""A Parquet or Arrow IPC file, a folder of them in the order of their names, or an iterable of such paths, or of Arrow record
+batches or tables."""
+SUFFIXES = (".parquet", ".arrow", ".feather")
+ROWS = 1 << 13  # of a file, read at once
+
+
+class Stamp(NamedTuple):
+    """What made some rows."""
+
+    version: str
+    storage: Storage
+    batch_size: int
+
+
+class Part(NamedTuple):
+    """Some rows of a part."""
+
+    name: str  # a path, or "batch 3"
+    first: int  # the number of the first of them in it
+    batch: Any  # Arrow record batch or table
+
+    def place(self, row: int) -> str:
+        """Where a row of these is."""
+        return f"{self.name}, row {self.first + row}"
+
+
+def schema(kind: Kind, extra: Mapping[str, Any] | None = None) -> Any:
+    """The Arrow schema of encoded rows with ids of a kind; `extra` columns follow `row`."""
+    arrow = pyarrow()
+    named = {"id": arrow.int64() if kind == "integers" else arrow.string(), "row": arrow.binary()}
+    stamp = {"version": arrow.string(), "storage": arrow.string(), "batch_size": arrow.int32()}
+    return arrow.schema(named | dict(extra or {}) | stamp)
+
+
+def to_batch(ids: np.ndarray, words: np.ndarray, stamp: Stamp, extra: Mapping[str, Any] | None = None) -> Any:
+    """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows."""
+    arrow, count = pyarrow(), len(words)
+    data = np.ascontiguousarray(words.astype("<u4", copy=False))
+    ends = np.arange(count + 1, dtype=np.int32) * np.int32(4 * data.shape[1])
+    rows = arrow.Array.from_buffers(arrow.binary(), count, [None, arrow.py_buffer(ends), arrow.py_buffer(data)])
+    integers = ids.dtype.kind == "i"
+    columns = [arrow.array(ids) if integers else arrow.array(ids.tolist(), arrow.string()), rows, *(extra or {}).values()]
+    wanted = schema("integers" if integers else "strings", {name: array.type for name, array in (extra or {}).items()})
+    types = [wanted.field(name).type for name in Stamp._fields]
+    columns += [arrow.repeat(arrow.scalar(value, type_), count) for value, type_ in zip(stamp, types, strict=True)]
+    return arrow.RecordBatch.from_arrays(columns, schema=wanted)
+
+
+def read(parts: Parts) -> Iterator[Part]:
+    """The rows of parts in their order, some at a time; empty ones are left out.
+
+    Raises:
+      ImportError: pyarrow is missing.
+      FileNotFoundError: no such file or folder, or one without parts.
+      CheckpointError: a file that is torn or altered, a folder whose job has not ended.
+      TypeError: what is neither a path nor Arrow.
+    """
+    given = [parts] if isinstance(parts, str | Path) else parts
+    if not isinstance(given, Iterable) or hasattr(given, "schema"):
+        raise TypeError(f"parts: expected a path or an iterable of Arrow batches, got {type(parts).__name__}")
+    for number, part in enumerate(given):
+        found = _files(part) if isinstance(part, str | Path) else [Part(f"batch {number}", 0, part)]
+        for one in found:
+            if not hasattr(one.batch, "schema"):
+                raise TypeError(f"parts, {one.name}: expected Arrow record batches, got {type(one.batch).__name__}")
+            if one.batch.num_rows:
+                yield one
+
+
+def stamp_of(part: Part) -> Stamp:
+    """What made the first row of a part. Raises ValueError for missing columns, or for what no job writes."""
+    columns = _columns(part, Stamp._fields)
+    version, storage, batch_size = (columns[name][0].as_py() for name in Stamp._fields)
+    good = isinstance(version, str) and storage in STORAGES and type(batch_size) is int and 1 <= batch_size <= memory()
+    expect(good, part.place(0), f"a version, one of {STORAGES} and a batch size", (version, storage, batch_size))
+    return Stamp(version, storage, batch_size)
+
+
+def rows_of(part: Part, stamp: Stamp, width: int) -> tuple[Any, np.ndarray]:
+    """Raw ids [n], int64 or a list of strings, and words uint32 [n, W = width].
+
+    Raises:
+      VersionMismatch: a row of another version; ValueError: of another storage, batch size or width, missing columns, nulls.
+      TypeError: ids that are neither integers nor strings.
+    """
+    columns = _columns(part, ("id", "row", *Stamp._fields))
+    compute = pyarrow("pyarrow.compute")
+    for name, expected in stamp._asdict().items():
+        same = plain(compute.equal(columns[name], expected))
+        if not same.all():
+            at = int(np.argmin(same))
+            got = columns[name][at].as_py()
+            if name == "version":
+                raise VersionMismatch(part.place(at), expected=str(expected), got=str(got))
+            raise ValueError(f"{part.place(at)}: expected {name} {expected} as the rows before, got {got}")
+    lengths = plain(compute.binary_length(columns["row"]))
+    if (lengths != 4 * width).any():
+        at = int(np.argmax(lengths != 4 * width))
+        raise ValueError(f"{part.place(at)}: expected a row of {4 * width} bytes, got {lengths[at]}")
+    ids = as_ids(plain(columns["id"]), f"{part.name}, column 'id'")
+    return ids, _words(columns["row"], width)
+
+
+def column(part: Part, name: str, dtype: Any) -> np.ndarray:
+    """Another column of a part, of an exact dtype. Raises ValueError where it is missing, null or of another type."""
+    values = plain(_columns(part, (name,))[name])
+    expect(values.dtype == dtype, f"{part.name}, column {name!r}", np.dtype(dtype).name, values.dtype)
+    return values
+
+
+def _files(path: str | Path) -> Iterator[Part]:
+    root = local(path, "parts")
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: expected encoded rows, got no such file or folder")
+    if not root.is_dir():
+        yield from _file(root)
+        return
+    if (root / "_temporary").exists():  # of Hadoop, and so of Spark
+        raise CheckpointError(f"{root}: expected the parts of a job that has ended, got the folder _temporary of one under way")
+    files = sorted(file for file in root.iterdir() if file.name.endswith(SUFFIXES) and file.name[0] not in "._")
+    if not files:
+        raise FileNotFoundError(f"{root}: expected files named *{', *'.join(SUFFIXES)}, got none")
+    for file in files:
+        yield from _file(file)
+
+
+def _file(path: Path) -> Iterator[Part]:
+    arrow, parquet, ipc = pyarrow(), pyarrow("pyarrow.parquet"), pyarrow("pyarrow.ipc")
+    first = 0
+    try:
+        if path.suffix == ".parquet":
+            with parquet.ParquetFile(path, page_checksum_verification=True) as opened:
+                for batch in opened.iter_batches(batch_size=ROWS):
+                    yield Part(str(path), first, batch)
+                    first += batch.num_rows
+            return
+        with arrow.memory_map(str(path)) as source, ipc.open_file(source) as opened:
+            for number in range(opened.num_record_batches):
+                batch = opened.get_batch(number)
+                yield Part(str(path), first, batch)
+                first += batch.num_rows
+    except (arrow.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: expected a complete file of encoded rows, got one that is not: {reason}") from error
+
+
+def _columns(part: Part, names: Iterable[str]) -> dict[str, Any]:
+    """Columns by name, each one Arrow array without nulls."""
+    present = part.batch.schema.names
+    missing = [name for name in names if present.count(name) != 1]
+    expect(not missing, part.name, "columns id, row, version, storage and batch_size once each", f"{present}: no {missing}")
+    columns = {}
+    for name in names:
+        values = part.batch.column(name)
+        values = values.combine_chunks() if hasattr(values, "combine_chunks") else values
+        values = values.dictionary_decode() if hasattr(values, "dictionary_decode") else values
+        if values.null_count:
+            at = int(np.argmax(plain(values.is_null())))
+            raise ValueError(f"{part.place(at)}, column {name!r}: expected a value, got none")
+        columns[name] = _typed(part, name, values)
+    return columns
+
+
+def _typed(part: Part, name: str, values: Any) -> Any:
+    """The column, if it is of the type that its name has."""
+    test = pyarrow("pyarrow.types")
+    text, binary = (test.is_string, test.is_large_string), (test.is_binary, test.is_large_binary, test.is_fixed_size_binary)
+    allowed = {"row": binary, "version": text, "storage": text, "id": (*text, test.is_integer)}.get(name, (test.is_integer,))
+    wanted = {"row": "binary", "version": "strings", "storage": "strings", "id": "integers or strings"}.get(name, "integers")
+    expect(any(is_one(values.type) for is_one in allowed), f"{part.name}, column {name!r}", wanted, values.type)
+    return values
+
+
+def _words(rows: Any, width: int) -> np.ndarray:
+    """uint32 [n, W] of an Arrow array of n times 4 W bytes."""
+    if not len(rows):
+        return np.zeros((0, width), np.uint32)
+    arrow, buffers, start = pyarrow(), rows.buffers(), rows.offset * 4 * width
+    if not arrow.types.is_fixed_size_binary(rows.type):
+        ends = np.frombuffer(buffers[1], np.int64 if arrow.types.is_large_binary(rows.type) else np.int32)
+        start = int(ends[rows.offset])
+    flat = np.frombuffer(buffers[-1], np.uint8, len(rows) * 4 * width, start)
+    return flat.view("<u4").reshape(len(rows), width).astype(np.uint32, copy=False)

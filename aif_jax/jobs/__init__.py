@@ -1,0 +1,9 @@
+"""Jobs over Arrow record batches: a catalogue or users' events in, encoded rows and their version out, on whatever engine.
+
+`Iterator[pyarrow.RecordBatch] -> Iterator[pyarrow.RecordBatch]`; see docs/scale_catalogue.md. Needs the `data` extra.
+"""
+
+from aif_jax.jobs.items import ItemJob
+from aif_jax.jobs.users import UserJob
+
+__all__ = ["ItemJob", "UserJob"]

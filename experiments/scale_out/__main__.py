@@ -1,0 +1,60 @@
+"""Beyond one process: what it costs and whether it changes anything.
+
+Claim     Two training processes follow the loss of one within 1e-6; 10^6 items through Ray Data and through Spark make the
+          index of a local build, bit for bit, at 60 % of its rate or more; a router by user keeps the hits of the state cache
+          within 2 points of the ideal; an index split over processes gives the exact top-k.
+Command   python -m experiments.scale_out --json scale_out.json      (--smoke: seconds; --parts: some of it; --help lists all)
+Needs     the extras ray and spark, and Java; what is not installed is named in the output and under "missing"
+Time      ten minutes on 2 CPU cores, two of them for the catalogue
+Measured  experiments/README.md
+Method    catalogue.py: 10^6 raw items in a Parquet file, `presets.aif`, weights as initialised. The local build reads the file,
+          encodes and fills the table; compiled before. Ray: one actor on a machine of two cores; from the first rows that it
+          gives to the last, so that its start is left out; once to the encoded rows, once with the merge into an index. Spark:
+          two tasks at a time, a first run starts the workers; to Parquet files, and with the merge.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from experiments import common
+
+PARTS = {
+    "training": ("measure",),
+    "catalogue": ("measure",),
+    "serving": ("measure_affinity", "measure_split"),
+}
+"""Modules of this package and the functions `f(smoke) -> figures` of each; each figure has one name."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the parts and prints their figures."""
+    options = parse(arguments)
+    figures: dict[str, Any] = {}
+    for name in options.parts:
+        module = importlib.import_module(f"{__package__}.{name}")
+        for function in PARTS[name]:
+            figures |= getattr(module, function)(options.smoke)
+    report(figures, options.parts)
+    common.write_json(options.json, figures)
+
+
+def parse(arguments: list[str] | None):
+    """The command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which parts (default: all)")
+    return parser.parse_args(arguments)
+
+
+def report(figures: dict[str, Any], parts: list[str]) -> None:
+    """Prints every figure, and what could not be measured."""
+    print(common.table([[name, value] for name, value in figures.items() if name != "missing"], ("figure", "value")))
+    for need in figures.get("missing", ()):
+        print(f"not installed: {need}; figures that need it are None")
+    if left := [name for name in PARTS if name not in parts]:
+        print(f"left out by --parts: {', '.join(left)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The jobs on real engines: Ray Data and Spark in local mode, with processes of their own; `.ci/run engines`.
+
+Engines warn when they are imported, so they are imported within the tests, where warnings are no errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import aif_jax as aif
+from tests import jobs_world as world
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """Of workers: they find the tests' modules, and share what was compiled."""
+    return {"JAX_COMPILATION_CACHE_DIR": os.environ["AIF_JAX_COMPILED"], "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def ray(environment) -> Iterator[Any]:
+    """Ray on this machine alone."""
+    ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
+    pytest.importorskip("ray.data", reason="needs the extra 'ray'")
+    given: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(address="local", num_cpus=4, runtime_env={"env_vars": environment}, **given)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def spark(environment) -> Iterator[Any]:
+    """Spark on this machine alone."""
+    sql = pytest.importorskip("pyspark.sql", reason="needs the extra 'spark'")
+    if shutil.which("java") is None:
+        pytest.skip("no java on this machine")
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    settings = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2", "spark.log.level": "ERROR"}
+    settings |= {f"spark.executorEnv.{name}": value for name, value in environment.items()}
+    session = sql.SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="module")
+def whole() -> aif.ItemIndex:
+    return world.built()
+
+
+@pytest.fixture(scope="module")
+def users() -> aif.UserTable:
+    options = {"batch_size": 8, "position": 77, "progress": False}
+    return aif.UserTable.build(*world.model(), world.data(), encoder=world.data().encoder, **options)
+
+
+def test_a_catalogue_through_ray(ray, whole, tmp_path):
+    """Blocks that no batch fits; in memory and through files; string ids."""
+    from aif_jax.engines import ray_data
+
+    raw = ray.data.from_arrow(world.items()).repartition(3)
+    encoded = ray_data.encode_items(raw, world.job(), actors=2, batch_size=128).materialize()
+    assert world.same(world.merged(encoded.iter_batches(batch_format="pyarrow", batch_size=None), items=world.ITEMS), whole)
+    encoded.write_parquet(str(tmp_path / "parts"))
+    assert world.same(world.merged(tmp_path / "parts", items=world.ITEMS), whole)
+    strings = ray_data.encode_items(ray.data.from_arrow(world.items(strings=True)), world.job(strings=True))
+    merged = world.merged(strings.iter_batches(batch_format="pyarrow"), strings=True)
+    assert world.same(merged, world.built(strings=True))
+
+
+def test_users_through_ray(ray, users):
+    from aif_jax.engines import ray_data
+
+    raw = ray.data.from_arrow(world.events()).random_shuffle(seed=0)
+    rows = ray_data.user_rows(raw, world.user_job(position=77), buckets=3, actors=1)
+    assert world.same_users(world.merged_users(rows.iter_batches(batch_format="pyarrow"), users=world.USERS), users)
+
+
+def test_ray_names_a_bad_item(ray):
+    from aif_jax.engines import ray_data
+
+    table = world.items(100)
+    broken = table.set_column(4, "price", pa.array([0.0] * 40 + [float("nan")] + [0.0] * 59))
+    encoded = ray_data.encode_items(ray.data.from_arrow(broken), world.job())
+    with pytest.raises(Exception, match=r"row 40 \(item 283\): column 'price': expected finite values"):
+        list(encoded.iter_batches(batch_format="pyarrow"))
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of the job's, 64, got 100"):
+        ray_data.encode_items(ray.data.from_arrow(table), world.job(), batch_size=100)
+    with pytest.raises(ValueError, match="buckets: expected at least 1, got 0"):
+        ray_data.user_rows(ray.data.from_arrow(world.events()), world.user_job(), buckets=0)
+
+
+def test_a_catalogue_through_spark(spark, whole, tmp_path):
+    """Partitions that no batch fits; string ids; a schema for a call by hand."""
+    from aif_jax.engines import spark as adapter
+
+    for strings in (False, True):
+        parquet.write_table(world.items(strings=strings), tmp_path / f"items-{strings}.parquet")
+        raw = spark.read.parquet(str(tmp_path / f"items-{strings}.parquet")).repartition(3)
+        encoded = adapter.encode_items(raw, world.job(strings=strings))
+        encoded.write.parquet(str(tmp_path / f"parts-{strings}"))
+        merged = world.merged(tmp_path / f"parts-{strings}", strings=strings, items=world.ITEMS)
+        assert world.same(merged, world.built(strings=True) if strings else whole)
+    by_hand = raw.mapInArrow(world.job(strings=True), adapter.schema(world.job(strings=True)))
+    assert world.same(world.merged(by_hand.toArrow().to_batches(), strings=True), world.built(strings=True))
+
+
+def test_users_through_spark(spark, users, tmp_path):
+    from aif_jax.engines import spark as adapter
+
+    parquet.write_table(world.events(), tmp_path / "events.parquet")
+    raw = spark.read.parquet(str(tmp_path / "events.parquet")).orderBy("time")
+    adapter.user_rows(raw, world.user_job(position=77), partitions=3).write.parquet(str(tmp_path / "rows"))
+    assert world.same_users(world.merged_users(tmp_path / "rows", users=world.USERS), users)
+    with pytest.raises(ValueError, match="partitions: expected at least 1, got 0"):
+        adapter.user_rows(raw, world.user_job(), partitions=0)
+
+
+def test_spark_names_a_bad_item(spark, tmp_path):
+    from aif_jax.engines import spark as adapter
+
+    broken = world.items(100).set_column(4, "price", pa.array([0.0] * 40 + [float("nan")] + [0.0] * 59))
+    parquet.write_table(broken, tmp_path / "items.parquet")
+    encoded = adapter.encode_items(spark.read.parquet(str(tmp_path / "items.parquet")), world.job())
+    with pytest.raises(Exception, match=r"row 40 \(item 283\): column 'price': expected finite values"):
+        encoded.collect()
+
+
+def test_the_experiment_runs_with_engines(environment, tmp_path):
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    pytest.importorskip("pyspark", reason="needs the extra 'spark'")
+    command = [sys.executable, "-m", "experiments.scale_out", "--smoke", "--parts", "catalogue", "--json", "figures.json"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["missing"] == [] and figures["ray_equal"] and figures["spark_equal"]
+    assert figures["spark_rows_per_s"] > 0 and figures["spark_index_rows_per_s"] > 0 and figures["ray_rows_per_s"] >= 0

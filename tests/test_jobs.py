@@ -1,0 +1,385 @@
+"""Jobs over Arrow batches without any engine: rows of a build bit for bit, the way back from parts, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import aif_jax as aif
+from aif_jax import checkpoint, export
+from aif_jax.checkpoint import CheckpointError
+from aif_jax.jobs import items as items_of_jobs
+from aif_jax.jobs import source
+from aif_jax.user_table import MemoryRows
+from aif_jax.version import VersionMismatch
+from tests import demo
+from tests import jobs_world as world
+from tests.conftest import ROOT, child_environment
+
+STREAM_END = 77
+
+
+@pytest.fixture(scope="module")
+def encoded() -> list[pa.RecordBatch]:
+    """The catalogue, encoded from batches of 100 items."""
+    return list(world.job()(world.items().to_batches(max_chunksize=100)))
+
+
+@pytest.fixture(scope="module")
+def whole() -> aif.ItemIndex:
+    return world.built()
+
+
+@pytest.fixture(scope="module")
+def users() -> aif.UserTable:
+    """The table of a build from the data set."""
+    options = {"batch_size": 8, "position": STREAM_END, "progress": False}
+    return aif.UserTable.build(*world.model(), world.data(), encoder=world.data().encoder, **options)
+
+
+# items
+
+
+@pytest.mark.parametrize("cut", [1000, 64, 9])
+def test_rows_are_those_of_a_build(whole, encoded, cut):
+    """However the engine cuts the catalogue; the order of rows too."""
+    out = list(world.job()(world.items().to_batches(max_chunksize=cut)))
+    assert [batch.num_rows for batch in out] == [64] * 10 + [60] and all(batch.schema == world.job().schema for batch in out)
+    assert pa.Table.from_batches(out) == pa.Table.from_batches(encoded)
+    index = world.merged(out, items=world.ITEMS)
+    assert world.same(index, whole) and np.array_equal(index.lookup(index.ids)[0], whole.lookup(whole.ids)[0])
+    changed = world.items(5).set_column(4, "price", pa.array(np.arange(5.0)))
+    assert world.same(index.upsert(changed), whole.upsert(changed))
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_compact_rows_are_those_of_a_build(storage):
+    out = list(world.job(storage=storage)(world.items().to_batches()))
+    assert world.same(world.merged(out), world.built(storage=storage))
+
+
+def test_string_ids():
+    out = list(world.job(strings=True)(world.items(strings=True).to_batches(max_chunksize=100)))
+    assert out[0].schema.field("id").type == pa.string() and out[0].column("id")[3].as_py() == "sku-3"
+    assert world.same(world.merged(out, strings=True), world.built(strings=True))
+
+
+def test_a_partition_of_its_own_gives_the_same_rows(whole):
+    """As on many workers: parts of uneven length, in any order, from a job that was pickled."""
+    job, table = pickle.loads(pickle.dumps(world.job())), world.items()
+    parts = [job(table.slice(start, 130).to_batches(max_chunksize=50)) for start in (390, 0, 520, 650, 130, 260)]
+    merged = world.merged(batch for part in parts for batch in part)
+    assert world.same(merged, whole) and not np.array_equal(merged.lookup(merged.ids)[0], whole.lookup(whole.ids)[0])
+
+
+def test_nothing_in_nothing_out(whole):
+    empty = world.items(0).to_batches() + [world.items().slice(0, 0).to_batches()]
+    assert (
+        list(world.job()(iter([]))) == []
+        and list(world.job()(batch for batch in empty if isinstance(batch, pa.RecordBatch))) == []
+    )
+    assert len(world.merged([])) == 0 and world.merged([]).version == whole.version
+
+
+def test_memory_is_bounded():
+    """Rows leave while the catalogue still comes."""
+    taken = []
+
+    def batches():
+        for number in range(100):
+            taken.append(number)
+            yield world.items(64).to_batches()[0]
+
+    rows = world.job()(batches())
+    next(rows)
+    assert len(taken) <= 4
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"price": [0.0] * 36 + [np.nan] + [0.0] * 63}, ValueError, r"batch 2, row 36 \(item 1655\): column 'price'"),
+        ({"item": [*range(40), None, *range(59)]}, TypeError, r"batch 2, row 40 \(item None\)"),
+        ({"item": [str(n) for n in range(100)]}, TypeError, r"batch 2, row 0 \(item '0'\): .*: expected integers"),
+        ({"bid": None}, ValueError, r"batch 2: expected a column 'bid', got \['item', "),
+        ({"item": pa.array([2**63 + n for n in range(100)], pa.uint64())}, TypeError, "batch 2, row 0 .*below 2.63"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_by_batch_and_row(change, error, message):
+    batches = world.items().to_batches(max_chunksize=100)
+    columns = {name: batches[2].column(name) for name in batches[2].schema.names} | change
+    batches[2] = pa.RecordBatch.from_pydict({name: values for name, values in columns.items() if values is not None})
+    with pytest.raises(error, match=message):
+        list(world.job()(batches))
+    with pytest.raises(error, match=message.replace("batch 2", "batch 7")):
+        list(world.job()(batches[2:], first=7))
+
+
+# where the model comes from
+
+
+@pytest.mark.parametrize("kind", ["export", "checkpoint"])
+def test_a_folder_is_enough(tmp_path, kind):
+    encoder = world.data().encoder
+    model = aif.build(aif.presets.two_tower(world.data().schema, width=8, sequence=False, towers=(8,)))
+    params = demo.init(model, items=world.data().catalogue)
+    if kind == "export":
+        export.save(tmp_path / "model", model, params, encoder=encoder, platforms=("cpu",), stablehlo=False)
+    else:
+        checkpoint.save(tmp_path / "model", params, model.config, encoder=encoder)
+    job, given = aif.jobs.ItemJob.load(tmp_path / "model"), aif.jobs.ItemJob(model, params, encoder=encoder)
+    assert job.version == given.version and len(pickle.dumps(job)) < 1000 < len(pickle.dumps(given))
+    rows = [
+        pa.Table.from_batches(list(one(world.items().to_batches()))) for one in (job, pickle.loads(pickle.dumps(job)), given)
+    ]
+    assert rows[0] == rows[1] == rows[2] and rows[0].num_rows == world.ITEMS
+
+
+def test_a_worker_needs_the_pickle_alone(encoded, tmp_path):
+    """In another process, which has compiled nothing."""
+    (tmp_path / "job").write_bytes(pickle.dumps(world.job()))
+    parquet.write_table(world.items(), tmp_path / "items.parquet")
+    code = f"""
+import pickle, pyarrow as pa
+from pyarrow import parquet
+job = pickle.load(open({str(tmp_path / "job")!r}, "rb"))
+out = list(job(parquet.ParquetFile({str(tmp_path / "items.parquet")!r}).iter_batches(200)))
+parquet.write_table(pa.Table.from_batches(out), {str(tmp_path / "out.parquet")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=child_environment(), check=True, timeout=200)
+    assert parquet.read_table(tmp_path / "out.parquet") == pa.Table.from_batches(encoded)
+
+
+def test_another_model_in_the_folder_is_refused(tmp_path):
+    (model, params), encoder = world.model(), world.data().encoder
+    checkpoint.save(tmp_path / "model", params, model.config, encoder=encoder)
+    sent = pickle.dumps(aif.jobs.ItemJob.load(tmp_path / "model"))
+    (tmp_path / "model").rename(tmp_path / "old")
+    other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
+    checkpoint.save(tmp_path / "model", other, model.config, encoder=encoder)
+    job = pickle.loads(sent)
+    items_of_jobs._program.cache_clear()  # as in a new process
+    with pytest.raises(VersionMismatch, match=f"job, model in .*model: expected version {job.version}"):
+        list(job(world.items(8).to_batches()))
+
+
+def test_what_is_no_job(tmp_path):
+    model, params = world.model()
+    checkpoint.save(tmp_path / "bare", params, model.config)
+    with pytest.raises(ValueError, match="bare: expected a model with its encoder"):
+        aif.jobs.ItemJob.load(tmp_path / "bare")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        aif.jobs.ItemJob.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="storage: expected one of"):
+        world.job(storage="int4")
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        world.job(batch_size=0)
+    tower = aif.Component(lambda key, config: {}, lambda params, features, *, config: {"vector": features.floats})
+    made = aif.assemble(model.config, item=tower)
+    job = aif.jobs.ItemJob(made, params, encoder=world.data().encoder)
+    with pytest.raises(ValueError, match="job, to be pickled: expected a model that `build` makes"):
+        pickle.dumps(job)
+
+
+# the way back
+
+
+def write(folder: Path, parts: list[pa.RecordBatch], *, suffix: str = ".parquet") -> Path:
+    folder.mkdir()
+    for number, part in enumerate(parts):
+        table = pa.Table.from_batches([part])
+        if suffix == ".parquet":
+            parquet.write_table(table, folder / f"part-{number:03}.parquet", write_page_checksum=True)
+        else:
+            with pa.ipc.new_file(folder / f"part-{number:03}{suffix}", table.schema) as file:
+                file.write_table(table)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_files_are_merged_in_the_order_of_their_names(encoded, whole, tmp_path, suffix):
+    folder = write(tmp_path / "parts", encoded, suffix=suffix)
+    (folder / "_SUCCESS").touch()
+    (folder / f".part-000{suffix}.crc").write_bytes(b"crc")
+    for given in (folder, str(folder), sorted(folder.glob(f"part*{suffix}")), [folder]):
+        index = world.merged(given, items=world.ITEMS)
+        assert world.same(index, whole) and np.array_equal(index.lookup(index.ids)[0], whole.lookup(whole.ids)[0])
+    assert world.same(world.merged(pa.Table.from_batches(encoded).to_batches(max_chunksize=7)), whole)
+    large = pa.Table.from_batches(encoded).cast(encoded[0].schema.set(1, pa.field("row", pa.large_binary())))
+    assert world.same(world.merged([large]), whole)
+    index.save(tmp_path / "merged")
+    assert world.same(aif.ItemIndex.load(tmp_path / "merged", *world.model(), encoder=world.data().encoder), whole)
+
+
+def changed(part: pa.RecordBatch, **columns) -> pa.RecordBatch:
+    """A part with some columns other than they were; None for one that is missing."""
+    values = {name: part.column(name) for name in part.schema.names} | columns
+    return pa.RecordBatch.from_pydict({name: value for name, value in values.items() if value is not None})
+
+
+def test_parts_of_another_version_are_refused(encoded):
+    version = encoded[0].column("version")[0].as_py()
+    mixed = ["0" * 64 if n == 9 else version for n in range(64)]
+    with pytest.raises(VersionMismatch, match=f"batch 3, row 9: expected version {version}, got 000"):
+        world.merged([*encoded[:3], changed(encoded[3], version=mixed)])
+    model, params = world.model()
+    other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
+    with pytest.raises(VersionMismatch, match=f"batch 0, row 0: expected version [0-9a-f]*, got {version}"):
+        aif.ItemIndex.from_parts(model, other, encoded, encoder=world.data().encoder)
+
+
+def test_an_id_in_two_parts_is_refused(encoded, tmp_path):
+    ids = encoded[4].column("id").to_pylist()
+    ids[5] = encoded[2].column("id")[7].as_py()
+    twice = [*encoded[:4], changed(encoded[4], id=ids)]
+    with pytest.raises(ValueError, match=f"but {ids[5]} comes twice, in batch 2, row 7 and batch 4, row 5"):
+        world.merged(twice)
+    with pytest.raises(
+        ValueError, match=r"comes twice, in .*part-002.parquet, row 7 and .*part-004.parquet, row 5 \(1 repeated"
+    ):
+        world.merged(write(tmp_path / "parts", twice))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"row": None}, ValueError, r"batch 1: expected columns id, row, version, .*no \['row'\]"),
+        ({"version": None}, ValueError, r"no \['version'\]"),
+        ({"storage": ["int8"] * 64}, ValueError, "batch 1, row 0: expected storage float32 as the rows before, got int8"),
+        ({"batch_size": pa.array([32] * 64, pa.int32())}, ValueError, "batch 1, row 0: expected batch_size 64 as the rows"),
+        ({"row": [b"1234"] * 64}, ValueError, "batch 1, row 0: expected a row of [0-9]+ bytes, got 4"),
+        ({"row": [None] * 64}, ValueError, "batch 1, row 0, column 'row': expected a value, got none"),
+        ({"row": [b"1234"] * 63 + [None]}, ValueError, "batch 1, row 63, column 'row': expected a value, got none"),
+        ({"id": [0.5] * 64}, ValueError, "batch 1, column 'id': expected integers or strings, got double"),
+        ({"id": ["a"] * 64}, TypeError, "batch 1, column 'id': expected integers, got strings"),
+    ],
+)  # fmt: skip
+def test_bad_parts_are_refused(encoded, change, error, message):
+    with pytest.raises(error, match=message):
+        world.merged([encoded[0], changed(encoded[1], **change)])
+
+
+def test_bad_stamps_and_sources_are_refused(encoded, tmp_path):
+    with pytest.raises(ValueError, match="batch 0, row 0: expected a version, one of .* and a batch size, got .*'int4'"):
+        world.merged([changed(encoded[0], storage=["int4"] * 64)])
+    with pytest.raises(ValueError, match="parts: expected 701 items, got 700"):
+        world.merged(encoded, items=701)
+    with pytest.raises(ValueError, match="capacity: the catalogue has more items than 100"):
+        world.merged(encoded, capacity=100)
+    with pytest.raises(FileNotFoundError, match="parts: expected encoded rows, got no such file or folder"):
+        world.merged(tmp_path / "parts")
+    with pytest.raises(FileNotFoundError, match="expected files named"):
+        world.merged(tmp_path)
+    with pytest.raises(TypeError, match="parts: expected a path or an iterable"):
+        world.merged(encoded[0])
+    with pytest.raises(TypeError, match="parts, batch 0: expected Arrow record batches, got int"):
+        world.merged([7])
+    (tmp_path / "_temporary").mkdir()
+    with pytest.raises(CheckpointError, match="expected the parts of a job that has ended"):
+        world.merged(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_torn_files_are_refused(encoded, tmp_path, suffix, damage):
+    folder = write(tmp_path / "parts", encoded, suffix=suffix)
+    victim = folder / f"part-003{suffix}"
+    held = victim.read_bytes()
+    victim.write_bytes({"cut": held[: len(held) // 2], "empty": b"", "text": b"no rows " * 100}[damage])
+    with pytest.raises(CheckpointError, match=f"part-003{suffix}: expected a complete file of encoded rows"):
+        world.merged(folder)
+
+
+def test_a_flipped_byte_of_a_file_is_noticed(encoded, tmp_path):
+    folder = write(tmp_path / "parts", encoded)
+    victim = folder / "part-003.parquet"
+    held = bytearray(victim.read_bytes())
+    held[held.index(encoded[3].column("row")[20].as_py()[:16]) + 3] ^= 1  # in the data, which is stored as it is
+    victim.write_bytes(held)
+    with pytest.raises(CheckpointError, match="part-003.parquet: expected a complete file"):
+        world.merged(folder)
+
+
+# users
+
+
+@pytest.mark.parametrize("cut", [10_000, 50, 1])
+def test_rows_of_users_are_those_of_a_build(users, cut):
+    job = world.user_job(position=STREAM_END)
+    out = list(job(world.events().to_batches(max_chunksize=cut)))
+    assert all(batch.schema == job.schema for batch in out) and sum(batch.num_rows for batch in out) == world.USERS
+    assert world.same_users(world.merged_users(out, users=world.USERS), users)
+
+
+def test_rows_of_users_do_not_depend_on_who_comes_with_them(users):
+    """As on many workers: some users each, in any order of their events, from a job that was pickled."""
+    job, table = pickle.loads(pickle.dumps(world.user_job(position=STREAM_END))), world.events()
+    ids = np.asarray(table.column("user"))
+    parts = []
+    for worker in (2, 0, 1):
+        mine = table.take(np.random.default_rng(worker).permutation(np.flatnonzero(ids % 3 == worker)))
+        parts += list(job(mine.sort_by("user").to_batches(max_chunksize=40)))
+    assert world.same_users(world.merged_users(parts), users)
+
+
+def test_rows_of_users_from_files(users, tmp_path):
+    out = list(world.user_job(position=STREAM_END)(world.events().to_batches()))
+    folder = write(tmp_path / "rows", out)
+    merged = world.merged_users(folder)
+    assert world.same_users(merged, users)
+    new = {"user": [merged.rows.of.__iter__().__next__()], "item": [3], "action": [1], "time": [1_700_900_000 + 10**6]}
+    assert merged.update(new, position=STREAM_END).repeated == 1 and merged.update(new, position=STREAM_END + 1).events == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"user": None}, ValueError, "batch 1: expected the columns of the batches before, user int64.*, got item int64"),
+        ({"time": None}, ValueError, r"batch 1: expected the columns of the batches before, .*time.*, got "),
+        ({"user": [5] * 20, "action": ["buy"] * 20}, ValueError, "batch 1: expected the columns of the batches before"),
+        ({"user": [9] * 10 + [3] * 10}, ValueError, "batch 1, row 10: expected users in ascending order, got 3 after 9"),
+        ({"user": [1] * 20}, ValueError, "batch 1, row 0: expected users in ascending order, got 1 after 5"),
+        ({"time": [1_700_000_000] * 7 + [1_700_000_000_000] * 13}, ValueError, r"batch 1, row 7 \(user 9\): .*'ms'"),
+        ({"item": [3] * 7 + [None] + [3] * 12}, TypeError, r"batch 1, row 7 \(user 9\): "),
+    ],
+)  # fmt: skip
+def test_bad_events_are_named_by_batch_and_row(change, error, message):
+    first = {"user": [5] * 20, "item": [3] * 20, "action": [1] * 20, "time": [1_700_000_000] * 20}
+    second = {name: value for name, value in (first | {"user": [9] * 20} | change).items() if value is not None}
+    with pytest.raises(error, match=message):
+        list(world.user_job()([pa.RecordBatch.from_pydict(first), pa.RecordBatch.from_pydict(second)]))
+
+
+def test_bad_parts_of_users_are_refused():
+    (out,) = pa.Table.from_batches(world.user_job()(world.events().to_batches())).combine_chunks().to_batches()
+    first = out.column("id")[0].as_py()
+    with pytest.raises(ValueError, match=f"batch 1, row 0: expected each user once, got user {first}, who has a row already"):
+        world.merged_users([out, out.slice(0, 1)])
+    twice = pa.Table.from_batches([out.slice(0, 1)] * 2).combine_chunks().to_batches()
+    with pytest.raises(ValueError, match=f"batch 0, row 1: expected each user once, got user {first}, who is in this part"):
+        world.merged_users(twice)
+    with pytest.raises(ValueError, match="parts: expected 31 users, got 30"):
+        world.merged_users([out], users=31)
+    with pytest.raises(ValueError, match=r"no \['position'\]"):
+        world.merged_users([changed(out, position=None)])
+    with pytest.raises(ValueError, match="batch 0, column 'partition': expected int32, got int64"):
+        world.merged_users([changed(out, partition=pa.array([0] * 30))])
+    rows = MemoryRows(len(out.column("row")[0].as_py()) // 4)
+    assert len(world.merged_users([out], rows=rows)) == len(rows) == 30
+
+
+def test_one_program_serves_all_tasks_of_a_process():
+    """Each task may come with its own copy of the job."""
+    jobs = [pickle.loads(pickle.dumps(world.job())) for _ in range(3)]
+    programs = {id(items_of_jobs._program(job._source, job.storage, job.batch_size)) for job in jobs}
+    assert len(programs) == 1 and isinstance(jobs[0]._source, source.Source)
+    assert dataclasses.is_dataclass(world.model()[0].config)
