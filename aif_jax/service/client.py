@@ -72,7 +72,7 @@ class Client:
         else:
             self._connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        self._retries = retries
+        self._retries, self._timeout = retries, timeout
         self.retried = 0
 
     def __enter__(self) -> Client:
@@ -132,9 +132,17 @@ class Client:
             self.close()
             raise
 
-    def receive(self) -> dict[str, Any]:
-        """The answer to what was sent last, once; raises as `post`, without another try."""
+    def receive(self, *, within: float | None = None) -> dict[str, Any]:
+        """The answer to what was sent last, once; raises as `post`, without another try.
+
+        Args:
+          within: seconds from now, in place of `timeout`.
+        """
+        if within is not None and self._connection.sock is not None:
+            self._connection.sock.settimeout(max(within, 1e-3))
         status, kind, body = self._read()
+        if within is not None and self._connection.sock is not None:
+            self._connection.sock.settimeout(self._timeout)
         if status != 200:
             raise ServiceError(status, _error(body, status))
         return frame.unpack(body) if kind == frame.CONTENT_TYPE else json.loads(body)

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,17 +32,16 @@ class Replica:
       process: that serves.
     """
 
-    def __init__(self, folder: Path, *words: str, buckets: Sequence[int] = (64,), environment: Mapping[str, str] | None = None):
-        self._environment = {**os.environ, **(environment or {})}
+    def __init__(self, folder: Path, *words: str, buckets: Sequence[int], max_k: int = 64):
         self._command = [sys.executable, "-m", "aif_jax", "serve", str(folder), "--port", "{port}", "--poll", "0.1", *words]
-        self._command += ["--log-level", "error", "--serving", f"buckets={json.dumps(list(buckets))}", "max_k=64"]
+        self._command += ["--log-level", "error", "--serving", f"buckets={json.dumps(list(buckets))}", f"max_k={max_k}"]
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.process = self._started()
 
     def _started(self) -> subprocess.Popen[str]:
         command = [word.format(port=self.port) if word == "{port}" else word for word in self._command]
-        return subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def wait(self) -> Replica:
         """Waits until it is ready; RuntimeError where it ends instead."""

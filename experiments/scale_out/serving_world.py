@@ -21,7 +21,7 @@ NOW = 1_700_000_000
 class World:
     """Exports "monday" and "tuesday" of one model in a folder, the calls of users, and the logits of each version."""
 
-    def __init__(self, folder: Path, *, items: int = 120, users: int = 40, candidates: int = 50, history: int = 8):
+    def __init__(self, folder: Path, *, items: int = 120, users: int = 40, candidates: int = 50, small: bool = True):
         rng = np.random.default_rng(0)
         self.folder = folder
         self.ids = 1000 + 7 * np.arange(items)
@@ -31,10 +31,11 @@ class World:
         self._events = {"user": np.repeat(np.arange(users), 12), "item": rng.choice(self.ids, count)}
         self._events["time"] = NOW - rng.integers(100, 10**6, count)
         data = aif.read(self._events, items=self.items, columns=aif.Columns(side=("bid",)))
-        sizes: dict[str, Any] = {"width": 8, "short_length": 4, "long_length": history, "towers": (8,), "sequence": False}
-        self.model = aif.build(aif.presets.two_tower(data.schema, **sizes))
+        sizes: dict[str, Any] = {"width": 8, "short_length": 4, "long_length": 8, "towers": (8,), "sequence": False}
+        preset = aif.presets.two_tower(data.schema, **sizes) if small else aif.presets.aif(data.schema, long_length=512)
+        self.model = aif.build(preset)
         self.encoder, self.users = data.encoder, range(users)
-        self.candidates = rng.choice(self.ids, candidates, replace=False)
+        self.candidates, self.count = rng.choice(self.ids, candidates, replace=False), candidates
         self.params = {name: self.model.init(jax.random.key(seed), data.catalogue) for seed, name in enumerate(NAMES)}
         self.logits: dict[str, dict[int, np.ndarray]] = {}  # float32 [items] by version and user
         for name in NAMES:
@@ -44,7 +45,7 @@ class World:
 
     def index(self, name: str, **options: Any) -> ItemIndex:
         """The index of a version; options of `ItemIndex.build`."""
-        sizes: dict[str, Any] = {"encoder": self.encoder, "batch_size": 64, "progress": False}
+        sizes: dict[str, Any] = {"encoder": self.encoder, "progress": False}
         return ItemIndex.build(self.model, self.params[name], [self.items], **(sizes | options))
 
     def save(self, folder: Path, name: str, index: ItemIndex) -> None:
@@ -54,11 +55,18 @@ class World:
             folder / name, self.model, self.params[name], index, encoder=self.encoder, platforms=platforms, stablehlo=False
         )
 
-    def copy(self, folder: Path, name: str = NAMES[0]) -> Path:
-        """A copy of the folder whose file `current` names a version; a replica of its own can follow it."""
+    def copy(self, folder: Path) -> Path:
+        """A copy of the folder whose file `current` names the first version: what one replica follows."""
         for each in NAMES:
             shutil.copytree(self.folder / each, folder / each)
-        publish(folder, [name])
+        publish(folder, NAMES[:1])
+        return folder
+
+    def shard(self, folder: Path, place: int, shards: int) -> Path:
+        """The same with the items of a shard alone."""
+        for each in NAMES:
+            self.save(folder, each, self.index(each, shard=(place, shards)))
+        publish(folder, NAMES[:1])
         return folder
 
     def call(self, user: int, *, k: int = 5) -> dict[str, Any]:
