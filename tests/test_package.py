@@ -51,6 +51,7 @@ OWNERS = {
     "torch": (),
     "faiss": ("neighbours/faiss_search.py",),
     "onnx": (),
+    "ray": ("engines/",),
 }
 OPTIONAL = (
     "sklearn",
@@ -72,6 +73,7 @@ OPTIONAL = (
     "usearch",
     "redis",
     "asyncpg",
+    "ray",
 )
 LAYERS = (
     # the ground floor: types, and raw data to features
@@ -83,7 +85,7 @@ LAYERS = (
     # training
     "version", "sharding", "logs", "metrics", "warm_start", "checkpoint", "lease", "snapshots", "data", "readers", "train",
     # production
-    "index", "user_table", "serving", "export", "neighbours", "service",
+    "index", "user_table", "serving", "export", "neighbours", "service", "engines",
     # the whole road
     "run", "doctor", "cli", "__main__", "__init__",
 )  # fmt: skip

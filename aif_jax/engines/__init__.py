@@ -1,0 +1,1 @@
+"""Adapters to engines that run jobs: Ray and Spark. Each needs its extra."""
