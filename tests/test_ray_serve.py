@@ -12,7 +12,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-RUN = "import json; from experiments.scale_out.ray_replicas import measure_ray_serve; print(json.dumps(measure_ray_serve(True)))"
+RUN = (
+    "import json; from experiments.scale_out.ray_replicas import measure_ray_serve; print(json.dumps(measure_ray_serve(True)))"
+)
 
 
 @pytest.mark.engines
@@ -21,9 +23,7 @@ RUN = "import json; from experiments.scale_out.ray_replicas import measure_ray_s
 def test_affinity():
     """Users find their states as often as is possible, half as often by Ray's own router, also after a replica died."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800
-    )
+    done = subprocess.run([sys.executable, "-c", RUN], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     got = json.loads(done.stdout.splitlines()[-1])
     assert got["ray_affinity_hit_share_gap"] < 2 and got["ray_default_hit_share"] < got["ray_ideal_hit_share"] - 0.1

@@ -44,7 +44,9 @@ def test_split():
     got = serving.measure_split(True)
     assert got["sharded_topk_equal"] and got["sharded_calls"] == 40
     assert got["lag_mixed_answers"] == 0 and got["lag_versions"] == 1
-    assert got["dead_shard_degraded"] and "of 50 candidates have no score: no answer of shard 0 of 2" in got["dead_shard_reason"]
+    assert (
+        got["dead_shard_degraded"] and "of 50 candidates have no score: no answer of shard 0 of 2" in got["dead_shard_reason"]
+    )
     assert got["sharded_messages"] == 4 and got["sharded_bytes_sent"] > 50 * 8
 
 

@@ -1,4 +1,4 @@
-"""Replicas on Ray Serve: the service behind handles, each user's calls at the replica that has the state. Needs the extra `ray`."""
+"""Replicas on Ray Serve: the service behind handles, a user's calls at the replica that has the state. Needs the extra `ray`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def replicas(
     if count is not None:
         given["num_replicas"] = count
     if affinity:
-        given["request_router_config"] = RequestRouterConfig(request_router_class=ROUTER)
+        router: Any = {"request_router_class": ROUTER}
+        given["request_router_config"] = RequestRouterConfig(**router)
     deployed = serve.deployment(**given)(Replica)
     return deployed.bind(str(folder), config=config, policy=policy, **dict(models or {}))
 

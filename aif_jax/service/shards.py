@@ -167,7 +167,9 @@ class ShardedClient:
                     raise
                 continue  # a shard does not hold it
             return {**answers, **asked} if not gone else _without(answers | asked, gone), missing | gone
-        shown = ", ".join(f"{answer['version'][:12]} of shard {place}" for place, answer in answers.items() if answer["version"])
+        shown = ", ".join(
+            f"{answer['version'][:12]} of shard {place}" for place, answer in answers.items() if answer["version"]
+        )
         raise VersionMismatch("shards", expected="held by all of them", got=shown)
 
     def _gathered(self, path: str, calls: Mapping[int, dict[str, Any]]) -> tuple[Answers, dict[int, Exception]]:

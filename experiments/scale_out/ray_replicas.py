@@ -43,7 +43,12 @@ def measure_ray_serve(smoke: bool) -> dict[str, Any]:
         order = np.random.default_rng(1).permutation(np.repeat(np.arange(users), CALLS))
         ideal = 1 - 1 / CALLS
         figures: dict[str, Any] = {"ray_ideal_hit_share": ideal, **asyncio.run(_in_process(world, folder, config, order))}
-        options: dict[str, Any] = {"count": 2, "config": config, "ray_actor_options": {"num_cpus": 0.5}, "health_check_period_s": 1}
+        options: dict[str, Any] = {
+            "count": 2,
+            "config": config,
+            "ray_actor_options": {"num_cpus": 0.5},
+            "health_check_period_s": 1,
+        }
 
         handle = serve.run(replicas(folder, affinity=False, **options), name="any", route_prefix=None)
         played = _play(world, handle, order)

@@ -108,7 +108,9 @@ def proxy_config(name: Proxy, addresses: Sequence[str], *, port: int, stats: int
     hashed = "    hash $http_x_aif_user consistent;\n"
     text = _once(text, hashed, f"{hashed if affinity else ''}{servers}\n")
     text = _once(text, "listen 8000", f"listen 127.0.0.1:{port}")
-    return f"daemon off; master_process off; pid /dev/null; error_log /dev/null; events {{}}\nhttp {{ access_log off;\n{text}}}\n"
+    return (
+        f"daemon off; master_process off; pid /dev/null; error_log /dev/null; events {{}}\nhttp {{ access_log off;\n{text}}}\n"
+    )
 
 
 @contextlib.contextmanager

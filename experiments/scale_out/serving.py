@@ -1,4 +1,4 @@
-"""Replicas behind a consistent hash, and an index that is split over services: do states hit, is an answer whole, what is a hop?
+"""Replicas behind a consistent hash, and an index split over services: do states hit, is an answer whole, what is a hop?
 
 Processes are real: `aif-jax serve`, and the proxy whose configuration docs/scale_serving.md shows. They die by SIGKILL.
 """
@@ -41,7 +41,9 @@ def measure_affinity(smoke: bool, name: Proxy = "haproxy") -> dict[str, Any]:
     users = 24 if smoke else 200
     with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
         folder = Path(root)
-        world = World(folder / "models", users=2 * users, **({} if smoke else {"items": 20_000, "candidates": 1000, "small": False}))
+        world = World(
+            folder / "models", users=2 * users, **({} if smoke else {"items": 20_000, "candidates": 1000, "small": False})
+        )
         folders = [world.copy(folder / f"replica-{place}") for place in range(3)]
         replicas = _started(stack, folders, buckets=(world.count,) if not smoke else (64,))
         addresses = [replica.address for replica in replicas]

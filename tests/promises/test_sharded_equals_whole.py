@@ -20,7 +20,9 @@ from tests.service_world import EVENTS, IDS, ITEMS, NOW, exports, running
 pytestmark = pytest.mark.usefixtures("light_compilation")
 SHARDS = 3
 CALL = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
-SERVING = ServingConfig(buckets=(64,), max_k=48, orders={"cheap": "p * 0 - bid", "half": "p * 0 + 1", "odd": "p * log(bid - 1.5)"})
+SERVING = ServingConfig(
+    buckets=(64,), max_k=48, orders={"cheap": "p * 0 - bid", "half": "p * 0 + 1", "odd": "p * log(bid - 1.5)"}
+)
 
 
 @functools.cache
@@ -35,9 +37,7 @@ def folders(kind: str) -> list[Path]:
             model, params, [items], encoder=world.encoder, batch_size=64, shard=(place, SHARDS), progress=False
         )
         assert shard.version == world.index["one"].version and len(shard) < ITEMS
-        export.save(
-            root / str(place), model, params, shard, encoder=world.encoder, platforms=("cpu",), stablehlo=False
-        )
+        export.save(root / str(place), model, params, shard, encoder=world.encoder, platforms=("cpu",), stablehlo=False)
     return [root / str(place) for place in range(SHARDS)]
 
 
@@ -123,4 +123,6 @@ def test_strings():
     with served("strings") as (whole, sharded, _):
         for fields in ({"k": 8}, {"k": 45, "order": "half"}, {"k": 9, "order": "half"}):
             candidates = rng.permutation(np.concatenate([names, ["neither", "nor"], names[:5]]))
-            expect_equal(whole.rank(**CALL, candidates=candidates, **fields), sharded.rank(**CALL, candidates=candidates, **fields))
+            expect_equal(
+                whole.rank(**CALL, candidates=candidates, **fields), sharded.rank(**CALL, candidates=candidates, **fields)
+            )
