@@ -157,7 +157,11 @@ def scripted(*replies: bytes):
 
     def serve() -> None:
         for reply in replies:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                return
+            connection.settimeout(30)
             with connection:
                 data = b""
                 while b"\r\n\r\n" not in data:
@@ -170,7 +174,8 @@ def scripted(*replies: bytes):
                 connection.sendall(reply)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
+        listener.settimeout(5)  # for a test that fails before it has asked for every reply
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}", seen

@@ -61,13 +61,9 @@ def call(handle: Any, method: str, fields: Mapping[str, Any]) -> Any:
     """Calls `rank`, `score` or `prepare` by the handle of `serve.run`; returns Ray's response: `.result()`, or await it.
 
     Args:
-      handle: of the application.
+      handle: of the application, as `serve.run(replicas("models"))` returns it.
       method: "rank", "score" or "prepare".
       fields: as `aif_jax.service.client.Client.rank` takes them.
-
-    Example:
-      >>> call  # call(serve.run(replicas("models")), "rank", {"user": "ann", ...}).result()["ids"]
-      <function call at ...>
     """
     return handle.options(method_name=method, session_id=affinity_key(fields["user"])).remote(dict(fields))
 
