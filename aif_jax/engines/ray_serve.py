@@ -1,4 +1,4 @@
-"""Replicas on Ray Serve: the service behind handles, a user's calls at the replica that has the state. Needs the extra `ray`."""
+"""Replicas on Ray Serve: the service behind handles, a user's calls at the replica with the state. Needs the extra `ray`."""
 
 from __future__ import annotations
 
