@@ -76,6 +76,8 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--items", required=True, help="Parquet, CSV or TSV file or folder with the columns that training read")
     one.add_argument("--storage", choices=STORAGES, default="float32", help="of vectors (default: %(default)s)")
     one.add_argument("--batch-size", type=int, default=BATCH, help="items in one run (default: %(default)s)")
+    text = "only the items of one of N hosts, counted from 0, for an index that is split by id (default: all)"
+    one.add_argument("--shard", type=shard, metavar="PLACE/N", help=text)
     add_output(one)
 
     one = shared.add_command(inner, "update", run_index_update)
@@ -151,6 +153,14 @@ def position(text: str) -> tuple[int, int]:
     """(partition, position) of an option."""
     partition, _, number = text.rpartition("=")
     return int(partition or 0), int(number)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """A shard PLACE/N from the command line."""
+    place, slash, shards = text.partition("/")
+    if not slash or not place.isdecimal() or not shards.isdecimal() or not int(place) < int(shards):
+        raise argparse.ArgumentTypeError(f"expected PLACE/N with 0 <= PLACE < N, got {text!r}")
+    return int(place), int(shards)
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -233,6 +243,7 @@ def run_index_build(options: argparse.Namespace) -> int:
     built = ItemIndex.build(
         build(trained.config), trained.params, options.items, encoder=shared.encoder_of(options.checkpoint, trained),
         version=trained.version, storage=options.storage, batch_size=options.batch_size, progress=not options.quiet,
+        shard=options.shard,
     )  # fmt: skip
     summary = f"{len(built)} items, {len(built) * built.bytes_per_row:.0f} bytes, version {built.version}"
     return save(built, dict(options.position), summary, options)

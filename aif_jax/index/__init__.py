@@ -4,12 +4,13 @@ from aif_jax.index.build import capacity_for
 from aif_jax.index.files import Manifest, inspect, verify
 from aif_jax.index.ids import string_ids
 from aif_jax.index.item_index import ItemIndex
+from aif_jax.index.shards import shard_of
 from aif_jax.index.storage import STORAGES, Storage
 from aif_jax.index.writer import IndexWriter
 from aif_jax.lease import WriterConflict
 from aif_jax.snapshots import snapshots
 
 __all__ = [
-    "ItemIndex", "IndexWriter", "WriterConflict", "snapshots", "capacity_for", "string_ids",
+    "ItemIndex", "IndexWriter", "WriterConflict", "snapshots", "capacity_for", "string_ids", "shard_of",
     "Storage", "STORAGES", "Manifest", "inspect", "verify",
 ]  # fmt: skip

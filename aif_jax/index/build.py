@@ -20,6 +20,7 @@ from aif_jax.index.idmap import View
 from aif_jax.index.ids import Keys, raw_keys
 from aif_jax.index.parts import Part
 from aif_jax.index.storage import Packed
+from aif_jax.index.shards import expect_shard, shard_of_keys
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.readers import read_items
 from aif_jax.types import ItemFeatures
@@ -35,10 +36,19 @@ Batch: TypeAlias = tuple[Keys, ItemFeatures]
 
 
 def build_store(
-    program: ItemProgram, catalogue: Any, ids: Any, *, version: str, capacity: int | None, progress: bool
+    program: ItemProgram,
+    catalogue: Any,
+    ids: Any,
+    *,
+    version: str,
+    capacity: int | None,
+    progress: bool,
+    shard: tuple[int, int] | None = None,
 ) -> tuple[Store, View]:
-    """Runs the item function over what `ItemIndex.build` takes as catalogue; item n of it has row n."""
+    """Runs the item function over what `ItemIndex.build` takes as catalogue; item n of it, or of its shard, has row n."""
     batches, known = _batches(program, catalogue, ids)
+    if shard is not None:
+        batches, known = _of_shard(batches, *expect_shard(shard)), None
     computed = ((keys, program(features)) for keys, features in rebatch(batches, program.batch_size))
     return fill(program, computed, version=version, capacity=capacity, known=known, progress=progress)
 
@@ -197,6 +207,11 @@ def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
         keys, features = checked(program, *(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)
         kind = kind or keys.kind
         yield keys, features
+
+
+def _of_shard(batches: Iterator[Batch], place: int, shards: int) -> Iterator[Batch]:
+    for batch in batches:
+        yield part(batch, shard_of_keys(batch[0].key, shards) == place)
 
 
 def _columns(table: Any) -> Any:

@@ -94,6 +94,7 @@ class ItemIndex:
         batch_size: int = BATCH,
         capacity: int | None = None,
         mesh: Any = None,
+        shard: tuple[int, int] | None = None,
         progress: bool = True,
     ) -> ItemIndex:
         """Runs the item function over a catalogue; host memory is bounded by a few batches and some 20 bytes an item for ids.
@@ -111,16 +112,17 @@ class ItemIndex:
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
           mesh: splits batches and table over its devices, see `aif_jax.sharding.row_mesh`.
+          shard: (place, N): only the items that `shard_of` gives to that one of N hosts; None takes all.
           progress: a progress bar on stderr.
 
         Raises:
           TypeError, ValueError: ids that are neither integers nor strings or of both kinds, an id that comes twice, features
-            that do not fit the schema, a catalogue larger than `capacity`.
+            that do not fit the schema, a catalogue larger than `capacity`, a shard out of range.
           EncodingMismatch: features that another encoder made.
         """
         program = ItemProgram(model, params, encoder, storage=storage, batch_size=batch_size, mesh=mesh)
         version = fingerprint(params, model.config, encoder) if version is None else version
-        return cls(*build_store(program, catalogue, ids, version=version, capacity=capacity, progress=progress))
+        return cls(*build_store(program, catalogue, ids, version=version, capacity=capacity, progress=progress, shard=shard))
 
     @classmethod
     def load(

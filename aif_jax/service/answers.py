@@ -15,13 +15,16 @@ from aif_jax.serving.requests import Answer
 def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:
     """`ids`, `scores` and `logits` of the best candidates that have a score, best first, and what the answer says of itself.
 
-    A model of T objectives has logits [k, T], and `objectives` names them.
+    A model of T objectives has logits [k, T], and `objectives` names them. `group` and `group_cap` are there where the cut is
+    diverse.
     """
     answer = reply.answer
     arrays: dict[str, Any] = {"ids": answer.ids, "scores": answer.scores, "logits": answer.logits}
     if not answer.mask.all():
         arrays = {name: array[answer.mask] for name, array in arrays.items()}
-    return _common(reply, call_id) | {"candidates": answer.candidates, "unknown": answer.unknown} | arrays
+    config = reply.served.engine.config
+    cut = {} if config.group is None else {"group": config.group, "group_cap": config.group_cap}
+    return _common(reply, call_id) | {"candidates": answer.candidates, "unknown": answer.unknown} | cut | arrays
 
 
 def score_fields(reply: Reply[Scores], call_id: str) -> dict[str, Any]:

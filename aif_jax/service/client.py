@@ -5,10 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+import time
 import urllib.parse
 from typing import Any
 
+from aif_jax.checks import expect
 from aif_jax.service import frame
+from aif_jax.service.affinity import HEADER, affinity_key
+
+GONE = (502, 503)  # a proxy that found no replica, a service that starts or drains: another try may find another one
+LONGEST_PAUSE = 0.1  # seconds between two tries
 
 
 class ServiceError(RuntimeError):
@@ -19,25 +25,46 @@ class ServiceError(RuntimeError):
       code: of gRPC, such as "INVALID_ARGUMENT".
       field: of the call that is wrong; "" where none is.
       retry_after: seconds to wait before another try; None where there is no use.
+      counts: what the service says in numbers, such as "non_finite" where no candidate has a finite score.
     """
 
     def __init__(self, status: int, error: dict[str, Any]):
         super().__init__(f"{error.get('code')}: {error.get('message')}")
         self.status, self.code, self.field = status, error.get("code", ""), error.get("field", "")
         self.retry_after: float | None = error.get("retry_after")
+        self.counts: dict[str, int] = error.get("counts", {})
 
 
 class Client:
     """One connection, used from one thread, that is opened again where the service closed it.
+
+    Calls change nothing, so one whose connection broke is sent again, and so is one that a proxy, or a service that starts or
+    drains, refused. A call that ran into the timeout is not.
 
     Args:
       address: such as "http://127.0.0.1:8080".
       token: bearer token.
       timeout: seconds that an answer may take.
       trust: PEM file of the authority of an https address; None takes the system's.
+      retries: further tries of a call.
+
+    Attributes:
+      retried: further tries so far, of all calls.
+
+    Raises:
+      ValueError: retries below 0.
     """
 
-    def __init__(self, address: str, *, token: str | None = None, timeout: float = 10.0, trust: str | None = None):
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        timeout: float = 10.0,
+        trust: str | None = None,
+        retries: int = 2,
+    ):
+        expect(retries >= 0, "Client retries", "0 or more", retries)
         parts = urllib.parse.urlsplit(address)
         if parts.scheme == "https":
             context = ssl.create_default_context(cafile=trust)
@@ -45,15 +72,21 @@ class Client:
         else:
             self._connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._retries, self._timeout = retries, timeout
+        self.retried = 0
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; the next call opens another."""
         self._connection.close()
 
     def rank(self, **fields: Any) -> dict[str, Any]:
-        """The best k; fields as `aif_jax.service.calls.Call`, ids and bids as NumPy arrays. Raises ServiceError."""
+        """The best k; fields as `aif_jax.service.calls.Call`, ids and bids as NumPy arrays. Raises as `post`."""
         return self.post("/v1/rank", fields)
 
     def score(self, **fields: Any) -> dict[str, Any]:
@@ -65,10 +98,53 @@ class Client:
         return self.post("/v1/prepare", fields)
 
     def post(self, path: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """Sends a frame and reads one."""
-        status, kind, body = self.request("POST", path, frame.pack(fields), {"content-type": frame.CONTENT_TYPE})
+        """Sends a frame and reads one.
+
+        Raises:
+          ServiceError: the service, or a proxy before it, answered with an error.
+          OSError: no connection, or one that broke or was silent for `timeout` seconds.
+        """
+        for left in range(self._retries, -1, -1):
+            try:
+                self.send(path, fields)
+                return self.receive()
+            except TimeoutError:
+                raise
+            except OSError:
+                if not left:
+                    raise
+            except ServiceError as error:
+                if error.status not in GONE or not left:
+                    raise
+                time.sleep(min(error.retry_after or 0.0, LONGEST_PAUSE))
+            self.retried += 1
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def send(self, path: str, fields: dict[str, Any]) -> None:
+        """Sends a frame, for whoever asks several services at once; `receive` reads the answer. Raises OSError."""
+        headers = {"content-type": frame.CONTENT_TYPE}
+        if isinstance(user := fields.get("user"), int | str):
+            headers[HEADER] = affinity_key(user)
+        body = frame.pack(fields)
+        try:
+            self._connection.request("POST", path, body, self._headers | headers)
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, *, within: float | None = None) -> dict[str, Any]:
+        """The answer to what was sent last, once; raises as `post`, without another try.
+
+        Args:
+          within: seconds from now, in place of `timeout`.
+        """
+        if within is not None and self._connection.sock is not None:
+            self._connection.sock.settimeout(max(within, 1e-3))
+        status, kind, body = self._read()
+        if within is not None and self._connection.sock is not None:
+            self._connection.sock.settimeout(self._timeout)
         if status != 200:
-            raise ServiceError(status, json.loads(body)["error"])
+            raise ServiceError(status, _error(body, status))
         return frame.unpack(body) if kind == frame.CONTENT_TYPE else json.loads(body)
 
     def request(
@@ -76,5 +152,25 @@ class Client:
     ) -> tuple[int, str, bytes]:
         """Status, content type and body of any path."""
         self._connection.request(method, path, body, self._headers | (headers or {}))
-        response = self._connection.getresponse()
-        return response.status, response.headers.get("content-type", ""), response.read()
+        return self._read()
+
+    def _read(self) -> tuple[int, str, bytes]:
+        try:
+            response = self._connection.getresponse()
+            return response.status, response.headers.get("content-type", ""), response.read()
+        except http.client.HTTPException as error:  # of a service that died in the middle of its answer
+            self.close()
+            if isinstance(error, OSError):
+                raise
+            raise ConnectionError(f"the answer broke off: {error!r}") from error
+        except BaseException:
+            self.close()  # whatever comes yet belongs to no later call
+            raise
+
+
+def _error(body: bytes, status: int) -> dict[str, Any]:
+    """What a service says of an error; of a proxy, whose errors are pages, the status alone."""
+    try:
+        return dict(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return {"code": "UNAVAILABLE" if status in GONE else "INTERNAL", "message": f"status {status} of a proxy"}

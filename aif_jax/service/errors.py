@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from aif_jax.service.calls import BadCall
-from aif_jax.serving import DeadlineExceeded, EngineClosed, Overloaded
+from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.version import EncodingMismatch, VersionMismatch
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 0.05  # that a refused caller is told to wait: about the time of a few requests
+
+SCORES = "scores"
+"""Field of the error that no known candidate has a finite score."""
 
 
 class UnknownVersion(ValueError):
@@ -35,10 +38,12 @@ class Problem(NamedTuple):
     message: str
     field: str = ""
     retry_after: float | None = None  # seconds
+    counts: Mapping[str, int] = {}
 
     def to_json(self) -> dict[str, Any]:
         """The body of an HTTP answer."""
         entry = {"code": self.code, "message": self.message} | ({"field": self.field} if self.field else {})
+        entry |= {"counts": dict(self.counts)} if self.counts else {}
         return {"error": entry | ({} if self.retry_after is None else {"retry_after": self.retry_after})}
 
 
@@ -59,6 +64,9 @@ def problem_of(error: BaseException) -> Problem:
         return Problem("FAILED_PRECONDITION", 412, text, "encoding" if isinstance(error, EncodingMismatch) else "version")
     if isinstance(error, UnknownModel):
         return Problem("NOT_FOUND", 404, text, "model")
+    if isinstance(error, NonFiniteScores):
+        counts = {"non_finite": error.non_finite, "unknown": error.unknown}
+        return Problem("INTERNAL", 500, text, SCORES, counts=counts)
     return Problem("INTERNAL", 500, f"the service failed: {type(error).__name__}")
 
 

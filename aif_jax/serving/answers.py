@@ -103,7 +103,8 @@ def ranking(job: Job, results: list[Scored], k: int, most: int | None) -> Rankin
     rows = [scored.rows for scored in results]
     best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, most=most)
     mask = best.scores > -np.inf
-    _expect_some_finite(job, best.non_finite, mask)
+    unknown = sum(int(np.count_nonzero(part < 0)) for part in rows)
+    _expect_some_finite(job, best.non_finite, mask, unknown)
     ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [np.zeros(0, np.int64)])
     chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
     chosen[mask] = ids[best.positions[mask]]
@@ -113,7 +114,7 @@ def ranking(job: Job, results: list[Scored], k: int, most: int | None) -> Rankin
         logits=np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf)),
         mask=mask,
         candidates=len(ids),
-        unknown=sum(int(np.count_nonzero(part < 0)) for part in rows),
+        unknown=unknown,
         _meaning=job.version.meaning,
         **job.finish(),
     )
@@ -126,11 +127,12 @@ def scores(job: Job, results: list[Scored]) -> Scores:
     logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
     known = np.concatenate([scored.rows for scored in results] or [np.zeros(0, np.int32)]) >= 0
     mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
-    _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask)
+    _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask, int(np.count_nonzero(~known)))
     return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **job.finish())
 
 
-def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray) -> None:
+def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray, unknown: int) -> None:
     job.non_finite = non_finite
     if non_finite and not mask.any():
-        raise NonFiniteScores(f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates")
+        message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
+        raise NonFiniteScores(message, non_finite=non_finite, unknown=unknown)

@@ -21,4 +21,12 @@ class CallableError(RuntimeError):
 
 
 class NonFiniteScores(ArithmeticError):
-    """Scores that are NaN or infinite: of every known candidate of a request, or of the probe of a version that is refused."""
+    """Scores that are NaN or infinite: of every known candidate of a request, or of the probe of a version that is refused.
+
+    Attributes:
+      non_finite, unknown: candidates of the request without a finite score, and those that the index does not hold.
+    """
+
+    def __init__(self, message: str, *, non_finite: int = 0, unknown: int = 0):
+        super().__init__(message)
+        self.non_finite, self.unknown = non_finite, unknown

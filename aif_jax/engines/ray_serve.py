@@ -1,0 +1,103 @@
+"""Replicas on Ray Serve: the service behind handles, a user's calls at the replica with the state. Needs the extra `ray`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aif_jax.service.affinity import affinity_key
+from aif_jax.service.answers import rank_fields, score_fields
+from aif_jax.service.calls import parse
+from aif_jax.service.core import Policy, Service
+from aif_jax.service.models import Models
+from aif_jax.serving import ServingConfig
+
+ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+
+
+def replicas(
+    folder: str | Path,
+    *,
+    count: int | None = None,
+    config: ServingConfig | None = None,
+    policy: Policy | None = None,
+    affinity: bool = True,
+    models: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """An application for `serve.run`, whose handle `call` calls.
+
+    Args:
+      folder: an export, or exports with a file `current`, at the same path on every node.
+      count: replicas; None leaves it to `num_replicas` or `autoscaling_config` among the options.
+      config: of the engines; None takes the defaults.
+      policy: of the service.
+      affinity: route by the user's hash; False leaves it to Ray's own router, which does not know users.
+      models: options of `aif_jax.service.models.Models`, such as `poll`.
+      options: of `ray.serve.deployment`, such as `ray_actor_options={"num_cpus": 2}`; `max_ongoing_requests` is by default that
+        of the engine's `max_pending`.
+
+    Raises:
+      ImportError: Ray Serve is missing.
+    """
+    try:
+        from ray import serve
+        from ray.serve.config import RequestRouterConfig
+    except ImportError as error:
+        raise ImportError('replicas on Ray Serve need it: pip install "aif_jax[ray]"') from error
+    config = config or ServingConfig()
+    given: dict[str, Any] = {"name": "PreRanking", "max_ongoing_requests": config.max_pending, **options}
+    if count is not None:
+        given["num_replicas"] = count
+    if affinity:
+        router: Any = {"request_router_class": ROUTER}
+        given["request_router_config"] = RequestRouterConfig(**router)
+    deployed = serve.deployment(**given)(Replica)
+    return deployed.bind(str(folder), config=config, policy=policy, **dict(models or {}))
+
+
+def call(handle: Any, method: str, fields: Mapping[str, Any]) -> Any:
+    """Calls `rank`, `score` or `prepare` by the handle of `serve.run`; returns Ray's response: `.result()`, or await it.
+
+    Args:
+      handle: of the application, as `serve.run(replicas("models"))` returns it.
+      method: "rank", "score" or "prepare".
+      fields: as `aif_jax.service.client.Client.rank` takes them.
+    """
+    return handle.options(method_name=method, session_id=affinity_key(fields["user"])).remote(dict(fields))
+
+
+class Replica:
+    """What an actor of `replicas` runs: the versions of a folder, with the engine on the actor's event loop."""
+
+    async def __init__(self, folder: str, *, config: ServingConfig, policy: Policy | None, **models: Any):  # type: ignore[misc]
+        self._service = Service(Models(folder, config=config, **models), policy=policy)
+        await self._service.__aenter__()
+
+    async def rank(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The best k, with arrays; raises what `Service.rank` raises."""
+        asked = parse(fields, self._service.policy.limits)
+        return rank_fields(await self._service.rank(asked), asked.id)
+
+    async def score(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Logits of candidates."""
+        asked = parse(fields, self._service.policy.limits)
+        return score_fields(await self._service.score(asked), asked.id)
+
+    async def prepare(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Computes the state of a user who is coming."""
+        asked = parse(fields, self._service.policy.limits)
+        return {"id": asked.id, "version": (await self._service.prepare(asked)).version}
+
+    async def metrics(self) -> dict[str, dict[str, Any]]:
+        """The engine's figures by version."""
+        return {served.version: served.engine.metrics() for served in self._service.models.held}
+
+    async def check_health(self) -> None:
+        """What Ray asks: raises where the service should get no traffic, so that the replica is replaced."""
+        if self._service.unready is not None:
+            raise RuntimeError(self._service.unready)
+
+    async def __del__(self) -> None:
+        await self._service.close()

@@ -1,0 +1,190 @@
+"""Replicas of a service as processes, and the proxy of docs/scale_serving.md before them: its text is what runs here."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from aif_jax.service.client import Client
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "scale_serving.md"
+Proxy = Literal["haproxy", "nginx"]
+
+
+class Replica:
+    """`aif-jax serve FOLDER` on loopback: starts with the object, is ready after `wait`.
+
+    Attributes:
+      address: of HTTP, the same after a restart.
+      process: that serves.
+    """
+
+    def __init__(self, folder: Path, *words: str, buckets: Sequence[int], max_k: int = 64):
+        self._command = [sys.executable, "-m", "aif_jax", "serve", str(folder), "--port", "{port}", "--poll", "0.1", *words]
+        self._command += ["--log-level", "error", "--serving", f"buckets={json.dumps(list(buckets))}", f"max_k={max_k}"]
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[str]:
+        command = [word.format(port=self.port) if word == "{port}" else word for word in self._command]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def wait(self) -> Replica:
+        """Waits until it is ready; RuntimeError where it ends instead."""
+        assert self.process.stdout is not None
+        if not self.process.stdout.readline():
+            raise RuntimeError(f"the replica did not start: exit code {self.process.wait()}")
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL: no call in flight is answered."""
+        self.process.kill()
+        self.process.wait(60)
+
+    def start(self) -> Replica:
+        """Starts it again on its port, without waiting."""
+        self.stop()
+        self.process = self._started()
+        return self
+
+    def stop(self) -> None:
+        """SIGTERM, and waits for the end."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def cache(self) -> tuple[int, int]:
+        """Hits and misses of the state caches of the versions that it holds."""
+        with Client(self.address) as client:
+            text = client.request("GET", "/metrics")[2].decode()
+        sums = [re.findall(rf"^aif_cache_{name}_total{{[^}}]*}} ([\d.e+]+)$", text, re.M) for name in ("hits", "misses")]
+        return int(sum(map(float, sums[0]))), int(sum(map(float, sums[1])))
+
+
+def proxy_text(name: Proxy) -> str:
+    """The configuration of a proxy as the page shows it."""
+    marker = {"haproxy": "balance hdr(x-aif-user)", "nginx": "hash $http_x_aif_user consistent"}[name]
+    blocks = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    (block,) = (block for block in blocks if marker in block)
+    return block
+
+
+def proxy_config(name: Proxy, addresses: Sequence[str], *, port: int, stats: int, affinity: bool = True) -> str:
+    """The page's configuration with the addresses of this machine; without `affinity`, calls go round robin."""
+    text, hosts = proxy_text(name), [address.removeprefix("http://") for address in addresses]
+    if name == "haproxy":
+        lines = [line for line in text.splitlines() if not re.match(r"\s+server ", line)]
+        (server,) = (line for line in text.splitlines() if re.match(r"\s+server replica-1 ", line))
+        lines += [
+            server.replace("replica-1:8080", host).replace("replica-1 ", f"replica-{place} ")
+            for place, host in enumerate(hosts)
+        ]
+        text = "\n".join(lines) + "\n"
+        text = _once(text, "bind :8000", f"bind 127.0.0.1:{port}")
+        text = _once(text, "bind 127.0.0.1:8404", f"bind 127.0.0.1:{stats}")
+        return text if affinity else _once(text, "balance hdr(x-aif-user)", "balance roundrobin")
+    (server,) = (line for line in text.splitlines() if "server replica-1:8080" in line)
+    text = re.sub(r"^\s+server replica-\d+:.*\n", "", text, flags=re.M)
+    servers = "\n".join(server.replace("replica-1:8080", host) for host in hosts)
+    hashed = "    hash $http_x_aif_user consistent;\n"
+    text = _once(text, hashed, f"{hashed if affinity else ''}{servers}\n")
+    text = _once(text, "listen 8000", f"listen 127.0.0.1:{port}")
+    return (
+        f"daemon off; master_process off; pid /dev/null; error_log /dev/null; events {{}}\nhttp {{ access_log off;\n{text}}}\n"
+    )
+
+
+@contextlib.contextmanager
+def proxy(name: Proxy, addresses: Sequence[str], folder: Path, *, affinity: bool = True) -> Iterator[tuple[str, str]]:
+    """Runs a proxy until the end of the block; yields its address, and that of its counters (HAProxy alone has them).
+
+    Raises FileNotFoundError where the program is not installed.
+    """
+    program = find(name)
+    port, stats = free_port(), free_port()
+    file = folder / f"{name}-{port}.cfg"
+    file.write_text(proxy_config(name, addresses, port=port, stats=stats, affinity=affinity))
+    command = [program, "-f", str(file)] if name == "haproxy" else [program, "-c", str(file), "-p", str(folder)]
+    with (folder / f"{name}-{port}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + 30
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"{name} did not start:\n{(folder / f'{name}-{port}.log').read_text()}")
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{stats}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+
+def find(name: Proxy) -> str:
+    """The program of a proxy; Debian has it where only root's path leads. FileNotFoundError where there is none."""
+    program = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise FileNotFoundError(f"{name}: expected the program on this machine (Debian: apt-get install {name}), got none")
+    return program
+
+
+def counters(stats: str) -> dict[str, dict[str, Any]]:
+    """What HAProxy counts, by server of the backend: `status`, and among others `wretr`, `wredis` (calls that were sent again,
+    to another server), `stot` (calls), `econ` (connections that failed).
+    """
+    with urllib.request.urlopen(f"{stats}/stats;csv", timeout=10) as response:
+        text = response.read().decode().removeprefix("# ")
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["pxname"] == "replicas"]
+    return {row["svname"]: {name: int(value) if value.isdigit() else value for name, value in row.items()} for row in rows}
+
+
+def await_up(stats: str, wanted: int) -> None:
+    """Waits until HAProxy's checks find that many servers up."""
+    until = time.monotonic() + 60
+    while sum(str(row["status"]).startswith("UP") for name, row in counters(stats).items() if name != "BACKEND") != wanted:
+        if time.monotonic() > until:
+            raise RuntimeError(f"expected {wanted} replicas up, got {counters(stats)}")
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+def _once(text: str, old: str, new: str) -> str:
+    if text.count(old) != 1:
+        raise ValueError(f"{PAGE.name}: expected {old!r} once, got it {text.count(old)} times")
+    return text.replace(old, new)

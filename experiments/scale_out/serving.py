@@ -1,0 +1,260 @@
+"""Replicas behind a consistent hash, and an index split over services: do states hit, is an answer whole, what is a hop?
+
+Processes are real: `aif-jax serve`, and the proxy whose configuration docs/scale_serving.md shows. They die by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aif_jax.service import frame
+from aif_jax.service.client import Client, ServiceError
+from aif_jax.service.folder import publish
+from aif_jax.service.shards import ShardedClient, ShardsMissing
+from experiments import common
+from experiments.scale_out.replicas import Proxy, Replica, await_up, counters, proxy
+from experiments.scale_out.serving_world import NAMES, World
+
+CALLS = 4  # of a user, so that all but a quarter can find a state
+
+
+def measure_affinity(smoke: bool, name: Proxy = "haproxy") -> dict[str, Any]:
+    """Three replicas behind a proxy, by round robin and by the user's hash; one dies under load, comes back, follows late.
+
+    Returns:
+      `affinity_hit_share_gap`: points that the share of calls whose state was cached is below the ideal, every call but the
+      first of a user, with the consistent hash; hit shares of both ways in [0, 1], after the death, the return and the publish
+      too; calls while a replica died, how many failed, how many were sent again and by whom; answers that mix versions over all
+      of it; milliseconds that the proxy adds to a call.
+
+    Raises FileNotFoundError where the proxy is not installed.
+    """
+    users = 24 if smoke else 200
+    with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
+        folder = Path(root)
+        world = World(
+            folder / "models", users=2 * users, **({} if smoke else {"items": 20_000, "candidates": 1000, "small": False})
+        )
+        folders = [world.copy(folder / f"replica-{place}") for place in range(3)]
+        replicas = _started(stack, folders, buckets=(world.count,) if not smoke else (64,))
+        addresses = [replica.address for replica in replicas]
+        order = np.random.default_rng(1).permutation(np.repeat(np.arange(users), CALLS))
+        figures: dict[str, Any] = {"proxy": name, "ideal_hit_share": 1 - 1 / CALLS}
+        with proxy(name, addresses, folder, affinity=False) as (address, stats):
+            _await(name, stats, 3)
+            played = _play(world, replicas, address, order)
+        figures["round_robin_hit_share"], mixed = played["hit_share"], played["mixed"]
+        with proxy(name, addresses, folder) as (address, stats):
+            _await(name, stats, 3)
+            played = _play(world, replicas, address, users + order)
+            mixed += played["mixed"]
+            figures["affinity_hit_share"] = played["hit_share"]
+            figures["affinity_hit_share_gap"] = 100 * (figures["ideal_hit_share"] - played["hit_share"])
+            figures |= _hop(world, addresses, address, 20 if smoke else 300)
+
+            again = np.arange(users, 2 * users)
+            tally = _death(world, replicas[1], address, again, calls=150 if smoke else 3000)
+            if name == "haproxy":
+                figures["death_sent_again_by_proxy"] = counters(stats)["BACKEND"]["wredis"]
+            figures |= {f"death_{key}": tally[key] for key in ("calls", "failed", "sent_again_by_client")}
+            mixed += tally["mixed"]
+            alive = [replicas[0], replicas[2]]
+            mixed += _play(world, alive, address, again)["mixed"]
+            played = _play(world, alive, address, again)
+            figures["hit_share_after_death"], mixed = played["hit_share"], mixed + played["mixed"]
+
+            replicas[1].start().wait()
+            _await(name, stats, 3)
+            mixed += _play(world, replicas, address, again)["mixed"]
+            played = _play(world, replicas, address, again)
+            figures["hit_share_after_return"], mixed = played["hit_share"], mixed + played["mixed"]
+
+            for each in folders[:2]:
+                publish(each, NAMES[1:])
+            _await_versions(replicas[:2], world, again[0], list(world.logits)[1])
+            played = _play(world, replicas, address, again)
+            figures["versions_while_one_lags"], mixed = played["versions"], mixed + played["mixed"]
+            publish(folders[2], NAMES[1:])
+            _await_versions(replicas[2:], world, again[0], list(world.logits)[1])
+            mixed += _play(world, replicas, address, again)["mixed"]
+            played = _play(world, replicas, address, again)
+            figures["hit_share_after_publish"], mixed = played["hit_share"], mixed + played["mixed"]
+            figures["versions_after_publish"] = played["versions"]
+        return figures | {"mixed_answers": mixed}
+
+
+def measure_split(smoke: bool) -> dict[str, Any]:
+    """An index split over services against one with all of it: equal answers, a shard that follows late, one that dies.
+
+    Returns:
+      `sharded_topk_equal`: whether ids, scores and logits of every call equal those of the whole index, bit for bit; calls that
+      were compared; medians in milliseconds of both ways, interleaved, and what a shard more adds; bytes of a call and of its
+      answers; answers that mix versions; what a dead shard leaves.
+    """
+    shards = 2 if smoke else 4
+    sizes: dict[str, Any] = {"users": 8} if smoke else {"users": 64, "items": 20_000, "candidates": 1000, "small": False}
+    with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
+        folder = Path(root)
+        world = World(folder / "models", **sizes)
+        folders = [world.copy(folder / "whole"), *(world.shard(folder / f"shard-{n}", n, shards) for n in range(shards))]
+        # one bucket for all, so that every row is computed in the same program
+        whole, *parts = _started(stack, folders, buckets=(64,) if smoke else (world.count,), max_k=300)
+        addresses = [part.address for part in parts]
+        one, many = stack.enter_context(Client(whole.address)), stack.enter_context(ShardedClient(addresses))
+        calls = list(_calls(world, 40 if smoke else 500))
+        equal = [_same(one.rank(**call), many.rank(**call)) for call in calls]
+        figures: dict[str, Any] = {"sharded_topk_equal": all(equal), "sharded_calls": len(calls), "shards": shards}
+        k = 5 if smoke else 300
+        single = stack.enter_context(ShardedClient([whole.address]))
+        ways = {"whole": one.rank, "one_shard": single.rank, "sharded": many.rank}
+        times = common.interleaved({way: _timed(world, ask, k) for way, ask in ways.items()}, 20 if smoke else 400)
+        figures |= {f"{way}_call_p50_ms": float(np.median(values)) for way, values in times.items()}
+        figures |= _bytes(world, many, k)
+
+        for each in folders[1:-1]:
+            publish(each, NAMES[1:])
+        _await_versions(parts[:-1], world, 0, list(world.logits)[1])
+        answers = [(user, many.rank(**world.call(user))) for user in world.users]
+        figures["lag_mixed_answers"] = sum(not world.is_of_one_version(*answer) for answer in answers)
+        figures["lag_versions"] = len({answer["version"] for _, answer in answers})
+
+        parts[0].kill()
+        with contextlib.suppress(ShardsMissing):
+            many.rank(**world.call(0))
+            raise RuntimeError("a call was answered without a shard")
+        with ShardedClient(addresses, missing="degrade") as degrading:
+            answer = degrading.rank(**world.call(0))
+        figures["dead_shard_degraded"], figures["dead_shard_reason"] = answer["degraded"], answer["reason"]
+        return figures
+
+
+def _started(stack: contextlib.ExitStack, folders: Sequence[Path], **options: Any) -> list[Replica]:
+    """Replicas that are ready, and end with the stack."""
+    replicas = []
+    for folder in folders:
+        replicas.append(Replica(folder, **options))
+        stack.callback(replicas[-1].stop)
+    return [replica.wait() for replica in replicas]
+
+
+def _play(world: World, replicas: Sequence[Replica], address: str, order: np.ndarray) -> dict[str, Any]:
+    """Calls one after another: the share whose state was cached, the versions that answered, answers that mix them."""
+    before = np.sum([replica.cache() for replica in replicas], axis=0)
+    versions, mixed = set(), 0
+    with Client(address) as client:
+        for user in order.tolist():
+            answer = client.rank(**world.call(user))
+            versions.add(answer["version"])
+            mixed += not world.is_of_one_version(user, answer)
+    hits, misses = np.sum([replica.cache() for replica in replicas], axis=0) - before
+    if hits + misses != len(order):
+        raise RuntimeError(f"expected {len(order)} look-ups in the caches, got {hits + misses}")
+    return {"hit_share": float(hits / len(order)), "versions": len(versions), "mixed": mixed}
+
+
+def _death(world: World, victim: Replica, address: str, users: np.ndarray, *, calls: int) -> Counter[str]:
+    """Four callers, and a replica that is killed after a third of the calls."""
+    tally, lock, killed = Counter(calls=0, failed=0, mixed=0, sent_again_by_client=0), threading.Lock(), threading.Event()
+
+    def caller(first: int) -> None:
+        with Client(address) as client:
+            for turn in range(calls // 4):
+                user = int(users[(first + 4 * turn) % len(users)])
+                try:
+                    mixed, failed = not world.is_of_one_version(user, client.rank(**world.call(user))), False
+                except (OSError, ServiceError):
+                    mixed, failed = False, True
+                with lock:
+                    tally.update(calls=1, failed=failed, mixed=mixed)
+                    now = tally["calls"] > calls // 3 and not killed.is_set()
+                    if now:
+                        killed.set()
+                if now:
+                    victim.kill()
+            with lock:
+                tally["sent_again_by_client"] += client.retried
+
+    threads = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return tally
+
+
+def _hop(world: World, addresses: Sequence[str], address: str, rounds: int) -> dict[str, float]:
+    """Milliseconds of a call with a cached state, straight to a replica and through the proxy, interleaved."""
+    with Client(addresses[0]) as straight, Client(address) as through:
+        for client in (straight, through):
+            client.rank(**world.call(0))
+        ways = {"direct": straight.rank, "proxied": through.rank}
+        times = common.interleaved({way: _timed(world, ask, 5, users=1) for way, ask in ways.items()}, rounds)
+    medians = {f"{way}_call_p50_ms": float(np.median(values)) for way, values in times.items()}
+    return medians | {"proxy_hop_p50_ms": medians["proxied_call_p50_ms"] - medians["direct_call_p50_ms"]}
+
+
+def _timed(world: World, ask: Callable[..., Any], k: int, *, users: int | None = None) -> Callable[[int], float]:
+    """Milliseconds of the call of one user after another."""
+    users = users or len(world.users)
+
+    def run(turn: int) -> float:
+        call = world.call(turn % users, k=k)
+        start = time.perf_counter()
+        ask(**call)
+        return 1e3 * (time.perf_counter() - start)
+
+    return run
+
+
+def _calls(world: World, count: int) -> Iterator[dict[str, Any]]:
+    """Calls of every order, with repeated and unknown candidates, bids with ties, small and large k."""
+    rng = np.random.default_rng(2)
+    for turn in range(count):
+        candidates = rng.choice(np.append(world.ids, [1, 2, 3]), world.count)
+        fields: dict[str, Any] = {"candidates": candidates, "k": int(rng.integers(1, min(300, world.count)))}
+        if turn % 3:
+            fields["order"] = "bid"
+        if turn % 3 == 2:
+            fields["bids"] = rng.integers(0, 3, len(candidates)).astype(np.float32)
+        yield {**world.call(turn % len(world.users)), **fields}
+
+
+def _same(one: dict[str, Any], many: dict[str, Any]) -> bool:
+    """Whether two answers are equal, bit for bit."""
+    counts = all(one[name] == many[name] for name in ("version", "candidates", "unknown", "degraded"))
+    return counts and all(np.array_equal(one[name], many[name]) for name in ("ids", "scores", "logits"))
+
+
+def _bytes(world: World, client: ShardedClient, k: int) -> dict[str, int]:
+    """What goes over the wire for one call to all shards, without the headers of HTTP."""
+    _, _, calls = client._split(world.call(0, k=k))
+    answers, _ = client._asked("/v1/rank", calls)
+    sent, got = sum(len(frame.pack(call)) for call in calls.values()), sum(len(frame.pack(a)) for a in answers.values())
+    return {"sharded_bytes_sent": sent, "sharded_bytes_received": got, "sharded_messages": 2 * len(calls)}
+
+
+def _await(name: Proxy, stats: str, wanted: int) -> None:
+    if name == "haproxy":
+        await_up(stats, wanted)
+    else:
+        time.sleep(1.5)  # nginx has no look at its servers from outside; it tries one that failed again after a second
+
+
+def _await_versions(replicas: Sequence[Replica], world: World, user: int, version: str) -> None:
+    """Waits until replicas answer with a version, with a user's cached state or without."""
+    until = time.monotonic() + 120
+    for replica in replicas:
+        with Client(replica.address) as client:
+            while client.rank(**world.call(int(user)))["version"] != version:
+                if time.monotonic() > until:
+                    raise RuntimeError(f"{replica.address}: expected version {version[:12]}")
+                time.sleep(0.05)

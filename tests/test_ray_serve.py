@@ -1,0 +1,31 @@
+"""Replicas on Ray Serve, in a process of their own: Ray's imports warn."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+RUN = (
+    "import json; from experiments.scale_out.ray_replicas import measure_ray_serve; print(json.dumps(measure_ray_serve(True)))"
+)
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'ray'")
+def test_affinity():
+    """Users find their states as often as is possible, half as often by Ray's own router, also after a replica died."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run([sys.executable, "-c", RUN], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    got = json.loads(done.stdout.splitlines()[-1])
+    assert got["ray_affinity_hit_share_gap"] < 2 and got["ray_default_hit_share"] < got["ray_ideal_hit_share"] - 0.1
+    assert got["ray_hit_share_after_death"] == 1 and got["ray_mixed_answers"] == 0
+    assert got["ray_handle_call_p50_ms"] > 0 and got["service_call_p50_ms"] > 0
