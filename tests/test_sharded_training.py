@@ -74,19 +74,19 @@ print("restored")
     assert "restored" in python(SETUP + code, devices=8, timeout=280, lightly=True)
 
 
-def test_what_cannot_be_spread_evenly_is_refused(python):
+def test_a_batch_that_cannot_be_spread_is_refused_and_a_table_padded(python):
     code = """
 from aif_jax import sharding
 import numpy as np
 mesh = sharding.row_mesh()
-for call in (lambda: sharding.place_batch({"x": np.zeros(7)}, mesh),
-             lambda: sharding.place_state({"embedding": {"item": np.zeros((9, 2))}}, mesh, split=("item",))):
-    try:
-        call()
-    except ValueError as error:
-        print(error)
+try:
+    sharding.place_batch({"x": np.zeros(7)}, mesh)
+except ValueError as error:
+    print(error)
+table = sharding.place_state({"embedding": {"item": np.ones((9, 2))}}, mesh, split=("item",))["embedding"]["item"]
+print(table.shape, float(table.sum()), table.addressable_shards[0].data.shape)
 """
     assert python(code, devices=4).splitlines() == [
         "batch: expected samples that are a multiple of 4 devices, got 7",
-        "table 'item': expected rows that are a multiple of 4 devices, got 9",
+        "(12, 2) 18.0 (3, 2)",
     ]
