@@ -1,9 +1,9 @@
 """Co-engagement: a dot product of what the history and the candidate have in common with other users.
 
 PureSVD (Cremonesi, Koren, Turrin 2010, doi:10.1145/1864708.1864721) scores an item c for a user by the sum of v_j . v_c over
-the history, where V [N, R] are the leading right singular vectors of the matrix of users and items of the training events. A model
-that is trained on sampled candidates sees co-engagement one event at a time; the factors hold all of it. Here the n-th last
-event counts n ** -decay, since a whole history says less of what comes next (the decay is ours).
+the history, where V [N, R] are the leading right singular vectors of the matrix of users and items of the training events. A
+model that is trained on sampled candidates sees co-engagement one event at a time; the factors hold all of it. Here the n-th
+last event counts n ** -decay, since a whole history says less of what comes next (the decay is ours).
 
 They are fitted on the training events after training and never before: an event of a training sample is in them, and a model
 that could read it there would trust them too much. The user half is the sum, so real time does not grow with the history.
@@ -168,7 +168,7 @@ def _right_vectors(met: Any, width: int) -> np.ndarray:
         vectors = np.linalg.svd(met.toarray(), full_matrices=False)[2].T[:, :width]
     else:
         start = np.random.default_rng(SEED).normal(size=least)
-        vectors = svds(met, k=width, v0=start, return_singular_vectors="vh")[2][::-1].T
+        vectors = np.asarray(svds(met, k=width, v0=start)[2])[::-1].T
     largest = np.abs(vectors).argmax(0)
     return (vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])).astype(np.float32)
 

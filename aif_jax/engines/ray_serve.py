@@ -42,8 +42,8 @@ def replicas(
       ImportError: Ray Serve is missing.
     """
     try:
-        from ray import serve
-        from ray.serve.config import RequestRouterConfig
+        from ray import serve  # pyright: ignore[reportMissingImports]
+        from ray.serve.config import RequestRouterConfig  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError('replicas on Ray Serve need it: pip install "aif_jax[ray]"') from error
     config = config or ServingConfig()
