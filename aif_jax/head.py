@@ -57,14 +57,19 @@ def towers(params: Params, user: jax.Array, item: jax.Array) -> Terms:
 
 
 def logits(params: Params, terms: Sequence[Terms]) -> jax.Array:
-    """Logits [C], or [C, T] of several outputs, from the terms of towers and blocks."""
+    """Logits [C], or [C, T] of several outputs, from the terms of towers and blocks.
+
+    Terms of fitted tables are float32 whatever the compute dtype.
+    """
     direct = [term.logit for term in terms if not isinstance(term.logit, float)]
     if "first" not in params:
+        direct = [logit.astype(params["bias"].dtype) for logit in direct]
         return sum(direct[1:], direct[0]) + params["bias"]
     once: Any = sum((term.once for term in terms if not isinstance(term.once, float)), params["first"]["bias"])
     first = once[None, :] + total([pair for term in terms for pair in term.pairs])
     first = sum((term.rest for term in terms if not isinstance(term.rest, float)), first)
     logits = layers.mlp(params["rest"], jax.nn.relu(first))
+    direct = [logit.astype(logits.dtype) for logit in direct]
     if "direct" not in params:
         return sum(direct, logits[..., 0])
     return logits + sum(direct, jnp.zeros_like(logits[:, 0]))[:, None] * params["direct"][None, :]

@@ -22,7 +22,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") i
 
 OWNERS = {
     "flax": ("layers.py",),
-    "scipy": ("calibration.py",),
+    "scipy": ("calibration.py", "blocks/pure_svd.py"),
     "orbax": ("checkpoint/storage.py",),
     "optax": ("train/", "run.py"),
     "jax.export": ("export/",),

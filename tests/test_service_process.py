@@ -155,7 +155,7 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
         (["."], 2, "got neither"),
         (["s3://bucket/models"], 2, "expected --mirror with the URL of a store"),
         (["FOLDER", "--mirror", "here"], 2, "expected --mirror with the URL of a store"),
-        (["s3://nobody/model", "--mirror", "here"], 1, "s3://nobody/model: cannot be read: "),
+        (["s3://nobody/model", "--mirror", "here"], 1, "s3://nobody/model: cannot be read or written: "),
         (["file:///nowhere/at/all", "--mirror", "here"], 2, "expected a store with a current snapshot"),
         (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),
         (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),

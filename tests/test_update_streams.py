@@ -631,7 +631,7 @@ def test_the_command_follows_users(trained, valkey_url, tmp_path, capsys):
         (["--directory", "w"], "has no snapshot; expected --table, to start from, or --empty"),
         (["--directory", "w", "--empty", "--group", "g"], "expected --group with --rows or --features"),
         (["--rows", "redis://h:1", "--store", "s"], "expected --table, --empty and --store with --directory alone"),
-        (["--rows", "redis://me:secret@/x"], "--rows: server: expected redis://HOST:PORT, got 'redis://***@/x'"),
+        (["--rows", "redis://me:secret@/x"], "--rows: server: expected redis://HOST:PORT[/DATABASE], got 'redis://***@/x'"),
         (["--rows", "redis://h:1", "--group", "g"], "--stream: group: expected None: only topics of Kafka have groups, got g"),
         (["--rows", "redis://h:1", "--server-options", "wrong.json"], "wrong.json: expected a JSON object of settings"),
     ],

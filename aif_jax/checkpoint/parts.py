@@ -1,7 +1,7 @@
 """A checkpoint of several processes: arrays that are spread over them lie in parts, one folder of each process.
 
     100/            what every process holds whole, and the record; written by process 0
-    100/part-0/     the rows of process 0, a folder of `storage` with digests of its own
+    100/part-0/     the rows of process 0, a folder of `storage` with its digests
     100/part-1/
 
 Each process writes and reads on its own, and all tell each other how it went: no process waits in a collective for one that

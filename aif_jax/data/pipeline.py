@@ -90,7 +90,7 @@ class Pipeline:
     log and positions on disk, so that a batch reads neighbouring pages.
 
     **Processes.** `batch_size` is that of the whole step; process p of n takes the p-th of n equal slices of the batch that one
-    process would make. Each draws the candidates of all samples, which is cheap, and makes the features of its own. So any
+    process would make. Each draws the candidates of all samples, which is cheap, and makes the features of its samples. So any
     number of processes sees the same data, and may go on from the cursor of another number.
 
     **Length buckets.** With `buckets`, a window of batches is sorted by the length of the samples' histories, cut into batches,

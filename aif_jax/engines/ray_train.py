@@ -1,6 +1,6 @@
 """Ray Train: makes the workers of a `JaxTrainer` one job of `jax.distributed`, and reports metrics and checkpoints to Ray.
 
-On CPUs `JaxTrainer` does not initialise `jax.distributed`: each worker is alone and trains a model of its own, silently
+On CPUs `JaxTrainer` does not initialise `jax.distributed`: each worker is alone and trains a separate model, silently
 (Ray 2.60).
 `joined` does it, and refuses workers that are not one job. The extra is `ray`.
 """
@@ -66,7 +66,7 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
       options: of `Checkpoints`.
 
     Raises:
-      ValueError: a relative path: a worker has a working directory of its own.
+      ValueError: a relative path: a worker has another working directory.
       RuntimeError: the workers are not one job, JAX was used before, or two workers have the same GPU.
     """
     expect(
@@ -111,5 +111,5 @@ def _expect_own_devices(node: int) -> None:
     held = processes.gather_texts(f"{node}/{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}")
     for worker, other in enumerate(held):
         if other in held[:worker]:
-            expected = "GPUs of its own for each worker; set CUDA_VISIBLE_DEVICES for each before JAX starts"
+            expected = "separate GPUs for each worker; set CUDA_VISIBLE_DEVICES for each before JAX starts"
             raise RuntimeError(f"workers {held.index(other)} and {worker}: expected {expected}, both have {other} (node/GPUs)")

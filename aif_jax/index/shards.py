@@ -21,8 +21,8 @@ def shard_of(ids: Any, shards: int) -> np.ndarray:
       TypeError, ValueError: ids of both kinds or of neither, N below 1.
 
     Example:
-      >>> shard_of([10, 20, 30, 40], 2).tolist(), shard_of(["a", "b"], 2).tolist()
-      ([1, 0, 0, 1], [0, 1])
+      >>> shard_of([10, 20, 30, 40], 2).tolist(), shard_of(["item 2", "item 3"], 3).tolist()
+      ([1, 0, 0, 1], [1, 2])
     """
     expect(isinstance(shards, int) and shards >= 1, "shards", "an integer of at least 1", repr(shards))
     return shard_of_keys(raw_keys(ids, "ids").key, shards)

@@ -1,6 +1,7 @@
 """Training: losses, the step, the loop, the usual run, evaluation."""
 
 from aif_jax.logs import JsonLines, TensorBoard
+from aif_jax.processes import ProcessError
 from aif_jax.train import losses
 from aif_jax.train.calibrate import calibrate
 from aif_jax.train.consistency import margin_info_nce, pairwise_ndcg
@@ -16,5 +17,5 @@ __all__ = [
     "NextItem", "Liked", "Impressions", "Cascaded", "evaluate", "Evaluation", "calibrate",
     "losses", "Goal", "Goals", "pairwise_ndcg", "margin_info_nce",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
-    "loop", "resume", "BadBatch", "score", "predict", "JsonLines", "TensorBoard",
+    "loop", "resume", "BadBatch", "ProcessError", "score", "predict", "JsonLines", "TensorBoard",
 ]  # fmt: skip

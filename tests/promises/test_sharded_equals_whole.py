@@ -120,9 +120,10 @@ def test_integers():
 def test_strings():
     names = np.array([f"item {number}" for number in IDS])
     rng = np.random.default_rng(1)
+    call = CALL | {"events": EVENTS | {"item": [f"item {number}" for number in EVENTS["item"]]}}
     with served("strings") as (whole, sharded, _):
         for fields in ({"k": 8}, {"k": 45, "order": "half"}, {"k": 9, "order": "half"}):
             candidates = rng.permutation(np.concatenate([names, ["neither", "nor"], names[:5]]))
             expect_equal(
-                whole.rank(**CALL, candidates=candidates, **fields), sharded.rank(**CALL, candidates=candidates, **fields)
+                whole.rank(**call, candidates=candidates, **fields), sharded.rank(**call, candidates=candidates, **fields)
             )
