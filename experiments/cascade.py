@@ -15,7 +15,7 @@ compared  opposed, and the ranker's own order has an AUC of clicks of 0.56 where
           weight is the largest of `WEIGHTS` whose AUC on the validation slice is at most `EQUAL` below plain cross-entropy's;
           the frontier of all weights is drawn in cascade_frontier.png.
 Protocol  split by time; the same lists, steps and optimizer for both losses; requests of the last 10 % are evaluated once, on
-          all their candidates; three seeds, each with a world of its own. Calibration is fitted on lists shown in the
+          all their candidates; three seeds, each with another world. Calibration is fitted on lists shown in the
           validation slice (the isotonic form; the logistic one is reported too) and checked on the test slice: 768,000 items
           each, because the standard error of a decile of n with rate p, sqrt((1 - p) / (p n)), must be below 3 % where it is
           fitted too. Observed is the mean of the true probability of what is in a decile; `calibration_clicks_*` is against

@@ -116,7 +116,7 @@ def data_dir() -> Callable[[str], Path]:
 
 @pytest.fixture
 def python() -> Callable[..., str]:
-    """`python(code, *, devices=1, expect=0, lightly=False)` runs code in a process of its own and returns what it printed.
+    """`python(code, *, devices=1, expect=0, lightly=False)` runs code in a separate process and returns what it printed.
 
     For what must be fixed before JAX starts: the number of devices, what is imported, a process that dies. Warnings are errors
     there too.

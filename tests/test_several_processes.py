@@ -1,6 +1,6 @@
 """Two processes of one job: the loss of one, checkpoints in parts, problems that all are told of, a process that is killed.
 
-One pair of processes does every check that can share it; `training.measure` has pairs of its own.
+One pair of processes does every check that can share it; `training.measure` starts other pairs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several devices give the training run of one: in a process of its own, where a CPU counts as eight devices."""
+"""Several devices give the training run of one: in a separate process, where a CPU counts as eight devices."""
 
 SETUP = """
 import tempfile

@@ -190,10 +190,8 @@ def test_what_was_not_saved_comes_again(broker, tmp_path):
     resumed.close()
 
 
-def test_a_user_table_follows(broker, tmp_path):
-    """The rows of a stream are those of direct updates: late events too, a message twice by another name is two events."""
-    writer = UserTableWriter.start(tmp_path / "w", test_user_table.table(), every_updates=1000)
-    direct = test_user_table.table()
+def send_events(broker, direct):
+    """Users' events into two partitions and, the same, into a table; then a tombstone, which no user table takes."""
     for number, at in enumerate(test_user_table.MESSAGES[:6]):
         user = test_user_table.DATA.log.user[at]
         for partition in range(2):
@@ -201,6 +199,13 @@ def test_a_user_table_follows(broker, tmp_path):
             broker.send(encode(test_user_table.raw(mine)), partition=partition)
             direct.update(test_user_table.raw(mine), position=number, partition=partition)
     broker.send(encode_deleted([1]))
+
+
+def test_a_user_table_follows(broker, tmp_path):
+    """The rows of a stream are those of direct updates: late events too, a message twice by another name is two events."""
+    writer = UserTableWriter.start(tmp_path / "w", test_user_table.table(), every_updates=1000)
+    direct = test_user_table.table()
+    send_events(broker, direct)
     follower = Follower(broker.open(), UserTarget(writer))
     drain(follower, until=13)
     counters = follower.metrics()["counters"]
@@ -241,13 +246,7 @@ def test_rows_in_a_server_follow(valkey_url):
 
     with redis.Redis.from_url(valkey_url) as client:
         broker, direct = Broker("valkey", valkey_url, "rows"), test_user_table.table()
-        for number, at in enumerate(test_user_table.MESSAGES[:6]):
-            user = test_user_table.DATA.log.user[at]
-            for partition in range(2):
-                mine = at[user % 2 == partition]
-                broker.send(encode(test_user_table.raw(mine)), partition=partition)
-                direct.update(test_user_table.raw(mine), position=number, partition=partition)
-        broker.send(encode_deleted([1]))
+        send_events(broker, direct)
         for most, until in ((4, 8), (100, 13)):
             follower = Follower(broker.open(), SinkTarget(test_user_table.remote(client, prefix="rows")), most=most)
             drain(follower, until=until)

@@ -51,9 +51,14 @@ def _by_critical_path(records: Records, critical: Mapping[str, Any]) -> Any:
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for model, ms, figures in placed:
         level = figures["gauc"]
+        near = sorted(
+            there["gauc"] for _, other, there in placed if abs(level - there["gauc"]) < 0.003 and ms < 2 * other < 4 * ms
+        )
         crowded = any(ms < other and abs(level - there["gauc"]) < 0.003 for _, other, there in placed)
-        above = sum(other < ms and 0 < level - there["gauc"] < 0.003 for _, other, there in placed)
-        at, side = ((-8, 10 * above), "right") if crowded else ((8, 0), "left")  # where no other name is
+        lift = (
+            12 * (near.index(level) - (len(near) - 1) / 2) if len(near) > 2 else 0
+        )  # names of a crowd stand one above another
+        at, side = ((-8, lift), "right") if crowded else ((8, lift), "left")  # where no other name is
         axes.errorbar(ms, level, yerr=figures["gauc_std"], fmt="o", capsize=3)
         axes.annotate(model, (ms, level), xytext=at, textcoords="offset points", ha=side, va="center", fontsize=9)
     axes.margins(x=0.3, y=0.1)
