@@ -30,7 +30,9 @@ def trainer(work, *, failures=0):
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.jax import JaxTrainer
 
-    config = RunConfig(storage_path=str(work["storage"]), failure_config=FailureConfig(max_failures=failures))
+    config = RunConfig(
+        name=work["name"], storage_path=str(work["storage"]), failure_config=FailureConfig(max_failures=failures)
+    )
     return JaxTrainer(
         train_loop_per_worker=train,
         train_loop_config={**work, "root": str(ROOT)},
@@ -72,15 +74,15 @@ def train(work):
             )  # fmt: skip
 
 
-@pytest.mark.xfail(reason="Ray 2.60 refuses to be told of a checkpoint outside the directory of its run")
 def test_a_worker_that_dies(cluster, tmp_path):
     """Two workers are one job; one is killed, all start again, and end as a run that was not killed."""
     from aif_jax import checkpoint
 
     ends = []
     for name, killed_at, failures in (("whole", None, 0), ("killed", 14, 1)):
-        work = {"folder": str(tmp_path / name), "storage": str(tmp_path / "ray"), "killed_at": killed_at}
-        Path(work["folder"]).mkdir()
+        folder = tmp_path / "ray" / name / "checkpoints"  # in the directory of Ray's run, or Ray refuses to be told of it
+        work = {"name": name, "folder": str(folder), "storage": str(tmp_path / "ray"), "killed_at": killed_at}
+        folder.mkdir(parents=True)
         result = trainer(work, failures=failures).fit()
         assert result.error is None and result.metrics["step"] == STEPS
         assert Path(result.checkpoint.path).name == str(STEPS)
@@ -105,7 +107,7 @@ def test_workers_that_are_not_one_job(cluster, tmp_path):
         with ray_train.joined():
             raise AssertionError("expected workers that are refused")
 
-    work = {"storage": str(tmp_path / "ray")}
+    work = {"name": "alone", "storage": str(tmp_path / "ray")}
     made = trainer(work)
     from ray.train.v2.jax import JaxTrainer
 
