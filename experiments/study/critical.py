@@ -1,9 +1,13 @@
-"""The critical path of every model: milliseconds from "candidates are there" to "top-k is ready", compiled functions alone.
+"""The critical path of every model, and the processor time of a whole request, by compiled functions alone.
 
-Staged models have their user state and item rows ready, as AIF serves them. `cold` and `exact` have no part to prepare: they
-run user function, item function and interaction when the candidates are there. Parameters are random: their values do not
-matter here. All models take turns in one run; those of LONGER also with longer histories, under names such as "exact, L=2048".
-A turn is two requests, of which the second is timed, so that the caches hold what the model itself uses.
+The critical path is milliseconds from "candidates are there" to "top-k is ready". Staged models have their user state and item
+rows ready, as AIF serves them. `cold` and `exact` have no part to prepare: they run user function, item function and
+interaction when the candidates are there. A whole request of a staged model is the user function, from features on the host,
+and the critical path; item rows are nearline. "..., sequential" is a staged model run as `exact` is.
+
+Parameters are random: their values do not matter here. All models take turns in one run; those of LONGER also with longer
+histories, under names such as "exact, L=2048". A turn is two requests, of which the second is timed, so that the caches hold
+what the model itself uses.
 """
 
 from __future__ import annotations
@@ -11,24 +15,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
+from aif_jax.blocks import PureSvd
 from aif_jax.data.dataset import Dataset
 from aif_jax.train.evaluate import item_rows
 from experiments import common
 from experiments.study import datasets, models
 from experiments.study.evaluation import earlier
+from experiments.study.models import FACTORS, SEQUENTIALLY
 from experiments.study.runs import fit_tables
 
 SEQUENTIAL = ("cold", "exact")
 TOP = 100
 LONGER = ("+ SimTier", "aif", "exact")
 LENGTHS = (512, 2048)
+ADDED = {"two_tower": (FACTORS,), "preset": (FACTORS, FACTORS + SEQUENTIALLY)}
+"""Models that are also timed with the factors of co-engagement, and `presets.aif`, as it is served then, also sequentially."""
+
+
+class Way(NamedTuple):
+    """How a request is answered, by number and candidates: functions that return what is to be awaited."""
+
+    critical: Callable[[int, np.ndarray], Any]  # when the candidates are there
+    whole: Callable[[int, np.ndarray], Any]  # with all that the request needs before
 
 
 def measure(
@@ -51,34 +66,43 @@ def measure(
       smoke: small sizes.
 
     Returns:
-      Model to `p50`, `p99` and `best` in milliseconds.
+      Model to `p50`, `p99` and `best` of the critical path, and `cpu` of a whole request, the median, in milliseconds.
     """
     log = data.dataset.log
     positions = np.argsort(-earlier(data.dataset, np.arange(len(log))), kind="stable")[: 64 * rounds : 64]
     count = min(candidates, len(data.dataset.catalogue) - 1)
     found = [np.random.default_rng(i).choice(len(data.dataset.catalogue) - 1, count, replace=False) + 1 for i in range(16)]
-    wanted: dict[str, tuple[str, dict[str, int]]] = {name: (name, {}) for name in names}
-    wanted |= {f"{name}, L={n}": (name, {"long_length": n}) for n in lengths for name in names if name in LONGER}
-    timed = {}
-    for name, (model, changes) in tqdm(wanted.items(), desc="compile models", unit="model"):
+    wanted = {name: (name, "", {}) for name in names}
+    wanted |= {name + more: (name, more, {}) for name in names for more in ADDED.get(name, ())}
+    wanted |= {f"{name}, L={n}": (name, "", {"long_length": n}) for n in lengths for name in names if name in LONGER}
+    critical, whole = {}, {}
+    for name, (model, more, changes) in tqdm(wanted.items(), desc="compile models", unit="model"):
         config = models.config(model, data.dataset.schema, sim_fields=data.sim_fields, smoke=smoke, **changes)
-        make = _sequential if models.family(model) in SEQUENTIAL else _staged
-        once = make(config, data.dataset, positions[:16], min(TOP, count))
-        timed[name] = partial(_time, once, [rows.astype(np.int32) for rows in found])
+        if FACTORS in more:
+            config = config.replace(blocks=(*config.blocks, PureSvd()))
+        make = _sequential if models.family(model) in SEQUENTIAL or SEQUENTIALLY in more else _staged
+        way, rows = make(config, data.dataset, positions[:16], min(TOP, count)), [each.astype(np.int32) for each in found]
+        critical[name] = partial(_time, way.critical, rows, time.perf_counter)
+        whole[name] = partial(_time, way.whole, rows, time.process_time)
         for i in range(3):
-            timed[name](i)
-    times = common.interleaved(timed, rounds)
+            critical[name](i), whole[name](i)
+    times, spent = common.interleaved(critical, rounds), common.interleaved(whole, rounds)
     return {
-        name: {"p50": float(np.median(ms)), "p99": float(np.percentile(ms, 99)), "best": float(ms.min())}
+        name: {
+            "p50": float(np.median(ms)),
+            "p99": float(np.percentile(ms, 99)),
+            "best": float(ms.min()),
+            "cpu": float(np.median(spent[name])),
+        }
         for name, ms in times.items()
     }
 
 
-def _time(once: Callable[[int, np.ndarray], Any], found: list[np.ndarray], i: int) -> float:
+def _time(once: Callable[[int, np.ndarray], Any], found: list[np.ndarray], clock: Callable[[], float], i: int) -> float:
     jax.device_get(once((i + 1) % len(found), found[(i + 1) % len(found)]))
-    start = time.perf_counter()
+    start = clock()
     jax.device_get(once(i % len(found), found[i % len(found)]))
-    return (time.perf_counter() - start) * 1e3
+    return (clock() - start) * 1e3
 
 
 def _prepared(config: aif.Config, dataset: Dataset, positions: np.ndarray) -> tuple[Any, ...]:
@@ -88,7 +112,7 @@ def _prepared(config: aif.Config, dataset: Dataset, positions: np.ndarray) -> tu
     return model, params, [jax.tree.map(lambda x: x[0], features) for features in users]
 
 
-def _staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int) -> Callable[[int, np.ndarray], Any]:
+def _staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int) -> Way:
     model, params, users = _prepared(config, dataset, positions)
     table = item_rows(model, params, dataset.catalogue, progress=False)
     user = jax.jit(model.user)
@@ -98,10 +122,13 @@ def _staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int)
     def answer(params: Any, state: Any, table: Any, found: jax.Array) -> Any:
         return jax.lax.top_k(model.interaction(params, state, jax.tree.map(lambda x: x[found], table)), k)
 
-    return lambda i, found: answer(params, states[i % len(states)], table, found)
+    return Way(
+        lambda i, found: answer(params, states[i % len(states)], table, found),
+        lambda i, found: answer(params, user(params, users[i % len(users)]), table, found),
+    )
 
 
-def _sequential(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int) -> Callable[[int, np.ndarray], Any]:
+def _sequential(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int) -> Way:
     model, params, users = _prepared(config, dataset, positions)
     items = dataset.catalogue.features(np.arange(len(dataset.catalogue)), content=config.reads_content)
     catalogue = jax.device_put(items)
@@ -110,4 +137,7 @@ def _sequential(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: 
     def answer(params: Any, features: Any, catalogue: Any, found: jax.Array) -> Any:
         return jax.lax.top_k(model.joint(params, features, jax.tree.map(lambda x: x[found], catalogue)), k)
 
-    return lambda i, found: answer(params, users[i % len(users)], catalogue, found)
+    def once(i: int, found: np.ndarray) -> Any:
+        return answer(params, users[i % len(users)], catalogue, found)
+
+    return Way(once, once)

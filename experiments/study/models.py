@@ -25,6 +25,7 @@ from aif_jax.blocks import (
     SimTier,
     TargetAttention,
 )
+from experiments.study.similarity import KernelSums, Prototypes
 
 SIZES: dict[str, Any] = dict(width=32, short_length=32, long_length=128, towers=(64,), head=(64, 32))
 SMOKE: dict[str, Any] = dict(width=8, short_length=8, long_length=32, towers=(16,), head=(16, 8))
@@ -34,6 +35,8 @@ SEVEN = (4, 8, 16, 32, 64, 128)  # ends of seven recency windows, each twice as 
 
 EACH = "each"
 """As the field of `Sim`: a cache for every SIM field of the data set."""
+FACTORS, SEQUENTIALLY = ", with factors", ", sequential"
+"""After a model's name: with factors (`Run.with_factors`); user and items computed when candidates are there."""
 BEA, SIM, LSH, DOT = Bea(bridges=10, dot_product=True), Sim(EACH), LshDin(bits=BITS), DotProduct()
 LEARNED, SIM_TIER = LinearMemory(dot_product=True), SimTier(tiers=TIERS, bits=BITS)
 WINDOWED = dataclasses.replace(SIM_TIER, length=512)
@@ -152,6 +155,21 @@ RESTING: dict[str, dict[str, Any]] = {
     "streaming, Q=128 P=2, L=2048": _streaming(sim=DecayedSim(EACH, slots=128, length=2, half_life=2 * YEAR), long_length=2048),
 }
 """For users with a hundred interests, most of which rest: "preset" and "streaming" with more and smaller SIM slots."""
+_WINDOW = dataclasses.replace(SIM_TIER, length=128)
+SIMILARITY: dict[str, dict[str, Any]] = {
+    f"preset, {name}": dict(blocks=(BEA, SIM, LEARNED, *blocks, DOT), long_length=512)
+    for name, blocks in {
+        "no SimTier": (),
+        "cosine tiers": (CosineTiers(tiers=TIERS),),
+        "kernel sums": (KernelSums(),),
+        "kernel sums, learned temperatures": (KernelSums(learned=True),),
+        "64 prototypes": (Prototypes(learned=True),),
+        "128 prototypes": (Prototypes(learned=True, count=128),),
+        "SimTier of 128 events": (_WINDOW,),
+        "SimTier of 128 events, 64 prototypes": (_WINDOW, Prototypes(learned=True)),
+    }.items()
+}
+"""The preset with other forms of content similarity in place of SimTier over 512 events."""
 LEAVE_ONE_OUT: dict[str, dict[str, Any]] = {
     "minus sequence": dict(blocks=FULL, sequence=False),
     "minus SIM": _without(SIM),
@@ -197,5 +215,16 @@ SWEPT: dict[str, dict[str, str]] = {
 }
 """Size to its values to their models: what SWEEPS, SIGNATURES and the paper's model are points of."""
 _MODELS = (
-    BASELINES | ADDITIVE | LONGER | WINDOWS | STREAMING | HALF_LIVES | RESTING | LEAVE_ONE_OUT | MEMORIES | SIGNATURES | SWEEPS
+    BASELINES
+    | ADDITIVE
+    | LONGER
+    | WINDOWS
+    | STREAMING
+    | HALF_LIVES
+    | RESTING
+    | SIMILARITY
+    | LEAVE_ONE_OUT
+    | MEMORIES
+    | SIGNATURES
+    | SWEEPS
 )

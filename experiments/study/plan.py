@@ -19,10 +19,10 @@ TRIALS: tuple[dict[str, Any], ...] = tuple(
 STAGES = (
     "tuning", "main", "longer", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
     "precision", "signatures", "more epochs", "leave one out, validation", "streaming",
-    "half-lives", "catalogue",
+    "half-lives", "catalogue", "preset, recipes", "similarity",
 )  # fmt: skip
 LONG = ("aif, L=512", "aif, L=512, seven recency windows", *models.WINDOWS)
-SMALL = ("leave one out, validation", "sweeps", "precision", "signatures")
+SMALL = ("leave one out, validation", "sweeps", "precision", "signatures", "similarity")
 """Stages that choose among models, on the validation slice with `FIXED`; they do not use the test slice."""
 
 
@@ -164,6 +164,19 @@ def _catalogue(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
     ]
 
 
+def _preset_recipes(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
+    """What may raise hit rate and GAUC of the preset: one seed, validation slice, the hyperparameters that won there."""
+    wanted, tuned = (recipes.DEFAULT, *recipes.OF_PRESET), dict(FIXED, epochs=2)
+    return [
+        Run(dataset=dataset, model=model, seed=0, recipe=name, **tuned) for name in wanted for model in ("two_tower", "preset")
+    ]
+
+
+def _similarity(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
+    """Other forms of content similarity in the preset."""
+    return [Run(dataset=dataset, model=model, seed=0, **FIXED) for model in ("preset", *models.SIMILARITY)]
+
+
 _STAGES = dict(
     zip(
         STAGES,
@@ -186,6 +199,8 @@ _STAGES = dict(
             _streaming,
             _half_lives,
             _catalogue,
+            _preset_recipes,
+            _similarity,
         ),  # fmt: skip
         strict=True,
     )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.study import models
-from experiments.study.report import Records, by_history, by_seen, lost, sizes, summary
+from experiments.study.models import FACTORS
+from experiments.study.report import Records, by_history, by_seen, in_catalogue, lost, sizes, summary
 
 PLACED = tuple(model for model in (*models.BASELINES, *models.ADDITIVE, *models.LONGER) if model != "two_tower, S=128")
 """Models of the first figure, where their critical path was measured; the one left out coincides with `two_tower`."""
+COMPARED = (
+    *models.BASELINES, "exact, L=512", *models.ADDITIVE, "aif, L=512", "preset", f"two_tower{FACTORS}", f"preset{FACTORS}"
+)  # fmt: skip
+"""Models of the frontier."""
 DRAWN = ("two_tower", "cold", "+ SimTier", "aif", "exact", "aif, L=512", "exact, L=512")
 """Models of the second."""
 GAUC = "GAUC, next item, merged MovieLens"
@@ -25,6 +31,7 @@ def draw(records: Records, critical: Mapping[str, Any] | None, folder: Path) -> 
 
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {
+        "frontier": _frontier(records, critical or {}),
         "gauc_by_critical_path": _by_critical_path(records, critical or {}),
         "gauc_by_history": _by_history(records),
         "gauc_by_seen": _by_seen(records),
@@ -67,6 +74,37 @@ def _by_critical_path(records: Records, critical: Mapping[str, Any]) -> Any:
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.grid(alpha=0.3)
+    return figure
+
+
+def _frontier(records: Records, critical: Mapping[str, Any]) -> Any:
+    """GAUC and HR@100 of the whole catalogue against the critical path and against processor time of a whole request."""
+    from matplotlib import pyplot, ticker
+
+    rows, asked = summary(records).get("movielens", {}), in_catalogue(records)
+    figures = {model: asked.get(model) or rows.get(model) for model in COMPARED}
+    timed = {model: critical[model] for model, found in figures.items() if found and "cpu" in critical.get(model, {})}
+    if not timed:
+        return None
+    figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharex="col", sharey="row", squeeze=False)
+    times = {"p50": "critical path at C=1000, ms (median)", "cpu": "processor time of a request of a new user, ms (median)"}
+    qualities = {"gauc": GAUC, "hr100": "HR@100 of the whole catalogue"}
+    for axes, (quality, time) in zip(panels.flat, itertools.product(qualities, times), strict=True):
+        for number, (model, ms) in enumerate(timed.items()):
+            found = figures[model] or {}
+            if model in asked or quality == "gauc":
+                style = dict(fmt="osD^v<>P*"[number % 9], capsize=3, label=model, color=f"C{number % 10}")
+                axes.errorbar(ms[time], found[quality], yerr=found[f"{quality}_std"], **style)
+        axes.set(xscale="log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.grid(alpha=0.3)
+    for axes, label in zip(panels[1], times.values(), strict=True):
+        axes.set(xlabel=label)
+    for axes, label in zip(panels[:, 0], qualities.values(), strict=True):
+        axes.set(ylabel=label)
+    panels[0][1].legend(fontsize=8, loc="lower right")
     return figure
 
 

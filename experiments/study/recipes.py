@@ -37,11 +37,17 @@ CORRECTED: dict[str, dict[str, Any]] = {
     "NCE, 63 negatives, half uniform": {"negatives": MANY, "uniform": 0.5},
 }
 """Recipes whose losses are corrected for the sampler, and what else differs in them."""
-NAMES = (DEFAULT, "pointwise", "listwise", *CORRECTED, "distillation", "hard negatives")
+LARGER = "63 negatives"
+FROM_PRESET = "distillation from preset"
+OPTIONS: dict[str, dict[str, Any]] = CORRECTED | {LARGER: {"negatives": MANY}}
+"""What differs from the default in how candidates of a recipe are drawn."""
+OF_PRESET = (FROM_PRESET, LARGER, "NCE, half uniform")
+"""Recipes that the preset and the two-tower model are compared on, on the validation slice."""
+NAMES = (DEFAULT, "pointwise", "listwise", *CORRECTED, LARGER, "distillation", FROM_PRESET, "hard negatives")
 UNTRAINED_OF = {"two_tower": 1.0, "preset": 1.5, "streaming": 1.5}
 """Offset of items without a training event, by model: of -100 and 0, 0.5, ..., 3 the one with the best HR@100 on the validation
 slice of MovieLens, seed 0."""
-HELPERS = {"distillation": "exact", "hard negatives": "two_tower"}
+HELPERS = {"distillation": "exact", FROM_PRESET: "preset", "hard negatives": "two_tower"}
 """Recipe to the model whose trained parameters it needs."""
 
 
@@ -59,6 +65,7 @@ def loss(recipe: str) -> losses.Loss:
     - "logQ": the same; the listwise term is corrected for how often the sampler draws a negative, the pointwise one is not.
     - "NCE": the same; both terms are corrected, and the positive too (noise-contrastive estimation), so both teach log P.
     - "distillation": the same, and the divergence from the teacher's softmax.
+    - "63 negatives": the same over longer lists.
     """
     if recipe not in _LOSSES:
         raise ValueError(f"recipe: expected one of {NAMES}, got {recipe!r}")
@@ -77,7 +84,7 @@ def source(recipe: str, dataset: Dataset, *, counts: np.ndarray, helper: Helper 
     if recipe in HELPERS and helper is None:
         raise ValueError(f"recipe {recipe!r}: expected a trained {HELPERS[recipe]} as helper, got none")
     hard = recipe == "hard negatives"
-    options = CORRECTED.get(recipe, {})
+    options = OPTIONS.get(recipe, {})
     sampler = NegativeSampler(counts, uniform=options.get("uniform", 0.0))
     negatives = POOL if hard else options.get("negatives", NEGATIVES)
     drawn = candidates.sampled(dataset, sampler=sampler, negatives=negatives, corrected=recipe in CORRECTED)
@@ -150,6 +157,7 @@ _LOSSES: dict[str, losses.Loss] = {
     "listwise": losses.listwise_softmax,
     **dict.fromkeys(CORRECTED, _BOTH),
     CATALOGUE: losses.listwise_softmax + losses.pointwise_bce(corrected=False),
-    "distillation": _BOTH.of(_first) + losses.distill_listwise,
+    LARGER: _BOTH,
+    **dict.fromkeys(("distillation", FROM_PRESET), _BOTH.of(_first) + losses.distill_listwise),
     "hard negatives": _BOTH,
 }

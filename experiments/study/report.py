@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.study import datasets, models, plan, recipes
+from experiments.study.models import FACTORS, SEQUENTIALLY
 
 Records = dict[str, dict[str, Any]]
 PATHS = {
@@ -92,7 +93,7 @@ def in_catalogue(records: Records, *, dataset: str = "movielens", where: str = "
         name = record["model"] + ("" if record["recipe"] == recipes.DEFAULT else f", {record['recipe']}")
         groups[name].append(figures)
         if "factors" in figures:
-            groups[f"{name}, with factors"].append(figures["factors"])
+            groups[name + FACTORS].append(figures["factors"])
     return {name: averaged(found, IN_CATALOGUE) for name, found in sorted(groups.items())}
 
 
@@ -271,8 +272,9 @@ def keys(records: Records, critical: Mapping[str, Any] | None) -> dict[str, Any]
 def preset(records: Records, critical: Mapping[str, Any] | None) -> dict[str, float]:
     """What `presets.aif` is judged by, on the test slice of merged MovieLens: figures that have no record yet are left out.
 
-    It is the preset with the factors of co-engagement (`Run.with_factors`) where that has records. HR@100 is that of the whole
-    catalogue, corrected, over all requests; that of the two-tower model is of its best recipe, without factors.
+    It is the preset with the factors of co-engagement (`Run.with_factors`) where that has records and times. HR@100 is that of
+    the whole catalogue, corrected, over all requests; that of the two-tower model is of its best recipe, without factors.
+    `cpu_ratio_sequential` is processor time of a request of the same model run sequentially over staged, a new user.
     """
     mine = [r for r in records.values() if (r["dataset"], r["slice"]) == ("movielens", "test")]
 
@@ -297,8 +299,12 @@ def preset(records: Records, critical: Mapping[str, Any] | None) -> dict[str, fl
         two_tower = mean("two_tower", *hit_rate, recipe=None)
         found["hr100_over_two_tower"] = two_tower and ours / two_tower
         found["hr100_over_ease"] = ours / float(np.mean(ease)) if ease else None
-    if critical and {"preset", "exact, L=512"} <= critical.keys():
-        found["critical_ratio_exact"] = critical["exact, L=512"]["p50"] / critical["preset"]["p50"]
+    times = critical or {}
+    timed = next((name for name in (f"preset{FACTORS}", "preset") if name in times), None)
+    if timed and "exact, L=512" in times:
+        found["critical_ratio_exact"] = times["exact, L=512"]["p50"] / times[timed]["p50"]
+    if timed and (sequential := times.get(timed + SEQUENTIALLY)):
+        found["cpu_ratio_sequential"] = sequential["cpu"] / times[timed]["cpu"]
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments.study import models
+from experiments.study import models, recipes
 from experiments.study.runs import Run
 
 TUNED = ("learning_rate", "epochs", "weight_decay")
-TRIALS = ("movielens", "validation", 0)
-"""Data set, slice and seed of the records that are trials."""
+TRIALS = ("movielens", "validation", 0, recipes.DEFAULT)
+"""Data set, slice, seed and recipe of the records that are trials."""
 
 
 def chosen(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -20,7 +20,7 @@ def chosen(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """
     best: dict[str, dict[str, Any]] = {}
     for record in records.values():
-        if (record["dataset"], record["slice"], record["seed"]) != TRIALS:
+        if tuple(record[name] for name in ("dataset", "slice", "seed", "recipe")) != TRIALS:
             continue
         family = record["model"]
         if family not in best or record["figures"]["gauc"] > best[family]["figures"]["gauc"]:
