@@ -83,8 +83,8 @@ def test_critical_paths_of_models_and_lengths(tmp_path, capsys):
     arguments = ["--smoke", "--critical", "--model", "two_tower", "exact", "aif", "--json", str(tmp_path / "a.json")]
     ablation.main([*arguments, "--results", str(tmp_path), "--figures", str(tmp_path)])
     timed = json.loads((tmp_path / ablation.CRITICAL).read_text())["models"]
-    assert list(timed) == ["two_tower", "exact", "aif", "exact, L=64", "aif, L=64"]
-    assert all(0 < times["best"] <= times["p50"] <= times["p99"] for times in timed.values())
+    assert list(timed) == ["two_tower", "exact", "aif", "two_tower, with factors", "exact, L=64", "aif, L=64"]
+    assert all(0 < times["best"] <= times["p50"] <= times["p99"] and times["cpu"] > 0 for times in timed.values())
     claims = json.loads((tmp_path / "a.json").read_text())["claims"]
     assert claims["critical_exact_over_aif L=64"] == pytest.approx(
         timed["exact, L=64"]["p50"] / timed["aif, L=64"]["p50"], rel=1e-3
@@ -258,7 +258,7 @@ def test_report_from_records(tmp_path):
         seen = {n: {"gauc": level + 0.01 * seed, "rested": {"gauc": 0.6}} for n, level in (("32", 0.7), ("all", 0.8))}
         record = made("aif", seed, 0.86)
         found[record["id"]]["figures"]["by_seen"] = seen
-    critical = {model: {"p50": ms} for model, ms in (("aif", 0.5), ("exact", 6.0), ("minus SIM", 0.25))}
+    critical = {model: {"p50": ms, "cpu": 2 * ms} for model, ms in (("aif", 0.5), ("exact", 6.0), ("minus SIM", 0.25))}
     critical |= {"aif, L=9": {"p50": 1.0}, "exact, L=9": {"p50": 20.0}}
     keys = report.keys(found, critical)
     rows = keys["next"]["movielens"]
@@ -304,7 +304,8 @@ def test_report_from_records(tmp_path):
     assert keys["by_seen"]["movielens"]["aif"]["all"]["gauc"]["gauc"] == pytest.approx(0.805)
     assert "| aif | 0.7050 ± 0.0071 | 0.8050 ± 0.0071 |" in page and "| aif | 0.6000 ± 0.0000 | 0.6000 ± 0.0000 |" in page
     drawn = {path.stem: path.stat().st_size for path in plots.draw(found, critical, tmp_path)}
-    assert set(drawn) == {"gauc_by_critical_path", "gauc_by_history", "gauc_by_seen", "gauc_by_size", "leave_one_out"}
+    others = {"gauc_by_critical_path", "gauc_by_history", "gauc_by_seen", "gauc_by_size", "leave_one_out"}
+    assert set(drawn) == {"frontier", *others}
     assert all(size > 10_000 for size in drawn.values())
     assert plots.draw({}, None, tmp_path) == []
 
@@ -378,7 +379,7 @@ def test_the_preset_is_judged_by_its_records():
     rows = [record("preset", 0.90, 0.40), record("two_tower", 0.86, 0.30), record("two_tower", 0.8, 0.32, recipe="NCE")]
     rows += [record("exact, L=512", 0.89), record("preset", 0.5, 0.9, task="liked")]
     ease = record("ease", 0.7, task="peers") | {"figures": {"hr@100 corrected": 0.25}}
-    critical = {"preset": {"p50": 0.5}, "exact, L=512": {"p50": 10.0}}
+    critical = {"preset": {"p50": 0.5, "cpu": 1.0}, "exact, L=512": {"p50": 10.0, "cpu": 10.0}}
     found = report.preset(dict(enumerate([*rows, ease])), critical)
     expected = {
         "gauc_points_over_two_tower": 4.0, "share_of_exact_gain": 4 / 3, "hr100_over_two_tower": 1.25, "hr100_over_ease": 1.6,
@@ -389,6 +390,9 @@ def test_the_preset_is_judged_by_its_records():
     rows[0]["figures"]["factors"] = {"gauc": 0.91, "catalogue": {"corrected": {"hr100": 0.48}}}
     found = report.preset(dict(enumerate([*rows, ease])), critical)
     assert found["gauc_points_over_two_tower"] == pytest.approx(5.0) and found["hr100_over_two_tower"] == pytest.approx(1.5)
+    critical |= {"preset, with factors": {"p50": 0.8, "cpu": 1.0}, "preset, with factors, sequential": {"p50": 2.0, "cpu": 3.0}}
+    found = report.preset(dict(enumerate([*rows, ease])), critical)
+    assert found["critical_ratio_exact"] == pytest.approx(12.5) and found["cpu_ratio_sequential"] == pytest.approx(3.0)
     table = report.in_catalogue(dict(enumerate(rows)))
     assert list(table) == ["preset", "preset, with factors", "two_tower", "two_tower, NCE"]
     assert table["preset, with factors"]["hr100"] == 0.48 and table["preset"]["hr100"] == 0.40
@@ -405,10 +409,13 @@ def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
     np.testing.assert_allclose(made["NCE"].log_q[:, 0], sampler.log_q(made["NCE"].rows[:, 0], 15))
     assert made["NCE, 63 negatives, half uniform"].rows.shape == (4, 64)
     counts[5] = 0
-    assert recipes.offset("NCE", counts, model="preset")[[0, 5, 6]].tolist() == [-100, -100, 0]
-    assert not recipes.offset("NCE, half uniform", counts, model="preset").any()
-    assert recipes.offset(recipes.DEFAULT, counts, model="cold")[[5, 6]] == pytest.approx([-100, 0.75 * np.log(counts[6])])
-    assert recipes.offset(recipes.DEFAULT, counts, model="two_tower")[5] == 1
+    assert recipes.offset("NCE", counts, model="preset", dataset="movielens")[[0, 5, 6]].tolist() == [-100, -100, 0]
+    assert not recipes.offset("NCE, half uniform", counts, model="preset", dataset="movielens").any()
+    assert recipes.offset(recipes.DEFAULT, counts, model="cold", dataset="movielens")[[5, 6]] == pytest.approx(
+        [-100, 0.75 * np.log(counts[6])]
+    )
+    assert recipes.offset(recipes.DEFAULT, counts, model="two_tower", dataset="movielens")[5] == 1
+    assert recipes.offset(recipes.DEFAULT, counts, model="two_tower", dataset="taobao")[5] == 2
 
 
 def test_hit_rates_of_the_catalogue_by_hand(smoke, monkeypatch):

@@ -53,7 +53,8 @@ WITHOUT_LIMIT = (
     *models.RESTING,
 )  # models that are evaluated on more history than they were trained on
 IN_CATALOGUE = ("preset", "two_tower", "streaming")  # models that rank the whole catalogue for every request
-FACTORED = IN_CATALOGUE  # models that are evaluated with the factors of co-engagement too
+FACTORED = IN_CATALOGUE  # models that are evaluated with the factors of co-engagement too,
+NOT_FACTORED = ("taobao",)  # but not where people come back to items: there they lose on the validation slice
 KEPT = ("exact", "two_tower", "preset")  # models whose parameters are kept for recipes
 
 
@@ -163,7 +164,7 @@ def train_and_evaluate(
     long = earlier(dataset, requests.positions) >= LONG
     if run.task == "next" and run.model in IN_CATALOGUE:
         figures["catalogue"] = ask_catalogue(run, model, params, data, requests.positions, counts, work)
-    if run.task == "next" and run.model in FACTORED:
+    if run.task == "next" and run.model in FACTORED and run.dataset not in NOT_FACTORED:
         figures["factors"] = with_factors(run, model, params, data, requests, seen, work)
     if run.slice == "test":
         figures["by_history"] = by_history(scores, requests, dataset, BOUNDS)
@@ -315,7 +316,10 @@ def ask_catalogue(
     retrieval = folder / f"{dataclasses.replace(run, model='two_tower', recipe=recipes.DEFAULT).file}.npz"
     retrieved = np.load(retrieval)["top"] if retrieval.exists() else None
     given = dict(
-        offset=recipes.offset(run.recipe, counts, model=run.model), retrieved=retrieved, repeats=data.repeats, batch_size=4
+        offset=recipes.offset(run.recipe, counts, model=run.model, dataset=run.dataset),
+        retrieved=retrieved,
+        repeats=data.repeats,
+        batch_size=4,
     )
     asked = catalogue.ask(model, params, data.dataset, at, counts, **given)
     ranks = {name: value for name, value in asked._asdict().items() if value is not None}

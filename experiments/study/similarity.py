@@ -83,7 +83,7 @@ class Prototypes(Sums):
         member = jnp.zeros((content.shape[0], self.count), content.dtype)
         for _ in range(ROUNDS):
             nearest = jnp.argmax(jnp.where(centroids.any(1), content @ centroids.T, -jnp.inf), -1)
-            member = jax.nn.one_hot(nearest, self.count, dtype=content.dtype) * mask[:, None]
+            member = jax.nn.one_hot(nearest, self.count, dtype=content.dtype) * mask.astype(content.dtype)[:, None]
             sums = member.T @ content
             centroids = sums / jnp.maximum(jnp.linalg.norm(sums, axis=-1, keepdims=True), 1e-6)
         return centroids, member.sum(0)
