@@ -45,6 +45,7 @@ from experiments.study.evaluation import (
 )
 
 BOUNDS = (MIN_HISTORY, 20, 50, 100, 200, 500)  # of histories, for the figure
+LARGE, OF_LARGE = 20_000, 1000  # items of a catalogue that is ranked for so many of the requests only, drawn at random
 LONG = 200  # earlier events of a long user
 SEEN = (32, 128, 512, 2048)  # last events that a state has seen, where it is evaluated on less or more than in training
 WITHOUT_LIMIT = (
@@ -308,9 +309,11 @@ def ask_catalogue(
     *,
     suffix: str = "",
 ) -> dict[str, Any]:
-    """Hit rates of all requests in the catalogue, and among the best that the two-tower model retrieves (same seed, default
-    recipe) where it has run; keeps ranks and best rows in `work`.
+    """Hit rates of all requests in the catalogue (of some, where it is large), and among the best that the two-tower model
+    retrieves (same seed, default recipe) where it has run; keeps ranks and best rows in `work`.
     """
+    if len(data.dataset.catalogue) > LARGE:
+        at = np.sort(np.random.default_rng(2).permutation(at)[:OF_LARGE])
     folder = work / "catalogue"
     folder.mkdir(parents=True, exist_ok=True)
     retrieval = folder / f"{dataclasses.replace(run, model='two_tower', recipe=recipes.DEFAULT).file}.npz"
