@@ -55,9 +55,10 @@ def calibrate(
     """
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none")
-    requests = None if weights is None else np.asarray(weights, np.float64)
-    fits = requests is None or requests.shape == positions.shape
-    expect(fits, "calibrate weights", f"one for each of {len(positions)} positions", f"shape {list(np.shape(weights))}")
+    if weights is not None:
+        weights = np.asarray(weights, np.float64)
+        expected, got = f"one for each of {len(positions)} positions", f"shape {list(weights.shape)}"
+        expect(weights.shape == positions.shape, "calibrate weights", expected, got)
     source = sampled_before(data, positions) if candidates is None else candidates
     lists = source(positions, Draw(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
@@ -77,8 +78,8 @@ def calibrate(
         raw = scores[..., place] if model.config.outputs > 1 else scores
         options: dict[str, Any] = {"rate": rate if given is None else 1.0, "form": form, "where": known[:, few]}
         weighed = population_weights(labels[name], lists.log_q)
-        if requests is not None:
-            weighed = requests[:, None] * np.broadcast_to(1.0 if weighed is None else weighed, raw.shape)
+        if weights is not None:
+            weighed = weights[:, None] * np.broadcast_to(1.0 if weighed is None else weighed, raw.shape)
         if weighed is not None:
             options["weights"] = weighed[:, few]
         parts.append(fit(np.where(known, raw, 0)[:, few], np.where(known, labels[name], 0)[:, few], **options))
