@@ -34,7 +34,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -300,24 +300,21 @@ def calibrations(world: World, options, seed: int) -> dict[str, Any]:
         model = aif.build(config)
         source = aif.data.sampled(data, sampler=sampler, negatives=15, corrected=corrected)
         params = _trained(model, data, eligible(data.log, parts.train, min_history=1), source, options, seed)
-        scores = list_scores(model, params, data, positions, lists)
+        scores, held = (list_scores(model, params, data, *part) for part in ((positions, lists), (at, fitted_on)))
         figures[f"calibration_raw_{name}"] = deciles(scores, chance).worst
-        given: dict[str, Any] = dict(candidates=source_of(fitted_on), calibrated=None, weights=weights)
         if corrected:
-            fitted = train.calibrate(model, params, data, at, form="isotonic", **given)
-            figures["calibration_no_offset_logq"] = deciles(calibration.calibrated(fitted, scores, np), chance).worst
+            figures["calibration_no_offset_logq"] = after((held, fitted_on.labels, weights), scores, chance).worst
             offset = -popularity_offset(counts, power=1.0, untrained=None)
             params, shifted = with_item_offset(params, offset, config=config)
-            model, scores = aif.build(shifted), scores + offset[lists.rows]
-        logits = scores
-        for form in get_args(calibration.Form):
-            fitted = train.calibrate(model, params, data, at, form=form, **given)
-            logits = calibration.calibrated(fitted, scores, np)
-            series[f"{name}, {form}"] = made = deciles(logits, chance)
-            figures[f"calibration_{form}_{name}"] = made.worst
-        clicks = metrics.deciles(logits, np.asarray(lists.labels))  # of the last form, isotonic
-        plain = train.calibrate(model, params, data, at, form="isotonic", **given | {"weights": None})
-        figures[f"calibration_no_weights_{name}"] = deciles(calibration.calibrated(plain, scores, np), chance).worst
+            model, scores, held = aif.build(shifted), scores + offset[lists.rows], held + offset[fitted_on.rows]
+        figures[f"calibration_no_weights_{name}"] = after((held, fitted_on.labels, np.ones(len(at))), scores, chance).worst
+        logistic = after((held, fitted_on.labels, weights), scores, chance, form="logistic")
+        given: dict[str, Any] = dict(candidates=source_of(fitted_on), calibrated=None, weights=weights)
+        fitted = train.calibrate(model, params, data, at, form="isotonic", **given)
+        logits = calibration.calibrated(fitted, scores, np)
+        isotonic, clicks = deciles(logits, chance), metrics.deciles(logits, np.asarray(lists.labels))
+        for form, made in (("logistic", logistic), ("isotonic", isotonic)):
+            series[f"{name}, {form}"], figures[f"calibration_{form}_{name}"] = made, made.worst
         figures[f"calibration_clicks_{name}"] = clicks.worst
         errors = [deviation / observed for deviation, observed in zip(clicks.deviations, clicks.observed, strict=True)]
         figures[f"standard_errors_{name}"] = errors
@@ -326,6 +323,12 @@ def calibrations(world: World, options, seed: int) -> dict[str, Any]:
     options.figures.mkdir(parents=True, exist_ok=True)
     metrics.plot_deciles(series, options.figures / "cascade_calibration.png", title="clicks by decile, test slice")
     return figures
+
+
+def after(held: tuple[Any, Any, np.ndarray], scores: np.ndarray, truth: np.ndarray, **options: Any) -> metrics.Deciles:
+    """Deciles of scores [R, C] after a calibration, isotonic by default, on held-out scores, labels and weights of requests."""
+    made = calibration.fit(held[0], held[1], weights=held[2][:, None], **{"form": "isotonic"} | options)
+    return deciles(calibration.calibrated(calibration.with_calibration({"fitted": {}}, made), scores, np), truth)
 
 
 def like(lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
