@@ -25,8 +25,7 @@ Mends     Three things are needed for 3 %. Histories grow in this world, by a te
           that their lengths are those of the test slice, whose labels are not read (`calibration_no_weights_*` is without).
           Under logQ a score holds the log of popularity, which clicks on what is shown do not follow, so they even fall where
           it rises: an `ItemOffset` takes it off (`calibration_no_offset_logq` is without).
-Time      about 5 minutes of CPU a seed: 130 s for the ranker's choice, the rest for calibration, whose parts were run one by
-          one with other load on the machine; the elapsed time on an idle one is not known.
+Time      286 s a seed with other load on the machine, about 5 minutes of CPU; on an idle one not known.
 """
 
 from __future__ import annotations
