@@ -99,8 +99,8 @@ def fit(
       of several objectives.
 
     Raises:
-      ValueError: shapes, NaN scores, weights or a rate that do not fit; entries of one class only; scores that fall where
-        labels rise, whose calibration would turn the order round.
+      ValueError: shapes, NaN scores, weights or a rate that do not fit; entries of one class only; scores that do not
+        rise with the labels, whose calibration would turn the order round.
 
     Example:
       >>> made = fit([-1.0, -1.0, 1.0, 1.0] * 25, [0, 1, 0, 1] * 24 + [0, 0, 1, 1], rate=0.5)
@@ -154,7 +154,7 @@ def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.nda
     expect(np.isfinite(s).all(), "calibration scores", "finite logits", "some that are not")
     expect(np.isin(y, (0, 1)).all(), "calibration labels", "0 or 1", "others")
     expect((np.isfinite(w) & (w >= 0)).all(), "calibration weights", "finite weights of 0 or more", "some that are not")
-    return s, y, w
+    return s[w > 0], y[w > 0], w[w > 0]
 
 
 def _newton(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
@@ -191,23 +191,22 @@ def _pooled(s: np.ndarray, y: np.ndarray, w: np.ndarray, knots: int) -> tuple[np
 
     Half a positive and half a negative are added to each, so that no knot is infinite.
     """
-    order = np.argsort(s, kind="stable")
-    s, y, w = s[order], y[order], w[order]
-    group = np.minimum((np.cumsum(w) - w / 2) / w.sum() * knots, knots - 1).astype(np.int64)
-    first = np.flatnonzero(np.append(True, (group[1:] != group[:-1])))
-    mass, hits, mean = (np.add.reduceat(value, first) for value in (w, w * y, w * s))
+    values, at = np.unique(s, return_inverse=True)  # equal scores are of one group
+    mass, hits = np.bincount(at, w), np.bincount(at, w * y)
+    group = np.minimum((np.cumsum(mass) - mass / 2) / w.sum() * knots, knots - 1).astype(np.int64)
+    first = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
+    mass, hits, mean = (np.add.reduceat(value, first) for value in (mass, hits, mass * values))
     unit = w.sum() / len(w)  # weight of one entry
     pooled = isotonic_regression(hits / mass, weights=mass).blocks
     sizes = np.diff(pooled)
+    expect(len(sizes) > 1, "calibration scores", "scores that rise with the labels", "one rate for all of them")
     weight, positives = (np.add.reduceat(value, pooled[:-1]) for value in (mass, hits))
     x = mean / mass
     line = np.repeat(np.log(positives + unit / 2) - np.log(weight - positives + unit / 2), sizes)
-    if len(x) == 1:
-        x, line = x + np.array([0, 1]), line + np.array([0, 1])  # slope 1, as outside the knots
     gaps = np.maximum(np.diff(x), 1e-6)
     slopes = np.maximum(np.diff(line) / gaps, LEAST_SLOPE)
     x, line = (np.append(first, first + np.cumsum(steps)) for first, steps in ((x[0], gaps), (line[0], slopes * gaps)))
     # The halves of the outer groups that no knot bounds go on as steep as their neighbours, and no steeper than slope 1.
-    ends = np.array([min(s[0], x[0] - 1e-6), max(s[-1], x[-1] + 1e-6)])
+    ends = np.array([min(values[0], x[0] - 1e-6), max(values[-1], x[-1] + 1e-6)])
     outer = line[[0, -1]] + np.minimum(slopes[[0, -1]], 1) * (ends - x[[0, -1]])
     return np.concatenate([ends[:1], x, ends[1:]]), np.concatenate([outer[:1], line, outer[1:]])

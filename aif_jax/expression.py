@@ -114,7 +114,7 @@ def _walk(node: ast.AST, text: str) -> Iterator[ast.AST]:
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         yield from _walk(node.operand, text)
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        expect(node.value < 1e30, f"score expression {text!r}", "numbers below 1e30", f"{node.value:.3g}")
+        expect(node.value < 1e30, f"score expression {text!r}", "numbers below 1e30", ast.unparse(node))
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords:
         count = FUNCTIONS[node.func.id][1]
         expected, got = f"{count} argument{'s' * (count > 1)} of {node.func.id}", len(node.args)
@@ -129,15 +129,16 @@ def _walk(node: ast.AST, text: str) -> Iterator[ast.AST]:
 
 
 def _value(node: ast.AST, probabilities: Mapping[str, Any], side: Mapping[str, Any]) -> Any:
+    """float32 [C], or [] where it reads no name."""
     if isinstance(node, ast.BinOp):
-        pair = (jnp.float32(_value(part, probabilities, side)) for part in (node.left, node.right))
-        return OPERATORS[type(node.op)](*_alike(*pair))
+        left, right = (_value(part, probabilities, side) for part in (node.left, node.right))
+        return OPERATORS[type(node.op)](left, right)
     if isinstance(node, ast.UnaryOp):
         value = _value(node.operand, probabilities, side)
         return -value if isinstance(node.op, ast.USub) else value
     if isinstance(node, ast.Call):
-        arguments = [jnp.float32(_value(argument, probabilities, side)) for argument in node.args]
-        return FUNCTIONS[node.func.id][0](*_alike(*arguments))  # type: ignore[attr-defined]
+        arguments = [_value(argument, probabilities, side) for argument in node.args]
+        return FUNCTIONS[node.func.id][0](*arguments)  # type: ignore[attr-defined]
     if isinstance(node, ast.Constant):
         return jnp.float32(node.value)  # type: ignore[arg-type]
     if isinstance(node, ast.Attribute):
@@ -147,11 +148,6 @@ def _value(node: ast.AST, probabilities: Mapping[str, Any], side: Mapping[str, A
         (value,) = probabilities.values()
         return jnp.float32(value)
     return jnp.float32(side[node.id])
-
-
-def _alike(*values: Any) -> tuple[Any, ...]:
-    """Numbers and arrays as arrays of one shape."""
-    return tuple(jnp.broadcast_arrays(*values))
 
 
 def _is_probability(node: ast.AST) -> bool:

@@ -11,6 +11,9 @@ Heads     *single*: the head's first layer, then 64 -> 32 -> T. *wide*: the same
           and a logit 32 -> 1 (Ma et al. 2018, without towers of several layers). All keep the first layer split by block, so
           the critical path has one small product more. Direct logits of the blocks are weighed by objective in all.
 Protocol  as `experiments.cascade`: split by time, test slice evaluated once, the same lists and steps; three seeds.
+Measured  gates over *wide*, seeds 0 / 1 / 2: AUC of clicks +0.009 / +0.022 / -0.015, of long views +0.004 / +0.007 / -0.011, of
+          the ranker's choice -0.004 / 0.000 / -0.002. No gain beyond the spread of seeds: the package has one head.
+Time      under 10 minutes of CPU
 """
 
 from __future__ import annotations

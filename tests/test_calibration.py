@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 import aif_jax as aif
 from aif_jax import calibration, checkpoint, metrics, train
+from aif_jax.blocks import popularity_offset
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
@@ -73,8 +74,19 @@ def test_isotonic_form_follows_scikit_learn_and_keeps_the_order():
         metrics.deciles(apply(calibration.fit(scores, labels, form=f), scores), labels) for f in ("logistic", "isotonic")
     )
     assert steps.worst < 0.03 < 0.1 < line.worst
-    pooled = calibration.fit([0.0, 1.0, 2.0, 3.0], [1, 0, 1, 0], form="isotonic", knots=6)
-    np.testing.assert_allclose(apply(pooled, [-5.0, 1.5, 4.0]), [-5, 0, 1], atol=5e-3)  # one block of rate 1/2; slope 1 outside
+
+
+def test_equal_scores_are_one_group_and_entries_of_no_weight_none():
+    """Whatever the order of the entries: the first half of either score has no positive."""
+    scores, labels = np.repeat([0.0, 1.0], 500), np.r_[np.zeros(450), np.ones(50), np.zeros(250), np.ones(250)]
+    made = calibration.fit(scores, labels, form="isotonic")
+    np.testing.assert_allclose(sigmoid(apply(made, [0.0, 1.0])), [0.1, 0.5], atol=2e-3)
+    for form in ("logistic", "isotonic"):
+        given = {"form": form, "weights": np.r_[np.ones(1000), np.zeros(3)]}
+        same = calibration.fit(np.r_[scores, 9, 9, 9], np.r_[labels, 0, 1, 0], **given)
+        assert {name: value.tolist() for name, value in same.items()} == {
+            name: value.tolist() for name, value in calibration.fit(scores, labels, form=form).items()
+        }
 
 
 @pytest.mark.parametrize("form", ["logistic", "isotonic"])
@@ -133,6 +145,14 @@ def test_several_objectives_have_a_calibration_each():
         ({"labels": [0, 0, 0, 0]}, "calibration labels: expected entries of both classes, got 0 positives of 4"),
         ({"labels": [0, 2, 0, 1]}, "calibration labels: expected 0 or 1"),
         ({"labels": [1, 1, 0, 0]}, "calibration scores: expected scores that rise with the labels, got a scale of -"),
+        (
+            {"labels": [1, 1, 0, 0], "form": "isotonic"},
+            "calibration scores: expected scores that rise with the labels, got one rate",
+        ),
+        (
+            {"scores": [1, 1, 1, 1], "form": "isotonic"},
+            "calibration scores: expected scores that rise with the labels, got one rate",
+        ),
         ({"scores": [0, np.nan, 1, 2]}, "calibration scores: expected finite logits"),
         ({"weights": [1, -1, 1, 1]}, "calibration weights: expected finite weights of 0 or more"),
         ({"labels": [0, 1]}, r"calibration labels: expected the shape of scores \(4,\)"),
@@ -169,6 +189,22 @@ def test_the_plot_is_drawn(tmp_path):
     assert (tmp_path / "deciles.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="series: expected at least one"):
         metrics.plot_deciles({}, tmp_path / "none.png")
+
+
+def test_a_score_of_next_items_needs_popularity_taken_off():
+    """logQ teaches log popularity + log lift, and a click on what is shown depends on the lift alone.
+
+    Half of what is shown was found because it is popular, half for this user: clicks fall where scores go from these to those.
+    """
+    rng = np.random.default_rng(0)
+    counts = np.exp(np.r_[rng.normal(6, 1, 200), rng.normal(1, 1, 200)]).astype(int) + 1
+    rows = rng.integers(0, 400, 100_000)
+    lift = rng.normal(size=100_000) + np.where(rows < 200, -1, 1)
+    labels = (rng.random(100_000) < sigmoid(lift - 1)).astype(np.float64)
+    scores = lift + np.log(counts / counts.sum())[rows]
+    for values, low, high in ((scores, 0.2, 2), (scores - popularity_offset(counts, power=1.0)[rows], 0, 0.03)):
+        worst = metrics.deciles(apply(calibration.fit(values, labels, form="isotonic"), values), labels).worst
+        assert low < worst < high
 
 
 # with a model
@@ -237,6 +273,31 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     assert metrics.calibration(logits, lists.labels, where=drawable).ratio == pytest.approx(1, abs=0.25)
     weighed = train.evaluate(run.model, params, data, positions, k=None, candidates=source, progress=False)
     assert weighed.calibration == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("form", ["logistic", "isotonic"])
+def test_a_request_of_weight_three_is_three_requests(data, run, form):
+    positions = eligible(data.log, split_by_time(data.log).validation, min_history=3)[:60]
+    often = positions % 2 == 0
+
+    def source(at, draw):  # clicks follow the score, and are more where positions are even
+        rows = np.broadcast_to(np.arange(1, 9, dtype=np.int32), (len(at), 8))
+        lists = aif.data.CandidateLists(rows, np.zeros(rows.shape, np.float32))
+        scores = list_scores(run.model, run.params, data, at, lists, progress=False)
+        chance = (rows * 7 + at[:, None]) % 5 / 5
+        return lists._replace(labels=(chance + 0.3 * (scores > 0) - 0.4 * (at[:, None] % 2) > 0.3).astype(np.float32))
+
+    def fitted(at, **options):
+        given = dict(candidates=source, calibrated=None, progress=False, form=form)
+        return train.calibrate(run.model, run.params, data, at, **given, **options)["fitted"]["calibration"]
+
+    wanted, plain = fitted(np.concatenate([positions, positions[often], positions[often]])), fitted(positions)
+    got = fitted(positions, weights=np.where(often, 3, 1))
+    for name, value in got.items():
+        np.testing.assert_allclose(value, wanted[name], atol=0.05)  # half an entry of a group's two is of another weight
+    assert not all(np.allclose(value, plain[name], atol=0.05) for name, value in got.items() if name != "x")
+    with pytest.raises(ValueError, match=r"calibrate weights: expected one for each of 60 positions, got shape \[3\]"):
+        fitted(positions, weights=np.ones(3))
 
 
 def test_checkpoints_and_fitting_anew_and_growing_keep_their_word(data, run, tmp_path):

@@ -82,6 +82,10 @@ def test_wrong_cascades_are_refused(plain):
         ({"stage": np.full((1, 2), 4, np.int8)}, r"Cascade.stage: expected values in \[0, 4\)"),
         ({"labels": {"stage": good.rows.astype(np.float32)}}, "Cascade.labels: expected no label 'stage'"),
         ({"labels": {"x": np.zeros((1, 3), np.float32)}}, r"Cascade.labels\['x'\]: expected shape \[1, 2\]"),
+        (
+            {"labels": {"x": np.array([[-np.inf, np.nan]], np.float32)}},
+            r"labels\['x'\]: expected finite values, NaN where unknown",
+        ),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             dataclasses.replace(good, **change)
@@ -89,8 +93,15 @@ def test_wrong_cascades_are_refused(plain):
         Cascade(positions=np.array([2, 1]), rows=np.ones((2, 1), np.int32), stage=np.zeros((2, 1), np.int8), labels={})
     with pytest.raises(ValueError, match=r"Dataset.cascade.rows: expected values in \[0, 5\)"):
         dataclasses.replace(plain, cascade=dataclasses.replace(good, rows=np.full((1, 2), 9, np.int32)))
-    with pytest.raises(ValueError, match="stage: expected values in"):
-        from_columns(plain.log, user=[1], time=[20], rows=[3], stage=[5], labels={}, candidates=2)
+    columns = dict(user=[1], time=[20], rows=[3], stage=[0])
+    for wrong, message in (
+        ({"stage": [5]}, "stage: expected values in"),
+        ({"user": [1.7]}, "user: expected integers, got dtype float64"),
+        ({"time": [20.9]}, "time: expected integer seconds, got dtype float64"),
+        ({"rows": [-3]}, "item: expected values in"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            from_columns(plain.log, **columns | wrong, labels={}, candidates=2)
     with pytest.raises(ValueError, match="Dataset.cascade: expected a Cascade"):
         sources.logged(plain)
 
@@ -124,6 +135,9 @@ def test_lists_have_so_many_of_each_stage(synthetic):
     again, other = source(at, Draw(0, 0, 0)), source(at, Draw(0, 0, 1))
     assert np.array_equal(again.rows, lists.rows) and not np.array_equal(other.rows, lists.rows)
     assert source.description["counts"] == counts and source.description["kind"] == "staged"
+    other = dataclasses.replace(cascade, labels={**cascade.labels, RANKER: cascade.labels[RANKER] + 1})  # a later ranker's log
+    changed = sources.staged(dataclasses.replace(data, cascade=other), counts, sampler=sampler).description
+    assert {name for name in changed if changed[name] != source.description[name]} == {"labels"}
     whole = sources.logged(data)(at, Draw(0, 0, 0))
     assert np.array_equal(whole.rows, cascade.rows[:40])
     with pytest.raises(ValueError, match="positions: expected first events of requests of the cascade"):

@@ -75,6 +75,7 @@ def test_an_expression_says_what_it_reads():
         ("p.click * 'x'", "expected numbers, names"),
         ("p.click * 2j", "expected numbers, names"),
         ("p.click * 1e300", "expected numbers below 1e30"),
+        ("p.click * " + "9" * 400, "expected numbers below 1e30"),
         ("abs(p.click)", "expected numbers, names"),
         ("min(p.click)", "expected 2 arguments of min, got 1"),
         ("log(p.click, 2)", "expected 1 argument of log, got 2"),

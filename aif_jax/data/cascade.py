@@ -33,7 +33,7 @@ class Cascade:
       labels: float32 [R, M] each, NaN where the log does not know: the objectives' labels, a ranker's score.
 
     Raises:
-      TypeError, ValueError: parts that do not fit together.
+      TypeError, ValueError: parts that do not fit together, infinite labels.
     """
 
     positions: np.ndarray
@@ -50,6 +50,9 @@ class Cascade:
         expect(STAGE not in self.labels, "Cascade.labels", f"no label {STAGE!r}, which Cascade.stage is", sorted(self.labels))
         for name, values in self.labels.items():
             expect_array(values, f"Cascade.labels[{name!r}]", dtype=np.float32, shape=rows.shape)
+            expect(
+                not np.isinf(values).any(), f"Cascade.labels[{name!r}]", "finite values, NaN where unknown", "an infinite one"
+            )
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -87,10 +90,14 @@ def from_columns(
       candidates: M; of more the furthest stages are kept.
 
     Raises:
-      ValueError: arrays that do not fit together; a candidate that comes twice in a request.
+      TypeError, ValueError: values that are no integers in range; arrays that do not fit together; a candidate that comes twice
+        in a request; infinite labels.
     """
-    user, time, rows = (np.asarray(values).astype(np.int64) for values in (user, time, rows))
-    stage = expect_integers(stage, "stage", size=len(LOGGED)).astype(np.int64)
+    given = {"user": (user, 2**31), "item": (rows, 2**31), STAGE: (stage, len(LOGGED))}
+    user, rows, stage = (expect_integers(v, name, size=size).astype(np.int64) for name, (v, size) in given.items())
+    time = np.asarray(time)
+    expect(time.dtype.kind in "iu", "time", "integer seconds", f"dtype {time.dtype.name}")
+    time = time.astype(np.int64)
     expect(candidates >= 1, "candidates", "at least 1", candidates)
     for name, values in {"time": time, "item": rows, STAGE: stage, **labels}.items():
         expect(np.shape(values) == user.shape, name, f"{len(user)} values like the users", np.shape(values))

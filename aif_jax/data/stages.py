@@ -94,5 +94,7 @@ def _cascade(dataset: Dataset) -> Cascade:
 
 
 def _description(cascade: Cascade) -> dict[str, object]:
-    some = cascade.rows[:: max(1, len(cascade) // 4096)]
-    return {"requests": len(cascade), "labels": sorted(cascade.labels), "sha256": digest(some).sha256}
+    step = max(1, len(cascade) // 4096)
+    parts = {name: getattr(cascade, name) for name in ("positions", "rows", "stage")}
+    digests = ({name: digest(v[::step]).sha256 for name, v in sorted(group.items())} for group in (parts, cascade.labels))
+    return {"requests": len(cascade), **dict(zip(("sha256", "labels"), digests, strict=True))}

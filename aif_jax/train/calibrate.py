@@ -25,6 +25,7 @@ def calibrate(
     candidates: SourceFn | None = None,
     calibrated: int | None = 15,
     rate: float = 1.0,
+    weights: Any = None,
     form: Form = "logistic",
     seed: int = 0,
     batch_size: int = 128,
@@ -42,6 +43,8 @@ def calibrate(
       candidates: lists with labels; None draws as `evaluate` does.
       calibrated: candidates after the first that count, as in `evaluate`; None takes all.
       rate: share of the negatives of production that these lists hold, where a log keeps only some: corrected analytically.
+      weights: [n] how many requests of production each of the positions stands for, such as more where histories are long
+        because they have grown since; None for one each.
       form: "logistic", two numbers an objective, or "isotonic", a rising line through 32 knots.
       seed: of sampled candidates.
       batch_size: requests scored at a time.
@@ -52,6 +55,10 @@ def calibrate(
     """
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none")
+    if weights is not None:
+        weights = np.asarray(weights, np.float64)
+        expected, got = f"one for each of {len(positions)} positions", f"shape {list(weights.shape)}"
+        expect(weights.shape == positions.shape, "calibrate weights", expected, got)
     source = sampled_before(data, positions) if candidates is None else candidates
     lists = source(positions, Draw(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
@@ -70,7 +77,10 @@ def calibrate(
             known &= labels[given] == 1
         raw = scores[..., place] if model.config.outputs > 1 else scores
         options: dict[str, Any] = {"rate": rate if given is None else 1.0, "form": form, "where": known[:, few]}
-        if (weights := population_weights(labels[name], lists.log_q)) is not None:
-            options["weights"] = weights[:, few]
+        weighed = population_weights(labels[name], lists.log_q)
+        if weights is not None:
+            weighed = weights[:, None] * np.broadcast_to(1.0 if weighed is None else weighed, raw.shape)
+        if weighed is not None:
+            options["weights"] = weighed[:, few]
         parts.append(fit(np.where(known, raw, 0)[:, few], np.where(known, labels[name], 0)[:, few], **options))
     return with_calibration(params, stack(parts))
