@@ -107,6 +107,8 @@ def run_serve(options: argparse.Namespace) -> int:
             certificate=options.certificate, key=options.key,
             drain_delay=options.drain_delay, drain_timeout=options.drain_timeout,
         )  # fmt: skip
+    if options.max_user_age is not None and options.user_table is None:
+        raise UsageError("serve: expected --user-table with --max-user-age")
     if options.workers < 1 or options.keep < 1 or not options.poll > 0:
         raise UsageError("serve: expected --workers and --keep of at least 1 and a --poll above 0")
     log_to_stderr(options.log_form, options.log_level)
