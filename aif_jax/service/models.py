@@ -261,6 +261,7 @@ class Models:
                 "age": served.age,
                 "index_age": served.index_age,
                 "index_positions": None if served.index_from is None else served.index_from.positions,
+                "user_rows": served.users.table is not None,
                 "user_table_age": served.user_table_age,
                 "user_table_positions": None if served.table_from is None else served.table_from.positions,
                 "objectives": list(served.objectives),

@@ -12,7 +12,20 @@ from aif_jax.serving.requests import Answer
 
 SECONDS = 300.0
 MOST = 20_000
-STAGES = ("features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch", "critical", "total")
+STAGES = (
+    "features",
+    "user",
+    "shared",
+    "retrieval",
+    "wait_user",
+    "queue",
+    "lookup",
+    "upload",
+    "score",
+    "fetch",
+    "critical",
+    "total",
+)
 
 
 class Seen(NamedTuple):
