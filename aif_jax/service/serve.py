@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect
+from aif_jax.service.connection import bounded
 from aif_jax.service.core import Service
 from aif_jax.service.http import App, Handler
 
@@ -96,8 +97,7 @@ async def listening(
     """
     try:
         import uvicorn
-
-        from aif_jax.service.connection import Connection
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError as error:
         raise ImportError('a service needs uvicorn and httptools: pip install "aif_jax[service]"') from error
 
@@ -114,9 +114,10 @@ async def listening(
         secure = {"ssl_certfile": str(where.certificate), "ssl_keyfile": str(where.key)}
     server = Quiet(
         uvicorn.Config(
-            App(service, token=where.token, more=routes), http=Connection, ws="none", lifespan="off", log_config=None,
-            access_log=False, server_header=False, date_header=False, proxy_headers=False, limit_concurrency=where.connections,
-            timeout_keep_alive=where.keep_alive, timeout_graceful_shutdown=max(1, round(where.drain_timeout)), **secure,
+            App(service, token=where.token, more=routes), http=bounded(HttpToolsProtocol), ws="none", lifespan="off",
+            log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
+            limit_concurrency=where.connections, timeout_keep_alive=where.keep_alive,
+            timeout_graceful_shutdown=max(1, round(where.drain_timeout)), **secure,
         )
     )  # fmt: skip
     stop_grpc: Any = None
