@@ -11,8 +11,9 @@ Load      1,000 candidates, k=300, users with cached states, so that what differ
 Method    overhead: one caller, engine in this process and service in another, interleaved request by request. Requests a
           second: `--callers` of each way in turn, each alone on the machine, with the processor time of service and client
           for one request, which says what would be left of the engine with clients on other machines. Workers: two against
-          one with as many callers each, on all cores, and on one core a worker. Publishes: two exports take turns while
-          callers compare every answer with what its version must say. Soak: HTTP and gRPC at once, memory sampled.
+          one with as many callers each, on all cores, and on one core a worker; `workers_ceiling` is the number of cores
+          over those that one worker and its clients use, which no number of workers can exceed. Publishes: two exports take
+          turns while callers compare every answer with what its version must say. Soak: HTTP and gRPC at once, memory sampled.
 """
 
 from __future__ import annotations
@@ -154,6 +155,8 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
         for way in ("http", "grpc"):
             figures[f"{way}_rps_share"] = figures[f"{way}_rps"] / alone.rps
             figures[f"{way}_cpu_share"] = alone.client_ms / figures[f"{way}_service_cpu_ms"]
+        busy = figures["http_rps"] * (figures["http_service_cpu_ms"] + figures["http_client_cpu_ms"]) / 1e3
+        figures["workers_ceiling"] = len(os.sched_getaffinity(0)) / busy
         if options.soak:
             figures |= soak(process, addresses, calls, options)
         figures |= asyncio.run(publishing(world, addresses))

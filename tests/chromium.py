@@ -91,8 +91,9 @@ class Browser:
 
     def screenshot(self, path: Path, *, width: int = 1200) -> bytes:
         """A PNG of the whole page."""
-        height = self.run("document.documentElement.scrollHeight")
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        for height in (800, None):  # how high the page is depends on its width
+            height = height or self.run("document.documentElement.scrollHeight")
+            self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         png = base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
         path.write_bytes(png)
         return png

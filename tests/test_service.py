@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -101,6 +102,7 @@ def test_a_broken_frame_is_refused(change, message):
         ({"user": 1, "k": "5"}, "k"),
         ({"user": 1, "budget": 0}, "budget"),
         ({"user": 1, "budget": float("inf")}, "budget"),
+        ({"user": 1, "budget": 10**400}, "budget"),
         ({"user": 1, "events": [1]}, "events"),
         ({"user": 1, "events": {"item": list(range(99))}}, "events.item"),
         ({"user": 1, "events": {}, "features": {}}, "features"),
@@ -333,6 +335,45 @@ def test_a_body_is_bounded():
                 slow.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + head)
                 line = slow.recv(64)
                 assert any(code in line for code in answer), (head[:30], line)
+
+
+def test_a_head_is_bounded(monkeypatch):
+    """An endless or slow head, a connection that is silent, one that is idle: each is answered or closed, the rest go on."""
+    monkeypatch.setattr("aif_jax.service.connection.HEAD_SECONDS", 0.3)
+    where = Listening(http_port=0, keep_alive=1)
+    with running(exports().root / "one", where=where) as service:
+        host, port = service.addresses["http"].removeprefix("http://").split(":")
+
+        def connect(said: bytes) -> socket.socket:
+            made = socket.create_connection((host, int(port)), timeout=20)
+            made.sendall(said)
+            return made
+
+        good = b"HEAD /health/live HTTP/1.1\r\nhost: x\r\n"
+        silent, slow, again = connect(b""), connect(good), connect(good + b"\r\n")
+        assert b" 200 " in again.recv(1 << 16)
+        again.sendall(good)  # the head of a second request, without its end
+        for each in (silent, slow, again):
+            assert each.recv(1) == b""
+            each.close()
+        with connect(good) as endless, contextlib.suppress(ConnectionError):
+            for number in range(1 << 12):
+                endless.sendall(b"x-%d: %s\r\n" % (number, bytes(1000).hex().encode()))
+            pytest.fail("8 MB of a head were read")
+        with connect(good + b"x-many: " + b"y" * 30_000 + b"\r\n\r\n") as idle:
+            assert b" 200 " in idle.recv(1 << 16)
+            assert idle.recv(1) == b""  # after a second
+        with service.client() as client:
+            assert client.rank(**ANN, candidates=IDS, k=1)["ids"].shape == (1,)
+
+
+def test_text_that_is_no_unicode_is_refused(client):
+    for field, value in (("user", "\\ud800"), ("id", "\\udfff"), ("order", "\\ud83d ")):
+        body = f'{{"user": "ann", "candidates": [17], "k": 1, "{field}": "{value}"}}'.encode()
+        status, _, answer = client.request("POST", "/v1/rank", body, {"content-type": "application/json"})
+        assert status == 400 and json.loads(answer)["error"]["field"] == "body"
+    body = b'{"user": "\\ud83d\\ude00", "record": {"user": "ann"}, "candidates": [17], "k": 1}'  # a whole pair
+    assert client.request("POST", "/v1/rank", body, {"content-type": "application/json"})[0] == 200
 
 
 def test_a_token_is_asked_for():

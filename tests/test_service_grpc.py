@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -255,6 +256,24 @@ def test_malformed_messages_and_other_methods(served, channel):
             error = refusal(call, raw)
             assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, (raw, error.details())
     assert refusal(channel.unary_unary(f"/{rpc.PRE_RANKING}/None"), b"").code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_calls_are_bounded_and_a_stream_must_begin():
+    from aif_jax.service.calls import Limits
+
+    where, policy = Listening(http_port=0, grpc_port=0, connections=2), Policy(limits=Limits(body_seconds=0.3))
+    with running(exports().root / "one", where=where, grpc=rpc.start, policy=policy) as service:
+        with grpc.insecure_channel(service.addresses["grpc"]) as channel:
+            stub, end = PreRankingStub(channel), threading.Event()
+
+            def silent():
+                end.wait(60)
+                yield from ()
+
+            calls = [stub.RankStream.future(silent()) for _ in range(3)]
+            codes = sorted(call.code().name for call in calls)  # waits for them
+            end.set()
+            assert codes == ["DEADLINE_EXCEEDED"] * 2 + ["RESOURCE_EXHAUSTED"]
 
 
 def test_a_token_and_a_size_are_asked_for():

@@ -102,11 +102,22 @@ def test_replay_finds_the_field_that_differs(logged, tmp_path):
     assert "history.age: 2 of 2 differ, by at most 30" in str(report)
 
 
+def test_replay_compares_no_answer_of_another_user_state(logged, tmp_path):
+    (file,) = logged.glob("*.parquet")
+    table = pq.read_table(file)
+    at = table.schema.get_field_index("degraded")
+    degraded = [name == "r1" for name in table["id"].to_pylist()]
+    pq.write_table(table.set_column(at, table.schema.field(at), [degraded]), tmp_path / "requests-1.parquet")
+    report = replay(tmp_path, exports().root / "one", config=SERVING)
+    assert (report.records, report.skipped) == (2, {"answered degraded": 1, "no features": 1})
+
+
 def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
     from aif_jax.service import log as module
 
     blocked = []
     monkeypatch.setattr(module, "record_of", lambda seen: blocked.append(seen) or time.sleep(0.2))
+    monkeypatch.setattr(module, "_size", lambda seen: 100)
     log = RequestLog(tmp_path, waiting=2)
     start = time.monotonic()
     for _ in range(50):
@@ -114,6 +125,12 @@ def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
     assert time.monotonic() - start < 0.15 and log.counters["log_dropped"] >= 47
     monkeypatch.setattr(log, "_write", lambda records: None)
     log.close()
+    large = RequestLog(tmp_path, waiting_bytes=350)
+    for _ in range(5):
+        large.observe(None)
+    assert large.counters["log_dropped"] == 2  # the bytes of three are held, with those that wait for the next file
+    monkeypatch.setattr(large, "_write", lambda records: None)
+    large.close()
     none = RequestLog(tmp_path, share=0.0)
     none.observe(None)
     none.close()
@@ -130,6 +147,15 @@ def test_a_full_disk_loses_records_and_says_so(tmp_path, logged, caplog):
     assert log.counters["log_failed"] == 1 and "1 records lost" in caplog.text
 
 
+def test_a_process_that_starts_again_overwrites_nothing(tmp_path):
+    for _ in range(2):  # in a container both have the same process number
+        log = RequestLog(tmp_path)
+        with running(exports().root / "one", observers=(log,)) as service, service.client() as client:
+            client.rank(**ANN, candidates=IDS, k=1)
+        log.close()
+    assert len(list(read_log(tmp_path))) == 2
+
+
 def test_a_shadow_scores_after_the_answer(tmp_path):
     for name in ("one", "two"):
         shutil.copytree(exports().root / name, tmp_path / name)
@@ -142,8 +168,11 @@ def test_a_shadow_scores_after_the_answer(tmp_path):
             answer = client.rank(**ANN, candidates=IDS, k=5)
             assert answer["version"] == exports().index["one"].version
             service.call(shadow.close)
+        unknown = client.rank(user="nobody", candidates=IDS, k=5)  # a user state of neither version: nothing to compare
+        service.call(shadow.close)
+        assert unknown["degraded"] and shadow.counters["shadow_degraded"] == 1
         metrics = client.request("GET", "/metrics")[2].decode()
     one, two = (np.argsort(-exports().logits(name), kind="stable")[:5] for name in ("one", "two"))
-    assert shadow.counters["shadow_calls"] == 3 and shadow.counters["shadow_failed"] == 0
+    assert shadow.counters["shadow_calls"] == 4 and shadow.counters["shadow_failed"] == 0
     assert shadow.counters["shadow_top"] == 15 and shadow.counters["shadow_top_same"] == 3 * len(set(one) & set(two))
     assert "aif_shadow_calls_total" in metrics

@@ -60,6 +60,10 @@ def test_rows_of_users_answer_calls_by_the_id_alone(tmp_path):
             assert not new["degraded"] and np.abs(new["logits"] - answer["logits"]).max() > 0.05
             explained = client.post("/v1/explain", {"user": "ann", "candidates": IDS, "k": 3})
             assert set(explained["contributions"]) == {"dot_product"} and len(explained["ids"]) == 3
+            row, age = explained["row"], now - EVENTS["time"][-1]
+            assert (row["events"], row["since"]) == (2, 0) and 0 <= row["last_event"] - age < 60
+            explained = client.post("/v1/explain", {"user": "who", "candidates": IDS, "k": 3})
+            assert explained["row"] == {"events": 0, "since": 0, "last_event": None}
             metrics = client.request("GET", "/metrics")[2].decode()
             assert "aif_user_table_position{" in metrics and 'partition="0"' in metrics
 
@@ -104,6 +108,27 @@ def test_rows_in_a_server(server):  # noqa: F811
         assert torn["degraded"] and "expected a row of" in torn["reason"]
 
 
+def test_rows_in_a_server_have_an_age(server):  # noqa: F811
+    table = rows_of()
+    table.rows = RemoteRows(server, version=table.version, width=table.row_bytes // 4, prefix="aif")
+    server.delete(table.rows.key("ann"), table.rows.key("ann").replace("s:ann", "progress"))
+    port = server.connection_pool.connection_kwargs["port"]
+    nearline, policy = Nearline(users=f"redis://127.0.0.1:{port}/0"), Policy(max_user_age=900)
+    with running(exports().root / "one", config=ROWS, nearline=nearline, policy=policy) as service, service.client() as client:
+        served = service.service.models.held[0]
+        answer = client.rank(user="ann", candidates=IDS, k=3)
+        assert answer["degraded"] and answer["reason"] == "the rows of users are of unknown age, expected at most 900 s"
+        table.update({"user": ["ann"] * 2} | EVENTS, position=7, partition=1)
+        until(lambda: served.user_table_age < 60)
+        assert not client.rank(user="ann", candidates=IDS, k=3)["degraded"] and served.table_from.positions == {1: 7}
+        metrics = client.request("GET", "/metrics")[2].decode()
+        assert "aif_user_table_age_seconds{" in metrics and 'partition="1"' in metrics
+        # a partition whose writer is gone: its users' rows are old, however new those of the others are
+        server.hset(table.rows.key("ann").replace("s:ann", "progress"), "0", f"3 {time.time() - 1000}")
+        until(lambda: served.table_from.positions == {0: 3, 1: 7})
+        assert "the rows of users are 100" in client.rank(user="ann", candidates=IDS, k=3)["reason"]
+
+
 def test_a_version_without_its_rows_is_not_published(tmp_path):
     for name in ("one", "two"):
         shutil.copytree(exports().root / name, tmp_path / name)
@@ -135,6 +160,19 @@ def test_a_newer_index_is_taken_over(tmp_path):
         metrics = client.request("GET", "/metrics")[2].decode()
         line = next(line for line in metrics.splitlines() if line.startswith("aif_index_position{"))
         assert 'partition="0"' in line and line.endswith(" 41.0") and service.service.models.problem is None
+
+
+def test_a_problem_at_the_start_is_forgotten_once_it_is_over(tmp_path, monkeypatch):
+    exports().index["one"].save(tmp_path / "index")
+
+    def late(*arguments):
+        monkeypatch.undo()
+        raise FileNotFoundError("comes a moment later")
+
+    monkeypatch.setattr("aif_jax.service.models.newer_index", late)
+    with running(exports().root / "one", nearline=Nearline(index=tmp_path / "index")) as service:
+        until(lambda: service.service.models.held[0].index_from is not None and service.service.models.problem is None)
+        assert service.service.models.failures == 1
 
 
 @pytest.mark.parametrize("part", ["index", "users"])

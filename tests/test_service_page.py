@@ -56,7 +56,8 @@ def test_the_page_in_a_browser(tmp_path):
         assert browser.run("document.querySelector('#state').innerText").startswith("ready")
         stages = browser.run("[...document.querySelectorAll('#stages .row')].map((row) => row.firstChild.textContent)")
         assert stages[0] == "features" and stages[-2:] == ["critical", "total"]
-        assert browser.run("document.querySelectorAll('#timeline .row').length") >= 6
+        lanes = browser.run("[...document.querySelectorAll('#timeline .row')].map((row) => row.firstChild.textContent)")
+        assert lanes == ["user side", "retrieval", "interaction", "critical path", ""]
 
         fields = {"user": "ann", "k": "5", "candidates": " ".join(map(str, IDS)), "record": json.dumps({"user": "ann"})}
         script = "".join(f"document.forms[0].elements[{json.dumps(k)}].value = {json.dumps(v)};" for k, v in fields.items())
@@ -67,11 +68,13 @@ def test_the_page_in_a_browser(tmp_path):
         assert shown == [str(number) for number in expected["ids"]]
         assert "dot_product" in browser.run("document.querySelector('#result thead').innerText")
         # user side and retrieval begin together, the interaction after both
-        left = browser.run(
-            "Object.fromEntries([...document.querySelectorAll('#timeline .row')].map((row) => "
-            "[row.firstChild.textContent, parseFloat(row.querySelector('.span').style.left)]))"
+        spans = browser.run(
+            "Object.fromEntries([...document.querySelectorAll('#timeline .span')].map((span) => "
+            "[span.title.split(' ')[0], [span.parentElement.previousSibling.textContent, parseFloat(span.style.left)]]))"
         )
-        assert left["features"] < left["user"] < left["score"]
+        lane, left = ({stage: value[place] for stage, value in spans.items()} for place in (0, 1))
+        assert left["features"] < left["user"] < left["score"] and left["retrieval"] < left["score"]
+        assert (lane["user"], lane["retrieval"], lane["score"]) == ("user side", "retrieval", "interaction")
         picture = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page.png")))
         assert picture.shape[1] == 1200 and picture.std() > 0.05, "the picture is blank"
         narrow = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page_narrow.png", width=480)))
@@ -82,5 +85,5 @@ def test_the_page_in_a_browser(tmp_path):
         assert "expected 1 to max_k=8" in browser.run("document.querySelector('#answer').innerText")
         unexpected = [problem for problem in browser.problems if "400" not in problem]  # of the call with k = 99
         assert unexpected == []
-        service.service.models.problem = "<b>bold</b>"
+        (root / "current").write_text("<b>bold</b>\n")
         browser.until("document.querySelector('#problem').innerText.includes('<b>bold</b>')")

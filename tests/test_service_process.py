@@ -19,7 +19,7 @@ import pytest
 from aif_jax import cli
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.log import read_log
-from aif_jax.service.process import source_of
+from aif_jax.service.process import end_with, source_of, supervise
 from aif_jax.service.serve import Listening
 from aif_jax.user_table import UserTable
 from tests.conftest import child_environment
@@ -122,6 +122,52 @@ def test_workers_share_a_port_and_one_that_dies_is_replaced():
         assert process.wait(60) == 0
 
 
+def test_a_worker_ends_once_its_pipe_does(monkeypatch):
+    killed, (watched, watcher) = [], os.pipe()
+    monkeypatch.setattr(os, "kill", lambda *words: killed.append(words))
+    thread = threading.Thread(target=end_with, args=(watched,))
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive() and not killed
+    os.close(watcher)
+    thread.join(60)
+    os.close(watched)
+    assert killed == [(os.getpid(), signal.SIGTERM)]
+
+
+@pytest.mark.reliability
+def test_workers_end_with_the_process_that_watches_them():
+    with serving(exports().root / "one", "--workers", 2) as (process, addresses):
+        process.kill()
+        process.wait()
+        end = time.monotonic() + 60
+        while True:  # they drain, and the port is free again
+            try:
+                with Client(addresses[0]["http"]) as client:
+                    client.request("GET", "/health/live")
+            except ConnectionRefusedError:
+                break
+            except OSError:
+                pass
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_a_signal_while_workers_start_ends_all(monkeypatch):
+    """SIGTERM comes between the start of the first worker and of the second."""
+    started = []
+
+    def start(command, **options):
+        started.append(real([sys.executable, "-c", "import time; time.sleep(60)"]))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    supervise(Listening(http_port=0), 2)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl, to make a certificate")
 def test_tls_and_a_token_over_http_and_grpc(tmp_path):
     grpc = pytest.importorskip("grpc", reason="needs the extra 'grpc'")
@@ -162,6 +208,9 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
         (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
         (["FOLDER", "--workers", "0"], 2, "--workers"),
         (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
+        (["FOLDER", "--max-user-age", "60"], 2, "expected --user-table with --max-user-age"),
+        (["FOLDER", "--max-age", "-1"], 2, "max_age: expected None or more than 0 seconds"),
+        (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
         (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
         (["FOLDER", "--user-table", "s3://bucket/users"], 2, "expected a folder or one of redis://"),
         (["FOLDER", "--user-table", "nowhere"], 2, "expected snapshots"),

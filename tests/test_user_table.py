@@ -493,7 +493,10 @@ def test_rows_in_a_server_are_those_in_memory(server, streamed):
         np.testing.assert_array_equal(found.words[0], words)
         assert (found.position[0], found.partition[0]) == (position, partition)
         assert found.position[1] == NONE and not found.words[1].any()
+    before = made.rows.progress()
+    assert before.keys() == {0} and before[0].position == UPDATES - 1 and abs(before[0].seconds - time.time()) < 60
     assert made.update(raw(MESSAGES[-1]), position=UPDATES - 1).repeated == len(MESSAGES[-1])
+    assert made.rows.progress() == before  # nothing was written
     with pytest.raises(ValueError, match="expected rows in this process, got those of RemoteRows"):
         len(made)
 
@@ -511,9 +514,10 @@ def test_a_row_that_moved_on_is_not_overwritten(server):
     for each in (RemoteRows(server, version="v", width=1, prefix="cas"), MemoryRows(1)):
         row = Stored(np.ones((1, 1), np.uint32), np.array([5]), np.zeros(1, np.int32))
         assert each.put(["u"], row, expected=np.array([NONE])).tolist() == [True]
-        assert each.put(["u"], row, expected=np.array([NONE])).tolist() == [False]
+        assert each.put(["u"], row._replace(position=np.array([9])), expected=np.array([NONE])).tolist() == [False]
         assert each.put(["u"], row._replace(position=np.array([6])), expected=np.array([5])).tolist() == [True]
         assert each.get(["u"]).position.tolist() == [6]
+        assert isinstance(each, MemoryRows) or each.progress()[0].position == 6
 
 
 def test_two_writers_of_one_user_lose_and_double_nothing(server):
@@ -542,7 +546,7 @@ def test_rows_are_forgotten_in_time(server):
     rows.put(["u"], Stored(np.ones((1, 1), np.uint32), np.array([5]), np.zeros(1, np.int32)), expected=np.array([NONE]))
     assert rows.get(["u"]).position[0] == 5
     time.sleep(0.1)
-    assert rows.get(["u"]).position[0] == NONE
+    assert rows.get(["u"]).position[0] == NONE and rows.progress() == {}
 
 
 @pytest.mark.parametrize("change", ["torn", "altered", "foreign", "position"])

@@ -71,6 +71,10 @@ def add_service_commands(commands: Any) -> None:
     one.add_argument("--certificate", type=Path, help="PEM file for TLS, with --key")
     one.add_argument("--key", type=Path, help="PEM file of the certificate's private key")
     one.add_argument("--workers", type=int, default=1, help="processes that share the ports (default: %(default)s)")
+    text = (
+        "seconds after which an idle HTTP connection is closed, more than your load balancer keeps one (default: %(default)s)"
+    )
+    one.add_argument("--keep-alive", type=int, default=Listening.keep_alive, help=text)
     one.add_argument("--drain-delay", type=float, default=0.0, help="seconds unready before the end of listening (default: 0)")
     one.add_argument("--drain-timeout", type=float, default=10.0, help="seconds for calls in flight after that (default: 10)")
     one.add_argument("--log-form", choices=("text", "json"), default="text", help="of the log on stderr (default: %(default)s)")
@@ -104,9 +108,11 @@ def run_serve(options: argparse.Namespace) -> int:
         )  # fmt: skip
         where = Listening(
             host=options.host, http_port=options.port, grpc_port=options.grpc_port, token=_token(options.token_file),
-            certificate=options.certificate, key=options.key,
+            certificate=options.certificate, key=options.key, keep_alive=options.keep_alive,
             drain_delay=options.drain_delay, drain_timeout=options.drain_timeout,
         )  # fmt: skip
+    if options.max_user_age is not None and options.user_table is None:
+        raise UsageError("serve: expected --user-table with --max-user-age")
     if options.workers < 1 or options.keep < 1 or not options.poll > 0:
         raise UsageError("serve: expected --workers and --keep of at least 1 and a --poll above 0")
     log_to_stderr(options.log_form, options.log_level)

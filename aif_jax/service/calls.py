@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.serving.requests import Candidates
 
 MOST_TEXT = 1024  # characters of an id, a version or a request id
@@ -29,12 +30,16 @@ class BadCall(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one call may ask for; more is refused before memory is taken for it."""
+    """What one call may ask for; more is refused before memory is taken for it. Raises ValueError for bounds that are none."""
 
     body_bytes: int = 16 << 20
     candidates: int = 100_000
     events: int = 1 << 16
     body_seconds: float = 10.0  # from the first byte of a body to the last
+
+    def __post_init__(self):
+        for name, bound in vars(self).items():
+            expect(bound > 0, name, "more than 0", bound)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +92,7 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
     if "features" in given and ("events" in given or "record" in given):
         raise BadCall("features", "expected either encoded features or a raw record and events, got both")
     budget = given.get("budget")
-    if budget is not None and not (_is_number(budget) and 0 < budget < math.inf):
+    if budget is not None and not (_is_number(budget) and 0 < budget < sys.float_info.max):
         raise BadCall("budget", f"expected more than 0 seconds, got {_shown(budget)}")
     return Call(
         user=_id(given["user"], "user"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import math
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import jax
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.service.calls import BadCall, Call, Limits
 from aif_jax.service.errors import Stale, engine_checks, problem_of
 from aif_jax.service.features import Context, Unfetched, candidates_from
@@ -35,6 +37,9 @@ class Policy:
       max_index_age, max_user_age: the same for the index and for the rows of users, since they were written. The age of one
         user's state has `ServingConfig.max_stale`.
       when_stale: "degrade" marks the answers of a stale version, "refuse" answers UNAVAILABLE; both end readiness.
+
+    Raises:
+      ValueError: an age that is not above 0, another word for `when_stale`.
     """
 
     limits: Limits = Limits()
@@ -42,6 +47,11 @@ class Policy:
     max_index_age: float | None = None
     max_user_age: float | None = None
     when_stale: Literal["degrade", "refuse"] = "degrade"
+
+    def __post_init__(self):
+        for name in ("max_age", "max_index_age", "max_user_age"):
+            expect((age := getattr(self, name)) is None or age > 0, name, "None or more than 0 seconds", age)
+        expect(self.when_stale in ("degrade", "refuse"), "when_stale", "'degrade' or 'refuse'", repr(self.when_stale))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,14 +205,15 @@ class Service:
 
     def _stale(self, served: Served) -> str | None:
         """Which part of a version is older than it may be, in words."""
-        policy, table = self.policy, served.table_from
+        policy = self.policy
         for part, most, age in (
             ("model is", policy.max_age, served.age),
             ("index is", policy.max_index_age, served.index_age),
-            ("rows of users are", policy.max_user_age, 0.0 if table is None else table.age),
+            ("rows of users are", policy.max_user_age, served.user_table_age or 0.0),
         ):
             if most is not None and age > most:
-                return f"the {part} {age:.0f} s old, more than {most:g} s"
+                shown = f"{age:.0f} s old, more than" if age < math.inf else "of unknown age, expected at most"
+                return f"the {part} {shown} {most:g} s"
         return None
 
     def _marked(self, answer: A, served: Served) -> A:

@@ -18,17 +18,19 @@ from aif_jax.service.answers import rank_fields
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Observed, Reply, Service
 from aif_jax.serving import Ranking
-from aif_jax.types import Streamed
+from aif_jax.types import Streamed, UserFeatures
 from aif_jax.user_table.program import unpack
 
 MOST = 100  # rows that are explained
 
 
 async def explain(service: Service, call: Call) -> dict[str, Any]:
-    """The answer of `Service.rank`, its spans, and what each block contributed to each logit.
+    """The answer of `Service.rank`, its spans, what each block contributed to each logit, and what the user's row held.
 
     The contributions are computed from the features of the call. They are none where those are not known, because the state
-    came from an earlier call, and for a model whose interaction is not that of this package.
+    came from an earlier call, and for a model whose interaction is not that of this package. `row` is None for a call without
+    a row of a user table; else its `events`, how many came `since` by the feature source, and `last_event`, the age in seconds
+    of the latest of all, None where there is none.
     """
     call = dataclasses.replace(call, id=secrets.token_hex(8))  # by which its answer is recognised
     found: list[Observed] = []
@@ -49,12 +51,27 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
         service.observers.remove(watcher)
     fields = rank_fields(reply, call.id)
     fields = {name: value[:MOST] if isinstance(value, np.ndarray) else value for name, value in fields.items()}
-    parts = await asyncio.to_thread(_parts, reply, found[0], fields["ids"]) if found and found[0].features is not None else {}
+    features = found[0].features if found else None
+    if features is not None and isinstance(history := features.history, Streamed):
+        memory = await asyncio.to_thread(unpack, history.memory)
+        features = dataclasses.replace(features, history=dataclasses.replace(history, memory=memory, version=""))
+    parts = {} if features is None else await asyncio.to_thread(_parts, reply, features, fields["ids"])
     fields["ids"] = list(map(str, fields["ids"].tolist()))  # a browser's numbers end at 2^53
-    return fields | {"spans": [list(span) for span in reply.answer.timeline.spans], "contributions": parts}
+    spans = [list(span) for span in reply.answer.timeline.spans]
+    return fields | {"spans": spans, "contributions": parts, "row": None if features is None else _row(features.history)}
 
 
-def _parts(reply: Reply[Ranking], seen: Observed, ids: np.ndarray) -> dict[str, list[float]]:
+def _row(history: Any) -> dict[str, int | None] | None:
+    """What a row of the user table held, see `explain`."""
+    if not isinstance(history, Streamed):
+        return None
+    times = np.concatenate([np.asarray(history.memory.recent.time), np.asarray(history.since.time)])
+    last = int(history.now) - int(times.max()) if times.any() else None
+    since = int(np.count_nonzero(history.since.time))
+    return {"events": int(history.memory.count), "since": since, "last_event": last}
+
+
+def _parts(reply: Reply[Ranking], features: UserFeatures, ids: np.ndarray) -> dict[str, list[float]]:
     restored = reply.served.restored
     model, index = restored.model, restored.index
     if index is None or getattr(model.interaction, "func", None) is not INTERACTION.apply or not len(ids):
@@ -63,10 +80,6 @@ def _parts(reply: Reply[Ranking], seen: Observed, ids: np.ndarray) -> dict[str, 
     rows, known = index.take(np.resize(ids, MOST))
     if not known.all():
         return {}
-    features = seen.features
-    if features is not None and isinstance(history := features.history, Streamed):
-        history = dataclasses.replace(history, memory=unpack(history.memory), version="")
-        features = dataclasses.replace(features, history=history)
     state = _state(model.user)(restored.params, features)
     parts = _contributions(model.config)(restored.params, state, rows)
     return {name: np.asarray(part)[: len(ids)].reshape(len(ids), -1)[:, 0].tolist() for name, part in parts.items()}

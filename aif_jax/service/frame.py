@@ -73,9 +73,11 @@ def unpack(body: bytes) -> dict[str, Any]:
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object; BadCall for anything else, NaN and infinities among it."""
+    """A JSON object; BadCall for anything else, NaN, infinities and half a surrogate pair among it."""
     try:
-        value = DECODE(raw.decode())
+        value = DECODE(text := raw.decode())
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # text that is no Unicode would fail later, and not for its caller
     except (ValueError, RecursionError) as error:
         raise BadCall("body", f"expected JSON: {error}") from None
     if not isinstance(value, dict):

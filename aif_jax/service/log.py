@@ -24,7 +24,7 @@ from aif_jax.trees import leaves_by_path
 from aif_jax.types import Behaviours
 
 logger = logging.getLogger(__name__)
-FILE = "requests-{process}-{number:08d}.parquet"
+FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
 
 
 class Record(NamedTuple):
@@ -37,12 +37,12 @@ class Record(NamedTuple):
     user: str  # raw id as JSON
     k: int
     order: str  # of a ranking, "" of scores
-    candidates: list[int] | None
+    candidates: Any  # lists, or arrays before they are written: int64 [C], None of texts
     candidate_texts: list[str] | None
-    bids: list[float] | None
-    ids: list[int] | None  # of a ranking, best first
+    bids: Any  # float32 [C] or None
+    ids: Any  # of a ranking, best first
     id_texts: list[str] | None
-    logits: list[float]  # of the ranking, or of the candidates; of T objectives T for each
+    logits: Any  # float32, of the ranking, or of the candidates; of T objectives T for each
     degraded: bool
     reason: str | None
     stages: str  # seconds by stage, JSON
@@ -58,22 +58,34 @@ class RequestLog:
       folder: of the files; made where it is missing.
       share: of the calls that are logged.
       waiting: records that may wait for the thread; with more, calls are not logged and `counters["log_dropped"]` counts them.
-      rows, seconds: a file is written when it has so many records, or so long after its first.
+      waiting_bytes: the same in bytes, about, those of the next file among them.
+      rows, seconds: a file is written when it has so many records, or so long after its first, or with half of the bytes.
 
     Raises:
       ImportError: pyarrow is missing.
       ValueError: a share outside [0, 1].
     """
 
-    def __init__(self, folder: str | Path, *, share: float = 1.0, waiting: int = 4096, rows: int = 4096, seconds: float = 5.0):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        share: float = 1.0,
+        waiting: int = 4096,
+        waiting_bytes: int = 256 << 20,
+        rows: int = 4096,
+        seconds: float = 5.0,
+    ):
         expect(0 <= share <= 1, "log share", "0 to 1", share)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.counters = {"log_records": 0, "log_dropped": 0, "log_failed": 0}
         self._share, self._rows, self._seconds = share, rows, seconds
         self._schema = _schema()
-        self._waiting: queue.Queue[Observed | None] = queue.Queue(waiting)
-        self._number = 0
+        self._waiting: queue.Queue[tuple[Observed, int] | None] = queue.Queue(waiting)
+        self._most = waiting_bytes
+        self._came = self._went = 0  # bytes, each counted by one thread
+        self._start, self._number = time.time_ns(), 0
         self._thread = threading.Thread(target=self._work, name="aif-request-log", daemon=True)
         self._thread.start()
 
@@ -82,7 +94,11 @@ class RequestLog:
         if self._share < 1 and random.random() >= self._share:
             return
         try:
-            self._waiting.put_nowait(seen)
+            size = _size(seen)
+            if self._came - self._went + size > self._most:
+                raise queue.Full
+            self._waiting.put_nowait((seen, size))
+            self._came += size
         except queue.Full:
             self.counters["log_dropped"] += 1
 
@@ -93,31 +109,33 @@ class RequestLog:
 
     def _work(self) -> None:
         records: list[Record] = []
-        due = 0.0
+        due, size = 0.0, 0
         while True:
             try:
-                seen = self._waiting.get(timeout=max(0.0, due - time.monotonic()) if records else None)
+                found = self._waiting.get(timeout=max(0.0, due - time.monotonic()) if size else None)
             except queue.Empty:
+                found = None
+            else:
+                if found is None:
+                    return self._write(records)
+            if found is not None:
+                if not size:
+                    due = time.monotonic() + self._seconds
+                size += found[1]
+                try:
+                    records.append(record_of(found[0]))
+                except Exception as error:  # a log must not end a service
+                    self._failed(1, error)
+            if found is None or len(records) >= self._rows or 2 * size >= self._most or time.monotonic() >= due:
                 self._write(records)
-                records = []
-                continue
-            if seen is None:
-                return self._write(records)
-            if not records:
-                due = time.monotonic() + self._seconds
-            try:
-                records.append(record_of(seen))
-            except Exception as error:  # a log must not end a service
-                self._failed(1, error)
-            if len(records) >= self._rows or time.monotonic() >= due:
-                self._write(records)
-                records = []
+                self._went += size
+                records, size = [], 0
 
     def _write(self, records: Sequence[Record]) -> None:
         if not records:
             return
         try:
-            name = FILE.format(process=os.getpid(), number=self._number)
+            name = FILE.format(start=self._start, process=os.getpid(), number=self._number)
             columns = {field: [getattr(record, field) for record in records] for field in Record._fields}
             partial = self.folder / f".{name}.partial"
             pyarrow("pyarrow.parquet").write_table(pyarrow().table(columns, schema=self._schema), partial)
@@ -146,8 +164,8 @@ def record_of(seen: Observed) -> Record:
     return Record(
         id=call.id, time=time.time(), method=seen.method, version=answer.version, user=json.dumps(call.user), k=call.k,
         order=call.order or "", candidates=_of(candidates.ids, "i"), candidate_texts=_of(candidates.ids, "T"),
-        bids=None if candidates.bids is None else candidates.bids.tolist(), ids=_of(ids, "i"), id_texts=_of(ids, "T"),
-        logits=logits.ravel().tolist(), degraded=answer.degraded, reason=answer.reason, stages=json.dumps(answer.stages),
+        bids=candidates.bids, ids=_of(ids, "i"), id_texts=_of(ids, "T"), logits=logits.ravel(), degraded=answer.degraded,
+        reason=answer.reason, stages=json.dumps(answer.stages),
         encoding="" if seen.features is None else seen.features.encoding, features=features, raw=raw,
     )  # fmt: skip
 
@@ -181,8 +199,14 @@ def _schema() -> Any:
 
 
 def _of(ids: Any, kind: str) -> Any:
-    """Ids of one kind as a list; None for those of the other."""
-    return ids.tolist() if ids is not None and ids.dtype.kind == kind else None
+    """Ids of one kind, texts as a list, numbers apart from the body that they came in; None for those of the other."""
+    return None if ids is None or ids.dtype.kind != kind else ids.tolist() if kind == "T" else ids.copy()
+
+
+def _size(seen: Observed) -> int:
+    """Bytes that a call holds until it is written, about."""
+    columns = [*(seen.call.events or {}).values(), *(seen.call.features or {}).values(), seen.candidates.ids]
+    return 4096 + sum(column.nbytes if isinstance(column, np.ndarray) else 32 * np.size(column) for column in columns)
 
 
 def _packed(given: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from aif_jax.service.calls import Call
 from aif_jax.service.errors import UnknownVersion
 from aif_jax.service.features import UserSource
 from aif_jax.service.folder import Entry, path_of, read_current
-from aif_jax.service.nearline import Nearline, Written, newer_index, newer_table, table_in
+from aif_jax.service.nearline import Nearline, Written, newer_index, newer_table, progress_in, table_in
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.user_table import UserTable
 
@@ -41,7 +43,7 @@ class Served:
     loaded: float  # when it could serve first
     difference: float  # from the golden outputs
     index_from: Written | None = None  # the nearline snapshot of the index; None for that of the export
-    table_from: Written | None = None  # the nearline snapshot of users' rows; None for none, or for rows in a server
+    table_from: Written | None = None  # the nearline job of users' rows; None for none, or for rows of unknown age
 
     @property
     def version(self) -> str:
@@ -62,6 +64,13 @@ class Served:
     def index_age(self) -> float:
         """Seconds since the index was written."""
         return self.age if self.index_from is None else self.index_from.age
+
+    @property
+    def user_table_age(self) -> float | None:
+        """Seconds since the rows of users were written, infinite where that is not known; None without such rows."""
+        if self.users.table is None:
+            return None
+        return math.inf if self.table_from is None else self.table_from.age
 
 
 class Models:
@@ -170,7 +179,10 @@ class Models:
         if users is None:
             return None, None
         if isinstance(users, str):
-            return table_in(users, restored, storage=self.config.user_storage or "float32"), None
+            table, written = table_in(users, restored, storage=self.config.user_storage or "float32"), None
+            with contextlib.suppress(Exception):  # of a server that is away, as `_refresh` will say
+                written = progress_in(table)
+            return table, written
         found = newer_table(users, entry.folder, None, restored)
         assert found is not None
         return found
@@ -185,7 +197,9 @@ class Models:
                 if found is not None:
                     await served.engine.update_index(found[0])
                     served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
-            if isinstance(users, Path):
+            if isinstance(users, str) and served.users.table is not None:
+                served.table_from = await asyncio.to_thread(progress_in, served.users.table)
+            elif isinstance(users, Path):
                 rows = await asyncio.to_thread(newer_table, users, folder, served.table_from, served.restored)
                 if rows is not None:
                     served.users.table, served.table_from = rows
@@ -226,8 +240,7 @@ class Models:
                 if entries != self._entries:
                     await self._serve(entries)
                 await self._refresh()
-                if wait > self._poll:
-                    wait, self.problem = self._poll, None
+                wait, self.problem = self._poll, None
             except Exception as error:  # of folders that others write: what serves goes on
                 wait = min(2 * wait, LONGEST_WAIT)
                 self._failed(error)
@@ -248,7 +261,9 @@ class Models:
                 "age": served.age,
                 "index_age": served.index_age,
                 "index_positions": None if served.index_from is None else served.index_from.positions,
-                "user_table_age": None if served.table_from is None else served.table_from.age,
+                "user_rows": served.users.table is not None,
+                "user_table_age": served.user_table_age,
+                "user_table_positions": None if served.table_from is None else served.table_from.positions,
                 "objectives": list(served.objectives),
                 "loaded": served.loaded,
                 "items": len(served.restored.index or ()),

@@ -22,6 +22,7 @@ from aif_jax.neighbours.connect import open_client
 from aif_jax.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable
 from aif_jax.user_table.files import inspect as inspect_table
+from aif_jax.user_table.rows import NONE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,10 @@ class Nearline:
 
 
 class Written(NamedTuple):
-    """A snapshot that serves."""
+    """What a nearline job wrote and a service reads."""
 
-    path: Path
-    seconds: float  # when it was written, since 1970
+    path: Path | None  # of the snapshot; None for rows in a server
+    seconds: float  # when it was written, since 1970; of rows in a server, the partition that was written longest ago
     positions: Mapping[int, int]  # in the stream, by partition
 
     @property
@@ -84,6 +85,14 @@ def table_in(server: str, model: Restored, *, storage: Storage) -> UserTable:
     table = UserTable(model.model, model.params, encoder=encoder_of(model), version=model.version, storage=storage)
     table.rows = RemoteRows(client, version=model.version, width=table.row_bytes // 4)
     return table
+
+
+def progress_in(table: UserTable) -> Written | None:
+    """How far the rows in a server are; None before the first one. Raises what its client raises."""
+    assert isinstance(table.rows, RemoteRows)
+    found = table.rows.progress()
+    positions = {partition: each.position for partition, each in found.items() if each.position > NONE}
+    return Written(None, min(each.seconds for each in found.values()), positions) if found else None
 
 
 def encoder_of(model: Restored) -> Encoder:

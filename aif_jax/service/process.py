@@ -10,6 +10,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from aif_jax.service.traces import Traces
 from aif_jax.serving import ServingConfig
 
 logger = logging.getLogger(__name__)
-WORKER = "AIF_JAX_SERVE_WORKER"  # in the environment of a worker process: its ports "HTTP,GRPC"
+WORKER = "AIF_JAX_SERVE_WORKER"  # in the environment of a worker: "HTTP port,GRPC port,file that ends with its watcher"
 RESTARTS = 5  # of workers that died within `RESTART_SECONDS`; with more, something is wrong with all of them
 RESTART_SECONDS = 60.0
 
@@ -73,7 +74,8 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
     """
     ports = os.environ.get(WORKER)
     if ports is not None:
-        http_port, grpc_port = ports.split(",")
+        http_port, grpc_port, watcher = ports.split(",")
+        threading.Thread(target=end_with, args=(int(watcher),), daemon=True).start()
         where = dataclasses.replace(
             settings.where, http_port=int(http_port), grpc_port=int(grpc_port) if grpc_port else None, reuse_port=True
         )
@@ -92,6 +94,12 @@ def loop_factory() -> Any:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+def end_with(watcher: int) -> None:
+    """Drains this process once the one that watches it is gone, whose end of a pipe closes then."""
+    os.read(watcher, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_worker() -> bool:
@@ -147,7 +155,8 @@ def supervise(where: Listening, workers: int) -> None:
     # Bound and never listened to: the ports stay taken between two workers, and a free port is chosen once.
     held = [bind(where.host, port, reuse=True) for port in (where.http_port, where.grpc_port) if port is not None]
     ports = [str(each.getsockname()[1]) for each in held]
-    environment = os.environ | {WORKER: ",".join([*ports, ""][:2])}
+    watched, watcher = os.pipe()
+    environment = os.environ | {WORKER: ",".join([*ports, ""][:2] + [str(watched)])}
     stopping = False
 
     def stop(number: int, frame: Any) -> None:
@@ -158,13 +167,17 @@ def supervise(where: Listening, workers: int) -> None:
                 process.send_signal(signal.SIGTERM)
 
     def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "aif_jax", *sys.argv[1:]], env=environment)
+        command = [sys.executable, "-m", "aif_jax", *sys.argv[1:]]
+        return subprocess.Popen(command, env=environment, pass_fds=(watched,))
 
     processes: list[subprocess.Popen[bytes]] = []
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     died: list[float] = []
     try:
-        processes += [start() for _ in range(workers)]
+        while len(processes) < workers and not stopping:
+            processes.append(start())
+        if stopping:  # while one of them started
+            stop(0, None)
         while any(process.poll() is None for process in processes):
             time.sleep(0.1)
             for at, process in enumerate(processes):
@@ -178,6 +191,8 @@ def supervise(where: Listening, workers: int) -> None:
                     )
                 logger.error("worker %d ended with code %d: started anew", process.pid, process.returncode)
                 processes[at] = start()
+                if stopping:
+                    stop(0, None)
     finally:
         for process in processes:
             process.wait()
@@ -185,3 +200,5 @@ def supervise(where: Listening, workers: int) -> None:
             signal.signal(number, handler)
         for each in held:
             each.close()
+        os.close(watched)
+        os.close(watcher)

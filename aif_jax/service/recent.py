@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, defaultdict, deque
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,20 @@ from aif_jax.serving.requests import Answer
 
 SECONDS = 300.0
 MOST = 20_000
-STAGES = ("features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch", "critical", "total")
+STAGES = (
+    "features",
+    "user",
+    "shared",
+    "retrieval",
+    "wait_user",
+    "queue",
+    "lookup",
+    "upload",
+    "score",
+    "fetch",
+    "critical",
+    "total",
+)
 
 
 class Seen(NamedTuple):
@@ -27,7 +40,7 @@ class Seen(NamedTuple):
 
 
 class Recent:
-    """Calls of the last minutes, at most `MOST`; used from the event loop's thread."""
+    """Calls of the last minutes, at most `MOST`; noted from one thread, summed up from any."""
 
     def __init__(self):
         self._calls: deque[Seen] = deque(maxlen=MOST)
@@ -43,19 +56,21 @@ class Recent:
     def summary(self, *, seconds: float = SECONDS) -> dict[str, Any]:
         """Calls a second, codes, and p50 and p99 of every stage by version, over the last seconds; the latest timeline."""
         now = time.time()
-        calls = [seen for seen in self._calls if now - seen.at <= seconds]
+        calls = [seen for seen in self._calls.copy() if now - seen.at <= seconds]  # a copy, because more come meanwhile
         span = max(min(seconds, now - calls[0].at), 1.0) if calls else seconds
         by_version: dict[str, Any] = {}
-        for version in dict.fromkeys(seen.version for seen in calls):
-            group = [seen for seen in calls if seen.version == version]
-            stages = {}
-            for stage in STAGES:
-                if values := [seen.stages[stage] for seen in group if stage in seen.stages]:
-                    p50, p99 = np.percentile(values, [50, 99])
-                    stages[stage] = {"p50": float(p50), "p99": float(p99)}
-            codes = {code: sum(seen.code == code for seen in group) for code in dict.fromkeys(seen.code for seen in group)}
-            degraded = sum(seen.degraded for seen in group)
-            by_version[version] = {"per_second": len(group) / span, "codes": codes, "degraded": degraded, "stages": stages}
+        for seen in calls:
+            group = by_version.setdefault(seen.version, {"codes": Counter(), "degraded": 0, "stages": defaultdict(list)})
+            group["codes"][seen.code] += 1
+            group["degraded"] += seen.degraded
+            for stage, value in seen.stages.items():
+                group["stages"][stage].append(value)
+        for group in by_version.values():
+            group["per_second"] = group["codes"].total() / span
+            found = {
+                stage: np.percentile(group["stages"][stage], [50, 99]).tolist() for stage in STAGES if stage in group["stages"]
+            }
+            group["stages"] = {stage: {"p50": p50, "p99": p99} for stage, (p50, p99) in found.items()}
         recent = [seen for seen in calls if now - seen.at <= 10.0]
         return {
             "seconds": span,

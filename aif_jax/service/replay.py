@@ -118,8 +118,14 @@ async def _replay(records: Any, service: Service) -> Report:
                 if call is None:
                     skipped["no features"] += 1
                     continue
+                if record.degraded:
+                    skipped["answered degraded"] += 1
+                    continue
                 features = served.users.of(call)
                 answer = (await service.score(call)).answer
+                if answer.degraded:
+                    skipped["degraded now"] += 1
+                    continue
             except Exception as error:  # of one record, which the report counts
                 skipped[f"{problem_of(error).code}: {str(error)[:120]}"] += 1
                 continue

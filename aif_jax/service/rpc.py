@@ -53,7 +53,12 @@ class PreRanking:
     async def rank_stream(self, parts: AsyncIterator[bytes], left: float | None) -> Any:
         """The method RankStream."""
         name = f"{messages.PACKAGE}.RankRequest"
-        first = messages.read(name, await anext(parts, b""))
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):  # the engine limits the wait for later ones
+                raw = await anext(parts, b"")
+        except TimeoutError:
+            raise DeadlineExceeded(f"expected a first message within {self._limits.body_seconds:g} s") from None
+        first = messages.read(name, raw)
         call = messages.call_of(first, self._limits, budget=left)
 
         async def batches() -> AsyncIterator[Candidates]:
@@ -153,7 +158,8 @@ async def start(
         ("grpc.max_metadata_size", METADATA_BYTES),
         ("grpc.so_reuseport", int(where.reuse_port)),
     ]
-    server = grpc.aio.server(interceptors=[] if token is None else [Authorized()], options=options)
+    interceptors = [] if token is None else [Authorized()]
+    server = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=where.connections)
     pre_ranking = PreRanking(service)
     handlers = {name: unary(*method) for name, method in pre_ranking.methods().items()}
     handlers["RankStream"] = streamed(pre_ranking.rank_stream)

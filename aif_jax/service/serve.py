@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect
+from aif_jax.service.connection import bounded
 from aif_jax.service.core import Service
 from aif_jax.service.http import App, Handler
 
 logger = logging.getLogger(__name__)
-HEADER_BYTES = 32 << 10  # of one HTTP request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,9 @@ class Listening:
       reuse_port: several processes may listen on the ports.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice.
       drain_timeout: seconds that calls in flight may take after that.
-      connections: HTTP connections at once; one more gets 503.
+      connections: HTTP connections, and calls of gRPC, at once; one more gets 503 or RESOURCE_EXHAUSTED.
+      keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
+        meet connections that are being closed.
 
     Raises:
       ValueError: a certificate without a key, or the other way round; ports or seconds out of range.
@@ -51,6 +53,7 @@ class Listening:
     drain_delay: float = 0.0
     drain_timeout: float = 10.0
     connections: int = 1024
+    keep_alive: int = 75
 
     def __post_init__(self):
         together = (self.certificate is None) == (self.key is None)
@@ -62,6 +65,12 @@ class Listening:
             "drain",
             "0 seconds or more",
             (self.drain_delay, self.drain_timeout),
+        )
+        expect(
+            self.connections >= 1 and self.keep_alive >= 1,
+            "connections, keep_alive",
+            "at least 1",
+            (self.connections, self.keep_alive),
         )
         expect(self.token != "", "token", "None or some text", "none")
 
@@ -88,8 +97,9 @@ async def listening(
     """
     try:
         import uvicorn
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError as error:
-        raise ImportError('a service needs uvicorn: pip install "aif_jax[service]"') from error
+        raise ImportError('a service needs uvicorn and httptools: pip install "aif_jax[service]"') from error
 
     class Quiet(uvicorn.Server):
         """Signals are those of the process, which drains."""
@@ -104,9 +114,10 @@ async def listening(
         secure = {"ssl_certfile": str(where.certificate), "ssl_keyfile": str(where.key)}
     server = Quiet(
         uvicorn.Config(
-            App(service, token=where.token, more=routes), log_config=None, access_log=False, lifespan="off", ws="none",
-            server_header=False, date_header=False, limit_concurrency=where.connections, proxy_headers=False,
-            h11_max_incomplete_event_size=HEADER_BYTES, timeout_graceful_shutdown=max(1, round(where.drain_timeout)), **secure,
+            App(service, token=where.token, more=routes), http=bounded(HttpToolsProtocol), ws="none", lifespan="off",
+            log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
+            limit_concurrency=where.connections, timeout_keep_alive=where.keep_alive,
+            timeout_graceful_shutdown=max(1, round(where.drain_timeout)), **secure,
         )
     )  # fmt: skip
     stop_grpc: Any = None

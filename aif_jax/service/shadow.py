@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 class Shadow:
     """Observes a service: `Service(models, observers=(Shadow(lambda: models.named("next")),))`.
 
-    A version without users, share=0 in `current`, is loaded for it.
+    A version without users, share=0 in `current`, is loaded for it. Where one of the two answers is degraded, which may be that
+    of another user state, they are not compared; `counters["shadow_degraded"]` counts them.
 
     Args:
       version: finds the second version, at each call.
@@ -31,7 +32,14 @@ class Shadow:
 
     def __init__(self, version: Callable[[], Served], *, share: float = 0.1, limit: int = 2):
         expect(0 <= share <= 1, "shadow share", "0 to 1", share)
-        self.counters = {"shadow_calls": 0, "shadow_dropped": 0, "shadow_failed": 0, "shadow_top": 0, "shadow_top_same": 0}
+        self.counters = {
+            "shadow_calls": 0,
+            "shadow_dropped": 0,
+            "shadow_failed": 0,
+            "shadow_degraded": 0,
+            "shadow_top": 0,
+            "shadow_top_same": 0,
+        }
         self._version, self._share, self._limit = version, share, limit
         self._running: set[asyncio.Task[None]] = set()
 
@@ -59,7 +67,9 @@ class Shadow:
             request = Request(user=seen.call.user, context=context, order="logit")
             scores = await served.engine.score(request, seen.candidates)
             self.counters["shadow_calls"] += 1
-            if isinstance(seen.answer, Ranking) and seen.call.order == "logit":
+            if scores.degraded or seen.answer.degraded:
+                self.counters["shadow_degraded"] += 1
+            elif isinstance(seen.answer, Ranking) and seen.call.order == "logit":
                 first = seen.answer.ids[seen.answer.mask]
                 logits = scores.logits if scores.logits.ndim == 1 else scores.logits[:, 0]
                 order = np.argsort(-logits, kind="stable")[: len(first)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,13 @@ if ARGV[4] == '0' then redis.call('SET', KEYS[1], ARGV[3]) else redis.call('SET'
 return 1
 """
 """Sets a row if its position is still the expected one; a missing row has the position of none."""
+
+
+class Progress(NamedTuple):
+    """How far the rows of a partition are."""
+
+    position: int  # of the last event in the stream, `NONE` where events came without positions
+    seconds: float  # when a row was last written, since 1970 by the writer's clock
 
 
 class RemoteRows:
@@ -44,6 +52,7 @@ class RemoteRows:
         expect(seconds is None or seconds > 0, "seconds", "None or more than 0", seconds)
         self._client, self._width = client, width
         self._prefix = f"{prefix}:{version[:32]}:"
+        self._progress = f"{self._prefix}progress"
         self._lives = 0 if seconds is None else max(1, round(seconds * 1000))
         self._put = client.register_script(PUT)
 
@@ -70,7 +79,24 @@ class RemoteRows:
             before = struct.pack("<q", int(expected[place]))
             value = self._value(words, position, partition)
             self._put(keys=[self.key(user)], args=[struct.pack("<q", NONE), before, value, self._lives], client=pipe)
-        return np.array(pipe.execute(), bool) if len(users) else np.zeros(0, bool)
+        done = np.array(pipe.execute(), bool) if len(users) else np.zeros(0, bool)
+        self._note(rows.take(done))
+        return done
+
+    def progress(self) -> dict[int, Progress]:
+        """How far each partition is, for all writers together; {} before the first row."""
+        found = {int(name): value.split() for name, value in self._client.hgetall(self._progress).items()}
+        return {partition: Progress(int(position), float(seconds)) for partition, (position, seconds) in sorted(found.items())}
+
+    def _note(self, written: Stored) -> None:
+        """Writes down how far the partitions of some rows are, once these are written."""
+        now, pipe = time.time(), self._client.pipeline(transaction=False)
+        for partition in np.unique(written.partition).tolist():
+            position = written.position[written.partition == partition].max()
+            pipe.hset(self._progress, str(partition), f"{position} {now}")
+        if self._lives:
+            pipe.pexpire(self._progress, self._lives)
+        pipe.execute()
 
     def _value(self, words: np.ndarray, position: int, partition: int) -> bytes:
         body = words.astype("<u4").tobytes()

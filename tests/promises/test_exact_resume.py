@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from aif_jax.logs import JsonLines
 from tests.conftest import child_environment
@@ -83,11 +84,12 @@ def steps(folder: Path) -> list[int]:
     return [row["step"] for row in JsonLines(folder / "log.jsonl").rows()]
 
 
-def test_a_run_that_is_killed_twice_ends_as_one_that_is_not(tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.reliability)])
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, kills):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(start(whole))
     rng = np.random.default_rng()
-    moments = np.sort(rng.choice(np.arange(2, STEPS - 10), 2, replace=False))
+    moments = np.sort(rng.choice(np.arange(2, STEPS - 10), kills, replace=False))
     for moment in moments:
         process = start(killed, killed=True)
         while process.poll() is None and max(steps(killed), default=0) < moment:

@@ -1,10 +1,13 @@
 "use strict";
 // Asks /status.json every two seconds and draws it; sends the form to /v1/explain. Text only: nothing from elsewhere becomes HTML.
 
-const SIDE = {
-  features: "user", user: "user", wait_user: "user", retrieval: "retrieval", queue: "interaction", lookup: "interaction",
-  upload: "interaction", score: "interaction", fetch: "interaction", critical: "whole", total: "whole",
-};
+const LANES = [
+  ["user side", "user", ["features", "user", "shared"]],
+  ["retrieval", "retrieval", ["retrieval"]],
+  ["interaction", "interaction", ["wait_user", "queue", "lookup", "upload", "score", "fetch"]],
+  ["critical path", "whole", ["critical"]],
+];
+const SIDE = { ...Object.fromEntries(LANES.flatMap(([, side, stages]) => stages.map((stage) => [stage, side]))), total: "whole" };
 const STAGES = Object.keys(SIDE);
 const at = (id) => document.getElementById(id);
 
@@ -20,6 +23,7 @@ function milliseconds(seconds) {
 }
 
 function age(seconds) {
+  if (seconds === null) return "unknown";
   for (const [size, unit] of [[86400, "days"], [3600, "hours"], [60, "minutes"]]) {
     if (seconds >= 2 * size) return `${Math.floor(seconds / size)} ${unit}`;
   }
@@ -41,8 +45,9 @@ async function asked(path, options = {}) {
 function row(name, spans, figure) {
   const made = element("div", "", "row");
   const track = element("div", "", "track");
-  for (const [start, width, kind] of spans) {
-    const span = element("div", "", `span ${kind}`);
+  for (const [start, width, kind, label = ""] of spans) {
+    const span = element("div", width > 0.08 ? label : "", `span ${kind}`);
+    span.title = label;
     span.style.left = `${Math.max(0, Math.min(100, 100 * start))}%`;
     span.style.width = `${Math.max(0, Math.min(100 - 100 * start, 100 * width))}%`;
     track.append(span);
@@ -56,20 +61,35 @@ function drawModels(models, versions) {
     const seen = versions[model.version];
     const total = seen && seen.stages.total;
     const line = element("tr");
-    for (const text of [
+    for (const [place, text] of [
       model.version.slice(0, 12), model.folder, model.share === null ? "kept" : `${(100 * model.share).toFixed(0)} %`,
-      age(model.age), model.items.toLocaleString("en"), age(model.index_age),
-      model.user_table_age === null ? "–" : age(model.user_table_age), seen ? seen.per_second.toFixed(1) : "0",
+      age(model.age), model.items.toLocaleString("en"), age(model.index_age) + position(model.index_positions),
+      model.user_rows ? age(model.user_table_age) + position(model.user_table_positions) : "none",
+      seen ? seen.per_second.toFixed(1) : "0",
       total ? `${milliseconds(total.p50)} / ${milliseconds(total.p99)}` : "–", seen ? String(seen.degraded) : "0",
-    ]) line.append(element("td", text));
+    ].entries()) {
+      const cell = element("td", text);
+      cell.dataset.label = at("models").tHead.rows[0].cells[place].textContent;  // for narrow windows
+      line.append(cell);
+    }
     return line;
   });
   at("models").tBodies[0].replaceChildren(...rows);
+  const refused = Object.entries(versions[""] ? versions[""].codes : {}).map(([code, count]) => `${count} ${code}`);
+  at("refused").textContent = refused.length ? `Without an answer: ${refused.join(", ")}.` : "";
+}
+
+function position(positions) {
+  const listed = Object.entries(positions || {});
+  if (!listed.length) return "";
+  return listed.length === 1 ? `, at ${listed[0][1]}` : `, ${listed.length} partitions`;
 }
 
 function drawStages(versions) {
-  const busiest = Object.values(versions).sort((a, b) => b.per_second - a.per_second).find((v) => v.stages.total);
-  if (!busiest) return at("stages").replaceChildren(element("p", "no calls yet", "note"));
+  const [version, busiest] = Object.entries(versions).sort((a, b) => b[1].per_second - a[1].per_second)
+    .find((entry) => entry[1].stages.total) || [];
+  at("stages-note").textContent = busiest ? `Version ${version.slice(0, 12)}: dark to p50, light to p99.` : "No calls yet.";
+  if (!busiest) return at("stages").replaceChildren();
   const longest = Math.max(...Object.values(busiest.stages).map((stage) => stage.p99), 1e-9);
   at("stages").replaceChildren(...STAGES.filter((name) => busiest.stages[name]).map((name) => {
     const { p50, p99 } = busiest.stages[name];
@@ -82,12 +102,20 @@ function drawTimeline(spans) {
   const whole = spans.find((span) => span[0] === "total");
   if (!whole) return;
   const length = Math.max(whole[2], 1e-9);
-  const named = STAGES.filter((name) => spans.some((span) => span[0] === name));
-  at("timeline").replaceChildren(...named.map((name) => {
-    const own = spans.filter((span) => span[0] === name);
-    const seconds = own.reduce((sum, span) => sum + span[2] - span[1], 0);
-    return row(name, own.map((span) => [span[1] / length, (span[2] - span[1]) / length, SIDE[name]]), milliseconds(seconds));
-  }));
+  const there = spans.filter((span) => span[0] === "retrieval").map((span) => [span[2] / length, 0, "there"]).slice(-1);
+  const lanes = LANES.map(([name, side, stages]) => {
+    const own = spans.filter((span) => stages.includes(span[0]));
+    const seconds = own.filter((span) => span[0] !== "wait_user").reduce((sum, span) => sum + span[2] - span[1], 0);
+    const drawn = own.map(([stage, start, end]) => [
+      start / length, (end - start) / length, stage === "wait_user" ? "wait" : side, `${stage} ${milliseconds(end - start)}`,
+    ]);
+    return row(name, [...there, ...drawn], own.length ? milliseconds(seconds) : "from the cache");
+  });
+  const axis = element("div", "", "axis");
+  axis.append(...[0, 0.25, 0.5, 0.75, 1].map((share) => element("span", milliseconds(share * length))));
+  const last = element("div", "", "row");
+  last.append(element("div"), axis, element("div"));
+  at("timeline").replaceChildren(...lanes, last);
 }
 
 let tried = false;
@@ -140,6 +168,11 @@ function drawResult(answer) {
   at("parts").hidden = !names.length;
 }
 
+function lastEvent(row) {
+  const since = row.since ? ` and ${row.since} since it was written` : "";
+  return since + (row.last_event === null ? "" : `, the last ${age(row.last_event)} ago`);
+}
+
 async function rank(event) {
   event.preventDefault();
   const form = new FormData(event.target);
@@ -153,7 +186,8 @@ async function rank(event) {
     const answer = await asked("v1/explain", options);
     const unknown = answer.unknown ? `, ${answer.unknown} not in the index` : "";
     const degraded = answer.degraded ? ` Degraded: ${answer.reason}.` : "";
-    said.textContent = `Version ${answer.version.slice(0, 12)}, ${answer.candidates} candidates${unknown}, ${milliseconds(answer.stages.total)}.${degraded}`;
+    const row = answer.row ? ` The user's row: ${answer.row.events} events${lastEvent(answer.row)}.` : "";
+    said.textContent = `Version ${answer.version.slice(0, 12)}, ${answer.candidates} candidates${unknown}, ${milliseconds(answer.stages.total)}.${row}${degraded}`;
     said.className = "note";
     tried = true;
     drawTimeline(answer.spans);
