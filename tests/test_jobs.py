@@ -81,6 +81,42 @@ def test_a_partition_of_its_own_gives_the_same_rows(whole):
     assert world.same(merged, whole) and not np.array_equal(merged.lookup(merged.ids)[0], whole.lookup(whole.ids)[0])
 
 
+def test_files_in_files_out(tmp_path, whole):
+    """As a task of an engine: files of uneven length, columns in another order, columns that no model reads."""
+    table = world.items().append_column("note", pa.array(["x"] * world.ITEMS)).select([6, 5, 4, 3, 2, 1, 0])
+    parquet.write_table(table.slice(0, 450), tmp_path / "a.parquet")
+    parquet.write_table(table.slice(450), tmp_path / "b.parquet")
+    (tmp_path / "parts").mkdir()
+    job = world.job()
+    rows = [job.encode_file(tmp_path / f"{name}.parquet", tmp_path / "parts" / f"{name}.parquet") for name in "aab"]
+    assert rows == [450, 450, 250] and sorted(file.name for file in (tmp_path / "parts").iterdir()) == [
+        "a.parquet",
+        "b.parquet",
+    ]
+    assert world.same(world.merged(tmp_path / "parts", items=world.ITEMS), whole)
+    part = tmp_path / "parts" / "b.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(CheckpointError, match="b.parquet: expected a complete file"):  # parts have checksums
+        world.merged(tmp_path / "parts")
+
+
+def test_a_bad_file_leaves_no_part(tmp_path):
+    prices = pa.array([0.0] * 1060 + [np.nan] + [0.0] * 39)
+    parquet.write_table(world.items(1100).set_column(4, "price", prices), tmp_path / "bad.parquet")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "parts").mkdir()
+    for name, error, message in (
+        ("bad", ValueError, r"bad.parquet: batch 1, row 36 \(item 7423\): column 'price'"),
+        ("torn", ValueError, "torn.parquet: "),
+        ("none", FileNotFoundError, "none.parquet"),
+    ):
+        with pytest.raises(error, match=message):
+            world.job().encode_file(tmp_path / f"{name}.parquet", tmp_path / "parts" / "part.parquet")
+    assert not list((tmp_path / "parts").iterdir())
+
+
 def test_nothing_in_nothing_out(whole):
     empty = world.items(0).to_batches() + [world.items().slice(0, 0).to_batches()]
     assert (

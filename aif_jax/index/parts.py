@@ -14,6 +14,7 @@ mixed, whatever shuffles them.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -76,6 +77,25 @@ def to_batch(ids: np.ndarray, words: np.ndarray, stamp: Stamp, extra: Mapping[st
     types = [wanted.field(name).type for name in Stamp._fields]
     columns += [arrow.repeat(arrow.scalar(value, type_), count) for value, type_ in zip(stamp, types, strict=True)]
     return arrow.RecordBatch.from_arrays(columns, schema=wanted)
+
+
+def write(path: Path, batches: Iterable[Any], schema: Any) -> int:
+    """Writes a Parquet file with checksums, and returns its rows. It has its name when it is complete, and replaces another.
+
+    Two that write the same rows at once, as an engine does that tries a task again, leave one file.
+    """
+    parquet, rows = pyarrow("pyarrow.parquet"), 0
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    options = {"use_dictionary": list(Stamp._fields), "compression": "none", "write_statistics": False}
+    try:
+        with parquet.ParquetWriter(partial, schema, write_page_checksum=True, **options) as opened:
+            for batch in batches:
+                opened.write_batch(batch)
+                rows += batch.num_rows
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows
 
 
 def read(parts: Parts) -> Iterator[Part]:
