@@ -162,11 +162,12 @@ def test_spark_names_a_bad_item(spark, tmp_path):
         encoded.collect()
 
 
+@pytest.mark.timeout(900)
 def test_the_experiment_runs_with_engines(environment, tmp_path):
     pytest.importorskip("ray", reason="needs the extra 'ray'")
     pytest.importorskip("pyspark", reason="needs the extra 'spark'")
     command = [sys.executable, "-m", "experiments.scale_out", "--smoke", "--parts", "catalogue", "--json", "figures.json"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["missing"] == [] and figures["ray_equal"] and figures["spark_equal"]

@@ -66,8 +66,11 @@ def schema(kind: Kind, extra: Mapping[str, Any] | None = None) -> Any:
 
 
 def to_batch(ids: np.ndarray, words: np.ndarray, stamp: Stamp, extra: Mapping[str, Any] | None = None) -> Any:
-    """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows."""
+    """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows, below 2 GiB of them."""
     arrow, count = pyarrow(), len(words)
+    expect(
+        words.nbytes < 1 << 31, "batch_size", "encoded rows below 2 GiB, the limit of an Arrow array", f"{words.nbytes} bytes"
+    )
     data = np.ascontiguousarray(words.astype("<u4", copy=False))
     ends = np.arange(count + 1, dtype=np.int32) * np.int32(4 * data.shape[1])
     rows = arrow.Array.from_buffers(arrow.binary(), count, [None, arrow.py_buffer(ends), arrow.py_buffer(data)])
