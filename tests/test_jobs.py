@@ -17,8 +17,10 @@ from pyarrow import parquet
 import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
+from aif_jax.index import parts
 from aif_jax.jobs import items as items_of_jobs
 from aif_jax.jobs import source
+from aif_jax.jobs import users as users_of_jobs
 from aif_jax.user_table import MemoryRows
 from aif_jax.version import VersionMismatch
 from tests import demo
@@ -346,6 +348,21 @@ def test_a_flipped_byte_of_a_file_is_noticed(encoded, tmp_path):
 
 
 # users
+
+
+def test_users_of_one_batch_leave_a_few_at_a_time(users, monkeypatch):
+    """An engine may hand over a million users in one batch; their rows together exceed what an Arrow array holds."""
+    monkeypatch.setattr(users_of_jobs, "ROWS", 20)
+    (whole,) = world.events().combine_chunks().to_batches()
+    out = list(world.user_job(position=STREAM_END)([whole]))
+    assert len(out) > 2 and max(batch.num_rows for batch in out) <= 20
+    assert world.same_users(world.merged_users(out, users=world.USERS), users)
+    wrong = pa.concat_batches([whole, whole.slice(0, 1)])
+    with pytest.raises(ValueError, match=f"batch 0, row {whole.num_rows}: expected users in ascending order"):
+        list(world.user_job()([wrong]))
+    huge = np.broadcast_to(np.uint32(0), (1 << 20, 512))
+    with pytest.raises(ValueError, match="batch_size: expected encoded rows below 2 GiB, .* got 2147483648 bytes"):
+        parts.to_batch(np.arange(1 << 20), huge, parts.Stamp("v", "float32", 1 << 20))
 
 
 @pytest.mark.parametrize("cut", [10_000, 50, 1])

@@ -66,7 +66,7 @@ def schema(kind: Kind, extra: Mapping[str, Any] | None = None) -> Any:
 
 
 def to_batch(ids: np.ndarray, words: np.ndarray, stamp: Stamp, extra: Mapping[str, Any] | None = None) -> Any:
-    """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows, below 2 GiB of them."""
+    """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows, below 2 GiB."""
     arrow, count = pyarrow(), len(words)
     expect(
         words.nbytes < 1 << 31, "batch_size", "encoded rows below 2 GiB, the limit of an Arrow array", f"{words.nbytes} bytes"

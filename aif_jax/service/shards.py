@@ -53,7 +53,7 @@ class ShardedClient:
       addresses: of the services, in the order of their shards: the first one's index was built with `shard=(0, N)`.
       missing: "refuse" raises `ShardsMissing` where a shard does not answer, "degrade" answers with the items of the others,
         `degraded` and with the reason.
-      timeout: seconds that the answers of all shards may take; a shard that no connection is open to may take as long to connect.
+      timeout: seconds that the answers of all shards may take; a connection that is not open may take as long before.
       token, trust, retries: as for `Client`.
 
     Raises:
