@@ -230,7 +230,7 @@ def join(options: argparse.Namespace) -> None:
             f"--process-id: expected 0 to {options.processes - 1}, one less than --processes, got {options.process_id}"
         )
     own = os.dup(1)
-    os.dup2(2, 1)  # gloo writes lines of its own where the figures go
+    os.dup2(2, 1)  # gloo writes lines where the figures go
     sys.stdout = os.fdopen(own, "w", encoding="utf-8")
     one_host = options.parent is not None
     if one_host:

@@ -19,7 +19,7 @@ from experiments.scale_out import training
 from tests.conftest import child_environment
 from tests.test_several_processes import PAIR, files, finish, start
 
-pytestmark = pytest.mark.reliability
+pytestmark = [pytest.mark.reliability, pytest.mark.timeout(1800)]
 
 SAVE = """
 state = run(batches(5), max_skipped=0)
@@ -47,12 +47,15 @@ def test_the_command_line_goes_on(tmp_path: Path):
     words = [*files(tmp_path), "--epochs", "4", "--processes", "2", "--out"]
     environment = child_environment(writes=False)
 
-    def command(name: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", "aif_jax", *words, str(tmp_path / name)], env=environment)
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "aif_jax", *words, str(tmp_path / name)]
 
-    assert command("whole").wait(280) == 0
+    def run(name: str) -> int:
+        return subprocess.run(command(name), env=environment, timeout=600).returncode
+
+    assert run("whole") == 0
     last = max(Checkpoints(tmp_path / "whole").steps)
-    with command("killed") as parent:
+    with subprocess.Popen(command("killed"), env=environment) as parent:
         while not (steps := Checkpoints(tmp_path / "killed").steps) and parent.poll() is None:
             time.sleep(0.01)
         assert parent.poll() is None and max(steps) < last
@@ -60,7 +63,7 @@ def test_the_command_line_goes_on(tmp_path: Path):
         os.kill(int(children[-1]), signal.SIGKILL)
         assert parent.wait(60) != 0
     assert max(Checkpoints(tmp_path / "killed").steps) < last  # it had not ended
-    assert command("killed").wait(280) == 0
+    assert run("killed") == 0
     whole, again = (checkpoint.load(tmp_path / name / str(last)) for name in ("whole", "killed"))
     assert whole.version == again.version and whole.step == again.step == last
 
