@@ -24,7 +24,14 @@ def start(command: Callable[[str, int], Sequence[str]], count: int, **options: o
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    return [subprocess.Popen(list(command(address, index)), **options) for index in range(count)]  # type: ignore[arg-type]
+    started: list[subprocess.Popen] = []
+    try:
+        for index in range(count):
+            started.append(subprocess.Popen(list(command(address, index)), **options))  # type: ignore[arg-type]
+    except BaseException:
+        stop(started)
+        raise
+    return started
 
 
 def wait(started: Sequence[subprocess.Popen], *, grace: float = GRACE) -> int:

@@ -18,6 +18,7 @@ import pytest
 from pyarrow import parquet
 
 import aif_jax as aif
+from aif_jax.checkpoint import CheckpointError
 from tests import jobs_world as world
 from tests.conftest import ROOT
 
@@ -118,6 +119,28 @@ def test_a_catalogue_through_spark(spark, whole, tmp_path):
     assert world.same(world.merged(by_hand.toArrow().to_batches(), strings=True), world.built(strings=True))
 
 
+def test_files_through_spark(spark, whole, tmp_path):
+    """Tasks read and write files; what fails is named, and its folder refused."""
+    from aif_jax.engines import spark as adapter
+
+    files = [tmp_path / f"items-{number}.parquet" for number in range(3)]
+    for number, file in enumerate(files):
+        parquet.write_table(world.items().slice(number * 300, 300), file)
+    assert adapter.encode_files(spark, files, world.job(), tmp_path / "parts") == world.ITEMS
+    assert world.same(world.merged(tmp_path / "parts", items=world.ITEMS), whole)
+    with pytest.raises(FileExistsError, match="parts"):
+        adapter.encode_files(spark, files, world.job(), tmp_path / "parts")
+    with pytest.raises(FileNotFoundError, match="items-3.parquet"):
+        adapter.encode_files(spark, [*files, tmp_path / "items-3.parquet"], world.job(), tmp_path / "more")
+    with pytest.raises(ValueError, match="files: expected at least one"):
+        adapter.encode_files(spark, [], world.job(), tmp_path / "more")
+    files[2].write_bytes(b"PAR1")
+    with pytest.raises(Exception, match=r"items-2.parquet: "):
+        adapter.encode_files(spark, files, world.job(), tmp_path / "torn")
+    with pytest.raises(CheckpointError, match="_temporary"):
+        world.merged(tmp_path / "torn")
+
+
 def test_users_through_spark(spark, users, tmp_path):
     from aif_jax.engines import spark as adapter
 
@@ -139,12 +162,14 @@ def test_spark_names_a_bad_item(spark, tmp_path):
         encoded.collect()
 
 
+@pytest.mark.timeout(900)
 def test_the_experiment_runs_with_engines(environment, tmp_path):
     pytest.importorskip("ray", reason="needs the extra 'ray'")
     pytest.importorskip("pyspark", reason="needs the extra 'spark'")
     command = [sys.executable, "-m", "experiments.scale_out", "--smoke", "--parts", "catalogue", "--json", "figures.json"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["missing"] == [] and figures["ray_equal"] and figures["spark_equal"]
+    assert figures["spark_frame_equal"] and figures["spark_frame_rows_per_s"] > 0
     assert figures["spark_rows_per_s"] > 0 and figures["spark_index_rows_per_s"] > 0 and figures["ray_rows_per_s"] >= 0

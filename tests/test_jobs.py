@@ -17,8 +17,10 @@ from pyarrow import parquet
 import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
+from aif_jax.index import parts
 from aif_jax.jobs import items as items_of_jobs
 from aif_jax.jobs import source
+from aif_jax.jobs import users as users_of_jobs
 from aif_jax.user_table import MemoryRows
 from aif_jax.version import VersionMismatch
 from tests import demo
@@ -79,6 +81,42 @@ def test_a_partition_of_its_own_gives_the_same_rows(whole):
     parts = [job(table.slice(start, 130).to_batches(max_chunksize=50)) for start in (390, 0, 520, 650, 130, 260)]
     merged = world.merged(batch for part in parts for batch in part)
     assert world.same(merged, whole) and not np.array_equal(merged.lookup(merged.ids)[0], whole.lookup(whole.ids)[0])
+
+
+def test_files_in_files_out(tmp_path, whole):
+    """As a task of an engine: files of uneven length, columns in another order, columns that no model reads."""
+    table = world.items().append_column("note", pa.array(["x"] * world.ITEMS)).select([6, 5, 4, 3, 2, 1, 0])
+    parquet.write_table(table.slice(0, 450), tmp_path / "a.parquet")
+    parquet.write_table(table.slice(450), tmp_path / "b.parquet")
+    (tmp_path / "parts").mkdir()
+    job = world.job()
+    rows = [job.encode_file(tmp_path / f"{name}.parquet", tmp_path / "parts" / f"{name}.parquet") for name in "aab"]
+    assert rows == [450, 450, 250] and sorted(file.name for file in (tmp_path / "parts").iterdir()) == [
+        "a.parquet",
+        "b.parquet",
+    ]
+    assert world.same(world.merged(tmp_path / "parts", items=world.ITEMS), whole)
+    part = tmp_path / "parts" / "b.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(CheckpointError, match="b.parquet: expected a complete file"):  # parts have checksums
+        world.merged(tmp_path / "parts")
+
+
+def test_a_bad_file_leaves_no_part(tmp_path):
+    prices = pa.array([0.0] * 1060 + [np.nan] + [0.0] * 39)
+    parquet.write_table(world.items(1100).set_column(4, "price", prices), tmp_path / "bad.parquet")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "parts").mkdir()
+    for name, error, message in (
+        ("bad", ValueError, r"bad.parquet: batch 1, row 36 \(item 7423\): column 'price'"),
+        ("torn", ValueError, "torn.parquet: "),
+        ("none", FileNotFoundError, "none.parquet"),
+    ):
+        with pytest.raises(error, match=message):
+            world.job().encode_file(tmp_path / f"{name}.parquet", tmp_path / "parts" / "part.parquet")
+    assert not list((tmp_path / "parts").iterdir())
 
 
 def test_nothing_in_nothing_out(whole):
@@ -310,6 +348,21 @@ def test_a_flipped_byte_of_a_file_is_noticed(encoded, tmp_path):
 
 
 # users
+
+
+def test_users_of_one_batch_leave_a_few_at_a_time(users, monkeypatch):
+    """An engine may hand over a million users in one batch; their rows together exceed what an Arrow array holds."""
+    monkeypatch.setattr(users_of_jobs, "ROWS", 20)
+    (whole,) = world.events().combine_chunks().to_batches()
+    out = list(world.user_job(position=STREAM_END)([whole]))
+    assert len(out) > 2 and max(batch.num_rows for batch in out) <= 20
+    assert world.same_users(world.merged_users(out, users=world.USERS), users)
+    wrong = pa.concat_batches([whole, whole.slice(0, 1)])
+    with pytest.raises(ValueError, match=f"batch 0, row {whole.num_rows}: expected users in ascending order"):
+        list(world.user_job()([wrong]))
+    huge = np.broadcast_to(np.uint32(0), (1 << 20, 512))
+    with pytest.raises(ValueError, match="batch_size: expected encoded rows below 2 GiB, .* got 2147483648 bytes"):
+        parts.to_batch(np.arange(1 << 20), huge, parts.Stamp("v", "float32", 1 << 20))
 
 
 @pytest.mark.parametrize("cut", [10_000, 50, 1])

@@ -37,6 +37,14 @@ def test_the_first_that_fails(how, code, message, capfd):
     assert all(process.returncode is not None for process in started)
 
 
+def test_none_stays_where_one_cannot_start(monkeypatch):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **options: started.append(popen(*words, **options)) or started[-1])
+    with pytest.raises(FileNotFoundError):
+        launch.start(lambda address, index: ([sys.executable, "-c", ONE, "sleeps", "0"], ["/no/such/program"])[index], 2)
+    assert [process.returncode for process in started] == [-9]
+
+
 def test_a_process_ends_with_its_parent():
     child = "import sys, time; from aif_jax import launch; launch.end_with(int(sys.argv[1])); print('up', flush=True)"
     child += "; time.sleep(100)"

@@ -12,7 +12,11 @@ import pytest
 from experiments.scale_out import training
 from tests.conftest import ROOT, child_environment
 
-pytestmark = pytest.mark.engines
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.timeout(900),  # of workers that import JAX and Ray, on a busy machine
+    pytest.mark.filterwarnings("ignore"),  # Ray forks, of which JAX warns where tests before this have used it
+]
 STEPS = 24
 
 

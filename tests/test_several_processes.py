@@ -1,6 +1,6 @@
-"""Two processes of one job: the loss of one, checkpoints in parts, problems that all are told of, a process that is killed.
+"""Two processes of one job: the loss of one, checkpoints in parts, problems that all are told of, the command line.
 
-One pair of processes does every check that can share it; `training.measure` starts other pairs.
+One pair of processes does every check that can share it; 200 steps and kills are in `reliability/test_processes.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aif_jax import checkpoint, launch
+from aif_jax import checkpoint, cli, launch
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.version import fingerprint
 from experiments.scale_out import training
@@ -68,9 +68,12 @@ def bad(kind):
         yield fed
 
 """
-CHECKS = """
-logged = []
-state = run(batches(3), on_log=lambda number, values: logged.append([number, values["empty_batches"], values["bad_batches"]]))
+STEPS = 6
+CHECKS = (
+    f"STEPS = {STEPS}"
+    + """
+said["losses"] = []
+state = run(batches(STEPS), log_every=1, on_log=lambda number, values: said["losses"].append(values["loss"]))
 told("stop", lambda: run(bad("corrupt")))
 skipped = run(bad("corrupt"), on_bad_batch="skip")
 said["skip"] = int(skipped.step)
@@ -104,6 +107,7 @@ replicated = run_folder.restore(like=like_replicated)
 said["replicated"] = replicated.version
 (folder / f"said-{index}.json").write_text(json.dumps(said))
 """
+)
 
 
 def start(folder: Path, code: str, count: int) -> list[subprocess.Popen]:
@@ -118,6 +122,18 @@ def finish(started: list[subprocess.Popen], timeout: float = 280) -> None:
     finally:
         launch.stop(started)
     assert [process.returncode for process in started] == [0] * len(started), "\n\n".join(outputs)
+
+
+def files(folder: Path) -> list[str]:
+    """Writes events and items, and returns the words of a command that reads them; a model that is small."""
+    rng = np.random.default_rng(0)
+    users, ids = rng.integers(0, 30, 900), rng.integers(100, 161, 900)
+    events = [f"{user},{item},{1_700_000_000 + 60 * at}" for at, (user, item) in enumerate(zip(users, ids, strict=True))]
+    (folder / "events.csv").write_text("user,item,time\n" + "\n".join(events) + "\n")
+    (folder / "items.csv").write_text("item,category\n" + "".join(f"{item},c{item % 7}\n" for item in range(100, 161)))
+    sizes = ["width=4", "short_length=3", "long_length=4", "towers=[]", "head=[4]", "sequence=false"]
+    named = ["--events", folder / "events.csv", "--items", folder / "items.csv"]
+    return ["train", *map(str, named), "--preset", "two_tower", "--set", *sizes, "--batch-size", "64", "--quiet", "--json"]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +201,26 @@ def test_one_process_may_write_alone(pair):
     np.testing.assert_array_equal(rows["a"], np.arange(3))
 
 
-def test_the_curve_of_one_and_a_process_that_is_killed():
-    figures = training.measure(smoke=True)
-    assert figures["two_process_loss_max_rel"] <= 1e-6
-    assert figures["restart_bit_identical"]
+@pytest.mark.usefixtures("light_compilation")
+def test_the_curve_of_one(pair, tmp_path):
+    _, said, *_ = pair
+    training.run(tmp_path, STEPS, 1, "", 0)
+    for told in said:
+        np.testing.assert_allclose(told["losses"], training.losses(tmp_path), rtol=1e-6)
+        assert len(told["losses"]) == STEPS
+
+
+@pytest.mark.usefixtures("light_compilation")
+def test_the_command_line(tmp_path, capsys):
+    """`train --processes 2` learns what one process learns, prints it once, and leaves a checkpoint that serves."""
+    words = files(tmp_path)
+    command = [sys.executable, "-m", "aif_jax", *words, "--out", str(tmp_path / "two"), "--processes", "2"]
+    done = subprocess.run(command, env=child_environment(flags=FLAGS), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert cli.main([*words, "--out", str(tmp_path / "one")]) == 0
+    (two,), (one,) = done.stdout.splitlines(), capsys.readouterr().out.splitlines()
+    assert json.loads(two)["validation"] == pytest.approx(json.loads(one)["validation"], rel=1e-4)
+    build = ["index", "build", "--checkpoint", tmp_path / "two", "--items", tmp_path / "items.csv", "--out", tmp_path / "index"]
+    assert cli.main([str(word) for word in [*build, "--quiet"]]) == 0
+    assert cli.main(["index", "verify", str(tmp_path / "index")]) == 0
+    assert "61 items" in capsys.readouterr().out

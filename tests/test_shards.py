@@ -120,6 +120,18 @@ def test_merging_equals_one_engine(strings):
 # services
 
 
+@contextlib.contextmanager
+def gone():
+    """The address of a host that answers nothing, not even that it refuses: its queue of connections is full."""
+    with socket.socket() as silent, socket.socket() as first, socket.socket() as second:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for each in (first, second):
+            each.setblocking(False)
+            each.connect_ex(silent.getsockname())
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+
 def test_a_diverse_cut_is_refused_and_every_service_is_named_that_does_not_answer():
     call = {"user": "ann", "events": EVENTS, "now": NOW, "k": 3}
     config = dataclasses.replace(SERVING, buckets=(64,), group="bid")
@@ -148,6 +160,10 @@ def test_a_diverse_cut_is_refused_and_every_service_is_named_that_does_not_answe
             assert (answer["mask"] == (shard_of(IDS, 2) == 1)).all() and (answer["logits"][~answer["mask"]] == -np.inf).all()
             with pytest.raises(ShardsMissing):
                 client.score(**fields, candidates=IDS[shard_of(IDS, 2) == 0])
+        with gone() as silent, ShardedClient([silent, alive], missing="degrade", timeout=1) as client:
+            answer = client.score(**fields, candidates=IDS)
+            assert answer["degraded"] and (answer["mask"] == (shard_of(IDS, 2) == 1)).all()
+            assert client.retried == 0  # it would keep all waiting for as long again
 
 
 @contextlib.contextmanager

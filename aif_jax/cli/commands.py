@@ -229,6 +229,9 @@ def join(options: argparse.Namespace) -> None:
         raise UsageError(
             f"--process-id: expected 0 to {options.processes - 1}, one less than --processes, got {options.process_id}"
         )
+    own = os.dup(1)
+    os.dup2(2, 1)  # gloo writes lines where the figures go
+    sys.stdout = os.fdopen(own, "w", encoding="utf-8")
     one_host = options.parent is not None
     if one_host:
         launch.end_with(options.parent)

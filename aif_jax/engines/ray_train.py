@@ -87,9 +87,11 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
         raise RuntimeError(f"worker {rank} of {count}: expected to be that process of jax.distributed, got {got}")
     _expect_own_devices(context.get_node_rank())
     worker = Worker(rank=rank, count=count)
-    if folder is not None:
-        worker.checkpoints = Checkpoints(folder, **options)  # type: ignore[arg-type]
-    yield worker
+    if folder is None:
+        yield worker
+    else:
+        with Checkpoints(folder, **options) as worker.checkpoints:  # type: ignore[arg-type]  waits for what is being saved
+            yield worker
     if worker.checkpoints is not None and (latest := worker.checkpoints.latest) is not None and latest != worker._reported:
         worker.report(latest, {})
     if started:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect
+from aif_jax.folders import local
 from aif_jax.jobs import ItemJob, UserJob
 
 
@@ -23,6 +25,39 @@ def encode_items(frame: Any, job: ItemJob) -> Any:
       ImportError: PySpark is missing. Running it fails with what `ItemJob` raises.
     """
     return _mapped(frame, job)
+
+
+def encode_files(session: Any, files: Sequence[str | Path], job: ItemJob, folder: str | Path) -> int:
+    """Encodes Parquet files of raw items in tasks that read and write files themselves: rows do not pass the JVM.
+
+    Takes less than half the CPU of `encode_items` and a write; for files that need no other work of Spark.
+
+    Args:
+      session: a `SparkSession`.
+      files: at paths that all workers see; each is a task.
+      job: as for `encode_items`.
+      folder: a new one that all workers see, for a part of each file in their order; `ItemIndex.from_parts` merges them.
+
+    Returns:
+      How many items, for `ItemIndex.from_parts(items=...)`.
+
+    Raises:
+      FileExistsError: something is at `folder`. FileNotFoundError, ValueError: no files, one that is not there, a URL.
+      What `ItemJob.encode_file` raises, as Spark's error; the folder then has `_temporary` in it, which `from_parts` refuses.
+    """
+    paths, root = [str(local(file, "files")) for file in files], local(folder, "folder")
+    expect(bool(paths), "files", "at least one", "none")
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"files: expected Parquet files, got no such file {path}")
+    root.mkdir(parents=True)
+    unfinished = root / "_temporary"
+    unfinished.mkdir()
+    context = session.sparkContext
+    task = FileTask(context.broadcast(job), str(root))
+    rows = context.parallelize(list(enumerate(paths)), len(paths)).map(task).collect()
+    unfinished.rmdir()
+    return sum(rows)
 
 
 def user_rows(frame: Any, job: UserJob, *, partitions: int) -> Any:
@@ -53,6 +88,17 @@ class Task:
 
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
         return self.shared.value(batches)
+
+
+class FileTask:
+    """What a Python worker runs for a numbered file."""
+
+    def __init__(self, shared: Any, folder: str):
+        self.shared, self.folder = shared, folder
+
+    def __call__(self, numbered: tuple[int, str]) -> int:
+        number, file = numbered
+        return self.shared.value.encode_file(file, Path(self.folder) / f"part-{number:05}.parquet")
 
 
 def schema(job: ItemJob | UserJob) -> Any:

@@ -14,6 +14,7 @@ mixed, whatever shuffles them.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -65,8 +66,11 @@ def schema(kind: Kind, extra: Mapping[str, Any] | None = None) -> Any:
 
 
 def to_batch(ids: np.ndarray, words: np.ndarray, stamp: Stamp, extra: Mapping[str, Any] | None = None) -> Any:
-    """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows."""
+    """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows, below 2 GiB."""
     arrow, count = pyarrow(), len(words)
+    expect(
+        words.nbytes < 1 << 31, "batch_size", "encoded rows below 2 GiB, the limit of an Arrow array", f"{words.nbytes} bytes"
+    )
     data = np.ascontiguousarray(words.astype("<u4", copy=False))
     ends = np.arange(count + 1, dtype=np.int32) * np.int32(4 * data.shape[1])
     rows = arrow.Array.from_buffers(arrow.binary(), count, [None, arrow.py_buffer(ends), arrow.py_buffer(data)])
@@ -76,6 +80,25 @@ def to_batch(ids: np.ndarray, words: np.ndarray, stamp: Stamp, extra: Mapping[st
     types = [wanted.field(name).type for name in Stamp._fields]
     columns += [arrow.repeat(arrow.scalar(value, type_), count) for value, type_ in zip(stamp, types, strict=True)]
     return arrow.RecordBatch.from_arrays(columns, schema=wanted)
+
+
+def write(path: Path, batches: Iterable[Any], schema: Any) -> int:
+    """Writes a Parquet file with checksums, and returns its rows. It has its name when it is complete, and replaces another.
+
+    Two that write the same rows at once, as an engine does that tries a task again, leave one file.
+    """
+    parquet, rows = pyarrow("pyarrow.parquet"), 0
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    options = {"use_dictionary": list(Stamp._fields), "compression": "none", "write_statistics": False}
+    try:
+        with parquet.ParquetWriter(partial, schema, write_page_checksum=True, **options) as opened:
+            for batch in batches:
+                opened.write_batch(batch)
+                rows += batch.num_rows
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows
 
 
 def read(parts: Parts) -> Iterator[Part]:

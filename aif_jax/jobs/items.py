@@ -20,10 +20,13 @@ from aif_jax.index.store import ItemProgram
 from aif_jax.jobs import source
 from aif_jax.jobs.problems import Numbered, refuse
 from aif_jax.model import PreRanker
+from aif_jax.readers.sources import pyarrow
 from aif_jax.types import Params
+from aif_jax.version import VersionMismatch
 from aif_jax.vocabulary import Kind
 
 ROWS = 1 << 14  # of an Arrow batch, encoded at once
+FILE_RUNS = 16  # of the item function for what is read of a file at once
 
 
 class ItemJob:
@@ -132,6 +135,33 @@ class ItemJob:
                 yield done()
         while running:
             yield done()
+
+    def encode_file(self, source: str | Path, target: str | Path) -> int:
+        """Encodes a Parquet file of raw items into one of encoded rows: for an engine that deals out files and moves no rows.
+
+        Args:
+          source: with the columns of the items file; others are not read.
+          target: is there when it is complete, and replaces what was there; named `*.parquet` for `ItemIndex.from_parts`.
+
+        Returns:
+          How many items.
+
+        Raises:
+          FileNotFoundError: no such source, or no folder for the target.
+          ValueError: a source that is no Parquet file; with TypeError what a call raises, with the file.
+        """
+        arrow, parquet = pyarrow(), pyarrow("pyarrow.parquet")
+        columns = [*self._source.open().encoder.columns.of("items")]
+        try:
+            with parquet.ParquetFile(source) as opened:
+                batches = opened.iter_batches(FILE_RUNS * self.batch_size, columns=columns)
+                return parts.write(Path(target), self(batches), self.schema)
+        except (TypeError, ValueError, OSError, arrow.ArrowException) as error:
+            if isinstance(error, VersionMismatch) or getattr(
+                error, "errno", None
+            ):  # not of the file; no such file, a full disk
+                raise
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{source}: {error}") from error
 
 
 def _encoded(program: ItemProgram, batches: Iterable[Any], first: int) -> Iterator[tuple[Any, Any, np.ndarray]]:

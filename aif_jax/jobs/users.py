@@ -25,6 +25,7 @@ from aif_jax.user_table.rows import NONE
 from aif_jax.user_table.table import BATCH
 from aif_jax.vocabulary import Kind, as_ids, string_array
 
+ROWS = 1 << 14  # of an Arrow batch, taken at once: an engine may hand over a million users in one
 EVENTS = 1 << 17  # of users whose rows are computed together, but for a user with more
 
 
@@ -147,9 +148,7 @@ def _complete(batches: Iterable[Any], column: str, *, first: int, users: int) ->
     compute = pyarrow("pyarrow.compute")
     waiting: list[Numbered] = []
     begun, last, schema = 0, None, None
-    for number, batch in enumerate(batches, first):
-        if not batch.num_rows:
-            continue
+    for number, base, batch in _slices(batches, first):
         schema = schema or batch.schema
         expect(
             batch.schema == schema,
@@ -166,21 +165,26 @@ def _complete(batches: Iterable[Any], column: str, *, first: int, users: int) ->
         if len(falls):
             row = int(falls[0]) + 1
             before = last if row == 0 else ids[row - 1].as_py()
-            raise ValueError(
-                f"batch {number}, row {row}: expected users in ascending order, got {ids[row].as_py()!r} after {before!r}"
-            )
+            where, got = f"batch {number}, row {base + row}", f"{ids[row].as_py()!r} after {before!r}"
+            raise ValueError(f"{where}: expected users in ascending order, got {got}")
         starts = np.flatnonzero(plain(compute.not_equal(ids[1:], ids[:-1]))) + 1
         starts = starts if last is None or ids[0].as_py() == last else np.append(0, starts)
         begun, last = begun + len(starts), ids[-1].as_py()
         cut = int(starts[-1]) if len(starts) else 0  # where the last user begins, who may go on in the next batch
         if cut or (len(starts) and waiting):
-            waiting += [Numbered(number, 0, batch.slice(0, cut))] if cut else []
+            waiting += [Numbered(number, base, batch.slice(0, cut))] if cut else []
             if begun >= users or sum(one.batch.num_rows for one in waiting) >= EVENTS:
                 yield waiting
                 waiting, begun = [], 0
-        waiting.append(Numbered(number, cut, batch.slice(cut)))
+        waiting.append(Numbered(number, base + cut, batch.slice(cut)))
     if waiting:
         yield waiting
+
+
+def _slices(batches: Iterable[Any], first: int) -> Iterator[Numbered]:
+    for number, batch in enumerate(batches, first):
+        for start in range(0, batch.num_rows, ROWS):
+            yield Numbered(number, start, batch.slice(start, ROWS))
 
 
 def _named(schema: Any) -> str:

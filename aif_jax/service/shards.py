@@ -53,7 +53,7 @@ class ShardedClient:
       addresses: of the services, in the order of their shards: the first one's index was built with `shard=(0, N)`.
       missing: "refuse" raises `ShardsMissing` where a shard does not answer, "degrade" answers with the items of the others,
         `degraded` and with the reason.
-      timeout: seconds that the answers of all shards may take.
+      timeout: seconds that the answers of all shards may take; a connection that is not open may take as long before.
       token, trust, retries: as for `Client`.
 
     Raises:
@@ -174,17 +174,19 @@ class ShardedClient:
 
     def _gathered(self, path: str, calls: Mapping[int, dict[str, Any]]) -> tuple[Answers, dict[int, Exception]]:
         """What shards answer that are asked at once; raises the ServiceError of a call that is wrong."""
-        until = time.monotonic() + self._timeout
         sent, answers, missing, wrong = {}, {}, {}, None
         for place, fields in calls.items():
             try:
                 self._clients[place].send(path, fields)
                 sent[place] = True
+            except TimeoutError as error:  # of a host that is gone: the others are not kept waiting once more
+                missing[place] = error
             except OSError:
                 sent[place] = False
-        for place, fields in calls.items():
+        until = time.monotonic() + self._timeout
+        for place, is_sent in sent.items():
             try:
-                answers[place] = self._answer(place, path, fields, until - time.monotonic(), sent[place])
+                answers[place] = self._answer(place, path, calls[place], until - time.monotonic(), is_sent)
             except OSError as error:
                 missing[place] = error
             except ServiceError as error:

@@ -7,10 +7,11 @@ Command   python -m experiments.scale_out --json scale_out.json      (--smoke: s
 Needs     the extras ray and spark, and Java; what is not installed is named in the output and under "missing"
 Time      ten minutes on 2 CPU cores, two of them for the catalogue
 Measured  experiments/README.md
-Method    catalogue.py: 10^6 raw items in a Parquet file, `presets.aif`, weights as initialised. The local build reads the file,
-          encodes and fills the table; compiled before. Ray: one actor on a machine of two cores; from the first rows that it
-          gives to the last, so that its start is left out; once to the encoded rows, once with the merge into an index. Spark:
-          two tasks at a time, a first run starts the workers; to Parquet files, and with the merge.
+Method    catalogue.py: 10^6 raw items in 16 Parquet files, `presets.aif`, weights as initialised. The local build reads
+          the files, encodes and fills the table; compiled before. Ray: one actor on a machine of two cores; from the first
+          rows that it gives to the last, so that its start is left out; once to the encoded rows, once with the merge into
+          an index. Spark: two tasks at a time, a first run starts the workers; files that tasks read and write, and with the
+          merge; the same from a `DataFrame` (spark_frame_*).
 """
 
 from __future__ import annotations

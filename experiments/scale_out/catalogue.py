@@ -25,15 +25,17 @@ from experiments import drawn
 
 ROWS, SMOKE_ROWS = 10**6, 8192
 KNOWN = 100_000  # items of the vocabulary; the others are new, which costs the same
+FILES = 16
 RUNS = 16  # of the item function for what an engine hands over at once
 CORES = 2
+PLAIN = {"compression": "none", "parquet.enable.dictionary#row": "false"}  # rows do not repeat
 COLUMNS = aif.Columns(item_attributes=("brand",), item_floats=("price", "rating", "sales", "days"), side=("bid",))
 
 
 class World(NamedTuple):
-    """A raw catalogue in a Parquet file, and a model of it."""
+    """A raw catalogue in Parquet files, and a model of it."""
 
-    file: Path
+    files: list[Path]
     rows: int
     model: aif.PreRanker
     params: Any
@@ -55,6 +57,7 @@ class Through(NamedTuple):
     index: aif.ItemIndex
     rows_per_s: float  # from the raw file to encoded rows outside the engine
     index_rows_per_s: float  # to the merged index
+    more: dict[str, Any] = {}  # figures of another way
 
 
 def measure(smoke: bool = False, *, rows: int | None = None) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def measure(smoke: bool = False, *, rows: int | None = None) -> dict[str, Any]:
     Returns:
       `build_rows_per_s`, `merge_rows_per_s`; for "ray" and "spark" `NAME_equal`, `NAME_rows_per_s` (to encoded rows),
       `NAME_index_rows_per_s` (to the merged index) and `NAME_over_build`, None where it is not installed; `missing`: what is
-      not installed.
+      not installed. Those of Spark are of files that tasks read and write; `spark_frame_*` are of a `DataFrame`.
     """
     missing = {name: [need for need in needs if not present(need)] for name, (needs, _) in ENGINES.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -77,6 +80,7 @@ def measure(smoke: bool = False, *, rows: int | None = None) -> dict[str, Any]:
             figures[f"{name}_rows_per_s"] = None if got is None else got.rows_per_s
             figures[f"{name}_index_rows_per_s"] = None if got is None else got.index_rows_per_s
             figures[f"{name}_over_build"] = None if got is None else got.rows_per_s / figures["build_rows_per_s"]
+            figures |= {} if got is None else got.more
         figures["merge_rows_per_s"] = merge_rate(world)
     return figures | {"missing": sorted({need for needs in missing.values() for need in needs})}
 
@@ -89,7 +93,6 @@ def present(need: str) -> bool:
 def make(folder: Path, *, rows: int) -> World:
     """Draws a catalogue and writes it; the weights are as initialised."""
     rng, known = np.random.default_rng(0), min(KNOWN, rows // 2)
-    file = folder / "items.parquet"
     columns: dict[str, Any] = {
         "item": np.arange(rows, dtype=np.int64),
         "category": rng.integers(0, 500, rows),
@@ -102,8 +105,11 @@ def make(folder: Path, *, rows: int) -> World:
     encoder = aif.Encoder(schema=schema_of(COLUMNS, made), columns=COLUMNS, vocabularies=made)
     model = aif.build(aif.presets.aif(encoder.schema, long_length=64))
     params = jax.tree.map(np.asarray, model.init(jax.random.key(0), drawn.catalogue(encoder.schema)))
-    world = World(file, rows, model, params, encoder)
-    parquet.write_table(pa.table(columns), file, row_group_size=world.batch)
+    table, size = pa.table(columns), -(-rows // FILES)
+    files = [folder / f"items-{number:02}.parquet" for number in range(FILES)]
+    world = World(files, rows, model, params, encoder)
+    for number, file in enumerate(files):
+        parquet.write_table(table.slice(number * size, size), file, row_group_size=world.batch)
     return world
 
 
@@ -119,8 +125,9 @@ def build(world: World, label: str) -> tuple[aif.ItemIndex, float]:
 
 def read(world: World) -> Iterator[Any]:
     """The raw catalogue in Arrow batches."""
-    with parquet.ParquetFile(world.file) as opened:
-        yield from opened.iter_batches(world.batch)
+    for file in world.files:
+        with parquet.ParquetFile(file) as opened:
+            yield from opened.iter_batches(world.batch)
 
 
 def shown(batches: Iterable[Any], world: World, label: str) -> Iterator[Any]:
@@ -162,9 +169,8 @@ def through_ray(world: World, folder: Path) -> Through:
     ray.init(address="local", num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        blocks = max(2, world.rows // (4 * world.batch))
         encoded = ray_data.encode_items(
-            ray.data.read_parquet(str(world.file), override_num_blocks=blocks),
+            ray.data.read_parquet([str(file) for file in world.files], override_num_blocks=len(world.files)),
             world.job(),
             batch_size=world.batch // 1024 * 1024,
         )
@@ -214,13 +220,25 @@ def through_spark(world: World, folder: Path) -> Through:
     settings["spark.sql.files.maxPartitionBytes"] = "4m"
     session = SparkSession.builder.master(f"local[{CORES}]").config(map=settings).getOrCreate()
     try:
-        encoded = spark.encode_items(session.read.parquet(str(world.file)), world.job())
-        encoded.write.parquet(str(folder / "warm"), compression="uncompressed")
-        start = time.perf_counter()
-        encoded.write.parquet(str(folder / "parts"), compression="uncompressed")
-        written = time.perf_counter()
-        index = merge(world, folder / "parts")
-        return Through(index, world.rows / (written - start), world.rows / (time.perf_counter() - start))
+        job, frame = world.job(), session.read.parquet(*[str(file) for file in world.files])
+        ways: dict[str, Callable[[Path], object]] = {
+            "files": lambda parts: spark.encode_files(session, world.files, job, parts),
+            "frame": lambda parts: spark.encode_items(frame, job).write.options(**PLAIN).parquet(str(parts)),
+        }
+        got: dict[str, Through] = {}
+        for name, run in ways.items():
+            run(folder / f"warm-{name}")
+            start = time.perf_counter()
+            run(folder / name)
+            written = time.perf_counter()
+            index = merge(world, folder / name)
+            got[name] = Through(index, world.rows / (written - start), world.rows / (time.perf_counter() - start))
+        frame_figures = {
+            "spark_frame_equal": same(got["frame"].index, got["files"].index),
+            "spark_frame_rows_per_s": got["frame"].rows_per_s,
+            "spark_frame_index_rows_per_s": got["frame"].index_rows_per_s,
+        }
+        return got["files"]._replace(more=frame_figures)
     finally:
         session.stop()
 
