@@ -86,7 +86,7 @@ def _frontier(records: Records, critical: Mapping[str, Any]) -> Any:
     timed = {model: critical[model] for model, found in figures.items() if found and "cpu" in critical.get(model, {})}
     if not timed:
         return None
-    figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharex="col", sharey="row", squeeze=False)
+    figure, panels = pyplot.subplots(2, 2, figsize=(12, 7), sharex="col", sharey="row", squeeze=False)
     times = {"p50": "critical path at C=1000, ms (median)", "cpu": "processor time of a request of a new user, ms (median)"}
     qualities = {"gauc": GAUC, "hr100": "HR@100 of the whole catalogue"}
     for axes, (quality, time) in zip(panels.flat, itertools.product(qualities, times), strict=True):
@@ -104,7 +104,7 @@ def _frontier(records: Records, critical: Mapping[str, Any]) -> Any:
         axes.set(xlabel=label)
     for axes, label in zip(panels[:, 0], qualities.values(), strict=True):
         axes.set(ylabel=label)
-    panels[0][1].legend(fontsize=8, loc="lower right")
+    panels[0][1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return figure
 
 
