@@ -362,8 +362,9 @@ def test_recipes_with_a_helper_score_their_candidates(smoke):
     for name in (recipes.DEFAULT, *recipes.HELPERS):
         given = helper if name in recipes.HELPERS else None
         made[name] = recipes.source(name, smoke.dataset, counts=counts, helper=given)(at, Draw(0, 0, 0))
-    plain, taught, hard = made.values()
+    plain, taught, same, hard = made.values()
     np.testing.assert_array_equal(taught.rows, plain.rows)
+    np.testing.assert_array_equal(same.labels, taught.labels)  # of another teacher by its name, the same helper here
     assert len(np.unique(taught.labels)) > 10 and hard.rows.shape == hard.labels.shape == plain.rows.shape
     np.testing.assert_array_equal(hard.rows[:, 0], smoke.dataset.log.item[at])
     with pytest.raises(ValueError, match="expected a trained exact as helper, got none"):

@@ -67,6 +67,8 @@ def measure_affinity(smoke: bool, name: Proxy = "haproxy") -> dict[str, Any]:
                 figures["death_sent_again_by_proxy"] = counters(stats)["BACKEND"]["wredis"]
             figures |= {f"death_{key}": tally[key] for key in ("calls", "failed", "sent_again_by_client")}
             mixed += tally["mixed"]
+            if name == "haproxy":
+                await_up(stats, 2)  # until then the dead one's users are where it sends them again, later where they stay
             alive = [replicas[0], replicas[2]]
             mixed += _play(world, alive, address, again)["mixed"]
             played = _play(world, alive, address, again)
