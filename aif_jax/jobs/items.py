@@ -157,9 +157,8 @@ class ItemJob:
                 batches = opened.iter_batches(FILE_RUNS * self.batch_size, columns=columns)
                 return parts.write(Path(target), self(batches), self.schema)
         except (TypeError, ValueError, OSError, arrow.ArrowException) as error:
-            if isinstance(error, VersionMismatch) or getattr(
-                error, "errno", None
-            ):  # not of the file; no such file, a full disk
+            of_disk = getattr(error, "errno", None) is not None  # no such file, a full disk
+            if of_disk or isinstance(error, VersionMismatch):
                 raise
             raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{source}: {error}") from error
 

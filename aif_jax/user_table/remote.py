@@ -19,16 +19,19 @@ PUT = """
 local before = redis.call('GETRANGE', KEYS[1], 8, 15)
 if before == '' then before = ARGV[1] end
 if before ~= ARGV[2] then return 0 end
-if ARGV[4] == '0' then redis.call('SET', KEYS[1], ARGV[3]) else redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4]) end
+redis.call('HSET', KEYS[2], ARGV[5], ARGV[6])
+if ARGV[4] == '0' then redis.call('SET', KEYS[1], ARGV[3]) return 1 end
+redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 1
 """
-"""Sets a row if its position is still the expected one; a missing row has the position of none."""
+"""Sets a row, and how far its partition is, if its position is the expected one; a missing row has the position of none."""
 
 
 class Progress(NamedTuple):
     """How far the rows of a partition are."""
 
-    position: int  # of the last event in the stream, `NONE` where events came without positions
+    position: int  # of the last event of what was put last, `NONE` where events came without positions
     seconds: float  # when a row was last written, since 1970 by the writer's clock
 
 
@@ -73,30 +76,21 @@ class RemoteRows:
 
     def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
         """As `Rows.put`; each row is compared and set by the server."""
-        pipe = self._client.pipeline(transaction=False)
+        pipe, none, now = self._client.pipeline(transaction=False), struct.pack("<q", NONE), time.time()
+        furthest = {each: rows.position[rows.partition == each].max() for each in np.unique(rows.partition).tolist()}
         for place, user in enumerate(users):
             words, position, partition = rows.words[place], int(rows.position[place]), int(rows.partition[place])
             before = struct.pack("<q", int(expected[place]))
             value = self._value(words, position, partition)
-            self._put(keys=[self.key(user)], args=[struct.pack("<q", NONE), before, value, self._lives], client=pipe)
-        done = np.array(pipe.execute(), bool) if len(users) else np.zeros(0, bool)
-        self._note(rows.take(done))
-        return done
+            progress = f"{furthest[partition]} {now}"
+            arguments = [none, before, value, self._lives, partition, progress]
+            self._put(keys=[self.key(user), self._progress], args=arguments, client=pipe)
+        return np.array(pipe.execute(), bool) if len(users) else np.zeros(0, bool)
 
     def progress(self) -> dict[int, Progress]:
         """How far each partition is, for all writers together; {} before the first row."""
         found = {int(name): value.split() for name, value in self._client.hgetall(self._progress).items()}
         return {partition: Progress(int(position), float(seconds)) for partition, (position, seconds) in sorted(found.items())}
-
-    def _note(self, written: Stored) -> None:
-        """Writes down how far the partitions of some rows are, once these are written."""
-        now, pipe = time.time(), self._client.pipeline(transaction=False)
-        for partition in np.unique(written.partition).tolist():
-            position = written.position[written.partition == partition].max()
-            pipe.hset(self._progress, str(partition), f"{position} {now}")
-        if self._lives:
-            pipe.pexpire(self._progress, self._lives)
-        pipe.execute()
 
     def _value(self, words: np.ndarray, position: int, partition: int) -> bytes:
         body = words.astype("<u4").tobytes()

@@ -7,7 +7,7 @@ Command   python -m experiments.scale_out --json scale_out.json      (--smoke: s
 Needs     the extras ray and spark, and Java; what is not installed is named in the output and under "missing"
 Time      ten minutes on 2 CPU cores, two of them for the catalogue
 Measured  experiments/README.md
-Method    catalogue.py: 10^6 raw items in 16 Parquet files, `presets.aif`, weights as initialised. The local build reads
+Method    catalogue.py: 10^6 raw items in four Parquet files, `presets.aif`, weights as initialised. The local build reads
           the files, encodes and fills the table; compiled before. Ray: one actor on a machine of two cores; from the first
           rows that it gives to the last, so that its start is left out; once to the encoded rows, once with the merge into
           an index. Spark: two tasks at a time, a first run starts the workers; files that tasks read and write, and with the
