@@ -62,12 +62,14 @@ def _by_critical_path(records: Records, critical: Mapping[str, Any]) -> Any:
             there["gauc"] for _, other, there in placed if abs(level - there["gauc"]) < 0.003 and ms < 2 * other < 4 * ms
         )
         crowded = any(ms < other and abs(level - there["gauc"]) < 0.003 for _, other, there in placed)
-        lift = (
-            12 * (near.index(level) - (len(near) - 1) / 2) if len(near) > 2 else 0
-        )  # names of a crowd stand one above another
-        at, side = ((-8, lift), "right") if crowded else ((8, lift), "left")  # where no other name is
+        # names of a crowd are one above another, each with a line to its point
+        lift = 12 * (near.index(level) - (len(near) - 1) / 2) if len(near) > 2 else 0
+        line = dict(arrowstyle="-", color="0.6", linewidth=0.6) if lift else None
+        away = 30 if lift else 8
+        at, side = ((-away, lift), "right") if crowded else ((away, lift), "left")  # where no other name is
         axes.errorbar(ms, level, yerr=figures["gauc_std"], fmt="o", capsize=3)
-        axes.annotate(model, (ms, level), xytext=at, textcoords="offset points", ha=side, va="center", fontsize=9)
+        words = dict(textcoords="offset points", ha=side, va="center", fontsize=9, arrowprops=line)
+        axes.annotate(model, (ms, level), xytext=at, **words)
     axes.margins(x=0.3, y=0.1)
     axes.set(xscale="log", xlabel="critical path at C=1000, ms (median)", ylabel=GAUC)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
