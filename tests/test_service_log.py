@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aif_jax import cli, neighbours
+from aif_jax.service.core import Service
 from aif_jax.service.log import Record, RequestLog, read_log
 from aif_jax.service.models import Models
 from aif_jax.service.replay import replay
@@ -100,6 +102,18 @@ def test_replay_finds_the_field_that_differs(logged, tmp_path):
     assert report.fields["history.age"].different == 2 and report.fields["history.age"].largest == 30
     assert not report.fields["history.item"].different
     assert "history.age: 2 of 2 differ, by at most 30" in str(report)
+
+
+def test_replay_compares_no_answer_that_is_degraded_now(logged, monkeypatch):
+    score = Service.score
+
+    async def degraded(self, call):
+        reply = await score(self, call)
+        return dataclasses.replace(reply, answer=dataclasses.replace(reply.answer, degraded=True))
+
+    monkeypatch.setattr(Service, "score", degraded)
+    report = replay(logged, exports().root / "one", config=SERVING)
+    assert (report.records, report.skipped) == (0, {"degraded now": 3, "no features": 1})
 
 
 def test_replay_compares_no_answer_of_another_user_state(logged, tmp_path):
