@@ -138,6 +138,9 @@ def test_lists_have_so_many_of_each_stage(synthetic):
     other = dataclasses.replace(cascade, labels={**cascade.labels, RANKER: cascade.labels[RANKER] + 1})  # a later ranker's log
     changed = sources.staged(dataclasses.replace(data, cascade=other), counts, sampler=sampler).description
     assert {name for name in changed if changed[name] != source.description[name]} == {"labels"}
+    earlier = dataclasses.replace(data.cascade, stage=np.minimum(data.cascade.stage, 0))
+    changed = sources.staged(dataclasses.replace(data, cascade=earlier), counts, sampler=sampler).description
+    assert {name for name in changed if changed[name] != source.description[name]} == {"sha256"}
     whole = sources.logged(data)(at, Draw(0, 0, 0))
     assert np.array_equal(whole.rows, cascade.rows[:40])
     with pytest.raises(ValueError, match="positions: expected first events of requests of the cascade"):

@@ -116,6 +116,11 @@ def test_a_call_is_checked_field_by_field(fields, field):
     assert error.value.field == field and str(error.value).startswith(f"{field}: expected")
 
 
+def test_bounds_of_a_call_are_bounds():
+    with pytest.raises(ValueError, match="candidates: expected more than 0, got 0"):
+        Limits(candidates=0)
+
+
 # answers
 
 

@@ -518,6 +518,12 @@ def test_a_row_that_moved_on_is_not_overwritten(server):
         assert each.put(["u"], row._replace(position=np.array([6])), expected=np.array([5])).tolist() == [True]
         assert each.get(["u"]).position.tolist() == [6]
         assert isinstance(each, MemoryRows) or each.progress()[0].position == 6
+    rows = RemoteRows(server, version="v", width=1, prefix="furthest")
+    two = Stored(np.ones((2, 1), np.uint32), np.array([7, 9]), np.zeros(2, np.int32))
+    assert rows.put(["a", "b"], two, expected=np.full(2, NONE)).all() and rows.progress()[0].position == 9
+    back = Stored(np.ones((3, 1), np.uint32), np.array([12, 11, 5]), np.array([0, 0, 1], np.int32))
+    assert rows.put(["c", "d", "e"], back, expected=np.full(3, NONE)).all()
+    assert {each: found.position for each, found in rows.progress().items()} == {0: 12, 1: 5}
 
 
 def test_two_writers_of_one_user_lose_and_double_nothing(server):
