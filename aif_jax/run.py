@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from aif_jax import export, processes
+from aif_jax import checkpoint, export, processes
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.blocks.pure_svd import fit_pure_svd
 from aif_jax.calibration import Form, with_calibration
@@ -251,6 +251,16 @@ class Run:
         return AsyncPreRanker(
             self.model, self.params, index, features=features, retrieval=retrieval, config=config, states=states
         )
+
+    def save(self, folder: str | Path) -> None:
+        """Writes parameters, config and encoder as a checkpoint: `--checkpoint` of every command and `checkpoint.load` read it.
+
+        For a model that the folder of `fit` does not hold: one with factors, with an offset, or calibrated in memory.
+
+        Raises:
+          FileExistsError: something is there already.
+        """
+        checkpoint.save(folder, self.params, self.config, encoder=self.encoder, metrics=self.metrics)
 
     def export(self, folder: str | Path, *, index: ItemIndex | None = None, **options: Any) -> str:
         """Writes compiled functions, parameters, encoder and index into one folder; arguments as for `export.save`."""

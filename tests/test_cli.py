@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tomllib
@@ -246,6 +247,40 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     assert code == 1 and "expected a run with these settings" in err and "fit.epochs" in err
 
 
+def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp_path, run):
+    folder, *_ = world
+    rng = np.random.default_rng(0)
+    users = rng.integers(1, 30, 900)
+    events = {"user": users, "item": 1000 + 3 * rng.integers(0, 30, 900) + users % 3, "time": 1_600_000_000 + np.arange(900)}
+    pq.write_table(pa.table(events), tmp_path / "events.parquet")
+    given = ["--events", tmp_path / "events.parquet", *files(folder)[2:]]
+    words = [*given, *FLAGS, "--out", tmp_path / "run", *SMALL, "--batch-size", 64, "--epochs", 3, "--learning-rate", 0.03]
+    assert run("train", *words)[0] == 0
+    before = load_model(tmp_path / "run").version
+    add = ["--run", tmp_path / "run", *given, "--quiet", "--out"]
+    code, out, err = run("add", "calibration", "factors", "offset", *add, tmp_path / "served", "--evaluate")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert figures["before"] != figures["after"] and figures["before"].keys() == figures["after"].keys()
+
+    trained = aif.Run.load(tmp_path / "run")
+    data = read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder)
+    wanted = dataclasses.replace(trained, folder=None).with_factors(data).for_catalogue(data).calibrate(data, progress=False)
+    served = load_model(tmp_path / "served")
+    assert trained.config == load_model(tmp_path / "run").config and load_model(tmp_path / "run").version == before
+    assert served.config == wanted.config and served.encoder.version == trained.encoder.version
+    jax.tree.map(np.testing.assert_array_equal, served.params, wanted.params)
+    words = ["index", "build", "--checkpoint", tmp_path / "served", "--items", folder / "items", "--out", tmp_path / "index"]
+    assert run(*words, "--quiet")[0] == 0
+
+    assert "expected a new folder" in run("add", "factors", *add, tmp_path / "served")[2]
+    assert run("add", "factors", *add, tmp_path / "other")[:2] == (0, f"{tmp_path / 'other'}: dot_product, pure_svd\n")
+    for parts in (["cream"], []):
+        with pytest.raises(SystemExit) as usage:
+            run("add", *parts, *add, tmp_path / "another")
+        assert usage.value.code == 2
+
+
 def test_wrong_words_of_train(world, tmp_path, run):
     folder, *_ = world
     words = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run"]
@@ -265,7 +300,7 @@ def test_wrong_words_of_train(world, tmp_path, run):
 # -- help -------------------------------------------------------------------------------------------------------------------
 
 COMMANDS = [
-    [], ["check"], ["train"], ["index"], ["index", "build"], ["index", "update"], ["index", "inspect"], ["index", "verify"],
+    [], ["check"], ["train"], ["add"], ["index"], ["index", "build"], ["index", "update"], ["index", "inspect"], ["index", "verify"],
     ["export"], ["verify"], ["doctor"],
 ]  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""The commands: `check`, `train`, `index build|update|follow|inspect|verify`, `users follow`, `export`, `verify`, `doctor`.
+"""The commands: `check`, `train`, `add`, `index build|update|follow|inspect|verify`, `users follow`, `export`, `verify`,
+`doctor`.
 
 What a command does is the docstring of its function, which is its help text too.
 """
@@ -31,7 +32,7 @@ from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.check import ORDERS
 from aif_jax.readers.problems import CAP
-from aif_jax.run import fit
+from aif_jax.run import Run, fit
 from aif_jax.train.tasks import TASKS
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
@@ -39,6 +40,8 @@ FIT = (
     "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "min_history", "validation", "test", "requests", "repeats",
 )  # fmt: skip
 """Arguments of `fit` that have a flag."""
+ADDED = {"factors": Run.with_factors, "offset": Run.for_catalogue, "calibration": Run.calibrate}
+"""What `add` adds, in this order: each is of the scores before it."""
 
 
 def add_commands(commands: Any) -> None:
@@ -66,6 +69,14 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--quiet", action="store_true", help="no progress bar")
     add_processes(one)
     shared.add_columns(one)
+
+    one = shared.add_command(commands, "add", run_add)
+    one.add_argument("parts", nargs="+", choices=ADDED, metavar="PART", help=f"one or more of {', '.join(ADDED)}")
+    one.add_argument("--run", type=Path, required=True, metavar="RUN", dest="trained", help="the --out of train")
+    add_files(one, items_required=True)
+    one.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; must not exist")
+    one.add_argument("--evaluate", action="store_true", help="print figures of the test slice as JSON, before and after")
+    one.add_argument("--quiet", action="store_true", help="no progress bar")
 
     text = "Builds, updates, inspects and verifies item indexes on disk."
     inner = commands.add_parser("index", help=text, description=text).add_subparsers(
@@ -210,6 +221,29 @@ def run_train(options: argparse.Namespace) -> int:
                 print(f"{split}: {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
 
     processes.by_first("evaluate", report)
+    return FINE
+
+
+def run_add(options: argparse.Namespace) -> int:
+    """Adds to a trained model what is fitted after training, on the files of its training, and writes a checkpoint.
+
+    factors: of co-engagement (`Run.with_factors`). offset: of each item, for candidates from the whole catalogue
+    (`Run.for_catalogue`). calibration: of probabilities, on the validation slice (`Run.calibrate`).
+    """
+    expect_new(options.out)
+    trained = Run.load(options.trained)
+    data = read(options.events, items=options.items, users=options.users, encoder=shared.encoder_of(options.trained, trained))
+    made = dataclasses.replace(trained, folder=None)  # which stays as it is
+    for part in (name for name in ADDED if name in options.parts):
+        shown = {"progress": not options.quiet} if part == "calibration" else {}
+        made = ADDED[part](made, data, **shown)
+    made.save(options.out)
+    if options.evaluate:
+        runs = {"before": trained, "after": made}
+        figures = {name: run.evaluate(data, progress=not options.quiet).figures() for name, run in runs.items()}
+        print(json.dumps(figures))
+    else:
+        print(f"{options.out}: {', '.join(block.name for block in made.config.blocks)}")
     return FINE
 
 

@@ -18,6 +18,7 @@ from aif_jax.checkpoint import Checkpoint
 from aif_jax.columns import Columns
 from aif_jax.encoder import Encoder
 from aif_jax.neighbours.snapshot_store import SnapshotError, SnapshotStore
+from aif_jax.run import Run
 from aif_jax.train import fit as training
 
 FINE, PROBLEMS, USAGE = 0, 1, 2
@@ -153,8 +154,8 @@ def load_model(path: Path) -> Checkpoint:
     return training.load(path)[1]
 
 
-def encoder_of(path: Path, model: Checkpoint) -> Encoder:
-    """The encoder of a checkpoint. Raises UsageError for one without."""
+def encoder_of(path: Path, model: Checkpoint | Run) -> Encoder:
+    """The encoder of what is saved at a path. Raises UsageError for one without."""
     if model.encoder is None:
         raise UsageError(f"{path}: expected a checkpoint with an encoder, to read raw files; it was saved without")
     return model.encoder

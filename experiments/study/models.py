@@ -118,6 +118,7 @@ ADDITIVE: dict[str, dict[str, Any]] = {
 LONGER: dict[str, dict[str, Any]] = {
     "two_tower, S=128": BASELINES["two_tower"] | dict(short_length=128),
     "exact, L=512": BASELINES["exact"] | dict(long_length=512),
+    "exact, L=2048": BASELINES["exact"] | dict(long_length=2048),
     "+ SimTier, L=512": dict(blocks=PAPER, long_length=512),
     "aif, L=512": dict(blocks=FULL, long_length=512),
     "preset": dict(blocks=(BEA, SIM, LEARNED, WINDOWED, DOT), long_length=512),
