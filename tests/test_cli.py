@@ -300,8 +300,8 @@ def test_wrong_words_of_train(world, tmp_path, run):
 # -- help -------------------------------------------------------------------------------------------------------------------
 
 COMMANDS = [
-    [], ["check"], ["train"], ["add"], ["index"], ["index", "build"], ["index", "update"], ["index", "inspect"], ["index", "verify"],
-    ["export"], ["verify"], ["doctor"],
+    [], ["check"], ["train"], ["add"], ["index"], ["index", "build"], ["index", "update"], ["index", "inspect"],
+    ["index", "verify"], ["export"], ["verify"], ["doctor"],
 ]  # fmt: skip
 
 

@@ -126,7 +126,9 @@ def test_distillation_by_hand():
 def test_equal_to_the_reference(scores, other, y, where, t):
     close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
     close(losses.pointwise_bce(scores, y, where=where), reference.pointwise_bce(scores, y, where))
-    close(losses.listwise_softmax(scores, y, where=where, log_q=other), reference.listwise_softmax(scores, y, where, other))
+    listwise = functools.partial(losses.listwise_softmax, where=where, log_q=other)
+    close(listwise(scores, y), reference.listwise_softmax(scores, y, where, other))
+    close(listwise(scores, y, temperature=t), reference.listwise_softmax(scores / t, y, where, other))
     close(
         losses.distill_pointwise(scores, other, where=where, temperature=t),
         reference.distill_pointwise(scores, other, where, t),
@@ -272,6 +274,7 @@ def test_strict_promotion_and_vmap(name):
             lambda: losses.distill_pointwise(jnp.zeros(3), jnp.zeros(2)),
             r"teacher_scores: expected the shape of scores \(3,\), got \(2,\)",
         ),
+        (lambda: losses.listwise_softmax(jnp.zeros(3), jnp.zeros(3), temperature=-1.0), "temperature: expected a positive"),
         (lambda: losses.distill_listwise(jnp.zeros(3), jnp.zeros(3), temperature=0.0), "temperature: expected a positive"),
         (lambda: losses.distill_pointwise(jnp.zeros(3), jnp.zeros(3), temperature=math.nan), "temperature: expected"),
     ],

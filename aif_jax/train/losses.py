@@ -254,11 +254,17 @@ def pointwise_bce(
 
 @term(lists_with_a_positive)
 def listwise_softmax(
-    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, corrected: bool = True
+    scores: jax.Array,
+    labels: jax.Array,
+    where: jax.Array,
+    log_q: jax.Array,
+    *,
+    corrected: bool = True,
+    temperature: float = 1.0,
 ) -> jax.Array:
     """Softmax cross-entropy over the candidates of each list, the mean over lists that have a positive.
 
-    -sum_c p_c log softmax(s - log q)_c, with p = labels / sum(labels)
+    -sum_c p_c log softmax(s / t - log q)_c, with p = labels / sum(labels)
 
     Where candidates are a sample, subtracting log q makes the loss estimate that of the softmax over the whole catalogue;
     without it popular items, sampled often, are pushed down. The correction belongs to training only: serve the raw scores.
@@ -273,6 +279,7 @@ def listwise_softmax(
         `candidates.sampled` gives and which fits `pointwise_bce` as well); or 0 for a positive that every list holds (sampled
         softmax). Rank of `scores` and broadcastable to it: [1, C] for candidates that the whole batch shares.
       corrected: whether to subtract `log_q` where it is given.
+      temperature: t > 0 and finite; below 1 the candidates that score highest weigh more.
 
     Example:
       >>> scores = jnp.array([[2.0, 1.0, 0.0]])
@@ -280,6 +287,7 @@ def listwise_softmax(
       0.4076
     """
     total = jnp.sum(labels, axis=-1)
+    scores = scores / temperature
     cross_entropy = -jnp.sum(labels * _log_softmax(scores - log_q if corrected else scores, where), axis=-1)
     return cross_entropy / jnp.where(total > 0, total, jnp.ones_like(total))
 

@@ -39,11 +39,13 @@ CORRECTED: dict[str, dict[str, Any]] = {
 """Recipes whose losses are corrected for the sampler, and what else differs in them."""
 LARGER = "63 negatives"
 FROM_PRESET = "distillation from preset"
+TEMPERATURES = {f"listwise at temperature {t:g}": t for t in (0.5, 2.0)}
+"""Recipes whose listwise loss divides scores: below 1 it asks more for the top of the list."""
 OPTIONS: dict[str, dict[str, Any]] = CORRECTED | {LARGER: {"negatives": MANY}}
 """What differs from the default in how candidates of a recipe are drawn."""
-OF_PRESET = (FROM_PRESET, LARGER, "NCE, half uniform")
+OF_PRESET = (FROM_PRESET, LARGER, "NCE, half uniform", *TEMPERATURES)
 """Recipes that the preset and the two-tower model are compared on, on the validation slice."""
-NAMES = (DEFAULT, "pointwise", "listwise", *CORRECTED, LARGER, "distillation", FROM_PRESET, "hard negatives")
+NAMES = (DEFAULT, "pointwise", "listwise", *TEMPERATURES, *CORRECTED, LARGER, "distillation", FROM_PRESET, "hard negatives")
 UNTRAINED_OF = {"two_tower": 1.0, "preset": 1.5, "streaming": 1.5}
 UNTRAINED_ON = {"taobao": 2.0}
 """Offset of items without a training event, by model, and by data set where all models have the same: of -100, 0, 0.5, ..., 3
@@ -67,6 +69,7 @@ def loss(recipe: str) -> losses.Loss:
     - "NCE": the same; both terms are corrected, and the positive too (noise-contrastive estimation), so both teach log P.
     - "distillation": the same, and the divergence from the teacher's softmax.
     - "63 negatives": the same over longer lists.
+    - "listwise at temperature ...": the same, with the listwise term over scores / temperature.
     """
     if recipe not in _LOSSES:
         raise ValueError(f"recipe: expected one of {NAMES}, got {recipe!r}")
@@ -156,6 +159,7 @@ _LOSSES: dict[str, losses.Loss] = {
     DEFAULT: _BOTH,
     "pointwise": losses.pointwise_bce,
     "listwise": losses.listwise_softmax,
+    **{name: losses.listwise_softmax(temperature=t) + losses.pointwise_bce for name, t in TEMPERATURES.items()},
     **dict.fromkeys(CORRECTED, _BOTH),
     CATALOGUE: losses.listwise_softmax + losses.pointwise_bce(corrected=False),
     LARGER: _BOTH,
