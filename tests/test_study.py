@@ -391,9 +391,12 @@ def test_the_preset_is_judged_by_its_records():
     rows[0]["figures"]["factors"] = {"gauc": 0.91, "catalogue": {"corrected": {"hr100": 0.48}}}
     found = report.preset(dict(enumerate([*rows, ease])), critical)
     assert found["gauc_points_over_two_tower"] == pytest.approx(5.0) and found["hr100_over_two_tower"] == pytest.approx(1.5)
+    rows.append(record("exact, L=2048", 0.90))
+    critical |= {"exact, L=2048": {"p50": 40.0, "cpu": 40.0}}
     critical |= {"preset, with factors": {"p50": 0.8, "cpu": 1.0}, "preset, with factors, sequential": {"p50": 2.0, "cpu": 3.0}}
     found = report.preset(dict(enumerate([*rows, ease])), critical)
     assert found["critical_ratio_exact"] == pytest.approx(12.5) and found["cpu_ratio_sequential"] == pytest.approx(3.0)
+    assert found["critical_ratio_exact_2048"] == pytest.approx(50) and found["share_of_exact_gain_2048"] == pytest.approx(1.25)
     table = report.in_catalogue(dict(enumerate(rows)))
     assert list(table) == ["preset", "preset, with factors", "two_tower", "two_tower, NCE"]
     assert table["preset, with factors"]["hr100"] == 0.48 and table["preset"]["hr100"] == 0.40

@@ -45,6 +45,8 @@ IN_CATALOGUE = {
 """The same for models that rank the whole catalogue for every request."""
 LEFT_OUT = {"test": "leave one out", "validation": "leave one out, validation"}
 """Slice to the stage that evaluates the full model without one block there."""
+EXACT = {"": "exact, L=512", "_2048": "exact, L=2048"}
+"""End of a key of the preset's figures to the sequential ceiling that it compares with."""
 
 
 def summary(records: Records, *, task: str = "next", recipe: str | None = None) -> dict[str, dict[str, dict[str, float]]]:
@@ -274,7 +276,8 @@ def preset(records: Records, critical: Mapping[str, Any] | None) -> dict[str, fl
 
     It is the preset with the factors of co-engagement (`Run.with_factors`) where that has records and times. HR@100 is that of
     the whole catalogue, corrected, over all requests; that of the two-tower model is of its best recipe, without factors.
-    `cpu_ratio_sequential` is processor time of a request of the same model run sequentially over staged, a new user.
+    `cpu_ratio_sequential` is processor time of a request of the same model run sequentially over staged, a new user. Keys with
+    "_2048" compare the preset, L=512, with an exact model of longer histories.
     """
     mine = [r for r in records.values() if (r["dataset"], r["slice"]) == ("movielens", "test")]
 
@@ -289,20 +292,22 @@ def preset(records: Records, critical: Mapping[str, Any] | None) -> dict[str, fl
     hit_rate = ("catalogue", "corrected", "hr100")
     ours = mean("preset", "factors", *hit_rate) or mean("preset", *hit_rate)
     ease = [r["figures"]["hr@100 corrected"] for r in mine if r["model"] == "ease"]
-    gauc, base, exact = (mean(model, "gauc") for model in ("preset", "two_tower", "exact, L=512"))
-    gauc = mean("preset", "factors", "gauc") or gauc
+    gauc, base = mean("preset", "factors", "gauc") or mean("preset", "gauc"), mean("two_tower", "gauc")
     found: dict[str, float | None] = {}
     if gauc is not None and base is not None:
         found["gauc_points_over_two_tower"] = 100 * (gauc - base)
-        found["share_of_exact_gain"] = None if exact is None else (gauc - base) / (exact - base)
+        for more, model in EXACT.items():
+            exact = mean(model, "gauc")
+            found[f"share_of_exact_gain{more}"] = exact and (gauc - base) / (exact - base)
     if ours is not None:
         two_tower = mean("two_tower", *hit_rate, recipe=None)
         found["hr100_over_two_tower"] = two_tower and ours / two_tower
         found["hr100_over_ease"] = ours / float(np.mean(ease)) if ease else None
     times = critical or {}
     timed = next((name for name in (f"preset{FACTORS}", "preset") if name in times), None)
-    if timed and "exact, L=512" in times:
-        found["critical_ratio_exact"] = times["exact, L=512"]["p50"] / times[timed]["p50"]
+    for more, model in EXACT.items():
+        if timed and model in times:
+            found[f"critical_ratio_exact{more}"] = times[model]["p50"] / times[timed]["p50"]
     if timed and (sequential := times.get(timed + SEQUENTIALLY)):
         found["cpu_ratio_sequential"] = sequential["cpu"] / times[timed]["cpu"]
     return {name: value for name, value in found.items() if value is not None}
