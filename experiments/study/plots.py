@@ -14,7 +14,8 @@ from experiments.study.report import Records, by_history, by_seen, in_catalogue,
 PLACED = tuple(model for model in (*models.BASELINES, *models.ADDITIVE, *models.LONGER) if model != "two_tower, S=128")
 """Models of the first figure, where their critical path was measured; the one left out coincides with `two_tower`."""
 COMPARED = (
-    *models.BASELINES, "exact, L=512", "exact, L=2048", *models.ADDITIVE, "aif, L=512", "preset", f"two_tower{FACTORS}", f"preset{FACTORS}"
+    *models.BASELINES, "exact, L=512", "exact, L=2048", *models.ADDITIVE, "aif, L=512", "preset",
+    f"two_tower{FACTORS}", f"preset{FACTORS}",
 )  # fmt: skip
 """Models of the frontier."""
 DRAWN = ("two_tower", "cold", "+ SimTier", "aif", "exact", "aif, L=512", "exact, L=512")
