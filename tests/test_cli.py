@@ -274,7 +274,10 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     assert run(*words, "--quiet")[0] == 0
 
     assert "expected a new folder" in run("add", "factors", *add, tmp_path / "served")[2]
-    assert run("add", "factors", *add, tmp_path / "other")[:2] == (0, f"{tmp_path / 'other'}: dot_product, pure_svd\n")
+    assert run("add", "factors", *add, tmp_path / "other")[0] == 0
+    other = load_model(tmp_path / "other")
+    assert [block.name for block in other.config.blocks] == ["dot_product", "pure_svd"]
+    assert run("add", "offset", *add, tmp_path / "last")[1].startswith(f"{tmp_path / 'last'}: offset added, version ")
     for parts in (["cream"], []):
         with pytest.raises(SystemExit) as usage:
             run("add", *parts, *add, tmp_path / "another")

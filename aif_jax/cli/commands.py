@@ -34,6 +34,7 @@ from aif_jax.readers.check import ORDERS
 from aif_jax.readers.problems import CAP
 from aif_jax.run import Run, fit
 from aif_jax.train.tasks import TASKS
+from aif_jax.version import fingerprint
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
 FIT = (
@@ -234,7 +235,8 @@ def run_add(options: argparse.Namespace) -> int:
     trained = Run.load(options.trained)
     data = read(options.events, items=options.items, users=options.users, encoder=shared.encoder_of(options.trained, trained))
     made = dataclasses.replace(trained, folder=None)  # which stays as it is
-    for part in (name for name in ADDED if name in options.parts):
+    parts = [name for name in ADDED if name in options.parts]
+    for part in parts:
         shown = {"progress": not options.quiet} if part == "calibration" else {}
         made = ADDED[part](made, data, **shown)
     made.save(options.out)
@@ -243,7 +245,8 @@ def run_add(options: argparse.Namespace) -> int:
         figures = {name: run.evaluate(data, progress=not options.quiet).figures() for name, run in runs.items()}
         print(json.dumps(figures))
     else:
-        print(f"{options.out}: {', '.join(block.name for block in made.config.blocks)}")
+        version = fingerprint(made.params, made.config, made.encoder)
+        print(f"{options.out}: {', '.join(parts)} added, version {version}")
     return FINE
 
 
