@@ -122,13 +122,14 @@ LONGER: dict[str, dict[str, Any]] = {
     "+ SimTier, L=512": dict(blocks=PAPER, long_length=512),
     "aif, L=512": dict(blocks=FULL, long_length=512),
     "preset": dict(blocks=(BEA, SIM, LEARNED, WINDOWED, DOT), long_length=512),
+    "preset, L=2048": dict(blocks=(BEA, SIM, LEARNED, SIM_TIER, DOT), long_length=2048),
     "aif, L=512, seven recency windows": dict(
         blocks=(*FULL[:-2], SimTier(tiers=TIERS, bits=BITS, windows=SEVEN), DOT), long_length=512
     ),
 }
 """Longer histories; a two-tower model has the short one alone. Recency windows in SimTier are ours, not the paper's.
 
-"preset" is `presets.aif`: "aif, L=512" without DIN on LSH.
+"preset" is `presets.aif`: "aif, L=512" without DIN on LSH; with L=2048 its SimTier, too, reads all 2,048 events.
 """
 WINDOWS: dict[str, dict[str, Any]] = {
     "aif, L=512, two recency windows": dict(
