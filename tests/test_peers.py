@@ -492,17 +492,20 @@ def test_the_best_trial_is_chosen_and_kept(tmp_path):
         scores.write_catalogue(workplace.scores(slice_), name, made, {"settings": settings})
 
     trials = ({"good": 0}, {"good": 1}, {"good": 2})
-    tuning.tuned("one", workplace, trials[:1] + trials[1:2], {"more": 5}, write)
-    assert written == [("validation", {"good": 0}), ("validation", {"good": 1}), ("test", {"good": 1, "more": 5})]
+    tuning.tuned("one", workplace, (trials[:2], (), ({"more": 5},)), write)
+    longer = {"good": 1, "more": 5}  # of the best, which it does not beat
+    assert written == [
+        (name, each) for name, each in zip(["validation"] * 3 + ["test"], (*trials[:2], longer, trials[1]), strict=True)
+    ]
     about = workplace.read("one").about
-    assert about["chosen"] == {"good": 1} and [t["settings"] for t in about["trials"]] == [{"good": 0}, {"good": 1}]
+    assert about["chosen"] == {"good": 1} and [t["settings"] for t in about["trials"]] == [*trials[:2], longer]
     assert about["trials"][1]["gauc asked"] == 1 and about["trials"][0]["hr@100 corrected"] == pytest.approx(2 / 3)
-    tuning.tuned("one", workplace, trials, {}, write)
-    assert len(written) == 3
+    tuning.tuned("one", workplace, (trials,), write)
+    assert len(written) == 4
     for path in workplace.scores("test").iterdir():
         path.unlink()
-    tuning.tuned("one", workplace, trials, {}, write)  # the trials that were done are not done again
-    assert written[3:] == [("validation", {"good": 2}), ("test", {"good": 1})]
+    tuning.tuned("one", workplace, (trials,), write)  # the trials that were done are not done again
+    assert written[4:] == [("validation", {"good": 2}), ("test", {"good": 1})]
 
 
 def test_a_feed_that_fails_says_so(tmp_path, data):
@@ -580,7 +583,7 @@ def test_flags_are_checked(capsys):
 
 def test_the_page_is_that_of_the_records():
     budget = tuning.Budget()
-    wanted = report.markdown(report.tables(report.read(records.RESULTS)), trial=budget.trial, final=budget.final)
+    wanted = report.markdown(report.tables(report.read(records.RESULTS)), trial=budget.trial, longer=budget.longer)
     assert (records.RESULTS.parents[1] / "docs" / report.PAGE).read_text(encoding="utf-8") == wanted
 
 

@@ -6,7 +6,7 @@ Command   python -m experiments.peers --data DIR --json peers.json
 Data      DIR holds movielens-small-merged/; the synthetic world of --smoke is made here.
 Protocol  docs/peers.md. Lists are written once into --work. Every score file in <work>/<data set>/test/scores is evaluated,
           whoever wrote it, and leaves a record in experiments/results/peers.jsonl; experiments/peers/README.md has the format.
-Time      closed-form baselines about ten minutes, each trained peer about five, of one core.
+Time      closed-form baselines about ten minutes, each trained peer about seventeen, of one core.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{table.title}\n{common.table(table.rows, table.header)}\n")
     if options.page is not None:
         budget = tuning.Budget()
-        text = report.markdown(made, trial=budget.trial, final=budget.final)
+        text = report.markdown(made, trial=budget.trial, longer=budget.longer)
         (options.page / report.PAGE).write_text(text, encoding="utf-8")
         print(f"tables written to {options.page / report.PAGE}")
     common.write_json(options.json, {"models": {one["model"]: one for one in found.values()}})

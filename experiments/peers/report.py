@@ -48,8 +48,8 @@ of their packages behind thin feeds; `experiments/peers/README.md` says how to a
 - ± is the standard error over users (bootstrap, {draws} samples). Differences are on the same samples of users, with
   the middle 95 %. One seed each.
 - *Tuning*: closed-form baselines try the settings of the last table, trained peers three learning rates (0.001, 0.003, 0.01)
-  with {trial:.0f} s of one core each, and {final:.0f} s for the final model. The best has the largest sum of GAUC and HR@100,
-  both corrected, on the validation slice. More training would help the trained ones: they are short of convergence.
+  with {trial:.0f} s of one core each (YoutubeDNN then two more temperatures), and the best of these with {longer:.0f} s, as
+  long as `presets.aif` trains. The best has the largest sum of GAUC and HR@100, both corrected, on the validation slice.
 """
 
 
@@ -149,9 +149,9 @@ def tables(found: dict[str, dict[str, Any]]) -> list[Table]:
     return [table for table in made if table.rows and len(table.header) > 1]
 
 
-def markdown(found: Iterable[Table], *, trial: float, final: float) -> str:
+def markdown(found: Iterable[Table], *, trial: float, longer: float) -> str:
     """The page: a heading and every table."""
-    parts = [HEADING.format(draws=f"{DRAWS:,}", trial=trial, final=final)]
+    parts = [HEADING.format(draws=f"{DRAWS:,}", trial=trial, longer=longer)]
     for table in found:
         lines = [table.header, ["---"] * len(table.header), *table.rows]
         parts.append(f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")

@@ -21,16 +21,17 @@ from experiments.peers.lists import Lists
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = (0.001, 0.003, 0.01)  # learning rates that are tried, of every trained peer
+TEMPERATURES = {"rechub-youtubednn": (0.05, 0.1)}  # the same of peers that have one, next to their package's example
 JUDGED = ("gauc corrected", "hr@100 corrected")  # figures whose sum a trial is judged by
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Processor seconds of training of each trial and of the final model of a trained peer."""
+    """Processor seconds of training: of each trial of a trained peer, and of one more trial of the best, which may win."""
 
-    trial: float = 25.0
-    final: float = 75.0
+    trial: float = 120.0
+    longer: float = 600.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,35 +60,37 @@ class Workplace:
         return scores.read(self.scores(slice_), name, requests=len(found.target), items=len(found.count))
 
 
+Stages = tuple[tuple[dict[str, Any], ...], ...]
 Write = Callable[[str, dict[str, Any], str], None]
 """`write(slice, settings, name)` makes a score file of that name."""
 
 
-def tuned(name: str, workplace: Workplace, trials: tuple[dict[str, Any], ...], final: dict[str, Any], write: Write) -> None:
-    """Writes the test slice's score file of a peer with the best of its trials; does nothing where that was done.
+def tuned(name: str, workplace: Workplace, stages: Stages, write: Write) -> None:
+    """Writes the test slice's score file of a peer with the best settings tried; does nothing where that was done.
 
     Args:
       name: of the peer.
       workplace: where everything is.
-      trials: settings, one of which is chosen; a single one is not tried.
-      final: settings that replace a trial's in the final run, such as a larger budget.
+      stages: of settings; each is tried over the best settings before it. A single one in all is not tried.
       write: makes a score file.
     """
     validation, test = SLICES
     if name in scores.names(workplace.scores(test)) and "chosen" in workplace.read(name).about:
         return
-    tried = _read(workplace.trials(name)) if len(trials) > 1 else []
-    for settings in trials if len(trials) > 1 else ():
-        if any(trial["settings"] == settings for trial in tried):
-            continue
-        write(validation, settings, name)
-        tried.append({"settings": settings, **judged(workplace.read(name, validation), workplace.lists[validation])})
-        workplace.trials(name).parent.mkdir(exist_ok=True)
-        workplace.trials(name).write_text(json.dumps(tried, indent=1) + "\n", encoding="utf-8")
-        shown = ", ".join(f"{key} {value:.4f}" for key, value in tried[-1].items() if key != "settings")
-        print(f"{name}, {settings}: {shown}", flush=True)
-    best = max(tried, key=lambda trial: sum(trial[name] for name in JUDGED))["settings"] if tried else trials[0]
-    write(test, best | final, name)
+    alone = sum(map(len, stages)) == 1
+    tried, best = ([], stages[0][0]) if alone else (_read(workplace.trials(name)), {})
+    for changes in () if alone else stages:
+        for settings in [best | change for change in changes]:
+            if any(trial["settings"] == settings for trial in tried):
+                continue
+            write(validation, settings, name)
+            tried.append({"settings": settings, **judged(workplace.read(name, validation), workplace.lists[validation])})
+            workplace.trials(name).parent.mkdir(exist_ok=True)
+            workplace.trials(name).write_text(json.dumps(tried, indent=1) + "\n", encoding="utf-8")
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in tried[-1].items() if key != "settings")
+            print(f"{name}, {settings}: {shown}", flush=True)
+        best = max(tried, key=lambda trial: sum(trial[figure] for figure in JUDGED))["settings"]
+    write(test, best, name)
     path = workplace.scores(test) / f"{name}.json"
     about = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(about | {"chosen": best, "trials": tried}, indent=1) + "\n", encoding="utf-8")
@@ -113,7 +116,7 @@ def baseline(name: str, workplace: Workplace) -> None:
         about = {"settings": settings, "versions": baselines.versions(name), "seed": 0}
         scores.write_catalogue(workplace.scores(slice_), file, made, about)
 
-    tuned(name, workplace, trials, {}, write)
+    tuned(name, workplace, (trials,), write)
 
 
 def trained(name: str, workplace: Workplace, python: str, budget: Budget, *, seed: int = 0) -> None:
@@ -135,5 +138,6 @@ def trained(name: str, workplace: Workplace, python: str, budget: Budget, *, see
         if done.returncode:
             raise RuntimeError(f"{name}: its feed failed in {python}:\n{(done.stdout + done.stderr)[-2000:]}")
 
-    trials = tuple({"learning_rate": rate, "core_seconds": budget.trial} for rate in RATES)
-    tuned(name, workplace, trials, {"core_seconds": budget.final}, write)
+    rates = tuple({"learning_rate": rate, "core_seconds": budget.trial} for rate in RATES)
+    temperatures = tuple({"temperature": temperature} for temperature in TEMPERATURES.get(name, ()))
+    tuned(name, workplace, (rates, temperatures, ({"core_seconds": budget.longer},)), write)

@@ -1,6 +1,6 @@
 """Trains one peer on the files of one slice and writes its score file; `experiments.peers` starts this in the peers' Python.
 
-Command   python -m experiments.peers.feeds NAME LISTS SCORES --learning-rate 0.003 --core-seconds 75
+Command   python -m experiments.peers.feeds NAME LISTS SCORES --learning-rate 0.003 --core-seconds 120
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("scores", type=Path, help="folder for the score file")
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--core-seconds", type=float, required=True, help="processor time of training")
+    parser.add_argument("--temperature", type=float, help="of a model that has one (default: that of its package's example)")
     parser.add_argument("--file", help="name of the score file (default: NAME)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -42,10 +43,11 @@ def main(arguments: list[str] | None = None) -> None:
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
     budget = Budget(seconds=options.core_seconds)
+    given = dict(learning_rate=options.learning_rate, budget=budget, seed=options.seed)
+    if options.temperature is not None:
+        given["temperature"] = options.temperature
     began = time.process_time()
-    found, about = feed.scores(
-        options.name, files.read(options.lists), learning_rate=options.learning_rate, budget=budget, seed=options.seed
-    )
+    found, about = feed.scores(options.name, files.read(options.lists), **given)
     about |= {
         "learning_rate": options.learning_rate,
         "core_seconds": options.core_seconds,

@@ -47,16 +47,24 @@ class Loader:
             yield tensors(user | item_features(lists, rows.reshape(-1))), torch.from_numpy(labels.reshape(-1))
 
 
-def scores(name: str, lists: Lists, *, learning_rate: float, budget: Budget, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+def scores(
+    name: str, lists: Lists, *, learning_rate: float, budget: Budget, seed: int, temperature: float | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Trains "rechub-dssm" or "rechub-youtubednn" and scores the catalogue for every request.
 
     Returns:
       float32 [R, N], and what the score file says of the model.
+
+    Raises:
+      ValueError: a temperature for the model whose package leaves it out.
     """
     torch.manual_seed(seed)
     listwise = name == "rechub-youtubednn"
+    if temperature is not None and not listwise:
+        raise ValueError(f"temperature: expected none for {name}, which ignores it, got {temperature}")
+    temperature = (temperature or TEMPERATURE) if listwise else 1.0
     samples = Samples(lists, negatives=15 if listwise else 3, seed=seed)
-    model = youtube(lists, samples.negatives) if listwise else dssm(lists)
+    model = youtube(lists, samples.negatives, temperature) if listwise else dssm(lists)
     with tempfile.TemporaryDirectory() as folder:
         trainer = MatchTrainer(
             model,
@@ -72,8 +80,7 @@ def scores(name: str, lists: Lists, *, learning_rate: float, budget: Budget, see
         requests = {"history": histories} if listwise else user_features(lists, histories)
         users = trainer.inference_embedding(model, "user", batches(requests), Path(folder))
         rows = trainer.inference_embedding(model, "item", batches(features), Path(folder))
-    temperature = TEMPERATURE if listwise else 1.0
-    settings = {"negatives": samples.negatives, "width": WIDTH, "tower": TOWER}
+    settings = {"negatives": samples.negatives, "width": WIDTH, "tower": TOWER, "temperature": temperature}
     return (users @ rows.T / temperature).numpy(), {"sampler_power": lists.about["power"], "settings": settings}
 
 
@@ -92,13 +99,13 @@ def dssm(lists: Lists) -> DSSM:
     return DSSM(history, item, user_params=tower, item_params=tower)
 
 
-def youtube(lists: Lists, negatives: int) -> YoutubeDNN:
+def youtube(lists: Lists, negatives: int, temperature: float) -> YoutubeDNN:
     """Mean-pooled histories against item ids; the model has no item tower."""
     size, width = len(lists.count), TOWER[-1]
     history = [SequenceFeature("history", size, width, "mean", shared_with="item", padding_idx=0)]
     item = [SparseFeature("item", size, width, padding_idx=0)]
     others = [SequenceFeature("negatives", size, width, "concat", shared_with="item", padding_idx=0)]
-    return YoutubeDNN(history, item, others, user_params={"dims": TOWER}, temperature=TEMPERATURE)
+    return YoutubeDNN(history, item, others, user_params={"dims": TOWER}, temperature=temperature)
 
 
 def batches(features: dict[str, np.ndarray], size: int = 1024) -> Iterator[dict[str, torch.Tensor]]:
