@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -503,6 +504,30 @@ def started(directory: Path, log: Path) -> multiprocessing.Process:
     return process
 
 
+def stopped_while_saving(pid: int, directory: Path) -> list[Path]:
+    """The work folders of a process that is stopped now; none where it was stopped before it had locked one."""
+    while not saving(directory):
+        time.sleep(0.0002)
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+    while threads.exists() and any(f.read_text().rpartition(")")[2].split()[0] != "T" for f in threads.glob("*/stat")):
+        time.sleep(0.001)  # a call to the system that it is in ends first
+    begun = [folder for folder in directory.iterdir() if folder.name.endswith(".partial")]
+    return begun if all(map(locked, begun)) else []
+
+
+def locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder; one that it has just made has none yet, and may be removed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def saving(directory: str | Path) -> bool:
     """Whether a snapshot is being written, or was when its writer died."""
     folder = Path(directory)
@@ -514,10 +539,8 @@ def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path):
     directory, log = tmp_path / "w", tmp_path / "log"
     process = started(directory, log)
     try:
-        while not saving(directory):
-            time.sleep(0.0002)
-        os.kill(process.pid, signal.SIGSTOP)
-        begun = [folder for folder in directory.iterdir() if folder.name.endswith(".partial")]
+        while not (begun := stopped_while_saving(process.pid, directory)):
+            os.kill(process.pid, signal.SIGCONT)
         with pytest.raises(WriterConflict, match=f"process {process.pid} on .* is writing here"):
             IndexWriter.resume(directory, MODEL, PARAMS)
         assert all(folder.exists() for folder in begun)
