@@ -267,7 +267,6 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     data = read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder)
     wanted = dataclasses.replace(trained, folder=None).with_factors(data).for_catalogue(data).calibrate(data, progress=False)
     served = load_model(tmp_path / "served")
-    assert trained.config == load_model(tmp_path / "run").config and load_model(tmp_path / "run").version == before
     assert served.config == wanted.config and served.encoder.version == trained.encoder.version
     jax.tree.map(np.testing.assert_array_equal, served.params, wanted.params)
     words = ["index", "build", "--checkpoint", tmp_path / "served", "--items", folder / "items", "--out", tmp_path / "index"]
@@ -277,7 +276,9 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     assert run("add", "factors", *add, tmp_path / "other")[0] == 0
     other = load_model(tmp_path / "other")
     assert [block.name for block in other.config.blocks] == ["dot_product", "pure_svd"]
-    assert run("add", "offset", *add, tmp_path / "last")[1].startswith(f"{tmp_path / 'last'}: offset added, version ")
+    code, out, _ = run("add", "calibration", *add, tmp_path / "last")
+    assert code == 0 and out.startswith(f"{tmp_path / 'last'}: calibration added, version ")
+    assert load_model(tmp_path / "run").version == before != load_model(tmp_path / "last").version
     for parts in (["cream"], []):
         with pytest.raises(SystemExit) as usage:
             run("add", *parts, *add, tmp_path / "another")
