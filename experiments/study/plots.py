@@ -133,11 +133,12 @@ def _by_seen(records: Records) -> Any:
     found = by_seen(records)
     if not found:
         return None
+    names = sorted({model for rows in found.values() for model in rows})  # one colour in all panels
     figure, panels = pyplot.subplots(1, len(found), figsize=(4 * len(found), 4), squeeze=False)
     for axes, (dataset, rows) in zip(panels[0], found.items(), strict=True):
-        for model, by in rows.items():
+        for model, by in sorted(rows.items()):
             levels, spread = ([parts["gauc"][name] for parts in by.values()] for name in ("gauc", "gauc_std"))
-            axes.errorbar(list(by), levels, yerr=spread, marker="o", capsize=3, label=model)
+            axes.errorbar(list(by), levels, yerr=spread, marker="o", capsize=3, label=model, color=f"C{names.index(model)}")
         axes.set(title=dataset, xlabel="last events that the state has seen", ylabel="GAUC")
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
