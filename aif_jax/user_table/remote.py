@@ -77,13 +77,13 @@ class RemoteRows:
     def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
         """As `Rows.put`; each row is compared and set by the server."""
         pipe, none, now = self._client.pipeline(transaction=False), struct.pack("<q", NONE), time.time()
-        furthest = {each: rows.position[rows.partition == each].max() for each in np.unique(rows.partition).tolist()}
+        furthest: dict[int, int] = {}  # of the rows so far: a writer that dies here has noted none that it had not sent
         for place, user in enumerate(users):
             words, position, partition = rows.words[place], int(rows.position[place]), int(rows.partition[place])
             before = struct.pack("<q", int(expected[place]))
             value = self._value(words, position, partition)
-            progress = f"{furthest[partition]} {now}"
-            arguments = [none, before, value, self._lives, partition, progress]
+            furthest[partition] = max(furthest.get(partition, NONE), position)
+            arguments = [none, before, value, self._lives, partition, f"{furthest[partition]} {now}"]
             self._put(keys=[self.key(user), self._progress], args=arguments, client=pipe)
         return np.array(pipe.execute(), bool) if len(users) else np.zeros(0, bool)
 
