@@ -524,6 +524,9 @@ def test_a_row_that_moved_on_is_not_overwritten(server):
     back = Stored(np.ones((3, 1), np.uint32), np.array([12, 11, 5]), np.array([0, 0, 1], np.int32))
     assert rows.put(["c", "d", "e"], back, expected=np.full(3, NONE)).all()
     assert {each: found.position for each, found in rows.progress().items()} == {0: 12, 1: 5}
+    late = Stored(np.ones((2, 1), np.uint32), np.array([20, 30]), np.zeros(2, np.int32))
+    assert rows.put(["f", "a"], late, expected=np.full(2, NONE)).tolist() == [True, False]
+    assert rows.progress()[0].position == 20, "the row that came too late was not written"
 
 
 def test_two_writers_of_one_user_lose_and_double_nothing(server):
