@@ -28,7 +28,7 @@ from tests.golden import make_export
 from tests.reliability import damaged, victims
 
 FOLDER = Path(make_export.__file__).parent / "export"  # the same bytes everywhere, so the flips below are too
-FLIPS = {  # (position, bit): what they do to jax 0.10.2
+FLIPS = {  # (position, bit): what they do to jax 0.10.2, most of the time
     "interaction": {
         "SIGSEGV": [(18592, 3), (7916, 5), (1242, 3), (18574, 4), (18446, 7), (2609, 2)], "SIGABRT": [(1249, 6)],
         "endless": [(5069, 2), (4678, 3)],
@@ -112,9 +112,16 @@ def left_behind():
 def test_flipped_functions_are_refused_and_this_process_lives(forge, name):
     for position, bit in FLIPS[name]["SIGSEGV"][:2] + FLIPS[name].get("SIGABRT", []):
         with pytest.raises(ExportError) as caught:
-            export.load(forge(flipped(name, position, bit)), max_seconds=40)
-        if jax.__version__ == "0.10.2":  # what reads beyond its memory crashes, or reads on
-            assert "died of SIG" in str(caught.value) or "got no end" in str(caught.value)
+            export.load(forge(flipped(name, position, bit)), max_seconds=25)
+        # what reads beyond its memory crashes, reads on, or finds bytes there that jax refuses: that differs from run to run
+        assert any(words in str(caught.value) for words in ("died of SIG", "got no end", f"{name}: expected a function"))
+
+
+def test_a_child_process_that_crashes_is_named_by_its_signal(monkeypatch):
+    crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n"
+    monkeypatch.setattr(child, "START", crash)
+    with pytest.raises(ExportError, match="died of SIGSEGV; max_bytes sets the limit"):
+        export.load(FOLDER)
 
 
 def test_functions_that_are_read_for_ever_end_in_time(forge, left_behind):
@@ -190,7 +197,8 @@ def test_pinned_and_trusted_folders_need_no_child(monkeypatch):
 def test_the_command_line_checks_in_a_child(forge, capsys):
     folder = str(forge(flipped("interaction", *FLIPS["interaction"]["SIGSEGV"][3])))
     assert cli.main(["verify", folder]) == 1
-    assert "interaction" in (error := capsys.readouterr().err) or "died of SIG" in error
+    error = capsys.readouterr().err
+    assert any(words in error for words in ("died of SIG", "got no end", "interaction: "))
     assert cli.main(["verify", "--trusted", str(FOLDER)]) == cli.main(["verify", str(FOLDER)]) == 0
 
 
