@@ -70,7 +70,7 @@ def time_models(options) -> None:
     names = options.model or models.names()
     rounds, lengths = (5, (64,)) if options.smoke else (options.rounds, critical_path.LENGTHS)
     timed = critical_path.measure(
-        data, names, candidates=options.candidates, rounds=rounds, lengths=lengths, smoke=options.smoke
+        data, names, candidates=options.candidates, rounds=rounds, lengths=lengths, work=options.work, smoke=options.smoke
     )
     made = {"candidates": options.candidates, "rounds": rounds, "models": timed, "machine": common.machine()}
     options.results.mkdir(parents=True, exist_ok=True)

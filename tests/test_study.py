@@ -80,11 +80,14 @@ def test_smoke(tmp_path):
 
 
 def test_critical_paths_of_models_and_lengths(tmp_path, capsys):
+    folders = ["--results", str(tmp_path), "--figures", str(tmp_path), "--work", str(tmp_path / "work")]
+    ablation.main(["--smoke", "--model", "two_tower", *folders])
     arguments = ["--smoke", "--critical", "--model", "two_tower", "exact", "aif", "--json", str(tmp_path / "a.json")]
-    ablation.main([*arguments, "--results", str(tmp_path), "--figures", str(tmp_path)])
+    ablation.main([*arguments, *folders])
     timed = json.loads((tmp_path / ablation.CRITICAL).read_text())["models"]
     assert list(timed) == ["two_tower", "exact", "aif", "two_tower, with factors", "exact, L=64", "aif, L=64"]
     assert all(0 < times["best"] <= times["p50"] <= times["p99"] and times["cpu"] > 0 for times in timed.values())
+    assert [name for name, times in timed.items() if times["trained"]] == ["two_tower", "two_tower, with factors"]
     claims = json.loads((tmp_path / "a.json").read_text())["claims"]
     assert claims["critical_exact_over_aif L=64"] == pytest.approx(
         timed["exact, L=64"]["p50"] / timed["aif, L=64"]["p50"], rel=1e-3

@@ -56,7 +56,7 @@ WITHOUT_LIMIT = (
 IN_CATALOGUE = ("preset", "two_tower", "streaming")  # models that rank the whole catalogue for every request
 FACTORED = IN_CATALOGUE  # models that are evaluated with the factors of co-engagement too,
 NOT_FACTORED = ("taobao",)  # but not where people come back to items: there they lose on the validation slice
-KEPT = ("exact", "two_tower", "preset")  # models whose parameters are kept for recipes
+KEPT = ("exact", *IN_CATALOGUE)  # models whose parameters are kept, for recipes and for times
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def train_and_evaluate(
         if run.task == "next":
             figures |= catalogue_figures(run, model, params, data, requests, work, sizes)
             if run.model in KEPT and run.recipe == recipes.DEFAULT:
-                keep(params, config, work / "models" / run.file)
+                keep(params, config, kept(run, work))
     return {
         "id": run.id,
         **dataclasses.asdict(run),
@@ -307,7 +307,7 @@ def ask_catalogue(
     counts: np.ndarray,
     work: Path,
     *,
-    suffix: str = "",
+    more: str = "",
 ) -> dict[str, Any]:
     """Hit rates of all requests in the catalogue (of some, where it is large), and among the best that the two-tower model
     retrieves (same seed, default recipe) where it has run; keeps ranks and best rows in `work`.
@@ -326,7 +326,7 @@ def ask_catalogue(
     )
     asked = catalogue.ask(model, params, data.dataset, at, counts, **given)
     ranks = {name: value for name, value in asked._asdict().items() if value is not None}
-    np.savez_compressed(folder / f"{run.file}{suffix.replace(' ', '_')}.npz", positions=at, **ranks)
+    np.savez_compressed(folder / f"{run.file}{_file(more)}.npz", positions=at, **ranks)
     return catalogue.figures(asked, counts[data.dataset.log.item[at]] == 0)
 
 
@@ -336,10 +336,12 @@ def with_factors(
     """The figures of the trained model with a `PureSvd` whose factors are fitted on the events that training saw."""
     dataset = data.dataset
     params, config = fit_pure_svd(params, dataset.log.user[seen], dataset.log.item[seen], config=model.config)
+    if run.slice == "test" and run.recipe == recipes.DEFAULT:
+        keep(params, config, kept(run, work, more=models.FACTORS))
     model, counts = aif.build(config), item_counts(dataset, seen)
     figures: dict[str, Any] = sampled_figures(sampled_scores(model, params, dataset, requests), requests, dataset)
     return figures | {
-        "catalogue": ask_catalogue(run, model, params, data, requests.positions, counts, work, suffix=" with factors")
+        "catalogue": ask_catalogue(run, model, params, data, requests.positions, counts, work, more=models.FACTORS)
     }
 
 
@@ -361,8 +363,17 @@ def ceiling(data: datasets.StudyData, requests: Requests, sampler: NegativeSampl
     return {"auc": world.ceiling_auc(*arguments, sampling=q), "gauc": world.ceiling_gauc(*arguments, sampling=q).value}
 
 
+def kept(run: Run, work: Path, *, more: str = "") -> Path:
+    """The folder of a trained model; `more` is what follows the model's name, such as `models.FACTORS`."""
+    return work / "models" / (run.file + _file(more))
+
+
+def _file(more: str) -> str:
+    return more.replace(",", "").replace(" ", "_")
+
+
 def keep(params: Params, config: aif.Config, folder: Path) -> None:
-    """Keeps a trained model for the recipes that need it."""
+    """Keeps a trained model for the recipes that need it and for `--critical`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder, params, config)
@@ -373,7 +384,7 @@ def load_helper(run: Run, work: Path) -> recipes.Helper | None:
     if run.recipe not in recipes.HELPERS:
         return None
     needed = dataclasses.replace(run, model=recipes.HELPERS[run.recipe], recipe=recipes.DEFAULT)
-    folder = work / "models" / needed.file
+    folder = kept(needed, work)
     if not folder.exists():
         raise FileNotFoundError(f"{run.id}: expected the trained model of {needed.id!r} in {folder}; run that first")
     restored = checkpoint.load(folder)
