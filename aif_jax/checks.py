@@ -1,8 +1,12 @@
-"""Checks of arrays at the public edge, on the host: what, where, expected, got. Nothing is altered or clipped."""
+"""Checks of settings and arrays at the public edge, on the host: what, where, expected, got. Nothing is altered or clipped."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+import types
+import typing
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,47 @@ def expect(ok: Any, name: str, expected: object, got: object) -> None:
     """Raises ValueError "name: expected ..., got ..." unless `ok`."""
     if not ok:
         raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def expect_types(value: Any) -> None:
+    """Raises ValueError unless the numbers, booleans, strings and tuples of these in a dataclass are what it says they are.
+
+    True is no int, and a NumPy number is none, since JSON does not write it. Fields with other types are not looked at.
+    """
+    for name, hint in _hints(type(value)).items():
+        got = getattr(value, name)
+        if not _is(got, hint):
+            shown = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
+            expect(False, f"{type(value).__name__}.{name}", shown.replace(" | ", " or "), f"{got!r}")
+
+
+PLAIN = (int, float, bool, str)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, of those that can be checked."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if _plain(hints[field.name])}
+
+
+def _plain(hint: Any) -> bool:
+    """Whether a type is a plain one, None, or a union or a tuple of any length of these."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return all(map(_plain, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return len(typing.get_args(hint)) == 2 and typing.get_args(hint)[1] is ... and _plain(typing.get_args(hint)[0])
+    return hint in (*PLAIN, type(None))
+
+
+def _is(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_is(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is(one, typing.get_args(hint)[0]) for one in value)
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
 
 
 def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:

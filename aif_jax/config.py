@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, expect_types
 from aif_jax.objectives import parse
 from aif_jax.schema import Schema
 
@@ -55,14 +55,15 @@ class Config:
     objectives: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for field in ("width", "short_length", "long_length"):
-            expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
         for field in ("towers", "head"):
             widths = getattr(self, field)
             fits = isinstance(widths, tuple) and all(isinstance(w, int) and w >= 1 for w in widths)
             fits = fits or (widths is None and field == "towers")
             expect(fits, f"Config.{field}", "a tuple of widths of at least 1", widths)
         expect(isinstance(self.objectives, tuple), "Config.objectives", "a tuple of names", repr(self.objectives))
+        expect_types(self)
+        for field in ("width", "short_length", "long_length"):
+            expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
         several = len(parse(self.objectives)) > 1
         expect(self.head or not several, "Config.head", "hidden widths for several objectives", "()")
         for part in self.blocks:

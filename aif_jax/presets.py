@@ -20,16 +20,19 @@ TIERS = 16
 BITS = 128
 
 
-def aif(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
+def aif(
+    schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), tier_length: int | None = LONG_LENGTH, **changes: Any
+) -> Config:
     """The AIF model: the block list that the study recommends; README's figures are of this one.
 
-    BEA, SIM, linear attention with softmax keys, exact SimTier over the last 512 behaviours, and dot products added to the
-    logit: with a longer `long_length` the cost in real time stays the same. Without content in the schema SimTier is left out,
-    and the logger "aif_jax.presets" says so.
+    BEA, SIM, linear attention with softmax keys, exact SimTier over the last `tier_length` behaviours, and dot products added
+    to the logit: with a longer `long_length` the cost in real time stays the same, with a longer `tier_length` it grows.
+    Without content in the schema SimTier is left out, and the logger "aif_jax.presets" says so.
 
     Args:
       schema: the features.
       sim_fields: behaviour fields with a SIM cache.
+      tier_length: behaviours that SimTier reads, from the most recent; None for all of `long_length`.
       changes: fields of `Config`.
 
     Example:
@@ -38,19 +41,21 @@ def aif(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **change
       >>> [block.name for block in aif(schema).blocks]
       ['bea', 'sim_category', 'linear_memory', 'sim_tier', 'dot_product']
     """
-    tiers = _with_content(schema, "aif", blocks.SimTier(tiers=TIERS, bits=BITS, length=LONG_LENGTH))
+    tiers = _with_content(schema, "aif", blocks.SimTier(tiers=TIERS, bits=BITS, length=tier_length))
     short, long = blocks.Bea(dot_product=True), blocks.LinearMemory(dot_product=True)
     parts = (short, *map(blocks.Sim, sim_fields), long, *tiers, blocks.DotProduct())
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
 
 
-def streaming(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
+def streaming(
+    schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), tier_length: int = LONG_LENGTH, **changes: Any
+) -> Config:
     """`aif` for users whose history is a stream: linear attention and SIM hold a whole life and are updated by every event.
 
-    SimTier, BEA and the user tower read the last events, which are kept. `model.update_user` and `aif_jax.user_table` serve it;
-    given whole histories, it reads the first `long_length` events.
+    SimTier (`tier_length`), BEA and the user tower read the last events, which are kept. `model.update_user` and
+    `aif_jax.user_table` serve it; given whole histories, it reads the first `long_length` events.
     """
-    tiers = _with_content(schema, "streaming", blocks.SimTier(tiers=TIERS, bits=BITS, length=LONG_LENGTH))
+    tiers = _with_content(schema, "streaming", blocks.SimTier(tiers=TIERS, bits=BITS, length=tier_length))
     short, long = blocks.Bea(dot_product=True), blocks.DecayedMemory(dot_product=True)
     parts = (short, *map(blocks.DecayedSim, sim_fields), long, *tiers, blocks.DotProduct())
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, expect_types
 
 REQUIRED_ITEM_FIELDS = ("item", "category")
 
@@ -31,6 +31,7 @@ class Attribute:
     table: str | None = None
 
     def __post_init__(self):
+        expect_types(self)
         named = self.name and "/" not in self.name
         expect(named, "Attribute.name", "a non-empty name without '/'", repr(self.name))
         expect(self.size >= 2, f"Attribute {self.name!r}.size", "at least 2 (row 0 is 'unknown')", self.size)
@@ -75,6 +76,7 @@ class Schema:
     side: tuple[str, ...] = ()
 
     def __post_init__(self):
+        expect_types(self)
         names = [a.name for a in self.item_attributes + self.user_attributes]
         if len(set(names)) != len(names):
             raise ValueError(f"Schema: attribute names must differ, got {names}")

@@ -5,10 +5,11 @@ import json
 import re
 
 import jax
+import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import blocks
+from aif_jax import blocks, serving, train
 from aif_jax.config import BLOCKS, block_from_json, register
 from tests import demo
 
@@ -21,6 +22,11 @@ BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=5), aif.Attri
         ({"width": 0}, "Config.width: expected at least 1, got 0"),
         ({"short_length": 0}, "Config.short_length: expected at least 1, got 0"),
         ({"long_length": -4}, "Config.long_length: expected at least 1, got -4"),
+        ({"width": 2.5}, "Config.width: expected int, got 2.5"),
+        ({"width": np.int64(8)}, "Config.width: expected int, got np.int64(8)"),
+        ({"long_length": True}, "Config.long_length: expected int, got True"),
+        ({"sequence": "no"}, "Config.sequence: expected bool, got 'no'"),
+        ({"objectives": "click"}, "Config.objectives: expected a tuple of names, got 'click'"),
         ({"towers": (16, 0)}, "Config.towers: expected a tuple of widths of at least 1, got (16, 0)"),
         ({"towers": 16}, "Config.towers: expected a tuple of widths of at least 1, got 16"),
         ({"head": [16]}, "Config.head: expected a tuple of widths of at least 1, got [16]"),
@@ -53,6 +59,30 @@ BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=5), aif.Attri
 def test_a_wrong_field_is_named(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         demo.config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: blocks.Bea(bridges=2.5), "Bea.bridges: expected int, got 2.5"),
+        (lambda: blocks.Sim(7), "Sim.field: expected str, got 7"),
+        (lambda: blocks.SimTier(length=512.0), "SimTier.length: expected int or None, got 512.0"),
+        (lambda: blocks.SimTier(windows=(4, 8.0)), "SimTier.windows: expected tuple[int, ...], got (4, 8.0)"),
+        (lambda: blocks.DecayedSim("item", half_life="day"), "DecayedSim.half_life: expected float, got 'day'"),
+        (lambda: aif.Attribute(name="item", size="9"), "Attribute.size: expected int, got '9'"),
+        (lambda: dataclasses.replace(BARE, content=4.0), "Schema.content: expected int, got 4.0"),
+        (lambda: serving.ServingConfig(buckets=512), "ServingConfig.buckets: expected tuple[int, ...], got 512"),
+        (lambda: serving.ServingConfig(budget="1s"), "ServingConfig.budget: expected float or None, got '1s'"),
+        (lambda: train.NextItem(negatives="15"), "NextItem.negatives: expected int, got '15'"),
+        (lambda: train.Liked(threshold=3.5), "Liked.threshold: expected int, got 3.5"),
+        (lambda: train.SparseConfig(min_rows=1e6), "SparseConfig.min_rows: expected int, got 1000000.0"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_where_it_is_given(make, message):
+    """And not where the model is built, or where the config cannot be written as JSON."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+    assert blocks.DecayedSim("item", half_life=3).half_life == 3  # a float may be written without its point
 
 
 @pytest.mark.parametrize(
@@ -162,7 +192,7 @@ def test_json_of_a_newer_version_is_refused():
 
 @pytest.mark.parametrize("wrong", [{"blocks": [None]}, {"schema": None}, {"schema": {"sharper": True}}, {"width": {}}])
 def test_what_is_no_record_of_a_config_is_refused(wrong):
-    with pytest.raises(ValueError, match="config"):
+    with pytest.raises(ValueError, match="config|Config.width: expected int, got {}"):
         aif.Config.from_json(demo.config().to_json() | wrong)
     with pytest.raises(ValueError, match="config: expected a record that `to_json` made, got another: KeyError"):
         aif.Config.from_json({})

@@ -74,11 +74,19 @@ def test_changes_reach_any_field():
     config = presets.aif(SCHEMA, sim_fields=("item", "category"), width=16, long_length=64, head=(8,))
     assert [block.name for block in config.blocks if isinstance(block, blocks.Sim)] == ["sim_item", "sim_category"]
     assert (config.width, config.long_length, config.head) == (16, 64, (8,))
+    for preset in (presets.aif, presets.streaming):
+        assert _tiers(preset(SCHEMA, long_length=2048)).length == 512
+        assert _tiers(preset(SCHEMA, long_length=2048, tier_length=2048)).length == 2048
+    assert _tiers(presets.aif(SCHEMA, tier_length=None)).length is None
     assert presets.two_tower(SCHEMA, head=(4,), blocks=()).head == (4,)
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
         presets.aif(SCHEMA, depth=3)
     with pytest.raises(ValueError, match="Sim.field: expected one of schema.behaviour_fields"):
         presets.aif(SCHEMA, sim_fields=("brand",))
+
+
+def _tiers(config):
+    return next(block for block in config.blocks if isinstance(block, blocks.SimTier))
 
 
 def test_presets_are_named_once():

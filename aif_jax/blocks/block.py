@@ -221,6 +221,8 @@ B = TypeVar("B", bound=type[Block])
 def block(cls: B) -> B:
     """Makes a subclass of `Block` a frozen dataclass and registers it under its class name.
 
+    A value of another type than its field says, where that is a number, boolean, string or a tuple of these, is a ValueError.
+
     Raises:
       ValueError: another class has that name.
 
@@ -232,7 +234,19 @@ def block(cls: B) -> B:
       >>> Nothing(4), Nothing().name
       (Nothing(size=4), 'nothing')
     """
-    return register(dataclasses.dataclass(frozen=True)(cls))
+    return register(dataclasses.dataclass(frozen=True)(_checked(cls)))
+
+
+def _checked(cls: B) -> B:
+    """The class, which checks the types of its fields before what it checks by itself."""
+    own_checks = getattr(cls, "__post_init__", lambda self: None)
+
+    def checks_of_all(self: Any) -> None:
+        checks.expect_types(self)
+        own_checks(self)
+
+    cls.__post_init__ = checks_of_all  # type: ignore[attr-defined]
+    return cls
 
 
 def own(params: Params, part: Any) -> Params:

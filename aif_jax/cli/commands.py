@@ -61,6 +61,7 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints and logs")
     one.add_argument("--preset", choices=PRESETS, default="aif", help="the model (default: %(default)s)")
     text = "fields of the config in JSON, such as width=64 head=[64,32]: " + ", ".join(CONFIG_FIELDS)
+    text += "; and what the preset takes besides: " + ", ".join(sorted({x for name in PRESETS for x in preset_arguments(name)}))
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
     text = f"one of {', '.join(TASKS)}, and its fields, such as: Liked threshold=4 (default: NextItem)"
     one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
@@ -188,6 +189,12 @@ def run_check(options: argparse.Namespace) -> int:
     return FINE if report.clean else PROBLEMS
 
 
+def preset_arguments(name: str) -> list[str]:
+    """What a preset takes that is no field of the config: `sim_fields`, `tier_length`."""
+    parameters = inspect.signature(PRESETS[name]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
 def run_train(options: argparse.Namespace) -> int:
     """Trains a model on files. Killed and called again, it resumes."""
     if (options.coordinator is None) != (options.process_id is None):
@@ -200,7 +207,7 @@ def run_train(options: argparse.Namespace) -> int:
     if name not in TASKS:
         raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
     fields = shared.read_fields(words, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
-    changes = shared.read_fields(options.changes, "--set", CONFIG_FIELDS)
+    changes = shared.read_fields(options.changes, "--set", [*CONFIG_FIELDS, *preset_arguments(options.preset)])
     with shared.as_usage("--task"):
         task = TASKS[name](**fields)
     columns = shared.read_columns(options) or Columns()

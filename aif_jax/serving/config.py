@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, expect_types
 from aif_jax.features import SINCE
 from aif_jax.index.storage import STORAGES, Storage
 
@@ -100,6 +100,7 @@ class ServingConfig:
         def expect_field(ok: bool, field: str, expected: str) -> None:
             expect(ok, f"ServingConfig.{field}", expected, repr(getattr(self, field)))
 
+        expect_types(self)
         sizes = self.buckets
         expect_field(len(sizes) > 0 and _counts(sizes), "buckets", "at least one size of 1 or more")
         expect_field(all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "buckets", "ascending sizes")

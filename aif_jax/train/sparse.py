@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.blocks.block import recent
-from aif_jax.checks import expect
+from aif_jax.checks import expect, expect_types
 from aif_jax.config import Config
 from aif_jax.layers import behaviour_fields
 from aif_jax.schema import Schema
@@ -61,6 +61,7 @@ class SparseConfig:
     tables: tuple[str, ...] | None = None
 
     def __post_init__(self):
+        expect_types(self)
         expect(self.min_rows >= 1, "SparseConfig.min_rows", "at least 1", self.min_rows)
 
 

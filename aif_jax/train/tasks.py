@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, expect_types
 from aif_jax.data.candidates import Source, impressed, pointwise, sampled
 from aif_jax.data.cascade import STAGES
 from aif_jax.data.dataset import Dataset
@@ -47,6 +47,7 @@ class NextItem:
     ranks_catalogue = True
 
     def __post_init__(self):
+        expect_types(self)
         for field in ("negatives", "evaluated"):
             expect(getattr(self, field) >= 1, f"NextItem.{field}", "at least 1", getattr(self, field))
         expect(0 <= self.uniform <= 1, "NextItem.uniform", "a share from 0 to 1", self.uniform)
@@ -83,6 +84,9 @@ class Liked:
     ranks_catalogue = False
     calibrated = 0
 
+    def __post_init__(self):
+        expect_types(self)
+
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Events of known items and actions in a span of time."""
         positions = eligible_positions(data.log, min_history=min_history, since=since, before=before)
@@ -107,6 +111,9 @@ class Impressions:
     threshold: int | Mapping[str, int]
 
     ranks_catalogue = False
+
+    def __post_init__(self):
+        expect_types(self)
 
     @property
     def loss(self) -> Loss | None:
@@ -156,6 +163,7 @@ class Cascaded:
     calibrated = 1 << 20  # all
 
     def __post_init__(self):
+        expect_types(self)
         counts = self.counts
         expect(min(counts.values()) >= 0 and sum(counts.values()) > 0, "Cascaded", "candidates of some stage", counts)
 
