@@ -122,6 +122,10 @@ def test_presets_are_models_of_the_study(smoke):
     """README's figures are of `presets.aif`: it is a model of the study, and so are the baselines."""
     schema, fields = smoke.dataset.schema, smoke.sim_fields
     assert models.config("preset", schema, sim_fields=fields) == aif.presets.aif(schema, sim_fields=fields)
+    longer = aif.presets.aif(schema, sim_fields=fields, long_length=2048, tier_length=None)
+    assert models.config("preset, L=2048", schema, sim_fields=fields) == longer
+    (windowed,) = models.LENGTHS
+    assert models.config(windowed, schema, sim_fields=fields) == aif.presets.aif(schema, sim_fields=fields, long_length=2048)
     assert models.config("exact, L=512", schema, sim_fields=fields) == aif.presets.exact(schema, sim_fields=fields)
     for name, preset in (("two_tower", aif.presets.two_tower), ("cold", aif.presets.cold)):
         assert models.config(name, schema, sim_fields=fields, long_length=512) == preset(schema, long_length=512)
@@ -222,17 +226,20 @@ def test_projection_and_dtype_of_a_run_reach_the_model(smoke, tmp_path):
 
 
 def test_hyperparameters_are_those_of_the_best_trial():
+    first, _, fast, _, slow = plan.TRIALS
     trials = [
-        made("aif", 0, 0.7, slice="validation", learning_rate=0.01),
-        made("aif", 0, 0.8, slice="validation", learning_rate=0.02),
-        made("two_tower", 0, 0.9, slice="validation", learning_rate=0.005),
+        made("aif", 0, 0.7, slice="validation", **first),
+        made("aif", 0, 0.8, slice="validation", **fast),
+        made("two_tower", 0, 0.9, slice="validation", **slow),
         made("aif", 0, 0.99, learning_rate=0.5),  # the test slice has no say
+        made("aif", 0, 0.98, slice="validation", **first | dict(epochs=4)),  # nor what not every family has tried
+        made("preset", 0, 0.97, slice="validation", **slow),
     ]
     found = by_id(*trials)
     assert tuning.tuned(Run(dataset="movielens", model="+ SIM", seed=1), found).learning_rate == 0.02
     assert tuning.tuned(Run(dataset="movielens", model="two_tower", seed=1), found).learning_rate == 0.005
     assert tuning.tuned(Run(dataset="movielens", model="cold", seed=1, learning_rate=0.3), found).learning_rate == 0.3
-    more = found | by_id(made("aif", 1, 0.95, slice="validation", learning_rate=0.01))  # other seeds are no trials
+    more = found | by_id(made("aif", 1, 0.95, slice="validation", **first))  # other seeds are no trials
     assert tuning.tuned(Run(dataset="movielens", model="aif", seed=1), more).learning_rate == 0.02
     trial = Run(dataset="movielens", model="aif", seed=0, slice="validation", learning_rate=0.4)
     assert tuning.tuned(trial, found) == trial

@@ -131,6 +131,10 @@ LONGER: dict[str, dict[str, Any]] = {
 
 "preset" is `presets.aif`: "aif, L=512" without DIN on LSH; with L=2048 its SimTier, too, reads all 2,048 events.
 """
+LENGTHS: dict[str, dict[str, Any]] = {
+    "preset, L=2048, SimTier of 512 events": dict(blocks=(BEA, SIM, LEARNED, WINDOWED, DOT), long_length=2048),
+}
+"""What of the preset gains from a longer history: with this, linear attention and SIM alone read 2,048 events."""
 WINDOWS: dict[str, dict[str, Any]] = {
     "aif, L=512, two recency windows": dict(
         blocks=(*FULL[:-2], SimTier(tiers=TIERS, bits=BITS, windows=(32,)), DOT), long_length=512
@@ -220,6 +224,7 @@ _MODELS = (
     BASELINES
     | ADDITIVE
     | LONGER
+    | LENGTHS
     | WINDOWS
     | STREAMING
     | HALF_LIVES

@@ -19,10 +19,10 @@ TRIALS: tuple[dict[str, Any], ...] = tuple(
 STAGES = (
     "tuning", "main", "longer", "blocks", "synthetic", "taobao", "recipes", "liked", "leave one out", "sweeps", "one source",
     "precision", "signatures", "more epochs", "leave one out, validation", "streaming",
-    "half-lives", "catalogue", "preset, recipes", "similarity",
+    "half-lives", "catalogue", "preset, recipes", "similarity", "lengths",
 )  # fmt: skip
 LONG = ("aif, L=512", "aif, L=512, seven recency windows", *models.WINDOWS)
-SMALL = ("leave one out, validation", "sweeps", "precision", "signatures", "similarity")
+SMALL = ("leave one out, validation", "sweeps", "precision", "signatures", "similarity", "lengths")
 """Stages that choose among models, on the validation slice with `FIXED`; they do not use the test slice."""
 
 
@@ -177,6 +177,12 @@ def _similarity(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
     return [Run(dataset=dataset, model=model, seed=0, **FIXED) for model in ("preset", *models.SIMILARITY)]
 
 
+def _lengths(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
+    """How long a history the preset reads: the validation slice, the hyperparameters that won there."""
+    wanted, tuned = ("preset", "preset, L=2048", *models.LENGTHS), dict(FIXED, epochs=2)
+    return [Run(dataset=dataset, model=model, seed=seed, **tuned) for seed in seeds for model in wanted]
+
+
 _STAGES = dict(
     zip(
         STAGES,
@@ -201,6 +207,7 @@ _STAGES = dict(
             _catalogue,
             _preset_recipes,
             _similarity,
+            _lengths,
         ),  # fmt: skip
         strict=True,
     )

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments.study import models, recipes
+from experiments.study import models, plan
 from experiments.study.runs import Run
 
 TUNED = ("learning_rate", "epochs", "weight_decay")
-TRIALS = ("movielens", "validation", 0, recipes.DEFAULT)
-"""Data set, slice, seed and recipe of the records that are trials."""
 
 
 def chosen(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -19,9 +17,7 @@ def chosen(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     Every family has one seed in this: the more seeds, the higher the highest of them.
     """
     best: dict[str, dict[str, Any]] = {}
-    for record in records.values():
-        if tuple(record[name] for name in ("dataset", "slice", "seed", "recipe")) != TRIALS:
-            continue
+    for record in (records[run.id] for run in plan.runs("tuning") if run.id in records):
         family = record["model"]
         if family not in best or record["figures"]["gauc"] > best[family]["figures"]["gauc"]:
             best[family] = record
