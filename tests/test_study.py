@@ -408,7 +408,12 @@ def test_the_preset_is_judged_by_its_records():
     found = report.preset(dict(enumerate([*rows, ease])), critical)
     assert found["critical_ratio_exact"] == pytest.approx(12.5) and found["cpu_ratio_sequential"] == pytest.approx(3.0)
     assert found["critical_ratio_exact_2048"] == pytest.approx(50) and found["share_of_exact_gain_2048"] == pytest.approx(1.25)
-    table = report.in_catalogue(dict(enumerate(rows)))
+    rows.append(record("preset, L=2048", 0.92, 0.40))
+    critical |= {"preset, L=2048": {"p50": 1.6, "cpu": 2.0}}
+    longer = report.keys(dict(enumerate([*rows, ease])), critical)["preset, L=2048"]
+    assert longer["gauc_points_over_two_tower"] == pytest.approx(6.0) and longer["critical_ratio_exact"] == pytest.approx(25)
+    assert longer["share_of_exact_gain"] == pytest.approx(1.5) and "critical_ratio_exact_2048" not in longer
+    table = report.in_catalogue(dict(enumerate(rows[:-1])))
     assert list(table) == ["preset", "preset, with factors", "two_tower", "two_tower, NCE"]
     assert table["preset, with factors"]["hr100"] == 0.48 and table["preset"]["hr100"] == 0.40
 
@@ -431,6 +436,8 @@ def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
     )
     assert recipes.offset(recipes.DEFAULT, counts, model="two_tower", dataset="movielens")[5] == 1
     assert recipes.offset(recipes.DEFAULT, counts, model="two_tower", dataset="taobao")[5] == 2
+    for name in ("preset", "preset, L=2048", *models.LENGTHS):  # one place for such items, or their hit rates do not compare
+        assert recipes.offset(recipes.DEFAULT, counts, model=name, dataset="movielens")[5] == 1.5
 
 
 def test_hit_rates_of_the_catalogue_by_hand(smoke, monkeypatch):

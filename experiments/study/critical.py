@@ -38,7 +38,8 @@ SEQUENTIAL = ("cold", "exact")
 TOP = 100
 LONGER = ("+ SimTier", "aif", "exact")
 LENGTHS = (512, 2048)
-ADDED = {"two_tower": (FACTORS,), "preset": (FACTORS, FACTORS + SEQUENTIALLY)}
+SERVED = (FACTORS, FACTORS + SEQUENTIALLY)
+ADDED = {"two_tower": (FACTORS,), "preset": SERVED, "preset, L=2048": SERVED}
 """Models that are also timed with the factors of co-engagement, and `presets.aif`, as it is served then, also sequentially."""
 
 
