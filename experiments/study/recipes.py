@@ -46,11 +46,10 @@ OPTIONS: dict[str, dict[str, Any]] = CORRECTED | {LARGER: {"negatives": MANY}}
 OF_PRESET = (FROM_PRESET, LARGER, "NCE, half uniform", *TEMPERATURES)
 """Recipes that the preset and the two-tower model are compared on, on the validation slice."""
 NAMES = (DEFAULT, "pointwise", "listwise", *TEMPERATURES, *CORRECTED, LARGER, "distillation", FROM_PRESET, "hard negatives")
-UNTRAINED_OF = {"two_tower": 1.0, "preset": 1.5, "streaming": 1.5}
+UNTRAINED_OF = {"two_tower": 1.0, "preset": 1.5, "preset, L=2048": 1.0, "streaming": 1.5}
 UNTRAINED_ON = {"taobao": 2.0}
-"""Offset of items without a training event, by model ("preset" is that of "preset, L=2048" too), and by data set where all
-models have the same: of -100, 0, 0.5, ..., 3 (0, 1, 2, 3 on Taobao) the one with the best HR@100 on the validation slice,
-seed 0."""
+"""Offset of items without a training event, by model, and by data set where all models have the same: of -100, 0, 0.5, ..., 3
+(0, 1, 2, 3 on Taobao) the one with the best HR@100 on the validation slice, seed 0; of "preset, L=2048" with factors."""
 HELPERS = {"distillation": "exact", FROM_PRESET: "preset", "hard negatives": "two_tower"}
 """Recipe to the model whose trained parameters it needs."""
 
@@ -114,8 +113,7 @@ def offset(recipe: str, counts: np.ndarray, *, model: str, dataset: str) -> np.n
     that are corrected, nothing at all where training draws those too.
     """
     if recipe not in CORRECTED:
-        of_model = UNTRAINED_OF.get(model.partition(", ")[0], UNTRAINED)
-        return popularity_offset(counts, untrained=UNTRAINED_ON.get(dataset, of_model))
+        return popularity_offset(counts, untrained=UNTRAINED_ON.get(dataset, UNTRAINED_OF.get(model, UNTRAINED)))
     return popularity_offset(counts, power=0.0, untrained=0.0 if CORRECTED[recipe].get("uniform") else UNTRAINED)
 
 

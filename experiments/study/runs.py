@@ -53,13 +53,7 @@ WITHOUT_LIMIT = (
     *models.STREAMING,
     *models.RESTING,
 )  # models that are evaluated on more history than they were trained on
-IN_CATALOGUE = (
-    "preset",
-    "preset, L=2048",
-    *models.LENGTHS,
-    "two_tower",
-    "streaming",
-)  # models that rank the whole catalogue for every request
+IN_CATALOGUE = ("preset", "preset, L=2048", "two_tower", "streaming")  # models that rank the whole catalogue for every request
 FACTORED = IN_CATALOGUE  # models that are evaluated with the factors of co-engagement too,
 NOT_FACTORED = ("taobao",)  # but not where people come back to items: there they lose on the validation slice
 KEPT = ("exact", *IN_CATALOGUE)  # models whose parameters are kept, for recipes and for times
