@@ -61,11 +61,11 @@ class Config:
             fits = fits or (widths is None and field == "towers")
             expect(fits, f"Config.{field}", "a tuple of widths of at least 1", widths)
         expect(isinstance(self.objectives, tuple), "Config.objectives", "a tuple of names", repr(self.objectives))
+        several = len(parse(self.objectives)) > 1
+        expect(self.head or not several, "Config.head", "hidden widths for several objectives", "()")
         expect_types(self)
         for field in ("width", "short_length", "long_length"):
             expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
-        several = len(parse(self.objectives)) > 1
-        expect(self.head or not several, "Config.head", "hidden widths for several objectives", "()")
         for part in self.blocks:
             if type(part) not in BLOCKS.values():
                 raise TypeError(f"Config.blocks: expected values of classes made by the decorator `block`, got {part!r}")
