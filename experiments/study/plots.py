@@ -15,10 +15,10 @@ PLACED = tuple(model for model in (*models.BASELINES, *models.ADDITIVE, *models.
 """Models of the first figure, where their critical path was measured; the one left out coincides with `two_tower`."""
 COMPARED = (
     *models.BASELINES, "exact, L=512", "exact, L=2048", *models.ADDITIVE, "aif, L=512", "preset",
-    f"two_tower{FACTORS}", f"preset{FACTORS}",
+    "preset, L=2048", f"two_tower{FACTORS}", f"preset{FACTORS}", f"preset, L=2048{FACTORS}",
 )  # fmt: skip
 """Models of the frontier."""
-DRAWN = ("two_tower", "cold", "+ SimTier", "aif", "exact", "aif, L=512", "exact, L=512")
+DRAWN = ("two_tower", "cold", "+ SimTier", "aif", "exact", "aif, L=512", "exact, L=512", "preset, L=2048", "exact, L=2048")
 """Models of the second."""
 GAUC = "GAUC, next item, merged MovieLens"
 
