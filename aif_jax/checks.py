@@ -23,7 +23,8 @@ def expect(ok: Any, name: str, expected: object, got: object) -> None:
 def expect_types(value: Any) -> None:
     """Raises ValueError unless the numbers, booleans, strings and tuples of these in a dataclass are what it says they are.
 
-    True is no int, and a NumPy number is none, since JSON does not write it. Fields with other types are not looked at.
+    True is no int, and a NumPy number is none, since JSON does not write it. Fields with other types are not looked at, nor is
+    a class that names a type which its module does not know.
     """
     for name, hint in _hints(type(value)).items():
         got = getattr(value, name)
@@ -38,7 +39,10 @@ PLAIN = (int, float, bool, str)
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """The types of a dataclass's fields, of those that can be checked."""
-    hints = typing.get_type_hints(cls)
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError:  # a type that is known inside a function alone, or to type checkers
+        return {}
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if _plain(hints[field.name])}
 
 

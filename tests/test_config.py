@@ -85,6 +85,22 @@ def test_a_value_of_another_type_is_refused_where_it_is_given(make, message):
     assert blocks.DecayedSim("item", half_life=3).half_life == 3  # a float may be written without its point
 
 
+def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
+    class Curve:
+        pass
+
+    annotations = {"size": "int", "curve": "Curve | None"}  # a module knows no `Curve`
+    made = {}
+    for name, types in (("Known", {"size": "int"}), ("Unknown", annotations)):
+        fields = {"__annotations__": types, "__module__": __name__, "size": 3, "curve": None}
+        made[name] = blocks.block(type(name, (blocks.Block,), fields))
+    with pytest.raises(ValueError, match="Known.size: expected int, got 2.5"):
+        made["Known"](size=2.5)
+    assert made["Unknown"](size=2.5, curve=Curve()).size == 2.5
+    for name in made:
+        del BLOCKS[name]
+
+
 @pytest.mark.parametrize(
     "block",
     [blocks.Bea(), blocks.Sim(), blocks.LinearMemory(), blocks.DotProduct(), blocks.CrossAttention(), blocks.TargetAttention()],
