@@ -49,7 +49,8 @@ of their packages behind thin feeds; `experiments/peers/README.md` says how to a
   the middle 95 %. One seed each.
 - *Tuning*: closed-form baselines try the settings of the last table, trained peers three learning rates (0.001, 0.003, 0.01)
   with {trial:.0f} s of one core each (YoutubeDNN then two more temperatures), and the best of these with {longer:.0f} s, as
-  long as `presets.aif` trains. The best has the largest sum of GAUC and HR@100, both corrected, on the validation slice.
+  long as `presets.aif` trains; with 2,048 events that takes three times as long. The best has the largest sum of GAUC and
+  HR@100, both corrected, on the validation slice.
 """
 
 
