@@ -118,4 +118,4 @@ class ServingConfig:
 
 
 def _counts(values: tuple[int, ...]) -> bool:
-    return all(isinstance(value, int) and value >= 1 for value in values)
+    return all(value >= 1 for value in values)
