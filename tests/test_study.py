@@ -155,6 +155,12 @@ def test_plan_names_every_run_once():
         plan.runs("lunch")
 
 
+def test_every_run_of_the_plan_has_a_record():
+    found = records.read(records.RESULTS)
+    missing = [run.id for run in plan.everything() if run.id not in found]
+    assert not missing, "run them: python -m experiments.ablation --data DIR"
+
+
 needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="without /proc every claim counts as alive")
 
 
@@ -423,6 +429,27 @@ def test_the_preset_is_judged_by_its_records():
     assert table["preset, with factors"]["hr100"] == 0.48 and table["preset"]["hr100"] == 0.40
 
 
+def test_recipes_of_the_preset_run_one_after_another(smoke, tmp_path, monkeypatch):
+    """On the validation slice: the student finds its teacher there; a hidden id is what items without an event take."""
+    counted, shared = [], runs.unseen_as_unknown
+    monkeypatch.setattr(
+        runs,
+        "unseen_as_unknown",
+        lambda params, counts, config: counted.append(counts) or shared(params, counts, config=config),
+    )
+    taught = Run(dataset="smoke", model="two_tower", seed=0, slice="validation", recipe=recipes.FROM_PRESET)
+    with pytest.raises(FileNotFoundError, match="expected the trained model of 'smoke/next/validation/preset"):
+        runs.train_and_evaluate(taught, smoke, tmp_path, sizes=runs.SMOKE, progress=False)
+    teacher = dataclasses.replace(taught, model="preset", recipe=recipes.DEFAULT)
+    (hidden,) = (dataclasses.replace(taught, recipe=name) for name in recipes.HIDDEN)
+    gauc = []
+    for run in (teacher, taught, hidden):
+        assert not counted
+        gauc.append(runs.train_and_evaluate(run, smoke, tmp_path, sizes=runs.SMOKE, progress=False)["figures"]["gauc"])
+    assert len(set(gauc)) == 3, gauc
+    np.testing.assert_array_equal(counted, [item_counts(smoke.dataset, smoke.split.train)])
+
+
 def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
     counts, at = item_counts(smoke.dataset, smoke.split.train), smoke.split.train[200:204]
     made = {name: recipes.source(name, smoke.dataset, counts=counts)(at, Draw(0, 0, 0)) for name in recipes.CORRECTED}
@@ -432,7 +459,7 @@ def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
         np.testing.assert_allclose(made[name].log_q[:, 1:], sampler.log_q(made[name].rows[:, 1:], 15))
     assert not made["logQ"].log_q[:, 0].any()
     np.testing.assert_allclose(made["NCE"].log_q[:, 0], sampler.log_q(made["NCE"].rows[:, 0], 15))
-    assert made["NCE, 63 negatives, half uniform"].rows.shape == (4, 64)
+    assert recipes.source(recipes.LARGER, smoke.dataset, counts=counts)(at, Draw(0, 0, 0)).rows.shape == (4, 64)
     counts[5] = 0
     assert recipes.offset("NCE", counts, model="preset", dataset="movielens")[[0, 5, 6]].tolist() == [-100, -100, 0]
     assert not recipes.offset("NCE, half uniform", counts, model="preset", dataset="movielens").any()

@@ -56,8 +56,8 @@ def _longer(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
 
 
 def _recipes(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
-    """All recipes on one model; the one for the whole catalogue on the two-tower model and other data sets too."""
-    others = [name for name in recipes.NAMES if name not in (recipes.DEFAULT, *recipes.CORRECTED)]
+    """The first recipes on one model; the one for the whole catalogue on the two-tower model and other data sets too."""
+    others = [name for name in recipes.NAMES if name not in (recipes.DEFAULT, *recipes.CORRECTED, *recipes.OF_PRESET)]
     wanted = [(dataset, recipes.MODEL, name) for name in (*others, recipes.CATALOGUE)]
     for other in (dataset, "taobao", "synthetic"):
         wanted += [(other, model, recipes.CATALOGUE) for model in ("two_tower", recipes.MODEL)]
@@ -154,21 +154,20 @@ def _half_lives(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
 
 
 def _catalogue(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
-    """The question of the whole catalogue: the preset and the two-tower model under every corrected recipe and the default."""
-    wanted = (recipes.DEFAULT, *recipes.CORRECTED)
-    return [
-        Run(dataset=dataset, model=model, seed=seed, recipe=name)
-        for seed in seeds
-        for name in wanted
-        for model in ("two_tower", "preset")
-    ]
+    """The question of the whole catalogue: the preset, and the two-tower model by the recipes that may suit it best."""
+    wanted = [("two_tower", recipes.DEFAULT), ("preset", recipes.DEFAULT)]
+    wanted += [("two_tower", name) for name in (recipes.CATALOGUE, recipes.FROM_PRESET)]
+    return [Run(dataset=dataset, model=model, seed=seed, recipe=name) for seed in seeds for model, name in wanted]
 
 
 def _preset_recipes(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
-    """What may raise hit rate and GAUC of the preset: one seed, validation slice, the hyperparameters that won there."""
+    """What may raise hit rate and GAUC of the preset: the validation slice, the hyperparameters that won there."""
     wanted, tuned = (recipes.DEFAULT, *recipes.OF_PRESET), dict(FIXED, epochs=2)
     return [
-        Run(dataset=dataset, model=model, seed=0, recipe=name, **tuned) for name in wanted for model in ("two_tower", "preset")
+        Run(dataset=dataset, model=model, seed=seed, recipe=name, **tuned)
+        for seed in seeds
+        for name in wanted
+        for model in ("two_tower", "preset")
     ]
 
 
@@ -178,9 +177,9 @@ def _similarity(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
 
 
 def _lengths(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
-    """How long a history the preset reads: the validation slice, the hyperparameters that won there."""
+    """How long a history the preset reads: one seed, the validation slice, the hyperparameters that won there."""
     wanted, tuned = ("preset", "preset, L=2048", *models.LENGTHS), dict(FIXED, epochs=2)
-    return [Run(dataset=dataset, model=model, seed=seed, **tuned) for seed in seeds for model in wanted]
+    return [Run(dataset=dataset, model=model, seed=0, **tuned) for model in wanted]
 
 
 _STAGES = dict(

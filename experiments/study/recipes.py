@@ -34,7 +34,6 @@ CORRECTED: dict[str, dict[str, Any]] = {
     CATALOGUE: {},
     "NCE": {},
     "NCE, half uniform": {"uniform": 0.5},
-    "NCE, 63 negatives, half uniform": {"negatives": MANY, "uniform": 0.5},
 }
 """Recipes whose losses are corrected for the sampler, and what else differs in them."""
 LARGER = "63 negatives"
@@ -43,9 +42,13 @@ TEMPERATURES = {f"listwise at temperature {t:g}": t for t in (0.5, 2.0)}
 """Recipes whose listwise loss divides scores: below 1 it asks more for the top of the list."""
 OPTIONS: dict[str, dict[str, Any]] = CORRECTED | {LARGER: {"negatives": MANY}}
 """What differs from the default in how candidates of a recipe are drawn."""
-OF_PRESET = (FROM_PRESET, LARGER, "NCE, half uniform", *TEMPERATURES)
+HIDDEN = {"item id dropout 0.1": 0.1}
+"""Recipes that hide the item id of a share of candidates; items without a training event are scored as the unknown item."""
+OF_PRESET = (FROM_PRESET, LARGER, "NCE", "NCE, half uniform", *TEMPERATURES, *HIDDEN)
 """Recipes that the preset and the two-tower model are compared on, on the validation slice."""
-NAMES = (DEFAULT, "pointwise", "listwise", *TEMPERATURES, *CORRECTED, LARGER, "distillation", FROM_PRESET, "hard negatives")
+NAMES = (
+    DEFAULT, "pointwise", "listwise", *TEMPERATURES, *CORRECTED, LARGER, *HIDDEN, "distillation", FROM_PRESET, "hard negatives",
+)  # fmt: skip
 UNTRAINED_OF = {"two_tower": 1.0, "preset": 1.5, "preset, L=2048": 1.0, "streaming": 1.5}
 UNTRAINED_ON = {"taobao": 2.0}
 """Offset of items without a training event, by model, and by data set where all models have the same: of -100, 0, 0.5, ..., 3
@@ -70,6 +73,7 @@ def loss(recipe: str) -> losses.Loss:
     - "distillation": the same, and the divergence from the teacher's softmax.
     - "63 negatives": the same over longer lists.
     - "listwise at temperature ...": the same, with the listwise term over scores / temperature.
+    - "item id dropout ...": the same, where the item id of some candidates is hidden.
     """
     if recipe not in _LOSSES:
         raise ValueError(f"recipe: expected one of {NAMES}, got {recipe!r}")
@@ -162,7 +166,7 @@ _LOSSES: dict[str, losses.Loss] = {
     **{name: losses.listwise_softmax(temperature=t) + losses.pointwise_bce for name, t in TEMPERATURES.items()},
     **dict.fromkeys(CORRECTED, _BOTH),
     CATALOGUE: losses.listwise_softmax + losses.pointwise_bce(corrected=False),
-    LARGER: _BOTH,
+    **dict.fromkeys((LARGER, *HIDDEN), _BOTH),
     **dict.fromkeys(("distillation", FROM_PRESET), _BOTH.of(_first) + losses.distill_listwise),
     "hard negatives": _BOTH,
 }

@@ -27,6 +27,7 @@ from aif_jax.train import losses
 from aif_jax.train.evaluate import rank_catalogue
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
+from aif_jax.warm_start import unseen_as_unknown
 from experiments import common
 from experiments.signatures import random_projection
 from experiments.study import catalogue, datasets, models, recipes
@@ -152,11 +153,16 @@ def train_and_evaluate(
         config=config,
         batch_size=sizes.batch,
         epochs=run.epochs,
+        id_dropout=recipes.HIDDEN.get(run.recipe, 0.0),
         seed=run.seed,
     )
     fitted = fit_tables(dataset, config, projection=run.projection)
     state, logged, seconds = fit(run, model, fitted, feed, loss=recipes.loss(loss), progress=progress)
     params = jax.block_until_ready(state.params)
+    if run.recipe in recipes.HIDDEN:
+        params = unseen_as_unknown(params, counts, config=config)
+    if run.task == "next" and run.model in KEPT and run.recipe == recipes.DEFAULT:
+        keep(params, config, kept(run, work))
 
     held = parts.validation if run.slice == "validation" else parts.test
     requests = requests_of(run, dataset, held, sampler, sizes)
@@ -177,8 +183,6 @@ def train_and_evaluate(
             figures["ceiling"] = ceiling(data, requests, sampler)
         if run.task == "next":
             figures |= catalogue_figures(run, model, params, data, requests, work, sizes)
-            if run.model in KEPT and run.recipe == recipes.DEFAULT:
-                keep(params, config, kept(run, work))
     return {
         "id": run.id,
         **dataclasses.asdict(run),
