@@ -395,7 +395,7 @@ def test_the_preset_is_judged_by_its_records():
         where = {"dataset": "movielens", "slice": "test", "task": task, "recipe": recipe, "model": model}
         return where | {"figures": figures}
 
-    rows = [record("preset", 0.90, 0.40), record("two_tower", 0.86, 0.30), record("two_tower", 0.8, 0.32, recipe="NCE")]
+    rows = [record("preset", 0.90, 0.40), record("two_tower", 0.86, 0.30), record("two_tower", 0.8, 0.32, recipe="logQ")]
     rows += [record("exact, L=512", 0.89), record("preset", 0.5, 0.9, task="liked")]
     ease = record("ease", 0.7, task="peers") | {"figures": {"hr@100 corrected": 0.25}}
     critical = {"preset": {"p50": 0.5, "cpu": 1.0}, "exact, L=512": {"p50": 10.0, "cpu": 10.0}}
@@ -425,7 +425,7 @@ def test_the_preset_is_judged_by_its_records():
     assert longer["gauc_points_over_two_tower"] == pytest.approx(6.0) and longer["critical_ratio_exact"] == pytest.approx(25)
     assert longer["share_of_exact_gain"] == pytest.approx(1.5) and "critical_ratio_exact_2048" not in longer
     table = report.in_catalogue(dict(enumerate(rows[:-1])))
-    assert list(table) == ["preset", "preset, with factors", "two_tower", "two_tower, NCE"]
+    assert list(table) == ["preset", "preset, with factors", "two_tower", "two_tower, logQ"]
     assert table["preset, with factors"]["hr100"] == 0.48 and table["preset"]["hr100"] == 0.40
 
 
@@ -453,16 +453,15 @@ def test_recipes_of_the_preset_run_one_after_another(smoke, tmp_path, monkeypatc
 def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
     counts, at = item_counts(smoke.dataset, smoke.split.train), smoke.split.train[200:204]
     made = {name: recipes.source(name, smoke.dataset, counts=counts)(at, Draw(0, 0, 0)) for name in recipes.CORRECTED}
-    sampler = NegativeSampler(counts)
-    for name in ("logQ", "NCE"):
-        np.testing.assert_array_equal(made[name].rows, made["logQ"].rows)
-        np.testing.assert_allclose(made[name].log_q[:, 1:], sampler.log_q(made[name].rows[:, 1:], 15))
-    assert not made["logQ"].log_q[:, 0].any()
-    np.testing.assert_allclose(made["NCE"].log_q[:, 0], sampler.log_q(made["NCE"].rows[:, 0], 15))
+    held, both = made[recipes.CATALOGUE], made[recipes.MIXED]
+    np.testing.assert_allclose(held.log_q[:, 1:], NegativeSampler(counts).log_q(held.rows[:, 1:], 15))
+    assert not held.log_q[:, 0].any()
+    np.testing.assert_allclose(both.log_q, NegativeSampler(counts, uniform=0.5).log_q(both.rows, 15))
+    assert not np.array_equal(both.rows, held.rows)
     assert recipes.source(recipes.LARGER, smoke.dataset, counts=counts)(at, Draw(0, 0, 0)).rows.shape == (4, 64)
     counts[5] = 0
-    assert recipes.offset("NCE", counts, model="preset", dataset="movielens")[[0, 5, 6]].tolist() == [-100, -100, 0]
-    assert not recipes.offset("NCE, half uniform", counts, model="preset", dataset="movielens").any()
+    assert recipes.offset("logQ", counts, model="preset", dataset="movielens")[[0, 5, 6]].tolist() == [-100, -100, 0]
+    assert not recipes.offset(recipes.MIXED, counts, model="preset", dataset="movielens").any()
     assert recipes.offset(recipes.DEFAULT, counts, model="cold", dataset="movielens")[[5, 6]] == pytest.approx(
         [-100, 0.75 * np.log(counts[6])]
     )

@@ -29,25 +29,21 @@ MODEL = "+ SimTier"
 """The model that recipes are compared on: the paper's."""
 CATALOGUE = "logQ"
 """The recipe for ranking the whole catalogue: the others' scores are likelihoods over those of the sampler."""
-MANY = 63
-CORRECTED: dict[str, dict[str, Any]] = {
-    CATALOGUE: {},
-    "NCE": {},
-    "NCE, half uniform": {"uniform": 0.5},
-}
+MIXED = "NCE, half uniform"
+CORRECTED: dict[str, dict[str, Any]] = {CATALOGUE: {}, MIXED: {"uniform": 0.5}}
 """Recipes whose losses are corrected for the sampler, and what else differs in them."""
 LARGER = "63 negatives"
 FROM_PRESET = "distillation from preset"
-TEMPERATURES = {f"listwise at temperature {t:g}": t for t in (0.5, 2.0)}
-"""Recipes whose listwise loss divides scores: below 1 it asks more for the top of the list."""
-OPTIONS: dict[str, dict[str, Any]] = CORRECTED | {LARGER: {"negatives": MANY}}
+SHARPER = "listwise at temperature 0.5"
+"""The recipe whose listwise loss divides scores by 0.5: that asks more for the top of the list."""
+OPTIONS: dict[str, dict[str, Any]] = CORRECTED | {LARGER: {"negatives": 63}}
 """What differs from the default in how candidates of a recipe are drawn."""
 HIDDEN = {"item id dropout 0.1": 0.1}
 """Recipes that hide the item id of a share of candidates; items without a training event are scored as the unknown item."""
-OF_PRESET = (FROM_PRESET, LARGER, "NCE", "NCE, half uniform", *TEMPERATURES, *HIDDEN)
+OF_PRESET = (FROM_PRESET, LARGER, MIXED, SHARPER, *HIDDEN)
 """Recipes that the preset and the two-tower model are compared on, on the validation slice."""
 NAMES = (
-    DEFAULT, "pointwise", "listwise", *TEMPERATURES, *CORRECTED, LARGER, *HIDDEN, "distillation", FROM_PRESET, "hard negatives",
+    DEFAULT, "pointwise", "listwise", SHARPER, *CORRECTED, LARGER, *HIDDEN, "distillation", FROM_PRESET, "hard negatives",
 )  # fmt: skip
 UNTRAINED_OF = {"two_tower": 1.0, "preset": 1.5, "preset, L=2048": 1.0, "streaming": 1.5}
 UNTRAINED_ON = {"taobao": 2.0}
@@ -69,7 +65,8 @@ def loss(recipe: str) -> losses.Loss:
 
     - "listwise + pointwise": the sum of the two; "hard negatives" too, over other lists.
     - "logQ": the same; the listwise term is corrected for how often the sampler draws a negative, the pointwise one is not.
-    - "NCE": the same; both terms are corrected, and the positive too (noise-contrastive estimation), so both teach log P.
+    - "NCE, half uniform": the same; half of the negatives are uniform, and both terms are corrected, the positive too
+      (noise-contrastive estimation), so both teach log P.
     - "distillation": the same, and the divergence from the teacher's softmax.
     - "63 negatives": the same over longer lists.
     - "listwise at temperature ...": the same, with the listwise term over scores / temperature.
@@ -163,7 +160,7 @@ _LOSSES: dict[str, losses.Loss] = {
     DEFAULT: _BOTH,
     "pointwise": losses.pointwise_bce,
     "listwise": losses.listwise_softmax,
-    **{name: losses.listwise_softmax(temperature=t) + losses.pointwise_bce for name, t in TEMPERATURES.items()},
+    SHARPER: losses.listwise_softmax(temperature=0.5) + losses.pointwise_bce,
     **dict.fromkeys(CORRECTED, _BOTH),
     CATALOGUE: losses.listwise_softmax + losses.pointwise_bce(corrected=False),
     **dict.fromkeys((LARGER, *HIDDEN), _BOTH),
