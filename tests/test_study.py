@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax import train
+from aif_jax.data import candidates
 from aif_jax.data.candidates import Draw
+from aif_jax.data.pipeline import make_batch
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from experiments import ablation
 from experiments.datasets import movielens
@@ -380,13 +383,28 @@ def test_recipes_with_a_helper_score_their_candidates(smoke):
     for name in (recipes.DEFAULT, *recipes.HELPERS):
         given = helper if name in recipes.HELPERS else None
         made[name] = recipes.source(name, smoke.dataset, counts=counts, helper=given)(at, Draw(0, 0, 0))
-    plain, taught, same, hard = made.values()
+    plain, taught, same, _, hard = made.values()
     np.testing.assert_array_equal(taught.rows, plain.rows)
     np.testing.assert_array_equal(same.labels, taught.labels)  # of another teacher by its name, the same helper here
     assert len(np.unique(taught.labels)) > 10 and hard.rows.shape == hard.labels.shape == plain.rows.shape
     np.testing.assert_array_equal(hard.rows[:, 0], smoke.dataset.log.item[at])
     with pytest.raises(ValueError, match="expected a trained exact as helper, got none"):
         recipes.source("distillation", smoke.dataset, counts=counts)
+
+
+def test_a_helper_scores_alike_whatever_lengths_it_reads_together(smoke):
+    config = models.config("preset", smoke.dataset.schema, sim_fields=smoke.sim_fields).replace(long_length=256)
+    assert recipes.shorter(256) == (64, 128) and recipes.shorter(2048) == (128, 256, 512, 1024) and recipes.shorter(64) == ()
+    helper = recipes.Helper(aif.build(config), demo.init(aif.build(config), items=smoke.dataset.catalogue))
+    log, at = smoke.dataset.log, smoke.split.test[::40][:30]
+    lengths = log.history_end(at) - log.offsets[log.user[at]]
+    assert lengths.min() < 64 < lengths.max()
+    draw = candidates.sampled(
+        smoke.dataset, sampler=NegativeSampler(item_counts(smoke.dataset, smoke.split.train)), negatives=3
+    )
+    rows, labels, _ = draw(at, Draw(0, 0, 0))
+    (whole,) = train.predict(*helper, [make_batch(smoke.dataset, at, rows, labels, config=config)])
+    np.testing.assert_allclose(recipes.scores_of(helper, smoke.dataset, at, rows, labels), whole, atol=1e-5)
 
 
 def test_the_preset_is_judged_by_its_records():

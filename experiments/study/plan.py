@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from experiments.study import datasets, models, recipes
-from experiments.study.runs import Run
+from experiments.study.runs import BY_LENGTH, Run
 
 SEEDS = (0, 1, 2)
 MAIN = ("exact", "two_tower", "aif", "cold", "+ SimTier")
@@ -57,8 +57,8 @@ def _longer(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
 
 def _recipes(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
     """The first recipes on one model; the one for the whole catalogue on the two-tower model and other data sets too."""
-    others = [name for name in recipes.NAMES if name not in (recipes.DEFAULT, *recipes.CORRECTED, *recipes.OF_PRESET)]
-    wanted = [(dataset, recipes.MODEL, name) for name in (*others, recipes.CATALOGUE)]
+    others = ("pointwise", "listwise", "distillation", "hard negatives", recipes.CATALOGUE)
+    wanted = [(dataset, recipes.MODEL, name) for name in others]
     for other in (dataset, "taobao", "synthetic"):
         wanted += [(other, model, recipes.CATALOGUE) for model in ("two_tower", recipes.MODEL)]
     runs = (Run(dataset=on, model=model, seed=seed, recipe=name) for seed in seeds for on, model, name in wanted)
@@ -154,10 +154,20 @@ def _half_lives(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
 
 
 def _catalogue(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
-    """The question of the whole catalogue: the preset, and the two-tower model by the recipes that may suit it best."""
-    wanted = [("two_tower", recipes.DEFAULT), ("preset", recipes.DEFAULT)]
-    wanted += [("two_tower", name) for name in (recipes.CATALOGUE, recipes.FROM_PRESET)]
-    return [Run(dataset=dataset, model=model, seed=seed, recipe=name) for seed in seeds for model, name in wanted]
+    """The question of the whole catalogue: the presets as they come, the two-tower model by its best recipe, and both taught
+    by the longer preset.
+    """
+    wanted = [("two_tower", recipes.DEFAULT), ("preset", recipes.DEFAULT), ("preset, L=2048", recipes.DEFAULT)]
+    wanted += [("two_tower", recipes.CATALOGUE), ("two_tower", recipes.FROM_LONGER)]
+    taught = dict(model="preset, L=2048", recipe=recipes.FROM_LONGER, batches=BY_LENGTH)
+    return [
+        run
+        for seed in seeds
+        for run in (
+            *(Run(dataset=dataset, model=model, seed=seed, recipe=name) for model, name in wanted),
+            Run(dataset=dataset, seed=seed, **taught),
+        )
+    ]
 
 
 def _preset_recipes(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
@@ -179,7 +189,8 @@ def _similarity(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
 def _lengths(dataset: str, seeds: tuple[int, ...]) -> list[Run]:
     """How long a history the preset reads: one seed, the validation slice, the hyperparameters that won there."""
     wanted, tuned = ("preset", "preset, L=2048", *models.LENGTHS), dict(FIXED, epochs=2)
-    return [Run(dataset=dataset, model=model, seed=0, **tuned) for model in wanted]
+    mixed = [Run(dataset=dataset, model=model, seed=0, **tuned) for model in wanted]
+    return [*mixed, Run(dataset=dataset, model="preset, L=2048", seed=0, batches=BY_LENGTH, **tuned)]
 
 
 _STAGES = dict(

@@ -34,6 +34,7 @@ CORRECTED: dict[str, dict[str, Any]] = {CATALOGUE: {}, MIXED: {"uniform": 0.5}}
 """Recipes whose losses are corrected for the sampler, and what else differs in them."""
 LARGER = "63 negatives"
 FROM_PRESET = "distillation from preset"
+FROM_LONGER = "distillation from preset, L=2048"
 SHARPER = "listwise at temperature 0.5"
 """The recipe whose listwise loss divides scores by 0.5: that asks more for the top of the list."""
 OPTIONS: dict[str, dict[str, Any]] = CORRECTED | {LARGER: {"negatives": 63}}
@@ -43,13 +44,14 @@ HIDDEN = {"item id dropout 0.1": 0.1}
 OF_PRESET = (FROM_PRESET, LARGER, MIXED, SHARPER, *HIDDEN)
 """Recipes that the preset and the two-tower model are compared on, on the validation slice."""
 NAMES = (
-    DEFAULT, "pointwise", "listwise", SHARPER, *CORRECTED, LARGER, *HIDDEN, "distillation", FROM_PRESET, "hard negatives",
+    DEFAULT, "pointwise", "listwise", SHARPER, *CORRECTED, LARGER, *HIDDEN, "distillation", FROM_PRESET, FROM_LONGER,
+    "hard negatives",
 )  # fmt: skip
 UNTRAINED_OF = {"two_tower": 1.0, "preset": 1.5, "preset, L=2048": 1.0, "streaming": 1.5}
 UNTRAINED_ON = {"taobao": 2.0}
 """Offset of items without a training event, by model, and by data set where all models have the same: of -100, 0, 0.5, ..., 3
 (0, 1, 2, 3 on Taobao) the one with the best HR@100 on the validation slice, seed 0; of "preset, L=2048" with factors."""
-HELPERS = {"distillation": "exact", FROM_PRESET: "preset", "hard negatives": "two_tower"}
+HELPERS = {"distillation": "exact", FROM_PRESET: "preset", FROM_LONGER: "preset, L=2048", "hard negatives": "two_tower"}
 """Recipe to the model whose trained parameters it needs."""
 
 
@@ -102,11 +104,29 @@ def source(recipe: str, dataset: Dataset, *, counts: np.ndarray, helper: Helper 
 
     def scored(positions: np.ndarray, draw: Draw) -> CandidateLists:
         rows, labels, _ = drawn(positions, draw)
-        batch = make_batch(dataset, positions, rows, labels, config=helper.model.config)
-        (scores,) = train.predict(helper.model, helper.params, [batch])
+        scores = scores_of(helper, dataset, positions, rows, labels)
         return CandidateLists(hardest(rows, scores), labels[:, : 1 + NEGATIVES]) if hard else CandidateLists(rows, scores)
 
     return scored
+
+
+def scores_of(helper: Helper, dataset: Dataset, positions: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The helper's scores float32 [B, C], which reads histories of like length together."""
+    log, config = dataset.log, helper.model.config
+    lengths = log.history_end(positions) - log.offsets[log.user[positions]]
+    choices = np.array([*shorter(config.history_length), config.history_length])
+    scores = np.empty(rows.shape, np.float32)
+    for part in np.array_split(np.argsort(lengths, kind="stable"), 4):
+        if len(part):
+            length = int(choices[min(np.searchsorted(choices, lengths[part[-1]]), len(choices) - 1)])
+            batch = make_batch(dataset, positions[part], rows[part], labels[part], config=config, length=length)
+            (scores[part],) = train.predict(helper.model, helper.params, [batch])
+    return scores
+
+
+def shorter(longest: int) -> tuple[int, ...]:
+    """Lengths of histories below the longest one that batches may have: each is half of the next."""
+    return tuple(longest >> n for n in (4, 3, 2, 1) if longest >> n >= 64)
 
 
 def offset(recipe: str, counts: np.ndarray, *, model: str, dataset: str) -> np.ndarray:
@@ -164,6 +184,6 @@ _LOSSES: dict[str, losses.Loss] = {
     **dict.fromkeys(CORRECTED, _BOTH),
     CATALOGUE: losses.listwise_softmax + losses.pointwise_bce(corrected=False),
     **dict.fromkeys((LARGER, *HIDDEN), _BOTH),
-    **dict.fromkeys(("distillation", FROM_PRESET), _BOTH.of(_first) + losses.distill_listwise),
+    **dict.fromkeys(("distillation", FROM_PRESET, FROM_LONGER), _BOTH.of(_first) + losses.distill_listwise),
     "hard negatives": _BOTH,
 }

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.study import datasets, models, plan, recipes
 from experiments.study.models import FACTORS, SEQUENTIALLY
+from experiments.study.runs import USUAL
 
 Records = dict[str, dict[str, Any]]
 PATHS = {
@@ -76,8 +77,7 @@ def summary(records: Records, *, task: str = "next", recipe: str | None = None) 
 
 def label(record: dict[str, Any]) -> str:
     """The model, and what else of the run is not as usual: "aif, with bfloat16"."""
-    usual = {"compute": "float32", "projection": "rotated"}
-    found = [record[name] for name in usual if record.get(name, usual[name]) != usual[name]]
+    found = [record[name] for name, usual in USUAL.items() if record.get(name, usual) != usual]
     return record["model"] + (f", with {' and '.join(found)}" if found else "")
 
 
@@ -94,7 +94,7 @@ def in_catalogue(records: Records, *, dataset: str = "movielens", where: str = "
         figures = record["figures"]
         if (record["dataset"], record["slice"], record["task"]) != (dataset, where, "next") or "catalogue" not in figures:
             continue
-        name = record["model"] + ("" if record["recipe"] == recipes.DEFAULT else f", {record['recipe']}")
+        name = label(record) + ("" if record["recipe"] == recipes.DEFAULT else f", {record['recipe']}")
         groups[name].append(figures)
         if "factors" in figures:
             groups[name + FACTORS].append(figures["factors"])

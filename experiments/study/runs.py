@@ -57,6 +57,9 @@ WITHOUT_LIMIT = (
 IN_CATALOGUE = ("preset", "preset, L=2048", "two_tower", "streaming")  # models that rank the whole catalogue for every request
 FACTORED = IN_CATALOGUE  # models that are evaluated with the factors of co-engagement too,
 NOT_FACTORED = ("taobao",)  # but not where people come back to items: there they lose on the validation slice
+USUAL = {"compute": "float32", "projection": "rotated", "batches": "mixed"}
+"""Of a run, what is in its id only where it differs."""
+BY_LENGTH = "length buckets"
 KEPT = ("exact", *IN_CATALOGUE)  # models whose parameters are kept, for recipes and for times
 
 
@@ -88,6 +91,7 @@ class Run:
       learning_rate, epochs, weight_decay: of the optimizer.
       compute: dtype of activations in training; parameters, scores and evaluation are float32.
       projection: behind the signatures, "rotated" (fitted on the catalogue, see `fit_projection`) or "random".
+      batches: "mixed", or BY_LENGTH: samples share a batch with samples of like length, see `Pipeline.buckets`.
     """
 
     dataset: str
@@ -99,8 +103,9 @@ class Run:
     learning_rate: float = 3e-3
     epochs: int = 1
     weight_decay: float = 1e-5
-    compute: str = "float32"
-    projection: str = "rotated"
+    compute: str = USUAL["compute"]
+    projection: str = USUAL["projection"]
+    batches: str = USUAL["batches"]
 
     @property
     def id(self) -> str:
@@ -108,7 +113,7 @@ class Run:
         parts = [self.dataset, self.task, self.slice, self.model, self.recipe]
         if self.slice == "validation":
             parts.append(f"lr={self.learning_rate:g} epochs={self.epochs} decay={self.weight_decay:g}")
-        parts += [value for value, usual in ((self.compute, "float32"), (self.projection, "rotated")) if value != usual]
+        parts += [getattr(self, name) for name, usual in USUAL.items() if getattr(self, name) != usual]
         return "/".join([*parts, f"seed {self.seed}"])
 
     @property
@@ -153,6 +158,7 @@ def train_and_evaluate(
         config=config,
         batch_size=sizes.batch,
         epochs=run.epochs,
+        buckets=recipes.shorter(config.history_length) if run.batches == BY_LENGTH else (),
         id_dropout=recipes.HIDDEN.get(run.recipe, 0.0),
         seed=run.seed,
     )
@@ -387,7 +393,7 @@ def load_helper(run: Run, work: Path) -> recipes.Helper | None:
     """The trained model of the same seed that a recipe needs."""
     if run.recipe not in recipes.HELPERS:
         return None
-    needed = dataclasses.replace(run, model=recipes.HELPERS[run.recipe], recipe=recipes.DEFAULT)
+    needed = dataclasses.replace(run, model=recipes.HELPERS[run.recipe], recipe=recipes.DEFAULT, batches="mixed")
     folder = kept(needed, work)
     if not folder.exists():
         raise FileNotFoundError(f"{run.id}: expected the trained model of {needed.id!r} in {folder}; run that first")
