@@ -317,7 +317,8 @@ def fit(
       optimizer: any Optax transformation in its place.
       sparse: which tables get sparse updates, see `make_step`.
       compute_dtype: of activations, see `make_step`.
-      buckets: shorter lengths of the history, see `Pipeline`.
+      buckets: shorter lengths of the history, such as 128, 256, 512 and 1024 for one of 2,048: samples of like length share a
+        batch, which costs less padding, see `Pipeline`.
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.

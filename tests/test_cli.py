@@ -227,10 +227,12 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     """Train, index and export; the run's folder alone carries columns, vocabularies and the best parameters."""
     folder, *_ = world
     words = ["train", *files(folder), "--columns", folder / "columns.json", "--out", tmp_path / "run", *SMALL]
-    words += ["--epochs", 2, "--batch-size", 64, "--requests", 50]
+    words += ["--epochs", 2, "--batch-size", 64, "--requests", 50, "--buckets", 2, 4, "--id-dropout", 0.1]
     code, out, err = run(*words, "--json", "--evaluate")
     figures = json.loads(out)
     assert code == 0, err
+    settings = aif.Run.load(tmp_path / "run").settings
+    assert settings.buckets == (2, 4) and settings.id_dropout == 0.1
     assert set(figures) == {"validation", "test"} and 0 < figures["validation"]["gauc"] < 1
     code, again, _ = run(*words)
     assert code == 0 and again.startswith(f"validation: auc {figures['validation']['auc']:.4f}, gauc ")

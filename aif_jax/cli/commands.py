@@ -39,6 +39,7 @@ from aif_jax.version import fingerprint
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
 FIT = (
     "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "min_history", "validation", "test", "requests", "repeats",
+    "id_dropout", "buckets",
 )  # fmt: skip
 """Arguments of `fit` that have a flag."""
 ADDED = {"factors": Run.with_factors, "offset": Run.for_catalogue, "calibration": Run.calibrate}
@@ -65,7 +66,8 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
     text = f"one of {', '.join(TASKS)}, and its fields, such as: Liked threshold=4 (default: NextItem)"
     one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
-    shared.add_flags(one, {name: inspect.signature(fit).parameters[name].default for name in FIT}, fit)
+    defaults = {name: inspect.signature(fit).parameters[name].default for name in FIT}
+    shared.add_flags(one, defaults, fit, numbers=("buckets",))
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
     one.add_argument("--quiet", action="store_true", help="no progress bar")

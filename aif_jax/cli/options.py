@@ -64,15 +64,19 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     add_flags(group, {field.name: field.default for field in dataclasses.fields(Columns)}, Columns)
 
 
-def add_flags(parser: Any, defaults: Mapping[str, Any], documented: Any) -> None:
-    """Adds a flag for each default, which tells its type too; help texts are the lines "NAME: text" of a docstring."""
+def add_flags(parser: Any, defaults: Mapping[str, Any], documented: Any, *, numbers: Sequence[str] = ()) -> None:
+    """Adds a flag for each default, which tells its type too; help texts are the lines "NAME: text" of a docstring.
+
+    A tuple takes words, or integers for the names in `numbers`.
+    """
     for name, default in defaults.items():
         flag = "--" + name.replace("_", "-")
         text = f"{meaning(documented, name)} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
         if isinstance(default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif isinstance(default, tuple):
-            parser.add_argument(flag, nargs="*", metavar="NAME", help=text)
+            each: dict[str, Any] = dict(type=int, metavar="NUMBER") if name in numbers else dict(metavar="NAME")
+            parser.add_argument(flag, nargs="*", help=text, **each)
         elif isinstance(default, int | float):
             parser.add_argument(flag, type=type(default), metavar="NUMBER", help=text)
         else:
