@@ -290,7 +290,7 @@ def preset(records: Records, critical: Mapping[str, Any] | None, *, model: str =
     mine = [r for r in records.values() if (r["dataset"], r["slice"]) == ("movielens", "test")]
 
     def mean(model: str, *path: str, recipe: str | None = recipes.DEFAULT) -> float | None:
-        chosen = [r for r in mine if r["model"] == model and r["task"] == "next" and recipe in (None, r["recipe"])]
+        chosen = [r for r in mine if label(r) == model and r["task"] == "next" and recipe in (None, r["recipe"])]
         by_recipe: dict[str, list[float]] = defaultdict(list)
         for record in chosen:
             if (value := _at(record["figures"], path)) is not None:
