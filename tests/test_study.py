@@ -420,9 +420,12 @@ def test_the_preset_is_judged_by_its_records():
     found = report.preset(dict(enumerate([*rows, ease])), critical)
     expected = {
         "gauc_points_over_two_tower": 4.0, "share_of_exact_gain": 4 / 3, "hr100_over_two_tower": 1.25, "hr100_over_ease": 1.6,
-        "critical_ratio_exact": 20.0,
+        "hr100_over_two_tower_alone": 1.25, "critical_ratio_exact": 20.0,
     }  # fmt: skip
     assert found == pytest.approx(expected)
+    taught = record("two_tower", 0.87, 0.40, recipe=recipes.FROM_LONGER)
+    found = report.preset(dict(enumerate([*rows, ease, taught])), critical)
+    assert found == pytest.approx(expected | {"hr100_over_two_tower": 1.0})
     assert report.preset({}, None) == {}
     rows[0]["figures"]["factors"] = {"gauc": 0.91, "catalogue": {"corrected": {"hr100": 0.48}}}
     found = report.preset(dict(enumerate([*rows, ease])), critical)
