@@ -326,7 +326,7 @@ def ask_catalogue(
         at = np.sort(np.random.default_rng(2).permutation(at)[:OF_LARGE])
     folder = work / "catalogue"
     folder.mkdir(parents=True, exist_ok=True)
-    retrieval = folder / f"{dataclasses.replace(run, model='two_tower', recipe=recipes.DEFAULT).file}.npz"
+    retrieval = folder / f"{of_default(run, 'two_tower').file}.npz"
     retrieved = np.load(retrieval)["top"] if retrieval.exists() else None
     given = dict(
         offset=recipes.offset(run.recipe, counts, model=run.model, dataset=run.dataset),
@@ -357,7 +357,7 @@ def with_factors(
 
 def recall_of_ranker(run: Run, work: Path) -> float | None:
     """Share of the `exact` model's ten best rows among the run's hundred best, same seed; None until both are known."""
-    ranker = dataclasses.replace(run, model="exact", recipe=recipes.DEFAULT)
+    ranker = of_default(run, "exact")
     theirs, ours = (work / "top" / f"{one.file}.npy" for one in (ranker, run))
     if run.id == ranker.id or not theirs.exists() or not ours.exists():
         return None
@@ -371,6 +371,11 @@ def ceiling(data: datasets.StudyData, requests: Requests, sampler: NegativeSampl
     q = sampler.probabilities
     arguments = (requests.positions, requests.rows, requests.labels)
     return {"auc": world.ceiling_auc(*arguments, sampling=q), "gauc": world.ceiling_gauc(*arguments, sampling=q).value}
+
+
+def of_default(run: Run, model: str) -> Run:
+    """The run of another model, same seed and slice, that this one is compared with or helped by."""
+    return dataclasses.replace(run, model=model, recipe=recipes.DEFAULT, batches=USUAL["batches"])
 
 
 def kept(run: Run, work: Path, *, more: str = "") -> Path:
@@ -393,7 +398,7 @@ def load_helper(run: Run, work: Path) -> recipes.Helper | None:
     """The trained model of the same seed that a recipe needs."""
     if run.recipe not in recipes.HELPERS:
         return None
-    needed = dataclasses.replace(run, model=recipes.HELPERS[run.recipe], recipe=recipes.DEFAULT, batches="mixed")
+    needed = of_default(run, recipes.HELPERS[run.recipe])
     folder = kept(needed, work)
     if not folder.exists():
         raise FileNotFoundError(f"{run.id}: expected the trained model of {needed.id!r} in {folder}; run that first")
