@@ -234,20 +234,21 @@ def test_projection_and_dtype_of_a_run_reach_the_model(smoke, tmp_path):
     assert figures["float32"]["figures"]["gauc"] == pytest.approx(figures["bfloat16"]["figures"]["gauc"], abs=0.1)
 
 
-def test_batches_by_length_reach_the_pipeline_and_stand_in_the_id(smoke, tmp_path, monkeypatch):
+def test_batches_by_length_and_hidden_ids_reach_the_pipeline(smoke, tmp_path, monkeypatch):
     given = []
 
     def pipeline(**arguments):
-        given.append(arguments["buckets"])
+        given.append((arguments["buckets"], arguments["id_dropout"]))
         raise LookupError("seen enough")
 
     monkeypatch.setattr(runs, "Pipeline", pipeline)
     usual = Run(dataset="smoke", model="preset", seed=0)
     by_length = dataclasses.replace(usual, batches=runs.BY_LENGTH)
-    for run in (usual, by_length):
+    hidden = dataclasses.replace(usual, recipe="item id dropout 0.1")
+    for run in (usual, by_length, hidden):
         with pytest.raises(LookupError):
             runs.train_and_evaluate(run, smoke, tmp_path, progress=False)
-    assert given == [(), (64, 128, 256)]
+    assert given == [((), 0.0), ((64, 128, 256), 0.0), ((), 0.1)]
     assert by_length.id == usual.id.replace("/seed 0", "/length buckets/seed 0")
     assert report.label(dataclasses.asdict(by_length)) == "preset, with length buckets"
     assert runs.of_default(by_length, "exact") == dataclasses.replace(usual, model="exact")
