@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -147,6 +148,7 @@ def register(cls: BlockType) -> BlockType:
 
 def block_from_json(value: Mapping[str, Any]) -> Any:
     """The block that `Config.to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
+    importlib.import_module("aif_jax.blocks")  # registers the package's own, which import this module
     name = value.get("block")
     if name not in BLOCKS:
         raise ValueError(

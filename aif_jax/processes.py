@@ -17,7 +17,6 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed  # JAX has no public barrier that takes a time
 
 from aif_jax.sharding import replicated, row_mesh, rows
 
@@ -165,9 +164,12 @@ def end(code: int) -> NoReturn:
 def _gather() -> tuple[Any, Any]:
     """A mesh with one device of each process, in their order, and a compiled copy to all."""
     # On CPUs the first collective fails after 30 s where a process comes later, because it reads more or compiles longer.
-    client = distributed.global_state.client
-    if client is not None:
-        client.wait_at_barrier("aif_jax.processes", 1000 * PATIENCE)
+    if several():
+        from jax._src import distributed  # JAX has no public barrier that takes a time; tested with JAX 0.10.2 and 0.12
+
+        client = distributed.global_state.client
+        if client is not None:
+            client.wait_at_barrier("aif_jax.processes", 1000 * PATIENCE)
     devices = {device.process_index: device for device in reversed(jax.devices())}
     mesh = row_mesh([devices[process] for process in range(jax.process_count())])
     return mesh, jax.jit(lambda values: values, out_shardings=replicated(mesh))

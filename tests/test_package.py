@@ -44,7 +44,10 @@ OWNERS = {
     "uvloop": ("service/process.py",),
     "grpc": ("service/rpc.py",),
     "opentelemetry": ("service/traces.py",),
-    "importlib.import_module": ("readers/sources.py",),  # pyarrow, on the first file that is read
+    # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
+    "importlib.import_module": ("readers/sources.py", "config.py"),
+    "lazy_loader": ("__init__.py",),
+    "unittest": (),
     "pyarrow": (),
     "multiprocessing": (),
     "pickle": (),
@@ -271,11 +274,13 @@ def test_components_import_none_of_each_other():
 
 
 def local_imports(source: str) -> list[str]:
-    """Imports within functions, of anything but optional dependencies."""
+    """Imports within functions, of anything but optional dependencies and private modules, which stand in the one branch that
+    needs them, so that a new version of their library cannot break anybody else.
+    """
     functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     nodes = {node for function in functions for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)}
     modules = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
-    return sorted(name for name in modules if name.partition(".")[0] not in OPTIONAL)
+    return sorted(name for name in modules if name.partition(".")[0] not in OPTIONAL and "._src" not in name)
 
 
 def test_imports_are_at_the_top_of_a_file():
@@ -283,6 +288,44 @@ def test_imports_are_at_the_top_of_a_file():
     assert local_imports("def f():\n  import json\n  from sklearn import svm\n  from aif_jax.model import build") == [
         "aif_jax.model", "json",
     ]  # fmt: skip
+
+
+def test_private_modules_of_libraries_are_imported_in_functions_alone():
+    tops = {module_of(path): ast.parse(path.read_text()).body for path in SOURCES}
+    nodes = [(name, ast.unparse(node)) for name, body in tops.items() for top in body for node in _run_at_import(top)
+             if isinstance(node, ast.Import | ast.ImportFrom)]  # fmt: skip
+    assert [(name, line) for name, line in nodes if "._src" in line or "unittest" in line] == []
+
+
+# the door: `import aif_jax` loads nothing, and the stub that it reads is what type checkers see
+
+DOOR = """
+import sys
+import aif_jax
+loaded = sorted(name for name in sys.modules if name.startswith("aif_jax"))
+assert loaded == ["aif_jax"], loaded
+aif_jax.build, aif_jax.presets, aif_jax.Config
+rooms = sorted({name.split(".")[1] for name in sys.modules if name.startswith("aif_jax.")} & HEAVY)
+heavy = sorted({"orbax", "optax", "pyarrow", "grpc"} & set(sys.modules))
+assert not rooms and not heavy, (rooms, heavy)
+for name in aif_jax.__all__:
+    getattr(aif_jax, name)
+try:
+    aif_jax.no_such_name
+except AttributeError as error:
+    print(error)
+"""
+
+
+def test_the_door_loads_what_is_asked_for_alone(python):
+    heavy = {"serving", "service", "neighbours", "export", "index", "train", "checkpoint", "data", "readers", "run", "jobs"}
+    code = DOOR.replace("HEAVY", repr(heavy))
+    assert "no_such_name" in python(code)
+
+
+def test_a_config_in_json_knows_the_blocks_without_a_model(python):
+    code = "from aif_jax.config import Config, block_from_json; print(block_from_json({'block': 'Bea', 'bridges': 3}))"
+    assert "Bea(bridges=3" in python(code)
 
 
 # blocks are values: nothing outside `blocks/` knows which there are
@@ -326,11 +369,12 @@ def test_the_scan_for_switches_finds_what_it_should(source, found):
 
 
 def test_the_public_face_is_small():
-    names = aif_jax.__all__
+    names = [name for name in aif_jax.__all__ if name != "__version__"]
     assert len(names) <= FACE, f"{len(names)} public names, at most {FACE}"
     assert len(set(names)) == len(names)
-    imported = {name for name, value in vars(aif_jax).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert imported <= set(names), "a name of the face that __all__ lacks"
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    imported = {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported - {"__version__"} == set(names) - {"__version__"}, "the stub imports what its __all__ lacks, or the reverse"
 
 
 def test_a_module_has_one_job():
@@ -447,7 +491,7 @@ def test_core_dependencies_have_lower_bounds_alone():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert all(re.fullmatch(r"[a-z-]+>=[\d.]+", line) for line in project["dependencies"]), project["dependencies"]
     names = {line.split(">=")[0] for line in project["dependencies"]}
-    assert names == {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tqdm"}
+    assert names == {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "lazy-loader", "scipy", "tqdm"}
 
 
 def test_types_are_shipped():

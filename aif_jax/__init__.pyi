@@ -1,0 +1,75 @@
+"""The public names of `aif_jax` and the modules that they come from; `__init__.py` reads this file."""
+
+from . import (
+    blocks as blocks,
+    checkpoint as checkpoint,
+    data as data,
+    export as export,
+    index as index,
+    jobs as jobs,
+    metrics as metrics,
+    neighbours as neighbours,
+    presets as presets,
+    serving as serving,
+    sharding as sharding,
+    train as train,
+    user_table as user_table,
+)
+from .catalogue import Catalogue
+from .checkpoint import Checkpoints
+from .columns import Columns
+from .config import Config
+from .data.dataset import Dataset
+from .data.events import EventLog
+from .encoder import Encoder
+from .features import check_item_features, check_user_features, empty_items, empty_user
+from .index import IndexWriter, ItemIndex
+from .model import Component, PreRanker, assemble, build, fit_tables
+from .readers import check, read, read_cascade
+from .run import Run, fit
+from .schema import Attribute, Schema
+from .serving import (
+    AsyncPreRanker,
+    Candidates,
+    DeadlineExceeded,
+    EngineClosed,
+    Overloaded,
+    Ranking,
+    Request,
+    Scores,
+    ServingConfig,
+)
+from .train import Evaluation, evaluate
+from .types import Behaviours, Events, ItemFeatures, ItemRow, Streamed, UserFeatures, UserMemory, UserState
+from .user_table import UserTable, UserTableWriter
+from .version import EncodingMismatch, VersionMismatch, fingerprint
+from .version import __version__
+from .vocabulary import Vocabulary
+from .warm_start import grow_vocabulary, unseen_as_unknown
+
+__all__ = [
+    # your files
+    "Columns", "check", "read", "read_cascade", "Dataset", "EventLog", "Catalogue", "Encoder", "Vocabulary", "data",
+    # features
+    "Attribute", "Schema", "Behaviours", "Events", "Streamed", "UserFeatures", "ItemFeatures",
+    "check_user_features", "check_item_features", "empty_user", "empty_items",
+    # a model
+    "presets", "blocks", "Config", "build", "assemble", "Component", "PreRanker", "fit_tables", "UserState", "ItemRow",
+    "UserMemory",
+    # training
+    "fit", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary",
+    "unseen_as_unknown", "sharding",
+    # the index
+    "ItemIndex", "IndexWriter", "index",
+    # users nearline
+    "UserTable", "UserTableWriter", "user_table",
+    # both by jobs on an engine
+    "jobs",
+    # serving
+    "AsyncPreRanker", "ServingConfig", "Request", "Candidates", "Ranking", "Scores",
+    "Overloaded", "DeadlineExceeded", "EngineClosed", "serving",
+    # neighbours: feature stores, streams, snapshot stores, retrieval
+    "neighbours",
+    # export and versions
+    "export", "fingerprint", "VersionMismatch", "EncodingMismatch",
+]  # fmt: skip
