@@ -23,7 +23,7 @@ from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Params
 from aif_jax.version import __version__
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tqdm")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "lazy-loader", "tqdm")
 EXTRAS = {
     "experiments": ("scikit-learn", "matplotlib", "pyarrow"),
     "data": ("pyarrow",),
@@ -40,6 +40,14 @@ EXTRAS = {
     "pgvector": ("asyncpg",),
 }
 ENVIRONMENT = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64", "AIF_JAX_DATA")
+
+
+NEXT = (
+    ("python -m experiments.quickstart", "from a clone: trains on MovieLens and answers requests"),
+    ("aif-jax check --events EVENTS --items ITEMS", "what is wrong with files of yours"),
+    ("aif-jax train --help", "trains on them; then index, export, serve"),
+)
+"""Commands and what they do, for somebody whose installation works."""
 
 
 class Skipped(Exception):
@@ -118,7 +126,18 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", "checks"]
     for name, check in report["checks"].items():
         lines.append(f"  {name:<18}{check['status']:<9}{check['finding']} ({check['seconds']:.1f} s)")
-    return "\n".join([*lines, "", "all well" if report["healthy"] else "NOT WELL: a check failed"])
+    return "\n".join([*lines, "", *verdict(report)])
+
+
+def verdict(report: dict[str, Any]) -> list[str]:
+    """What the report comes to, and the next three commands to type; of a failed check what to do about it."""
+    failed = [name for name, check in report["checks"].items() if check["status"] == "failed"]
+    if failed:
+        fix = 'python -m pip install --upgrade --force-reinstall "aif_jax[export]"'
+        return [f"NOT WELL: {', '.join(failed)} failed. Reinstall, then run this again:", f"  {fix}", "  aif-jax doctor"]
+    skipped = [name for name, check in report["checks"].items() if check["status"] == "skipped"]
+    left_out = f"; skipped: {', '.join(skipped)}, see above" if skipped else ""
+    return [f"all well{left_out}. Next:", *(f"  {command:<42}{what}" for command, what in NEXT)]
 
 
 def _run(check: Callable[[], str]) -> dict[str, Any]:

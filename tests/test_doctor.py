@@ -1,5 +1,6 @@
 """`aif-jax doctor`."""
 
+import importlib.util
 import json
 
 import jax
@@ -47,7 +48,9 @@ def test_a_failed_check_is_named_and_gives_exit_status_one(quick, capsys):
     said = capsys.readouterr().out
     assert "checkpoint        failed   RuntimeError: no space left on device" in said
     assert "compute           ok       fine" in said
-    assert said.rstrip().endswith("NOT WELL: a check failed")
+    verdict = said[said.index("NOT WELL") :].splitlines()
+    assert verdict[0] == "NOT WELL: checkpoint failed. Reinstall, then run this again:"
+    assert verdict[1].startswith("  python -m pip install") and verdict[2] == "  aif-jax doctor"
 
 
 def test_a_skipped_check_is_no_failure(quick, capsys):
@@ -55,7 +58,9 @@ def test_a_skipped_check_is_no_failure(quick, capsys):
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "export            skipped  needs flatbuffers" in said
-    assert said.rstrip().endswith("all well")
+    lines = said[said.index("all well") :].splitlines()
+    assert lines[0] == "all well; skipped: export, see above. Next:"
+    assert [line.split("  ")[1] for line in lines[1:]] == [command for command, _ in doctor.NEXT]
 
 
 def test_what_is_missing_comes_with_the_command_that_installs_it(quick, capsys, monkeypatch):
@@ -98,3 +103,15 @@ def test_a_platform_that_is_not_here_is_reported_and_fails(python):
     said = python(code, expect=1, env={"JAX_PLATFORMS": "no_such_platform"})
     assert "none: Unable to initialize backend 'no_such_platform'" in said
     assert "NOT WELL" in said
+
+
+def test_the_next_commands_are_commands(capsys):
+    """Each begins a command that is there: a module of experiments, or one of `aif-jax`."""
+    for command, _ in doctor.NEXT:
+        words = command.split()
+        if words[0] == "aif-jax":
+            with pytest.raises(SystemExit) as ended:
+                cli.main([words[1], "--help"])
+            assert ended.value.code == 0 and f"aif-jax {words[1]}" in capsys.readouterr().out
+        else:
+            assert words[:2] == ["python", "-m"] and importlib.util.find_spec(words[2]) is not None

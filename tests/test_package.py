@@ -107,7 +107,7 @@ SWITCHES = {
 FACE = 65
 LONGEST = 400
 TOP_LEVEL = {
-    ".ci", ".github", ".gitignore", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
+    ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip
 
 
