@@ -1,19 +1,19 @@
 """The public names of `aif_jax` and the modules that they come from; `__init__.py` reads this file."""
 
 from . import (
-    blocks as blocks,
-    checkpoint as checkpoint,
-    data as data,
-    export as export,
-    index as index,
-    jobs as jobs,
-    metrics as metrics,
-    neighbours as neighbours,
-    presets as presets,
-    serving as serving,
-    sharding as sharding,
-    train as train,
-    user_table as user_table,
+    blocks,
+    checkpoint,
+    data,
+    export,
+    index,
+    jobs,
+    metrics,
+    neighbours,
+    presets,
+    serving,
+    sharding,
+    train,
+    user_table,
 )
 from .catalogue import Catalogue
 from .checkpoint import Checkpoints
@@ -43,7 +43,7 @@ from .train import Evaluation, evaluate
 from .types import Behaviours, Events, ItemFeatures, ItemRow, Streamed, UserFeatures, UserMemory, UserState
 from .user_table import UserTable, UserTableWriter
 from .version import EncodingMismatch, VersionMismatch, fingerprint
-from .version import __version__
+from .version import __version__ as __version__
 from .vocabulary import Vocabulary
 from .warm_start import grow_vocabulary, unseen_as_unknown
 

@@ -44,7 +44,7 @@ ENVIRONMENT = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_TH
 
 NEXT = (
     ("python -m experiments.quickstart", "from a clone: trains on MovieLens and answers requests"),
-    ("aif-jax check --events EVENTS --items ITEMS", "what is wrong with files of yours"),
+    ("aif-jax check --events FILE --items FILE", "what is wrong with files of yours"),
     ("aif-jax train --help", "trains on them; then index, export, serve"),
 )
 """Commands and what they do, for somebody whose installation works."""

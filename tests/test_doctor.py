@@ -60,7 +60,7 @@ def test_a_skipped_check_is_no_failure(quick, capsys):
     assert "export            skipped  needs flatbuffers" in said
     lines = said[said.index("all well") :].splitlines()
     assert lines[0] == "all well; skipped: export, see above. Next:"
-    assert [line.split("  ")[1] for line in lines[1:]] == [command for command, _ in doctor.NEXT]
+    assert [line.split("  ")[1].strip() for line in lines[1:]] == [command for command, _ in doctor.NEXT]
 
 
 def test_what_is_missing_comes_with_the_command_that_installs_it(quick, capsys, monkeypatch):
