@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             blocks.DotProduct(),
         )
     },
+    "matching": {"blocks": (blocks.MatchingStatistics(("item", "category")), blocks.LinearMemory(width=8))},
     "factors": {"blocks": (blocks.PureSvd(width=4, length=9), blocks.ItemOffset(), blocks.DotProduct())},
     "two SIM fields": {"blocks": (blocks.Sim("category", slots=4, length=3), blocks.Sim("item", slots=4, length=3))},
     "streaming": {

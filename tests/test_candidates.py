@@ -104,6 +104,21 @@ def test_sampled_lists_have_the_positive_first():
         sampled(data, sampler=sampler, negatives=1)([0, 5], DRAW)
 
 
+def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
+    """User 1 has items 1, 2, 3 in this order, user 2 items 3, 4: of the past alone, so item 3 may be drawn at position 1."""
+    data = test_sampling.dataset()
+    sampler = NegativeSampler(item_counts(data, [0, 1, 2, 3, 4]))
+    source = sampled(data, sampler=sampler, negatives=50, repeats=False)
+    at = np.array([0, 1, 2, 4])
+    rows = source(at, DRAW).rows
+    assert rows[:, 0].tolist() == [1, 2, 3, 4]
+    assert [set(row) for row in rows[:, 1:].tolist()] == [{2, 3, 4}, {3, 4}, {4}, {1, 2}]
+    assert source.description["repeats"] is False
+    assert "repeats" not in sampled(data, sampler=sampler, negatives=50).description  # cursors of earlier runs stay valid
+    with pytest.raises(ValueError, match="expected seen or repeats=False, got both"):
+        sampled(data, sampler=sampler, negatives=1, seen=Seen(data.log, [0]), repeats=False)
+
+
 def test_sampled_carries_the_correction_of_its_sampler(dataset):
     sampler = NegativeSampler([0, 4, 2, 1, 1, 0, 0], power=1)
     positions = np.array([0, 1, 8])

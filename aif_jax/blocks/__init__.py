@@ -2,6 +2,7 @@
 
 | block | approximates | in real time |
 |---|---|---|
+| `MatchingStatistics` | nothing: counts of the user's events with the candidate's values | a binary search for each field |
 | `Bea` | cross-attention over the short history | [C, M] x [M, H] |
 | `Sim` | SIM, hard search by a field | a softmax over P cached events |
 | `SimTier` | tier histograms of cosine similarities, by signatures | C x L comparisons of bits |
@@ -26,6 +27,7 @@ from aif_jax.blocks.exact import CosineTiers, CrossAttention, TargetAttention
 from aif_jax.blocks.item_offset import ItemOffset, popularity_offset, with_item_offset
 from aif_jax.blocks.linear_memory import LinearMemory
 from aif_jax.blocks.lsh_din import LshDin
+from aif_jax.blocks.matching import MatchingStatistics
 from aif_jax.blocks.pure_svd import PureSvd, fit_pure_svd, svd_factors, with_pure_svd
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.blocks.sim import Sim
@@ -34,6 +36,7 @@ from aif_jax.blocks.simtier_codes import SimTierCodes
 
 __all__ = [
     "Block", "block", "Terms", "UserView", "EventView", "ItemView", "Fitted", "Signatures",
+    "MatchingStatistics",
     "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct", "DecayedMemory", "DecayedSim",
     "CrossAttention", "TargetAttention", "CosineTiers", "Concatenation",
     "ItemOffset", "popularity_offset", "with_item_offset", "PureSvd", "fit_pure_svd", "svd_factors", "with_pure_svd",

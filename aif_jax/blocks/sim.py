@@ -109,7 +109,7 @@ def fill_cache(
 
     Values up to 0 have no slot. Where `size` bounds the values, value and place sort as one number, four times as fast as two.
     """
-    group, order = _sorted(value, mask & (value > 0), size=size)
+    group, order = sort_by_value(value, mask & (value > 0), size=size)
     first, count = _most_frequent(group, order, slots)
     filled = count > 0
     own = jnp.where(filled, value[first], -1)
@@ -167,7 +167,7 @@ def _take(table: Array, slot: jax.Array) -> jax.Array:
     return jnp.asarray(table).at[slot].get(mode="promise_in_bounds")
 
 
-def _sorted(value: jax.Array, mask: jax.Array, *, size: int | None) -> tuple[jax.Array, jax.Array]:
+def sort_by_value(value: jax.Array, mask: jax.Array, *, size: int | None) -> tuple[jax.Array, jax.Array]:
     """Values in ascending order, equal ones by place, and the places they came from; int32 [L] each, masked ones last."""
     total, last = value.shape[0], jnp.iinfo(jnp.int32).max
     place = jnp.arange(total, dtype=jnp.int32)

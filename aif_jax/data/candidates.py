@@ -118,7 +118,13 @@ def pointwise(dataset: Dataset, *, threshold: int) -> Source:
 
 
 def sampled(
-    dataset: Dataset, *, sampler: NegativeSampler, negatives: int, seen: Seen | None = None, corrected: bool = False
+    dataset: Dataset,
+    *,
+    sampler: NegativeSampler,
+    negatives: int,
+    seen: Seen | None = None,
+    corrected: bool = False,
+    repeats: bool = True,
 ) -> Source:
     """The event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
 
@@ -130,16 +136,23 @@ def sampled(
       corrected: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of the
         whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q. A positive that the
         sampler never draws, as held-out events may have it, gets 0.
+      repeats: whether users come back to items. If not, an item that the user has met strictly before the event is no
+        negative: it would only teach the model to recognise what a filter leaves out in serving.
 
     Returns:
       A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
     """
 
+    expect(repeats or seen is None, "sampled", "seen or repeats=False", "both")
+
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         target = _targets(dataset, at)
         users = None if seen is None else dataset.log.user[at]
-        drawn = sampler.sample(len(target), negatives, avoid=target, users=users, seen=seen, **draw._asdict())
+        left_out = seen
+        if not repeats:
+            users, left_out = np.arange(len(at)), Seen.before(dataset.log, at)
+        drawn = sampler.sample(len(target), negatives, avoid=target, users=users, seen=left_out, **draw._asdict())
         rows = np.concatenate([target[:, None], drawn], axis=1)
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = 1
@@ -150,6 +163,7 @@ def sampled(
         return CandidateLists(rows, labels, log_q)
 
     settings = {"negatives": negatives, "corrected": corrected, "sampler": sampler.digest}
+    settings |= {} if repeats else {"repeats": False}  # cursors of runs before this option stay what they were
     return Source(lists, {"kind": "sampled", **settings, "seen": None if seen is None else seen.digest})
 
 

@@ -48,7 +48,28 @@ class Seen:
 
     def __init__(self, log: EventLog, positions: Any):
         at = expect_integers(positions, "positions", size=len(log))
-        pairs = np.sort(_pair(log.user[at], log.item[at]))  # several times faster than np.unique
+        self._keep(log.user[at], log.item[at])
+
+    @classmethod
+    def before(cls, log: EventLog, positions: Any) -> Seen:
+        """What each sample's user has met strictly before it; a "user" is then a sample's place in `positions` [B].
+
+        Example:
+          >>> log = EventLog.from_arrays([1, 1, 1], [4, 5, 4], [1, 1, 1], [10, 20, 30])
+          >>> Seen.before(log, [1, 2]).contains([[0], [1]], [[4, 5], [4, 5]]).tolist()
+          [[True, False], [True, True]]
+        """
+        at = expect_integers(positions, "positions", size=len(log))
+        start = log.offsets[log.user[at]]
+        lengths = log.history_end(at) - start
+        sample = np.repeat(np.arange(len(at)), lengths)
+        places = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths - start, lengths)
+        made = cls.__new__(cls)
+        made._keep(sample, log.item[places])
+        return made
+
+    def _keep(self, users: np.ndarray, items: np.ndarray) -> None:
+        pairs = np.sort(_pair(users, items))  # several times faster than np.unique
         self._pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
 
     @cached_property

@@ -74,6 +74,14 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
       >>> gauc([0.2, 0.9, 0.5, 0.3, 0.3, 0.7], [0, 1, 0, 1, 0, 1], [7, 7, 7, 8, 8, 9])
       Averaged(value=0.8, used=2, left_out=1)
     """
+    _, values, weights, left_out = groups_auc(scores, labels, groups, where=where, weighting=weighting)
+    return Averaged(ratio(weights @ values, weights.sum()), len(values), left_out)
+
+
+def groups_auc(
+    scores: Any, labels: Any, groups: Any, *, where: Any, weighting: Weighting
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """What `gauc` averages: groups [G] with both classes, their AUC and weights float64 [G]; and how many have one class."""
     known = get_args(Weighting)
     expect(weighting in known, "weighting", f"one of {known}", repr(weighting))
     scores, labels, valid = _checked(scores, labels, where)
@@ -81,14 +89,12 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
     expect(groups.dtype.kind != "f" or not groups.size, "groups", "integers or strings", groups.dtype)
     groups = _broadcast(groups, "groups", scores.shape)[valid]
     scores, positive = scores[valid], labels[valid] != 0
-    if groups.dtype.kind not in "iu":
-        groups = np.unique(groups, return_inverse=True)[1]
+    names, groups = np.unique(groups, return_inverse=True)
     won_twice, positives, negatives = _pairs(scores, positive, groups)
     pairs_twice = 2 * positives * negatives
     used = pairs_twice > 0
     weights = (positives + negatives)[used] if weighting == "impressions" else np.ones(used.sum())
-    value = ratio(weights @ (won_twice[used] / pairs_twice[used]), weights.sum())
-    return Averaged(value, int(used.sum()), int((~used).sum()))
+    return names[used], won_twice[used] / pairs_twice[used], np.asarray(weights, np.float64), int((~used).sum())
 
 
 def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:

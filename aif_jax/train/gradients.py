@@ -36,6 +36,7 @@ def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
     """Samples of a part with about PART_EVENTS candidates and places, `events` a sample; None for a batch no larger."""
     most_parts = max(1, PART_BYTES // max(row_bytes, 1))
     size = max(1, PART_EVENTS // events, -(-samples // most_parts))
+    size = -(-samples // -(-samples // size))  # as many parts, of even size: the last one is filled up with copies
     return size if size < samples else None
 
 

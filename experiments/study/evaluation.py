@@ -50,9 +50,12 @@ def held_out(
     return Requests(at, rows, labels)
 
 
-def sampled_scores(model: aif.PreRanker, params: Params, dataset: Dataset, requests: Requests) -> np.ndarray:
+def sampled_scores(
+    model: aif.PreRanker, params: Params, dataset: Dataset, requests: Requests, *, progress: bool = True
+) -> np.ndarray:
     """Joint scores of the sampled candidates, float32 [R, 1 + n]."""
-    return list_scores(model, params, dataset, requests.positions, CandidateLists(requests.rows, requests.labels))
+    lists = CandidateLists(requests.rows, requests.labels)
+    return list_scores(model, params, dataset, requests.positions, lists, progress=progress)
 
 
 def sampled_figures(

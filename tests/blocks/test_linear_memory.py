@@ -15,6 +15,7 @@ from aif_jax.blocks.linear_memory import (
     softmax_keys,
     sum_events,
     sum_softmax,
+    sum_softmax_trained,
 )
 from aif_jax.blocks.signatures import signs
 from tests import demo
@@ -196,7 +197,7 @@ def test_the_user_half_is_chosen_by_how_many_candidates_follow(block):
     states, made = shares(params)
     kinds = {name: type(state.blocks[block.name]) for name, state in states.items()}
     assert kinds == {"serving": Summed, "few": ByEvent, "many": Summed}
-    np.testing.assert_array_equal(made["serving"], made["many"])
+    np.testing.assert_allclose(made["serving"], made["many"], rtol=1e-6, atol=1e-6)  # softmax keys have a form for training
     np.testing.assert_allclose(made["serving"], made["few"], rtol=1e-4, atol=1e-5)
 
 
@@ -238,6 +239,35 @@ def test_summing_a_softmax_is_summing_its_shares(scale):
     for ours, plain in zip(jax.tree.leaves((got, gradient)), jax.tree.leaves((expected, wanted)), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
     assert not got.moments[3].any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_form_for_training_has_the_same_values_and_gradients(scale):
+    """For histories of every length down to none; masked places hold zeros, as embeddings do."""
+    rng = np.random.default_rng(1)
+    key = {
+        "kernel": jnp.asarray(scale * rng.normal(size=(D, K)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=K), jnp.float32),
+    }
+    mask = np.arange(L) < np.array([L, 6, 1, 0])[:, None]
+    values = np.where(mask[..., None], rng.normal(size=(4, L, D)), 0).astype(np.float32)
+    weight = jnp.asarray(rng.normal(size=(K, D)), jnp.float32)
+
+    def plain(key, values, mask):
+        return sum_softmax(key["kernel"].T @ values.T + key["bias"][:, None], values, mask)
+
+    def outputs(summed):
+        def loss(key, values):
+            made = jax.vmap(summed, (None, 0, 0))(key, values, mask)
+            return (jnp.tanh(made.moments) * weight[None]).sum() + (made.total**2).sum()
+
+        return jax.vmap(summed, (None, 0, 0))(key, values, mask), jax.grad(loss, (0, 1))(key, values)
+
+    (expected, wanted), (got, gradient) = outputs(plain), outputs(sum_softmax_trained)
+    for ours, usual in zip(jax.tree.leaves((got, gradient)), jax.tree.leaves((expected, wanted)), strict=True):
+        kept = mask[..., None] if ours.shape == values.shape else True  # embeddings of masked places take no gradient
+        np.testing.assert_allclose(np.where(kept, ours, 0), np.where(kept, usual, 0), rtol=1e-3, atol=1e-4)
+    assert np.all(np.isfinite(gradient[1])) and not got.moments[3].any()
 
 
 def test_the_dot_product_is_that_of_the_read_and_the_item():

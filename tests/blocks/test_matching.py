@@ -1,0 +1,116 @@
+"""Matching statistics: exact counts of the user's meetings with the candidate's values, in both of their forms."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import aif_jax as aif
+from aif_jax.blocks import MatchingStatistics, matching
+from tests import demo
+from tests.blocks import parts
+from tests.reference import matching as reference
+
+ACTIONS = 4
+BLOCK = MatchingStatistics(("item", "category"), recent_events=3)
+look_up, compare = jax.jit(matching.look_up), jax.jit(matching.compare)
+
+
+def halves(item, category, action, age, mask, *, few, block=BLOCK):
+    """The user half by sorting, or the one for few candidates."""
+    config = parts.config(block, long_length=len(item))
+    history = dict(item=jnp.asarray(item), action=jnp.asarray(action), age=jnp.asarray(age))
+    view = parts.user(config, mask, candidates=5 if few else None, **history)
+    table = jnp.asarray(np.append(category, 0).astype(np.int32))  # category of each item: items are numbered by place here
+    view.params["fitted"] = {"fields": {"category": table}}
+    return block.user({}, view)
+
+
+def history(seed, length, values, kept=0.8):
+    """Each event is an item of its category: `item` repeats as often as `category`, so that both fields have runs."""
+    rng = np.random.default_rng(seed)
+    categories = rng.integers(0, values, 40).astype(np.int32)
+    item = rng.integers(0, 40, length).astype(np.int32)
+    age = np.sort(rng.exponential(1e6, length)).astype(np.float32)
+    return item, categories, rng.integers(-1, ACTIONS + 1, length).astype(np.int32), age, rng.random(length) < kept
+
+
+def expected(item, categories, action, age, mask, wanted):
+    """The reference for each candidate and field; an unknown action is counted in no action."""
+    fields = (item, categories[item])
+    options = dict(recent_events=BLOCK.recent_events, actions=ACTIONS)
+    made = [
+        [reference.statistics(v, action, age, mask, w, **options) for v, w in zip(fields, row, strict=True)] for row in wanted
+    ]
+    return np.array(made)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    length=st.sampled_from([1, 2, 17, 64]),
+    values=st.integers(1, 6),
+    kept=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_both_forms_are_the_definition(seed, length, values, kept):
+    item, categories, action, age, mask = history(seed, length, values, kept)
+    rng = np.random.default_rng(seed + 1)
+    candidates = rng.integers(0, 40, 8)
+    wanted = np.stack([candidates, categories[candidates]], 1).astype(np.int32)
+    wanted[0] = [39, 5]
+    slow = expected(item, categories, action, age, mask, wanted)
+    for found in (
+        look_up(halves(item, categories, action, age, mask, few=False), wanted),
+        compare(halves(item, categories, action, age, mask, few=True), wanted),
+    ):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, slow, rtol=2e-5, atol=1e-6)
+
+
+def test_by_hand():
+    """Item 7 met twice: last at place 1, two days ago, once among the last 3 events, by actions 2 and 1."""
+    item, action = np.array([3, 7, 3, 0, 7], np.int32), np.array([1, 2, 1, 1, 1], np.int32)
+    age, mask = np.array([1, 2, 3, 4, 5], np.float32) * 86400, np.array([True, True, True, True, True])
+    categories = np.zeros(40, np.int32)
+    categories[[3, 7]] = 5
+    found = look_up(halves(item, categories, action, age, mask, few=False), np.array([[7, 5], [9, 4], [0, 0]], np.int32))
+    of_item = [1, np.log(3), 2 / 5, 1 / 2, np.log(3), np.log(2), 0, np.log(2), np.log(2), 0]
+    of_category = [1, np.log(5), 4 / 5, 1, np.log(2), np.log(4), 0, np.log(4), np.log(2), 0]
+    np.testing.assert_allclose(found[0], [of_item, of_category], rtol=1e-6)
+    assert not np.any(found[1:])  # values that were not met, and row 0, whatever stands in the history
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_padding_does_not_leak(few):
+    item, categories, action, age, mask = history(3, 20, 4)
+    spoilt = [np.where(mask, array, bad).astype(array.dtype) for array, bad in ((item, 11), (action, 1), (age, np.nan))]
+    clean = halves(item, categories, action, age, mask, few=few)
+    dirty = halves(spoilt[0], categories, spoilt[1], spoilt[2], mask, few=few)
+    wanted = np.stack([np.arange(1, 40), categories[1:]], 1).astype(np.int32)
+    read = compare if few else look_up
+    np.testing.assert_array_equal(read(clean, wanted), read(dirty, wanted))
+
+
+def test_the_size_of_the_input_and_what_is_refused():
+    assert BLOCK.widths(demo.config()) == {"statistics": 2 * (matching.STATISTICS + ACTIONS)}
+    for wrong, message in (
+        (dict(fields=()), "at least one field, each once, got ()"),
+        (dict(fields=("item", "item")), "at least one field, each once"),
+        (dict(recent_events=0), "at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            MatchingStatistics(**wrong)
+    with pytest.raises(ValueError, match=re.escape("behaviour fields of the schema, ('item', 'category'), got ['tags']")):
+        demo.config(blocks=(MatchingStatistics(("item", "tags")),))
+
+
+def test_a_streamed_user_keeps_the_events_that_it_reads():
+    model, params = demo.build(blocks=(BLOCK,), long_length=12)
+    assert model.config.kept_length == 12
+    logits = [model.joint(params, demo.user(model.config, events=events), demo.items(6)) for events in (0, 12)]
+    assert np.ptp(np.asarray(logits[1]) - np.asarray(logits[0])) > 1e-3
+    assert isinstance(model, aif.PreRanker)
