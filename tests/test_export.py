@@ -173,7 +173,7 @@ def test_any_count_of_candidates(loaded, scored, count):
 @pytest.mark.parametrize("size", [0, 1, 64, 65, 100, 128, 129, 300])
 def test_blocks_of_one_call_are_of_one_bucket(loaded, size):
     """So equal candidates have equal scores, wherever they stand."""
-    blocks = loaded._functions["interaction"].axes["c"].blocks(size)
+    blocks = loaded.functions["interaction"].axes["c"].blocks(size)
     assert [place for start, stop, _ in blocks for place in range(start, stop)] == list(range(size))
     assert len({bucket for *_, bucket in blocks}) == (size > 0)
 
