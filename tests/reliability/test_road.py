@@ -103,15 +103,16 @@ def company(rng: np.random.Generator, road: Road) -> tuple[dict[str, list], dict
         "plan": [some(["free", "paid"], 0.5) for _ in range(USERS)],
         "tenure": [float(rng.integers(0, 900)) for _ in range(USERS)],
     }
-    taste = rng.normal(size=(USERS, ITEMS))
+    appeal = 1.5 * rng.normal(size=ITEMS - 5)  # the last items are never shown
+    shown = np.exp(appeal / 2) / np.exp(appeal / 2).sum()
     days = []
     for day in range(DAYS):
         rows: dict[str, list] = {name: [] for name in ("visitor", "sku", "at_ms", "what")}
         for user in rng.permutation(USERS)[: USERS // 2]:
             for request in range(rng.integers(1, 4)):
                 at = START + day * DAY_MS + int(rng.integers(request * DAY_MS // 4, (request + 1) * DAY_MS // 4))
-                for item in rng.choice(ITEMS - 5, rng.integers(2, 6), replace=False):  # the last items are never shown
-                    level = taste[user, item] + rng.normal() / 2
+                for item in rng.choice(ITEMS - 5, rng.integers(2, 6), replace=False, p=shown):
+                    level = appeal[item] + rng.normal() / 2
                     what = "bought" if level > 1.8 else "clicked" if level > 0.3 else "shown"
                     for name, value in zip(rows, (users["id"][user], items["article"][item], at, what), strict=True):
                         rows[name].append(value)
@@ -141,12 +142,17 @@ def added(run: Run, data: Any, road: Road) -> Run:
         elif name == "unseen":
             run = run.with_unseen_items(data)
         else:
-            run = run.calibrate(data, form=name, progress=False)
+            try:
+                run = run.calibrate(data, form=name, progress=False)
+            except ValueError as error:  # the documented answer to a model that so little data has not taught an order
+                if "expected scores that rise with the labels" not in str(error):
+                    raise
+                print(f"not calibrated: {error}")
     return run
 
 
-def walk(folder: Path, road: Road, rng: np.random.Generator) -> None:
-    """From files to a service, which must answer as the joint model."""
+def walk(folder: Path, road: Road, rng: np.random.Generator) -> Run:
+    """From files to a service, which must answer as the joint model; the run that it serves."""
     items, users, days = company(rng, road)
     if road.form == "csv":
         del items["embedding"]
@@ -163,7 +169,8 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> None:
     assert len(data.log) == sum(len(rows["sku"]) for rows in days)
     task = Impressions(candidates=6, threshold=2) if road.impressions else NextItem(negatives=3, evaluated=9)
     options: dict[str, Any] = {"requests": 50, "k": None if road.impressions else 5, "progress": False, "id_dropout": 0.1}
-    run = fit(aif.build(road.config(data.schema)), data, task=task, batch_size=64, out=folder / "run", **options)
+    options |= {"epochs": 4, "batch_size": 32, "learning_rate": 0.01, "out": folder / "run"}
+    run = fit(aif.build(road.config(data.schema)), data, task=task, **options)
     run = added(Run.load(folder / "run"), data, road)
     assert all(np.isfinite(value) for value in run.metrics.values())
     index = run.index(articles, progress=False)
@@ -204,11 +211,13 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> None:
             assert best["unknown"] == 1 and len(best["ids"]) == 5
             scored = dict(zip(names.tolist(), answer["logits"].tolist(), strict=True))
             assert [scored[name] for name in best["ids"].tolist()] == sorted(scored.values(), reverse=True)[:5]
+    return run
 
 
 def test_a_short_road(tmp_path):
     road = Road("cold", None, "csv", " / ", False, ("factors", "catalogue", "unseen", "isotonic"))
-    walk(tmp_path / "road", road, generator("road", seed=0))
+    run = walk(tmp_path / "road", road, generator("road", seed=0))
+    assert "calibration" in run.params["fitted"]
 
 
 @pytest.mark.reliability
