@@ -100,7 +100,7 @@ def fit(
 
     Raises:
       ValueError: shapes, NaN scores, weights or a rate that do not fit; entries of one class only; scores that do not
-        rise with the labels, whose calibration would turn the order round.
+        rise with the labels, whose calibration would turn the order round; logits that float32 cannot hold or scale.
 
     Example:
       >>> made = fit([-1.0, -1.0, 1.0, 1.0] * 25, [0, 1, 0, 1] * 24 + [0, 0, 1, 1], rate=0.5)
@@ -116,11 +116,13 @@ def fit(
     shift = math.log(rate)
     if form == "logistic":
         scale, bias = _newton(s, y, w)
-        rises = scale > 0
-        expect(rises, "calibration scores", "scores that rise with the labels", f"a scale of {scale:.3g}")
-        return {"scale": np.float32(scale)[()], "bias": np.float32(bias + shift)[()]}  # type: ignore[dict-item]
+        expect(scale > 0, "calibration scores", "scores that rise with the labels", f"a scale of {scale:.3g}")
+        made = {"scale": _float32(scale)[()], "bias": _float32(bias + shift)[()]}
+        normal = made["scale"] >= np.finfo(np.float32).tiny
+        expect(normal, "calibration scores", "smaller logits, that float32 can scale", f"a scale of {scale:.3g}")
+        return made
     x, line = _pooled(s, y, w, max(2, knots - 2))
-    return {"x": x.astype(np.float32), "y": (line + shift).astype(np.float32)}
+    return {"x": _rising(x), "y": _rising(line + shift)}
 
 
 def stack(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -135,10 +137,26 @@ def stack(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     most = max(len(part["x"]) for part in parts)
 
     def longer(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        more = np.arange(1, most - len(part["x"]) + 1, dtype=np.float32)
-        return {name: np.append(values, values[-1] + more) for name, values in part.items()}
+        step = max(1.0, *(float(np.spacing(np.abs(values[-1]))) for values in part.values()))  # 1 may be lost in a large knot
+        more = step * np.arange(1, most - len(part["x"]) + 1, dtype=np.float64)
+        return {name: _rising(np.append(values, values[-1] + more)) for name, values in part.items()}
 
     return {name: np.stack([longer(part)[name] for part in parts]) for name in ("x", "y")}
+
+
+def _float32(values: Any) -> np.ndarray:
+    """Values as float32; ValueError where one is too large."""
+    largest = np.max(np.abs(values), initial=0.0)
+    expect(largest < np.finfo(np.float32).max / 2, "calibration scores", "logits that float32 holds", f"one of {largest:.3g}")
+    return np.asarray(values, np.float32)
+
+
+def _rising(values: np.ndarray) -> np.ndarray:
+    """Ascending knots [K] as float32 that rise at each: one that the cast makes equal to the last takes the next number."""
+    knots = _float32(values)
+    for place in range(1, len(knots)):
+        knots[place] = max(knots[place], np.nextafter(knots[place - 1], np.float32(np.inf)))
+    return knots
 
 
 def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,6 +170,7 @@ def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.nda
     valid, w = np.broadcast_to(valid, s.shape), np.broadcast_to(w, s.shape)
     s, y, w = s[valid], y[valid], w[valid]
     expect(np.isfinite(s).all(), "calibration scores", "finite logits", "some that are not")
+    _float32(s)
     expect(np.isin(y, (0, 1)).all(), "calibration labels", "0 or 1", "others")
     expect((np.isfinite(w) & (w >= 0)).all(), "calibration weights", "finite weights of 0 or more", "some that are not")
     return s[w > 0], y[w > 0], w[w > 0]

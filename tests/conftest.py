@@ -56,7 +56,7 @@ def child_environment(*, flags: str = "", writes: bool = True) -> dict[str, str]
     """The environment of a process that a test starts: warnings are errors there too, and it shares what was compiled.
 
     Args:
-      flags: of XLA; `tests.light.FLAGS` compiles lightly.
+      flags: of XLA; `tests.light.flags()` compiles lightly.
       writes: False for a process that is killed, which must not leave half an entry.
     """
     cache = CACHE if writes else CACHE | {"jax_persistent_cache_min_compile_time_secs": 1e9}
@@ -131,7 +131,7 @@ def python() -> Callable[..., str]:
         lightly: bool = False,
         env: dict[str, str] | None = None,
     ) -> str:
-        flags = f"--xla_force_host_platform_device_count={devices} {light.FLAGS if lightly else ''}"
+        flags = f"--xla_force_host_platform_device_count={devices} {light.flags() if lightly else ''}"
         environment = {**child_environment(flags=flags), **(env or {})}
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=timeout, capture_output=True, text=True

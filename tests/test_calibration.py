@@ -138,6 +138,29 @@ def test_several_objectives_have_a_calibration_each():
 
 
 @pytest.mark.parametrize(
+    ("offset", "size"),
+    [(0.0, 1e-9), (0.0, 1.0), (-1000.0, 1.0), (-1000.0, 1e-3), (3e4, 0.01), (1e9, 1e3), (1e9, 1e6), (-1e30, 1e25), (0.0, 8e37)],
+)
+def test_isotonic_knots_rise_and_are_finite_as_float32(offset, size):
+    scores, labels = drawn(3000, lambda s: 3 * s)
+    scores = (offset + size * np.clip(scores, -2, 2)).astype(np.float32)
+    made, few = (calibration.fit(scores, labels, form="isotonic", knots=knots) for knots in (32, 5))
+    several = calibration.stack([made, few])
+    for name in ("x", "y"):
+        assert np.isfinite(several[name]).all() and (np.diff(several[name]) > 0).all(), name
+    raised = apply(made, np.unique(scores))
+    assert np.isfinite(raised).all() and (np.diff(raised) >= 0).all()
+
+
+@pytest.mark.parametrize("form", ["logistic", "isotonic"])
+@pytest.mark.parametrize("size", [1e38, 1e39, 1e60])
+def test_logits_that_float32_cannot_hold_are_refused(form, size):
+    scores, labels = drawn(1000, lambda s: 3 * s)
+    with pytest.raises(ValueError, match=r"calibration scores: expected .* float32 .*, got .*e[-+]\d+"):
+        calibration.fit(scores * size, labels, form=form)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"form": "beta"}, "calibration form: expected one of"),

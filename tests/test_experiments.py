@@ -12,14 +12,14 @@ import pytest
 import aif_jax as aif
 from experiments.datasets.synthetic import synthetic_world
 from tests.conftest import child_environment
-from tests.light import FLAGS
+from tests.light import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=cwd, env=child_environment(flags=FLAGS), capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=cwd, env=child_environment(flags=flags()), capture_output=True, text=True, timeout=280)
 
 
 def figures(module: str, tmp_path: Path, *arguments: str) -> dict:

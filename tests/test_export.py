@@ -170,6 +170,14 @@ def test_any_count_of_candidates(loaded, scored, count):
     np.testing.assert_allclose(got, logits[at], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [0, 1, 64, 65, 100, 128, 129, 300])
+def test_blocks_of_one_call_are_of_one_bucket(loaded, size):
+    """So equal candidates have equal scores, wherever they stand."""
+    blocks = loaded.functions["interaction"].axes["c"].blocks(size)
+    assert [place for start, stop, _ in blocks for place in range(start, stop)] == list(range(size))
+    assert len({bucket for *_, bucket in blocks}) == (size > 0)
+
+
 def test_no_items_give_no_rows(loaded, made):
     rows = loaded.item(demo.items(0))
     assert rows["vector"].shape == (0, 8) and rows["fitted.signatures_32"].dtype == np.uint32

@@ -154,6 +154,6 @@ def test_logits_are_those_of_the_switches(name):
 
     inputs = (params, users(), items(FILE["inputs/candidates"]), items(FILE["inputs/few"]))
     # each program runs once: compile it fast instead of making it fast
-    run = jax.jit(logits).lower(*inputs).compile(light.OPTIONS)
+    run = jax.jit(logits).lower(*inputs).compile(light.options())
     for form, got in run(*inputs).items():
         np.testing.assert_allclose(got, FILE[f"{form}/{name}"], atol=1e-6, rtol=1e-6, err_msg=form)

@@ -8,13 +8,13 @@ import pytest
 
 from experiments.scale_out import replicas, serving
 from tests.conftest import child_environment
-from tests.light import FLAGS
+from tests.light import flags
 
 
 @pytest.fixture(autouse=True)
 def services_share_what_was_compiled(monkeypatch):
     """Of the processes that a test starts; one that is killed is long done with compiling."""
-    for name, value in child_environment(flags=FLAGS).items():
+    for name, value in child_environment(flags=flags()).items():
         monkeypatch.setenv(name, value)
 
 

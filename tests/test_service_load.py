@@ -8,14 +8,14 @@ import pytest
 
 from experiments import service_load
 from tests.conftest import child_environment
-from tests.light import FLAGS
+from tests.light import flags
 
 pytest.importorskip("grpc", reason="needs the extra 'grpc'")
 
 
 @pytest.mark.timeout(900)
 def test_smoke(tmp_path, monkeypatch, capsys):
-    for name, value in child_environment(flags=FLAGS).items():  # of the services, which share what is compiled
+    for name, value in child_environment(flags=flags()).items():  # of the services, which share what is compiled
         monkeypatch.setenv(name, value)
     service_load.main(["--smoke", "--json", str(tmp_path / "figures.json")])
     figures = json.loads((tmp_path / "figures.json").read_text())

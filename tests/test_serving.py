@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import threading
 import time
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from aif_jax.serving.programs import Form, Programs
 from aif_jax.serving.versions import Version
 from aif_jax.version import VersionMismatch, fingerprint
 from tests import demo
-from tests.serving_world import World, bids_for, run, share_programs, shared
+from tests.serving_world import ITEMS, World, bids_for, run, share_programs, shared
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,33 @@ def test_item_ids_may_be_strings(world):
             assert by_number[5].ids[5:].tolist() == ["", "", ""] and not by_number[5].mask[5:].any()
             with pytest.raises(TypeError, match="candidates: expected strings as in the batches before, got integers"):
                 await engine.rank(Request(user=3, context=mixed()), 8)
+
+    run(test())
+
+
+@pytest.mark.parametrize("order", ["logit", "zero"])
+def test_ties_keep_the_candidates_order_however_a_request_is_split(world, order):
+    """Equal items are scored alike in every piece, whatever the others are padded to; 0 and -0 are equal too."""
+    alike = np.arange(ITEMS) % 5
+    sizes: dict = dict(ids=world.ids, batch_size=64, capacity=512, progress=False)
+    index = ItemIndex.build(world.model, world.params, world.take(alike), **sizes)
+    orders = {"zero": "p * 0 * (bid - 1.5)"}
+    kind = dict(zip(world.ids.tolist(), alike.tolist() if order == "logit" else [0] * ITEMS, strict=True))
+
+    async def batches(candidates):
+        for start in range(0, len(candidates), 16):  # the last one has two
+            yield candidates[start : start + 16]
+
+    async def test():
+        rng = np.random.default_rng(4)
+        async with world.engine(index=index, buckets=(4, 16), batch_size=2, orders=orders) as engine:
+            for user, streamed in itertools.product(range(4), (False, True)):
+                candidates = rng.permutation(world.ids)[:34]
+                request = Request(user=user, context=batches(candidates) if streamed else candidates, order=order)
+                answer = await engine.rank(request, 8)
+                first = kind[int(answer.ids[0])]
+                same = [name for name in candidates.tolist() if kind[name] == first][:8]
+                assert answer.ids.tolist()[: len(same)] == same and len(set(answer.scores[: len(same)].tolist())) == 1
 
     run(test())
 

@@ -20,7 +20,7 @@ from aif_jax.checkpoint import CheckpointError
 from aif_jax.version import fingerprint
 from experiments.scale_out import training
 from tests.conftest import ROOT, child_environment
-from tests.light import FLAGS
+from tests.light import flags
 
 PAIR = """
 import dataclasses, itertools, json, sys
@@ -112,7 +112,7 @@ said["replicated"] = replicated.version
 
 def start(folder: Path, code: str, count: int) -> list[subprocess.Popen]:
     words = [sys.executable, "-c", code, str(folder), str(count)]
-    options = dict(cwd=ROOT, env=child_environment(flags=FLAGS), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    options = dict(cwd=ROOT, env=child_environment(flags=flags()), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return launch.start(lambda address, index: [*words, address, str(index)], count, **options)
 
 
@@ -215,7 +215,7 @@ def test_the_command_line(tmp_path, capsys):
     """`train --processes 2` learns what one process learns, prints it once, and leaves a checkpoint that serves."""
     words = files(tmp_path)
     command = [sys.executable, "-m", "aif_jax", *words, "--out", str(tmp_path / "two"), "--processes", "2"]
-    done = subprocess.run(command, env=child_environment(flags=FLAGS), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=child_environment(flags=flags()), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert cli.main([*words, "--out", str(tmp_path / "one")]) == 0
     (two,), (one,) = done.stdout.splitlines(), capsys.readouterr().out.splitlines()

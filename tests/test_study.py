@@ -40,7 +40,7 @@ from experiments.study import (
 from experiments.study.runs import Run
 from tests import demo
 from tests.conftest import child_environment
-from tests.light import FLAGS
+from tests.light import flags
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +67,7 @@ def test_smoke(tmp_path):
     command = [sys.executable, "-m", "experiments.ablation", "--smoke", "--model", "aif", "exact"]
     command += ["--json", "a.json", "--results", "r", "--work", "w", "--figures", "f"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=child_environment(flags=FLAGS), capture_output=True, text=True, timeout=280
+        command, cwd=tmp_path, env=child_environment(flags=flags()), capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr
     got = json.loads((tmp_path / "a.json").read_text())["next"]["smoke"]

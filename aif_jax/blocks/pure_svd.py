@@ -64,7 +64,8 @@ class PureSvd(Block):
         events = recent(user.long, self.length)
         mask = jnp.asarray(events.mask)
         factors = layers.lookup(params["table"], jnp.asarray(events.item))
-        weight = jnp.where(mask, jnp.arange(1.0, mask.shape[0] + 1.0) ** -self.decay, 0.0)
+        place = jnp.arange(1, mask.shape[0] + 1).astype(jnp.float32)  # floats only then: an export's length is a symbol
+        weight = jnp.where(mask, place**-self.decay, 0.0)
         return {"sum": weight.astype(factors.dtype) @ factors}
 
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,11 @@ class CandidateScoring:
         *,
         split: bool,
     ) -> None:
-        """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket."""
+        """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket.
+
+        The pieces and batches of a request are padded to one size, since programs of two sizes may differ in the last bit of
+        equal candidates; only a batch that is larger than those before it takes a larger one.
+        """
         job.candidates_there = time.perf_counter()
         if not whole:
             job.timeline.add("retrieval", start, job.candidates_there)
@@ -87,14 +92,30 @@ class CandidateScoring:
             job.user = await self._users.ready(job, user)
             job.snapshot = job.version.snapshot
         split |= len(batch.ids) > buckets[-1]
-        for first in range(0, len(batch.ids), buckets[-1]):
-            part = batch.part(slice(first, first + buckets[-1]))
-            bucket = next(size for size in buckets if size >= len(part.ids))
+        bucket = bucket_for(len(batch.ids), buckets, least=tasks[-1].bucket if tasks else 0)
+        for first in range(0, len(batch.ids), bucket):
+            part = batch.part(slice(first, first + bucket))
             future, job.submitted = asyncio.get_running_loop().create_future(), time.perf_counter()
             times = job.submitted, job.deadline
             task = ScoringTask(job.snapshot, job.user, part, bucket, order, whole, split, *times, future)
             self._scorer.submit(task)
             tasks.append(task)
+
+
+def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
+    """The size that so many candidates are padded to, at least `least`; above the largest, that of their pieces.
+
+    Pieces are all of one size: a quarter of the largest bucket or more, the one that pads least.
+
+    Example:
+      >>> bucket_for(100, (64, 256, 1024)), bucket_for(1030, (64, 256, 1024)), bucket_for(2000, (64, 256, 1024))
+      (256, 256, 1024)
+    """
+    fits = next((size for size in buckets if size >= count), None)
+    if fits is None:
+        large = [size for size in reversed(buckets) if 4 * size >= buckets[-1]]
+        fits = min(large, key=lambda size: -(-count // size) * size)
+    return max(fits, least)
 
 
 def ranking(job: Job, results: list[Scored], k: int, most: int | None) -> Ranking:

@@ -223,6 +223,7 @@ class Programs:
             for place, expression in enumerate(orders.expressions):
                 value = jnp.where((order + 1) // 2 == place + 1, expression(p, side), value)
             value = jnp.where(finite & jnp.isfinite(value), value, -jnp.inf)
+            value = jnp.where(value == 0, 0.0, value)  # top-k puts 0 above -0: no tie, which it is for the merge on the host
             # Without the barrier XLA computes both again for every reader.
             logits, value = jax.lax.optimization_barrier((logits, value))
             uncapped = group is None

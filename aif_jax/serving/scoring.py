@@ -32,9 +32,11 @@ class ScoringTask(NamedTuple):
     future: asyncio.Future[Any]
 
     @property
-    def key(self) -> tuple[int, Form, int]:
-        """Tasks of one key run the same compiled function on the same table."""
-        return id(self.snapshot), self.user.form, self.bucket
+    def key(self) -> tuple[int, Form, int, int | None]:
+        """Tasks of one key run in one call of a compiled function. A batch of several runs alone: whether others wait must not
+        decide which program scores it, since a tie with another batch of its request is a tie only in one program.
+        """
+        return id(self.snapshot), self.user.form, self.bucket, id(self.future) if self.split else None
 
 
 class Scored(NamedTuple):

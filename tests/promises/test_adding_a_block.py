@@ -16,8 +16,8 @@ from aif_jax.blocks import Bea
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.train import losses
-from tests import demo
-from tests.light import OPTIONS, lightly_compiled
+from tests import demo, light
+from tests.light import lightly_compiled
 from tests.own_block import Decay
 from tests.serving_world import run
 from tests.test_sparse import batch_of
@@ -45,7 +45,7 @@ def expected(trained):
     """Logits of every known item for every user, from `joint`."""
     model, _, params, _ = trained
     items = demo.catalogue().features(np.arange(1, 50))
-    joint = jax.jit(model.joint).lower(params, USERS[0], items).compile(OPTIONS)
+    joint = jax.jit(model.joint).lower(params, USERS[0], items).compile(light.options())
     return {name: np.asarray(joint(params, features, items)) for name, features in USERS.items()}
 
 

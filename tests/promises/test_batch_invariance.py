@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import demo
-from tests.light import OPTIONS
+from tests import demo, light
 
 
 def take(tree, index):
@@ -16,8 +15,8 @@ def take(tree, index):
 def staged(request):
     model, params = demo.build(**demo.VARIANTS[request.param])
     user, items = demo.user(model.config), demo.items(60)
-    state = jax.jit(model.user).lower(params, user).compile(OPTIONS)(params, user)
-    rows = jax.jit(jax.vmap(model.item, (None, 0))).lower(params, items).compile(OPTIONS)(params, items)
+    state = jax.jit(model.user).lower(params, user).compile(light.options())(params, user)
+    rows = jax.jit(jax.vmap(model.item, (None, 0))).lower(params, items).compile(light.options())(params, items)
     score = jax.jit(lambda rows: model.interaction(params, state, rows))
     return score, rows, np.asarray(score(rows))
 

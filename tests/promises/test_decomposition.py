@@ -20,14 +20,14 @@ def test_staged_equals_joint(name):
     # one program for all numbers of candidates; XLA shares nothing with the staged programs, which are compiled apart
     every = jax.jit(lambda params, *candidates: [model.joint(params, features, items) for items in candidates])
     inputs = params, *(first(demo.items(40), count) for count in CANDIDATES)
-    joint = every.lower(*inputs).compile(light.OPTIONS)(*inputs)
+    joint = every.lower(*inputs).compile(light.options())(*inputs)
     for count, logits in zip(CANDIDATES, joint, strict=True):
         staged = interaction(params, state, first(rows, count))
         assert logits.shape == (count,) and logits.dtype == np.float32
         assert count < 2 or np.ptp(np.asarray(logits)) > 1e-3  # scores that do not differ would agree by chance
         np.testing.assert_allclose(staged, logits, atol=1e-5)
     # the form for few candidates, which training takes and serving does not
-    few = jax.jit(partial(model.user, candidates=1)).lower(params, features).compile(light.OPTIONS)(params, features)
+    few = jax.jit(partial(model.user, candidates=1)).lower(params, features).compile(light.options())(params, features)
     np.testing.assert_allclose(interaction(params, few, first(rows, 5)), interaction(params, state, first(rows, 5)), atol=1e-5)
 
 
@@ -45,7 +45,7 @@ def test_every_trained_parameter_gets_a_gradient(name):
     def objective(trained, fitted):
         return (model.joint(trained | {"fitted": fitted}, features, items) ** 2).sum()
 
-    gradient = jax.jit(jax.grad(objective)).lower(trained, params["fitted"]).compile(light.OPTIONS)(trained, params["fitted"])
+    gradient = jax.jit(jax.grad(objective)).lower(trained, params["fitted"]).compile(light.options())(trained, params["fitted"])
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
     silent = [jax.tree_util.keystr(path) for path, leaf in leaves if not leaf.any()]
     assert not silent

@@ -30,12 +30,14 @@ class Sizes:
     examples: int = 3000  # drawn by hypothesis, of each entry
     chaos_requests: int = 20_000
     soak_seconds: int = 600
+    exports: int = 60  # of presets, lengths and additions
+    roads: int = 12  # from the files of a company to the service
     malformed_calls: int = 10_000  # of the service, over all ways in
 
     def scaled(self, scale: float) -> Sizes:
         """The same suites in another size."""
         least = {"storm_publishes": 3, "storm_requests": 2000, "soak_seconds": 3, "chaos_requests": 200, "examples": 10}
-        least |= {"damaged_files": 8, "forged_files": 8, "malformed_calls": 300}
+        least |= {"damaged_files": 8, "forged_files": 8, "malformed_calls": 300, "roads": 1}
         fields = dataclasses.asdict(self).items()
         return Sizes(**{name: max(least.get(name, 4), round(size * scale)) for name, size in fields})
 

@@ -46,9 +46,12 @@ class Axis:
         return padded if self.maximum is None else min(padded, self.maximum)
 
     def blocks(self, size: int) -> list[tuple[int, int, int]]:
-        """(start, stop, bucket) of the blocks that a size is processed in."""
-        starts = range(0, size, self.buckets[-1])
-        return [(s, min(s + self.buckets[-1], size), self.bucket(min(self.buckets[-1], size - s))) for s in starts]
+        """(start, stop, bucket) of the blocks that a size is processed in.
+
+        All are of one bucket: programs of two sizes may differ in the last bit of equal entries, whose scores must tie.
+        """
+        bucket = self.bucket(min(size, self.buckets[-1]))
+        return [(start, min(start + bucket, size), bucket) for start in range(0, size, bucket)]
 
 
 def read_axes(manifest: Mapping[str, Any], buckets: Mapping[str, Sequence[int]]) -> dict[str, Axis]:

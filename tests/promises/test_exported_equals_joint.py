@@ -1,0 +1,128 @@
+"""Promise: an exported folder scores as the joint model, for every preset, block and addition after training, at any length."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import blocks, calibration, export, presets
+from aif_jax.blocks import Block
+from aif_jax.warm_start import unseen_as_unknown
+from tests import demo, light
+from tests.reliability.sizes import FULL, generator
+
+LONG = 64  # the least length of a history that an export has as a symbol in every preset
+ADDITIONS = ("factors", "offset", "unseen", "logistic", "isotonic")
+EXPORT: dict[str, Any] = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [1], "c": [64], "n": [64]})
+
+
+class Case(NamedTuple):
+    """A model to export."""
+
+    preset: str | None  # None is a config of `blocks`, at its default length
+    length: int | None = None  # None is the preset's default
+    additions: tuple[str, ...] = ()
+    blocks: tuple[Block, ...] = ()
+
+    def config(self) -> aif.Config:
+        """Of the model as it is trained."""
+        sizes: dict[str, Any] = {"width": 8, "towers": (8,), "head": (8,)}
+        if self.length is not None:
+            sizes |= {"long_length": self.length}
+        if self.preset is None:
+            return aif.Config(schema=demo.schema(), blocks=self.blocks, **sizes)
+        for name in {"cold": ("towers",), "two_tower": ("head", "long_length")}.get(self.preset, ()):
+            sizes.pop(name, None)
+        if self.preset == "two_tower" and self.length is not None:
+            sizes |= {"short_length": self.length}
+        return presets.PRESETS[self.preset](demo.schema(), **sizes)
+
+    def made(self, seed: int = 0) -> tuple[aif.PreRanker, Any]:
+        """The model and its parameters, with the additions."""
+        config, rng = self.config(), np.random.default_rng(seed)
+        params = demo.init(aif.build(config), seed)
+        if "unseen" in self.additions:
+            params = unseen_as_unknown(params, rng.integers(0, 2, demo.ITEMS), config=config)
+        if "factors" in self.additions:
+            user, item = np.repeat(np.arange(30), 8), rng.integers(0, demo.ITEMS, 240)
+            params, config = blocks.fit_pure_svd(params, user, item, config=config)
+        if "offset" in self.additions:
+            table = blocks.popularity_offset(rng.integers(0, 9, demo.ITEMS))
+            params, config = blocks.with_item_offset(params, table, config=config)
+        for form in {"logistic", "isotonic"} & set(self.additions):
+            scores = rng.normal(size=400)
+            labels = rng.random(400) < 1 / (1 + np.exp(-scores))
+            params = calibration.with_calibration(params, calibration.fit(scores, labels, form=form))  # type: ignore[arg-type]
+        return aif.build(config), params
+
+
+CASES = {
+    "aif": Case("aif", None, ("factors", "isotonic")),
+    "streaming": Case("streaming", None, ("offset", "unseen", "logistic")),
+    "paper": Case("paper", None, ("factors", "offset")),
+    "two_tower": Case("two_tower", None, ("unseen", "factors", "offset", "isotonic")),
+    "cold": Case("cold", None, ("offset",)),
+    "exact": Case("exact", None, ("factors", "unseen")),
+    "codes": Case(None, None, (), (blocks.SimTierCodes(), blocks.PureSvd(), blocks.ItemOffset())),
+    "below 64": Case("aif", 40, ("factors",)),
+    "above 64": Case("cold", 65, ADDITIONS[:-1]),
+    "beyond the factors' length": Case("cold", 700, ("factors",)),
+}
+
+
+def expect_equal(folder: Any, case: Case, seed: int = 0) -> None:
+    """Exports a model, loads it without the package's model code, and compares with `joint`."""
+    model, params = case.made(seed)
+    export.save(folder, model, params, **EXPORT)
+    loaded = export.load(folder, trusted=True)
+    places, items = model.config.history_length, demo.items(50, seed=seed)
+    user = demo.user(model.config, events=places * 2 // 3, seed=seed)
+    short = min(places, model.config.short_length + 1)
+    joint = jax.jit(model.joint).lower(params, user, items).compile(light.options())
+    histories = (user.history, demo.history(short, short // 2, seed=seed), demo.history(places, 0))
+    for history in histories:
+        features = dataclasses.replace(user, history=history)
+        logits = loaded.interaction(loaded.user(features), loaded.item(items))
+        whole = dataclasses.replace(user, history=demo.pad(history, places))
+        expected = joint(params, whole, items)
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+        if "calibration" in params["fitted"]:
+            wanted = jax.nn.sigmoid(calibration.calibrated(params, expected))
+            np.testing.assert_allclose(loaded.probabilities(logits), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exported_equals_joint(tmp_path, name):
+    expect_equal(tmp_path / "model", CASES[name])
+
+
+def test_every_preset_block_and_addition_is_exported():
+    """At the default length; a new one fails here until it is among the cases."""
+    default = [case for case in CASES.values() if case.length is None]
+    assert {case.preset for case in default} == {None, *presets.PRESETS}
+    configs = [(case, case.made()[0].config) for case in CASES.values()]
+    met = {dataclasses.replace(part) for case, config in configs if case in default for part in config.blocks}
+    every = {getattr(blocks, name) for name in blocks.__all__ if isinstance(getattr(blocks, name), type)}
+    assert {type(part) for part in met} == {cls for cls in every if issubclass(cls, Block) and cls is not Block}
+    long = [case.additions for case, config in configs if config.history_length >= LONG]
+    assert {addition for additions in long for addition in additions} == set(ADDITIONS)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+def test_exports_at_random(tmp_path):
+    """Presets x lengths x additions, drawn by seed."""
+    rng = generator("exports")
+    for number in range(FULL.exports):
+        preset = str(rng.choice(list(presets.PRESETS)))
+        length = int(rng.choice([1, 31, 32, 33, 63, 64, 65, 100, 256, 511, 513, 1024]))
+        chosen = rng.random(len(ADDITIONS)) < 0.5
+        additions = tuple(name for name, take in zip(ADDITIONS, chosen, strict=True) if take)
+        case = Case(preset, length, additions)
+        print(number, case)
+        expect_equal(tmp_path / str(number), case, seed=number)
