@@ -17,10 +17,11 @@ from aif_jax.folders import local
 from aif_jax.index.files import check_model
 from aif_jax.index.parts import Part, column
 from aif_jax.index.storage import STORAGES, Layout, Storage
-from aif_jax.user_table.rows import MemoryRows, Rows, Stored, UserId
+from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId
 from aif_jax.vocabulary import Vocabulary
 
 FORMAT = "aif_jax.user_table/1"
+CHUNK = 1 << 13  # rows that are copied at once
 PLAIN = ("users", "version", "encoding", "storage", "batch_size", "layout")
 __all__ = ["Manifest", "write", "inspect", "read", "check_model", "check_layout", "add", "describe"]
 
@@ -90,7 +91,9 @@ def read(path: str | Path, manifest: Manifest, *, width: int) -> MemoryRows:
     except (KeyError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path}: the arrays do not fit together: {error}") from error
     rows = MemoryRows(width, capacity=manifest.users)
-    rows.put(users, stored, expected=rows.get(users).position)
+    for start in range(0, len(users), CHUNK):
+        some = slice(start, start + CHUNK)
+        rows.put(users[some], stored.take(some), expected=np.full(len(users[some]), NONE))
     return rows
 
 
