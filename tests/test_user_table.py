@@ -24,7 +24,7 @@ from aif_jax import blocks
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.index import WriterConflict
 from aif_jax.index.storage import STORAGES
-from aif_jax.user_table import Applied, MemoryRows, RemoteRows, Stored, UserTable, UserTableWriter, files
+from aif_jax.user_table import Applied, ClockError, MemoryRows, RemoteRows, Stored, UserTable, UserTableWriter, files
 from aif_jax.user_table.program import unpack
 from aif_jax.user_table.rows import NONE
 from aif_jax.version import EncodingMismatch, VersionMismatch
@@ -183,7 +183,8 @@ def test_messages_that_come_together_keep_their_positions(streamed):
     for wrong, message in (
         (where[::-1], "positions of events in the order of the stream, got some that fall"),
         (where[1:], f"one for each of {len(where)} events, got an array of shape"),
-        (np.full(len(where), NONE), "position: expected above"),
+        (np.full(len(where), NONE), "position: expected an integer from 0 to 9223372036854775807, got -9223372036854775808"),
+        (np.full(len(where), 2**63, np.uint64), "position: expected an integer from 0 to 9223372036854775807, got 9223372036"),
     ):
         with pytest.raises(ValueError, match=message):
             made.update(raw(np.concatenate(some)), position=wrong)
@@ -232,11 +233,12 @@ def test_events_of_the_future_are_refused():
     last = int(DATA.log.time.max())
     on_time, behind = table(clock=lambda: last - ENCODER.max_skew), table(clock=lambda: last - ENCODER.max_skew - 1)
     assert on_time.update(raw(ARRIVAL)).events == len(ARRIVAL)
-    with pytest.raises(ValueError, match=f"events: expected times up to the clock's, .* 60 s of skew allowed, got {last}"):
+    expected = f"events: expected times up to this machine's clock, .* 60 s of skew allowed, got {last}, 61 s later; set the clock"
+    with pytest.raises(ClockError, match=expected):
         behind.update(raw(ARRIVAL))
     assert len(behind) == 0
     assert behind.update(raw(ARRIVAL[:9])).events == 9  # the stream goes on
-    with pytest.raises(ValueError, match="times up to the clock's"):
+    with pytest.raises(ClockError, match="times up to this machine's clock"):
         UserTable.build(MODEL, PARAMS, DATA, encoder=ENCODER, version=VERSION, clock=lambda: 0.0, progress=False)
     later = {"user": [1], "item": [1], "action": [1], "time": [4_000_000_000]}
     assert table(clock=None).update({name: later[name] for name in raw(ARRIVAL[:1])}).events == 1

@@ -131,23 +131,21 @@ def positions_of(position: Any, count: int) -> np.ndarray:
 
     Raises:
       TypeError: what is no integer.
-      ValueError: positions that fall, not one for each event, or as low as `NONE`.
+      ValueError: positions that fall, not one for each event, or outside 0 to 2^63 - 1.
     """
     if position is None:
         return np.full(count, NONE)
     if np.ndim(position) == 0:
-        at = np.full(count, integer(position, "position"), np.int64)
-    else:
-        at = np.asarray(position)
-        if at.dtype.kind not in "iu":
-            raise TypeError(f"position: expected integers, got {at.dtype}")
-        expect(
-            at.shape == (count,), "position", f"one, or one for each of {count} events", f"an array of shape {list(at.shape)}"
-        )
-        at = at.astype(np.int64)
-        expect((np.diff(at) >= 0).all(), "position", "positions of events in the order of the stream", "some that fall")
-    expect((at > NONE).all(), "position", f"above {NONE}", NONE)
-    return at
+        return np.full(count, integer(position, "position"), np.int64)
+    at = np.asarray(position)
+    if at.dtype.kind not in "iu":
+        raise TypeError(f"position: expected integers, got {at.dtype}")
+    one_each = f"one, or one for each of {count} events"
+    expect(at.shape == (count,), "position", one_each, f"an array of shape {list(at.shape)}")
+    expect((at[1:] >= at[:-1]).all(), "position", "positions of events in the order of the stream", "some that fall")
+    for end in at[[0, -1]] if count else ():
+        integer(end, "position")
+    return at.astype(np.int64)
 
 
 class _Table(NamedTuple):

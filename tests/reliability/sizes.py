@@ -22,6 +22,7 @@ class Sizes:
     follower_kills: int = 100  # of a process that applies an update stream
     upload_kills: int = 50  # of a process that publishes snapshots
     row_updates: int = 200_000  # of rows that two readers check
+    streams: int = 300  # of events, at random borders of batches
     training_kills: int = 100
     training_crash_points: int = 100
     storm_requests: int = 1_000_000
