@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aif_jax.neighbours import Follower, MemoryStream, SinkTarget, UserTarget, encode
 from aif_jax.user_table import ClockError, UserTable, UserTableWriter
 from tests.reliability.sizes import FULL, SMOKE, generator
-from tests.test_user_table import DATA, ENCODER, MODEL, PARAMS, VERSION, raw, rows, same, table
+from tests.test_user_table import DATA, ENCODER, MODEL, PARAMS, VERSION, rows, same, table
 
 T = 1_700_000_000
 FIVE = np.random.default_rng(5).choice(DATA.items.raw, 5, replace=False)
