@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from aif_jax.checks import expect
+from aif_jax.index.lock import ReadWriteLock
 from aif_jax.snapshots import integer
 
 UserId: TypeAlias = int | str
@@ -52,7 +52,7 @@ class MemoryRows:
         self.width = width
         self.of: dict[UserId, int] = {}
         self._table = _empty(max(1, capacity), width)
-        self._writing = threading.Lock()
+        self._lock = ReadWriteLock()
 
     def __len__(self) -> int:
         return len(self.of)
@@ -84,7 +84,7 @@ class MemoryRows:
         written = np.empty(len(at), self._table.rows.dtype)
         for name, leaf in rows._asdict().items():
             written[name] = leaf[good]
-        with self._writing:
+        with self._lock.writing():
             self._table.version[at] |= 1
             self._table.rows[at] = written  # one step: an interrupt comes before or after it
             self._table.version[at] += 1
@@ -113,7 +113,7 @@ class MemoryRows:
                 return rows
             version[torn] = table.version.take(at[torn])
             rows[torn] = table.rows.take(at[torn])
-        with self._writing:  # rows that are written all the time, or whose writer was interrupted
+        with self._lock.reading():  # rows that are written all the time, or whose writer was interrupted
             return table.rows.take(at)
 
     def _grow(self, least: int) -> None:
