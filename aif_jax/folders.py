@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all, and disappear at once.
+"""Folders and files that appear complete or not at all, also after a power cut; folders disappear at once.
 
 Contents are written into a hidden work folder in the same directory, forced to disk, and renamed. The work folder of a killed
 process is removed by the next `new_folder` of the name, or by `remove_unfinished`; that of a running one is locked and stays.
@@ -66,14 +66,43 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield partial
         for root, _, files in os.walk(partial):
             for path in (*(os.path.join(root, name) for name in files), root):
-                _sync(path)
+                sync(path)
         _expect_nothing(target)
         try:
             os.rename(partial, target)
         except OSError:
             _expect_nothing(target)  # another process was faster
             raise
-        _sync(target.parent)
+        sync(target.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields where to write a file, which gets the name `path` when the block ends well and is removed when the block raises.
+
+    The file is forced to disk before it replaces another one of the name, and the name after it: a kill or a power cut leaves
+    the old file or the new one, whole. FileNotFoundError for a folder that is not there, ValueError for a URL.
+    """
+    target = local(path)
+    for leftover in unfinished(target):
+        _clean(leftover)
+    with _work_folder(target) as work:
+        yield work / target.name
+        sync(work / target.name)
+        os.replace(work / target.name, target)
+        sync(target.parent)
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file, or replaces it: whole and on disk when this returns; see `new_file`.
+
+    Example:
+      >>> path = tempfile.mkdtemp() + "/settings.json"
+      >>> write_file(path, b"{}"), Path(path).read_bytes()
+      (None, b'{}')
+    """
+    with new_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:
@@ -93,6 +122,15 @@ def remove_unfinished(directory: str | os.PathLike[str]) -> None:
     """Removes the work folders that killed processes left in a directory, whatever name they were for."""
     for folder, _ in _work_folders(local(directory)):
         _clean(folder)
+
+
+def sync(path: str | Path) -> None:
+    """Forces a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def memory() -> int:
@@ -150,14 +188,5 @@ def _clean(leftover: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     except OSError:
         return  # its process still runs, or the file system has no locks
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: str | Path) -> None:
-    """Forces a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

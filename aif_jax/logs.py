@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from aif_jax.folders import local
+from aif_jax.folders import local, sync, write_file
 
+logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 5
 
 
@@ -45,29 +47,54 @@ class JsonLines:
         """Adds a row."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        fresh = not self.path.exists()
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if fresh:
+            sync(self.path.parent)
 
     def rewind(self, step: int) -> None:
         """Keeps the rows up to `step`."""
         if self.path.exists():
-            text = "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step)
-            partial = self.path.with_name(self.path.name + ".partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, self.path)  # a process that is killed leaves the old rows or the new ones
+            self._replace([row for row in self.rows() if row["step"] <= step])
+
+    def restore(self, step: int, figures: Mapping[int, Mapping[str, float]]) -> None:
+        """Adds rows that a power cut took, as far as checkpoints have them, and reports which are gone.
+
+        Args:
+          step: up to which a run has rows, its last one among them, such as the step of its last checkpoint.
+          figures: what is known of some steps.
+        """
+        rows = [row for row in self.rows() if row["step"] <= step]
+        last = max((row["step"] for row in rows), default=0)
+        if last >= step:
+            return
+        lost = {at: dict(known) for at, known in figures.items() if last < at <= step and known}
+        logger.warning(
+            "%s: the rows of the steps after %d up to %d are gone; the figures of the steps %s come from the checkpoints",
+            self.path, last, step, sorted(lost),
+        )  # fmt: skip
+        self._replace(rows + [{"step": at, **lost[at]} for at in sorted(lost)])
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, without an unfinished last line. Raises ValueError for any other line that is not JSON."""
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        """The rows, without an unfinished last line, which is reported. ValueError for any other line that is not JSON."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            logger.warning("%s, line %d: left out, it is cut: %r", self.path, len(lines), lines.pop()[:80])
         rows = []
         for number, line in enumerate(lines, 1):
-            if number == len(lines) and not line.endswith("\n"):
-                break
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"{self.path}, line {number}: expected JSON, got {line[:80]!r}") from error
+                text = line[:80].decode("utf-8", "replace")
+                raise ValueError(f"{self.path}, line {number}: expected JSON, got {text!r}") from error
         return rows
+
+    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 class TensorBoard:

@@ -25,6 +25,7 @@ from aif_jax.folders import local, remove_folder, remove_unfinished
 from aif_jax.lease import Lease
 
 SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
+LAST, LAST_PARTITION = 2**63 - 1, 2**31 - 1  # what int64 positions and int32 partitions hold, as Kafka's do
 logger = logging.getLogger(__name__)
 Writer = TypeVar("Writer", bound="SnapshotWriter")
 
@@ -43,7 +44,7 @@ class SnapshotWriter:
       clock: seconds, monotonic.
 
     Raises:
-      ValueError, TypeError: a number out of range, positions that are no integers, a directory that is a URL.
+      ValueError, TypeError: a number or a position out of range, positions that are no integers, a directory that is a URL.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class SnapshotWriter:
         self.directory = local(directory)
         self.table = table
         self._lease = Lease(self.directory)
-        self._positions = {integer(p, "partition"): integer(at, "position") for p, at in (positions or {}).items()}
+        self._positions = positions_by_partition(positions)
         self._saved_positions: dict[int, int] = {}
         self._every_updates, self._every_seconds, self._keep = every_updates, every_seconds, keep
         self._background, self._clock = background, clock
@@ -175,7 +176,7 @@ class SnapshotWriter:
 
     def _apply(self, change: Callable[[], None], position: int, partition: int) -> bool:
         """Runs a change unless its position is not after the partition's last one; saves a snapshot where one is due."""
-        position, partition = integer(position, "position"), integer(partition, "partition")
+        position, partition = integer(position, "position"), partition_of(partition)
         if partition in self._positions and position <= self._positions[partition]:
             return False
         change()
@@ -219,12 +220,24 @@ def snapshots(directory: str | Path) -> list[Path]:
     return sorted((f for f in folders if SNAPSHOT.fullmatch(f.name) and (f / METADATA_FILE).is_file()), key=_number)
 
 
-def integer(value: Any, name: str) -> int:
-    """A position or a partition; TypeError for what is no integer."""
+def integer(value: Any, name: str, *, most: int = LAST) -> int:
+    """A number of a stream, 0 to `most`; TypeError for what is no integer, ValueError for one out of range."""
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
-            return operator.index(value)
+            number = operator.index(value)
+            expect(0 <= number <= most, name, f"an integer from 0 to {most}", number)
+            return number
     raise TypeError(f"{name}: expected an integer, got {value!r}")
+
+
+def partition_of(value: Any) -> int:
+    """A partition's number; raises as `integer`."""
+    return integer(value, "partition", most=LAST_PARTITION)
+
+
+def positions_by_partition(positions: Mapping[Any, Any] | None) -> dict[int, int]:
+    """Positions in a stream by partition, checked; {} of None. Raises as `integer`."""
+    return {partition_of(partition): integer(at, "position") for partition, at in (positions or {}).items()}
 
 
 def _number(snapshot: Path) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
+from aif_jax.cli import options as shared
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.logs import JsonLines
@@ -107,11 +108,64 @@ def test_a_changed_record_of_a_run_is_refused(run, old, new):
         file.write_text(good.replace(old, new))
         with pytest.raises(CheckpointError, match="fit.json: the record was altered"):
             Run.load(run.folder)
-        file.write_text(good[:-20])
-        with pytest.raises(CheckpointError, match="fit.json: expected the record of a run, got none"):
-            Run.load(run.folder)
     finally:
         file.write_text(good)
+
+
+def power_cut(folder, left: bytes | None):
+    """The record of a run as a power cut may leave it."""
+    (folder / "fit.json").unlink()
+    if left is not None:
+        (folder / "fit.json").write_bytes(left)
+
+
+@pytest.mark.parametrize("left", [None, b"", b"\0" * 400, b'{"task": {"na'], ids=["gone", "empty", "zeros", "cut"])
+def test_a_lost_record_is_read_from_the_checkpoints(run, tmp_path, caplog, left):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    good = (folder / "fit.json").read_bytes()
+    power_cut(folder, left)
+    loaded = Run.load(folder)
+    assert same(loaded.params, run.params) and loaded.settings == run.settings
+    assert same(shared.load_model(folder).params, run.params)
+    assert "the settings of the run are those in its latest checkpoint" in caplog.text
+    assert left is None or (folder / "fit.json").read_bytes() == left, "a reader writes nothing"
+    with pytest.raises(FileExistsError, match="expected a new folder, found checkpoints; resume=True goes on with a run"):
+        begin(folder, run.settings, resume=False)
+    with pytest.raises(ValueError, match="fit.seed: expected 7, the run has 0"):
+        begin(folder, dataclasses.replace(run.settings, seed=7), resume=True)
+    begin(folder, run.settings, resume=True)
+    assert (folder / "fit.json").read_bytes() == good
+
+
+def test_a_lost_record_without_checkpoints_is_an_error(run, tmp_path):
+    begin(tmp_path / "run", run.settings, resume=False)
+    power_cut(tmp_path / "run", b"")
+    with pytest.raises(CheckpointError, match="fit.json: expected the record of a run, got none"):
+        Run.load(tmp_path / "run")
+    power_cut(tmp_path / "run", None)
+    with pytest.raises(FileNotFoundError, match="expected the folder of a run, found no fit.json in it"):
+        Run.load(tmp_path / "run")
+
+
+def test_a_run_goes_on_after_a_power_cut(data, model, run, tmp_path, caplog):
+    """The record is gone and the log cut within a row: the run ends as one that nothing happened to, and says what is gone."""
+    given, folder = GIVEN | dict(out=tmp_path / "run", learning_rate=0.03), tmp_path / "run"
+    steps = max(Checkpoints(run.folder).steps)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, writers=[Kill(steps)], **given)
+    power_cut(folder, b"")
+    log = folder / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:7])
+    resumed = fit(model, data, **given)
+    assert same(resumed.params, run.params) and resumed.metrics == run.metrics
+    assert (folder / "fit.json").read_bytes() == (run.folder / "fit.json").read_bytes()
+    assert "log.jsonl, line 1: left out, it is cut" in caplog.text
+    assert f"the rows of the steps after 0 up to {steps // 2} are gone" in caplog.text
+    half, last = [row for row in JsonLines(log).rows() if "gauc" in row]
+    (expected, *_) = [row for row in JsonLines(run.folder / "log.jsonl").rows() if "gauc" in row]
+    assert half["step"] == steps // 2 and half["gauc"] == expected["gauc"] and "loss" not in half
+    assert last["step"] == steps and "loss" in last
 
 
 def test_a_record_of_another_run_is_refused(run, tmp_path):
@@ -168,7 +222,7 @@ def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
         fit(aif.build(model.config.replace(width=5)), data, **given)
     with Checkpoints(tmp_path / "foreign") as checkpoints:
         checkpoints.save(1, run.params, run.config)
-    with pytest.raises(FileExistsError, match="found checkpoints"):
+    with pytest.raises(FileExistsError, match="found checkpoints without settings and no fit.json; give another `out`"):
         fit(model, data, **given | {"out": tmp_path / "foreign"})
     with pytest.raises(ValueError, match="positions: expected at least batch_size=5000"):
         fit(model, data, **given | {"out": tmp_path / "fresh", "batch_size": 5000})

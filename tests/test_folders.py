@@ -13,7 +13,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, export
-from aif_jax.folders import new_folder, redacted, remove_folder, remove_unfinished, unfinished
+from aif_jax.folders import new_file, new_folder, redacted, remove_folder, remove_unfinished, unfinished, write_file
 from aif_jax.snapshots import SnapshotWriter, snapshots
 
 
@@ -65,6 +65,54 @@ def test_nothing_is_overwritten(tmp_path):
         (tmp_path / "b").mkdir()  # another process was faster; a rename onto an empty folder would go through
     assert contents(tmp_path / "a") == {"inner/file": "old"} and not list((tmp_path / "b").iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "link"]
+
+
+def test_a_file_is_replaced_whole_and_forced_to_disk_before_and_after_its_rename(tmp_path, monkeypatch):
+    target, done = tmp_path / "new" / "fit.json", []
+    with pytest.raises(FileNotFoundError):
+        write_file(target, b"one")
+    target.parent.mkdir()
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def replaced(old, new):
+        done.append("replace")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    for content in (b"one", b"two"):
+        done.clear()
+        write_file(target, content)
+        partial, *rest = done
+        assert Path(partial).name == "fit.json" and Path(partial).parent != target.parent
+        assert rest == ["replace", str(target.parent)] and target.read_bytes() == content
+        assert os.stat(target).st_mode & 0o777 == 0o666 & ~umask()
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), new_file(target) as partial:
+            partial.write_bytes(b"half")
+            raise error
+    assert contents(tmp_path) == {"new/fit.json": "two"} and not unfinished(target)
+
+
+def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path, python):
+    target = tmp_path / "a"
+    write_file(target, b"old")
+    script = f"""
+import os, signal
+from aif_jax import folders
+
+with folders.new_file({str(target)!r}) as partial:
+    partial.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    python(script, expect=-9)
+    assert target.read_bytes() == b"old" and len(unfinished(target)) == 1
+    write_file(target, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and target.read_bytes() == b"new"
 
 
 def test_remove(tmp_path):

@@ -62,6 +62,19 @@ def test_records_say_what_was_answered(logged):
     assert pq.read_schema(file).names == list(Record._fields)
 
 
+def test_files_sort_by_age_though_the_clock_is_set_back(logged, tmp_path, monkeypatch):
+    """A log that starts after another one sorts behind it, and replaces none of its files."""
+    (record,) = [record for record in read_log(logged) if record.id == "r1"]
+    names = []
+    for start in (5_000, 3_000, 3_000):
+        monkeypatch.setattr(time, "time_ns", lambda start=start: start)
+        log = RequestLog(tmp_path)
+        log.close()
+        log._write([record])
+        names.append(max(path.name for path in tmp_path.iterdir()))
+    assert names == sorted(set(names)) and len(list(read_log(tmp_path))) == 3
+
+
 def test_replay_with_the_same_version_finds_no_difference(logged):
     report = replay(logged, exports().root / "one", config=SERVING)
     assert (report.records, report.skipped) == (3, {"no features": 1})

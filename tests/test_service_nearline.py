@@ -6,14 +6,17 @@ import dataclasses
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from aif_jax.checkpoint import METADATA_FILE
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.service.client import ServiceError
 from aif_jax.service.core import Policy
-from aif_jax.service.nearline import Nearline, newest
+from aif_jax.service.nearline import Nearline, newer_index, newest
+from aif_jax.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 from tests.test_user_table import server  # noqa: F401
@@ -160,6 +163,22 @@ def test_a_newer_index_is_taken_over(tmp_path):
         metrics = client.request("GET", "/metrics")[2].decode()
         line = next(line for line in metrics.splitlines() if line.startswith("aif_index_position{"))
         assert 'partition="0"' in line and line.endswith(" 41.0") and service.service.models.problem is None
+
+
+def test_a_newer_index_is_no_older_though_its_writers_clock_was_set_back(tmp_path):
+    world, directory = exports(), tmp_path / "index"
+    options = {"encoder": world.encoder, "version": world.index["one"].version}
+    world.index["one"].save(tmp_path / "first")
+    index = ItemIndex.load(tmp_path / "first", world.model, world.params["one"], **options)
+    model = SimpleNamespace(model=world.model, params=world.params["one"], **options)
+    with IndexWriter.start(directory, index) as writer:
+        _, first = newer_index(directory, "", None, model)
+        writer.delete([99], position=1)
+        writer.snapshot()
+        late = first.seconds - 3600
+        os.utime(snapshots(directory)[-1] / METADATA_FILE, (late, late))
+        _, second = newer_index(directory, "", first, model)
+    assert second.positions == {0: 1} and second.seconds == first.seconds
 
 
 def test_a_problem_at_the_start_is_forgotten_once_it_is_over(tmp_path, monkeypatch):

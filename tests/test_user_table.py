@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -22,14 +23,15 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks
 from aif_jax.checkpoint import CheckpointError
-from aif_jax.index import WriterConflict
+from aif_jax.index import IndexWriter, WriterConflict
 from aif_jax.index.storage import STORAGES
-from aif_jax.user_table import Applied, MemoryRows, RemoteRows, Stored, UserTable, UserTableWriter, files
+from aif_jax.neighbours import MemoryStream, SinkTarget, ValkeyStream
+from aif_jax.user_table import Applied, ClockError, MemoryRows, RemoteRows, Stored, UserTable, UserTableWriter, files
 from aif_jax.user_table.program import unpack
 from aif_jax.user_table.rows import NONE
 from aif_jax.version import EncodingMismatch, VersionMismatch
 from experiments.datasets.synthetic import synthetic_world
-from tests import demo
+from tests import demo, stream_world
 from tests.reliability.sizes import FULL
 
 WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
@@ -183,7 +185,8 @@ def test_messages_that_come_together_keep_their_positions(streamed):
     for wrong, message in (
         (where[::-1], "positions of events in the order of the stream, got some that fall"),
         (where[1:], f"one for each of {len(where)} events, got an array of shape"),
-        (np.full(len(where), NONE), "position: expected above"),
+        (np.full(len(where), NONE), "position: expected an integer from 0 to 9223372036854775807, got -9223372036854775808"),
+        (np.full(len(where), 2**63, np.uint64), "position: expected an integer from 0 to 9223372036854775807, got 9223372036"),
     ):
         with pytest.raises(ValueError, match=message):
             made.update(raw(np.concatenate(some)), position=wrong)
@@ -232,11 +235,12 @@ def test_events_of_the_future_are_refused():
     last = int(DATA.log.time.max())
     on_time, behind = table(clock=lambda: last - ENCODER.max_skew), table(clock=lambda: last - ENCODER.max_skew - 1)
     assert on_time.update(raw(ARRIVAL)).events == len(ARRIVAL)
-    with pytest.raises(ValueError, match=f"events: expected times up to the clock's, .* 60 s of skew allowed, got {last}"):
+    expected = f"events: expected times up to this machine's clock, .* 60 s of skew allowed, got {last}, 61 s later; set"
+    with pytest.raises(ClockError, match=expected):
         behind.update(raw(ARRIVAL))
     assert len(behind) == 0
     assert behind.update(raw(ARRIVAL[:9])).events == 9  # the stream goes on
-    with pytest.raises(ValueError, match="times up to the clock's"):
+    with pytest.raises(ClockError, match="times up to this machine's clock"):
         UserTable.build(MODEL, PARAMS, DATA, encoder=ENCODER, version=VERSION, clock=lambda: 0.0, progress=False)
     later = {"user": [1], "item": [1], "action": [1], "time": [4_000_000_000]}
     assert table(clock=None).update({name: later[name] for name in raw(ARRIVAL[:1])}).events == 1
@@ -548,6 +552,64 @@ def test_two_writers_of_one_user_lose_and_double_nothing(server):
     alone = table()
     alone.update(raw(at))
     np.testing.assert_array_equal(memory.recent.code, alone.memory(2).recent.code)
+
+
+def test_the_time_of_rows_in_a_server_is_the_servers_and_never_falls(server, monkeypatch):
+    """Neither a writer's clock nor the server's takes the time of the last row back."""
+    rows, now = RemoteRows(server, version="v", width=1, prefix="clock"), time.time()
+
+    def put(user: str, position: int) -> float:
+        row = Stored(np.ones((1, 1), np.uint32), np.array([position]), np.zeros(1, np.int32))
+        assert rows.put([user], row, expected=np.array([NONE])).all()
+        return rows.progress()[0].seconds
+
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    first = put("a", 5)
+    assert now - 60 < first < now + 600
+    server.hset(rows._progress, "0", f"5 {now + 3600}")  # as before the server's clock was set back
+    assert put("b", 6) == pytest.approx(now + 3600) and rows.progress()[0].position == 6
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (2**63, ValueError, "position: expected an integer from 0 to 9223372036854775807, got 9223372036854775808"),
+        (-5, ValueError, "position: expected an integer from 0 to 9223372036854775807, got -5"),
+        ("3", TypeError, "position: expected an integer, got '3'"),
+        (None, TypeError, "position: expected an integer, got None"),
+    ],
+)
+def test_what_is_no_position_is_refused_at_every_door(tmp_path, wrong, error, message):
+    """Streams, writers of the index and of users, snapshots, sinks: nothing changes; the error says what is expected."""
+    made, one = table(), raw(ARRIVAL[:1])
+    users = UserTableWriter.start(tmp_path / "u", made)
+    world = stream_world.encoder(), stream_world.items({"i1": 1.0})
+    index = IndexWriter.start(tmp_path / "i", stream_world.first_index())
+    doors = [
+        lambda: users.update(one, position=wrong),
+        lambda: index.delete(["i0"], position=wrong),
+        lambda: index.upsert(*world[0].items(world[1]), position=wrong),
+        lambda: MemoryStream().begin({0: wrong}),
+        lambda: ValkeyStream(types.SimpleNamespace(register_script=str), ["k"]).begin({0: wrong}),
+        lambda: SinkTarget(made, positions={0: wrong}),
+        lambda: UserTableWriter.start(tmp_path / "n", made, positions={0: wrong}),
+        lambda: made.save(tmp_path / "s", positions={0: wrong}),
+        lambda: index.index.save(tmp_path / "s", positions={0: wrong}),
+        *([] if wrong is None else [lambda: made.update(one, position=wrong)]),  # None: events that are not of a stream
+    ]
+    for door in doors:
+        with pytest.raises(error, match=re.escape(message)):
+            door()
+    assert users.positions == index.positions == {} and len(made) == 0 and len(index.index) == 1
+    assert not (tmp_path / "n").exists() and not (tmp_path / "s").exists()
+    with pytest.raises(ValueError, match="partition: expected an integer from 0 to 2147483647, got 2147483648"):
+        users.update(one, position=0, partition=2**31)
+    assert users.update(one, position=2**63 - 1) and not users.update(one, position=2**63 - 1)
+    for writer in (users, index):
+        writer.close()
+    resumed = UserTableWriter.resume(tmp_path / "u", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+    assert resumed.positions == {0: 2**63 - 1}
+    resumed.close()
 
 
 def test_rows_are_forgotten_in_time(server):

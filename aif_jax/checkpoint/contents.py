@@ -153,7 +153,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
 
 def contents_of(
     params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any,
-    *, run: str | None = None,
+    *, run: str | None = None, settings: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Trees and record of a checkpoint, checked; see `save`."""
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
@@ -170,6 +170,8 @@ def contents_of(
         "metrics": {name: float(figure) for name, figure in metrics.items()} if metrics else None,
         "run": run,
     }
+    if settings is not None:
+        record["settings"] = dict(settings)
     return trees, record
 
 

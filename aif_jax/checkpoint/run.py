@@ -31,6 +31,7 @@ class Checkpoints:
       keep_last: how many of the latest steps stay.
       keep_best: such as ("gauc", "max"): the best step by that metric stays too. None keeps the latest alone.
       run: a name of the run that every checkpoint carries; one of another run is refused. None takes any.
+      settings: of the run, plain JSON that every checkpoint carries too, so that the run can be resumed from them alone.
 
     Example:
       >>> import tempfile, jax, aif_jax as aif
@@ -52,6 +53,7 @@ class Checkpoints:
         keep_last: int = 3,
         keep_best: tuple[str, Literal["max", "min"]] | None = None,
         run: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):
         expect(keep_last >= 1, "keep_last", "at least 1", keep_last)
         expect(keep_best is None or keep_best[1] in ("max", "min"), "keep_best", "(metric, 'max' or 'min')", keep_best)
@@ -59,6 +61,7 @@ class Checkpoints:
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.run = run
+        self._settings = settings
         self._saving: Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -89,6 +92,15 @@ class Checkpoints:
         sign = 1 if direction == "max" else -1
         known = [(sign * figures[name], step) for step in self.steps if name in (figures := self._metrics(step))]
         return max(known)[1] if known else None
+
+    @property
+    def figures(self) -> dict[int, dict[str, float]]:
+        """The figures of every complete step, by name; CheckpointError for a damaged one."""
+        return {step: self._metrics(step) for step in self.steps}
+
+    def settings(self) -> dict[str, Any] | None:
+        """The settings that the latest checkpoint carries; None for no checkpoint, or one without; CheckpointError."""
+        return None if self.latest is None else inspect(self._folder(self.latest), format=FORMATS)[1].get("settings")
 
     def save(self, step: int, params: Params, config: Config, **rest: Any) -> None:
         """Saves and waits; arguments as `save_async`."""
@@ -127,7 +139,8 @@ class Checkpoints:
         self.wait()
         if not processes.several() and self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: step {step} is saved already; it stays as it is")
-        contents = contents_of(params, config, encoder, step, opt_state, position, metrics, run=self.run)
+        own = {"run": self.run, "settings": self._settings}
+        contents = contents_of(params, config, encoder, step, opt_state, position, metrics, **own)
         if processes.several():
             processes.by_first("checkpoints", lambda: remove_unfinished(self.directory))
             write(self._folder(step), contents, config)

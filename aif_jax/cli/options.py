@@ -153,7 +153,7 @@ def add_checkpoint(parser: Any, *, required: bool = False, use: str = "") -> Non
 
 def load_model(path: Path) -> Checkpoint:
     """The checkpoint at a path, or the one that `fit` would return of the run there: the best or the last."""
-    if not (path / training.RECORD).is_file():
+    if not training.is_run(path):
         return checkpoint.load(path)
     return training.load(path)[1]
 

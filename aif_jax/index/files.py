@@ -21,6 +21,7 @@ from aif_jax.config import Config
 from aif_jax.folders import local, memory
 from aif_jax.index.ids import Keys
 from aif_jax.index.storage import STORAGES, Storage
+from aif_jax.snapshots import positions_by_partition
 from aif_jax.trees import differences, listed
 from aif_jax.version import VersionMismatch, check_encoding
 from aif_jax.vocabulary import Kind
@@ -66,7 +67,7 @@ def write(
     """Writes keys [n], the columns of their rows [n] and the record into a new folder, see `ItemIndex.save`."""
     record = plain | {
         "config": json.loads(json.dumps(config.to_json())),
-        "positions": {str(partition): int(position) for partition, position in sorted(positions.items())},
+        "positions": {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())},
     }
     checkpoint.write(local(path), {"ids": _id_arrays(keys), "rows": columns}, record, format=FORMAT)
 
@@ -84,7 +85,7 @@ def inspect(path: str | Path) -> Manifest:
         manifest = Manifest(
             **{name: record[name] for name in PLAIN},
             config=Config.from_json(record["config"]),
-            positions={int(partition): position for partition, position in record["positions"].items()},
+            positions=positions_by_partition({int(name): at for name, at in record["positions"].items()}),
             library=record["aif_jax"],
             leaves={leaf_path: str(leaf) for leaf_path, leaf in arrays.items()},
             nbytes=sum(map(checkpoint.nbytes, arrays.values())),
@@ -93,7 +94,7 @@ def inspect(path: str | Path) -> Manifest:
         row = sum(checkpoint.nbytes(leaf) // max(1, leaf.shape[0]) for leaf in columns if leaf.shape)
         good = all(leaf.shape[:1] == (manifest.items,) for leaf in columns) and manifest.storage in STORAGES
         good &= manifest.ids in (None, "integers", "strings") and {"ids", "rows"} <= leaves.keys()
-        good &= all(type(number) is int for number in (manifest.items, manifest.batch_size, *manifest.positions.values()))
+        good &= all(type(number) is int for number in (manifest.items, manifest.batch_size))
         good &= manifest.batch_size >= 1 and manifest.batch_size * max(row, 1) <= memory()  # a batch is filled up with zeros
         expect(good, "fields", "those of an index of that many rows, in batches that fit in memory", reprlib.repr(record))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:

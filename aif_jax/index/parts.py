@@ -14,7 +14,6 @@ mixed, whatever shuffles them.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -23,7 +22,7 @@ import numpy as np
 
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import expect
-from aif_jax.folders import local, memory
+from aif_jax.folders import local, memory, new_file
 from aif_jax.index.storage import STORAGES, Storage
 from aif_jax.raw import plain
 from aif_jax.readers.sources import pyarrow
@@ -88,16 +87,11 @@ def write(path: Path, batches: Iterable[Any], schema: Any) -> int:
     Two that write the same rows at once, as an engine does that tries a task again, leave one file.
     """
     parquet, rows = pyarrow("pyarrow.parquet"), 0
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     options = {"use_dictionary": list(Stamp._fields), "compression": "none", "write_statistics": False}
-    try:
-        with parquet.ParquetWriter(partial, schema, write_page_checksum=True, **options) as opened:
-            for batch in batches:
-                opened.write_batch(batch)
-                rows += batch.num_rows
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial, parquet.ParquetWriter(partial, schema, write_page_checksum=True, **options) as opened:
+        for batch in batches:
+            opened.write_batch(batch)
+            rows += batch.num_rows
     return rows
 
 

@@ -91,7 +91,7 @@ def read(folder: Path) -> Trained:
         contents = read_contents(folder)
         config, params, encoder, version = contents.config, contents.params, contents.encoder, contents.version
     else:
-        saved = training.load(folder)[1] if (folder / training.RECORD).is_file() else checkpoint.load(folder)
+        saved = training.load(folder)[1] if training.is_run(folder) else checkpoint.load(folder)
         config, params, encoder, version = saved.config, saved.params, saved.encoder, saved.version
     if encoder is None:
         raise ValueError(f"{folder}: expected a model with its encoder, which reads raw data, got one without")

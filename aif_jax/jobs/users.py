@@ -135,7 +135,7 @@ class UserJob:
             except (TypeError, ValueError) as error:
                 refuse(given, check, error, id_column=self.column)
             empty = np.zeros((len(users), len(program.empty)), np.uint32)
-            words = program(empty, events, counts, alike=True).words
+            words = program(empty, events, counts, lanes=self.batch_size).words
             place = {
                 "position": arrow.array(np.full(len(users), self.position, np.int64)),
                 "partition": arrow.array(np.full(len(users), self.partition, np.int32)),

@@ -19,8 +19,8 @@ from aif_jax.neighbours.messages import Change, decode, joined
 from aif_jax.neighbours.records import EventSink
 from aif_jax.neighbours.snapshot_store import SnapshotStore
 from aif_jax.neighbours.streams import Message, StreamError, UpdateStream
-from aif_jax.snapshots import SnapshotWriter, snapshots
-from aif_jax.user_table import UserTableWriter
+from aif_jax.snapshots import SnapshotWriter, positions_by_partition, snapshots
+from aif_jax.user_table import UserTable, UserTableWriter, Written
 
 POISON = (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError)
 """What a message raises that can never be applied; anything else stops the follower."""
@@ -49,7 +49,7 @@ class Target(Protocol):
         ...
 
     def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
-        """Applies messages of one partition in order, all or none; `position` is that of the last, or of poison after it."""
+        """Applies messages of one partition in order, all or none; `position` is that of the last, or of poison without any."""
         ...
 
     def tick(self) -> None:
@@ -116,7 +116,8 @@ class UserTarget(_Written[UserTableWriter]):
             return
         expect(all(part.table is not None for part in parts), "message", "events", "a deletion")
         expect(len(parts) == 1, "messages", "events of one schema", f"{len(parts)} schemas")  # then one message at a time
-        self.writer.update(parts[0].table, position=position, partition=partition)
+        at, written = _by_event(entries)
+        self.writer.update(parts[0].table, position=at, partition=partition, written=written)
 
 
 class SinkTarget:
@@ -132,7 +133,7 @@ class SinkTarget:
 
     def __init__(self, sink: EventSink | Any, *, positions: Mapping[int, int] | None = None):
         self._sink = sink
-        self._positions = dict(positions or {})
+        self._positions = positions_by_partition(positions)
 
     @property
     def positions(self) -> Mapping[int, int]:
@@ -147,16 +148,28 @@ class SinkTarget:
     def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
         """As `Target.apply`; where it raises, some users may have their events, which are skipped when they come again."""
         expect(all(entry.change.table is not None for entry in entries), "message", "events", "a deletion")
-        at = [entry.message.position for entry in entries for _ in range(entry.change.table.num_rows)]
-        done = 0
+        (at, written), done = _by_event(entries), 0
         for part in joined([entry.change for entry in entries]):
-            count = part.table.num_rows
-            self._sink.update(part.table, position=np.array(at[done : done + count], np.int64), partition=partition)
-            done += count
+            some = slice(done, done + part.table.num_rows)
+            options: dict[str, Any] = {"position": at[some], "partition": partition}
+            if isinstance(self._sink, UserTable):
+                options["written"] = Written(*(leaf[some] for leaf in written))
+            self._sink.update(part.table, **options)
+            done = some.stop
         self._positions[partition] = max(position, self._positions.get(partition, position))
 
     def tick(self) -> None:
         """Nothing to save."""
+
+
+def _by_event(entries: Sequence[Entry]) -> tuple[np.ndarray, Written]:
+    """The position of each event's message [n], and when it was written."""
+    counts = [entry.change.table.num_rows for entry in entries]
+    messages = [entry.message for entry in entries]
+    seconds = [np.nan if message.time is None else message.time for message in messages]
+    written = Written(np.array(seconds), np.array([message.by_broker for message in messages]))
+    positions = np.array([message.position for message in messages], np.int64)
+    return np.repeat(positions, counts), Written(*(np.repeat(leaf, counts) for leaf in written))
 
 
 class Follower:
@@ -217,6 +230,8 @@ class Follower:
 
         Raises:
           StreamError, and what the broker's client raises: the broker is gone, or nothing fits; a new follower goes on.
+          ClockError: events later than this machine's clock, see `aif_jax.user_table.UserTable`. They are not rejected: a new
+            follower applies them once the clock is right.
           WriterConflict: another writer owns the directory.
           OSError: a message could not be rejected; it was not passed then.
         """
@@ -263,13 +278,14 @@ class Follower:
             with self._rejecting(message):
                 entries.append(Entry(message, decode(message)))
         try:
-            self._apply(entries, new[-1].position, partition)
+            if entries:
+                self._apply(entries, entries[-1].message.position, partition)
         except POISON as error:
             logger.info("partition %d: a batch of %d messages is applied one by one: %s", partition, len(entries), error)
             for entry in entries:
                 with self._rejecting(entry.message):
                     self._apply([entry], entry.message.position, partition)
-            self._apply([], new[-1].position, partition)
+        self._apply([], new[-1].position, partition)  # past poison that came last
         self.counters["batches"] += 1
         written = [message.time for message in new if message.time is not None]
         if written:

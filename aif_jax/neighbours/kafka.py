@@ -16,6 +16,7 @@ from typing import Any
 
 from aif_jax.checks import expect
 from aif_jax.neighbours.streams import Message, StreamError
+from aif_jax.snapshots import positions_by_partition
 
 SECONDS = 30.0  # for what the broker is asked at the start
 REFRESH = 30.0  # seconds between two looks for new partitions
@@ -74,6 +75,7 @@ class KafkaStream:
 
     def begin(self, positions: Mapping[int, int]) -> None:
         """As `UpdateStream.begin`; StreamError also where the topic is not there, or was made anew."""
+        positions = positions_by_partition(positions)
         if self._group is not None:
             self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)
             return
@@ -106,10 +108,11 @@ class KafkaStream:
                 raise self._client.KafkaException(error)
             kind, milliseconds = found.timestamp()
             written = milliseconds / 1000 if kind != self._client.TIMESTAMP_NOT_AVAILABLE else None
+            by_broker = kind == self._client.TIMESTAMP_LOG_APPEND_TIME
             partition, offset = found.partition(), found.offset()
             assert partition is not None and offset is not None  # of a message without an error
             self._next[partition] = offset + 1
-            messages.append(Message(partition, offset, found.key(), found.value(), written))
+            messages.append(Message(partition, offset, found.key(), found.value(), written, by_broker))
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:

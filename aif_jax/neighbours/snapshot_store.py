@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aif_jax.checks import expect
-from aif_jax.folders import local, new_folder, redacted
+from aif_jax.folders import local, new_folder, redacted, write_file
 
 NAME = re.compile(r"(\d{10})-[0-9a-f]{8}")
 FORMAT = "aif_jax.snapshot_store/1"
@@ -272,12 +272,7 @@ class SnapshotStore:
         if not self._on_disk:
             return self._files.pipe_file(path, data)
         self._make_parent(path)
-        partial = f"{path}.{secrets.token_hex(4)}.partial"
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_file(path, data)
 
     def _read(self, path: str, limit: int) -> bytes:
         """A small file, in one request: between two it may be replaced. SnapshotError where it has more than `limit` bytes."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from aif_jax.checks import expect
+from aif_jax.snapshots import positions_by_partition
 
 
 class StreamError(RuntimeError):
@@ -21,6 +22,7 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes | None  # what `encode` made; None deletes the item that the key names
     time: float | None = None  # when it was written, seconds since 1970
+    by_broker: bool = False  # whether `time` is of the broker's clock, and not of the producer's
 
 
 class UpdateStream(Protocol):
@@ -29,7 +31,7 @@ class UpdateStream(Protocol):
     def begin(self, positions: Mapping[int, int]) -> None:
         """Starts after these positions, by partition; partitions without one from their first message.
 
-        Raises StreamError where messages after a position are gone.
+        Raises StreamError where messages after a position are gone, TypeError and ValueError for what is no position.
         """
         ...
 
@@ -55,7 +57,11 @@ class UpdateStream(Protocol):
 
 
 class MemoryStream:
-    """A stream within a process, for tests and where no broker is at hand; one thread writes, one follows.
+    """A stream within a process, for tests and where there is no broker; one thread writes, one follows.
+
+    Args:
+      partitions: of the stream.
+      clock: seconds since 1970, when a message is written.
 
     Example:
       >>> stream = MemoryStream()
@@ -66,10 +72,11 @@ class MemoryStream:
       [b'second']
     """
 
-    def __init__(self, *, partitions: int = 1):
+    def __init__(self, *, partitions: int = 1, clock: Callable[[], float] = time.time):
         expect(partitions >= 1, "partitions", "at least 1", partitions)
         self.rejected: list[tuple[Message, str]] = []
         self.committed: dict[int, int] = {}
+        self._clock = clock
         self._messages: list[list[Message]] = [[] for _ in range(partitions)]
         self._next = [0] * partitions  # places in the lists
 
@@ -77,7 +84,7 @@ class MemoryStream:
         """Adds a message, `gap` positions further than the next one; returns its position."""
         messages = self._messages[partition]
         position = (messages[-1].position + 1 if messages else 0) + gap
-        messages.append(Message(partition, position, key, value, time.time()))
+        messages.append(Message(partition, position, key, value, self._clock(), by_broker=True))
         return position
 
     def send_many(self, values: Sequence[bytes], *, partition: int = 0) -> list[int]:
@@ -86,6 +93,7 @@ class MemoryStream:
 
     def begin(self, positions: Mapping[int, int]) -> None:
         """As `UpdateStream.begin`."""
+        positions = positions_by_partition(positions)
         for partition, messages in enumerate(self._messages):
             last = positions.get(partition, -1)
             self._next[partition] = sum(message.position <= last for message in messages)

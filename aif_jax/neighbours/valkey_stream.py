@@ -11,6 +11,7 @@ from typing import Any
 
 from aif_jax.checks import expect
 from aif_jax.neighbours.streams import Message, StreamError
+from aif_jax.snapshots import positions_by_partition
 
 BITS = 21  # of the number within a millisecond
 COUNTED = 10_000  # entries of a partition that `lag` counts at most
@@ -56,6 +57,7 @@ class ValkeyStream:
 
     def begin(self, positions: Mapping[int, int]) -> None:
         """As `UpdateStream.begin`."""
+        positions = positions_by_partition(positions)
         unknown = [partition for partition in positions if not 0 <= partition < len(self._keys)]
         expect(not unknown, "positions", f"partitions of {len(self._keys)} keys", unknown)
         for partition, key in enumerate(self._keys):
@@ -78,7 +80,7 @@ class ValkeyStream:
             for entry, fields in entries:
                 position = position_of(entry)
                 written = (position >> BITS) / 1000
-                messages.append(Message(partition, position, fields.get(b"key") or None, fields.get(b"value"), written))
+                messages.append(Message(partition, position, fields.get(b"key") or None, fields.get(b"value"), written, True))
                 self._last[partition] = entry.decode()
         return messages
 

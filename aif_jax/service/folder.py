@@ -8,15 +8,14 @@ The first line has the share that the others leave. The file is replaced by one 
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from aif_jax.checks import expect
 from aif_jax.export.consume.files import MANIFEST
+from aif_jax.folders import new_file
 
 CURRENT = "current"
 CURRENT_BYTES = 1 << 16
@@ -99,13 +98,9 @@ def publish(root: str | Path, entries: Sequence[Entry | str]) -> None:
         lines.append(" ".join([entry.folder, *words, *([f"share={entry.share:.6f}"] if entry.share and lines else [])]))
     text = "\n".join(lines) + "\n"
     parse_current(text)
-    handle, path = tempfile.mkstemp(prefix=".current.", dir=root)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(path, 0o644)
-    os.replace(path, root / CURRENT)
+    with new_file(root / CURRENT) as partial:
+        partial.write_text(text)
+        partial.chmod(0o644)
 
 
 def path_of(root: Path, entry: Entry) -> Path:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
+from aif_jax.folders import new_file
 from aif_jax.readers.sources import pyarrow
 from aif_jax.service import frame
 from aif_jax.service.core import Observed
@@ -85,7 +86,9 @@ class RequestLog:
         self._waiting: queue.Queue[tuple[Observed, int] | None] = queue.Queue(waiting)
         self._most = waiting_bytes
         self._came = self._went = 0  # bytes, each counted by one thread
-        self._start, self._number = time.time_ns(), 0
+        # Files sort by their start: after those of an earlier process, also where the clock was set back meanwhile.
+        before = (int(path.name.split("-")[1]) for path in self.folder.glob("requests-*-*-*.parquet"))
+        self._start, self._number = max(time.time_ns(), max(before, default=0) + 1), 0
         self._thread = threading.Thread(target=self._work, name="aif-request-log", daemon=True)
         self._thread.start()
 
@@ -137,9 +140,8 @@ class RequestLog:
         try:
             name = FILE.format(start=self._start, process=os.getpid(), number=self._number)
             columns = {field: [getattr(record, field) for record in records] for field in Record._fields}
-            partial = self.folder / f".{name}.partial"
-            pyarrow("pyarrow.parquet").write_table(pyarrow().table(columns, schema=self._schema), partial)
-            os.replace(partial, self.folder / name)
+            with new_file(self.folder / name) as partial:
+                pyarrow("pyarrow.parquet").write_table(pyarrow().table(columns, schema=self._schema), partial)
             self._number += 1
             self.counters["log_records"] += len(records)
         except Exception as error:  # a full disk must not end a service

@@ -67,7 +67,7 @@ def newer_index(root: Path, folder: str, before: Written | None, model: Restored
     if before is not None and path == before.path:
         return None
     index = ItemIndex.load(path, model.model, model.params, encoder=model.encoder, version=model.version)
-    return index, _written(path, inspect_index(path).positions)
+    return index, _written(path, inspect_index(path).positions, before)
 
 
 def newer_table(root: Path, folder: str, before: Written | None, model: Restored) -> tuple[UserTable, Written] | None:
@@ -76,7 +76,7 @@ def newer_table(root: Path, folder: str, before: Written | None, model: Restored
     if before is not None and path == before.path:
         return None
     table = UserTable.load(path, model.model, model.params, encoder=encoder_of(model), version=model.version)
-    return table, _written(path, inspect_table(path).positions)
+    return table, _written(path, inspect_table(path).positions, before)
 
 
 def table_in(server: str, model: Restored, *, storage: Storage) -> UserTable:
@@ -102,5 +102,7 @@ def encoder_of(model: Restored) -> Encoder:
     return model.encoder
 
 
-def _written(path: Path, positions: Mapping[int, int]) -> Written:
-    return Written(path, (path / METADATA_FILE).stat().st_mtime, positions)
+def _written(path: Path, positions: Mapping[int, int], before: Written | None) -> Written:
+    """A newer snapshot is never older than the one before it, even if its writer's clock was set back."""
+    seconds = (path / METADATA_FILE).stat().st_mtime
+    return Written(path, seconds if before is None else max(seconds, before.seconds), positions)

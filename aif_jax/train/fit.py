@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from aif_jax.checks import expect
 from aif_jax.data.candidates import Draw, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
+from aif_jax.folders import write_file
 from aif_jax.logs import JsonLines, LogWriter
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.train.evaluate import by_objective, evaluate
@@ -40,6 +41,7 @@ from aif_jax.trees import differences, listed
 from aif_jax.types import Params
 from aif_jax.version import fingerprint
 
+logger = logging.getLogger(__name__)
 RECORD = "fit.json"
 CALIBRATION = "calibration.json"
 LOG = "log.jsonl"
@@ -151,6 +153,8 @@ def train(
     step = make_step(model, optimizer, loss=loss, sparse=sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
     with checkpoints_of(folder, settings) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
+        number, log = int(state.step), JsonLines(folder / LOG)
+        processes.by_first("logs", lambda: log.restore(number, checkpoints.figures))
         trained = 0 if cursor is None else cursor["epoch"] * feed.steps_per_epoch + cursor["step"]
         with to_device(feed.batches(cursor), place=place) as batches:
             loop(
@@ -158,7 +162,7 @@ def train(
                 step,
                 batches,
                 total=len(feed) - trained,
-                writers=(JsonLines(folder / LOG), *writers),
+                writers=(log, *writers),
                 checkpoints=checkpoints,
                 config=config,
                 encoder=data.encoder and data.encoder.with_length(config.history_length),
@@ -187,7 +191,8 @@ def checkpoints_of(folder: Path, settings: Settings) -> Checkpoints:
     """The checkpoints of a run."""
     best = settings.keep_best
     keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
-    return Checkpoints(folder, keep_best=keep_best, run=record_hash(settings.to_json()))
+    record = settings.to_json()
+    return Checkpoints(folder, keep_best=keep_best, run=record_hash(record), settings=record)
 
 
 def final(checkpoints: Checkpoints, settings: Settings) -> Checkpoint:
@@ -244,33 +249,50 @@ def evaluation_options(settings: Settings) -> dict[str, Any]:
 
 def begin(folder: Path, settings: Settings, *, resume: bool) -> None:
     """Writes the record of a run into its folder, or compares it with the one there: FileExistsError, ValueError."""
-    file, record = folder / RECORD, settings.to_json()
-    sealed = record | {"sha256": record_hash(record)}
+    record = settings.to_json()
     if Checkpoints(folder).steps:  # until then there is nothing to resume
-        if not resume or not file.exists():
+        if not resume:
             raise FileExistsError(f"{folder}: expected a new folder, found checkpoints; resume=True goes on with a run")
+        if not is_run(folder):
+            raise FileExistsError(
+                f"{folder}: expected a new folder or one of a run, found checkpoints without settings and no {RECORD}; give"
+                f" another `out`"
+            )
         if lines := differences(read_record(folder), record, path="fit", source="run"):
             raise ValueError(f"{folder}: expected a run with these settings, found another:\n{listed(lines)}")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RECORD}.partial"
-    partial.write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    content = json.dumps(record | {"sha256": record_hash(record)}, indent=2).encode() + b"\n"
+    if not (folder / RECORD).is_file() or (folder / RECORD).read_bytes() != content:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / RECORD, content)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, which its record says, or its checkpoints where the record is lost."""
+    return (folder / RECORD).is_file() or Checkpoints(folder).settings() is not None
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of the run in a folder; FileNotFoundError for none, CheckpointError for a damaged one."""
+    """The record of the run in a folder; where it is lost or cut, as by a power cut, the settings in the latest checkpoint.
+
+    Raises FileNotFoundError for none, CheckpointError for an altered one, or a damaged one without checkpoints.
+    """
     file = folder / RECORD
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder}: expected the folder of a run, found no {RECORD} in it")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         seal = record.pop("sha256")
+    except FileNotFoundError:
+        problem = FileNotFoundError(f"{folder}: expected the folder of a run, found no {RECORD} in it")
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: expected the record of a run, got none: {error!r}") from error
-    if seal != record_hash(record):
-        raise CheckpointError(f"{file}: the record was altered: expected the sha256 {record_hash(record)}, got {seal}")
-    return record
+        problem = CheckpointError(f"{file}: expected the record of a run, got none: {error!r}")
+    else:
+        if seal != record_hash(record):
+            raise CheckpointError(f"{file}: the record was altered: expected the sha256 {record_hash(record)}, got {seal}")
+        return record
+    settings = Checkpoints(folder).settings()
+    if settings is None:
+        raise problem
+    logger.warning("%s; the settings of the run are those in its latest checkpoint", problem)
+    return settings
 
 
 def load(folder: Path) -> tuple[Settings, Checkpoint]:
@@ -288,9 +310,7 @@ def keep_calibration(folder: Path, version: str, params: Params) -> None:
     """Writes the calibration of a run's checkpoint, of that version, next to its record."""
     made = {name: np.asarray(value).tolist() for name, value in params[FITTED][GROUP].items()}
     record = {"version": version, GROUP: made}
-    partial = folder / f".{CALIBRATION}.partial"
-    partial.write_text(json.dumps(record | {"sha256": record_hash(record)}, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CALIBRATION)
+    write_file(folder / CALIBRATION, json.dumps(record | {"sha256": record_hash(record)}, indent=2).encode() + b"\n")
 
 
 def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:

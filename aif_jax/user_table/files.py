@@ -17,10 +17,12 @@ from aif_jax.folders import local
 from aif_jax.index.files import check_model
 from aif_jax.index.parts import Part, column
 from aif_jax.index.storage import STORAGES, Layout, Storage
-from aif_jax.user_table.rows import MemoryRows, Rows, Stored, UserId
+from aif_jax.snapshots import positions_by_partition
+from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId
 from aif_jax.vocabulary import Vocabulary
 
 FORMAT = "aif_jax.user_table/1"
+CHUNK = 1 << 13  # rows that are copied at once
 PLAIN = ("users", "version", "encoding", "storage", "batch_size", "layout")
 __all__ = ["Manifest", "write", "inspect", "read", "check_model", "check_layout", "add", "describe"]
 
@@ -46,7 +48,7 @@ def write(path: str | Path, rows: MemoryRows, plain: dict[str, Any], config: Con
     record = plain | {
         "users": len(rows),
         "config": json.loads(json.dumps(config.to_json())),
-        "positions": {str(partition): int(position) for partition, position in sorted(positions.items())},
+        "positions": {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())},
     }
     trees = {"users": users.to_arrays() | {"count": np.array(len(rows))}, "rows": stored._asdict()}
     checkpoint.write(local(path), trees, record, format=FORMAT)
@@ -59,9 +61,9 @@ def inspect(path: str | Path) -> Manifest:
         manifest = Manifest(
             **{name: record[name] for name in PLAIN},
             config=Config.from_json(record["config"]),
-            positions={int(partition): position for partition, position in record["positions"].items()},
+            positions=positions_by_partition({int(name): at for name, at in record["positions"].items()}),
         )
-        numbers = (manifest.users, manifest.batch_size, *manifest.positions.values())
+        numbers = (manifest.users, manifest.batch_size)
         good = manifest.storage in STORAGES and all(type(n) is int for n in numbers) and manifest.users >= 0
         expect(good and 1 <= manifest.batch_size <= 1 << 20, "fields", "those of a user table", record)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -90,7 +92,9 @@ def read(path: str | Path, manifest: Manifest, *, width: int) -> MemoryRows:
     except (KeyError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path}: the arrays do not fit together: {error}") from error
     rows = MemoryRows(width, capacity=manifest.users)
-    rows.put(users, stored, expected=rows.get(users).position)
+    for start in range(0, len(users), CHUNK):
+        some = slice(start, start + CHUNK)
+        rows.put(users[some], stored.take(some), expected=np.full(len(users[some]), NONE))
     return rows
 
 

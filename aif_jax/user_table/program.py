@@ -17,6 +17,8 @@ from aif_jax.types import Events, Params, UserMemory
 
 EVENTS = (1, 16, 256)
 """Events of a user in one run, padded up to the next of these."""
+LANES = 64
+"""Users in one run for events of a stream: always as many, since a row may depend on their number in the last bit."""
 
 
 class Updated(NamedTuple):
@@ -37,6 +39,7 @@ class UserProgram:
         self.params = jax.device_put(params)
         self.storage: Storage = storage
         self.batch_size = batch_size
+        self.lanes = min(LANES, batch_size)
         self.sizes = tuple(size for size in (1, 16) if size < batch_size) + (batch_size,)
         empty = jax.jit(lambda: pack(model.new_user(), storage))()
         self.layout = empty.layout
@@ -49,15 +52,15 @@ class UserProgram:
         """Bytes of one user's row."""
         return self.empty.nbytes
 
-    def __call__(self, words: np.ndarray, events: Events, counts: np.ndarray, *, alike: bool = False) -> Updated:
+    def __call__(self, words: np.ndarray, events: Events, counts: np.ndarray, *, lanes: int | None = None) -> Updated:
         """Rows after events.
 
         Args:
           words: uint32 [n, W] rows; zeros are a user without events.
           events: [sum of counts] of one user after the other, each user's in the order in which they are applied.
           counts: int64 [n] events of each user.
-          alike: runs always `batch_size` users, and as many events as each of them needs by themselves, so that a row does not
-            depend on the users that come with it, to the last bit; for many users at once.
+          lanes: runs always so many users, and as many events as each of them needs by themselves, so that a row does not
+            depend on the users that come with it, to the last bit. None takes what is fastest.
         """
         new = (words == 0).all(1)
         words = np.where(new[:, None], self.empty, words)
@@ -68,11 +71,11 @@ class UserProgram:
         while len(left := order[counts[order] > done[order]]):
             widths = np.take(EVENTS, np.searchsorted(EVENTS[:-1], counts[left] - done[left]))
             width = int(widths[0])
-            left = left[widths == width] if alike else left
-            for first in range(0, len(left), self.batch_size):
-                users = left[first : first + self.batch_size]
+            left = left[widths == width] if lanes else left
+            for first in range(0, len(left), lanes or self.batch_size):
+                users = left[first : first + (lanes or self.batch_size)]
                 part = _window(events, starts[users] + done[users], ends[users], width)
-                size = self.batch_size if alike else next(size for size in self.sizes if size >= len(users))
+                size = lanes or next(size for size in self.sizes if size >= len(users))
                 result = self._compiled(
                     self.params, _filled(words[users], size), jax.tree.map(partial(_filled, size=size), part)
                 )
@@ -81,6 +84,33 @@ class UserProgram:
                     mine[users] = made if mine is words else mine[users] + made
             done[left] += width
         return Updated(words, late, beyond)
+
+    def in_order(self, words: np.ndarray, events: Events, counts: np.ndarray, at: np.ndarray, *, lanes: int) -> Updated:
+        """Rows after messages of a stream, applied one after the other whatever others came with them.
+
+        Args:
+          words, events, counts, lanes: as above; each user's events by rising position.
+          at: int64 [sum of counts] position of each event: those of one user and position are applied together.
+        """
+        owner = np.repeat(np.arange(len(counts)), counts)
+        starts = np.flatnonzero(np.append(True, (np.diff(owner) != 0) | (np.diff(at) != 0)))
+        users, sizes = owner[starts], np.diff(np.append(starts, len(owner)))
+        turns = np.arange(len(users)) - np.searchsorted(users, users)  # of a user's messages: the first, the second, ...
+        made = Updated(words.copy(), *np.zeros((2, len(counts)), np.int32))
+        for turn in range(int(turns.max(initial=-1)) + 1):
+            mine, now = users[turns == turn], turns == turn
+            part = jax.tree.map(lambda leaf, now=now: leaf[ranges(starts[now], sizes[now])], events)
+            result = self(made.words[mine], part, sizes[now], lanes=lanes)
+            made.words[mine] = result.words
+            made.late[mine] += result.late
+            made.beyond[mine] += result.beyond
+        return made
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64 [sum of counts]: `counts` [n] numbers from each of `starts` [n] on."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
 
 def pack(memory: UserMemory, kind: Storage) -> Packed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,20 +18,25 @@ PUT = """
 local before = redis.call('GETRANGE', KEYS[1], 8, 15)
 if before == '' then before = ARGV[1] end
 if before ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[2], ARGV[5], ARGV[6])
+local time, noted = redis.call('TIME'), redis.call('HGET', KEYS[2], ARGV[5])
+local now, before = time[1] .. '.' .. string.format('%06d', time[2]), noted and string.match(noted, ' (%S+)$')
+if before and tonumber(before) > tonumber(now) then now = before end
+redis.call('HSET', KEYS[2], ARGV[5], ARGV[6] .. ' ' .. now)
 if ARGV[4] == '0' then redis.call('SET', KEYS[1], ARGV[3]) return 1 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 1
 """
-"""Sets a row, and how far its partition is, if its position is the expected one; a missing row has the position of none."""
+"""Sets a row, and how far its partition is, if its position is the expected one; a missing row has the position of none.
+
+Times are the server's, one clock for all writers, and never fall."""
 
 
 class Progress(NamedTuple):
     """How far the rows of a partition are."""
 
     position: int  # of the last event of what was put last, `NONE` where events came without positions
-    seconds: float  # when a row was last written, since 1970 by the writer's clock
+    seconds: float  # when a row was last written, since 1970 by the server's clock; it never falls
 
 
 class RemoteRows:
@@ -76,14 +80,14 @@ class RemoteRows:
 
     def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
         """As `Rows.put`; each row is compared and set by the server."""
-        pipe, none, now = self._client.pipeline(transaction=False), struct.pack("<q", NONE), time.time()
+        pipe, none = self._client.pipeline(transaction=False), struct.pack("<q", NONE)
         furthest: dict[int, int] = {}  # of the rows so far: a writer that dies here has noted none that it had not sent
         for place, user in enumerate(users):
             words, position, partition = rows.words[place], int(rows.position[place]), int(rows.partition[place])
             before = struct.pack("<q", int(expected[place]))
             value = self._value(words, position, partition)
             furthest[partition] = max(furthest.get(partition, NONE), position)
-            arguments = [none, before, value, self._lives, partition, f"{furthest[partition]} {now}"]
+            arguments = [none, before, value, self._lives, partition, furthest[partition]]
             self._put(keys=[self.key(user), self._progress], args=arguments, client=pipe)
         return np.array(pipe.execute(), bool) if len(users) else np.zeros(0, bool)
 

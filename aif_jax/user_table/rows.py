@@ -8,11 +8,13 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from aif_jax.checks import expect
+from aif_jax.index.lock import ReadWriteLock
 from aif_jax.snapshots import integer
 
 UserId: TypeAlias = int | str
 """A raw user id."""
 NONE = int(np.iinfo(np.int64).min)  # position of a user without a row, or of a row without a stream
+TRIES = 4  # to copy a row that is being written, before a reader waits for the writer
 
 
 class Stored(NamedTuple):
@@ -22,7 +24,7 @@ class Stored(NamedTuple):
     position: np.ndarray  # int64 [n] of the last event in the row, `NONE` where there is no row
     partition: np.ndarray  # int32 [n]
 
-    def take(self, at: np.ndarray) -> Stored:
+    def take(self, at: np.ndarray | slice) -> Stored:
         """Some of the rows."""
         return Stored(*(leaf[at] for leaf in self))
 
@@ -40,12 +42,17 @@ class Rows(Protocol):
 
 
 class MemoryRows:
-    """Rows in this process: one array that grows, and a dict of users. One thread at a time writes; any may read."""
+    """Rows in this process: one array that grows, and a dict of users. One thread at a time writes; any may read.
+
+    A reader gets each row as it was before or after an update, never half of one. Each row has a version that is odd while the
+    row is written; a row whose version changed while it was copied is copied again (a seqlock).
+    """
 
     def __init__(self, width: int, *, capacity: int = 1024):
         self.width = width
         self.of: dict[UserId, int] = {}
-        self._stored = _empty(max(1, capacity), width)
+        self._table = _empty(max(1, capacity), width)
+        self._lock = ReadWriteLock()
 
     def __len__(self) -> int:
         return len(self.of)
@@ -53,48 +60,66 @@ class MemoryRows:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows that are used."""
-        return sum(leaf[:1].nbytes for leaf in self._stored) * len(self.of)
+        return sum(leaf[:1].nbytes for leaf in self._table) * len(self.of)
 
     def get(self, users: Sequence[UserId]) -> Stored:
         """As `Rows.get`; the arrays are copies."""
-        of, stored = self.of, self._stored
+        of = self.of
         at = np.fromiter((of.get(user, -1) for user in users), np.int64, len(users))
-        found = stored.take(at)  # a copy
+        rows = self._whole(self._table, at)  # the table is read after `of`: it has every row that `of` has
         unknown = at < 0
-        found.words[unknown], found.position[unknown], found.partition[unknown] = 0, NONE, 0
-        return found
+        rows["words"][unknown], rows["position"][unknown], rows["partition"][unknown] = 0, NONE, 0
+        return Stored(*(rows[name] for name in Stored._fields))
 
     def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
         """As `Rows.put`."""
         of = self.of
         known = np.fromiter((of.get(user, -1) for user in users), np.int64, len(users))
-        good = np.where(known >= 0, self._stored.position[known], NONE) == expected
+        good = np.where(known >= 0, self._table.rows["position"][known], NONE) == expected
         new = [user for user, at, ok in zip(users, known, good, strict=True) if ok and at < 0]
         self._grow(len(of) + len(new))
         first = len(of)
         places = dict(zip(new, range(first, first + len(new)), strict=True))
-        known = np.array([places.get(user, at) for user, at in zip(users, known.tolist(), strict=True)], np.int64)
-        for mine, given in zip(self._stored, rows, strict=True):
-            mine[known[good]] = given[good]
+        at = np.array([places.get(user, at) for user, at in zip(users, known.tolist(), strict=True)], np.int64)[good]
+        written = np.empty(len(at), self._table.rows.dtype)
+        for name, leaf in rows._asdict().items():
+            written[name] = leaf[good]
+        with self._lock.writing():
+            self._table.version[at] |= 1
+            self._table.rows[at] = written  # one step: an interrupt comes before or after it
+            self._table.version[at] += 1
         of |= places  # last, so that a reader finds whole rows
         return good
 
     def copy(self) -> MemoryRows:
         """A copy of the rows."""
-        made = MemoryRows(self.width, capacity=0)
-        made.of, made._stored = dict(self.of), Stored(*(leaf[: max(1, len(self.of))].copy() for leaf in self._stored))
+        made, used = MemoryRows(self.width, capacity=0), max(1, len(self.of))
+        made.of, made._table = dict(self.of), _Table(*(leaf[:used].copy() for leaf in self._table))
         return made
 
     def batches(self, size: int) -> Iterator[tuple[list[UserId], Stored]]:
         """All users and their rows, some at a time, in the order in which they came."""
         users = list(self.of)
         for start in range(0, len(users), size):
-            yield users[start : start + size], self._stored.take(np.arange(start, min(start + size, len(users))))
+            yield users[start : start + size], self.get(users[start : start + size])
+
+    def _whole(self, table: _Table, at: np.ndarray) -> np.ndarray:
+        """Copies of rows [n], none of them half written. A table that was replaced by a longer one is never written again."""
+        version = table.version.take(at)
+        rows = table.rows.take(at)
+        for _ in range(TRIES):
+            torn = np.flatnonzero((version & 1 == 1) | (table.version.take(at) != version))
+            if not len(torn):
+                return rows
+            version[torn] = table.version.take(at[torn])
+            rows[torn] = table.rows.take(at[torn])
+        with self._lock.reading():  # rows that are written all the time, or whose writer was interrupted
+            return table.rows.take(at)
 
     def _grow(self, least: int) -> None:
-        if least > len(self._stored.position):
-            more = max(1024, least, len(self._stored.position) * 5 // 4) - len(self._stored.position)
-            self._stored = Stored(*map(np.concatenate, zip(self._stored, _empty(more, self.width), strict=True)))
+        if least > len(self._table.version):
+            more = max(1024, least, len(self._table.version) * 5 // 4) - len(self._table.version)
+            self._table = _Table(*map(np.concatenate, zip(self._table, _empty(more, self.width), strict=True)))
 
 
 def positions_of(position: Any, count: int) -> np.ndarray:
@@ -106,24 +131,30 @@ def positions_of(position: Any, count: int) -> np.ndarray:
 
     Raises:
       TypeError: what is no integer.
-      ValueError: positions that fall, not one for each event, or as low as `NONE`.
+      ValueError: positions that fall, not one for each event, or outside 0 to 2^63 - 1.
     """
     if position is None:
         return np.full(count, NONE)
     if np.ndim(position) == 0:
-        at = np.full(count, integer(position, "position"), np.int64)
-    else:
-        at = np.asarray(position)
-        if at.dtype.kind not in "iu":
-            raise TypeError(f"position: expected integers, got {at.dtype}")
-        expect(
-            at.shape == (count,), "position", f"one, or one for each of {count} events", f"an array of shape {list(at.shape)}"
-        )
-        at = at.astype(np.int64)
-        expect((np.diff(at) >= 0).all(), "position", "positions of events in the order of the stream", "some that fall")
-    expect((at > NONE).all(), "position", f"above {NONE}", NONE)
-    return at
+        return np.full(count, integer(position, "position"), np.int64)
+    at = np.asarray(position)
+    if at.dtype.kind not in "iu":
+        raise TypeError(f"position: expected integers, got {at.dtype}")
+    one_each = f"one, or one for each of {count} events"
+    expect(at.shape == (count,), "position", one_each, f"an array of shape {list(at.shape)}")
+    expect((at[1:] >= at[:-1]).all(), "position", "positions of events in the order of the stream", "some that fall")
+    for end in at[[0, -1]] if count else ():
+        integer(end, "position")
+    return at.astype(np.int64)
 
 
-def _empty(count: int, width: int) -> Stored:
-    return Stored(np.zeros((count, width), np.uint32), np.full(count, NONE, np.int64), np.zeros(count, np.int32))
+class _Table(NamedTuple):
+    """Rows of n users."""
+
+    rows: np.ndarray  # [n] of the fields of `Stored`, so that a row is read and written in one step
+    version: np.ndarray  # int64 [n], odd while a row is written
+
+
+def _empty(count: int, width: int) -> _Table:
+    fields = [("words", np.uint32, (width,)), ("position", np.int64), ("partition", np.int32)]
+    return _Table(np.zeros(count, fields), np.zeros(count, np.int64))

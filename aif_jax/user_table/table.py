@@ -21,11 +21,12 @@ from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
 from aif_jax.raw import column_of, plain
-from aif_jax.snapshots import integer
-from aif_jax.times import STAMP_ZERO, stamps, ticks
+from aif_jax.snapshots import partition_of
+from aif_jax.times import stamps, ticks
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table import files
-from aif_jax.user_table.program import UserProgram, unpack
+from aif_jax.user_table.clock import Written, check_future
+from aif_jax.user_table.program import UserProgram, ranges, unpack
 from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, positions_of
 from aif_jax.version import check_encoding, fingerprint
 from aif_jax.vocabulary import as_ids
@@ -61,8 +62,8 @@ class UserTable:
       storage: of matrices: "float32", "bfloat16" or "int8" with a scale for each vector. Everything else is exact.
       rows: where rows are kept; None keeps them in this process.
       batch_size: users in one run of the update function.
-      clock: seconds since 1970; events later than it by more than the encoder's `max_skew` are refused, because all that come
-        after one would be late. None takes any time, for streams that are not of today.
+      clock: seconds since 1970; events more than the encoder's `max_skew` later are refused. None takes any time, for streams
+        that are not of today.
 
     Attributes:
       version: fingerprint.
@@ -153,25 +154,29 @@ class UserTable:
                 index = ranges(log.offsets[some], counts[some])
                 given = Events(item=log.item[index], action=log.action[index], time=stamps(log.time[index], "events"))
                 names, at = np.asarray(events.users.raw)[some - 1].tolist(), positions_of(position, len(index))
-                table._run(names, given, counts[some], at, partition, again=True, alike=True)
+                table._run(names, given, counts[some], at, partition, again=True, lanes=table._program.batch_size)
                 bar.update(len(index))
         return table
 
-    def update(self, events: Any, *, position: int | np.ndarray | None = None, partition: int = 0) -> Applied:
-        """Applies some events of some users, such as the messages of a stream that came together.
+    def update(
+        self, events: Any, *, position: int | np.ndarray | None = None, partition: int = 0, written: Written | None = None
+    ) -> Applied:
+        """Applies some events of some users, such as messages of a stream that came together: one message after the other.
 
         Args:
           events: raw values by column of the events file, `Columns.user` among them: a mapping, an Arrow batch or table.
           position: in the stream, one for all events or one for each [n], in rising order. Events whose user's row is there
             already, or further, are left out. None applies the events in any case.
           partition: of the stream; always the same for one user.
+          written: when the messages of the events were written; None where the stream does not tell.
 
         Raises:
-          TypeError, ValueError: events that do not fit the encoder, times before 1963 or after the clock's, ids of both kinds,
-            a user whose events came by another partition; nothing has changed then.
+          TypeError, ValueError: events that do not fit the encoder, times before 1963 or after those of their messages, ids of
+            both kinds, a user whose events came by another partition; nothing has changed then.
+          ClockError: events later than the clock that no broker's time confirms; nothing has changed then.
           RuntimeError: another writer changes the same rows all the time.
         """
-        return self._apply(events, position, partition, again=position is None)
+        return self._apply(events, position, partition, again=position is None, written=written)
 
     def memory(self, user: UserId) -> UserMemory:
         """What is kept of a user, decoded, on the host: to inspect a table."""
@@ -316,7 +321,7 @@ class UserTable:
         words = self.rows.get([user]).words[0]
         return Packed(words=words if words.any() else self._program.empty, layout=self._program.layout)
 
-    def _apply(self, raw: Any, position: Any, partition: int, *, again: bool) -> Applied:
+    def _apply(self, raw: Any, position: Any, partition: int, *, again: bool, written: Written | None = None) -> Applied:
         """Applies raw events; `again` also to rows that are as far as that."""
         events, order = self.encoder.events(raw)
         at = positions_of(position, len(order))[order]
@@ -325,8 +330,10 @@ class UserTable:
         names = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         numbers: dict[UserId, int] = {}
         owner = np.fromiter((numbers.setdefault(names[i], len(numbers)) for i in order), np.int64, len(order))
-        counts, by_user = np.bincount(owner, minlength=len(numbers)), np.argsort(owner, kind="stable")
-        return self._run(list(numbers), _part(events, by_user), counts, at[by_user], partition, again=again)
+        counts = np.bincount(owner, minlength=len(numbers))
+        by_user = np.lexsort((at, owner))  # and by message; within one as `Encoder.events` orders them
+        written = written and Written(*(np.asarray(leaf)[order][by_user] for leaf in written))
+        return self._run(list(numbers), _part(events, by_user), counts, at[by_user], partition, again=again, written=written)
 
     def _run(
         self,
@@ -337,14 +344,16 @@ class UserTable:
         partition: int,
         *,
         again: bool,
-        alike: bool = False,
+        lanes: int | None = None,
+        written: Written | None = None,
     ) -> Applied:
         """Applies events of one user after the other, at positions `at` int64 [sum of counts] of the stream.
 
         Rows that others changed meanwhile are read again.
         """
-        self._check_clock(np.asarray(events.time))
-        partition, streamed = integer(partition, "partition"), bool((at > NONE).any())
+        if self._clock is not None:
+            check_future(np.asarray(events.time), written, clock=self._clock, skew=self.encoder.max_skew)
+        partition, streamed = partition_of(partition), bool((at > NONE).any())
         applied, starts, left = Applied(0, 0, 0, 0, 0), np.cumsum(counts) - counts, np.arange(len(users))
         for _ in range(RETRIES):
             before = self.rows.get([users[i] for i in left])
@@ -356,7 +365,8 @@ class UserTable:
             left, before, new, index = left[new > 0], before.take(np.flatnonzero(new)), new[new > 0], index[fresh]
             if not len(left):
                 return applied
-            made = self._program(before.words, _part(events, index), new, alike=alike)
+            lanes = lanes or self._program.lanes
+            made = self._program.in_order(before.words, _part(events, index), new, at[index], lanes=lanes)
             position = np.maximum(before.position, np.maximum.reduceat(at[index], np.cumsum(new) - new))
             where = np.full(len(left), partition, np.int32) if streamed else before.partition
             good = self.rows.put([users[i] for i in left], Stored(made.words, position, where), expected=before.position)
@@ -367,19 +377,6 @@ class UserTable:
             if not len(left):
                 return applied
         raise RuntimeError(f"update: another writer changed the rows of {len(left)} users {RETRIES} times in between")
-
-    def _check_clock(self, stamped: np.ndarray) -> None:
-        """Raises ValueError for stamps [E] of the future."""
-        if self._clock is None or not len(stamped):
-            return
-        now, skew, last = int(self._clock()), self.encoder.max_skew, int(stamped.max()) + STAMP_ZERO
-        expect(last <= now + skew, "events", f"times up to the clock's, {now}, {skew} s of skew allowed", last)
-
-
-def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """int64 [sum of counts]: `counts` [n] numbers from each of `starts` [n] on."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
 
 def _check_partition(users: list[UserId], rows: Stored, partition: int | None) -> None:

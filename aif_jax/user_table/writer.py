@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from aif_jax.checks import expect
 from aif_jax.encoder import Encoder
 from aif_jax.model import PreRanker
 from aif_jax.snapshots import SnapshotWriter
 from aif_jax.types import Params
+from aif_jax.user_table.clock import Written
 from aif_jax.user_table.files import inspect
 from aif_jax.user_table.table import Applied, UserTable
 
@@ -62,23 +66,24 @@ class UserTableWriter(SnapshotWriter):
 
         return cls._continue(directory, load, takeover=takeover)
 
-    def update(self, events: Any, *, position: int, partition: int = 0) -> bool:
-        """Applies one message; False where the position is not after the partition's last one: applied already.
+    def update(self, events: Any, *, position: int | np.ndarray, partition: int = 0, written: Written | None = None) -> bool:
+        """Applies a message, or several; False where the position is not after the partition's last one: applied already.
 
         Args:
-          events: as in `UserTable.update`.
-          position: in the stream; rises within a partition.
+          events, written: as in `UserTable.update`.
+          position: in the stream, of one message, or of each event [n]; rises within a partition.
           partition: of the stream; always the same for one user.
 
         Raises:
-          TypeError, ValueError: as `UserTable.update`; nothing has changed then.
+          TypeError, ValueError, ClockError: as `UserTable.update`; nothing has changed then.
           OSError, WriterConflict: a snapshot could not be saved. The events are in all the same; a later one tries again.
         """
 
         def run() -> None:
-            self.applied += self.table.update(events, position=position, partition=partition)
+            self.applied += self.table.update(events, position=position, partition=partition, written=written)
 
-        return self._apply(run, position, partition)
+        expect(np.size(position) > 0, "position", "one for each event", "none")
+        return self._apply(run, position if np.ndim(position) == 0 else position[-1], partition)  # type: ignore[index]
 
     def _frozen(self) -> UserTable:
         return self.table.copy() if self._background else self.table

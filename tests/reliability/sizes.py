@@ -21,6 +21,8 @@ class Sizes:
     user_writer_kills: int = 100
     follower_kills: int = 100  # of a process that applies an update stream
     upload_kills: int = 50  # of a process that publishes snapshots
+    row_updates: int = 200_000  # of rows that two readers check
+    streams: int = 300  # of events, at random borders of batches
     training_kills: int = 100
     training_crash_points: int = 100
     storm_requests: int = 1_000_000
@@ -38,6 +40,7 @@ class Sizes:
         """The same suites in another size."""
         least = {"storm_publishes": 3, "storm_requests": 2000, "soak_seconds": 3, "chaos_requests": 200, "examples": 10}
         least |= {"damaged_files": 8, "forged_files": 8, "malformed_calls": 300, "roads": 1}
+        least |= {"damaged_files": 8, "forged_files": 8, "malformed_calls": 300, "row_updates": 3000}
         fields = dataclasses.asdict(self).items()
         return Sizes(**{name: max(least.get(name, 4), round(size * scale)) for name, size in fields})
 

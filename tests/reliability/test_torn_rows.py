@@ -1,0 +1,105 @@
+"""Rows of users beside a writer: whoever reads gets each row whole, as it was before or after an update."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from aif_jax.user_table import MemoryRows, Stored
+from aif_jax.user_table.rows import NONE
+from tests.reliability.sizes import FULL, SMOKE
+
+WIDTH, USERS = 3000, 400
+SPREAD = np.arange(WIDTH, dtype=np.uint32) * np.uint32(2_654_435_761)
+
+
+def sealed(users: np.ndarray, position: int) -> Stored:
+    """Rows whose every word follows from user and position: a row of two updates shows it."""
+    words = (users[:, None] * 7919 + position).astype(np.uint32) ^ SPREAD
+    return Stored(words, np.full(len(users), position), np.full(len(users), position % 97, np.int32))
+
+
+def check(users: np.ndarray, found: Stored) -> None:
+    """Fails for half of an update, and for a row of another user."""
+    there = found.position > NONE
+    expected = (users[:, None] * 7919 + found.position[:, None]).astype(np.uint32) ^ SPREAD
+    np.testing.assert_array_equal(found.words, np.where(there[:, None], expected, np.uint32(0)))
+    np.testing.assert_array_equal(found.partition, np.where(there, found.position % 97, 0))
+
+
+def read_beside_a_writer(updates: int) -> int:
+    """Two readers beside a writer whose table grows; returns how many rows they read."""
+    rows, done, counts, problems = MemoryRows(WIDTH, capacity=1), threading.Event(), [0, 0], []
+
+    def read(number: int) -> None:
+        chance, last = np.random.default_rng(number), np.full(USERS, NONE)
+        try:
+            while not done.is_set():
+                users = chance.choice(USERS, chance.integers(1, 40), replace=False)
+                found = rows.get(users.tolist())
+                check(users, found)
+                assert (found.position >= last[users]).all(), "a row went back"
+                last[users] = found.position
+                counts[number] += len(users)
+        except BaseException as error:
+            problems.append(error)
+            done.set()
+
+    readers = [threading.Thread(target=read, args=(number,)) for number in range(2)]
+    for reader in readers:
+        reader.start()
+    chance = np.random.default_rng(2)
+    for position in range(updates):
+        if done.is_set():
+            break
+        users = chance.choice(max(8, USERS * (position + 1) // updates), 8, replace=False)
+        assert rows.put(users.tolist(), sealed(users, position), expected=rows.get(users.tolist()).position).all()
+    done.set()
+    for reader in readers:
+        reader.join(60)
+    assert not problems, problems[0]
+    return sum(counts)
+
+
+def test_a_reader_sees_no_half_of_an_update():
+    assert read_beside_a_writer(SMOKE.row_updates) > 0
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(1800)
+def test_readers_see_no_half_of_many_updates():
+    print(f"{read_beside_a_writer(FULL.row_updates):,} rows read, {FULL.row_updates:,} updates, none torn")
+
+
+def test_a_reader_of_a_row_that_is_being_written_reads_it_again(monkeypatch):
+    """The writer is stopped in the middle of a row: what a reader copied then it throws away."""
+    rows, one = MemoryRows(WIDTH), np.array([5])
+    rows.put([5], sealed(one, 1), expected=np.array([NONE]))
+    table, reads = rows._table, []
+
+    class Torn(np.ndarray):
+        def take(self, at):
+            reads.append(len(at))
+            found = np.asarray(table.rows)[at]
+            if len(reads) == 1:  # the second half of the row comes while the reader copies it
+                half = found.copy()
+                half["words"][:, : WIDTH // 2] = sealed(one, 2).words[:, : WIDTH // 2]
+                rows.put([5], sealed(one, 2), expected=np.array([1]))
+                return half
+            return found
+
+    monkeypatch.setattr(rows, "_table", table._replace(rows=table.rows.view(Torn)))
+    check(one, rows.get([5]))
+    assert reads == [1, 1]
+
+
+def test_an_interrupted_writer_leaves_whole_rows_that_can_be_read():
+    """A version that stays odd makes no reader wait for ever."""
+    rows, one = MemoryRows(WIDTH), np.array([5])
+    rows.put([5], sealed(one, 1), expected=np.array([NONE]))
+    rows._table.version[0] |= 1
+    check(one, rows.get([5]))
+    assert rows.put([5], sealed(one, 2), expected=np.array([1])).all() and not rows._table.version[0] & 1
+    check(one, rows.get([5]))
