@@ -6,6 +6,7 @@ Arrow arrays are used through their methods, so pyarrow need not be installed.
 from __future__ import annotations
 
 import decimal
+import math
 import numbers
 from typing import Any
 
@@ -89,10 +90,32 @@ def stacked(columns: list[np.ndarray], count: int) -> np.ndarray:
     return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.float32)
 
 
-def scale_of(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of a float column [n], each a float32; deviation 1 for a constant one."""
+def bulk_of(values: np.ndarray) -> tuple[float, float]:
+    """Low and high end of all but outliers of floats [n], n > 0.
+
+    The quantiles of 0.1 % and 99.9 %, at least one value aside, or the quartiles and three interquartile ranges more, whichever
+    is further out. So columns without outliers, of a normal or a uniform distribution for instance, lie inside as a whole.
+    """
+    last = len(values) - 1
+    at = [math.ceil(0.001 * last), math.floor(0.25 * last), math.ceil(0.75 * last), math.floor(0.999 * last)]
+    low, first, third, high = np.partition(values, at)[at].astype(np.float64)
+    reach, largest = 3 * (third - first), float(np.finfo(np.float32).max)
+    ends = max(min(low, first - reach), -largest), min(max(high, third + reach), largest)
+    return float(np.float32(ends[0])), float(np.float32(ends[1]))
+
+
+def scale_of(values: np.ndarray) -> tuple[float, ...]:
+    """The scale of a float column [n], each number a float32: (mean, standard deviation), the latter 1 for a constant column.
+
+    With outliers (`bulk_of`) it is (mean, deviation, low, high), computed of the values clipped to low..high: one price of 1e12
+    would make a constant of all others.
+    """
     if not len(values):
         return 0.0, 1.0
     if values.min() == values.max():
         return float(values[0]), 1.0
-    return float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64))) or 1.0
+    low, high = bulk_of(values)
+    clipped = low < high and (values.min() < low or values.max() > high)
+    values = np.clip(values, low, high) if clipped else values
+    scale = float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64))) or 1.0
+    return (*scale, low, high) if clipped else scale
