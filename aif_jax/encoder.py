@@ -84,7 +84,9 @@ class Encoder:
         expect(fits, "Encoder.scales", f"those of {sorted(floats)}, or none", sorted(self.scales))
         for name, scale in self.scales.items():
             fits = len(scale) == 2 or (len(scale) == 4 and scale[2] < scale[3])
-            expect(fits, f"Encoder.scales[{name!r}]", "(mean, deviation) or (mean, deviation, low, high) with low < high", scale)
+            expect(
+                fits, f"Encoder.scales[{name!r}]", "(mean, deviation), or with low < high (mean, deviation, low, high)", scale
+            )
 
     def __repr__(self) -> str:
         return f"Encoder({self.version[:12]}, {self.schema!r}, length={self.length})"

@@ -1,4 +1,7 @@
-"""Lists every problem of your files with row numbers, what is suspicious in them, and a profile: `aif-jax check --events events.parquet --items items.parquet`."""
+"""Lists every problem of your files with row numbers, what is suspicious in them, and a profile.
+
+`aif-jax check --events events.parquet --items items.parquet` is the same from a shell.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,7 @@ def check(
     |---|---|
     | repeated event | the same user, item, action and time in several rows; half of all where a file is there twice |
     | future event | an event later than today |
-    | stray time | a few events more than a year from all others |
+    | stray time | a few events that are more than a year, and more than the span of all others, from the others |
     | one for many | a user or an item with more than a tenth of all events, and ten times as many as the others |
     | alike values | values that differ by blanks around them or, but for ids, by upper case: "Sport" and "Sport " |
     | bag separator | values of bags that hold another separator than `Columns.bag_separator`, and never that one |
@@ -92,15 +95,15 @@ def check(
     | placeholder | a single negative value such as -1 among others from 0 |
     | unscaled floats | a column far from mean 0 and deviation 1 although `Columns.scale` is off |
 
-    The report ends with a *profile*: the time span, the number of events of a user and of an item, ranges of floats, and for each
-    categorical column its distinct values and the shares of missing and unknown ones.
+    The report ends with a *profile*: the time span, the events of a user and of an item, ranges of floats, and for each
+    categorical column the number of distinct values and the shares of missing and unknown ones.
 
     Args:
       events: Parquet, CSV or TSV, file or folder; a table in memory.
       items, users: the same; None leaves out what only they can tell.
       columns: which column is what; default: the encoder's, or `Columns()`.
       encoder: of a trained model; values that its vocabularies lack are problems.
-      order: what the events must be sorted by: "user" (and time), "time"; with "none" they need no order, as `read` needs none.
+      order: what the events must be sorted by: "user" (and time) or "time"; "none" demands no order, as `read` does not.
         "auto" reports the likely order, and how many events break it; these are no problems.
       cap: problems of one kind that are listed; the rest is counted.
 

@@ -174,7 +174,9 @@ def _suspect_share(table: Scan, column: str, counts: np.ndarray, vocabulary: Any
     share, times = counts[row] / total, counts[row] * (active - 1) / (total - counts[row])
     if share > MOST[0] and times > MOST[1]:
         got = f"{vocabulary.decode(row)!r} has {int(counts[row]):,} of {total:,} events ({_percent(share)})"
-        yield Suspicion(kind="one for many", file=table.label.name, column=column, got=f"{got}; is it a placeholder or a robot?")
+        yield Suspicion(
+            kind="one for many", file=table.label.name, column=column, got=f"{got}; is it a placeholder or a robot?"
+        )
 
 
 def _suspect_values(table: Scan, column: str, values: Values, columns: Columns) -> Iterator[Suspicion]:
@@ -213,8 +215,9 @@ def _suspect_floats(table: Scan, name: str, *, scaled: bool) -> Iterator[Suspici
     if 0 < count < len(values) / 2 and (value := values[negative]).min() == value.max():
         row = int(np.flatnonzero(good)[np.argmax(negative)])
         if len(np.unique(values[~negative][:SAMPLE])) >= LEVELS:
-            got = f"{value[0]:g} is the only negative value, in {count:,} of {len(values):,} rows, the first in {table.place(row)}"
-            yield Suspicion(kind="placeholder", file=file, column=name, got=f"{got}; does it stand for a missing one?")
+            got = f"{value[0]:g} is the only negative value, in {count:,} of {len(values):,} rows"
+            got = f"{got}, the first in {table.place(row)}; does it stand for a missing one?"
+            yield Suspicion(kind="placeholder", file=file, column=name, got=got)
     mean, deviation = float(np.mean(values, dtype=np.float64)), float(np.std(values, dtype=np.float64))
     if not scaled and (abs(mean) > UNSCALED or deviation > UNSCALED or 0 < deviation < 1 / UNSCALED):
         got = f"mean {mean:.3g}, deviation {deviation:.3g}; numbers of about -1..1 suit a network where Columns.scale is off"
@@ -246,7 +249,9 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     """A table as lines: the first column to the left, the others to the right; nothing for a table without a body."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return [f"  {line.rstrip()}" for line in lines] if len(rows) > 1 else []

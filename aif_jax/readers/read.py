@@ -165,19 +165,26 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
       >>> load_columns({"movie": ["9", "7"], "rating": [4.5, 3.0]}, {"movie": "id", "rating": "float"})["rating"].tolist()
       [4.5, 3.0]
     """
+    return scan_columns(source, kinds, columns=columns or Columns(), name="table")[1]
+
+
+def scan_columns(
+    source: Source, kinds: Mapping[str, Kind], *, columns: Columns, name: str
+) -> tuple[Scan, dict[str, np.ndarray]]:
+    """`load_columns`, and the table, which knows the place of each row; `name` is that of a table in memory."""
     complete = not {"bag", "value"} & set(kinds.values())
     expect(complete, "load_columns", "kinds of columns without missing values", dict(kinds))
-    problems, columns = Problems(), columns or Columns()
-    table = scan(source, kinds, problems, columns=columns, name="table")
+    problems = Problems()
+    table = scan(source, kinds, problems, columns=columns, name=name)
     arrays: dict[str, np.ndarray] = {}
-    for name, kind in kinds.items():
+    for column, kind in kinds.items():
         if kind in CODED:
-            vocabulary, (rows,) = settle(name, [(table, name)], columns, problems)
-            arrays[name] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
+            vocabulary, (rows,) = settle(column, [(table, column)], columns, problems)
+            arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
         else:
-            arrays[name] = table.seconds(name) if kind == "time" else table.floats(name)
+            arrays[column] = table.seconds(column) if kind == "time" else table.floats(column)
     problems.expect_none()
-    return arrays
+    return table, arrays
 
 
 def _options(

@@ -21,7 +21,6 @@ from aif_jax.readers.sources import Source, pyarrow
 from aif_jax.readers.tables import is_whole
 from aif_jax.vocabulary import Kind, Vocabulary, string_array
 
-
 SEPARATORS = (",", ";", "|", "\t")  # what bags as text are usually joined by
 EXAMPLES = 3
 
@@ -138,7 +137,7 @@ def _values(codes: Codes, kind: ColumnKind, columns: Columns) -> Values:
 
 
 def _alike(distinct: Any, *, fold: bool) -> tuple[int, tuple[tuple[str, str], ...]]:
-    """How many distinct texts are the same as another without blanks around them and, with `fold`, in lower case; some pairs."""
+    """How many distinct texts are those of another but for blanks around them and, with `fold`, upper case; some pairs."""
     compute = pyarrow("pyarrow.compute")
     plain = compute.utf8_trim_whitespace(distinct)
     coded = (compute.utf8_lower(plain) if fold else plain).dictionary_encode()

@@ -151,7 +151,8 @@ def train(
     step = make_step(model, optimizer, loss=loss, sparse=sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
     with checkpoints_of(folder, settings) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
-        trained = 0 if cursor is None else cursor["epoch"] * feed.steps_per_epoch + cursor["step"]
+        epoch, batch = feed.start(cursor)
+        trained = epoch * feed.steps_per_epoch + batch
         with to_device(feed.batches(cursor), place=place) as batches:
             loop(
                 state,
