@@ -216,7 +216,7 @@ def _suspect_floats(table: Scan, name: str, *, scaled: bool) -> Iterator[Suspici
         row = int(np.flatnonzero(good)[np.argmax(negative)])
         if len(np.unique(values[~negative][:SAMPLE])) >= LEVELS:
             got = f"{value[0]:g} is the only negative value, in {count:,} of {len(values):,} rows"
-            got = f"{got}, the first in {table.place(row)}; does it stand for a missing one?"
+            got = f"{got}, the first in {table.place(row)}; does it mean that there is none?"
             yield Suspicion(kind="placeholder", file=file, column=name, got=got)
     mean, deviation = float(np.mean(values, dtype=np.float64)), float(np.std(values, dtype=np.float64))
     if not scaled and (abs(mean) > UNSCALED or deviation > UNSCALED or 0 < deviation < 1 / UNSCALED):
