@@ -97,7 +97,7 @@ def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np
 
 def quoted(value: int, unit: str, *, dated: bool) -> str:
     """A time as its file has it: an integer, or a date and time of day."""
-    return str(np.datetime64(int(value), unit)).replace("T", " ") if dated else str(value)
+    return str(np.array(value, f"datetime64[{unit}]")).replace("T", " ") if dated else str(value)
 
 
 def readable(seconds: int) -> str:

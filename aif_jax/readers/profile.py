@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +31,8 @@ UNSCALED = 10.0  # a mean further from 0, or a deviation further from 1 by this 
 ALL_TWICE = 0.45  # share of repeated events that a file read twice explains
 
 
-class Repeats(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Repeats:
     """Events that are the same as another in user, item, action and time, the first of each set aside."""
 
     count: int
