@@ -76,6 +76,15 @@ def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, 
     return array
 
 
+def expect_integer(value: Any, name: str, *, least: int, most: int | None = None) -> int:
+    """`value` as an int from `least` to `most`; raises TypeError for anything but an integer (True is none), ValueError."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})")
+    expected = f"at least {least}" if most is None else f"{least} to {most}"
+    expect(least <= value and (most is None or value <= most), name, expected, value)
+    return int(value)
+
+
 def expect_integers(value: Any, name: str, *, size: int) -> np.ndarray:
     """`value` as an array of integers in [0, size) of any shape and dtype; raises TypeError, ValueError with the position."""
     array = np.asarray(value)

@@ -8,13 +8,13 @@ from typing import Any, Literal, TypeAlias, get_args
 from aif_jax.checks import expect
 from aif_jax.times import PER_SECOND, TimeUnit
 
-Kind: TypeAlias = Literal["id", "value", "category", "bag", "float", "number", "vector", "time"]
+Kind: TypeAlias = Literal["id", "value", "category", "action", "bag", "float", "number", "vector", "time"]
 """What a column holds: "id" (integers from 0 or strings, none missing), "value" (integers or strings, may be missing),
-"category" (the same, none missing), "bag" (lists of values), "float", "number" (a float, may be missing), "vector" (lists of
-floats), "time"."""
+"category" and "action" (the same, none missing), "bag" (lists of values), "float", "number" (a float, may be missing),
+"vector" (lists of floats), "time"."""
 
 File: TypeAlias = Literal["events", "items", "users"]
-CODED = ("id", "value", "category", "bag")  # kinds whose values become rows of a vocabulary
+CODED = ("id", "value", "category", "action", "bag")  # kinds whose values become rows of a vocabulary
 RESERVED = ("user", "item", "category", "action")
 ALLOWED: dict[str, tuple[type, ...]] = {
     "str": (str,), "TimeUnit": (str,), "str | None": (str, type(None)), "int": (int,), "bool": (bool,),
@@ -48,8 +48,8 @@ class Columns:
       user_id: adds the user's own row as a user attribute.
       item_key, user_key: the id column of the items file and of the users file, where its name differs from that in events.
       text: columns that are text even where they look like numbers: "07" and "7" are two ids then.
-      scale: floats enter the network as (x - mean) / deviation over the files that training reads; False takes them as they
-        are, which suits numbers of about -1..1.
+      scale: floats enter the network as (x - mean) / deviation over the files that training reads, without outliers
+        (`Encoder.scales`); False takes them as they are, which suits numbers of about -1..1.
 
     Raises:
       ValueError: names that collide, or a value that is none of those allowed.
@@ -151,7 +151,7 @@ class Columns:
 
     def _listed(self, file: File) -> list[tuple[str, Kind]]:
         columns: dict[File, list[tuple[tuple[str | None, ...], Kind]]] = {
-            "events": [((self.user, self.item), "id"), ((self.time,), "time"), ((self.action,), "category")],
+            "events": [((self.user, self.item), "id"), ((self.time,), "time"), ((self.action,), "action")],
             "items": [
                 ((self.item_id,), "id"),
                 ((self.category,), "category"),

@@ -47,7 +47,8 @@ class Encoder:
       schema: the features.
       columns: names and units of raw data.
       vocabularies: by name: "user", "item", "category", each attribute, and "action" where `columns` lists no actions.
-      scales: "item/NAME" or "user/NAME" to (mean, standard deviation) of a float column; empty for floats as they are.
+      scales: "item/NAME" or "user/NAME" to (mean, standard deviation) of a float column, or (mean, deviation, low, high) where
+        values are clipped to low..high first; empty for floats as they are.
       length: places of the history, a model's `config.history_length`.
       max_skew: seconds that an event may be later than the request.
 
@@ -67,7 +68,7 @@ class Encoder:
     schema: Schema
     columns: Columns
     vocabularies: Mapping[str, Vocabulary]
-    scales: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    scales: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     length: int = 512
     max_skew: int = 60
 
@@ -81,6 +82,11 @@ class Encoder:
         floats = {f"{which}/{name}" for which, names in self.columns.floats.items() for name in names}
         fits = not self.scales or set(self.scales) == floats
         expect(fits, "Encoder.scales", f"those of {sorted(floats)}, or none", sorted(self.scales))
+        for name, scale in self.scales.items():
+            fits = len(scale) == 2 or (len(scale) == 4 and scale[2] < scale[3])
+            expect(
+                fits, f"Encoder.scales[{name!r}]", "(mean, deviation), or with low < high (mean, deviation, low, high)", scale
+            )
 
     def __repr__(self) -> str:
         return f"Encoder({self.version[:12]}, {self.schema!r}, length={self.length})"
@@ -183,8 +189,9 @@ class Encoder:
         """Floats [n, F] of known items ("item") or users ("user") as they enter the network."""
         if not self.scales or not floats.shape[1]:
             return floats
-        mean, deviation = np.array([self.scales[f"{which}/{name}"] for name in self.columns.floats[which]], np.float32).T
-        return (floats - mean) / deviation
+        scales = [(*self.scales[f"{which}/{name}"], -np.inf, np.inf)[:4] for name in self.columns.floats[which]]
+        mean, deviation, low, high = np.array(scales, np.float32).T
+        return (np.clip(floats, low, high) - mean) / deviation
 
     def action_rows(self, raw: Any) -> np.ndarray:
         """int32 [n] actions 1, 2, ... of raw values; 0 for one that `Columns.actions` or the vocabulary lacks."""
@@ -220,7 +227,7 @@ class Encoder:
                 schema=Schema.from_json(record["schema"]),
                 columns=Columns.from_json(record["columns"]),
                 vocabularies={name: Vocabulary.from_arrays(part) for name, part in parts.items()},
-                scales={name: (float(mean), float(deviation)) for name, (mean, deviation) in record["scales"].items()},
+                scales={name: tuple(map(float, scale)) for name, scale in record["scales"].items()},
                 length=record["length"],
                 max_skew=record["max_skew"],
             )

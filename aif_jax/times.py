@@ -95,6 +95,16 @@ def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np
     return late, (value > EARLIEST) & (value < LATEST)
 
 
+def quoted(value: int, unit: str, *, dated: bool) -> str:
+    """A time as its file has it: an integer, or a date and time of day."""
+    return str(np.array(value, f"datetime64[{unit}]")).replace("T", " ") if dated else str(value)
+
+
+def readable(seconds: int) -> str:
+    """Date and time of day (UTC) of a time that can be a present-day one, else "second 10"."""
+    return quoted(seconds, "s", dated=True) if EARLIEST < seconds <= LATEST else f"second {seconds}"
+
+
 def likely_unit(value: int) -> str:
     """The unit in which a time would be before 2100."""
     return next((unit for unit, per_second in PER_SECOND.items() if value // per_second <= LATEST), "ns")

@@ -70,12 +70,31 @@ def test_a_csv_has_empty_values_where_the_log_does_not_know(plain, tmp_path):
         aif.read_cascade(tmp_path / "log.csv", plain, labels=("score",))
 
 
+def test_a_line_that_comes_twice_is_named_as_its_file_has_it(plain, tmp_path):
+    """Times in milliseconds, lines counted with the header."""
+    rows = ["user,item,time,stage", "bob,7,30000,exposed", "ann,9,20001,exposed", "ann,8,20001,ranked", "ann,9,20500,ranked"]
+    (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
+    columns = aif.Columns(time_unit="ms")
+    with pytest.raises(
+        ValueError, match=r"got item 9 twice in the request of user 'ann' at 20001, in line 3 and line 5 of .*log.csv$"
+    ):
+        aif.read_cascade(tmp_path / "log.csv", plain, columns=columns)
+    (tmp_path / "log.csv").write_text("\n".join(rows).replace("8,20001,ranked", "8,20001,") + "\n")
+    with pytest.raises(
+        ValueError, match=r"log.csv, line 4, column 'stage': null: expected a category in every row, got nothing"
+    ):
+        aif.read_cascade(tmp_path / "log.csv", plain, columns=columns)
+
+
 def test_wrong_cascades_are_refused(plain):
     six = {name: values[:6] for name, values in LINES.items()}
-    with pytest.raises(ValueError, match=r"cascade stage: expected stages among .*, got \['shown'\]"):
-        aif.read_cascade(six | {"stage": ["shown"] * 6}, plain)
-    with pytest.raises(ValueError, match="cascade: expected every item once in a request"):
+    with pytest.raises(ValueError, match=r"cascade stage: .*, got \['shown'\], the first in cascade, row 2, column 'stage'"):
+        aif.read_cascade(six | {"stage": ["ranked", *["shown"] * 5]}, plain)
+    twice = r"cascade: expected every item once in a request, got item 9 twice in the request of user 'ann' at 20, in row 2 and"
+    with pytest.raises(ValueError, match=f"{twice} row 3 of cascade$"):
         aif.read_cascade(six | {"item": [7, 9, 9, 8, 7, 8]}, plain)
+    with pytest.raises(ValueError, match=f"{twice} row 4 of cascade; 2 such lines in all"):
+        aif.read_cascade(six | {"item": [7, 9, 8, 9, 7, 7]}, plain)
     good = from_columns(plain.log, user=[1], time=[20], rows=[3], stage=[0], labels={}, candidates=2)[0]
     for change, message in (
         ({"positions": np.array([1], np.int32)}, "Cascade.positions: expected dtype int64"),
@@ -94,6 +113,12 @@ def test_wrong_cascades_are_refused(plain):
     with pytest.raises(ValueError, match=r"Dataset.cascade.rows: expected values in \[0, 5\)"):
         dataclasses.replace(plain, cascade=dataclasses.replace(good, rows=np.full((1, 2), 9, np.int32)))
     columns = dict(user=[1], time=[20], rows=[3], stage=[0])
+    with pytest.raises(ValueError, match="got item row 3 twice in the request of user row 1 at 20 s, in lines 2 and 4$"):
+        two = {name: [*np.ravel(v), *np.ravel(v)] * 2 for name, v in columns.items()} | {
+            "rows": [1, 3, 2, 3],
+            "stage": [1, 1, 0, 0],
+        }
+        from_columns(plain.log, **two, labels={}, candidates=2)
     for wrong, message in (
         ({"stage": [5]}, "stage: expected values in"),
         ({"user": [1.7]}, "user: expected integers, got dtype float64"),

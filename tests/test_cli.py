@@ -178,12 +178,18 @@ def test_export_verify_rebuild(world, tmp_path, run):
 def test_check(world, tmp_path, run):
     folder, *_ = world
     code, out, _ = run("check", *files(folder), "--columns", folder / "columns.json")
-    assert code == 0 and "no problem" in out
+    assert code == 0 and "0 problems" in out and "profile: " in out
     code, out, _ = run("check", *files(folder), *FLAGS, "--json")
     assert code == 0 and json.loads(out)["problems"] == []
     (tmp_path / "events.csv").write_text("user,item,time\n1,1000,1600000000\n1,1000,\n1,5,1600000001\n")
     code, out, _ = run("check", "--events", tmp_path / "events.csv", "--checkpoint", folder / "model", "--cap", 1)
     assert code == 1 and "null: expected a time" in out and "unknown item" in out and "2 problems" in out
+    (tmp_path / "events.csv").write_text("user,item,time\n" + "1,1000,1600000000\n" * 2)
+    words = "check", "--events", tmp_path / "events.csv", "--checkpoint", folder / "model"
+    code, out, _ = run(*words)
+    assert code == 0 and "suspicion: " in out and "repeated event" in out and "0 problems, 1 suspicion " in out
+    code, out, _ = run(*words, "--strict", "--json")
+    assert code == 1 and json.loads(out)["suspicions"][0]["kind"] == "repeated event" and json.loads(out)["problems"] == []
 
 
 def test_settings_that_make_no_sense_are_wrong_usage(world, tmp_path, run):

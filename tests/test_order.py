@@ -38,6 +38,20 @@ def test_every_index_once_and_any_part_is_part_of_the_whole(monkeypatch, size, s
         np.testing.assert_array_equal(order.take(start, stop), all_[start:stop])
 
 
+def test_places_that_are_none_are_refused():
+    order = EpochOrder(range(100), seed=0, epoch=0)
+    for start, stop, error, message in (
+        (-5, 3, ValueError, "EpochOrder.take start: expected at least 0, got -5"),
+        (0, -1, ValueError, "EpochOrder.take stop: expected at least 0, got -1"),
+        ("3", 5, TypeError, r"EpochOrder.take start: expected an integer, got '3' \(str\)"),
+        (0, None, TypeError, "EpochOrder.take stop: expected an integer, got None"),
+    ):
+        with pytest.raises(error, match=message):
+            order.take(start, stop)
+    with pytest.raises(TypeError, match="EpochOrder.epoch: expected an integer, got '3'"):
+        EpochOrder(range(100), seed=0, epoch="3")
+
+
 def test_a_large_range_is_permuted_without_a_list_of_it():
     size = 10**12
     order = EpochOrder(range(size), seed=0, epoch=0)

@@ -107,6 +107,8 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(datase
         pipeline(dataclasses.replace(dataset, log=fewer), counted=dataset).batches(cursor)
     with pytest.raises(ValueError, match="pipeline: expected {.*}, the cursor has None"):
         base.batches({"epoch": 0, "step": 0})
+    with pytest.raises(ValueError, match="or start without a cursor"):
+        base.batches({"epoch": 0, "step": 0})
     assert json.loads(json.dumps(cursor)) == cursor
     for same_ in (
         {},
@@ -116,6 +118,76 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(datase
         {"positions": base.positions.astype(np.int32)},
     ):
         pipeline(dataset, **same_).batches(cursor)
+
+
+def changed(dataset, part):
+    """Data with the same counts, one value of which is another."""
+    log = dataset.log
+    arrays = {name: getattr(log, name).copy() for name in ("user", "item", "action", "time")}
+    if part == "an item":
+        arrays["item"][700] = arrays["item"][700] % 100 + 1
+    if part == "a time":
+        last = log.offsets[4] - 1  # of user 3
+        arrays["time"][last] += 1
+    if part in ("an item", "a time"):
+        return dataclasses.replace(dataset, log=log.from_arrays(*arrays.values(), users=log.users))
+    catalogue = dataset.catalogue
+    content = catalogue.content.copy()
+    content[5, 2] += 1
+    return dataclasses.replace(dataset, catalogue=dataclasses.replace(catalogue, content=content))
+
+
+@pytest.mark.parametrize("part", ["an item", "a time", "content"])
+def test_a_cursor_of_other_data_with_the_same_counts_is_refused(dataset, part):
+    """Positions, candidates and counts are the same: resumed on other data, a run ended with other parameters in silence."""
+    base = pipeline(dataset, candidates=mine)
+    cursor = json.loads(json.dumps(next(base.batches()).cursor))
+    other = pipeline(changed(dataset, part), candidates=mine, positions=base.positions)
+    with pytest.raises(ValueError, match=r"pipeline.data.digest: expected '\w{64}', the cursor has '\w{64}'"):
+        other.batches(cursor)
+    copy = dataclasses.replace(dataset)
+    assert pipeline(copy, candidates=mine).start(cursor) == (0, 1)
+    before = json.loads(json.dumps(cursor))  # as saved before cursors had a digest
+    del before["pipeline"]["data"]["digest"]
+    assert other.start(before) == base.start(before) == (0, 1)
+    before["pipeline"]["data"]["events"] += 1
+    with pytest.raises(ValueError, match="pipeline.data.events: expected 1200, the cursor has 1201"):
+        base.start(before)
+
+
+def test_large_arrays_enter_the_digest_by_pieces(dataset, monkeypatch):
+    whole = dataclasses.replace(dataset).digest
+    assert whole == dataclasses.replace(dataset).digest != changed(dataset, "content").digest
+    monkeypatch.setattr("aif_jax.data.dataset.PLACES", 4)
+    monkeypatch.setattr("aif_jax.data.dataset.PIECE", 64)
+    pieces = dataclasses.replace(dataset).digest
+    assert pieces == dataclasses.replace(dataset).digest != whole
+    items = dataset.log.item.copy()
+    items[[0, -1]] = items[[-1, 0]]  # both ends are read
+    log = dataclasses.replace(dataset.log, item=items)
+    assert items[0] != items[-1] and dataclasses.replace(dataset, log=log).digest != pieces
+
+
+def test_what_is_no_cursor_is_refused(dataset):
+    base = pipeline(dataset)
+    cursor, last = next(base.batches()).cursor, base.steps_per_epoch - 1
+    for wrong in (-5, "3", [], 0):
+        with pytest.raises(TypeError, match=r"cursor: expected `Fed.cursor` of a batch, or None, got"):
+            base.batches(wrong)
+    for field in ("epoch", "step"):
+        for value in ("3", None, 1.0, True):
+            with pytest.raises(TypeError, match=f"cursor {field}.*: expected an integer, got {re.escape(repr(value))}"):
+                base.batches(cursor | {field: value})
+    for change, message in (
+        ({"epoch": -5}, "cursor epoch: expected 0 to 2, got -5"),
+        ({"step": -5}, f"cursor step in epoch 0: expected 0 to {last}, got -5"),
+        ({"step": last + 1}, f"cursor step in epoch 0: expected 0 to {last}, got {last + 1}"),
+        ({"epoch": 3}, "cursor epoch: expected 0 to 2, got 3"),
+        ({"epoch": 2, "step": 1}, "cursor step in epoch 2: expected 0 to 0, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            base.batches(cursor | change)
+    assert list(base.batches(cursor | {"epoch": 2, "step": 0})) == []  # the end
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -77,7 +77,7 @@ WRONG = [  # text, line, the rest of the message
     ("1,2,3,pv\n1,2\n3,pv,1,2,3,pv\n", 2, "wrong number of fields: expected 4, got 2 in '1,2'"),
     ("-1,2,3,pv\n", 1, "column 'user': negative id: expected 0 or more, got -1"),
     (",2,3,pv\n", 1, "column 'user': null: expected an id, got nothing"),
-    ("1,,3,pv\n", 1, "column 'change': null: expected a category for every item, got nothing"),
+    ("1,,3,pv\n", 1, "column 'change': null: expected a category in every row, got nothing"),
     ("1,2,3,pv\n1,2,3.4.5,pv\n", 2, "column 'rating': wrong type: expected a number, got '3.4.5'"),
     ("1,2,.,pv\n", 1, "column 'rating': wrong type: expected a number, got '.'"),
     ("1,2,nan,pv\n", 1, "column 'rating': not finite: expected a finite number, got nan"),

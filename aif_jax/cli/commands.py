@@ -54,6 +54,7 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--order", choices=ORDERS, default="auto", help="what the events are sorted by (default: %(default)s)")
     text = "problems of one kind that are listed (default: %(default)s)"
     one.add_argument("--cap", type=at_least_one, default=CAP, help=text)
+    one.add_argument("--strict", action="store_true", help="exit with 1 for suspicions too, not for problems alone")
     one.add_argument("--json", action="store_true", help="print the report as JSON")
     shared.add_columns(one)
 
@@ -179,7 +180,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Lists every problem of event, item and user files (Parquet, CSV or TSV) with row numbers."""
+    """Lists every problem of event, item and user files (Parquet, CSV or TSV) with row numbers, suspicions and a profile."""
     encoder = None
     if options.checkpoint is not None:
         encoder = shared.encoder_of(options.checkpoint, shared.load_model(options.checkpoint))
@@ -188,7 +189,7 @@ def run_check(options: argparse.Namespace) -> int:
         order=options.order, cap=options.cap,
     )  # fmt: skip
     print(json.dumps(dataclasses.asdict(report), indent=2) if options.json else report)
-    return FINE if report.clean else PROBLEMS
+    return FINE if report.clean and not (options.strict and report.suspicions) else PROBLEMS
 
 
 def preset_arguments(name: str) -> list[str]:

@@ -6,7 +6,7 @@ Pre-ranking sees what retrieval found, not what was shown. `stages.staged` makes
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,9 @@ class Cascade:
 
 
 def from_columns(
-    log: Any, *, user: Any, time: Any, rows: Any, stage: Any, labels: Mapping[str, Any], candidates: int
-) -> tuple[Cascade, int]:
+    log: Any, *, user: Any, time: Any, rows: Any, stage: Any, labels: Mapping[str, Any], candidates: int,
+    names: Callable[[int, int], tuple[str, str, str]] | None = None,
+) -> tuple[Cascade, int]:  # fmt: skip
     """A cascade from one line for each candidate, and how many requests have no event in the log, so no history: left out.
 
     Args:
@@ -88,10 +89,12 @@ def from_columns(
       stage: int [n] positions in `STAGES[:4]`.
       labels: float [n] each, NaN where unknown.
       candidates: M; of more the furthest stages are kept.
+      names: (line, other line) of the same candidate to what a message calls the item, the request, and the lines; the default
+        has rows, seconds, and lines counted from 1.
 
     Raises:
       TypeError, ValueError: values that are no integers in range; arrays that do not fit together; a candidate that comes twice
-        in a request; infinite labels.
+        in a request, with the request, the item and both lines; infinite labels.
     """
     given = {"user": (user, 2**31), "item": (rows, 2**31), STAGE: (stage, len(LOGGED))}
     user, rows, stage = (expect_integers(v, name, size=size).astype(np.int64) for name, (v, size) in given.items())
@@ -107,8 +110,17 @@ def from_columns(
     user, time, rows, stage = (values[order] for values in (user, time, rows, stage))
     new = np.append(True, (user[1:] != user[:-1]) | (time[1:] != time[:-1]))[: len(user)]
     request, first = np.cumsum(new) - 1, np.flatnonzero(new)
-    twice = np.sort(request * (int(rows.max(initial=0)) + 1) + rows)
-    expect((np.diff(twice) > 0).all(), "cascade", "every item once in a request", "one that comes twice")
+    by_item = np.lexsort((order, rows, request))
+    same = np.flatnonzero((np.diff(request[by_item]) == 0) & (np.diff(rows[by_item]) == 0))
+    if same.size:
+        first = same[np.argmin(order[by_item[same + 1]])]  # by line
+        one, other = (int(order[by_item[i]]) for i in (first, first + 1))
+        at = by_item[first]
+        plain = f"item row {rows[at]}", f"user row {user[at]} at {time[at]} s", f"lines {one + 1} and {other + 1}"
+        item, asked, lines = plain if names is None else names(one, other)
+        more = f"; {same.size} such lines in all" if same.size > 1 else ""
+        got = f"{item} twice in the request of {asked}, in {lines}{more}"
+        expect(False, "cascade", "every item once in a request", got)
     ends = log.history_end_at(user[first], time[first])
     inside = ends < log.offsets[user[first] + 1]
     exists = np.zeros(len(first), np.bool_)

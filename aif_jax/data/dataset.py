@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from aif_jax.schema import Schema
 from aif_jax.times import ticks
 from aif_jax.types import UserFeatures
 from aif_jax.vocabulary import Vocabulary
+
+PLACES, PIECE = 1024, 1 << 16  # of a large array: pieces that its digest reads, and their bytes
 
 
 class CorruptRecord(ValueError):
@@ -80,6 +84,27 @@ class Dataset:
         counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"
         return f"Dataset({self.name!r}: {counts}, {self.schema!r})"
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """64 hex digits over events, items, users and encoder: other data with the same counts have another digest.
+
+        Of an array of more than 64 MB `PLACES` evenly spread pieces are read, so a log on disk is not read as a whole.
+        """
+        catalogue = self.catalogue
+        tables = {
+            "log": {name: getattr(self.log, name) for name in ("user", "item", "action", "time", "offsets")},
+            "items": {**catalogue.ids, "floats": catalogue.floats, "content": catalogue.content},
+            "side": catalogue.side,
+            "users": {**self.user_ids, "floats": self.user_floats},
+        }
+        encoding = "" if self.encoder is None else self.encoder.version
+        state = hashlib.sha256(" ".join((encoding, self.users.digest, self.items.digest)).encode())
+        for table, arrays in tables.items():
+            for name, array in sorted(arrays.items()):
+                if array is not None:
+                    _update(state, f"{table}/{name}", np.asarray(array))
+        return state.hexdigest()
+
     def user_features(self, positions: Any, *, length: int) -> UserFeatures:
         """What was known of the user just before each sample: profile and strictly earlier events.
 
@@ -141,3 +166,14 @@ class Dataset:
             where = "" if users is None else f"; it is in the history of user {users[at[0]]}"
             expected = f"expected {column} in [0, {size}), got {int(values[at])}{where}"
             raise CorruptRecord(f"{self.name}: event {positions[at]} of the log is corrupt: {expected}")
+
+
+def _update(state: Any, name: str, array: np.ndarray) -> None:
+    """Adds an array to a hash, pieces of a large one."""
+    state.update(f"{name} {array.dtype.str} {array.shape}".encode())
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if len(flat) <= PLACES * PIECE:
+        state.update(flat.data)
+        return
+    for start in np.linspace(0, len(flat) - PIECE, PLACES).astype(np.int64).tolist():
+        state.update(flat[start : start + PIECE].data)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import expect, expect_integers
+from aif_jax.checks import expect, expect_integer, expect_integers
 
 ORDER = 0  # stream of random numbers: the order must not change with anything else that is drawn
 ROUNDS = 6  # even, so that halves of different width end where they began
@@ -34,7 +34,7 @@ class EpochOrder:
 
     def __init__(self, positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = 64):
         for field, value, least in (("seed", seed, 0), ("epoch", epoch, 0), ("block", block, 0), ("window", window, 1)):
-            expect(value >= least, f"EpochOrder.{field}", f"at least {least}", value)
+            expect_integer(value, f"EpochOrder.{field}", least=least)
         if isinstance(positions, range):
             positive = not len(positions) or min(positions[0], positions[-1]) >= 0
             expect(positive, "positions", "integers of at least 0", positions)
@@ -44,7 +44,8 @@ class EpochOrder:
         self._seed, self._epoch, self._block, self._window = seed, epoch, block, window
 
     def take(self, start: int, stop: int) -> np.ndarray:
-        """The positions at places `start:stop` of the order, int64; `stop` is cut at n."""
+        """The positions at places `start:stop` of the order, int64; `stop` is cut at n. ValueError for negative places."""
+        start, stop = (expect_integer(v, f"EpochOrder.take {name}", least=0) for name, v in (("start", start), ("stop", stop)))
         places = np.arange(start, min(stop, self._size), dtype=np.uint64)
         whole = not self._block or self._block * 2 > self._size
         index = self._permute(places, self._size, 0) if whole else self._by_block(places)

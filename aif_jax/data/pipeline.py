@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, expect_integer
 from aif_jax.config import Config
 from aif_jax.data.candidates import Draw, Labels, SourceFn, describe
 from aif_jax.data.dataset import CorruptRecord, Dataset
@@ -98,8 +98,8 @@ class Pipeline:
     padding. Each length compiles once. Samples share a batch with samples of like length; a window of 1 leaves the order as it
     is.
 
-    **Cursors** name everything that decides which sample comes when (`description`), so a pipeline refuses the cursor of
-    another.
+    **Cursors** name everything that decides which sample comes when (`description`), with a digest of the data, so a pipeline
+    refuses the cursor of another. Cursors from before the digest have the counts of the data alone, and are taken by them.
 
     Attributes:
       dataset: the data.
@@ -156,7 +156,7 @@ class Pipeline:
     def __post_init__(self):
         limits = dict(batch_size=1, epochs=1, seed=0, block=0, block_window=1, window=1, process_count=1)
         for field, least in limits.items():
-            expect(getattr(self, field) >= least, f"Pipeline.{field}", f"at least {least}", getattr(self, field))
+            expect_integer(getattr(self, field), f"Pipeline.{field}", least=least)
         count = self.process_count
         expect(0 <= self.process_index < count, "Pipeline.process_index", f"0 to {count - 1}", self.process_index)
         whole = self.batch_size % count == 0
@@ -181,14 +181,14 @@ class Pipeline:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Everything that decides which sample comes when, with which candidates, as plain JSON."""
-        positions = self.positions
+        positions, data, log = self.positions, self.dataset, self.dataset.log
         if isinstance(positions, range):
             content: dict[str, Any] = {"kind": "range", "content": [positions.start, positions.stop, positions.step]}
         else:
             content = {"kind": "array", "content": digest(np.asarray(positions).astype(np.int64, copy=False)).sha256}
-        log = self.dataset.log
+        counts = {"events": len(log), "users": log.users, "items": len(data.catalogue)}
         described = {
-            "data": {"name": self.dataset.name, "events": len(log), "users": log.users, "items": len(self.dataset.catalogue)},
+            "data": {"name": data.name, **counts, "digest": data.digest},
             "positions": {**content, "count": len(positions)},
             "candidates": describe(self.candidates),
             "history_length": self.config.history_length,
@@ -208,16 +208,30 @@ class Pipeline:
         A batch that cannot be made because a record is corrupt, or that has no candidate, comes as a `Fed` with a `problem`;
         `loop` says what happens with it. Any other error is raised.
 
-        Raises:
-          ValueError: a cursor of another pipeline; names what differs.
+        Raises TypeError, ValueError as `start`.
         """
-        epoch, step = 0, 0
-        if cursor is not None:
-            other = differences(cursor.get("pipeline"), self.description, path="pipeline", source="cursor")
-            if other:
-                raise ValueError("cursor: expected one of this pipeline, got one of another:\n" + "\n".join(other))
-            epoch, step = cursor["epoch"], cursor["step"]
-        return self._batches(epoch, step)
+        return self._batches(*self.start(cursor))
+
+    def start(self, cursor: dict[str, Any] | None) -> tuple[int, int]:
+        """Epoch and batch of it at which `batches(cursor)` begins; (0, 0) without a cursor.
+
+        Raises:
+          TypeError: something else than a cursor.
+          ValueError: a cursor of another pipeline, names what differs; a place that this one does not have.
+        """
+        if cursor is None:
+            return 0, 0
+        if not isinstance(cursor, Mapping):
+            raise TypeError(f"cursor: expected `Fed.cursor` of a batch, or None, got {cursor!r}")
+        got, expected = cursor.get("pipeline"), self.description
+        if isinstance(got, Mapping) and isinstance(got.get("data"), Mapping) and "digest" not in got["data"]:
+            expected = expected | {"data": {name: v for name, v in expected["data"].items() if name != "digest"}}
+        if other := "\n".join(differences(got, expected, path="pipeline", source="cursor")):
+            way_out = "Go on with the data and settings that it was made with, or start without a cursor"
+            raise ValueError(f"cursor: expected one of this pipeline, got one of another:\n{other}\n{way_out}")
+        epoch = expect_integer(cursor.get("epoch"), "cursor epoch", least=0, most=self.epochs)
+        most = self.steps_per_epoch - 1 if epoch < self.epochs else 0
+        return epoch, expect_integer(cursor.get("step"), f"cursor step in epoch {epoch}", least=0, most=most)
 
     def _batches(self, epoch: int, step: int) -> Iterator[Fed]:
         for current in range(epoch, self.epochs):

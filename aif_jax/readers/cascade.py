@@ -12,7 +12,7 @@ from aif_jax.checks import expect
 from aif_jax.columns import Columns
 from aif_jax.data.cascade import LOGGED, from_columns
 from aif_jax.data.dataset import Dataset
-from aif_jax.readers.read import load_columns
+from aif_jax.readers.read import scan_columns
 from aif_jax.readers.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,22 @@ def read_cascade(
     text = tuple(name for name in (known.text if columns is None else columns.text) if name in (user, item))
     reading = Columns(time_unit=(columns or known).time_unit, text=(*text, stage))
     kinds = {user: "id", item: "id", time: "time", stage: "category"} | dict.fromkeys(named, "number")
-    table = load_columns(source, kinds, columns=reading)  # type: ignore[arg-type]
+    lines, table = scan_columns(source, kinds, columns=reading, name="cascade")  # type: ignore[arg-type]
     codes = {name: code for code, name in enumerate(LOGGED)}
     stages, which = np.unique(table[stage], return_inverse=True)
     strange = [str(name) for name in stages if str(name) not in codes]
-    expect(not strange, f"cascade {stage}", f"stages among {LOGGED}", strange[:8])
+    if strange:
+        first = int(np.argmax(np.isin(which, [place for place, name in enumerate(stages) if str(name) in strange])))
+        where = f"{lines.label}, {lines.place(first)}, column {stage!r}"
+        expect(False, f"cascade {stage}", f"stages among {LOGGED}", f"{strange[:8]}, the first in {where}")
     rows = data.items.encode(table[item])
     users = data.users.encode(table[user])
+
+    def names(one: int, other: int) -> tuple[str, str, str]:
+        who, what = (table[name][one : one + 1].tolist()[0] for name in (user, item))
+        places = f"{lines.place(one)} and {lines.place(other)} of {lines.label}"
+        return f"item {what!r}", f"user {who!r} at {lines.time(time, one)}", places
+
     made, without = from_columns(
         data.log,
         user=users,
@@ -79,6 +88,7 @@ def read_cascade(
         stage=np.array([codes[str(name)] for name in stages], np.int64)[which],
         labels={new: table[name] for name, new in named.items()},
         candidates=candidates,
+        names=names,
     )
     lost = int(np.count_nonzero((rows == 0) | (users == 0)))
     if without or lost:

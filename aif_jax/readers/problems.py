@@ -12,12 +12,11 @@ import numpy as np
 
 from aif_jax.checks import expect
 
-CAP = 20  # how many problems of one kind are listed; the rest is counted
+CAP = 5  # how many problems of one kind are listed; the rest is counted
+NAMED = 5  # problems that an error message lists, or one of each kind where there are more kinds
 
-NOT_FATAL = ("duplicate event", "unsorted time", "history across users", "unscaled floats")
-"""Kinds that `read` can live with: it sorts, and a user may do the same thing twice in a second."""
 SKIPPED = ("unknown user", "unknown item", "unknown action", "unknown category")
-"""Kinds that `read` can live with where it is told to."""
+"""Kinds of problems that `read(unknown="skip")` accepts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +49,20 @@ class Problem:
     def __str__(self) -> str:
         column = "" if self.column is None else f", column {self.column!r}"
         return f"{self.where}{column}: {self.kind}: expected {self.expected}, got {self.got}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suspicion:
+    """Something that `read` accepts and that is seldom meant, such as a file that is there twice."""
+
+    kind: str  # "repeated event", "future event", "outlier", "alike values", ...: the table in `check` has all
+    file: str  # the path
+    column: str | None  # None where the suspicion is that of several columns
+    got: str  # in words, with counts and examples
+
+    def __str__(self) -> str:
+        column = "" if self.column is None else f", column {self.column!r}"
+        return f"{self.file}{column}: {self.kind}: {self.got}"
 
 
 class Problems:
@@ -86,15 +99,17 @@ class Problems:
         self.totals.pop(kind, None)
         self._listed.pop(kind, None)
 
-    def listed(self, *, fatal: bool = False) -> list[Problem]:
-        """The problems listed, by file and row; with `fatal` without those that a reader can live with."""
-        kept = [p for kind, listed in self._listed.items() for p in listed if not (fatal and kind in NOT_FATAL)]
-        return sorted(kept, key=lambda p: (p.file, p.row or 0))
+    def listed(self) -> list[Problem]:
+        """The problems listed, kind by kind, those of one kind by file and row."""
+        return [p for listed in self._listed.values() for p in sorted(listed, key=lambda p: (p.file, p.row or 0))]
 
     def expect_none(self) -> None:
-        """Raises ValueError with the first problems if there is any that a reader cannot live with."""
-        fatal = self.listed(fatal=True)
-        if fatal:
-            count = sum(count for kind, count in self.totals.items() if kind not in NOT_FATAL)
-            more = f"\n({count} problems in all; `aif-jax check` lists them)" if count > 1 else ""
-            raise ValueError("\n".join(str(problem) for problem in fatal[:5]) + more)
+        """Raises ValueError where there is any problem: names the first problems, at least one of each kind."""
+        if not self.totals:
+            return
+        kinds = {kind: listed[0] for kind, listed in self._listed.items()}
+        more = [problem for problem in self.listed() if problem is not kinds[problem.kind]]
+        shown = [*kinds.values(), *more][: max(NAMED, len(kinds))]
+        count = self.totals.total()
+        text = f"\n({count} problems in all; `aif-jax check` lists them)" if count > 1 else ""
+        raise ValueError("\n".join(str(problem) for problem in shown) + text)

@@ -18,6 +18,7 @@ from aif_jax.encoder import Encoder, schema_of
 from aif_jax.raw import scale_of, stacked
 from aif_jax.readers.content import Content, lookup
 from aif_jax.readers.problems import SKIPPED, Problems
+from aif_jax.readers.profile import Repeats, profile_of
 from aif_jax.readers.scan import Scan, scan
 from aif_jax.readers.settle import Tables, raw_values, read_tables, settle
 from aif_jax.readers.sources import Source, TextFile
@@ -42,7 +43,8 @@ def read(
     """Reads events, items and, where there are any, users.
 
     Held in memory are 20 bytes an event, and as much again while reading. Events need no order: they are sorted by user and
-    time, those of one moment by item and action.
+    time, those of one moment by item and action. What is suspicious (`check` has the list), such as a file that is there twice,
+    is logged as a warning, one line each.
 
     Args:
       events: a Parquet, CSV or TSV file, or a folder of them, or a table in memory: one row for each interaction.
@@ -89,10 +91,13 @@ def read(
             scales=_scales(tables, columns),
         )
     user_ids, user_floats = _users(tables, encoder)
+    log, repeats = _log(tables, columns)
+    for suspicion in profile_of(tables, columns, repeats=repeats)[1]:
+        logger.warning("%s", suspicion)
     return Dataset(
         name=name or _name(events),
         schema=encoder.schema,
-        log=_log(tables, columns),
+        log=log,
         catalogue=_catalogue(tables, encoder, embedding),
         user_ids=user_ids,
         user_floats=user_floats,
@@ -160,19 +165,26 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
       >>> load_columns({"movie": ["9", "7"], "rating": [4.5, 3.0]}, {"movie": "id", "rating": "float"})["rating"].tolist()
       [4.5, 3.0]
     """
+    return scan_columns(source, kinds, columns=columns or Columns(), name="table")[1]
+
+
+def scan_columns(
+    source: Source, kinds: Mapping[str, Kind], *, columns: Columns, name: str
+) -> tuple[Scan, dict[str, np.ndarray]]:
+    """`load_columns`, and the table, which knows the place of each row; `name` is that of a table in memory."""
     complete = not {"bag", "value"} & set(kinds.values())
     expect(complete, "load_columns", "kinds of columns without missing values", dict(kinds))
-    problems, columns = Problems(), columns or Columns()
-    table = scan(source, kinds, problems, columns=columns, name="table")
+    problems = Problems()
+    table = scan(source, kinds, problems, columns=columns, name=name)
     arrays: dict[str, np.ndarray] = {}
-    for name, kind in kinds.items():
+    for column, kind in kinds.items():
         if kind in CODED:
-            vocabulary, (rows,) = settle(name, [(table, name)], columns, problems)
-            arrays[name] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
+            vocabulary, (rows,) = settle(column, [(table, column)], columns, problems)
+            arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
         else:
-            arrays[name] = table.seconds(name) if kind == "time" else table.floats(name)
+            arrays[column] = table.seconds(column) if kind == "time" else table.floats(column)
     problems.expect_none()
-    return arrays
+    return table, arrays
 
 
 def _options(
@@ -218,7 +230,7 @@ def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     return table
 
 
-def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, float]]:
+def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, ...]]:
     if not columns.scale:
         return {}
     scans = {"item": tables.scans.get("items"), "user": tables.scans.get("users")}
@@ -256,8 +268,8 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
     return ids, _by_row(rows["user"], encoder.scaled("user", floats), count)
 
 
-def _log(tables: Tables, columns: Columns) -> EventLog:
-    """The events of known users, sorted by user and time; events of one moment by item and action."""
+def _log(tables: Tables, columns: Columns) -> tuple[EventLog, Repeats]:
+    """The events of known users, sorted by user and time, those of one moment by item and action; and how many are repeated."""
     table, rows = tables.scans["events"], tables.rows["events"]
     known = rows["user"] > 0
     ticks = table.ticks(columns.time)
@@ -267,4 +279,7 @@ def _log(tables: Tables, columns: Columns) -> EventLog:
         order = np.lexsort((time, user))
         user, time, item, action = (part[order] for part in (user, time, item, action))
     order, seconds = break_ties([user, time], [item, action]), Ticks(time, ticks.per_second).seconds
-    return EventLog.from_arrays(user, item[order], action[order], seconds, users=len(tables.vocabularies["user"]))
+    item, action = item[order], action[order]
+    same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, time, item, action)]) & (item[1:] > 0)
+    repeats = Repeats(int(np.count_nonzero(same)))
+    return EventLog.from_arrays(user, item, action, seconds, users=len(tables.vocabularies["user"])), repeats

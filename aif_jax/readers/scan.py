@@ -10,8 +10,8 @@ import numpy as np
 from aif_jax.columns import CODED, Columns, Kind
 from aif_jax.readers.problems import File, Problems
 from aif_jax.readers.sources import Batch, Source, TextFile, pyarrow
-from aif_jax.readers.tables import Coded, blocks, is_whole
-from aif_jax.times import Ticks
+from aif_jax.readers.tables import Coded, blocks, is_dated, is_whole
+from aif_jax.times import PER_SECOND, Ticks, quoted
 
 MERGE_AT = 1 << 20  # distinct values of blocks that are merged at a time
 
@@ -80,6 +80,7 @@ class Scan:
         self.bad: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in kinds}  # (first row, whether a placeholder)
         self._arrays: dict[str, list[Any]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
         self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
+        self._units: dict[str, list[tuple[int, bool]]] = {name: [] for name, kind in kinds.items() if kind == "time"}
 
     def add(self, block: Batch, problems: Problems) -> None:
         """Appends a block of `tables.blocks`."""
@@ -98,7 +99,9 @@ class Scan:
                 shape = (count, self.columns.bag_length) if kind == "bag" else (count,)
                 codes.add(values or Coded(np.full(shape, -1, np.int32), ()))
             elif kind == "time":
-                self._arrays[name].append(values or Ticks(np.zeros(count, np.int64), 1))
+                ticks = values or Ticks(np.zeros(count, np.int64), 1)
+                self._arrays[name].append(ticks)
+                self._units[name].append((ticks.per_second, is_dated(block.types.get(name))))
             elif kind in ("float", "number") or values is not None:
                 self._arrays[name].append(np.zeros(count, np.float32) if values is None else values)
             if not good.all():
@@ -130,10 +133,15 @@ class Scan:
         """int64 [n] of a "time" column, whole seconds."""
         return self.ticks(name).seconds
 
+    def time(self, name: str, row: int) -> str:
+        """The value of a "time" column in row 0, 1, ... as its file has it."""
+        ticks, (per_second, dated) = self.ticks(name), self._units[name][self._part(row)]
+        unit = next(unit for unit, count in PER_SECOND.items() if count == per_second)
+        return quoted(int(ticks.value[row]) // (ticks.per_second // per_second), unit, dated=dated)
+
     def place(self, row: int) -> str:
         """The place of row 0, 1, ..., such as "line 4", with the file where there are several."""
-        starts = [start for _, start, _ in self._parts]
-        file, start, rows = self._parts[int(np.searchsorted(starts, row, side="right")) - 1]
+        file, start, rows = self._parts[self._part(row)]
         number = rows + row - start if isinstance(rows, int) else int(rows[row - start])
         return file.place(number) if file == self._parts[0][0] == self._parts[-1][0] else f"{file.place(number)} of {file}"
 
@@ -159,6 +167,9 @@ class Scan:
             if len(here):
                 numbers = here + rows if isinstance(rows, int) else rows[here]
                 problems.add(kind, file, numbers, column, expected, got(here + start))
+
+    def _part(self, row: int) -> int:
+        return int(np.searchsorted([start for _, start, _ in self._parts], row, side="right")) - 1
 
     def _spans(self) -> Iterator[tuple[File, int, int, int | np.ndarray]]:
         """(file, first row, row after the last, number of the first or of each row) of every block."""

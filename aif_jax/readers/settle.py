@@ -13,12 +13,28 @@ from typing import Any
 import numpy as np
 
 from aif_jax.columns import Columns, File
+from aif_jax.columns import Kind as ColumnKind
 from aif_jax.encoder import vocabulary_names
 from aif_jax.readers.problems import Problems
 from aif_jax.readers.scan import Codes, Scan, scan
 from aif_jax.readers.sources import Source, pyarrow
 from aif_jax.readers.tables import is_whole
 from aif_jax.vocabulary import Kind, Vocabulary, string_array
+
+SEPARATORS = (",", ";", "|", "\t")  # what bags as text are usually joined by
+EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Values:
+    """What the distinct values of a categorical column tell; they are not kept."""
+
+    kind: ColumnKind
+    count: int  # distinct values
+    missing: int  # rows without one
+    alikes: int  # values that are the same as another but for blanks around them and, but for ids, upper case
+    alike: tuple[tuple[str, str], ...]  # some of them
+    separator: tuple[str, int, str] | None  # of bags with one value at most: what many values hold, how many, an example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +44,7 @@ class Tables:
     scans: Mapping[File, Scan]
     rows: Mapping[File, Mapping[str, np.ndarray]]
     vocabularies: Mapping[str, Vocabulary]
+    values: Mapping[tuple[File, str], Values]
 
 
 def read_tables(
@@ -47,9 +64,11 @@ def read_tables(
         if source is not None
     }
     members: dict[str, list[tuple[File, str]]] = {}
+    values: dict[tuple[File, str], Values] = {}
     for name in scans:
         for column, vocabulary in columns.vocabularies(name).items():
             members.setdefault(vocabulary, []).append((name, column))
+            values[name, column] = _values(scans[name].codes[column], columns.of(name)[column], columns)
     rows: dict[File, dict[str, np.ndarray]] = {name: {} for name in scans}
     known = dict(known or {})
     if "action" in members and columns.actions:
@@ -58,10 +77,10 @@ def read_tables(
     for vocabulary, places in members.items():
         tables = [(scans[name], column) for name, column in places]
         known[vocabulary], settled = settle(vocabulary, tables, columns, problems, given=known.get(vocabulary))
-        for (name, _), values in zip(places, settled, strict=True):
-            rows[name][vocabulary] = values
+        for (name, _), of_table in zip(places, settled, strict=True):
+            rows[name][vocabulary] = of_table
     vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
-    tables = Tables(scans=scans, rows=rows, vocabularies=vocabularies)
+    tables = Tables(scans=scans, rows=rows, vocabularies=vocabularies, values=values)
     _note_repeated_ids(tables, columns, problems)
     return tables
 
@@ -91,7 +110,7 @@ def settle(
         elif codes.codes.ndim == 1:
             _note_values(table, column, codes, place, ids, problems)
             expected = f"one of the {len(vocabulary) - 1} known"
-            unknown = f"unknown {name if name in ('user', 'item') else 'category'}"
+            unknown = f"unknown {name if name in ('user', 'item', 'action') else 'category'}"
             strange = table.is_good(column) & (codes.codes >= 0) & (rows[-1] == 0)
             table.note(problems, unknown, strange, column, expected, lambda at, codes=codes: _shown(codes, at))
     return vocabulary, rows
@@ -104,6 +123,42 @@ def raw_values(codes: Codes, kind: Kind | None) -> np.ndarray:
     place = np.zeros(len(fits) + 1, np.int64)
     place[:-1][fits] = np.arange(1, len(values) + 1)
     return np.concatenate([np.zeros(1, values.dtype), values])[place[codes.codes]]
+
+
+def _values(codes: Codes, kind: ColumnKind, columns: Columns) -> Values:
+    first = codes.codes if codes.codes.ndim == 1 else codes.codes[:, 0]
+    distinct, alikes, alike, separator = codes.distinct, 0, (), None
+    if len(distinct) and not codes.is_integer:
+        alikes, alike = _alike(distinct, fold=kind != "id")
+        if kind == "bag" and (codes.codes[:, 1:] < 0).all():
+            separator = _separator(distinct, columns.bag_separator)
+    missing = int(np.count_nonzero(first < 0))
+    return Values(kind=kind, count=len(distinct), missing=missing, alikes=alikes, alike=alike, separator=separator)
+
+
+def _alike(distinct: Any, *, fold: bool) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """How many distinct texts are those of another but for blanks around them and, with `fold`, upper case; some pairs."""
+    compute = pyarrow("pyarrow.compute")
+    plain = compute.utf8_trim_whitespace(distinct)
+    coded = (compute.utf8_lower(plain) if fold else plain).dictionary_encode()
+    count = len(distinct) - len(coded.dictionary)
+    if not count:
+        return 0, ()
+    group = coded.indices.to_numpy()
+    order = np.argsort(group, kind="stable")
+    second = np.flatnonzero(group[order][1:] == group[order][:-1])[:EXAMPLES]
+    return count, tuple((distinct[int(order[i])].as_py(), distinct[int(order[i + 1])].as_py()) for i in second)
+
+
+def _separator(distinct: Any, given: str) -> tuple[str, int, str] | None:
+    """The separator that most values of bags hold, where two of them and a tenth do."""
+    compute, most = pyarrow("pyarrow.compute"), None
+    for separator in SEPARATORS:
+        held = compute.match_substring(distinct, separator).to_numpy(zero_copy_only=False)
+        count = int(np.count_nonzero(held))
+        if separator != given and count >= max(2, len(distinct) / 10, 1 + (most[1] if most else 0)):
+            most = separator, count, distinct[int(np.argmax(held))].as_py()
+    return most
 
 
 def _kind(members: list[Codes], *, is_text: bool = False) -> Kind:

@@ -12,8 +12,9 @@ from aif_jax.columns import CODED, Columns, Kind
 from aif_jax.raw import flat_lists
 from aif_jax.readers.problems import File, Problems
 from aif_jax.readers.sources import Batch, Source, batches, pyarrow
-from aif_jax.times import FLOOR, PER_SECOND, Ticks, likely_unit, wrong_unit
+from aif_jax.times import FLOOR, PER_SECOND, Ticks, likely_unit, quoted, wrong_unit
 
+PRESENT = {"id": "an id", "category": "a category in every row", "action": "an action in every event"}  # where null is wrong
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
 
 
@@ -46,6 +47,11 @@ def is_whole(values: Any) -> np.ndarray:
     return pyarrow("pyarrow.compute").match_substring_regex(values, WHOLE).to_numpy(zero_copy_only=False)
 
 
+def is_dated(type_: Any) -> bool:
+    """Whether an Arrow type is one of dates or timestamps."""
+    return type_ is not None and (pyarrow().types.is_timestamp(type_) or pyarrow().types.is_date(type_))
+
+
 def _parsers(
     batch: Batch, kinds: Mapping[str, Kind], problems: Problems, columns: Columns, widths: dict[str, int]
 ) -> dict[str, Callable[[Any, np.ndarray], tuple[Any, np.ndarray]]]:
@@ -58,7 +64,7 @@ def _parsers(
         listed = test.is_list(value) or test.is_large_list(value) or test.is_fixed_size_list(value)
         integer = test.is_integer(value) or test.is_boolean(value)
         number = test.is_floating(value) or test.is_decimal(value)
-        moment, empty = test.is_timestamp(value) or test.is_date(value), test.is_null(value)
+        moment, empty = is_dated(value), test.is_null(value)
         column = _Column(batch.file, text, name, kind, type_, problems, columns, widths)
         boolean_id = test.is_boolean(value) and kind == "id"  # booleans can be an attribute, and name nobody
         named = text and (not number or name in columns.text)  # text may look like dates, and still name something
@@ -93,9 +99,8 @@ class _Column:
 
     def coded(self, values: Any, rows: np.ndarray) -> tuple[Coded, np.ndarray]:
         """Ids and other categorical values."""
-        good = np.ones(len(rows), bool)
-        if self.kind != "value":
-            good = self._not_null(values, rows, "a category for every item" if self.kind == "category" else "an id")
+        expected = PRESENT.get(self.kind)
+        good = np.ones(len(rows), bool) if expected is None else self._not_null(values, rows, expected)
         return self._encode(values, rows), good
 
     def bag(self, values: Any, rows: np.ndarray) -> tuple[Coded, np.ndarray]:
@@ -158,7 +163,7 @@ class _Column:
     def times(self, values: Any, rows: np.ndarray) -> tuple[Ticks, np.ndarray]:
         """Times in the unit that they came in."""
         arrow = pyarrow()
-        dated = arrow.types.is_timestamp(self.type) or arrow.types.is_date(self.type)
+        dated = is_dated(self.type)
         good = self._not_null(values, rows, "a time")
         if self.text:
             target, expected = (self.type, "a date and time") if dated else (arrow.int64(), "a whole number")
@@ -170,12 +175,14 @@ class _Column:
         array = values.cast(arrow.int64()).fill_null(0).to_numpy(zero_copy_only=False)
         late, early = wrong_unit(array, unit=unit, dated=dated)
         for wrong, expected in ((late, "times before 2100"), (early, "times after 1973")):
-            got = (f"{value}, which looks like {likely_unit(int(value))!r}" for value in array[good & wrong])
+            looks = "" if dated else ", which looks like {!r}"
+            got = (f"{quoted(v, unit, dated=dated)}{looks.format(likely_unit(int(v)))}" for v in array[good & wrong])
             self.problems.add("time unit", self.file, rows[good & wrong], self.name, f"{expected} in {unit!r}", got)
         least = FLOOR * PER_SECOND[unit] // PER_SECOND["ns"]  # the year 1823: earlier ones could overflow in nanoseconds
         ancient = good & (array < least)
-        expected = f"times of at least {least} in {unit!r}"
-        self.problems.add("time unit", self.file, rows[ancient], self.name, expected, map(str, array[ancient]))
+        expected = f"times of at least {quoted(least, unit, dated=dated)} in {unit!r}"
+        got = (quoted(value, unit, dated=dated) for value in array[ancient])
+        self.problems.add("time unit", self.file, rows[ancient], self.name, expected, got)
         return Ticks(np.where(ancient, 0, array), PER_SECOND[unit]), good & ~ancient
 
     def _encode(self, values: Any, rows: np.ndarray) -> Coded:

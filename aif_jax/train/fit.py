@@ -155,7 +155,8 @@ def train(
         state, cursor = resume(state, checkpoints, config=config)
         number, log = int(state.step), JsonLines(folder / LOG)
         processes.by_first("logs", lambda: log.restore(number, checkpoints.figures))
-        trained = 0 if cursor is None else cursor["epoch"] * feed.steps_per_epoch + cursor["step"]
+        epoch, batch = feed.start(cursor)
+        trained = epoch * feed.steps_per_epoch + batch
         with to_device(feed.batches(cursor), place=place) as batches:
             loop(
                 state,

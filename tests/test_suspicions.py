@@ -1,0 +1,360 @@
+"""What `read` accepts and is seldom meant: `check` names it, `read` logs it; a profile; and both agree on what is a problem."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import aif_jax as aif
+from aif_jax.columns import Columns
+from aif_jax.encoder import Encoder
+from aif_jax.raw import bulk_of, scale_of
+from aif_jax.readers.problems import File, Problems
+
+COLUMNS = Columns(
+    action="event", actions=("view", "buy"), item_attributes=("brand",), item_bags=("tags",), item_floats=("price",),
+    side=("bid",), user_attributes=("city",), user_floats=("age",),
+)  # fmt: skip
+EVENTS, ITEMS, USERS = 3000, 120, 60
+
+
+def tables(seed: int = 0) -> dict[str, dict[str, list]]:
+    """Clean data: nothing in it is suspicious."""
+    rng = np.random.default_rng(seed)
+    events = {
+        "user": rng.integers(0, USERS, EVENTS),
+        "item": rng.integers(0, ITEMS, EVENTS),
+        "time": 1_600_000_000 + rng.permutation(10**6)[:EVENTS],  # no two of one moment
+        "event": rng.choice(["view", "buy"], EVENTS),
+    }
+    items = {
+        "item": np.arange(ITEMS),
+        "category": [f"Category {i % 8}" for i in range(ITEMS)],
+        "brand": [None if i % 10 == 0 else f"brand {i % 7}" for i in range(ITEMS)],
+        "tags": ["|".join(f"tag {j}" for j in range(i % 4)) or None for i in range(ITEMS)],
+        "price": rng.lognormal(3, 1, ITEMS),
+        "bid": rng.uniform(0, 1, ITEMS),
+    }
+    users = {"user": np.arange(USERS), "city": [f"city {i % 5}" for i in range(USERS)], "age": rng.uniform(18, 80, USERS)}
+    named = {"events": events, "items": items, "users": users}
+    return {name: {c: np.asarray(v).tolist() for c, v in table.items()} for name, table in named.items()}
+
+
+def set_at(table: dict[str, list], column: str, **values) -> None:
+    for row, value in values.items():
+        table[column][int(row[1:])] = value
+
+
+def read_twice(data):
+    data["events"] = {name: values * 2 for name, values in data["events"].items()}
+
+
+def years_ahead(data):
+    set_at(data["events"], "time", _7=1_900_000_000 * 2, _9=4_000_000_000)
+
+
+def long_ago(data):
+    set_at(data["events"], "time", _7=0)
+
+
+def one_outlier(data):
+    set_at(data["items"], "price", _7=1e12)
+
+
+def two_low_outliers(data):
+    set_at(data["users"], "age", _7=-1e9, _20=-2e9)
+
+
+def minus_one(data):
+    set_at(data["items"], "price", _8=-1.0, _9=-1.0)
+
+
+def blanks(data):
+    set_at(data["items"], "category", _3="Category 4 ", _4="category 1")
+
+
+def blanks_in_ids(data):
+    for table in data.values():
+        if "user" in table:
+            table["user"] = [f"User{user}" for user in table["user"]]
+    data["users"]["user"][0] = "User1 "
+    data["events"]["user"] = ["User1 " if user == "User0" else user for user in data["events"]["user"]]
+
+
+def commas(data):
+    data["items"]["tags"] = [tags and tags.replace("|", ", ") for tags in data["items"]["tags"]]
+
+
+def robot(data):
+    data["events"]["user"][: EVENTS // 3] = [5] * (EVENTS // 3)
+
+
+def id_as_category(data):
+    data["items"]["category"] = data["items"]["item"]
+
+
+CASES = [
+    (read_twice, "repeated event", None, r"3,000 of 6,000 events, such as row 3001 \(as row 1\), .*; is a file there twice"),
+    (years_ahead, "future event", "time", r"later than today, .{10}: 2 of 3,000 events, the last at 2096-10-02 07:06:40"),
+    (long_ago, "stray time", "time", "more than a year before 2020-09-13 .*: 1 of 3,000 events, such as second 0"),
+    (one_outlier, "outlier", "price", r"far above \S+: 1 of 120 values, such as 1e\+12; the first is in row 8"),
+    (two_low_outliers, "outlier", "age", r"far below \S+: 2 of 60 values, such as -2e\+09; the first is in row 8"),
+    (minus_one, "placeholder", "price", "-1 is the only negative value, in 2 of 120 rows, the first in row 9"),
+    (blanks, "alike values", "category", "2 of 10 values .*: 'Category 1' and 'category 1', 'Category 4 ' and 'Category 4'"),
+    (blanks_in_ids, "alike values", "user", "'User1' and 'User1 '|'User1 ' and 'User1'"),
+    (commas, "bag separator", "tags", r"2 of 3 values hold ',', such as 'tag 0, tag 1'; Columns.bag_separator is '\|'"),
+    (robot, "one for many", "user", r"5 has 1,0\d\d of 3,000 events \(3\d\.\d %\)"),
+    (id_as_category, "unique values", "category", "120 values in 120 rows"),
+]
+
+
+def run(data, columns=COLUMNS, **options):
+    return aif.check(data["events"], items=data["items"], users=data["users"], columns=columns, **options)
+
+
+def read(data, columns=COLUMNS):
+    return aif.read(data["events"], items=data["items"], users=data["users"], columns=columns)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_suspicious_in_clean_data(seed, caplog):
+    report = run(tables(seed))
+    assert report.clean and report.suspicions == []
+    read(tables(seed))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("spoil", "kind", "column", "got"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_each_suspicion_is_named_by_check_and_logged_by_read(spoil, kind, column, got, caplog):
+    """Each alone: it hides no other, and brings no other. None is a problem."""
+    data = tables()
+    spoil(data)
+    report = run(data)
+    assert report.clean and {(s.kind, s.column) for s in report.suspicions} == {(kind, column)}
+    for suspicion in report.suspicions:
+        assert f"suspicion: {suspicion}" in str(report).splitlines()
+    assert re.search(got, report.suspicions[0].got), report.suspicions[0].got
+    assert read(data).log is not None
+    logged = [record for record in caplog.records if record.name == "aif_jax.readers.read"]
+    assert len(logged) == len(report.suspicions) and all(record.levelname == "WARNING" for record in logged)
+    assert f"{kind}: " in caplog.text
+
+
+def test_all_suspicions_at_once(tmp_path):
+    """From files: rows are lines of the file, and no suspicion hides another."""
+    data = tables()
+    spoils = [one_outlier, minus_one, blanks, commas, robot, years_ahead, read_twice]
+    for spoil in spoils:
+        spoil(data)
+    for name, table in data.items():
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    report = run({name: tmp_path / f"{name}.parquet" for name in data})
+    expected = {kind for spoil, kind, *_ in CASES if spoil in spoils}
+    assert {s.kind for s in report.suspicions} == expected and report.clean
+    assert {s.file for s in report.suspicions} == {str(tmp_path / "events.parquet"), str(tmp_path / "items.parquet")}
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["suspicions"][0]["kind"] == "repeated event"
+
+
+def test_one_event_of_a_second_file_again(tmp_path):
+    """Duplicates across files, with the place of both."""
+    data = tables()
+    (tmp_path / "events").mkdir()
+    pq.write_table(pa.table(data["events"]), tmp_path / "events" / "1.parquet")
+    pq.write_table(pa.table({name: values[4:5] for name, values in data["events"].items()}), tmp_path / "events" / "2.parquet")
+    (suspicion,) = run(data | {"events": tmp_path / "events"}).suspicions
+    first = f"row 1 of {tmp_path / 'events' / '2.parquet'} (as row 5 of {tmp_path / 'events' / '1.parquet'})"
+    assert f"1 of 3,001 events, such as {first}" in suspicion.got and "twice" not in suspicion.got
+
+
+def test_profile_by_hand():
+    events = {"user": [1, 1, 1, 2], "item": [7, 8, 8, 9], "time": [1_600_000_000, 1_600_000_060, 1_600_000_060, 1_700_000_000]}
+    items = {"item": [7, 8], "category": ["tea", "cup"], "price": [1.0, 3.0]}
+    report = aif.check(events, items=items, columns=Columns(item_floats=("price",)))
+    profile = report.profile
+    assert (profile.events, profile.first, profile.last) == (4, "2020-09-13 12:26:40", "2023-11-14 22:13:20")
+    assert (profile.per_user["min"], profile.per_user["max"]) == (1, 3) and profile.per_item["max"] == 2
+    assert profile.repeated == 0.25
+    columns = {(c.file, c.column): c for c in profile.columns}
+    assert list(columns) == [
+        ("events", "user"), ("events", "item"), ("items", "item"), ("items", "category"), ("items", "price"),
+    ]  # fmt: skip
+    assert columns["events", "item"].values == 3 and columns["events", "item"].unknown == 0.25
+    assert columns["items", "price"].quantiles["max"] == 3 and columns["items", "price"].values is None
+    items["brand"] = [None, "x"]
+    missing = aif.check(events, items=items, columns=Columns(item_attributes=("brand",))).profile.columns[-1]
+    assert (missing.column, missing.values, missing.missing, missing.unknown) == ("brand", 1, 0.5, 0)
+    assert str(report).splitlines()[-1].startswith("1 problem, 1 suspicion (items: 2 rows, events: 4 rows")
+    assert "profile: 4 events, 2020-09-13 12:26:40 to 2023-11-14 22:13:20 (UTC), 25 % of them repeated" in str(report)
+
+
+def test_counts_and_quantiles_in_blocks(monkeypatch):
+    """Of large tables the same as of small ones; a quantile of times is taken of a sample."""
+    data = tables()
+    years_ahead(data), robot(data)
+    whole = run(data)
+    monkeypatch.setattr("aif_jax.readers.profile.BLOCK", 7)
+    assert run(data).profile == whole.profile
+    monkeypatch.setattr("aif_jax.readers.profile.SAMPLE", 100)
+    assert {s.kind for s in run(data).suspicions} == {s.kind for s in whole.suspicions}
+
+
+# both agree
+
+
+def wrong(draw) -> dict[str, dict[str, list]]:
+    """Data with some wrong values."""
+    data = tables()
+    data["events"] = {name: values[:40] for name, values in data["events"].items()}
+    values = {
+        "user": [None, -1, 99], "item": [None, -7, 999], "time": [None, 1_600_000_000_000, -(2**62) - 1], "event": [None, "?"],
+        "category": [None], "price": [None, float("nan"), float("inf"), 1e12], "brand": [None], "age": [None, -1e9],
+    }  # fmt: skip
+    for _ in range(draw(st.integers(0, 4))):
+        table = data[draw(st.sampled_from(sorted(data)))]
+        column = draw(st.sampled_from(sorted(set(table) & set(values))))
+        row = draw(st.integers(0, len(table[column]) - 1))
+        table[column][row] = draw(st.sampled_from([*values[column], table[column][0]]))
+    return data
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.composite(wrong)())
+def test_read_refuses_what_check_calls_a_problem_and_nothing_else(data):
+    report = run(data)
+    try:
+        read(data)
+    except ValueError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    assert bool(refused) != report.clean
+    for kind in report.totals:  # no kind hides another, in the report or in the error
+        assert f": {kind}: " in refused and f"\n{kind}: {report.totals[kind]:,}\n" in f"\n{report}\n"
+
+
+def test_a_thousand_of_one_kind_hide_no_other():
+    data = tables()
+    data["events"]["time"][:1000] = [None] * 1000
+    data["events"]["event"][2500] = None
+    report = run(data, cap=3)
+    kinds = [(p.kind, p.row, p.column) for p in report.problems]
+    assert kinds == [("null", 1, "time"), ("null", 2, "time"), ("null", 3, "time")] and report.totals == {"null": 1001}
+    data["events"]["event"][2600] = "look"
+    assert "unknown action: 1\n" in str(run(data)) and "null: 1,001\n" in str(run(data))
+    with pytest.raises(ValueError) as error:
+        read(data)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 6 and "(1002 problems in all" in lines[-1]
+    assert "unknown action: expected one of 'view', 'buy', got 'look'" in lines[1]
+
+
+def test_unsorted_events_are_no_problem_unless_an_order_is_stated(tmp_path):
+    """Values are quoted as the file has them: in its unit, or as its dates."""
+    columns = Columns(time_unit="ms")
+    times = [1_600_000_000_500, 1_600_000_000_400, 1_600_000_000_900, 1_600_000_001_000, 1_600_000_002_000]
+    events = {"user": [1] * 5, "item": [7] * 5, "time": times}
+    items = {"item": [7], "category": ["tea"]}
+    report = aif.check(events, items=items, columns=columns)
+    assert report.clean and (report.order, report.unsorted) == ("user", 1)
+    assert "events sorted by user and time but for 1)" in str(report)
+    assert len(aif.read(events, items=items, columns=columns).log) == 5
+    (problem,) = aif.check(events, columns=columns, order="user").problems
+    assert (problem.kind, problem.row, problem.got) == ("unsorted time", 2, "1600000000400 after 1600000000500")
+    (tmp_path / "events").mkdir()
+    for name, unit, chosen in (("1", "ms", times[:1]), ("2", "us", [times[1] // 1000 * 10**6])):
+        table = {"user": [1], "item": [7], "time": pa.array(chosen, pa.timestamp(unit))}
+        pq.write_table(pa.table(table), tmp_path / "events" / f"{name}.parquet")
+    (problem,) = aif.check(tmp_path / "events", columns=columns, order="time").problems
+    assert problem.got == "2020-09-13 12:26:40.000000 after 2020-09-13 12:26:40.500"
+    late = {"user": [1], "item": [7], "time": pa.array([5_000_000_000], pa.timestamp("s"))}
+    (problem,) = aif.check(late, columns=columns).problems
+    assert (problem.kind, problem.got) == ("time unit", "2128-06-11 08:53:20")
+
+
+def test_a_null_or_unknown_action_is_one_of_the_action_column():
+    events = {"user": [1, 1, 1], "item": [7, 8, 7], "time": [10, 20, 30], "event": ["view", None, "buy"]}
+    columns, items = Columns(action="event"), {"item": [7, 8], "category": ["tea", "cup"]}
+    (problem,) = aif.check(events, items=items, columns=columns).problems
+    assert str(problem) == "events, row 2, column 'event': null: expected an action in every event, got nothing"
+    data = aif.read(events | {"event": ["view", "view", "buy"]}, items=items, columns=columns)
+    (problem,) = aif.check(events | {"event": ["view", "look", "buy"]}, items=items, encoder=data.encoder).problems
+    assert (problem.kind, problem.got) == ("unknown action", "'look'")
+
+
+# scales
+
+
+def test_a_scale_is_that_of_the_values_without_outliers():
+    plain = np.random.default_rng(0).uniform(1, 100, 1000).astype(np.float32)
+    assert scale_of(plain) == (float(np.float32(plain.mean(dtype=np.float64))), float(np.float32(plain.std(dtype=np.float64))))
+    spoilt = plain.copy()
+    spoilt[7] = 1e12
+    mean, deviation, low, high = scale_of(spoilt)
+    assert mean == pytest.approx(plain.mean(), rel=0.02) and deviation == pytest.approx(plain.std(), rel=0.05)
+    assert low < plain.min() and plain.max() < high < 1000 and (low, high) == bulk_of(spoilt)
+    flags = np.zeros(5000, np.float32)
+    flags[:3] = 1
+    assert scale_of(flags) == (float(np.float32(flags.mean(dtype=np.float64))), float(np.float32(flags.std(dtype=np.float64))))
+    extreme = np.float32([-3.4e38, -3e38, 3e38, 3.4e38] * 10)
+    assert np.isfinite(scale_of(extreme)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(values=st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=1, max_size=40), repeats=st.integers(1, 60))
+def test_a_scale_bounds_what_training_reads(values, repeats):
+    """Scaled values of clipped columns stay within what so many values can deviate; none is NaN."""
+    array = np.repeat(np.float32(values), repeats)
+    scale = scale_of(array)
+    assert len(scale) in (2, 4) and np.isfinite(scale).all() and scale[1] > 0
+    low, high = scale[2:] if len(scale) == 4 else (-np.inf, np.inf)
+    outside = (array < low) | (array > high)
+    assert outside.mean() <= 0.1 + 0.2 * (len(array) < 20) and (len(scale) == 2) == (not outside.any())
+    scaled = (np.clip(array, np.float32(low), np.float32(high)).astype(np.float64) - scale[0]) / scale[1]
+    assert np.abs(scaled).max() <= np.sqrt(len(array)) * 1.01 + 1e-3
+
+
+def test_an_outlier_flattens_no_scale_and_is_clipped_where_it_is_encoded(tmp_path):
+    data = tables()
+    clean = read(data)
+    one_outlier(data)
+    spoilt = read(data)
+    one, two = (d.encoder.scales["item/price"] for d in (clean, spoilt))
+    assert two[1] == pytest.approx(one[1], rel=0.5) and len(two) == 4
+    floats = spoilt.catalogue.floats[1:, 0]
+    assert np.std(np.delete(floats, 7)) > 0.5 and np.abs(floats).max() < 12  # before: 1e-8, and 11 of one item
+    item = {name: values[7] for name, values in data["items"].items()}
+    assert spoilt.encoder.item(item).floats.tolist() == [floats[7]]
+    again = Encoder.from_record(json.loads(json.dumps(spoilt.encoder.to_record())), spoilt.encoder.to_arrays())
+    assert again.version == spoilt.encoder.version and again.scales == spoilt.encoder.scales
+
+
+def test_encoders_of_before_keep_version_and_features():
+    """A scale of two numbers clips nothing: the record of an encoder that was saved before reads as it was."""
+    encoder = read(tables()).encoder
+    record = json.loads(json.dumps(encoder.to_record()))
+    scales = {name: [5.0, 2.0] for name in record["scales"]}
+    old = dataclasses.replace(encoder, scales={name: (5.0, 2.0) for name in scales})
+    again = Encoder.from_record(record | {"scales": scales, "version": old.version}, encoder.to_arrays())
+    assert again.version == old.version and again.scaled("item", np.float32([[1e12]])).tolist() == [[np.float32(5e11)]]
+    for wrong_scale in ((1.0,), (0.0, 1.0, 2.0), (0.0, 1.0, 3.0, 2.0)):
+        with pytest.raises(ValueError, match=r"Encoder.scales\['item/price'\]: expected \(mean, deviation\), or"):
+            dataclasses.replace(encoder, scales={**encoder.scales, "item/price": wrong_scale})
+
+
+def test_an_error_names_each_kind():
+    problems = Problems(cap=2)
+    for kind in "abcdefg":
+        problems.add(kind, File("x"), [1, 3, 4], None, "other", "this")
+    with pytest.raises(ValueError) as error:
+        problems.expect_none()
+    lines = str(error.value).splitlines()
+    assert lines[:7] == [f"x, row 1: {kind}: expected other, got this" for kind in "abcdefg"]
+    assert lines[7:] == ["(21 problems in all; `aif-jax check` lists them)"]
