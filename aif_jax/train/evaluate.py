@@ -53,6 +53,7 @@ class Evaluation:
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
       ndcg: NDCG@k of the same.
       objectives: the figures of each objective by name, where there are several; those above are of the first.
+      note: of a run: which terms the scores lack that are fitted after training, and the call that adds them; "" for none.
     """
 
     requests: int
@@ -68,6 +69,7 @@ class Evaluation:
     hit_rate: float | None = None
     ndcg: float | None = None
     objectives: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
     def figures(self) -> dict[str, float]:
         """The figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
@@ -86,7 +88,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in self.figures().items())
-        return f"{shown} ({self.requests:,} requests of {self.users:,} users)"
+        return f"{shown} ({self.requests:,} requests of {self.users:,} users){self.note and '; '}{self.note}"
 
 
 class Ranked(NamedTuple):
