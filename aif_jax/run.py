@@ -220,7 +220,7 @@ class Run:
         """The item index of a catalogue; arguments as for `ItemIndex.build`.
 
         Args:
-          items: path of the items file that training read, or of a newer one; or a `Catalogue`.
+          items: path of the items file that training read, or of a newer one; a `Catalogue`; or raw values by column.
           options: others of `ItemIndex.build`.
         """
         return ItemIndex.build(self.model, self.params, items, encoder=self.encoder, **options)

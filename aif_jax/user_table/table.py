@@ -22,7 +22,7 @@ from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
 from aif_jax.raw import column_of, plain
 from aif_jax.snapshots import integer
-from aif_jax.times import STAMP_ZERO, stamps, ticks
+from aif_jax.times import STAMP_ZERO, moment, stamps, ticks
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table import files
 from aif_jax.user_table.program import UserProgram, unpack
@@ -126,7 +126,7 @@ class UserTable:
         Args:
           model, params, encoder: as for the class.
           events: a `Dataset` that the encoder made, or raw events by column in the order of time, such as Arrow record batches.
-          until: events before this time alone, in `Columns.time_unit`; of a `Dataset`.
+          until: events before this time alone: an integer in `Columns.time_unit`, an ISO date, or a `datetime`; of a `Dataset`.
           position, partition: in the stream, of the last event that the log holds: the stream goes on behind it.
           progress: a progress bar on stderr.
           options: `version`, `storage`, `rows`, `batch_size`, `clock`, as for the class.
@@ -143,7 +143,10 @@ class UserTable:
             return table
         check_encoding("events", expected=encoder.version, got="" if events.encoder is None else events.encoder.version)
         log = events.log
-        ends = log.offsets[1:] if until is None else log.history_end_at(np.arange(log.users), np.full(log.users, until))
+        ends = log.offsets[1:]
+        if until is not None:
+            seconds = moment(until, "until", unit=encoder.columns.time_unit)
+            ends = log.history_end_at(np.arange(log.users), np.full(log.users, seconds))
         counts = ends - log.offsets[:-1]
         counts[0] = 0  # the unknown user
         users = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
@@ -180,7 +183,7 @@ class UserTable:
     def features(
         self, user: UserId, record: Mapping[str, Any] | None = None, *, now: Any, events: Any = None, places: int = SINCE[0]
     ) -> UserFeatures:
-        """Features of ONE user for the engine: the row and what came since, in place of a whole history.
+        """Features of ONE user for the engine and `model.user`: the row and what came since, in place of a whole history.
 
         Args:
           user: raw id; one without a row has an empty history.
@@ -193,20 +196,20 @@ class UserTable:
         Raises what `Encoder.user` raises.
         """
         packed, since = self._packed(user), no_events(places)
-        moment = ticks(now, "now", unit=self.encoder.columns.time_unit).seconds
-        expect(not moment.ndim, "now", "one time", f"an array of shape {list(moment.shape)}")
+        second = ticks(now, "now", unit=self.encoder.columns.time_unit).seconds
+        expect(not second.ndim, "now", "one time", f"an array of shape {list(second.shape)}")
         if events is not None:
             new, _ = self.encoder.events(events)
-            late = new.time > stamps(int(moment) + self.encoder.max_skew, "now")
+            late = new.time > stamps(int(second) + self.encoder.max_skew, "now")
             expect(not late.any(), "events", f"times up to {self.encoder.max_skew} s after the request's", "a later one")
-            new = _part(new, new.time < stamps(moment, "now"))
+            new = _part(new, new.time < stamps(second, "now"))
             if (more := len(new.time) - places) > 0:
                 before, new = _part(new, slice(0, more)), _part(new, slice(more, None))
                 words = self._program(np.asarray(packed.words)[None], before, np.array([more])).words[0]
                 packed = Packed(words=words, layout=packed.layout)
             since = jax.tree.map(lambda empty, leaf: np.concatenate([leaf, empty[len(leaf) :]]), since, new)
         ids, floats = self.encoder.profile(record)
-        history = Streamed(memory=packed, since=since, now=stamps(moment, "now")[()], version=self.version)
+        history = Streamed(memory=packed, since=since, now=stamps(second, "now")[()], version=self.version)
         return UserFeatures(ids=ids, floats=floats, history=history, encoding=self.encoding)
 
     def __contains__(self, user: UserId) -> bool:
