@@ -5,9 +5,10 @@
     p.click * p["conversion|click"] ** 0.5
 
 `p.NAME` is the calibrated probability of an objective over all candidates, the one that `evaluate` reports under this name: of
-a conditional objective "NAME|GIVEN" the product with what is given. `p["NAME|GIVEN"]` is the probability where GIVEN is true. `p`
-is the probability of a model with one objective; any other name is a side value of the item's row. There are numbers, + - * / **, parentheses, `min`, `max`, `log`, `exp` and `sqrt`, and nothing else: the text is
-parsed into a tree of these, never evaluated by Python, and becomes a part of the compiled program.
+a conditional objective "NAME|GIVEN" the product with what is given. `p["NAME|GIVEN"]` is the probability where GIVEN is true.
+`p` is the probability of a model with one objective; any other name is a side value of the item's row. There are numbers,
++ - * / **, parentheses, `min`, `max`, `log`, `exp` and `sqrt`, and nothing else: the text is parsed into a tree of these, never
+evaluated by Python, and becomes a part of the compiled program.
 """
 
 from __future__ import annotations

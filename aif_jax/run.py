@@ -299,7 +299,7 @@ def fit(
     writers: Sequence[LogWriter] = (),
     progress: bool = True,
 ) -> Run:
-    """Trains a model: splits the task's samples by time, samples candidates, runs the loop, evaluates on the validation slice, keeps the best.
+    """Trains a model: splits by time, samples candidates, runs the loop, evaluates on the validation slice, keeps the best.
 
     Killed at any moment, the same call resumes from the last checkpoint and ends with the same parameters, bit for bit.
 
@@ -324,8 +324,8 @@ def fit(
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.
-      validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date such as
-        "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The test slice, the last, is for `Run.evaluate`.
+      validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date
+        such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
       since: train on samples from this moment on, given in the same way; shares are then of these. Histories and popularity
         still hold what was before.
       requests: samples of the validation slice that are evaluated, at most.
@@ -358,6 +358,7 @@ def fit(
       >>> list(run.metrics)
       ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']
     """
+    training.expect_labels(task, data, model.config.objectives)
     given = as_loss(loss) or loss or task.loss or Goals.of(model.config.objectives)
     settings = training.Settings(
         task=task, **training.cuts(task, data, validation=validation, test=test, since=since),  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-
 import importlib
 
 import jax
@@ -165,7 +164,7 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
     ran.clear()
     monkeypatch.setattr(bounded, "ARRAY", bound := 40_000)
     got, again = figures()
-    for name, widths in ran.items():
+    for widths in ran.values():
         assert max(widths.values()) <= bound
     assert set(ran) == set(whole) and all(whole[name] > bound for name in ("_scores", "_rank"))
     assert got.figures() == pytest.approx(expected.figures(), abs=1e-5) and (again == ranks).all()

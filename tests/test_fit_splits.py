@@ -151,6 +151,35 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
 
 def test_the_note_names_what_is_lacking(data):
     config = demo.config(schema=data.schema, **SMALL)
-    assert note(config, NextItem(), 5).startswith("hr@5 and ndcg@5 are of scores before the SVD term and the popularity correct")
-    assert note(config, NextItem(corrected=True), 5).endswith("before the SVD term; with them: run.with_factors(data).evaluate(data)")
+    assert note(config, NextItem(), 5).startswith("hr@5 and ndcg@5 are of scores before the SVD term and the popularity")
+    lacks = "before the SVD term; with it: run.with_factors(data).evaluate(data)"
+    assert note(config, NextItem(corrected=True), 5).endswith(lacks)
     assert note(config, NextItem(), None) == note(config, Liked(threshold=2), None) == ""
+
+
+# labels
+
+
+EVENTS = {"user": ["ann"] * 3 + ["bob"] * 3, "item": [7, 8, 9] * 2, "time": [10, 20, 30] * 2, "did": ["see", "click"] * 3}
+ITEMS = {"item": [7, 8, 9], "category": ["tea", "tea", "cup"]}
+TWO = ("click", "like")
+MISSPELT = [
+    (TWO, Impressions(candidates=2, threshold={"clik": 2, "like": 2}),
+     r"Impressions.threshold: expected a label for each objective of the model \['click', 'like'\], got \['clik', 'like'\]"),
+    (TWO, Impressions(candidates=2, threshold=2), r"Impressions: expected a model of one objective, or Impressions with a thr"),
+    (TWO, NextItem(), r"NextItem: expected a model of one objective, got one with \['click', 'like'\]"),
+    ((), Impressions(candidates=2, threshold={"click": 2}), r"Config.objectives: expected names of the objectives"),
+    (("click",), Impressions(candidates=2, threshold={"click": "clik"}),
+     r"threshold\['click'\]: expected an action row in \[1, 3\): 1 is 'see', 2 is 'click', got 'clik'"),
+    ((), Impressions(candidates=2, threshold=9), r"threshold: expected an action row in \[1, 3\): 1 is 'see', 2 is 'click'"),
+    ((), Liked(threshold=9), r"threshold: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click', got 9"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("objectives", "task", "message"), MISSPELT)
+def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(objectives, task, message):
+    columns = aif.Columns(action="did", actions=("see", "click"))
+    data = aif.read(EVENTS, items=ITEMS, columns=columns)
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, short_length=2, objectives=objectives, head=(4,)))
+    with pytest.raises(ValueError, match=message):
+        fit(model, data, task=task, batch_size=1, validation=0, test=0, keep_best=False, progress=False)

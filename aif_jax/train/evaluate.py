@@ -174,7 +174,7 @@ def by_objective(
         return
     expect(len(texts) > 0, "Config.objectives", f"names among those of the labels {sorted(labels)}", "none")
     lacking = [name for name in names(texts) if name not in labels]
-    expect(not lacking, "labels", f"those of {list(names(texts))}", f"none of {lacking}")
+    expect(not lacking, "labels", f"those of {list(names(texts))}", f"none of {lacking}, but {sorted(labels)}")
     whole = [array if len(texts) > 1 else array[..., None] for array in (scores, probable)]
     for name in names(texts):
         yield name, *(over_all(array, texts, name, np) for array in whole), labels[name]

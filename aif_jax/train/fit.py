@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import cuts_of_samples
 from aif_jax.logs import JsonLines, LogWriter
 from aif_jax.model import PreRanker, fit_tables
+from aif_jax.objectives import names
 from aif_jax.train import report
 from aif_jax.train.evaluate import by_objective, evaluate
 from aif_jax.train.gradients import LossFn
@@ -36,7 +37,7 @@ from aif_jax.train.loop import loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.sparse import SparseConfig
 from aif_jax.train.step import FITTED, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, NextItem, Task
+from aif_jax.train.tasks import TASKS, Cascaded, Impressions, NextItem, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import Params
 from aif_jax.version import fingerprint
@@ -123,6 +124,21 @@ def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -
     unit = "s" if data.encoder is None else data.encoder.columns.time_unit
     moments = cuts_of_samples(times, validation=validation, test=test, since=since, unit=unit)
     return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
+
+
+def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
+    """ValueError where a task does not have a label for each objective of the model; names both."""
+    known, name = list(names(objectives)), type(task).__name__
+    if isinstance(task, Impressions) and isinstance(task.threshold, Mapping):
+        name, labels = "Impressions.threshold", sorted(task.threshold)
+    elif isinstance(task, Cascaded):
+        expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
+        name, labels = "Cascaded", sorted(data.cascade.labels)  # type: ignore[union-attr]
+    else:
+        more = ", or Impressions with a threshold for each objective by name" if isinstance(task, Impressions) else ""
+        expect(len(known) <= 1, name, f"a model of one objective{more}", f"one with {known}")
+        return
+    expect(set(known) <= set(labels), name, f"a label for each objective of the model {known}", labels)
 
 
 def train(

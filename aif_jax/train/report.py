@@ -1,4 +1,4 @@
-"""What `fit` says of a run in words: the samples of each split and what was left out, where its time went, what its figures are of."""
+"""What `fit` says of a run in words: the samples of each split and what was left out, where its time went, what is missing."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def samples_line(samples: Samples, settings: Any) -> str:
     }
     why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
     return (
-        f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, {samples.validation:,} for validation{evaluated} "
-        f"from {shown(settings.first_validation)}, {samples.test:,} for the test from {shown(settings.first_test)}; "
-        f"left out: {why}"
+        f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, "
+        f"{samples.validation:,} for validation{evaluated} from {shown(settings.first_validation)}, "
+        f"{samples.test:,} for the test from {shown(settings.first_test)}; left out: {why}"
     )
 
 
@@ -117,7 +117,8 @@ def note(config: Config, task: Task, k: int | None) -> str:
     if not terms:
         return ""
     calls = ".".join(["run", *terms.values(), "evaluate(data)"])
-    return f"hr@{k} and ndcg@{k} are of scores before {' and '.join(terms)}; with them: {calls}"
+    them = "them" if len(terms) > 1 else "it"
+    return f"hr@{k} and ndcg@{k} are of scores before {' and '.join(terms)}; with {them}: {calls}"
 
 
 def say(line: str, *, progress: bool) -> None:
