@@ -59,28 +59,28 @@ def ticks(times: Any, name: str, *, unit: TimeUnit = "s") -> Ticks:
     return Ticks(value, PER_SECOND[unit])
 
 
-def moment(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
+def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
     """ONE time in whole seconds: an ISO date or date and time, a `datetime`, `date` or `datetime64`, or an integer in `unit`.
 
     A date is its first second. Raises ValueError for anything else, and for a time that cannot be in `unit`.
 
     Example:
-      >>> moment("2022-05-06", "test"), moment(1_651_795_200_500, "test", unit="ms")
+      >>> seconds_of("2022-05-06", "test"), seconds_of(1_651_795_200_500, "test", unit="ms")
       (1651795200, 1651795200)
     """
-    given = value
+    time: Any = value
     try:
         if isinstance(value, str):
-            value = datetime.datetime.fromisoformat(value)
+            time = datetime.datetime.fromisoformat(value)
         elif isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
-            value = np.datetime64(value, "s")
-        if isinstance(value, bool | np.bool_) or np.ndim(value):
+            time = np.datetime64(value, "s")
+        if isinstance(value, bool | np.bool_) or np.ndim(time):
             raise TypeError
-        return int(ticks(value, name, unit=unit).seconds)
+        return int(ticks(time, name, unit=unit).seconds)
     except (TypeError, ValueError) as error:
-        why = f"; {error}" if not isinstance(given, str) and isinstance(error, ValueError) else ""
+        why = f"; {error}" if not isinstance(value, str) and isinstance(error, ValueError) else ""
         expected = f"an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
-        raise ValueError(f"{name}: expected {expected}, got {given!r}{why}") from None
+        raise ValueError(f"{name}: expected {expected}, got {value!r}{why}") from None
 
 
 def shown(seconds: int) -> str:

@@ -6,7 +6,6 @@ would have seen them too.
 
 from __future__ import annotations
 
-import numbers
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 
 from aif_jax.checks import BLOCK, expect, expect_integers
 from aif_jax.data.events import EventLog
-from aif_jax.times import TimeUnit, moment, shown
+from aif_jax.times import TimeUnit, seconds_of, shown
 
 BINS = 1 << 16  # of the histogram that finds a time by its rank
 
@@ -107,7 +106,7 @@ def cuts_of_samples(
     """
     expect(len(times), "fit", "samples of the task, events or requests with known items", "none")
     span = f"the samples are from {shown(times.min())} to {shown(times.max())}"
-    start = None if since is None else moment(since, "fit since", unit=unit)
+    start = None if since is None else seconds_of(since, "fit since", unit=unit)
     times = np.sort(times if start is None else times[times >= start])
     expect(len(times), "fit since", f"a moment with samples after it ({span})", repr(since))
     parts = {name: _share_or_moment(value, f"fit {name}", unit) for name, value in (("validation", validation), ("test", test))}
@@ -271,12 +270,12 @@ def _select(
 
 def _share_or_moment(value: Any, name: str, unit: TimeUnit) -> float | int:
     """A share as a float, a moment as an int in seconds."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-    if number and (value == 0 or not isinstance(value, numbers.Integral)):
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if number and (value == 0 or isinstance(value, float | np.floating)):
         expected = f"a share in [0, 1), or a moment: an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
         expect(0 <= value < 1, name, expected, repr(value))
         return float(value)
-    return moment(value, name, unit=unit)
+    return seconds_of(value, name, unit=unit)
 
 
 def _time_of_rank(log: EventLog, rank: int) -> int:

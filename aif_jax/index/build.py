@@ -131,7 +131,7 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None)
         columns = _columns(ids)
         if not _by_column(columns):
             got = f"{type(ids).__name__} {str(ids)[:80]!r}"
-            columns = "raw columns by name: a mapping such as {'item': [7, 8], ...}, an Arrow batch or table, or a list of records"
+            columns = "raw columns by name: a mapping such as {'item': [7, 8]}, an Arrow batch or table, or a list of records"
             raise TypeError(f"catalogue: expected pairs (raw ids, ItemFeatures), or {columns}, got {got}")
         ids, features = encoder.items(columns)
     keys = raw_keys(ids, "ids", like=kind)

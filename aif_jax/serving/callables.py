@@ -125,7 +125,7 @@ class Guarded:
         except BaseException as error:
             stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
             if stopped or not isinstance(error, Exception):
-                culprit = error.__cause__ if stopped else error  # Python's RuntimeError for a StopIteration names none
+                culprit = stopped and error.__cause__ or error  # Python's RuntimeError for a StopIteration names none
                 refused = CallableError(f"{self._name} raised {described(culprit)}")
                 refused.__cause__ = error
                 error = refused

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from aif_jax import processes
-from aif_jax.blocks.item_offset import ItemOffset
-from aif_jax.blocks.pure_svd import PureSvd
+from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.config import Config
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Fed
@@ -110,9 +109,8 @@ def note(config: Config, task: Task, k: int | None) -> str:
     """Which terms the catalogue figures of a run lack, and the next call; "" where they lack none."""
     if k is None or not isinstance(task, NextItem):
         return ""
-    kinds = {type(block) for block in config.blocks}
-    terms = {"the SVD term": "with_factors(data)"} if PureSvd not in kinds else {}
-    if ItemOffset not in kinds and not task.corrected and not task.uniform:
+    terms = {} if pure_svd.present(config) else {"the SVD term": "with_factors(data)"}
+    if not item_offset.present(config) and not task.corrected and not task.uniform:
         terms["the popularity correction"] = "for_catalogue(data)"
     if not terms:
         return ""

@@ -22,7 +22,7 @@ from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
 from aif_jax.raw import column_of, plain
 from aif_jax.snapshots import integer
-from aif_jax.times import STAMP_ZERO, moment, stamps, ticks
+from aif_jax.times import STAMP_ZERO, seconds_of, stamps, ticks
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table import files
 from aif_jax.user_table.program import UserProgram, unpack
@@ -143,10 +143,8 @@ class UserTable:
             return table
         check_encoding("events", expected=encoder.version, got="" if events.encoder is None else events.encoder.version)
         log = events.log
-        ends = log.offsets[1:]
-        if until is not None:
-            seconds = moment(until, "until", unit=encoder.columns.time_unit)
-            ends = log.history_end_at(np.arange(log.users), np.full(log.users, seconds))
+        at = None if until is None else np.full(log.users, seconds_of(until, "until", unit=encoder.columns.time_unit))
+        ends = log.offsets[1:] if at is None else log.history_end_at(np.arange(log.users), at)
         counts = ends - log.offsets[:-1]
         counts[0] = 0  # the unknown user
         users = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
@@ -196,20 +194,20 @@ class UserTable:
         Raises what `Encoder.user` raises.
         """
         packed, since = self._packed(user), no_events(places)
-        second = ticks(now, "now", unit=self.encoder.columns.time_unit).seconds
-        expect(not second.ndim, "now", "one time", f"an array of shape {list(second.shape)}")
+        moment = ticks(now, "now", unit=self.encoder.columns.time_unit).seconds
+        expect(not moment.ndim, "now", "one time", f"an array of shape {list(moment.shape)}")
         if events is not None:
             new, _ = self.encoder.events(events)
-            late = new.time > stamps(int(second) + self.encoder.max_skew, "now")
+            late = new.time > stamps(int(moment) + self.encoder.max_skew, "now")
             expect(not late.any(), "events", f"times up to {self.encoder.max_skew} s after the request's", "a later one")
-            new = _part(new, new.time < stamps(second, "now"))
+            new = _part(new, new.time < stamps(moment, "now"))
             if (more := len(new.time) - places) > 0:
                 before, new = _part(new, slice(0, more)), _part(new, slice(more, None))
                 words = self._program(np.asarray(packed.words)[None], before, np.array([more])).words[0]
                 packed = Packed(words=words, layout=packed.layout)
             since = jax.tree.map(lambda empty, leaf: np.concatenate([leaf, empty[len(leaf) :]]), since, new)
         ids, floats = self.encoder.profile(record)
-        history = Streamed(memory=packed, since=since, now=stamps(second, "now")[()], version=self.version)
+        history = Streamed(memory=packed, since=since, now=stamps(moment, "now")[()], version=self.version)
         return UserFeatures(ids=ids, floats=floats, history=history, encoding=self.encoding)
 
     def __contains__(self, user: UserId) -> bool:
