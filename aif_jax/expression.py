@@ -1,17 +1,21 @@
 """Score expressions: what candidates are ranked by, declared in one line over probabilities and side values.
 
     p * bid
-    p.click * p.conversion * value + 0.1 * p.like
+    p.conversion * value + 0.1 * p.like
+    p.click * p["conversion|click"] ** 0.5
 
-`p.NAME` is the calibrated probability of an objective, `p` that of a model with one; any other name is a side value of the
-item's row. There are numbers, + - * / **, parentheses, `min`, `max`, `log`, `exp` and `sqrt`, and nothing else: the text is
-parsed into a tree of these, never evaluated by Python, and becomes a part of the compiled program.
+`p.NAME` is the calibrated probability of an objective over all candidates, the one that `evaluate` reports under this name: of
+a conditional objective "NAME|GIVEN" the product with what is given. `p["NAME|GIVEN"]` is the probability where GIVEN is true.
+`p` is the probability of a model with one objective; any other name is a side value of the item's row. There are numbers,
++ - * / **, parentheses, `min`, `max`, `log`, `exp` and `sqrt`, and nothing else: the text is parsed into a tree of these, never
+evaluated by Python, and becomes a part of the compiled program.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +24,7 @@ import jax.numpy as jnp
 
 from aif_jax.calibration import calibrated
 from aif_jax.checks import expect
-from aif_jax.objectives import names
+from aif_jax.objectives import chain, names
 from aif_jax.types import Params
 
 PROBABILITY = "p"
@@ -49,7 +53,7 @@ class Expression:
     side: tuple[str, ...]
 
     def __call__(self, probabilities: Mapping[str, Any], side: Mapping[str, Any]) -> jax.Array:
-        """float32 [C] from probabilities [C] by objective ("" for the one without a name) and side values [C]."""
+        """float32 [C] from what `probabilities` gives and side values [C]."""
         return jnp.asarray(_value(_tree(self.text), probabilities, side), jnp.float32)
 
 
@@ -68,22 +72,28 @@ def parse(text: str, *, objectives: Sequence[str] = (), side: Sequence[str] = ()
     Example:
       >>> parse("p.click * bid", objectives=("click", "like"), side=("bid",))({"click": 0.5, "like": 0.1}, {"bid": 3.0}).item()
       1.5
+      >>> parse("p.like * bid", objectives=("click", "like|click"))
+      Traceback (most recent call last):
+      ValueError: score expression 'p.like * bid': expected p.click, p.like, p["like|click"] or side values among [], got 'bid'
     """
     expect(isinstance(text, str), "score expression", "text such as 'p * bid'", repr(text))
     expect(len(text) <= LONGEST, "score expression", f"at most {LONGEST} characters", len(text))
     known, read, used = names(objectives), set(), set()
+    conditional = [objective for objective in objectives if "|" in objective]
+    there = ", ".join([f"{PROBABILITY}.{name}" for name in known] + [f'{PROBABILITY}["{name}"]' for name in conditional])
     for node in _walk(_tree(text), text):
         if isinstance(node, ast.Name) and node.id != PROBABILITY:
-            expect(node.id in side, f"score expression {text!r}", f"side values among {sorted(side)}", repr(node.id))
+            expected = f"{there or PROBABILITY} or side values among {sorted(side)}"
+            expect(node.id in side, f"score expression {text!r}", expected, repr(node.id))
             used.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            expected = f"{PROBABILITY}.NAME with a name among {list(known)}"
-            expect(node.attr in known, f"score expression {text!r}", expected, f"{PROBABILITY}.{node.attr}")
-            read.add(node.attr)
         elif isinstance(node, ast.Name):
-            expected = f"{PROBABILITY}.NAME for one of the objectives {list(known)}"
-            expect(len(known) < 2, f"score expression {text!r}", expected, f"{PROBABILITY} alone")
+            expect(len(known) < 2, f"score expression {text!r}", f"one of {there}", f"{PROBABILITY} alone")
             read.add("")
+        else:
+            name = _named(node)
+            good = name in (known if isinstance(node, ast.Attribute) else conditional)
+            expect(good, f"score expression {text!r}", f"one of {there or PROBABILITY}", ast.unparse(node))
+            read.add(name)
     expect(len(read) > 0, f"score expression {text!r}", f"a probability, {PROBABILITY} or {PROBABILITY}.NAME", "none")
     return Expression(text, tuple(objectives), tuple(sorted(used)))
 
@@ -91,12 +101,17 @@ def parse(text: str, *, objectives: Sequence[str] = (), side: Sequence[str] = ()
 def probabilities(params: Params, logits: Any, objectives: Sequence[str], xp: Any = jnp) -> dict[str, Any]:
     """Calibrated probabilities [C] by objective, of logits [C] or [C, T]; "" where the only one has no name.
 
-    A conditional objective has its own probability, where its condition is true. `xp` is `jax.numpy` or `numpy`.
+    They are over all candidates; of a conditional objective there is the probability where its condition is true too, under
+    "NAME|GIVEN". `xp` is `jax.numpy` or `numpy`.
     """
     made = calibrated(params, logits, xp)
     made = jax.nn.sigmoid(made) if xp is jnp else xp.exp(-xp.logaddexp(xp.zeros_like(made), -made))
     known = names(objectives) or ("",)
-    return {known[0]: made} if len(known) == 1 else {name: made[..., place] for place, name in enumerate(known)}
+    if len(known) == 1:
+        return {known[0]: made}
+    each = {text: made[..., place] for place, text in enumerate(objectives)}
+    whole = {name: math.prod(made[..., place] for place in chain(objectives, name)) for name in known}
+    return whole | {text: values for text, values in each.items() if "|" in text}
 
 
 def _tree(text: str) -> ast.expr:
@@ -141,8 +156,8 @@ def _value(node: ast.AST, probabilities: Mapping[str, Any], side: Mapping[str, A
         return FUNCTIONS[node.func.id][0](*arguments)  # type: ignore[attr-defined]
     if isinstance(node, ast.Constant):
         return jnp.float32(node.value)  # type: ignore[arg-type]
-    if isinstance(node, ast.Attribute):
-        return jnp.float32(probabilities[node.attr])
+    if isinstance(node, ast.Attribute | ast.Subscript):
+        return jnp.float32(probabilities[_named(node)])
     assert isinstance(node, ast.Name)
     if node.id == PROBABILITY:
         (value,) = probabilities.values()
@@ -151,4 +166,15 @@ def _value(node: ast.AST, probabilities: Mapping[str, Any], side: Mapping[str, A
 
 
 def _is_probability(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == PROBABILITY
+    """Whether a node is `p.NAME`, or `p[TEXT]` with a text that has a bar."""
+    if not isinstance(node, ast.Attribute | ast.Subscript) or not isinstance(node.value, ast.Name):
+        return False
+    return node.value.id == PROBABILITY and "|" in (_named(node) if isinstance(node, ast.Subscript) else "|")
+
+
+def _named(node: Any) -> str:
+    """The objective that `p.NAME` or `p["NAME|GIVEN"]` names, "" for another subscript."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    text = node.slice.value if isinstance(node.slice, ast.Constant) else ""
+    return text if isinstance(text, str) else ""

@@ -21,7 +21,6 @@ from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import counts_before
-from aif_jax.data.split import time_cuts
 from aif_jax.encoder import Encoder
 from aif_jax.folders import local
 from aif_jax.index import ItemIndex
@@ -34,6 +33,7 @@ from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.goals import Goals
 from aif_jax.train.gradients import LossFn
 from aif_jax.train.losses import Loss, as_loss
+from aif_jax.train.report import note
 from aif_jax.train.sparse import SparseConfig
 from aif_jax.train.tasks import NextItem, Task
 from aif_jax.types import Params
@@ -122,7 +122,8 @@ class Run:
         positions, source = training.held_out(data, self.settings, split, requests=requests, min_history=min_history)
         given = training.evaluation_options(self.settings)
         given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
-        return evaluate(self.model, self.params, data, positions, **given)
+        evaluation = evaluate(self.model, self.params, data, positions, **given)
+        return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))
 
     def for_catalogue(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
         """The same model for candidates from the whole catalogue: an offset of each item makes its score log P, not log P / q.
@@ -219,7 +220,7 @@ class Run:
         """The item index of a catalogue; arguments as for `ItemIndex.build`.
 
         Args:
-          items: path of the items file that training read, or of a newer one; or a `Catalogue`.
+          items: path of the items file that training read, or of a newer one; a `Catalogue`; or raw values by column.
           options: others of `ItemIndex.build`.
         """
         return ItemIndex.build(self.model, self.params, items, encoder=self.encoder, **options)
@@ -285,8 +286,9 @@ def fit(
     id_dropout: float = 0.0,
     seed: int = 0,
     min_history: int = 1,
-    validation: float = 0.1,
-    test: float = 0.1,
+    validation: Any = 0.1,
+    test: Any = 0.1,
+    since: Any = None,
     requests: int = 2000,
     k: int | None = 100,
     repeats: bool = False,
@@ -322,7 +324,10 @@ def fit(
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.
-      validation, test: shares of events, in the order of time; the test slice is for `Run.evaluate`.
+      validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date
+        such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
+      since: train on samples from this moment on, given in the same way; shares are then of these. Histories and popularity
+        still hold what was before.
       requests: samples of the validation slice that are evaluated, at most.
       k: of HR@k and NDCG@k in the catalogue; None does not rank it.
       repeats: whether users come back to items, see `evaluate`.
@@ -353,10 +358,10 @@ def fit(
       >>> list(run.metrics)
       ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']
     """
-    first_validation, first_test = time_cuts(data.log, validation=validation, test=test)
+    training.expect_labels(task, data, model.config.objectives)
     given = as_loss(loss) or loss or task.loss or Goals.of(model.config.objectives)
     settings = training.Settings(
-        task=task, first_validation=first_validation, first_test=first_test,
+        task=task, **training.cuts(task, data, validation=validation, test=test, since=since),  # type: ignore[arg-type]
         loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
         optimizer="AdamW" if optimizer is None else "given",
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,

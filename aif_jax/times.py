@@ -59,6 +59,40 @@ def ticks(times: Any, name: str, *, unit: TimeUnit = "s") -> Ticks:
     return Ticks(value, PER_SECOND[unit])
 
 
+def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
+    """ONE time in whole seconds: an ISO date or date and time, a `datetime`, `date` or `datetime64`, or an integer in `unit`.
+
+    A date is its first second. Raises ValueError for anything else, and for a time that cannot be in `unit`.
+
+    Example:
+      >>> seconds_of("2022-05-06", "test"), seconds_of(1_651_795_200_500, "test", unit="ms")
+      (1651795200, 1651795200)
+    """
+    time: Any = value
+    try:
+        if isinstance(value, str):
+            time = datetime.datetime.fromisoformat(value)
+        elif isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+            time = np.datetime64(value, "s")
+        if isinstance(value, bool | np.bool_) or np.ndim(time):
+            raise TypeError
+        return int(ticks(time, name, unit=unit).seconds)
+    except (TypeError, ValueError) as error:
+        why = f"; {error}" if not isinstance(value, str) and isinstance(error, ValueError) else ""
+        expected = f"an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
+        raise ValueError(f"{name}: expected {expected}, got {value!r}{why}") from None
+
+
+def shown(seconds: int) -> str:
+    """A time as people read it, UTC.
+
+    Example:
+      >>> shown(1651795200)
+      '2022-05-06T00:00:00'
+    """
+    return str(np.datetime64(int(seconds), "s"))
+
+
 def stamps(seconds: Any, name: str = "times") -> np.ndarray:
     """Times in seconds as uint32, which devices compare and subtract exactly: 1 is in 1963, 0 stands for no time.
 

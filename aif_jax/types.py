@@ -93,7 +93,7 @@ class UserMemory:
 class Streamed:
     """A history as the state of a stream, in the place of `Behaviours` in `UserFeatures`."""
 
-    memory: Any  # UserMemory; the engine also takes it `Packed`, as a `UserTable` stores it
+    memory: Any  # UserMemory, or `Packed` as a `UserTable` stores it
     since: Events  # [E] events that the memory does not hold yet
     now: Array  # uint32 [] time of the request, from `times.stamps`
     version: str = static("")  # of the model that made the memory, "" where none is known

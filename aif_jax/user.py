@@ -49,7 +49,8 @@ def apply(params: Params, features: UserFeatures, *, config: Config, candidates:
     """
     given, now = features.history, stream.FULL_NOW
     if isinstance(given, Streamed):
-        kept, now = update(params, given.memory, given.since, config=config), given.now
+        memory = given.memory if isinstance(given.memory, UserMemory) else given.memory.widened()
+        kept, now = update(params, memory, given.since, config=config), given.now
         history, memory = stream.history(config.schema, kept.recent, now), kept.blocks
     else:
         history = recent(given, config.history_length)

@@ -193,13 +193,15 @@ def consistency(data: Dataset, label: str, truth: str, options, seed: int, click
         Goal(pointwise_bce, CHOSEN),
     )
     ways = {"bce": ((label,), Goals(plain)), "consistent": ((label, CHOSEN), Goals(plain, *agreement))}
-    held = {split: Held.of(data, task, label, truth, span, click) for split, span in _slices(data).items()}
+    slices = _slices(data)
+    held = {split: Held.of(data, task, label, truth, span, click) for split, span in slices.items()}
+    moments: dict[str, Any] = {split: np.datetime64(since, "s") for split, (since, _) in slices.items()}
     scored: dict[str, dict[str, np.ndarray]] = {}
     for name, (objectives, loss) in ways.items():
         model = aif.build(aif.presets.aif(data.schema, objectives=objectives, **options.model))
         run = aif.fit(
             model, data, task=task, loss=loss, epochs=options.epochs, batch_size=options.batch_size, seed=seed, k=None,
-            requests=300, keep_best="auc",
+            requests=300, keep_best="auc", **moments,
         )  # fmt: skip
         scored[name] = {
             split: list_scores(run.model, run.params, data, part.positions, part.lists, batch_size=16)

@@ -78,7 +78,9 @@ def compare(seed: int, *, smoke: bool) -> dict[str, Any]:
     changes: dict[str, Any] = dict(long_length=64, sequence=False, blocks=blocks, objectives=OBJECTIVES)
     if smoke:
         changes |= dict(width=8, towers=(16,), head=(16, 8), short_length=8, long_length=8, blocks=(DotProduct(),))
-    at = task.positions(data, min_history=1, since=time_cuts(data.log)[1], before=None)
+    first_validation, first_test = time_cuts(data.log)
+    moments: Any = dict(validation=np.datetime64(first_validation, "s"), test=np.datetime64(first_test, "s"))
+    at = task.positions(data, min_history=1, since=first_test, before=None)
     lists = aif.data.logged(data)(at, Draw(0, 0, 0))
     assert isinstance(lists.labels, dict)
     labels, where = lists.labels, lists.rows > 0
@@ -88,7 +90,7 @@ def compare(seed: int, *, smoke: bool) -> dict[str, Any]:
         model = build(aif.presets.aif(data.schema, **changes))
         run = aif.fit(
             model, data, task=task, loss=loss, epochs=1 if smoke else 4, batch_size=32 if smoke else 128, seed=seed, k=None,
-            requests=300, keep_best=False, progress=False,
+            requests=300, keep_best=False, progress=False, **moments,
         )  # fmt: skip
         scores = list_scores(model, run.params, data, at, lists, batch_size=16, progress=False)
         clicked = shown & (labels["click"] == 1)

@@ -9,8 +9,9 @@ import warnings
 import numpy as np
 import pytest
 
-from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Request, ServingConfig
+from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Request, ServingConfig, callables
 from aif_jax.serving.callables import Guarded
+from aif_jax.serving.metrics import prometheus_text
 from tests.serving_world import run, share_programs, shared
 
 FATAL = [SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit, asyncio.CancelledError]
@@ -59,6 +60,34 @@ def test_whatever_a_callable_raises_is_the_error_of_one_request(world, kind):
             async with engine_of(world, features, lambda request: world.ids[:40]) as engine:
                 answer = await engine.rank(3, 5, budget=20.0)
                 assert answer.degraded and "user side failed" in answer.reason and answer.mask.all()
+
+    run(test())
+
+
+def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(world, caplog, monkeypatch):
+    """One line for each type and minute, without the user; the counters have all."""
+    turns = iter(range(100))
+
+    def features(request):
+        if next(turns) < 4:
+            raise KeyError("a column")
+        return {"no": "features"}
+
+    async def test():
+        async with engine_of(world, features, lambda request: world.ids[:40]) as engine:
+            answers = [await engine.rank(Request(user=f"secret-{n}"), 5, budget=20.0) for n in range(6)]
+            assert all("user side failed: KeyError: 'a column'; answered" in answer.reason for answer in answers[:4])
+            kind = answers[4].reason.split("user side failed: ")[1].split(":")[0]
+            assert kind.endswith("Error") and kind != "KeyError"
+            assert engine.metrics()["callable_errors"] == {"features KeyError": 4, f"features {kind}": 2}
+            lines = [record for record in caplog.records if record.name == "aif_jax.serving.callables"]
+            assert [record.getMessage().split(": ")[1] for record in lines] == ["KeyError", kind]
+            assert lines[0].exc_info and "secret" not in caplog.text
+            text = prometheus_text(engine.metrics())
+            assert 'aif_callable_errors_total{reason="features KeyError"} 4.0' in text
+            monkeypatch.setattr(callables, "QUIET", 0.0)
+            await engine.rank("late", 5, budget=20.0)
+            assert f"features failed: {kind}" in caplog.text and "(2 since the last line on this type)" in caplog.text
 
     run(test())
 
@@ -160,7 +189,7 @@ def test_a_call_that_takes_longer_than_its_timeout_is_given_up(world):
     async def test():
         async with engine_of(world, slow, lambda request: world.ids[:40], callable_timeout=0.05) as engine:
             answer = await engine.rank(3, 5)
-            assert "user side failed: features: no answer within callable_timeout=0.05 s" in answer.reason
+            assert "user side failed: TimeoutError: features: no answer within callable_timeout=0.05 s" in answer.reason
         for retrieval in (slow, slow_stream, lambda request: time.sleep(0.3)):
             async with engine_of(world, lambda request: world.user(3), retrieval, callable_timeout=0.05) as engine:
                 with pytest.raises(TimeoutError, match="retrieval: no answer within callable_timeout=0.05 s"):
@@ -201,6 +230,7 @@ def test_a_process_ends_although_calls_never_return(python):
 import asyncio, time
 from aif_jax.serving import ServingConfig
 from aif_jax.serving.callables import Guarded
+from aif_jax.serving.metrics import prometheus_text
 
 async def main():
     call = Guarded("features", lambda request: time.sleep(600), ServingConfig(callable_threads=2, callable_timeout=0.05))

@@ -255,6 +255,25 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     assert code == 1 and "expected a run with these settings" in err and "fit.epochs" in err
 
 
+def test_a_training_is_split_by_dates_and_says_its_samples(world, tmp_path, run):
+    folder, *_ = world
+    rng, start = np.random.default_rng(0), int(np.datetime64("2022-05-01", "s").astype(int))
+    users, items = rng.integers(1, 30, 900), 1000 + 3 * rng.integers(0, 30, 900)
+    events = {"user": users, "item": items, "time": start + 900 * np.arange(900)}
+    pq.write_table(pa.table(events), tmp_path / "events.parquet")
+    words = ["train", "--events", tmp_path / "events.parquet", *files(folder)[2:], *FLAGS, "--batch-size", 32]
+    small = [word for word in SMALL if word != "--quiet"]
+    moments = ["--since", "2022-05-02", "--validation", start + 5 * 86_400, "--test", "2022-05-08T12:00"]
+    code, out, err = run(*words, "--out", tmp_path / "run", *small, *moments, "--json")
+    assert code == 0 and json.loads(out)["validation"], err
+    assert re.search(r"NextItem: \d+ events to train on, 240 for validation .* from 2022-05-06T00:00:00, 180 for the test", err)
+    assert "96 before 2022-05-02T00:00:00 (since)" in err and "are of scores before the SVD term" in err
+    settings = aif.Run.load(tmp_path / "run").settings
+    assert (settings.since, settings.first_test) == (start + 86_400, start + 7 * 86_400 + 43_200)
+    code, _, err = run(*words, "--out", tmp_path / "other", *SMALL, "--test", "2022-05-32")
+    assert code == 1 and "fit test: expected an ISO date such as '2022-05-06', a datetime, or an integer in 's', got" in err
+
+
 def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp_path, run):
     folder, *_ = world
     rng = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import jax
 import numpy as np
@@ -14,10 +15,13 @@ from aif_jax.data.candidates import CandidateLists, Draw, impressed, pointwise
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.split import eligible, split_by_time
+from aif_jax.train import bounded
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.test_sparse import SMALL
+
+evaluation = importlib.import_module("aif_jax.train.evaluate")  # the function of this name hides it
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,46 @@ def test_evaluation_compiles_once_for_all_calls(data, trained, positions):
     for few in (positions[:40], positions[:52], positions):
         train.evaluate(counted, params, data, few, progress=False)
     assert sorted(traced) == ["interaction", "item", "joint"]
+
+
+@pytest.mark.usefixtures("light_compilation")
+@pytest.mark.parametrize("preset", ["two_tower", "exact"])
+def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
+    """No program makes a larger array than the bound, whatever the catalogue and the lists; figures stay the same."""
+    model = aif.build(aif.presets.PRESETS[preset](data.schema, width=8, short_length=8, long_length=16))
+    params = demo.init(model, items=data.catalogue)
+    few = positions[:10]
+    rows = np.random.default_rng(0).integers(1, len(data.catalogue), (len(few), 200), dtype=np.int32)
+
+    def source(at, draw):
+        return CandidateLists(rows, (rows % 3 == 0).astype(np.float32))
+
+    def figures() -> tuple[train.Evaluation, np.ndarray]:
+        given = dict(candidates=source, k=5, calibrated=500, progress=False)
+        return train.evaluate(model, params, data, few, **given), rank_catalogue(model, params, data, few, progress=False).ranks
+
+    ran: dict[str, dict[str, int]] = {}
+
+    def measured(name: str, function):
+        def run(params, *given, **options):
+            widths, shapes = ran.setdefault(name, {}), str(jax.tree.map(np.shape, (given, options.get("count"))))
+            if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)) and shapes not in widths:
+                widths[shapes] = bounded.widest(lambda *given: function(params, *given, **options), *given)
+            return function(params, *given, **options)
+
+        return run
+
+    for name in ("_scores", "_states", "_item_rows", "_rank"):
+        monkeypatch.setattr(evaluation, name, measured(name, getattr(evaluation, name)))
+    expected, ranks = figures()
+    whole = {name: max(widths.values()) for name, widths in ran.items()}
+    ran.clear()
+    monkeypatch.setattr(bounded, "ARRAY", bound := 40_000)
+    got, again = figures()
+    for widths in ran.values():
+        assert max(widths.values()) <= bound
+    assert set(ran) == set(whole) and all(whole[name] > bound for name in ("_scores", "_rank"))
+    assert got.figures() == pytest.approx(expected.figures(), abs=1e-5) and (again == ranks).all()
 
 
 def test_wrong_positions_are_refused(data, trained):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import aif_jax as aif
 from aif_jax import expression
+from aif_jax.objectives import over_all
 from aif_jax.serving import Candidates, NonFiniteScores, Request, ServingConfig
 from aif_jax.serving.orders import orders_of
 from tests import demo
@@ -33,7 +34,8 @@ def parse(text: str) -> expression.Expression:
     ("text", "expected"),
     [
         ("p.click * bid", 0.5 * 3),
-        ("p.click * p.conversion * value + 0.1 * p.like", 0.5 * 0.2 * 40 + 0.1 * 0.9),
+        ("p.conversion * value + 0.1 * p.like", 0.1 * 40 + 0.1 * 0.9),
+        ('p.click * p["conversion|click"] * value', 0.5 * 0.2 * 40),
         ("-(p.click - 1) ** 2 / 4", -0.0625),
         ("max(p.click, p.like) - min(bid, value)", 0.9 - 3),
         ("log(exp(p.like)) + sqrt(value * 10) * 0 + +p.click", 0.9 + 0.5),
@@ -42,7 +44,8 @@ def parse(text: str) -> expression.Expression:
     ],
 )
 def test_values_are_those_of_arithmetic(text, expected):
-    p = {"click": np.full(4, 0.5, np.float32), "conversion": np.full(4, 0.2, np.float32), "like": np.full(4, 0.9, np.float32)}
+    each = {"click": 0.5, "conversion": 0.1, "conversion|click": 0.2, "like": 0.9}
+    p = {name: np.full(4, value, np.float32) for name, value in each.items()}
     side = {"bid": np.full(4, 3, np.float32), "value": np.full(4, 40, np.float32)}
     made = parse(text)
     got = jax.jit(lambda p, side: made(p, side))(p, side)
@@ -81,9 +84,13 @@ def test_an_expression_says_what_it_reads():
         ("log(p.click, 2)", "expected 1 argument of log, got 2"),
         ("min(*p.click, 2)", "expected numbers, names"),
         ("max(a=p.click, b=2)", "expected numbers, names"),
-        ("p.share * bid", r"expected p.NAME with a name among \['click', 'conversion', 'like'\], got p.share"),
-        ("p * bid", "expected p.NAME for one of the objectives"),
-        ("p.click * price", r"expected side values among \['bid', 'value'\], got 'price'"),
+        ("p.share * bid", r'expected one of p.click, p.conversion, p.like, p\["conversion\|click"\], got p.share'),
+        ("p['share|click']", r'expected one of p.click, p.conversion, p.like, p\["conversion\|click"\], got p\[.share'),
+        ("p * bid", "expected one of p.click, .*, got p alone"),
+        ("p.click * price", r"expected p.click, .* or side values among \['bid', 'value'\], got 'price'"),
+        ("click * bid", r"expected p.click, .* or side values among \['bid', 'value'\], got 'click'"),
+        ("p['a|b'].real", "expected numbers, names"),
+        ("bid['conversion|click']", "expected numbers, names"),
         ("bid * value", "expected a probability, p or p.NAME, got none"),
         ("", "expected an expression"),
         ("p.click" + " + p.click" * 60, "expected at most 500 characters"),
@@ -106,6 +113,19 @@ def test_any_text_is_an_expression_or_a_value_error(text):
         assert "score expression" in str(error)
     else:
         assert set(made.side) <= set(SIDE)
+
+
+def test_a_name_means_what_the_report_means_by_it():
+    """`p.conversion` is the product, as the figures of `evaluate` under that name; what is conditional is written out."""
+    logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    for xp in (np, jnp):
+        p = expression.probabilities({}, logits, OBJECTIVES, xp)
+        assert list(p) == ["click", "conversion", "like", "conversion|click"]
+        for name in ("click", "conversion", "like"):
+            np.testing.assert_allclose(p[name], sigmoid(over_all(logits, OBJECTIVES, name, np)), rtol=1e-5)
+        np.testing.assert_allclose(p["conversion|click"], sigmoid(logits[:, 1]), rtol=1e-5)
+        np.testing.assert_allclose(p["conversion"], p["click"] * p["conversion|click"], rtol=1e-6)
+        np.testing.assert_allclose(parse("p.conversion * bid")(p, {"bid": 2.0}), 2 * p["conversion"], rtol=1e-6)
 
 
 # the engine
@@ -142,7 +162,7 @@ def test_the_engine_ranks_by_its_orders_and_a_publish_changes_them(world):
                 np.testing.assert_allclose(answer.scores, np.sort(value)[::-1][:6], rtol=1e-4, atol=1e-5)
             with pytest.raises(ValueError, match=r"Request.order: expected one of .*'square', 'shy'\], got 'x'"):
                 await engine.rank(Request(user=3, context=ids, order="x"), 6)
-            with pytest.raises(ValueError, match="expected side values among"):
+            with pytest.raises(ValueError, match="expected p or side values among"):
                 await engine.publish(world.params, world.index, orders={"square": "p * price"})
             with pytest.raises(ValueError, match="Request.order: expected one of .*, got 'square'"):
                 await engine.publish(

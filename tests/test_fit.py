@@ -260,7 +260,7 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model)
         ({"validation": 0.0}, "fit keep_best: expected False without a validation slice, got 'gauc'"),
         ({"keep_best": "hr@100"}, r"fit keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
         ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
-        ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\), got 9"),
+        ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
         ({"min_history": 500}, "positions: expected at least batch_size=64, got 0"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -311,7 +312,7 @@ def test_sources(built):
     assert len(named.upsert(["sku-1", "new"], part(features, slice(2)))) == 50
     with pytest.raises(ValueError, match="expected together with ItemFeatures"):
         ItemIndex.build(model, params, features, progress=False)
-    with pytest.raises(TypeError, match="expected Catalogue, path, ItemFeatures or pairs"):
+    with pytest.raises(TypeError, match="expected Catalogue, path, ItemFeatures, pairs"):
         ItemIndex.build(model, params, 3, progress=False)
     with pytest.raises(ValueError, match="encoder: expected the encoder of the model's checkpoint, to read items.csv"):
         ItemIndex.build(model, params, "items.csv", progress=False)
@@ -356,6 +357,26 @@ def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
     np.testing.assert_allclose(rows.vector[0], want.vector, rtol=1e-5, atol=1e-6)
     for catalogue in (tmp_path / "items.csv", str(tmp_path / "items.parquet"), arrow.to_batches(max_chunksize=7), [arrow]):
         assert equal(ItemIndex.build(model, params, catalogue, **options).stored(), index.stored())
+
+
+def test_raw_columns_and_records_are_a_catalogue_and_other_things_are_named(raw):
+    model, params, encoder, table = raw
+    build = partial(ItemIndex.build, model, params, encoder=encoder, progress=False)
+    by_column = build(table)
+    records = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    for index in (build([table]), build(records), build(pa.table(table))):
+        assert len(index) == 40 and equal(index.take(table["item"])[0], by_column.take(table["item"])[0])
+    for wrong, got in (
+        (["item", "category"], "str 'item'"),
+        ((table["item"], None), "list .*sku-0"),
+        ([3], "int '3'"),
+        ({"item"}, "str 'item'"),
+    ):
+        expected = r"catalogue: expected pairs \(raw ids, ItemFeatures\), or raw columns by name: a mapping such as .*, got "
+        with pytest.raises(TypeError, match=expected + got):
+            build(wrong)
+    with pytest.raises(ValueError, match="expected a column 'item', got .'sku'"):
+        build({"sku": [1]})
 
 
 def test_raw_updates(raw):

@@ -287,7 +287,7 @@ def test_the_engine_answers_with_all_logits_and_ranks_by_the_first(served):
 def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     made = {"scale": np.array([2, 1, 1], np.float32), "bias": np.array([0, -1, 0.5], np.float32)}
     params = calibration.with_calibration(served.params, made)
-    orders = {"value": "p.click * p.conversion * bid + 0.1 * p.like", "plain": "p.like"}
+    orders = {"value": "p.conversion * bid + 0.1 * p.like", "plain": "p.like"}
     given = dict(platforms=("cpu",), stablehlo=False, orders=orders, buckets={"c": [64], "n": [64], "b": [4]})
     digest = export.save(tmp_path / "model", served.model, params, served.index_of(params), **given)
     loaded = export.load(tmp_path / "model", sha256=digest)

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -107,6 +108,33 @@ def test_a_build_is_what_the_stream_comes_to(streamed, built):
     for user in found:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found[user], expected[user])
     assert {int(memory.count) for memory in found.values()} == {90}
+
+
+@pytest.mark.parametrize("unit", ["s", "ms"])
+def test_a_build_up_to_a_moment_takes_it_in_the_unit_of_the_columns(unit):
+    columns = dataclasses.replace(ENCODER.columns, time_unit=unit)
+    encoder = dataclasses.replace(ENCODER, columns=columns)
+    data = dataclasses.replace(DATA, encoder=encoder)
+    second = int(np.median(data.log.time))
+    build = partial(UserTable.build, MODEL, PARAMS, data, encoder=encoder, version=VERSION, batch_size=8, progress=False)
+    until = build(until=second * {"s": 1, "ms": 1000}[unit])
+    assert sum(int(memory.count) for memory in memories(until).values()) == (data.log.time < second).sum()
+    assert same(until, build(until=str(np.datetime64(second, "s"))))
+    with pytest.raises(ValueError, match="until: expected an ISO date such as '2022-05-06', a datetime, or an integer in"):
+        build(until="yesterday")
+
+
+def test_features_of_a_table_are_features_of_the_model(built, streamed):
+    """`model.user` takes the packed row: the state is that of the row decoded, in every storage."""
+    now = int(DATA.log.time.max()) + 60
+    compact = table(storage="int8")
+    compact.update(raw(ARRIVAL))
+    for one in (built, compact):
+        user = next(iter(one.rows.of))
+        features = one.features(user, now=now)
+        decoded = dataclasses.replace(features, history=dataclasses.replace(features.history, memory=one.memory(user)))
+        states = [jax.jit(MODEL.user)(PARAMS, given) for given in (features, decoded)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *states)
 
 
 def test_a_build_from_raw_batches_is_the_same(built):

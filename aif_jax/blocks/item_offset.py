@@ -93,8 +93,12 @@ def with_item_offset(params: Params, table: Any, *, config: Config) -> tuple[Par
     size = config.schema.item_attribute("item").size
     table = checks.expect_array(table, "table", dtype=np.float32, shape=(size,))
     checks.expect_finite(table, "table")
-    block = next((block for block in config.blocks if isinstance(block, ItemOffset)), None)
-    if block is None:
+    if (block := present(config)) is None:
         block = ItemOffset()
         config = config.replace(blocks=(*config.blocks, block))
     return params | {"fitted": params["fitted"] | {block.name: {"table": jnp.asarray(table)}}}, config
+
+
+def present(config: Config) -> ItemOffset | None:
+    """The block of a model that has one."""
+    return next((block for block in config.blocks if isinstance(block, ItemOffset)), None)

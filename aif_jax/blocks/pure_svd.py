@@ -126,12 +126,12 @@ def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd 
     Raises:
       TypeError, ValueError: not R finite float32 for each item of the schema.
     """
-    present = _present(config)
-    added = present or block or PureSvd(width=np.shape(table)[-1])
+    there = present(config)
+    added = there or block or PureSvd(width=np.shape(table)[-1])
     size = config.schema.item_attribute("item").size
     table = checks.expect_array(table, "table", dtype=np.float32, shape=(size, added.width))
     checks.expect_finite(table, "table")
-    if present is None:
+    if there is None:
         config = config.replace(blocks=(*config.blocks, added))
     return params | {"fitted": params["fitted"] | {added.name: {"table": jnp.asarray(table)}}}, config
 
@@ -149,16 +149,17 @@ def fit_pure_svd(
     Raises:
       TypeError, ValueError: as those two; sizes for a block that the model has already.
     """
-    present = _present(config)
-    if present is not None and sizes:
-        raise ValueError(f"sizes: expected none, since the model has {present}, got {sizes}")
-    block = present or PureSvd(**sizes)
+    there = present(config)
+    if there is not None and sizes:
+        raise ValueError(f"sizes: expected none, since the model has {there}, got {sizes}")
+    block = there or PureSvd(**sizes)
     size = config.schema.item_attribute("item").size
     table = svd_factors(user, item, size=size, block=block, deviation=deviation)
     return with_pure_svd(params, table, config=config, block=block)
 
 
-def _present(config: Config) -> PureSvd | None:
+def present(config: Config) -> PureSvd | None:
+    """The block of a model that has one."""
     return next((block for block in config.blocks if isinstance(block, PureSvd)), None)
 
 

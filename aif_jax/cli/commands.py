@@ -33,13 +33,14 @@ from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.check import ORDERS
 from aif_jax.readers.problems import CAP
 from aif_jax.run import Run, fit
+from aif_jax.train.report import note
 from aif_jax.train.tasks import TASKS
 from aif_jax.version import fingerprint
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
 FIT = (
-    "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "min_history", "validation", "test", "requests", "repeats",
-    "id_dropout", "buckets",
+    "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "min_history", "validation", "test", "since", "requests",
+    "repeats", "id_dropout", "buckets",
 )  # fmt: skip
 """Arguments of `fit` that have a flag."""
 ADDED = {"factors": Run.with_factors, "offset": Run.for_catalogue, "calibration": Run.calibrate}
@@ -68,7 +69,7 @@ def add_commands(commands: Any) -> None:
     text = f"one of {', '.join(TASKS)}, and its fields, such as: Liked threshold=4 (default: NextItem)"
     one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
     defaults = {name: inspect.signature(fit).parameters[name].default for name in FIT}
-    shared.add_flags(one, defaults, fit, numbers=("buckets",))
+    shared.add_flags(one, defaults, fit, numbers=("buckets",), moments=("validation", "test", "since"))
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
     one.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -230,6 +231,8 @@ def run_train(options: argparse.Namespace) -> int:
         else:
             for split, values in figures.items():
                 print(f"{split}: {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
+            if text := note(run.config, task, run.settings.k):
+                print(text)
 
     processes.by_first("evaluate", report)
     return FINE

@@ -64,10 +64,12 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     add_flags(group, {field.name: field.default for field in dataclasses.fields(Columns)}, Columns)
 
 
-def add_flags(parser: Any, defaults: Mapping[str, Any], documented: Any, *, numbers: Sequence[str] = ()) -> None:
+def add_flags(
+    parser: Any, defaults: Mapping[str, Any], documented: Any, *, numbers: Sequence[str] = (), moments: Sequence[str] = ()
+) -> None:
     """Adds a flag for each default, which tells its type too; help texts are the lines "NAME: text" of a docstring.
 
-    A tuple takes words, or integers for the names in `numbers`.
+    A tuple takes words, or integers for the names in `numbers`. Names in `moments` take a number or a date.
     """
     for name, default in defaults.items():
         flag = "--" + name.replace("_", "-")
@@ -77,10 +79,20 @@ def add_flags(parser: Any, defaults: Mapping[str, Any], documented: Any, *, numb
         elif isinstance(default, tuple):
             each: dict[str, Any] = dict(type=int, metavar="NUMBER") if name in numbers else dict(metavar="NAME")
             parser.add_argument(flag, nargs="*", help=text, **each)
+        elif name in moments:
+            parser.add_argument(flag, type=number_or_text, metavar="NUMBER|DATE", help=text)
         elif isinstance(default, int | float):
             parser.add_argument(flag, type=type(default), metavar="NUMBER", help=text)
         else:
             parser.add_argument(flag, metavar="NAME", help=text)
+
+
+def number_or_text(text: str) -> int | float | str:
+    """The number that a text is, else the text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def flags_given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

@@ -7,12 +7,21 @@ from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog, write_log
 from aif_jax.data.pipeline import Batch, Fed, Pipeline, make_batch, to_device
 from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
-from aif_jax.data.split import Split, eligible, eligible_positions, leave_last, request_starts, split_by_time, time_cuts
+from aif_jax.data.split import (
+    Split,
+    cuts_of_samples,
+    eligible,
+    eligible_positions,
+    leave_last,
+    request_starts,
+    split_by_time,
+    time_cuts,
+)  # fmt: skip
 from aif_jax.data.stages import logged, staged
 
 __all__ = [
     "Dataset", "EventLog", "write_log", "CorruptRecord", "hashing",
-    "Split", "split_by_time", "time_cuts", "leave_last", "eligible", "eligible_positions", "request_starts",
+    "Split", "split_by_time", "time_cuts", "cuts_of_samples", "leave_last", "eligible", "eligible_positions", "request_starts",
     "NegativeSampler", "Seen", "item_counts",
     "Source", "CandidateLists", "Draw", "pointwise", "sampled", "impressed", "retrieved",
     "Cascade", "STAGES", "logged", "staged",

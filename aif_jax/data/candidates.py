@@ -103,7 +103,7 @@ def pointwise(dataset: Dataset, *, threshold: int) -> Source:
       ValueError: a threshold that every or no action reaches.
     """
     actions = dataset.schema.actions
-    expect(2 <= threshold < actions, "threshold", f"an action row in [2, {actions})", threshold)
+    _expect_row(dataset, threshold, "threshold", least=2)
 
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
@@ -182,9 +182,11 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str
       A source whose positions are the first events of requests: `split.request_starts(log)`.
 
     Raises:
-      ValueError: candidates below 1.
+      ValueError: candidates below 1, a threshold that is no action row.
     """
     expect(candidates >= 1, "candidates", "at least 1", candidates)
+    for name, least in threshold.items() if isinstance(threshold, Mapping) else [("", threshold)]:
+        _expect_row(dataset, least, f"threshold[{name!r}]" if name else "threshold", least=1)
 
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         log = dataset.log
@@ -246,6 +248,17 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
         some = retrieval[:: max(1, len(retrieval) // DESCRIBED_ROWS)]
         table = {"shape": list(retrieval.shape), "sha256": digest(some).sha256}
     return Source(lists, {"kind": "retrieved", "candidates": candidates, "retrieval": table})
+
+
+def _expect_row(dataset: Dataset, row: Any, name: str, *, least: int) -> None:
+    """ValueError for a threshold that is no action row of at least `least`, with the raw actions of the rows."""
+    actions, raw = dataset.schema.actions, []
+    if dataset.encoder is not None:
+        known = dataset.encoder.vocabularies.get("action")
+        raw = list(dataset.encoder.columns.actions) or ([] if known is None else np.asarray(known.raw).tolist())
+    rows = "".join(f"{', ' if place else ': '}{place + 1} is {value!r}" for place, value in enumerate(raw[:20]))
+    good = isinstance(row, int | np.integer) and not isinstance(row, bool) and least <= row < actions
+    expect(good, name, f"an action row in [{least}, {actions}){rows}", repr(row))
 
 
 def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from aif_jax.checks import BLOCK, expect, expect_integers
 from aif_jax.data.events import EventLog
+from aif_jax.times import TimeUnit, seconds_of, shown
 
 BINS = 1 << 16  # of the histogram that finds a time by its rank
 
@@ -76,6 +77,63 @@ def time_cuts(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> t
     expect(validation + test < 1, "split by time", "validation + test below 1", f"{validation} + {test}")
     size = len(log)
     return _time_of_rank(log, size - round(size * (validation + test))), _time_of_rank(log, size - round(size * test))
+
+
+def cuts_of_samples(
+    times: np.ndarray, *, validation: Any = 0.1, test: Any = 0.1, since: Any = None, unit: TimeUnit = "s"
+) -> tuple[int | None, int, int]:
+    """The first times of the training, validation and test parts of a task's samples, in seconds; None where training has none.
+
+    Shares are of the samples themselves, those from `since` on: where a request has many events, or requests come late in the
+    log, shares of events would cut the samples elsewhere.
+
+    Args:
+      times: int64 [n] seconds of the samples, in any order.
+      validation, test: a share of the samples in [0, 1), by time, the test part last; or the moment when the part begins: an
+        ISO date, a `datetime`, a `datetime64`, or an integer in `unit`. The integer 0 is a share.
+      since: a moment, the same way; None for all.
+      unit: of integers.
+
+    Raises:
+      ValueError: no share and no moment; shares or moments that leave no sample for training, for the test part after a
+        moment, or for the validation part before it.
+
+    Example:
+      >>> cuts_of_samples(np.array([10, 20, 30, 40, 50]), validation=0.2, test=0.2)
+      (None, 40, 50)
+      >>> cuts_of_samples(np.array([10, 20, 30, 40, 50]), validation=0.2, test=35, since=15)
+      (15, 30, 35)
+    """
+    expect(len(times), "fit", "samples of the task, events or requests with known items", "none")
+    span = f"the samples are from {shown(times.min())} to {shown(times.max())}"
+    start = None if since is None else seconds_of(since, "fit since", unit=unit)
+    times = np.sort(times if start is None else times[times >= start])
+    expect(len(times), "fit since", f"a moment with samples after it ({span})", repr(since))
+    parts = {name: _share_or_moment(value, f"fit {name}", unit) for name, value in (("validation", validation), ("test", test))}
+    shares = [part for part in parts.values() if isinstance(part, float)]
+    expect(sum(shares) < 1, "fit", "validation + test below 1", f"{validation} + {test}")
+
+    def rank(held_out: float) -> int:
+        place = len(times) - round(held_out)
+        return int(times[place]) if place < len(times) else int(times[-1]) + 1
+
+    if isinstance(last := parts["test"], float):
+        first_test, tested = rank(len(times) * last), len(times) * last
+    else:
+        first_test, tested = last, int((times >= last).sum())
+        expect(tested, "fit test", f"a moment with samples from it on ({span})", repr(test))
+    if not isinstance(before := parts["validation"], float):
+        first_validation = before
+        some = np.searchsorted(times, first_test) - np.searchsorted(times, first_validation)
+        expected = f"a moment before the test part, {shown(first_test)}, with samples between the two ({span})"
+        expect(some > 0, "fit validation", expected, repr(validation))
+    elif isinstance(last, float):
+        first_validation = rank(len(times) * (before + last))
+    else:
+        first_validation = min(rank(tested + len(times) * before), first_test) if before else first_test
+    got = f"none of {len(times):,} with {validation=}, {test=}, {since=} ({span}): too few, or too many share one time"
+    expect(times[0] < first_validation, "fit", "samples before the first cut, to train on", got)
+    return start, first_validation, first_test
 
 
 def leave_last(log: EventLog) -> Split:
@@ -208,6 +266,16 @@ def _select(
         return positions
     positions.flush()  # type: ignore[union-attr]
     return np.load(file, mmap_mode="r")
+
+
+def _share_or_moment(value: Any, name: str, unit: TimeUnit) -> float | int:
+    """A share as a float, a moment as an int in seconds."""
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if number and (value == 0 or isinstance(value, float | np.floating)):
+        expected = f"a share in [0, 1), or a moment: an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
+        expect(0 <= value < 1, name, expected, repr(value))
+        return float(value)
+    return seconds_of(value, name, unit=unit)
 
 
 def _time_of_rank(log: EventLog, rank: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -128,7 +128,12 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None)
     if features is None:
         if encoder is None:
             raise TypeError(f"items: expected ids and ItemFeatures, or an index with an encoder, got {type(ids).__name__}")
-        ids, features = encoder.items(_columns(ids))
+        columns = _columns(ids)
+        if not _by_column(columns):
+            got = f"{type(ids).__name__} {str(ids)[:80]!r}"
+            columns = "raw columns by name: a mapping such as {'item': [7, 8]}, an Arrow batch or table, or a list of records"
+            raise TypeError(f"catalogue: expected pairs (raw ids, ItemFeatures), or {columns}, got {got}")
+        ids, features = encoder.items(columns)
     keys = raw_keys(ids, "ids", like=kind)
     check_item_features(program.model.config.schema, features, batched=True)
     check_encoding("ItemFeatures", expected="" if encoder is None else encoder.version, got=features.encoding)
@@ -195,8 +200,10 @@ def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[B
         if program.encoder is None:
             raise ValueError(f"encoder: expected the encoder of the model's checkpoint, to read {catalogue}, got None")
         catalogue = read_items(catalogue, program.encoder)
+    elif _by_column(catalogue) or _records(catalogue):
+        catalogue = [catalogue]
     elif not isinstance(catalogue, Iterable):
-        expected = "Catalogue, path, ItemFeatures or pairs (ids, features)"
+        expected = "Catalogue, path, ItemFeatures, pairs (ids, features), or raw columns or records"
         raise TypeError(f"catalogue: expected {expected}, got {type(catalogue).__name__}")
     return _stream(program, catalogue), known
 
@@ -214,9 +221,20 @@ def _of_shard(batches: Iterator[Batch], place: int, shards: int) -> Iterator[Bat
         yield part(batch, shard_of_keys(batch[0].key, shards) == place)
 
 
+def _by_column(table: Any) -> bool:
+    """Whether this is raw values by column: a mapping, an Arrow batch or table, a data frame."""
+    return isinstance(table, Mapping) or hasattr(table, "columns") or hasattr(table, "column")
+
+
+def _records(table: Any) -> bool:
+    """Whether this is a list of records, one value each, and not of batches of columns."""
+    mappings = isinstance(table, list) and bool(table) and all(isinstance(record, Mapping) for record in table)
+    return mappings and any(np.ndim(value) == 0 for value in table[0].values())
+
+
 def _columns(table: Any) -> Any:
     """Raw columns; of a list of records, one for each name, None where a record lacks it."""
-    if not isinstance(table, list):
+    if not isinstance(table, list) or not all(isinstance(record, Mapping) for record in table):
         return table
     return {name: [record.get(name) for record in table] for name in dict.fromkeys(name for record in table for name in record)}
 

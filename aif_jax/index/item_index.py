@@ -103,8 +103,8 @@ class ItemIndex:
           model: whose item function runs.
           params: of the model. Held by reference, for updates.
           catalogue: a `Catalogue`; the path of an items file (Parquet or CSV); an iterable of (raw ids [n], ItemFeatures [n])
-            or of raw columns [n], such as Arrow record batches; or one `ItemFeatures` with `ids`. Files and raw columns need
-            the `encoder`.
+            or of raw columns [n], such as Arrow record batches; raw columns or a list of records; or one `ItemFeatures` with
+            `ids`. Files, columns and records need the `encoder`.
           encoder: of the model's checkpoint. Features that another encoder made are refused.
           ids: raw ids of the items of one `ItemFeatures`.
           version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.

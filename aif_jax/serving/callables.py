@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator
 from typing import Any
 
@@ -17,12 +19,18 @@ from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import CallableError
 from aif_jax.serving.threads import Workers
 
+logger = logging.getLogger(__name__)
+QUIET = 60.0  # seconds between two log lines on errors of one type of one callable
 GRACE = 1.0  # seconds that a cancelled call may take to clean up before it counts as hung
 _END = object()
 
 
 class Guarded:
-    """A callable of the engine's owner; `function` is None where only `batches` is used."""
+    """A callable of the engine's owner; `function` is None where only `batches` is used.
+
+    Attributes:
+      errors: how many of its calls failed, by type of the error.
+    """
 
     def __init__(self, name: str, function: Any, config: ServingConfig):
         self._name = name
@@ -31,6 +39,8 @@ class Guarded:
         self._workers = Workers(f"aif-{name}", config.callable_threads, replace=True)
         self._timeout = config.callable_timeout
         self._max_hung = config.max_hung
+        self.errors: Counter[str] = Counter()
+        self._logged: dict[str, tuple[float, int]] = {}  # by type: when its last line was, and how many errors there were then
         self._cancelled: dict[asyncio.Task[Any], float] = {}  # tasks that have not ended yet, and since when
 
     @property
@@ -42,12 +52,26 @@ class Guarded:
     async def __call__(self, request: Any) -> Any:
         """What the function returns or raises; CallableError for what would end others, TimeoutError by `callable_timeout`."""
         if self._workers.hung + len(self._cancelled) >= self._max_hung and self.hung >= self._max_hung:
-            raise CallableError(f"{self._name}: {self.hung} calls have not returned, as many as max_hung allows")
+            raise self.noted(CallableError(f"{self._name}: {self.hung} calls have not returned, as many as max_hung allows"))
         with self._task(self._call(request)) as outcome:
             result, error = await self._in_time(outcome, outcome)
         if error is not None:
-            raise error
+            raise self.noted(error)
         return result
+
+    def noted(self, error: BaseException) -> BaseException:
+        """The same error, counted by its type; the first of a type is logged, and then one in `QUIET` seconds.
+
+        The line has the error and where it was raised, and no user: a request is no business of a log.
+        """
+        kind, now = type(error).__name__, time.perf_counter()
+        self.errors[kind] += 1
+        last, before = self._logged.get(kind, (-QUIET, 0))
+        if now - last >= QUIET:
+            self._logged[kind] = now, self.errors[kind]
+            since = f" ({self.errors[kind] - before} since the last line on this type)" if before else ""
+            logger.error("%s failed: %s%s", self._name, described(error), since, exc_info=error)
+        return error
 
     async def batches(self, stream: Any) -> AsyncGenerator[Any, None]:
         """The batches of an async iterator, which is read in one task and closed with the request."""
@@ -58,7 +82,7 @@ class Guarded:
                 yield batch
         _, error = outcome.result()
         if error is not None:
-            raise error
+            raise self.noted(error)
 
     def close(self) -> None:
         """Ends idle threads; those of hung calls end with the process."""
@@ -101,11 +125,16 @@ class Guarded:
         except BaseException as error:
             stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
             if stopped or not isinstance(error, Exception):
-                culprit = error.__cause__ if stopped else error  # Python's RuntimeError for a StopIteration names none
-                refused = CallableError(f"{self._name} raised {type(culprit).__name__}: {culprit}".removesuffix(": "))
+                culprit = stopped and error.__cause__ or error  # Python's RuntimeError for a StopIteration names none
+                refused = CallableError(f"{self._name} raised {described(culprit)}")
                 refused.__cause__ = error
                 error = refused
             _settle(outcome, None, error)
+
+
+def described(error: BaseException) -> str:
+    """An error with its type, as the last line of a traceback has it."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _settle(outcome: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -256,7 +256,10 @@ class AsyncPreRanker:
     # what an operator sees
 
     def metrics(self) -> dict[str, Any]:
-        """Plain counters, gauges and latencies; `prometheus_text(engine.metrics())` writes them for a scraper."""
+        """Plain counters, gauges and latencies; `prometheus_text(engine.metrics())` writes them for a scraper.
+
+        `callable_errors` counts failed calls of `features` and `retrieval` by their type: {"features KeyError": 3}.
+        """
         cache = self._users.cache
         values = self._metrics.values()
         values["counters"] |= {
@@ -275,6 +278,11 @@ class AsyncPreRanker:
             "oldest_state_seconds": cache.oldest,
             "stale_answer_seconds": self._users.stale_age,
             "versions_in_memory": len(self._versions),
+        }
+        values["callable_errors"] = {
+            f"{name} {kind}": count
+            for name, call in (("features", self._features), ("retrieval", self._retrieval), ("candidates", self._given))
+            for kind, count in call.errors.items()
         }
         values["version"] = self._current.name if self._current else None
         return values

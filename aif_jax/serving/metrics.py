@@ -172,9 +172,9 @@ def _families(
             counted.setdefault(name, []).append((own, value))
         for name, value in values.get("gauges", {}).items():
             gauged.setdefault(name, []).append((own, value))
-        for name in ("degraded", "failed"):
-            reasons = values.get(name, {}).items()
-            counted.setdefault(f"{name}_reason", []).extend((own | {"reason": why}, n) for why, n in reasons)
+        for name in ("degraded_reason", "failed_reason", "callable_errors"):
+            reasons = values.get(name.removesuffix("_reason"), {}).items()
+            counted.setdefault(name, []).extend((own | {"reason": why}, n) for why, n in reasons)
         latencies += [(own | {"stage": stage}, histogram) for stage, histogram in values.get("stages", {}).items()]
     for family, samples in ((CounterMetricFamily, counted), (GaugeMetricFamily, gauged)):
         for name, listed in samples.items():

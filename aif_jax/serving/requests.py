@@ -189,7 +189,8 @@ class Logits(Answer):
     def probabilities(self) -> dict[str, np.ndarray]:
         """Calibrated probabilities float32 [C] by objective, "" for one without a name; 0 where the mask is false.
 
-        They are those that score expressions read, of the version that scored; computed here, on the host, when asked for.
+        They are those that score expressions read, "NAME|GIVEN" of a conditional objective among them, of the version that
+        scored; computed here, on the host, when asked for.
         """
         return probabilities(self._meaning.calibration, self.logits, self._meaning.objectives, np)
 

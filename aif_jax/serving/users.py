@@ -15,7 +15,7 @@ import numpy as np
 from aif_jax.features import pack
 from aif_jax.serving.admission import Job
 from aif_jax.serving.cache import StateCache, StateKey
-from aif_jax.serving.callables import Guarded
+from aif_jax.serving.callables import Guarded, described
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import DeadlineExceeded
 from aif_jax.serving.metrics import Metrics
@@ -139,7 +139,7 @@ class UserSides:
             raise error
         stale = self.cache.stale(job.request.user, job.version.name)
         stand_in = "unknown user" if stale is None else "stale state"
-        job.reason = f"user side {what}: {error}; answered with the {stand_in}"
+        job.reason = f"user side {what}: {error if what == 'late' else described(error)}; answered with the {stand_in}"
         job.degraded = f"{what}, {stand_in}"
         if stale is None:
             return job.version.unknown[0]
@@ -171,7 +171,7 @@ class UserSides:
         self._tasks.submit(task)
         outcome = await task.future
         if isinstance(outcome, Exception):
-            raise outcome
+            raise self._features.noted(outcome)  # features that do not fit the model
         state, span = outcome
         side = UserSide(state, task.form, start)
         if version.name == self._serving:

@@ -27,13 +27,14 @@ from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.model import PreRanker
 from aif_jax.objectives import names, over_all
+from aif_jax.train import bounded
 from aif_jax.train.step import score
-from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures
+from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
 NEGATIVES = 99
 """Sampled candidates of a request, unless another source is given."""
 ITEMS = 1024  # items in one run of the item function
-SCORES = 1 << 24  # scores of requests x items that are held at a time
+SCORES = 1 << 22  # scores of requests x items that are held on the host at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Evaluation:
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
       ndcg: NDCG@k of the same.
       objectives: the figures of each objective by name, where there are several; those above are of the first.
+      note: of a run: which terms the scores lack that are fitted after training, and the call that adds them; "" for none.
     """
 
     requests: int
@@ -68,6 +70,7 @@ class Evaluation:
     hit_rate: float | None = None
     ndcg: float | None = None
     objectives: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
     def figures(self) -> dict[str, float]:
         """The figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
@@ -86,7 +89,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in self.figures().items())
-        return f"{shown} ({self.requests:,} requests of {self.users:,} users)"
+        return f"{shown} ({self.requests:,} requests of {self.users:,} users){self.note and '; '}{self.note}"
 
 
 class Ranked(NamedTuple):
@@ -171,7 +174,7 @@ def by_objective(
         return
     expect(len(texts) > 0, "Config.objectives", f"names among those of the labels {sorted(labels)}", "none")
     lacking = [name for name in names(texts) if name not in labels]
-    expect(not lacking, "labels", f"those of {list(names(texts))}", f"none of {lacking}")
+    expect(not lacking, "labels", f"those of {list(names(texts))}", f"none of {lacking}, but {sorted(labels)}")
     whole = [array if len(texts) > 1 else array[..., None] for array in (scores, probable)]
     for name in names(texts):
         yield name, *(over_all(array, texts, name, np) for array in whole), labels[name]
@@ -226,21 +229,32 @@ def list_scores(
     batch_size: int = 128,
     progress: bool = True,
 ) -> np.ndarray:
-    """Joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]."""
+    """Joint scores of the candidates of R requests, float32 [R, C] or [R, C, T].
 
-    def batches() -> Iterator[Batch]:
-        for at in _filled(len(positions), batch_size, label="score", progress=progress):
-            yield make_batch(data, positions[at], lists.rows[at], take(lists.labels, at), config=model.config)
+    At most `batch_size` requests are scored at a time, and fewer, or some of their candidates, where an array of the program
+    would be larger than `bounded.ARRAY`.
+    """
 
-    return np.concatenate(list(predict(model, params, batches())))[: len(positions)]
+    size, width = _list_sizes(model, params, data, positions, lists, batch_size)
+
+    def batches(columns: slice) -> Iterator[Batch]:
+        for at in _filled(len(positions), size, label="score", progress=progress):
+            labels = jax.tree.map(lambda values: values[:, columns], take(lists.labels, at))
+            yield make_batch(data, positions[at], lists.rows[at, columns], labels, config=model.config)
+
+    columns = [slice(start, start + width) for start in range(0, lists.rows.shape[1], width)]
+    parts = [np.concatenate(list(predict(model, params, batches(some))))[: len(positions)] for some in columns]
+    return np.concatenate(parts, axis=1)
 
 
 def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
     """The item function over the whole catalogue: rows [N] on the device."""
     total, parts = len(catalogue), []
-    for at in _filled(total, min(ITEMS, total), label="item rows", progress=progress):
-        features = catalogue.features(at, content=model.config.reads_content)
-        parts.append(_item_rows(params, features, model=model))
+    one = catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
+    run = partial(_item_rows, params, model=model)
+    size = bounded.fitting(min(ITEMS, total), lambda n: bounded.widest(run, bounded.like(one, n)))
+    for at in _filled(total, size, label="item rows", progress=progress):
+        parts.append(run(catalogue.features(at, content=model.config.reads_content)))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:total], *parts)
 
 
@@ -276,18 +290,36 @@ def catalogue_scores(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
 
+    Memory: the item rows of the catalogue, as an index holds them, and twice while they are made; `SCORES` scores on the host,
+    or those of one user; and programs over some users and items whose arrays are within `bounded.ARRAY` each.
+
     Yields:
       int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0 and, unless users come back to items
       (`repeats`), for what the user has met before, but never for the event's own item.
     """
-    log, total = data.log, len(data.catalogue)
+    log, total, length = data.log, len(data.catalogue), model.config.history_length
     rows = item_rows(model, params, data.catalogue, progress=progress)
-    size = max(1, min(batch_size, SCORES // total))
+    users, score_some = partial(_states, params, model=model), partial(_rank, params, model=model)
+    one = data.user_features(positions[:1], length=length)
+    most = max(1, min(batch_size, SCORES // total))
+    size = bounded.fitting(most, lambda n: bounded.widest(users, bounded.like(one, n)))
+    state = jax.eval_shape(users, bounded.like(one, 1))
+
+    def width_of(users: int, items: int) -> int:
+        ranked = partial(score_some, count=items)
+        return bounded.widest(lambda states, start: ranked(states, rows, start), bounded.like(state, users), np.int32(0))
+
+    if width_of(size, total) > bounded.ARRAY:
+        size = bounded.fitting(size, lambda n: width_of(n, 1))
+    count = bounded.fitting(total, lambda n: width_of(size, n))
     done = 0
     for at in _filled(len(positions), size, label="rank", progress=progress):
         here = positions[at]
-        features = data.user_features(here, length=model.config.history_length)
-        scores = np.array(_rank(params, features, rows, model=model))
+        states = users(data.user_features(here, length=length))
+        scores = np.empty((size, total), np.float32)
+        for start in range(0, total, count):
+            start = min(start, total - count)  # the last ones again, so that one shape is compiled
+            scores[:, start : start + count] = score_some(states, rows, np.int32(start), count=count)
         target, each = log.item[here], np.arange(size)
         of_target = scores[each, target]
         scores[:, 0] = -np.inf  # row 0 is no item
@@ -329,8 +361,29 @@ def _item_rows(params: Params, features: ItemFeatures, *, model: PreRanker) -> I
 
 
 @partial(jax.jit, static_argnames="model")
-def _rank(params: Params, features: UserFeatures, rows: ItemRow, *, model: PreRanker) -> jax.Array:
-    """Logits [B, N] of B users and all items."""
-    states = jax.vmap(model.user, (None, 0))(params, features)
-    logits = jax.vmap(model.interaction, (None, 0, None))(params, states, rows)
+def _states(params: Params, features: UserFeatures, *, model: PreRanker) -> UserState:
+    return jax.vmap(model.user, (None, 0))(params, features)
+
+
+@partial(jax.jit, static_argnames=("model", "count"))
+def _rank(params: Params, states: UserState, rows: ItemRow, start: Any, *, model: PreRanker, count: int) -> jax.Array:
+    """Logits [B, count] of B users and the items from `start` on."""
+    some = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), rows)
+    logits = jax.vmap(model.interaction, (None, 0, None))(params, states, some)
     return logits if model.config.outputs == 1 else logits[..., 0]
+
+
+def _list_sizes(
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, most: int
+) -> tuple[int, int]:
+    """How many requests, and how many candidates of each, are scored at a time."""
+
+    def width_of(requests: int, candidates: int) -> int:
+        one = make_batch(
+            data, positions[:1], lists.rows[:1, :candidates], np.zeros((1, candidates), np.float32), config=model.config
+        )
+        return bounded.widest(partial(_scores, params, model=model), bounded.like(one, requests))
+
+    whole = lists.rows.shape[1]
+    size = bounded.fitting(most, lambda n: width_of(n, whole))
+    return size, whole if size > 1 else bounded.fitting(whole, lambda n: width_of(1, n))

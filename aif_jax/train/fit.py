@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm.auto import tqdm
 
 from aif_jax import metrics, processes, sharding
 from aif_jax.calibration import GROUP, with_calibration
@@ -28,15 +27,18 @@ from aif_jax.data.candidates import Draw, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.folders import write_file
+from aif_jax.data.split import cuts_of_samples
 from aif_jax.logs import JsonLines, LogWriter
 from aif_jax.model import PreRanker, fit_tables
+from aif_jax.objectives import names
+from aif_jax.train import report
 from aif_jax.train.evaluate import by_objective, evaluate
 from aif_jax.train.gradients import LossFn
 from aif_jax.train.loop import loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.sparse import SparseConfig
 from aif_jax.train.step import FITTED, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, NextItem, Task
+from aif_jax.train.tasks import TASKS, Cascaded, Impressions, NextItem, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import Params
 from aif_jax.version import fingerprint
@@ -53,6 +55,7 @@ class Settings:
     """What decides a run, with model and data; its record is in the folder of the run. `loss`, `optimizer` are names."""
 
     task: Task = NextItem()
+    since: int | None = None
     first_validation: int
     first_test: int
     loss: str
@@ -95,7 +98,10 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `from_json` reads it back."""
         task = {"name": type(self.task).__name__} | dataclasses.asdict(self.task)
-        return json.loads(json.dumps({**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "task": task}))
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"task": task}
+        if self.since is None:  # as in records of runs from before there was a `since`, which go on
+            del values["since"]
+        return json.loads(json.dumps(values))
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Settings:
@@ -106,12 +112,35 @@ class Settings:
     def span(self, split: str) -> dict[str, int | None]:
         """The first second of a slice, "train", "validation" or "test", and the first after it."""
         bounds = {
-            "train": (None, self.first_validation),
+            "train": (self.since, self.first_validation),
             "validation": (self.first_validation, self.first_test),
             "test": (self.first_test, None),
         }
         expect(split in bounds, "split", f"one of {list(bounds)}", repr(split))
         return dict(zip(("since", "before"), bounds[split], strict=True))
+
+
+def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -> dict[str, int | None]:
+    """The moments in `Settings` that split the samples of a task; arguments and errors of `fit`."""
+    times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
+    unit = "s" if data.encoder is None else data.encoder.columns.time_unit
+    moments = cuts_of_samples(times, validation=validation, test=test, since=since, unit=unit)
+    return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
+
+
+def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
+    """ValueError where a task does not have a label for each objective of the model; names both."""
+    known, name = list(names(objectives)), type(task).__name__
+    if isinstance(task, Impressions) and isinstance(task.threshold, Mapping):
+        name, labels = "Impressions.threshold", sorted(task.threshold)
+    elif isinstance(task, Cascaded):
+        expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
+        name, labels = "Cascaded", sorted(data.cascade.labels)  # type: ignore[union-attr]
+    else:
+        more = ", or Impressions with a threshold for each objective by name" if isinstance(task, Impressions) else ""
+        expect(len(known) <= 1, name, f"a model of one objective{more}", f"one with {known}")
+        return
+    expect(set(known) <= set(labels), name, f"a label for each objective of the model {known}", labels)
 
 
 def train(
@@ -129,6 +158,7 @@ def train(
 ) -> Checkpoint:
     """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     task, config = settings.task, model.config
+    report.say(report.samples_line(report.samples_of(data, settings), settings), progress=progress)
     feed = Pipeline(
         dataset=data,
         positions=task.positions(data, min_history=settings.min_history, **settings.span("train")),
@@ -157,21 +187,25 @@ def train(
         processes.by_first("logs", lambda: log.restore(number, checkpoints.figures))
         epoch, batch = feed.start(cursor)
         trained = epoch * feed.steps_per_epoch + batch
+        spent = report.Spent()
         with to_device(feed.batches(cursor), place=place) as batches:
             loop(
                 state,
                 step,
-                batches,
+                spent.counted(batches),
                 total=len(feed) - trained,
                 writers=(log, *writers),
                 checkpoints=checkpoints,
                 config=config,
                 encoder=data.encoder and data.encoder.with_length(config.history_length),
                 save_every=settings.evaluate_every or feed.steps_per_epoch,
-                evaluate=validate,
+                evaluate=validate and spent.timed(validate),
                 on_bad_batch=on_bad_batch,
                 progress=progress,
             )
+        report.say(spent.line(), progress=progress)
+        if settings.validates and (note := report.note(config, task, settings.k)):
+            report.say(note, progress=progress)
         processes.by_first("checkpoints", checkpoints.tidy)
         return processes.together("checkpoints", lambda: final(checkpoints, settings))
 
@@ -236,8 +270,7 @@ def validation(
         if not processes.first():
             return {}  # the loop takes those of process 0
         evaluation = evaluate(model, jax.tree.map(sharding.local, state.params), data, positions, **options)
-        if progress:
-            tqdm.write(f"step {int(state.step)}, validation: {evaluation}")
+        report.say(f"step {int(state.step)}, validation: {evaluation}", progress=progress)
         return evaluation.figures()
 
     return figures

@@ -90,6 +90,8 @@ class Goals:
     @classmethod
     def of(cls, objectives: tuple[str, ...]) -> Goals:
         """Binary cross-entropy of every objective over all candidates, all of weight 1."""
+        expected = "names of the objectives, such as ('click', 'like'), for a loss of each, or a loss for fit"
+        expect(len(objectives) > 0, "Config.objectives", expected, "none")
         return cls(*(Goal(pointwise_bce, name) for name in names(objectives)), objectives=objectives)
 
     def __repr__(self) -> str:

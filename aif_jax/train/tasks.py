@@ -45,6 +45,8 @@ class NextItem:
 
     loss = listwise_softmax + pointwise_bce
     ranks_catalogue = True
+    samples = "events"
+    no_sample = "of items that the catalogue lacks"
 
     def __post_init__(self):
         expect_types(self)
@@ -83,6 +85,8 @@ class Liked:
     loss = pointwise_bce
     ranks_catalogue = False
     calibrated = 0
+    samples = "events"
+    no_sample = "of unknown items or actions"
 
     def __post_init__(self):
         expect_types(self)
@@ -111,6 +115,8 @@ class Impressions:
     threshold: int | Mapping[str, int]
 
     ranks_catalogue = False
+    samples = "requests"
+    no_sample = ""
 
     def __post_init__(self):
         expect_types(self)
@@ -160,6 +166,8 @@ class Cascaded:
 
     loss = None
     ranks_catalogue = False
+    samples = "requests"
+    no_sample = ""
     calibrated = 1 << 20  # all
 
     def __post_init__(self):

@@ -120,8 +120,7 @@ def pack(memory: UserMemory, kind: Storage) -> Packed:
 
 def unpack(packed: Packed) -> UserMemory:
     """The memory of ONE user that `pack` packed."""
-    one = storage.unpack(Packed(words=jnp.asarray(packed.words)[None], layout=packed.layout))
-    return storage.widen(jax.tree.map(lambda leaf: leaf[0], one))
+    return packed.widened()
 
 
 @lru_cache(maxsize=16)

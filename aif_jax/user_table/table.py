@@ -22,7 +22,7 @@ from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
 from aif_jax.raw import column_of, plain
 from aif_jax.snapshots import partition_of
-from aif_jax.times import stamps, ticks
+from aif_jax.times import STAMP_ZERO, seconds_of, stamps, ticks
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table import files
 from aif_jax.user_table.clock import Written, check_future
@@ -127,7 +127,7 @@ class UserTable:
         Args:
           model, params, encoder: as for the class.
           events: a `Dataset` that the encoder made, or raw events by column in the order of time, such as Arrow record batches.
-          until: events before this time alone, in `Columns.time_unit`; of a `Dataset`.
+          until: events before this time alone: an integer in `Columns.time_unit`, an ISO date, or a `datetime`; of a `Dataset`.
           position, partition: in the stream, of the last event that the log holds: the stream goes on behind it.
           progress: a progress bar on stderr.
           options: `version`, `storage`, `rows`, `batch_size`, `clock`, as for the class.
@@ -144,7 +144,8 @@ class UserTable:
             return table
         check_encoding("events", expected=encoder.version, got="" if events.encoder is None else events.encoder.version)
         log = events.log
-        ends = log.offsets[1:] if until is None else log.history_end_at(np.arange(log.users), np.full(log.users, until))
+        at = None if until is None else np.full(log.users, seconds_of(until, "until", unit=encoder.columns.time_unit))
+        ends = log.offsets[1:] if at is None else log.history_end_at(np.arange(log.users), at)
         counts = ends - log.offsets[:-1]
         counts[0] = 0  # the unknown user
         users = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
@@ -185,7 +186,7 @@ class UserTable:
     def features(
         self, user: UserId, record: Mapping[str, Any] | None = None, *, now: Any, events: Any = None, places: int = SINCE[0]
     ) -> UserFeatures:
-        """Features of ONE user for the engine: the row and what came since, in place of a whole history.
+        """Features of ONE user for the engine and `model.user`: the row and what came since, in place of a whole history.
 
         Args:
           user: raw id; one without a row has an empty history.

@@ -156,7 +156,7 @@ class ExportedModel:
         return np.concatenate(blocks)
 
     def probabilities(self, logits: Any) -> np.ndarray:
-        """Calibrated probabilities of logits, of their shape.
+        """Calibrated probabilities of logits, of their shape; that of a conditional objective is where its condition is true.
 
         Raises:
           ExportError: logits that do not fit; an export of one objective without calibration or orders: then it is the sigmoid.

@@ -1,0 +1,129 @@
+"""What `fit` says of a run in words: the samples of each split and what was left out, where its time went, what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from aif_jax import processes
+from aif_jax.blocks import item_offset, pure_svd
+from aif_jax.config import Config
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.pipeline import Fed
+from aif_jax.times import shown
+from aif_jax.train.tasks import NextItem, Task
+
+logger = logging.getLogger(__name__)
+
+
+class Samples(NamedTuple):
+    """How many samples each split of a run has, and how many are in none."""
+
+    train: int
+    validation: int
+    test: int
+    earlier: int  # before `since`
+    short: int  # whose user has too few earlier events
+    unknown: int  # events that are no sample of the task
+
+
+def samples_of(data: Dataset, settings: Any) -> Samples:
+    """Counts the samples of a run with these `fit.Settings`."""
+    task, span = settings.task, {"since": settings.since, "before": None}
+    everything = task.positions(data, min_history=0, since=None, before=None)
+    inside = task.positions(data, min_history=0, **span) if settings.since is not None else everything
+    times = data.log.time[task.positions(data, min_history=settings.min_history, **span)]
+    validation, test = (int((times >= first).sum()) for first in (settings.first_validation, settings.first_test))
+    return Samples(
+        train=len(times) - validation, validation=validation - test, test=test,
+        earlier=len(everything) - len(inside), short=len(inside) - len(times),
+        unknown=len(data.log) - len(everything) if task.samples == "events" else 0,
+    )  # fmt: skip
+
+
+def samples_line(samples: Samples, settings: Any) -> str:
+    """The line of text on the samples of a run."""
+    task, least = settings.task, settings.min_history
+    evaluated = f" ({min(settings.requests, samples.validation):,} evaluated)" if samples.validation else ""
+    left_out = {
+        f"before {shown(settings.since or 0)} (since)": samples.earlier,
+        f"with fewer than {least} earlier events of the user (min_history)": samples.short,
+        task.no_sample: samples.unknown,
+    }
+    why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
+    return (
+        f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, "
+        f"{samples.validation:,} for validation{evaluated} from {shown(settings.first_validation)}, "
+        f"{samples.test:,} for the test from {shown(settings.first_test)}; left out: {why}"
+    )
+
+
+@dataclasses.dataclass
+class Spent:
+    """Where the time and the places of the batches of a run went."""
+
+    began: float = dataclasses.field(default_factory=time.perf_counter)
+    evaluations: int = 0
+    evaluating: float = 0.0  # seconds
+    places: int = 0  # of histories
+    events: int = 0  # in them
+
+    def timed(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, whose time is counted."""
+
+        def measured(*args: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return evaluate(*args)
+            finally:
+                self.evaluations, self.evaluating = self.evaluations + 1, self.evaluating + time.perf_counter() - start
+
+        return measured
+
+    def counted(self, batches: Iterable[Fed]) -> Iterator[Fed]:
+        """The same batches, whose padding is counted."""
+        for fed in batches:
+            self.places, self.events = self.places + fed.places, self.events + fed.events
+            yield fed
+
+    def line(self) -> str:
+        """The line of text."""
+        seconds = time.perf_counter() - self.began
+        parts = [f"{seconds:.1f} s"]
+        if self.evaluations:
+            share = f"{self.evaluating / seconds:.0%} of them in {self.evaluations} validations"
+            parts.append(f"{share} (fit takes requests=, evaluate_every=, k=)")
+        if self.places:
+            share = f"{1 - self.events / self.places:.0%} of the places of histories in a batch are padding"
+            parts.append(f"{share} (fit takes buckets=)")
+        return "training: " + "; ".join(parts)
+
+
+def note(config: Config, task: Task, k: int | None) -> str:
+    """Which terms the catalogue figures of a run lack, and the next call; "" where they lack none."""
+    if k is None or not isinstance(task, NextItem):
+        return ""
+    terms = {} if pure_svd.present(config) else {"the SVD term": "with_factors(data)"}
+    if not item_offset.present(config) and not task.corrected and not task.uniform:
+        terms["the popularity correction"] = "for_catalogue(data)"
+    if not terms:
+        return ""
+    calls = ".".join(["run", *terms.values(), "evaluate(data)"])
+    them = "them" if len(terms) > 1 else "it"
+    return f"hr@{k} and ndcg@{k} are of scores before {' and '.join(terms)}; with {them}: {calls}"
+
+
+def say(line: str, *, progress: bool) -> None:
+    """Prints a line of process 0 on stderr, where the progress bar is; without a bar it goes to the log as INFO."""
+    if not processes.first():
+        return
+    if progress:
+        tqdm.write(line, file=sys.stderr)
+    else:
+        logger.info(line)

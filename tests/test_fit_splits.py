@@ -1,0 +1,185 @@
+"""How `fit` splits: shares of the task's samples, moments, `since`; what it says of the samples and of its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax.data.cascade import Cascade
+from aif_jax.data.split import cuts_of_samples, time_cuts
+from aif_jax.run import Run, fit
+from aif_jax.train.fit import Settings, cuts, read_record
+from aif_jax.train.report import note, samples_line, samples_of
+from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.light import lightly_compiled
+from tests.test_sparse import SMALL
+
+DAY = 86_400
+TASKS = [NextItem(), Liked(threshold=2), Impressions(candidates=3, threshold=2), Cascaded()]
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Histories whose second half has requests of eight events; a cascade whose requests are all in the last third."""
+    data = synthetic_world(0, users=60, items=90, topics=12, categories=8, events_per_user=60, lag=8).dataset
+    log, time = data.log, data.log.time.copy()
+    for start, end in zip(log.offsets[:-1], log.offsets[1:], strict=True):
+        place = np.arange(end - start)
+        first = np.where(place < len(place) // 2, place, place - (place - len(place) // 2) % 8)
+        time[start:end] = time[start:end][first]
+    log = aif.data.EventLog.from_arrays(log.user, log.item, log.action, time)
+    data = dataclasses.replace(data, log=log)
+    starts = aif.data.request_starts(log, since=int(np.quantile(time, 0.67)))
+    rows = log.item[starts][:, None].astype(np.int32)
+    given = dict(stage=np.zeros(rows.shape, np.int8), labels={"click": np.ones(rows.shape, np.float32)})
+    return dataclasses.replace(data, cascade=Cascade(positions=starts, rows=rows, **given))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
+def test_shares_are_of_the_samples_of_the_task(data, task):
+    times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
+    made = cuts(task, data, validation=0.1, test=0.2, since=None)
+    held = [(times >= made[name]).mean() for name in ("first_validation", "first_test")]
+    assert held == pytest.approx([0.3, 0.2], abs=0.02)
+    settings = Settings(task=task, loss="", optimizer="", **made)
+    samples = samples_of(data, settings)
+    assert sum(samples[:3]) + samples.short == len(times) and samples.earlier == 0
+    line = samples_line(samples, settings)
+    assert f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, {samples.validation:,} for validation" in line
+    why = f"{samples.short} with fewer than 1 earlier events of the user (min_history)" if samples.short else "none"
+    assert line.endswith(f"left out: {why}")
+
+
+def test_a_next_item_is_split_as_before(data):
+    """Every event of a known item is a sample: recorded runs keep their batches."""
+    made = cuts(NextItem(), data, validation=0.1, test=0.1, since=None)
+    assert (made["first_validation"], made["first_test"]) == time_cuts(data.log)
+    settings = Settings(loss="", optimizer="", **made)
+    assert "since" not in settings.to_json()  # the record, and so the checkpoints, of runs from before there was one
+    assert Settings.from_json(settings.to_json()) == settings
+
+
+SHARES_AND_MOMENTS = [
+    (dict(validation=0.2, test=0.2), (None, 40, 50)),
+    (dict(validation=0, test=0), (None, 51, 51)),
+    (dict(validation=0.0, test=35), (None, 35, 35)),
+    (dict(validation=0.2, test=35), (None, 30, 35)),
+    (dict(validation=15, test=0.2), (None, 15, 50)),
+    (dict(validation=15, test=np.int64(35)), (None, 15, 35)),
+    (dict(validation=0.5, test=0, since=20), (20, 40, 51)),
+    (dict(validation="1970-01-01T00:00:15", test=np.datetime64(35, "s")), (None, 15, 35)),
+    (dict(validation=0.2, test=datetime.datetime.fromisoformat("1970-01-01T01:00:35+01:00")), (None, 30, 35)),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), SHARES_AND_MOMENTS)
+def test_shares_and_moments_by_hand(given, expected):
+    assert cuts_of_samples(np.array([30, 10, 50, 20, 40]), **given) == expected
+
+
+WRONG = [
+    (dict(test="2022-13-06"), r"fit test: expected an ISO date such as '2022-05-06'.*got '2022-13-06'"),
+    (dict(test=1.5), r"fit test: expected a share in \[0, 1\), or a moment.*got 1.5"),
+    (dict(validation=-0.1), r"fit validation: expected a share.*got -0.1"),
+    (dict(test=True), r"fit test: expected an ISO date.*got True"),
+    (dict(test=[1, 2]), r"fit test: expected an ISO date.*got \[1, 2\]"),
+    (dict(test=None), r"fit test: expected an ISO date.*got None"),
+    (dict(since=0.5), r"fit since: expected an ISO date.*got 0.5"),
+    (dict(since="2030-01-01"), r"fit since: expected a moment with samples after it \(the samples are from 2022-05-01"),
+    (dict(test="2030-01-01"), r"fit test: expected a moment with samples from it on .*got '2030-01-01'"),
+    (dict(test="2001-01-01"), r"fit: expected samples before the first cut, to train on, got none of 10"),
+    (dict(test="2022-05-06", validation="2022-05-08"), r"fit validation: expected a moment before the test part, 2022-05-06T"),
+    (dict(test=1_651_795_200_000), r"fit test: .*before 2100 in 's', got 1651795200000, which looks like 'ms'"),
+    (dict(test=0.6, validation=0.5), r"fit: expected validation \+ test below 1"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), WRONG)
+def test_wrong_shares_and_moments_are_refused(given, message):
+    times = int(np.datetime64("2022-05-01", "s").astype(int)) + DAY * np.arange(10)
+    with pytest.raises(ValueError, match=message):
+        cuts_of_samples(times, **given)
+
+
+def test_an_integer_is_in_the_unit_of_the_columns():
+    start = int(np.datetime64("2022-05-01", "s").astype(int))
+    times = start + DAY * np.arange(10)
+    assert cuts_of_samples(times, test=1000 * (start + 5 * DAY), unit="ms")[2] == start + 5 * DAY
+    assert cuts_of_samples(times, test="2022-05-06", unit="ms")[2] == start + 5 * DAY
+
+
+@lightly_compiled()
+def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, capsys, caplog):
+    world = synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8)
+    data = world.dataset
+    model = aif.build(demo.config(schema=data.schema, **SMALL))
+    time = np.sort(data.log.time)
+    moments = [str(np.datetime64(int(time[place]), "s")) for place in (200, 800, 1000)]
+    since, validation, test = moments
+    given = dict(out=tmp_path / "run", batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10)
+    given |= dict(since=since, validation=validation, test=test)
+    run = fit(model, data, **given)
+    said = capsys.readouterr().err
+    samples = samples_of(data, run.settings)
+    assert samples_line(samples, run.settings) in said and f"{samples.earlier:,} before {since} (since)" in said
+    assert samples.earlier >= 200 and samples.train < 600
+    assert "of them in 1 validations" in said and "% of the places of histories in a batch are padding" in said
+    assert (
+        "hr@10 and ndcg@10 are of scores before the SVD term and the popularity correction; "
+        "with them: run.with_factors(data).for_catalogue(data).evaluate(data)" in said
+    )
+    whole = NextItem().positions(data, min_history=1, **run.settings.span("train"))
+    assert len(whole) == samples.train and data.log.time[whole].min() >= np.datetime64(since, "s").astype(int)
+    assert read_record(run.folder)["first_test"] == int(time[1000]) and read_record(run.folder)["since"] == int(time[200])
+    again = fit(model, data, progress=False, **given)  # finished: resumes, and trains nothing
+    assert again.metrics == run.metrics and Run.load(run.folder).settings == run.settings
+    with caplog.at_level("INFO", logger="aif_jax.train.report"):
+        fit(model, data, progress=False, **given)
+    assert samples_line(samples, run.settings) in caplog.text
+    with pytest.raises(ValueError, match=r"fit.since: expected .*the run has"):
+        fit(model, data, progress=False, **given | {"since": None})
+    evaluation = run.evaluate(data, k=10, progress=False)
+    assert evaluation.requests == samples.test and "with them: run.with_factors(data)" in str(evaluation)
+    assert run.evaluate(data, k=None, progress=False).note == ""
+
+
+def test_the_note_names_what_is_lacking(data):
+    config = demo.config(schema=data.schema, **SMALL)
+    assert note(config, NextItem(), 5).startswith("hr@5 and ndcg@5 are of scores before the SVD term and the popularity")
+    lacks = "before the SVD term; with it: run.with_factors(data).evaluate(data)"
+    assert note(config, NextItem(corrected=True), 5).endswith(lacks)
+    assert note(config, NextItem(), None) == note(config, Liked(threshold=2), None) == ""
+
+
+# labels
+
+
+EVENTS = {"user": ["ann"] * 3 + ["bob"] * 3, "item": [7, 8, 9] * 2, "time": [10, 20, 30] * 2, "did": ["see", "click"] * 3}
+ITEMS = {"item": [7, 8, 9], "category": ["tea", "tea", "cup"]}
+TWO = ("click", "like")
+MISSPELT = [
+    (TWO, Impressions(candidates=2, threshold={"clik": 2, "like": 2}),
+     r"Impressions.threshold: expected a label for each objective of the model \['click', 'like'\], got \['clik', 'like'\]"),
+    (TWO, Impressions(candidates=2, threshold=2), r"Impressions: expected a model of one objective, or Impressions with a thr"),
+    (TWO, NextItem(), r"NextItem: expected a model of one objective, got one with \['click', 'like'\]"),
+    ((), Impressions(candidates=2, threshold={"click": 2}), r"Config.objectives: expected names of the objectives"),
+    (("click",), Impressions(candidates=2, threshold={"click": "clik"}),
+     r"threshold\['click'\]: expected an action row in \[1, 3\): 1 is 'see', 2 is 'click', got 'clik'"),
+    ((), Impressions(candidates=2, threshold=9), r"threshold: expected an action row in \[1, 3\): 1 is 'see', 2 is 'click'"),
+    ((), Liked(threshold=9), r"threshold: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click', got 9"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("objectives", "task", "message"), MISSPELT)
+def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(objectives, task, message):
+    columns = aif.Columns(action="did", actions=("see", "click"))
+    data = aif.read(EVENTS, items=ITEMS, columns=columns)
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, short_length=2, objectives=objectives, head=(4,)))
+    with pytest.raises(ValueError, match=message):
+        fit(model, data, task=task, batch_size=1, validation=0, test=0, keep_best=False, progress=False)
