@@ -22,6 +22,7 @@ from aif_jax.serving.errors import NonFiniteScores
 from aif_jax.serving.orders import Orders
 from aif_jax.serving.programs import Form, Programs
 from aif_jax.serving.requests import Meaning
+from aif_jax.serving.unknown import Known
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Streamed, UserFeatures
 from aif_jax.version import VersionMismatch, check_encoding, fingerprint
@@ -33,6 +34,7 @@ class UserSide(NamedTuple):
     state: Any
     form: Form
     since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
+    known: Known = Known()  # how much of them the model knows
 
 
 class Snapshot(NamedTuple):
