@@ -92,6 +92,11 @@ class Catalogue:
         return len(self.raw) + 1
 
     @property
+    def encoding(self) -> str:
+        """Version of the encoder that made the features, "" where none is known; see `Schema.encoding`."""
+        return self.schema.encoding
+
+    @property
     def items(self) -> ItemFeatures:
         """The features of all N rows, without a copy."""
         return ItemFeatures(ids=self.ids, floats=self.floats, content=self.content, side=self.side)
@@ -114,10 +119,10 @@ class Catalogue:
         return jax.tree.map(lambda table: table[rows], items)
 
     def with_content(self, content: Any) -> Catalogue:
-        """The same catalogue with another content embedding float32 [N, E]; its schema says E."""
+        """The same catalogue with another content embedding float32 [N, E]; its schema says E, and names no encoder."""
         content = np.asarray(content)
         expect(content.ndim == 2, "Catalogue.content", f"shape [{len(self)}, E]", list(content.shape))
-        schema = dataclasses.replace(self.schema, content=content.shape[1])
+        schema = dataclasses.replace(self.schema, content=content.shape[1], encoding="")
         return dataclasses.replace(self, schema=schema, content=content)
 
 

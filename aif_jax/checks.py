@@ -14,6 +14,33 @@ import numpy as np
 BLOCK = 1 << 22  # elements looked at in one go, so that a check of a memory-mapped table stays in bounded memory
 
 
+class VersionMismatch(ValueError):
+    """Two parts of the system come from different parameters, config or encoder; `expected` and `got` are their versions."""
+
+    MESSAGE = "{what}: expected version {expected}, got {got}; both must be made from the same params, config and encoder"
+
+    def __init__(self, what: str, *, expected: str, got: str):
+        super().__init__(self.MESSAGE.format(what=what, expected=expected, got=got))
+        self.expected = expected
+        self.got = got
+
+
+class EncodingMismatch(VersionMismatch):
+    """Features, or something made from features, were encoded by another encoder than the model's."""
+
+    MESSAGE = (
+        "{what}: expected the encoding {expected}, got {got}; its ids and floats mean something else to this model. "
+        "Other vocabularies, columns or scales: encode with run.encoder, or read with aif.read(..., encoder=run.encoder); "
+        "a new model is built on data.schema"
+    )
+
+
+def check_encoding(what: str, *, expected: str, got: str) -> None:
+    """Raises `EncodingMismatch` where two encodings are known (not "") and differ; `what` carries `got`."""
+    if expected and got and got != expected:
+        raise EncodingMismatch(what, expected=expected, got=got)
+
+
 def expect(ok: Any, name: str, expected: object, got: object) -> None:
     """Raises ValueError "name: expected ..., got ..." unless `ok`."""
     if not ok:

@@ -119,6 +119,10 @@ class Config:
         """A copy with some fields changed, checked anew."""
         return dataclasses.replace(self, **changes)
 
+    def with_encoding(self, encoding: str) -> Config:
+        """The same config for data of the encoder of that version, see `Schema.encoding`."""
+        return self.replace(schema=dataclasses.replace(self.schema, encoding=encoding))
+
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Config.from_json` reads it back."""
         blocks = [{"block": type(part).__name__} | _plain(part) for part in self.blocks]

@@ -44,7 +44,7 @@ class Encoder:
     | no events, no user | an empty history, the unknown user |
 
     Attributes:
-      schema: the features.
+      schema: the features; carries the version as its `encoding`.
       columns: names and units of raw data.
       vocabularies: by name: "user", "item", "category", each attribute, and "action" where `columns` lists no actions.
       scales: "item/NAME" or "user/NAME" to (mean, standard deviation) of a float column, or (mean, deviation, low, high) where
@@ -87,6 +87,7 @@ class Encoder:
             expect(
                 fits, f"Encoder.scales[{name!r}]", "(mean, deviation), or with low < high (mean, deviation, low, high)", scale
             )
+        object.__setattr__(self, "schema", dataclasses.replace(self.schema, encoding=self.version))
 
     def __repr__(self) -> str:
         return f"Encoder({self.version[:12]}, {self.schema!r}, length={self.length})"
@@ -106,7 +107,8 @@ class Encoder:
 
         Args:
           user: raw values by column of the users file (the id where `Columns.user_id` is set); None for an unknown user.
-          events: raw values by column of the events file: arrays, lists or Arrow; None for no events.
+          events: raw values by column of the events file: arrays, lists or Arrow; None for no events. Of this user alone: a
+            column `Columns.user`, where there is one, is compared with the user's id.
           now: time of the request, in `Columns.time_unit`, or a `datetime`.
 
         Returns:
@@ -114,8 +116,10 @@ class Encoder:
 
         Raises:
           TypeError: ids of another kind than the vocabulary's, times that are no integers.
-          ValueError: missing columns, columns of different lengths, times in another unit or after `now`, non-finite floats.
+          ValueError: missing columns, columns of different lengths, times in another unit or after `now`, non-finite floats,
+            events of other users.
         """
+        self.expect_of_user(events, None if user is None else user.get(self.columns.user_record_id))
         ids, floats = self.profile(user)
         return UserFeatures(ids=ids, floats=floats, history=self._history(events, now), encoding=self.version)
 
@@ -203,6 +207,24 @@ class Encoder:
         first = raw[0] if len(raw) else 0
         vocabulary, rows = self._listed_actions["strings" if isinstance(first, str) else "integers"]
         return rows[vocabulary.encode(raw)]
+
+    def expect_of_user(self, events: Any, user: Any) -> None:
+        """Raises ValueError for raw events of several users, or of another one than the raw id `user`, None for any one.
+
+        Events without a column of users have nothing to compare.
+        """
+        name = self.columns.user
+        if events is None or name not in (events.schema.names if hasattr(events, "schema") else list(events)):
+            return
+        users = plain(column_of(events, name))
+        users = users if isinstance(users, list) else users.tolist()
+        user = users[0] if user is None and users else user
+        if users.count(user) == len(users):
+            return
+        others = [at for at, other in enumerate(users) if other != user and str(other) != str(user)]  # text may come as numbers
+        got = others and f"{len(others)} of {len(users)} of others, such as {users[others[0]]!r} at position [{others[0]}]"
+        way_out = f"give events[events[{name!r}] == {user!r}]"
+        expect(not others, f"events, column {name!r}", f"rows of user {user!r} alone", f"{got}; {way_out}")
 
     def to_record(self) -> dict[str, Any]:
         """A dict of plain JSON values; with `to_arrays` everything that `from_record` needs."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from aif_jax import interaction, item, layers, user
 from aif_jax.calibration import GROUP
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect
+from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.types import Events, ItemFeatures, Params, UserFeatures, UserMemory
 from aif_jax.user import new as new_user
@@ -141,6 +141,7 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
 
     Raises:
       ValueError: another number of rows than the schema's; no content although the schema has one.
+      EncodingMismatch: a catalogue of another encoder than the schema's.
     """
     items = _items(config, catalogue)
     with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced
@@ -151,6 +152,7 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
 
 def _items(config: Config, catalogue: Catalogue | ItemFeatures) -> ItemFeatures:
     items = catalogue.items if isinstance(catalogue, Catalogue) else catalogue
+    check_encoding("init catalogue", expected=config.schema.encoding, got=getattr(catalogue, "encoding", ""))
     if not isinstance(items, ItemFeatures):
         raise TypeError(f"init catalogue: expected Catalogue or ItemFeatures, got {type(catalogue).__name__}")
     size, count = config.schema.item_attribute("item").size, jnp.shape(items.ids["item"])

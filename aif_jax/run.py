@@ -15,7 +15,7 @@ import optax
 from aif_jax import checkpoint, export, processes
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.blocks.pure_svd import fit_pure_svd
-from aif_jax.calibration import Form, with_calibration
+from aif_jax.calibration import GROUP, Form, with_calibration
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
@@ -38,7 +38,7 @@ from aif_jax.train.sparse import SparseConfig
 from aif_jax.train.tasks import NextItem, Task
 from aif_jax.types import Params
 from aif_jax.user_table import UserTable
-from aif_jax.version import check_encoding, fingerprint
+from aif_jax.version import check_encoding, encoding_for, fingerprint
 from aif_jax.warm_start import unseen_as_unknown
 
 
@@ -79,6 +79,8 @@ class Run:
 
     @classmethod
     def _of(cls, saved: Any, model: PreRanker | None, settings: training.Settings, folder: Path | None) -> Run:
+        if model is not None and not model.config.schema.encoding:
+            model = model._replace(config=model.config.with_encoding(saved.config.schema.encoding))
         return cls(
             model=model or build(saved.config), params=saved.params, encoder=saved.encoder, metrics=saved.metrics or {},
             settings=settings, folder=folder,
@@ -92,6 +94,9 @@ class Run:
     def config(self) -> Config:
         """Of the model."""
         return self.model.config
+
+    def _expect_encoding(self, data: Dataset) -> None:
+        check_encoding("data", expected=encoding_for(self.config, self.encoder), got=data.encoding)
 
     def evaluate(
         self,
@@ -117,8 +122,7 @@ class Run:
           EncodingMismatch: data that another encoder made.
           ValueError: no sample in the slice.
         """
-        if self.encoder is not None and data.encoder is not None:
-            check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
+        self._expect_encoding(data)
         positions, source = training.held_out(data, self.settings, split, requests=requests, min_history=min_history)
         given = training.evaluation_options(self.settings)
         given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
@@ -145,8 +149,7 @@ class Run:
         if not isinstance(task, NextItem) or task.corrected or task.uniform > 0:
             expected = "a NextItem task with candidates by popularity, not corrected"
             raise ValueError(f"for_catalogue: expected {expected}, got {task}")
-        if self.encoder is not None and data.encoder is not None:
-            check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
+        self._expect_encoding(data)
         counts = counts_before(data, self.settings.first_validation)
         table = popularity_offset(counts, power=task.power, untrained=untrained)
         params, config = with_item_offset(with_calibration(self.params, None), table, config=self.config)
@@ -166,8 +169,7 @@ class Run:
         Raises:
           TypeError, ValueError: as `fit_pure_svd`; data of another encoder.
         """
-        if self.encoder is not None and data.encoder is not None:
-            check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
+        self._expect_encoding(data)
         before = data.log.time < self.settings.first_validation
         user, item = data.log.user[before], data.log.item[before]
         params, config = fit_pure_svd(with_calibration(self.params, None), user, item, config=self.config, **options)
@@ -185,8 +187,7 @@ class Run:
           ValueError: a run without `id_dropout`; data of another encoder.
         """
         expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
-        if self.encoder is not None and data.encoder is not None:
-            check_encoding("data", expected=self.encoder.version, got=data.encoder.version)
+        self._expect_encoding(data)
         counts = counts_before(data, self.settings.first_validation)
         params = unseen_as_unknown(with_calibration(self.params, None), counts, config=self.config)
         return dataclasses.replace(self, params=params, metrics={}, folder=None)
@@ -196,7 +197,8 @@ class Run:
     ) -> Run:
         """The run with logits that serving turns into calibrated probabilities, fitted on the validation slice.
 
-        Its version is another, so an index is built after it. A run with a folder keeps the calibration there.
+        Its version is another, so an index is built after it. Nothing is written: `save` writes the whole model into another
+        folder, `save_calibration` the calibration into the run's.
 
         Args:
           data: of the run.
@@ -206,21 +208,36 @@ class Run:
           options: others of `train.calibrate`.
 
         Raises:
+          EncodingMismatch: data that another encoder made.
           ValueError: a run without a validation slice, or as `train.calibrate`.
         """
+        self._expect_encoding(data)
         positions, source = training.held_out(data, self.settings, "validation", requests=requests)
         bare = with_calibration(self.params, None)
         given = {"candidates": source, "calibrated": self.settings.task.calibrated, "form": form, "rate": rate} | options
         params = calibrate(self.model, bare, data, positions, **given)
-        if self.folder is not None:
-            training.keep_calibration(self.folder, fingerprint(bare, self.config, self.encoder), params)
         return dataclasses.replace(self, params=params)
+
+    def save_calibration(self) -> None:
+        """Writes the calibration of these parameters into the run's folder, in place of an earlier one: `Run.load` reads it.
+
+        Raises:
+          ValueError: a run without a folder or without a calibration.
+        """
+        expect(self.folder is not None, "save_calibration", "a run with a folder", "one in memory; use save(folder)")
+        assert self.folder is not None
+        made = self.params["fitted"].get(GROUP)
+        expect(made is not None, "save_calibration", "a calibrated run", "one without; use calibrate(data)")
+        training.keep_calibration(
+            self.folder, fingerprint(with_calibration(self.params, None), self.config, self.encoder), self.params
+        )
 
     def index(self, items: Any, **options: Any) -> ItemIndex:
         """The item index of a catalogue; arguments as for `ItemIndex.build`.
 
         Args:
-          items: path of the items file that training read, or of a newer one; a `Catalogue`; or raw values by column.
+          items: path of the items file that training read, or of a newer one; a `Catalogue` of the run's encoder; or raw values
+            by column.
           options: others of `ItemIndex.build`.
         """
         return ItemIndex.build(self.model, self.params, items, encoder=self.encoder, **options)
@@ -342,6 +359,7 @@ def fit(
       `Run`.
 
     Raises:
+      EncodingMismatch: a model built on the schema of another encoder's data.
       ValueError: settings that do not fit together, too few samples, a run in `out` with other settings or data.
       FileExistsError: a run in `out` with `resume=False`.
       FloatingPointError, BadBatch, ProcessError: as `loop`.
@@ -358,6 +376,7 @@ def fit(
       >>> list(run.metrics)
       ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']
     """
+    check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
     training.expect_labels(task, data, model.config.objectives)
     given = as_loss(loss) or loss or task.loss or Goals.of(model.config.objectives)
     settings = training.Settings(

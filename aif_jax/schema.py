@@ -56,6 +56,9 @@ class Schema:
       user_floats, item_floats: how many float features.
       content: E, the width of the content embedding; 0 for none.
       side: names of float values that a row carries along for the engine, such as "bid".
+      encoding: version of the encoder whose ids and floats these are; "" where none is known, as for arrays made by hand. It
+        travels with every catalogue, data set and config that has this schema, and data of another encoder is refused. No part
+        of equality or JSON.
 
     Example:
       >>> schema = Schema(item_attributes=(Attribute(name="item", size=100), Attribute(name="category", size=8)))
@@ -74,6 +77,7 @@ class Schema:
     item_floats: int = 0
     content: int = 0
     side: tuple[str, ...] = ()
+    encoding: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self):
         expect_types(self)
@@ -135,12 +139,15 @@ class Schema:
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Schema.from_json` reads it back."""
         # a shared table that is not set is left out: schemas without one keep the fingerprint they had
-        return dataclasses.asdict(self, dict_factory=lambda fields: dict(field for field in fields if field != ("table", None)))
+        written = dataclasses.replace(self, encoding="")  # the encoder is written next to it
+        left_out = ("table", None), ("encoding", "")
+        return dataclasses.asdict(written, dict_factory=lambda fields: dict(f for f in fields if f not in left_out))
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Schema:
         """The schema that `to_json` wrote."""
         value = dict(value)
+        expect("encoding" not in value, "schema", "a record that `to_json` made", "one with an encoding")
         for field in ("item_attributes", "user_attributes"):
             value[field] = tuple(Attribute(**a) for a in value.get(field, ()))
         for field in ("behaviour_fields", "side"):

@@ -14,6 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from aif_jax.checks import EncodingMismatch as EncodingMismatch
+from aif_jax.checks import VersionMismatch as VersionMismatch
+from aif_jax.checks import check_encoding as check_encoding
 from aif_jax.config import Config
 from aif_jax.encoder import Encoder
 from aif_jax.trees import is_key, leaves_by_path
@@ -21,32 +24,6 @@ from aif_jax.types import Params
 
 __version__ = "0.1.0"
 """Of this package."""
-
-
-class VersionMismatch(ValueError):
-    """Two parts of the system come from different parameters, config or encoder; `expected` and `got` are their versions."""
-
-    MESSAGE = "{what}: expected version {expected}, got {got}; both must be made from the same params, config and encoder"
-
-    def __init__(self, what: str, *, expected: str, got: str):
-        super().__init__(self.MESSAGE.format(what=what, expected=expected, got=got))
-        self.expected = expected
-        self.got = got
-
-
-class EncodingMismatch(VersionMismatch):
-    """Features, or something made from features, were encoded by another encoder than the model's."""
-
-    MESSAGE = (
-        "{what}: expected the encoding {expected}, got {got}; its ids and floats mean something else to this model. "
-        "Other vocabularies, columns or scales: encode with the encoder of the model's checkpoint"
-    )
-
-
-def check_encoding(what: str, *, expected: str, got: str) -> None:
-    """Raises `EncodingMismatch` where two encodings are known (not "") and differ; `what` carries `got`."""
-    if expected and got and got != expected:
-        raise EncodingMismatch(what, expected=expected, got=got)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +60,17 @@ def fingerprint(params: Params, config: Config, encoder: Encoder | None = None) 
       False
     """
     return combine({path: digest(leaf, path) for path, leaf in leaves_by_path(params).items()}, config, encoder)
+
+
+def encoding_for(config: Config, encoder: Encoder | None = None) -> str:
+    """The encoding that data for a model must have: its encoder's, else that of its schema; "" where neither is known.
+
+    Raises EncodingMismatch where both are known and differ.
+    """
+    if encoder is None:
+        return config.schema.encoding
+    check_encoding("encoder", expected=config.schema.encoding, got=encoder.version)
+    return encoder.version
 
 
 def combine(leaves: Mapping[str, Digest], config: Config, encoder: Encoder | None = None) -> str:

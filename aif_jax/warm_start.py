@@ -69,7 +69,7 @@ def grow_vocabulary(
     grown_params = {**params, "embedding": {**params["embedding"], name: grown.at[place].set(table)}}
     if "fitted" in params:
         grown_params["fitted"] = _fitted(params["fitted"], name, size, place, config)
-    return grown_params, config.replace(schema=dataclasses.replace(schema, **larger))
+    return grown_params, config.replace(schema=dataclasses.replace(schema, encoding="", **larger))
 
 
 def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -251,7 +252,11 @@ def run(data, tmp_path_factory) -> Run:
     return fit(model, data, out=tmp_path_factory.mktemp("calibrated") / "run", **options)
 
 
-def test_a_run_is_calibrated_on_its_validation_slice_and_keeps_it(data, run):
+def fingerprint_of(run: Run) -> str:
+    return aif.fingerprint(run.params, run.config, run.encoder)
+
+
+def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(data, run):
     raw = run.evaluate(data, "validation", k=None, progress=False)
     assert abs(raw.calibration - 1) > 0.2  # what logQ does to a sigmoid
     fitted = run.calibrate(data, progress=False)
@@ -259,7 +264,13 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_keeps_it(data, run):
     assert got.calibration == pytest.approx(1, abs=1e-3) and got.calibration_error < raw.calibration_error
     assert got.log_loss < raw.log_loss and (got.auc, got.gauc) == (raw.auc, raw.gauc)
     assert len(got.deciles.predicted) == 10 and got.deciles.worst < raw.deciles.worst
-    assert aif.fingerprint(fitted.params, fitted.config) != aif.fingerprint(run.params, run.config)
+    assert fingerprint_of(fitted) != fingerprint_of(run)
+    assert fingerprint_of(Run.load(run.folder)) == fingerprint_of(run) and not (run.folder / "calibration.json").exists()
+    with pytest.raises(ValueError, match="save_calibration: expected a calibrated run, got one without"):
+        run.save_calibration()
+    with pytest.raises(ValueError, match=r"save_calibration: expected a run with a folder, got one in memory; use save"):
+        dataclasses.replace(fitted, folder=None).save_calibration()
+    fitted.save_calibration()
     loaded = Run.load(run.folder)
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), loaded.params, fitted.params)
     assert jax.tree.all(same)

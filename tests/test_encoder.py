@@ -297,6 +297,53 @@ def test_string_ids_come_back_as_strings():
     assert ids.tolist() == ["b", "zz", "a"] and features.ids["item"].tolist() == [2, 0, 1]
 
 
+# events of one user
+
+
+ALL = {"uid": ["bob", "ann", "bob", "eve"], "sku": [10, 10, 30, 20], "at": [NOW - 90, NOW - 80, NOW - 70, NOW - 60]}
+ALL |= {"event": ["buy", "view", "buy", "view"]}
+BOB = {"uid": "bob", "country": "FR", "age": 25}
+
+
+def mine(events, user):
+    return {
+        name: [value for value, owner in zip(values, events["uid"], strict=True) if owner == user]
+        for name, values in events.items()
+    }
+
+
+@pytest.mark.parametrize("form", ["lists", "arrays", "arrow"])
+def test_events_of_everybody_are_refused(form):
+    made = encoder()
+
+    def table(events):
+        arrow = {"lists": lambda given: given, "arrays": lambda given: {k: np.array(v) for k, v in given.items()}}
+        return arrow.get(form, pa.RecordBatch.from_pydict)(events)
+
+    expected = r"events, column 'uid': expected rows of user 'bob' alone, got 2 of 4 of others, such as 'ann' at position \[1\]"
+    with pytest.raises(ValueError, match=expected + r"; give events\[events\['uid'\] == 'bob'\]"):
+        made(BOB, table(ALL), NOW)
+    with pytest.raises(ValueError, match="expected rows of user 'eve' alone, got 3 of 4 of others, such as 'bob'"):
+        made(BOB | {"uid": "eve"}, table(ALL), NOW)
+    alone = mine(ALL, "bob")
+    bare = {name: values for name, values in alone.items() if name != "uid"}
+    assert rows(made(BOB, table(alone), NOW)) == rows(made(BOB, table(bare), NOW)) == [(3, 2, 70.0), (1, 2, 90.0)]
+    with pytest.raises(ValueError, match="expected rows of user 'bob' alone, got 2 of 4 of others"):
+        made(None, table(ALL), NOW)  # an unknown user is one user too
+    assert len(rows(made(None, table(alone), NOW))) == 2
+    assert rows(made(BOB, {name: [] for name in ALL}, NOW)) == []
+
+
+def test_ids_of_users_that_are_text_may_come_as_numbers():
+    columns = Columns(text=("user",))
+    known = {"user": Vocabulary(["1"]), "item": Vocabulary(range(1, 10)), "category": Vocabulary([1])}
+    made = encoder(columns, known, 0)
+    events = {"user": [1, 1], "item": [3, 4], "time": [NOW - 20, NOW - 10]}
+    assert len(rows(made({"user": "1"}, events, NOW))) == 2
+    with pytest.raises(ValueError, match="expected rows of user '2' alone, got 2 of 2 of others, such as 1"):
+        made({"user": "2"}, events, NOW)
+
+
 # what travels with a model
 
 

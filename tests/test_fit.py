@@ -81,7 +81,11 @@ def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
     with pytest.raises(ValueError, match=r"split: expected one of \['train', 'validation', 'test'\], got 'tests'"):
         run.evaluate(data, "tests")
     columns = dataclasses.replace(data.encoder.columns, time="another name")
-    other = dataclasses.replace(data, encoder=dataclasses.replace(data.encoder, columns=columns))
+    encoder = dataclasses.replace(data.encoder, columns=columns)
+    with pytest.raises(EncodingMismatch, match="Dataset.schema: expected the encoding"):
+        dataclasses.replace(data, encoder=encoder)
+    catalogue = dataclasses.replace(data.catalogue, schema=encoder.schema)
+    other = dataclasses.replace(data, schema=encoder.schema, catalogue=catalogue, encoder=encoder)
     with pytest.raises(EncodingMismatch, match="data: expected the encoding"):
         run.evaluate(other)
 

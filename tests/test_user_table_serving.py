@@ -160,7 +160,7 @@ def test_what_the_engine_was_not_compiled_for_is_refused(made, storage, message)
 
 
 def test_events_after_the_request_are_refused_or_left_out():
-    table, later = table_of(PARAMS, users=[1]), raw(ARRIVAL[:1]) | {"time": np.array([NOW + 61])}
+    table, later = table_of(PARAMS, users=[1]), raw(ARRIVAL[DATA.log.user[ARRIVAL] == 1][:1]) | {"time": np.array([NOW + 61])}
     with pytest.raises(ValueError, match="events: expected times up to 60 s after the request's, got a later one"):
         table.features(1, now=NOW, events=later)
     for seconds in (0, 60):  # clocks differ

@@ -21,7 +21,7 @@ from aif_jax.encoder import Encoder
 from aif_jax.folders import local
 from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import Params
-from aif_jax.version import __version__, combine, digest, holds
+from aif_jax.version import __version__, combine, digest, encoding_for, holds
 
 FORMAT = "aif_jax.checkpoint/2"
 SPREAD_FORMAT = "aif_jax.checkpoint/3"
@@ -140,7 +140,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
         encoder = _parsed(path, record, "encoder", lambda value: Encoder.from_record(value, arrays))
     return Checkpoint(
         params=trees["params"],
-        config=stored,
+        config=stored if encoder is None else stored.with_encoding(encoder.version),
         version=_version(trees["params"], leaves.get("params", {}), spread.leaves.get("params", {}), stored, encoder),
         encoder=encoder,
         step=step,
@@ -156,6 +156,7 @@ def contents_of(
     *, run: str | None = None, settings: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Trees and record of a checkpoint, checked; see `save`."""
+    encoding_for(config, encoder)
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
     trees = {"params": params}
     if encoder is not None:

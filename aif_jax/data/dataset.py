@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
+from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import EventLog
 from aif_jax.encoder import Encoder
@@ -44,6 +44,7 @@ class Dataset:
 
     Raises:
       TypeError, ValueError: parts that do not fit together: names the field, what was expected and what came.
+      EncodingMismatch: a schema or a catalogue of another encoder.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Dataset:
             known = self.encoder.vocabularies
             same = (self.encoder.schema, known["user"], known["item"]) == (schema, self.users, self.items)
             expect(same, "Dataset.encoder", "one of this schema with these users and items", "another")
+            self._carry(self.encoder)
         expect_names(self.user_ids, "Dataset.user_ids", [a.name for a in schema.user_attributes])
         for a in schema.user_attributes:
             name, shape = f"Dataset.user_ids[{a.name!r}]", (users,) if a.length == 1 else (users, a.length)
@@ -83,6 +85,11 @@ class Dataset:
     def __repr__(self) -> str:
         counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"
         return f"Dataset({self.name!r}: {counts}, {self.schema!r})"
+
+    @property
+    def encoding(self) -> str:
+        """Version of the encoder that made the features, "" where none is known; see `Schema.encoding`."""
+        return self.catalogue.encoding
 
     @functools.cached_property
     def digest(self) -> str:
@@ -136,6 +143,14 @@ class Dataset:
         encoder = self.encoder and dataclasses.replace(self.encoder, schema=catalogue.schema)
         return dataclasses.replace(self, schema=catalogue.schema, catalogue=catalogue, encoder=encoder)
 
+    def _carry(self, encoder: Encoder) -> None:
+        """Gives the encoding to a schema and a catalogue that name none."""
+        for field, schema in (("schema", self.schema), ("catalogue", self.catalogue.schema)):
+            check_encoding(f"Dataset.{field}", expected=encoder.version, got=schema.encoding)
+        object.__setattr__(self, "schema", encoder.schema)
+        if self.encoding != encoder.version:
+            object.__setattr__(self, "catalogue", dataclasses.replace(self.catalogue, schema=encoder.schema))
+
     def _features(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> UserFeatures:
         expect(length >= 1, "length", "at least 1", length)
         log = self.log
@@ -151,7 +166,7 @@ class Dataset:
             ids={name: table[users] for name, table in self.user_ids.items()},
             floats=self.user_floats[users],
             history=history,
-            encoding="" if self.encoder is None else self.encoder.version,
+            encoding=self.encoding,
         )
 
     def expect_intact(

@@ -23,7 +23,7 @@ from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.order import EpochOrder
 from aif_jax.trees import differences
 from aif_jax.types import Array, ItemFeatures, UserFeatures, record
-from aif_jax.version import digest
+from aif_jax.version import check_encoding, digest
 
 HIDDEN = 3  # stream of random numbers: candidates whose item id is hidden
 NAMED = 8  # positions of samples that a message names
@@ -165,6 +165,7 @@ class Pipeline:
         lengths, longest = self.buckets, self.config.history_length
         fits = all(1 <= b <= longest for b in lengths) and list(lengths) == sorted(set(lengths))
         expect(fits, "Pipeline.buckets", f"ascending lengths from 1 to history_length={longest}", lengths)
+        check_encoding("Pipeline.dataset", expected=self.config.schema.encoding, got=self.dataset.encoding)
         enough = self.steps_per_epoch >= 1
         expect(enough, "Pipeline.positions", f"at least batch_size={self.batch_size}", len(self.positions))
 

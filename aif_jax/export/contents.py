@@ -154,6 +154,7 @@ def read_contents(folder: str | Path, *, sha256: str | None = None) -> Contents:
     if version != manifest["version"]:
         raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
     parts = {name: arrays(manifest[name]) for name in ("golden", "index") if manifest.get(name)}
+    config = config if encoder is None else config.with_encoding(encoder.version)
     return Contents(manifest, config, params, encoder, parts, version)
 
 

@@ -29,7 +29,7 @@ from aif_jax.model import PreRanker, build
 from aif_jax.schema import Schema
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
-from aif_jax.version import VersionMismatch, __version__, fingerprint
+from aif_jax.version import VersionMismatch, __version__, encoding_for, fingerprint
 
 ARRAY_TYPES = {dtype: name for name, dtype in files.DTYPES.items()}
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -75,6 +75,7 @@ def save(
       FileExistsError: the folder exists.
       CoverageError: leaves missing or unused, by path.
       VersionMismatch: the index is of other parameters or another encoder.
+      EncodingMismatch: an encoder other than that of the model's data.
       ValueError: an encoder of other features than the model's; buckets that the functions do not allow.
       ModuleNotFoundError: flatbuffers is not installed.
 
@@ -95,6 +96,7 @@ def save(
         schema = model.config.schema
         if encoder is not None and any(layout(schema) != layout(encoder.schema) for layout in (user_layout, item_layout)):
             raise ValueError(f"encoder: expected one that makes the features of {schema!r}, got one of {encoder.schema!r}")
+        encoding_for(model.config, encoder)
         version = fingerprint(params, model.config, encoder)
         if index is not None and index.version != version:
             raise VersionMismatch("index", expected=version, got=index.version)

@@ -136,7 +136,7 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None)
         ids, features = encoder.items(columns)
     keys = raw_keys(ids, "ids", like=kind)
     check_item_features(program.model.config.schema, features, batched=True)
-    check_encoding("ItemFeatures", expected="" if encoder is None else encoder.version, got=features.encoding)
+    check_encoding("ItemFeatures", expected=program.encoding, got=features.encoding)
     if len(features.floats) != len(keys.key):
         raise ValueError(f"features: expected {len(keys.key)} items like ids, got {len(features.floats)}")
     return keys, jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
@@ -195,6 +195,7 @@ def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[B
     if isinstance(catalogue, ItemFeatures):
         catalogue, known = [(ids, catalogue)], len(ids)
     elif isinstance(catalogue, Catalogue):
+        check_encoding("Catalogue", expected=program.encoding, got=catalogue.encoding)
         catalogue, known = _rows(catalogue, max(program.batch_size, 1 << 14)), len(catalogue) - 1
     elif isinstance(catalogue, str | Path):
         if program.encoder is None:

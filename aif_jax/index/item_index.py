@@ -30,7 +30,7 @@ from aif_jax.index.store import ItemProgram, Store
 from aif_jax.model import PreRanker
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemFeatures, Params
-from aif_jax.version import fingerprint
+from aif_jax.version import encoding_for, fingerprint
 from aif_jax.vocabulary import Kind
 
 
@@ -105,7 +105,7 @@ class ItemIndex:
           catalogue: a `Catalogue`; the path of an items file (Parquet or CSV); an iterable of (raw ids [n], ItemFeatures [n])
             or of raw columns [n], such as Arrow record batches; raw columns or a list of records; or one `ItemFeatures` with
             `ids`. Files, columns and records need the `encoder`.
-          encoder: of the model's checkpoint. Features that another encoder made are refused.
+          encoder: of the model's checkpoint. Features and catalogues that another encoder made are refused.
           ids: raw ids of the items of one `ItemFeatures`.
           version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.
           storage: of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
@@ -118,7 +118,7 @@ class ItemIndex:
         Raises:
           TypeError, ValueError: ids that are neither integers nor strings or of both kinds, an id that comes twice, features
             that do not fit the schema, a catalogue larger than `capacity`, a shard out of range.
-          EncodingMismatch: features that another encoder made.
+          EncodingMismatch: features or a catalogue that another encoder made; another encoder than that of the model's data.
         """
         program = ItemProgram(model, params, encoder, storage=storage, batch_size=batch_size, mesh=mesh)
         version = fingerprint(params, model.config, encoder) if version is None else version
@@ -151,7 +151,7 @@ class ItemIndex:
           EncodingMismatch, VersionMismatch: another encoder, other parameters; names both versions.
         """
         manifest = files.inspect(path)
-        encoding = "" if encoder is None else encoder.version
+        encoding = encoding_for(model.config, encoder)
         version = fingerprint(params, model.config, encoder) if version is None else version
         files.check_model(path, manifest, model.config, encoding=encoding, version=version)
         program = ItemProgram(model, params, encoder, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)

@@ -27,6 +27,7 @@ from aif_jax.index.lock import ReadWriteLock
 from aif_jax.index.storage import STORAGES, Packed, Storage, encode, pack
 from aif_jax.model import PreRanker
 from aif_jax.types import ItemFeatures, Params
+from aif_jax.version import encoding_for
 from aif_jax.vocabulary import Kind
 
 
@@ -46,6 +47,7 @@ class ItemProgram:
             expect(batch_size % mesh.size == 0, "batch_size", f"a multiple of the mesh's {mesh.size} devices", batch_size)
         self.model = model
         self.encoder = encoder  # of raw items; None where all come encoded
+        self.encoding = encoding_for(model.config, encoder)  # that features must have, "" where none is known
         self.params = jax.device_put(params) if mesh is None else jax.device_put(params, sharding.replicated(mesh))
         self.storage: Storage = storage
         self.batch_size = batch_size

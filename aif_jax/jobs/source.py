@@ -17,7 +17,7 @@ from aif_jax.folders import local
 from aif_jax.model import PreRanker, build
 from aif_jax.train import fit as training
 from aif_jax.types import Params
-from aif_jax.version import VersionMismatch, fingerprint
+from aif_jax.version import VersionMismatch, encoding_for, fingerprint
 
 
 class Trained(NamedTuple):
@@ -75,6 +75,7 @@ class Source:
 def of_model(model: PreRanker, params: Params, encoder: Encoder, version: str | None) -> Source:
     """The source of a model at hand."""
     expect(encoder is not None, "encoder", "that of the model's checkpoint, which reads raw data", None)
+    encoding_for(model.config, encoder)
     version = fingerprint(params, model.config, encoder) if version is None else version
     return Source(Trained(model, params, encoder, version))
 

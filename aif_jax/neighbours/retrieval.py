@@ -21,7 +21,7 @@ from aif_jax.neighbours.fetch import Fetch
 from aif_jax.serving.requests import Request
 from aif_jax.times import PER_SECOND
 from aif_jax.types import Params, UserFeatures
-from aif_jax.version import VersionMismatch, check_encoding, fingerprint
+from aif_jax.version import VersionMismatch, check_encoding, encoding_for, fingerprint
 from aif_jax.vocabulary import as_ids, string_array
 
 ROW_BLOCK = 1024  # rows of a brute-force table are a multiple of it, so that a few more items do not compile again
@@ -49,11 +49,13 @@ class TwoTower:
 
     Raises:
       ValueError: a model whose logit is not a dot product with the item's vector.
+      EncodingMismatch: an encoder other than that of the model's data.
     """
 
     def __init__(self, model: PreRanker, params: Params, *, encoder: Encoder):
         linear = not model.config.head and model.config.towers is not None
         expect(linear, "model", "a two-tower model, whose logit is a dot product", f"one with head={model.config.head}")
+        encoding_for(model.config, encoder)
         self.model, self.params = model, jax.device_put(params)
         self.encoder = encoder.with_length(model.config.history_length)
         self.version, self.width = fingerprint(params, model.config, encoder), model.config.width

@@ -36,6 +36,8 @@ class Job:
     reason: str | None = None  # why the answer is degraded, in words
     degraded: str | None = None  # the same, as a counter's name
     non_finite: int = 0  # known candidates without a finite score
+    candidates: int = 0  # that were scored
+    unknown: int = 0  # of these, candidates that the index does not hold
 
     @property
     def deadline(self) -> float | None:
@@ -134,6 +136,8 @@ class Admission:
             raise
         finally:
             counters["non_finite_scores"] += job.non_finite
+            counters["candidates"] += job.candidates
+            counters["unknown_candidates"] += job.unknown
             del self._pending[job]
             self._metrics.observe(job.timeline.stages())
             if not self._pending:

@@ -125,7 +125,7 @@ def ranking(job: Job, results: list[Scored], k: int, most: int | None) -> Rankin
     best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, most=most)
     mask = best.scores > -np.inf
     unknown = sum(int(np.count_nonzero(part < 0)) for part in rows)
-    _expect_some_finite(job, best.non_finite, mask, unknown)
+    _expect_some_finite(job, best.non_finite, mask, unknown, sum(map(len, rows)))
     ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [np.zeros(0, np.int64)])
     chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
     chosen[mask] = ids[best.positions[mask]]
@@ -148,12 +148,12 @@ def scores(job: Job, results: list[Scored]) -> Scores:
     logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
     known = np.concatenate([scored.rows for scored in results] or [np.zeros(0, np.int32)]) >= 0
     mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
-    _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask, int(np.count_nonzero(~known)))
+    _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask, int(np.count_nonzero(~known)), len(known))
     return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **job.finish())
 
 
-def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray, unknown: int) -> None:
-    job.non_finite = non_finite
+def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray, unknown: int, candidates: int) -> None:
+    job.non_finite, job.unknown, job.candidates = non_finite, unknown, candidates
     if non_finite and not mask.any():
         message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
         raise NonFiniteScores(message, non_finite=non_finite, unknown=unknown)

@@ -49,6 +49,8 @@ class ServingConfig:
         recent requests needed more, at most half the budget.
       fallback: answer with a stale or default user when the user side is late or fails; False raises instead.
       max_stale: the oldest user state that an answer may use, counted from the fetch of its features; None for no bound.
+      max_unknown: share of a history's events, from 0 to 1, whose item or whose action the model does not know, above which an
+        answer is marked `degraded`; of histories of at least 5 events. None marks none.
       cache_bytes: bound of the state cache; 0 keeps nothing.
       prepare_ttl: how long a state made by `prepare` without a feature version may be used by later requests.
       callable_timeout: longest life of one call of `features` or `retrieval`; None for no limit.
@@ -81,6 +83,7 @@ class ServingConfig:
     reserve: float = 0.005
     fallback: bool = True
     max_stale: float | None = 3600.0
+    max_unknown: float | None = 0.5
     cache_bytes: int = 256 * 2**20
     prepare_ttl: float = 5.0
     callable_timeout: float | None = 5.0
@@ -115,6 +118,8 @@ class ServingConfig:
         for field in ("budget", "callable_timeout", "max_stale"):
             value = getattr(self, field)
             expect_field(value is None or 0 < value < math.inf, field, "None or more than 0 seconds")
+        share = self.max_unknown
+        expect_field(share is None or 0 <= share <= 1, "max_unknown", "None or a share from 0 to 1")
 
 
 def _counts(values: tuple[int, ...]) -> bool:

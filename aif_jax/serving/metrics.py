@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from aif_jax.serving.unknown import Known
+
 BOUNDS = tuple(round(1e-5 * 10 ** (i / 6), 9) for i in range(37))
 """Upper bounds of the histogram buckets in seconds: 10 microseconds to 10 seconds, six a decade."""
 
@@ -57,6 +59,13 @@ class Metrics:
     def observe_scoring(self, seconds: float) -> None:
         """Notes how long the scoring of one request took."""
         self.scoring = max(seconds, 0.95 * self.scoring + 0.05 * seconds)
+
+    def observe_known(self, known: Known) -> None:
+        """Counts the events and attributes of one user's features, and those that the model does not know."""
+        self.counters["history_events"] += known.events
+        self.counters["unknown_events"] += known.items
+        self.counters["unknown_actions"] += known.actions
+        self.counters["unknown_attributes"] += known.attributes
 
     def observe(self, stages: dict[str, float]) -> None:
         """Counts the seconds of each stage of one request."""

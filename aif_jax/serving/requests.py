@@ -156,8 +156,9 @@ class Answer:
     Attributes:
       version: of the model and index that scored.
       non_finite: how many known candidates have no score because it would be NaN or infinite.
-      degraded: whether the user's own fresh state was not used.
-      reason: why it was not, in words; None otherwise.
+      degraded: whether the user's own fresh state was not used, or the model does not know most of the history that it was
+        made from, see `ServingConfig.max_unknown`.
+      reason: why, in words; None otherwise.
       state_age: seconds since the fetch of the features that the user state was made from; None for the unknown user.
       stages: seconds of each stage; see `Timeline`.
       timeline: when each stage ran.

@@ -24,6 +24,7 @@ from aif_jax.serving.requests import Request
 from aif_jax.serving.shared import StateStore, from_bytes, to_bytes
 from aif_jax.serving.single_flight import Computation, SingleFlight
 from aif_jax.serving.together import RECENT, Together
+from aif_jax.serving.unknown import Known, known_of
 from aif_jax.serving.versions import UserSide, Version, batch_sizes
 from aif_jax.types import UserFeatures
 
@@ -118,7 +119,7 @@ class UserSides:
     async def ready(self, job: Job, user: UserSide | Computation) -> UserSide:
         """The user's own state if it comes in time, else the stand-in that the config allows, or what went wrong is raised."""
         if isinstance(user, UserSide):
-            return user
+            return self._marked(job, user)
         task, start = user.task, time.perf_counter()
         if not task.done():
             left = None if job.deadline is None else max(job.deadline - self._reserve(job) - start, 0.0)
@@ -132,7 +133,7 @@ class UserSides:
             side, spans = task.result()
             for span in spans:
                 job.timeline.add(*span)
-            return side
+            return self._marked(job, side)
         what = "late" if error is None else "failed"
         error = error or DeadlineExceeded("user side: not ready within the budget")
         if not self._config.fallback:
@@ -154,6 +155,12 @@ class UserSides:
             task.cancel()
         await asyncio.to_thread(self._tasks.close)
 
+    def _marked(self, job: Job, side: UserSide) -> UserSide:
+        """The same state; the answer says so where the model knows too little of its history."""
+        if warning := side.known.warning(self._config.max_unknown):
+            job.reason, job.degraded = warning, "unknown history"
+        return side
+
     def _reserve(self, job: Job) -> float:
         """Seconds to keep for scoring: the config's, or what recent requests needed where that is more."""
         assert job.budget is not None
@@ -172,8 +179,9 @@ class UserSides:
         outcome = await task.future
         if isinstance(outcome, Exception):
             raise self._features.noted(outcome)  # features that do not fit the model
-        state, span = outcome
-        side = UserSide(state, task.form, start)
+        state, span, known = outcome
+        self._metrics.observe_known(known)
+        side = UserSide(state, task.form, start, known)
         if version.name == self._serving:
             self.cache.put(key, side, since=start)
         if shared and len(self._putting) < self._config.max_pending:
@@ -197,7 +205,7 @@ class UserSides:
             return None
         self._metrics.counters["shared_hits"] += 1
         state = self._programs.upload_state(empty[found.form], found.words)
-        side = UserSide(state, found.form, time.perf_counter() - found.age)
+        side = UserSide(state, found.form, time.perf_counter() - found.age, found.known)
         if version.name == self._serving:
             self.cache.put(key, side, since=side.since)
         return side
@@ -207,26 +215,30 @@ class UserSides:
         assert self._store is not None and side.since is not None
         words = await asyncio.to_thread(self._programs.download, side.state.words)
         try:
-            await self._store.put(key, to_bytes(words, side.state.layout, side.form, age=time.perf_counter() - side.since))
+            age = time.perf_counter() - side.since
+            await self._store.put(key, to_bytes(words, side.state.layout, side.form, age=age, known=side.known))
         except Exception:  # as above
             self._metrics.counters["shared_failed"] += 1
 
-    def _pack(self, task: UserTask) -> np.ndarray:
-        """Checked features as words int32 [n]."""
+    def _pack(self, task: UserTask) -> tuple[np.ndarray, Known]:
+        """Checked features as words int32 [n], and how much of them the model knows."""
         features = self._programs.plain(task.features, version=task.version.name, encoding=task.version.encoding)
         if task.form not in (forms := task.version.forms):
             raise ValueError(f"UserFeatures.history: expected one of {', '.join(map(str, forms))}, got {task.form}")
-        return pack(features)
+        return pack(features), known_of(self._programs.model.config.schema, features)
 
-    def _run(self, tasks: list[UserTask], words: list[np.ndarray], started: float) -> list[tuple[Any, Span]]:
+    def _run(
+        self, tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]], started: float
+    ) -> list[tuple[Any, Span, Known]]:
         """States of users of one version and form of history.
 
         Waits for the device here, so that a backlog forms where requests can be cancelled, and not in the device's queue before
         the interactions of others.
         """
+        words = [each for each, _ in packed]
         words += words[:1] * (self._tasks.size_for(len(words)) - len(words))
         with jax.profiler.TraceAnnotation("aif.user"):
             states = tasks[0].version.states(self._programs, words, tasks[0].form)
             jax.block_until_ready(states)
         span = ("user", started, time.perf_counter())
-        return [(state, span) for state, _ in zip(states, tasks, strict=False)]
+        return [(state, span, known) for state, (_, known) in zip(states, packed, strict=False)]

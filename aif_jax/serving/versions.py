@@ -22,9 +22,10 @@ from aif_jax.serving.errors import NonFiniteScores
 from aif_jax.serving.orders import Orders
 from aif_jax.serving.programs import Form, Programs
 from aif_jax.serving.requests import Meaning
+from aif_jax.serving.unknown import Known
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Streamed, UserFeatures
-from aif_jax.version import VersionMismatch, fingerprint
+from aif_jax.version import VersionMismatch, check_encoding, fingerprint
 
 
 class UserSide(NamedTuple):
@@ -33,6 +34,7 @@ class UserSide(NamedTuple):
     state: Any
     form: Form
     since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
+    known: Known = Known()  # how much of them the model knows
 
 
 class Snapshot(NamedTuple):
@@ -78,6 +80,7 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
     Raises VersionMismatch for an index of another model, ValueError, NonFiniteScores for NaN or infinite parameters or scores.
     """
     model_config = programs.model.config
+    check_encoding("index", expected=model_config.schema.encoding, got=index.encoding)
     name = fingerprint(params, model_config, index.encoder)
     check_version(index, name)
     for path, leaf in leaves_by_path(params).items():
@@ -107,7 +110,7 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
         if bad := programs.download_best(packed)[0].non_finite:
             raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")
     _expect_values(programs, snapshot, unknown[0], config, count)
-    return Version(name, index.encoding, params, user, unknown, snapshot, meaning)
+    return Version(name, index.encoding or model_config.schema.encoding, params, user, unknown, snapshot, meaning)
 
 
 def _expect_values(programs: Programs, snapshot: Snapshot, user: UserSide, config: ServingConfig, count: int) -> None:

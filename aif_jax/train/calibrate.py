@@ -14,6 +14,7 @@ from aif_jax.model import PreRanker
 from aif_jax.objectives import parse
 from aif_jax.train.evaluate import list_scores, sampled_before
 from aif_jax.types import Params
+from aif_jax.version import check_encoding
 
 
 def calibrate(
@@ -51,8 +52,9 @@ def calibrate(
       progress: whether to show a bar.
 
     Raises:
-      ValueError: as `evaluate` and `calibration.fit`.
+      EncodingMismatch, ValueError: as `evaluate` and `calibration.fit`.
     """
+    check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none")
     if weights is not None:

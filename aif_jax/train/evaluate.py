@@ -30,6 +30,7 @@ from aif_jax.objectives import names, over_all
 from aif_jax.train import bounded
 from aif_jax.train.step import score
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures, UserState
+from aif_jax.version import check_encoding
 
 NEGATIVES = 99
 """Sampled candidates of a request, unless another source is given."""
@@ -133,8 +134,11 @@ def evaluate(
       progress: whether to show bars.
 
     Raises:
+      EncodingMismatch: data of another encoder than the one whose data the model is of, see `Schema.encoding`; data without
+        an encoder has nothing to compare.
       ValueError: no position, or what the source refuses, such as an event of an unknown item.
     """
+    check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none")
     source = sampled_before(data, positions) if candidates is None else candidates
@@ -229,12 +233,12 @@ def list_scores(
     batch_size: int = 128,
     progress: bool = True,
 ) -> np.ndarray:
-    """Joint scores of the candidates of R requests, float32 [R, C] or [R, C, T].
+    """Joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
     At most `batch_size` requests are scored at a time, and fewer, or some of their candidates, where an array of the program
     would be larger than `bounded.ARRAY`.
     """
-
+    check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     size, width = _list_sizes(model, params, data, positions, lists, batch_size)
 
     def batches(columns: slice) -> Iterator[Batch]:
@@ -248,7 +252,8 @@ def list_scores(
 
 
 def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
-    """The item function over the whole catalogue: rows [N] on the device."""
+    """The item function over the whole catalogue: rows [N] on the device; EncodingMismatch as `evaluate`."""
+    check_encoding("catalogue", expected=model.config.schema.encoding, got=catalogue.encoding)
     total, parts = len(catalogue), []
     one = catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
     run = partial(_item_rows, params, model=model)

@@ -28,7 +28,7 @@ from aif_jax.user_table import files
 from aif_jax.user_table.clock import Written, check_future
 from aif_jax.user_table.program import UserProgram, ranges, unpack
 from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, positions_of
-from aif_jax.version import check_encoding, fingerprint
+from aif_jax.version import check_encoding, encoding_for, fingerprint
 from aif_jax.vocabulary import as_ids
 
 BATCH = 256
@@ -102,7 +102,7 @@ class UserTable:
         expect(encoder.schema == model.config.schema, "encoder", "one of the model's schema", "another")
         self.model, self.encoder, self.storage = model, encoder, storage
         self.version = fingerprint(params, model.config, encoder) if version is None else version
-        self.encoding = encoder.version
+        self.encoding = encoding_for(model.config, encoder)
         self._clock = clock
         self._program = UserProgram(model, params, storage=storage, batch_size=batch_size)
         self.row_bytes = self._program.row_bytes
@@ -142,7 +142,7 @@ class UserTable:
             for raw in tqdm(events, unit="batch", desc="user table", disable=not progress):
                 table._apply(raw, position, partition, again=True)
             return table
-        check_encoding("events", expected=encoder.version, got="" if events.encoder is None else events.encoder.version)
+        check_encoding("events", expected=encoder.version, got=events.encoding)
         log = events.log
         at = None if until is None else np.full(log.users, seconds_of(until, "until", unit=encoder.columns.time_unit))
         ends = log.offsets[1:] if at is None else log.history_end_at(np.arange(log.users), at)
@@ -202,6 +202,7 @@ class UserTable:
         moment = ticks(now, "now", unit=self.encoder.columns.time_unit).seconds
         expect(not moment.ndim, "now", "one time", f"an array of shape {list(moment.shape)}")
         if events is not None:
+            self.encoder.expect_of_user(events, user)
             new, _ = self.encoder.events(events)
             late = new.time > stamps(int(moment) + self.encoder.max_skew, "now")
             expect(not late.any(), "events", f"times up to {self.encoder.max_skew} s after the request's", "a later one")

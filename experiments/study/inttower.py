@@ -59,7 +59,7 @@ def prepare(dataset: Dataset, *, leak: bool, seed: int = 0) -> Protocol:
     ratings = log.action / 2
     user_mean = _means(log.user[counted], ratings[counted], len(dataset.users))
     item_mean = _means(log.item[counted], ratings[counted], len(dataset.items))
-    schema = dataclasses.replace(dataset.schema, user_floats=1, item_floats=1)
+    schema = dataclasses.replace(dataset.schema, user_floats=1, item_floats=1, encoding="")
     shown = log.action.copy()
     shown[test] = 0
     return Protocol(

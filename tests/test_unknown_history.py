@@ -1,0 +1,157 @@
+"""What the model does not know of a history: counted, and marked in the answer above a bound."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from aif_jax.serving import Request, ServingConfig
+from aif_jax.serving.metrics import prometheus_text
+from aif_jax.serving.unknown import Known, known_of
+from aif_jax.user_table import UserTable
+from tests import serving_world
+from tests.service_world import IDS, NOW, exports, running
+from tests.serving_world import run, shared
+from tests.test_user_table import ARRIVAL, DATA, ENCODER, MODEL, PARAMS, raw
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
+COUNTED = ("history_events", "unknown_events", "unknown_actions", "unknown_attributes")
+
+
+def user(events: int, *, items: int = 0, actions: int = 0, attributes: bool = True):
+    """Features with so many events, of which so many have an unknown item, and others an unknown action."""
+    made = shared().user(events)
+    assert (mask := made.history.mask).sum() == events
+    place = np.cumsum(mask) - 1
+    item = np.where(mask & (place >= items), np.maximum(made.history.item, 1), 0).astype(np.int32)
+    action = np.where(mask & (place < events - actions), np.maximum(made.history.action, 1), 0).astype(np.int32)
+    ids = {name: np.full_like(value, int(attributes)) for name, value in made.ids.items()}
+    return dataclasses.replace(made, ids=ids, history=dataclasses.replace(made.history, item=item, action=action))
+
+
+def answers(features, config=None, requests=(3,)):
+    """The answers to some requests of a user with these features, and the engine's metrics."""
+
+    async def test():
+        async with shared().engine(**(config or {})) as engine:
+            engine.features = lambda name: features
+            given = [await engine.rank(request, 5) for request in requests]
+            return given, engine.metrics()
+
+    return run(test())
+
+
+@pytest.mark.parametrize(
+    ("features", "config", "marked"),
+    [
+        (dict(events=19, items=19), {}, True),
+        (dict(events=19, items=10), {}, True),
+        (dict(events=18, items=9), {}, False),  # not more than half
+        (dict(events=19, actions=12), {}, True),
+        (dict(events=19, items=9, actions=9), {}, False),
+        (dict(events=4, items=4), {}, False),  # too few to tell
+        (dict(events=19), {}, False),
+        (dict(events=19, attributes=False), {}, False),  # a new user
+        (dict(events=0), {}, False),
+        (dict(events=19, items=19), {"max_unknown": None}, False),
+        (dict(events=19, items=19), {"max_unknown": 1.0}, False),
+        (dict(events=19, items=2), {"max_unknown": 0.1}, True),
+    ],
+)
+def test_unknown_events_are_counted_and_a_large_share_marks_the_answer(features, config, marked):
+    (answer,), metrics = answers(user(**features), config)
+    unknown = 0 if features.get("attributes", True) else 2
+    expected = (features["events"], features.get("items", 0), features.get("actions", 0), unknown)
+    assert tuple(metrics["counters"][name] for name in COUNTED) == expected
+    assert answer.degraded == marked and answer.mask.all()
+    assert metrics["degraded"] == ({"unknown history": 1} if marked else {})
+    if marked:
+        shown = f"{expected[1]} of {expected[0]} events have an unknown item, {expected[2]} an unknown action"
+        assert f"history: {shown}, more than max_unknown=" in answer.reason
+    else:
+        assert answer.reason is None
+
+
+def test_the_mark_stays_with_the_state_and_the_events_count_once():
+    requests = [Request(user=3, feature_version=1)] * 3
+    given, metrics = answers(user(19, items=15), requests=requests)
+    assert [answer.degraded for answer in given] == [True] * 3 and metrics["degraded"] == {"unknown history": 3}
+    assert metrics["counters"]["history_events"] == 19 and metrics["counters"]["cache_hits"] == 2
+
+
+def test_the_mark_goes_to_the_other_replicas():
+    kept = {}
+
+    class Store:
+        async def get(self, key):
+            return kept.get(key)
+
+        async def put(self, key, state):
+            kept[key] = state
+
+    async def test():
+        request, found = Request(user=3, feature_version=1), []
+        for _ in range(2):
+            async with shared().engine() as engine:
+                engine._users._store = Store()
+                engine.features = lambda name: user(19, items=15)
+                found.append(await engine.rank(request, 5))
+                for task in tuple(engine._users._putting):
+                    await task
+        assert "shared" in found[1].stages and found[1].degraded and found[1].reason == found[0].reason
+
+    run(test())
+
+
+def test_candidates_are_counted_like_events():
+    world = shared()
+    ids = np.append(world.ids[:30], np.arange(5))
+    (ranked, _), metrics = answers(user(5), requests=[Request(user=3, context=ids), Request(user=4)])
+    assert (ranked.candidates, ranked.unknown) == (35, 5)
+    assert (metrics["counters"]["candidates"], metrics["counters"]["unknown_candidates"]) == (75, 5)
+    text = prometheus_text(metrics)
+    for line in ("aif_unknown_candidates_total 5.0", "aif_candidates_total 75.0", "aif_history_events_total 10.0"):
+        assert line in text
+
+
+def test_a_row_counts_the_events_that_it_keeps():
+    table = UserTable(MODEL, PARAMS, encoder=ENCODER, batch_size=8)
+    mine = ARRIVAL[DATA.log.user[ARRIVAL] == 3][:6]
+    events = raw(mine)
+    table.update(events | {"item": np.where(np.arange(6) < 4, 10**9, events["item"])})
+    now = int(DATA.log.time.max()) + 100
+    schema = MODEL.config.schema
+    assert known_of(schema, table.features(3, now=now)) == Known(events=6, items=4)
+    later = {name: values[:1] for name, values in events.items()} | {"item": [10**9], "time": [now - 10]}
+    assert known_of(schema, table.features(3, now=now, events=later)) == Known(events=7, items=5)
+    assert known_of(schema, table.features(10**6, now=now)) == Known()
+    whole = ENCODER.user(None, events, now)
+    assert known_of(schema, whole) == Known(events=6)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_bound_that_is_no_share_is_refused(share):
+    with pytest.raises(ValueError, match="ServingConfig.max_unknown: expected None or a share from 0 to 1"):
+        ServingConfig(max_unknown=share)
+
+
+def test_the_service_counts_and_marks():
+    """Item ids of another table: a call is answered, marked, and counted for the scraper."""
+    times = [NOW - 1000 + n for n in range(12)]
+    events = {"item": [10**9 + n for n in range(12)], "time": times}
+    with running(exports().root / "one") as service, service.client() as client:
+        answer = client.rank(user="ann", record={"user": "ann"}, events=events, now=NOW, candidates=IDS, k=3)
+        assert answer["degraded"] and "events have an unknown item" in answer["reason"]
+        text = client.request("GET", "/metrics")[2].decode()
+        assert all(f"aif_{name}_total" in text for name in (*COUNTED, "candidates", "unknown_candidates"))
+        assert 'reason="unknown history"' in text
+
+
+def test_the_world_of_these_tests_has_no_unknown_history():
+    """Else the promises of other tests would rest on marked answers."""
+    world = serving_world.shared()
+    for name in range(20):
+        known = known_of(world.model.config.schema, world.user(name))
+        assert known.warning(ServingConfig().max_unknown) is None
