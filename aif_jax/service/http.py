@@ -131,10 +131,11 @@ class App:
         await send({"type": "http.response.start", "status": response.status, "headers": shown})
         await send({"type": "http.response.body", "body": response.body, "more_body": unread})
         if unread:  # a connection that is closed while bytes come takes the answer back from a caller who has not read it
+            room = self._service.policy.limits.body_bytes
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER):
-                    while unread:
-                        await read()
+                    while unread and room > 0:
+                        room -= len((await read()).get("body", b""))
             await send({"type": "http.response.body", "body": b""})
 
     async def _answer(self, method: str, path: str, headers: Headers, receive: Any) -> Response:
