@@ -164,6 +164,8 @@ def test_errors_name_the_field(stub):
         ({"candidates": pb.Candidates(ids=[1], bids=[float("nan")])}, "INVALID_ARGUMENT", "bids"),
         ({"candidates": pb.Candidates(ids=[1], texts=["a"])}, "INVALID_ARGUMENT", "candidates"),
         ({"user": ann(now=5 * NOW)}, "INVALID_ARGUMENT", "now"),
+        ({"candidates": pb.Candidates(texts=["x" * 1025])}, "INVALID_ARGUMENT", "candidates"),
+        ({"user": pb.User(id=pb.Id(text="x" * 1025), known=True)}, "INVALID_ARGUMENT", "user"),
         ({"version": "0" * 64}, "FAILED_PRECONDITION", "version"),
     ):
         error = refusal(stub.Rank, pb.RankRequest(**good | changes))
