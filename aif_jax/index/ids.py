@@ -63,7 +63,8 @@ def _keys(raw: Any, name: str, like: Kind | None, *, short: bool) -> Keys:
 def string_ids(names: Any) -> np.ndarray:
     """int64 ids of strings [n]: a fixed 64-bit hash of the code points, the same on every machine and in every version.
 
-    Of any length, which an index bounds. An index hashes strings itself. Use this to keep integers in the retrieval instead, and build the index from them too.
+    An index hashes strings itself, of at most 1,024 characters each; here they may be longer. Use this to keep integers in the
+    retrieval instead, and build the index from them too.
 
     Example:
       >>> string_ids(["B00X4WHP5E", "B00X4WHP5F"]).tolist()
