@@ -28,8 +28,8 @@ def bounded(base: Any, *, connections: int) -> Any:
 
     Args:
       base: uvicorn's class.
-      connections: open at once. With one more the connection that has waited longest is closed: idle ones and those without a
-        complete head first, then those whose body is still on its way. One whose call is in flight is never closed for another.
+      connections: open at once. With one more the connection that has waited longest for its caller is closed: for a request,
+        for the rest of a head or of a body. One whose call is in flight is never closed for another.
     """
 
     class Connection(base):
@@ -153,7 +153,7 @@ def bounded(base: Any, *, connections: int) -> Any:
             others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
             waiting = [each for each in others if each._open <= (each._reading == "body")]
             if len(others) >= connections and waiting:
-                min(waiting, key=lambda each: (each._open, each._since)).transport.abort()
+                min(waiting, key=lambda each: each._since).transport.abort()
             elif len(others) >= connections + RESERVE:
                 self.transport.abort()
 

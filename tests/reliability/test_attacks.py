@@ -145,7 +145,8 @@ def crowd(made: Running, sizes: Sizes, most: int) -> None:
         with contextlib.ExitStack() as stack:
             callers = [stack.enter_context(connected(made, said)) for _ in range(most + sizes.crowd)]
             good(made)
-            read_all(callers[0])  # closed, the oldest first
+            for caller in callers[: sizes.crowd]:  # closed, the oldest first
+                read_all(caller)
             if said != LIVE + b"\r\n":
                 continue
             assert b" 200 " in callers[-1].recv(64)
