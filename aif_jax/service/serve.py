@@ -35,8 +35,8 @@ class Listening:
       reuse_port: several processes may listen on the ports.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice.
       drain_timeout: seconds that calls in flight may take after that.
-      connections: HTTP connections, and calls of gRPC, at once. With one more connection the one that has been idle longest
-        is closed; one more call gets 503 or RESOURCE_EXHAUSTED, and health is answered still.
+      connections: HTTP connections, and calls of gRPC, at once. With one more connection the one that has waited longest for
+        its caller is closed; one more call gets 503 or RESOURCE_EXHAUSTED, and health is answered still.
       keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
         meet connections that are being closed.
 
