@@ -20,6 +20,7 @@ HEAD_SECONDS = 10.0  # from the connection, or from the first byte of a request,
 UNREAD_SECONDS = 30.0  # that an answer may wait for its caller to read
 AHEAD = 8  # requests of a connection whose answers are not complete
 RESERVE = 32  # connections beyond the bound while all others have a call in flight: health is answered on them
+NEW_SECONDS = 1.0  # for which a connection without a request yet is kept before those that wait longer, or again
 SLICE = 2048  # bytes that the parser gets at a time: so many requests, and no more, come out of it at once
 
 
@@ -38,6 +39,7 @@ def bounded(base: Any, *, connections: int) -> Any:
         _size = 0  # bytes of the head, or bytes in a row without content of a body
         _left = 0  # bytes of the body that are to come; 0 where its length is not known
         _since = 0.0  # since when the caller is awaited
+        _asked = False  # whether a head of a request has come
         _refusal: str | None = None  # the last answer, once the others are sent; "" closes without one
         _timer: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None
@@ -98,7 +100,7 @@ def bounded(base: Any, *, connections: int) -> Any:
         def on_headers_complete(self) -> None:
             self._reading, self._size, self._since = "body", 0, self.loop.time()
             self._left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
-            self._open += 1
+            self._open, self._asked = self._open + 1, True
             self._within(None)
             super().on_headers_complete()
 
@@ -152,8 +154,10 @@ def bounded(base: Any, *, connections: int) -> Any:
         def _make_room(self) -> None:
             others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
             waiting = [each for each in others if each._open <= (each._reading == "body")]
+            # a connection of a moment ago may have its first request in the socket: only if all others are as young
+            new = self._since - NEW_SECONDS
             if len(others) >= connections and waiting:
-                min(waiting, key=lambda each: each._since).transport.abort()
+                min(waiting, key=lambda each: (not each._asked and each._since > new, each._since)).transport.abort()
             elif len(others) >= connections + RESERVE:
                 self.transport.abort()
 
