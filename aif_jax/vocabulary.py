@@ -14,6 +14,7 @@ Kind: TypeAlias = Literal["integers", "strings"]
 
 NESTED = {list, tuple, np.ndarray}
 FEW = 8  # up to so many strings are compared with an array one by one
+MOST_CHARACTERS = 1024  # of an id of text, at every place that takes ids
 SPREAD = 4  # a direct table holds at most this many places for each id
 
 
@@ -45,7 +46,7 @@ class Vocabulary:
     """
 
     def __init__(self, raw: Any):
-        ids = as_ids(raw, "Vocabulary")
+        ids = as_ids(raw, "Vocabulary", short=False)
         self.raw = np.unique(ids) if isinstance(ids, np.ndarray) else string_array(sorted(set(ids)))
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class Vocabulary:
         """
         if self.kind == "strings" and isinstance(raw, list | np.ndarray) and (rows := self._rows_of(raw)) is not None:
             return rows
-        ids = as_ids(raw, "Vocabulary.encode", like=self.kind)
+        ids = as_ids(raw, "Vocabulary.encode", like=self.kind, short=False)
         flat = isinstance(raw, list) and not (raw and type(raw[0]) in NESTED)
         shape = (len(ids),) if flat else np.shape(raw)
         if not len(self.raw) or not len(ids):
@@ -161,10 +162,11 @@ class Vocabulary:
         return rows
 
 
-def as_ids(raw: Any, name: str, *, like: Kind | None = None) -> np.ndarray | list[str]:
+def as_ids(raw: Any, name: str, *, like: Kind | None = None, short: bool = True) -> np.ndarray | list[str]:
     """Raw ids of any shape, flat: int64 [n], or a list of n strings; `like` is the kind that they must have.
 
-    Raises TypeError for ids of another kind, mixed kinds, None, integers beyond int64.
+    Raises TypeError for ids of another kind, mixed kinds, None, integers beyond int64; ValueError for strings of more than
+    `MOST_CHARACTERS`, unless they need not be `short`, such as the values of a category.
     """
     wanted = "integers or strings, all of one kind" if like is None else f"{like} like the vocabulary"
     if not isinstance(raw, np.ndarray):
@@ -182,7 +184,27 @@ def as_ids(raw: Any, name: str, *, like: Kind | None = None) -> np.ndarray | lis
         ids = _of_objects(flat, name, wanted)
     if ids is None or like not in (None, "integers" if isinstance(ids, np.ndarray) else "strings"):
         raise TypeError(f"{name}: expected {wanted.split(',')[0]}, got dtype {np.asarray(raw).dtype}")
+    if short and isinstance(ids, list):
+        expect_short(ids, name)
     return ids
+
+
+def expect_short(values: Sequence[Any] | np.ndarray, name: str) -> None:
+    """Raises ValueError for a string of more than `MOST_CHARACTERS` among values [n]; names the position."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "UT":
+        if values.dtype.kind == "U" and values.dtype.itemsize <= 4 * MOST_CHARACTERS:
+            return
+        lengths = np.strings.str_len(values)
+        most, at = (int(lengths.max()), int(lengths.argmax())) if lengths.size else (0, 0)
+    else:
+        lengths = [len(value) if isinstance(value, str) else 0 for value in values]
+        most = max(lengths, default=0)
+        at = lengths.index(most) if lengths else 0
+    if most > MOST_CHARACTERS:
+        way_out = "give long ones a short id, such as a digest, in all data"
+        raise ValueError(
+            f"{name}: expected ids of at most {MOST_CHARACTERS} characters, got {most} at position {at}; {way_out}"
+        )
 
 
 def string_array(strings: list[str]) -> np.ndarray:

@@ -283,6 +283,46 @@ def test_a_fetch_counts_what_happened_and_shares_reads():
     asyncio.run(asyncio.wait_for(test(), 20))
 
 
+def test_a_read_that_hangs_is_not_shared_for_ever():
+    """Later calls read again; the read that hangs is cancelled with the last who waits for it, and dropped if it ends."""
+
+    class Source:
+        def __init__(self):
+            self.released, self.cancelled, self.reads = asyncio.Event(), 0, 0
+
+        async def get(self, user):
+            self.reads += 1
+            if self.reads > 2:
+                return await MemoryFeatures(LAYOUT).get(user)
+            try:
+                await self.released.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                if user == "deaf":
+                    await self.released.wait()
+                raise
+            raise ConnectionError("the old read")
+
+    async def test(user) -> None:
+        source = Source()
+        fetch = Fetch(source, ENCODER, share=0.05, now=lambda request: NOW)
+        patient = asyncio.create_task(fetch.record(user))
+        await asyncio.sleep(0.06)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(fetch.record(user), 0.06)  # the second read hangs too
+        assert (source.reads, source.cancelled) == (2, 0)  # the first has somebody who waits, the second may be joined
+        assert await asyncio.wait_for(fetch.record(user), 10) is None and source.reads == 3
+        await asyncio.sleep(0)
+        assert source.cancelled == 1 and fetch.counters["overdue"] == 2 and not patient.done()
+        source.released.set()
+        with pytest.raises(ConnectionError, match="the old read"):
+            await patient
+        assert await fetch.record(user) is None and source.reads == 4 and not fetch._reading
+
+    for user in ("ann", "deaf"):
+        asyncio.run(asyncio.wait_for(test(user), 20))
+
+
 def test_a_server_that_does_not_answer_is_a_timeout(url, client):
     from redis import asyncio as redis
 
@@ -305,6 +345,7 @@ def test_a_server_that_does_not_answer_is_a_timeout(url, client):
     [
         (lambda: Fetch(MemoryFeatures(LAYOUT)), "encoder: expected an encoder or a function"),
         (lambda: Fetch(MemoryFeatures(LAYOUT), ENCODER, timeout=0), "timeout: expected None or more than 0"),
+        (lambda: Fetch(MemoryFeatures(LAYOUT), ENCODER, share=0), "share: expected more than 0 seconds"),
         (lambda: Fetch(MemoryFeatures(LAYOUT), encode=lambda *a: None, past_only=True), "past_only: expected an encoder"),
         (lambda: MemoryFeatures(LAYOUT, length=0), "length: expected at least 1"),
     ],

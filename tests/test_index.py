@@ -442,6 +442,21 @@ def test_strings_are_found_by_what_they_are(built):
     assert equal(less.compact().take(["008"])[0], index.take(["008"])[0])
 
 
+def test_ids_of_text_are_bounded(built):
+    model, params, features, *_ = built
+    names = ["a", "x" * 1025]
+    index = make(model, params, part(features, slice(2)), ["a", names[1][1:]])
+    for call in (
+        lambda: make(model, params, part(features, slice(2)), names),
+        lambda: index.upsert(names, part(features, slice(2))),
+        lambda: index.delete(names),
+        lambda: index.lookup(names),
+        lambda: index.lookup(np.array(names, np.dtypes.StringDType())),
+    ):
+        with pytest.raises(ValueError, match="expected ids of at most 1024 characters, got 1025 at position 1"):
+            call()
+
+
 def test_two_strings_with_one_hash_are_refused(built, monkeypatch):
     """Of 10^7 strings two share 64 bits with probability 3e-6; their marks still differ."""
     model, params, features, *_ = built

@@ -85,8 +85,8 @@ OPTIONAL = (
 )
 LAYERS = (
     # the ground floor: types, and raw data to features
-    "types", "checks", "schema", "times", "trees", "folders", "vocabulary", "columns", "raw", "features", "encoder",
-    "catalogue", "stream",
+    "types", "checks", "schema", "times", "trees", "folders", "characters", "vocabulary", "columns", "raw", "features",
+    "encoder", "catalogue", "stream",
     # the model
     "layers", "objectives", "config", "kernels", "blocks", "presets", "user", "item", "head", "interaction",
     "calibration", "expression", "model",

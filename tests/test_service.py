@@ -228,6 +228,31 @@ def test_string_ids():
         assert sorted(answer["ids"].tolist()) == ["item 1017", "item 17"] and answer["unknown"] == 1
 
 
+def test_a_long_text_in_any_field_is_refused():
+    """Hashed character by character it would keep the threads that score; each answer names the field."""
+    long = "x" * (1 << 20)
+    with running(exports("strings").root / "one") as service, service.client() as client:
+        good = {"user": "ann", "record": {"user": "ann"}, "candidates": ["item 17"], "k": 1}
+        for field, value in (
+            ("user", long),
+            ("candidates", ["item 17", long]),
+            ("events", {"item": ["item 17", long], "time": [NOW - 9, NOW - 8]}),
+            ("events", {"item": ["item 17"], "time": [long]}),
+            ("feature_version", long),
+            ("version", long),
+            ("order", long),
+            ("id", long),
+        ):
+            body = json.dumps(good | {field: value}).encode()
+            status, _, answer = client.request("POST", "/v1/rank", body, {"content-type": "application/json"})
+            error = json.loads(answer)["error"]
+            assert (status, error["field"]) == (400, field) and "at most 1024 characters" in error["message"], error
+        array = np.array(["item 17", long], np.dtypes.StringDType())
+        assert refusal(client.rank, **good | {"candidates": array}).field == "candidates"
+        wide = good | {"record": {"user": long[: 1 << 19]}}  # an unknown value of a category costs its characters, once
+        assert client.rank(**wide)["ids"].tolist() == ["item 17"]
+
+
 def test_features_are_not_read_where_the_state_is_there(client):
     """The feature version says that nothing is new; what the call brings in vain is not looked at."""
     known = client.rank(**ANN, feature_version=9, candidates=IDS, k=5)
@@ -322,6 +347,10 @@ def test_paths_methods_and_types(client):
         ("HEAD", "/health/live", "", 200),
     ):
         assert client.request(method, path, b"", {"content-type": kind})[0] == status, (method, path)
+    for path, allowed in (("/v1/rank", "POST"), ("/metrics", "GET, HEAD")):
+        client._connection.request("DELETE", path, headers=client._headers)
+        with client._connection.getresponse() as response:
+            assert (response.status, response.headers["allow"]) == (405, allowed) and response.read()
 
 
 def test_a_body_is_bounded():

@@ -155,6 +155,16 @@ def test_candidates_in_mini_batches(stub):
     assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT and "expected integers" in wrong.details()
 
 
+def test_ids_of_text_are_bounded(stub):
+    good = {"user": ann(), "candidates": pb.Candidates(ids=IDS), "k": 5}
+    for changes in (
+        {"candidates": pb.Candidates(texts=["x" * 1025])},
+        {"user": pb.User(id=pb.Id(text="x" * 1025), known=True)},
+    ):
+        error = refusal(stub.Rank, pb.RankRequest(**good | changes))
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and "at most 1024 characters" in error.details()
+
+
 def test_errors_name_the_field(stub):
     good = {"user": ann(), "candidates": pb.Candidates(ids=IDS), "k": 5}
     for changes, code, field in (

@@ -161,7 +161,26 @@ def test_plain_json(served):
         assert status == 400 and message in answer["error"], (change, answer)
     assert infer({"inputs": [inputs[0], inputs[0]]})[0] == 400
     assert infer({}, "/v2/models/other/infer")[0] == 404 and infer({}, "/v2/none")[0] == 404
-    assert infer({}, f"/v2/models/{MODEL}/infer", "GET")[0] == 405
+    long = {"name": "candidates", "datatype": "BYTES", "shape": [1], "data": ["x" * 1025]}
+    status, answer = infer({"inputs": [inputs[0], long]})
+    assert status == 400 and "candidates: expected ids of at most 1024 characters, got 1025" in answer["error"]
+
+
+def test_other_methods_are_refused_and_told_which_are_not(served):
+    """DELETE was answered as GET is."""
+    model = f"/v2/models/{MODEL}"
+    with served.client() as client:
+        for paths, allowed in (
+            (("/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/versions/9/ready"), "GET, HEAD"),
+            ((f"{model}/infer", f"{model}/versions/9/infer"), "POST"),
+        ):
+            for path in paths:
+                for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+                    client._connection.request(method, path)
+                    response = client._connection.getresponse()
+                    response.read()
+                    assert (response.status == 405) == (method not in allowed), (method, path)
+                    assert response.headers["allow"] == (allowed if response.status == 405 else None), (method, path)
 
 
 def test_texts_as_bytes():

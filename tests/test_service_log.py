@@ -5,18 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from aif_jax import cli, neighbours
+from aif_jax.service import log as log_module
+from aif_jax.service.calls import Call
 from aif_jax.service.core import Service
 from aif_jax.service.log import Record, RequestLog, read_log
 from aif_jax.service.models import Models
 from aif_jax.service.replay import replay
 from aif_jax.service.shadow import Shadow
+from aif_jax.serving import Candidates
+from aif_jax.vocabulary import string_array
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 
 ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
@@ -163,6 +169,56 @@ def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
     none.close()
     with pytest.raises(ValueError, match="log share: expected 0 to 1"):
         RequestLog(tmp_path, share=2)
+
+
+@dataclasses.dataclass
+class Seen:
+    """The parts of an answered call whose bytes a log counts."""
+
+    call: Call
+    candidates: Candidates
+    answer: object = None
+    features: object = None
+
+
+@pytest.mark.parametrize("kind", ["record", "events", "deep", "texts", "arrays"])
+def test_the_bytes_of_waiting_calls_are_those_of_memory(kind):
+    """Whatever of a call is large: its record was not counted."""
+
+    def made(number):
+        text = f"{number} " * 3000
+        record = {"user": "ann", "note": text} if kind == "record" else None
+        if kind == "deep":
+            record = {"user": "ann", "note": [text]}
+            for _ in range(3000):
+                record["note"] = [record["note"]]
+        events = {"item": [10**6 * number + n for n in range(4000)]} if kind == "events" else None
+        ids = string_array([f"{number} {n} a longer text of an item" for n in range(500)]) if kind == "texts" else IDS
+        features = {"floats": np.ones(5000)} if kind == "arrays" else None
+        call = Call(user="ann", candidates=None, record=record, events=events)
+        return Seen(call, Candidates(ids), features=features)
+
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        seen = [made(number) for number in range(20)]
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    counted = sum(log_module._size(each) for each in seen)  # 4 kB of each are for the answer
+    assert taken / 1.5 < counted < 1.5 * taken + 20 * 5000, (counted, taken)
+
+
+def test_calls_with_large_records_are_dropped_beyond_the_bound(tmp_path, monkeypatch):
+    waiting = threading.Event()
+    requests = RequestLog(tmp_path, waiting_bytes=1 << 20)
+    monkeypatch.setattr(requests, "_write", lambda records: waiting.wait(60))
+    with running(exports().root / "one", observers=(requests,)) as service, service.client() as client:
+        for _ in range(6):
+            client.rank(user="ann", record={"user": "ann", "note": "x" * 300_000}, candidates=IDS, k=1)
+    assert requests.counters["log_dropped"] >= 2
+    waiting.set()
+    requests.close()
 
 
 def test_a_full_disk_loses_records_and_says_so(tmp_path, logged, caplog):

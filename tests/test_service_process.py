@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -97,6 +98,20 @@ def test_sigterm_drains_what_is_in_flight(tmp_path):
     assert all(isinstance(error, OSError) or error.code == "UNAVAILABLE" for error in errors), errors
     assert "draining" in [entry["message"] for entry in log] and {entry["level"] for entry in log} == {"INFO"}
     assert len(list(read_log(tmp_path / "log"))) >= len(answered)
+
+
+def test_every_line_of_the_log_is_json():
+    """Those of the HTTP server too, and those that the server writes for what it cannot read."""
+    with serving(exports().root / "one") as (process, [addresses]):
+        host, port = addresses["http"].removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as caller:
+            caller.sendall(b"no HTTP\r\n\r\n")
+            assert b" 400 " in caller.recv(1 << 16)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        log = [json.loads(line) for line in process.stderr.read().splitlines()]
+    lines = [(entry["level"], entry["message"]) for entry in log if entry["logger"] == "uvicorn.error"]
+    assert ("WARNING", "Invalid HTTP request received.") in lines
 
 
 def test_workers_share_a_port_and_one_that_dies_is_replaced():

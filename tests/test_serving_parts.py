@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif_jax.serving import ServingConfig, Timeline, geometric, prometheus_text
-from aif_jax.serving.cache import StateCache, StateKey
+from aif_jax.serving.cache import ENTRY_BYTES, LEAF_BYTES, StateCache, StateKey
 from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
 from aif_jax.serving.programs import Part, best_of, has_repeats, pad, without_repeats
 from aif_jax.serving.single_flight import SingleFlight
@@ -77,38 +79,41 @@ def key(user, feature=None, version="v"):
     return StateKey(user, feature, version)
 
 
+EACH = ENTRY_BYTES + LEAF_BYTES  # of a state of one array, in addition to its bytes
+
+
 def state(size=10):
     return np.zeros(size, np.uint8)
 
 
 def test_cache_is_bounded_in_bytes_and_drops_the_least_recently_used():
-    cache = StateCache(30)
+    cache = StateCache(3 * (EACH + 10))
     for name in "abc":
         cache.put(key(name, 1), state())
     assert cache.get(key("a", 1)) is not None  # now b is the least recently used
     cache.put(key("d", 1), state())
     assert cache.get(key("b", 1)) is None and cache.get(key("a", 1)) is not None
-    assert (cache.bytes, len(cache), cache.evictions, cache.hits, cache.misses) == (30, 3, 1, 2, 1)
-    cache.put(key("e", 1), state(31))  # larger than the whole cache
+    assert (cache.bytes, len(cache), cache.evictions, cache.hits, cache.misses) == (3 * (EACH + 10), 3, 1, 2, 1)
+    cache.put(key("e", 1), state(2 * EACH + 31))  # larger than the whole cache
     assert cache.get(key("e", 1)) is None and len(cache) == 3
     cache.put(key("a", 1), state(5))
-    assert cache.bytes == 25
+    assert cache.bytes == 3 * EACH + 25
 
 
 def test_cache_keys_hold_feature_version_and_model_version():
-    cache = StateCache(1000)
+    cache = StateCache(100_000)
     cache.put(key("a", 1, "v"), state())
     assert cache.get(key("a", 2, "v")) is None and cache.get(key("a", 1, "w")) is None
     assert cache.stale("a", "v") is not None and cache.stale("a", "w") is None
     cache.put(key("a", 1, "w"), state())
     cache.keep_version("w")
     assert cache.stale("a", "v") is None and cache.get(key("a", 1, "w")) is not None
-    assert cache.bytes == 10
+    assert cache.bytes == EACH + 10
 
 
 def test_unversioned_states_grow_old():
     now = [0.0]
-    cache = StateCache(1000, unversioned_ttl=5.0, clock=lambda: now[0])
+    cache = StateCache(100_000, unversioned_ttl=5.0, clock=lambda: now[0])
     cache.put(key("a"), state())
     cache.put(key("b", 1), state())
     now[0] = 5.0
@@ -120,13 +125,44 @@ def test_unversioned_states_grow_old():
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(1, 40)), max_size=60))
 def test_cache_accounts_agree_with_its_contents(puts):
-    cache = StateCache(60)
+    limit = 3 * EACH + 60
+    cache = StateCache(limit)
     for user, feature, size in puts:
-        cache.put(key(user, feature), state(size))
-        held = [cache._entries[k].state.nbytes for k in cache._entries]
-        assert cache.bytes == sum(held) <= 60
+        cache.put(key(user, feature), state(EACH * (size % 3) + size))
+        held = [EACH + cache._entries[k].state.nbytes for k in cache._entries]
+        assert cache.bytes == sum(held) <= limit
         for (user_, version), latest in cache._latest.items():
             assert (latest.user, latest.version) == (user_, version) and latest in cache._entries
+
+
+MEASURED = """
+import gc, json, sys
+import jax, jax.numpy as jnp
+from aif_jax.serving.cache import StateCache, StateKey
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+arrays, count, cache = int(sys.argv[1]), 6000, StateCache(1 << 40)
+made = jax.jit(lambda x: [jnp.full((16,), i) + x for i in range(arrays)])
+warm = [made(float(i)) for i in range(500)]
+del warm
+gc.collect()
+before = resident()
+for i in range(count):
+    cache.put(StateKey(f"user {i}", i, "v" * 64), made(float(i)))
+jax.block_until_ready(cache.get(StateKey(f"user {count - 1}", count - 1, "v" * 64)))
+gc.collect()
+print(json.dumps([cache.bytes, resident() - before, count * arrays * 64]))
+"""
+
+
+@pytest.mark.parametrize("arrays", [2, 12])
+def test_the_bytes_of_a_cache_are_those_of_the_process(arrays):
+    """States of small arrays: what they hold besides their numbers is most of it."""
+    run = subprocess.run([sys.executable, "-c", MEASURED, str(arrays)], capture_output=True, text=True, timeout=240, check=True)
+    counted, taken, numbers = json.loads(run.stdout)
+    assert taken / 1.6 < counted < taken * 1.6 and counted > 4 * numbers, (counted, taken, numbers)
 
 
 # single-flight

@@ -145,6 +145,52 @@ def test_damage_is_refused(tmp_path, change):
     assert not list((tmp_path / "out").glob("0*")) and not (tmp_path / "escaped").exists()
 
 
+DEEP = b"[" * 4000
+
+
+@pytest.mark.parametrize("raw", [b"", DEEP, b"\xff", b"{}", b"[]", b'{"name": 7, "sha256": "' + b"0" * 64 + b'"}', bytes(5000)])
+def test_a_damaged_pointer_is_a_snapshot_error(place, tmp_path, raw):
+    url, options = place
+    store = SnapshotStore(url, **options)
+    store.publish(fill(tmp_path / "made", 7))
+    store._put(store._path("current"), raw)
+    for call in (store.current, store.collect, lambda: store.fetch(tmp_path / "out"), lambda: store.publish(tmp_path / "made")):
+        with pytest.raises(SnapshotError, match=r"current"):
+            call()
+
+
+def test_a_damaged_snapshot_is_a_snapshot_error(place, tmp_path, monkeypatch):
+    """Whatever a manifest says, and however short a file is: on a disk, and in an object store, which refuses empty ranges."""
+    monkeypatch.setattr(module, "BLOCK", 100)
+    url, options = place
+    store = SnapshotStore(url, **options)
+    name = store.publish(fill(tmp_path / "made", 7))
+    manifest = store._files.cat_file(store._path(name, "snapshot-manifest.json"))
+    files = json.loads(manifest)["files"]
+
+    def saying(**more):
+        return json.dumps({"format": module.FORMAT, "files": files | more}).encode()
+
+    one = {"bytes": 9, "sha256": "0" * 64}
+    damages = [
+        ("snapshot-manifest.json", raw)
+        for raw in (b"", DEEP * 25, b"\xff", b"[]", b"7", saying(a={"bytes": 1 << 60, "sha256": "0" * 64}))
+    ]
+    paths = ("x" * 300, "x/" * 3000 + "y", "a/below", "inner", "a\0b", "\ud800", "/etc/passwd", "none")
+    damages += [("snapshot-manifest.json", saying(**{path: one})) for path in paths]
+    damages += [("a", b""), ("a", b"7;" * 50), ("inner/b", b"7;" * 100), ("inner/deeper/c", b"")]
+    for number, (relative, raw) in enumerate(damages):
+        path = store._path(name, relative)
+        before = store._files.cat_file(path)
+        store._put(path, raw)
+        for named in (None, name):
+            missing = FileNotFoundError if named is not None and b"none" in raw else ()
+            with pytest.raises((SnapshotError, *([missing] if missing else []))):
+                store.fetch(tmp_path / f"out{number}", named)
+        store._put(path, before)
+    assert number_of(store.fetch(tmp_path / "out")) == 7
+
+
 def test_what_reads_back_as_something_else_is_not_published(tmp_path, monkeypatch):
     store = SnapshotStore(tmp_path / "store")
     first = store.publish(fill(tmp_path / "made", 1))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.characters import folded
 from aif_jax.checks import expect
 from aif_jax.data.order import mix
 from aif_jax.vocabulary import Vocabulary, as_ids
@@ -36,10 +37,11 @@ def hash_ids(raw: Any, size: int, *, seed: int = 0) -> np.ndarray:
       (True, True)
     """
     _check_size(size)
-    ids = as_ids(raw, "hash_ids")
+    ids = as_ids(raw, "hash_ids", short=False)
     words = ids.view(np.uint64) if isinstance(ids, np.ndarray) else _words(ids)
     mixed = mix(words + mix(np.full(1, seed % 2**64, np.uint64) + STEP))
-    return (mixed % np.uint64(size - 1)).astype(np.int32).reshape(np.shape(raw)) + np.int32(1)
+    shape = raw.shape if isinstance(raw, np.ndarray) else np.array(raw, object).shape  # np.shape pads strings
+    return (mixed % np.uint64(size - 1)).astype(np.int32).reshape(shape) + np.int32(1)
 
 
 def hash_rest(vocabulary: Vocabulary, raw: Any, size: int, *, seed: int = 0) -> np.ndarray:
@@ -81,9 +83,21 @@ def _check_size(size: int) -> None:
 
 
 def _words(strings: list[str]) -> np.ndarray:
-    """uint64 [n]: the characters of each string mixed in one after another."""
-    words, array = np.zeros(len(strings), np.uint64), np.array(strings)
-    width = array.dtype.itemsize // 4
-    for column in array.view(np.uint32).reshape(len(strings), width).T if width else ():
-        words = np.where(column > 0, mix((words ^ column.astype(np.uint64)) + STEP), words)
-    return words
+    """uint64 [n]: the characters of each string mixed in one after another, without those of code 0."""
+    return folded(strings, (np.uint64(0),), _step, _rest)[0]
+
+
+def _step(words: np.ndarray, character: np.ndarray) -> tuple[np.ndarray]:
+    return (np.where(character > 0, mix((words ^ character.astype(np.uint64)) + STEP), words),)
+
+
+def _rest(word: int, characters: list[int]) -> tuple[int]:
+    """`_step` for every character of one string: `mix` on Python's integers."""
+    step, whole = int(STEP), 0xFFFFFFFFFFFFFFFF
+    for character in characters:
+        if character:
+            word = (word ^ character) + step & whole
+            word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & whole
+            word = (word ^ word >> 27) * 0x94D049BB133111EB & whole
+            word ^= word >> 31
+    return (word,)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aif_jax.characters import folded
 from aif_jax.vocabulary import Kind, as_ids
 
 EMPTY = np.iinfo(np.int64).min
@@ -43,10 +44,14 @@ COLLISION = "expected strings with hashes that differ, got two with one; give on
 
 def raw_keys(raw: Any, name: str, *, like: Kind | None = None) -> Keys:
     """Keys of raw ids [n] (array, list or Arrow), integers or strings, all of kind `like`; raises TypeError, ValueError."""
+    return _keys(raw, name, like, short=True)
+
+
+def _keys(raw: Any, name: str, like: Kind | None, *, short: bool) -> Keys:
     shape = raw.shape if isinstance(raw, np.ndarray) else np.shape(raw) if _nested(raw) else (len(raw),)
     if len(shape) != 1:
         raise ValueError(f"{name}: expected one axis, got shape {list(shape)}")
-    ids = as_ids(raw, name)
+    ids = as_ids(raw, name, short=short)
     keys = Keys(ids) if isinstance(ids, np.ndarray) else _hashed(ids)
     if None not in (like, keys.kind) and keys.kind != like:
         raise TypeError(f"{name}: expected {like}, got {keys.kind}")
@@ -58,35 +63,40 @@ def raw_keys(raw: Any, name: str, *, like: Kind | None = None) -> Keys:
 def string_ids(names: Any) -> np.ndarray:
     """int64 ids of strings [n]: a fixed 64-bit hash of the code points, the same on every machine and in every version.
 
-    An index hashes strings itself. Use this to keep integers in the retrieval instead, and build the index from them too.
+    An index hashes strings itself, of at most 1,024 characters each; here they may be longer. Use this to keep integers in the
+    retrieval instead, and build the index from them too.
 
     Example:
       >>> string_ids(["B00X4WHP5E", "B00X4WHP5F"]).tolist()
       [-1363410762929181125, -8533427915187302917]
     """
-    return raw_keys(names, "names", like="strings").key
+    return _keys(names, "names", "strings", short=False).key
 
 
 def _nested(raw: Any) -> bool:
     return not hasattr(raw, "__len__") or (len(raw) > 0 and isinstance(next(iter(raw)), list | tuple | np.ndarray))
 
 
+MULTIPLIER, PRIME = np.uint64(0x9E3779B97F4A7C15), np.uint32(0x01000193)
+
+
 def _hashed(strings: list[str]) -> Keys:
-    """Character by character over all strings, the longest first, so that those with a character left are a prefix."""
-    lengths = np.fromiter(map(len, strings), np.int64, len(strings))
-    points = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), np.uint32)
-    order = np.argsort(-lengths, kind="stable")
-    starts = (np.cumsum(lengths) - lengths)[order]
-    longer = np.searchsorted(-lengths[order], -np.arange(lengths.max(initial=0)), side="left").tolist()
-    mixed = np.full(len(strings), 0xCBF29CE484222325, np.uint64)
-    marks = np.full(len(strings), 0x811C9DC5, np.uint32)
-    for place, count in enumerate(longer):
-        character = points[starts[:count] + place]
-        step = (mixed[:count] ^ character) * np.uint64(0x9E3779B97F4A7C15)
-        mixed[:count] = step ^ (step >> np.uint64(32))
-        marks[:count] = (marks[:count] ^ character) * np.uint32(0x01000193)
+    """Key and mark of strings; a hash that an index stores, the same in every version."""
+    mixed, marks = folded(strings, (np.uint64(0xCBF29CE484222325), np.uint32(0x811C9DC5)), _step, _rest)
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     ids = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
-    keys, shuffled = np.empty_like(ids), np.empty_like(marks)
-    keys[order], shuffled[order] = np.where(ids == EMPTY, 0, ids), marks
-    return Keys(keys, shuffled)
+    return Keys(np.where(ids == EMPTY, 0, ids), marks)
+
+
+def _step(mixed: np.ndarray, marks: np.ndarray, character: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    step = (mixed ^ character) * MULTIPLIER
+    return step ^ (step >> np.uint64(32)), (marks ^ character) * PRIME
+
+
+def _rest(mixed: int, mark: int, characters: list[int]) -> tuple[int, int]:
+    """`_step` for every character of one string."""
+    multiplier, prime = int(MULTIPLIER), int(PRIME)
+    for character in characters:
+        step = (mixed ^ character) * multiplier & 0xFFFFFFFFFFFFFFFF
+        mixed, mark = step ^ step >> 32, (mark ^ character) * prime & 0xFFFFFFFF
+    return mixed, mark

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,24 +22,36 @@ from aif_jax.times import PER_SECOND, ticks
 from aif_jax.types import UserFeatures
 
 
+@dataclasses.dataclass(eq=False)
+class _Reading:
+    """A read of the source under way."""
+
+    task: asyncio.Task[Record | None]
+    began: float  # by the clock of its event loop
+    waiters: int = 0
+
+
 class Fetch:
     """`features(request)` over a source: gets the record, encodes it, counts what happened.
 
     An error is raised, and the engine answers with the user's last state or the unknown user and says so; a user whom the
     source does not know is the unknown user without being an error. Requests of one user at one time share one read, the
-    engine's fetch and a retrieval that needs the same features among them.
+    engine's fetch and a retrieval that needs the same features among them, for `share` seconds: a read that takes longer may
+    hang, so later requests begin another one, and it is cancelled when none of the earlier ones waits for it any more.
 
     Args:
       source: of raw users.
       encoder: of the model, with histories as long as it reads (`run.encoder`); turns a record into features.
       timeout: seconds for one read of the source; None leaves it to the source.
+      share: seconds since its start in which a read is shared with later requests.
       now: the time of a request, in the unit of the events; None is the clock of this machine.
       past_only: leaves out events from the request's second on however late they are, for replays; without it an event later
         than the clock allows is an error.
       encode: `encode(request, record, now)`, in place of the encoder's, such as one that reads a `UserTable`.
 
     Attributes:
-      counters: records found and missing, reads that timed out, records that were damaged, reads that failed otherwise.
+      counters: records found and missing, reads that timed out, records that were damaged, reads that failed otherwise, reads
+        that took longer than they are shared ("overdue").
       seconds: of reads, a `Histogram`.
 
     Example:
@@ -55,18 +68,20 @@ class Fetch:
         encoder: Encoder | None = None,
         *,
         timeout: float | None = None,
+        share: float = 1.0,
         now: Callable[[Request], Any] | None = None,
         past_only: bool = False,
         encode: Callable[[Request, Record | None, Any], UserFeatures] | None = None,
     ):
         expect(timeout is None or timeout > 0, "timeout", "None or more than 0 seconds", timeout)
+        expect(share > 0, "share", "more than 0 seconds", share)
         expect((encoder is None) != (encode is None), "encoder", "an encoder or a function `encode`, one of them", encoder)
         expect(encoder is not None or not past_only, "past_only", "an encoder, which knows the columns", None)
         self.source, self.counters, self.seconds = source, Counter(), Histogram()
-        self._encoder, self._timeout, self._past_only = encoder, timeout, past_only
+        self._encoder, self._timeout, self._share, self._past_only = encoder, timeout, share, past_only
         self._encode = partial(self._by, encoder) if encoder is not None else encode
         self._now = now or self._clock
-        self._reading: dict[Any, asyncio.Task[Record | None]] = {}
+        self._reading: dict[Any, _Reading] = {}
 
     async def __call__(self, request: Request) -> UserFeatures:
         """The features of a request; raises what the source and the encoder raise."""
@@ -84,11 +99,22 @@ class Fetch:
           TimeoutError: no answer within `timeout`.
           Exception: whatever the source raises.
         """
-        task = self._reading.get(user)
-        if task is None or task.get_loop() is not asyncio.get_running_loop():
-            task = self._reading[user] = asyncio.get_running_loop().create_task(self._read(user))
+        loop, reading = asyncio.get_running_loop(), self._reading.get(user)
+        if reading is not None and reading.task.get_loop() is not loop:
+            reading = None
+        if reading is None or loop.time() - reading.began >= self._share:
+            late, task = reading, loop.create_task(self._read(user))
+            reading = self._reading[user] = _Reading(task, loop.time())
             task.add_done_callback(lambda done: self._done(user, done))
-        return await asyncio.shield(task)  # one who gives up does not take it from the others
+            if late is not None:
+                self.counters["overdue"] += 1
+                self._drop_if_alone(user, late)
+        reading.waiters += 1
+        try:
+            return await asyncio.shield(reading.task)  # one who gives up does not take it from the others
+        finally:
+            reading.waiters -= 1
+            self._drop_if_alone(user, reading)
 
     def values(self) -> dict[str, Any]:
         """Counters and latency as plain values, with names for `engine.metrics()`."""
@@ -112,8 +138,13 @@ class Fetch:
         self.counters["missing" if record is None else "found"] += 1
         return record
 
+    def _drop_if_alone(self, user: Any, reading: _Reading) -> None:
+        """Cancels a read that nobody waits for and nobody can join any more."""
+        if not reading.waiters and self._reading.get(user) is not reading:
+            reading.task.cancel()
+
     def _done(self, user: Any, task: asyncio.Task[Any]) -> None:
-        if self._reading.get(user) is task:
+        if (reading := self._reading.get(user)) is not None and reading.task is task:
             del self._reading[user]
         if not task.cancelled():
             task.exception()  # asked for, or asyncio complains where everybody gave up

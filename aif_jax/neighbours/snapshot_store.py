@@ -10,6 +10,7 @@ A snapshot is never changed, so a reader sees the one that was current when it c
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ FORMAT = "aif_jax.snapshot_store/1"
 MANIFEST, CURRENT = "snapshot-manifest.json", "current"  # an export has a manifest.json itself
 BLOCK = 8 << 20  # bytes read in one go
 RECORD_BYTES = 64 << 20  # of a manifest
+NAME_BYTES, PATH_BYTES = 255, 1024  # of a file: what file systems and object stores take
 TRIES = 3  # of a fetch whose snapshot is removed in the middle
 logger = logging.getLogger(__name__)
 
@@ -135,6 +137,7 @@ class SnapshotStore:
         Raises:
           FileNotFoundError: an empty store, or no such snapshot (any more).
           SnapshotError: torn or altered.
+          OSError: of the file system or the network.
         """
         target = local(directory, "directory")
         for left in reversed(range(TRIES)):
@@ -238,7 +241,7 @@ class SnapshotStore:
         try:
             pointer = Pointer(**json.loads(raw))
             expect(NAME.fullmatch(pointer.name) and re.fullmatch("[0-9a-f]{64}", pointer.sha256), CURRENT, "a pointer", raw)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise SnapshotError(f"{self.url}: {CURRENT}: expected the name of a snapshot, got {raw[:80]!r}") from error
         return pointer
 
@@ -276,7 +279,7 @@ class SnapshotStore:
 
     def _read(self, path: str, limit: int) -> bytes:
         """A small file, in one request: between two it may be replaced. SnapshotError where it has more than `limit` bytes."""
-        data = self._files.cat_file(path, start=0, end=limit + 1)
+        data = self._range(path, 0, limit + 1)
         if len(data) > limit:
             raise SnapshotError(f"{self.url}: expected at most {limit} bytes in {path.rpartition('/')[2]}, got more")
         return data
@@ -284,11 +287,23 @@ class SnapshotStore:
     def _blocks(self, path: str, size: int, *, start: int = 0) -> Iterator[bytes]:
         """The bytes of a file from `start` on, up to `size`; fewer where it is shorter."""
         while start < size:
-            block = self._files.cat_file(path, start=start, end=min(start + BLOCK, size))
+            block = self._range(path, start, min(start + BLOCK, size))
             if not block:
                 return
             yield block
             start += len(block)
+
+    def _range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes of a file, as far as it goes: object stores have an error for a range that begins at the end or behind it."""
+        try:
+            return self._files.cat_file(path, start=start, end=end)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self._files.invalidate_cache()
+            if self._files.size(path) > start:
+                raise
+            return b""
 
 
 def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
@@ -299,6 +314,10 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
         for relative, entry in record["files"].items():
             parts = relative.split("/")
             expect(all(part not in ("", ".", "..") for part in parts) and "\\" not in relative, "path", "one below", relative)
+            fits = len(relative.encode()) <= PATH_BYTES and max(map(len, map(str.encode, parts))) <= NAME_BYTES
+            expect(fits and "\0" not in relative, "path", f"at most {PATH_BYTES} bytes, {NAME_BYTES} a name", relative[:80])
+            folders = map("/".join, itertools.accumulate([part] for part in parts[:-1]))
+            expect(not record["files"].keys() & set(folders), "path", "no file that is also a folder", relative)
             good = type(entry["bytes"]) is int and entry["bytes"] >= 0 and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
             expect(good, relative, "bytes and sha256", entry)
         expect(record["files"], "files", "at least one", "none")

@@ -11,8 +11,9 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.serving.requests import Candidates
+from aif_jax.vocabulary import MOST_CHARACTERS, expect_short
 
-MOST_TEXT = 1024  # characters of an id, a version or a request id
+MOST_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
 FIELDS = (
     "user", "candidates", "bids", "k", "order", "budget", "feature_version", "version", "encoding", "features", "record",
     "events", "now", "id",
@@ -134,6 +135,11 @@ def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:
         size = column.size if isinstance(column, np.ndarray) else len(column) if isinstance(column, list) else 0
         if size > limits.events:
             raise BadCall(f"{field}.{name[:MOST_TEXT]}", f"expected at most {limits.events} values, got {size}")
+        if field == "events" and size:
+            try:
+                expect_short(column, name[:MOST_TEXT])
+            except ValueError as error:
+                raise BadCall(field, str(error)) from None
     return dict(value)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,8 @@ PAGE_HEADERS = (
 )
 READERS = {frame.CONTENT_TYPE: frame.unpack, arrow.CONTENT_TYPE: arrow.unpack, JSON: frame.parse_json}
 PATIENCE = 0.005  # seconds of a call before anyone looks whether its caller is still there
+PAUSE = 1.0  # seconds before a call that found too many others is tried again
+LINGER = 1.0  # seconds for a caller to read an answer that came before the end of its body
 Headers = Mapping[bytes, bytes]
 
 
@@ -69,10 +73,19 @@ class App:
       service: that answers.
       token: bearer token that every call must bring; None for no authentication.
       more: further routes: a handler by the first part of the path, such as "/v2".
+      most: requests in flight; one more gets 503, unless it is for one of the paths that need no token. None for no bound.
     """
 
-    def __init__(self, service: Service, *, token: str | None = None, more: Mapping[str, Handler] | None = None):
+    def __init__(
+        self,
+        service: Service,
+        *,
+        token: str | None = None,
+        more: Mapping[str, Handler] | None = None,
+        most: int | None = None,
+    ):
         self._service = service
+        self._most, self._flying = math.inf if most is None else most, 0
         self._token = None if token is None else token.encode()
         self._more = dict(more or {})
         self._summing = asyncio.Lock()
@@ -91,17 +104,43 @@ class App:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1000})
             return
+        self._flying += 1
         try:
-            response = await self._answer(scope, receive)
+            await self._respond(scope, receive, send)
+        finally:
+            self._flying -= 1
+
+    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
+        """Sends the answer. One that leaves a part of the body unread ends the connection."""
+        headers, left = dict(scope["headers"]), False
+        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+        async def read() -> Any:
+            nonlocal unread, left
+            message = await receive()
+            left = message["type"] != "http.request"
+            unread = unread and not left and message.get("more_body", False)
+            return message
+
+        try:
+            response = await self._answer(scope["method"], scope["path"], headers, read)
         except Exception as error:
             response = problem_response(reported(error))
-        lengths = (b"content-length", str(len(response.body)).encode())
-        headers = [(b"content-type", response.kind.encode()), lengths, *response.headers]
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+        shown = [(b"content-type", response.kind.encode()), (b"content-length", str(len(response.body)).encode())]
+        shown += [*response.headers, *([(b"connection", b"close")] if unread else [])]
+        await send({"type": "http.response.start", "status": response.status, "headers": shown})
+        await send({"type": "http.response.body", "body": response.body, "more_body": unread})
+        if unread:  # a connection that is closed while bytes come takes the answer back from a caller who has not read it
+            room = self._service.policy.limits.body_bytes
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER):
+                    while unread and room > 0:
+                        room -= len((await read()).get("body", b""))
+            await send({"type": "http.response.body", "body": b""})
 
-    async def _answer(self, scope: Any, receive: Any) -> Response:
-        method, path, headers = scope["method"], scope["path"], dict(scope["headers"])
+    async def _answer(self, method: str, path: str, headers: Headers, receive: Any) -> Response:
+        if self._flying > self._most and path not in OPEN:
+            return problem_response(Problem("UNAVAILABLE", 503, f"expected at most {self._most} requests at once", "", PAUSE))
         if self._token is not None and path not in OPEN and not self._knows(headers):
             return problem_response(
                 Problem(
@@ -113,13 +152,15 @@ class App:
         if handler is None:
             handler = self._more.get("/" + path.split("/")[1]) if path.startswith("/") else None
         if handler is None:
-            known = path in self._posts or path in self._gets
-            wrong = Problem("UNIMPLEMENTED", 405, f"{path}: not with {method}")
-            return problem_response(wrong if known else Problem("NOT_FOUND", 404, "no such path"))
+            if path in self._posts or path in self._gets:
+                allowed = "POST" if path in self._posts else "GET, HEAD"
+                wrong = Problem("UNIMPLEMENTED", 405, f"{path}: expected {allowed}, got {method}")
+                return problem_response(wrong, (b"allow", allowed.encode()))
+            return problem_response(Problem("NOT_FOUND", 404, "no such path"))
         PARENT.set(headers.get(b"traceparent", b"").decode("latin-1"))
         body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
         if isinstance(body, Problem):
-            return problem_response(body, (b"connection", b"close"))
+            return problem_response(body)
         response = await _unless_left(handler(Asked(method, path, headers, body)), receive)
         return response._replace(body=b"") if method == "HEAD" else response
 

@@ -34,24 +34,33 @@ class InferenceRest:
             return json_response({"error": problem.message}, status=problem.status)
 
     async def _route(self, asked: Asked, parts: list[str]) -> Response:
-        service, post = self._service, asked.method == "POST"
-        if not post and parts in ([], ["health", "live"], ["health", "ready"]):
-            if not parts:
-                return json_response(inference.server_metadata())
-            name, good = parts[1], parts[1] == "live" or inference.is_ready(service)
-            return json_response({name: good}, status=200 if good else 503)
-        if len(parts) < 2 or parts[0] != "models":
+        service = self._service
+        version, rest = "", parts[2:]
+        if parts[:1] == ["models"] and len(parts) > 1:
+            if len(parts) > 3 and parts[2] == "versions":
+                version, rest = parts[3], parts[4:]
+            good = rest in ([], ["ready"], ["infer"])
+        else:
+            good = parts in ([], ["health", "live"], ["health", "ready"])
+        if not good:
             return json_response({"error": "no such path"}, status=404)
+        allowed = ("POST",) if parts and rest == ["infer"] else ("GET", "HEAD")
+        if asked.method not in allowed:
+            listed = ", ".join(allowed)
+            wrong = json_response({"error": f"{asked.path}: expected {listed}, got {asked.method}"}, status=405)
+            return wrong._replace(headers=((b"allow", listed.encode()),))
+        if not parts:
+            return json_response(inference.server_metadata())
+        if parts[0] == "health":
+            good = parts[1] == "live" or inference.is_ready(service)
+            return json_response({parts[1]: good}, status=200 if good else 503)
         inference.expect_model(parts[1])
-        version, rest = (parts[3], parts[4:]) if len(parts) > 3 and parts[2] == "versions" else ("", parts[2:])
-        if post and rest == ["infer"]:
+        if rest == ["infer"]:
             return await self._infer(asked, version)
-        if not post and rest == ["ready"]:
+        if rest == ["ready"]:
             good = inference.is_ready(service, version)
             return json_response({"name": inference.MODEL, "ready": good}, status=200 if good else 503)
-        if not post and not rest:
-            return json_response(inference.model_metadata(service, version))
-        return json_response({"error": "no such path"}, status=405 if rest in (["infer"], ["ready"], []) else 404)
+        return json_response(inference.model_metadata(service, version))
 
     async def _infer(self, asked: Asked, version: str) -> Response:
         length = asked.headers.get(LENGTH)

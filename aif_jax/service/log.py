@@ -7,12 +7,14 @@ import logging
 import os
 import queue
 import random
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from aif_jax.checks import expect
@@ -26,6 +28,9 @@ from aif_jax.types import Behaviours
 
 logger = logging.getLogger(__name__)
 FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
+
+
+PLAIN = {int, float, str, bool, type(None)}
 
 
 class Record(NamedTuple):
@@ -59,7 +64,7 @@ class RequestLog:
       folder: of the files; made where it is missing.
       share: of the calls that are logged.
       waiting: records that may wait for the thread; with more, calls are not logged and `counters["log_dropped"]` counts them.
-      waiting_bytes: the same in bytes, about, those of the next file among them.
+      waiting_bytes: the same in bytes of memory, those of the next file among them.
       rows, seconds: a file is written when it has so many records, or so long after its first, or with half of the bytes.
 
     Raises:
@@ -206,9 +211,32 @@ def _of(ids: Any, kind: str) -> Any:
 
 
 def _size(seen: Observed) -> int:
-    """Bytes that a call holds until it is written, about."""
-    columns = [*(seen.call.events or {}).values(), *(seen.call.features or {}).values(), seen.candidates.ids]
-    return 4096 + sum(column.nbytes if isinstance(column, np.ndarray) else 32 * np.size(column) for column in columns)
+    """Bytes of memory that a call and its answer hold until they are written."""
+    call, answer = seen.call, seen.answer
+    held = [call.record, call.events, call.features, seen.candidates.ids, seen.candidates.bids]
+    held += jax.tree.leaves(seen.features) + [getattr(answer, name, None) for name in ("ids", "scores", "logits", "mask")]
+    return 4096 + _bytes(held)
+
+
+def _bytes(values: list[Any]) -> int:
+    """Bytes of arrays and of plain values at any depth, with their containers; without recursion, since callers choose it."""
+    size, waiting = 0, values
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, np.ndarray | jax.Array):
+            size += value.nbytes
+            if isinstance(value, np.ndarray) and value.dtype.kind == "T":
+                size += int(np.strings.str_len(value).sum())
+            continue
+        size += sys.getsizeof(value)
+        if isinstance(value, Mapping):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            if PLAIN.issuperset(map(type, value)):
+                size += sum(map(sys.getsizeof, value))
+            else:
+                waiting += value
+    return size
 
 
 def _packed(given: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,8 @@ class Listening:
       reuse_port: several processes may listen on the ports.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice.
       drain_timeout: seconds that calls in flight may take after that.
-      connections: HTTP connections, and calls of gRPC, at once; one more gets 503 or RESOURCE_EXHAUSTED.
+      connections: HTTP connections, and calls of gRPC, at once. With one more connection the one that has waited longest for
+        its caller is closed; one more call gets 503 or RESOURCE_EXHAUSTED, and health is answered still.
       keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
         meet connections that are being closed.
 
@@ -114,9 +115,9 @@ async def listening(
         secure = {"ssl_certfile": str(where.certificate), "ssl_keyfile": str(where.key)}
     server = Quiet(
         uvicorn.Config(
-            App(service, token=where.token, more=routes), http=bounded(HttpToolsProtocol), ws="none", lifespan="off",
+            App(service, token=where.token, more=routes, most=where.connections), ws="none", lifespan="off",
+            http=bounded(HttpToolsProtocol, connections=where.connections), timeout_keep_alive=where.keep_alive,
             log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
-            limit_concurrency=where.connections, timeout_keep_alive=where.keep_alive,
             timeout_graceful_shutdown=max(1, round(where.drain_timeout)), **secure,
         )
     )  # fmt: skip
@@ -190,14 +191,15 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr(form: str, level: str) -> None:
-    """Sends this package's log to stderr, as "json" lines or as "text"."""
+    """Sends the log of the process to stderr, as "json" lines or as "text": this package's at a level, others' warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
-    root = logging.getLogger("aif_jax")
-    root.handlers, root.propagate = [handler], False
-    root.setLevel(level.upper())
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.WARNING)
+    logging.getLogger("aif_jax").setLevel(level.upper())
+    logging.captureWarnings(True)
 
 
 def _shown(host: str) -> str:

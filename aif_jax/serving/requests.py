@@ -13,7 +13,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.expression import probabilities
 from aif_jax.types import Params
-from aif_jax.vocabulary import as_ids, string_array
+from aif_jax.vocabulary import MOST_CHARACTERS, as_ids, expect_short, string_array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class Request:
 
     Raises:
       TypeError: a user or feature version that cannot be hashed.
-      ValueError: an order that is no name; a budget that is not a positive number of seconds.
+      ValueError: an order that is no name; a budget that is not a positive number of seconds; a user or feature version of
+        more than 1,024 characters.
     """
 
     user: Hashable
@@ -48,6 +49,8 @@ class Request:
                 hash(getattr(self, field))
             except TypeError as error:
                 raise TypeError(f"Request.{field}: expected something hashable, got {error}") from None
+            size = len(value) if isinstance(value := getattr(self, field), str) else 0
+            expect(size <= MOST_CHARACTERS, f"Request.{field}", f"at most {MOST_CHARACTERS} characters", size)
         expect_budget(self.budget, "Request.budget")
         named = self.order is None or isinstance(self.order, str)
         expect(named, "Request.order", "None, 'logit', 'bid' or the name of a score expression", repr(self.order))
@@ -72,7 +75,7 @@ class Candidates:
 
         Raises:
           TypeError: ids that are neither integers nor strings, None or both kinds among them, integers beyond int64.
-          ValueError: not one axis; bids of another length, not finite or negative.
+          ValueError: not one axis; ids of more than 1,024 characters; bids of another length, not finite or negative.
 
         Example:
           >>> Candidates.of([7, 9]).ids.dtype, Candidates.of(["7", "nine"]).kind
@@ -105,6 +108,8 @@ def _plain_ids(raw: Any) -> np.ndarray:
         got = type(values.item()).__name__ if no_array else f"shape {list(np.shape(values))}"
         raise ValueError(f"candidates: expected item ids [C], one axis of integers or strings, got {got}")
     if not listed and (values.dtype == np.int64 or values.dtype.kind in "UT"):
+        if values.dtype.kind != "i":
+            expect_short(values, "candidates")
         return values
     ids = as_ids(values, "candidates")
     return ids if isinstance(ids, np.ndarray) else string_array(ids)

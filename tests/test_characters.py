@@ -1,0 +1,83 @@
+"""Hashes of ids of text: those of the first release, in time and memory that follow the characters; and the bound of ids."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aif_jax import characters
+from aif_jax.data import hashing
+from aif_jax.index import ids, string_ids
+from aif_jax.serving.requests import Candidates, Request
+from aif_jax.vocabulary import MOST_CHARACTERS, Vocabulary, as_ids
+from tests.reference import characters as reference
+
+LONG = "x" * (MOST_CHARACTERS + 1)
+texts = st.lists(st.text(st.characters(codec="utf-32", exclude_categories=()), max_size=12), max_size=60)
+
+
+@given(texts, st.integers(0, 40))
+def test_hashes_are_those_of_the_loop(strings, repeats):
+    strings = [text * (repeats if number % 7 == 0 else 1) for number, text in enumerate(strings)]
+    keys = ids._hashed(strings)
+    expected = [reference.key(text) for text in strings]
+    assert list(zip(keys.key.tolist(), keys.mark.tolist(), strict=True)) == expected
+    np.testing.assert_array_equal(hashing._words(strings), reference.words(strings) if strings else [])
+
+
+@pytest.mark.parametrize("count", [1, characters.FEW, characters.FEW + 1, 3 * characters.FEW])
+def test_every_length_around_the_change_from_arrays_to_integers(count):
+    for strings in (["ab" * 9] * count, ["x" * number for number in range(count)], ["", *["é\0y" * count] * count]):
+        assert ids._hashed(strings).key.tolist() == [reference.key(text)[0] for text in strings]
+        np.testing.assert_array_equal(hashing._words(strings), reference.words(strings))
+
+
+def test_a_long_text_costs_its_characters(monkeypatch):
+    """No array operation for each of its characters, no array as wide as it for every other string."""
+    calls = 0
+
+    def counted(step):
+        def called(*state):
+            nonlocal calls
+            calls += 1
+            return step(*state)
+
+        return called
+
+    monkeypatch.setattr(ids, "_step", counted(ids._step))
+    monkeypatch.setattr(hashing, "_step", counted(hashing._step))
+    strings = ["long" * 50_000, *(f"item {number}" for number in range(2000))]
+    tracemalloc.start()
+    try:
+        keys, rows = string_ids(strings), hashing.hash_ids(strings, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20  # padded: 1.6 GB
+    finally:
+        tracemalloc.stop()
+    assert calls <= 2 * len("item 1999")
+    assert keys[0] == reference.key(strings[0])[0] and rows[1:].tolist() == hashing.hash_ids(strings[1:], 1000).tolist()
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda values: as_ids(values, "ids"),
+        lambda values: ids.raw_keys(values, "ids"),
+        Candidates.of,
+    ],
+)
+def test_ids_are_bounded(take):
+    message = rf"expected ids of at most {MOST_CHARACTERS} characters, got {MOST_CHARACTERS + 1} at position 1; give long ones"
+    for values in (["a", LONG], np.array(["a", LONG]), np.array(["a", LONG], np.dtypes.StringDType())):
+        with pytest.raises(ValueError, match=message):
+            take(values)
+    take(["a", LONG[1:]])
+
+
+def test_users_of_requests_are_bounded_and_categories_are_not():
+    for fields in ({"user": LONG}, {"user": 1, "feature_version": LONG}):
+        with pytest.raises(ValueError, match="expected at most 1024 characters, got 1025"):
+            Request(**fields)
+    assert Vocabulary([LONG, "a"]).encode([LONG, "b"]).tolist() == [2, 0]
+    assert hashing.hash_ids([LONG], 9).shape == string_ids([LONG]).shape == (1,)
