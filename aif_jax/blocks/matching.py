@@ -130,7 +130,7 @@ def compare(history: Unsorted, wanted: jax.Array) -> jax.Array:
     equal = (wanted[:, :, None] == value[None]) & (wanted > 0)[:, :, None]  # [C, F, L]
     counts = equal.astype(counted.dtype) @ counted
     last = jnp.where(equal, jnp.arange(length, dtype=jnp.int32), length - 1).min(-1)
-    found = _statistics(counts, last, days[last], history.events)
+    found = _statistics(counts, last, days[last], jnp.asarray(history.events))
     return jnp.where(counts[..., :1] > 0, found, 0.0)
 
 

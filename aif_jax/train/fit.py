@@ -26,8 +26,8 @@ from aif_jax.checks import expect
 from aif_jax.data.candidates import Draw, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
-from aif_jax.folders import write_file
 from aif_jax.data.split import cuts_of_samples
+from aif_jax.folders import write_file
 from aif_jax.logs import JsonLines, LogWriter
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.objectives import names

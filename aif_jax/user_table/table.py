@@ -22,7 +22,7 @@ from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
 from aif_jax.raw import column_of, plain
 from aif_jax.snapshots import partition_of
-from aif_jax.times import STAMP_ZERO, seconds_of, stamps, ticks
+from aif_jax.times import seconds_of, stamps, ticks
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table import files
 from aif_jax.user_table.clock import Written, check_future

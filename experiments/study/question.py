@@ -65,7 +65,7 @@ MODELS: dict[str, dict[str, Any]] = {
 BASE, WITH_MATCHING, AIF = "two-tower", "two-tower with matching statistics", "aif"
 SEEDS = (0, 1, 2)
 CATALOGUE_REQUESTS = {"movielens": 3000}
-"""How many requests rank the whole catalogue on the test split; 1,000 on the validation split and elsewhere, drawn at random."""
+"""How many requests rank the whole catalogue on the test split; elsewhere 1,000, drawn at random."""
 FIXED: dict[str, Any] = dict(learning_rate=1e-2, weight_decay=0.1)
 NEGATIVES = 15
 UNTRAINED = (-100.0, 0.0, 1.0, 2.0, 3.0)

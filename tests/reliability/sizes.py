@@ -44,8 +44,7 @@ class Sizes:
         """The same suites in another size."""
         least = {"storm_publishes": 3, "storm_requests": 2000, "soak_seconds": 3, "chaos_requests": 200, "examples": 10}
         least |= {"damaged_files": 8, "forged_files": 8, "malformed_calls": 300, "roads": 1}
-        least |= {"damaged_files": 8, "forged_files": 8, "malformed_calls": 300, "row_updates": 3000}
-        least |= {"damaged_files": 8, "forged_files": 8, "malformed_calls": 300}
+        least |= {"row_updates": 3000}
         least |= {"flood_bytes": 128 << 20, "drips": 20, "crowd": 12, "pipelined": 1000}
         fields = dataclasses.asdict(self).items()
         return Sizes(**{name: max(least.get(name, 4), round(size * scale)) for name, size in fields})
