@@ -3,12 +3,12 @@
 from . import (
     blocks,
     checkpoint,
+    connectors,
     data,
     export,
     index,
     jobs,
     metrics,
-    neighbours,
     presets,
     serving,
     sharding,
@@ -17,11 +17,12 @@ from . import (
 )
 from .catalogue import Catalogue
 from .checkpoint import Checkpoints
-from .columns import Columns
 from .config import Config
 from .data.dataset import Dataset
 from .data.events import EventLog
-from .encoder import Encoder
+from .encoding.columns import Columns
+from .encoding.encoder import Encoder
+from .encoding.vocabulary import Vocabulary
 from .features import check_item_features, check_user_features, empty_items, empty_user
 from .index import IndexWriter, ItemIndex
 from .model import Component, PreRanker, assemble, build, fit_tables
@@ -39,13 +40,12 @@ from .serving import (
     Scores,
     ServingConfig,
 )
+from .store.version import EncodingMismatch, VersionMismatch, fingerprint
+from .store.version import __version__ as __version__
 from .train import Evaluation, evaluate
+from .train.warm_start import grow_vocabulary, unseen_as_unknown
 from .types import Behaviours, Events, ItemFeatures, ItemRow, Streamed, UserFeatures, UserMemory, UserState
 from .user_table import UserTable, UserTableWriter
-from .version import EncodingMismatch, VersionMismatch, fingerprint
-from .version import __version__ as __version__
-from .vocabulary import Vocabulary
-from .warm_start import grow_vocabulary, unseen_as_unknown
 
 __all__ = [
     # your files
@@ -68,8 +68,8 @@ __all__ = [
     # serving
     "AsyncPreRanker", "ServingConfig", "Request", "Candidates", "Ranking", "Scores",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "serving",
-    # neighbours: feature stores, streams, snapshot stores, retrieval
-    "neighbours",
+    # connectors: feature stores, streams, snapshot stores, retrieval
+    "connectors",
     # export and versions
     "export", "fingerprint", "VersionMismatch", "EncodingMismatch",
 ]  # fmt: skip

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from aif_jax.checks import expect, expect_types
-from aif_jax.objectives import parse
 from aif_jax.schema import Schema
+from aif_jax.scores import parse_objectives
 
 BlockType = TypeVar("BlockType", bound=type)
 BLOCKS: dict[str, type] = {}  # every block class by name, for reading a config from JSON
@@ -29,7 +29,7 @@ class Config:
       sequence: self-attention and profile-to-sequence cross-attention in the user tower; False pools by the mean.
       item_content: the content embedding enters the item tower, where the schema has one.
       blocks: approximations, see `aif_jax.blocks`; their order is that of the head's inputs.
-      objectives: what each logit is the probability of, see `aif_jax.objectives`: ("click", "conversion|click", "like") gives
+      objectives: what each logit is the probability of, see `aif_jax.scores`: ("click", "conversion|click", "like") gives
         logits [C, 3]. One name, or () for one without a name, gives logits [C].
 
     Raises:
@@ -62,7 +62,7 @@ class Config:
             fits = fits or (widths is None and field == "towers")
             expect(fits, f"Config.{field}", "a tuple of widths of at least 1", widths)
         expect(isinstance(self.objectives, tuple), "Config.objectives", "a tuple of names", repr(self.objectives))
-        several = len(parse(self.objectives)) > 1
+        several = len(parse_objectives(self.objectives)) > 1
         expect(self.head or not several, "Config.head", "hidden widths for several objectives", "()")
         expect_types(self)
         for field in ("width", "short_length", "long_length"):

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import interaction, item, layers, user
-from aif_jax.calibration import GROUP
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
+from aif_jax.scores import GROUP
 from aif_jax.types import Events, ItemFeatures, Params, UserFeatures, UserMemory
 from aif_jax.user import new as new_user
 from aif_jax.user import update as update_user

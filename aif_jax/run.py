@@ -12,34 +12,35 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from aif_jax import checkpoint, export, processes
+from aif_jax import checkpoint, export
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
-from aif_jax.blocks.pure_svd import fit_pure_svd
-from aif_jax.calibration import GROUP, Form, with_calibration
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import counts_before
-from aif_jax.encoder import Encoder
-from aif_jax.folders import local
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.index import ItemIndex
-from aif_jax.logs import LogWriter
 from aif_jax.model import PreRanker, build
+from aif_jax.scores import GROUP, with_calibration
 from aif_jax.serving import AsyncPreRanker, ServingConfig, StateStore
+from aif_jax.sharding import processes
+from aif_jax.store.folders import local
+from aif_jax.store.version import check_encoding, encoding_for, fingerprint
 from aif_jax.train import fit as training
-from aif_jax.train.calibrate import calibrate
+from aif_jax.train.calibrate import Form, calibrate
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.goals import Goals
 from aif_jax.train.gradients import LossFn
+from aif_jax.train.logs import LogWriter
 from aif_jax.train.losses import Loss, as_loss
 from aif_jax.train.report import note
 from aif_jax.train.sparse import SparseConfig
+from aif_jax.train.svd import fit_pure_svd
 from aif_jax.train.tasks import NextItem, Task
+from aif_jax.train.warm_start import unseen_as_unknown
 from aif_jax.types import Params
 from aif_jax.user_table import UserTable
-from aif_jax.version import check_encoding, encoding_for, fingerprint
-from aif_jax.warm_start import unseen_as_unknown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ class Run:
 
         Args:
           data: of the run.
-          options: of `blocks.fit_pure_svd`: `width`, `length`, `decay`, `deviation`.
+          options: of `train.fit_pure_svd`: `width`, `length`, `decay`, `deviation`.
 
         Raises:
           TypeError, ValueError: as `fit_pure_svd`; data of another encoder.
@@ -352,7 +353,7 @@ def fit(
       keep_best: return the best checkpoint by a figure of the validation slice, "gauc" for True; False returns the last.
       resume: whether to go on with the run in `out`; False refuses a folder that has one.
       on_bad_batch: what to do with a corrupt record, see `loop`.
-      writers: further logs, see `aif_jax.logs`.
+      writers: further logs, see `aif_jax.train.logs`.
       progress: whether to show bars and the figures of every evaluation.
 
     Returns:

@@ -40,7 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import calibration, metrics, train
+from aif_jax import metrics, train
+from aif_jax import scores as aif_scores
 from aif_jax.blocks import DotProduct, popularity_offset, with_item_offset
 from aif_jax.data.candidates import CandidateLists, Draw, SourceFn
 from aif_jax.data.cascade import STAGE, STAGES
@@ -49,6 +50,7 @@ from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.data.split import eligible, request_starts, split_by_time, time_cuts
 from aif_jax.serving.diversity import capped_top_k
 from aif_jax.serving.programs import COMPILER_OPTIONS
+from aif_jax.train.calibrate import fit_calibration
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.goals import Goal, Goals
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
@@ -312,7 +314,7 @@ def calibrations(world: World, options, seed: int) -> dict[str, Any]:
         logistic = after((held, fitted_on.labels, weights), scores, chance, form="logistic")
         given: dict[str, Any] = dict(candidates=source_of(fitted_on), calibrated=None, weights=weights)
         fitted = train.calibrate(model, params, data, at, form="isotonic", **given)
-        logits = calibration.calibrated(fitted, scores, np)
+        logits = aif_scores.calibrated(fitted, scores, np)
         isotonic, clicks = deciles(logits, chance), metrics.deciles(logits, np.asarray(lists.labels))
         for form, made in (("logistic", logistic), ("isotonic", isotonic)):
             series[f"{name}, {form}"], figures[f"calibration_{form}_{name}"] = made, made.worst
@@ -328,8 +330,8 @@ def calibrations(world: World, options, seed: int) -> dict[str, Any]:
 
 def after(held: tuple[Any, Any, np.ndarray], scores: np.ndarray, truth: np.ndarray, **options: Any) -> metrics.Deciles:
     """Deciles of scores [R, C] after a calibration, isotonic by default, on held-out scores, labels and weights of requests."""
-    made = calibration.fit(held[0], held[1], weights=held[2][:, None], **{"form": "isotonic"} | options)
-    return deciles(calibration.calibrated(calibration.with_calibration({"fitted": {}}, made), scores, np), truth)
+    made = fit_calibration(held[0], held[1], weights=held[2][:, None], **{"form": "isotonic"} | options)
+    return deciles(aif_scores.calibrated(aif_scores.with_calibration({"fitted": {}}, made), scores, np), truth)
 
 
 def like(lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:

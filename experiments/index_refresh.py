@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax.index import STORAGES, ItemIndex, Storage, capacity_for
 from aif_jax.serving import AsyncPreRanker, ServingConfig
-from aif_jax.version import fingerprint
+from aif_jax.store.version import fingerprint
 from experiments import common, drawn
 
 CHANGES = 1000

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax.blocks import linear_memory
 from aif_jax.blocks.signatures import hamming, signs
-from aif_jax.kernels.tier_histogram import TierHistory, histogram, histogram_reference
+from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
 from aif_jax.layers import attention
 from experiments import common, drawn
 

@@ -39,7 +39,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax import neighbours
+from aif_jax import connectors
 from aif_jax.data.dataset import Dataset
 from aif_jax.index import IndexWriter
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, StateKey, Timeline
@@ -142,21 +142,21 @@ class Parts:
     """The neighbours: of a server, or of this process."""
 
     def __init__(self, url: str | None, encoder: aif.Encoder, length: int):
-        layout, self._client = neighbours.EventLayout.of(encoder), None
+        layout, self._client = connectors.EventLayout.of(encoder), None
         if url is None:
-            self.source = self.sink = neighbours.MemoryFeatures(layout, length=length)
+            self.source = self.sink = connectors.MemoryFeatures(layout, length=length)
             self.states: Any = MemoryStates()
-            self.items: Any = neighbours.MemoryStream()
-            self.events: Any = neighbours.MemoryStream()
+            self.items: Any = connectors.MemoryStream()
+            self.events: Any = connectors.MemoryStream()
             return
         import redis
         from redis import asyncio as aioredis
 
         client = aioredis.Redis.from_url(url)
-        self.source = neighbours.ValkeyFeatures(client, layout, length=length)
-        self.sink = neighbours.ValkeyFeatureWriter(redis.Redis.from_url(url), layout, length=length)
-        self.states = neighbours.ValkeyStates(client, timeout=1.0)
-        self.items, self.events = (neighbours.ValkeyStream(redis.Redis.from_url(url), [key]) for key in ("items", "events"))
+        self.source = connectors.ValkeyFeatures(client, layout, length=length)
+        self.sink = connectors.ValkeyFeatureWriter(redis.Redis.from_url(url), layout, length=length)
+        self.states = connectors.ValkeyStates(client, timeout=1.0)
+        self.items, self.events = (connectors.ValkeyStream(redis.Redis.from_url(url), [key]) for key in ("items", "events"))
         self._client = client
 
     async def close(self) -> None:
@@ -173,9 +173,9 @@ async def live(
     assert run.encoder is not None and tower_run.encoder is not None
     parts = Parts(url, run.encoder, options.history)
     counts = fill(parts.sink, data, options)
-    tower = neighbours.TwoTower(tower_run.model, tower_run.params, encoder=tower_run.encoder)
+    tower = connectors.TwoTower(tower_run.model, tower_run.params, encoder=tower_run.encoder)
     vectors = tower.vectors(tower_run.index(data.catalogue, progress=False), data.items.raw)
-    search, k = neighbours.BruteForce(*vectors), min(1000, options.items // 4)
+    search, k = connectors.BruteForce(*vectors), min(1000, options.items // 4)
     figures: dict[str, Any] = {"retrieval_recall1000": recall(tower, search, data, k, options), "retrieval_k": k}
     figures |= {"items": len(search), "server": url is not None, "history": options.history, "rate": options.rate}
     versions: dict[Any, int] = {}  # of the record of each request, by its context
@@ -185,9 +185,9 @@ async def live(
         assert run.encoder is not None
         return run.encoder.user(*((None, None) if record is None else record[:2]), now)
 
-    fetch = neighbours.Fetch(parts.source, encode=encode, now=lambda request: int(time.time()) + 1)
-    retrieval = neighbours.Retrieval(fetch, tower, search, k=k)
-    store = neighbours.SnapshotStore(folder / "store")
+    fetch = connectors.Fetch(parts.source, encode=encode, now=lambda request: int(time.time()) + 1)
+    retrieval = connectors.Retrieval(fetch, tower, search, k=k)
+    store = connectors.SnapshotStore(folder / "store")
     writer = IndexWriter.start(
         folder / "index", run.index(data.catalogue, progress=False), every_updates=None, every_seconds=5.0
     )
@@ -217,7 +217,7 @@ def fill(sink: Any, data: Dataset, options) -> dict[Any, int]:
     return counts
 
 
-def recall(tower: neighbours.TwoTower, search: neighbours.BruteForce, data: Dataset, k: int, options) -> float:
+def recall(tower: connectors.TwoTower, search: connectors.BruteForce, data: Dataset, k: int, options) -> float:
     """The share of the last items of users that are among the k that retrieval finds before."""
     log = data.log
     ends = log.offsets[2:] - 1

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax import neighbours
+from aif_jax import connectors
 from aif_jax.data.dataset import Dataset
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.serving import AsyncPreRanker, Request, Timeline
@@ -109,10 +109,10 @@ class Writes:
         self._end_writing, self._end = threading.Event(), threading.Event()
         self._updating: Any = None
         self._followers = {
-            "item follower": neighbours.Follower(
-                parts.items, neighbours.IndexTarget(writer, data.encoder), changed=self._publish, store=store
+            "item follower": connectors.Follower(
+                parts.items, connectors.IndexTarget(writer, data.encoder), changed=self._publish, store=store
             ),
-            "event follower": neighbours.Follower(parts.events, neighbours.SinkTarget(parts.sink)),
+            "event follower": connectors.Follower(parts.events, connectors.SinkTarget(parts.sink)),
         }
 
     async def run(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class Writes:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failures.append(error)
 
-    def _follow(self, follower: neighbours.Follower) -> None:
+    def _follow(self, follower: connectors.Follower) -> None:
         """Applies a stream until the end."""
         while not self._end.is_set():
             follower.step(POLL)
@@ -244,7 +244,7 @@ class Writes:
             if schema.content:
                 table[encoder.columns.content or "content"] = list(data.catalogue.content[rows])
             when = time.perf_counter()
-            self._items.add(Change(self.parts.items.send(neighbours.encode(table)), when))
+            self._items.add(Change(self.parts.items.send(connectors.encode(table)), when))
             self._written["items"] += count
 
     def _write_events(self) -> None:
@@ -256,7 +256,7 @@ class Writes:
             items, when, values = rng.integers(0, len(data.items) - 1, count), time.perf_counter(), []
             for user, item in zip(users, items, strict=True):
                 event = {columns.user: [user], columns.item: [data.items.raw[item]], columns.time: [int(time.time())]}
-                values.append(neighbours.encode(event | ({} if columns.action is None else {columns.action: [1]})))
+                values.append(connectors.encode(event | ({} if columns.action is None else {columns.action: [1]})))
             for user, position in zip(users, self.parts.events.send_many(values), strict=True):
                 self.counts[user] += 1
                 change = Change(position, when, user, self.counts[user])

@@ -16,9 +16,9 @@ import pyarrow  # noqa: F401 (imported once by the fork server)
 import redis
 
 import aif_jax as aif
+from aif_jax.connectors import EventLayout, Follower, IndexTarget, KafkaStream, SinkTarget, ValkeyFeatureWriter, ValkeyStream
 from aif_jax.index import IndexWriter, ItemIndex
-from aif_jax.neighbours import EventLayout, Follower, IndexTarget, KafkaStream, SinkTarget, ValkeyFeatureWriter, ValkeyStream
-from aif_jax.snapshots import snapshots
+from aif_jax.store.snapshots import snapshots
 
 T = 1_600_000_000
 NAMES = [f"i{n}" for n in range(12)]

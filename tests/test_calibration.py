@@ -13,14 +13,16 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 import aif_jax as aif
-from aif_jax import calibration, checkpoint, metrics, train
+from aif_jax import checkpoint, metrics, train
+from aif_jax import scores as aif_scores
 from aif_jax.blocks import popularity_offset
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
-from aif_jax.expression import probabilities
 from aif_jax.run import Run, fit
+from aif_jax.scores import probabilities
 from aif_jax.serving import Request
+from aif_jax.train.calibrate import KNOTS, fit_calibration, stack_calibrations
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
@@ -44,27 +46,27 @@ def drawn(count: int, truth, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def apply(made, scores) -> np.ndarray:
-    params = calibration.with_calibration({"fitted": {}}, made)
-    return np.asarray(calibration.calibrated(params, np.asarray(scores, np.float32)))
+    params = aif_scores.with_calibration({"fitted": {}}, made)
+    return np.asarray(aif_scores.calibrated(params, np.asarray(scores, np.float32)))
 
 
 def test_logistic_form_is_that_of_scikit_learn_and_finds_the_truth():
     scores, labels = drawn(40_000, lambda s: 0.7 * s - 2)
-    made = calibration.fit(scores, labels)
+    made = fit_calibration(scores, labels)
     peer = LogisticRegression(C=1e9, tol=1e-10).fit(scores[:, None], labels)
     assert made["scale"] == pytest.approx(peer.coef_[0, 0], abs=1e-4) and made["bias"] == pytest.approx(
         peer.intercept_[0], abs=1e-4
     )
     assert (made["scale"], made["bias"]) == pytest.approx((0.7, -2), abs=0.06)
     assert made["scale"].dtype == made["bias"].dtype == np.float32
-    shifted = calibration.fit(1e3 * scores - 5e4, labels)  # an ill-conditioned line is found too
+    shifted = fit_calibration(1e3 * scores - 5e4, labels)  # an ill-conditioned line is found too
     np.testing.assert_allclose(shifted["scale"] * (1e3 * scores - 5e4) + shifted["bias"], 0.7 * scores - 2, atol=0.2)
 
 
 def test_isotonic_form_follows_scikit_learn_and_keeps_the_order():
     scores, labels = drawn(60_000, lambda s: np.where(s < 0, -2 + 0.2 * s, -2 + 3 * s))
-    made = calibration.fit(scores, labels, form="isotonic")
-    assert len(made["x"]) == len(made["y"]) <= calibration.KNOTS
+    made = fit_calibration(scores, labels, form="isotonic")
+    assert len(made["x"]) == len(made["y"]) <= KNOTS
     peer = IsotonicRegression(out_of_bounds="clip").fit(scores, labels)
     grid = np.linspace(-1.5, 1.5, 31)
     np.testing.assert_allclose(sigmoid(apply(made, grid)), peer.predict(grid), atol=0.03)
@@ -72,7 +74,7 @@ def test_isotonic_form_follows_scikit_learn_and_keeps_the_order():
     assert (np.diff(everywhere) > 0).all()
     assert everywhere[-1] - everywhere[-2] == pytest.approx(18 / 500, abs=1e-4)  # slope 1 outside the knots
     line, steps = (
-        metrics.deciles(apply(calibration.fit(scores, labels, form=f), scores), labels) for f in ("logistic", "isotonic")
+        metrics.deciles(apply(fit_calibration(scores, labels, form=f), scores), labels) for f in ("logistic", "isotonic")
     )
     assert steps.worst < 0.03 < 0.1 < line.worst
 
@@ -80,13 +82,13 @@ def test_isotonic_form_follows_scikit_learn_and_keeps_the_order():
 def test_equal_scores_are_one_group_and_entries_of_no_weight_none():
     """Whatever the order of the entries: the first half of either score has no positive."""
     scores, labels = np.repeat([0.0, 1.0], 500), np.r_[np.zeros(450), np.ones(50), np.zeros(250), np.ones(250)]
-    made = calibration.fit(scores, labels, form="isotonic")
+    made = fit_calibration(scores, labels, form="isotonic")
     np.testing.assert_allclose(sigmoid(apply(made, [0.0, 1.0])), [0.1, 0.5], atol=2e-3)
     for form in ("logistic", "isotonic"):
         given = {"form": form, "weights": np.r_[np.ones(1000), np.zeros(3)]}
-        same = calibration.fit(np.r_[scores, 9, 9, 9], np.r_[labels, 0, 1, 0], **given)
+        same = fit_calibration(np.r_[scores, 9, 9, 9], np.r_[labels, 0, 1, 0], **given)
         assert {name: value.tolist() for name, value in same.items()} == {
-            name: value.tolist() for name, value in calibration.fit(scores, labels, form=form).items()
+            name: value.tolist() for name, value in fit_calibration(scores, labels, form=form).items()
         }
 
 
@@ -94,11 +96,11 @@ def test_equal_scores_are_one_group_and_entries_of_no_weight_none():
 @pytest.mark.parametrize("several", [False, True])
 def test_on_the_host_and_on_the_device_it_is_the_same(form, several):
     """With -inf, which a candidate has that is none, among the logits."""
-    parts = [calibration.fit(*drawn(2000, lambda s: s - 1, seed=seed), form=form) for seed in range(1 + several)]
-    params = calibration.with_calibration({"fitted": {}}, calibration.stack(parts))
+    parts = [fit_calibration(*drawn(2000, lambda s: s - 1, seed=seed), form=form) for seed in range(1 + several)]
+    params = aif_scores.with_calibration({"fitted": {}}, stack_calibrations(parts))
     logits = np.random.default_rng(0).normal(size=(50, 2) if several else 50).astype(np.float32) * 3
     logits[0] = -np.inf
-    host, device = calibration.calibrated(params, logits, np), calibration.calibrated(params, logits)
+    host, device = aif_scores.calibrated(params, logits, np), aif_scores.calibrated(params, logits)
     assert isinstance(host, np.ndarray) and host.dtype == np.float32 and host.shape == logits.shape
     np.testing.assert_allclose(host, device, rtol=1e-5, atol=1e-6)
     names = ("click", "like") if several else ()
@@ -116,26 +118,26 @@ def test_a_sampled_log_is_corrected_analytically(form):
     rng = np.random.default_rng(1)
     kept = (labels == 1) | (rng.random(len(labels)) < 0.2)
     few = scores[kept], labels[kept]
-    assert metrics.deciles(apply(calibration.fit(*few, form=form), scores), labels).worst > 1  # what sampling does
+    assert metrics.deciles(apply(fit_calibration(*few, form=form), scores), labels).worst > 1  # what sampling does
     for options in ({"rate": 0.2}, {"weights": np.where(few[1] == 1, 1, 5.0)}):
-        made = metrics.deciles(apply(calibration.fit(*few, form=form, **options), scores), labels)
+        made = metrics.deciles(apply(fit_calibration(*few, form=form, **options), scores), labels)
         assert made.worst < 0.15 and sum(made.predicted) == pytest.approx(sum(made.observed), rel=0.02), options
-    rate = calibration.fit(*few, form=form, rate=0.2)
-    plain = calibration.fit(*few, form=form)
+    rate = fit_calibration(*few, form=form, rate=0.2)
+    plain = fit_calibration(*few, form=form)
     np.testing.assert_allclose(apply(rate, scores), apply(plain, scores) + np.log(0.2), atol=1e-5)
 
 
 def test_several_objectives_have_a_calibration_each():
     for form in ("logistic", "isotonic"):
         pairs = [drawn(5000, lambda s: s), drawn(3000, lambda s: 2 * s - 1, seed=1)]
-        parts = [calibration.fit(*pair, form=form, knots=knots) for pair, knots in zip(pairs, (9, 6), strict=True)]
+        parts = [fit_calibration(*pair, form=form, knots=knots) for pair, knots in zip(pairs, (9, 6), strict=True)]
         scores = np.stack([pairs[0][0][:3000], pairs[1][0]], axis=1)
-        both = apply(calibration.stack(parts), scores)
+        both = apply(stack_calibrations(parts), scores)
         for place, made in enumerate(parts):
             np.testing.assert_allclose(both[:, place], apply(made, scores[:, place]), atol=1e-4)
-        wide = apply(calibration.stack(parts), scores.reshape(30, 100, 2))
+        wide = apply(stack_calibrations(parts), scores.reshape(30, 100, 2))
         np.testing.assert_allclose(wide.reshape(3000, 2), both, atol=1e-6)
-    assert calibration.stack(parts[:1]) is parts[0]
+    assert stack_calibrations(parts[:1]) is parts[0]
 
 
 @pytest.mark.parametrize(
@@ -145,8 +147,8 @@ def test_several_objectives_have_a_calibration_each():
 def test_isotonic_knots_rise_and_are_finite_as_float32(offset, size):
     scores, labels = drawn(3000, lambda s: 3 * s)
     scores = (offset + size * np.clip(scores, -2, 2)).astype(np.float32)
-    made, few = (calibration.fit(scores, labels, form="isotonic", knots=knots) for knots in (32, 5))
-    several = calibration.stack([made, few])
+    made, few = (fit_calibration(scores, labels, form="isotonic", knots=knots) for knots in (32, 5))
+    several = stack_calibrations([made, few])
     for name in ("x", "y"):
         assert np.isfinite(several[name]).all() and (np.diff(several[name]) > 0).all(), name
     raised = apply(made, np.unique(scores))
@@ -158,7 +160,7 @@ def test_isotonic_knots_rise_and_are_finite_as_float32(offset, size):
 def test_logits_that_float32_cannot_hold_are_refused(form, size):
     scores, labels = drawn(1000, lambda s: 3 * s)
     with pytest.raises(ValueError, match=r"calibration scores: expected .* float32 .*, got .*e[-+]\d+"):
-        calibration.fit(scores * size, labels, form=form)
+        fit_calibration(scores * size, labels, form=form)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_logits_that_float32_cannot_hold_are_refused(form, size):
 def test_what_cannot_be_calibrated_is_refused(change, message):
     given = {"scores": [0.0, 1.0, 0.5, 2.0], "labels": [0, 1, 1, 0]} | change
     with pytest.raises(ValueError, match=message):
-        calibration.fit(given.pop("scores"), given.pop("labels"), **given)
+        fit_calibration(given.pop("scores"), given.pop("labels"), **given)
 
 
 def test_deciles_by_hand():
@@ -227,7 +229,7 @@ def test_a_score_of_next_items_needs_popularity_taken_off():
     labels = (rng.random(100_000) < sigmoid(lift - 1)).astype(np.float64)
     scores = lift + np.log(counts / counts.sum())[rows]
     for values, low, high in ((scores, 0.2, 2), (scores - popularity_offset(counts, power=1.0)[rows], 0, 0.03)):
-        worst = metrics.deciles(apply(calibration.fit(values, labels, form="isotonic"), values), labels).worst
+        worst = metrics.deciles(apply(fit_calibration(values, labels, form="isotonic"), values), labels).worst
         assert low < worst < high
 
 
@@ -302,7 +304,7 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     rows = np.broadcast_to(np.arange(1, len(data.catalogue), dtype=np.int32), (len(positions), len(data.catalogue) - 1))
     lists = aif.data.CandidateLists(rows, (rows == data.log.item[positions][:, None]).astype(np.float32))
     scores = list_scores(run.model, params, data, positions, lists, progress=False)
-    logits = np.asarray(calibration.calibrated(params, jnp.asarray(scores)))
+    logits = np.asarray(aif_scores.calibrated(params, jnp.asarray(scores)))
     drawable = sampler.probabilities[rows] > 0
     assert metrics.calibration(logits, lists.labels, where=drawable).ratio == pytest.approx(1, abs=0.25)
     weighed = train.evaluate(run.model, params, data, positions, k=None, candidates=source, progress=False)
@@ -335,21 +337,21 @@ def test_a_request_of_weight_three_is_three_requests(data, run, form):
 
 
 def test_checkpoints_and_fitting_anew_and_growing_keep_their_word(data, run, tmp_path):
-    fitted = calibration.with_calibration(run.params, calibration.fit([0.0, 1.0, 2.0], [0, 1, 1], form="isotonic"))
+    fitted = aif_scores.with_calibration(run.params, fit_calibration([0.0, 1.0, 2.0], [0, 1, 1], form="isotonic"))
     checkpoint.save(tmp_path / "saved", fitted, run.config, encoder=run.encoder)
     loaded = checkpoint.load(tmp_path / "saved")
     assert loaded.version == aif.fingerprint(fitted, run.config, run.encoder)
     np.testing.assert_array_equal(loaded.params["fitted"]["calibration"]["x"], fitted["fitted"]["calibration"]["x"])
     grown, _ = aif.grow_vocabulary(fitted, "item", len(data.catalogue) + 5, jax.random.key(0), config=run.config)
     assert grown["fitted"]["calibration"] is fitted["fitted"]["calibration"]
-    assert calibration.with_calibration(fitted, None)["fitted"].keys() == run.params["fitted"].keys()
+    assert aif_scores.with_calibration(fitted, None)["fitted"].keys() == run.params["fitted"].keys()
     run.model.init(jax.random.key(0), None, fitted=fitted["fitted"])  # a calibrated model's tables start another training
 
 
 def test_order_by_bid_multiplies_the_calibrated_probability(world):
     """Before and after a publish: raw, then calibrated so that the order changes."""
     made = {"scale": np.float32(3.0), "bias": np.float32(-1.0)}
-    params = calibration.with_calibration(world.params, made)
+    params = aif_scores.with_calibration(world.params, made)
     ids = world.ids[:40]
 
     async def test():

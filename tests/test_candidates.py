@@ -15,8 +15,8 @@ from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
 from aif_jax.data.split import request_starts
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.schema import Attribute, Schema
-from aif_jax.vocabulary import Vocabulary
 from tests import test_sampling
 
 DRAW = Draw(seed=3, epoch=1, step=7)

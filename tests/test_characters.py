@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif_jax import characters
-from aif_jax.data import hashing
+from aif_jax.encoding import characters, hashing
+from aif_jax.encoding.vocabulary import MOST_CHARACTERS, Vocabulary, as_ids
 from aif_jax.index import ids, string_ids
 from aif_jax.serving.requests import Candidates, Request
-from aif_jax.vocabulary import MOST_CHARACTERS, Vocabulary, as_ids
 from tests.reference import characters as reference
 
 LONG = "x" * (MOST_CHARACTERS + 1)

@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aif_jax.columns import Columns
-from aif_jax.encoder import Encoder, schema_of
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import check, sources
-from aif_jax.vocabulary import Vocabulary
 
 EVENTS = "user,item,time\n1,7,10\n1,8,20\n2,7,5\n2,7,6\n3,8,9\n3,7,11\n"
 ITEMS = "item,category\n7,tea\n8,cup\n"

@@ -15,11 +15,11 @@ import aif_jax as aif
 from aif_jax import checkpoint
 from aif_jax.blocks import Bea
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError, Checkpoints
-from aif_jax.columns import Columns
-from aif_jax.encoder import Encoder, schema_of
-from aif_jax.folders import unfinished
-from aif_jax.version import fingerprint
-from aif_jax.vocabulary import Vocabulary
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.vocabulary import Vocabulary
+from aif_jax.store.folders import unfinished
+from aif_jax.store.version import fingerprint
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)))
 CONFIG = aif.Config(schema=SCHEMA, width=8, blocks=(Bea(bridges=4),))

@@ -17,7 +17,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import checkpoint, cli, export
 from aif_jax.cli.options import load_model, meaning
-from aif_jax.columns import Columns
+from aif_jax.encoding.columns import Columns
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read
 from tests import demo

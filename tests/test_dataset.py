@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.columns import Columns
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.encoder import Encoder, schema_of
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_user_features
 from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Behaviours, UserFeatures
-from aif_jax.vocabulary import Vocabulary
 
 SCHEMA = Schema(
     item_attributes=(

@@ -6,7 +6,8 @@ import json
 import jax
 import pytest
 
-from aif_jax import checkpoint, cli, doctor
+from aif_jax import checkpoint, cli
+from aif_jax.cli import doctor
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif_jax.columns import Columns
-from aif_jax.encoder import Encoder, schema_of
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.raw import scale_of
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_item_features, check_user_features
-from aif_jax.raw import scale_of
 from aif_jax.types import UserFeatures
-from aif_jax.vocabulary import Vocabulary
 
 COLUMNS = Columns(
     user="uid", item="sku", time="at", action="event", actions=("view", "buy"), item_attributes=("shop",), item_bags=("tags",),

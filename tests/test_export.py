@@ -19,16 +19,16 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, export
 from aif_jax.blocks import Block, ItemView, Terms, UserView, block
-from aif_jax.columns import Columns
 from aif_jax.config import BLOCKS
-from aif_jax.encoder import Encoder, schema_of
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import consume, writer
 from aif_jax.export.consume import files, ids
 from aif_jax.index import ItemIndex, string_ids
+from aif_jax.store.version import fingerprint
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemRow, Params, UserState
-from aif_jax.version import fingerprint
-from aif_jax.vocabulary import Vocabulary
 from tests import demo
 
 C = 100

@@ -20,10 +20,10 @@ import pytest
 import aif_jax as aif
 from aif_jax import checkpoint, cli, export
 from aif_jax.checkpoint import CheckpointError, storage
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, consume, writer
 from aif_jax.export.consume import child, files, within
 from aif_jax.index import ItemIndex, inspect
-from aif_jax.vocabulary import Vocabulary
 from tests.golden import make_export
 from tests.reliability import damaged, victims
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aif_jax as aif
-from aif_jax import expression
-from aif_jax.objectives import over_all
+from aif_jax import scores as aif_scores
+from aif_jax.scores import over_all
 from aif_jax.serving import Candidates, NonFiniteScores, Request, ServingConfig
 from aif_jax.serving.orders import orders_of
 from tests import demo
@@ -23,8 +23,8 @@ OBJECTIVES = ("click", "conversion|click", "like")
 SIDE = ("bid", "value")
 
 
-def parse(text: str) -> expression.Expression:
-    return expression.parse(text, objectives=OBJECTIVES, side=SIDE)
+def parse(text: str) -> aif_scores.Expression:
+    return aif_scores.parse_expression(text, objectives=OBJECTIVES, side=SIDE)
 
 
 # the language
@@ -56,8 +56,8 @@ def test_values_are_those_of_arithmetic(text, expected):
 def test_an_expression_says_what_it_reads():
     made = parse("p.click * value + p.like * bid")
     assert made.side == ("bid", "value") and made == parse("p.click * value + p.like * bid") and hash(made)
-    assert expression.parse("p", side=()).side == ()
-    assert expression.parse("p * 2", objectives=("click",))({"click": jnp.ones(2)}, {}).tolist() == [2, 2]
+    assert aif_scores.parse_expression("p", side=()).side == ()
+    assert aif_scores.parse_expression("p * 2", objectives=("click",))({"click": jnp.ones(2)}, {}).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_an_expression_says_what_it_reads():
     ],
 )
 def test_nothing_else_is_let_through(text, message):
-    with pytest.raises(ValueError, match=f"score expression.*{message}"):
+    with pytest.raises(ValueError, match=f"score aif_scores.*{message}"):
         parse(text)
     with pytest.raises(ValueError, match="score expression: expected text such as 'p . bid', got 3"):
         parse(3)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def test_a_name_means_what_the_report_means_by_it():
     """`p.conversion` is the product, as the figures of `evaluate` under that name; what is conditional is written out."""
     logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     for xp in (np, jnp):
-        p = expression.probabilities({}, logits, OBJECTIVES, xp)
+        p = aif_scores.probabilities({}, logits, OBJECTIVES, xp)
         assert list(p) == ["click", "conversion", "like", "conversion|click"]
         for name in ("click", "conversion", "like"):
             np.testing.assert_allclose(p[name], sigmoid(over_all(logits, OBJECTIVES, name, np)), rtol=1e-5)

@@ -15,11 +15,11 @@ from aif_jax.checkpoint import CheckpointError, Checkpoints
 from aif_jax.cli import options as shared
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
-from aif_jax.logs import JsonLines
 from aif_jax.run import Run, fit
+from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.fit import Settings, begin, read_record
+from aif_jax.train.logs import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
-from aif_jax.version import EncodingMismatch
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.light import lightly_compiled

@@ -13,8 +13,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, export
-from aif_jax.folders import new_file, new_folder, redacted, remove_folder, remove_unfinished, unfinished, write_file
-from aif_jax.snapshots import SnapshotWriter, snapshots
+from aif_jax.store.folders import new_file, new_folder, redacted, remove_folder, remove_unfinished, unfinished, write_file
+from aif_jax.store.snapshots import SnapshotWriter, snapshots
 
 
 def contents(folder):
@@ -103,7 +103,7 @@ def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path, 
     write_file(target, b"old")
     script = f"""
 import os, signal
-from aif_jax import folders
+from aif_jax.store import folders
 
 with folders.new_file({str(target)!r}) as partial:
     partial.write_bytes(b"half")
@@ -126,7 +126,7 @@ def test_remove(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from aif_jax import folders
+from aif_jax.store import folders
 
 target, event, pattern = Path({target!r}), {event!r}, {pattern!r}
 
@@ -167,7 +167,7 @@ def test_the_work_folder_of_a_running_process_stays(tmp_path):
     target = tmp_path / "a"
     code = f"""
 import sys
-from aif_jax.folders import new_folder
+from aif_jax.store.folders import new_folder
 with new_folder({str(target)!r}) as partial:
     (partial / "file").write_text("slow")
     print("ready", flush=True)
@@ -227,7 +227,7 @@ DOORS = {
 def test_every_door_refuses_a_url_and_names_the_snapshot_store(door, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for url in URLS:
-        with pytest.raises(ValueError, match="expected a local .*URL.*aif_jax.neighbours.SnapshotStore"):
+        with pytest.raises(ValueError, match="expected a local .*URL.*aif_jax.connectors.SnapshotStore"):
             DOORS[door](url)
     assert list(tmp_path.iterdir()) == []
 

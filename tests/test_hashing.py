@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from aif_jax.data import hashing
-from aif_jax.vocabulary import Vocabulary
+from aif_jax.encoding import hashing
+from aif_jax.encoding.vocabulary import Vocabulary
 
 
 def splitmix64(x: int) -> int:

@@ -15,15 +15,15 @@ from pyarrow import csv, parquet
 
 import aif_jax as aif
 from aif_jax import Catalogue
-from aif_jax.columns import Columns
-from aif_jax.encoder import Encoder, schema_of
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.index import ItemIndex, capacity_for, string_ids
 from aif_jax.index import ids as ids_module
 from aif_jax.index.idmap import IdMap
 from aif_jax.index.ids import EMPTY, Keys
 from aif_jax.index.storage import Half, Scaled, decode, encode, pack, unpack
-from aif_jax.version import EncodingMismatch, fingerprint
-from aif_jax.vocabulary import Vocabulary
+from aif_jax.store.version import EncodingMismatch, fingerprint
 from tests import demo
 
 

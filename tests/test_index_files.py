@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import snapshots as snapshot_files
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError
 from aif_jax.index import IndexWriter, ItemIndex, WriterConflict, files, inspect, snapshots, verify
-from aif_jax.version import EncodingMismatch, VersionMismatch
+from aif_jax.store import snapshots as snapshot_files
+from aif_jax.store.version import EncodingMismatch, VersionMismatch
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)), item_floats=8)
 CONFIG = aif.Config(schema=SCHEMA, width=8)
@@ -119,7 +119,7 @@ def test_strings_go_to_disk_and_back(tmp_path):
 def test_a_url_is_no_folder(url):
     calls = (lambda path: build().save(path), inspect, verify, lambda path: ItemIndex.load(path, MODEL, PARAMS))
     for call in calls:
-        with pytest.raises(ValueError, match="path: expected a local path, got the URL .*aif_jax.neighbours.SnapshotStore"):
+        with pytest.raises(ValueError, match="path: expected a local path, got the URL .*aif_jax.connectors.SnapshotStore"):
             call(url)
     assert not Path(str(url).split(":")[0] + ":").exists()
 

@@ -21,8 +21,8 @@ from aif_jax.index import parts
 from aif_jax.jobs import items as items_of_jobs
 from aif_jax.jobs import source
 from aif_jax.jobs import users as users_of_jobs
+from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import MemoryRows
-from aif_jax.version import VersionMismatch
 from tests import demo
 from tests import jobs_world as world
 from tests.conftest import ROOT, child_environment

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from aif_jax import cli, launch
+from aif_jax import cli
+from aif_jax.sharding import launch
 
 ONE = """
 import os, signal, sys, time

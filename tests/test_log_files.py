@@ -91,7 +91,7 @@ from aif_jax.data.events import write_log
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible_positions, time_cuts
-from aif_jax.vocabulary import Vocabulary
+from aif_jax.encoding.vocabulary import Vocabulary
 
 def resident(field):
     for line in open("/proc/self/status"):

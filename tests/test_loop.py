@@ -19,8 +19,8 @@ from aif_jax.checkpoint import Checkpoints
 from aif_jax.data.candidates import pointwise, sampled
 from aif_jax.data.pipeline import Fed, Pipeline, to_device
 from aif_jax.data.sampling import NegativeSampler, item_counts
-from aif_jax.logs import JsonLines
 from aif_jax.train import losses
+from aif_jax.train.logs import JsonLines
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.light import lightly_compiled

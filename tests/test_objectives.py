@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import calibration, export, metrics, objectives, train
+from aif_jax import export, metrics, train
+from aif_jax import scores as aif_scores
 from aif_jax.data.candidates import CandidateLists, Draw
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
@@ -33,15 +34,15 @@ def sigmoid(x):
 
 
 def test_objectives_are_parsed_and_chained():
-    assert objectives.names(NAMES) == ("click", "conversion", "like")
+    assert aif_scores.objective_names(NAMES) == ("click", "conversion", "like")
     deep = ("a", "b|a", "c|b")
-    assert objectives.chain(deep, "c") == (2, 1, 0) and objectives.chain(deep, "a") == (0,)
+    assert aif_scores.chain(deep, "c") == (2, 1, 0) and aif_scores.chain(deep, "a") == (0,)
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 50)) * 8
-    np.testing.assert_allclose(sigmoid(objectives.product([a, b], np)), sigmoid(a) * sigmoid(b), rtol=1e-9)
-    assert objectives.product([np.array(60.0), np.array(60.0)], np) == pytest.approx(60 - np.log(2))  # no difference near 1
+    np.testing.assert_allclose(sigmoid(aif_scores.product([a, b], np)), sigmoid(a) * sigmoid(b), rtol=1e-9)
+    assert aif_scores.product([np.array(60.0), np.array(60.0)], np) == pytest.approx(60 - np.log(2))  # no difference near 1
     logits = rng.normal(size=(7, 3))
-    np.testing.assert_allclose(objectives.over_all(logits, deep, "c", np), objectives.product(logits.T, np), rtol=1e-12)
+    np.testing.assert_allclose(aif_scores.over_all(logits, deep, "c", np), aif_scores.product(logits.T, np), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_the_engine_answers_with_all_logits_and_ranks_by_the_first(served):
 
 def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     made = {"scale": np.array([2, 1, 1], np.float32), "bias": np.array([0, -1, 0.5], np.float32)}
-    params = calibration.with_calibration(served.params, made)
+    params = aif_scores.with_calibration(served.params, made)
     orders = {"value": "p.conversion * bid + 0.1 * p.like", "plain": "p.like"}
     given = dict(platforms=("cpu",), stablehlo=False, orders=orders, buckets={"c": [64], "n": [64], "b": [4]})
     digest = export.save(tmp_path / "model", served.model, params, served.index_of(params), **given)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from aif_jax import readers
-from aif_jax.columns import Columns
 from aif_jax.data.events import EventLog
+from aif_jax.encoding.columns import Columns
 from aif_jax.readers import load_columns, read_items, scan, sources
 
 COLUMNS = Columns(

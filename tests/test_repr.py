@@ -7,9 +7,9 @@ from aif_jax import blocks
 from aif_jax.catalogue import Catalogue
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker
-from aif_jax.vocabulary import Vocabulary
 from tests import demo
 
 SCHEMA = (

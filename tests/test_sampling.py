@@ -11,8 +11,8 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.schema import Attribute, Schema
-from aif_jax.vocabulary import Vocabulary
 
 STEP = {"seed": 3, "epoch": 1, "step": 7}
 

@@ -14,8 +14,8 @@ import time
 import numpy as np
 import pytest
 
+from aif_jax.connectors import Record
 from aif_jax.export import ExportError, restore
-from aif_jax.neighbours import Record
 from aif_jax.service import frame
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError

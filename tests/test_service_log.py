@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from aif_jax import cli, neighbours
+from aif_jax import cli, connectors
+from aif_jax.encoding.vocabulary import string_array
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Service
@@ -22,7 +23,6 @@ from aif_jax.service.models import Models
 from aif_jax.service.replay import replay
 from aif_jax.service.shadow import Shadow
 from aif_jax.serving import Candidates
-from aif_jax.vocabulary import string_array
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 
 ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
@@ -32,7 +32,7 @@ class Source:
     """Knows one user."""
 
     async def get(self, user):
-        return neighbours.Record({"user": "bob"}, EVENTS) if user == "bob" else None
+        return connectors.Record({"user": "bob"}, EVENTS) if user == "bob" else None
 
 
 @pytest.fixture(scope="module")

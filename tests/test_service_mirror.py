@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from aif_jax.blocks import popularity_offset, with_item_offset
+from aif_jax.connectors import SnapshotStore
 from aif_jax.export import save
 from aif_jax.index import ItemIndex
 from aif_jax.model import build
-from aif_jax.neighbours import SnapshotStore
 from aif_jax.service.mirror import Mirror
 from tests import servers
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running

@@ -16,7 +16,7 @@ from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.service.client import ServiceError
 from aif_jax.service.core import Policy
 from aif_jax.service.nearline import Nearline, newer_index, newest
-from aif_jax.snapshots import snapshots
+from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 from tests.test_user_table import server  # noqa: F401
@@ -79,7 +79,7 @@ def test_rows_of_users_answer_calls_by_the_id_alone(tmp_path):
 
 
 def test_events_of_the_source_come_on_top_of_the_row(tmp_path):
-    from aif_jax.neighbours import Record
+    from aif_jax.connectors import Record
 
     class Source:
         async def get(self, user):

@@ -17,7 +17,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
 from aif_jax.serving.programs import Form, Programs
 from aif_jax.serving.versions import Version
-from aif_jax.version import VersionMismatch, fingerprint
+from aif_jax.store.version import VersionMismatch, fingerprint
 from tests import demo
 from tests.serving_world import ITEMS, World, bids_for, run, share_programs, shared
 

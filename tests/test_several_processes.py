@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aif_jax import checkpoint, cli, launch
+from aif_jax import checkpoint, cli
 from aif_jax.checkpoint import CheckpointError
-from aif_jax.version import fingerprint
+from aif_jax.sharding import launch
+from aif_jax.store.version import fingerprint
 from experiments.scale_out import training
 from tests.conftest import ROOT, child_environment
 from tests.light import flags
@@ -29,7 +30,8 @@ folder, count, address, index = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 import jax
 jax.distributed.initialize(address, count, index)
 import numpy as np
-from aif_jax import checkpoint, processes, sharding, train
+from aif_jax import checkpoint, sharding, train
+from aif_jax.sharding import processes
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.data.pipeline import Fed
 from experiments.scale_out import training

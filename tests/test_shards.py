@@ -18,7 +18,7 @@ from aif_jax.service.affinity import HEADER, affinity_key
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.shards import ShardedClient, ShardsMissing, merged
 from aif_jax.serving import Candidates
-from aif_jax.version import VersionMismatch
+from aif_jax.store.version import VersionMismatch
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 from tests.serving_world import shared
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from aif_jax.neighbours import ValkeyStates
+from aif_jax.connectors import ValkeyStates
 from aif_jax.serving import Request, ServingConfig, StateKey
 from tests import servers, serving_world
 from tests.serving_world import Engine

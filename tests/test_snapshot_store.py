@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from aif_jax import cli
-from aif_jax.neighbours import SnapshotError, SnapshotStore
-from aif_jax.neighbours import snapshot_store as module
+from aif_jax.connectors import SnapshotError, SnapshotStore
+from aif_jax.connectors import snapshot_store as module
 from tests import servers
 from tests.reliability.sizes import FULL
 

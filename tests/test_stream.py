@@ -6,7 +6,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import stream
-from aif_jax.times import LATEST, STAMP_ZERO, stamps
+from aif_jax.encoding.times import LATEST, STAMP_ZERO, stamps
 from aif_jax.types import Events, Kept
 from tests import demo
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aif_jax as aif
-from aif_jax.columns import Columns
-from aif_jax.encoder import Encoder
-from aif_jax.raw import bulk_of, scale_of
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.raw import bulk_of, scale_of
 from aif_jax.readers.problems import File, Problems
 
 COLUMNS = Columns(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aif_jax.columns import Columns
+from aif_jax.encoding.columns import Columns
 from aif_jax.readers import TextFile, load_columns, read
 from aif_jax.readers.problems import Problems
 from aif_jax.readers.tables import blocks

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax.blocks import signatures
-from aif_jax.kernels import tier_histogram
-from aif_jax.kernels.tier_histogram import TierHistory
+from aif_jax.blocks import signatures, tier_histogram
+from aif_jax.blocks.tier_histogram import TierHistory
 from tests.reference import simtier as reference
 
 

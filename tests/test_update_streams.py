@@ -22,8 +22,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, cli
-from aif_jax.index import IndexWriter, ItemIndex
-from aif_jax.neighbours import (
+from aif_jax.connectors import (
     EventLayout,
     Follower,
     IndexTarget,
@@ -42,9 +41,10 @@ from aif_jax.neighbours import (
     encode_deleted,
     tombstone_key,
 )
-from aif_jax.neighbours.streams import Message
-from aif_jax.neighbours.valkey_stream import id_of, position_of
-from aif_jax.snapshots import snapshots
+from aif_jax.connectors.streams import Message
+from aif_jax.connectors.valkey_stream import id_of, position_of
+from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests import demo, servers, test_user_table
 from tests.conftest import child_environment

@@ -24,13 +24,13 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks
 from aif_jax.checkpoint import CheckpointError
+from aif_jax.connectors import MemoryStream, SinkTarget, ValkeyStream
 from aif_jax.index import IndexWriter, WriterConflict
 from aif_jax.index.storage import STORAGES
-from aif_jax.neighbours import MemoryStream, SinkTarget, ValkeyStream
+from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from aif_jax.user_table import Applied, ClockError, MemoryRows, RemoteRows, Stored, UserTable, UserTableWriter, files
 from aif_jax.user_table.program import unpack
 from aif_jax.user_table.rows import NONE
-from aif_jax.version import EncodingMismatch, VersionMismatch
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo, stream_world
 from tests.reliability.sizes import FULL

@@ -12,8 +12,8 @@ import pytest
 import aif_jax as aif
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
+from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import UserTable
-from aif_jax.version import VersionMismatch
 from tests.test_user_table import ARRIVAL, DATA, ENCODER, MODEL, PARAMS, raw
 
 pytestmark = pytest.mark.usefixtures("light_compilation")

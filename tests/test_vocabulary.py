@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif_jax.vocabulary import Vocabulary
+from aif_jax.encoding.vocabulary import Vocabulary
 
 
 def test_vocabulary_by_hand():

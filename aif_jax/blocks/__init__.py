@@ -28,7 +28,7 @@ from aif_jax.blocks.item_offset import ItemOffset, popularity_offset, with_item_
 from aif_jax.blocks.linear_memory import LinearMemory
 from aif_jax.blocks.lsh_din import LshDin
 from aif_jax.blocks.matching import MatchingStatistics
-from aif_jax.blocks.pure_svd import PureSvd, fit_pure_svd, svd_factors, with_pure_svd
+from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.blocks.sim import Sim
 from aif_jax.blocks.simtier import SimTier
@@ -39,5 +39,5 @@ __all__ = [
     "MatchingStatistics",
     "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct", "DecayedMemory", "DecayedSim",
     "CrossAttention", "TargetAttention", "CosineTiers", "Concatenation",
-    "ItemOffset", "popularity_offset", "with_item_offset", "PureSvd", "fit_pure_svd", "svd_factors", "with_pure_svd",
+    "ItemOffset", "popularity_offset", "with_item_offset", "PureSvd", "with_pure_svd",
 ]  # fmt: skip

@@ -17,16 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
-from scipy.sparse.linalg import svds
 
 from aif_jax import checks, layers
 from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect, recent
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
-
-SEED = 0  # of the vector that the iteration starts from
-REQUESTS = 1000  # whose scores give the scale
 
 
 @block
@@ -75,45 +70,6 @@ class PureSvd(Block):
         return Terms(logit=jnp.asarray(rows.blocks[self.name]["factor"]) @ jnp.asarray(state.blocks[self.name]["sum"]))
 
 
-def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = 0.4) -> np.ndarray:
-    """Factors of training events, for `with_pure_svd`: float32 [size, R].
-
-    Args:
-      user, item: integers [E], the row of the user and of the item of each training event, by time for each user. Item row 0 is
-        the unknown item and has no factor.
-      size: N, rows of the catalogue.
-      block: gives R, and how the history counts.
-      deviation: of the block's term over users (at the end of their events) and trained items, in logits: how much it says. The
-        default was chosen on the validation slice of merged MovieLens (docs/study.md).
-
-    Raises:
-      TypeError, ValueError: rows that are not integers, not of one length or out of range; a deviation that is not positive.
-
-    Example:
-      >>> factors = svd_factors([0, 0, 1, 1, 2], [1, 2, 1, 2, 3], size=5, block=PureSvd(width=2))
-      >>> bool(factors[1] @ factors[2] > abs(factors[1] @ factors[3]))  # 1 and 2 have their users in common
-      True
-    """
-    block = block or PureSvd()
-    user, item = checks.expect_integers(user, "user", size=2**62), checks.expect_integers(item, "item", size=size)
-    checks.expect(
-        user.ndim == 1 and user.shape == item.shape, "user, item", "one of each for an event", [user.shape, item.shape]
-    )
-    checks.expect(0 < deviation < np.inf, "deviation", "a finite value above 0", deviation)
-    factors = np.zeros((size, block.width), np.float32)
-    user, item = user[item > 0], item[item > 0]
-    if not len(item):
-        return factors
-    users, row = np.unique(user, return_inverse=True)
-    met = sparse.csr_array((np.ones(len(item)), (row, item)), shape=(len(users), size))
-    met.data[:] = 1.0  # repeats count once
-    vectors, known = _right_vectors(met, block.width), np.unique(item)
-    factors[known, : vectors.shape[1]] = vectors[known]
-    term = _sums(row, factors[item], block) @ factors[known].T
-    spread = float(term.std())
-    return factors * np.float32(np.sqrt(deviation / spread)) if spread > 0 else factors
-
-
 def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd | None = None) -> tuple[Params, Config]:
     """Parameters and config of the same model with a `PureSvd` that has these factors.
 
@@ -136,53 +92,6 @@ def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd 
     return params | {"fitted": params["fitted"] | {added.name: {"table": jnp.asarray(table)}}}, config
 
 
-def fit_pure_svd(
-    params: Params, user: Any, item: Any, *, config: Config, deviation: float = 0.4, **sizes: Any
-) -> tuple[Params, Config]:
-    """`with_pure_svd` of `svd_factors`: the model with the factors of training events.
-
-    Args:
-      params, config: of the model.
-      user, item, deviation: of `svd_factors`.
-      sizes: of the `PureSvd` that is added; none where the model has one.
-
-    Raises:
-      TypeError, ValueError: as those two; sizes for a block that the model has already.
-    """
-    there = present(config)
-    if there is not None and sizes:
-        raise ValueError(f"sizes: expected none, since the model has {there}, got {sizes}")
-    block = there or PureSvd(**sizes)
-    size = config.schema.item_attribute("item").size
-    table = svd_factors(user, item, size=size, block=block, deviation=deviation)
-    return with_pure_svd(params, table, config=config, block=block)
-
-
 def present(config: Config) -> PureSvd | None:
     """The block of a model that has one."""
     return next((block for block in config.blocks if isinstance(block, PureSvd)), None)
-
-
-def _right_vectors(met: Any, width: int) -> np.ndarray:
-    """The leading right singular vectors of a sparse matrix, float32 [N, at most width], the largest value of each positive."""
-    least = min(met.shape)
-    if least <= width + 1:
-        vectors = np.linalg.svd(met.toarray(), full_matrices=False)[2].T[:, :width]
-    else:
-        start = np.random.default_rng(SEED).normal(size=least)
-        vectors = np.asarray(svds(met, k=width, v0=start)[2])[::-1].T
-    largest = np.abs(vectors).argmax(0)
-    return (vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])).astype(np.float32)
-
-
-def _sums(user: np.ndarray, factors: np.ndarray, block: PureSvd) -> np.ndarray:
-    """What the block's user half is after the last event of some users: events [E] by time for each -> [U, R]."""
-    order = np.argsort(user, kind="stable")
-    ends = np.cumsum(np.bincount(user))
-    chosen = np.random.default_rng(SEED).permutation(len(ends))[:REQUESTS]
-    sums = np.zeros((len(chosen), factors.shape[1]))
-    for place, who in enumerate(chosen):
-        first = max(ends[who] - block.length, ends[who - 1] if who else 0)
-        last = order[first : ends[who]][::-1]
-        sums[place] = (1.0 + np.arange(len(last))) ** -block.decay @ factors[last]
-    return sums

@@ -1,7 +1,7 @@
 """SimTier on content signatures: how many behaviours are how similar to the candidate.
 
 The histogram of sim = 1 - hamming / K over T equal tiers of [0, 1], as log1p counts; one for all behaviours, or one for each
-action and each window of recent behaviours. The counts are exact: `kernels/tier_histogram.py` has the loop and its reference.
+action and each window of recent behaviours. The counts are exact: `blocks/tier_histogram.py` has the loop and its reference.
 
 Source: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934); windows are ours.
 """
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from aif_jax.blocks.block import Block, Fitted, Terms, UserView, block, expect, recent
 from aif_jax.blocks.signatures import Signatures
+from aif_jax.blocks.tier_histogram import TierHistory, histogram
 from aif_jax.config import Config
-from aif_jax.kernels.tier_histogram import TierHistory, histogram
 from aif_jax.types import Behaviours, ItemRow, Params, UserState
 
 

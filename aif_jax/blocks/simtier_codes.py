@@ -19,8 +19,8 @@ import numpy as np
 from aif_jax import layers
 from aif_jax.blocks.block import ItemView, Terms, UserView, block, by_id, expect, expect_content
 from aif_jax.blocks.simtier import Tiers, log_counts
+from aif_jax.blocks.tier_histogram import TierHistory, by_table, histogram
 from aif_jax.config import Config
-from aif_jax.kernels.tier_histogram import TierHistory, by_table, histogram
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 

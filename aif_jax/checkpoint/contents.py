@@ -12,16 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax import processes
 from aif_jax.checkpoint.parts import Spread, write_together
 from aif_jax.checkpoint.storage import CheckpointError, Packed, inspect, is_json, pack, read, write_packed
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.encoder import Encoder
-from aif_jax.folders import local
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.sharding import processes
+from aif_jax.store.folders import local
+from aif_jax.store.version import __version__, combine, digest, encoding_for, holds
 from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import Params
-from aif_jax.version import __version__, combine, digest, encoding_for, holds
 
 FORMAT = "aif_jax.checkpoint/2"
 SPREAD_FORMAT = "aif_jax.checkpoint/3"
@@ -36,7 +36,7 @@ class Checkpoint:
     Attributes:
       params: all groups of the model, `fitted` included.
       config: with its schema and blocks.
-      version: fingerprint of params, config and encoder, see `aif_jax.version.fingerprint`; "" where they were restored spread
+      version: fingerprint of params, config and encoder, see `aif_jax.fingerprint`; "" where they were restored spread
         over several processes, none of which holds what it is made of.
       encoder: turns raw users, events and items into features; None where it was saved without.
       step: training steps so far.

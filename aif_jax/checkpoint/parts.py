@@ -22,13 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax import processes
 from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError, digest_of, inspect, nbytes, pack, read, write_packed
-from aif_jax.folders import memory, new_folder
-from aif_jax.processes import by_first, together
-from aif_jax.sharding import local
+from aif_jax.sharding import local, processes
+from aif_jax.sharding.processes import by_first, together
+from aif_jax.store.folders import memory, new_folder
+from aif_jax.store.version import Digest, holds
 from aif_jax.trees import describe, leaves_by_path
-from aif_jax.version import Digest, holds
 
 FORMAT = "aif_jax.checkpoint.part/1"
 MOST_PARTS = 1 << 16

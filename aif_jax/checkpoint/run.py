@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import jax
 
-from aif_jax import processes
 from aif_jax.checkpoint.contents import FORMATS, Checkpoint, contents_of, load, metrics_of, packed, write
 from aif_jax.checkpoint.storage import CheckpointError, complete_steps, inspect, write_packed
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.encoder import Encoder
-from aif_jax.folders import local, remove_folder, remove_unfinished
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.sharding import processes
+from aif_jax.store.folders import local, remove_folder, remove_unfinished
 from aif_jax.types import Params
 
 

@@ -23,12 +23,11 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
-from aif_jax.folders import local, memory, new_folder, unfinished
 from aif_jax.sharding import place, rows_beside
+from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, memory, new_folder, unfinished
+from aif_jax.store.version import Digest, __version__, digest
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
-from aif_jax.version import Digest, __version__, digest
 
-METADATA_FILE = "_CHECKPOINT_METADATA"  # the record, written by Orbax
 RECORD_BYTES = 32 << 20
 LARGEST_SIZE = 1 << 40  # of one axis, and of a leaf in bytes
 MOST_FILES = 1 << 16
@@ -37,10 +36,6 @@ KEY_IMPLEMENTATIONS = {"key<fry>": ("threefry2x32", 2), "key<rbg>": ("rbg", 4), 
 
 Packed: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 """What Orbax writes: nested dicts of arrays, and the record with a digest of every leaf."""
-
-
-class CheckpointError(ValueError):
-    """A folder that is torn, altered, or not one of this library."""
 
 
 def write(path: str | Path, trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str) -> None:

@@ -17,14 +17,14 @@ from typing import Any
 
 import jax
 
-from aif_jax import doctor, export, index, launch, processes
+from aif_jax import export, index
+from aif_jax.cli import doctor
 from aif_jax.cli import options as shared
 from aif_jax.cli.follow import add_index_follow, add_users_follow
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
-from aif_jax.columns import Columns
 from aif_jax.config import Config
+from aif_jax.encoding.columns import Columns
 from aif_jax.export.writer import PLATFORMS
-from aif_jax.folders import local
 from aif_jax.index import STORAGES, ItemIndex
 from aif_jax.index.build import BATCH
 from aif_jax.model import build
@@ -33,9 +33,11 @@ from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.check import ORDERS
 from aif_jax.readers.problems import CAP
 from aif_jax.run import Run, fit
+from aif_jax.sharding import launch, processes
+from aif_jax.store.folders import local
+from aif_jax.store.version import fingerprint
 from aif_jax.train.report import note
 from aif_jax.train.tasks import TASKS
-from aif_jax.version import fingerprint
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
 FIT = (

@@ -15,9 +15,7 @@ from aif_jax import index
 from aif_jax.checkpoint import Checkpoint
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, UsageError
-from aif_jax.index import STORAGES, IndexWriter, ItemIndex
-from aif_jax.model import build
-from aif_jax.neighbours import (
+from aif_jax.connectors import (
     EventLayout,
     Follower,
     IndexTarget,
@@ -27,9 +25,11 @@ from aif_jax.neighbours import (
     UserTarget,
     ValkeyFeatureWriter,
 )
-from aif_jax.neighbours.connect import FORMS, open_client, open_stream
+from aif_jax.connectors.connect import FORMS, open_client, open_stream
+from aif_jax.index import STORAGES, IndexWriter, ItemIndex
+from aif_jax.model import build
 from aif_jax.serving.metrics import exposed
-from aif_jax.snapshots import snapshots
+from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from aif_jax.user_table import files as table_files
 

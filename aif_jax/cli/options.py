@@ -15,9 +15,9 @@ from typing import Any
 
 from aif_jax import checkpoint
 from aif_jax.checkpoint import Checkpoint
-from aif_jax.columns import Columns
-from aif_jax.encoder import Encoder
-from aif_jax.neighbours.snapshot_store import SnapshotError, SnapshotStore
+from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.run import Run
 from aif_jax.train import fit as training
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, UsageError
-from aif_jax.folders import URL
 from aif_jax.service.answers import to_json
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
@@ -22,6 +21,7 @@ from aif_jax.service.process import Settings, is_worker, serve
 from aif_jax.service.replay import replay
 from aif_jax.service.serve import Listening, log_to_stderr
 from aif_jax.serving import ServingConfig
+from aif_jax.store.folders import URL
 
 SERVERS = ("redis://", "rediss://", "unix://")
 SERVING = [field.name for field in dataclasses.fields(ServingConfig)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS
-from aif_jax.neighbours import SnapshotStore
+from aif_jax.connectors import SnapshotStore
 
 KEEP = inspect.signature(SnapshotStore).parameters["keep"].default
 

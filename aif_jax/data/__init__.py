@@ -1,6 +1,5 @@
 """From a data set to batches: the event log, splits, samples, candidates, the pipeline of a training run."""
 
-from aif_jax.data import hashing
 from aif_jax.data.candidates import CandidateLists, Draw, Source, impressed, pointwise, retrieved, sampled
 from aif_jax.data.cascade import STAGES, Cascade
 from aif_jax.data.dataset import CorruptRecord, Dataset
@@ -18,6 +17,7 @@ from aif_jax.data.split import (
     time_cuts,
 )  # fmt: skip
 from aif_jax.data.stages import logged, staged
+from aif_jax.encoding import hashing
 
 __all__ = [
     "Dataset", "EventLog", "write_log", "CorruptRecord", "hashing",

@@ -15,7 +15,7 @@ import numpy as np
 from aif_jax.checks import expect, expect_integers
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler, Seen
-from aif_jax.version import digest
+from aif_jax.store.version import digest
 
 DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description covers
 

@@ -13,12 +13,12 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import EventLog
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.times import ticks
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import behaviours
 from aif_jax.schema import Schema
-from aif_jax.times import ticks
 from aif_jax.types import UserFeatures
-from aif_jax.vocabulary import Vocabulary
 
 PLACES, PIECE = 1024, 1 << 16  # of a large array: pieces that its digest reads, and their bytes
 

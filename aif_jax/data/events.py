@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from aif_jax.checks import BLOCK, expect, expect_array, expect_integers
-from aif_jax.folders import local, new_folder
-from aif_jax.times import FLOOR, LATEST, expect_plausible, ticks
+from aif_jax.encoding.times import FLOOR, LATEST, expect_plausible, ticks
+from aif_jax.store.folders import local, new_folder
 
 COLUMNS = {"user": np.int32, "item": np.int32, "action": np.int32, "time": np.int64}
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import expect, expect_integer, expect_integers
+from aif_jax.encoding.hashing import mix
 
 ORDER = 0  # stream of random numbers: the order must not change with anything else that is drawn
 ROUNDS = 6  # even, so that halves of different width end where they began
@@ -97,10 +98,3 @@ def _feistel(index: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
         left, right = right, left ^ (mix(right ^ key) & ((one << high) - one))
         high, low = low, high
     return (left << low) | right
-
-
-def mix(value: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser, uint64 [n]: every bit of the result depends on every bit of `value`."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

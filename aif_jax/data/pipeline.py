@@ -21,9 +21,9 @@ from aif_jax.config import Config
 from aif_jax.data.candidates import Draw, Labels, SourceFn, describe
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.order import EpochOrder
+from aif_jax.store.version import check_encoding, digest
 from aif_jax.trees import differences
 from aif_jax.types import Array, ItemFeatures, UserFeatures, record
-from aif_jax.version import check_encoding, digest
 
 HIDDEN = 3  # stream of random numbers: candidates whose item id is hidden
 NAMED = 8  # positions of samples that a message names

@@ -13,7 +13,7 @@ import numpy as np
 from aif_jax.checks import BLOCK, expect, expect_array, expect_finite, expect_integers
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.version import digest
+from aif_jax.store.version import digest
 
 NEGATIVES = 1  # stream of random numbers: the order of samples (`order.ORDER`, 0) must not change with the negatives
 ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution is worked out

@@ -14,7 +14,7 @@ import numpy as np
 
 from aif_jax.checks import BLOCK, expect, expect_integers
 from aif_jax.data.events import EventLog
-from aif_jax.times import TimeUnit, seconds_of, shown
+from aif_jax.encoding.times import TimeUnit, seconds_of, shown
 
 BINS = 1 << 16  # of the histogram that finds a time by its rank
 

@@ -11,7 +11,7 @@ from aif_jax.data.candidates import CandidateLists, Draw, Source
 from aif_jax.data.cascade import LOGGED, STAGE, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler
-from aif_jax.version import digest
+from aif_jax.store.version import digest
 
 CHOICE = 4  # stream of random numbers: which candidates of a stage, which of other samples
 

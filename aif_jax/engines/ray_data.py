@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from aif_jax.checks import expect
-from aif_jax.data.hashing import hash_ids
+from aif_jax.encoding.hashing import hash_ids
+from aif_jax.encoding.raw import column_of, plain
 from aif_jax.jobs import ItemJob, UserJob
-from aif_jax.raw import column_of, plain
 from aif_jax.readers.sources import pyarrow
 
 RUNS = 16  # of the compiled function for what Ray hands over at once

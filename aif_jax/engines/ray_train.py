@@ -16,9 +16,9 @@ from pathlib import Path
 
 import jax
 
-from aif_jax import processes
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.checks import expect
+from aif_jax.sharding import processes
 
 
 @dataclasses.dataclass(kw_only=True)

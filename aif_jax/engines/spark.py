@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect
-from aif_jax.folders import local
 from aif_jax.jobs import ItemJob, UserJob
+from aif_jax.store.folders import local
 
 
 def encode_items(frame: Any, job: ItemJob) -> Any:

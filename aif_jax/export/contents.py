@@ -13,16 +13,16 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.export import consume
 from aif_jax.features import item_layout, user_layout
-from aif_jax.folders import local
 from aif_jax.index import ItemIndex
 from aif_jax.index.ids import Keys
 from aif_jax.model import PreRanker, build
+from aif_jax.store.folders import local
+from aif_jax.store.version import fingerprint
 from aif_jax.trees import leaves_by_path, nest
 from aif_jax.types import Params
-from aif_jax.version import fingerprint
 
 IDS = ("ids", "keys", "marks")
 

@@ -22,11 +22,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.calibration import GROUP, calibrated
 from aif_jax.export.consume.files import ORDER, PROBABILITY
-from aif_jax.expression import Expression, probabilities
 from aif_jax.features import item_specs, user_specs
 from aif_jax.model import PreRanker
+from aif_jax.scores import GROUP, Expression, calibrated, probabilities
 from aif_jax.trees import leaves_by_path, nest
 from aif_jax.types import Params
 

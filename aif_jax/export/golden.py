@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from aif_jax.export.functions import named, values
-from aif_jax.expression import Expression
 from aif_jax.features import Leaf, behaviours, item_layout, user_layout
 from aif_jax.model import PreRanker
+from aif_jax.scores import Expression
 from aif_jax.trees import nest
 
 USERS = 3

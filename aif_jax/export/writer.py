@@ -16,20 +16,20 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.export import consume, functions
 from aif_jax.export.consume import files
 from aif_jax.export.contents import read_contents
 from aif_jax.export.golden import golden_case
-from aif_jax.expression import Expression, parse
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
-from aif_jax.folders import new_folder
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, build
 from aif_jax.schema import Schema
+from aif_jax.scores import Expression, parse_expression
+from aif_jax.store.folders import new_folder
+from aif_jax.store.version import VersionMismatch, __version__, encoding_for, fingerprint
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
-from aif_jax.version import VersionMismatch, __version__, encoding_for, fingerprint
 
 ARRAY_TYPES = {dtype: name for name, dtype in files.DTYPES.items()}
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -66,7 +66,7 @@ def save(
       platforms: names among "cpu", "cuda", "rocm", "tpu", all served by the same artefact.
       buckets: default sizes of the axes b, c, l, n.
       stablehlo: also write `.mlir` texts of fixed shapes.
-      orders: score expressions by name over the model's objectives and the schema's side values, see `aif_jax.expression`.
+      orders: score expressions by name over the model's objectives and the schema's side values, see `aif_jax.scores`.
 
     Returns:
       sha256 of the manifest, which pins every other file: give it to `load(folder, sha256=...)`.
@@ -203,7 +203,7 @@ def _expressions(config: Config, orders: Mapping[str, str]) -> dict[str, Express
     for name in orders:
         expect(isinstance(name, str) and name.isidentifier(), "orders", "names of letters, digits and _", repr(name))
     side = config.schema.side
-    return {name: parse(text, objectives=config.objectives, side=side) for name, text in orders.items()}
+    return {name: parse_expression(text, objectives=config.objectives, side=side) for name, text in orders.items()}
 
 
 def check_leaves(model: PreRanker, params: Params, training_only: Sequence[str]) -> None:

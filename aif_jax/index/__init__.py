@@ -7,8 +7,8 @@ from aif_jax.index.item_index import ItemIndex
 from aif_jax.index.shards import shard_of
 from aif_jax.index.storage import STORAGES, Storage
 from aif_jax.index.writer import IndexWriter
-from aif_jax.lease import WriterConflict
-from aif_jax.snapshots import snapshots
+from aif_jax.store.lease import WriterConflict
+from aif_jax.store.snapshots import snapshots
 
 __all__ = [
     "ItemIndex", "IndexWriter", "WriterConflict", "snapshots", "capacity_for", "string_ids", "shard_of",

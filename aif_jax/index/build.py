@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
+from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import check_item_features
 from aif_jax.index.idmap import View
 from aif_jax.index.ids import Keys, raw_keys
@@ -23,9 +24,8 @@ from aif_jax.index.shards import expect_shard, shard_of_keys
 from aif_jax.index.storage import Packed
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.readers import read_items
+from aif_jax.store.version import check_encoding
 from aif_jax.types import ItemFeatures
-from aif_jax.version import check_encoding
-from aif_jax.vocabulary import Kind
 
 BATCH = 1024
 IN_FLIGHT = 2  # batches computed or waiting while the next one is prepared: bounds memory, keeps the device busy

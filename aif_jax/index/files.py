@@ -18,13 +18,13 @@ import numpy as np
 from aif_jax import checkpoint
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.folders import local, memory
+from aif_jax.encoding.vocabulary import Kind
 from aif_jax.index.ids import Keys
 from aif_jax.index.storage import STORAGES, Storage
-from aif_jax.snapshots import positions_by_partition
+from aif_jax.store.folders import local, memory
+from aif_jax.store.snapshots import positions_by_partition
+from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.trees import differences, listed
-from aif_jax.version import VersionMismatch, check_encoding
-from aif_jax.vocabulary import Kind
 
 FORMAT = "aif_jax.index/2"
 PLAIN = ("items", "version", "encoding", "ids", "storage", "batch_size")  # fields of the manifest that are JSON as they are

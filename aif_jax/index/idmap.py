@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aif_jax.encoding.vocabulary import Kind
 from aif_jax.index.ids import COLLISION, EMPTY, Keys
-from aif_jax.vocabulary import Kind
 
 BUCKET = 8
 PAGE = 128

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.characters import folded
-from aif_jax.vocabulary import Kind, as_ids
+from aif_jax.encoding.characters import folded
+from aif_jax.encoding.vocabulary import Kind, as_ids
 
 EMPTY = np.iinfo(np.int64).min
 """Marks a free place of the id map, and so is no valid id."""

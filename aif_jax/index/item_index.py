@@ -18,7 +18,8 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect_array, expect_names
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.vocabulary import Kind
 from aif_jax.index import files
 from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, merge_store, part
 from aif_jax.index.idmap import View
@@ -28,10 +29,9 @@ from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage, decode, unpack
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.model import PreRanker
+from aif_jax.store.version import encoding_for, fingerprint
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemFeatures, Params
-from aif_jax.version import encoding_for, fingerprint
-from aif_jax.vocabulary import Kind
 
 
 class ItemIndex:
@@ -107,7 +107,7 @@ class ItemIndex:
             `ids`. Files, columns and records need the `encoder`.
           encoder: of the model's checkpoint. Features and catalogues that another encoder made are refused.
           ids: raw ids of the items of one `ItemFeatures`.
-          version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.
+          version: of params, config and encoder; None computes `aif_jax.store.version.fingerprint`.
           storage: of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
@@ -238,7 +238,7 @@ class ItemIndex:
 
         Raises:
           FileExistsError: something is there already; nothing is ever overwritten.
-          ValueError: a URL; save to a local path, and `neighbours.SnapshotStore` publishes the folder.
+          ValueError: a URL; save to a local path, and `connectors.SnapshotStore` publishes the folder.
         """
         record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
         record |= {"storage": self.storage, "batch_size": self._store.program.batch_size}

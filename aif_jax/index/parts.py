@@ -22,12 +22,12 @@ import numpy as np
 
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import expect
-from aif_jax.folders import local, memory, new_file
+from aif_jax.encoding.raw import plain
+from aif_jax.encoding.vocabulary import Kind, as_ids
 from aif_jax.index.storage import STORAGES, Storage
-from aif_jax.raw import plain
 from aif_jax.readers.sources import pyarrow
-from aif_jax.version import VersionMismatch
-from aif_jax.vocabulary import Kind, as_ids
+from aif_jax.store.folders import local, memory, new_file
+from aif_jax.store.version import VersionMismatch
 
 Parts: TypeAlias = "str | Path | Iterable[Any]"
 """A Parquet or Arrow IPC file, a folder of them in the order of their names, or an iterable of such paths, or of Arrow record

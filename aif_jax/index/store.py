@@ -19,16 +19,16 @@ import numpy as np
 
 from aif_jax import sharding
 from aif_jax.checks import expect
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import item_specs
 from aif_jax.index.idmap import IdMap, Numbers, View
 from aif_jax.index.ids import Keys
 from aif_jax.index.lock import ReadWriteLock
 from aif_jax.index.storage import STORAGES, Packed, Storage, encode, pack
 from aif_jax.model import PreRanker
+from aif_jax.store.version import encoding_for
 from aif_jax.types import ItemFeatures, Params
-from aif_jax.version import encoding_for
-from aif_jax.vocabulary import Kind
 
 
 class ItemProgram:

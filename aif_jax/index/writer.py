@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.index.files import inspect
 from aif_jax.index.item_index import ItemIndex
 from aif_jax.model import PreRanker
-from aif_jax.snapshots import SnapshotWriter
+from aif_jax.store.snapshots import SnapshotWriter
 from aif_jax.types import ItemFeatures, Params
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import empty_items
 from aif_jax.index import parts
 from aif_jax.index.build import BATCH, IN_FLIGHT, checked, rebatch
@@ -21,9 +22,8 @@ from aif_jax.jobs import source
 from aif_jax.jobs.problems import Numbered, refuse
 from aif_jax.model import PreRanker
 from aif_jax.readers.sources import pyarrow
+from aif_jax.store.version import VersionMismatch
 from aif_jax.types import Params
-from aif_jax.version import VersionMismatch
-from aif_jax.vocabulary import Kind
 
 ROWS = 1 << 14  # of an Arrow batch, encoded at once
 FILE_RUNS = 16  # of the item function for what is read of a file at once

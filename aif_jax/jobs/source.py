@@ -10,14 +10,14 @@ import numpy as np
 
 from aif_jax import checkpoint
 from aif_jax.checks import expect
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import read_contents
-from aif_jax.folders import local
 from aif_jax.model import PreRanker, build
+from aif_jax.store.folders import local
+from aif_jax.store.version import VersionMismatch, encoding_for, fingerprint
 from aif_jax.train import fit as training
 from aif_jax.types import Params
-from aif_jax.version import VersionMismatch, encoding_for, fingerprint
 
 
 class Trained(NamedTuple):

@@ -11,19 +11,19 @@ import jax
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.raw import column_of, plain
+from aif_jax.encoding.vocabulary import Kind, as_ids, string_array
 from aif_jax.index import parts
 from aif_jax.index.storage import Storage
 from aif_jax.jobs import source
 from aif_jax.jobs.problems import Numbered, refuse
 from aif_jax.model import PreRanker
-from aif_jax.raw import column_of, plain
 from aif_jax.readers.sources import pyarrow
 from aif_jax.types import Events, Params
 from aif_jax.user_table.program import UserProgram
 from aif_jax.user_table.rows import NONE
 from aif_jax.user_table.table import BATCH
-from aif_jax.vocabulary import Kind, as_ids, string_array
 
 ROWS = 1 << 14  # of an Arrow batch, taken at once: an engine may hand over a million users in one
 EVENTS = 1 << 17  # of users whose rows are computed together, but for a user with more

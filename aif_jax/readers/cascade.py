@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.columns import Columns
 from aif_jax.data.cascade import LOGGED, from_columns
 from aif_jax.data.dataset import Dataset
+from aif_jax.encoding.columns import Columns
 from aif_jax.readers.read import scan_columns
 from aif_jax.readers.sources import Source
 

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.columns import Columns
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.readers.problems import CAP, Problem, Problems, Suspicion
 from aif_jax.readers.profile import Profile, Repeats, profile_of
 from aif_jax.readers.settle import EXAMPLES, Tables, read_tables

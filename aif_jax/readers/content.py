@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.vocabulary import Vocabulary
+from aif_jax.encoding.vocabulary import Vocabulary
 
 Content: TypeAlias = str | os.PathLike | tuple[np.ndarray, np.ndarray]
 """(raw item ids [n], embeddings [n, E]), or a path to an .npz with `embedding` and one other array, the raw item ids."""

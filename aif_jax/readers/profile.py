@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.columns import Columns, File, Kind
-from aif_jax.raw import bulk_of
+from aif_jax.encoding.columns import Columns, File, Kind
+from aif_jax.encoding.raw import bulk_of
+from aif_jax.encoding.times import readable
 from aif_jax.readers.problems import Suspicion
 from aif_jax.readers.scan import Scan
 from aif_jax.readers.settle import Tables, Values
-from aif_jax.times import readable
 
 FILES: dict[str, File] = {"item": "items", "user": "users"}
 BLOCK = 1 << 22  # rows looked at in one go

@@ -11,11 +11,12 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
-from aif_jax.columns import CODED, Columns, Kind
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog, out_of_order
-from aif_jax.encoder import Encoder, schema_of
-from aif_jax.raw import scale_of, stacked
+from aif_jax.encoding.columns import CODED, Columns, Kind
+from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.raw import scale_of, stacked
+from aif_jax.encoding.times import Ticks, break_ties
 from aif_jax.readers.content import Content, lookup
 from aif_jax.readers.problems import SKIPPED, Problems
 from aif_jax.readers.profile import Repeats, profile_of
@@ -23,7 +24,6 @@ from aif_jax.readers.scan import Scan, scan
 from aif_jax.readers.settle import Tables, raw_values, read_tables, settle
 from aif_jax.readers.sources import Source, TextFile
 from aif_jax.readers.tables import blocks
-from aif_jax.times import Ticks, break_ties
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)

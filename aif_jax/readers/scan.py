@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.columns import CODED, Columns, Kind
+from aif_jax.encoding.columns import CODED, Columns, Kind
+from aif_jax.encoding.times import PER_SECOND, Ticks, quoted
 from aif_jax.readers.problems import File, Problems
 from aif_jax.readers.sources import Batch, Source, TextFile, pyarrow
 from aif_jax.readers.tables import Coded, blocks, is_dated, is_whole
-from aif_jax.times import PER_SECOND, Ticks, quoted
 
 MERGE_AT = 1 << 20  # distinct values of blocks that are merged at a time
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.columns import CODED, Columns, Kind
-from aif_jax.raw import flat_lists
+from aif_jax.encoding.columns import CODED, Columns, Kind
+from aif_jax.encoding.raw import flat_lists
+from aif_jax.encoding.times import FLOOR, PER_SECOND, Ticks, likely_unit, quoted, wrong_unit
 from aif_jax.readers.problems import File, Problems
 from aif_jax.readers.sources import Batch, Source, batches, pyarrow
-from aif_jax.times import FLOOR, PER_SECOND, Ticks, likely_unit, quoted, wrong_unit
 
 PRESENT = {"id": "an id", "category": "a category in every row", "action": "an action in every event"}  # where null is wrong
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none

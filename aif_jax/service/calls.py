@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import expect
+from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving.requests import Candidates
-from aif_jax.vocabulary import MOST_CHARACTERS, expect_short
 
 MOST_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
 FIELDS = (

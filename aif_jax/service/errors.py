@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from aif_jax.service.calls import BadCall
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
-from aif_jax.version import EncodingMismatch, VersionMismatch
+from aif_jax.store.version import EncodingMismatch, VersionMismatch
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 0.05  # that a refused caller is told to wait: about the time of a few requests

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from aif_jax.checks import expect
 from aif_jax.export.consume.files import MANIFEST
-from aif_jax.folders import new_file
+from aif_jax.store.folders import new_file
 
 CURRENT = "current"
 CURRENT_BYTES = 1 << 16

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from aif_jax.encoding.vocabulary import string_array
 from aif_jax.service.calls import BadCall
-from aif_jax.vocabulary import string_array
 
 CONTENT_TYPE = "application/x-aif-frame"
 MAGIC = b"AIF1"

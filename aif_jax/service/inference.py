@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aif_jax.encoding.vocabulary import string_array
 from aif_jax.service.answers import rank_fields, score_fields
 from aif_jax.service.calls import BadCall, parse
 from aif_jax.service.core import Service
 from aif_jax.service.errors import UnknownModel, UnknownVersion
-from aif_jax.version import __version__
-from aif_jax.vocabulary import string_array
+from aif_jax.store.version import __version__
 
 DATATYPES = {
     "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1",

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.folders import new_file
 from aif_jax.readers.sources import pyarrow
 from aif_jax.service import frame
 from aif_jax.service.core import Observed
 from aif_jax.serving import Ranking
+from aif_jax.store.folders import new_file
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Behaviours
 

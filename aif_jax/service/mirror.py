@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from aif_jax.checks import expect
-from aif_jax.neighbours.snapshot_store import SnapshotStore
+from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.service.folder import publish
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aif_jax.connectors.records import FeatureSource
 from aif_jax.export import Restored, restore
 from aif_jax.export.consume.files import MANIFEST
-from aif_jax.neighbours.records import FeatureSource
-from aif_jax.objectives import names
+from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call
 from aif_jax.service.errors import UnknownVersion
 from aif_jax.service.features import UserSource
@@ -53,7 +53,7 @@ class Served:
     @functools.cached_property
     def objectives(self) -> tuple[str, ...]:
         """Names of the logits, in their order."""
-        return names(self.restored.model.config.objectives)
+        return objective_names(self.restored.model.config.objectives)
 
     @property
     def age(self) -> float:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aif_jax.checkpoint import METADATA_FILE
-from aif_jax.encoder import Encoder
+from aif_jax.connectors.connect import open_client
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.export import Restored
 from aif_jax.index import ItemIndex
 from aif_jax.index import inspect as inspect_index
 from aif_jax.index.storage import Storage
-from aif_jax.neighbours.connect import open_client
-from aif_jax.snapshots import snapshots
+from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable
 from aif_jax.user_table.files import inspect as inspect_table
 from aif_jax.user_table.rows import NONE

@@ -21,7 +21,7 @@ from aif_jax.service.client import GONE, Client, ServiceError
 from aif_jax.service.errors import SCORES
 from aif_jax.serving import Candidates
 from aif_jax.serving.programs import without_repeats
-from aif_jax.version import VersionMismatch
+from aif_jax.store.version import VersionMismatch
 
 BUSY = (*GONE, 429, 504)  # statuses of a shard that does not answer this call, whatever the call is
 Answers = dict[int, dict[str, Any]]

@@ -61,7 +61,7 @@ class ServingConfig:
         those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; more sizes
         take longer to compile.
       bid: name of the index row's side value that holds the bid, which candidates may bring in its place.
-      orders: score expressions by name, see `aif_jax.expression`, such as {"value": "p.conversion * value"}; requests
+      orders: score expressions by name, see `aif_jax.scores`, such as {"value": "p.conversion * value"}; requests
         choose one. "bid" is there by itself: the probability of the first objective times the bid.
       group: name of the side value by which the cut is diverse, such as an author's id; None for none. A float32, so ids are
         exact up to 2 ** 24.

@@ -100,7 +100,7 @@ def prometheus_text(
 
     Args:
       metrics: of one engine, `AsyncPreRanker.metrics()`, or of another part that has counters and gauges by name, such as
-        `neighbours.Follower.metrics()`.
+        `connectors.Follower.metrics()`.
       by_version: of several, in place of `metrics`; their samples get the label `version`.
       gauges, counters: further samples by name.
       labels: that every sample gets.

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.expression import Expression, parse
-from aif_jax.objectives import names
+from aif_jax.scores import Expression, objective_names, parse_expression
 
 LOGIT, BID = "logit", "bid"
 
@@ -51,9 +50,9 @@ def orders_of(config: Config, bid: str, given: Mapping[str, Any], *, group: str 
     expect(isinstance(given, Mapping), "orders", "score expressions by name", type(given).__name__)
     expect(LOGIT not in given, "orders", f"another name than {LOGIT!r}, which is the order without an expression", list(given))
     several = config.outputs > 1
-    first = f"p.{names(config.objectives)[0]}" if several else "p"
+    first = f"p.{objective_names(config.objectives)[0]}" if several else "p"
     usable = bid.isidentifier() and bid != "p"
     texts = ({BID: f"{first} * {bid}"} if usable else {}) | dict(given)
     side = {*config.schema.side, *([bid] if usable else [])}
-    parsed = tuple(parse(text, objectives=config.objectives, side=sorted(side)) for text in texts.values())
+    parsed = tuple(parse_expression(text, objectives=config.objectives, side=sorted(side)) for text in texts.values())
     return Orders(tuple(texts), parsed, bid, bid in config.schema.side, group, most)

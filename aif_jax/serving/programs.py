@@ -19,17 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.expression import probabilities
 from aif_jax.features import check_user_features, streamed_specs, unpack, user_specs
 from aif_jax.index import storage
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
+from aif_jax.scores import probabilities
 from aif_jax.serving.diversity import capped_top_k, within_cap
 from aif_jax.serving.orders import Orders, orders_of
+from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, Streamed, UserFeatures
 from aif_jax.user_table.program import pack as pack_memory
 from aif_jax.user_table.program import unpack as unpack_memory
-from aif_jax.version import VersionMismatch, check_encoding
 
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 """By platform. XLA's own choice is 256 bits: with 512, where a CPU has them, scoring takes a fifth less time."""

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.expression import probabilities
+from aif_jax.encoding.vocabulary import MOST_CHARACTERS, as_ids, expect_short, string_array
+from aif_jax.scores import probabilities
 from aif_jax.types import Params
-from aif_jax.vocabulary import MOST_CHARACTERS, as_ids, expect_short, string_array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ HEAD = struct.Struct("<d8si?4i")  # wall-clock time of the fetch, digest of the 
 
 
 class StateStore(Protocol):
-    """A cache of states by (user, feature version, model version), such as `aif_jax.neighbours.ValkeyStates`."""
+    """A cache of states by (user, feature version, model version), such as `aif_jax.connectors.ValkeyStates`."""
 
     async def get(self, key: StateKey) -> bytes | None:
         """The bytes of a state, or None."""

@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.calibration import GROUP
 from aif_jax.checks import expect_finite
 from aif_jax.features import behaviours, empty_user, no_events, pack
 from aif_jax.index.storage import Packed
 from aif_jax.schema import Schema
+from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import NonFiniteScores
 from aif_jax.serving.orders import Orders
 from aif_jax.serving.programs import Form, Programs
 from aif_jax.serving.requests import Meaning
 from aif_jax.serving.unknown import Known
+from aif_jax.store.version import VersionMismatch, check_encoding, fingerprint
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Streamed, UserFeatures
-from aif_jax.version import VersionMismatch, check_encoding, fingerprint
 
 
 class UserSide(NamedTuple):

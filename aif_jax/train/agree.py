@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from aif_jax import processes
 from aif_jax.data.pipeline import Fed
-from aif_jax.processes import ProcessError
+from aif_jax.sharding import processes
+from aif_jax.sharding.processes import ProcessError
 
 GOOD, EMPTY, BAD, ENDED, FAILED = range(5)
 

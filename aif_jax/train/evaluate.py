@@ -1,7 +1,7 @@
 """Evaluation by request: AUC, GAUC, log-loss and calibration on lists of candidates, HR@k and NDCG@k in the catalogue.
 
 Ranking figures read raw logits; log-loss and calibration read the probabilities that serving multiplies, see
-`aif_jax.calibration`.
+`train.calibrate`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from aif_jax import metrics
-from aif_jax.calibration import calibrated as with_probabilities
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_integers
 from aif_jax.data.candidates import CandidateLists, Draw, Labels, SourceFn, population_weights, sampled, take
@@ -26,11 +25,12 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.model import PreRanker
-from aif_jax.objectives import names, over_all
+from aif_jax.scores import calibrated as with_probabilities
+from aif_jax.scores import objective_names, over_all
+from aif_jax.store.version import check_encoding
 from aif_jax.train import bounded
 from aif_jax.train.step import score
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures, UserState
-from aif_jax.version import check_encoding
 
 NEGATIVES = 99
 """Sampled candidates of a request, unless another source is given."""
@@ -173,14 +173,14 @@ def by_objective(
     """(name, raw logits, calibrated logits, labels [R, C]) of every objective over all candidates; ValueError for none."""
     texts = model.config.objectives
     if not isinstance(labels, dict):
-        expect(len(texts) <= 1, "labels", f"those of {list(names(texts))} by name", "one array")
+        expect(len(texts) <= 1, "labels", f"those of {list(objective_names(texts))} by name", "one array")
         yield next(iter(texts), ""), scores, probable, labels
         return
     expect(len(texts) > 0, "Config.objectives", f"names among those of the labels {sorted(labels)}", "none")
-    lacking = [name for name in names(texts) if name not in labels]
-    expect(not lacking, "labels", f"those of {list(names(texts))}", f"none of {lacking}, but {sorted(labels)}")
+    lacking = [name for name in objective_names(texts) if name not in labels]
+    expect(not lacking, "labels", f"those of {list(objective_names(texts))}", f"none of {lacking}, but {sorted(labels)}")
     whole = [array if len(texts) > 1 else array[..., None] for array in (scores, probable)]
-    for name in names(texts):
+    for name in objective_names(texts):
         yield name, *(over_all(array, texts, name, np) for array in whole), labels[name]
 
 

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aif_jax import metrics, processes, sharding
-from aif_jax.calibration import GROUP, with_calibration
+from aif_jax import metrics, sharding
 from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checkpoint.storage import record_hash
 from aif_jax.checks import expect
@@ -27,13 +26,15 @@ from aif_jax.data.candidates import Draw, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import cuts_of_samples
-from aif_jax.folders import write_file
-from aif_jax.logs import JsonLines, LogWriter
 from aif_jax.model import PreRanker, fit_tables
-from aif_jax.objectives import names
+from aif_jax.scores import GROUP, objective_names, with_calibration
+from aif_jax.sharding import processes
+from aif_jax.store.folders import write_file
+from aif_jax.store.version import fingerprint
 from aif_jax.train import report
 from aif_jax.train.evaluate import by_objective, evaluate
 from aif_jax.train.gradients import LossFn
+from aif_jax.train.logs import JsonLines, LogWriter
 from aif_jax.train.loop import loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.sparse import SparseConfig
@@ -41,7 +42,6 @@ from aif_jax.train.step import FITTED, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, Cascaded, Impressions, NextItem, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import Params
-from aif_jax.version import fingerprint
 
 logger = logging.getLogger(__name__)
 RECORD = "fit.json"
@@ -130,7 +130,7 @@ def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -
 
 def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
     """ValueError where a task does not have a label for each objective of the model; names both."""
-    known, name = list(names(objectives)), type(task).__name__
+    known, name = list(objective_names(objectives)), type(task).__name__
     if isinstance(task, Impressions) and isinstance(task.threshold, Mapping):
         name, labels = "Impressions.threshold", sorted(task.threshold)
     elif isinstance(task, Cascaded):

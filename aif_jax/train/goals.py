@@ -23,7 +23,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.data.cascade import STAGE, STAGES
-from aif_jax.objectives import names, over_all
+from aif_jax.scores import objective_names, over_all
 from aif_jax.train.losses import Loss, pointwise_bce
 
 
@@ -92,7 +92,7 @@ class Goals:
         """Binary cross-entropy of every objective over all candidates, all of weight 1."""
         expected = "names of the objectives, such as ('click', 'like'), for a loss of each, or a loss for fit"
         expect(len(objectives) > 0, "Config.objectives", expected, "none")
-        return cls(*(Goal(pointwise_bce, name) for name in names(objectives)), objectives=objectives)
+        return cls(*(Goal(pointwise_bce, name) for name in objective_names(objectives)), objectives=objectives)
 
     def __repr__(self) -> str:
         """The sum as it would be written."""
@@ -100,7 +100,7 @@ class Goals:
 
     def bind(self, objectives: tuple[str, ...]) -> Goals:
         """The same for a model with these objectives; ValueError for a goal of an objective that it lacks."""
-        known = names(objectives)
+        known = objective_names(objectives)
         for goal in self.goals:
             fits = goal.objective is None or goal.objective in known
             expect(fits, f"{goal!r}", f"an objective of the model, {list(known)}", repr(goal.objective))
@@ -125,7 +125,7 @@ class Goals:
 
     def _logit(self, goal: Goal, scores: jax.Array) -> jax.Array:
         """Logits [..., C] that a goal teaches."""
-        known = names(self.objectives)
+        known = objective_names(self.objectives)
         if len(known) < 2:
             return scores
         name = goal.objective or (goal.target if goal.target in known else known[0])

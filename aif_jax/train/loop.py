@@ -19,17 +19,17 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from aif_jax import processes
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch, Fed
-from aif_jax.encoder import Encoder
-from aif_jax.logs import LogWriter
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.sharding import processes
+from aif_jax.store.version import digest, holds
 from aif_jax.train.agree import agreed
+from aif_jax.train.logs import LogWriter
 from aif_jax.train.step import StepFn, TrainState
 from aif_jax.trees import leaves_by_path
-from aif_jax.version import digest, holds
 
 logger = logging.getLogger(__name__)
 GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
@@ -105,7 +105,7 @@ def loop(
         "bad_batches" so far; since the entry before "examples_per_s" (samples), "padding" (share of the places of the
         history without an event) and "input_share" (share of the time spent waiting for a batch); and what `evaluate` gave.
         The first entry's rates include compile time.
-      writers: receive the same, see `aif_jax.logs`; their rows after the state's step are dropped at the start.
+      writers: receive the same, see `aif_jax.train.logs`; their rows after the state's step are dropped at the start.
       max_skipped: more steps than this without a finite loss or gradient, or more bad batches, end the run.
       max_grad_norm: a gradient norm above it ends the run.
       on_bad_batch: what to do with a batch whose records are corrupt.

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from aif_jax import processes
 from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.config import Config
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Fed
-from aif_jax.times import shown
+from aif_jax.encoding.times import shown
+from aif_jax.sharding import processes
 from aif_jax.train.tasks import NextItem, Task
 
 logger = logging.getLogger(__name__)

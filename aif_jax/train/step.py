@@ -15,7 +15,7 @@ from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
-from aif_jax.processes import in_order
+from aif_jax.sharding.processes import in_order
 from aif_jax.train.goals import Goals
 from aif_jax.train.gradients import LossFn, loss_and_gradient, part_size
 from aif_jax.train.losses import as_loss

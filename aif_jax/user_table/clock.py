@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.times import STAMP_ZERO
+from aif_jax.encoding.times import STAMP_ZERO
 
 
 class ClockError(RuntimeError):

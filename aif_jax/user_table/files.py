@@ -13,13 +13,13 @@ import numpy as np
 from aif_jax import checkpoint
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.folders import local
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.index.files import check_model
 from aif_jax.index.parts import Part, column
 from aif_jax.index.storage import STORAGES, Layout, Storage
-from aif_jax.snapshots import positions_by_partition
+from aif_jax.store.folders import local
+from aif_jax.store.snapshots import positions_by_partition
 from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId
-from aif_jax.vocabulary import Vocabulary
 
 FORMAT = "aif_jax.user_table/1"
 CHUNK = 1 << 13  # rows that are copied at once

@@ -9,7 +9,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.index.lock import ReadWriteLock
-from aif_jax.snapshots import integer
+from aif_jax.store.snapshots import integer
 
 UserId: TypeAlias = int | str
 """A raw user id."""

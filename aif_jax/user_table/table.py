@@ -14,22 +14,22 @@ from tqdm import tqdm
 
 from aif_jax.checks import expect
 from aif_jax.data.dataset import Dataset
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.raw import column_of, plain
+from aif_jax.encoding.times import seconds_of, stamps, ticks
+from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.features import SINCE, no_events
 from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
 from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
-from aif_jax.raw import column_of, plain
-from aif_jax.snapshots import partition_of
-from aif_jax.times import seconds_of, stamps, ticks
+from aif_jax.store.snapshots import partition_of
+from aif_jax.store.version import check_encoding, encoding_for, fingerprint
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table import files
 from aif_jax.user_table.clock import Written, check_future
 from aif_jax.user_table.program import UserProgram, ranges, unpack
 from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, positions_of
-from aif_jax.version import check_encoding, encoding_for, fingerprint
-from aif_jax.vocabulary import as_ids
 
 BATCH = 256
 RETRIES = 8  # of rows that another writer changed in between
@@ -58,7 +58,7 @@ class UserTable:
     Args:
       model, params: whose `update_user` makes the rows.
       encoder: of the model's checkpoint, for raw events; its item rows and actions are those of the model.
-      version: of params, config and encoder; None computes `aif_jax.version.fingerprint`.
+      version: of params, config and encoder; None computes `aif_jax.store.version.fingerprint`.
       storage: of matrices: "float32", "bfloat16" or "int8" with a scale for each vector. Everything else is exact.
       rows: where rows are kept; None keeps them in this process.
       batch_size: users in one run of the update function.
@@ -72,7 +72,7 @@ class UserTable:
 
     Example:
       >>> import aif_jax as aif
-      >>> from aif_jax.encoder import schema_of
+      >>> from aif_jax.encoding.encoder import schema_of
       >>> columns = aif.Columns(action=None)
       >>> vocabularies = {name: aif.Vocabulary(ids) for name, ids in (("user", ["ann"]), ("item", [7, 8]), ("category", [1]))}
       >>> encoder = aif.Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies)

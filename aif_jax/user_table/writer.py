@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.model import PreRanker
-from aif_jax.snapshots import SnapshotWriter
+from aif_jax.store.snapshots import SnapshotWriter
 from aif_jax.types import Params
 from aif_jax.user_table.clock import Written
 from aif_jax.user_table.files import inspect

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aif_jax.columns import Columns
 from aif_jax.data.dataset import Dataset
+from aif_jax.encoding.columns import Columns
 from experiments.datasets.tables import UNKNOWN, Table, dataset, text_file
 
 SHOWN, CLICKED = 1, 2  # actions of impressions

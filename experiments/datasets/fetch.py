@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from aif_jax.folders import new_folder
+from aif_jax.store.folders import new_folder
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 RELEASES: dict[str, str | None] = {  # MD5 as GroupLens publishes it; None: the release changes, its .md5 file is read

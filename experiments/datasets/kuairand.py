@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aif_jax.columns import Columns
 from aif_jax.data.dataset import Dataset
-from aif_jax.vocabulary import Vocabulary
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.vocabulary import Vocabulary
 from experiments.datasets.tables import UNKNOWN, Table, dataset, text_file
 
 SIGNALS = ("is_click", "long_view", "is_like", "is_hate", "is_rand")

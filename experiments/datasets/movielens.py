@@ -21,11 +21,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from aif_jax.columns import Columns
 from aif_jax.data.dataset import Dataset
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import TextFile
 from aif_jax.readers.content import Content, lookup
-from aif_jax.vocabulary import Vocabulary
 from experiments.datasets.content import clusters, text_embedding
 from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file, text_file
 

@@ -43,11 +43,11 @@ import numpy as np
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect_array, expect_integers
-from aif_jax.columns import Columns
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.encoder import Encoder, schema_of
-from aif_jax.vocabulary import Vocabulary
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.vocabulary import Vocabulary
 from experiments.datasets.content import unit_rows
 from experiments.datasets.truth import Truth
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.columns import Columns, Kind
 from aif_jax.data.dataset import Dataset
-from aif_jax.encoder import Encoder, schema_of
+from aif_jax.encoding.columns import Columns, Kind
+from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import TextFile, read
 from aif_jax.readers.content import Content, load
 from aif_jax.readers.problems import Problems
 from aif_jax.readers.scan import scan
 from aif_jax.readers.settle import raw_values, settle
 from aif_jax.readers.sources import pyarrow
-from aif_jax.vocabulary import Vocabulary
 
 UNKNOWN = ""
 """Stands for a missing value of a text column; vocabularies do not have it."""

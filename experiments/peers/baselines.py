@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from aif_jax.blocks import PureSvd, svd_factors
+from aif_jax.blocks import PureSvd
+from aif_jax.train.svd import svd_factors
 from experiments.peers.lists import Lists
 
 DAY = 86400

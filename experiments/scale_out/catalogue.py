@@ -19,7 +19,7 @@ from pyarrow import parquet
 from tqdm.auto import tqdm
 
 import aif_jax as aif
-from aif_jax.encoder import schema_of
+from aif_jax.encoding.encoder import schema_of
 from aif_jax.jobs import ItemJob
 from experiments import drawn
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from aif_jax import launch
+from aif_jax.sharding import launch
 
 STEPS, SMOKE_STEPS = 200, 24
 SAVE_EVERY = 9
@@ -121,7 +121,7 @@ def run(folder: Path, steps: int, count: int, address: str, index: int) -> None:
     from aif_jax import sharding, train
     from aif_jax.checkpoint import Checkpoints
     from aif_jax.data import to_device
-    from aif_jax.logs import JsonLines
+    from aif_jax.train.logs import JsonLines
 
     model, feed, optimizer, params = world(index, count)
     mesh = sharding.row_mesh()
@@ -143,7 +143,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         print(json.dumps(measure(smoke=False)))
     else:
-        from aif_jax.processes import end_at_once
+        from aif_jax.sharding.processes import end_at_once
 
         with end_at_once():
             run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))

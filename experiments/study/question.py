@@ -29,7 +29,6 @@ import aif_jax as aif
 from aif_jax import blocks, checkpoint, metrics, train
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.item_offset import popularity_offset
-from aif_jax.blocks.pure_svd import fit_pure_svd
 from aif_jax.data import candidates
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
@@ -37,6 +36,7 @@ from aif_jax.data.split import eligible
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from aif_jax.train.loop import loop
+from aif_jax.train.svd import fit_pure_svd
 from aif_jax.types import Params
 from experiments import common
 from experiments.study import datasets, models, recipes, records

@@ -15,7 +15,6 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import checkpoint, train
-from aif_jax.blocks.pure_svd import fit_pure_svd
 from aif_jax.blocks.signatures import sign
 from aif_jax.data import candidates
 from aif_jax.data.candidates import Draw
@@ -26,8 +25,9 @@ from aif_jax.data.split import eligible
 from aif_jax.train import losses
 from aif_jax.train.evaluate import rank_catalogue
 from aif_jax.train.loop import loop
+from aif_jax.train.svd import fit_pure_svd
+from aif_jax.train.warm_start import unseen_as_unknown
 from aif_jax.types import Params
-from aif_jax.warm_start import unseen_as_unknown
 from experiments import common
 from experiments.signatures import random_projection
 from experiments.study import catalogue, datasets, models, recipes

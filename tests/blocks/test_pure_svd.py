@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.blocks import PureSvd, svd_factors, with_pure_svd
+from aif_jax.blocks import PureSvd, with_pure_svd
 from aif_jax.blocks.block import ItemView
+from aif_jax.train.svd import svd_factors
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo

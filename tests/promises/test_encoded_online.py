@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import aif_jax as aif
-from aif_jax.columns import Columns
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
+from aif_jax.encoding.columns import Columns
 from aif_jax.readers import read, read_items
 from tests import demo
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import blocks, calibration, export, presets
+from aif_jax import blocks, export, presets
+from aif_jax import scores as aif_scores
 from aif_jax.blocks import Block
-from aif_jax.warm_start import unseen_as_unknown
+from aif_jax.train.calibrate import fit_calibration
+from aif_jax.train.svd import fit_pure_svd
+from aif_jax.train.warm_start import unseen_as_unknown
 from tests import demo, light
 from tests.reliability.sizes import FULL, generator
 
@@ -50,14 +53,14 @@ class Case(NamedTuple):
             params = unseen_as_unknown(params, rng.integers(0, 2, demo.ITEMS), config=config)
         if "factors" in self.additions:
             user, item = np.repeat(np.arange(30), 8), rng.integers(0, demo.ITEMS, 240)
-            params, config = blocks.fit_pure_svd(params, user, item, config=config)
+            params, config = fit_pure_svd(params, user, item, config=config)
         if "offset" in self.additions:
             table = blocks.popularity_offset(rng.integers(0, 9, demo.ITEMS))
             params, config = blocks.with_item_offset(params, table, config=config)
         for form in {"logistic", "isotonic"} & set(self.additions):
             scores = rng.normal(size=400)
             labels = rng.random(400) < 1 / (1 + np.exp(-scores))
-            params = calibration.with_calibration(params, calibration.fit(scores, labels, form=form))  # type: ignore[arg-type]
+            params = aif_scores.with_calibration(params, fit_calibration(scores, labels, form=form))  # type: ignore[arg-type]
         return aif.build(config), params
 
 
@@ -92,7 +95,7 @@ def expect_equal(folder: Any, case: Case, seed: int = 0) -> None:
         expected = joint(params, whole, items)
         np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
         if "calibration" in params["fitted"]:
-            wanted = jax.nn.sigmoid(calibration.calibrated(params, expected))
+            wanted = jax.nn.sigmoid(aif_scores.calibrated(params, expected))
             np.testing.assert_allclose(loaded.probabilities(logits), wanted, rtol=0, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ import pytest
 from aif_jax import export
 from aif_jax.index import ItemIndex
 from aif_jax.serving import Request
-from aif_jax.version import EncodingMismatch, VersionMismatch, fingerprint
+from aif_jax.store.version import EncodingMismatch, VersionMismatch, fingerprint
 from tests.serving_world import run, shared
 
 

@@ -16,9 +16,9 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.index import ItemIndex
 from aif_jax.jobs import ItemJob, UserJob
+from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.evaluate import catalogue_scores, item_rows
 from aif_jax.user_table import UserTable
-from aif_jax.version import EncodingMismatch
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 ITEMS, QUIET = 30, {"progress": False}

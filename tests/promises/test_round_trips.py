@@ -6,10 +6,10 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, export
-from aif_jax.columns import Columns
+from aif_jax.encoding.columns import Columns
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read
-from aif_jax.version import fingerprint
+from aif_jax.store.version import fingerprint
 from tests import demo
 
 OPTIONS = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [128], "n": [128]})

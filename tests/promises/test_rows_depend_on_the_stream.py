@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aif_jax.neighbours import Follower, MemoryStream, SinkTarget, UserTarget, encode
+from aif_jax.connectors import Follower, MemoryStream, SinkTarget, UserTarget, encode
 from aif_jax.user_table import ClockError, UserTable, UserTableWriter
 from tests.reliability.sizes import FULL, SMOKE, generator
 from tests.test_user_table import DATA, ENCODER, MODEL, PARAMS, VERSION, rows, same, table

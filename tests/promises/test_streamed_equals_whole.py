@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from aif_jax import blocks
+from aif_jax.encoding.times import stamps
 from aif_jax.features import behaviours, no_events
-from aif_jax.times import stamps
 from aif_jax.types import Events, Streamed, UserFeatures
 from tests import demo
 

@@ -33,9 +33,9 @@ from aif_jax.checkpoint import CheckpointError
 from aif_jax.export import ExportError
 from aif_jax.export.consume import seal, verify
 from aif_jax.index import ItemIndex
+from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import UserTable
 from aif_jax.user_table import files as user_files
-from aif_jax.version import VersionMismatch
 from tests import test_user_table as users
 from tests.reliability import victims
 

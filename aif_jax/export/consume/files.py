@@ -51,7 +51,7 @@ class ExportError(ValueError):
 def local(folder: str | Path) -> Path:
     """The path of a local folder; ExportError for a URL, which may hold a password, so that only its protocol is shown."""
     if URL.match(str(folder)):
-        protocol, hint = str(folder).partition(":")[0], "aif_jax.neighbours.SnapshotStore fetches folders from there"
+        protocol, hint = str(folder).partition(":")[0], "aif_jax.connectors.SnapshotStore fetches folders from there"
         raise ExportError(f"folder: expected a local folder, got a URL of {protocol!r}; {hint}")
     return Path(folder)
 

@@ -1,0 +1,204 @@
+"""Retrieval with a two-tower model: the user's vector, a search among the items' vectors; the `retrieval` of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.checks import expect, expect_array, expect_finite
+from aif_jax.connectors.fetch import Fetch
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.times import PER_SECOND
+from aif_jax.encoding.vocabulary import as_ids, string_array
+from aif_jax.features import empty_items
+from aif_jax.index import ItemIndex
+from aif_jax.model import PreRanker
+from aif_jax.serving.requests import Request
+from aif_jax.store.version import VersionMismatch, check_encoding, encoding_for, fingerprint
+from aif_jax.types import Params, UserFeatures
+
+ROW_BLOCK = 1024  # rows of a brute-force table are a multiple of it, so that a few more items do not compile again
+TOLERANCE = 1e-3  # of a logit against the dot product
+
+
+class Found(NamedTuple):
+    """What a search found, best first."""
+
+    ids: np.ndarray  # raw item ids [k]
+    scores: np.ndarray  # float32 [k] dot products
+
+
+class TwoTower:
+    """Vectors whose dot product is the logit of a two-tower model but for a constant: of users for each request, of items from
+    its index.
+
+    Args:
+      model, params: from `presets.two_tower`, trained like any other model.
+      encoder: of its checkpoint.
+
+    Attributes:
+      version: fingerprint of params, config and encoder.
+      width: D of the vectors.
+
+    Raises:
+      ValueError: a model whose logit is not a dot product with the item's vector.
+      EncodingMismatch: an encoder other than that of the model's data.
+    """
+
+    def __init__(self, model: PreRanker, params: Params, *, encoder: Encoder):
+        linear = not model.config.head and model.config.towers is not None
+        expect(linear, "model", "a two-tower model, whose logit is a dot product", f"one with head={model.config.head}")
+        encoding_for(model.config, encoder)
+        self.model, self.params = model, jax.device_put(params)
+        self.encoder = encoder.with_length(model.config.history_length)
+        self.version, self.width = fingerprint(params, model.config, encoder), model.config.width
+        self._query = jax.jit(self._direction)
+        self._check()
+
+    def query(self, features: UserFeatures) -> np.ndarray:
+        """float32 [D] of one user; EncodingMismatch for features that another encoder made."""
+        check_encoding("UserFeatures", expected=self.encoder.version, got=features.encoding)
+        return np.asarray(self._query(self.params, dataclasses.replace(features, encoding="")))
+
+    def vectors(self, index: ItemIndex, ids: Any = None) -> tuple[Any, np.ndarray]:
+        """Raw ids [n] and vectors float32 [n, D] of items.
+
+        Args:
+          index: of this model, `ItemIndex.build(model, params, ...)`.
+          ids: raw ids; None takes all of an index whose ids are integers. Those that the index lacks are left out.
+
+        Raises:
+          VersionMismatch: an index of another model.
+          ValueError: no ids for an index of strings, which it holds as hashes.
+        """
+        if index.version != self.version:
+            raise VersionMismatch("index", expected=self.version, got=index.version)
+        if ids is None:
+            expect(index.kind != "strings", "ids", "the raw ids of an index of strings", None)
+            stored, rows = index.stored(decoded=True)
+            return stored, np.asarray(rows.vector, np.float32)
+        listed = as_ids(ids, "ids")
+        raw = listed if isinstance(listed, np.ndarray) else string_array(listed)
+        rows, there = index.take(raw)
+        return raw[there], np.asarray(rows.vector, np.float32)[there]
+
+    def _direction(self, params: Params, features: UserFeatures) -> jax.Array:
+        """The gradient of the logit with respect to the item's vector: of a dot product it is the other factor."""
+        state = self.model.user(params, features)
+        return jax.grad(lambda vector: self._logits(params, state, vector[None])[0])(jnp.zeros(self.width))
+
+    def _logits(self, params: Params, state: Any, vectors: jax.Array) -> jax.Array:
+        """Logits [n] of items that have these vectors [n, D], and are nothing else."""
+        schema = self.model.config.schema
+        one = jax.tree.map(lambda leaf: leaf[0], empty_items(schema, 1))
+        from_item = jax.eval_shape(self.model.item, params, one)
+        rows = jax.tree.map(lambda leaf: jnp.zeros((len(vectors), *leaf.shape), leaf.dtype), from_item)
+        return self.model.interaction(params, state, dataclasses.replace(rows, vector=vectors))
+
+    def _check(self) -> None:
+        encode, rng = self.encoder, np.random.default_rng(0)
+        features = dataclasses.replace(
+            encode.user(None, None, 1_600_000_000 * PER_SECOND[encode.columns.time_unit]), encoding=""
+        )
+        vectors = rng.normal(size=(8, self.width)).astype(np.float32)
+        try:
+            rows = jnp.asarray(np.pad(vectors, ((1, 0), (0, 0))))
+            scored = jax.jit(lambda params, user: self._logits(params, self.model.user(params, user), rows))
+            logits = np.asarray(scored(self.params, features))
+            logits = logits[1:] - logits[0]  # a constant of the user changes no order
+            wanted = vectors @ np.asarray(self._query(self.params, features))
+            good = logits.shape == wanted.shape and np.abs(logits - wanted).max() <= TOLERANCE * (1 + np.abs(wanted).max())
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"model: expected a two-tower model, whose logit is a dot product, got another: {error}"
+            ) from error
+        expect(good, "model", "a two-tower model, whose logit is a dot product with the item's vector", "another")
+
+
+class BruteForce:
+    """The exact search: one dot product with every item and top-k, on the device.
+
+    Args:
+      ids: raw item ids [n], integers or strings.
+      vectors: float32 [n, D].
+
+    Raises:
+      TypeError, ValueError: arrays that do not fit together, or are not finite.
+
+    Example:
+      >>> search = BruteForce([7, 8, 9], np.eye(3, dtype=np.float32))
+      >>> search(np.array([0.1, 3.0, 2.0], np.float32), 2).ids.tolist()
+      [8, 9]
+    """
+
+    def __init__(self, ids: Any, vectors: Any):
+        self.ids, vectors = checked(ids, vectors)
+        rows = -(-max(1, len(vectors)) // ROW_BLOCK) * ROW_BLOCK
+        self._table = jax.device_put(np.pad(vectors, ((0, rows - len(vectors)), (0, 0))))
+        self._count = jax.device_put(np.int32(len(vectors)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __call__(self, query: np.ndarray, k: int) -> Found:
+        """The k items of the largest dot product with `query` float32 [D], best first; all where there are fewer."""
+        k = min(k, len(self.ids))
+        scores, places = _best(self._table, self._count, np.asarray(query, np.float32), k)
+        return Found(self.ids[np.asarray(places)], np.asarray(scores))
+
+
+class Retrieval:
+    """`retrieval(request)`: reads the user, computes their vector, searches; the ids go to the engine.
+
+    The read is shared with the engine's own fetch of the same request (`Fetch.record`), so it is made once.
+
+    Args:
+      fetch: as the engine's `features`.
+      tower: of the same vocabularies.
+      search: `search(query, k) -> Found`, async or not: `BruteForce`, `FaissSearch`, `UsearchSearch`, `PgvectorSearch`. It may
+        be replaced between requests, such as by one over newer vectors.
+      k: candidates.
+    """
+
+    def __init__(self, fetch: Fetch, tower: TwoTower, search: Callable[[np.ndarray, int], Any], *, k: int = 1000):
+        expect(k >= 1, "k", "at least 1", k)
+        self.search, self.k, self._fetch, self._tower = search, k, fetch, tower
+
+    async def __call__(self, request: Request) -> np.ndarray:
+        """Raw ids of the candidates [k]; raises what the source and the search raise."""
+        features = await self._fetch.features(request, self._tower.encoder)
+        found = await asyncio.to_thread(self._find, features)
+        return (await found if inspect.isawaitable(found) else found).ids
+
+    def _find(self, features: UserFeatures) -> Any:
+        return self.search(self._tower.query(features), self.k)
+
+
+def recall(found: Any, exact: Any) -> float:
+    """The share of the ids `exact` [k] that are among the ids `found` [k]: what an approximate search loses."""
+    wanted = set(np.asarray(exact).tolist())
+    return len(wanted & set(np.asarray(found).tolist())) / max(1, len(wanted))
+
+
+def checked(ids: Any, vectors: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Raw ids [n] and finite vectors float32 [n, D] that fit together; raises TypeError, ValueError."""
+    listed = as_ids(ids, "ids")
+    raw = listed if isinstance(listed, np.ndarray) else string_array(listed)
+    vectors = expect_array(vectors, "vectors", dtype=np.float32, shape=(len(raw), None))
+    expect_finite(vectors, "vectors")
+    return raw, vectors
+
+
+def _top(table: jax.Array, count: jax.Array, query: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    scores = jnp.where(jnp.arange(len(table)) < count, table @ query, -jnp.inf)
+    return jax.lax.top_k(scores, k)
+
+
+_best = jax.jit(_top, static_argnums=3)

@@ -1,0 +1,339 @@
+"""`SnapshotStore`: folders on any file system of fsspec (a disk, S3, ...), with a pointer to the current one.
+
+    root/current                       the name of a snapshot and the checksum of its manifest; moved by one atomic write
+    root/0000000007-3f9ab2c1/snapshot-manifest.json      size and SHA-256 of every file, written last
+    root/0000000007-3f9ab2c1/...                the files, under a name that nothing else ever writes to
+
+A snapshot is never changed, so a reader sees the one that was current when it came, whole, or a later one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aif_jax.checks import expect
+from aif_jax.store.folders import local, new_folder, redacted, write_file
+
+NAME = re.compile(r"(\d{10})-[0-9a-f]{8}")
+FORMAT = "aif_jax.snapshot_store/1"
+MANIFEST, CURRENT = "snapshot-manifest.json", "current"  # an export has a manifest.json itself
+BLOCK = 8 << 20  # bytes read in one go
+RECORD_BYTES = 64 << 20  # of a manifest
+NAME_BYTES, PATH_BYTES = 255, 1024  # of a file: what file systems and object stores take
+TRIES = 3  # of a fetch whose snapshot is removed in the middle
+logger = logging.getLogger(__name__)
+
+
+class SnapshotError(ValueError):
+    """A store, or a snapshot in it, that is torn, altered or not one of this library."""
+
+
+class Pointer(NamedTuple):
+    """What `current` says."""
+
+    name: str  # of the snapshot
+    sha256: str  # of its manifest
+
+
+class SnapshotStore:
+    """Publishes folders (exports, snapshots of indexes and user tables) and fetches the current one.
+
+    One store holds one series of folders; use one for each kind. One process at a time publishes: two never mix files, and the
+    one that would move the pointer back is refused. Any number of processes fetch meanwhile.
+
+    Args:
+      url: of the store: a local path, "s3://bucket/index", or what else fsspec knows.
+      keep: how many snapshots stay, the current one among them.
+      grace: seconds that an upload without a manifest may take before it counts as interrupted and is removed.
+      options: of the file system, such as `key`, `secret`, `endpoint_url`, as fsspec takes them. They appear in no message.
+
+    Raises:
+      ImportError: fsspec, or the package of this file system, is missing.
+      ValueError: numbers out of range.
+
+    Example:
+      >>> import tempfile
+      >>> root = Path(tempfile.mkdtemp())
+      >>> (root / "made").mkdir()
+      >>> _ = (root / "made" / "rows").write_text("1 2 3")
+      >>> store = SnapshotStore(root / "store")
+      >>> name = store.publish(root / "made")
+      >>> (store.fetch(root / "here") / "rows").read_text(), store.current() == name
+      ('1 2 3', True)
+    """
+
+    def __init__(self, url: str | os.PathLike[str], *, keep: int = 3, grace: float = 86400.0, **options: Any):
+        expect(keep >= 1, "keep", "at least 1", keep)
+        expect(grace >= 0, "grace", "0 seconds or more", grace)
+        try:
+            import fsspec
+        except ImportError as error:
+            raise ImportError("a snapshot store needs fsspec: pip install 'aif_jax[store]'") from error
+        self.url, self.keep, self.grace = redacted(os.fspath(url)), keep, grace
+        self._files, self._root = fsspec.core.url_to_fs(os.fspath(url), **options)
+        self._root = self._root.rstrip("/")
+        self._on_disk = "file" in ([p] if isinstance(p := self._files.protocol, str) else p)
+
+    def __repr__(self) -> str:
+        return f"SnapshotStore({self.url!r}, keep={self.keep})"
+
+    def publish(self, folder: str | os.PathLike[str]) -> str:
+        """Uploads a folder, verifies it, makes it the current snapshot, and removes those beyond `keep`; returns its name.
+
+        A kill at any moment leaves the snapshot that was current before, or the new one.
+
+        Raises:
+          FileNotFoundError: no such folder, or one that changes meanwhile.
+          SnapshotError: what was uploaded reads back as something else; another process has published a later one.
+          OSError: of the file system.
+        """
+        source = local(folder, "folder")
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        if not files:
+            raise FileNotFoundError(f"{source}: expected a folder with files, got none")
+        mine = f"a folder without a file {MANIFEST!r}, which the store writes"
+        expect(not (source / MANIFEST).exists(), str(source), mine, "one")
+        name = f"{self._next():010d}-{secrets.token_hex(4)}"
+        entries = {}
+        for file in files:
+            relative, place = file.relative_to(source).as_posix(), self._path(name, file.relative_to(source).as_posix())
+            entries[relative] = {"bytes": file.stat().st_size, "sha256": _digest(_blocks_of(file))}
+            self._make_parent(place)
+            self._files.put_file(str(file), place)
+        for relative, entry in entries.items():
+            self._check(name, relative, entry, _digest(self._blocks(self._path(name, relative), entry["bytes"])))
+        record = {"format": FORMAT, "files": entries}
+        manifest = json.dumps(record, indent=1, sort_keys=True).encode()
+        self._put(self._path(name, MANIFEST), manifest)
+        pointer = Pointer(name, hashlib.sha256(manifest).hexdigest())
+        before = self._pointer()
+        if before is not None and before.name > name:
+            raise SnapshotError(f"{self.url}: expected to follow the current snapshot, got {before.name}, later than {name}")
+        self._put(self._path(CURRENT), json.dumps(pointer._asdict()).encode())
+        self.collect()
+        return name
+
+    def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
+        """Downloads a snapshot into `directory/NAME`, which appears complete or not at all; returns that path.
+
+        What an interrupted fetch left is used: files that are whole are not read again, the others from where they end. A
+        folder of that name is returned as it is.
+
+        Args:
+          directory: a local folder, made where it is missing; one process at a time fetches into it.
+          name: of the snapshot; None takes the current one.
+
+        Raises:
+          FileNotFoundError: an empty store, or no such snapshot (any more).
+          SnapshotError: torn or altered.
+          OSError: of the file system or the network.
+        """
+        target = local(directory, "directory")
+        for left in reversed(range(TRIES)):
+            pointer = self._pointer() if name is None else None
+            if name is None and pointer is None:
+                raise FileNotFoundError(f"{self.url}: expected a store with a current snapshot, got none")
+            wanted = name if pointer is None else pointer.name
+            expect(NAME.fullmatch(str(wanted)), "name", "the name of a snapshot, such as '0000000007-3f9ab2c1'", repr(wanted))
+            try:
+                return self._fetch(target, str(wanted), None if pointer is None else pointer.sha256)
+            except FileNotFoundError:
+                moved = self._pointer() if name is None else pointer
+                if moved == pointer or not left:  # else it was removed because there are newer ones
+                    raise FileNotFoundError(f"{self.url}: expected the snapshot {wanted}, got none or a part of it") from None
+        raise AssertionError
+
+    def current(self) -> str | None:
+        """The name of the current snapshot; None for an empty store."""
+        pointer = self._pointer()
+        return None if pointer is None else pointer.name
+
+    @staticmethod
+    def names_in(directory: str | os.PathLike[str]) -> list[str]:
+        """The names of snapshots that `fetch` left in a local folder, oldest first."""
+        return sorted(path.name for path in local(directory, "directory").iterdir() if NAME.fullmatch(path.name))
+
+    def names(self) -> list[str]:
+        """The names of all complete snapshots, oldest first."""
+        return [name for name, files in self._listed().items() if MANIFEST in files]
+
+    def collect(self) -> list[str]:
+        """Removes snapshots beyond `keep` and interrupted uploads older than `grace`; returns their names.
+
+        The current snapshot and newer ones stay. Failures are logged and tried again by the next call.
+        """
+        removed, current, listed = [], self.current(), self._listed()
+        if current is None:
+            return []
+        old = [name for name, files in listed.items() if MANIFEST in files and name < current]
+        old = old[: max(0, len(old) - (self.keep - 1))]
+        for name, files in listed.items():
+            interrupted = MANIFEST not in files and time.time() - max(files.values()) > self.grace
+            if name in old or interrupted:
+                try:
+                    if name in old:  # the manifest first: what is left of a removal that is killed is an interrupted upload
+                        self._files.rm_file(self._path(name, MANIFEST))
+                    self._files.rm(self._path(name), recursive=True)
+                    removed.append(name)
+                except FileNotFoundError:
+                    continue  # another process was faster
+                except OSError as error:
+                    logger.warning("%s: %s was not removed, tried again next time: %s", self.url, name, type(error).__name__)
+        return removed
+
+    def _fetch(self, directory: Path, name: str, sha256: str | None) -> Path:
+        target, partial = directory / name, directory / f".{name}.download"
+        if target.is_dir():
+            return target
+        raw = self._read(self._path(name, MANIFEST), RECORD_BYTES)
+        if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
+            raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got another")
+        entries = _entries(raw, f"{self.url}: {name}")
+        for relative, entry in entries.items():
+            self._download(name, relative, entry, partial / relative)
+        with new_folder(target) as work:
+            for relative in entries:
+                (work / relative).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(partial / relative, work / relative)
+        shutil.rmtree(partial, ignore_errors=True)
+        return target
+
+    def _download(self, name: str, relative: str, entry: Mapping[str, Any], file: Path) -> None:
+        """A file of a snapshot, continued where an earlier download of it ended, and checked."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for again in (False, True):
+            there = file.stat().st_size if file.is_file() and not again else 0
+            with open(file, "r+b" if there else "wb") as opened:
+                there = min(there, entry["bytes"])
+                opened.truncate(there)
+                opened.seek(there)
+                for block in self._blocks(self._path(name, relative), entry["bytes"], start=there):
+                    opened.write(block)
+            got = _digest(_blocks_of(file))
+            if got == entry["sha256"] or not there:
+                break  # what an earlier download left may be wrong: then it is read again from the start
+        try:
+            self._check(name, relative, entry, got)
+        except SnapshotError:
+            file.unlink()
+            raise
+
+    def _check(self, name: str, relative: str, entry: Mapping[str, Any], got: str) -> None:
+        if got != entry["sha256"]:
+            raise SnapshotError(f"{self.url}: {name}/{relative}: expected sha256 {entry['sha256']}, got {got}")
+
+    def _pointer(self) -> Pointer | None:
+        try:
+            raw = self._read(self._path(CURRENT), 4096)
+        except FileNotFoundError:
+            return None
+        try:
+            pointer = Pointer(**json.loads(raw))
+            expect(NAME.fullmatch(pointer.name) and re.fullmatch("[0-9a-f]{64}", pointer.sha256), CURRENT, "a pointer", raw)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise SnapshotError(f"{self.url}: {CURRENT}: expected the name of a snapshot, got {raw[:80]!r}") from error
+        return pointer
+
+    def _next(self) -> int:
+        """A number above those of all snapshots, complete or not."""
+        numbers = [int(name.partition("-")[0]) for name in self._listed()]
+        current = self.current()
+        return 1 + max([*numbers, 0 if current is None else int(current.partition("-")[0])])
+
+    def _listed(self) -> dict[str, dict[str, float]]:
+        """The files of every snapshot, complete or not, and when each was written: now where the file system does not tell."""
+        self._files.invalidate_cache()  # other processes write here
+        listed: dict[str, dict[str, float]] = {}
+        for path, info in sorted(self._files.find(self._root, detail=True).items()):
+            name, _, relative = path.removeprefix(self._root).lstrip("/").partition("/")
+            if relative and NAME.fullmatch(name):
+                moment = next((info[key] for key in ("LastModified", "mtime", "last_modified", "created") if key in info), None)
+                moment = moment.timestamp() if hasattr(moment, "timestamp") else moment  # type: ignore[union-attr]
+                listed.setdefault(name, {})[relative] = time.time() if moment is None else float(moment)
+        return listed
+
+    def _path(self, *parts: str) -> str:
+        return "/".join((self._root, *parts))
+
+    def _make_parent(self, path: str) -> None:
+        if self._on_disk:  # object stores have no folders
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+
+    def _put(self, path: str, data: bytes) -> None:
+        """Writes a small file by one atomic step: object stores do so with every object, a disk by a rename."""
+        if not self._on_disk:
+            return self._files.pipe_file(path, data)
+        self._make_parent(path)
+        write_file(path, data)
+
+    def _read(self, path: str, limit: int) -> bytes:
+        """A small file, in one request: between two it may be replaced. SnapshotError where it has more than `limit` bytes."""
+        data = self._range(path, 0, limit + 1)
+        if len(data) > limit:
+            raise SnapshotError(f"{self.url}: expected at most {limit} bytes in {path.rpartition('/')[2]}, got more")
+        return data
+
+    def _blocks(self, path: str, size: int, *, start: int = 0) -> Iterator[bytes]:
+        """The bytes of a file from `start` on, up to `size`; fewer where it is shorter."""
+        while start < size:
+            block = self._range(path, start, min(start + BLOCK, size))
+            if not block:
+                return
+            yield block
+            start += len(block)
+
+    def _range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes of a file, as far as it goes: object stores have an error for a range that begins at the end or behind it."""
+        try:
+            return self._files.cat_file(path, start=start, end=end)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self._files.invalidate_cache()
+            if self._files.size(path) > start:
+                raise
+            return b""
+
+
+def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
+    """The files that a manifest lists; SnapshotError for one that is torn, or whose paths lead elsewhere."""
+    try:
+        record = json.loads(raw)
+        expect(record["format"] == FORMAT, "format", FORMAT, record["format"])
+        for relative, entry in record["files"].items():
+            parts = relative.split("/")
+            expect(all(part not in ("", ".", "..") for part in parts) and "\\" not in relative, "path", "one below", relative)
+            fits = len(relative.encode()) <= PATH_BYTES and max(map(len, map(str.encode, parts))) <= NAME_BYTES
+            expect(fits and "\0" not in relative, "path", f"at most {PATH_BYTES} bytes, {NAME_BYTES} a name", relative[:80])
+            folders = map("/".join, itertools.accumulate([part] for part in parts[:-1]))
+            expect(not record["files"].keys() & set(folders), "path", "no file that is also a folder", relative)
+            good = type(entry["bytes"]) is int and entry["bytes"] >= 0 and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
+            expect(good, relative, "bytes and sha256", entry)
+        expect(record["files"], "files", "at least one", "none")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SnapshotError(f"{where}: {MANIFEST} is torn, altered or not of this library: {error!r}") from error
+    return record["files"]
+
+
+def _blocks_of(file: Path) -> Iterator[bytes]:
+    with open(file, "rb") as opened:
+        while block := opened.read(BLOCK):
+            yield block
+
+
+def _digest(blocks: Iterator[bytes]) -> str:
+    made = hashlib.sha256()
+    for block in blocks:
+        made.update(block)
+    return made.hexdigest()

@@ -1,0 +1,38 @@
+"""`UsearchSearch`: an approximate search in this process by usearch (HNSW), which takes changes one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aif_jax.connectors.retrieval import Found, checked
+
+
+class UsearchSearch:
+    """Inner products by an HNSW graph.
+
+    Args:
+      ids: raw item ids [n], integers or strings.
+      vectors: float32 [n, D].
+      options: of `usearch.index.Index`, such as `connectivity`, `expansion_search`, `dtype`.
+
+    Raises:
+      ImportError: usearch is missing.
+      TypeError, ValueError: as `BruteForce`.
+    """
+
+    def __init__(self, ids: Any, vectors: Any, **options: Any):
+        try:
+            from usearch.index import Index
+        except ImportError as error:
+            raise ImportError("UsearchSearch needs usearch: pip install 'aif_jax[usearch]'") from error
+        self.ids, vectors = checked(ids, vectors)
+        settings: dict[str, Any] = {"dtype": "f32", **options}
+        self._index = Index(ndim=vectors.shape[1], metric="ip", **settings)
+        self._index.add(np.arange(len(vectors)), np.ascontiguousarray(vectors))
+
+    def __call__(self, query: np.ndarray, k: int) -> Found:
+        """As `BruteForce`, approximately."""
+        found: Any = self._index.search(np.asarray(query, np.float32), min(k, len(self.ids)))
+        return Found(self.ids[np.asarray(found.keys, np.int64)], 1 - np.asarray(found.distances, np.float32))

@@ -1,0 +1,165 @@
+"""Which column of your files is what."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, TypeAlias, get_args
+
+from aif_jax.checks import expect
+from aif_jax.encoding.times import PER_SECOND, TimeUnit
+
+Kind: TypeAlias = Literal["id", "value", "category", "action", "bag", "float", "number", "vector", "time"]
+"""What a column holds: "id" (integers from 0 or strings, none missing), "value" (integers or strings, may be missing),
+"category" and "action" (the same, none missing), "bag" (lists of values), "float", "number" (a float, may be missing),
+"vector" (lists of floats), "time"."""
+
+File: TypeAlias = Literal["events", "items", "users"]
+CODED = ("id", "value", "category", "action", "bag")  # kinds whose values become rows of a vocabulary
+RESERVED = ("user", "item", "category", "action")
+ALLOWED: dict[str, tuple[type, ...]] = {
+    "str": (str,), "TimeUnit": (str,), "str | None": (str, type(None)), "int": (int,), "bool": (bool,),
+    "tuple[str, ...]": (str,), "tuple[str | int, ...]": (str, int),
+}  # fmt: skip
+"""A field's annotation to the types of its value, or of each of its values; a bool is no int."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column is what: of the events file, the items file and, where there is one, the users file.
+
+    Attributes:
+      user: user ids in events and users: integers from 0, or text.
+      item: item ids in events and items: the same.
+      time: when it happened: integers in `time_unit`, or timestamps (UTC where they name no zone). Ages count whole seconds.
+      time_unit: of integer times: "s", "ms", "us" or "ns".
+      action: what was done (a behaviour type or a rating); None where the events are of one kind.
+      actions: values of `action` in the order of actions 1, 2, ...; () takes those that the file has, ascending.
+      category: of an item; the field by which SIM looks into the history.
+      item_attributes: further categorical columns of items, one value each; missing ones are "unknown".
+      item_bags: columns of items with several values: lists, or text joined by `bag_separator`.
+      bag_length: values of a bag that are kept, the first ones.
+      bag_separator: between the values of a bag that comes as text.
+      item_floats: numbers of an item.
+      side: numbers of an item that the engine gets to see and the network does not, such as a bid.
+      content: a column of lists of numbers, the content embedding.
+      behaviour_fields: among `item_attributes`, those by which a behaviour is embedded too, after item and category (SIM may
+        use them).
+      user_attributes, user_floats: the same of users.
+      user_id: adds the user's own row as a user attribute.
+      item_key, user_key: the id column of the items file and of the users file, where its name differs from that in events.
+      text: columns that are text even where they look like numbers: "07" and "7" are two ids then.
+      scale: floats enter the network as (x - mean) / deviation over the files that training reads, without outliers
+        (`Encoder.scales`); False takes them as they are, which suits numbers of about -1..1.
+
+    Raises:
+      ValueError: names that collide, or a value that is none of those allowed.
+
+    Example:
+      >>> Columns(user="uid", item="sku", time="ts", action="event", item_attributes=("brand",)).time_unit
+      's'
+    """
+
+    user: str = "user"
+    item: str = "item"
+    time: str = "time"
+    time_unit: TimeUnit = "s"
+    action: str | None = None
+    actions: tuple[str | int, ...] = ()
+    category: str = "category"
+    item_attributes: tuple[str, ...] = ()
+    item_bags: tuple[str, ...] = ()
+    bag_length: int = 8
+    bag_separator: str = "|"
+    item_floats: tuple[str, ...] = ()
+    side: tuple[str, ...] = ()
+    content: str | None = None
+    behaviour_fields: tuple[str, ...] = ()
+    user_attributes: tuple[str, ...] = ()
+    user_floats: tuple[str, ...] = ()
+    user_id: bool = False
+    item_key: str | None = None
+    user_key: str | None = None
+    text: tuple[str, ...] = ()
+    scale: bool = True
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # from JSON or a command line
+                object.__setattr__(self, field.name, tuple(value))
+            elif isinstance(field.default, tuple) and not isinstance(value, tuple):
+                raise ValueError(f"Columns.{field.name}: expected a tuple of column names, got {value!r}")
+            members = value if isinstance(value, list | tuple) else (value,)
+            allowed = ALLOWED[str(field.type)]
+            expect(all(type(member) in allowed for member in members), f"Columns.{field.name}", field.type, repr(value))
+        units = f"one of {', '.join(PER_SECOND)}"
+        expect(self.time_unit in PER_SECOND, "Columns.time_unit", units, repr(self.time_unit))
+        several = "at least 2 (item_attributes are for single values)"
+        expect(self.bag_length >= 2, "Columns.bag_length", several, self.bag_length)
+        named = [*self.item_attributes, *self.item_bags, *self.user_attributes]
+        for name in named:
+            free = name not in RESERVED and named.count(name) == 1
+            names = f"attributes of different names, none of them {', '.join(RESERVED)}"
+            expect(free, "Columns", names, f"{name!r} among {named}")
+        for file in get_args(File):
+            used = [name for name, _ in self._listed(file)]
+            twice = sorted({name for name in used if used.count(name) > 1})
+            expect(not twice, "Columns", f"each column of the {file} file in one place", f"{twice} in several")
+        for name in self.behaviour_fields:
+            expected = f"names among item_attributes {self.item_attributes}"
+            expect(name in self.item_attributes, "Columns.behaviour_fields", expected, repr(name))
+        has_column = not self.actions or self.action is not None
+        expected, got = "a column for them in Columns.action", f"None with actions {self.actions}"
+        expect(has_column, "Columns.actions", expected, got)
+
+    def of(self, file: File) -> dict[str, Kind]:
+        """The columns of a file and what they hold."""
+        return dict(self._listed(file))
+
+    def vocabularies(self, file: File) -> dict[str, str]:
+        """The categorical columns of a file and the vocabulary of each."""
+        special = {
+            "events": {self.user: "user", self.item: "item", self.action: "action"},
+            "items": {self.item_id: "item", self.category: "category"},
+            "users": {self.user_record_id: "user"},
+        }[file]
+        return {name: special.get(name, name) for name, kind in self._listed(file) if kind in CODED}
+
+    @property
+    def item_id(self) -> str:
+        """The id column of the items file."""
+        return self.item_key or self.item
+
+    @property
+    def user_record_id(self) -> str:
+        """The id column of the users file."""
+        return self.user_key or self.user
+
+    @property
+    def floats(self) -> dict[str, tuple[str, ...]]:
+        """The float columns of "item" and of "user"."""
+        return {"item": self.item_floats, "user": self.user_floats}
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values; `Columns.from_json` reads it back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Columns:
+        """The columns that `to_json` wrote."""
+        return cls(**value)
+
+    def _listed(self, file: File) -> list[tuple[str, Kind]]:
+        columns: dict[File, list[tuple[tuple[str | None, ...], Kind]]] = {
+            "events": [((self.user, self.item), "id"), ((self.time,), "time"), ((self.action,), "action")],
+            "items": [
+                ((self.item_id,), "id"),
+                ((self.category,), "category"),
+                (self.item_attributes, "value"),
+                (self.item_bags, "bag"),
+                ((*self.item_floats, *self.side), "float"),
+                ((self.content,), "vector"),
+            ],
+            "users": [((self.user_record_id,), "id"), (self.user_attributes, "value"), (self.user_floats, "float")],
+        }
+        return [(name, kind) for names, kind in columns[file] for name in names if name is not None]

@@ -1,0 +1,402 @@
+"""The encoder: raw users, events and items to features, the same way in training and in serving."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from aif_jax.checks import expect
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, plain, present, stacked, taken
+from aif_jax.encoding.times import Ticks, ascending, break_ties, stamps, ticks
+from aif_jax.encoding.vocabulary import Vocabulary, as_ids, string_array
+from aif_jax.features import behaviours
+from aif_jax.schema import Attribute, Schema
+from aif_jax.types import Behaviours, Events, ItemFeatures, UserFeatures
+
+MOST_PLACES = 1 << 22  # of a history or a bag, so that a record from elsewhere cannot ask for all memory
+CONTENT = "content"  # the column of content embeddings that come from elsewhere than the items file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Encoder:
+    """Everything that turns raw data into features; it travels with the model.
+
+    `aif.read` makes it from your files, checkpoints and exports keep it. Training encodes its samples by the same rules, so a
+    request gets the features that a sample of the same moment would have had:
+
+    | raw | becomes |
+    |---|---|
+    | an item or attribute value that the vocabulary lacks, None | row 0; an unknown item is still an event of the history |
+    | an action that is none of those listed | action 0 |
+    | events in any order | the most recent first; ties are ordered by item and action, so the order of arrival never matters |
+    | an event in the same second as the request, or up to `max_skew` seconds later | left out, as in training |
+    | an event later than that | ValueError: clocks or units differ |
+    | a time that cannot be in `Columns.time_unit` | ValueError with the likely unit |
+    | more events than `length` | the most recent ones |
+    | no events, no user | an empty history, the unknown user |
+
+    Attributes:
+      schema: the features; carries the version as its `encoding`.
+      columns: names and units of raw data.
+      vocabularies: by name: "user", "item", "category", each attribute, and "action" where `columns` lists no actions.
+      scales: "item/NAME" or "user/NAME" to (mean, standard deviation) of a float column, or (mean, deviation, low, high) where
+        values are clipped to low..high first; empty for floats as they are.
+      length: places of the history, a model's `config.history_length`.
+      max_skew: seconds that an event may be later than the request.
+
+    Raises:
+      ValueError: parts that do not fit together.
+
+    Example:
+      >>> columns = Columns(action="event", actions=("view", "buy"))
+      >>> vocabularies = {"user": Vocabulary(["ann"]), "item": Vocabulary([7, 8]), "category": Vocabulary(["cup", "tea"])}
+      >>> encoder = Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies, length=3)
+      >>> user = encoder.user(None, {"item": [7, 99], "time": [1_600_000_000, 1_600_000_050], "event": ["buy", "view"]},
+      ...                     now=1_600_000_060)
+      >>> user.history.item.tolist(), user.history.action.tolist(), user.history.age.tolist(), user.history.mask.tolist()
+      ([0, 1, 0], [1, 2, 0], [10.0, 60.0, 0.0], [True, True, False])
+    """
+
+    schema: Schema
+    columns: Columns
+    vocabularies: Mapping[str, Vocabulary]
+    scales: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    length: int = 512
+    max_skew: int = 60
+
+    def __post_init__(self):
+        expect(self.length >= 1, "Encoder.length", "at least 1", self.length)
+        places = max(self.length, self.columns.bag_length)
+        expect(places <= MOST_PLACES, "Encoder.length, Columns.bag_length", f"at most {MOST_PLACES}", places)
+        expect(self.max_skew >= 0, "Encoder.max_skew", "0 seconds or more", self.max_skew)
+        wanted = schema_of(self.columns, self.vocabularies, content=self.schema.content)
+        expect(self.schema == wanted, "Encoder.schema", f"that of columns and vocabularies, {wanted}", self.schema)
+        floats = {f"{which}/{name}" for which, names in self.columns.floats.items() for name in names}
+        fits = not self.scales or set(self.scales) == floats
+        expect(fits, "Encoder.scales", f"those of {sorted(floats)}, or none", sorted(self.scales))
+        for name, scale in self.scales.items():
+            fits = len(scale) == 2 or (len(scale) == 4 and scale[2] < scale[3])
+            expect(
+                fits, f"Encoder.scales[{name!r}]", "(mean, deviation), or with low < high (mean, deviation, low, high)", scale
+            )
+        object.__setattr__(self, "schema", dataclasses.replace(self.schema, encoding=self.version))
+
+    def __repr__(self) -> str:
+        return f"Encoder({self.version[:12]}, {self.schema!r}, length={self.length})"
+
+    @functools.cached_property
+    def version(self) -> str:
+        """64 hex digits over schema, columns, vocabularies and scales: what ids and floats mean. Features carry it."""
+        parts = self._settings() | {"vocabularies": {name: v.digest for name, v in self.vocabularies.items()}}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def with_length(self, length: int) -> Encoder:
+        """The same encoder for histories of `length` places; the version stays."""
+        return dataclasses.replace(self, length=length)
+
+    def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
+        """Features of ONE user at the moment of a request.
+
+        Args:
+          user: raw values by column of the users file (the id where `Columns.user_id` is set); None for an unknown user.
+          events: raw values by column of the events file: arrays, lists or Arrow; None for no events. Of this user alone: a
+            column `Columns.user`, where there is one, is compared with the user's id.
+          now: time of the request, in `Columns.time_unit`, or a `datetime`.
+
+        Returns:
+          UserFeatures of NumPy arrays with `length` places of history.
+
+        Raises:
+          TypeError: ids of another kind than the vocabulary's, times that are no integers.
+          ValueError: missing columns, columns of different lengths, times in another unit or after `now`, non-finite floats,
+            events of other users.
+        """
+        self.expect_of_user(events, None if user is None else user.get(self.columns.user_record_id))
+        ids, floats = self.profile(user)
+        return UserFeatures(ids=ids, floats=floats, history=self._history(events, now), encoding=self.version)
+
+    __call__ = user
+
+    def events(self, table: Any) -> tuple[Events, np.ndarray]:
+        """Events [n] of a stream, of one user or of many, for `model.update_user` and `UserTable`.
+
+        Args:
+          table: raw values by column of the events file.
+
+        Returns:
+          Events of NumPy arrays in the order in which they are to be applied: by time, those of one moment by item and action,
+          as histories have them; and where in the table each of them is, int64 [n].
+
+        Raises:
+          TypeError, ValueError: as `user`; times before 1963.
+        """
+        raw, time = self._event_columns(table)
+        item, action = self._event_rows(raw, slice(None))
+        order = np.lexsort((action, item, time.value))
+        stamp = stamps(time.seconds, f"events, column {self.columns.time!r}")
+        return Events(item=item[order], action=action[order], time=stamp[order]), order
+
+    def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
+        """Raw ids and features of n items.
+
+        Args:
+          table: raw values by column of the items file: arrays, lists or Arrow; content from elsewhere as column "content".
+
+        Returns:
+          Raw ids [n], int64 or strings, and ItemFeatures [n] of NumPy arrays; unknown items have row 0 and their other
+          features.
+
+        Raises:
+          TypeError, ValueError: as `user`; content of another width.
+        """
+        columns = self.columns
+        raw = as_ids(self._as_read(plain(column_of(table, columns.item_id)), columns.item_id, "item"), columns.item_id)
+        rows = {
+            name: self._rows(column_of(table, column), column, name) for column, name in columns.vocabularies("items").items()
+        }
+        floats = {name: floats_of(column_of(table, name), name) for name in (*columns.item_floats, *columns.side)}
+        content = self._content(table) if self.schema.content else None
+        lengths = {name: len(value) for name, value in (rows | floats).items()}
+        one = len({*lengths.values(), len(raw if content is None else content)}) == 1
+        expect(one, "items", "columns of one length", lengths)
+        return raw if isinstance(raw, np.ndarray) else string_array(raw), self.item_features(rows, floats, content)
+
+    def item(self, record: Mapping[str, Any]) -> ItemFeatures:
+        """Features of ONE item from its raw values by column; as `items`."""
+        _, features = self.items({name: [value] for name, value in record.items()})
+        return jax.tree.map(lambda leaf: leaf[0], features)
+
+    def item_features(
+        self, rows: Mapping[str, np.ndarray], floats: Mapping[str, np.ndarray], content: np.ndarray | None
+    ) -> ItemFeatures:
+        """Features of n items: rows int32 [n] or [n, bag length] by vocabulary, float32 [n] by column, content [n, E]."""
+        width = self.schema.content
+        fits = width == (0 if content is None else content.shape[1])
+        expect(fits, "items", f"a content embedding of width {width}", "none" if content is None else content.shape[1])
+        return ItemFeatures(
+            ids={attribute.name: rows[attribute.name] for attribute in self.schema.item_attributes},
+            floats=self.scaled("item", stacked([floats[name] for name in self.columns.item_floats], len(rows["item"]))),
+            content=content,
+            side={name: floats[name] for name in self.columns.side},
+            encoding=self.version,
+        )
+
+    def scaled(self, which: str, floats: np.ndarray) -> np.ndarray:
+        """Floats [n, F] of known items ("item") or users ("user") as they enter the network."""
+        if not self.scales or not floats.shape[1]:
+            return floats
+        scales = [(*self.scales[f"{which}/{name}"], -np.inf, np.inf)[:4] for name in self.columns.floats[which]]
+        mean, deviation, low, high = np.array(scales, np.float32).T
+        return (np.clip(floats, low, high) - mean) / deviation
+
+    def action_rows(self, raw: Any) -> np.ndarray:
+        """int32 [n] actions 1, 2, ... of raw values; 0 for one that `Columns.actions` or the vocabulary lacks."""
+        if is_arrow(raw):  # a few actions, each many times
+            coded = raw.dictionary_encode()
+            return self.action_rows(plain(coded.dictionary))[plain(coded.indices)]
+        if not self.columns.actions:
+            return self.vocabularies["action"].encode(raw)
+        first = raw[0] if len(raw) else 0
+        vocabulary, rows = self._listed_actions["strings" if isinstance(first, str) else "integers"]
+        return rows[vocabulary.encode(raw)]
+
+    def expect_of_user(self, events: Any, user: Any) -> None:
+        """Raises ValueError for raw events of several users, or of another one than the raw id `user`, None for any one.
+
+        Events without a column of users have nothing to compare.
+        """
+        name = self.columns.user
+        if events is None or name not in (events.schema.names if hasattr(events, "schema") else list(events)):
+            return
+        users = plain(column_of(events, name))
+        users = users if isinstance(users, list) else users.tolist()
+        user = users[0] if user is None and users else user
+        if users.count(user) == len(users):
+            return
+        others = [at for at, other in enumerate(users) if other != user and str(other) != str(user)]  # text may come as numbers
+        got = others and f"{len(others)} of {len(users)} of others, such as {users[others[0]]!r} at position [{others[0]}]"
+        way_out = f"give events[events[{name!r}] == {user!r}]"
+        expect(not others, f"events, column {name!r}", f"rows of user {user!r} alone", f"{got}; {way_out}")
+
+    def to_record(self) -> dict[str, Any]:
+        """A dict of plain JSON values; with `to_arrays` everything that `from_record` needs."""
+        rest = {"length": self.length, "max_skew": self.max_skew, "version": self.version}
+        return self._settings() | {"vocabularies": list(self.vocabularies)} | rest
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The vocabularies as arrays: "NAME/ids" int64, or for strings "NAME/utf8" uint8 and "NAME/offsets" int64."""
+        return {f"{name}/{key}": array for name, v in self.vocabularies.items() for key, array in v.to_arrays().items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Encoder:
+        """The encoder that `to_record` and `to_arrays` wrote. Raises ValueError for missing or other parts."""
+        parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in record.get("vocabularies", ())}
+        for path, array in arrays.items():
+            name, _, key = path.rpartition("/")
+            parts.setdefault(name, {})[key] = array
+        if missing := [name for name, part in parts.items() if not part]:
+            raise ValueError(f"encoder: expected arrays of every vocabulary, got none of {missing}")
+        try:
+            encoder = cls(
+                schema=Schema.from_json(record["schema"]),
+                columns=Columns.from_json(record["columns"]),
+                vocabularies={name: Vocabulary.from_arrays(part) for name, part in parts.items()},
+                scales={name: tuple(map(float, scale)) for name, scale in record["scales"].items()},
+                length=record["length"],
+                max_skew=record["max_skew"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"encoder: expected a record of Encoder.to_record, got another: {error!r}") from error
+        version = record.get("version")
+        expect(encoder.version == version, "encoder", f"vocabularies and settings of version {version}", encoder.version)
+        return encoder
+
+    def _settings(self) -> dict[str, Any]:
+        scales = {name: list(scale) for name, scale in self.scales.items()}
+        return {"schema": self.schema.to_json(), "columns": self.columns.to_json(), "scales": scales}
+
+    @functools.cached_property
+    def _listed_actions(self) -> dict[str, tuple[Vocabulary, np.ndarray]]:
+        """For text and for integers: the vocabulary of `Columns.actions`, and the action of each of its rows."""
+        numbers: dict[Any, int] = {str(value): number for number, value in enumerate(self.columns.actions, start=1)}
+        integers: dict[Any, int] = {int(text): number for text, number in numbers.items() if text.lstrip("-").isdecimal()}
+        return {
+            kind: (Vocabulary(list(listed)), np.array([0, *(listed[value] for value in sorted(listed))], np.int32))
+            for kind, listed in (("strings", numbers), ("integers", integers))
+        }
+
+    def profile(self, user: Mapping[str, Any] | None) -> tuple[dict[str, Any], np.ndarray]:
+        """ids and floats of ONE user from raw values by column; None for an unknown one."""
+        columns = self.columns
+        names = {columns.user_record_id: "user"} if columns.user_id else {}
+        names |= {name: name for name in columns.user_attributes}
+        if user is None:
+            return {name: np.zeros((), np.int32) for name in names.values()}, np.zeros(len(columns.user_floats), np.float32)
+        missing = [name for name in (*names, *columns.user_floats) if name not in user]
+        expect(not missing, "user", f"values of {[*names, *columns.user_floats]}", f"none of {missing}")
+        ids = {name: self._rows([user[column]], column, name).reshape(()) for column, name in names.items()}
+        known = np.array([user[name] is not None for name in columns.user_floats], bool)
+        floats = [floats_of([0 if user[name] is None else user[name]], name) for name in columns.user_floats]
+        return ids, np.where(known, self.scaled("user", stacked(floats, 1))[0], 0)
+
+    def _history(self, events: Any, now: Any) -> Behaviours:
+        columns, length = self.columns, self.length
+        moment = ticks(now, "now", unit=columns.time_unit).seconds
+        expect(not moment.ndim, "now", "one time", f"an array of shape {list(moment.shape)}")
+        (item, action), age, count = np.zeros((2, length), np.int32), np.zeros(length, np.int64), 0
+        if events is not None:
+            item_rows, action_rows, seconds = self._latest(events, int(moment))
+            count = len(seconds)
+            item[:count], action[:count], age[:count] = item_rows, action_rows, moment - seconds
+        return behaviours(item, action, age, np.arange(length) < count)
+
+    def _latest(self, events: Any, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Item row, action and second of the last events before `now`, most recent first."""
+        columns, (raw, time) = self.columns, self._event_columns(events)
+        seconds, value = time.seconds, time.value
+        if len(seconds) and int(seconds.max()) > now + self.max_skew:
+            late = int(np.argmax(seconds))
+            raise ValueError(
+                f"events, column {columns.time!r}: expected times up to the request's, {self.max_skew} s of clock skew allowed,"
+                f" got one {seconds[late] - now} s later at position [{late}]"
+            )
+        kept = value < now * time.per_second  # an event in the same second would tie with a sample
+        if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
+            kept &= value >= np.partition(value[kept], -self.length)[-self.length]
+        at = slice(None) if kept.all() else np.flatnonzero(kept)
+        item, action = self._event_rows(raw, at)
+        order = ascending(value[at])
+        value, item, action, seconds = value[at][order], item[order], action[order], seconds[at][order]
+        order = break_ties([value], [item, action])
+        last = slice(None, -self.length - 1, -1)
+        return item[order][last], action[order][last], seconds[order][last]
+
+    def _event_columns(self, events: Any) -> tuple[dict[str, Any], Ticks]:
+        """Raw items and actions by column, all of one length, and times."""
+        columns = self.columns
+        names = [columns.item, columns.time, *([columns.action] if columns.action is not None else [])]
+        raw = {name: column_of(events, name) for name in names}
+        lengths = {name: len(values) for name, values in raw.items()}
+        expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
+        return raw, ticks(plain(raw[columns.time]), f"events, column {columns.time!r}", unit=columns.time_unit)
+
+    def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        """Item row and action of some events, int32 each."""
+        columns = self.columns
+        item = self.vocabularies["item"].encode(self._as_read(plain(taken(raw[columns.item], at)), columns.item, "item"))
+        if columns.action is None:
+            return item, np.ones(len(item), np.int32)
+        return item, self.action_rows(taken(raw[columns.action], at))
+
+    def _rows(self, values: Any, column: str, name: str) -> np.ndarray:
+        """int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""
+        is_bag, length = name in self.columns.item_bags, self.columns.bag_length
+        flat, row, place = flat_lists(values, self.columns.bag_separator) if is_bag else (values, None, None)
+        there, known = present(flat)
+        rows = np.zeros(len(there), np.int32)
+        rows[there] = self.vocabularies[name].encode(self._as_read(known, column, name))
+        if row is None or place is None:
+            return rows
+        bags, kept = np.zeros((len(values), length), np.int32), place < length
+        bags[row[kept], place[kept]] = rows[kept]
+        return bags
+
+    def _as_read(self, values: Any, column: str, name: str) -> Any:
+        """Values as a file would give them: booleans are 0 and 1, or refused as ids; numbers of a text column are text."""
+        first = values[0] if len(values) else None
+        if isinstance(first, bool | np.bool_):
+            if name in ("user", "item"):
+                raise TypeError(f"column {column!r}: expected integers or strings as ids, got bool")
+            values = np.asarray(values, np.int64)
+        if column in self.columns.text and isinstance(first, int | np.integer) and self.vocabularies[name].kind == "strings":
+            values = list(map(str, values))
+        return values
+
+    def _content(self, table: Any) -> np.ndarray:
+        name, width = self.columns.content or CONTENT, self.schema.content
+        values = column_of(table, name)
+        flat, row, _ = flat_lists(values)
+        lengths = np.bincount(row, minlength=len(values))
+        if (lengths != width).any():
+            at = int(np.argmax(lengths != width))
+            raise ValueError(f"column {name!r}: expected {width} numbers, got {lengths[at]} at position [{at}]")
+        return floats_of(flat, name).reshape(-1, width)
+
+
+def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, content: int = 0) -> Schema:
+    """The schema of features that columns and vocabularies encode; `content` is E. Raises ValueError for a missing one."""
+    users = (("user",) if columns.user_id else ()) + columns.user_attributes
+    wanted = vocabulary_names(columns)
+    expect(set(wanted) == set(vocabularies), "Encoder.vocabularies", sorted(wanted), sorted(vocabularies))
+
+    def attribute(name: str, length: int = 1) -> Attribute:
+        return Attribute(name=name, size=max(len(vocabularies[name]), 2), length=length)
+
+    actions = len(columns.actions) + 1 if columns.actions else len(vocabularies.get("action", ())) or 2
+    return Schema(
+        item_attributes=(
+            *(attribute(name) for name in ("item", "category", *columns.item_attributes)),
+            *(attribute(name, columns.bag_length) for name in columns.item_bags),
+        ),
+        user_attributes=tuple(attribute(name) for name in users),
+        behaviour_fields=("item", "category", *columns.behaviour_fields),
+        actions=max(actions, 2),
+        user_floats=len(columns.user_floats),
+        item_floats=len(columns.item_floats),
+        content=content,
+        side=columns.side,
+    )
+
+
+def vocabulary_names(columns: Columns) -> list[str]:
+    """The vocabularies that features of these columns need."""
+    action = ["action"] if columns.action is not None and not columns.actions else []
+    return ["user", "item", "category", *columns.item_attributes, *columns.item_bags, *columns.user_attributes, *action]

@@ -1,1 +1,0 @@
-"""Hot loops, each with a plain reference in the same file."""

@@ -1,0 +1,18 @@
+"""Devices and processes: meshes and row-sharded tables, the processes of one job, and a launcher for them."""
+
+from aif_jax.sharding.meshes import (
+    AXIS,
+    local,
+    padded_rows,
+    place,
+    place_batch,
+    place_state,
+    replicated,
+    row_mesh,
+    rows,
+    rows_beside,
+)
+
+__all__ = [
+    "AXIS", "row_mesh", "rows", "replicated", "padded_rows", "rows_beside", "place", "place_batch", "place_state", "local",
+]  # fmt: skip

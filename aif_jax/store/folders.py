@@ -1,0 +1,197 @@
+"""Folders and files that appear complete or not at all, also after a power cut; folders disappear at once.
+
+Contents are written into a hidden work folder in the same directory, forced to disk, and renamed. The work folder of a killed
+process is removed by the next `new_folder` of the name, or by `remove_unfinished`; that of a running one is locked and stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+WORK = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial")  # as `tempfile.mkdtemp` names work folders
+METADATA_FILE = "_CHECKPOINT_METADATA"  # a folder that holds one is a checkpoint or a snapshot; Orbax writes it last
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a `Path` of a URL has lost the other
+
+
+class CheckpointError(ValueError):
+    """A folder that is torn, altered, or not one of this library."""
+
+
+def local(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """The absolute path of a local file or folder; ValueError for a URL, which would become a folder named after its protocol.
+
+    Example:
+      >>> local("s3://bucket/index")
+      Traceback (most recent call last):
+      ValueError: path: expected a local path, got the URL 's3://bucket/index'; aif_jax.connectors.SnapshotStore copies there
+    """
+    if URL.match(os.fspath(path)):
+        where = redacted(os.fspath(path))
+        hint = "aif_jax.connectors.SnapshotStore copies there"
+        raise ValueError(f"{name}: expected a local path, got the URL {where!r}; {hint}")
+    return Path(path).absolute()
+
+
+def redacted(url: str) -> str:
+    """A URL without what may be a secret: user, password and query.
+
+    Example:
+      >>> redacted("redis://me:secret@host:6379/0?password=secret")
+      'redis://***@host:6379/0?***'
+    """
+    return re.sub(r"\?.*", "?***", re.sub(r"(?<=:/)(/?).*@", r"\1***@", url), flags=re.S)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder, which gets the name `path` when the block ends well and is removed when the block raises.
+
+    Files are forced to disk before the rename, so no half-written folder ever has the name. The yielded folder is alone in its
+    parent: scratch files may go to `partial.parent` and vanish with it. The parents of `path` are made.
+
+    Raises:
+      FileExistsError: something is at `path`, before or after the block; it stays as it is.
+      ValueError: a URL.
+    """
+    target = local(path)
+    _expect_nothing(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in unfinished(target):
+        _clean(leftover)
+    with _work_folder(target) as work:
+        partial = work / target.name
+        partial.mkdir()
+        yield partial
+        for root, _, files in os.walk(partial):
+            for path in (*(os.path.join(root, name) for name in files), root):
+                sync(path)
+        _expect_nothing(target)
+        try:
+            os.rename(partial, target)
+        except OSError:
+            _expect_nothing(target)  # another process was faster
+            raise
+        sync(target.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields where to write a file, which gets the name `path` when the block ends well and is removed when the block raises.
+
+    The file is forced to disk before it replaces another one of the name, and the name after it: a kill or a power cut leaves
+    the old file or the new one, whole. FileNotFoundError for a folder that is not there, ValueError for a URL.
+    """
+    target = local(path)
+    for leftover in unfinished(target):
+        _clean(leftover)
+    with _work_folder(target) as work:
+        yield work / target.name
+        sync(work / target.name)
+        os.replace(work / target.name, target)
+        sync(target.parent)
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file, or replaces it: whole and on disk when this returns; see `new_file`.
+
+    Example:
+      >>> path = tempfile.mkdtemp() + "/settings.json"
+      >>> write_file(path, b"{}"), Path(path).read_bytes()
+      (None, b'{}')
+    """
+    with new_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Removes a folder: its name goes first, so a kill leaves no half of it. Raises FileNotFoundError where nothing is."""
+    target = local(path)
+    with _work_folder(target) as work:
+        os.rename(target, work / target.name)
+
+
+def unfinished(path: str | os.PathLike[str]) -> list[Path]:
+    """Work folders for `path`: of a process that is writing it now, or of one that was killed."""
+    target = local(path)
+    return [folder for folder, name in _work_folders(target.parent) if name == target.name]
+
+
+def remove_unfinished(directory: str | os.PathLike[str]) -> None:
+    """Removes the work folders that killed processes left in a directory, whatever name they were for."""
+    for folder, _ in _work_folders(local(directory)):
+        _clean(folder)
+
+
+def sync(path: str | Path) -> None:
+    """Forces a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def memory() -> int:
+    """Bytes of memory of this machine, or of the container that this process runs in: no file to be read is larger."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # "max" for no limit
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(sizes)
+
+
+def _work_folders(directory: Path) -> list[tuple[Path, str]]:
+    """Work folders in a directory, each with the name that it is for."""
+    matches = [(folder, WORK.fullmatch(folder.name)) for folder in sorted(directory.glob(".*.partial"))]
+    return [(folder, match[1]) for folder, match in matches if match]
+
+
+def _expect_nothing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target}: expected a new folder, but something is there; it stays as it is")
+
+
+@contextlib.contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """A new work folder, locked until the block or the process ends, and then removed."""
+    work, lock = _locked_folder(target)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(target: Path) -> tuple[Path, int]:
+    while True:  # until no other process takes the folder for a leftover before it is locked
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        try:
+            lock = os.open(work, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        with contextlib.suppress(OSError):  # a file system without locks: there nobody removes the folder
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.lexists(work):
+            return work, lock
+        os.close(lock)
+
+
+def _clean(leftover: Path) -> None:
+    """Removes a work folder unless its process still runs."""
+    try:
+        descriptor = os.open(leftover, os.O_RDONLY)
+    except FileNotFoundError:
+        return  # its process, or another that cleans, was faster
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(leftover, ignore_errors=True)
+    except OSError:
+        return  # its process still runs, or the file system has no locks
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,245 @@
+"""Writers of ordered streams: they apply updates to a table and resume after being killed at any moment.
+
+A snapshot on disk records a position for each partition: it holds every update up to there and none after it. After a kill
+`resume` reads the newest complete snapshot, and the caller replays each partition after its position; updates that it holds
+already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
+
+One writer owns a directory, see `lease.py`; snapshots are named by the number of their owner and a count, and so sort by age.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import operator
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aif_jax.checks import expect
+from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, remove_folder, remove_unfinished
+from aif_jax.store.lease import Lease
+
+SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
+LAST, LAST_PARTITION = 2**63 - 1, 2**31 - 1  # what int64 positions and int32 partitions hold, as Kafka's do
+logger = logging.getLogger(__name__)
+Writer = TypeVar("Writer", bound="SnapshotWriter")
+
+
+class SnapshotWriter:
+    """What writers share: positions, snapshots in time, one owner. A subclass changes `table` in `_apply`.
+
+    Args:
+      directory: of the snapshots.
+      table: to start from.
+      positions: of the last update of each partition that is in the table.
+      every_updates: updates between two snapshots; None saves by time alone.
+      every_seconds: between two snapshots, checked when an update arrives; None saves by count alone.
+      keep: how many snapshots stay; at least 1.
+      background: saves in a thread while updates continue. A snapshot takes time that grows with the table.
+      clock: seconds, monotonic.
+
+    Raises:
+      ValueError, TypeError: a number or a position out of range, positions that are no integers, a directory that is a URL.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        table: Any,
+        *,
+        positions: Mapping[int, int] | None = None,
+        every_updates: int | None = 1000,
+        every_seconds: float | None = None,
+        keep: int = 3,
+        background: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        for name, value in (("every_updates", every_updates), ("every_seconds", every_seconds), ("keep", keep)):
+            expect(value is None or value > 0, name, "more than 0", value)
+        self.directory = local(directory)
+        self.table = table
+        self._lease = Lease(self.directory)
+        self._positions = positions_by_partition(positions)
+        self._saved_positions: dict[int, int] = {}
+        self._every_updates, self._every_seconds, self._keep = every_updates, every_seconds, keep
+        self._background, self._clock = background, clock
+        self._changes = 1  # what is not on disk counts as a change
+        self._saved_changes = 0
+        self._tried_changes, self._tried_at = 0, clock()  # of the last save, whatever became of it
+        self._saving: Future[None] | None = None
+        self._snapshots = 0
+
+    def _frozen(self) -> Any:
+        """The table as it is now, with a `save(path, positions=...)` that may run in a thread while updates continue.
+
+        As it is, for tables that never change; a writer of one that does must copy it.
+        """
+        return self.table
+
+    @classmethod
+    def start(cls: type[Writer], directory: str | Path, table: Any, **options: Any) -> Writer:
+        """A writer for a directory without snapshots; saves the first one before it returns. Arguments as the class.
+
+        Raises:
+          FileExistsError: there are snapshots in `directory`.
+          WriterConflict: another writer has the directory.
+        """
+        writer = cls(directory, table, **options)
+        writer._lease.take()
+        try:
+            if there := snapshots(directory):
+                raise FileExistsError(f"{writer.directory}: holds {len(there)} snapshots already; use {cls.__name__}.resume")
+            remove_unfinished(writer.directory)
+            writer._save(*writer._next_snapshot())
+        except BaseException:
+            writer._lease.release()
+            raise
+        return writer
+
+    @classmethod
+    def _continue(cls: type[Writer], directory: str | Path, load: Callable[[Path], Writer], *, takeover: bool) -> Writer:
+        """The writer that `load` makes of the newest complete snapshot, as the owner of the directory."""
+        directory = local(directory)
+        if not (there := snapshots(directory)):
+            raise FileNotFoundError(f"{directory}: no complete snapshot")
+        lease = Lease(directory)
+        lease.take(above=_number(there[-1])[0], takeover=takeover)
+        try:
+            there = snapshots(directory)  # again: the owner before may have saved one
+            writer = load(there[-1])
+        except BaseException as error:
+            if isinstance(error, CheckpointError) and len(there) > 1:
+                error.add_note(f"Without that folder the writer would resume from {there[-2]}.")
+            lease.release()
+            raise
+        writer._lease = lease
+        writer._saved_positions, writer._changes = writer.positions, 0
+        writer._remove_old()  # what a kill in the middle of a save or a removal left: there may be nothing left to save
+        return writer
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """Of the last update of each partition that is in the table."""
+        return dict(self._positions)
+
+    @property
+    def saved_positions(self) -> dict[int, int]:
+        """Of the last update of each partition that is on disk: only these may be committed to the stream."""
+        return dict(self._saved_positions)
+
+    def skip(self, *, position: int, partition: int = 0) -> bool:
+        """Moves past a message that changes nothing; returns and raises as an update."""
+        return self._apply(lambda: None, position, partition)
+
+    def tick(self) -> None:
+        """Saves a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
+        if self._every_seconds is not None and self._changes > self._tried_changes and self._due():
+            self.snapshot()
+
+    def snapshot(self) -> None:
+        """Saves the table now and removes the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
+        self.wait()
+        task = self._next_snapshot()
+        if not self._background:
+            return self._save(*task)
+        thread = ThreadPoolExecutor(1, "snapshot-writer")
+        self._saving = thread.submit(self._save, *task)
+        thread.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Waits for the snapshot that is being saved, and raises what went wrong with it."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """Saves what is not on disk yet, waits for it and releases the directory; may raise OSError, WriterConflict."""
+        try:
+            if self._saving is not None:
+                self._saving.exception()  # an update that this save lost is saved below, or raises there
+                self._saving = None
+            if self._saved_changes < self._changes:
+                self._save(*self._next_snapshot())
+        finally:
+            self._lease.release()
+
+    def __enter__(self: Writer) -> Writer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _apply(self, change: Callable[[], None], position: int, partition: int) -> bool:
+        """Runs a change unless its position is not after the partition's last one; saves a snapshot where one is due."""
+        position, partition = integer(position, "position"), partition_of(partition)
+        if partition in self._positions and position <= self._positions[partition]:
+            return False
+        change()
+        self._positions[partition] = position
+        self._changes += 1
+        if self._due():
+            self.snapshot()
+        return True
+
+    def _due(self) -> bool:
+        by_count = self._every_updates is not None and self._changes - self._tried_changes >= self._every_updates
+        return by_count or (self._every_seconds is not None and self._clock() - self._tried_at >= self._every_seconds)
+
+    def _next_snapshot(self) -> tuple[Any, dict[int, int], int, Path]:
+        """What `_save` saves: the state now."""
+        self._tried_changes, self._tried_at = self._changes, self._clock()
+        self._snapshots += 1
+        path = self.directory / f"{self._lease.number:06d}-{self._snapshots:010d}"
+        return self._frozen(), self.positions, self._changes, path
+
+    def _save(self, table: Any, positions: dict[int, int], changes: int, path: Path) -> None:
+        self._lease.check()
+        table.save(path, positions=positions)
+        self._lease.check()  # a snapshot that came too late sorts before those of the new owner
+        self._saved_positions, self._saved_changes = positions, changes
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Removes what is beyond `keep`; where that fails, the next save tries again."""
+        try:
+            for old in snapshots(self.directory)[: -self._keep]:
+                remove_folder(old)
+            remove_unfinished(self.directory)
+        except OSError as error:
+            logger.warning("%s: an old snapshot was not removed, tried again after the next save: %s", self.directory, error)
+
+
+def snapshots(directory: str | Path) -> list[Path]:
+    """The complete snapshots in a writer's directory, oldest first."""
+    folders = local(directory).glob("[0-9]*-[0-9]*")
+    return sorted((f for f in folders if SNAPSHOT.fullmatch(f.name) and (f / METADATA_FILE).is_file()), key=_number)
+
+
+def integer(value: Any, name: str, *, most: int = LAST) -> int:
+    """A number of a stream, 0 to `most`; TypeError for what is no integer, ValueError for one out of range."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)
+            expect(0 <= number <= most, name, f"an integer from 0 to {most}", number)
+            return number
+    raise TypeError(f"{name}: expected an integer, got {value!r}")
+
+
+def partition_of(value: Any) -> int:
+    """A partition's number; raises as `integer`."""
+    return integer(value, "partition", most=LAST_PARTITION)
+
+
+def positions_by_partition(positions: Mapping[Any, Any] | None) -> dict[int, int]:
+    """Positions in a stream by partition, checked; {} of None. Raises as `integer`."""
+    return {partition_of(partition): integer(at, "position") for partition, at in (positions or {}).items()}
+
+
+def _number(snapshot: Path) -> tuple[int, int]:
+    """Number of the owner, and of the snapshot."""
+    owner, number = snapshot.name.split("-")
+    return int(owner), int(number)
