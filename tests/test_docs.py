@@ -222,6 +222,8 @@ def public(module: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Every public name of a package and of what it names, with its value; a module without `__all__` is one name."""
     for name in module.__all__:
         value = getattr(module, name)
+        if name == "__version__":
+            continue
         if isinstance(value, types.ModuleType) and hasattr(value, "__all__") and value is not aif.train.losses:
             yield from public(value, f"{path}.{name}")
         else:

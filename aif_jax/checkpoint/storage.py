@@ -23,7 +23,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
-from aif_jax.sharding import place, rows_beside
+from aif_jax.sharding.meshes import place, rows_beside
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, memory, new_folder, unfinished
 from aif_jax.store.version import Digest, __version__, digest
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest

@@ -1,7 +1,6 @@
 """Devices and processes: meshes and row-sharded tables, the processes of one job, and a launcher for them."""
 
 from aif_jax.sharding.meshes import (
-    AXIS,
     local,
     padded_rows,
     place,
@@ -10,9 +9,8 @@ from aif_jax.sharding.meshes import (
     replicated,
     row_mesh,
     rows,
-    rows_beside,
 )
 
 __all__ = [
-    "AXIS", "row_mesh", "rows", "replicated", "padded_rows", "rows_beside", "place", "place_batch", "place_state", "local",
+    "row_mesh", "rows", "replicated", "padded_rows", "place", "place_batch", "place_state", "local",
 ]  # fmt: skip

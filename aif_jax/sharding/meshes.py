@@ -15,8 +15,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aif_jax.trees import is_key, table_of
 
-__all__ = ["row_mesh", "rows", "replicated", "local", "place", "place_state", "place_batch", "padded_rows"]
-
 AXIS = "rows"
 
 
