@@ -1,20 +1,18 @@
 """Fixtures that several test files use."""
 
-import atexit
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
 import aif_jax as aif
 from aif_jax.types import Params
-from tests import demo, light
+from tests import compiled, demo, lanes, light
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,13 +23,16 @@ TORN = "Error reading persistent compilation cache entry"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Strict dtypes and ranks in every test; what one process of a run has compiled the others need not compile again."""
+    """Strict dtypes and ranks in every test; what one process or an earlier run has compiled the others need not compile."""
+    for lane, meaning in lanes.LANES.items():
+        config.addinivalue_line("markers", f"{lane}: {meaning}")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    if "AIF_JAX_COMPILED" not in os.environ:  # the workers inherit it; the environment may name a folder that is kept
-        folder = tempfile.mkdtemp(prefix="aif_jax-compiled-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["AIF_JAX_COMPILED"] = folder
+    if "AIF_JAX_COMPILED" not in os.environ:  # the workers inherit it
+        try:
+            os.environ["AIF_JAX_COMPILED"] = str(compiled.prepare(compiled.kept_folder()))
+        except OSError as error:
+            raise pytest.UsageError(str(error)) from error
     CACHE["jax_compilation_cache_dir"] = os.environ["AIF_JAX_COMPILED"]
     for name, value in CACHE.items():
         jax.config.update(name, value)
@@ -47,9 +48,25 @@ LONGEST = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no worker ends alone with one."""
+    """Each test gets its lane; the longest tests come first, so that no worker ends alone with one."""
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        try:
+            lane = lanes.lane_of(item.nodeid, marks=marks, fixtures=getattr(item, "fixturenames", ()))
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+        if lane not in marks:
+            item.add_marker(lane)
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+@pytest.hookimpl(trylast=True)  # after the durations
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Says which lanes the run left out."""
+    for line in lanes.notice(config.option.markexpr):
+        terminalreporter.write_line(line)
 
 
 def child_environment(*, flags: str = "", writes: bool = True) -> dict[str, str]:

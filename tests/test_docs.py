@@ -34,6 +34,8 @@ RUN_ELSEWHERE = {
     "pip": ".ci/run runs the README's test command in a fresh environment, and installs the wheel in another",
     "pytest": "it is what runs this",
     "mkdocs": "test_site_builds_without_warnings",
+    "ruff": ".ci/run",
+    "pyright": ".ci/run",
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
 LIGHT_PAGES = (

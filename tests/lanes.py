@@ -1,0 +1,108 @@
+"""Lanes: each test is in exactly one, and `python -m pytest` runs the default lane alone.
+
+A test that fits no line here is in the default lane: the package, its promises, the doors.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Collection
+
+DEFAULT = "default"
+LANES = {
+    DEFAULT: "the package, its promises, the doors",
+    "docs": "every page runs, every link leads somewhere",
+    "experiments": "the scripts and data sets of experiments/",
+    "standing": "child processes, servers, brokers, a browser, kills in their short form",
+    "reliability": "kills, storm, fuzz, chaos, soak in full size",
+    "engines": "Ray and Spark; needs their extras and Java: .ci/run engines",
+}
+"""Markers, and what each lane holds."""
+LANDING = ("docs", "experiments", "standing")
+"""Lanes that .ci/run runs after the default one, on every change."""
+MARKED = ("reliability", "engines")
+"""Lanes that a test file states itself: full sizes are parameters and functions next to the short ones."""
+STARTERS = {"python", "server"}
+"""Fixtures that start another process; a test that takes one is in `standing` unless a line of TABLE names it."""
+TABLE = {
+    DEFAULT: ("tests/test_package.py",),
+    "docs": ("tests/test_docs.py",),
+    "experiments": (
+        "tests/test_ali_display.py", "tests/test_cascade_data.py", "tests/test_content.py", "tests/test_experiments.py",
+        "tests/test_fetch.py", "tests/test_index_refresh.py", "tests/test_kernels.py", "tests/test_kuairand.py",
+        "tests/test_latency_experiment.py", "tests/test_movielens.py", "tests/test_peers.py", "tests/test_question.py",
+        "tests/test_scale_out.py", "tests/test_scale_out_serving.py", "tests/test_service_load.py",
+        "tests/test_signatures_experiment.py", "tests/test_similarity.py", "tests/test_study.py", "tests/test_synthetic.py",
+        "tests/test_taobao.py", "tests/test_train_throughput.py",
+        "tests/test_serving_parts.py::test_timeline_sums_stages_and_draws",
+    ),
+    "standing": (
+        "tests/reliability/", "tests/promises/test_exact_resume.py", "tests/test_export_untrusted.py",
+        "tests/test_feature_sources.py", "tests/test_launch.py", "tests/test_several_processes.py",
+        "tests/test_service_mirror.py", "tests/test_service_page.py", "tests/test_service_process.py",
+        "tests/test_sharded_training.py", "tests/test_shared_states.py", "tests/test_snapshot_store.py",
+        "tests/test_update_streams.py",
+        "tests/test_index_files.py::test_a_second_process_is_refused_until_the_first_one_is_dead",
+        "tests/test_index_files.py::test_kills_at_random_points_lose_nothing",
+        "tests/test_folders.py::test_the_work_folder_of_a_running_process_stays",
+        "tests/test_jobs.py::test_a_worker_needs_the_pickle_alone",
+        "tests/test_retrieval.py::test_pgvector_finds_the_best",
+        "tests/test_service_grpc.py::test_generated_files_are_those_of_the_proto_files",
+        "tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event",
+    ),
+}  # fmt: skip
+"""Folders, files and functions of each lane. A function's line wins over its file's, a file's over its folder's."""
+
+
+def lane_of(test: str, *, marks: Collection[str] = (), fixtures: Collection[str] = ()) -> str:
+    """The lane of a test.
+
+    Args:
+      test: its id, such as "tests/test_folders.py::test_damage[name]".
+      marks: names of the markers in its file.
+      fixtures: names of the fixtures that it takes.
+
+    Raises:
+      ValueError: two lanes of MARKED are among its markers.
+    """
+    marked = [lane for lane in MARKED if lane in marks]
+    if len(marked) > 1:
+        raise ValueError(f"{test}: expected one lane, got the markers {' and '.join(marked)}; leave one of them")
+    if marked:
+        return marked[0]
+    name = test.partition("[")[0]
+    lines = {
+        line: lane
+        for lane, entries in TABLE.items()
+        for line in entries
+        if name == line or name.startswith(line if line.endswith("/") else f"{line}::")
+    }
+    if lines:
+        return lines[max(lines, key=len)]
+    return "standing" if STARTERS & set(fixtures) else DEFAULT
+
+
+def left_out(expression: str) -> list[str]:
+    """Lanes that a run with `-m expression` leaves out."""
+    names = [collections.defaultdict(bool, {lane: True}) for lane in LANES]
+    return [lane for lane, chosen in zip(LANES, names, strict=True) if expression and not eval(expression, {}, chosen)]
+
+
+def command(lanes: Collection[str]) -> str:
+    """What runs these lanes."""
+    expression = " or ".join(lanes)
+    return "python -m pytest -m " + (f'"{expression}"' if len(lanes) > 1 else expression)
+
+
+def notice(expression: str) -> list[str]:
+    """Lines for the end of a run: the lanes that it left out, and the commands that run them."""
+    out = left_out(expression)
+    landing = [lane for lane in (DEFAULT, *LANDING) if lane in out]
+    lines = [f"lanes left out: {', '.join(out)}"] if out else []
+    if landing:
+        lines.append(f"  before a change lands: {command(landing)}")
+    if "reliability" in out:
+        lines.append(f"  before a release, an hour: {command(['reliability'])} -n 2 -rP")
+    if "engines" in out:
+        lines.append("  before a release, with Ray, Spark and Java: bash .ci/run engines")
+    return lines

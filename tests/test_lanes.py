@@ -1,0 +1,144 @@
+"""Each test is in one lane, the lanes together are the suite, and a run says what it left out."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests import compiled, lanes
+
+ROOT = Path(__file__).resolve().parent.parent
+LINES = [(line, lane) for lane, entries in lanes.TABLE.items() for line in entries]
+
+
+def functions(path: Path) -> set[str]:
+    return {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_lines_name_tests_that_exist_and_each_changes_something():
+    assert set(lanes.TABLE) <= set(lanes.LANES) - set(lanes.MARKED)
+    names = [line for line, _ in LINES]
+    assert len(names) == len(set(names))
+    for line, lane in LINES:
+        file, _, function = line.partition("::")
+        assert (ROOT / file).is_dir() if file.endswith("/") else (ROOT / file).is_file(), line
+        assert not function or function in functions(ROOT / file), f"{line}: no such test"
+        wider = [other for other in names if other != line and line.startswith(other)]
+        assert not wider or lanes.lane_of(max(wider, key=len)) != lane, f"{line}: {wider} has it in {lane} already"
+
+
+def test_no_file_marks_a_lane_of_the_table():
+    """So that a test is in one lane: those with a marker of MARKED, then those with a line, then the rest."""
+    marks = re.compile(rf"mark\.({'|'.join(set(lanes.LANES) - set(lanes.MARKED))})\b")
+    assert [path for path in (ROOT / "tests").rglob("*.py") if marks.search(path.read_text())] == []
+
+
+def test_a_test_with_two_lanes_is_refused():
+    with pytest.raises(ValueError, match="a.py::test_b: expected one lane, got the markers reliability and engines"):
+        lanes.lane_of("a.py::test_b", marks=["engines", "reliability", "skip"])
+
+
+@pytest.mark.parametrize(
+    ("test", "marks", "fixtures", "lane"),
+    [
+        ("tests/test_model.py::test_any", (), (), "default"),
+        ("aif_jax/run.py::aif_jax.run.fit", (), (), "default"),
+        ("tests/test_docs.py::test_page_runs[scale]", (), (), "docs"),
+        ("tests/test_study.py::test_smoke", (), ("tmp_path",), "experiments"),
+        ("tests/test_fetch.py::test_any", (), ("server",), "experiments"),
+        ("tests/test_folders.py::test_any", (), ("python",), "standing"),
+        ("tests/test_package.py::test_any", (), ("python",), "default"),
+        ("tests/reliability/test_storm.py::test_storm", (), (), "standing"),
+        ("tests/reliability/test_storm.py::test_storm", ("reliability",), (), "reliability"),
+        ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event", (), (), "standing"),
+        ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event_more", (), (), "default"),
+        ("tests/test_user_table.py::test_many_kills", ("reliability",), (), "reliability"),
+        ("tests/test_engines.py::test_any", ("engines", "filterwarnings"), (), "engines"),
+    ],
+)
+def test_lane_of(test, marks, fixtures, lane):
+    assert lanes.lane_of(test, marks=marks, fixtures=fixtures) == lane
+
+
+def test_the_lanes_together_are_the_suite():
+    """What pytest runs without words, what .ci/run adds on every change, and two lanes before a release."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    expression = options[options.index("-m") + 1]
+    assert lanes.left_out(expression) == [lane for lane in lanes.LANES if lane != lanes.DEFAULT]
+    landing = lanes.command(lanes.LANDING)
+    assert {lanes.DEFAULT, *lanes.LANDING, *lanes.MARKED} == set(lanes.LANES)
+    for page in (".ci/run", "README.md", "docs/contributing.md"):
+        assert landing in (ROOT / page).read_text(), f"{page}: expected {landing}"
+    assert "pytest -m engines" in (ROOT / ".ci/run").read_text()
+    assert "pytest -m reliability" in (ROOT / "docs/reliability.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("expression", "out"),
+    [
+        ("", []),
+        ("not reliability and not engines", ["reliability", "engines"]),
+        ("docs or experiments", ["default", "standing", "reliability", "engines"]),
+        ("reliability", ["default", "docs", "experiments", "standing", "engines"]),
+    ],
+)
+def test_left_out(expression, out):
+    assert lanes.left_out(expression) == out
+
+
+def test_notice():
+    assert lanes.notice("") == []
+    assert lanes.notice("not docs and not standing and not reliability and not engines") == [
+        "lanes left out: docs, standing, reliability, engines",
+        '  before a change lands: python -m pytest -m "docs or standing"',
+        "  before a release, an hour: python -m pytest -m reliability -n 2 -rP",
+        "  before a release, with Ray, Spark and Java: bash .ci/run engines",
+    ]
+    assert lanes.notice("standing")[1] == '  before a change lands: python -m pytest -m "default or docs or experiments"'
+
+
+# compiled programs are kept
+
+
+def test_the_folder_is_named_by_versions_and_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = compiled.kept_folder()
+    assert here.parent == tmp_path / "aif_jax-tests"
+    monkeypatch.setattr(compiled.jaxlib, "__version__", "0.0.1")
+    assert compiled.kept_folder().name.startswith(f"jax-{compiled.jax.__version__}-jaxlib-0.0.1-")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled, "cpu_features", lambda: "avx512f of another machine")
+    assert compiled.kept_folder() != here
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert compiled.kept_folder().parent == tmp_path / "home" / ".cache" / "aif_jax-tests"
+
+
+def test_features_of_a_processor(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text("model name\t: x\nflags\t\t: fpu avx2\n\nmodel name\t: x\nflags\t\t: fpu avx2\n")
+    assert compiled.cpu_features(info) == "fpu avx2"
+    assert compiled.cpu_features(tmp_path / "none") == compiled.platform.processor()
+
+
+def test_what_no_run_used_goes(tmp_path):
+    folder = tmp_path / "aif_jax-tests" / "now"
+    other = folder.parent / "other"
+    for path in (folder, other):
+        path.mkdir(parents=True)
+        (path / "program").write_text("p")
+    day = 86_400.0
+    start = (folder / "program").stat().st_mtime
+    compiled.prune(folder, now=start + (compiled.DAYS - 1) * day)
+    assert (folder / "program").exists() and other.exists()
+    compiled.prune(folder, now=start + (compiled.DAYS + 1) * day)
+    assert folder.is_dir() and not (folder / "program").exists() and not other.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"expected a folder that can be written, got .*file/x .*AIF_JAX_COMPILED=FOLDER"):
+        compiled.prepare(tmp_path / "file" / "x")
