@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,15 @@ def expect_types(value: Any) -> None:
         if not _is(got, hint):
             shown = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
             expect(False, f"{type(value).__name__}.{name}", shown.replace(" | ", " or "), f"{got!r}")
+
+
+@contextlib.contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """Around the import of an optional package: an ImportError then says what needs it and names the extra that installs it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f'{what} ({error}): pip install "aif_jax[{extra}]"') from error
 
 
 PLAIN = (int, float, bool, str)

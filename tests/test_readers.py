@@ -400,7 +400,7 @@ def test_wrong_options(folder):
 
 def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):
     monkeypatch.setattr(sources.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    with pytest.raises(ImportError, match=r"pip install 'aif_jax\[data\]'"):
+    with pytest.raises(ImportError, match=r'pip install "aif_jax\[data\]"'):
         read(folder)
 
 

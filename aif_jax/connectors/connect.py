@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.connectors.kafka import KafkaStream
 from aif_jax.connectors.streams import UpdateStream
 from aif_jax.connectors.valkey_stream import ValkeyStream
@@ -31,10 +31,8 @@ def open_client(url: str, options: Mapping[str, Any] | None = None) -> Any:
     database = parts.path.strip("/")
     if parts.scheme not in ("redis", "rediss", "valkey") or not parts.hostname or not (database or "0").isdecimal():
         raise ValueError(f"server: expected redis://HOST:PORT[/DATABASE], got {redacted(url)!r}")
-    try:
+    with needs_extra("Valkey and Redis need the client redis", "remote"):
         import redis
-    except ImportError as error:
-        raise ImportError("Valkey and Redis need the client redis: pip install 'aif_jax[remote]'") from error
     scheme = "rediss" if parts.scheme == "rediss" else "redis"
     settings: dict[str, Any] = {"socket_timeout": SOCKET_SECONDS, **(options or {})}
     return redis.Redis.from_url(f"{scheme}://{parts.netloc}/{database}", **settings)

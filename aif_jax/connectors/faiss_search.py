@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import needs_extra
 from aif_jax.connectors.retrieval import Found, checked
 
 
@@ -24,10 +25,8 @@ class FaissSearch:
     """
 
     def __init__(self, ids: Any, vectors: Any, *, factory: str = "Flat", parameters: dict[str, Any] | None = None):
-        try:
+        with needs_extra("FaissSearch needs Faiss", "faiss"):
             import faiss
-        except ImportError as error:
-            raise ImportError("FaissSearch needs Faiss: pip install 'aif_jax[faiss]'") from error
         self.ids, vectors = checked(ids, vectors)
         vectors = np.ascontiguousarray(vectors)
         self._index: Any = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.connectors.streams import Message, StreamError
 from aif_jax.store.snapshots import positions_by_partition
 
@@ -49,10 +49,8 @@ class KafkaStream:
         rejected: str | None = None,
         options: Mapping[str, Any] | None = None,
     ):
-        try:
+        with needs_extra("streams of Kafka need confluent-kafka", "kafka"):
             import confluent_kafka
-        except ImportError as error:
-            raise ImportError("streams of Kafka need confluent-kafka: pip install 'aif_jax[kafka]'") from error
         expect(topic != rejected, "rejected", "another topic than that of the stream", rejected)
         self._client, self._topic, self._group = confluent_kafka, topic, group
         self._rejected = rejected or f"{topic}.rejected"

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.store.folders import local, new_folder, redacted, write_file
 
 NAME = re.compile(r"(\d{10})-[0-9a-f]{8}")
@@ -76,12 +76,11 @@ class SnapshotStore:
     def __init__(self, url: str | os.PathLike[str], *, keep: int = 3, grace: float = 86400.0, **options: Any):
         expect(keep >= 1, "keep", "at least 1", keep)
         expect(grace >= 0, "grace", "0 seconds or more", grace)
-        try:
-            import fsspec
-        except ImportError as error:
-            raise ImportError("a snapshot store needs fsspec: pip install 'aif_jax[store]'") from error
         self.url, self.keep, self.grace = redacted(os.fspath(url)), keep, grace
-        self._files, self._root = fsspec.core.url_to_fs(os.fspath(url), **options)
+        with needs_extra(f"a snapshot store at {self.url} needs fsspec and the package of its file system", "store"):
+            import fsspec
+
+            self._files, self._root = fsspec.core.url_to_fs(os.fspath(url), **options)
         self._root = self._root.rstrip("/")
         self._on_disk = "file" in ([p] if isinstance(p := self._files.protocol, str) else p)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import needs_extra
 from aif_jax.connectors.retrieval import Found, checked
 
 
@@ -23,10 +24,8 @@ class UsearchSearch:
     """
 
     def __init__(self, ids: Any, vectors: Any, **options: Any):
-        try:
+        with needs_extra("UsearchSearch needs usearch", "usearch"):
             from usearch.index import Index
-        except ImportError as error:
-            raise ImportError("UsearchSearch needs usearch: pip install 'aif_jax[usearch]'") from error
         self.ids, vectors = checked(ids, vectors)
         settings: dict[str, Any] = {"dtype": "f32", **options}
         self._index = Index(ndim=vectors.shape[1], metric="ip", **settings)

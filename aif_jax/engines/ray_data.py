@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.encoding.hashing import hash_ids
 from aif_jax.encoding.raw import column_of, plain
 from aif_jax.jobs import ItemJob, UserJob
@@ -100,14 +100,16 @@ def add_bucket(table: Any, *, column: str, buckets: int) -> Any:
 
 def _actors(job: ItemJob | UserJob, count: int) -> dict[str, Any]:
     """Arguments that all calls share."""
-    import ray  # pyright: ignore[reportMissingImports]  the extra is not installed where types are checked
-    from ray.data import ActorPoolStrategy  # pyright: ignore[reportMissingImports]
+    with needs_extra("Ray Data needs Ray", "ray"):
+        import ray  # pyright: ignore[reportMissingImports]  the extra is not installed where types are checked
+        from ray.data import ActorPoolStrategy  # pyright: ignore[reportMissingImports]
 
     constructor = {"held": [ray.put(job)]}
     return {"compute": ActorPoolStrategy(size=count), "batch_format": "pyarrow", "fn_constructor_kwargs": constructor}
 
 
 def _fetch(held: list[Any]) -> Any:
-    import ray  # pyright: ignore[reportMissingImports]
+    with needs_extra("Ray Data needs Ray", "ray"):
+        import ray  # pyright: ignore[reportMissingImports]
 
     return ray.get(held[0])

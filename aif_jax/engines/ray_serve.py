@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aif_jax.checks import needs_extra
 from aif_jax.service.affinity import affinity_key
 from aif_jax.service.answers import rank_fields, score_fields
 from aif_jax.service.calls import parse
@@ -41,11 +42,9 @@ def replicas(
     Raises:
       ImportError: Ray Serve is missing.
     """
-    try:
+    with needs_extra("replicas need Ray Serve", "ray"):
         from ray import serve  # pyright: ignore[reportMissingImports]
         from ray.serve.config import RequestRouterConfig  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError('replicas on Ray Serve need it: pip install "aif_jax[ray]"') from error
     config = config or ServingConfig()
     given: dict[str, Any] = {"name": "PreRanking", "max_ongoing_requests": config.max_pending, **options}
     if count is not None:

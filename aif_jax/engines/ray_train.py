@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from aif_jax.checkpoint import Checkpoints
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.sharding import processes
 
 
@@ -43,7 +43,8 @@ class Worker:
 
         Every worker must make this call, as `ray.train.report` waits for all.
         """
-        from ray import train  # pyright: ignore[reportMissingImports]
+        with needs_extra("Ray Train needs Ray", "ray"):
+            from ray import train  # pyright: ignore[reportMissingImports]
 
         checkpoint = None
         if self.checkpoints is not None and (latest := self.checkpoints.latest) != self._reported:
@@ -72,8 +73,9 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
     expect(
         folder is None or Path(folder).is_absolute(), "joined folder", "an absolute path, as workers change directory", folder
     )
-    from ray import train  # pyright: ignore[reportMissingImports]
-    from ray.train.collective import broadcast_from_rank_zero  # pyright: ignore[reportMissingImports]
+    with needs_extra("Ray Train needs Ray", "ray"):
+        from ray import train  # pyright: ignore[reportMissingImports]
+        from ray.train.collective import broadcast_from_rank_zero  # pyright: ignore[reportMissingImports]
 
     context = train.get_context()
     rank, count = context.get_world_rank(), context.get_world_size()
@@ -99,7 +101,8 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
 
 
 def _free_address() -> str:
-    import ray  # pyright: ignore[reportMissingImports]
+    with needs_extra("Ray Train needs Ray", "ray"):
+        import ray  # pyright: ignore[reportMissingImports]
 
     with socket.socket() as free:
         free.bind(("", 0))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.jobs import ItemJob, UserJob
 from aif_jax.store.folders import local
 
@@ -103,7 +103,8 @@ class FileTask:
 
 def schema(job: ItemJob | UserJob) -> Any:
     """The schema of what comes out of a job as Spark's `StructType`, for a call of `mapInArrow` by hand."""
-    from pyspark.sql.pandas.types import from_arrow_schema  # pyright: ignore[reportMissingImports]
+    with needs_extra("Spark needs PySpark", "spark"):
+        from pyspark.sql.pandas.types import from_arrow_schema  # pyright: ignore[reportMissingImports]
 
     return from_arrow_schema(job.schema)
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.export import consume, functions
@@ -77,7 +77,7 @@ def save(
       VersionMismatch: the index is of other parameters or another encoder.
       EncodingMismatch: an encoder other than that of the model's data.
       ValueError: an encoder of other features than the model's; buckets that the functions do not allow.
-      ModuleNotFoundError: flatbuffers is not installed.
+      ImportError: flatbuffers is not installed.
 
     Example:
       >>> import jax, tempfile, aif_jax as aif
@@ -333,7 +333,5 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _require_flatbuffers() -> None:
-    try:
+    with needs_extra("exports need flatbuffers", "export"):
         import flatbuffers  # noqa: F401
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('exports are serialised with flatbuffers: pip install "aif_jax[export]"') from None

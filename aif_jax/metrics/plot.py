@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.metrics.entries import Deciles
 
 
@@ -30,11 +30,9 @@ def plot_deciles(series: Mapping[str, Deciles], path: str | os.PathLike[str], *,
       >>> import tempfile
       >>> plot_deciles({"model": Deciles((0.1, 0.4), (0.12, 0.4), (50.0, 50.0))}, tempfile.mkdtemp() + "/deciles.png")
     """
-    try:
+    with needs_extra("plots need matplotlib", "plots"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "aif_jax[plots]"') from error
     expect(len(series) > 0, "plot_deciles series", "at least one", "none")
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     figure.suptitle(title)

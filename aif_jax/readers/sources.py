@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from tqdm import tqdm
 
+from aif_jax.checks import needs_extra
 from aif_jax.readers.problems import File, Problems
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -96,10 +97,8 @@ def files_of(path: PathLike) -> list[Path]:
 
 def pyarrow(module: str = "pyarrow") -> Any:
     """A module of pyarrow. Raises ImportError with what to install where it is missing."""
-    try:
+    with needs_extra("Parquet and CSV files need pyarrow", "data"):
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError("Parquet and CSV files need pyarrow: pip install 'aif_jax[data]'") from error
 
 
 def _file(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[Batch]:

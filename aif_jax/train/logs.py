@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from aif_jax.checks import needs_extra
 from aif_jax.store.folders import local, sync, write_file
 
 logger = logging.getLogger(__name__)
@@ -105,10 +106,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        try:
+        with needs_extra("TensorBoard logs need tensorboardX", "tensorboard"):
             import tensorboardX
-        except ImportError as error:
-            raise ImportError('TensorBoard logs need tensorboardX: pip install "aif_jax[tensorboard]"') from error
         self._module = tensorboardX
         self.folder = local(folder)
         self._writer: Any = None
