@@ -8,7 +8,6 @@ import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from aif_jax.checks import needs_extra
 from aif_jax.service import messages
 from aif_jax.service.core import Service
 from aif_jax.service.errors import Problem, reported
@@ -91,10 +90,12 @@ async def start(
       ImportError: grpc is missing.
       OSError: the port is taken.
     """
-    with needs_extra("gRPC needs grpcio", "grpc"):
+    try:
         import grpc
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
         from grpc_reflection.v1alpha import reflection, reflection_pb2
+    except ImportError as error:
+        raise ImportError('gRPC needs grpcio: pip install "aif_jax[grpc]"') from error
 
     token = None if where.token is None else f"Bearer {where.token}".encode()
 

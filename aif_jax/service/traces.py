@@ -6,7 +6,6 @@ import contextvars
 import time
 from typing import Any
 
-from aif_jax.checks import needs_extra
 from aif_jax.service.core import Observed
 
 PARENT: contextvars.ContextVar[str] = contextvars.ContextVar("traceparent", default="")
@@ -24,8 +23,10 @@ class Traces:
     """
 
     def __init__(self, provider: Any = None):
-        with needs_extra("traces need OpenTelemetry", "traces"):
+        try:
             from opentelemetry import propagate, trace
+        except ImportError as error:
+            raise ImportError('traces need OpenTelemetry: pip install "aif_jax[traces]"') from error
         self._extract = propagate.extract
         self._within = trace.set_span_in_context
         self._tracer = trace.get_tracer("aif_jax.service", tracer_provider=provider)

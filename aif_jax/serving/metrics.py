@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aif_jax.checks import needs_extra
 from aif_jax.serving.unknown import Known
 
 BOUNDS = tuple(round(1e-5 * 10 ** (i / 6), 9) for i in range(37))
@@ -141,8 +140,10 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
 
 
 def _client() -> Any:
-    with needs_extra("metrics for Prometheus need prometheus-client", "metrics"):
+    try:
         import prometheus_client
+    except ImportError as error:
+        raise ImportError('metrics for Prometheus need prometheus-client: pip install "aif_jax[metrics]"') from error
     return prometheus_client
 
 
