@@ -12,53 +12,42 @@ from aif_jax import blocks
 from aif_jax.config import Config
 from aif_jax.schema import Schema
 
-__all__ = ["aif", "streaming", "paper", "two_tower", "cold", "exact", "PRESETS"]
+__all__ = ["aif", "streaming", "paper", "two_tower", "two_tower_matching", "cold", "full_attention", "PRESETS"]
 
 logger = logging.getLogger(__name__)
 LONG_LENGTH = 512
-TIERS = 16
-BITS = 128
 
 
-def aif(
-    schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), tier_length: int | None = LONG_LENGTH, **changes: Any
-) -> Config:
+def aif(schema: Schema, **changes: Any) -> Config:
     """The AIF model: the block list that the study recommends; README's figures are of this one.
 
-    BEA, SIM, linear attention with softmax keys, exact SimTier over the last `tier_length` behaviours, and dot products added
-    to the logit: with a longer `long_length` the cost in real time stays the same, with a longer `tier_length` it grows.
-    Without content in the schema SimTier is left out, and the logger "aif_jax.presets" says so.
+    Matching statistics of every behaviour field over the long history, BEA over the short one, linear attention with softmax
+    keys over the long one, and dot products added to the logit. With a longer `long_length` the cost in real time grows by
+    the binary searches of the matching statistics alone. SIM and SimTier are not in it: next to matching statistics they lost
+    quality and were the two dearest blocks (docs/results.md).
 
     Args:
       schema: the features.
-      sim_fields: behaviour fields with a SIM cache.
-      tier_length: behaviours that SimTier reads, from the most recent; None for all of `long_length`.
       changes: fields of `Config`.
 
     Example:
       >>> from aif_jax import Attribute, Schema
-      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)), content=8)
+      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
       >>> [block.name for block in aif(schema).blocks]
-      ['bea', 'sim_category', 'linear_memory', 'sim_tier', 'dot_product']
+      ['matching_statistics', 'bea', 'linear_memory', 'dot_product']
     """
-    tiers = _with_content(schema, "aif", blocks.SimTier(tiers=TIERS, bits=BITS, length=tier_length))
     short, long = blocks.Bea(dot_product=True), blocks.LinearMemory(dot_product=True)
-    parts = (short, *map(blocks.Sim, sim_fields), long, *tiers, blocks.DotProduct())
-    return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
+    return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), short, long, blocks.DotProduct()))
 
 
-def streaming(
-    schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), tier_length: int = LONG_LENGTH, **changes: Any
-) -> Config:
-    """`aif` for users whose history is a stream: linear attention and SIM hold a whole life and are updated by every event.
+def streaming(schema: Schema, **changes: Any) -> Config:
+    """`aif` for users whose history is a stream: linear attention holds a whole life and is updated by every event.
 
-    SimTier (`tier_length`), BEA and the user tower read the last events, which are kept. `model.update_user` and
-    `aif_jax.user_table` serve it; given whole histories, it reads the first `long_length` events.
+    Matching statistics read the last `long_length` events, BEA and the user tower the last `short_length`; these are kept.
+    `model.update_user` and `aif_jax.user_table` serve it; given whole histories, it reads the first `long_length` events.
     """
-    tiers = _with_content(schema, "streaming", blocks.SimTier(tiers=TIERS, bits=BITS, length=tier_length))
     short, long = blocks.Bea(dot_product=True), blocks.DecayedMemory(dot_product=True)
-    parts = (short, *map(blocks.DecayedSim, sim_fields), long, *tiers, blocks.DotProduct())
-    return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
+    return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), short, long, blocks.DotProduct()))
 
 
 def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
@@ -75,21 +64,32 @@ def two_tower(schema: Schema, **changes: Any) -> Config:
     return _config(schema, changes, head=(), long_length=short, blocks=(blocks.DotProduct(),))
 
 
+def two_tower_matching(schema: Schema, **changes: Any) -> Config:
+    """A two-tower model with a head over matching statistics: what a good team builds in a week, and the baseline to beat."""
+    return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), blocks.DotProduct()))
+
+
 def cold(schema: Schema, **changes: Any) -> Config:
     """COLD (arXiv 2007.16122) without its feature selection: one MLP over concatenated features, everything in real time."""
     return _config(schema, changes, towers=None, long_length=LONG_LENGTH, blocks=(blocks.Concatenation(),))
 
 
-def exact(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
-    """The sequential ceiling: attention over both whole histories, tiers of float cosines, no approximation."""
-    tiers = _with_content(schema, "exact", blocks.CosineTiers(tiers=TIERS))
+def full_attention(schema: Schema, **changes: Any) -> Config:
+    """The sequential ceiling: attention over both whole histories and matching statistics, no approximation."""
     attention = (blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True))
-    parts = (*attention, *map(blocks.Sim, sim_fields), *tiers, blocks.DotProduct())
+    parts = (_matching(schema), *attention, blocks.DotProduct())
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
 
 
-PRESETS = {"aif": aif, "streaming": streaming, "paper": paper, "two_tower": two_tower, "cold": cold, "exact": exact}
+PRESETS = {
+    "aif": aif, "streaming": streaming, "paper": paper, "two_tower": two_tower, "two_tower_matching": two_tower_matching,
+    "cold": cold, "full_attention": full_attention,
+}  # fmt: skip
 """Presets by name, for command lines."""
+
+
+def _matching(schema: Schema) -> blocks.MatchingStatistics:
+    return blocks.MatchingStatistics(schema.behaviour_fields)
 
 
 def _config(schema: Schema, changes: dict[str, Any], **defaults: Any) -> Config:

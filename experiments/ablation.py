@@ -5,8 +5,10 @@ Claim     On next-item MovieLens the full AIF model ranks better than a tuned tw
 Command   python -m experiments.ablation --data DIR --json ablation.json
           (--smoke: seconds; --report-only: tables from the records; --critical: times of the critical path; --help lists all)
 Data      DIR holds movielens-small-merged/ and taobao-userbehavior-head100k/; the synthetic worlds are made here.
-Protocol  docs/study.md. Each run (data set, model, recipe, seed) is trained and evaluated once and leaves a record in
-          experiments/results/; runs with a record are skipped, so the study can be stopped and continued at any time.
+Protocol  docs/study.md, the old one: met items are among the negatives. `experiments.study.question` asks it rightly; its
+          figures are under the key "preset" of --json. Each run (data set, model, recipe, seed) is trained and evaluated
+          once and leaves a record in experiments/results/old_protocol/; runs with a record are skipped, so the study can be
+          stopped and continued at any time.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import jax
 
 from experiments import common
 from experiments.study import critical as critical_path
-from experiments.study import datasets, inttower, models, plan, plots, recipes, records, report, tables, tuning
+from experiments.study import datasets, inttower, models, plan, plots, question, recipes, records, report, tables, tuning
 from experiments.study.runs import SIZES, SMOKE, Run, recall_of_ranker, train_and_evaluate
 
 CRITICAL = "critical.json"
@@ -61,7 +63,7 @@ def tell(options) -> None:
         print(f"figure written to {path}")
     if options.page is not None:
         print(f"tables written to {tables.write(options.page, found, critical)}")
-    common.write_json(options.json, report.keys(found, critical))
+    common.write_json(options.json, report.keys(found, critical) | {"preset": question.keys(question.RESULTS)})
 
 
 def time_models(options) -> None:

@@ -7,7 +7,7 @@ Measured  experiments/README.md, with the machine
 Services  aif         AsyncPreRanker over `presets.aif`
           streaming   AsyncPreRanker over `presets.streaming`: features have a row of a `UserTable` and the events since
           sequential  the same model and scores; user function, item function and interaction start when the candidates come
-          exact       `presets.exact`: attention over both whole histories; sequential
+          exact       `presets.full_attention`: attention over both whole histories; sequential
           two_tower   AsyncPreRanker over a dot product
           cold        one MLP over concatenated features; sequential
           floor       the engine's own compiled functions in a plain loop: no event loop, no threads, no deadlines, no batches

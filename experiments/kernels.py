@@ -5,7 +5,8 @@ Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits:
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
 Time      6 minutes with --rounds 15 (--candidates, --lengths, --bits choose other sizes). PyTorch and faiss are measured where
           they are installed (`pip install "aif_jax[benchmarks]"`) and left out otherwise.
-Models    "interaction_exact" is `presets.aif` with signatures of K bits, "interaction" the same with SimTier by bridge codes,
+Models    "interaction_exact" has BEA, SIM, linear attention and SimTier on signatures of K bits, "interaction" the
+          same with SimTier by bridge codes,
           "base" a model without blocks, "head_only" the head's MLP on ready inputs; it does not see L, so its spread over L is
           the noise of the clock. Weights are as initialised.
 Protocol  Every form is compiled and its result checked before the clock starts; inputs are on the device, `block_until_ready`
@@ -19,7 +20,6 @@ Measured  docs/long_history.md, with the machine
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -176,13 +176,14 @@ def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
 
 
 def aif_blocks(bits: int) -> tuple[Any, ...]:
-    """The blocks of `presets.aif` with signatures of `bits`."""
-    blocks = aif.presets.aif(schema()).blocks
-    return tuple(dataclasses.replace(b, bits=bits) if isinstance(b, aif.blocks.SimTier) else b for b in blocks)
+    """The approximations of a long history next to each other, with signatures of `bits`; no matching statistics."""
+    short, long = aif.blocks.Bea(dot_product=True), aif.blocks.LinearMemory(dot_product=True)
+    tiers = aif.blocks.SimTier(tiers=16, bits=bits, length=512)
+    return (short, aif.blocks.Sim("category"), long, tiers, aif.blocks.DotProduct())
 
 
 def whole(candidates: int, length: int, blocks: tuple[Any, ...]) -> tuple[Form, aif.Config]:
-    """The interaction of `presets.aif` with these blocks, and one user's state after `length` behaviours."""
+    """The interaction of a model with these blocks, and one user's state after `length` behaviours."""
     config = aif.presets.aif(schema(), long_length=length, blocks=blocks)
     model = aif.build(config)
     params = jax.jit(lambda key: model.init(key, drawn.catalogue(schema())))(jax.random.key(0))

@@ -7,7 +7,7 @@ Time      6 minutes on 2 CPU cores with --rounds 60 --seconds 3
 Measured  experiments/README.md, with the machine
 Services  aif         AsyncPreRanker over `presets.aif`
           sequential  the same model and scores; user function, item function and interaction start when the candidates come
-          exact       `presets.exact`: attention over both whole histories, float similarities; sequential
+          exact       `presets.full_attention`: attention over both whole histories, float similarities; sequential
           two_tower   AsyncPreRanker over a dot product
           cold        one MLP over concatenated features; sequential
 Load      feature fetch is a stated delay of 2 ms, retrieval one of 15 ms, for every service. Users have full histories; each
@@ -16,8 +16,7 @@ Method    services interleaved request by request in one process, compilation an
           features on the device before their clock starts. Bare functions run on ready inputs in the main thread, after the
           same wait as a request's. After a wait of 15 ms caches are cold, and every step of every service takes longer; so the
           same is measured back to back too, with state and candidates ready, in turns of eight requests. Weights are as
-          initialised. Exact SimTier compares every behaviour with every candidate; --simtier codes takes bridge codes, whose
-          cost does not depend on the history.
+          initialised.
 """
 
 from __future__ import annotations
@@ -59,7 +58,6 @@ def parse(arguments: list[str] | None):
     parser.add_argument("--items", type=int, default=20_000, help="catalogue size")
     parser.add_argument("--rounds", type=int, default=80, help="requests of each service at each setting")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each load test")
-    parser.add_argument("--simtier", choices=("exact", "codes"), default="exact", help="form of SimTier in the AIF model")
     parser.add_argument("--p99-bound-ms", type=float, default=100.0, help="of the whole request, for requests/s")
     parser.add_argument("--candidates", type=int, default=1000)
     parser.add_argument("--history", type=int, default=512)
@@ -111,11 +109,8 @@ def build(world: World, options, length: int) -> dict[str, Model]:
     """The four models; `aif` is served in two ways."""
     presets, sizes = aif.presets, dict(short_length=8, width=8) if options.smoke else {}
     config = presets.aif(world.schema, long_length=length, **sizes)
-    if options.simtier == "codes":
-        codes = aif.blocks.SimTierCodes(tiers=presets.TIERS)
-        config = config.replace(blocks=tuple(codes if isinstance(b, aif.blocks.SimTier) else b for b in config.blocks))
-    others = (presets.exact, presets.two_tower, presets.cold)
-    made = {"aif": config, **{preset.__name__: preset(world.schema, long_length=length, **sizes) for preset in others}}
+    others = {"exact": presets.full_attention, "two_tower": presets.two_tower, "cold": presets.cold}
+    made = {"aif": config, **{name: preset(world.schema, long_length=length, **sizes) for name, preset in others.items()}}
     return {name: Model.drawn(world, config) for name, config in made.items()}
 
 

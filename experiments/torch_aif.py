@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 import aif_jax as aif
 from aif_jax import interaction
-from aif_jax.blocks import Bea, DotProduct, LinearMemory, Sim, SimTier
+from aif_jax.blocks import Bea, DotProduct, LinearMemory, MatchingStatistics, Sim, SimTier
 from aif_jax.layers import AGE_BUCKETS
 from aif_jax.train import predict
 
 READ = {Bea: "read", LinearMemory: "deviation"}
 """What a block with a dot product reads of the history."""
+KNOWN = (MatchingStatistics, Bea, LinearMemory, Sim, SimTier, DotProduct)
 
 
 class TorchAIF(nn.Module):
@@ -30,15 +31,14 @@ class TorchAIF(nn.Module):
 
     Args:
       params: of the JAX model.
-      config: with blocks among those of `presets.aif`.
+      config: with blocks among KNOWN, such as `presets.aif`.
       sparse: embedding tables with sparse gradients, for SparseAdam and Adagrad.
     """
 
     def __init__(self, params: dict[str, Any], config: aif.Config, *, sparse: tuple[str, ...] = ()):
         super().__init__()
-        known = tuple(type(block) for block in aif.presets.aif(config.schema).blocks)
-        if not all(isinstance(block, known) for block in config.blocks):
-            raise ValueError(f"TorchAIF: expected blocks of {[kind.__name__ for kind in known]}, got {config.blocks}")
+        if not all(isinstance(block, KNOWN) for block in config.blocks):
+            raise ValueError(f"TorchAIF: expected blocks of {[kind.__name__ for kind in KNOWN]}, got {config.blocks}")
         self.config, self.sparse = config, sparse
         trained = {name: group for name, group in params.items() if name != "fitted"}
         leaves = jax.tree_util.tree_leaves_with_path(trained)
@@ -69,6 +69,8 @@ class TorchAIF(nn.Module):
             elif isinstance(block, LinearMemory):
                 read, mean = self._memory(block, path, embedded, long["mask"], vector)
                 inputs[block.name] = {"mean": mean, "deviation": read}
+            elif isinstance(block, MatchingStatistics):
+                inputs[block.name] = {"statistics": self._matching(block, long, items["ids"])}
             elif isinstance(block, Sim):
                 query = self._dense(f"{path}/query", vector)
                 inputs[block.name] = self._sim(block, long, embedded, items["ids"][block.field], query)
@@ -92,6 +94,23 @@ class TorchAIF(nn.Module):
         agreement = (keys @ self._dense(f"{path}/query", vector)[:, :, None])[..., 0] * mask
         read = (agreement[:, None, :] @ values)[:, 0] / (math.sqrt(block.width) * count.clamp(min=1))
         return read, _masked_mean(values, mask)
+
+    def _matching(self, block: MatchingStatistics, history: dict, wanted: dict[str, Tensor]) -> Tensor:
+        """How often, how recently and by which actions the user met each of the candidate's values."""
+        mask, actions, found = history["mask"], self.config.schema.actions, []
+        place, events = torch.arange(mask.shape[1]), mask.sum(1).clamp(min=1)
+        by_action = F.one_hot(history["action"].clamp(0, actions - 1), actions).float()
+        for field in block.fields:
+            value = wanted[field]
+            equal = (self._field(field, history["item"]) == value[:, None]) & mask & (value > 0)[:, None]
+            number, recent = equal.sum(1), (equal & (place < block.recent_events)).sum(1)
+            last = torch.where(equal, place, mask.shape[1] - 1).min(1).values
+            days = history["age"].gather(1, last[:, None])[:, 0].clamp(min=0) / 86400
+            first = [torch.ones(len(value)), torch.log1p(number), number / events, 1 / (1 + last), torch.log1p(days),
+                     torch.log1p(recent)]  # fmt: skip
+            counts = torch.log1p((equal.float()[:, None] @ by_action)[:, 0])
+            found.append(torch.cat([torch.stack(first, -1), counts], -1) * (number > 0)[:, None])
+        return torch.cat(found, -1)
 
     def _sim(self, block: Sim, history: dict, embedded: Tensor, value: Tensor, query: Tensor) -> dict[str, Tensor]:
         """Attention over the last P behaviours of the candidate's value, if that is among the user's Q most frequent."""

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     name = "smoke" if options.smoke else "synthetic" if options.data is None else "movielens"
     loaded = datasets.load(name, options.data)
     data, small = loaded.dataset, dict(width=16, towers=(16,), head=(16,)) if options.smoke else {}
-    config = aif.presets.streaming(data.schema, sim_fields=loaded.sim_fields, **small)
+    config = aif.presets.streaming(data.schema, **small)
     run = aif.fit(aif.build(config), data, batch_size=256, requests=500, k=None)
     print(f"{name}: {run}")
     figures = requests(run.model, run.params, options) | updates(run.model, run.params, options)
@@ -121,9 +121,8 @@ def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
 
 def window(config: aif.Config, length: int) -> aif.Config:
     """`presets.aif` of the same sizes and fields: what would be served without a table."""
-    fields = tuple(block.field for block in config.blocks if hasattr(block, "field"))
     sizes = dict(width=config.width, towers=config.towers, head=config.head, long_length=length)
-    return aif.presets.aif(config.schema, sim_fields=fields, **sizes)
+    return aif.presets.aif(config.schema, **sizes)
 
 
 def side(programs: Programs, compiled: Any, params: Any, features: list[UserFeatures]):

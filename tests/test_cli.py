@@ -317,11 +317,10 @@ def test_wrong_words_of_train(world, tmp_path, run):
     words = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run"]
     for more, message in (
         (["--set", "width=0"], "--set: Config.width: expected at least 1, got 0"),
-        (["--set", "hue=1"], "--set: expected one of the fields width, .* sim_fields, tier_length, got 'hue'"),
-        (["--set", "tier_length=0"], "--set: SimTier.length: expected None or at least 1, got 0"),
-        (["--set", "tier_length=2.5"], "--set: SimTier.length: expected int or None, got 2.5"),
-        (["--set", 'sim_fields=["genre"]'], "--set: Sim.field: expected one of schema.behaviour_fields"),
-        (["--preset", "two_tower", "--set", "tier_length=8"], "--set: expected one of the fields .* got 'tier_length'"),
+        (["--set", "hue=1"], "--set: expected one of the fields width, .* objectives, got 'hue'"),
+        (["--preset", "paper", "--set", 'sim_fields=["item", "item"]'], "Config.blocks: expected blocks of different names"),
+        (["--preset", "paper", "--set", 'sim_fields=["genre"]'], "--set: Sim.field: expected one of schema.behaviour_fields"),
+        (["--set", 'sim_fields=["item"]'], "--set: expected one of the fields .* got 'sim_fields'"),
         (["--set", "width"], "--set: expected FIELD=VALUE with the value in JSON, got 'width'"),
         (["--task", "Sing"], "--task: expected one of NextItem, Liked, Impressions, Cascaded, got 'Sing'"),
         (["--task", "Liked"], "--task: .*threshold"),

@@ -131,7 +131,7 @@ def test_evaluation_compiles_once_for_all_calls(data, trained, positions):
 
 
 @pytest.mark.usefixtures("light_compilation")
-@pytest.mark.parametrize("preset", ["two_tower", "exact"])
+@pytest.mark.parametrize("preset", ["two_tower", "full_attention"])
 def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
     """No program makes a larger array than the bound, whatever the catalogue and the lists; figures stay the same."""
     model = aif.build(aif.presets.PRESETS[preset](data.schema, width=8, short_length=8, long_length=16))

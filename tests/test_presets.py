@@ -29,10 +29,9 @@ def test_every_preset_builds_and_round_trips(name, schema):
 def test_aif_is_the_model_of_the_study():
     config = presets.aif(SCHEMA)
     assert config.blocks == (
+        blocks.MatchingStatistics(("item", "category")),
         blocks.Bea(dot_product=True),
-        blocks.Sim("category"),
         blocks.LinearMemory(dot_product=True),
-        blocks.SimTier(tiers=16, bits=128, length=512),
         blocks.DotProduct(),
     )
     assert config.long_length == 512 and config.head == (64, 32) and config.towers == (64,)
@@ -50,15 +49,18 @@ def test_paper_has_the_paper_s_blocks_alone():
 
 
 def test_baselines():
-    two_tower, cold, exact = (presets.PRESETS[name](SCHEMA) for name in ("two_tower", "cold", "exact"))
+    two_tower, matching, cold, full = (
+        presets.PRESETS[name](SCHEMA) for name in ("two_tower", "two_tower_matching", "cold", "full_attention")
+    )
     assert two_tower.head == () and two_tower.blocks == (blocks.DotProduct(),)
+    assert matching.head and [type(block) for block in matching.blocks] == [blocks.MatchingStatistics, blocks.DotProduct]
     assert cold.towers is None and cold.blocks == (blocks.Concatenation(),)
-    assert [type(block) for block in exact.blocks] == [
-        blocks.CrossAttention, blocks.TargetAttention, blocks.Sim, blocks.CosineTiers, blocks.DotProduct,
+    assert [type(block) for block in full.blocks] == [
+        blocks.MatchingStatistics, blocks.CrossAttention, blocks.TargetAttention, blocks.DotProduct,
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "left_out"), [("aif", "SimTier"), ("paper", "LshDin, SimTier"), ("exact", "CosineTiers")])
+@pytest.mark.parametrize(("name", "left_out"), [("paper", "LshDin, SimTier")])
 def test_without_content_a_line_says_what_is_left_out(name, left_out, caplog):
     with caplog.at_level(logging.WARNING, logger="aif_jax.presets"):
         config = presets.PRESETS[name](BARE)
@@ -71,22 +73,23 @@ def test_without_content_a_line_says_what_is_left_out(name, left_out, caplog):
 
 
 def test_changes_reach_any_field():
-    config = presets.aif(SCHEMA, sim_fields=("item", "category"), width=16, long_length=64, head=(8,))
-    assert [block.name for block in config.blocks if isinstance(block, blocks.Sim)] == ["sim_item", "sim_category"]
+    config = presets.aif(SCHEMA, width=16, long_length=64, head=(8,))
     assert (config.width, config.long_length, config.head) == (16, 64, (8,))
-    for preset in (presets.aif, presets.streaming):
-        assert _tiers(preset(SCHEMA, long_length=2048)).length == 512
-        assert _tiers(preset(SCHEMA, long_length=2048, tier_length=2048)).length == 2048
-    assert _tiers(presets.aif(SCHEMA, tier_length=None)).length is None
     assert presets.two_tower(SCHEMA, head=(4,), blocks=()).head == (4,)
+    assert [block.name for block in presets.paper(SCHEMA, sim_fields=("item", "category")).blocks][1:3] == [
+        "sim_item", "sim_category",
+    ]  # fmt: skip
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
         presets.aif(SCHEMA, depth=3)
     with pytest.raises(ValueError, match="Sim.field: expected one of schema.behaviour_fields"):
-        presets.aif(SCHEMA, sim_fields=("brand",))
+        presets.paper(SCHEMA, sim_fields=("brand",))
 
 
-def _tiers(config):
-    return next(block for block in config.blocks if isinstance(block, blocks.SimTier))
+def test_every_behaviour_field_is_matched():
+    wider = dataclasses.replace(SCHEMA, item_attributes=(*SCHEMA.item_attributes, aif.Attribute(name="brand", size=5)),
+                                behaviour_fields=("item", "category", "brand"))  # fmt: skip
+    for name in ("aif", "streaming", "two_tower_matching", "full_attention"):
+        assert presets.PRESETS[name](wider).blocks[0] == blocks.MatchingStatistics(("item", "category", "brand"))
 
 
 def test_presets_are_named_once():

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.data.sampling import Seen
+from aif_jax.metrics import ByUser
 from experiments.study import datasets, question, records
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -36,6 +38,47 @@ def test_every_model_has_the_same_sizes_and_the_fields_of_the_data(smoke):
     assert len({(config.width, config.towers, config.short_length) for config in configs.values()}) == 1
     fields = smoke.dataset.schema.behaviour_fields
     assert MatchingStatistics(fields) in configs[question.AIF].blocks
+
+
+def test_presets_are_models_of_the_study(smoke):
+    """README's figures are of `presets.aif`: it is a model of the study, and so are the baselines and the ceiling."""
+    schema, named = smoke.dataset.schema, aif.presets
+    presets = {
+        question.BASE: named.two_tower, question.WITH_MATCHING: named.two_tower_matching, question.AIF: named.aif,
+        question.FULL: named.full_attention,
+    }  # fmt: skip
+    for name, preset in presets.items():
+        config = question.config_of(question.Trial(dataset="movielens", model=name), smoke)
+        assert config == preset(schema, long_length=config.long_length)
+        assert config.long_length == aif.presets.LONG_LENGTH or name == question.BASE
+
+
+def test_keys_are_of_the_test_split_with_intervals_over_users(tmp_path):
+    """By hand: three users of one request each; the preset ranks all right, two-tower none, matching two of them."""
+    rng = np.random.default_rng(0)
+    for model, gauc, hits in (
+        (question.AIF, 0.9, [1, 1, 1]),
+        (question.BASE, 0.8, [0, 0, 1]),
+        (question.WITH_MATCHING, 0.85, [1, 1, 0]),
+    ):
+        for split in ("validation", "test"):
+            trial = question.Trial(dataset="movielens", model=model, split=split, epochs=2)
+            metric = ByUser(np.arange(3), gauc + 0.01 * np.arange(3), np.ones(3))
+            rate = ByUser(np.arange(3), np.array(hits, float), np.ones(3))
+            parts = {"gauc": metric} | {f"hr100@{untrained:g}": rate for untrained in question.UNTRAINED}
+            question.keep(tmp_path, trial, parts, met_items=0.1, extra=rng.random())
+    made = question.keys(tmp_path)["movielens"]
+    assert made["gauc_points"] == pytest.approx(10) and made["gauc_points_low"] == pytest.approx(10)
+    assert made["hr100_ratio"] == pytest.approx(3) and made["hr100_ratio_over_matching"] == pytest.approx(1.5)
+    assert made["gauc_points_over_matching_high"] == pytest.approx(5) and made["met_items"] == 0.1
+    assert question.keys(tmp_path / "none") == {}
+
+
+def test_times_smoke(tmp_path):
+    arguments = ["--plan", "smoke", "--times", "--results", str(tmp_path), "--work", str(tmp_path / "work")]
+    question.main(arguments)
+    times = question.read_times(tmp_path)
+    assert f"{question.AIF}, C=64, L=32" in times and all(one["score"]["p50"] > 0 for one in times.values())
 
 
 def test_requests_hold_met_items_and_plans_name_each_run_once(smoke):

@@ -196,7 +196,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def preset_arguments(name: str) -> list[str]:
-    """What a preset takes that is no field of the config: `sim_fields`, `tier_length`."""
+    """What a preset takes that is no field of the config: `sim_fields` of "paper"."""
     parameters = inspect.signature(PRESETS[name]).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 

@@ -32,9 +32,10 @@ GAUCS = {name: MAIN[name] for name in ("gauc asked", "gauc corrected")} | {
 RETRIEVED = 1000  # items that a retrieval hands on
 HEADING = """# Other people's models
 
-Written by `python -m experiments.peers --report-only --page docs` from `experiments/results/peers.jsonl`. The requests and
-lists are those of [the study](study.md): test slice, models trained on the first 90 % of all events. Peers are unchanged models
-of their packages behind thin feeds; `experiments/peers/README.md` says how to add one by writing a score file.
+Written by `python -m experiments.peers --report-only --page docs` from the records of the old protocol,
+`experiments/results/old_protocol/peers.jsonl`. The requests and lists are those of [the study](study.md): test slice, models
+trained on the first 90 % of all events. Peers are unchanged models of their packages behind thin feeds;
+`experiments/peers/README.md` says how to add one by writing a score file.
 
 - *GAUC* pools a user's requests and weighs users by candidates: the next item against 99 drawn by count ** 0.75. *Mixed*
   replaces a share of the 99 by items without a training event, the share that such items have among the targets: lists drawn by

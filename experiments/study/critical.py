@@ -90,11 +90,11 @@ def measure(
         run = Run(dataset=data.name, model=model, seed=0)
         params = trained_params(config, kept(run, work, more=FACTORS if FACTORS in more else "")) if work else None
         trained[name] = params is not None
-        make = _sequential if models.family(model) in SEQUENTIAL or SEQUENTIALLY in more else _staged
+        make = sequential if models.family(model) in SEQUENTIAL or SEQUENTIALLY in more else staged
         way = make(config, data.dataset, positions[:16], min(TOP, count), params)
         rows = [each.astype(np.int32) for each in found]
-        critical[name] = partial(_time, way.critical, rows, time.perf_counter)
-        whole[name] = partial(_time, way.whole, rows, time.process_time)
+        critical[name] = partial(time_one, way.critical, rows, time.perf_counter)
+        whole[name] = partial(time_one, way.whole, rows, time.process_time)
         for i in range(3):
             critical[name](i), whole[name](i)
     times, spent = common.interleaved(critical, rounds), common.interleaved(whole, rounds)
@@ -118,7 +118,8 @@ def trained_params(config: aif.Config, folder: Path) -> Params | None:
     return restored.params if restored.config == config else None
 
 
-def _time(once: Callable[[int, np.ndarray], Any], found: list[np.ndarray], clock: Callable[[], float], i: int) -> float:
+def time_one(once: Callable[[int, np.ndarray], Any], found: list[np.ndarray], clock: Callable[[], float], i: int) -> float:
+    """Milliseconds of request i, after another one that warms the caches."""
     jax.device_get(once((i + 1) % len(found), found[(i + 1) % len(found)]))
     start = clock()
     jax.device_get(once(i % len(found), found[i % len(found)]))
@@ -132,7 +133,8 @@ def _prepared(config: aif.Config, dataset: Dataset, positions: np.ndarray, param
     return model, params, [jax.tree.map(lambda x: x[0], features) for features in users]
 
 
-def _staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int, params: Params | None) -> Way:
+def staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int, params: Params | None) -> Way:
+    """A model whose user states and item rows are ready when the candidates are there."""
     model, params, users = _prepared(config, dataset, positions, params)
     table = item_rows(model, params, dataset.catalogue, progress=False)
     user = jax.jit(model.user)
@@ -148,7 +150,8 @@ def _staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int,
     )
 
 
-def _sequential(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int, params: Params | None) -> Way:
+def sequential(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int, params: Params | None) -> Way:
+    """A model that computes everything when the candidates are there."""
     model, params, users = _prepared(config, dataset, positions, params)
     items = dataset.catalogue.features(np.arange(len(dataset.catalogue)), content=config.reads_content)
     catalogue = jax.device_put(items)

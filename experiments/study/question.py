@@ -2,7 +2,8 @@
 
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
-          (--plan test: the models of the headline; --list: the runs that are missing; --report: tables from the records)
+          (--plan test: the models of the headline; --list: the runs that are missing; --report: tables from the records;
+          --times: milliseconds of the user function and of the scoring program, all models in turn)
 Protocol  Met items. MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are no
           negatives, neither in training nor in evaluation, and are left out of the catalogue. Taobao users do come back: met
           items stay. Every record also holds the figures of the other kind of candidates.
@@ -19,6 +20,7 @@ import dataclasses
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,11 @@ from aif_jax.train.evaluate import catalogue_scores, rank_of
 from aif_jax.train.loop import loop
 from aif_jax.train.svd import fit_pure_svd
 from aif_jax.types import Params
-from experiments import common
-from experiments.study import datasets, models, recipes, records
-from experiments.study.evaluation import Requests, held_out, sampled_scores
+from experiments import common, drawn
+from experiments.study import critical, datasets, models, recipes, records
+from experiments.study.evaluation import Requests, earlier, held_out, sampled_scores
 
-RESULTS = records.RESULTS / "question"
+RESULTS = records.RESULTS.parent / "question"
 EACH = "every behaviour field"
 MATCHING = MatchingStatistics((EACH,))
 WIDE = dict(long_length=512)
@@ -62,10 +64,10 @@ MODELS: dict[str, dict[str, Any]] = {
         blocks=(MATCHING, blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True), models.DOT), **WIDE
     ),
 }
-BASE, WITH_MATCHING, AIF = "two-tower", "two-tower with matching statistics", "aif"
+BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
+TIMES = "times.json"
 SEEDS = (0, 1, 2)
-CATALOGUE_REQUESTS = {"movielens": 3000}
-"""How many requests rank the whole catalogue on the test split; elsewhere 1,000, drawn at random."""
+CATALOGUE_REQUESTS = 1000  # requests that rank the whole catalogue, drawn at random
 FIXED: dict[str, Any] = dict(learning_rate=1e-2, weight_decay=0.1)
 NEGATIVES = 15
 UNTRAINED = (-100.0, 0.0, 1.0, 2.0, 3.0)
@@ -193,8 +195,7 @@ def evaluate(
     }
     found["gauc"] = found["gauc_all" if data.repeats else "gauc_unmet"]
     counts = item_counts(dataset, trained_on(trial, data))
-    few = CATALOGUE_REQUESTS.get(trial.dataset, 1000) if trial.split == "test" else 1000
-    at = np.sort(np.random.default_rng(2).permutation(requests.positions)[:few])
+    at = np.sort(np.random.default_rng(2).permutation(requests.positions)[:CATALOGUE_REQUESTS])
     ranks = np.zeros((len(UNTRAINED), len(at)), np.int64)
     given: dict[str, Any] = dict(repeats=data.repeats, batch_size=4, progress=progress)
     for rows, every in catalogue_scores(model, params, dataset, at, **given):
@@ -224,17 +225,29 @@ def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, pr
         with_svd, config = fit_pure_svd(params, log.user[seen], log.item[seen], config=model.config)
         added = evaluate(trial, aif.build(config), with_svd, data, progress=progress)
         found |= {f"{name}_svd": value for name, value in added.items()}
-    by_user = results / "by_user"
-    by_user.mkdir(parents=True, exist_ok=True)
+    return keep(
+        results, trial, found, met_items=met_share(trial, data), parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        **said, seconds=time.perf_counter() - began, commit=common.machine()["commit"],
+    )  # fmt: skip
+
+
+def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> dict[str, Any]:
+    """Writes the record of a run, and its metrics by user into a file next to it."""
+    folder = results / "by_user"
+    folder.mkdir(parents=True, exist_ok=True)
     arrays = {f"{name}.{part}": value for name, one in found.items() for part, value in pack(one).items()}
-    np.savez_compressed(by_user / f"{trial.file}.npz", **arrays)  # type: ignore[arg-type]
-    record = {
-        "id": trial.id, **dataclasses.asdict(trial), "figures": {name: one.mean for name, one in found.items()},
-        "users": len(found["gauc"].users), "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)), **said,
-        "seconds": time.perf_counter() - began, "commit": common.machine()["commit"],
-    }  # fmt: skip
+    np.savez_compressed(folder / f"{trial.file}.npz", **arrays)  # type: ignore[arg-type]
+    record = {"id": trial.id, **dataclasses.asdict(trial), "figures": {name: one.mean for name, one in found.items()},
+              "users": len(found["gauc"].users), **more}  # fmt: skip
     records.append(results, record)
     return record
+
+
+def met_share(trial: Trial, data: datasets.StudyData) -> float:
+    """Share of the sampled negatives that the user has met before."""
+    requests = requests_of(trial, data)
+    sample = np.arange(len(requests.rows))[:, None]
+    return float(Seen.before(data.dataset.log, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
 
 
 def pack(metric: ByUser) -> dict[str, np.ndarray]:
@@ -273,10 +286,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/question"), help="models (default %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the runs that are missing and stop")
     parser.add_argument("--report", action="store_true", help="print tables from the records and stop")
+    parser.add_argument("--times", action="store_true", help="measure times, on a quiet machine")
+    parser.add_argument("--rounds", type=int, default=200, help="requests of every model of --times (default %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
     if options.report:
         print(report(options.results))
+        return
+    if options.times:
+        name = "smoke" if "smoke" in options.plan else "movielens"
+        rounds = 5 if name == "smoke" else options.rounds
+        made = measure_times(datasets.load(name, options.data), options.work, rounds=rounds, smoke=name == "smoke")
+        options.results.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(records.rounded({"rounds": rounds, "models": made, "machine": common.machine()}), indent=1) + "\n"
+        (options.results / TIMES).write_text(text, encoding="utf-8")
         return
     loaded: dict[str, datasets.StudyData] = {}
     for trial in (trial for name in options.plan for trial in plan(name)):
@@ -309,6 +332,116 @@ def chosen(found: dict[str, dict[str, Any]], record: dict[str, Any]) -> float:
     ]
     figures = (same or [record])[-1]["figures"]
     return max(UNTRAINED, key=lambda untrained: figures[f"hr100@{untrained:g}"])
+
+
+def keys(results: Path) -> dict[str, dict[str, float]]:
+    """What `presets.aif` is judged by, by data set: the test split, every seed there is, additions on no model.
+
+    `gauc_points` and `hr100_ratio` are over the two-tower model, `..._over_matching` over the one with matching statistics,
+    each with `_low` and `_high`, the 95 % interval over users. `met_items` is the share of the sampled negatives that the user
+    has met. Times are ratios of medians: `critical_ratio_exact` full attention over the preset at L=2,048,
+    `score_over_head_...` the scoring program over its head alone at C=1,000.
+    """
+    found, made = records.read(results), {}
+    for dataset in ("movielens", "taobao"):
+        runs = {name: _runs(found, dataset, name) for name in (AIF, BASE, WITH_MATCHING)}
+        if not all(runs.values()):
+            continue
+        figures: dict[str, float] = {}
+        for other, more in ((BASE, ""), (WITH_MATCHING, "_over_matching")):
+            for metric, key, scale in (("gauc", "gauc_points", 100.0), ("hr100", "hr100_ratio", 1.0)):
+                ours, theirs = (_pooled(results, found, runs[name], metric) for name in (AIF, other))
+                gap = metrics.paired_interval(ours, theirs, ratio=metric == "hr100")
+                for end, value in zip(("", "_low", "_high"), gap, strict=True):
+                    figures[f"{key}{more}{end}"] = scale * value
+        figures["met_items"] = runs[AIF][0]["met_items"]
+        made[dataset] = figures | _ratios(read_times(results))
+    return made
+
+
+def _runs(found: dict[str, dict[str, Any]], dataset: str, model: str) -> list[dict[str, Any]]:
+    """The records of a model's test runs, one a seed."""
+    wanted = (dataset, model, "test", "by the data")
+    return [r for r in found.values() if (r["dataset"], r["model"], r["split"], r["met"]) == wanted]
+
+
+def _pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
+    """A metric by user, averaged over seeds; HR@100 with the model's own offset of untrained items."""
+    name = metric if metric == "gauc" else f"hr100@{chosen(found, runs[0]):g}"
+    return over_seeds([by_user(results, run, name) for run in runs])
+
+
+def measure_times(data: datasets.StudyData, work: Path, *, rounds: int, smoke: bool) -> dict[str, dict[str, Any]]:
+    """Milliseconds of one request of the longest histories, models in turn: `user`, and `score` with gather and top-100.
+
+    Full attention has no part to prepare: its `score` is the whole model. `head` is the head's MLP on ready inputs.
+    """
+    log, dataset = data.dataset.log, data.dataset
+    positions = np.argsort(-earlier(dataset, np.arange(len(log))), kind="stable")[: 64 * 16 : 64]
+    sizes = ((64, 32),) if smoke else ((1000, 512), (1000, 2048), (10_000, 512))
+    timed: dict[str, Any] = {}
+    known: dict[str, bool] = {}
+    for model in (BASE, WITH_MATCHING, AIF, "aif before", FULL):
+        for count, length in sizes:
+            if model == BASE and length == 2048 or model == FULL and count > 1000:
+                continue
+            trial = Trial(dataset=data.name, model=model, split="test", epochs=2)
+            config = config_of(trial, data)
+            folder = work / trial.file
+            params = checkpoint.load(folder).params if folder.exists() else None
+            config = config if model == BASE else config.replace(long_length=length)
+            rng, items = np.random.default_rng(0), len(dataset.catalogue)
+            rows = [rng.choice(items - 1, min(count, items - 1), replace=False).astype(np.int32) + 1 for _ in range(16)]
+            name = f"{model}, C={count}, L={length}"
+            known[name] = params is not None
+            prepared = critical.staged if model != FULL else critical.sequential
+            way = prepared(config, dataset, positions, min(100, len(rows[0])), params)
+            timed[f"{name}/score"] = partial(critical.time_one, way.critical, rows, time.perf_counter)
+            timed[f"{name}/cpu"] = partial(critical.time_one, way.whole, rows, time.process_time)
+            if config.head:
+                head, inputs = drawn.head_alone(config, count)
+                weights = aif.build(config).init(jax.random.key(0), None, fitted=aif.fit_tables(config, dataset.catalogue))[
+                    "head"
+                ]
+                top = min(100, count)
+                alone = jax.jit(lambda params, inputs, head=head, top=top: jax.lax.top_k(head(params, inputs), top))
+                once = partial(_head, alone, weights, inputs)
+                timed[f"{name}/head"] = partial(critical.time_one, once, rows, time.perf_counter)
+    for once in timed.values():
+        for i in range(3):
+            once(i)
+    times = common.interleaved(timed, rounds)
+    made: dict[str, dict[str, Any]] = {}
+    for key, ms in times.items():
+        name, _, what = key.rpartition("/")
+        entry = made.setdefault(name, {"trained": known[name]})
+        entry[what] = {"p50": float(np.median(ms)), "p99": float(np.percentile(ms, 99))}
+    return made
+
+
+def _head(alone: Any, weights: Params, inputs: jax.Array, i: int, found: np.ndarray) -> Any:
+    return alone(weights, inputs)
+
+
+def read_times(results: Path) -> dict[str, Any]:
+    """What `--times` wrote, {} where it did not."""
+    path = results / TIMES
+    return json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else {}
+
+
+def _ratios(times: dict[str, Any]) -> dict[str, float]:
+    made = {}
+    for length in (512, 2048):
+        one = times.get(f"{AIF}, C=1000, L={length}")
+        if one:
+            made[f"score_over_head_{length}"] = one["score"]["p50"] / one["head"]["p50"]
+    ours, full = times.get(f"{AIF}, C=1000, L=2048"), times.get(f"{FULL}, C=1000, L=2048")
+    if ours and full:
+        made["critical_ratio_exact"] = full["score"]["p50"] / ours["score"]["p50"]
+    large = times.get(f"{AIF}, C=10000, L=512")
+    if large:
+        made["score_10000_over_head"] = large["score"]["p50"] / large["head"]["p50"]
+    return made
 
 
 def report(results: Path) -> str:

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "old_protocol"
+"""Records of the protocol that counted met items among the negatives; those of today's are written by `question.py`."""
 
 
 def append(folder: Path, record: dict[str, Any]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from experiments.study import datasets, models, plan, recipes
-from experiments.study.models import FACTORS, SEQUENTIALLY
+from experiments.study.models import FACTORS
 from experiments.study.runs import USUAL
 
 Records = dict[str, dict[str, Any]]
@@ -46,10 +46,6 @@ IN_CATALOGUE = {
 """The same for models that rank the whole catalogue for every request."""
 LEFT_OUT = {"test": "leave one out", "validation": "leave one out, validation"}
 """Slice to the stage that evaluates the full model without one block there."""
-EXACT = {"preset": {"": "exact, L=512", "_2048": "exact, L=2048"}, "preset, L=2048": {"": "exact, L=2048"}}
-"""Model of the preset to the end of a key of its figures to the sequential ceiling that it compares with."""
-CHOSEN = "preset, L=2048"
-"""The preset with the history that was chosen on the validation slice; README's figures of long histories are of it."""
 
 
 def summary(records: Records, *, task: str = "next", recipe: str | None = None) -> dict[str, dict[str, dict[str, float]]]:
@@ -269,59 +265,7 @@ def keys(records: Records, critical: Mapping[str, Any] | None) -> dict[str, Any]
         "lost": lost(records),
         "lost, validation": lost(records, where="validation"),
         "claims": claims(table, critical),
-        "preset": preset(records, critical, model=CHOSEN),
-        "preset, L=512": preset(records, critical),
     }
-
-
-def preset(records: Records, critical: Mapping[str, Any] | None, *, model: str = "preset") -> dict[str, float]:
-    """What `presets.aif` is judged by, on the test slice of merged MovieLens: figures that have no record yet are left out.
-
-    It is the preset with the factors of co-engagement (`Run.with_factors`) where that has records and times. HR@100 is that of
-    the whole catalogue, corrected, over all requests; that of the two-tower model is of its best recipe, without factors; the
-    key with "_alone" leaves out recipes that a trained model helps with, such as distillation from the preset itself.
-    `cpu_ratio_sequential` is processor time of a request of the same model run sequentially over staged, a new user. Keys with
-    "_2048" compare the preset, L=512, with an exact model of longer histories.
-
-    Args:
-      records: by id.
-      critical: times by model.
-      model: one of EXACT: the preset as it comes, with L=512, or the chosen one.
-    """
-    mine = [r for r in records.values() if (r["dataset"], r["slice"]) == ("movielens", "test")]
-
-    def mean(model: str, *path: str, among: Sequence[str] = (recipes.DEFAULT,)) -> float | None:
-        chosen = [r for r in mine if label(r) == model and r["task"] == "next" and r["recipe"] in among]
-        by_recipe: dict[str, list[float]] = defaultdict(list)
-        for record in chosen:
-            if (value := _at(record["figures"], path)) is not None:
-                by_recipe[record["recipe"]].append(value)
-        return max((float(np.mean(values)) for values in by_recipe.values()), default=None)
-
-    hit_rate = ("catalogue", "corrected", "hr100")
-    ours = mean(model, "factors", *hit_rate) or mean(model, *hit_rate)
-    ease = [r["figures"]["hr@100 corrected"] for r in mine if r["model"] == "ease"]
-    gauc, base = mean(model, "factors", "gauc") or mean(model, "gauc"), mean("two_tower", "gauc")
-    found: dict[str, float | None] = {}
-    if gauc is not None and base is not None:
-        found["gauc_points_over_two_tower"] = 100 * (gauc - base)
-        for more, ceiling in EXACT[model].items():
-            exact = mean(ceiling, "gauc")
-            found[f"share_of_exact_gain{more}"] = exact and (gauc - base) / (exact - base)
-    if ours is not None:
-        alone = [name for name in recipes.NAMES if name not in recipes.HELPERS]
-        for more, among in {"": recipes.NAMES, "_alone": alone}.items():
-            two_tower = mean("two_tower", *hit_rate, among=among)
-            found[f"hr100_over_two_tower{more}"] = two_tower and ours / two_tower
-        found["hr100_over_ease"] = ours / float(np.mean(ease)) if ease else None
-    times = critical or {}
-    timed = next((name for name in (model + FACTORS, model) if name in times), None)
-    for more, ceiling in EXACT[model].items():
-        if timed and ceiling in times:
-            found[f"critical_ratio_exact{more}"] = times[ceiling]["p50"] / times[timed]["p50"]
-    if timed and (sequential := times.get(timed + SEQUENTIALLY)):
-        found["cpu_ratio_sequential"] = sequential["cpu"] / times[timed]["cpu"]
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _spread(values: list[Any], name: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from experiments.study.report import Records
 PAGE = "study_tables.md"
 HEADING = """# The study's tables
 
-Written by `python -m experiments.ablation --report-only --page docs` from the records in `experiments/results/`;
+Written by `python -m experiments.ablation --report-only --page docs` from the records in `experiments/results/old_protocol/`;
 [Does it rank better?](study.md) explains them. Figures are means over seeds, ± their sample deviation; without ± there is one
 seed. *GAUC* pools a user's requests, *per user* is the plain mean over users. *Ranker recall@100* is the share of the `exact`
 model's ten best that are among the model's hundred best; in the synthetic world it is of two seeds for logQ, of one or two
