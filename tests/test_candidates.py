@@ -114,7 +114,7 @@ def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     assert rows[:, 0].tolist() == [1, 2, 3, 4]
     assert [set(row) for row in rows[:, 1:].tolist()] == [{2, 3, 4}, {3, 4}, {4}, {1, 2}]
     assert source.description["repeats"] is False
-    assert "repeats" not in sampled(data, sampler=sampler, negatives=50).description  # cursors of earlier runs stay valid
+    assert "repeats" not in sampled(data, sampler=sampler, negatives=50, repeats=True).description  # cursors of earlier runs stay valid
     with pytest.raises(ValueError, match="expected seen or repeats=False, got both"):
         sampled(data, sampler=sampler, negatives=1, seen=Seen(data.log, [0]), repeats=False)
 
