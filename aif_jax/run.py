@@ -385,6 +385,7 @@ def fit(
     check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
     training.expect_labels(task, data, model.config.objectives)
     given = as_loss(loss) or loss or task.loss or Goals.of(model.config.objectives)
+    repeats = bool(data.repeats if repeats is None else repeats)
     settings = training.Settings(
         task=task, **training.cuts(task, data, validation=validation, test=test, since=since),  # type: ignore[arg-type]
         loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
@@ -392,7 +393,7 @@ def fit(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
         compute_dtype=jnp.dtype(compute_dtype).name, buckets=tuple(buckets), id_dropout=id_dropout, seed=seed,
         min_history=min_history,
-        requests=requests, k=k if task.ranks_catalogue else None, repeats=bool(data.repeats if repeats is None else repeats), evaluate_every=evaluate_every,
+        requests=requests, k=k if task.ranks_catalogue else None, repeats=repeats, evaluate_every=evaluate_every,
         keep_best="gauc" if keep_best is True else keep_best or None,
     )  # fmt: skip
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)

@@ -291,7 +291,7 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, c
     caplog.set_level("INFO", logger="aif_jax.train.report")
     given = GIVEN | dict(epochs=1)
     made = fit(model, once, out=out, **given)
-    assert "repeat an item of their user: items that the user has met are no negatives in training" in caplog.text
+    assert "repeat an item of their user: met items are no negatives in training" in caplog.text
     assert made.settings.repeats is False and read_record(out)["repeats"] is False
     assert fit(model, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
     with pytest.raises(ValueError, match=r"fit.repeats: expected True, the run has False"):

@@ -204,8 +204,7 @@ def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None,
     before = np.cumsum(weight) - weight / 2
     place = np.minimum((before / weight.sum() * bins).astype(np.int64), bins - 1)
     entries, *sums = (
-        np.bincount(place, values, minlength=bins)
-        for values in (weight, weight * probability[order], weight * positive[order])
+        np.bincount(place, values, minlength=bins) for values in (weight, weight * probability[order], weight * positive[order])
     )
     filled = entries > 0
     predicted, observed = (part[filled] / entries[filled] for part in sums)

@@ -156,7 +156,8 @@ def user_intervals(
     """`user_interval` of several metrics by name, over the same draws."""
     means = _resampled(list(metrics.values()), draws, seed)
     return {
-        name: Interval(metric.mean, *_bounds(drawn, level)) for (name, metric), drawn in zip(metrics.items(), means, strict=True)
+        name: Interval(metric.mean, *_bounds(drawn, level))
+        for (name, metric), drawn in zip(metrics.items(), means, strict=True)
     }
 
 

@@ -134,10 +134,7 @@ def plan(name: str) -> list[Trial]:
     if name in ("test", "rolling"):
         tried = (BASE, WITH_MATCHING, AIF)
         return [
-            Trial(dataset=on, model=model, seed=seed, split=name, epochs=2)
-            for seed in SEEDS
-            for model in tried
-            for on in both
+            Trial(dataset=on, model=model, seed=seed, split=name, epochs=2) for seed in SEEDS for model in tried for on in both
         ]
     if name == "smoke":
         rolled = [Trial(dataset="smoke", model=BASE, split="rolling")]
