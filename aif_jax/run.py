@@ -107,6 +107,7 @@ class Run:
         k: int | None = 100,
         requests: int | None = None,
         min_history: int | None = None,
+        repeats: bool | None = None,
         **options: Any,
     ) -> Evaluation:
         """Figures of a slice that training never saw.
@@ -117,6 +118,7 @@ class Run:
           k: of HR@k and NDCG@k.
           requests: at most so many, drawn at random; None evaluates all.
           min_history: earlier events that a user must have; None takes that of training.
+          repeats: whether users come back to items, for candidates and the catalogue; None takes that of training.
           options: others of `evaluate`.
 
         Raises:
@@ -124,8 +126,10 @@ class Run:
           ValueError: no sample in the slice.
         """
         self._expect_encoding(data)
-        positions, source = training.held_out(data, self.settings, split, requests=requests, min_history=min_history)
-        given = training.evaluation_options(self.settings)
+        repeats = self.settings.repeats if repeats is None else repeats
+        chosen = {"requests": requests, "min_history": min_history, "repeats": repeats}
+        positions, source = training.held_out(data, self.settings, split, **chosen)
+        given = training.evaluation_options(self.settings) | {"repeats": repeats}
         given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
         evaluation = evaluate(self.model, self.params, data, positions, **given)
         return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))
@@ -309,7 +313,7 @@ def fit(
     since: Any = None,
     requests: int = 2000,
     k: int | None = 100,
-    repeats: bool = False,
+    repeats: bool | None = None,
     evaluate_every: int | None = None,
     keep_best: str | bool = True,
     resume: bool = True,
@@ -348,7 +352,8 @@ def fit(
         still hold what was before.
       requests: samples of the validation slice that are evaluated, at most.
       k: of HR@k and NDCG@k in the catalogue; None does not rank it.
-      repeats: whether users come back to items, see `evaluate`.
+      repeats: whether users come back to items; None takes that of the data, see `Dataset`. If not, an item that the user has
+        met is no negative in training, and no candidate in the lists and the catalogue of an evaluation.
       evaluate_every: steps between two evaluations, each with a checkpoint; None evaluates after every epoch.
       keep_best: return the best checkpoint by a figure of the validation slice, "gauc" for True; False returns the last.
       resume: whether to go on with the run in `out`; False refuses a folder that has one.
@@ -380,6 +385,7 @@ def fit(
     check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
     training.expect_labels(task, data, model.config.objectives)
     given = as_loss(loss) or loss or task.loss or Goals.of(model.config.objectives)
+    repeats = bool(data.repeats if repeats is None else repeats)
     settings = training.Settings(
         task=task, **training.cuts(task, data, validation=validation, test=test, since=since),  # type: ignore[arg-type]
         loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),

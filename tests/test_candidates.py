@@ -7,6 +7,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.data import split as split_module
@@ -114,7 +116,12 @@ def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     assert rows[:, 0].tolist() == [1, 2, 3, 4]
     assert [set(row) for row in rows[:, 1:].tolist()] == [{2, 3, 4}, {3, 4}, {4}, {1, 2}]
     assert source.description["repeats"] is False
-    assert "repeats" not in sampled(data, sampler=sampler, negatives=50).description  # cursors of earlier runs stay valid
+    plain = sampled(data, sampler=sampler, negatives=50, repeats=True)
+    assert "repeats" not in plain.description  # cursors of earlier runs stay valid
+    assert data.repeats is False and sampled(data, sampler=sampler, negatives=50).description == source.description
+    back = dataclasses.replace(data, repeats=True)
+    assert sampled(back, sampler=sampler, negatives=50).description == plain.description
+    np.testing.assert_array_equal(sampled(back, sampler=sampler, negatives=50)(at, DRAW).rows, plain(at, DRAW).rows)
     with pytest.raises(ValueError, match="expected seen or repeats=False, got both"):
         sampled(data, sampler=sampler, negatives=1, seen=Seen(data.log, [0]), repeats=False)
 
@@ -151,6 +158,7 @@ def test_what_retrieval_found_without_the_target_and_repetitions(dataset, form):
     table = np.zeros((9, 4), np.int64)
     table[0], table[4] = [2, 1, 2, 5], [6, 0, 4, 4]
     retrieval = table if form == "array" else lambda positions: table[positions]
+    assert dataset.repeats  # item 2 at 10 and at 20
     found = retrieved(dataset, retrieval=retrieval, candidates=5)(np.array([0, 4, 5]), DRAW)
     assert found.rows.tolist() == [[1, 2, 0, 0, 5], [4, 6, 0, 0, 0], [0, 0, 0, 0, 0]]  # the target of position 5 is unknown
     assert found.labels.tolist() == [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
@@ -211,3 +219,32 @@ def test_a_damaged_sample_is_a_corrupt_record(dataset, tmp_path, column, value):
     for source in sources:
         with pytest.raises(CorruptRecord, match=rf"event 1 of the log is corrupt: expected {column} in \[0, \d\), got {value}"):
             source(np.array([0, 1]), DRAW)
+
+
+def test_what_was_retrieved_and_met_before_is_no_negative_where_nobody_comes_back(dataset):
+    """Position 4 is item 4 of user 1 at 30, who has met 1, 2 and 3; position 3 is item 2, met before: the target stays."""
+    table = np.zeros((9, 4), np.int64)
+    table[4], table[3], table[0] = [6, 2, 4, 1], [3, 5, 2, 6], [2, 1, 2, 5]
+    source = retrieved(dataset, retrieval=table, candidates=5, repeats=False)
+    found = source(np.array([4, 3, 0]), DRAW)
+    assert found.rows.tolist() == [[4, 6, 0, 0, 0], [2, 0, 5, 0, 6], [1, 2, 0, 0, 5]]
+    assert found.labels[:, 0].tolist() == [1, 1, 1] and not found.labels[:, 1:].any()
+    assert source.description["repeats"] is False
+    once = dataclasses.replace(dataset, repeats=False)
+    assert retrieved(once, retrieval=table, candidates=5).description == source.description
+    assert "repeats" not in retrieved(dataset, retrieval=table, candidates=5).description
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_what_was_met_before_is_what_a_loop_finds(seed):
+    rng = np.random.default_rng(seed)
+    user, item = rng.integers(1, 5, 60), rng.integers(0, 9, 60)
+    log = EventLog.from_arrays(user, item, np.ones(60, int), rng.integers(0, 20, 60))
+    at = rng.integers(0, 60, 12)
+    seen = Seen.before(log, at)
+    for place, position in enumerate(at):
+        earlier = (log.user == log.user[position]) & (log.time < log.time[position])
+        met = set(log.item[earlier].tolist())
+        assert set(seen.items(place).tolist()) == met
+        assert seen.contains(place, np.arange(9)).tolist() == [row in met for row in range(9)]

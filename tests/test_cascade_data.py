@@ -275,3 +275,30 @@ def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
     recflow.write(tmp_path, "0301", bad)
     with pytest.raises(ValueError, match="all_stage: expected a stage in every line"):
         recflow.recflow(tmp_path, days=["0301"])
+
+
+def test_met_candidates_are_left_out_where_nobody_comes_back(synthetic):
+    """Those that were shown stay: what the user did with them is known."""
+    _, made = synthetic
+    data, cascade = made.dataset, made.dataset.cascade
+    assert data.repeats
+    at, once = cascade.positions[:60], dataclasses.replace(made.dataset, repeats=False)
+    met = sources.Seen.before(data.log, at)
+    sample = np.arange(len(at))[:, None]
+    gone = met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] > 0)
+    assert gone.any() and (met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] == 0)).any()
+    whole = sources.logged(once)(at, Draw(0, 0, 0))
+    np.testing.assert_array_equal(whole.rows, np.where(gone, 0, cascade.rows[:60]))
+    np.testing.assert_array_equal(sources.logged(once, repeats=True)(at, Draw(0, 0, 0)).rows, cascade.rows[:60])
+    sampler = sources.NegativeSampler(sources.item_counts(data, range(len(data.log))))
+    counts = {"exposed": 4, "ranked": 6, "retrieved": 5, "in_batch": 3, "sampled": 8}
+    source, plain = sources.staged(once, counts, sampler=sampler), sources.staged(data, counts, sampler=sampler)
+    lists, usual = source(at, Draw(0, 0, 0)), plain(at, Draw(0, 0, 0))
+    there = (lists.rows > 0) & (lists.labels["stage"] > 0)
+    assert not (met.contains(sample, lists.rows) & there).any()
+    assert (met.contains(sample, usual.rows) & (usual.rows > 0) & (usual.labels["stage"] > 0)).any()
+    np.testing.assert_array_equal(lists.rows[:, :4], usual.rows[:, :4])
+    assert source.description == plain.description | {"repeats": False}
+    task = Cascaded(sampled=4)
+    assert task.source(once, before=2**40).description["repeats"] is False
+    assert "repeats" not in task.source(once, before=2**40, repeats=True).description

@@ -239,7 +239,9 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     assert code == 0, err
     settings = aif.Run.load(tmp_path / "run").settings
     assert settings.buckets == (2, 4) and settings.id_dropout == 0.1
-    assert set(figures) == {"validation", "test"} and 0 < figures["validation"]["gauc"] < 1
+    assert set(figures) == {"validation", "test", "intervals"} and 0 < figures["validation"]["gauc"] < 1
+    low, high = figures["intervals"]["test"]["gauc"]
+    assert low <= figures["test"]["gauc"] <= high and figures["intervals"]["test"].keys() == figures["test"].keys()
     code, again, _ = run(*words)
     assert code == 0 and again.startswith(f"validation: auc {figures['validation']['auc']:.4f}, gauc ")
     code, out, _ = run(
@@ -289,6 +291,7 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     assert code == 0, err
     figures = json.loads(out)
     assert figures["before"] != figures["after"] and figures["before"].keys() == figures["after"].keys()
+    assert figures["intervals"].keys() == {"before", "after"}
 
     trained = aif.Run.load(tmp_path / "run")
     data = read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder)

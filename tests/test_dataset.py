@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.data.dataset import CorruptRecord, Dataset
-from aif_jax.data.events import EventLog
+from aif_jax.data import events
+from aif_jax.data.dataset import REPEATED, CorruptRecord, Dataset
+from aif_jax.data.events import EventLog, repeated_share
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -282,3 +283,35 @@ def test_one_user_has_no_leading_axis():
         check_user_features(SCHEMA, good(), batched=False)
     with pytest.raises(TypeError, match="expected UserFeatures, got Behaviours"):
         check_user_features(SCHEMA, HISTORY, batched=False)  # pyright: ignore[reportArgumentType]
+
+
+def test_whether_users_come_back_is_estimated_from_the_log():
+    """User 1 has item 1 at 10 and 30, item 2 twice at 20, item 0 (unknown) twice: one of five known events is a repetition."""
+    again = dataset(user=(1,) * 6 + (2,), item=(1, 2, 2, 1, 0, 0, 1), action=(1,) * 7, time=(10, 20, 20, 30, 40, 50, 5))
+    assert again.repeated == 1 / 5 and again.repeats is True
+    once = dataset()
+    assert once.repeated == 0.0 and once.repeats is False  # user 1 and user 2 have item 2, each once
+    assert dataclasses.replace(once, repeats=True).repeats is True and dataclasses.replace(once, repeats=None).repeats is False
+    with pytest.raises(ValueError, match="Dataset.repeats: expected True, False, or None to estimate it from the log, got 0.5"):
+        dataclasses.replace(once, repeats=0.5)
+
+
+@pytest.mark.parametrize("of_hundred, comes_back", [(0, False), (1, True), (3, True)])
+def test_one_event_in_a_hundred_is_the_bound(of_hundred, comes_back):
+    item = np.arange(1, 101)
+    item[100 - of_hundred :] = 1
+    log = EventLog.from_arrays(np.ones(100, int), item, np.ones(100, int), np.arange(100))
+    assert repeated_share(log) == of_hundred / 100 and (repeated_share(log) >= REPEATED) == comes_back
+
+
+def test_a_long_log_is_read_in_pieces_from_the_disk(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    user, item = np.repeat(np.arange(1, 201), 50), rng.integers(1, 300, 10_000)
+    EventLog.from_arrays(user, item, np.ones(10_000, int), np.tile(np.arange(50), 200)).save(tmp_path / "log")
+    log = EventLog.load(tmp_path / "log")
+    whole = repeated_share(log)
+    monkeypatch.setattr(events, "PIECES", 8)
+    monkeypatch.setattr(events, "PIECE", 250)
+    assert 0.05 < whole < 0.1 and repeated_share(log) != whole
+    assert repeated_share(log) == pytest.approx(whole, abs=0.02)
+    assert repeated_share(EventLog.from_arrays([1], [0], [0], [0])) == 0.0

@@ -14,6 +14,7 @@ from aif_jax import metrics, train
 from aif_jax.data.candidates import CandidateLists, Draw, impressed, pointwise
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
+from aif_jax.data.sampling import Seen
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.train import bounded
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
@@ -64,6 +65,8 @@ def test_figures_are_the_metrics_of_the_joint_scores(data, trained, positions):
     rates = metrics.calibration(scores[:, :5], lists.labels[:, :5])
     assert (got.calibration, got.calibration_error) == pytest.approx((rates.ratio, rates.error), abs=1e-5)
     ranks = rank_catalogue(model, params, data, positions, progress=False).ranks
+    assert got.figures() == pytest.approx({name: one.value for name, one in got.intervals().items()})
+    assert list(got.intervals()) == list(got.figures())
     assert got.hit_rate == (ranks < 10).mean() and got.ndcg == pytest.approx(np.mean(1 / np.log2(ranks + 2) * (ranks < 10)))
     assert list(got.figures())[-2:] == ["hr@10", "ndcg@10"] and "hr@10 " in str(got)
 
@@ -179,3 +182,46 @@ def test_wrong_positions_are_refused(data, trained):
     log = EventLog.from_arrays([1] * 9, [0] * 9, [1] * 9, range(9), users=data.log.users)
     with pytest.raises(ValueError, match="can be drawn"):
         train.evaluate(model, params, dataclasses.replace(data, log=log), [3], progress=False)
+
+
+def test_met_items_are_left_out_where_the_data_or_the_caller_say_so(data, trained, positions):
+    model, params = trained
+    assert data.repeats
+    once, given = dataclasses.replace(data, repeats=False), dict(k=10, progress=False)
+    sample = np.arange(len(positions))[:, None]
+    rows = sampled_before(once, positions)(positions, Draw(0, 0, 0)).rows
+    assert not Seen.before(data.log, positions).contains(sample, rows[:, 1:]).any()
+    by_data = train.evaluate(model, params, once, positions, **given)
+    by_call = train.evaluate(model, params, data, positions, repeats=False, **given)
+    usual = train.evaluate(model, params, data, positions, **given)
+    assert by_data == by_call and by_data.ndcg > usual.ndcg and by_data.gauc != usual.gauc
+    few = positions[::11]
+    ranks = rank_catalogue(model, params, once, few, progress=False).ranks
+    np.testing.assert_array_equal(ranks, rank_catalogue(model, params, data, few, repeats=False, progress=False).ranks)
+    with pytest.raises(ValueError, match="evaluation.repeats: expected True, the other has False"):
+        usual.against(dataclasses.replace(by_data, asked=usual.asked | {"repeats": False}))
+
+
+def test_figures_have_intervals_and_two_models_are_compared_on_the_same_users(data, trained, positions):
+    model, params = trained
+    other = demo.init(model, 1, items=data.catalogue)
+    one, two = (train.evaluate(model, p, data, positions, k=10, progress=False) for p in (params, other))
+    sure = one.intervals()
+    for name, value in one.figures().items():
+        assert sure[name].low <= value <= sure[name].high, name
+    narrow, again = one.intervals(level=0.5, draws=500), one.intervals(seed=1)
+    assert sure["gauc"].low < narrow["gauc"].low < narrow["gauc"].high < sure["gauc"].high and again != sure
+    shown = f"gauc {one.gauc:.4f} [{sure['gauc'].low:.3f}, {sure['gauc'].high:.3f}]"
+    assert shown in str(one) and f"({len(positions)} requests of" in str(one)
+    gap = one.against(two)
+    assert list(gap) == list(one.figures())
+    assert gap["gauc"].value == pytest.approx(one.gauc - two.gauc) and gap["hr@10"].value == one.hit_rate - two.hit_rate
+    assert {name: interval.value for name, interval in one.against(one).items()} == dict.fromkeys(gap, 0.0)
+    assert one.against(two, ratio=True)["log_loss"].value == pytest.approx(one.log_loss / two.log_loss)
+    for changes in ({"k": 5}, {"seed": 1}, {"calibrated": 3}):
+        wrong = train.evaluate(model, params, data, positions, **({"k": 10, "progress": False} | changes))
+        with pytest.raises(ValueError, match=r"Evaluation.against: expected an evaluation of the same requests and candidates"):
+            one.against(wrong)
+    fewer = train.evaluate(model, params, data, positions[1:], k=10, progress=False)
+    with pytest.raises(ValueError, match=rf"evaluation.requests.count: expected {len(positions)}, the other has"):
+        one.against(fewer)

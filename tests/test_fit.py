@@ -13,11 +13,13 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
 from aif_jax.cli import options as shared
+from aif_jax.data.candidates import Draw
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.sampling import Seen
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.run import Run, fit
 from aif_jax.store.version import EncodingMismatch
-from aif_jax.train.fit import Settings, begin, read_record
+from aif_jax.train.fit import Settings, begin, held_out, read_record
 from aif_jax.train.logs import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from experiments.datasets.synthetic import synthetic_world
@@ -281,3 +283,27 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
         fit(model, seen, **GIVEN | dict(task=Liked(threshold=2)))
     with pytest.raises(ValueError, match="NextItem.negatives: expected at least 1, got 0"):
         NextItem(negatives=0)
+
+
+def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, caplog):
+    """The record has what was resolved, so a run resumes; another answer is another run."""
+    once, out = dataclasses.replace(data, repeats=False), tmp_path / "run"
+    caplog.set_level("INFO", logger="aif_jax.train.report")
+    given = GIVEN | dict(epochs=1)
+    made = fit(model, once, out=out, **given)
+    assert "repeat an item of their user: met items are no negatives in training" in caplog.text
+    assert made.settings.repeats is False and read_record(out)["repeats"] is False
+    assert fit(model, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
+    with pytest.raises(ValueError, match=r"fit.repeats: expected True, the run has False"):
+        fit(model, data, out=out, **given)
+    with Checkpoints(out) as checkpoints:
+        cursor = checkpoints.restore("latest").position
+    assert cursor["pipeline"]["candidates"]["repeats"] is False
+    positions, source = held_out(once, made.settings, "test")
+    sample = np.arange(len(positions))[:, None]
+    assert not Seen.before(data.log, positions).contains(sample, source(positions, Draw(0, 0, 0)).rows[:, 1:]).any()
+    left_out, kept = (made.evaluate(once, k=10, progress=False, **options) for options in ({}, {"repeats": True}))
+    assert left_out == made.evaluate(data, k=10, progress=False) != kept  # as in training, whatever the data say
+    assert left_out.asked["repeats"] is False and kept.asked["repeats"] is True
+    chosen = fit(model, once, out=tmp_path / "other", repeats=True, **given)
+    assert chosen.settings.repeats is True and chosen.metrics != made.metrics

@@ -1,5 +1,7 @@
 """Intervals that resample users, and paired comparisons."""
 
+import importlib
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -74,3 +76,52 @@ def test_no_user_is_no_value_and_wrong_arguments_are_refused():
             metrics.user_interval(one, **wrong)
     with pytest.raises(ValueError, match=r"users: expected shape \[2\], got \[1\]"):
         metrics.mean_by_user([1, 0], [1])
+
+
+def test_auc_by_user_has_the_error_of_resampled_users():
+    """Its mean is AUC, and its interval that of AUC itself over draws of users."""
+    scores, labels, owner = case(users=30, requests=300)
+    scores = np.round(scores, 1) + np.linspace(0, 2, 40)[owner - 10][:, None]  # ties; and levels that differ between users
+    found = metrics.auc_by_user(scores, labels, owner[:, None])
+    assert found.mean == pytest.approx(metrics.auc(scores, labels)) and found.users.tolist() == sorted(set(owner))
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(300):
+        at = np.concatenate([np.flatnonzero(owner == user) for user in rng.choice(found.users, len(found.users))])
+        drawn.append(metrics.auc(scores[at], labels[at]))
+    low, high = metrics.user_interval(found)[1:]
+    assert (low, high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.3 * (high - low))
+    assert len(metrics.auc_by_user(scores, np.ones_like(labels), owner[:, None]).users) == 0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_log_loss_and_calibration_by_user_average_to_the_figures(weighted):
+    scores, labels, owner = case(requests=400)
+    where = np.random.default_rng(1).random(labels.shape) < 0.8
+    weights = np.where(labels == 1, 1.0, 3.0) if weighted else None
+    found = metrics.probabilities_by_user(scores, labels, owner[:, None], where=where, weights=weights)
+    rates = metrics.calibration(scores, labels, where=where, weights=weights)
+    assert found["log_loss"].mean == pytest.approx(metrics.log_loss(scores, labels, where=where))
+    assert found["calibration"].mean == pytest.approx(rates.ratio)
+    assert found["calibration_error"].mean == pytest.approx(rates.error)
+    assert metrics.ratio_by_user([1.0], [0.0], [3]).users.size == 0
+
+
+def test_many_users_are_drawn_in_groups_with_the_same_error(monkeypatch):
+    rng = np.random.default_rng(0)
+    metric = ByUser(np.arange(5000), rng.normal(size=5000), rng.integers(1, 9, 5000).astype(float))
+    alone = metrics.user_interval(metric)
+    monkeypatch.setattr(importlib.import_module("aif_jax.metrics.intervals"), "GROUPS", 512)
+    grouped = metrics.user_interval(metric)
+    assert grouped.value == alone.value and grouped != alone
+    assert (grouped.low, grouped.high) == pytest.approx((alone.low, alone.high), abs=0.15 * (alone.high - alone.low))
+
+
+def test_metrics_of_one_evaluation_share_their_draws():
+    scores, labels, owner = case()
+    ours = {"gauc": metrics.gauc_by_user(scores, labels, owner[:, None]), "hits": metrics.mean_by_user(owner % 2, owner)}
+    both = metrics.user_intervals(ours)
+    for name, one in ours.items():
+        assert both[name] == pytest.approx(metrics.user_interval(one))
+    theirs = {"hits": metrics.mean_by_user(owner % 3 > 0, owner), "other": ours["gauc"]}
+    paired = metrics.paired_intervals(ours, theirs)
+    assert list(paired) == ["hits"] and paired["hits"] == pytest.approx(metrics.paired_interval(ours["hits"], theirs["hits"]))

@@ -5,6 +5,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
+from aif_jax.data.events import EventLog
 from aif_jax.data.sampling import Seen
 from aif_jax.metrics import ByUser
 from experiments.study import datasets, question, records
@@ -18,11 +19,11 @@ def smoke():
 
 
 def test_smoke(tmp_path, capsys):
-    """Trains, evaluates and compares three models of the smoke world; a run that has a record is not run again."""
+    """Trains, evaluates and compares models of the smoke world, one of them by blocks; a run with a record is not run again."""
     results = tmp_path / "results"
     arguments = ["--plan", "smoke", "--results", str(results), "--work", str(tmp_path / "work"), "--quiet"]
     question.main(arguments)
-    assert capsys.readouterr().out.count("GAUC") == 3
+    assert capsys.readouterr().out.count("GAUC") == 4
     question.main(arguments)
     assert "GAUC" not in capsys.readouterr().out
     question.main([*arguments, "--report"])
@@ -31,6 +32,11 @@ def test_smoke(tmp_path, capsys):
     for record in records.read(results).values():
         mine = question.by_user(results, record, "gauc")
         assert abs(mine.mean - record["figures"]["gauc"]) < 1e-5 and len(mine.users) == record["users"]
+        assert (np.diff(mine.users) > 0).all()  # each user once, in whatever block
+    (rolled,) = [record for record in records.read(results).values() if record["split"] == "rolling"]
+    trained = [block["trained"] for block in rolled["blocks"]]
+    assert trained == sorted(trained) and sum(block["users"] for block in rolled["blocks"]) == rolled["users"]
+    assert len(list((tmp_path / "work").glob("*rolling*from_*.json"))) == len(trained)
 
 
 def test_every_model_has_the_same_sizes_and_the_fields_of_the_data(smoke):
@@ -83,10 +89,32 @@ def test_times_smoke(tmp_path):
 
 def test_requests_hold_met_items_and_plans_name_each_run_once(smoke):
     trial = question.Trial(dataset="smoke", model=question.BASE)
-    requests = question.requests_of(trial, smoke)  # as for evaluation: met items are among them and are masked there
+    (part,) = question.parts_of(trial, smoke)
+    requests = question.requests_of(trial, part, smoke)  # as for evaluation: met items are among them and are masked there
     sample = np.arange(len(requests.rows))[:, None]
     assert Seen.before(smoke.dataset.log, requests.positions).contains(sample, requests.rows)[:, 1:].any()
-    plans = [trial for name in ("validation", "tuning", "test") for trial in question.plan(name)]
+    plans = [trial for name in ("validation", "tuning", "test", "rolling") for trial in question.plan(name)]
     assert len({trial.id for trial in plans}) == len(plans) and {trial.dataset for trial in plans} == {"movielens", "taobao"}
     with pytest.raises(ValueError, match="plan: expected 'validation'"):
         question.plan("all")
+
+
+def test_blocks_train_on_the_past_alone_and_judge_each_user_once():
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(1, 41), 30)
+    time = rng.integers(0, 1000, 40)[user - 1] + rng.integers(0, 300, len(user))  # of each user a while of their own
+    log = EventLog.from_arrays(user, rng.integers(1, 9, len(user)), np.ones(len(user), int), time)
+    parts = question.rolling(log, blocks=(0.4, 0.7), last=5)
+    assert [part.name for part in parts] == ["from 0.4", "from 0.7"]
+    judged = [set(log.user[part.held].tolist()) for part in parts]
+    assert not judged[0] & judged[1] and len(parts[0].seen) < len(parts[1].seen)
+    final = log.time[log.offsets[1:] - 1]
+    start = [log.time[part.seen].max() + 1 for part in parts]
+    wanted = {int(row) for row in np.flatnonzero(final >= start[0]) if row}
+    assert set.union(*judged) == wanted  # everybody who is active after the first cut
+    for part in parts:
+        assert log.time[part.seen].max() < log.time[part.held].min()
+        assert np.array_equal(part.seen, np.flatnonzero(log.time <= log.time[part.seen].max()))  # all users' past, all of it
+        assert np.bincount(log.user[part.held]).max() <= 5
+        assert (log.offsets[log.user[part.held] + 1] - part.held <= 5).all()
+    assert (final[sorted(judged[0])] < log.time[parts[1].seen].max() + 1).all()  # their very last event is in their block

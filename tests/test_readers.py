@@ -421,3 +421,17 @@ def test_columns_loaded_into_memory():
         load_columns({"id": [1, None]}, {"id": "id"})
     with pytest.raises(ValueError, match="expected kinds of columns without missing values"):
         load_columns({"id": [1]}, {"id": "value"})
+
+
+def test_reading_says_whether_users_come_back(caplog):
+    caplog.set_level("INFO", logger="aif_jax.readers.read")
+    items = {"item": [7, 8], "category": [1, 2]}
+    once = readers.read({"user": [1, 1, 2], "item": [7, 8, 7], "time": [1, 2, 3]}, items=items, columns=Columns(), name="films")
+    assert once.repeats is False
+    assert "films: users do not come back to items (repeats=False, estimated): 0.0 % of the events repeat" in caplog.text
+    again = {"user": [1, 1, 1, 2], "item": [7, 8, 7, 7], "time": [1, 2, 3, 3]}
+    assert readers.read(again, items=items, columns=Columns()).repeats is True
+    assert "events: users come back to items (repeats=True, estimated): 25.0 % of the events repeat" in caplog.text
+    given = readers.read(again, items=items, columns=Columns(), repeats=False)
+    assert given.repeats is False and given.repeated == 0.25
+    assert "do not come back to items (repeats=False, as given): 25.0 %" in caplog.text

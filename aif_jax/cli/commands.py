@@ -36,6 +36,7 @@ from aif_jax.run import Run, fit
 from aif_jax.sharding import launch, processes
 from aif_jax.store.folders import local
 from aif_jax.store.version import fingerprint
+from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.report import note
 from aif_jax.train.tasks import TASKS
 
@@ -71,7 +72,7 @@ def add_commands(commands: Any) -> None:
     text = f"one of {', '.join(TASKS)}, and its fields, such as: Liked threshold=4 (default: NextItem)"
     one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
     defaults = {name: inspect.signature(fit).parameters[name].default for name in FIT}
-    shared.add_flags(one, defaults, fit, numbers=("buckets",), moments=("validation", "test", "since"))
+    shared.add_flags(one, defaults, fit, numbers=("buckets",), moments=("validation", "test", "since"), switches=("repeats",))
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
     one.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -226,13 +227,15 @@ def run_train(options: argparse.Namespace) -> int:
 
     def report() -> None:
         figures: dict[str, Any] = {"validation": run.metrics}
-        if options.evaluate:
-            figures["test"] = run.evaluate(data, progress=not options.quiet).figures()
+        test = run.evaluate(data, progress=not options.quiet) if options.evaluate else None
         if options.json:
+            if test is not None:
+                figures |= {"test": test.figures(), "intervals": {"test": bounds(test)}}
             print(json.dumps(figures))
         else:
-            for split, values in figures.items():
-                print(f"{split}: {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
+            print(f"validation: {', '.join(f'{name} {value:.4f}' for name, value in run.metrics.items())}")
+            if test is not None:
+                print(f"test: {dataclasses.replace(test, note='')}")
             if text := note(run.config, task, run.settings.k):
                 print(text)
 
@@ -257,12 +260,19 @@ def run_add(options: argparse.Namespace) -> int:
     made.save(options.out)
     if options.evaluate:
         runs = {"before": trained, "after": made}
-        figures = {name: run.evaluate(data, progress=not options.quiet).figures() for name, run in runs.items()}
-        print(json.dumps(figures))
+        found = {name: run.evaluate(data, progress=not options.quiet) for name, run in runs.items()}
+        figures = {name: evaluation.figures() for name, evaluation in found.items()}
+        intervals = {name: bounds(evaluation) for name, evaluation in found.items()}
+        print(json.dumps(figures | {"intervals": intervals}))
     else:
         version = fingerprint(made.params, made.config, made.encoder)
         print(f"{options.out}: {', '.join(parts)} added, version {version}")
     return FINE
+
+
+def bounds(evaluation: Evaluation) -> dict[str, list[float]]:
+    """Low and high ends of the 95 % intervals of figures by name."""
+    return {name: [one.low, one.high] for name, one in evaluation.intervals().items()}
 
 
 def start_processes(options: argparse.Namespace) -> int:

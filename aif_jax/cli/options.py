@@ -65,16 +65,23 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(
-    parser: Any, defaults: Mapping[str, Any], documented: Any, *, numbers: Sequence[str] = (), moments: Sequence[str] = ()
+    parser: Any,
+    defaults: Mapping[str, Any],
+    documented: Any,
+    *,
+    numbers: Sequence[str] = (),
+    moments: Sequence[str] = (),
+    switches: Sequence[str] = (),
 ) -> None:
     """Adds a flag for each default, which tells its type too; help texts are the lines "NAME: text" of a docstring.
 
-    A tuple takes words, or integers for the names in `numbers`. Names in `moments` take a number or a date.
+    A tuple takes words, or integers for the names in `numbers`. Names in `moments` take a number or a date,
+    those in `switches` are on or off where the default is neither.
     """
     for name, default in defaults.items():
         flag = "--" + name.replace("_", "-")
         text = f"{meaning(documented, name)} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
-        if isinstance(default, bool):
+        if isinstance(default, bool) or name in switches:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif isinstance(default, tuple):
             each: dict[str, Any] = dict(type=int, metavar="NUMBER") if name in numbers else dict(metavar="NAME")

@@ -124,7 +124,7 @@ def sampled(
     negatives: int,
     seen: Seen | None = None,
     corrected: bool = False,
-    repeats: bool = True,
+    repeats: bool | None = None,
 ) -> Source:
     """The event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
 
@@ -136,13 +136,14 @@ def sampled(
       corrected: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of the
         whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q. A positive that the
         sampler never draws, as held-out events may have it, gets 0.
-      repeats: whether users come back to items. If not, an item that the user has met strictly before the event is no
-        negative: it would only teach the model to recognise what a filter leaves out in serving.
+      repeats: whether users come back to items; None takes `dataset.repeats`, or True where `seen` is given. If not, an item
+        that the user has met strictly before the event is no negative: it would only teach the model to recognise what a
+        filter leaves out in serving.
 
     Returns:
       A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
     """
-
+    repeats = (seen is not None or dataset.repeats) if repeats is None else repeats
     expect(repeats or seen is None, "sampled", "seen or repeats=False", "both")
 
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
@@ -209,7 +210,13 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str
     return Source(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})
 
 
-def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int) -> Source:
+def retrieved(
+    dataset: Dataset,
+    *,
+    retrieval: Callable[[np.ndarray], Any] | np.ndarray,
+    candidates: int,
+    repeats: bool | None = None,
+) -> Source:
     """The event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
 
     Args:
@@ -217,11 +224,14 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
       retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none; or an array of such
         rows [n, R] for every event of the log, memory-mapped perhaps. It must see the past only: `dataset.log.history_end`.
       candidates: C, cut from the front of [B, 1 + R] or padded.
+      repeats: whether users come back to items; None takes `dataset.repeats`. If not, 0 takes the place of an item that the
+        user has met strictly before the event.
 
     Raises:
       ValueError: candidates below 2.
     """
     expect(candidates >= 2, "candidates", "at least 2", candidates)
+    repeats = dataset.repeats if repeats is None else repeats
 
     def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
         answer = retrieval(positions) if callable(retrieval) else retrieval[positions]
@@ -233,6 +243,8 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
         dataset.expect_intact("item", positions, rows[:, 0], len(dataset.catalogue))
         width = min(answer.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = answer[:, :width]
+        if not repeats:
+            rows = Seen.before(dataset.log, positions).dropped(rows, kept=rows == rows[:, :1])
         order = np.argsort(rows, axis=1, kind="stable")
         ascending = np.take_along_axis(rows, order, axis=1)
         repeated = np.zeros(rows.shape, np.bool_)
@@ -247,7 +259,8 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
     else:
         some = retrieval[:: max(1, len(retrieval) // DESCRIBED_ROWS)]
         table = {"shape": list(retrieval.shape), "sha256": digest(some).sha256}
-    return Source(lists, {"kind": "retrieved", "candidates": candidates, "retrieval": table})
+    settings = {"candidates": candidates, "retrieval": table} | ({} if repeats else {"repeats": False})
+    return Source(lists, {"kind": "retrieved", **settings})
 
 
 def _expect_row(dataset: Dataset, row: Any, name: str, *, least: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade
-from aif_jax.data.events import EventLog
+from aif_jax.data.events import EventLog, repeated_share
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import ticks
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -21,6 +21,8 @@ from aif_jax.schema import Schema
 from aif_jax.types import UserFeatures
 
 PLACES, PIECE = 1024, 1 << 16  # of a large array: pieces that its digest reads, and their bytes
+REPEATED = 0.01
+"""Share of events that repeat an item of their user, from which on users count as coming back to items."""
 
 
 class CorruptRecord(ValueError):
@@ -41,6 +43,9 @@ class Dataset:
       users, items: raw ids of the U user rows and the N item rows.
       encoder: raw data to these features; None for data made otherwise, whose raw values nothing encodes.
       cascade: logged requests with all their candidates; None where the log holds no more than events.
+      repeats: whether users come back to items, which training, evaluation and candidates follow: where they do not, an item
+        that the user has met is no negative and no candidate. None estimates it when the data set is made: whether `repeated`,
+        the measured share of events, is at least `REPEATED`, 1 %. `dataclasses.replace` keeps the value.
 
     Raises:
       TypeError, ValueError: parts that do not fit together: names the field, what was expected and what came.
@@ -57,6 +62,7 @@ class Dataset:
     items: Vocabulary
     encoder: Encoder | None = None
     cascade: Cascade | None = None
+    repeats: bool | None = None
 
     def __post_init__(self):
         schema, users, items = self.schema, len(self.users), len(self.items)
@@ -81,6 +87,10 @@ class Dataset:
         if self.cascade is not None:
             expect_range(self.cascade.rows, "Dataset.cascade.rows", size=items)
             expect_range(self.cascade.positions, "Dataset.cascade.positions", size=len(self.log))
+        given = self.repeats is None or isinstance(self.repeats, bool | np.bool_)
+        expect(given, "Dataset.repeats", "True, False, or None to estimate it from the log", repr(self.repeats))
+        if self.repeats is None:
+            object.__setattr__(self, "repeats", self.repeated >= REPEATED)
 
     def __repr__(self) -> str:
         counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"
@@ -90,6 +100,11 @@ class Dataset:
     def encoding(self) -> str:
         """Version of the encoder that made the features, "" where none is known; see `Schema.encoding`."""
         return self.catalogue.encoding
+
+    @functools.cached_property
+    def repeated(self) -> float:
+        """Measured share of the events that repeat an item which their user has met before, see `events.repeated_share`."""
+        return repeated_share(self.log)
 
     @functools.cached_property
     def digest(self) -> str:

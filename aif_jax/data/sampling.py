@@ -48,7 +48,8 @@ class Seen:
 
     def __init__(self, log: EventLog, positions: Any):
         at = expect_integers(positions, "positions", size=len(log))
-        self._keep(log.user[at], log.item[at])
+        pairs = np.sort(_pair(log.user[at], log.item[at]))  # several times faster than np.unique
+        self._pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
 
     @classmethod
     def before(cls, log: EventLog, positions: Any) -> Seen:
@@ -59,18 +60,7 @@ class Seen:
           >>> Seen.before(log, [1, 2]).contains([[0], [1]], [[4, 5], [4, 5]]).tolist()
           [[True, False], [True, True]]
         """
-        at = expect_integers(positions, "positions", size=len(log))
-        start = log.offsets[log.user[at]]
-        lengths = log.history_end(at) - start
-        sample = np.repeat(np.arange(len(at)), lengths)
-        places = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths - start, lengths)
-        made = cls.__new__(cls)
-        made._keep(sample, log.item[places])
-        return made
-
-    def _keep(self, users: np.ndarray, items: np.ndarray) -> None:
-        pairs = np.sort(_pair(users, items))  # several times faster than np.unique
-        self._pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
+        return _Before(log, positions)
 
     @cached_property
     def digest(self) -> str:
@@ -85,10 +75,49 @@ class Seen:
         at = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
         return self._pairs[at] == pairs
 
+    def dropped(self, rows: np.ndarray, kept: Any = False) -> np.ndarray:
+        """Rows [B, C] with 0 for what the sample of `before` has met, unless `kept` [B, C] is true."""
+        return np.where(self.contains(np.arange(len(rows))[:, None], rows) & ~np.asarray(kept), 0, rows).astype(rows.dtype)
+
     def items(self, user: int) -> np.ndarray:
         """int64, the item rows of one user, ascending."""
         first, last = np.searchsorted(self._pairs, _pair(np.array([user, user + 1]), np.zeros(2, np.int64)))
         return self._pairs[first:last] & 0xFFFFFFFF
+
+
+class _Before(Seen):
+    """What samples' users have met before them: of each user's pairs the first event, which later samples share."""
+
+    def __init__(self, log: EventLog, positions: Any):
+        at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
+        self._end = log.history_end(at)
+        users, self._owner = np.unique(log.user[at], return_inverse=True)
+        start, last = log.offsets[users], np.zeros(len(users), np.int64)
+        np.maximum.at(last, self._owner, self._end)
+        lengths = last - start
+        places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths - start, lengths)
+        pairs = _pair(np.repeat(np.arange(len(users)), lengths), log.item[places])
+        order = np.argsort(pairs)
+        pairs = pairs[order]
+        first = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)])
+        self._pairs, self._first = pairs[first], np.minimum.reduceat(places[order], first) if len(first) else first
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(np.concatenate([self._pairs, self._first, self._owner, self._end])).sha256
+
+    def contains(self, users: Any, items: Any) -> np.ndarray:
+        sample, items = np.broadcast_arrays(users, items)
+        pairs = _pair(self._owner[sample], items)
+        if not len(self._pairs):
+            return np.zeros(pairs.shape, np.bool_)
+        at = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
+        return (self._pairs[at] == pairs) & (self._first[at] < self._end[sample])
+
+    def items(self, user: int) -> np.ndarray:
+        owner = self._owner[user]
+        first, last = np.searchsorted(self._pairs, _pair(np.array([owner, owner + 1]), np.zeros(2, np.int64)))
+        return self._pairs[first:last][self._first[first:last] < self._end[user]] & 0xFFFFFFFF
 
 
 class NegativeSampler:

@@ -12,7 +12,19 @@ as in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arX
 """
 
 from aif_jax.metrics.entries import Averaged, Calibration, Deciles, Weighting, auc, calibration, deciles, gauc, log_loss
-from aif_jax.metrics.intervals import ByUser, Interval, gauc_by_user, mean_by_user, paired_interval, user_interval
+from aif_jax.metrics.intervals import (
+    ByUser,
+    Interval,
+    auc_by_user,
+    gauc_by_user,
+    mean_by_user,
+    paired_interval,
+    paired_intervals,
+    probabilities_by_user,
+    ratio_by_user,
+    user_interval,
+    user_intervals,
+)
 from aif_jax.metrics.plot import plot_deciles
 from aif_jax.metrics.top_k import (
     hit_rate_at_k,
@@ -29,6 +41,7 @@ __all__ = [
     "hit_rate_at_k", "recall_at_k", "ndcg_at_k", "top_k_labels",
     "ranker_recall_at_k", "order_agreement", "hit_rate_by_stage",
     "log_loss", "calibration", "deciles", "plot_deciles",
-    "ByUser", "Interval", "gauc_by_user", "mean_by_user", "user_interval", "paired_interval",
+    "ByUser", "Interval", "gauc_by_user", "mean_by_user", "auc_by_user", "ratio_by_user", "probabilities_by_user",
+    "user_interval", "user_intervals", "paired_interval", "paired_intervals",
     "Averaged", "Calibration", "Deciles",
 ]  # fmt: skip

@@ -160,15 +160,20 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = N
       (2.0, 0.25)
     """
     check_at_least_one(bins, "bins")
-    probability, positive, weight = _probabilities(scores, labels, where, weights)
-    bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    entries = np.bincount(bin_of, weight, minlength=bins)
-    probabilities, positives = (np.bincount(bin_of, values, minlength=bins) for values in (probability, positive))
+    probability, positive, weight = probabilities_of(scores, labels, where, weights)
+    place = bin_of(probability, bins)
+    entries = np.bincount(place, weight, minlength=bins)
+    probabilities, positives = (np.bincount(place, values, minlength=bins) for values in (probability, positive))
     if weight is not None:
-        probabilities, positives = (np.bincount(bin_of, v * weight, minlength=bins) for v in (probability, positive))
+        probabilities, positives = (np.bincount(place, v * weight, minlength=bins) for v in (probability, positive))
     predicted, observed = np.stack([probabilities, positives]) / np.where(entries > 0, entries, np.nan)
     error = ratio(np.abs(probabilities - positives).sum(), entries.sum())
     return Calibration(ratio(probabilities.sum(), positives.sum()), error, predicted, observed, entries)
+
+
+def bin_of(probability: np.ndarray, bins: int) -> np.ndarray:
+    """int64 [n], the bin of equal width of each probability."""
+    return np.minimum((probability * bins).astype(np.int64), bins - 1)
 
 
 def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None, bins: int = 10) -> Deciles:
@@ -190,24 +195,23 @@ def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None,
       ((0.0, 0.5), 0.5, (2.0, 2.0))
     """
     check_at_least_one(bins, "bins")
-    probability, positive, weight = _probabilities(scores, labels, where, weights)
+    probability, positive, weight = probabilities_of(scores, labels, where, weights)
     if not len(probability):
         return Deciles((), (), ())
     weight = np.ones(len(probability)) if weight is None else weight
     order = np.argsort(probability, kind="stable")
     weight = weight[order]
     before = np.cumsum(weight) - weight / 2
-    bin_of = np.minimum((before / weight.sum() * bins).astype(np.int64), bins - 1)
+    place = np.minimum((before / weight.sum() * bins).astype(np.int64), bins - 1)
     entries, *sums = (
-        np.bincount(bin_of, values, minlength=bins)
-        for values in (weight, weight * probability[order], weight * positive[order])
+        np.bincount(place, values, minlength=bins) for values in (weight, weight * probability[order], weight * positive[order])
     )
     filled = entries > 0
     predicted, observed = (part[filled] / entries[filled] for part in sums)
     return Deciles(*(tuple(part.tolist()) for part in (predicted, observed, entries[filled])))
 
 
-def _probabilities(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def probabilities_of(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Probabilities, positives and weights of the valid entries, flat; None without weights."""
     flat, positive = _valid_entries(scores, labels, where)
     probability = np.exp(-np.logaddexp(0, -flat))  # sigmoid without overflow
@@ -264,6 +268,12 @@ def _valid_entries(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np
     """Scores float64 [n] and positive bool [n] of the valid entries, flat."""
     scores, labels, valid = _checked(scores, labels, where)
     return scores[valid], labels[valid] != 0
+
+
+def flat_entries(scores: Any, labels: Any, where: Any, users: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores float64 [n], positive bool [n] and users [n] of the valid entries."""
+    scores, labels, valid = _checked(scores, labels, where)
+    return scores[valid], labels[valid] != 0, _broadcast(np.asarray(users), "users", scores.shape)[valid]
 
 
 def _checked(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,14 +6,17 @@ users with replacement (Efron 1979; for search metrics Sakai 2006). Two models a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.metrics.entries import Weighting, groups_auc
+from aif_jax.metrics.entries import Weighting, bin_of, calibration, flat_entries, groups_auc, probabilities_of
 
 DRAWS = 2000
+CHUNK = 64  # draws at a time
+GROUPS = 8192  # of more users random groups are drawn in place of single users: as exact for their error, and quicker
 
 
 class ByUser(NamedTuple):
@@ -67,17 +70,95 @@ def mean_by_user(values: Any, users: Any) -> ByUser:
     return ByUser(unique.astype(np.int64), np.bincount(place, values, len(unique)) / count, count.astype(np.float64))
 
 
+def auc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> ByUser:
+    """`auc`, whose pairs cross users, as a plain mean over users: its linear approximation in how often each user is drawn.
+
+    A user's value is AUC + U (sum of its positives' shares of negatives below, and of its negatives' shares of positives
+    above, each less AUC, over all positives and over all negatives), as in the clustered error of Obuchowski 1997.
+
+    Example:
+      >>> auc_by_user([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], [7, 7, 8, 8]).mean
+      0.75
+    """
+    scores, positive, users = flat_entries(scores, labels, where, users)
+    order = np.unique(scores, return_inverse=True)[1]
+    negatives, positives = (np.bincount(order, sign, minlength=len(scores)) for sign in (~positive, positive))
+    below = (np.cumsum(negatives) - negatives / 2)[order]
+    above = (positives.sum() - np.cumsum(positives) + positives / 2)[order]
+    pairs = negatives.sum() * positives.sum()
+    if not pairs:
+        return ByUser(*(np.zeros(0, dtype) for dtype in (np.int64, np.float64, np.float64)))
+    area = below[positive].sum() / pairs
+    share = np.where(positive, below / negatives.sum() - area, above / positives.sum() - area)
+    share /= np.where(positive, positives.sum(), negatives.sum())
+    return _linear(area, share, users)
+
+
+def ratio_by_user(above: Any, below: Any, users: Any) -> ByUser:
+    """sum(above) / sum(below) of entries [n], such as a calibration, as a plain mean over users, linear as `auc_by_user`.
+
+    Example:
+      >>> ratio_by_user([1.0, 2.0], [2.0, 2.0], [7, 8]).values.tolist()
+      [0.5, 1.0]
+    """
+    above, below, users = np.asarray(above, np.float64), np.asarray(below, np.float64), np.asarray(users)
+    if not (total := below.sum()):
+        return ByUser(*(np.zeros(0, dtype) for dtype in (np.int64, np.float64, np.float64)))
+    value = above.sum() / total
+    return _linear(value, (above - value * below) / total, users)
+
+
+def probabilities_by_user(
+    scores: Any, labels: Any, users: Any, *, where: Any = None, weights: Any = None, bins: int = 10
+) -> dict[str, ByUser]:
+    """`log_loss`, and ratio and error of `calibration` as "calibration" and "calibration_error", before they are averaged.
+
+    The error counts each bin as predicting too much or too little, as it does over all users. Arguments as for `calibration`.
+
+    Example:
+      >>> probabilities_by_user([0.0, 0.0], [1, 0], [7, 8])["calibration"].mean
+      1.0
+    """
+    flat, positive, users = flat_entries(scores, labels, where, users)
+    probability, _, weight = probabilities_of(scores, labels, where, weights)
+    weight = np.ones(len(flat)) if weight is None else weight
+    rates = calibration(scores, labels, where=where, weights=weights, bins=bins)
+    sign = np.sign(np.nan_to_num(rates.predicted - rates.observed))[bin_of(probability, bins)]
+    return {
+        "log_loss": mean_by_user(np.logaddexp(0, np.where(positive, -flat, flat)), users),
+        "calibration": ratio_by_user(weight * probability, weight * positive, users),
+        "calibration_error": ratio_by_user(weight * sign * (probability - positive), weight, users),
+    }
+
+
+def _linear(value: float, share: np.ndarray, users: np.ndarray) -> ByUser:
+    """A plain mean over users of value + U (sum of the user's shares of the error)."""
+    unique, place = np.unique(users, return_inverse=True)
+    moved = len(unique) * np.bincount(place, share, len(unique))
+    return ByUser(unique.astype(np.int64), value + moved, np.ones(len(unique)))
+
+
 def user_interval(metric: ByUser, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0) -> Interval:
     """The mean and its percentile interval over resampled users.
 
     Args:
-      metric: from `gauc_by_user` or `mean_by_user`.
+      metric: from `gauc_by_user`, `mean_by_user`, `auc_by_user` or `ratio_by_user`.
       draws: bootstrap samples.
       level: share of the draws inside the interval, between 0 and 1.
       seed: seed of the draws.
     """
-    means = _resampled([metric], metric.users, draws, seed)[0]
-    return Interval(metric.mean, *_bounds(means, level))
+    return user_intervals({"": metric}, draws=draws, level=level, seed=seed)[""]
+
+
+def user_intervals(
+    metrics: Mapping[str, ByUser], *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """`user_interval` of several metrics by name, over the same draws."""
+    means = _resampled(list(metrics.values()), draws, seed)
+    return {
+        name: Interval(metric.mean, *_bounds(drawn, level))
+        for (name, metric), drawn in zip(metrics.items(), means, strict=True)
+    }
 
 
 def paired_interval(
@@ -95,27 +176,48 @@ def paired_interval(
       >>> paired_interval(a, b).value, paired_interval(a, b).low >= 0
       (0.3333333333333333, True)
     """
-    users = np.union1d(metric.users, other.users)
-    ours, theirs = _resampled([metric, other], users, draws, seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = np.float64(metric.mean) / other.mean if ratio else metric.mean - other.mean
-        drawn = ours / theirs if ratio else ours - theirs
-    return Interval(float(value), *_bounds(drawn, level))
+    return paired_intervals({"": metric}, {"": other}, ratio=ratio, draws=draws, level=level, seed=seed)[""]
 
 
-def _resampled(metrics: list[ByUser], users: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:
-    """Means float64 [draws] of each metric, over the same draws of users."""
+def paired_intervals(
+    metrics: Mapping[str, ByUser],
+    others: Mapping[str, ByUser],
+    *,
+    ratio: bool = False,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """`paired_interval` of the metrics that both have by name, over the same draws."""
+    names, found = [name for name in metrics if name in others], {}
+    means = _resampled([of[name] for name in names for of in (metrics, others)], draws, seed)
+    for name, ours, theirs in zip(names, means[::2], means[1::2], strict=True):
+        metric, other = metrics[name], others[name]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = np.float64(metric.mean) / other.mean if ratio else np.float64(metric.mean) - other.mean
+            drawn = ours / theirs if ratio else ours - theirs
+        found[name] = Interval(float(value), *_bounds(drawn, level))
+    return found
+
+
+def _resampled(metrics: list[ByUser], draws: int, seed: int) -> np.ndarray:
+    """Means float64 [metrics, draws], all over the same draws of users, or of random groups of users where there are many."""
     expect(draws >= 1, "draws", "at least 1", draws)
-    random, size = np.random.default_rng(seed), len(users)
-    places = [np.searchsorted(users, metric.users) for metric in metrics]
-    means = np.full((len(metrics), draws), np.nan)
-    for draw in range(draws if size else 0):
-        times = np.bincount(random.integers(0, size, size), minlength=size)
-        for row, metric, place in zip(means, metrics, places, strict=True):
-            weight = metric.weights * times[place]
-            total = weight.sum()
-            row[draw] = metric.values @ weight / total if total > 0 else np.nan
-    return list(means)
+    users = np.unique(np.concatenate([metric.users for metric in metrics])) if metrics else np.zeros(0, np.int64)
+    random, size = np.random.default_rng(seed), min(len(users), GROUPS)
+    group = np.arange(len(users)) if len(users) <= GROUPS else random.permutation(len(users)) % GROUPS
+    means, sums = np.full((len(metrics), draws), np.nan), np.zeros((2, len(metrics), size))
+    for row, metric in enumerate(metrics):
+        at = group[np.searchsorted(users, metric.users)]
+        for of, values in zip(sums, (metric.values * metric.weights, metric.weights), strict=True):
+            of[row] = np.bincount(at, values, size)
+    for start in range(0, draws if size else 0, CHUNK):
+        some = range(start, min(start + CHUNK, draws))
+        times = np.stack([np.bincount(random.integers(0, size, size), minlength=size) for _ in some]).astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):  # no user of a metric may be drawn; a log-loss may be infinite
+            value, weight = sums @ times.T
+            means[:, start : start + len(some)] = np.where(weight > 0, value / weight, np.nan)
+    return means
 
 
 def _bounds(drawn: np.ndarray, level: float) -> tuple[float, float]:

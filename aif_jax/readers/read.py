@@ -39,6 +39,7 @@ def read(
     encoder: Encoder | None = None,
     unknown: str = "error",
     name: str | None = None,
+    repeats: bool | None = None,
 ) -> Dataset:
     """Reads events, items and, where there are any, users.
 
@@ -57,6 +58,7 @@ def read(
       unknown: "error", or "skip": leaves out events of unknown users and rows of unknown items. Events with an unknown item
         stay in histories as row 0, as in serving. A warning says how many there are.
       name: of the data set; default: the name of the events file.
+      repeats: whether users come back to items; None estimates it from the events, see `Dataset`. A line of the log says it.
 
     Returns:
       The data set with its encoder; rows follow the ascending ids.
@@ -91,10 +93,10 @@ def read(
             scales=_scales(tables, columns),
         )
     user_ids, user_floats = _users(tables, encoder)
-    log, repeats = _log(tables, columns)
-    for suspicion in profile_of(tables, columns, repeats=repeats)[1]:
+    log, doubled = _log(tables, columns)
+    for suspicion in profile_of(tables, columns, repeats=doubled)[1]:
         logger.warning("%s", suspicion)
-    return Dataset(
+    made = Dataset(
         name=name or _name(events),
         schema=encoder.schema,
         log=log,
@@ -104,7 +106,14 @@ def read(
         users=tables.vocabularies["user"],
         items=tables.vocabularies["item"],
         encoder=encoder,
+        repeats=repeats,
     )
+    comes, how = "come" if made.repeats else "do not come", "estimated" if repeats is None else "as given"
+    logger.info(
+        "%s: users %s back to items (repeats=%s, %s): %.1f %% of the events repeat an item of their user",
+        made.name, comes, made.repeats, how, 100 * made.repeated,
+    )  # fmt: skip
+    return made
 
 
 def read_items(items: Source, encoder: Encoder, *, content: Content | None = None) -> Iterator[tuple[np.ndarray, ItemFeatures]]:

@@ -7,6 +7,7 @@ Ranking figures read raw logits; log-loss and calibration read the probabilities
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -22,14 +23,17 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_integers
 from aif_jax.data.candidates import CandidateLists, Draw, Labels, SourceFn, population_weights, sampled, take
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.events import COLUMNS
 from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.data.sampling import NegativeSampler, counts_before
+from aif_jax.metrics.intervals import DRAWS
 from aif_jax.model import PreRanker
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
-from aif_jax.store.version import check_encoding
+from aif_jax.store.version import check_encoding, digest
 from aif_jax.train import bounded
 from aif_jax.train.step import score
+from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
 NEGATIVES = 99
@@ -56,6 +60,8 @@ class Evaluation:
       ndcg: NDCG@k of the same.
       objectives: the figures of each objective by name, where there are several; those above are of the first.
       note: of a run: which terms the scores lack that are fitted after training, and the call that adds them; "" for none.
+      by_user: the figures but the objectives' by name before they are averaged, for `intervals`.
+      asked: what decides the requests and candidates, for `against`: digests and settings by name.
     """
 
     requests: int
@@ -72,6 +78,8 @@ class Evaluation:
     ndcg: float | None = None
     objectives: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
     note: str = ""
+    by_user: Mapping[str, metrics.ByUser] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def figures(self) -> dict[str, float]:
         """The figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
@@ -83,13 +91,46 @@ class Evaluation:
             values |= {f"{name}.{figure}": value for figure, value in evaluation.figures().items()}
         return values
 
+    def intervals(self, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0) -> dict[str, metrics.Interval]:
+        """The figures by name with the bounds of an interval that resamples users; arguments as `metrics.user_interval`.
+
+        AUC, `calibration` and `calibration_error` are linearised, see `metrics.auc_by_user`.
+        """
+        return metrics.user_intervals(self._parts(), draws=draws, level=level, seed=seed)
+
+    def against(
+        self, other: Evaluation, *, ratio: bool = False, draws: int = DRAWS, level: float = 0.95, seed: int = 0
+    ) -> dict[str, metrics.Interval]:
+        """What these figures are above those of another model on the same requests, by name, resampled by the same users.
+
+        A difference whose interval holds 0 may be chance. Arguments as `metrics.paired_interval`.
+
+        Raises:
+          ValueError: an evaluation of other requests, candidates or settings; names what differs.
+        """
+        lines = differences(dict(other.asked), dict(self.asked), path="evaluation", source="other")
+        got = "another:\n" + listed(lines) + "\nEvaluate both with the same data, positions, candidates, k, repeats and seed"
+        expect(not lines, "Evaluation.against", "an evaluation of the same requests and candidates", got)
+        return metrics.paired_intervals(self._parts(), other._parts(), ratio=ratio, draws=draws, level=level, seed=seed)
+
+    def _parts(self) -> dict[str, metrics.ByUser]:
+        """The figures by user by name, those of objectives with their names before them, in the order of `figures`."""
+        named = {f"{name}.{figure}": part for name, one in self.objectives.items() for figure, part in one.by_user.items()}
+        return {**self.by_user, **named}
+
+    @functools.cached_property
+    def _intervals(self) -> dict[str, metrics.Interval]:
+        return self.intervals()
+
     def plot(self, path: str | os.PathLike[str], *, title: str = "") -> None:
         """Draws predicted against observed by decile, a line for each objective; see `metrics.plot_deciles`."""
         of_all = self.objectives or {"predicted against observed": self}
         metrics.plot_deciles({name: figures.deciles for name, figures in of_all.items()}, path, title=title)
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.figures().items())
+        sure = self._intervals
+        bounds = {name: f" [{sure[name].low:.3f}, {sure[name].high:.3f}]" if name in sure else "" for name in self.figures()}
+        shown = ", ".join(f"{name} {value:.4f}{bounds[name]}" for name, value in self.figures().items())
         return f"{shown} ({self.requests:,} requests of {self.users:,} users){self.note and '; '}{self.note}"
 
 
@@ -109,12 +150,14 @@ def evaluate(
     k: int | None = 100,
     candidates: SourceFn | None = None,
     calibrated: int = 15,
-    repeats: bool = False,
+    repeats: bool | None = None,
     seed: int = 0,
     batch_size: int = 128,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluates a model on held-out events: a list of candidates for each, and its rank among items the user has not met.
+    """Evaluates a model on held-out events: a list of candidates for each, and its rank in the catalogue.
+
+    Every figure has a 95 % interval over users, see `Evaluation.intervals`.
 
     Args:
       model: what to evaluate.
@@ -128,7 +171,8 @@ def evaluate(
         among the events before the first one in `positions`.
       calibrated: candidates after the first that log-loss and calibration are of: as many negatives as in training, because
         they compare probabilities.
-      repeats: whether users come back to items; if so, what they have met stays a candidate in the catalogue.
+      repeats: whether users come back to items; None takes `data.repeats`. If not, what they have met before is left out of
+        the catalogue, and of the lists that None for `candidates` draws; a source given there has a `repeats` of its own kind.
       seed: of sampled candidates.
       batch_size: requests scored at a time.
       progress: whether to show bars.
@@ -141,7 +185,8 @@ def evaluate(
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none")
-    source = sampled_before(data, positions) if candidates is None else candidates
+    repeats = bool(data.repeats if repeats is None else repeats)
+    source = sampled_before(data, positions, repeats=repeats) if candidates is None else candidates
     lists = source(positions, Draw(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
     users, where = data.log.user[positions], lists.rows > 0
@@ -158,13 +203,27 @@ def evaluate(
         )
         for name, raw, logits, labels in by_objective(model, scores, probable, lists.labels)
     }
-    catalogue: dict[str, Any] = {}
+    first = next(iter(parts.values()))
+    catalogue: dict[str, Any] = {"asked": _asked(data, positions, lists, calibrated) | {"k": k}, "by_user": dict(first.by_user)}
     if k is not None:
         ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
         ndcg = np.where(ranks < k, 1 / np.log2(ranks + 2), 0)  # one item of each request counts
-        catalogue = {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(ndcg.mean())}
-    first = next(iter(parts.values()))
+        catalogue |= {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(ndcg.mean())}
+        catalogue["asked"] |= {"repeats": repeats}
+        for name, values in (("hr", ranks < k), ("ndcg", ndcg)):
+            catalogue["by_user"][f"{name}@{k}"] = metrics.mean_by_user(values, users)
     return dataclasses.replace(first, objectives=parts if len(parts) > 1 else {}, **catalogue)
+
+
+def _asked(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibrated: int) -> dict[str, Any]:
+    """What decides the figures but the model, for `Evaluation.against`."""
+    log, labels = data.log, lists.labels if isinstance(lists.labels, dict) else {"label": lists.labels}
+    return {
+        "data": {"users": len(data.users), "items": len(data.items)},
+        "requests": {"count": len(positions), "sha256": digest(np.stack([getattr(log, c)[positions] for c in COLUMNS])).sha256},
+        "candidates": {"rows": digest(lists.rows).sha256, **{name: digest(value).sha256 for name, value in labels.items()}},
+        "calibrated": calibrated,
+    }
 
 
 def by_objective(
@@ -198,23 +257,29 @@ def _figures(
     given = logits[:, :count], labels[:, :count]
     few: dict[str, Any] = {"where": where[:, :count], "weights": None if weights is None else weights[:, :count]}
     rates = metrics.calibration(*given, **few)
+    by_user = metrics.gauc_by_user(*ranked, of_users, where=where)
+    evenly = by_user._replace(weights=np.ones(len(by_user.users)))
     return Evaluation(
         requests=len(users),
         users=len(np.unique(users)),
         auc=metrics.auc(*ranked, where=where),
-        gauc=metrics.gauc(*ranked, of_users, where=where).value,
-        gauc_mean=metrics.gauc(*ranked, of_users, where=where, weighting="mean").value,
+        gauc=by_user.mean,
+        gauc_mean=evenly.mean,
         log_loss=metrics.log_loss(*given, where=where[:, :count]),
         calibration=rates.ratio,
         calibration_error=rates.error,
         deciles=metrics.deciles(*given, **few),
+        by_user={"auc": metrics.auc_by_user(*ranked, of_users, where=where), "gauc": by_user, "gauc_mean": evenly}
+        | metrics.probabilities_by_user(*given, of_users, **few),
     )
 
 
-def sampled_before(data: Dataset, positions: np.ndarray, *, negatives: int = NEGATIVES) -> SourceFn:
+def sampled_before(
+    data: Dataset, positions: np.ndarray, *, negatives: int = NEGATIVES, repeats: bool | None = None
+) -> SourceFn:
     """The event's item and negatives by popularity among the events before the first one in `positions`: none is later."""
     counts = counts_before(data, int(data.log.time[positions].min()))
-    return sampled(data, sampler=NegativeSampler(counts), negatives=negatives)
+    return sampled(data, sampler=NegativeSampler(counts), negatives=negatives, repeats=repeats)
 
 
 def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
@@ -270,7 +335,7 @@ def rank_catalogue(
     positions: np.ndarray,
     *,
     k: int = 1,
-    repeats: bool = False,
+    repeats: bool | None = None,
     batch_size: int = 128,
     progress: bool = True,
 ) -> Ranked:
@@ -289,7 +354,7 @@ def catalogue_scores(
     data: Dataset,
     positions: np.ndarray,
     *,
-    repeats: bool = False,
+    repeats: bool | None = None,
     batch_size: int = 128,
     progress: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -300,8 +365,9 @@ def catalogue_scores(
 
     Yields:
       int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0 and, unless users come back to items
-      (`repeats`), for what the user has met before, but never for the event's own item.
+      (`repeats`; None takes `data.repeats`), for what the user has met before, but never for the event's own item.
     """
+    repeats = data.repeats if repeats is None else repeats
     log, total, length = data.log, len(data.catalogue), model.config.history_length
     rows = item_rows(model, params, data.catalogue, progress=progress)
     users, score_some = partial(_states, params, model=model), partial(_rank, params, model=model)

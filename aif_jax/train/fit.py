@@ -159,10 +159,11 @@ def train(
     """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     task, config = settings.task, model.config
     report.say(report.samples_line(report.samples_of(data, settings), settings), progress=progress)
+    report.say(report.repeats_line(data, settings.repeats), progress=progress)
     feed = Pipeline(
         dataset=data,
         positions=task.positions(data, min_history=settings.min_history, **settings.span("train")),
-        candidates=task.source(data, before=settings.first_validation),
+        candidates=task.source(data, before=settings.first_validation, repeats=settings.repeats),
         config=config,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
@@ -236,9 +237,18 @@ def final(checkpoints: Checkpoints, settings: Settings) -> Checkpoint:
 
 
 def held_out(
-    data: Dataset, settings: Settings, split: str, *, requests: int | None = None, min_history: int | None = None
+    data: Dataset,
+    settings: Settings,
+    split: str,
+    *,
+    requests: int | None = None,
+    min_history: int | None = None,
+    repeats: bool | None = None,
 ) -> tuple[np.ndarray, SourceFn]:
-    """Positions of a slice, at most `requests` drawn at random, and the source of their candidates; ValueError for none."""
+    """Positions of a slice, at most `requests` drawn at random, and the source of their candidates; ValueError for none.
+
+    None for `min_history` or `repeats` takes that of training.
+    """
     span, task = settings.span(split), settings.task
     least = settings.min_history if min_history is None else min_history
     positions = task.positions(data, min_history=least, **span)
@@ -246,7 +256,7 @@ def held_out(
     if requests is not None and requests < len(positions):
         positions = np.sort(np.random.default_rng(0).choice(positions, requests, replace=False))
     before = span["since"] if span["since"] is not None else settings.first_validation
-    return positions, task.source(data, before=before, held_out=True)
+    return positions, task.source(data, before=before, held_out=True, repeats=settings.repeats if repeats is None else repeats)
 
 
 def validation(

@@ -64,6 +64,12 @@ def samples_line(samples: Samples, settings: Any) -> str:
     )
 
 
+def repeats_line(data: Dataset, repeats: bool) -> str:
+    """The line of text on whether users come back to items."""
+    does = "stay candidates" if repeats else "are no negatives in training, and no candidates in evaluation"
+    return f"{data.repeated:.1%} of the events repeat an item of their user: met items {does} (repeats={repeats})"
+
+
 @dataclasses.dataclass
 class Spent:
     """Where the time and the places of the batches of a run went."""

@@ -63,13 +63,14 @@ class NextItem:
         """Events of known items in a span of time."""
         return eligible_positions(data.log, min_history=min_history, since=since, before=before)
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> Source:
-        """The event's item and negatives by popularity before a time."""
+    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
+        """The event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled`."""
         counts = counts_before(data, before)
         if held_out:
-            return sampled(data, sampler=NegativeSampler(counts, power=self.power), negatives=self.evaluated)
+            sampler = NegativeSampler(counts, power=self.power)
+            return sampled(data, sampler=sampler, negatives=self.evaluated, repeats=repeats)
         sampler = NegativeSampler(counts, power=self.power, uniform=self.uniform)
-        return sampled(data, sampler=sampler, negatives=self.negatives, corrected=self.corrected)
+        return sampled(data, sampler=sampler, negatives=self.negatives, corrected=self.corrected, repeats=repeats)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,8 @@ class Liked:
         positions = eligible_positions(data.log, min_history=min_history, since=since, before=before)
         return positions[data.log.action[positions] > 0]
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> Source:
-        """The event's item."""
+    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
+        """The event's item, whether or not users come back to items."""
         return pointwise(data, threshold=self.threshold)
 
 
@@ -135,8 +136,8 @@ class Impressions:
         """The first event of every request in a span of time."""
         return request_starts(data.log, min_history=min_history, since=since, before=before)
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> Source:
-        """The list that was shown."""
+    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
+        """The list that was shown, whether or not users come back to items: what was shown was a candidate."""
         return impressed(data, candidates=self.candidates, threshold=self.threshold)
 
 
@@ -186,12 +187,12 @@ class Cascaded:
         starts = request_starts(data.log, min_history=min_history, since=since, before=before)
         return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> Source:
-        """Candidates by stage; held out, all of a request."""
+    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
+        """Candidates by stage; held out, all of a request; `repeats` as for `stages.staged`."""
         if held_out:
-            return logged(data)
+            return logged(data, repeats=repeats)
         sampler = NegativeSampler(counts_before(data, before), power=self.power) if self.sampled else None
-        return staged(data, self.counts, sampler=sampler)
+        return staged(data, self.counts, sampler=sampler, repeats=repeats)
 
 
 Task: TypeAlias = NextItem | Liked | Impressions | Cascaded

@@ -44,7 +44,6 @@ class StudyData:
       dataset: the data.
       split: by time.
       sim_fields: fields with a SIM cache.
-      repeats: whether users come back to items: they stay candidates of the catalogue then.
       world: the truth of a synthetic data set, else None.
     """
 
@@ -52,8 +51,12 @@ class StudyData:
     dataset: Dataset
     split: Split
     sim_fields: tuple[str, ...] = ("item", "category")
-    repeats: bool = True
     world: World | None = None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether users come back to items: they stay candidates of the catalogue then."""
+        return bool(self.dataset.repeats)
 
 
 def load(name: str, folder: Path | None = None) -> StudyData:
@@ -75,7 +78,7 @@ def load(name: str, folder: Path | None = None) -> StudyData:
             split = split_by_time(dataset.log)
             assert dataset.catalogue.content is not None  # read with it
             dataset, fields = dataset.with_content(reduced(dataset.catalogue.content)), ("category", "year")
-            return StudyData(name=name, dataset=dataset, split=split, sim_fields=fields, repeats=False)
+            return StudyData(name=name, dataset=dataset, split=split, sim_fields=fields)
         dataset = taobao.read(folder / FOLDERS[name], between=taobao.WINDOW)
         split = split_by_time(dataset.log)
         return StudyData(name=name, dataset=dataset.with_content(_company(dataset, split.train)), split=split)

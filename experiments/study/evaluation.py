@@ -46,7 +46,8 @@ def held_out(
         )
     drawn = np.random.default_rng(seed).permutation(kept)[:requests]
     at = np.sort(drawn)
-    rows, labels, _ = candidates.sampled(dataset, sampler=sampler, negatives=negatives)(at, Draw(seed, 0, 0))
+    source = candidates.sampled(dataset, sampler=sampler, negatives=negatives, repeats=True)  # met items too: callers mask them
+    rows, labels, _ = source(at, Draw(seed, 0, 0))
     return Requests(at, rows, labels)
 
 

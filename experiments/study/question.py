@@ -2,11 +2,15 @@
 
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
-          (--plan test: the models of the headline; --list: the runs that are missing; --report: tables from the records;
-          --times: milliseconds of the user function and of the scoring program, all models in turn)
+          (--plan test: the models of the headline; --plan rolling: the same over blocks of the time line, for many users;
+          --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the user function and
+          of the scoring program, all models in turn)
 Protocol  Met items. MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are no
           negatives, neither in training nor in evaluation, and are left out of the catalogue. Taobao users do come back: met
           items stay. Every record also holds the figures of the other kind of candidates.
+          Splits. "validation" and "test" cut the time line once for all users. "rolling" cuts it into blocks, see `rolling`: a
+          model for each block is trained on nothing but what is before the block, and a user is judged in the block that
+          holds their last event. So every user who is active in the second half of the time line is judged once.
           Budget. Every model gets the same recipe, optimizer, number of steps and sizes; hyperparameters are chosen on the
           validation split. Additions after training (popularity correction, SVD term) are on all models or on none.
           Errors. 95 % intervals resample users; two models are compared on the same draws. Spreads over seeds stand apart.
@@ -22,7 +26,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,9 +36,10 @@ from aif_jax import blocks, checkpoint, metrics, train
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.data import candidates
+from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
-from aif_jax.data.split import eligible
+from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from aif_jax.train.loop import loop
@@ -42,7 +47,7 @@ from aif_jax.train.svd import fit_pure_svd
 from aif_jax.types import Params
 from experiments import common, drawn
 from experiments.study import critical, datasets, models, recipes, records
-from experiments.study.evaluation import Requests, earlier, held_out, sampled_scores
+from experiments.study.evaluation import MIN_HISTORY, Requests, earlier, held_out, sampled_scores
 
 RESULTS = records.RESULTS.parent / "question"
 EACH = "every behaviour field"
@@ -70,6 +75,12 @@ SEEDS = (0, 1, 2)
 CATALOGUE_REQUESTS = 1000  # requests that rank the whole catalogue, drawn at random
 FIXED: dict[str, Any] = dict(learning_rate=1e-2, weight_decay=0.1)
 NEGATIVES = 15
+BLOCKS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of all events by time at which the blocks of the rolling split begin; the last block ends with the log."""
+LAST = 10
+"""Events of a user, the last ones, that the rolling split judges."""
+REQUESTS = {"validation": 3000, "test": 3000, "rolling": 10_000}
+"""How many sampled requests judge a model at most; of the rolling split in each block."""
 UNTRAINED = (-100.0, 0.0, 1.0, 2.0, 3.0)
 """Offsets of items without a training event under the popularity correction; each model takes its best one of the validation
 split, and keeps it on the test split."""
@@ -102,6 +113,14 @@ class Trial:
         return self.id.replace("/", "--").replace(" ", "_").replace("=", "")
 
 
+class Part(NamedTuple):
+    """What one model of a run is trained on and judged on: positions in the log, ascending."""
+
+    name: str
+    seen: np.ndarray
+    held: np.ndarray
+
+
 def plan(name: str) -> list[Trial]:
     """The runs of a plan, the most telling first."""
     both = ("movielens", "taobao")
@@ -114,17 +133,15 @@ def plan(name: str) -> list[Trial]:
         tried = (BASE, WITH_MATCHING, AIF)
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), dict(epochs=2, learning_rate=5e-3))
         return [Trial(dataset=on, model=model, **options) for options in settings for model in tried for on in both]
-    if name == "test":
+    if name in ("test", "rolling"):
         tried = (BASE, WITH_MATCHING, AIF)
         return [
-            Trial(dataset=on, model=model, seed=seed, split="test", epochs=2)
-            for seed in SEEDS
-            for model in tried
-            for on in both
+            Trial(dataset=on, model=model, seed=seed, split=name, epochs=2) for seed in SEEDS for model in tried for on in both
         ]
     if name == "smoke":
-        return [Trial(dataset="smoke", model=model) for model in (BASE, WITH_MATCHING, AIF)]
-    raise ValueError(f"plan: expected 'validation', 'tuning', 'test' or 'smoke', got {name!r}")
+        rolled = [Trial(dataset="smoke", model=BASE, split="rolling")]
+        return [*(Trial(dataset="smoke", model=model) for model in (BASE, WITH_MATCHING, AIF)), *rolled]
+    raise ValueError(f"plan: expected 'validation', 'tuning', 'test', 'rolling' or 'smoke', got {name!r}")
 
 
 def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
@@ -142,9 +159,11 @@ def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
     return aif.Config(schema=schema, blocks=tuple(made), **(models.SIZES | (models.SMOKE if smoke else {}) | fields))
 
 
-def train_model(trial: Trial, data: datasets.StudyData, *, progress: bool) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
+def train_model(
+    trial: Trial, part: Part, data: datasets.StudyData, *, progress: bool
+) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
     """The trained model and what is said of the training."""
-    dataset, seen = data.dataset, trained_on(trial, data)
+    dataset, seen = data.dataset, part.seen
     model = aif.build(config_of(trial, data))
     repeats = data.repeats or trial.met == "kept"
     feed = Pipeline(
@@ -159,29 +178,57 @@ def train_model(trial: Trial, data: datasets.StudyData, *, progress: bool) -> tu
     fitted = aif.fit_tables(model.config, dataset.catalogue, seed=0)
     state = train.init_state(model.init(jax.random.key(trial.seed), None, fitted=fitted), optimizer)
     step, began = train.make_step(model, optimizer, loss=recipes.loss(recipes.DEFAULT)), time.perf_counter()
-    state = loop(state, step, feed.batches(), total=len(feed), label=trial.id, progress=progress)
+    state = loop(state, step, feed.batches(), total=len(feed), label=f"{trial.id} {part.name}", progress=progress)
     params = jax.block_until_ready(state.params)
     return model, params, {"steps": int(state.step), "train_seconds": time.perf_counter() - began}
 
 
-def trained_on(trial: Trial, data: datasets.StudyData) -> np.ndarray:
-    """Positions of the training events: for the test split those of the validation split too."""
+def parts_of(trial: Trial, data: datasets.StudyData) -> list[Part]:
+    """What the models of a run are trained and judged on: one for all, or one for each block of the rolling split."""
     parts = data.split
-    return parts.train if trial.split == "validation" else np.sort(np.concatenate([parts.train, parts.validation]))
+    if trial.split == "rolling":
+        return rolling(data.dataset.log, blocks=(0.5, 0.8) if trial.dataset == "smoke" else BLOCKS)
+    if trial.split == "validation":
+        return [Part("", parts.train, parts.validation)]
+    return [Part("", np.sort(np.concatenate([parts.train, parts.validation])), parts.test)]
 
 
-def requests_of(trial: Trial, data: datasets.StudyData) -> Requests:
+def rolling(log: EventLog, *, blocks: tuple[float, ...] = BLOCKS, last: int = LAST) -> list[Part]:
+    """The time line in blocks, each judged by a model of its own: many users, and nothing of the future trained on.
+
+    The blocks begin at these shares of all events by time, at moments that are the same for all users; events before the first
+    block judge nobody. The model of a block is trained on all events that are strictly earlier than the block, of all users,
+    and so are its counts of popularity; histories hold what is strictly earlier than the request, as in a live system. A
+    user's requests are among their last `last` events and stand in one block alone, the one that holds the user's very last
+    event: so users are independent, each is in one model's figures, and the figures of all blocks are averaged over users as
+    if one model had made them. Blocks without a request are left out.
+
+    Returns:
+      A part for each block, by time.
+    """
+    moments = [*(time_cuts(log, validation=0.0, test=1 - share)[1] for share in blocks), int(log.time.max()) + 1]
+    ends, found = log.offsets[log.user + 1], []
+    judged = np.arange(len(log)) >= ends - last
+    for share, start, end in zip(blocks, moments, moments[1:], strict=False):
+        final = log.time[ends - 1]
+        held = np.flatnonzero(judged & (log.time >= start) & (final >= start) & (final < end))
+        held = eligible(log, held, min_history=MIN_HISTORY)
+        if len(held):
+            found.append(Part(f"from {share:g}", np.flatnonzero(log.time < start), held))
+    return found
+
+
+def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
     """The held-out requests, the same for every model and seed, with 99 sampled negatives, met items among them."""
-    held = data.split.validation if trial.split == "validation" else data.split.test
-    sampler = NegativeSampler(item_counts(data.dataset, trained_on(trial, data)))
-    return held_out(data.dataset, held, sampler, requests=64 if trial.dataset == "smoke" else 3000)
+    sampler = NegativeSampler(item_counts(data.dataset, part.seen))
+    return held_out(data.dataset, part.held, sampler, requests=64 if trial.dataset == "smoke" else REQUESTS[trial.split])
 
 
 def evaluate(
-    trial: Trial, model: aif.PreRanker, params: Params, data: datasets.StudyData, *, progress: bool
+    trial: Trial, part: Part, model: aif.PreRanker, params: Params, data: datasets.StudyData, *, progress: bool
 ) -> dict[str, ByUser]:
     """Metrics by user: `gauc` of the data's kind of candidates, and of both kinds; `met` against met items; hit rates."""
-    dataset, requests = data.dataset, requests_of(trial, data)
+    dataset, requests = data.dataset, requests_of(trial, part, data)
     scores = sampled_scores(model, params, dataset, requests, progress=progress)
     users = dataset.log.user[requests.positions][:, None]
     sample = np.arange(len(requests.rows))[:, None]
@@ -194,7 +241,7 @@ def evaluate(
         "gauc_met": metrics.gauc_by_user(*known, where=against_met),
     }
     found["gauc"] = found["gauc_all" if data.repeats else "gauc_unmet"]
-    counts = item_counts(dataset, trained_on(trial, data))
+    counts = item_counts(dataset, part.seen)
     at = np.sort(np.random.default_rng(2).permutation(requests.positions)[:CATALOGUE_REQUESTS])
     ranks = np.zeros((len(UNTRAINED), len(at)), np.int64)
     given: dict[str, Any] = dict(repeats=data.repeats, batch_size=4, progress=progress)
@@ -211,24 +258,20 @@ def evaluate(
 
 def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
     """Trains, evaluates, keeps the model in `work` and the figures in `results`."""
-    began, folder = time.perf_counter(), work / trial.file
-    if folder.exists():  # trained before, evaluated otherwise
-        config, said = config_of(trial, data), json.loads((work / f"{trial.file}.json").read_text(encoding="utf-8"))
-        model, params = aif.build(config), checkpoint.load(folder).params
-    else:
-        model, params, said = train_model(trial, data, progress=progress)
-        checkpoint.save(folder, params, model.config)
-        (work / f"{trial.file}.json").write_text(json.dumps(said), encoding="utf-8")
-    found = evaluate(trial, model, params, data, progress=progress)
-    if not data.repeats:
-        seen, log = trained_on(trial, data), data.dataset.log
-        with_svd, config = fit_pure_svd(params, log.user[seen], log.item[seen], config=model.config)
-        added = evaluate(trial, aif.build(config), with_svd, data, progress=progress)
-        found |= {f"{name}_svd": value for name, value in added.items()}
-    return keep(
-        results, trial, found, met_items=met_share(trial, data), parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-        **said, seconds=time.perf_counter() - began, commit=common.machine()["commit"],
-    )  # fmt: skip
+    began, parts = time.perf_counter(), parts_of(trial, data)
+    made = [run_part(trial, part, data, work=work, progress=progress) for part in parts]
+    found = {name: joined([one[name] for one, _ in made]) for name in made[0][0]}
+    said: dict[str, Any] = {name: sum(one[name] for _, one in made) for name in ("steps", "train_seconds")}
+    said["parameters"] = made[-1][1]["parameters"]
+    if trial.split == "rolling":
+        users = [len(one["gauc_all"].users) for one, _ in made]
+        said["blocks"] = [
+            {"name": part.name, "trained": len(part.seen), "held": len(part.held), "users": count}
+            for part, count in zip(parts, users, strict=True)
+        ]
+    met = float(np.mean([met_share(trial, part, data) for part in parts]))
+    seconds, commit = time.perf_counter() - began, common.machine()["commit"]
+    return keep(results, trial, found, met_items=met, **said, seconds=seconds, commit=commit)
 
 
 def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> dict[str, Any]:
@@ -243,11 +286,40 @@ def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> 
     return record
 
 
-def met_share(trial: Trial, data: datasets.StudyData) -> float:
+def run_part(
+    trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool
+) -> tuple[dict[str, ByUser], dict[str, Any]]:
+    """Trains and judges one model of a run; its metrics by user and what is said of the training."""
+    file = trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else "")
+    folder = work / file
+    if folder.exists():  # trained before, evaluated otherwise
+        config, said = config_of(trial, data), json.loads((work / f"{file}.json").read_text(encoding="utf-8"))
+        model, params = aif.build(config), checkpoint.load(folder).params
+    else:
+        model, params, said = train_model(trial, part, data, progress=progress)
+        checkpoint.save(folder, params, model.config)
+        (work / f"{file}.json").write_text(json.dumps(said), encoding="utf-8")
+    found = evaluate(trial, part, model, params, data, progress=progress)
+    if not data.repeats:
+        log = data.dataset.log
+        with_svd, config = fit_pure_svd(params, log.user[part.seen], log.item[part.seen], config=model.config)
+        added = evaluate(trial, part, aif.build(config), with_svd, data, progress=progress)
+        found |= {f"{name}_svd": value for name, value in added.items()}
+    return found, said | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
+
+
+def met_share(trial: Trial, part: Part, data: datasets.StudyData) -> float:
     """Share of the sampled negatives that the user has met before."""
-    requests = requests_of(trial, data)
+    requests = requests_of(trial, part, data)
     sample = np.arange(len(requests.rows))[:, None]
     return float(Seen.before(data.dataset.log, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
+
+
+def joined(parts: list[ByUser]) -> ByUser:
+    """A metric of all parts of a run, whose users differ."""
+    users, values, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = np.argsort(users, kind="stable")
+    return ByUser(users[order], values[order], weights[order])
 
 
 def pack(metric: ByUser) -> dict[str, np.ndarray]:
@@ -278,7 +350,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument(
-        "--plan", nargs="+", default=["validation"], help="validation, tuning, test, smoke (default validation)"
+        "--plan", nargs="+", default=["validation"], help="validation, tuning, test, rolling, smoke (default validation)"
     )
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--model", nargs="+", help="only these models")

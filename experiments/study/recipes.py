@@ -94,7 +94,9 @@ def source(recipe: str, dataset: Dataset, *, counts: np.ndarray, helper: Helper 
     options = OPTIONS.get(recipe, {})
     sampler = NegativeSampler(counts, uniform=options.get("uniform", 0.0))
     negatives = POOL if hard else options.get("negatives", NEGATIVES)
-    drawn = candidates.sampled(dataset, sampler=sampler, negatives=negatives, corrected=recipe in CORRECTED)
+    drawn = candidates.sampled(  # met items too, as in all records of this study; `question` follows the data
+        dataset, sampler=sampler, negatives=negatives, corrected=recipe in CORRECTED, repeats=True
+    )
     if recipe == CATALOGUE:
         return candidates.Source(
             lambda positions, draw: _sampled_softmax(drawn(positions, draw)), drawn.description | {"positive": "held"}
