@@ -99,6 +99,10 @@ def test_a_broken_frame_is_refused(change, message):
         ({"user": 1, "candidates": [1], "bids": [-1]}, "bids"),
         ({"user": 1, "candidates": [1], "bids": ["a"]}, "bids"),
         ({"user": 1, "candidates": [1, 2], "bids": [1]}, "bids"),
+        ({"user": 1, "exclude": 7}, "exclude"),
+        ({"user": 1, "exclude": [1, "bid"]}, "exclude"),
+        ({"user": 1, "exclude": ["x" * 1025]}, "exclude"),
+        ({"user": 1, "exclude": list(range(101))}, "exclude"),
         ({"user": 1, "k": "5"}, "k"),
         ({"user": 1, "budget": 0}, "budget"),
         ({"user": 1, "budget": float("inf")}, "budget"),
@@ -137,6 +141,21 @@ def test_rank_and_score_answer_what_the_model_says(served, client):
     assert answer["stages"]["total"] > 0 and (answer["candidates"], answer["unknown"]) == (len(IDS), 0)
     few = client.rank(**ANN, candidates=np.array([17, 5]), k=5)
     assert few["ids"].tolist() == [17] and few["unknown"] == 1
+
+
+def test_excluded_items_are_left_out(client):
+    best = client.rank(**ANN, candidates=IDS, k=6)["ids"]
+    fields = {**ANN, "candidates": IDS, "k": 4}
+    for exclude in (best[:2], best[:2].tolist()):
+        answer = client.rank(**fields, exclude=exclude)
+        assert answer["ids"].tolist() == best[2:].tolist() and (answer["excluded"], answer["unknown"]) == (2, 0)
+    body = json.dumps(fields | {"candidates": IDS.tolist(), "exclude": [int(best[0]), 5]}).encode()
+    _, _, raw = client.request("POST", "/v1/rank", body, {"content-type": "application/json"})
+    assert json.loads(raw)["ids"] == best[1:5].tolist() and json.loads(raw)["excluded"] == 1
+    assert client.score(**ANN, candidates=best, exclude=best[:1])["mask"].tolist() == [False] + [True] * 5
+    with pytest.raises(ServiceError, match="Request.exclude: expected integers") as error:
+        client.rank(**fields, exclude=["a"])
+    assert error.value.field == "exclude"
 
 
 def test_json_answers_the_same(client):

@@ -96,6 +96,16 @@ def test_infer_answers_the_outputs_that_are_asked_for(client):
     assert answer.as_numpy("scores") is None
 
 
+def test_infer_leaves_excluded_items_out(client):
+    package, client = client
+    best = IDS[np.argsort(-exports().logits("one"), kind="stable")]
+    answer = client.infer(MODEL, ann(package, k=np.array([3]), exclude=best[:2]))
+    assert answer.as_numpy("ids").tolist() == best[2:5].tolist()
+    response = answer.get_response()
+    told = response["parameters"]["excluded"] if isinstance(response, dict) else response.parameters["excluded"].int64_param
+    assert told == 2
+
+
 def test_infer_takes_encoded_features(client):
     package, client = client
     features = exports().encoder.with_length(8).user({"user": "ann"}, EVENTS, NOW)

@@ -68,6 +68,20 @@ def test_records_say_what_was_answered(logged):
     assert pq.read_schema(file).names == list(Record._fields)
 
 
+def test_a_replay_leaves_out_what_a_call_excluded(tmp_path):
+    best = IDS[np.argsort(-exports().logits("one"), kind="stable")]
+    log = RequestLog(tmp_path)
+    with running(exports().root / "one", observers=(log,)) as service, service.client() as client:
+        client.rank(**ANN, candidates=IDS, exclude=best[:3], k=5, id="r1")
+    log.close()
+    (record,) = read_log(tmp_path)
+    assert record.exclude == best[:3].tolist() and record.ids == best[3:8].tolist() and record.exclude_texts is None
+    assert replay(tmp_path, exports().root / "one", config=SERVING).overlap == 1.0
+    (file,) = tmp_path.glob("*.parquet")  # one of before, which had no such columns
+    pq.write_table(pq.read_table(file).drop_columns(["exclude", "exclude_texts"]), file)
+    assert [old.exclude for old in read_log(tmp_path)] == [None]
+
+
 def test_files_sort_by_age_though_the_clock_is_set_back(logged, tmp_path, monkeypatch):
     """A log that starts after another one sorts behind it, and replaces none of its files."""
     (record,) = [record for record in read_log(logged) if record.id == "r1"]

@@ -70,6 +70,58 @@ def test_unknown_candidates_are_masked_and_no_candidates_give_an_empty_answer(wo
     run(test())
 
 
+@pytest.mark.parametrize("kind", ["whole", "in pieces", "in batches"])
+def test_excluded_items_are_not_ranked(world, kind):
+    """They are counted apart from unknown ones; a repeat of an excluded item is excluded too."""
+    ids = np.concatenate([world.ids[:150], [5], world.ids[3:5]]) if kind != "whole" else np.append(world.ids[:40], 5)
+    logits = world.logits(3, ids)
+    exclude = np.append(
+        ids[np.argsort(-logits, kind="stable")[:6:2]], [7, world.ids[200]]
+    )  # of the best, and two that never came
+    left = ids[~np.isin(ids, exclude)]
+
+    async def batches():
+        for start in range(0, len(ids), 30):
+            yield ids[start : start + 30]
+
+    async def test():
+        async with world.engine() as engine:
+            for given in (exclude, exclude.tolist(), np.concatenate([exclude, exclude])):
+                context = batches() if kind == "in batches" else ids
+                answer = await engine.rank(Request(user=3, context=context, exclude=given), 8)
+                once = left[np.sort(np.unique(left, return_index=True)[1])]
+                expect(world, answer, 3, once, 8)
+                assert (answer.candidates, answer.unknown) == (len(ids), 1)
+                assert answer.excluded == np.isin(ids, exclude).sum() >= 3
+            assert engine.metrics()["counters"]["excluded_candidates"] == 3 * answer.excluded
+            scores = await engine.score(Request(user=3, exclude=exclude), ids)
+            assert scores.mask.tolist() == (np.isin(ids, left) & (ids != 5)).tolist()
+            nothing = await engine.rank(Request(user=3, context=ids[:9], exclude=world.ids), 8)
+            assert not nothing.mask.any() and nothing.excluded == 9
+
+    run(test())
+
+
+def test_excluded_ids_are_those_of_the_candidates(world):
+    for wrong, error in (
+        ([1.5], TypeError),
+        ([1, "a"], TypeError),
+        ([[1]], ValueError),
+        (7, ValueError),
+        (["x" * 1025], ValueError),
+    ):
+        with pytest.raises(error, match=r"Request\.exclude"):
+            Request(user=3, exclude=wrong)
+
+    async def test():
+        async with world.engine() as engine:
+            with pytest.raises(TypeError, match="Request.exclude: expected integers as the candidates are, got strings"):
+                await engine.rank(Request(user=3, exclude=["a"]), 4)
+            assert (await engine.rank(Request(user=3, exclude=[]), 4)).excluded == 0
+
+    run(test())
+
+
 def test_a_repeated_candidate_is_ranked_once(world):
     ids = world.ids[[5, 3, 5, 9, 3, 3, 7]]
 

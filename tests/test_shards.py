@@ -79,7 +79,8 @@ def answer_of(ids, scores, **changes):
     """What one shard answers."""
     scores = np.asarray(scores, np.float32)
     said = {"id": "", "version": "v", "degraded": False, "reason": None, "state_age": 1.0, "non_finite": 0, "stages": {}}
-    return said | {"candidates": 0, "unknown": 0, "ids": np.asarray(ids), "scores": scores, "logits": scores} | changes
+    said |= {"candidates": 0, "unknown": 0, "excluded": 0}
+    return said | {"ids": np.asarray(ids), "scores": scores, "logits": scores} | changes
 
 
 def test_ties_are_merged_in_the_order_of_the_candidates():

@@ -24,7 +24,8 @@ def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:
         arrays = {name: array[answer.mask] for name, array in arrays.items()}
     config = reply.served.engine.config
     cut = {} if config.group is None else {"group": config.group, "group_cap": config.group_cap}
-    return _common(reply, call_id) | {"candidates": answer.candidates, "unknown": answer.unknown} | cut | arrays
+    counts = {name: getattr(answer, name) for name in ("candidates", "unknown", "excluded")}
+    return _common(reply, call_id) | counts | cut | arrays
 
 
 def score_fields(reply: Reply[Scores], call_id: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from aif_jax.serving.requests import Candidates
 
 MOST_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
 FIELDS = (
-    "user", "candidates", "bids", "k", "order", "budget", "feature_version", "version", "encoding", "features", "record",
-    "events", "now", "id",
+    "user", "candidates", "bids", "exclude", "k", "order", "budget", "feature_version", "version", "encoding", "features",
+    "record", "events", "now", "id",
 )  # fmt: skip
 INT64 = range(-(1 << 63), 1 << 63)
 
@@ -34,7 +34,7 @@ class Limits:
     """What one call may ask for; more is refused before memory is taken for it. Raises ValueError for bounds that are none."""
 
     body_bytes: int = 16 << 20
-    candidates: int = 100_000
+    candidates: int = 100_000  # and as many excluded ids
     events: int = 1 << 16
     body_seconds: float = 10.0  # from the first byte of a body to the last
 
@@ -50,6 +50,7 @@ class Call:
     Attributes:
       user: raw id.
       candidates: to rank or score; None for `prepare`, or where they come in mini-batches.
+      exclude: item ids [E] that are not ranked or scored, of the candidates' kind, see `Request.exclude`; None for none.
       k: how many of them `rank` answers with.
       order: name of the score expression, see `Request.order`; None takes the engine's.
       budget: seconds from arrival to answer; None takes the engine's.
@@ -65,6 +66,7 @@ class Call:
 
     user: int | str
     candidates: Candidates | None = None
+    exclude: np.ndarray | None = None
     k: int = 0
     order: str | None = None
     budget: float | None = None
@@ -98,6 +100,7 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
     return Call(
         user=_id(given["user"], "user"),
         candidates=candidates_of(given["candidates"], given.get("bids"), limits) if "candidates" in given else None,
+        exclude=_item_ids(given["exclude"], "exclude", limits).ids if "exclude" in given else None,
         k=_integer(given.get("k", 0), "k"),
         order=_text(given["order"], "order") or None if "order" in given else None,
         budget=None if budget is None else float(budget),
@@ -114,18 +117,23 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
 
 def candidates_of(ids: Any, bids: Any, limits: Limits) -> Candidates:
     """Candidates of a call, with their bids or None; raises BadCall."""
-    if not isinstance(ids, list | np.ndarray):
-        raise BadCall("candidates", f"expected item ids [C], got {_shown(ids)}")
-    if len(ids) > limits.candidates:
-        raise BadCall("candidates", f"expected at most {limits.candidates}, got {len(ids)}")
     try:
         numbers = None if bids is None else np.asarray(bids, np.float32)
     except (TypeError, ValueError, OverflowError):
         raise BadCall("bids", "expected numbers [C], got others") from None
+    return _item_ids(ids, "candidates", limits, bids=numbers)
+
+
+def _item_ids(ids: Any, field: str, limits: Limits, *, bids: np.ndarray | None = None) -> Candidates:
+    if not isinstance(ids, list | np.ndarray):
+        raise BadCall(field, f"expected item ids, got {_shown(ids)}")
+    if len(ids) > limits.candidates:
+        raise BadCall(field, f"expected at most {limits.candidates}, got {len(ids)}")
     try:
-        return Candidates.of(ids if numbers is None else Candidates(ids, numbers))  # type: ignore[arg-type]
+        return Candidates.of(ids if bids is None else Candidates(ids, bids))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise BadCall("bids" if "bid" in str(error) else "candidates", str(error).removeprefix("candidates: ")) from None
+        field = "bids" if bids is not None and "bid" in str(error) else field
+        raise BadCall(field, str(error).removeprefix("candidates: ")) from None
 
 
 def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, UnknownModel):
         return Problem("NOT_FOUND", 404, text, "model")
     if isinstance(error, NonFiniteScores):
-        counts = {"non_finite": error.non_finite, "unknown": error.unknown}
+        counts = {"non_finite": error.non_finite, "unknown": error.unknown, "excluded": error.excluded}
         return Problem("INTERNAL", 500, text, SCORES, counts=counts)
     return Problem("INTERNAL", 500, f"the service failed: {type(error).__name__}")
 
@@ -87,5 +87,6 @@ def engine_checks() -> Iterator[None]:
         raise
     except (TypeError, ValueError) as error:
         words = str(error).partition(":")[0].lower().split()
-        field = next((field for field in ("candidates", "budget", "order", "k") if field in words), "candidates")
+        fields = {"request.exclude": "exclude", "candidates": "candidates", "budget": "budget", "order": "order", "k": "k"}
+        field = next((field for word, field in fields.items() if word in words), "candidates")
         raise BadCall(field, str(error)) from None

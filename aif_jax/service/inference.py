@@ -5,6 +5,7 @@
 | user | INT64 or BYTES [1] | raw id |
 | candidates | INT64 or BYTES [C] | raw ids |
 | k | INT32 or INT64 [1] | with it the best k are answered, without it a logit for each candidate |
+| exclude | INT64 or BYTES [E] | optional: ids that are not ranked or scored |
 | bids, order, now, feature_version, budget | FP32 [C], BYTES [1], INT64 [1], INT64 or BYTES [1], FP64 [1] | optional |
 | features.NAME | as the model's features | optional: encoded |
 | record.COLUMN, events.COLUMN | INT64, FP64 or BYTES, [1] and [n] | optional: raw |
@@ -44,7 +45,7 @@ class Inferred(NamedTuple):
 
     version: str
     outputs: dict[str, np.ndarray]
-    parameters: dict[str, Any]  # degraded and, where it is, reason
+    parameters: dict[str, Any]  # degraded; where it is, reason; of a ranking that leaves ids out, excluded
 
 
 def expect_model(name: str) -> None:
@@ -101,8 +102,8 @@ async def infer(service: Service, *, version: str, call_id: str, inputs: Mapping
     else:
         answer = score_fields(await service.score(call), call.id)
         outputs = {name: answer[name] for name in ("logits", "mask")}
-    reason = {"reason": answer["reason"]} if answer["reason"] else {}
-    return Inferred(answer["version"], outputs, {"degraded": answer["degraded"]} | reason)
+    more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
+    return Inferred(answer["version"], outputs, {"degraded": answer["degraded"]} | more)
 
 
 def chosen(outputs: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:

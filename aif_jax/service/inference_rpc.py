@@ -17,6 +17,7 @@ CONTENTS = {
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
+PARAMETERS = {bool: "bool_param", int: "int64_param", str: "string_param"}
 
 
 class InferenceRpc:
@@ -58,10 +59,7 @@ class InferenceRpc:
         answer = await inference.infer(self._service, version=given.model_version, call_id=given.id, inputs=inputs)
         outputs = inference.chosen(answer.outputs, [output.name for output in given.outputs])
         described = [{"name": n, "datatype": inference.datatype(a), "shape": list(a.shape)} for n, a in outputs.items()]
-        parameters = {
-            name: {"bool_param" if isinstance(value, bool) else "string_param": value}
-            for name, value in answer.parameters.items()
-        }
+        parameters = {name: {PARAMETERS[type(value)]: value} for name, value in answer.parameters.items()}
         return _made(
             "ModelInferResponse", model_name=inference.MODEL, model_version=answer.version, id=given.id, parameters=parameters,
             outputs=described, raw_output_contents=[inference.to_bytes(array) for array in outputs.values()],

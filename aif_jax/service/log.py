@@ -55,6 +55,8 @@ class Record(NamedTuple):
     encoding: str
     features: bytes | None  # encoded, a frame of arrays by dotted name; None of an earlier call's state, and of a row of users
     raw: bytes | None  # record, events and now of the call, a frame; None for a call without
+    exclude: Any = None  # ids that were not to be ranked, int64 [E]; None of texts, and for a call without, as in older files
+    exclude_texts: list[str] | None = None
 
 
 class RequestLog:
@@ -174,6 +176,7 @@ def record_of(seen: Observed) -> Record:
         bids=candidates.bids, ids=_of(ids, "i"), id_texts=_of(ids, "T"), logits=logits.ravel(), degraded=answer.degraded,
         reason=answer.reason, stages=json.dumps(answer.stages),
         encoding="" if seen.features is None else seen.features.encoding, features=features, raw=raw,
+        exclude=_of(call.exclude, "i"), exclude_texts=_of(call.exclude, "T"),
     )  # fmt: skip
 
 
@@ -186,9 +189,10 @@ def read_log(path: str | Path) -> Iterator[Record]:
     for file in files:
         try:
             table = pyarrow("pyarrow.parquet").ParquetFile(file)
-            missing = sorted(set(Record._fields) - set(table.schema_arrow.names))
+            missing = sorted(set(Record._fields) - set(Record._field_defaults) - set(table.schema_arrow.names))
             expect(not missing, str(file), "the columns of a request log", f"none of {missing}")
-            for batch in table.iter_batches(1024, columns=list(Record._fields)):
+            columns = [name for name in Record._fields if name in table.schema_arrow.names]
+            for batch in table.iter_batches(1024, columns=columns):
                 yield from (Record(**row) for row in batch.to_pylist())
         except arrow.ArrowException as error:
             raise ValueError(f"{file}: expected a request log: {error}") from error
@@ -201,6 +205,7 @@ def _schema() -> Any:
         "candidate_texts": arrow.list_(arrow.string()), "bids": arrow.list_(arrow.float32()),
         "ids": arrow.list_(arrow.int64()), "id_texts": arrow.list_(arrow.string()), "logits": arrow.list_(arrow.float32()),
         "degraded": arrow.bool_(), "features": arrow.binary(), "raw": arrow.binary(),
+        "exclude": arrow.list_(arrow.int64()), "exclude_texts": arrow.list_(arrow.string()),
     }  # fmt: skip
     return arrow.schema([(name, kinds.get(name, arrow.string())) for name in Record._fields])
 
@@ -213,7 +218,7 @@ def _of(ids: Any, kind: str) -> Any:
 def _size(seen: Observed) -> int:
     """Bytes of memory that a call and its answer hold until they are written."""
     call, answer = seen.call, seen.answer
-    held = [call.record, call.events, call.features, seen.candidates.ids, seen.candidates.bids]
+    held = [call.record, call.events, call.features, call.exclude, seen.candidates.ids, seen.candidates.bids]
     held += jax.tree.leaves(seen.features) + [getattr(answer, name, None) for name in ("ids", "scores", "logits", "mask")]
     return 4096 + _bytes(held)
 

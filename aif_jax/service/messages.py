@@ -63,6 +63,8 @@ def call_of(given: Any, limits: Limits, *, budget: float | None) -> Call:
         fields |= {"k": given.k, "order": given.order or None}
     if "candidates" in names:
         fields |= _candidates(given.candidates)
+        if len(given.exclude.ids) or given.exclude.texts or given.exclude.bids:
+            fields["exclude"] = _excluded(given.exclude)
     return parse(fields, limits)
 
 
@@ -79,7 +81,7 @@ def rank_response(reply: Reply[Ranking], call_id: str) -> Any:
     best = {"ids": [_bytes(ids, "<i8")]} if ids.dtype.kind == "i" else {"texts": ids.tolist()}
     return kind(f"{PACKAGE}.RankResponse", packed=True)(
         about=_about(fields), best=best, scores=[_bytes(fields["scores"])], logits=[_bytes(fields["logits"])],
-        candidates=fields["candidates"], unknown=fields["unknown"],
+        candidates=fields["candidates"], unknown=fields["unknown"], excluded=fields["excluded"],
     )  # fmt: skip
 
 
@@ -125,13 +127,20 @@ def _id(given: Any, field: str) -> Any:
     return getattr(given, which)
 
 
-def _candidates(given: Any) -> dict[str, Any]:
+def _excluded(given: Any) -> Any:
+    fields = _candidates(given, "exclude")
+    if "bids" in fields:
+        raise BadCall("exclude", "expected ids or texts without bids, got bids")
+    return fields["candidates"]
+
+
+def _candidates(given: Any, field: str = "candidates") -> dict[str, Any]:
     if len(unknown_fields.UnknownFieldSet(given)):  # numbers that came one by one, not packed, as protobuf allows
         plain = kind(f"{PACKAGE}.Candidates").FromString(given.SerializeToString())
         given = kind(f"{PACKAGE}.Candidates", packed=True).FromString(plain.SerializeToString())
-    ids, bids = _numbers(given.ids, "candidates", "<i8"), _numbers(given.bids, "bids", "<f4")
+    ids, bids = _numbers(given.ids, field, "<i8"), _numbers(given.bids, "bids", "<f4")
     if len(ids) and given.texts:
-        raise BadCall("candidates", "expected ids or texts, got both")
+        raise BadCall(field, "expected ids or texts, got both")
     return {"candidates": list(given.texts) if given.texts else ids} | ({"bids": bids} if len(bids) else {})
 
 

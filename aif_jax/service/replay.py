@@ -149,7 +149,8 @@ async def _replay(records: Any, service: Service) -> Report:
 def call_of(record: Record) -> Call | None:
     """The call that a record keeps, for `score`; None where it has neither raw nor encoded features."""
     candidates = record.candidates if record.candidate_texts is None else record.candidate_texts
-    fields: dict[str, Any] = {"user": json.loads(record.user), "candidates": candidates, "id": record.id}
+    exclude = record.exclude if record.exclude_texts is None else record.exclude_texts
+    fields: dict[str, Any] = {"user": json.loads(record.user), "candidates": candidates, "exclude": exclude, "id": record.id}
     if record.raw is not None:
         fields |= frame.unpack(record.raw)
     elif record.features is not None:

@@ -64,7 +64,7 @@ class Shadow:
             if served is seen.served:
                 return
             context = Context(served.users.of(seen.call), None)
-            request = Request(user=seen.call.user, context=context, order="logit")
+            request = Request(user=seen.call.user, context=context, order="logit", exclude=seen.call.exclude)
             scores = await served.engine.score(request, seen.candidates)
             self.counters["shadow_calls"] += 1
             if scores.degraded or seen.answer.degraded:

@@ -38,6 +38,7 @@ class Job:
     non_finite: int = 0  # known candidates without a finite score
     candidates: int = 0  # that were scored
     unknown: int = 0  # of these, candidates that the index does not hold
+    excluded: int = 0  # of these, candidates that the request excludes
 
     @property
     def deadline(self) -> float | None:
@@ -138,6 +139,7 @@ class Admission:
             counters["non_finite_scores"] += job.non_finite
             counters["candidates"] += job.candidates
             counters["unknown_candidates"] += job.unknown
+            counters["excluded_candidates"] += job.excluded
             del self._pending[job]
             self._metrics.observe(job.timeline.stages())
             if not self._pending:

@@ -16,8 +16,8 @@ from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.errors import NonFiniteScores
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import best_of
-from aif_jax.serving.requests import Candidates, Ranking, Scores
-from aif_jax.serving.scoring import Scored, Scorer, ScoringTask
+from aif_jax.serving.requests import Candidates, Ranking, Scores, kind_of
+from aif_jax.serving.scoring import EXCLUDED, UNKNOWN, Scored, Scorer, ScoringTask
 from aif_jax.serving.single_flight import Computation
 from aif_jax.serving.users import UserSides
 from aif_jax.serving.versions import UserSide
@@ -88,6 +88,9 @@ class CandidateScoring:
         job.version.snapshot.orders.expect(order, given=batch.bids is not None)
         if tasks and len(batch.ids) and batch.kind != (kind := tasks[0].candidates.kind):
             raise TypeError(f"candidates: expected {kind} as in the batches before, got {batch.kind}")
+        exclude = job.request.exclude
+        if exclude is not None and len(exclude) and len(batch.ids) and kind_of(exclude) != batch.kind:
+            raise TypeError(f"Request.exclude: expected {batch.kind} as the candidates are, got {kind_of(exclude)}")
         if job.user is None or job.snapshot is None:
             job.user = await self._users.ready(job, user)
             job.snapshot = job.version.snapshot
@@ -97,7 +100,7 @@ class CandidateScoring:
             part = batch.part(slice(first, first + bucket))
             future, job.submitted = asyncio.get_running_loop().create_future(), time.perf_counter()
             times = job.submitted, job.deadline
-            task = ScoringTask(job.snapshot, job.user, part, bucket, order, whole, split, *times, future)
+            task = ScoringTask(job.snapshot, job.user, part, exclude, bucket, order, whole, split, *times, future)
             self._scorer.submit(task)
             tasks.append(task)
 
@@ -124,8 +127,7 @@ def ranking(job: Job, results: list[Scored], k: int, most: int | None) -> Rankin
     rows = [scored.rows for scored in results]
     best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, most=most)
     mask = best.scores > -np.inf
-    unknown = sum(int(np.count_nonzero(part < 0)) for part in rows)
-    _expect_some_finite(job, best.non_finite, mask, unknown, sum(map(len, rows)))
+    _expect_some_finite(job, best.non_finite, mask, rows)
     ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [np.zeros(0, np.int64)])
     chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
     chosen[mask] = ids[best.positions[mask]]
@@ -135,7 +137,8 @@ def ranking(job: Job, results: list[Scored], k: int, most: int | None) -> Rankin
         logits=np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf)),
         mask=mask,
         candidates=len(ids),
-        unknown=unknown,
+        unknown=job.unknown,
+        excluded=job.excluded,
         _meaning=job.version.meaning,
         **job.finish(),
     )
@@ -146,14 +149,16 @@ def scores(job: Job, results: list[Scored]) -> Scores:
     outputs = max(1, len(job.version.meaning.objectives))
     none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
     logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
-    known = np.concatenate([scored.rows for scored in results] or [np.zeros(0, np.int32)]) >= 0
+    rows = [scored.rows for scored in results]
+    known = np.concatenate(rows or [np.zeros(0, np.int32)]) >= 0
     mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
-    _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask, int(np.count_nonzero(~known)), len(known))
+    _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask, rows)
     return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **job.finish())
 
 
-def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray, unknown: int, candidates: int) -> None:
-    job.non_finite, job.unknown, job.candidates = non_finite, unknown, candidates
+def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray, rows: list[np.ndarray]) -> None:
+    job.non_finite, job.candidates = non_finite, sum(map(len, rows))
+    job.unknown, job.excluded = (sum(int(np.count_nonzero(each == mark)) for each in rows) for mark in (UNKNOWN, EXCLUDED))
     if non_finite and not mask.any():
         message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
-        raise NonFiniteScores(message, non_finite=non_finite, unknown=unknown)
+        raise NonFiniteScores(message, non_finite=non_finite, unknown=job.unknown, excluded=job.excluded)

@@ -24,9 +24,10 @@ class NonFiniteScores(ArithmeticError):
     """Scores that are NaN or infinite: of every known candidate of a request, or of the probe of a version that is refused.
 
     Attributes:
-      non_finite, unknown: candidates of the request without a finite score, and those that the index does not hold.
+      non_finite, unknown, excluded: candidates of the request without a finite score, those that the index does not hold, and
+        those that `Request.exclude` leaves out.
     """
 
-    def __init__(self, message: str, *, non_finite: int = 0, unknown: int = 0):
+    def __init__(self, message: str, *, non_finite: int = 0, unknown: int = 0, excluded: int = 0):
         super().__init__(message)
-        self.non_finite, self.unknown = non_finite, unknown
+        self.non_finite, self.unknown, self.excluded = non_finite, unknown, excluded

@@ -16,6 +16,9 @@ from aif_jax.serving.requests import Candidates
 from aif_jax.serving.together import Together
 from aif_jax.serving.versions import Snapshot, UserSide, batch_sizes
 
+UNKNOWN, EXCLUDED = -1, -2
+"""Rows of candidates that the index does not hold, and of those that the request excludes: below 0 nothing is scored."""
+
 
 class ScoringTask(NamedTuple):
     """One batch of candidates of one request; `future` gets its `Scored`, or what went wrong with this task alone."""
@@ -23,6 +26,7 @@ class ScoringTask(NamedTuple):
     snapshot: Snapshot
     user: UserSide
     candidates: Candidates
+    exclude: np.ndarray | None  # [E] ids of the candidates' kind that must not be scored
     bucket: int
     order: str
     whole: bool  # all logits come back, not the best k
@@ -45,7 +49,7 @@ class Scored(NamedTuple):
     ids: np.ndarray  # [C] of the candidates
     part: Part | None
     logits: np.ndarray | None  # float32 [C], where they were to come back
-    rows: np.ndarray  # int32 [C] of the index, -1 where unknown
+    rows: np.ndarray  # int32 [C] of the index, UNKNOWN or EXCLUDED where there is nothing to score
     spans: list[tuple[str, float, float]]
 
 
@@ -108,11 +112,15 @@ class Scorer:
 
 
 def _look_up(task: ScoringTask) -> np.ndarray:
-    """int32 [C] rows of a task's candidates, -1 where unknown."""
+    """int32 [C] rows of a task's candidates, UNKNOWN or EXCLUDED where they are not to be scored."""
     if task.deadline is not None and time.perf_counter() > task.deadline:
         raise DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
     with jax.profiler.TraceAnnotation("aif.lookup"):
-        return task.snapshot.index.lookup(task.candidates.ids)[0]
+        rows = task.snapshot.index.lookup(task.candidates.ids)[0]
+        if task.exclude is not None and len(task.exclude):
+            excluded = task.snapshot.index.lookup(task.exclude)[0]
+            rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
+        return rows
 
 
 def _distinct(task: ScoringTask, rows: np.ndarray) -> np.ndarray:
