@@ -357,7 +357,7 @@ def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_single_o
             for name in range(9):
                 if name != 5:
                     expect(world, answers[name], name, world.ids[:20], 5)
-            assert answers[5].degraded and "failed: UserFeatures: expected" in answers[5].reason
+            assert answers[5].degraded and "failed: TypeError: UserFeatures: expected" in answers[5].reason
             assert calls == [1, 4, 2, 1]  # of three that wait two go together: no place of a call is computed for nothing
 
     run(test())

@@ -116,7 +116,7 @@ def _plain_ids(raw: Any, name: str) -> np.ndarray:
     if len(values) > 0 and np.ndim(values[0]) > 0 if listed else values.ndim != 1:
         no_array = not listed and values.dtype == object and values.ndim == 0
         got = type(values.item()).__name__ if no_array else f"shape {list(np.shape(values))}"
-        raise ValueError(f"{name}: expected item ids, one axis of integers or strings, got {got}")
+        raise ValueError(f"{name}: expected item ids [C], one axis of integers or strings, got {got}")
     if not listed and (values.dtype == np.int64 or values.dtype.kind in "UT"):
         if values.dtype.kind != "i":
             expect_short(values, name)
