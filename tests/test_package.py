@@ -105,7 +105,7 @@ SWITCHES = {
 FACE = 65
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
-CROWDED = {"service": 31, "serving": 21, "connectors": 18, "blocks": 18, "train": 19}
+CROWDED = {"service": 31, "connectors": 18, "blocks": 18, "train": 19}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
 MOST_LINES = 33_650
 TOP_LEVEL = {

@@ -15,7 +15,7 @@ import aif_jax as aif
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
-from aif_jax.serving.programs import Form, Programs
+from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.serving.versions import Version
 from aif_jax.store.version import VersionMismatch, fingerprint
 from tests import demo
@@ -792,7 +792,7 @@ def test_a_batch_gives_the_same_one_by_one_and_together(world):
         programs = Programs(world.model, max_k=8, bid="bid")
         programs.one_by_one = one_by_one
         words = [pack(world.user(name)) for name in (3, 7)]
-        states = programs.user(world.params, Form.of(world.user(3)), 2)(world.params, programs.upload_features(words))
+        states = programs.user(world.params, HistoryLayout.of(world.user(3)), 2)(world.params, programs.upload_features(words))
         rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
         score = programs.score(world.params, states, world.index, 32)
         inputs = programs.upload_rows(rows, [None, None], ["logit", "logit"], 32)

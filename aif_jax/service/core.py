@@ -20,7 +20,7 @@ from aif_jax.service.features import Context, Unfetched, candidates_from
 from aif_jax.service.models import Models, Served
 from aif_jax.service.recent import Recent
 from aif_jax.serving import Candidates, Ranking, Request, Scores
-from aif_jax.serving.orders import BID, LOGIT
+from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Answer
 from aif_jax.types import UserFeatures
 

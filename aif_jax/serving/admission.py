@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.errors import DeadlineExceeded, EngineClosed, Overloaded
 from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.requests import Request, Timeline, expect_budget
+from aif_jax.serving.requests import DeadlineExceeded, EngineClosed, Overloaded, Request, Timeline, expect_budget
 from aif_jax.serving.versions import Snapshot, UserSide, Version
 
 T = TypeVar("T")
