@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -238,6 +239,45 @@ def test_a_feature_source_knows_users_by_their_id():
         new = client.score(user="who", candidates=IDS)
         expected = exports().logits("one", None, user="who")
         np.testing.assert_allclose(new["logits"], expected, atol=1e-5)
+
+
+def test_the_service_says_how_often_its_feature_source_fails_and_how_slow_it_is():
+    recent = EVENTS | {"time": [time.time_ns() // 10**9 - 60] * 2}
+    records = {"ann": Record({"user": "ann"}, recent), "torn": Record({"user": "torn"}, {"item": [17], "time": ["soon"]})}
+    reads = []
+
+    class Source:
+        async def get(self, user):
+            reads.append(user)
+            if user == "down":
+                raise ConnectionError("down")
+            await asyncio.sleep(30 if user == "slow" else 0.05 if user == "ann" else 0)
+            return records.get(user)
+
+    with running(exports().root / "one", source=Source(), source_timeout=0.2) as service, service.client() as client:
+        whole = client.rank(user="ann", candidates=IDS, k=3)
+        assert not whole["degraded"] and not client.rank(user="new", candidates=IDS, k=3)["degraded"]
+        for user, why in (
+            ("slow", "within 0.2 s"),
+            ("down", "ConnectionError: down"),
+            ("torn", "SourceError: feature source: "),
+        ):
+            answer = client.rank(user=user, candidates=IDS, k=3)
+            assert answer["degraded"] and why in answer["reason"], answer["reason"]
+        assert service.service.models.reads.counters == Counter(
+            {"found": 2, "missing": 1, "timeouts": 1, "failed": 1, "damaged": 1}
+        )
+        with service.client() as other:  # calls of one user at one time share one read
+            for each in (client, other):
+                each.send("/v1/rank", {"user": "ann", "candidates": IDS, "k": 3})
+            assert client.receive()["ids"].tolist() == other.receive()["ids"].tolist() == whole["ids"].tolist()
+        assert reads.count("ann") == 2
+        text = client.request("GET", "/metrics")[2].decode()
+        for kind, count in (("found", 3), ("timeouts", 1), ("failed", 1), ("damaged", 1)):
+            (line,) = [line for line in text.splitlines() if line.startswith(f"aif_features_{kind}_total")]
+            assert line.endswith(f" {count}.0"), line
+        (line,) = [line for line in text.splitlines() if line.startswith("aif_stage_seconds_count") and 'stage="read"' in line]
+        assert line.endswith(" 4.0")
 
 
 def test_string_ids():

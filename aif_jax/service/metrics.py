@@ -13,6 +13,7 @@ def service_text(service: Service) -> str:
     """The metrics of a service in the Prometheus text format; raises ImportError as `prometheus_text`.
 
     Counters and latencies of the engines have the label `version` and add up over worker processes by their label `worker`.
+    Those of the feature source have no version.
     """
     models, worker = service.models, str(os.getpid())
     shares = {id(served): share for share, served in models.shares}
@@ -39,4 +40,5 @@ def service_text(service: Service) -> str:
         for name, value in getattr(observer, "counters", {}).items():
             counters.setdefault(name, []).append(({}, float(value)))
     by_version = {served.version[:12]: served.engine.metrics() for served in reversed(models.held)}
-    return prometheus_text(by_version=by_version, gauges=gauges, counters=counters, labels={"worker": worker})
+    reads = None if models.reads is None else models.reads.values()
+    return prometheus_text(reads, by_version=by_version, gauges=gauges, counters=counters, labels={"worker": worker})

@@ -44,6 +44,7 @@ class Settings:
       where: to listen.
       nearline: where jobs write newer indexes and rows of users.
       features: "MODULE:NAME" of a feature source, or of a function that makes one; None for none.
+      features_timeout: seconds for one read of it; None for no bound but that of the engine.
       log: folder of the request log; None logs nothing.
       log_share: of the calls that are logged.
       shadow: folder or version whose scores a share of the calls is compared with; None for none.
@@ -60,6 +61,7 @@ class Settings:
     poll: float = 1.0
     nearline: Nearline = Nearline()
     features: str | None = None
+    features_timeout: float | None = None
     log: Path | None = None
     log_share: float = 1.0
     shadow: str | None = None
@@ -112,6 +114,7 @@ async def run_one(settings: Settings) -> None:
     models = Models(
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
         source=None if settings.features is None else source_of(settings.features), nearline=settings.nearline,
+        source_timeout=settings.features_timeout,
     )  # fmt: skip
     log = None if settings.log is None else RequestLog(settings.log, share=settings.log_share)
     observers: list[Any] = [] if log is None else [log]

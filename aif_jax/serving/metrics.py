@@ -157,7 +157,7 @@ def prometheus_text(
     Args:
       metrics: of one engine, `AsyncPreRanker.metrics()`, or of another part that has counters and gauges by name, such as
         `connectors.Follower.metrics()`.
-      by_version: of several, in place of `metrics`; their samples get the label `version`.
+      by_version: of several engines; their samples get the label `version`.
       gauges, counters: further samples by name.
       labels: that every sample gets.
 
@@ -244,15 +244,15 @@ def _families(
     for family, samples in ((CounterMetricFamily, counted), (GaugeMetricFamily, gauged)):
         for name, listed in samples.items():
             kind = "Total of" if samples is counted else "Current"
-            names = list(listed[0][0]) if listed else []
+            names = list(dict.fromkeys(label for own, _ in listed for label in own))
             made = family(f"aif_{name}", f"{kind} {name.replace('_', ' ')}.", labels=names)
             for own, value in listed:
-                made.add_metric([own[label] for label in names], value)
+                made.add_metric([own.get(label, "") for label in names], value)
             yield made
-    names = list(latencies[0][0]) if latencies else ["stage"]
+    names = list(dict.fromkeys(label for own, _ in latencies for label in own)) or ["stage"]
     latency = HistogramMetricFamily("aif_stage_seconds", "Latency of each stage.", labels=names)
     bounds = [*map(repr, BOUNDS), "+Inf"]
     for own, values in latencies:
         buckets = list(zip(bounds, values["cumulative"].values(), strict=True))
-        latency.add_metric([own[label] for label in names], buckets, values["sum"])
+        latency.add_metric([own.get(label, "") for label in names], buckets, values["sum"])
     yield latency
