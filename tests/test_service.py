@@ -21,9 +21,9 @@ from aif_jax.service import frame
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
-from aif_jax.service.folder import Entry, parse_current, publish, read_current
+from aif_jax.service.exports import Entry, parse_current, publish, read_current
 from aif_jax.service.models import share_of
-from aif_jax.service.serve import Listening
+from aif_jax.service.process import Listening
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 
 ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
@@ -432,7 +432,7 @@ def test_a_body_is_bounded():
 
 def test_a_head_is_bounded(monkeypatch):
     """An endless or slow head, a connection that is silent, one that is idle: each is answered or closed, the rest go on."""
-    monkeypatch.setattr("aif_jax.service.connection.HEAD_SECONDS", 0.3)
+    monkeypatch.setattr("aif_jax.service.process.HEAD_SECONDS", 0.3)
     where = Listening(http_port=0, keep_alive=1)
     with running(exports().root / "one", where=where) as service:
         host, port = service.addresses["http"].removeprefix("http://").split(":")

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 
 from aif_jax.service import rpc  # noqa: E402
 from aif_jax.service.core import Policy  # noqa: E402
-from aif_jax.service.serve import Listening  # noqa: E402
+from aif_jax.service.process import Listening  # noqa: E402
 from aif_jax.service.stubs import preranking_pb2 as pb  # noqa: E402
 from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub  # noqa: E402
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running  # noqa: E402

@@ -14,9 +14,9 @@ import tritonclient.grpc as triton_grpc  # noqa: E402
 import tritonclient.http as triton_http  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
-from aif_jax.service import process  # noqa: E402
+from aif_jax.service import processes  # noqa: E402
 from aif_jax.service.inference import MODEL, from_bytes, to_bytes  # noqa: E402
-from aif_jax.service.serve import Listening  # noqa: E402
+from aif_jax.service.process import Listening  # noqa: E402
 from tests.service_world import EVENTS, IDS, NOW, exports, running  # noqa: E402
 
 CLIENTS = {"http": triton_http, "grpc": triton_grpc}
@@ -25,7 +25,7 @@ CLIENTS = {"http": triton_http, "grpc": triton_grpc}
 @pytest.fixture(scope="module")
 def served():
     where = Listening(http_port=0, grpc_port=0)
-    with running(exports().root / "one", where=where, routes=process.routes, grpc=process.start_grpc) as service:
+    with running(exports().root / "one", where=where, routes=processes.routes, grpc=processes.start_grpc) as service:
         yield service
 
 

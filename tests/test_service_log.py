@@ -18,10 +18,9 @@ from aif_jax.encoding.vocabulary import string_array
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Service
-from aif_jax.service.log import Record, RequestLog, read_log
+from aif_jax.service.log import Record, RequestLog, read_log, replay
 from aif_jax.service.models import Models
-from aif_jax.service.replay import replay
-from aif_jax.service.shadow import Shadow
+from aif_jax.service.observers import Shadow
 from aif_jax.serving import Candidates
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 

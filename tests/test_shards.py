@@ -14,8 +14,7 @@ import pytest
 from aif_jax import cli
 from aif_jax.index import ItemIndex, shard_of
 from aif_jax.service import frame
-from aif_jax.service.affinity import HEADER, affinity_key
-from aif_jax.service.client import Client, ServiceError
+from aif_jax.service.client import HEADER, Client, ServiceError, affinity_key
 from aif_jax.service.shards import ShardedClient, ShardsMissing, merged
 from aif_jax.serving import Candidates
 from aif_jax.store.version import VersionMismatch

@@ -12,14 +12,13 @@ from typing import Any
 
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, UsageError
-from aif_jax.service.answers import to_json
 from aif_jax.service.calls import Limits
-from aif_jax.service.core import Policy
-from aif_jax.service.mirror import Mirror
+from aif_jax.service.core import Policy, to_json
+from aif_jax.service.exports import Mirror
+from aif_jax.service.log import replay
 from aif_jax.service.nearline import Nearline
-from aif_jax.service.process import Settings, is_worker, serve
-from aif_jax.service.replay import replay
-from aif_jax.service.serve import Listening, log_to_stderr
+from aif_jax.service.process import Listening, log_to_stderr
+from aif_jax.service.processes import Settings, is_worker, serve
 from aif_jax.serving import ServingConfig
 from aif_jax.store.folders import URL
 

@@ -19,10 +19,9 @@ from aif_jax.connectors.records import FeatureSource
 from aif_jax.export import Restored, restore
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.scores import objective_names
-from aif_jax.service.calls import Call
-from aif_jax.service.errors import UnknownVersion
+from aif_jax.service.calls import Call, UnknownVersion
+from aif_jax.service.exports import Entry, path_of, read_current
 from aif_jax.service.features import UserSource
-from aif_jax.service.folder import Entry, path_of, read_current
 from aif_jax.service.nearline import Nearline, Written, newer_index, newer_table, progress_in, table_in
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.user_table import UserTable

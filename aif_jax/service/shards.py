@@ -17,8 +17,8 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.index.shards import shard_of
+from aif_jax.service.calls import SCORES
 from aif_jax.service.client import GONE, Client, ServiceError
-from aif_jax.service.errors import SCORES
 from aif_jax.serving import Candidates
 from aif_jax.serving.programs import without_repeats
 from aif_jax.store.version import VersionMismatch
