@@ -48,8 +48,7 @@ from aif_jax.data.cascade import STAGE, STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.data.split import eligible, request_starts, split_by_time, time_cuts
-from aif_jax.serving.diversity import capped_top_k
-from aif_jax.serving.programs import COMPILER_OPTIONS
+from aif_jax.serving.programs import COMPILER_OPTIONS, capped_top_k
 from aif_jax.train.calibrate import fit_calibration
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.goals import Goal, Goals

@@ -48,7 +48,7 @@ import aif_jax as aif
 from aif_jax.features import SINCE, pack, unpack, user_specs
 from aif_jax.index.storage import Packed
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
-from aif_jax.serving.programs import COMPILER_OPTIONS, Form, Programs
+from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
 from aif_jax.stream import FULL_NOW, events_of
 from aif_jax.types import Streamed
 from aif_jax.user_table.program import UserProgram
@@ -214,7 +214,7 @@ class Sequential:
     async def __aenter__(self) -> Sequential:
         made, model = self._made, self._made.model
         length = made.config.history_length
-        self._programs.user(made.params, Form(length))  # compiles the upload of the features
+        self._programs.user(made.params, HistoryLayout(length))  # compiles the upload of the features
         specs = user_specs(model.config.schema, length=length)
         answer = sequential_answer(model, self._k)
         self._catalogue = jax.device_put(made.world.features)
@@ -253,7 +253,7 @@ class Floor:
         self._made, self._count = made, candidates
         self._bucket, length = -(-candidates // 128) * 128, made.config.history_length
         self._programs = Programs(made.model, max_k=k, bid="bid")
-        self._user = self._programs.user(made.params, Form(length))
+        self._user = self._programs.user(made.params, HistoryLayout(length))
         self._state = self.user(0)
         self._score = self._programs.score(made.params, (self._state,), made.index, self._bucket)
         self._turn = 0

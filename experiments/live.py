@@ -43,7 +43,7 @@ from aif_jax import connectors
 from aif_jax.data.dataset import Dataset
 from aif_jax.index import IndexWriter
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, StateKey, Timeline
-from aif_jax.serving.shared import to_bytes
+from aif_jax.serving.users import to_bytes
 from experiments import common, timelines
 from experiments.datasets.synthetic import synthetic_world
 from experiments.live_writes import Writes, stages
@@ -235,7 +235,7 @@ async def fetches(engine: AsyncPreRanker, parts: Parts, data: Dataset, options) 
     users = [data.users.raw[n % (len(data.users) - 1)].item() for n in range(options.reads)]
     version = engine.metrics()["version"]
     side = engine._current.unknown[0]  # type: ignore[union-attr]
-    state = to_bytes(np.asarray(side.state.words), side.state.layout, side.form, age=0.0)
+    state = to_bytes(np.asarray(side.state.words), side.state.layout, side.layout, age=0.0)
     await parts.states.put(key := StateKey("someone", 1, version), state)
     seconds: dict[str, list[float]] = {"feature": [], "state": []}
     for user in users:

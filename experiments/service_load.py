@@ -39,9 +39,9 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import export
 from aif_jax.index import ItemIndex
-from aif_jax.service import frame, messages
+from aif_jax.service import frame, rpc
+from aif_jax.service.exports import publish
 from aif_jax.service.features import Context
-from aif_jax.service.folder import publish
 from aif_jax.service.models import Models
 from aif_jax.serving import Candidates, Request, ServingConfig
 from experiments import common
@@ -123,7 +123,7 @@ class World:
         fields = self.fields(user)
         tensors = {n: {"dtype": a.dtype.name, "shape": a.shape, "data": a.tobytes()} for n, a in fields["features"].items()}
         who = {"id": {"number": user}, "feature_version": {"number": 1}, "features": tensors, "encoding": fields["encoding"]}
-        made = messages.kind(f"{messages.PACKAGE}.RankRequest")
+        made = rpc.kind(f"{rpc.PACKAGE}.RankRequest")
         return made(user=who, candidates={"ids": self.candidates.tolist()}, k=self.options.k).SerializeToString()
 
     def is_whole(self, version: str, user: int, ids: np.ndarray, logits: np.ndarray) -> bool:

@@ -31,7 +31,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import stamps
 from aif_jax.features import SINCE, no_events, pack
 from aif_jax.index.storage import STORAGES, Packed
-from aif_jax.serving.programs import Form, Programs
+from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.types import Events, Streamed, UserFeatures
 from aif_jax.user_table import UserTable
 from aif_jax.user_table.program import UserProgram, unpack
@@ -100,9 +100,9 @@ def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
                 UserFeatures(ids=given["whole"][-1].ids, floats=given["whole"][-1].floats, history=history)
             )
         work: dict[str, Any] = {}
-        forms = (("whole", whole, drawn_params, Form(length)), ("streamed", streamed, params, Form(NEW, True)))
-        for way, programs, weights, form in forms:
-            work[way] = side(programs, programs.user(weights, form), weights, given[way])
+        ways = (("whole", whole, drawn_params, HistoryLayout(length)), ("streamed", streamed, params, HistoryLayout(NEW, True)))
+        for way, programs, weights, layout in ways:
+            work[way] = side(programs, programs.user(weights, layout), weights, given[way])
             sizes[way][length] = pack(given[way][0]).nbytes
         spent = common.interleaved(work, options.rounds)
         cpu |= {f"{way}_{length}": float(np.median(times)) for way, times in spent.items()}

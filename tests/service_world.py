@@ -21,7 +21,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.service.client import Client
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.models import Models
-from aif_jax.service.serve import Listening, listening
+from aif_jax.service.process import Listening, listening
 from aif_jax.serving import ServingConfig
 from tests import demo
 

@@ -9,9 +9,9 @@ import warnings
 import numpy as np
 import pytest
 
-from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Request, ServingConfig, callables
-from aif_jax.serving.callables import Guarded
+from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Request, ServingConfig, threads
 from aif_jax.serving.metrics import prometheus_text
+from aif_jax.serving.threads import TimeLimitedCall
 from tests.serving_world import run, share_programs, shared
 
 FATAL = [SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit, asyncio.CancelledError]
@@ -80,12 +80,12 @@ def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(world, cap
             kind = answers[4].reason.split("user side failed: ")[1].split(":")[0]
             assert kind.endswith("Error") and kind != "KeyError"
             assert engine.metrics()["callable_errors"] == {"features KeyError": 4, f"features {kind}": 2}
-            lines = [record for record in caplog.records if record.name == "aif_jax.serving.callables"]
+            lines = [record for record in caplog.records if record.name == "aif_jax.serving.threads"]
             assert [record.getMessage().split(": ")[1] for record in lines] == ["KeyError", kind]
             assert lines[0].exc_info and "secret" not in caplog.text
             text = prometheus_text(engine.metrics())
             assert 'aif_callable_errors_total{reason="features KeyError"} 4.0' in text
-            monkeypatch.setattr(callables, "QUIET", 0.0)
+            monkeypatch.setattr(threads, "QUIET", 0.0)
             await engine.rank("late", 5, budget=20.0)
             assert f"features failed: {kind}" in caplog.text and "(2 since the last line on this type)" in caplog.text
 
@@ -229,11 +229,12 @@ def test_a_process_ends_although_calls_never_return(python):
     code = """
 import asyncio, time
 from aif_jax.serving import ServingConfig
-from aif_jax.serving.callables import Guarded
+from aif_jax.serving.threads import TimeLimitedCall
 from aif_jax.serving.metrics import prometheus_text
 
 async def main():
-    call = Guarded("features", lambda request: time.sleep(600), ServingConfig(callable_threads=2, callable_timeout=0.05))
+    config = ServingConfig(callable_threads=2, callable_timeout=0.05)
+    call = TimeLimitedCall("features", lambda request: time.sleep(600), config)
     while call.hung < 5:  # a call that ends before a thread has taken it does not count
         try:
             await call(None)
@@ -251,7 +252,7 @@ def test_a_cancelled_call_that_waits_for_a_thread_does_not_run():
     ran = []
 
     async def test():
-        call = Guarded("features", lambda name: (time.sleep(0.1), ran.append(name)), ServingConfig(callable_threads=1))
+        call = TimeLimitedCall("features", lambda name: (time.sleep(0.1), ran.append(name)), ServingConfig(callable_threads=1))
         tasks = [asyncio.create_task(call(name)) for name in ("first", "second", "third")]
         await asyncio.sleep(0.02)
         tasks[1].cancel()
@@ -273,7 +274,7 @@ def test_a_coroutine_that_comes_too_late_is_closed():
         return answer()
 
     async def test():
-        call = Guarded("features", slow, ServingConfig(callable_timeout=0.05))
+        call = TimeLimitedCall("features", slow, ServingConfig(callable_timeout=0.05))
         with pytest.raises(TimeoutError):
             await call(1)
         hold.set()
@@ -295,7 +296,7 @@ def test_objects_and_functions_that_return_awaitables_are_awaited():
 
     async def test():
         for function in (Callable(), lambda request: Callable()(request), lambda request: request + 1):
-            call = Guarded("features", function, ServingConfig(callable_timeout=None))
+            call = TimeLimitedCall("features", function, ServingConfig(callable_timeout=None))
             assert await call(np.int32(1)) == 2
             call.close()
 

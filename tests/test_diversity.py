@@ -8,7 +8,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.serving import Candidates, Request, ServingConfig
-from aif_jax.serving.diversity import LEAST_WINDOW, capped_top_k, within_cap
+from aif_jax.serving.programs import LEAST_WINDOW, capped_top_k, within_cap
 from tests.serving_world import World, run, shared
 
 

@@ -15,7 +15,7 @@ import aif_jax as aif
 from aif_jax import scores as aif_scores
 from aif_jax.scores import over_all
 from aif_jax.serving import Candidates, NonFiniteScores, Request, ServingConfig
-from aif_jax.serving.orders import orders_of
+from aif_jax.serving.programs import orders_of
 from tests import demo
 from tests.serving_world import World, bids_for, run, shared
 
@@ -98,7 +98,7 @@ def test_an_expression_says_what_it_reads():
     ],
 )
 def test_nothing_else_is_let_through(text, message):
-    with pytest.raises(ValueError, match=f"score aif_scores.*{message}"):
+    with pytest.raises(ValueError, match=f"score expression.*{message}"):
         parse(text)
     with pytest.raises(ValueError, match="score expression: expected text such as 'p . bid', got 3"):
         parse(3)  # type: ignore[arg-type]

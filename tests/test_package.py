@@ -42,10 +42,10 @@ OWNERS = {
     "threading": ("serving/", "service/", "index/lock.py", "sharding/launch.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/run.py", "store/snapshots.py"),
-    "uvicorn": ("service/serve.py",),
-    "uvloop": ("service/process.py",),
+    "uvicorn": ("service/process.py",),
+    "uvloop": ("service/processes.py",),
     "grpc": ("service/rpc.py",),
-    "opentelemetry": ("service/traces.py",),
+    "opentelemetry": ("service/observers.py",),
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
     "importlib.import_module": ("readers/sources.py", "config.py"),
     "lazy_loader": ("__init__.py",),
@@ -107,7 +107,7 @@ SWITCHES = {
 FACE = 65
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
-CROWDED = {"service": 31, "serving": 21, "connectors": 18, "blocks": 18, "train": 19}
+CROWDED = {"service": 18, "connectors": 18, "blocks": 18, "train": 19}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
 MOST_LINES = 33_900
 TOP_LEVEL = {

@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from aif_jax.service import frame
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
-from aif_jax.service.folder import Entry, parse_current, publish, read_current
+from aif_jax.service.exports import Entry, parse_current, publish, read_current
 from aif_jax.service.models import share_of
-from aif_jax.service.serve import Listening
+from aif_jax.service.process import Listening
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 
 ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
@@ -99,6 +100,10 @@ def test_a_broken_frame_is_refused(change, message):
         ({"user": 1, "candidates": [1], "bids": [-1]}, "bids"),
         ({"user": 1, "candidates": [1], "bids": ["a"]}, "bids"),
         ({"user": 1, "candidates": [1, 2], "bids": [1]}, "bids"),
+        ({"user": 1, "exclude": 7}, "exclude"),
+        ({"user": 1, "exclude": [1, "bid"]}, "exclude"),
+        ({"user": 1, "exclude": ["x" * 1025]}, "exclude"),
+        ({"user": 1, "exclude": list(range(101))}, "exclude"),
         ({"user": 1, "k": "5"}, "k"),
         ({"user": 1, "budget": 0}, "budget"),
         ({"user": 1, "budget": float("inf")}, "budget"),
@@ -137,6 +142,21 @@ def test_rank_and_score_answer_what_the_model_says(served, client):
     assert answer["stages"]["total"] > 0 and (answer["candidates"], answer["unknown"]) == (len(IDS), 0)
     few = client.rank(**ANN, candidates=np.array([17, 5]), k=5)
     assert few["ids"].tolist() == [17] and few["unknown"] == 1
+
+
+def test_excluded_items_are_left_out(client):
+    best = client.rank(**ANN, candidates=IDS, k=6)["ids"]
+    fields = {**ANN, "candidates": IDS, "k": 4}
+    for exclude in (best[:2], best[:2].tolist()):
+        answer = client.rank(**fields, exclude=exclude)
+        assert answer["ids"].tolist() == best[2:].tolist() and (answer["excluded"], answer["unknown"]) == (2, 0)
+    body = json.dumps(fields | {"candidates": IDS.tolist(), "exclude": [int(best[0]), 5]}).encode()
+    _, _, raw = client.request("POST", "/v1/rank", body, {"content-type": "application/json"})
+    assert json.loads(raw)["ids"] == best[1:5].tolist() and json.loads(raw)["excluded"] == 1
+    assert client.score(**ANN, candidates=best, exclude=best[:1])["mask"].tolist() == [False] + [True] * 5
+    with pytest.raises(ServiceError, match="Request.exclude: expected integers") as error:
+        client.rank(**fields, exclude=["a"])
+    assert error.value.field == "exclude"
 
 
 def test_json_answers_the_same(client):
@@ -219,6 +239,45 @@ def test_a_feature_source_knows_users_by_their_id():
         new = client.score(user="who", candidates=IDS)
         expected = exports().logits("one", None, user="who")
         np.testing.assert_allclose(new["logits"], expected, atol=1e-5)
+
+
+def test_the_service_says_how_often_its_feature_source_fails_and_how_slow_it_is():
+    recent = EVENTS | {"time": [time.time_ns() // 10**9 - 60] * 2}
+    records = {"ann": Record({"user": "ann"}, recent), "torn": Record({"user": "torn"}, {"item": [17], "time": ["soon"]})}
+    reads = []
+
+    class Source:
+        async def get(self, user):
+            reads.append(user)
+            if user == "down":
+                raise ConnectionError("down")
+            await asyncio.sleep(30 if user == "slow" else 0.05 if user == "ann" else 0)
+            return records.get(user)
+
+    with running(exports().root / "one", source=Source(), source_timeout=0.2) as service, service.client() as client:
+        whole = client.rank(user="ann", candidates=IDS, k=3)
+        assert not whole["degraded"] and not client.rank(user="new", candidates=IDS, k=3)["degraded"]
+        for user, why in (
+            ("slow", "within 0.2 s"),
+            ("down", "ConnectionError: down"),
+            ("torn", "SourceError: feature source: "),
+        ):
+            answer = client.rank(user=user, candidates=IDS, k=3)
+            assert answer["degraded"] and why in answer["reason"], answer["reason"]
+        assert service.service.models.reads.counters == Counter(
+            {"found": 2, "missing": 1, "timeouts": 1, "failed": 1, "damaged": 1}
+        )
+        with service.client() as other:  # calls of one user at one time share one read
+            for each in (client, other):
+                each.send("/v1/rank", {"user": "ann", "candidates": IDS, "k": 3})
+            assert client.receive()["ids"].tolist() == other.receive()["ids"].tolist() == whole["ids"].tolist()
+        assert reads.count("ann") == 2
+        text = client.request("GET", "/metrics")[2].decode()
+        for kind, count in (("found", 3), ("timeouts", 1), ("failed", 1), ("damaged", 1)):
+            (line,) = [line for line in text.splitlines() if line.startswith(f"aif_features_{kind}_total")]
+            assert line.endswith(f" {count}.0"), line
+        (line,) = [line for line in text.splitlines() if line.startswith("aif_stage_seconds_count") and 'stage="read"' in line]
+        assert line.endswith(" 4.0")
 
 
 def test_string_ids():
@@ -373,7 +432,7 @@ def test_a_body_is_bounded():
 
 def test_a_head_is_bounded(monkeypatch):
     """An endless or slow head, a connection that is silent, one that is idle: each is answered or closed, the rest go on."""
-    monkeypatch.setattr("aif_jax.service.connection.HEAD_SECONDS", 0.3)
+    monkeypatch.setattr("aif_jax.service.process.HEAD_SECONDS", 0.3)
     where = Listening(http_port=0, keep_alive=1)
     with running(exports().root / "one", where=where) as service:
         host, port = service.addresses["http"].removeprefix("http://").split(":")

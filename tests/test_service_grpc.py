@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 
 from aif_jax.service import rpc  # noqa: E402
 from aif_jax.service.core import Policy  # noqa: E402
-from aif_jax.service.serve import Listening  # noqa: E402
+from aif_jax.service.process import Listening  # noqa: E402
 from aif_jax.service.stubs import preranking_pb2 as pb  # noqa: E402
 from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub  # noqa: E402
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running  # noqa: E402
@@ -124,6 +124,17 @@ def test_numbers_come_packed_in_parts_or_one_by_one(stub, channel):
     assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT and "candidates: expected 8 bytes" in wrong.details()
 
 
+def test_excluded_items_are_left_out(stub):
+    best = list(stub.Rank(pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=5)).best.ids)
+    request = pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=3, exclude=pb.Candidates(ids=best[:2]))
+    more = pb.RankRequest(candidates=pb.Candidates(ids=best[:3]))
+    for answer in (stub.Rank(request), stub.RankStream(iter([request, more]))):
+        assert list(answer.best.ids) == best[2:] and answer.unknown == 0
+    assert answer.excluded == 4 and stub.Rank(request).excluded == 2  # of the stream, each batch brought both
+    wanted = pb.ScoreRequest(user=ann(), candidates=pb.Candidates(ids=best), exclude=pb.Candidates(ids=best[1:2]))
+    assert list(stub.Score(wanted).known) == [True, False, True, True, True]
+
+
 def test_prepare_then_rank_by_the_id_alone(stub):
     prepared = stub.Prepare(pb.PrepareRequest(user=ann(feature_version=pb.Id(number=3)), request_id="p"))
     user = pb.User(id=pb.Id(text="ann"), feature_version=pb.Id(number=3))
@@ -173,6 +184,9 @@ def test_errors_name_the_field(stub):
         ({"order": "colour"}, "INVALID_ARGUMENT", "order"),
         ({"candidates": pb.Candidates(ids=[1], bids=[float("nan")])}, "INVALID_ARGUMENT", "bids"),
         ({"candidates": pb.Candidates(ids=[1], texts=["a"])}, "INVALID_ARGUMENT", "candidates"),
+        ({"exclude": pb.Candidates(ids=[1], texts=["a"])}, "INVALID_ARGUMENT", "exclude"),
+        ({"exclude": pb.Candidates(ids=[1], bids=[1.0])}, "INVALID_ARGUMENT", "exclude"),
+        ({"exclude": pb.Candidates(texts=["a"])}, "INVALID_ARGUMENT", "exclude"),
         ({"user": ann(now=5 * NOW)}, "INVALID_ARGUMENT", "now"),
         ({"version": "0" * 64}, "FAILED_PRECONDITION", "version"),
     ):

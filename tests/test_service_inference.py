@@ -14,9 +14,9 @@ import tritonclient.grpc as triton_grpc  # noqa: E402
 import tritonclient.http as triton_http  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
-from aif_jax.service import process  # noqa: E402
+from aif_jax.service import processes  # noqa: E402
 from aif_jax.service.inference import MODEL, from_bytes, to_bytes  # noqa: E402
-from aif_jax.service.serve import Listening  # noqa: E402
+from aif_jax.service.process import Listening  # noqa: E402
 from tests.service_world import EVENTS, IDS, NOW, exports, running  # noqa: E402
 
 CLIENTS = {"http": triton_http, "grpc": triton_grpc}
@@ -25,7 +25,7 @@ CLIENTS = {"http": triton_http, "grpc": triton_grpc}
 @pytest.fixture(scope="module")
 def served():
     where = Listening(http_port=0, grpc_port=0)
-    with running(exports().root / "one", where=where, routes=process.routes, grpc=process.start_grpc) as service:
+    with running(exports().root / "one", where=where, routes=processes.routes, grpc=processes.start_grpc) as service:
         yield service
 
 
@@ -94,6 +94,16 @@ def test_infer_answers_the_outputs_that_are_asked_for(client):
     expected = 1 / (1 + np.exp(-exports().logits("one"))) * bids
     np.testing.assert_array_equal(answer.as_numpy("ids"), IDS[np.argsort(-expected, kind="stable")[:3]])
     assert answer.as_numpy("scores") is None
+
+
+def test_infer_leaves_excluded_items_out(client):
+    package, client = client
+    best = IDS[np.argsort(-exports().logits("one"), kind="stable")]
+    answer = client.infer(MODEL, ann(package, k=np.array([3]), exclude=best[:2]))
+    assert answer.as_numpy("ids").tolist() == best[2:5].tolist()
+    response = answer.get_response()
+    told = response["parameters"]["excluded"] if isinstance(response, dict) else response.parameters["excluded"].int64_param
+    assert told == 2
 
 
 def test_infer_takes_encoded_features(client):

@@ -18,10 +18,9 @@ from aif_jax.encoding.vocabulary import string_array
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Service
-from aif_jax.service.log import Record, RequestLog, read_log
+from aif_jax.service.log import Record, RequestLog, read_log, replay
 from aif_jax.service.models import Models
-from aif_jax.service.replay import replay
-from aif_jax.service.shadow import Shadow
+from aif_jax.service.observers import Shadow
 from aif_jax.serving import Candidates
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 
@@ -66,6 +65,20 @@ def test_records_say_what_was_answered(logged):
     assert records["r3"].raw is None and records["r3"].features is None  # the state was there already
     (file,) = logged.glob("*.parquet")
     assert pq.read_schema(file).names == list(Record._fields)
+
+
+def test_a_replay_leaves_out_what_a_call_excluded(tmp_path):
+    best = IDS[np.argsort(-exports().logits("one"), kind="stable")]
+    log = RequestLog(tmp_path)
+    with running(exports().root / "one", observers=(log,)) as service, service.client() as client:
+        client.rank(**ANN, candidates=IDS, exclude=best[:3], k=5, id="r1")
+    log.close()
+    (record,) = read_log(tmp_path)
+    assert record.exclude == best[:3].tolist() and record.ids == best[3:8].tolist() and record.exclude_texts is None
+    assert replay(tmp_path, exports().root / "one", config=SERVING).overlap == 1.0
+    (file,) = tmp_path.glob("*.parquet")  # one of before, which had no such columns
+    pq.write_table(pq.read_table(file).drop_columns(["exclude", "exclude_texts"]), file)
+    assert [old.exclude for old in read_log(tmp_path)] == [None]
 
 
 def test_files_sort_by_age_though_the_clock_is_set_back(logged, tmp_path, monkeypatch):

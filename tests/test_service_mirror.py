@@ -14,7 +14,7 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.export import save
 from aif_jax.index import ItemIndex
 from aif_jax.model import build
-from aif_jax.service.mirror import Mirror
+from aif_jax.service.exports import Mirror
 from tests import servers
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 

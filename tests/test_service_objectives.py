@@ -8,10 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from aif_jax.service import process
-from aif_jax.service.log import RequestLog, read_log
-from aif_jax.service.replay import replay
-from aif_jax.service.serve import Listening
+from aif_jax.service import processes
+from aif_jax.service.log import RequestLog, read_log, replay
+from aif_jax.service.process import Listening
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 
 grpc = pytest.importorskip("grpc", reason="needs the extra 'grpc'")
@@ -30,7 +29,7 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("log")
     log = RequestLog(folder)
     where = Listening(http_port=0, grpc_port=0)
-    config = {"config": SERVING_BOTH, "observers": (log,), "routes": process.routes, "grpc": process.start_grpc}
+    config = {"config": SERVING_BOTH, "observers": (log,), "routes": processes.routes, "grpc": processes.start_grpc}
     with running(exports("objectives").root / "one", where=where, **config) as service:
         service.log = log
         yield service

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aif_jax.service.serve import Listening
+from aif_jax.service.process import Listening
 from tests.chromium import PROGRAM, Browser
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 

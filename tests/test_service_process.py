@@ -20,8 +20,8 @@ import pytest
 from aif_jax import cli
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.log import read_log
-from aif_jax.service.process import end_with, source_of, supervise
-from aif_jax.service.serve import Listening
+from aif_jax.service.process import Listening
+from aif_jax.service.processes import end_with, source_of, supervise
 from aif_jax.user_table import UserTable
 from tests.conftest import child_environment
 from tests.service_world import EVENTS, IDS, NOW, exports, running
@@ -257,7 +257,7 @@ def test_spans_of_a_call():
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from aif_jax.service.traces import Traces
+    from aif_jax.service.observers import Traces
 
     exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

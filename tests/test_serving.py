@@ -15,7 +15,7 @@ import aif_jax as aif
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
-from aif_jax.serving.programs import Form, Programs
+from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.serving.versions import Version
 from aif_jax.store.version import VersionMismatch, fingerprint
 from tests import demo
@@ -66,6 +66,58 @@ def test_unknown_candidates_are_masked_and_no_candidates_give_an_empty_answer(wo
             for none in (np.array([5, 6]), [], np.zeros(0, np.int64)):
                 answer = await engine.rank(Request(user=3, context=none), 4)
                 assert not answer.mask.any()
+
+    run(test())
+
+
+@pytest.mark.parametrize("kind", ["whole", "in pieces", "in batches"])
+def test_excluded_items_are_not_ranked(world, kind):
+    """They are counted apart from unknown ones; a repeat of an excluded item is excluded too."""
+    ids = np.concatenate([world.ids[:150], [5], world.ids[3:5]]) if kind != "whole" else np.append(world.ids[:40], 5)
+    logits = world.logits(3, ids)
+    exclude = np.append(
+        ids[np.argsort(-logits, kind="stable")[:6:2]], [7, world.ids[200]]
+    )  # of the best, and two that never came
+    left = ids[~np.isin(ids, exclude)]
+
+    async def batches():
+        for start in range(0, len(ids), 30):
+            yield ids[start : start + 30]
+
+    async def test():
+        async with world.engine() as engine:
+            for given in (exclude, exclude.tolist(), np.concatenate([exclude, exclude])):
+                context = batches() if kind == "in batches" else ids
+                answer = await engine.rank(Request(user=3, context=context, exclude=given), 8)
+                once = left[np.sort(np.unique(left, return_index=True)[1])]
+                expect(world, answer, 3, once, 8)
+                assert (answer.candidates, answer.unknown) == (len(ids), 1)
+                assert answer.excluded == np.isin(ids, exclude).sum() >= 3
+            assert engine.metrics()["counters"]["excluded_candidates"] == 3 * answer.excluded
+            scores = await engine.score(Request(user=3, exclude=exclude), ids)
+            assert scores.mask.tolist() == (np.isin(ids, left) & (ids != 5)).tolist()
+            nothing = await engine.rank(Request(user=3, context=ids[:9], exclude=world.ids), 8)
+            assert not nothing.mask.any() and nothing.excluded == 9
+
+    run(test())
+
+
+def test_excluded_ids_are_those_of_the_candidates(world):
+    for wrong, error in (
+        ([1.5], TypeError),
+        ([1, "a"], TypeError),
+        ([[1]], ValueError),
+        (7, ValueError),
+        (["x" * 1025], ValueError),
+    ):
+        with pytest.raises(error, match=r"Request\.exclude"):
+            Request(user=3, exclude=wrong)
+
+    async def test():
+        async with world.engine() as engine:
+            with pytest.raises(TypeError, match="Request.exclude: expected integers as the candidates are, got strings"):
+                await engine.rank(Request(user=3, exclude=["a"]), 4)
+            assert (await engine.rank(Request(user=3, exclude=[]), 4)).excluded == 0
 
     run(test())
 
@@ -305,7 +357,7 @@ def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_single_o
             for name in range(9):
                 if name != 5:
                     expect(world, answers[name], name, world.ids[:20], 5)
-            assert answers[5].degraded and "failed: UserFeatures: expected" in answers[5].reason
+            assert answers[5].degraded and "failed: TypeError: UserFeatures: expected" in answers[5].reason
             assert calls == [1, 4, 2, 1]  # of three that wait two go together: no place of a call is computed for nothing
 
     run(test())
@@ -740,7 +792,7 @@ def test_a_batch_gives_the_same_one_by_one_and_together(world):
         programs = Programs(world.model, max_k=8, bid="bid")
         programs.one_by_one = one_by_one
         words = [pack(world.user(name)) for name in (3, 7)]
-        states = programs.user(world.params, Form.of(world.user(3)), 2)(world.params, programs.upload_features(words))
+        states = programs.user(world.params, HistoryLayout.of(world.user(3)), 2)(world.params, programs.upload_features(words))
         rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
         score = programs.score(world.params, states, world.index, 32)
         inputs = programs.upload_rows(rows, [None, None], ["logit", "logit"], 32)

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif_jax.serving import ServingConfig, Timeline, geometric, prometheus_text
-from aif_jax.serving.cache import ENTRY_BYTES, LEAF_BYTES, StateCache, StateKey
 from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
-from aif_jax.serving.programs import Part, best_of, has_repeats, pad, without_repeats
-from aif_jax.serving.single_flight import SingleFlight
+from aif_jax.serving.programs import TopCandidates, best_of, has_repeats, pad, without_repeats
+from aif_jax.serving.users import ENTRY_BYTES, LEAF_BYTES, SingleFlight, StateCache, StateKey
 from aif_jax.serving.versions import batch_sizes
 from experiments.timelines import draw
 
@@ -50,7 +49,7 @@ def test_best_of_batches_is_the_best_of_all(batches, k):
         batch = list({row: (score, row) for score, row in reversed(batch)}.values())  # a batch has no item twice
         values = np.asarray([score for score, _ in batch], np.float32)
         order = np.argsort(-values, kind="stable")
-        parts.append(Part(values[order], values[order] * 2, order.astype(np.int32), len(batch)))
+        parts.append(TopCandidates(values[order], values[order] * 2, order.astype(np.int32), len(batch)))
         rows.append(np.asarray([row for _, row in batch], np.int32))
         everything += batch
     best = best_of(parts, rows, k)
@@ -138,7 +137,7 @@ def test_cache_accounts_agree_with_its_contents(puts):
 MEASURED = """
 import gc, json, sys
 import jax, jax.numpy as jnp
-from aif_jax.serving.cache import StateCache, StateKey
+from aif_jax.serving.users import StateCache, StateKey
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -14,8 +14,7 @@ import pytest
 from aif_jax import cli
 from aif_jax.index import ItemIndex, shard_of
 from aif_jax.service import frame
-from aif_jax.service.affinity import HEADER, affinity_key
-from aif_jax.service.client import Client, ServiceError
+from aif_jax.service.client import HEADER, Client, ServiceError, affinity_key
 from aif_jax.service.shards import ShardedClient, ShardsMissing, merged
 from aif_jax.serving import Candidates
 from aif_jax.store.version import VersionMismatch
@@ -79,7 +78,8 @@ def answer_of(ids, scores, **changes):
     """What one shard answers."""
     scores = np.asarray(scores, np.float32)
     said = {"id": "", "version": "v", "degraded": False, "reason": None, "state_age": 1.0, "non_finite": 0, "stages": {}}
-    return said | {"candidates": 0, "unknown": 0, "ids": np.asarray(ids), "scores": scores, "logits": scores} | changes
+    said |= {"candidates": 0, "unknown": 0, "excluded": 0}
+    return said | {"ids": np.asarray(ids), "scores": scores, "logits": scores} | changes
 
 
 def test_ties_are_merged_in_the_order_of_the_candidates():

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from aif_jax.serving import Request, ServingConfig
-from aif_jax.serving.metrics import prometheus_text
-from aif_jax.serving.unknown import Known, known_of
+from aif_jax.serving.metrics import Known, known_of, prometheus_text
 from aif_jax.user_table import UserTable
 from tests import serving_world
 from tests.service_world import IDS, NOW, exports, running

@@ -12,14 +12,13 @@ from typing import Any
 
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, UsageError
-from aif_jax.service.answers import to_json
 from aif_jax.service.calls import Limits
-from aif_jax.service.core import Policy
-from aif_jax.service.mirror import Mirror
+from aif_jax.service.core import Policy, to_json
+from aif_jax.service.exports import Mirror
+from aif_jax.service.log import replay
 from aif_jax.service.nearline import Nearline
-from aif_jax.service.process import Settings, is_worker, serve
-from aif_jax.service.replay import replay
-from aif_jax.service.serve import Listening, log_to_stderr
+from aif_jax.service.process import Listening, log_to_stderr
+from aif_jax.service.processes import Settings, is_worker, serve
 from aif_jax.serving import ServingConfig
 from aif_jax.store.folders import URL
 
@@ -45,6 +44,7 @@ def add_service_commands(commands: Any) -> None:
     one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
     text = "object with `async get(user)`, or a function that makes one, as MODULE:NAME, for calls that bring a user id alone"
     one.add_argument("--features", metavar="MODULE:NAME", help=text)
+    one.add_argument("--features-timeout", type=float, metavar="SECONDS", help="for one read of --features (default: no bound)")
     text = (
         "folder of index snapshots that `aif-jax index follow` writes, of the one version or one in it for each export's name"
     )
@@ -115,11 +115,14 @@ def run_serve(options: argparse.Namespace) -> int:
         raise UsageError("serve: expected --user-table with --max-user-age")
     if options.workers < 1 or options.keep < 1 or not options.poll > 0:
         raise UsageError("serve: expected --workers and --keep of at least 1 and a --poll above 0")
+    if options.features_timeout is not None and not options.features_timeout > 0:
+        raise UsageError(f"--features-timeout: expected more than 0 seconds, got {options.features_timeout}")
     log_to_stderr(options.log_form, options.log_level)
     settings = Settings(
         folder=folder, config=config, policy=policy, where=where, only=options.version, keep=options.keep,
-        poll=options.poll, features=options.features, log=options.log, log_share=options.log_share, shadow=options.shadow,
-        shadow_share=options.shadow_share, traces=options.traces, nearline=Nearline(index=options.index, users=_users(options)),
+        poll=options.poll, features=options.features, features_timeout=options.features_timeout, log=options.log,
+        log_share=options.log_share, shadow=options.shadow, shadow_share=options.shadow_share, traces=options.traces,
+        nearline=Nearline(index=options.index, users=_users(options)),
     )  # fmt: skip
     with contextlib.nullcontext() if not is_store or is_worker() else _mirror(options):
         serve(settings, workers=options.workers)

@@ -5,7 +5,7 @@ Each kind of server has one file, which alone imports its client, and only when 
 
 from aif_jax.connectors.connect import open_stream
 from aif_jax.connectors.faiss_search import FaissSearch
-from aif_jax.connectors.fetch import Fetch
+from aif_jax.connectors.fetch import Fetch, Reads
 from aif_jax.connectors.follow import Entry, Follower, IndexTarget, SinkTarget, Target, UserTarget
 from aif_jax.connectors.kafka import KafkaStream
 from aif_jax.connectors.messages import Change, MessageError, decode, encode, encode_deleted, tombstone_key
@@ -23,7 +23,7 @@ from aif_jax.connectors.valkey_stream import ValkeyStream
 
 __all__ = [
     "Record", "FeatureSource", "EventSink", "EventLayout", "MemoryFeatures", "ValkeyFeatures", "ValkeyFeatureWriter",
-    "ParquetFeatures", "Fetch", "ValkeyStates",
+    "ParquetFeatures", "Fetch", "Reads", "ValkeyStates",
     "UpdateStream", "Message", "StreamError", "MemoryStream", "KafkaStream", "ValkeyStream", "open_stream",
     "encode", "encode_deleted", "tombstone_key", "decode", "Change", "MessageError",
     "Follower", "Target", "Entry", "IndexTarget", "UserTarget", "SinkTarget",

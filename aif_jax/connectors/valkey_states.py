@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from aif_jax.checks import expect
-from aif_jax.serving.cache import StateKey
+from aif_jax.serving.users import StateKey
 
 HEAD = struct.Struct("<4sI16s")  # magic, CRC-32 of key and body, digest of the key
 MAGIC = b"AUS1"

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import needs_extra
-from aif_jax.service.affinity import affinity_key
-from aif_jax.service.answers import rank_fields, score_fields
 from aif_jax.service.calls import parse
-from aif_jax.service.core import Policy, Service
+from aif_jax.service.client import affinity_key
+from aif_jax.service.core import Policy, Service, rank_fields, score_fields
 from aif_jax.service.models import Models
 from aif_jax.serving import ServingConfig
 

@@ -1,10 +1,12 @@
 """The service: the engine behind HTTP and gRPC, for programs in other languages. `aif-jax serve FOLDER` starts it.
 
-    http.py, inference_http.py   rpc.py, inference_rpc.py     fronts: bytes in, bytes out
-            calls.py  frame.py  answers.py  errors.py         one form of calls, answers and problems for all of them
-                          core.py                             `Service`: versions, limits, observers
-              models.py  folder.py  mirror.py  features.py    versions of a folder or a store; what a call's user becomes
-          log.py  shadow.py  replay.py  recent.py  metrics.py what an operator sees
+    processes.py  process.py                      the processes, and one of them
+    http.py  inference.py  rpc.py                 fronts: bytes in, bytes out
+        frame.py  arrow.py  calls.py              one form of calls and problems for all of them
+                  core.py                         `Service`: versions, limits, observers, answers
+    models.py  exports.py  nearline.py  features.py    versions of a folder or a store; what a call's user becomes
+              log.py  observers.py                what an operator sees
+    client.py  shards.py                          for callers
 
 It is thin over `aif_jax.serving`, which knows nothing of networks.
 """

@@ -1,22 +1,26 @@
-"""What a caller sends, whatever it came by: checked once, at the door, before any work is done for it."""
+"""What a caller sends, checked once before any work is done for it, and what goes wrong, in the words of HTTP and gRPC."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
+from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.requests import Candidates
+from aif_jax.store.version import EncodingMismatch, VersionMismatch
 
 MOST_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
 FIELDS = (
-    "user", "candidates", "bids", "k", "order", "budget", "feature_version", "version", "encoding", "features", "record",
-    "events", "now", "id",
+    "user", "candidates", "bids", "exclude", "k", "order", "budget", "feature_version", "version", "encoding", "features",
+    "record", "events", "now", "id",
 )  # fmt: skip
 INT64 = range(-(1 << 63), 1 << 63)
 
@@ -34,7 +38,7 @@ class Limits:
     """What one call may ask for; more is refused before memory is taken for it. Raises ValueError for bounds that are none."""
 
     body_bytes: int = 16 << 20
-    candidates: int = 100_000
+    candidates: int = 100_000  # and as many excluded ids
     events: int = 1 << 16
     body_seconds: float = 10.0  # from the first byte of a body to the last
 
@@ -50,6 +54,7 @@ class Call:
     Attributes:
       user: raw id.
       candidates: to rank or score; None for `prepare`, or where they come in mini-batches.
+      exclude: item ids [E] that are not ranked or scored, of the candidates' kind, see `Request.exclude`; None for none.
       k: how many of them `rank` answers with.
       order: name of the score expression, see `Request.order`; None takes the engine's.
       budget: seconds from arrival to answer; None takes the engine's.
@@ -65,6 +70,7 @@ class Call:
 
     user: int | str
     candidates: Candidates | None = None
+    exclude: np.ndarray | None = None
     k: int = 0
     order: str | None = None
     budget: float | None = None
@@ -98,6 +104,7 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
     return Call(
         user=_id(given["user"], "user"),
         candidates=candidates_of(given["candidates"], given.get("bids"), limits) if "candidates" in given else None,
+        exclude=_item_ids(given["exclude"], "exclude", limits).ids if "exclude" in given else None,
         k=_integer(given.get("k", 0), "k"),
         order=_text(given["order"], "order") or None if "order" in given else None,
         budget=None if budget is None else float(budget),
@@ -114,18 +121,23 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
 
 def candidates_of(ids: Any, bids: Any, limits: Limits) -> Candidates:
     """Candidates of a call, with their bids or None; raises BadCall."""
-    if not isinstance(ids, list | np.ndarray):
-        raise BadCall("candidates", f"expected item ids [C], got {_shown(ids)}")
-    if len(ids) > limits.candidates:
-        raise BadCall("candidates", f"expected at most {limits.candidates}, got {len(ids)}")
     try:
         numbers = None if bids is None else np.asarray(bids, np.float32)
     except (TypeError, ValueError, OverflowError):
         raise BadCall("bids", "expected numbers [C], got others") from None
+    return _item_ids(ids, "candidates", limits, bids=numbers)
+
+
+def _item_ids(ids: Any, field: str, limits: Limits, *, bids: np.ndarray | None = None) -> Candidates:
+    if not isinstance(ids, list | np.ndarray):
+        raise BadCall(field, f"expected item ids, got {_shown(ids)}")
+    if len(ids) > limits.candidates:
+        raise BadCall(field, f"expected at most {limits.candidates}, got {len(ids)}")
     try:
-        return Candidates.of(ids if numbers is None else Candidates(ids, numbers))  # type: ignore[arg-type]
+        return Candidates.of(ids if bids is None else Candidates(ids, bids))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise BadCall("bids" if "bid" in str(error) else "candidates", str(error).removeprefix("candidates: ")) from None
+        field = "bids" if bids is not None and "bid" in str(error) else field
+        raise BadCall(field, str(error).removeprefix("candidates: ")) from None
 
 
 def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:
@@ -168,3 +180,84 @@ def _is_number(value: Any) -> bool:
 def _shown(value: Any) -> str:
     text = repr(value) if isinstance(value, int | float | str) else type(value).__name__
     return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+logger = logging.getLogger(__name__)
+RETRY_SECONDS = 0.05  # that a refused caller is told to wait: about the time of a few requests
+
+SCORES = "scores"
+"""Field of the error that no known candidate has a finite score."""
+
+
+class UnknownVersion(ValueError):
+    """A call for a model version that this service does not hold."""
+
+
+class UnknownModel(ValueError):
+    """A call for a model of another name."""
+
+
+class Stale(RuntimeError):
+    """The model is older than the operator allows, and the service was told to refuse."""
+
+
+class Problem(NamedTuple):
+    """An error as a caller sees it."""
+
+    code: str  # of gRPC
+    status: int  # of HTTP
+    message: str
+    field: str = ""
+    retry_after: float | None = None  # seconds
+    counts: Mapping[str, int] = {}
+
+    def to_json(self) -> dict[str, Any]:
+        """The body of an HTTP answer."""
+        entry = {"code": self.code, "message": self.message} | ({"field": self.field} if self.field else {})
+        entry |= {"counts": dict(self.counts)} if self.counts else {}
+        return {"error": entry | ({} if self.retry_after is None else {"retry_after": self.retry_after})}
+
+
+def problem_of(error: BaseException) -> Problem:
+    """How an error is answered; the text of what no caller can help stays here."""
+    text = str(error)
+    if isinstance(error, BadCall):
+        return Problem("INVALID_ARGUMENT", 400, text, error.field)
+    if isinstance(error, Overloaded):
+        return Problem("RESOURCE_EXHAUSTED", 429, text, retry_after=RETRY_SECONDS)
+    if isinstance(error, DeadlineExceeded):
+        return Problem("DEADLINE_EXCEEDED", 504, text)
+    if isinstance(error, EngineClosed | Stale):
+        return Problem("UNAVAILABLE", 503, text, retry_after=1.0)
+    if isinstance(error, UnknownVersion):
+        return Problem("FAILED_PRECONDITION", 412, text, "version")
+    if isinstance(error, EncodingMismatch | VersionMismatch):
+        return Problem("FAILED_PRECONDITION", 412, text, "encoding" if isinstance(error, EncodingMismatch) else "version")
+    if isinstance(error, UnknownModel):
+        return Problem("NOT_FOUND", 404, text, "model")
+    if isinstance(error, NonFiniteScores):
+        counts = {"non_finite": error.non_finite, "unknown": error.unknown, "excluded": error.excluded}
+        return Problem("INTERNAL", 500, text, SCORES, counts=counts)
+    return Problem("INTERNAL", 500, f"the service failed: {type(error).__name__}")
+
+
+def reported(error: BaseException) -> Problem:
+    """`problem_of`, for whoever answers the caller: errors of the service are logged."""
+    problem = problem_of(error)
+    if problem.code == "INTERNAL":
+        logger.error("a call failed: %s", error, exc_info=error)
+    return problem
+
+
+@contextlib.contextmanager
+def engine_checks() -> Iterator[None]:
+    """What the engine refuses of a request is the caller's; a TypeError or ValueError elsewhere is the service's."""
+    try:
+        yield
+    except (BadCall, VersionMismatch):
+        raise
+    except (TypeError, ValueError) as error:
+        words = str(error).partition(":")[0].lower().split()
+        fields = {"request.exclude": "exclude", "candidates": "candidates", "budget": "budget", "order": "order", "k": "k"}
+        field = next((field for word, field in fields.items() if word in words), "candidates")
+        raise BadCall(field, str(error)) from None

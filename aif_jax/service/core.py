@@ -4,25 +4,100 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import hashlib
 import math
-from collections import Counter
+import secrets
+import time
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.service.calls import BadCall, Call, Limits
-from aif_jax.service.errors import Stale, engine_checks, problem_of
+from aif_jax.config import Config
+from aif_jax.interaction import contributions
+from aif_jax.model import INTERACTION
+from aif_jax.service.calls import BadCall, Call, Limits, Stale, engine_checks, problem_of
 from aif_jax.service.features import Context, Unfetched, candidates_from
 from aif_jax.service.models import Models, Served
-from aif_jax.service.recent import Recent
 from aif_jax.serving import Candidates, Ranking, Request, Scores
-from aif_jax.serving.orders import BID, LOGIT
+from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Answer
-from aif_jax.types import UserFeatures
+from aif_jax.types import Streamed, UserFeatures
+from aif_jax.user_table.program import unpack
+
+SECONDS = 300.0
+MOST = 20_000
+STAGES = (
+    "features",
+    "user",
+    "shared",
+    "retrieval",
+    "wait_user",
+    "queue",
+    "lookup",
+    "upload",
+    "score",
+    "fetch",
+    "critical",
+    "total",
+)
+
+
+class Seen(NamedTuple):
+    """One call that ended."""
+
+    at: float  # seconds since 1970
+    method: str
+    version: str
+    code: str  # "OK", or that of the problem
+    degraded: bool
+    stages: dict[str, float]
+
+
+class Recent:
+    """Calls of the last minutes, at most `MOST`; noted from one thread, summed up from any."""
+
+    def __init__(self):
+        self._calls: deque[Seen] = deque(maxlen=MOST)
+        self._timeline: dict[str, Any] | None = None
+
+    def note(self, method: str, version: str, code: str, answer: Answer | None) -> None:
+        """Counts a call that has ended."""
+        stages = {} if answer is None else answer.stages
+        self._calls.append(Seen(time.time(), method, version, code, answer is not None and answer.degraded, stages))
+        if answer is not None and method == "rank":
+            self._timeline = {"version": version, "spans": [list(span) for span in answer.timeline.spans]}
+
+    def summary(self, *, seconds: float = SECONDS) -> dict[str, Any]:
+        """Calls a second, codes, and p50 and p99 of every stage by version, over the last seconds; the latest timeline."""
+        now = time.time()
+        calls = [seen for seen in self._calls.copy() if now - seen.at <= seconds]  # a copy, because more come meanwhile
+        span = max(min(seconds, now - calls[0].at), 1.0) if calls else seconds
+        by_version: dict[str, Any] = {}
+        for seen in calls:
+            group = by_version.setdefault(seen.version, {"codes": Counter(), "degraded": 0, "stages": defaultdict(list)})
+            group["codes"][seen.code] += 1
+            group["degraded"] += seen.degraded
+            for stage, value in seen.stages.items():
+                group["stages"][stage].append(value)
+        for group in by_version.values():
+            group["per_second"] = group["codes"].total() / span
+            found = {
+                stage: np.percentile(group["stages"][stage], [50, 99]).tolist() for stage in STAGES if stage in group["stages"]
+            }
+            group["stages"] = {stage: {"p50": p50, "p99": p99} for stage, (p50, p99) in found.items()}
+        recent = [seen for seen in calls if now - seen.at <= 10.0]
+        return {
+            "seconds": span,
+            "per_second": len(recent) / min(10.0, span),
+            "versions": by_version,
+            "timeline": self._timeline,
+        }
+
 
 A = TypeVar("A", bound=Answer)
 
@@ -229,7 +304,8 @@ class Service:
             call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
         context = Context(None, candidates, now=call.now, call=call)
         version = call.feature_version
-        request = Request(user=call.user, budget=call.budget, feature_version=version, context=context, order=call.order)
+        told: dict[str, Any] = {"budget": call.budget, "order": call.order, "exclude": call.exclude}
+        request = Request(user=call.user, feature_version=version, context=context, **told)
         if version is not None and not self.observers and served.engine.holds_state(request):
             return request  # the feature version says that nothing is new: a tenth of a call's time is saved
         context.features = served.users.of(call)
@@ -274,3 +350,125 @@ def joined(batches: list[Candidates]) -> Candidates:
     bids = [batch.bids for batch in batches if batch.bids is not None]
     ids = np.concatenate([batch.ids for batch in batches])
     return Candidates(ids, np.concatenate(bids) if len(bids) == len(batches) else None)
+
+
+def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:
+    """`ids`, `scores` and `logits` of the best candidates that have a score, best first, and what the answer says of itself.
+
+    A model of T objectives has logits [k, T], and `objectives` names them. `group` and `group_cap` are there where the cut is
+    diverse.
+    """
+    answer = reply.answer
+    arrays: dict[str, Any] = {"ids": answer.ids, "scores": answer.scores, "logits": answer.logits}
+    if not answer.mask.all():
+        arrays = {name: array[answer.mask] for name, array in arrays.items()}
+    config = reply.served.engine.config
+    cut = {} if config.group is None else {"group": config.group, "group_cap": config.group_cap}
+    counts = {name: getattr(answer, name) for name in ("candidates", "unknown", "excluded")}
+    return _common(reply, call_id) | counts | cut | arrays
+
+
+def score_fields(reply: Reply[Scores], call_id: str) -> dict[str, Any]:
+    """`logits` [C] or [C, T] in the order of the candidates, `mask` [C] false where there is none."""
+    return _common(reply, call_id) | {"logits": reply.answer.logits, "mask": reply.answer.mask}
+
+
+def _common(reply: Reply[Any], call_id: str) -> dict[str, Any]:
+    answer: Answer = reply.answer
+    return {
+        "id": call_id,
+        "version": answer.version,
+        "degraded": answer.degraded,
+        "reason": answer.reason,
+        "state_age": answer.state_age,
+        "non_finite": answer.non_finite,
+        "stages": answer.stages,
+    } | ({"objectives": list(reply.served.objectives)} if len(reply.served.objectives) > 1 else {})
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values: lists for arrays, None for what JSON cannot say."""
+    if isinstance(value, dict):
+        return {name: to_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        finite = value.dtype.kind != "f" or np.isfinite(value).all()
+        return value.tolist() if finite else [to_json(number) for number in value.tolist()]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+MOST_EXPLAINED = 100  # rows that are explained
+
+
+async def explain(service: Service, call: Call) -> dict[str, Any]:
+    """The answer of `Service.rank`, its spans, what each block contributed to each logit, and what the user's row held.
+
+    The contributions are computed from the features of the call. They are none where those are not known, because the state
+    came from an earlier call, and for a model whose interaction is not that of this package. `row` is None for a call without
+    a row of a user table; else its `events`, how many came `since` by the feature source, and `last_event`, the age in seconds
+    of the latest of all, None where there is none.
+    """
+    call = dataclasses.replace(call, id=secrets.token_hex(8))  # by which its answer is recognised
+    found: list[Observed] = []
+
+    class Once:
+        """Keeps what was answered to this call."""
+
+        def observe(self, seen: Observed) -> None:
+            """Keeps it."""
+            if seen.call.id == call.id:
+                found.append(seen)
+
+    watcher = Once()
+    service.observers.append(watcher)
+    try:
+        reply = await service.rank(call)
+    finally:
+        service.observers.remove(watcher)
+    fields = rank_fields(reply, call.id)
+    fields = {name: value[:MOST_EXPLAINED] if isinstance(value, np.ndarray) else value for name, value in fields.items()}
+    features = found[0].features if found else None
+    if features is not None and isinstance(history := features.history, Streamed):
+        memory = await asyncio.to_thread(unpack, history.memory)
+        features = dataclasses.replace(features, history=dataclasses.replace(history, memory=memory, version=""))
+    parts = {} if features is None else await asyncio.to_thread(_parts, reply, features, fields["ids"])
+    fields["ids"] = list(map(str, fields["ids"].tolist()))  # a browser's numbers end at 2^53
+    spans = [list(span) for span in reply.answer.timeline.spans]
+    return fields | {"spans": spans, "contributions": parts, "row": None if features is None else _row(features.history)}
+
+
+def _row(history: Any) -> dict[str, int | None] | None:
+    """What a row of the user table held, see `explain`."""
+    if not isinstance(history, Streamed):
+        return None
+    times = np.concatenate([np.asarray(history.memory.recent.time), np.asarray(history.since.time)])
+    last = int(history.now) - int(times.max()) if times.any() else None
+    since = int(np.count_nonzero(history.since.time))
+    return {"events": int(history.memory.count), "since": since, "last_event": last}
+
+
+def _parts(reply: Reply[Ranking], features: UserFeatures, ids: np.ndarray) -> dict[str, list[float]]:
+    restored = reply.served.restored
+    model, index = restored.model, restored.index
+    if index is None or getattr(model.interaction, "func", None) is not INTERACTION.apply or not len(ids):
+        return {}
+    # every count of rows has one compiled function
+    rows, known = index.take(np.resize(ids, MOST_EXPLAINED))
+    if not known.all():
+        return {}
+    state = _state(model.user)(restored.params, features)
+    parts = _contributions(model.config)(restored.params, state, rows)
+    return {name: np.asarray(part)[: len(ids)].reshape(len(ids), -1)[:, 0].tolist() for name, part in parts.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _state(user: Any) -> Any:
+    return jax.jit(user)
+
+
+@functools.lru_cache(maxsize=4)
+def _contributions(config: Config) -> Any:
+    return jax.jit(functools.partial(contributions, config=config))

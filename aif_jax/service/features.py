@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from aif_jax.connectors.records import FeatureSource
+from aif_jax.connectors.fetch import DAMAGE, Reads, clock, encoded
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of
-from aif_jax.encoding.times import PER_SECOND
 from aif_jax.features import SINCE, check_user_features, user_layout
 from aif_jax.schema import Schema
 from aif_jax.service.calls import BadCall, Call
@@ -42,8 +41,12 @@ class Unfetched(LookupError):
     """A call that brings a user id alone, to a service without a feature source, for a user that was not prepared."""
 
 
+class SourceError(RuntimeError):
+    """A record of the feature source that the encoder refuses: no fault of the caller, whose call is answered degraded."""
+
+
 class UserSource:
-    """The features of calls for one model version.
+    """The features of calls for one model version: those that a call brings, or by `reads` of the feature source.
 
     `table` has rows of users, which a nearline job may exchange; `places` are the numbers of events since such a row that the
     engine is compiled for.
@@ -54,7 +57,7 @@ class UserSource:
         schema: Schema,
         length: int,
         encoder: Encoder | None,
-        source: FeatureSource | None,
+        reads: Reads | None,
         table: UserTable | None = None,
         places: tuple[int, ...] = SINCE,
     ):
@@ -62,7 +65,7 @@ class UserSource:
         self._schema = schema
         self._length = length
         self._encoder = None if encoder is None else encoder.with_length(length)
-        self._source = source
+        self._reads = reads
         layout = user_layout(schema)
         self._leaves, self._tree = leaves_by_path(layout, separator="."), jax.tree.structure(layout)
 
@@ -89,20 +92,22 @@ class UserSource:
             context.features = self.of(context.call)
         if context.features is not None:
             return context.features
-        if self._source is None and self.table is None:
+        if (reads := self._reads) is None and self.table is None:
             raise Unfetched("the call brought a user id alone: expected features, raw events, or a call of prepare before")
         user: Any = request.user  # of a call: an integer or a string
-        record = None if self._source is None else await self._source.get(user)
-        raw = (None, None) if record is None else (record.attributes, record.events)
+        record = None if reads is None else await reads.record(user)
         if (table := self.table) is None:
-            context.fetched = self._raw(*raw, None)
+            assert reads is not None
+            context.fetched = self._of_record(reads, record)
         else:  # in a thread: rows may be in a server, and more events than have places are applied
-            context.fetched = await asyncio.to_thread(self._of_row, table, user, *raw)
+            raw = (None, None) if record is None else (record.attributes, record.events)
+            with contextlib.nullcontext() if reads is None or record is None else reads.encoding():
+                context.fetched = await asyncio.to_thread(self._of_row, table, user, *raw)
         return context.fetched
 
     def clock(self) -> int | None:
         """The time now in the unit of the raw events; None for a model without an encoder."""
-        return None if self._encoder is None else time.time_ns() * PER_SECOND[self._encoder.columns.time_unit] // 10**9
+        return None if self._encoder is None else clock(self._encoder)
 
     @staticmethod
     async def candidates(request: Request) -> Any:
@@ -116,9 +121,18 @@ class UserSource:
         try:
             none = isinstance(events, Mapping) and not events
             return self._encoder.user(record, None if none else events, moment)
-        except (TypeError, ValueError, KeyError, OverflowError, AttributeError) as error:
+        except DAMAGE as error:
             field = "now" if str(error).startswith("now") else "record" if str(error).startswith("user") else "events"
             raise BadCall(field, str(error)) from None
+
+    def _of_record(self, reads: Reads, record: Any) -> UserFeatures:
+        if self._encoder is None:
+            raise SourceError("the exported model has no encoder for the records of a feature source; send encoded features")
+        try:
+            with reads.encoding():
+                return encoded(self._encoder, record, clock(self._encoder))
+        except DAMAGE as error:
+            raise SourceError(f"feature source: {error}") from error
 
     def _of_row(self, table: UserTable, user: Any, record: Any, events: Any) -> UserFeatures:
         columns = table.encoder.columns

@@ -1,10 +1,11 @@
-"""The Open Inference Protocol v2, as tensors: what REST and gRPC share.
+"""The Open Inference Protocol v2, over REST (with the extension for binary tensors) and gRPC.
 
 | input | type and shape | |
 |---|---|---|
 | user | INT64 or BYTES [1] | raw id |
 | candidates | INT64 or BYTES [C] | raw ids |
 | k | INT32 or INT64 [1] | with it the best k are answered, without it a logit for each candidate |
+| exclude | INT64 or BYTES [E] | optional: ids that are not ranked or scored |
 | bids, order, now, feature_version, budget | FP32 [C], BYTES [1], INT64 [1], INT64 or BYTES [1], FP64 [1] | optional |
 | features.NAME | as the model's features | optional: encoded |
 | record.COLUMN, events.COLUMN | INT64, FP64 or BYTES, [1] and [n] | optional: raw |
@@ -14,6 +15,7 @@ Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a mod
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.encoding.vocabulary import string_array
-from aif_jax.service.answers import rank_fields, score_fields
-from aif_jax.service.calls import BadCall, parse
-from aif_jax.service.core import Service
-from aif_jax.service.errors import UnknownModel, UnknownVersion
+from aif_jax.service import rpc
+from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, parse, reported
+from aif_jax.service.core import Service, rank_fields, score_fields, to_json
+from aif_jax.service.frame import parse_json
+from aif_jax.service.http import JSON, Asked, Response, json_response
 from aif_jax.store.version import __version__
 
 DATATYPES = {
@@ -44,7 +47,7 @@ class Inferred(NamedTuple):
 
     version: str
     outputs: dict[str, np.ndarray]
-    parameters: dict[str, Any]  # degraded and, where it is, reason
+    parameters: dict[str, Any]  # degraded; where it is, reason; of a ranking that leaves ids out, excluded
 
 
 def expect_model(name: str) -> None:
@@ -101,8 +104,8 @@ async def infer(service: Service, *, version: str, call_id: str, inputs: Mapping
     else:
         answer = score_fields(await service.score(call), call.id)
         outputs = {name: answer[name] for name in ("logits", "mask")}
-    reason = {"reason": answer["reason"]} if answer["reason"] else {}
-    return Inferred(answer["version"], outputs, {"degraded": answer["degraded"]} | reason)
+    more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
+    return Inferred(answer["version"], outputs, {"degraded": answer["degraded"]} | more)
 
 
 def chosen(outputs: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -191,3 +194,203 @@ def _scalar(array: np.ndarray, name: str) -> Any:
 
 def _column(array: np.ndarray) -> Any:
     return array if array.dtype.kind in "iu" else array.tolist()
+
+
+LENGTH = b"inference-header-content-length"
+OCTETS = "application/octet-stream"
+
+
+class InferenceRest:
+    """The routes below /v2."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def __call__(self, asked: Asked) -> Response:
+        """Answers a request; errors are `{"error": "..."}`, as the protocol has them."""
+        try:
+            return await self._route(asked, asked.path.strip("/").split("/")[1:])
+        except Exception as error:
+            problem = reported(error)
+            return json_response({"error": problem.message}, status=problem.status)
+
+    async def _route(self, asked: Asked, parts: list[str]) -> Response:
+        service = self._service
+        version, rest = "", parts[2:]
+        if parts[:1] == ["models"] and len(parts) > 1:
+            if len(parts) > 3 and parts[2] == "versions":
+                version, rest = parts[3], parts[4:]
+            good = rest in ([], ["ready"], ["infer"])
+        else:
+            good = parts in ([], ["health", "live"], ["health", "ready"])
+        if not good:
+            return json_response({"error": "no such path"}, status=404)
+        allowed = ("POST",) if parts and rest == ["infer"] else ("GET", "HEAD")
+        if asked.method not in allowed:
+            listed = ", ".join(allowed)
+            wrong = json_response({"error": f"{asked.path}: expected {listed}, got {asked.method}"}, status=405)
+            return wrong._replace(headers=((b"allow", listed.encode()),))
+        if not parts:
+            return json_response(server_metadata())
+        if parts[0] == "health":
+            good = parts[1] == "live" or is_ready(service)
+            return json_response({parts[1]: good}, status=200 if good else 503)
+        expect_model(parts[1])
+        if rest == ["infer"]:
+            return await self._infer(asked, version)
+        if rest == ["ready"]:
+            good = is_ready(service, version)
+            return json_response({"name": MODEL, "ready": good}, status=200 if good else 503)
+        return json_response(model_metadata(service, version))
+
+    async def _infer(self, asked: Asked, version: str) -> Response:
+        length = asked.headers.get(LENGTH)
+        if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(asked.body)):
+            raise BadCall("inference-header-content-length", f"expected at most the {len(asked.body)} bytes of the body")
+        end = len(asked.body) if length is None else int(length)
+        head, data = parse_json(asked.body[:end]), asked.body[end:]
+        inputs = _inputs(head.get("inputs"), data)
+        call_id = head.get("id", "")
+        wanted, binary = _outputs(head)
+        answer = await infer(self._service, version=version, call_id=call_id, inputs=inputs)
+        fields = {"model_name": MODEL, "model_version": answer.version, "parameters": answer.parameters}
+        if call_id:
+            fields["id"] = call_id
+        outputs, parts = [], []
+        for name, array in chosen(answer.outputs, wanted).items():
+            entry: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
+            if binary.get(name, binary[""]):
+                parts.append(to_bytes(array))
+                entry["parameters"] = {"binary_data_size": len(parts[-1])}
+            else:
+                entry["data"] = to_json(array)
+            outputs.append(entry)
+        text = json.dumps(fields | {"outputs": outputs}).encode()
+        if not parts:
+            return Response(200, JSON, text)
+        return Response(200, OCTETS, text + b"".join(parts), ((LENGTH, str(len(text)).encode()),))
+
+
+def _inputs(listed: Any, data: bytes) -> dict[str, np.ndarray]:
+    """Tensors by name; those with `binary_data_size` take their bytes from the data, in order."""
+    if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
+        raise BadCall("inputs", f"expected a list of at most {MOST_TENSORS} tensors")
+    tensors: dict[str, np.ndarray] = {}
+    for entry in listed:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or name in tensors:
+            raise BadCall("inputs", "expected tensors with different names")
+        kind: Any = entry.get("datatype")
+        shape = expect_shape(name, kind, entry.get("shape"))
+        parameters = entry.get("parameters") or {}
+        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+        if size is None:
+            tensors[name] = from_values(name, kind, shape, _flat(name, entry.get("data"), 4))
+        elif type(size) is int and 0 <= size <= len(data):
+            tensors[name], data = from_bytes(name, kind, shape, data[:size]), data[size:]
+        else:
+            raise BadCall(name, f"expected binary_data_size of at most the {len(data)} bytes that are left")
+    if data:
+        raise BadCall("body", f"expected the bytes of the inputs, got {len(data)} more")
+    return tensors
+
+
+def _flat(name: str, values: Any, depth: int) -> list[Any]:
+    """A flat list of nested lists, row by row."""
+    if not isinstance(values, list):
+        raise BadCall(name, "expected `data`, a list, or `binary_data_size`")
+    if depth and values and isinstance(values[0], list):
+        return [value for row in values for value in _flat(name, row, depth - 1)]
+    return values
+
+
+def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
+    """The outputs that are wanted, and which of them in binary; of "" for those that do not say."""
+    parameters = head.get("parameters")
+    binary = {"": isinstance(parameters, dict) and parameters.get("binary_data_output") is True}
+    names, listed = [], head.get("outputs", [])
+    if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
+        raise BadCall("outputs", f"expected a list of at most {MOST_TENSORS} tensors")
+    for entry in listed:
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise BadCall("outputs", "expected tensors with names")
+        names.append(entry["name"])
+        inner = entry.get("parameters")
+        if isinstance(inner, dict) and "binary_data" in inner:
+            binary[entry["name"]] = inner["binary_data"] is True
+    return names, binary
+
+
+GRPC_SERVICE = f"{rpc.INFERENCE}.GRPCInferenceService"
+CONTENTS = {
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
+    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
+    "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+}  # fmt: skip
+PARAMETERS = {bool: "bool_param", int: "int64_param", str: "string_param"}
+
+
+class InferenceRpc:
+    """The methods of GRPCInferenceService."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    def methods(self) -> dict[str, tuple[str, Any]]:
+        """Name and type of the request, for `rpc.start`."""
+        named = {
+            "ServerLive": self._live, "ServerReady": self._ready, "ModelReady": self._model_ready,
+            "ServerMetadata": self._metadata, "ModelMetadata": self._model_metadata, "ModelInfer": self._infer,
+        }  # fmt: skip
+        return {name: (f"{rpc.INFERENCE}.{name}Request", method) for name, method in named.items()}
+
+    async def _live(self, given: Any, left: float | None) -> Any:
+        return _made("ServerLiveResponse", live=True)
+
+    async def _ready(self, given: Any, left: float | None) -> Any:
+        return _made("ServerReadyResponse", ready=is_ready(self._service))
+
+    async def _model_ready(self, given: Any, left: float | None) -> Any:
+        known = given.name == MODEL
+        return _made("ModelReadyResponse", ready=known and is_ready(self._service, given.version))
+
+    async def _metadata(self, given: Any, left: float | None) -> Any:
+        return _made("ServerMetadataResponse", **server_metadata())
+
+    async def _model_metadata(self, given: Any, left: float | None) -> Any:
+        expect_model(given.name)
+        return _made("ModelMetadataResponse", **model_metadata(self._service, given.version))
+
+    async def _infer(self, given: Any, left: float | None) -> Any:
+        expect_model(given.model_name)
+        inputs = _message_inputs(given.inputs, given.raw_input_contents)
+        if left is not None and "budget" not in inputs:
+            inputs["budget"] = np.array([left])
+        answer = await infer(self._service, version=given.model_version, call_id=given.id, inputs=inputs)
+        outputs = chosen(answer.outputs, [output.name for output in given.outputs])
+        described = [{"name": n, "datatype": datatype(a), "shape": list(a.shape)} for n, a in outputs.items()]
+        parameters = {name: {PARAMETERS[type(value)]: value} for name, value in answer.parameters.items()}
+        return _made(
+            "ModelInferResponse", model_name=MODEL, model_version=answer.version, id=given.id, parameters=parameters,
+            outputs=described, raw_output_contents=[to_bytes(array) for array in outputs.values()],
+        )  # fmt: skip
+
+
+def _made(kind: str, /, **fields: Any) -> Any:
+    return rpc.kind(f"{rpc.INFERENCE}.{kind}")(**fields)
+
+
+def _message_inputs(listed: Sequence[Any], raw: Sequence[bytes]) -> dict[str, np.ndarray]:
+    if len(listed) > MOST_TENSORS or (raw and len(raw) != len(listed)):
+        raise BadCall("inputs", f"expected at most {MOST_TENSORS}, raw contents for all of them or for none")
+    tensors: dict[str, np.ndarray] = {}
+    for at, tensor in enumerate(listed):
+        name, shape = tensor.name, expect_shape(tensor.name, tensor.datatype, list(tensor.shape))
+        if name in tensors:
+            raise BadCall("inputs", f"expected tensors with different names, got {name[:200]!r} twice")
+        if raw:
+            tensors[name] = from_bytes(name, tensor.datatype, shape, raw[at])
+        else:
+            values = list(getattr(tensor.contents, CONTENTS[tensor.datatype]))
+            tensors[name] = from_values(name, tensor.datatype, shape, values)
+    return tensors

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aif_jax.connectors.fetch import Reads
 from aif_jax.connectors.records import FeatureSource
 from aif_jax.export import Restored, restore
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.scores import objective_names
-from aif_jax.service.calls import Call
-from aif_jax.service.errors import UnknownVersion
+from aif_jax.service.calls import Call, UnknownVersion
+from aif_jax.service.exports import Entry, path_of, read_current
 from aif_jax.service.features import UserSource
-from aif_jax.service.folder import Entry, path_of, read_current
 from aif_jax.service.nearline import Nearline, Written, newer_index, newer_table, progress_in, table_in
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.user_table import UserTable
@@ -82,6 +82,7 @@ class Models:
       only: name of the one folder to serve, whatever `current` says.
       keep: versions in memory that callers may still name after they were replaced, those that serve among them.
       source: of features, for calls that bring an id alone.
+      source_timeout: seconds for one read of the source; None leaves it to the source and to `ServingConfig.callable_timeout`.
       nearline: where jobs write newer indexes, and rows of users for calls that bring an id alone.
       poll: seconds between two looks at `current`.
     """
@@ -94,6 +95,7 @@ class Models:
         only: str | None = None,
         keep: int = 2,
         source: FeatureSource | None = None,
+        source_timeout: float | None = None,
         nearline: Nearline | None = None,
         poll: float = 1.0,
     ):
@@ -103,7 +105,8 @@ class Models:
         self.shares: list[tuple[float, Served]] = []  # that serve, with their shares of the users
         self.problem: str | None = None  # of the latest version that could not be loaded
         self.publishes = self.failures = 0
-        self._only, self._keep, self._source, self._poll = only, max(1, keep), source, poll
+        self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
+        self._only, self._keep, self._poll = only, max(1, keep), poll
         self._nearline = nearline or Nearline()
         self._entries: list[Entry] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -163,7 +166,7 @@ class Models:
         table, table_from = await asyncio.to_thread(self._table, entry, restored)
         storage = self.config.user_storage if table is None else table.storage
         serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders), user_storage=storage)
-        users = UserSource(config.schema, config.history_length, restored.encoder, self._source, table, serving.since_lengths)
+        users = UserSource(config.schema, config.history_length, restored.encoder, self.reads, table, serving.since_lengths)
         same = before is not None and before.restored.model.config == config and before.engine.config == serving
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(

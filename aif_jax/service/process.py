@@ -1,204 +1,372 @@
-"""The processes of a service: one, or several that share its ports, started, watched and drained together."""
+"""One process of a service: HTTP and gRPC on one event loop, ready after warm-up, drained on SIGTERM.
+
+An HTTP connection is uvicorn's, with budgets in bytes and seconds for whatever a caller sends, or leaves unsent and unread:
+
+| state | bytes | seconds | then |
+|---|---|---|---|
+| a request's head is awaited or arrives | `HEAD_BYTES` | `HEAD_SECONDS` | 400 for too many, closed |
+| trailers, or anything else of a body that is not its content | `HEAD_BYTES` in a row | `Limits.body_seconds` | 400, closed |
+| idle between two requests | none that start no request | `keep_alive` | closed |
+| answers that the caller does not read | the transport's buffer | `UNREAD_SECONDS` | aborted |
+
+Requests that come before their predecessors' answers are read `AHEAD` at a time and answered in order, whatever follows them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import json
 import logging
-import os
-import pkgutil
 import signal
-import subprocess
+import socket
 import sys
-import threading
-import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aif_jax.service import inference_rpc, rpc
-from aif_jax.service.core import Policy, Service
-from aif_jax.service.inference_http import InferenceRest
-from aif_jax.service.inference_rpc import InferenceRpc
-from aif_jax.service.log import RequestLog
-from aif_jax.service.models import Models
-from aif_jax.service.nearline import Nearline
-from aif_jax.service.serve import Listening, bind, run
-from aif_jax.service.shadow import Shadow
-from aif_jax.service.traces import Traces
-from aif_jax.serving import ServingConfig
+from aif_jax.checks import expect
+from aif_jax.service.core import Service
+from aif_jax.service.http import App, Handler
+
+HEAD_BYTES = 32 << 10
+HEAD_SECONDS = 10.0  # from the connection, or from the first byte of a request, to the end of its head
+UNREAD_SECONDS = 30.0  # that an answer may wait for its caller to read
+AHEAD = 8  # requests of a connection whose answers are not complete
+RESERVE = 32  # connections beyond the bound while all others have a call in flight: health is answered on them
+NEW_SECONDS = 1.0  # for which a connection without a request yet is kept before those that wait longer, or again
+SLICE = 2048  # bytes that the parser gets at a time: so many requests, and no more, come out of it at once
+
+
+def bounded(base: Any, *, connections: int) -> Any:
+    """The class of connections, from uvicorn's `HttpToolsProtocol`, with the budgets of this module.
+
+    Args:
+      base: uvicorn's class.
+      connections: open at once. With one more the connection that has waited longest for its caller is closed: for a request,
+        for the rest of a head or of a body. One whose call is in flight is never closed for another.
+    """
+
+    class Connection(base):
+        _open = 0  # requests whose head is there and whose answer is not complete
+        _reading = "head"  # what comes next: "head", "body", or "" between two requests
+        _size = 0  # bytes of the head, or bytes in a row without content of a body
+        _left = 0  # bytes of the body that are to come; 0 where its length is not known
+        _since = 0.0  # since when the caller is awaited
+        _asked = False  # whether a head of a request has come
+        _refusal: str | None = None  # the last answer, once the others are sent; "" closes without one
+        _timer: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
+
+        # from the transport
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._held, self._since = bytearray(), self.loop.time()
+            self._within(HEAD_SECONDS, self._end)
+            if len(self.connections) > connections:
+                self._make_room()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._within(None)
+            self.resume_writing()
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self._unread or self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
+
+        def data_received(self, data: bytes) -> None:
+            if self._refusal is None:
+                self._held += data
+                self._parse()
+
+        def _parse(self) -> None:
+            """Gives the parser what has come, as far as answers keep up with it."""
+            while self._held and self._open < AHEAD and self._refusal is None and not self.transport.is_closing():
+                size = max(self._left, SLICE) if self._reading == "body" else SLICE
+                part, before = bytes(self._held[:size]), self._reading
+                del self._held[:size]
+                self._size += len(part)
+                super().data_received(part)
+                if self._size > HEAD_BYTES and before == self._reading:
+                    self._end(f"expected at most {HEAD_BYTES} bytes before the body, and after it, got more")
+            if self._held:
+                self.flow.pause_reading()
+
+        # from the parser
+
+        def on_message_begin(self) -> None:
+            self._reading, self._size = "head", 0
+            self._within(HEAD_SECONDS, self._end)
+            super().on_message_begin()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if self._reading == "head":  # trailers are not used, and so not kept
+                super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._reading, self._size, self._since = "body", 0, self.loop.time()
+            self._left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+            self._open, self._asked = self._open + 1, True
+            self._within(None)
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._size, self._left = 0, max(0, self._left - len(body))
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._reading, self._size = "", 0
+            super().on_message_complete()
+
+        # answers and the end
+
+        def send_400_response(self, msg: str) -> None:
+            self._end(msg)
+
+        def on_response_complete(self) -> None:
+            self._open -= 1
+            self._since = self.loop.time()
+            super().on_response_complete()
+            if self.transport.is_closing():
+                self._within(UNREAD_SECONDS, self.transport.abort)
+            elif self._refusal is not None:
+                self._end_if_answered()
+            else:
+                if not self._open and not self._reading:
+                    self._within(self.timeout_keep_alive, self._end)
+                self._parse()
+
+        def timeout_keep_alive_handler(self) -> None:
+            self._end()
+
+        def _end(self, refusal: str = "") -> None:
+            """Reads nothing more; closes, with a refusal or without, when the requests before are answered."""
+            if self._refusal is None:
+                self._refusal = refusal
+                self._held.clear()
+                self._within(None)
+                self.flow.pause_reading()
+                self._end_if_answered()
+
+        def _end_if_answered(self) -> None:
+            incomplete = self._reading == "body"  # the last request itself is what the refusal answers
+            if self._open > incomplete or self.transport.is_closing():
+                return
+            if self._refusal and not (incomplete and self.cycle.response_started):
+                super().send_400_response(self._refusal)
+            self.transport.close()
+            self._within(UNREAD_SECONDS, self.transport.abort)
+
+        def _make_room(self) -> None:
+            others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+            waiting = [each for each in others if each._open <= (each._reading == "body")]
+            # a connection of a moment ago may have its first request in the socket: only if all others are as young
+            new = self._since - NEW_SECONDS
+            if len(others) >= connections and waiting:
+                min(waiting, key=lambda each: (not each._asked and each._since > new, each._since)).transport.abort()
+            elif len(others) >= connections + RESERVE:
+                self.transport.abort()
+
+        def _within(self, seconds: float | None, then: Any = None) -> None:
+            """Does something after some seconds, unless another state comes before that."""
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None if seconds is None else self.loop.call_later(seconds, then)
+
+    return Connection
+
 
 logger = logging.getLogger(__name__)
-WORKER = "AIF_JAX_SERVE_WORKER"  # in the environment of a worker: "HTTP port,GRPC port,file that ends with its watcher"
-RESTARTS = 5  # of workers that died within `RESTART_SECONDS`; with more, something is wrong with all of them
-RESTART_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that a process needs to serve.
+class Listening:
+    """Where and how a process listens.
 
     Attributes:
-      folder, only, keep, poll: see `Models`.
-      config: of the engines.
-      policy: of the service.
-      where: to listen.
-      nearline: where jobs write newer indexes and rows of users.
-      features: "MODULE:NAME" of a feature source, or of a function that makes one; None for none.
-      log: folder of the request log; None logs nothing.
-      log_share: of the calls that are logged.
-      shadow: folder or version whose scores a share of the calls is compared with; None for none.
-      shadow_share: of the calls.
-      traces: whether to write OpenTelemetry spans.
+      host: address to bind; the default is reachable from this machine alone.
+      http_port: 0 takes a free one.
+      grpc_port: 0 takes a free one; None serves no gRPC.
+      token: bearer token that every call must bring; None for none.
+      certificate, key: PEM files of TLS; None for none.
+      reuse_port: several processes may listen on the ports.
+      drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice.
+      drain_timeout: seconds that calls in flight may take after that.
+      connections: HTTP connections, and calls of gRPC, at once. With one more connection the one that has waited longest for
+        its caller is closed; one more call gets 503 or RESOURCE_EXHAUSTED, and health is answered still.
+      keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
+        meet connections that are being closed.
+
+    Raises:
+      ValueError: a certificate without a key, or the other way round; ports or seconds out of range.
     """
 
-    folder: Path
-    config: ServingConfig = ServingConfig()
-    policy: Policy = Policy()
-    where: Listening = Listening()
-    only: str | None = None
-    keep: int = 2
-    poll: float = 1.0
-    nearline: Nearline = Nearline()
-    features: str | None = None
-    log: Path | None = None
-    log_share: float = 1.0
-    shadow: str | None = None
-    shadow_share: float = 0.1
-    traces: bool = False
+    host: str = "127.0.0.1"
+    http_port: int = 8080
+    grpc_port: int | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)
+    certificate: Path | None = None
+    key: Path | None = None
+    reuse_port: bool = False
+    drain_delay: float = 0.0
+    drain_timeout: float = 10.0
+    connections: int = 1024
+    keep_alive: int = 75
 
-
-def serve(settings: Settings, *, workers: int = 1) -> None:
-    """Serves until SIGTERM or SIGINT; `workers` processes run the same command line as this one.
-
-    Raises what `run` raises; RuntimeError where workers keep dying.
-    """
-    ports = os.environ.get(WORKER)
-    if ports is not None:
-        http_port, grpc_port, watcher = ports.split(",")
-        threading.Thread(target=end_with, args=(int(watcher),), daemon=True).start()
-        where = dataclasses.replace(
-            settings.where, http_port=int(http_port), grpc_port=int(grpc_port) if grpc_port else None, reuse_port=True
+    def __post_init__(self):
+        together = (self.certificate is None) == (self.key is None)
+        expect(together, "TLS", "a certificate and its key", "one of them")
+        for port in (self.http_port, self.grpc_port or 0):
+            expect(0 <= port < 1 << 16, "port", "0 to 65535", port)
+        expect(
+            self.drain_delay >= 0 and self.drain_timeout >= 0,
+            "drain",
+            "0 seconds or more",
+            (self.drain_delay, self.drain_timeout),
         )
-        settings = dataclasses.replace(settings, where=where)
-    if workers == 1 or ports is not None:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(run_one(settings))
-    else:
-        supervise(settings.where, workers)
+        expect(
+            self.connections >= 1 and self.keep_alive >= 1,
+            "connections, keep_alive",
+            "at least 1",
+            (self.connections, self.keep_alive),
+        )
+        expect(self.token != "", "token", "None or some text", "none")
 
 
-def loop_factory() -> Any:
-    """Makes uvloop's event loop, where it is installed: HTTP takes half the time of asyncio's. None for asyncio's."""
+GrpcServer = Callable[[Service, Listening], Any]
+"""Starts gRPC: `await server(service, listening)` returns (port, stop), `await stop(seconds)` ends it."""
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    service: Service, where: Listening, *, routes: Mapping[str, Handler] | None = None, grpc: Any = None
+) -> AsyncIterator[dict[str, Any]]:
+    """Serves a service that has started; yields the addresses, and drains at the end of the block.
+
+    Args:
+      service: that answers.
+      where: to listen.
+      routes: further HTTP routes, see `App`.
+      grpc: `rpc.start`; None serves no gRPC.
+
+    Raises:
+      ImportError: uvicorn or grpc is missing; names the extra.
+      OSError: a port is taken.
+    """
     try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+        import uvicorn
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError as error:
+        raise ImportError('a service needs uvicorn and httptools: pip install "aif_jax[service]"') from error
 
+    class Quiet(uvicorn.Server):
+        """Signals are those of the process, which drains."""
 
-def end_with(watcher: int) -> None:
-    """Drains this process once the one that watches it is gone, whose end of a pipe closes then."""
-    os.read(watcher, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+        @contextlib.contextmanager
+        def capture_signals(self):
+            yield
 
-
-def is_worker() -> bool:
-    """Whether this process is a worker of another one that watches it."""
-    return WORKER in os.environ
-
-
-async def run_one(settings: Settings) -> None:
-    """One process."""
-    models = Models(
-        settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
-        source=None if settings.features is None else source_of(settings.features), nearline=settings.nearline,
+    bound = bind(where.host, where.http_port, reuse=where.reuse_port)
+    secure: dict[str, Any] = {}
+    if where.certificate is not None:
+        secure = {"ssl_certfile": str(where.certificate), "ssl_keyfile": str(where.key)}
+    server = Quiet(
+        uvicorn.Config(
+            App(service, token=where.token, more=routes, most=where.connections), ws="none", lifespan="off",
+            http=bounded(HttpToolsProtocol, connections=where.connections), timeout_keep_alive=where.keep_alive,
+            log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
+            timeout_graceful_shutdown=max(1, round(where.drain_timeout)), **secure,
+        )
     )  # fmt: skip
-    log = None if settings.log is None else RequestLog(settings.log, share=settings.log_share)
-    observers: list[Any] = [] if log is None else [log]
-    if (name := settings.shadow) is not None:
-        observers.append(Shadow(lambda: models.named(name), share=settings.shadow_share))
-    if settings.traces:
-        observers.append(Traces())
-    service = Service(models, policy=settings.policy, observers=tuple(observers))
-    grpc = None if settings.where.grpc_port is None else start_grpc
+    stop_grpc: Any = None
+    running = asyncio.get_running_loop().create_task(server.serve(sockets=[bound]))
     try:
-        await run(service, settings.where, routes=routes(service), grpc=grpc)
+        while not server.started:
+            if running.done():
+                running.result()
+                raise OSError(f"{where.host}:{where.http_port}: the HTTP server did not start")
+            await asyncio.sleep(0.005)
+        scheme = "http" if where.certificate is None else "https"
+        addresses: dict[str, Any] = {"http": f"{scheme}://{_shown(where.host)}:{bound.getsockname()[1]}"}
+        if grpc is not None:
+            port, stop_grpc = await grpc(service, where)
+            addresses["grpc"] = f"{_shown(where.host)}:{port}"
+        yield addresses
     finally:
-        if log is not None:
-            await asyncio.to_thread(log.close)
+        service.ready, service.draining = False, True
+        if not running.done():
+            await asyncio.sleep(where.drain_delay)
+        if stop_grpc is not None:
+            await stop_grpc(where.drain_timeout)
+        server.should_exit = True
+        await asyncio.gather(running, return_exceptions=True)
+        bound.close()
 
 
-def routes(service: Service) -> dict[str, Any]:
-    """HTTP routes in addition to those of `App`."""
-    return {"/v2": InferenceRest(service)}
-
-
-async def start_grpc(service: Service, where: Listening) -> Any:
-    """gRPC with every service that there is."""
-    return await rpc.start(service, where, more={inference_rpc.NAME: InferenceRpc(service).methods()})
-
-
-def source_of(name: str) -> Any:
-    """The feature source at "MODULE:NAME". Raises ValueError for a name that leads to none."""
+async def run(service: Service, where: Listening, *, routes: Mapping[str, Handler] | None = None, grpc: Any = None) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. Prints one JSON line with the addresses when it is ready."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
     try:
-        found = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--features {name}: expected MODULE:NAME of a feature source: {error}") from error
-    source = found if hasattr(found, "get") and not isinstance(found, type) else found()
-    if not callable(getattr(source, "get", None)):
-        raise ValueError(f"--features {name}: expected an object with `async get(user)`, got {type(source).__name__}")
-    return source
-
-
-def supervise(where: Listening, workers: int) -> None:
-    """Starts worker processes on the same ports, starts those anew that die, and hands signals on to them."""
-    # Bound and never listened to: the ports stay taken between two workers, and a free port is chosen once.
-    held = [bind(where.host, port, reuse=True) for port in (where.http_port, where.grpc_port) if port is not None]
-    ports = [str(each.getsockname()[1]) for each in held]
-    watched, watcher = os.pipe()
-    environment = os.environ | {WORKER: ",".join([*ports, ""][:2] + [str(watched)])}
-    stopping = False
-
-    def stop(number: int, frame: Any) -> None:
-        nonlocal stopping
-        stopping = True
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-
-    def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "aif_jax", *sys.argv[1:]]
-        return subprocess.Popen(command, env=environment, pass_fds=(watched,))
-
-    processes: list[subprocess.Popen[bytes]] = []
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    died: list[float] = []
-    try:
-        while len(processes) < workers and not stopping:
-            processes.append(start())
-        if stopping:  # while one of them started
-            stop(0, None)
-        while any(process.poll() is None for process in processes):
-            time.sleep(0.1)
-            for at, process in enumerate(processes):
-                if stopping or process.poll() is None:
-                    continue
-                died = [when for when in died if time.monotonic() - when < RESTART_SECONDS] + [time.monotonic()]
-                if len(died) > RESTARTS:
-                    stop(0, None)
-                    raise RuntimeError(
-                        f"serve: {len(died)} workers died within {RESTART_SECONDS:.0f} s, last code {process.returncode}"
-                    )
-                logger.error("worker %d ended with code %d: started anew", process.pid, process.returncode)
-                processes[at] = start()
-                if stopping:
-                    stop(0, None)
+        async with service, listening(service, where, routes=routes, grpc=grpc) as addresses:
+            print(json.dumps({"ready": True, **addresses}), flush=True)
+            logger.info("ready: %s", addresses)
+            await stop.wait()
+            logger.info("draining")
     finally:
-        for process in processes:
-            process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for each in held:
-            each.close()
-        os.close(watched)
-        os.close(watcher)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def bind(host: str, port: int, *, reuse: bool) -> socket.socket:
+    """A bound socket; OSError names the address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends without delay only where the protocol is named; else a body waits 40 ms for an acknowledgement
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, f"{host}:{port}: {error.strerror}") from None
+    return bound
+
+
+class JsonLines(logging.Formatter):
+    """Log records as JSON, a line each."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record."""
+        entry = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname, "logger": record.name}
+        entry["message"] = record.getMessage()
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def log_to_stderr(form: str, level: str) -> None:
+    """Sends the log of the process to stderr, as "json" lines or as "text": this package's at a level, others' warnings."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.WARNING)
+    logging.getLogger("aif_jax").setLevel(level.upper())
+    logging.captureWarnings(True)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -17,8 +17,8 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.index.shards import shard_of
+from aif_jax.service.calls import SCORES
 from aif_jax.service.client import GONE, Client, ServiceError
-from aif_jax.service.errors import SCORES
 from aif_jax.serving import Candidates
 from aif_jax.serving.programs import without_repeats
 from aif_jax.store.version import VersionMismatch
@@ -243,8 +243,9 @@ def merged(answers: Answers, given: Candidates, k: int) -> dict[str, Any]:
     best = np.argsort(-fields["scores"], kind="stable")[: k + 1]
     if (np.diff(fields["scores"][best]) == 0).any():
         best = np.lexsort((_places(fields["ids"], given), -fields["scores"]))
-    unknown = sum(answer["error"].counts["unknown"] if "error" in answer else answer["unknown"] for answer in answers.values())
-    return _common(answers) | {"unknown": unknown} | {name: values[best[:k]] for name, values in fields.items()}
+    counted = [answer["error"].counts if "error" in answer else answer for answer in answers.values()]
+    counts = {name: sum(each[name] for each in counted) for name in ("unknown", "excluded")}
+    return _common(answers) | counts | {name: values[best[:k]] for name, values in fields.items()}
 
 
 def _places(ids: np.ndarray, given: Candidates) -> np.ndarray:

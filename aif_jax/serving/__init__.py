@@ -1,15 +1,25 @@
 """The asynchronous engine: serves a model and an item index behind `await engine.rank(request, k)`.
 
-The only package that imports asyncio, threads and executors.
+A request goes through `engine`, `admission`, `users` (its state), `threads`, `scoring` (its candidates) and `programs`, and the
+model version of `versions`. The only package that imports asyncio, threads and executors.
 """
 
-from aif_jax.serving.cache import StateKey
 from aif_jax.serving.config import ServingConfig, geometric
 from aif_jax.serving.engine import AsyncPreRanker
-from aif_jax.serving.errors import CallableError, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.metrics import prometheus_text
-from aif_jax.serving.requests import Candidates, Ranking, Request, Scores, Timeline
-from aif_jax.serving.shared import StateStore
+from aif_jax.serving.requests import (
+    CallableError,
+    Candidates,
+    DeadlineExceeded,
+    EngineClosed,
+    NonFiniteScores,
+    Overloaded,
+    Ranking,
+    Request,
+    Scores,
+    Timeline,
+)
+from aif_jax.serving.users import StateKey, StateStore
 
 __all__ = [
     "AsyncPreRanker", "ServingConfig", "geometric",

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.errors import DeadlineExceeded, EngineClosed, Overloaded
 from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.requests import Request, Timeline, expect_budget
+from aif_jax.serving.requests import DeadlineExceeded, EngineClosed, Overloaded, Request, Timeline, expect_budget
 from aif_jax.serving.versions import Snapshot, UserSide, Version
 
 T = TypeVar("T")
@@ -38,6 +37,7 @@ class Job:
     non_finite: int = 0  # known candidates without a finite score
     candidates: int = 0  # that were scored
     unknown: int = 0  # of these, candidates that the index does not hold
+    excluded: int = 0  # of these, candidates that the request excludes
 
     @property
     def deadline(self) -> float | None:
@@ -138,6 +138,7 @@ class Admission:
             counters["non_finite_scores"] += job.non_finite
             counters["candidates"] += job.candidates
             counters["unknown_candidates"] += job.unknown
+            counters["excluded_candidates"] += job.excluded
             del self._pending[job]
             self._metrics.observe(job.timeline.stages())
             if not self._pending:

@@ -65,7 +65,7 @@ class ServingConfig:
         choose one. "bid" is there by itself: the probability of the first objective times the bid.
       group: name of the side value by which the cut is diverse, such as an author's id; None for none. A float32, so ids are
         exact up to 2 ** 24.
-      group_cap: candidates of one group in an answer, at most; exact, see `aif_jax.serving.diversity`.
+      group_cap: candidates of one group in an answer, at most; exact, see `aif_jax.serving.programs.capped_top_k`.
       order: of requests that choose none: "logit", that of the first objective, or a name among the orders.
       drain_timeout: how long shutdown waits for requests before it cancels them.
 

@@ -19,18 +19,13 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.model import PreRanker
 from aif_jax.serving.admission import Admission, Job
-from aif_jax.serving.answers import CandidateScoring, ranking, scores
-from aif_jax.serving.callables import Guarded
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.errors import EngineClosed
 from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.orders import Orders, orders_of
-from aif_jax.serving.programs import Programs
-from aif_jax.serving.requests import Ranking, Request, Scores
-from aif_jax.serving.scoring import Scorer
-from aif_jax.serving.shared import StateStore
-from aif_jax.serving.single_flight import Computation
-from aif_jax.serving.users import UserSides
+from aif_jax.serving.programs import Orders, Programs, orders_of
+from aif_jax.serving.requests import EngineClosed, Ranking, Request, Scores
+from aif_jax.serving.scoring import CandidateScoring, Scorer, ranking, scores
+from aif_jax.serving.threads import TimeLimitedCall
+from aif_jax.serving.users import Computation, StateStore, UserStates
 from aif_jax.serving.versions import UserSide, Version, build_version, check_version, next_snapshot
 from aif_jax.types import Params
 
@@ -81,9 +76,9 @@ class AsyncPreRanker:
         self._current: Version | None = None
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._publishing = asyncio.Lock()
-        self._features = Guarded("features", features, config)
-        self._retrieval = Guarded("retrieval", retrieval, config)
-        self._given = Guarded("candidates", None, config)  # reads those that `score` is given as an async iterator
+        self._features = TimeLimitedCall("features", features, config)
+        self._retrieval = TimeLimitedCall("retrieval", retrieval, config)
+        self._given = TimeLimitedCall("candidates", None, config)  # reads those that `score` is given as an async iterator
         self._can_rank = retrieval is not None
         self._metrics = Metrics()
         self._admission = Admission(config, self._metrics)
@@ -94,7 +89,7 @@ class AsyncPreRanker:
         self._programs = Programs(model, **sizes) if like is None else like._programs
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
-        self._users = UserSides(self._programs, config, self._features, self._metrics, states)
+        self._users = UserStates(self._programs, config, self._features, self._metrics, states)
         self._scorer = Scorer(self._programs, config)
         self._admission.queues = (self._users, self._scorer)
         self._scoring = CandidateScoring(self._users, self._scorer, config, self._metrics)

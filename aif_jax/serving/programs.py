@@ -1,4 +1,4 @@
-"""The compiled functions of an engine and what crosses between host and device around them.
+"""The compiled functions of an engine, what they rank by, and what crosses between host and device around them.
 
 All is compiled ahead of time for exact shapes, so a request can neither trace nor transfer anything that is not written here.
 It uploads the user features, int32 rows [bucket] and, where candidates carry bids, float32 bids [bucket]; it downloads k
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -19,31 +19,158 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import expect
+from aif_jax.config import Config
 from aif_jax.features import check_user_features, streamed_specs, unpack, user_specs
 from aif_jax.index import storage
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
-from aif_jax.scores import probabilities
-from aif_jax.serving.diversity import capped_top_k, within_cap
-from aif_jax.serving.orders import Orders, orders_of
+from aif_jax.scores import Expression, objective_names, parse_expression, probabilities
 from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, Streamed, UserFeatures
 from aif_jax.user_table.program import pack as pack_memory
 from aif_jax.user_table.program import unpack as unpack_memory
 
+LOGIT, BID = "logit", "bid"
+
+
+class Orders(NamedTuple):
+    """The expressions of an engine by name, hashable: programs are compiled for them.
+
+    The mode of a request is 0 for the logit, and 2 i + 1 or 2 i + 2 for expression i, with the bid of the row or of candidates.
+    """
+
+    names: tuple[str, ...]
+    expressions: tuple[Expression, ...]
+    bid: str  # the side value that candidates may bring in place of the row's
+    in_row: bool  # whether the row has it
+    group: str | None = None  # the side value by which the cut is diverse
+    most: int = 1  # candidates of one group
+
+    def expect(self, order: str, *, given: bool) -> None:
+        """Raises ValueError for an order that there is none of, or that reads a bid that is nowhere."""
+        if order == LOGIT:
+            return
+        expect(order in self.names, "Request.order", f"one of {[LOGIT, *self.names]}", repr(order))
+        lacks = self.bid in self.expressions[self.names.index(order)].side and not given and not self.in_row
+        expected = f"bids with the candidates or {self.bid!r} in schema.side"
+        expect(not lacks, f"order {order!r}", expected, "neither")
+
+    def mode(self, order: str, *, given: bool) -> int:
+        """The number of an order in the compiled program."""
+        return 0 if order == LOGIT else 2 * self.names.index(order) + 1 + given
+
+
+def orders_of(config: Config, bid: str, given: Mapping[str, Any], *, group: str | None = None, most: int = 1) -> Orders:
+    """The orders of an engine: "bid", the probability of the first objective times the bid, and those given.
+
+    Raises:
+      ValueError: a name that is taken by the logit, an expression that does not fit the model, or a group that no row has.
+    """
+    known = group is None or group in config.schema.side
+    expect(known, "ServingConfig.group", f"a side value among {list(config.schema.side)}", repr(group))
+    expect(isinstance(given, Mapping), "orders", "score expressions by name", type(given).__name__)
+    expect(LOGIT not in given, "orders", f"another name than {LOGIT!r}, which is the order without an expression", list(given))
+    several = config.outputs > 1
+    first = f"p.{objective_names(config.objectives)[0]}" if several else "p"
+    usable = bid.isidentifier() and bid != "p"
+    texts = ({BID: f"{first} * {bid}"} if usable else {}) | dict(given)
+    side = {*config.schema.side, *([bid] if usable else [])}
+    parsed = tuple(parse_expression(text, objectives=config.objectives, side=sorted(side)) for text in texts.values())
+    return Orders(tuple(texts), parsed, bid, bid in config.schema.side, group, most)
+
+
+LEAST_WINDOW = 256
+
+
+def capped_top_k(values: jax.Array, groups: jax.Array, k: int, most: int) -> tuple[jax.Array, jax.Array]:
+    """The best k of C candidates with at most `most` of a group (an author, a category, an advertiser), inside jit.
+
+    The answer is that of the plain rule: go through the candidates from the best to the worst, and leave out one whose group
+    has `most` already. A window of the best is looked at first. What it leaves out is of groups that are full, so where it
+    holds fewer than k, candidates of full groups are dropped and the next window is one of those that may still enter. Nothing
+    is sorted by group, and each further window has filled a group: there are at most k / most of them.
+    `python -m experiments.cascade` measures the cost.
+
+    Args:
+      values: float32 [C], -inf for candidates that are none; ties keep the candidates' order.
+      groups: float32 [C] or integers; equal numbers are one group.
+      k: at most C.
+      most: m, at least 1.
+
+    Returns:
+      values [k], best first, -inf where there are no more; positions int32 [k].
+
+    Example:
+      >>> values, positions = capped_top_k(jnp.array([4.0, 3.0, 2.0, 1.0]), jnp.array([7, 7, 8, 7]), 3, 1)
+      >>> values.tolist(), positions[:2].tolist()
+      ([4.0, 2.0, -inf], [0, 2])
+    """
+    window, slots = min(max(2 * k, LEAST_WINDOW), values.shape[0]), jnp.arange(k, dtype=jnp.int32)
+    place = jnp.arange(window, dtype=jnp.int32)
+
+    def enter(
+        left: jax.Array, held: jax.Array | int, chosen: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The window, and the choice [k] of which `count` are taken, with those of the window that fit; `held` as `after`."""
+        best, at = jax.lax.top_k(left, window)
+        own = groups[at]
+        before = jnp.sum((own[None, :] == own[:, None]) & (place[None, :] < place[:, None]), axis=1, dtype=jnp.int32)
+        fits = (before + (held if isinstance(held, int) else held[at]) < most) & (best > -jnp.inf)
+        slot = jnp.where(fits, count + jnp.cumsum(fits, dtype=jnp.int32) - 1, k)
+        return at, chosen.at[slot].set(at, mode="drop"), count + jnp.sum(fits, dtype=jnp.int32)
+
+    def after(left: jax.Array, at: jax.Array, chosen: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Values [C] without the window and without full groups, and how many of its group are chosen int32 [C]."""
+        same = (groups[:, None] == groups[chosen][None, :]) & (slots < count)[None, :]
+        held = jnp.sum(same, axis=1, dtype=jnp.int32)
+        return jnp.where(held < most, left.at[at].set(-jnp.inf, unique_indices=True), -jnp.inf), held
+
+    def further() -> tuple[jax.Array, jax.Array]:
+        def some(state: tuple[jax.Array, ...]) -> jax.Array:
+            return (state[3] < k) & (jnp.max(state[0]) > -jnp.inf)
+
+        def window_after(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            at, chosen, count = enter(*state)
+            return *after(state[0], at, chosen, count), chosen, count
+
+        state = *after(values, at, chosen, count), chosen, count
+        _, _, *made = jax.lax.while_loop(some, window_after, state)
+        return made[0], made[1]
+
+    at, chosen, count = enter(values, 0, jnp.zeros(k, jnp.int32), jnp.int32(0))
+    chosen, count = jax.lax.cond(count >= k, lambda: (chosen, count), further)
+    return jnp.where(slots < count, values[chosen], -jnp.inf), chosen
+
+
+def within_cap(groups: np.ndarray, most: int) -> np.ndarray:
+    """bool [n]: which of some candidates, best first, are among the first `most` of their group; on the host.
+
+    Example:
+      >>> within_cap(np.array([7, 7, 8, 7]), 2).tolist()
+      [True, True, True, False]
+    """
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    new = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
+    place = np.arange(len(ordered))
+    within = np.zeros(len(ordered), np.bool_)
+    within[order] = place - np.maximum.accumulate(np.where(new, place, 0)) < most
+    return within
+
+
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 """By platform. XLA's own choice is 256 bits: with 512, where a CPU has them, scoring takes a fifth less time."""
 
 
-class Form(NamedTuple):
-    """What a user's history comes as: each form has its compiled functions."""
+class HistoryLayout(NamedTuple):
+    """What a user's history comes as: each layout has its compiled functions."""
 
     places: int  # L of a whole history; events since the row of a `UserTable`
     streamed: bool = False
 
     @classmethod
-    def of(cls, features: Any) -> Form:
-        """The form of features; of no length where they are none, which the check reports."""
+    def of(cls, features: Any) -> HistoryLayout:
+        """The layout of features; of no length where they are none, which the check reports."""
         history = getattr(features, "history", None)
         if isinstance(history, Streamed):
             return cls(np.size(getattr(history.since, "time", ())), True)
@@ -53,7 +180,7 @@ class Form(NamedTuple):
         return f"a row and {self.places} events since" if self.streamed else f"a history of L={self.places}"
 
 
-class Part(NamedTuple):
+class TopCandidates(NamedTuple):
     """The best of one batch of candidates, on the host."""
 
     scores: np.ndarray  # float32 [min(max_k, bucket)], best first, -inf behind the last
@@ -83,22 +210,26 @@ class Programs:
         self._constants: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
-    def specs(self, form: Form) -> UserFeatures:
+    def specs(self, layout: HistoryLayout) -> UserFeatures:
         """Shapes and dtypes of the features of one user."""
         schema = self.model.config.schema
-        return streamed_specs(schema, self.row, places=form.places) if form.streamed else user_specs(schema, length=form.places)
+        return (
+            streamed_specs(schema, self.row, places=layout.places)
+            if layout.streamed
+            else user_specs(schema, length=layout.places)
+        )
 
-    def user(self, params: Params, form: Form, count: int = 1) -> Callable[..., Any]:
-        """The compiled user function for `count` histories of one form: (params, packed features [count, n]) -> states,
+    def user(self, params: Params, layout: HistoryLayout, count: int = 1) -> Callable[..., Any]:
+        """The compiled user function for `count` histories of one layout: (params, packed features [count, n]) -> states,
         each of them one array.
         """
-        specs = self.specs(form)
+        specs = self.specs(layout)
         packed = jax.ShapeDtypeStruct((count, sum(spec.size for spec in jax.tree.leaves(specs))), np.int32)
 
         def users(params, packed):
             def user(words):
                 features = unpack(words, specs)
-                if form.streamed:
+                if layout.streamed:
                     history = dataclasses.replace(features.history, memory=unpack_memory(features.history.memory))
                     features = dataclasses.replace(features, history=history)
                 return storage.pack(self.model.user(params, features))
@@ -188,22 +319,22 @@ class Programs:
         with jax.transfer_guard_device_to_host("allow"):  # meant, and sooner there than by `device_get`
             return np.asarray(value)
 
-    def download_best(self, packed: jax.Array) -> list[Part]:
+    def download_best(self, packed: jax.Array) -> list[TopCandidates]:
         """int32 [b, (2 + T) k + 1] -> the scores, logits, positions and count that a request's row packs into one transfer."""
         parts, outputs = [], self.model.config.outputs
         for row in self.download(packed):
             k = (len(row) - 1) // (2 + outputs)
             scores, logits, positions = row[:k], row[k : -1 - k], row[-1 - k : -1]
             shaped = logits.view(np.float32) if outputs == 1 else logits.view(np.float32).reshape(k, outputs)
-            parts.append(Part(scores.view(np.float32), shaped, positions, int(row[-1])))
+            parts.append(TopCandidates(scores.view(np.float32), shaped, positions, int(row[-1])))
         return parts
 
-    def download_whole(self, whole: tuple[jax.Array, jax.Array], best: list[Part]) -> list[Part]:
+    def download_whole(self, whole: tuple[jax.Array, jax.Array], best: list[TopCandidates]) -> list[TopCandidates]:
         """Logits [b, bucket] and values and groups [b, 2, bucket] of every candidate -> parts that hold all, best first."""
         parts, (logits, values) = [], map(self.download, whole)
         for (value, groups), raw, part in zip(values, logits, best, strict=True):
             order = np.argsort(-value, kind="stable").astype(np.int32)
-            parts.append(Part(value[order], raw[order], order, part.non_finite, groups[order]))
+            parts.append(TopCandidates(value[order], raw[order], order, part.non_finite, groups[order]))
         return parts
 
     def _score_fn(self, decode: Callable[..., Any], bucket: int, orders: Orders) -> Callable[..., Any]:
@@ -291,7 +422,9 @@ def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
     return padded
 
 
-def best_of(parts: list[Part], rows: list[np.ndarray], k: int, *, outputs: int = 1, most: int | None = None) -> Part:
+def best_of(
+    parts: list[TopCandidates], rows: list[np.ndarray], k: int, *, outputs: int = 1, most: int | None = None
+) -> TopCandidates:
     """The best k of several batches of candidates; positions count from the first batch's first candidate.
 
     Args:
@@ -321,7 +454,7 @@ def best_of(parts: list[Part], rows: list[np.ndarray], k: int, *, outputs: int =
         scores, logits, positions = scores[best], logits[best], positions[best]
     if len(scores) < k:
         scores, logits, positions = pad(scores, k, -np.inf), pad(logits, k, -np.inf), pad(positions, k, 0)
-    return Part(scores, logits, positions, sum(part.non_finite for part in parts))
+    return TopCandidates(scores, logits, positions, sum(part.non_finite for part in parts))
 
 
 def has_repeats(rows: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it."""
+"""What goes into the engine, what comes out of it, and what it raises."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ class Request:
         state. None: the state serves this request alone, unless `prepare` made it.
       order: by "logit", by "bid" (calibrated probability x bid), or by a name among `ServingConfig.orders`; None takes the
         engine's.
+      exclude: item ids that are not ranked, such as items that the user has met: integers or strings, as the candidates are;
+        None for none.
       context: anything that `features` and `retrieval` want to know.
       version: of the model that will score; the engine sets it for `features`, which may take a row from the table of it.
 
     Raises:
-      TypeError: a user or feature version that cannot be hashed.
-      ValueError: an order that is no name; a budget that is not a positive number of seconds; a user or feature version of
-        more than 1,024 characters.
+      TypeError: a user or feature version that cannot be hashed; excluded ids that are neither integers nor strings.
+      ValueError: an order that is no name; a budget that is not a positive number of seconds; a user, feature version or
+        excluded id of more than 1,024 characters.
     """
 
     user: Hashable
     budget: float | None = None
     feature_version: Hashable = None
     order: str | None = None
+    exclude: Any = dataclasses.field(default=None, compare=False)  # an array [E] or None: arrays have no plain equality
     context: Any = None
     version: str | None = None
 
@@ -54,6 +57,8 @@ class Request:
         expect_budget(self.budget, "Request.budget")
         named = self.order is None or isinstance(self.order, str)
         expect(named, "Request.order", "None, 'logit', 'bid' or the name of a score expression", repr(self.order))
+        if self.exclude is not None:
+            object.__setattr__(self, "exclude", _plain_ids(self.exclude, "Request.exclude"))
 
 
 def expect_budget(budget: Any, name: str) -> None:
@@ -82,7 +87,7 @@ class Candidates:
           (dtype('int64'), 'strings')
         """
         raw, bids = (value.ids, value.bids) if isinstance(value, Candidates) else (value, None)
-        ids = _plain_ids(raw)
+        ids = _plain_ids(raw, "candidates")
         if bids is not None:
             bids = np.asarray(bids, np.float32)
             one_each, good = bids.shape == ids.shape, np.isfinite(bids).all() and (bids >= 0).all()
@@ -97,21 +102,26 @@ class Candidates:
     @property
     def kind(self) -> str:
         """What the ids are, for messages."""
-        return "integers" if self.ids.dtype.kind == "i" else "strings"
+        return kind_of(self.ids)
 
 
-def _plain_ids(raw: Any) -> np.ndarray:
+def kind_of(ids: np.ndarray) -> str:
+    """What item ids are, for messages: "integers" or "strings"."""
+    return "integers" if ids.dtype.kind == "i" else "strings"
+
+
+def _plain_ids(raw: Any, name: str) -> np.ndarray:
     listed = isinstance(raw, list | tuple)
     values: Any = raw if listed else np.asarray(raw)
     if len(values) > 0 and np.ndim(values[0]) > 0 if listed else values.ndim != 1:
         no_array = not listed and values.dtype == object and values.ndim == 0
         got = type(values.item()).__name__ if no_array else f"shape {list(np.shape(values))}"
-        raise ValueError(f"candidates: expected item ids [C], one axis of integers or strings, got {got}")
+        raise ValueError(f"{name}: expected item ids [C], one axis of integers or strings, got {got}")
     if not listed and (values.dtype == np.int64 or values.dtype.kind in "UT"):
         if values.dtype.kind != "i":
-            expect_short(values, "candidates")
+            expect_short(values, name)
         return values
-    ids = as_ids(values, "candidates")
+    ids = as_ids(values, name)
     return ids if isinstance(ids, np.ndarray) else string_array(ids)
 
 
@@ -215,12 +225,14 @@ class Ranking(Logits):
       mask: bool [k].
       candidates: how many candidates came, known or not.
       unknown: how many of them the index does not hold.
+      excluded: how many of them the index holds, but `Request.exclude` leaves out.
     """
 
     ids: np.ndarray
     scores: np.ndarray
     candidates: int
     unknown: int
+    excluded: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,5 +241,35 @@ class Scores(Logits):
 
     Attributes:
       logits: float32 [C], or [C, T] of T objectives; -inf where the mask is false.
-      mask: bool [C] true where the index holds the candidate and its score is finite.
+      mask: bool [C] true where the index holds the candidate, `Request.exclude` does not leave it out and its score is finite.
     """
+
+
+class Overloaded(RuntimeError):
+    """The engine holds as many requests as it may: refused at once, so that the caller can go elsewhere or retry later."""
+
+
+class DeadlineExceeded(TimeoutError):
+    """No answer within the request's budget; the message names the stage that was waited for."""
+
+
+class EngineClosed(RuntimeError):
+    """The engine has not started, is draining, or has shut down."""
+
+
+class CallableError(RuntimeError):
+    """`features` or `retrieval` raised SystemExit, KeyboardInterrupt, StopIteration or CancelledError, which no callable may,
+    or has as many calls that never returned as the engine tolerates."""
+
+
+class NonFiniteScores(ArithmeticError):
+    """Scores that are NaN or infinite: of every known candidate of a request, or of the probe of a version that is refused.
+
+    Attributes:
+      non_finite, unknown, excluded: candidates of the request without a finite score, those that the index does not hold, and
+        those that `Request.exclude` leaves out.
+    """
+
+    def __init__(self, message: str, *, non_finite: int = 0, unknown: int = 0, excluded: int = 0):
+        super().__init__(message)
+        self.non_finite, self.unknown, self.excluded = non_finite, unknown, excluded

@@ -1,20 +1,27 @@
-"""Scores batches of candidates in worker threads, alone or together with those of concurrent requests."""
+"""Scores candidates in worker threads, alone or together with those of concurrent requests, and makes the answer of them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from aif_jax.serving.admission import Job
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.errors import DeadlineExceeded
-from aif_jax.serving.programs import Form, Part, Programs, has_repeats, without_repeats
-from aif_jax.serving.requests import Candidates
-from aif_jax.serving.together import Together
+from aif_jax.serving.metrics import Metrics
+from aif_jax.serving.programs import HistoryLayout, Programs, TopCandidates, best_of, has_repeats, without_repeats
+from aif_jax.serving.requests import Candidates, DeadlineExceeded, NonFiniteScores, Ranking, Scores, kind_of
+from aif_jax.serving.threads import Batcher, TimeLimitedCall
+from aif_jax.serving.users import Computation, UserStates
 from aif_jax.serving.versions import Snapshot, UserSide, batch_sizes
+
+UNKNOWN, EXCLUDED = -1, -2
+"""Rows of candidates that the index does not hold, and of those that the request excludes: below 0 nothing is scored."""
 
 
 class ScoringTask(NamedTuple):
@@ -23,6 +30,7 @@ class ScoringTask(NamedTuple):
     snapshot: Snapshot
     user: UserSide
     candidates: Candidates
+    exclude: np.ndarray | None  # [E] ids of the candidates' kind that must not be scored
     bucket: int
     order: str
     whole: bool  # all logits come back, not the best k
@@ -32,20 +40,20 @@ class ScoringTask(NamedTuple):
     future: asyncio.Future[Any]
 
     @property
-    def key(self) -> tuple[int, Form, int, int | None]:
+    def key(self) -> tuple[int, HistoryLayout, int, int | None]:
         """Tasks of one key run in one call of a compiled function. A batch of several runs alone: whether others wait must not
         decide which program scores it, since a tie with another batch of its request is a tie only in one program.
         """
-        return id(self.snapshot), self.user.form, self.bucket, id(self.future) if self.split else None
+        return id(self.snapshot), self.user.layout, self.bucket, id(self.future) if self.split else None
 
 
 class Scored(NamedTuple):
     """What came of it, on the host."""
 
     ids: np.ndarray  # [C] of the candidates
-    part: Part | None
+    part: TopCandidates | None
     logits: np.ndarray | None  # float32 [C], where they were to come back
-    rows: np.ndarray  # int32 [C] of the index, -1 where unknown
+    rows: np.ndarray  # int32 [C] of the index, UNKNOWN or EXCLUDED where there is nothing to score
     spans: list[tuple[str, float, float]]
 
 
@@ -55,7 +63,7 @@ class Scorer:
     def __init__(self, programs: Programs, config: ServingConfig):
         self._programs = programs
         sizes = batch_sizes(config.batch_size)
-        self._tasks = Together("aif-score", config.score_threads, sizes, full=programs.full, prepare=_look_up, run=self._run)
+        self._tasks = Batcher("aif-score", config.score_threads, sizes, full=programs.full, prepare=_look_up, run=self._run)
         self.submit = self._tasks.submit
         self.close = self._tasks.close
         self._repeats = False  # whether the latest candidates that were looked through had repeats
@@ -76,7 +84,9 @@ class Scorer:
             scored.append(Scored(task.candidates.ids, part, whole, rows[slot], [*before, *spans]))
         return scored
 
-    def _compute(self, tasks: list[ScoringTask], rows: list[np.ndarray], *, look_first: bool) -> tuple[list[Part], Any, list]:
+    def _compute(
+        self, tasks: list[ScoringTask], rows: list[np.ndarray], *, look_first: bool
+    ) -> tuple[list[TopCandidates], Any, list]:
         """Best candidates, all logits where a task wants them, and spans; looks for repeats first, or only among the best."""
         spare = self._tasks.size_for(len(tasks)) - len(tasks)  # batches are filled up with their first request
         tasks, rows = tasks + tasks[:1] * spare, rows + rows[:1] * spare
@@ -108,11 +118,15 @@ class Scorer:
 
 
 def _look_up(task: ScoringTask) -> np.ndarray:
-    """int32 [C] rows of a task's candidates, -1 where unknown."""
+    """int32 [C] rows of a task's candidates, UNKNOWN or EXCLUDED where they are not to be scored."""
     if task.deadline is not None and time.perf_counter() > task.deadline:
         raise DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
     with jax.profiler.TraceAnnotation("aif.lookup"):
-        return task.snapshot.index.lookup(task.candidates.ids)[0]
+        rows = task.snapshot.index.lookup(task.candidates.ids)[0]
+        if task.exclude is not None and len(task.exclude):
+            excluded = task.snapshot.index.lookup(task.exclude)[0]
+            rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
+        return rows
 
 
 def _distinct(task: ScoringTask, rows: np.ndarray) -> np.ndarray:
@@ -120,5 +134,148 @@ def _distinct(task: ScoringTask, rows: np.ndarray) -> np.ndarray:
     return without_repeats(rows, task.candidates.bids) if not task.whole and has_repeats(rows) else rows
 
 
-def _repeats(task: ScoringTask, rows: np.ndarray, best: Part) -> bool:
+def _repeats(task: ScoringTask, rows: np.ndarray, best: TopCandidates) -> bool:
     return not task.whole and has_repeats(rows[best.positions[: np.count_nonzero(best.scores > -np.inf)]])
+
+
+class CandidateScoring:
+    """Scores the candidates of requests, all at once or batch by batch."""
+
+    def __init__(self, users: UserStates, scorer: Scorer, config: ServingConfig, metrics: Metrics):
+        self._users = users
+        self._scorer = scorer
+        self._config = config
+        self._metrics = metrics
+
+    async def score(
+        self, job: Job, user: UserSide | Computation, given: Any, reader: TimeLimitedCall, *, whole: bool
+    ) -> list[Scored]:
+        """Scores candidates, all logits where `whole`, else the best, with one user state and one index snapshot.
+
+        `given` are candidates as `Candidates.of` takes them, or an async iterator of such, which `reader` reads.
+        """
+        tasks: list[ScoringTask] = []
+        start = job.timeline.arrival
+        try:
+            if not hasattr(given, "__aiter__"):
+                await self._submit(job, user, given, start, whole, tasks, split=False)
+            else:
+                async with contextlib.aclosing(reader.batches(given)) as stream:
+                    async for batch in stream:
+                        await self._submit(job, user, batch, start, whole, tasks, split=True)
+                        start = time.perf_counter()
+            job.waiting_for = "scoring"
+            results = []
+            for task in tasks:
+                scored = await task.future
+                if isinstance(scored, Exception):
+                    raise scored
+                results.append(scored)
+        except BaseException:
+            for task in tasks:
+                task.future.cancel()
+            raise
+        if results:
+            self._metrics.observe_scoring(time.perf_counter() - job.submitted)
+        for scored in results:
+            for span in scored.spans:
+                job.timeline.add(*span)
+        return results
+
+    async def _submit(
+        self,
+        job: Job,
+        user: UserSide | Computation,
+        given: Any,
+        start: float,
+        whole: bool,
+        tasks: list[ScoringTask],
+        *,
+        split: bool,
+    ) -> None:
+        """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket.
+
+        The pieces and batches of a request are padded to one size, since programs of two sizes may differ in the last bit of
+        equal candidates; only a batch that is larger than those before it takes a larger one.
+        """
+        job.candidates_there = time.perf_counter()
+        if not whole:
+            job.timeline.add("retrieval", start, job.candidates_there)
+        batch, buckets, order = Candidates.of(given), self._config.buckets, job.request.order or self._config.order
+        job.version.snapshot.orders.expect(order, given=batch.bids is not None)
+        if tasks and len(batch.ids) and batch.kind != (kind := tasks[0].candidates.kind):
+            raise TypeError(f"candidates: expected {kind} as in the batches before, got {batch.kind}")
+        exclude = job.request.exclude
+        if exclude is not None and len(exclude) and len(batch.ids) and kind_of(exclude) != batch.kind:
+            raise TypeError(f"Request.exclude: expected {batch.kind} as the candidates are, got {kind_of(exclude)}")
+        if job.user is None or job.snapshot is None:
+            job.user = await self._users.ready(job, user)
+            job.snapshot = job.version.snapshot
+        split |= len(batch.ids) > buckets[-1]
+        bucket = bucket_for(len(batch.ids), buckets, least=tasks[-1].bucket if tasks else 0)
+        for first in range(0, len(batch.ids), bucket):
+            part = batch.part(slice(first, first + bucket))
+            future, job.submitted = asyncio.get_running_loop().create_future(), time.perf_counter()
+            times = job.submitted, job.deadline
+            task = ScoringTask(job.snapshot, job.user, part, exclude, bucket, order, whole, split, *times, future)
+            self._scorer.submit(task)
+            tasks.append(task)
+
+
+def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
+    """The size that so many candidates are padded to, at least `least`; above the largest, that of their pieces.
+
+    Pieces are all of one size: a quarter of the largest bucket or more, the one that pads least.
+
+    Example:
+      >>> bucket_for(100, (64, 256, 1024)), bucket_for(1030, (64, 256, 1024)), bucket_for(2000, (64, 256, 1024))
+      (256, 256, 1024)
+    """
+    fits = next((size for size in buckets if size >= count), None)
+    if fits is None:
+        large = [size for size in reversed(buckets) if 4 * size >= buckets[-1]]
+        fits = min(large, key=lambda size: -(-count // size) * size)
+    return max(fits, least)
+
+
+def ranking(job: Job, results: list[Scored], k: int, most: int | None) -> Ranking:
+    """The best k of everything that was scored for a request; NonFiniteScores where no known candidate has a finite one."""
+    outputs = max(1, len(job.version.meaning.objectives))
+    rows = [scored.rows for scored in results]
+    best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, most=most)
+    mask = best.scores > -np.inf
+    _expect_some_finite(job, best.non_finite, mask, rows)
+    ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [np.zeros(0, np.int64)])
+    chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
+    chosen[mask] = ids[best.positions[mask]]
+    return Ranking(
+        ids=chosen,
+        scores=best.scores,
+        logits=np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf)),
+        mask=mask,
+        candidates=len(ids),
+        unknown=job.unknown,
+        excluded=job.excluded,
+        _meaning=job.version.meaning,
+        **job.finish(),
+    )
+
+
+def scores(job: Job, results: list[Scored]) -> Scores:
+    """Every logit of a request, in order; NonFiniteScores where no known candidate has a finite one."""
+    outputs = max(1, len(job.version.meaning.objectives))
+    none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
+    logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
+    rows = [scored.rows for scored in results]
+    known = np.concatenate(rows or [np.zeros(0, np.int32)]) >= 0
+    mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
+    _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask, rows)
+    return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **job.finish())
+
+
+def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray, rows: list[np.ndarray]) -> None:
+    job.non_finite, job.candidates = non_finite, sum(map(len, rows))
+    job.unknown, job.excluded = (sum(int(np.count_nonzero(each == mark)) for each in rows) for mark in (UNKNOWN, EXCLUDED))
+    if non_finite and not mask.any():
+        message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
+        raise NonFiniteScores(message, non_finite=non_finite, unknown=job.unknown, excluded=job.excluded)

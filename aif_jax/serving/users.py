@@ -1,32 +1,249 @@
-"""The user side of requests: features, user function, state, from the cache or computed while retrieval runs."""
+"""The user side of requests: states from the cache, from other replicas, or computed while retrieval runs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
+import struct
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeAlias
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import numpy as np
 
 from aif_jax.features import pack
+from aif_jax.index.storage import Layout
 from aif_jax.serving.admission import Job
-from aif_jax.serving.cache import StateCache, StateKey
-from aif_jax.serving.callables import Guarded, described
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.errors import DeadlineExceeded
-from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.programs import Form, Programs
-from aif_jax.serving.requests import Request
-from aif_jax.serving.shared import StateStore, from_bytes, to_bytes
-from aif_jax.serving.single_flight import Computation, SingleFlight
-from aif_jax.serving.together import RECENT, Together
-from aif_jax.serving.unknown import Known, known_of
+from aif_jax.serving.metrics import Known, Metrics, known_of
+from aif_jax.serving.programs import HistoryLayout, Programs
+from aif_jax.serving.requests import DeadlineExceeded, Request
+from aif_jax.serving.threads import RECENT, Batcher, TimeLimitedCall, described
 from aif_jax.serving.versions import UserSide, Version, batch_sizes
 from aif_jax.types import UserFeatures
+
+ENTRY_BYTES, LEAF_BYTES = 1100, 1300
+"""What an entry and each array on the device take in addition to the array's bytes: Python's and the runtime's objects, as
+measured with JAX 0.10 on CPU (a state of one array of 64 bytes takes 2.5 kB, one of ten 15 kB)."""
+
+
+class StateKey(NamedTuple):
+    """What a state depends on."""
+
+    user: Hashable
+    feature_version: Hashable  # None: of no known version, valid for a while only
+    version: str  # of the model
+
+
+class Entry(NamedTuple):
+    """A state on the device."""
+
+    state: Any
+    bytes: int
+    since: float  # seconds, by the cache's clock
+
+
+class StateCache:
+    """LRU cache of user states, used from one thread; `limit` in bytes of memory, ages in seconds.
+
+    A state is never read when it is older than `max_age`, one of no known feature version when it is older than
+    `unversioned_ttl`. The latest state of a user can be read whatever its feature version, as a stale answer.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        max_age: float | None = None,
+        unversioned_ttl: float = 5.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.limit = limit
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self.evictions = 0
+        self._max_age = float("inf") if max_age is None else max_age
+        self._ttl = unversioned_ttl
+        self._clock = clock
+        self._entries: OrderedDict[StateKey, Entry] = OrderedDict()
+        self._latest: dict[tuple[Hashable, str], StateKey] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def oldest(self) -> float:
+        """Seconds since the oldest state was made; 0.0 without any. Costs a pass over the cache."""
+        return self._clock() - min((entry.since for entry in self._entries.values()), default=self._clock())
+
+    def get(self, key: StateKey) -> Any | None:
+        """The state of that key, or None; counts a hit or a miss."""
+        entry = self._young(key, self._limit(key))
+        if entry is None:
+            self.misses += 1
+            return None
+        self._entries.move_to_end(key)
+        self.hits += 1
+        return entry.state
+
+    def __contains__(self, key: StateKey) -> bool:
+        """Whether `get` would find it, counting nothing."""
+        return self._young(key, self._limit(key)) is not None
+
+    def stale(self, user: Hashable, version: str) -> Any | None:
+        """The latest state of a user for that model version, whatever its feature version, or None."""
+        key = self._latest.get((user, version))
+        entry = None if key is None else self._young(key, self._max_age)
+        return None if entry is None else entry.state
+
+    def put(self, key: StateKey, state: Any, *, since: float | None = None) -> None:
+        """Keeps a state, dropping the least recently used ones; `since` is when its features were fetched, None for now."""
+        size = ENTRY_BYTES + sum(LEAF_BYTES + getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
+        if key in self._entries:
+            self._drop(key)
+        if size > self.limit:
+            return
+        self._entries[key] = Entry(state, size, self._clock() if since is None else since)
+        self._latest[key.user, key.version] = key
+        self.bytes += size
+        while self.bytes > self.limit:
+            self._drop(next(iter(self._entries)))
+            self.evictions += 1
+
+    def keep_version(self, version: str) -> None:
+        """Drops the states of every other model version, so that their memory is free."""
+        for key in [key for key in self._entries if key.version != version]:
+            self._drop(key)
+
+    def _limit(self, key: StateKey) -> float:
+        return self._max_age if key.feature_version is not None else min(self._ttl, self._max_age)
+
+    def _young(self, key: StateKey, limit: float) -> Entry | None:
+        """The entry of a key, unless it is older than that or than any state may be, in which case its memory is freed."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        age = self._clock() - entry.since
+        if age > self._max_age:
+            self._drop(key)
+        return entry if age <= limit else None
+
+    def _drop(self, key: StateKey) -> None:
+        self.bytes -= self._entries.pop(key).bytes
+        if self._latest.get((key.user, key.version)) == key:
+            del self._latest[key.user, key.version]
+
+
+@dataclasses.dataclass(eq=False)
+class Computation:
+    """A running computation and how many wait for it."""
+
+    key: Hashable
+    task: asyncio.Task[Any]
+    waiters: int = 0
+
+
+class SingleFlight:
+    """Computations by key, used from the event loop's thread; `detached_limit` without a waiter may run on."""
+
+    def __init__(self, *, detached_limit: int):
+        self._limit = detached_limit
+        self._running: dict[Hashable, Computation] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._running
+
+    def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Any]]) -> Computation:
+        """The computation of that key, started where there is none. Every `join` needs a `leave`."""
+        computation = self._running.get(key)
+        if computation is None:
+            computation = self._running[key] = Computation(key, asyncio.get_running_loop().create_task(start()))
+            self._tasks.add(computation.task)
+            computation.task.add_done_callback(lambda task: self._ended(key, task))
+        computation.waiters += 1
+        return computation
+
+    def leave(self, computation: Computation, *, keep: bool) -> None:
+        """Takes back one `join`. The last one out cancels the computation, unless `keep` lets it run on for the cache."""
+        computation.waiters -= 1
+        if computation.waiters or computation.task.done():
+            return
+        detached = sum(not other.waiters for other in self._running.values())
+        if not keep or detached > self._limit:
+            computation.task.cancel()
+            self._forget(computation.key, computation.task)
+
+    async def close(self) -> None:
+        """Cancels every computation and waits until it is gone."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._forget(key, task)
+        if not task.cancelled():
+            task.exception()  # seen here too, so that nobody is warned of an error that no request waits for any more
+
+    def _forget(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        if key in self._running and self._running[key].task is task:
+            del self._running[key]
+
+
+HEAD = struct.Struct("<d8si?4i")  # wall-clock time of the fetch, digest of the layout, layout of the history, what is known
+
+
+class StateStore(Protocol):
+    """A cache of states by (user, feature version, model version), such as `aif_jax.connectors.ValkeyStates`."""
+
+    async def get(self, key: StateKey) -> bytes | None:
+        """The bytes of a state, or None."""
+        ...
+
+    async def put(self, key: StateKey, state: bytes) -> None:
+        """Keeps the bytes of a state."""
+        ...
+
+
+class Shared(NamedTuple):
+    """A state that another replica computed."""
+
+    layout: HistoryLayout
+    words: np.ndarray  # uint32 [W]
+    age: float  # seconds since its features were fetched
+    known: Known  # how much of them the model knows
+
+
+def to_bytes(words: np.ndarray, columns: Layout, layout: HistoryLayout, *, age: float, known: Known = Known()) -> bytes:  # noqa: B008 frozen
+    """A state of `age` seconds as bytes."""
+    return HEAD.pack(time.time() - age, _digest(columns), *layout, *known) + words.astype("<u4").tobytes()
+
+
+def from_bytes(data: bytes, empty: dict[HistoryLayout, Any]) -> Shared | None:
+    """The state that `to_bytes` wrote; None for one of other columns or another layout than the states in `empty`."""
+    if len(data) < HEAD.size:
+        return None
+    fetched, digest, places, streamed, *known = HEAD.unpack_from(data)
+    like = empty.get(HistoryLayout(places, streamed))
+    if like is None or digest != _digest(like.layout) or len(data) - HEAD.size != 4 * like.words.size:
+        return None
+    words, age = np.frombuffer(data, "<u4", offset=HEAD.size), max(0.0, time.time() - fetched)
+    return Shared(HistoryLayout(places, streamed), words, age, Known(*known))
+
+
+def _digest(layout: Layout) -> bytes:
+    return hashlib.sha256(repr([tuple(column) for column in layout.columns]).encode()).digest()[:8]
+
 
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
 
@@ -42,24 +259,24 @@ class UserTask(NamedTuple):
     future: asyncio.Future[Any]
 
     @property
-    def form(self) -> Form:
+    def layout(self) -> HistoryLayout:
         """What its history comes as."""
-        return Form.of(self.features)
+        return HistoryLayout.of(self.features)
 
     @property
-    def key(self) -> tuple[int, Form]:
+    def key(self) -> tuple[int, HistoryLayout]:
         """Tasks of one key run the same compiled function with the same parameters."""
-        return id(self.version), self.form
+        return id(self.version), self.layout
 
 
-class UserSides:
+class UserStates:
     """User states of requests, used from the event loop's thread."""
 
     def __init__(
         self,
         programs: Programs,
         config: ServingConfig,
-        features: Guarded,
+        features: TimeLimitedCall,
         metrics: Metrics,
         store: StateStore | None = None,
     ):
@@ -71,7 +288,7 @@ class UserSides:
         self._features = features
         self._metrics = metrics
         sizes = batch_sizes(config.batch_size)
-        self._tasks = Together("aif-user", config.user_threads, sizes, full=programs.full, prepare=self._pack, run=self._run)
+        self._tasks = Batcher("aif-user", config.user_threads, sizes, full=programs.full, prepare=self._pack, run=self._run)
         self._store = store
         self._putting: set[asyncio.Task[None]] = set()
         self._serving: str | None = None  # version whose states are cached
@@ -181,7 +398,7 @@ class UserSides:
             raise self._features.noted(outcome)  # features that do not fit the model
         state, span, known = outcome
         self._metrics.observe_known(known)
-        side = UserSide(state, task.form, start, known)
+        side = UserSide(state, task.layout, start, known)
         if version.name == self._serving:
             self.cache.put(key, side, since=start)
         if shared and len(self._putting) < self._config.max_pending:
@@ -198,14 +415,14 @@ class UserSides:
         except Exception:  # whatever a store raises: the state is computed here
             self._metrics.counters["shared_failed"] += 1
             return None
-        empty = {side.form: side.state for side in version.unknown}
+        empty = {side.layout: side.state for side in version.unknown}
         found = None if data is None else from_bytes(data, empty)
         if found is None or found.age > (self._config.max_stale or float("inf")):
             self._metrics.counters["shared_misses"] += 1
             return None
         self._metrics.counters["shared_hits"] += 1
-        state = self._programs.upload_state(empty[found.form], found.words)
-        side = UserSide(state, found.form, time.perf_counter() - found.age, found.known)
+        state = self._programs.upload_state(empty[found.layout], found.words)
+        side = UserSide(state, found.layout, time.perf_counter() - found.age, found.known)
         if version.name == self._serving:
             self.cache.put(key, side, since=side.since)
         return side
@@ -216,21 +433,21 @@ class UserSides:
         words = await asyncio.to_thread(self._programs.download, side.state.words)
         try:
             age = time.perf_counter() - side.since
-            await self._store.put(key, to_bytes(words, side.state.layout, side.form, age=age, known=side.known))
+            await self._store.put(key, to_bytes(words, side.state.layout, side.layout, age=age, known=side.known))
         except Exception:  # as above
             self._metrics.counters["shared_failed"] += 1
 
     def _pack(self, task: UserTask) -> tuple[np.ndarray, Known]:
         """Checked features as words int32 [n], and how much of them the model knows."""
         features = self._programs.plain(task.features, version=task.version.name, encoding=task.version.encoding)
-        if task.form not in (forms := task.version.forms):
-            raise ValueError(f"UserFeatures.history: expected one of {', '.join(map(str, forms))}, got {task.form}")
+        if task.layout not in (layouts := task.version.layouts):
+            raise ValueError(f"UserFeatures.history: expected one of {', '.join(map(str, layouts))}, got {task.layout}")
         return pack(features), known_of(self._programs.model.config.schema, features)
 
     def _run(
         self, tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]], started: float
     ) -> list[tuple[Any, Span, Known]]:
-        """States of users of one version and form of history.
+        """States of users of one version and layout of history.
 
         Waits for the device here, so that a backlog forms where requests can be cancelled, and not in the device's queue before
         the interactions of others.
@@ -238,7 +455,7 @@ class UserSides:
         words = [each for each, _ in packed]
         words += words[:1] * (self._tasks.size_for(len(words)) - len(words))
         with jax.profiler.TraceAnnotation("aif.user"):
-            states = tasks[0].version.states(self._programs, words, tasks[0].form)
+            states = tasks[0].version.states(self._programs, words, tasks[0].layout)
             jax.block_until_ready(states)
         span = ("user", started, time.perf_counter())
         return [(state, span, known) for state, (_, known) in zip(states, packed, strict=False)]

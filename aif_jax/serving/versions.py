@@ -18,36 +18,34 @@ from aif_jax.index.storage import Packed
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.errors import NonFiniteScores
-from aif_jax.serving.orders import Orders
-from aif_jax.serving.programs import Form, Programs
-from aif_jax.serving.requests import Meaning
-from aif_jax.serving.unknown import Known
+from aif_jax.serving.metrics import Known
+from aif_jax.serving.programs import HistoryLayout, Orders, Programs
+from aif_jax.serving.requests import Meaning, NonFiniteScores
 from aif_jax.store.version import VersionMismatch, check_encoding, fingerprint
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Streamed, UserFeatures
 
 
 class UserSide(NamedTuple):
-    """A user state on the device, with the form of history that it was made from."""
+    """A user state on the device, with the layout of history that it was made from."""
 
     state: Any
-    form: Form
+    layout: HistoryLayout
     since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
     known: Known = Known()  # how much of them the model knows
 
 
 class Snapshot(NamedTuple):
-    """An index snapshot, and the functions compiled for its capacity, by (form of history, requests in a batch, bucket)."""
+    """An index snapshot, and the functions compiled for its capacity, by (layout of history, requests in a batch, bucket)."""
 
     params: Any
     index: Any
     orders: Orders
-    score: dict[tuple[Form, int, int], Callable[..., Any]]
+    score: dict[tuple[HistoryLayout, int, int], Callable[..., Any]]
 
     def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, Any]:
-        """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of users of one form."""
-        function = self.score[users[0].form, len(users), bucket]
+        """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of users of one layout."""
+        function = self.score[users[0].layout, len(users), bucket]
         with self.index.reading() as table:
             return function(self.params, tuple(user.state for user in users), table, *inputs)
 
@@ -59,19 +57,19 @@ class Version:
     name: str
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
-    user: dict[tuple[Form, int], Callable[..., Any]]  # by form of history and users in a batch
-    unknown: list[UserSide]  # the unknown user in each form: to compile for, and to answer with
+    user: dict[tuple[HistoryLayout, int], Callable[..., Any]]  # by layout of history and users in a batch
+    unknown: list[UserSide]  # the unknown user in each layout: to compile for, and to answer with
     snapshot: Snapshot
     meaning: Meaning  # of its logits
 
     @property
-    def forms(self) -> tuple[Form, ...]:
+    def layouts(self) -> tuple[HistoryLayout, ...]:
         """Forms of history that are compiled."""
-        return tuple(side.form for side in self.unknown)
+        return tuple(side.layout for side in self.unknown)
 
-    def states(self, programs: Programs, words: list[np.ndarray], form: Form) -> tuple[Any, ...]:
-        """States, not ready yet, of users whose packed features have one form; of a compiled number."""
-        return self.user[form, len(words)](self.params, programs.upload_features(words))
+    def states(self, programs: Programs, words: list[np.ndarray], layout: HistoryLayout) -> tuple[Any, ...]:
+        """States, not ready yet, of users whose packed features have one layout; of a compiled number."""
+        return self.user[layout, len(words)](self.params, programs.upload_features(words))
 
 
 def build_version(programs: Programs, params: Any, index: Any, config: ServingConfig, orders: Orders) -> Version:
@@ -90,16 +88,16 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
     meaning = Meaning(model_config.objectives, {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}})
     params = jax.device_put(params)
     lengths = config.history_lengths or (model_config.history_length,)
-    forms = [Form(length) for length in lengths]
-    forms += [Form(places, True) for places in config.since_lengths] if programs.row is not None else []
-    sizes = itertools.product(forms, batch_sizes(config.batch_size))
-    user = {(form, count): programs.user(params, form, count) for form, count in sizes}
+    layouts = [HistoryLayout(length) for length in lengths]
+    layouts += [HistoryLayout(places, True) for places in config.since_lengths] if programs.row is not None else []
+    sizes = itertools.product(layouts, batch_sizes(config.batch_size))
+    user = {(layout, count): programs.user(params, layout, count) for layout, count in sizes}
 
     def state_of(features: UserFeatures) -> UserSide:
-        form = Form.of(features)
-        return UserSide(user[form, 1](params, programs.upload_features([pack(features)]))[0], form, None)
+        layout = HistoryLayout.of(features)
+        return UserSide(user[layout, 1](params, programs.upload_features([pack(features)]))[0], layout, None)
 
-    unknown = [state_of(empty_features(programs, form)) for form in forms]
+    unknown = [state_of(empty_features(programs, layout)) for layout in layouts]
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)
     probes = [(side, "the unknown user") for side in unknown]
     probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in lengths]
@@ -132,7 +130,7 @@ def build_snapshot(
     snapshot = Snapshot(params, index, orders, {})
     for user, count, bucket in itertools.product(users, batch_sizes(config.batch_size), config.buckets):
         before = programs.compiles["score"]
-        snapshot.score[user.form, count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
+        snapshot.score[user.layout, count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
         if programs.compiles["score"] > before:
             inputs = programs.upload_rows([np.zeros(0, np.int32)] * count, [None] * count, ["logit"] * count, bucket)
             jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
@@ -160,13 +158,13 @@ def batch_sizes(largest: int) -> tuple[int, ...]:
     return *(2**power for power in range((largest - 1).bit_length())), largest
 
 
-def empty_features(programs: Programs, form: Form) -> UserFeatures:
+def empty_features(programs: Programs, layout: HistoryLayout) -> UserFeatures:
     """The unknown user without events, as NumPy arrays."""
-    whole = empty_user(programs.model.config.schema, length=form.places)
-    if not form.streamed:
+    whole = empty_user(programs.model.config.schema, length=layout.places)
+    if not layout.streamed:
         return whole
     row = Packed(words=np.zeros(programs.row.words.shape, np.uint32), layout=programs.row.layout)
-    return dataclasses.replace(whole, history=Streamed(memory=row, since=no_events(form.places), now=np.ones((), np.uint32)))
+    return dataclasses.replace(whole, history=Streamed(memory=row, since=no_events(layout.places), now=np.ones((), np.uint32)))
 
 
 def probe_user(schema: Schema, length: int) -> UserFeatures:

@@ -44,6 +44,7 @@ def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
                     await asyncio.to_thread(jnp.asarray, np.ones(3))
                 answers = [await engine.rank(Request(user=3, feature_version=1), 8) for _ in range(2)]
                 answers.append(await engine.rank(Request(user=4, context=bids_for(world.ids[:40]), order="bid"), 8))
+                answers.append(await engine.rank(Request(user=4, context=world.ids[:60], exclude=world.ids[20:40]), 8))
                 answers += await asyncio.gather(*[engine.rank(name, 8) for name in range(5, 10)])
                 answers.append(await engine.rank(Request(user=3, context=batches()), 8))
                 scores = await engine.score(3, world.ids[:99])

@@ -90,6 +90,10 @@ def test_integers():
         scored = {"candidates": np.concatenate([IDS[::-1], [5], IDS[:4]])}
         expect_equal(whole.score(**CALL, **scored), sharded.score(**CALL, **scored))
 
+        met = {"candidates": IDS, "k": 7, "exclude": IDS[::3]}
+        expect_equal(whole.rank(**CALL, **met), sharded.rank(**CALL, **met))
+        assert sharded.rank(**CALL, **met)["excluded"] == len(IDS[::3])
+
         # a shard whose candidates have no finite score says so, and the others answer
         nan = IDS[np.linspace(1, 2, ITEMS) <= 1.5]
         owners = shard_of(IDS, SHARDS)

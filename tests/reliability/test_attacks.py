@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from aif_jax.service import connection, http, process, serve
+from aif_jax.service import http, process, processes
 from aif_jax.service.calls import Limits
 from aif_jax.service.client import Client
 from aif_jax.service.core import Policy
 from aif_jax.service.inference import MODEL
-from aif_jax.service.serve import Listening
+from aif_jax.service.process import Listening
 from tests.reliability.sizes import FULL, SMOKE, Sizes
 from tests.service_world import IDS, SERVING, Running, exports, running
 
@@ -38,11 +38,11 @@ FLAT = 64 << 20  # bytes that the process may grow by under an attack, whatever 
 def service(monkeypatch, *, limits: Limits | None = None, **where) -> Iterator[Running]:
     """A service with a token whose deadlines are short."""
     for name in ("HEAD_SECONDS", "UNREAD_SECONDS"):
-        monkeypatch.setattr(connection, name, 0.5)
+        monkeypatch.setattr(process, name, 0.5)
     monkeypatch.setattr(http, "LINGER", 0.2)
     listening = Listening(http_port=0, token=TOKEN, **where)
     policy = Policy(limits=limits or Limits(body_seconds=0.5))
-    with running(exports().root / "one", where=listening, policy=policy, routes=process.routes) as made:
+    with running(exports().root / "one", where=listening, policy=policy, routes=processes.routes) as made:
         yield made
 
 
@@ -182,7 +182,7 @@ def test_drips_end(monkeypatch):
 
 def test_a_crowd_of_connections_keeps_nobody_out(monkeypatch):
     with service(monkeypatch, connections=8, limits=Limits(body_seconds=60)) as made:
-        monkeypatch.setattr(connection, "HEAD_SECONDS", 60)
+        monkeypatch.setattr(process, "HEAD_SECONDS", 60)
         crowd(made, SMOKE, 8)
 
 
@@ -221,8 +221,8 @@ def test_more_calls_than_connections_get_503_and_health_is_answered():
 
 
 def test_answers_that_nobody_reads_are_dropped(monkeypatch):
-    monkeypatch.setattr(connection, "UNREAD_SECONDS", 0.3)
-    lost, bounded = threading.Event(), serve.bounded
+    monkeypatch.setattr(process, "UNREAD_SECONDS", 0.3)
+    lost, bounded = threading.Event(), process.bounded
 
     def watched(base, **settings):
         class Watched(bounded(base, **settings)):
@@ -232,7 +232,7 @@ def test_answers_that_nobody_reads_are_dropped(monkeypatch):
 
         return Watched
 
-    monkeypatch.setattr(serve, "bounded", watched)
+    monkeypatch.setattr(process, "bounded", watched)
     with service(monkeypatch) as made:
         caller = connected(made)
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -281,5 +281,5 @@ def test_every_attack_at_full_size(monkeypatch):
         drips(made, FULL)
         pipelines(made, FULL)
     with service(monkeypatch, limits=Limits(body_seconds=60)) as made:
-        monkeypatch.setattr(connection, "HEAD_SECONDS", 60)
+        monkeypatch.setattr(process, "HEAD_SECONDS", 60)
         crowd(made, FULL, Listening().connections)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aif_jax.service import arrow, frame, process
+from aif_jax.service import arrow, frame, processes
 from aif_jax.service.inference import MODEL
-from aif_jax.service.serve import Listening
+from aif_jax.service.process import Listening
 from tests.reliability.sizes import FULL, SMOKE, generator
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 
@@ -105,7 +105,7 @@ class Mutations:
 
 def protobuf(mutations: Mutations) -> tuple[str, bytes]:
     """A gRPC method and a message."""
-    from aif_jax.service import messages
+    from aif_jax.service import rpc
 
     call, ids = mutations.fields(CALL) if mutations.rng.random() < 0.3 else CALL, IDS.tolist()
     events = {name: {"integers": values} for name, values in EVENTS.items()}
@@ -117,11 +117,11 @@ def protobuf(mutations: Mutations) -> tuple[str, bytes]:
         fields["candidates"] = {"ids": ids}
     if name == "Rank":
         fields["k"] = k if type(k) is int and 0 <= k < 1 << 32 else 5
-    raw = messages.kind(f"{messages.PACKAGE}.{name}Request")(**fields).SerializeToString()
+    raw = rpc.kind(f"{rpc.PACKAGE}.{name}Request")(**fields).SerializeToString()
     if mutations.rng.random() < 0.8:
-        return f"/{messages.PACKAGE}.PreRanking/{name}", mutations.bytes(raw)
+        return f"/{rpc.PACKAGE}.PreRanking/{name}", mutations.bytes(raw)
     named = (("user", "BYTES", 1, b"\3\0\0\0ann"), ("candidates", "INT64", len(ids), IDS.astype("<i8").tobytes()))
-    tensors = messages.kind("inference.ModelInferRequest")(
+    tensors = rpc.kind("inference.ModelInferRequest")(
         model_name=MODEL, inputs=[{"name": name, "datatype": kind, "shape": [size]} for name, kind, size, _ in named],
         raw_input_contents=[data for *_, data in named],
     )  # fmt: skip
@@ -136,7 +136,7 @@ def fuzz(count: int, seed: int) -> Counter[Any]:
     where = Listening(http_port=0, grpc_port=0)
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(
-            running(exports().root / "one", where=where, routes=process.routes, grpc=process.start_grpc)
+            running(exports().root / "one", where=where, routes=processes.routes, grpc=processes.start_grpc)
         )
         client = stack.enter_context(service.client())
         channel = stack.enter_context(grpc.insecure_channel(service.addresses["grpc"]))

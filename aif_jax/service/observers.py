@@ -1,11 +1,14 @@
-"""Shadow traffic: a share of the calls is scored by a second version too, after the answer has left."""
+"""Observers of answered calls: shadow traffic and OpenTelemetry spans. The request log is another, in `log`."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
+import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +67,7 @@ class Shadow:
             if served is seen.served:
                 return
             context = Context(served.users.of(seen.call), None)
-            request = Request(user=seen.call.user, context=context, order="logit")
+            request = Request(user=seen.call.user, context=context, order="logit", exclude=seen.call.exclude)
             scores = await served.engine.score(request, seen.candidates)
             self.counters["shadow_calls"] += 1
             if scores.degraded or seen.answer.degraded:
@@ -78,3 +81,50 @@ class Shadow:
         except Exception as error:  # of a version that nobody was promised
             self.counters["shadow_failed"] += 1
             logger.warning("shadow: %s: %s", type(error).__name__, error)
+
+
+PARENT: contextvars.ContextVar[str] = contextvars.ContextVar("traceparent", default="")
+"""The W3C `traceparent` that a call came with; the fronts set it."""
+
+
+class Traces:
+    """Observes a service: `Service(models, observers=(Traces(),))`. Spans go where the process's tracer provider sends them.
+
+    Args:
+      provider: a tracer provider; None takes the global one, which `opentelemetry-instrument` or your code sets up.
+
+    Raises:
+      ImportError: opentelemetry is missing.
+    """
+
+    def __init__(self, provider: Any = None):
+        try:
+            from opentelemetry import propagate, trace
+        except ImportError as error:
+            raise ImportError('traces need OpenTelemetry: pip install "aif_jax[traces]"') from error
+        self._extract = propagate.extract
+        self._within = trace.set_span_in_context
+        self._tracer = trace.get_tracer("aif_jax.service", tracer_provider=provider)
+
+    def observe(self, seen: Observed) -> None:
+        """Writes the spans of an answer."""
+        answer = seen.answer
+        zero = time.time() - (time.perf_counter() - answer.timeline.arrival)
+        spans = answer.timeline.spans
+        end = max((span.end for span in spans), default=0.0)
+        parent = self._extract({"traceparent": PARENT.get()}) if PARENT.get() else None
+        attributes = {
+            "aif.version": answer.version, "aif.candidates": len(seen.candidates.ids), "aif.degraded": answer.degraded,
+            "aif.request_id": seen.call.id,
+        }  # fmt: skip
+        whole = self._tracer.start_span(f"aif.{seen.method}", parent, start_time=_nanoseconds(zero), attributes=attributes)
+        inside = self._within(whole)
+        for span in spans:
+            if span.stage != "total":
+                part = self._tracer.start_span(f"aif.{span.stage}", inside, start_time=_nanoseconds(zero + span.start))
+                part.end(_nanoseconds(zero + span.end))
+        whole.end(_nanoseconds(zero + end))
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(1e9 * seconds)

@@ -1,0 +1,205 @@
+"""The processes of a service: one, or several that share its ports, started, watched and drained together."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from aif_jax.service import inference, rpc
+from aif_jax.service.core import Policy, Service
+from aif_jax.service.inference import InferenceRest, InferenceRpc
+from aif_jax.service.log import RequestLog
+from aif_jax.service.models import Models
+from aif_jax.service.nearline import Nearline
+from aif_jax.service.observers import Shadow, Traces
+from aif_jax.service.process import Listening, bind, run
+from aif_jax.serving import ServingConfig
+
+logger = logging.getLogger(__name__)
+WORKER = "AIF_JAX_SERVE_WORKER"  # in the environment of a worker: "HTTP port,GRPC port,file that ends with its watcher"
+RESTARTS = 5  # of workers that died within `RESTART_SECONDS`; with more, something is wrong with all of them
+RESTART_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a process needs to serve.
+
+    Attributes:
+      folder, only, keep, poll: see `Models`.
+      config: of the engines.
+      policy: of the service.
+      where: to listen.
+      nearline: where jobs write newer indexes and rows of users.
+      features: "MODULE:NAME" of a feature source, or of a function that makes one; None for none.
+      features_timeout: seconds for one read of it; None for no bound but that of the engine.
+      log: folder of the request log; None logs nothing.
+      log_share: of the calls that are logged.
+      shadow: folder or version whose scores a share of the calls is compared with; None for none.
+      shadow_share: of the calls.
+      traces: whether to write OpenTelemetry spans.
+    """
+
+    folder: Path
+    config: ServingConfig = ServingConfig()
+    policy: Policy = Policy()
+    where: Listening = Listening()
+    only: str | None = None
+    keep: int = 2
+    poll: float = 1.0
+    nearline: Nearline = Nearline()
+    features: str | None = None
+    features_timeout: float | None = None
+    log: Path | None = None
+    log_share: float = 1.0
+    shadow: str | None = None
+    shadow_share: float = 0.1
+    traces: bool = False
+
+
+def serve(settings: Settings, *, workers: int = 1) -> None:
+    """Serves until SIGTERM or SIGINT; `workers` processes run the same command line as this one.
+
+    Raises what `run` raises; RuntimeError where workers keep dying.
+    """
+    ports = os.environ.get(WORKER)
+    if ports is not None:
+        http_port, grpc_port, watcher = ports.split(",")
+        threading.Thread(target=end_with, args=(int(watcher),), daemon=True).start()
+        where = dataclasses.replace(
+            settings.where, http_port=int(http_port), grpc_port=int(grpc_port) if grpc_port else None, reuse_port=True
+        )
+        settings = dataclasses.replace(settings, where=where)
+    if workers == 1 or ports is not None:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(run_one(settings))
+    else:
+        supervise(settings.where, workers)
+
+
+def loop_factory() -> Any:
+    """Makes uvloop's event loop, where it is installed: HTTP takes half the time of asyncio's. None for asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def end_with(watcher: int) -> None:
+    """Drains this process once the one that watches it is gone, whose end of a pipe closes then."""
+    os.read(watcher, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker of another one that watches it."""
+    return WORKER in os.environ
+
+
+async def run_one(settings: Settings) -> None:
+    """One process."""
+    models = Models(
+        settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
+        source=None if settings.features is None else source_of(settings.features), nearline=settings.nearline,
+        source_timeout=settings.features_timeout,
+    )  # fmt: skip
+    log = None if settings.log is None else RequestLog(settings.log, share=settings.log_share)
+    observers: list[Any] = [] if log is None else [log]
+    if (name := settings.shadow) is not None:
+        observers.append(Shadow(lambda: models.named(name), share=settings.shadow_share))
+    if settings.traces:
+        observers.append(Traces())
+    service = Service(models, policy=settings.policy, observers=tuple(observers))
+    grpc = None if settings.where.grpc_port is None else start_grpc
+    try:
+        await run(service, settings.where, routes=routes(service), grpc=grpc)
+    finally:
+        if log is not None:
+            await asyncio.to_thread(log.close)
+
+
+def routes(service: Service) -> dict[str, Any]:
+    """HTTP routes in addition to those of `App`."""
+    return {"/v2": InferenceRest(service)}
+
+
+async def start_grpc(service: Service, where: Listening) -> Any:
+    """gRPC with every service that there is."""
+    return await rpc.start(service, where, more={inference.GRPC_SERVICE: InferenceRpc(service).methods()})
+
+
+def source_of(name: str) -> Any:
+    """The feature source at "MODULE:NAME". Raises ValueError for a name that leads to none."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--features {name}: expected MODULE:NAME of a feature source: {error}") from error
+    source = found if hasattr(found, "get") and not isinstance(found, type) else found()
+    if not callable(getattr(source, "get", None)):
+        raise ValueError(f"--features {name}: expected an object with `async get(user)`, got {type(source).__name__}")
+    return source
+
+
+def supervise(where: Listening, workers: int) -> None:
+    """Starts worker processes on the same ports, starts those anew that die, and hands signals on to them."""
+    # Bound and never listened to: the ports stay taken between two workers, and a free port is chosen once.
+    held = [bind(where.host, port, reuse=True) for port in (where.http_port, where.grpc_port) if port is not None]
+    ports = [str(each.getsockname()[1]) for each in held]
+    watched, watcher = os.pipe()
+    environment = os.environ | {WORKER: ",".join([*ports, ""][:2] + [str(watched)])}
+    stopping = False
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal stopping
+        stopping = True
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "aif_jax", *sys.argv[1:]]
+        return subprocess.Popen(command, env=environment, pass_fds=(watched,))
+
+    processes: list[subprocess.Popen[bytes]] = []
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    died: list[float] = []
+    try:
+        while len(processes) < workers and not stopping:
+            processes.append(start())
+        if stopping:  # while one of them started
+            stop(0, None)
+        while any(process.poll() is None for process in processes):
+            time.sleep(0.1)
+            for at, process in enumerate(processes):
+                if stopping or process.poll() is None:
+                    continue
+                died = [when for when in died if time.monotonic() - when < RESTART_SECONDS] + [time.monotonic()]
+                if len(died) > RESTARTS:
+                    stop(0, None)
+                    raise RuntimeError(
+                        f"serve: {len(died)} workers died within {RESTART_SECONDS:.0f} s, last code {process.returncode}"
+                    )
+                logger.error("worker %d ended with code %d: started anew", process.pid, process.returncode)
+                processes[at] = start()
+                if stopping:
+                    stop(0, None)
+    finally:
+        for process in processes:
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for each in held:
+            each.close()
+        os.close(watched)
+        os.close(watcher)
