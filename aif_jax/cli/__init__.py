@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """The exit code of a command; prints what went wrong."""
     try:
-        return options.run(options)
+        with hidden(getattr(options, "quiet", False)):
+            return options.run(options)
     except (UsageError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 
 from aif_jax import index
 from aif_jax.checkpoint import Checkpoint
@@ -144,13 +143,13 @@ def _follow(stream: Any, target: Target, options: argparse.Namespace, *, writer:
         with writer or contextlib.nullcontext(), shared.told_to_end() as told:
             follower = Follower(stream, target, store=store)
             serving = contextlib.nullcontext() if options.metrics is None else exposed(follower.metrics, *options.metrics)
-            with serving, tqdm(unit="message", desc="follow", disable=options.quiet) as bar:
+            with serving, Bar(label="follow", unit="messages", show=not options.quiet) as bar:
                 while not told():
                     count = follower.step(1.0)
                     bar.update(count)
                     if not options.quiet and time.monotonic() - shown > SHOWN:
                         gauges, shown = follower.metrics()["gauges"], time.monotonic()
-                        bar.set_postfix(lag=gauges["stream_lag"], age=f"{gauges['stream_age_seconds']:.1f} s")
+                        bar.note(lag=gauges["stream_lag"], age=f"{gauges['stream_age_seconds']:.1f} s")
                     if options.until_idle and not count:
                         break
         follower.flush()

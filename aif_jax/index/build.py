@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
@@ -102,7 +101,7 @@ def fill(
     wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
     store = Store(program, version=version, capacity=wanted)
     seen, computed = [], deque()
-    with tqdm(total=known, unit="item", unit_scale=True, desc="item index", disable=not progress) as bar:
+    with Bar(known, label="item index", unit="items", show=progress) as bar:
         for keys, stored in batches:
             count = len(keys.key)
             if count > store.room:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
@@ -352,7 +351,7 @@ def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
 def _filled(count: int, size: int, *, label: str, progress: bool) -> Iterable[np.ndarray]:
     """Indices of `count` entries in batches of one size, so that one shape is compiled; the first ones fill the last batch."""
     whole = np.arange(-(-count // size) * size) % count
-    return tqdm(whole.reshape(-1, size), desc=label, unit="batch", leave=False, disable=not progress)
+    return track(whole.reshape(-1, size), label=label, unit="batches", leave=False, show=progress)
 
 
 @partial(jax.jit, static_argnames="model")
