@@ -90,7 +90,7 @@ def small_world(monkeypatch):
         yield
 
 
-def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_its_own(data, model, small_world, monkeypatch, tmp_path, capsys):
+def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model, small_world, monkeypatch, tmp_path, capsys):
     run = fit(model, data, out=tmp_path / "auto", **GIVEN)
     said = capsys.readouterr().err
     assert run.settings.buckets and read_record(tmp_path / "auto")["buckets"] == list(run.settings.buckets)

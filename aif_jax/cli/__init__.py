@@ -14,6 +14,7 @@ from aif_jax.cli.commands import add_commands
 from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
 from aif_jax.cli.service import add_service_commands
 from aif_jax.cli.snapshots import add_snapshot_commands
+from aif_jax.output.progress import hidden
 from aif_jax.sharding.processes import end
 
 __all__ = ["main"]

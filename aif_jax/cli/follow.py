@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-
 from aif_jax import index
 from aif_jax.checkpoint import Checkpoint
 from aif_jax.cli import options as shared
@@ -27,6 +26,7 @@ from aif_jax.connectors import (
 from aif_jax.connectors.connect import FORMS, open_client, open_stream
 from aif_jax.index import STORAGES, IndexWriter, ItemIndex
 from aif_jax.model import build
+from aif_jax.output.progress import Bar
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter

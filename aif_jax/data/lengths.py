@@ -58,10 +58,10 @@ def choose(histories: np.ndarray, *, longest: int, batch_size: int, steps: int) 
       >>> short = np.repeat([20, 90, 200, 500], [40, 30, 20, 10])
       >>> choose(short, longest=512, batch_size=256, steps=900), choose(short, longest=512, batch_size=256, steps=5000)
       ((128,), (128, 256))
-      >>> choose(short, longest=512, batch_size=256, steps=20), choose(short.clip(max=128), longest=128, batch_size=256, steps=9000)
-      ((), ())
+      >>> choose(short, longest=512, batch_size=256, steps=20)
+      ()
     """
-    shorter = [1 << power for power in range(SHORTEST.bit_length() - 1, max(longest - 1, 1).bit_length()) if 1 << power < longest]
+    shorter = [length for power in range(longest.bit_length()) if SHORTEST <= (length := 1 << power) < longest]
     most = (2 if steps < FEW_STEPS else MOST) - 1
     if not len(histories):
         return ()

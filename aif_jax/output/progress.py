@@ -83,7 +83,14 @@ class Bar:
     """
 
     def __init__(
-        self, total: int | None = None, *, label: str, unit: str, show: bool = True, leave: bool = True, file: TextIO | None = None
+        self,
+        total: int | None = None,
+        *,
+        label: str,
+        unit: str,
+        show: bool = True,
+        leave: bool = True,
+        file: TextIO | None = None,
     ):
         self.total, self.label, self.unit, self.done = total, label, unit, 0
         self._file, self._notes = sys.stderr if file is None else file, ""
@@ -159,7 +166,8 @@ class _Drawn(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Draws, unless a later bar is open; clears the bars before it first."""
-        if any(bar is not self for bar in _bars()[-1:]) and not self.disable:
+        bars = _bars()
+        if self in bars and self is not bars[-1]:
             return None
         for bar in self._outer:
             bar.clear(nolock=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+from aif_jax.output.progress import Bar
 from aif_jax.readers.problems import File, Problems
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")

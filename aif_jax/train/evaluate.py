@@ -24,6 +24,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.model import PreRanker
+from aif_jax.output.progress import track
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
 from aif_jax.store.version import check_encoding

@@ -146,7 +146,7 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
 
 
 def buckets(value: Any, data: Dataset, settings: Settings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
-    """`Settings.buckets` of an argument of `fit`; "auto" is those of the run in `folder`, which goes on, or `lengths.choose`."""
+    """`Settings.buckets` of an argument of `fit`; for "auto" those of the run in `folder` to resume, else `lengths.choose`."""
     if value != "auto":
         expect(not isinstance(value, str), "fit buckets", "'auto' or a tuple of lengths", repr(value))
         return tuple(value)

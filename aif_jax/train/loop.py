@@ -23,6 +23,7 @@ from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch, Fed
 from aif_jax.encoding.encoder import Encoder
+from aif_jax.output.progress import Bar
 from aif_jax.sharding import processes
 from aif_jax.store.version import digest, holds
 from aif_jax.train.agree import agreed

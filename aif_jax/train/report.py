@@ -17,6 +17,7 @@ from aif_jax.data import lengths
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Fed, Pipeline
 from aif_jax.encoding.times import shown
+from aif_jax.output import progress as output
 from aif_jax.sharding import processes
 from aif_jax.train.tasks import NextItem, Task
 
@@ -78,11 +79,11 @@ def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
         f"{padded}; half of the histories have up to {int(np.median(histories)):,} events, 99 % up to {most:,}"
     )
     every, requests = settings.evaluate_every or feed.steps_per_epoch, min(settings.requests, samples.validation)
-    users = -(-steps // every) * requests
-    if users:
+    times = -(-steps // every)
+    if users := times * requests:
         items = len(feed.dataset.catalogue) - 1
         whole = f" and, over the catalogue of {items:,} items (k={settings.k}), {users * items:,} scores" if settings.k else ""
-        yield f"validation: {-(-steps // every):,} of {requests:,} requests: {users:,} users{whole}; training: {steps * size:,} users"
+        yield f"validation: {times:,} of {requests:,} requests: {users:,} users{whole}; training: {steps * size:,} users"
     advice = []
     other = lengths.choose(histories, longest=longest, batch_size=size, steps=steps)
     if lengths.mean_places(histories, (*other, longest)) < 0.8 * places:

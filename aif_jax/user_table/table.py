@@ -22,6 +22,7 @@ from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
 from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
+from aif_jax.output.progress import Bar, track
 from aif_jax.store.snapshots import partition_of
 from aif_jax.store.version import check_encoding, encoding_for, fingerprint
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
