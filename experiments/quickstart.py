@@ -12,8 +12,8 @@ Protocol  split by time: training on the first 90 % of all events, evaluated onc
           candidates, HR@100 of the whole catalogue, each with its 95 % interval over users. Epochs are fixed in advance.
 Latency   requests one at a time, the ways in turn, candidates drawn from all items. Feature fetch is a delay of 2 ms, retrieval
           one of 15 ms. AIF and the two-tower model run in `AsyncPreRanker`, whose user function runs during retrieval; the
-          sequential ways start when the candidates are there, with features and catalogue on the device. Every request is of a
-          new user.
+          sequential ways start when the candidates are there. All begin with encoded features on the host and raw ids, and
+          every request is of a new user (`experiments.cost` has returning users and many callers).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from aif_jax.train.evaluate import list_scores, rank_catalogue
 from experiments import common, cost
 from experiments.datasets import fetch, movielens
 from experiments.datasets.synthetic import synthetic_world
-from experiments.latency_services import DataWorld, Delays, Engine, Model, Sequential, Served
+from experiments.latency_services import DataWorld, Delays, Model, Served
 from experiments.timelines import draw
 
 SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
@@ -215,26 +215,28 @@ class Measured(NamedTuple):
 async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[str, list[Measured]]:
     """Answers the same requests in every way, in turn."""
     delays = Delays(min(0.002, options.retrieval_ms / 1e3), options.retrieval_ms / 1e3)
-    count = min(options.candidates, models["aif"].world.items)
-    k = min(K, count)
-    services: dict[str, Any] = {}
-    for way, model in WAYS.items():
-        given: dict[str, Any] = dict(candidates=count, delays=delays)
-        given |= {"k": k} if way in SEQUENTIAL else {"config": {"max_k": k}}
-        services[way] = (Sequential if way in SEQUENTIAL else Engine)(models[model], **given)
+    sizes, k = sizes_of(models, options)
+    kinds = {way: cost.Sequential if way in SEQUENTIAL else cost.Engine for way in WAYS}
+    services: dict[str, Any] = {way: kinds[way](models[model], sizes, k) for way, model in WAYS.items()}
     measured: dict[str, list[Measured]] = {way: [] for way in services}
     async with contextlib.AsyncExitStack() as stack:
         with parts("start engines"):
             for service in services.values():
                 await stack.enter_async_context(service)
-                await service.rank(0, k)
+                await service.rank(cost.Asked(0, "first"))
         with parts("requests"):
             for number in track(range(options.served), label="requests in four ways", unit="requests"):
                 for way in list(services) if number % 2 == 0 else reversed(services):
                     cpu = time.process_time()
-                    answer = await services[way].rank(number, k)
+                    answer = await services[way].rank(cost.Asked(number, number, delays))  # a new user
                     measured[way].append(Measured(answer, 1e3 * (time.process_time() - cpu)))
     return measured
+
+
+def sizes_of(models: dict[str, Model], options, *, batch_size: int = 1) -> tuple[SimpleNamespace, int]:
+    """Sizes of a service, and k."""
+    count = min(options.candidates, models["aif"].world.items)
+    return SimpleNamespace(candidates=count, batch_size=batch_size, threads=2), min(K, count)
 
 
 def latency(measured: list[Measured]) -> dict[str, float]:
@@ -254,7 +256,7 @@ def same_scores(one: list[Measured], other: list[Measured]) -> float:
     return largest
 
 
-def report(figures: dict[str, dict[str, float]], quality: dict[str, Quality], difference: float, data: Dataset, options) -> None:
+def report(figures: dict[str, Any], quality: dict[str, Quality], difference: float, data: Dataset, options) -> None:
     """Prints the table, and what it says."""
     rows = []
     for way, found in figures.items():
@@ -266,8 +268,7 @@ def report(figures: dict[str, dict[str, float]], quality: dict[str, Quality], di
     print("\n" + common.table(rows, header))
     print(
         f"\n{options.served} requests each way, one at a time, {min(options.candidates, len(data.items) - 1):,} candidates; "
-        f"retrieval takes {options.retrieval_ms:g} ms. Largest difference between AIF's scores and those of the same AIF run sequentially: "
-        f"{difference:.1e}."
+        f"retrieval takes {options.retrieval_ms:g} ms. Run sequentially, AIF's scores differ by at most {difference:.1e}."
     )
     for name in ("two_tower", "full_attention"):
         gauc = metrics.paired_interval(quality["aif"].gauc, quality[name].gauc)
@@ -298,10 +299,8 @@ def picture(served: dict[str, list[Measured]], figures: dict[str, dict[str, floa
 
 async def under_load(models: dict[str, Model], options) -> dict[str, tuple[float, float]]:
     """CPU milliseconds a request and requests a second of callers who wait for nothing but the answer, median over rounds."""
-    count = min(options.candidates, models["aif"].world.items)
-    sizes = SimpleNamespace(candidates=count, batch_size=2 if options.smoke else 8, threads=2)
+    sizes, k = sizes_of(models, options, batch_size=2 if options.smoke else 8)
     callers, rounds, seconds = (4, 1, 0.05) if options.smoke else (64, 7, 0.5)
-    k = min(K, count)
     services: dict[str, Any] = {name: cost.Engine(models[name], sizes, k) for name in ("two_tower", "aif")}
     services["aif, sequential"] = cost.Sequential(models["aif"], sizes, k)
     kinds = {"new users": "new", "cached states": "returning_0"}

@@ -29,24 +29,37 @@ def figures(module: str, tmp_path: Path, *arguments: str) -> dict:
 
 
 def test_quickstart(tmp_path):
-    got = figures("experiments.quickstart", tmp_path, "--out", "run")
+    done = run("experiments.quickstart", "--smoke", "--json", "figures.json", "--out", "run", "--load", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    got = json.loads((tmp_path / "figures.json").read_text())
     assert aif.Run.load(tmp_path / "run").config.blocks == aif.presets.aif(synthetic_world().dataset.schema).blocks
-    for name in ("auc", "gauc", "hr100", "two_tower_auc", "two_tower_gauc", "two_tower_hr100"):
-        assert 0 < got[name] <= 1, name
+    assert list(got["models"]) == ["two_tower", "aif", "aif_sequential", "full_attention"]
+    for way, found in got["models"].items():
+        assert 0 < found["gauc_low"] < found["gauc"] < found["gauc_high"] < 1, way
+        assert 0 <= found["hr100_low"] <= found["hr100"] <= found["hr100_high"] <= 1 and 0 < found["auc"] < 1, way
+        assert 0 < found["after_retrieval_ms_p50"] <= found["after_retrieval_ms_p99"] < found["total_ms_p99"], way
+        assert found["total_ms_p50"] > got["retrieval_ms"] == 15 and found["cpu_ms"] > 0, way
+    one, other = got["models"]["aif"], got["models"]["aif_sequential"]
+    assert all(one[name] == other[name] for name in ("gauc", "hr100", "auc", "log_loss"))
     assert got["max_abs_staged_minus_joint"] < 1e-5
     ways = {"aif, new users", "aif, cached states", "two_tower, new users", "two_tower, cached states"}
-    for key in ("cpu_ms_under_load", "requests_per_s_under_load"):
-        assert set(got[key]) == ways | {"aif, sequential, new users"} and min(got[key].values()) > 0
-    assert got["critical_path_ms_staged"] > 0 and got["critical_path_ms_sequential"] > 0
+    assert set(got["under_load"]) == ways | {"aif, sequential, new users"}
+    assert all(min(pair.values()) > 0 for pair in got["under_load"].values())
     assert (got["n_users"], got["n_items"], got["n_events"], got["dataset"]) == (100, 400, 12000, "synthetic")
-    assert math.isfinite(got["seconds"])
+    parts = {"data", "additions", "index", "start engines", "requests", "picture", "load"}
+    parts |= {f"{part} {model}" for part in ("train", "evaluate") for model in ("two_tower", "aif", "full_attention")}
+    assert set(got["seconds_by_part"]) == set(got["cpu_seconds_by_part"]) == parts
+    assert 0.9 * got["seconds"] < sum(got["seconds_by_part"].values()) <= got["seconds"]
     assert (tmp_path / "quickstart_timelines.png").stat().st_size > 10_000
+    assert "HR@100 of 400 items" in done.stdout and done.stdout.endswith("  aif-jax check --events EVENTS --items ITEMS\n")
+    assert "\r" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--retrieval-ms", "-1"], "--retrieval-ms: expected at least 0, got -1"),
         (["--dataset", "ml-7k"], "invalid choice: 'ml-7k'"),
         (["--sped", "up"], "unrecognized arguments"),
     ],

@@ -61,7 +61,7 @@ def test_a_file_gets_a_line_every_few_seconds_with_count_rate_and_time_left(cloc
             bar.update(1)
             bar.note(loss="0.5000")
     assert file.getvalue().splitlines() == [
-        "train: 10 of 100 steps (10%), 2 steps/s, 00:45 left; loss 0.5000",
+        "train: 10 of 100 steps (10%), 2 steps/s; loss 0.5000",
         "train: 20 of 100 steps (20%), 2 steps/s, 00:40 left; loss 0.5000",
         "train: 30 of 100 steps (30%), 2 steps/s, 00:35 left; loss 0.5000",
         "train: 40 of 100 steps (40%), 2 steps/s, 00:30 left; loss 0.5000",

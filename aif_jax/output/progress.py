@@ -65,7 +65,7 @@ class Bar:
     """A counter that shows itself: a bar on a terminal, `EVERY` seconds a line on any other file, nothing without `show`.
 
     On a terminal the innermost open bar alone is drawn, and is cleared when it closes; the outermost bar stays with its last
-    count. A line has count, share, rate and time left, and no control character. `close` adds a last line if there was one.
+    count. A line has count, share, rate and, from the second on, time left, and no control character. `close` adds a last line if there was one.
 
     Args:
       total: how many there are; None where nobody knows.
@@ -146,7 +146,7 @@ class Bar:
         now = _clock()
         rate = (self.done - self._counted) / (now - self._since)
         parts = [self._count(), f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2g} {self.unit}/s"]
-        if self.total is not None and rate > 0:
+        if self.total is not None and rate > 0 and self._lines:  # the first rate includes compile time
             parts.append(f"{tqdm.format_interval(max(0, self.total - self.done) / rate)} left")
         self._print(", ".join(parts) + (f"; {self._notes}" if self._notes else ""))
         self._since, self._counted, self._lines = now, self.done, self._lines + 1
