@@ -21,6 +21,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -29,11 +31,12 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import metrics
+from aif_jax.blocks import item_offset
 from aif_jax.data.candidates import Draw
 from aif_jax.data.dataset import Dataset
-from aif_jax.output.progress import hidden, track
+from aif_jax.output.progress import hidden, say, track
 from aif_jax.train import fit as training
-from aif_jax.train.evaluate import list_scores, rank_catalogue
+from aif_jax.train.evaluate import catalogue_scores, rank_of
 from experiments import common, cost
 from experiments.datasets import fetch, movielens
 from experiments.datasets.synthetic import synthetic_world
@@ -44,6 +47,7 @@ SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
 MIN_HISTORY = 5  # earlier events of the user of a held-out request
 K = 100
 PRESETS = {"two_tower": aif.presets.two_tower, "aif": aif.presets.aif, "full_attention": aif.presets.exact}
+ORDER = ("full_attention", "aif", "two_tower")  # the longest first
 WAYS = {"two_tower": "two_tower", "aif": "aif", "aif_sequential": "aif", "full_attention": "full_attention"}
 """The rows of the table, and the model of each."""
 SEQUENTIAL = ("aif_sequential", "full_attention")
@@ -83,12 +87,12 @@ def run(options, parts: common.Parts) -> None:
     with parts("data"):
         data = load(options)
     print(f"data: {data}")
-    runs, quality = {}, {}
-    for name in PRESETS:
-        runs[name], quality[name] = train(name, data, options, parts)
+    with parts("models"):
+        trained = train_all(data, options)
+    quality = {name: of_model for name, (_, of_model, _) in trained.items()}
     with parts("index"):
         world = DataWorld(data)
-        models = {name: Model.trained(world, run, data, seed=options.seed) for name, run in runs.items()}
+        models = {name: Model.trained(world, whole, data, seed=options.seed) for name, (whole, *_) in trained.items()}
     served = asyncio.run(serve(models, options, parts))
     figures = {way: quality[model].figures() | latency(served[way]) for way, model in WAYS.items()}
     difference = same_scores(served["aif"], served["aif_sequential"])
@@ -114,6 +118,7 @@ def run(options, parts: common.Parts) -> None:
             "n_items": len(data.items) - 1,
             "n_events": len(data.log),
             "seconds": parts.total.wall,
+            "seconds_by_model": {name: seconds for name, (*_, seconds) in trained.items()},
             "seconds_by_part": {name: spent.wall for name, spent in parts.spent.items()},
             "cpu_seconds_by_part": {name: spent.cpu for name, spent in parts.spent.items()},
         },
@@ -168,9 +173,17 @@ def load(options) -> Dataset:
     return movielens.read(fetched.path, content="text")
 
 
-def train(name: str, data: Dataset, options, parts: common.Parts) -> tuple[aif.Run, Quality]:
-    """A model as it is served, and its quality."""
-    with parts(f"train {name}"):
+def train_all(data: Dataset, options) -> dict[str, tuple[aif.Run, Quality, dict[str, float]]]:
+    """Each model as it is served, its quality and its seconds by part; two at a time, since compiling keeps one core busy."""
+    with ThreadPoolExecutor(2, thread_name_prefix="train") as pool:
+        jobs = {name: pool.submit(copy_context().run, train, name, data, options) for name in ORDER}
+        return {name: jobs[name].result() for name in PRESETS}
+
+
+def train(name: str, data: Dataset, options) -> tuple[aif.Run, Quality, dict[str, float]]:
+    """A model as it is served, its quality, and its seconds by part. Only AIF's training shows its progress."""
+    parts = common.Parts()
+    with parts("train"):
         trained = aif.fit(
             aif.build(PRESETS[name](data.schema, **(SMOKE if options.smoke else {}))),
             data,
@@ -180,28 +193,42 @@ def train(name: str, data: Dataset, options, parts: common.Parts) -> tuple[aif.R
             seed=options.seed,
             validation=0.0,
             keep_best=False,
-            progress=not options.quiet,
+            progress=name == "aif" and not options.quiet,
         )
     with parts("additions"):
         sampled = trained.with_factors(data)
         whole = sampled.for_catalogue(data)
-    with parts(f"evaluate {name}"):
-        return whole, evaluate(sampled, whole, data, options)
+    with parts("evaluate"):
+        quality = evaluate(sampled, whole, data, requests=options.requests)
+    if not options.quiet:
+        say(f"{name.replace('_', ' ')}: trained and evaluated, GAUC {quality.gauc.mean:.3f}; seconds: {parts}")
+    return whole, quality, {part: spent.wall for part, spent in parts.spent.items()}
 
 
-def evaluate(sampled: aif.Run, whole: aif.Run, data: Dataset, options) -> Quality:
-    """Quality on held-out requests: of a run on sampled candidates, and of its corrected form on the whole catalogue."""
-    positions, source = training.held_out(data, sampled.settings, "test", requests=options.requests, min_history=MIN_HISTORY)
-    lists, users = source(positions, Draw(0, 0, 0)), data.log.user[positions]
-    shown: dict[str, Any] = dict(progress=not options.quiet)
-    scores, where = list_scores(sampled.model, sampled.params, data, positions, lists, **shown), lists.rows > 0
-    ranks = rank_catalogue(whole.model, whole.params, data, positions, **shown).ranks
-    few = 1 + sampled.settings.task.calibrated  # as many candidates as in training
+def evaluate(sampled: aif.Run, whole: aif.Run, data: Dataset, *, requests: int) -> Quality:
+    """The quality that `sampled.evaluate` and `whole.evaluate` give, from one pass over the catalogue.
+
+    The popularity correction is added to the score of each item, so one set of scores serves both.
+    """
+    positions, source = training.held_out(data, sampled.settings, "test", requests=requests, min_history=MIN_HISTORY)
+    lists, log = source(positions, Draw(0, 0, 0)), data.log
+    block = item_offset.present(whole.config)
+    correction = np.asarray(whole.params["fitted"][block.name]["table"]) if block else np.zeros(len(data.catalogue))
+    scores, ranks = np.zeros(lists.rows.shape, np.float32), np.zeros(len(positions), np.int64)
+    ends = log.history_end(positions)
+    for at, every in catalogue_scores(sampled.model, sampled.params, data, positions, repeats=True, progress=False):
+        scores[at] = np.take_along_axis(every, lists.rows[at], 1)
+        corrected = every + correction
+        for row, place in enumerate(at):
+            met = log.item[log.offsets[log.user[positions[place]]] : ends[place]]
+            corrected[row, met[met != log.item[positions[place]]]] = -np.inf
+        ranks[at] = rank_of(corrected, log.item[positions[at]])
+    users, where, few = log.user[positions], lists.rows > 0, 1 + sampled.settings.task.calibrated
     return Quality(
         metrics.gauc_by_user(scores, lists.labels, users[:, None], where=where),
         metrics.mean_by_user(ranks < K, users),
         metrics.auc(scores, lists.labels, where=where),
-        metrics.log_loss(scores[:, :few], lists.labels[:, :few], where=where[:, :few]),
+        metrics.log_loss(scores[:, :few], lists.labels[:, :few], where=where[:, :few]),  # as many candidates as in training
     )
 
 
@@ -221,8 +248,10 @@ async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[
     measured: dict[str, list[Measured]] = {way: [] for way in services}
     async with contextlib.AsyncExitStack() as stack:
         with parts("start engines"):
+            started = [services[way].__aenter__() for way in services]
+            await asyncio.gather(*started)
             for service in services.values():
-                await stack.enter_async_context(service)
+                stack.push_async_exit(service)
                 await service.rank(cost.Asked(0, "first"))
         with parts("requests"):
             for number in track(range(options.served), label="requests in four ways", unit="requests"):

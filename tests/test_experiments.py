@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import aif_jax as aif
+from experiments import quickstart
 from experiments.datasets.synthetic import synthetic_world
 from tests.conftest import child_environment
-from tests.light import flags
+from tests.light import flags, lightly_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,13 +47,30 @@ def test_quickstart(tmp_path):
     assert set(got["under_load"]) == ways | {"aif, sequential, new users"}
     assert all(min(pair.values()) > 0 for pair in got["under_load"].values())
     assert (got["n_users"], got["n_items"], got["n_events"], got["dataset"]) == (100, 400, 12000, "synthetic")
-    parts = {"data", "additions", "index", "start engines", "requests", "picture", "load"}
-    parts |= {f"{part} {model}" for part in ("train", "evaluate") for model in ("two_tower", "aif", "full_attention")}
+    parts = {"data", "models", "index", "start engines", "requests", "picture", "load"}
     assert set(got["seconds_by_part"]) == set(got["cpu_seconds_by_part"]) == parts
+    assert list(got["seconds_by_model"]) == ["two_tower", "aif", "full_attention"]
+    assert all(set(each) == {"train", "additions", "evaluate"} for each in got["seconds_by_model"].values())
     assert 0.9 * got["seconds"] < sum(got["seconds_by_part"].values()) <= got["seconds"]
     assert (tmp_path / "quickstart_timelines.png").stat().st_size > 10_000
     assert "HR@100 of 400 items" in done.stdout and done.stdout.endswith("  aif-jax check --events EVENTS --items ITEMS\n")
     assert "\r" not in done.stdout + done.stderr
+
+
+@lightly_compiled()
+def test_quickstart_evaluates_as_a_run_does():
+    data = synthetic_world(0, users=30, items=150, topics=12, categories=8, events_per_user=40, content_dim=12).dataset
+    trained = aif.fit(
+        aif.build(aif.presets.two_tower(data.schema, width=4, towers=(), sequence=False, short_length=4)),
+        data, batch_size=64, epochs=2, learning_rate=0.03, validation=0.0, keep_best=False, progress=False,
+    )  # fmt: skip
+    sampled = trained.with_factors(data, width=4)
+    whole = sampled.for_catalogue(data)
+    got, given = quickstart.evaluate(sampled, whole, data, requests=80), dict(requests=80, min_history=5, progress=False)
+    expected, catalogue = sampled.evaluate(data, k=None, **given), whole.evaluate(data, **given)
+    for value, name in ((got.gauc.mean, "gauc"), (got.auc, "auc"), (got.log_loss, "log_loss")):
+        assert value == pytest.approx(getattr(expected, name), abs=1e-5), name
+    assert got.hit_rate.mean == pytest.approx(catalogue.hit_rate) and 0 < got.hit_rate.mean < 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ SHORTEST = 128
 FEW_STEPS = 3000
 """Runs of fewer steps compile two lengths at most, longer ones `MOST`."""
 MOST = 5
-COMPILE = 1 << 23
+COMPILE = 1 << 24
 """Places of histories in batches that cost as much training as one more length costs to compile, some 15 s of CPU."""
 SAMPLES = 100_000  # positions whose histories are counted: from so many on every second, third, ... one
 

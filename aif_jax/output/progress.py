@@ -65,7 +65,8 @@ class Bar:
     """A counter that shows itself: a bar on a terminal, `EVERY` seconds a line on any other file, nothing without `show`.
 
     On a terminal the innermost open bar alone is drawn, and is cleared when it closes; the outermost bar stays with its last
-    count. A line has count, share, rate and, from the second on, time left, and no control character. `close` adds a last line if there was one.
+    count. A line has count, share, rate and, from the second on, time left, and no control character. `close` adds a last line
+    if there was one.
 
     Args:
       total: how many there are; None where nobody knows.
