@@ -304,7 +304,7 @@ def fit(
     optimizer: optax.GradientTransformation | None = None,
     sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
     compute_dtype: Any = jnp.float32,
-    buckets: tuple[int, ...] = (),
+    buckets: tuple[int, ...] | Literal["auto"] = "auto",
     id_dropout: float = 0.0,
     seed: int = 0,
     min_history: int = 1,
@@ -341,8 +341,9 @@ def fit(
       optimizer: any Optax transformation in its place.
       sparse: which tables get sparse updates, see `make_step`.
       compute_dtype: of activations, see `make_step`.
-      buckets: shorter lengths of the history, such as 128, 256, 512 and 1024 for one of 2,048: samples of like length share a
-        batch, which costs less padding, see `Pipeline`.
+      buckets: shorter lengths of the history, such as (128, 256, 512, 1024) for one of 2,048: samples of like length share a
+        batch, which costs less padding, see `Pipeline`. Each length compiles once more. "auto" chooses from the histories and
+        the number of steps, see `data.lengths.choose`, and takes those of the run that it resumes; () pads to one length.
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.
@@ -391,12 +392,14 @@ def fit(
         loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
         optimizer="AdamW" if optimizer is None else "given",
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
-        compute_dtype=jnp.dtype(compute_dtype).name, buckets=tuple(buckets), id_dropout=id_dropout, seed=seed,
-        min_history=min_history,
+        compute_dtype=jnp.dtype(compute_dtype).name, id_dropout=id_dropout, seed=seed, min_history=min_history,
         requests=requests, k=k if task.ranks_catalogue else None, repeats=repeats, evaluate_every=evaluate_every,
         keep_best="gauc" if keep_best is True else keep_best or None,
     )  # fmt: skip
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
+    goes_on = local(out, "out") if out is not None and resume else None
+    lengths = training.buckets(buckets, data, settings, model.config, folder=goes_on)
+    settings = dataclasses.replace(settings, buckets=lengths)
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
         processes.by_first("fit", lambda: training.begin(local(folder, "out"), settings, resume=resume))
         saved = training.train(

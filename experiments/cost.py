@@ -47,13 +47,13 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax.features import SINCE, pack, unpack, user_specs
 from aif_jax.index.storage import Packed
-from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
+from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
 from aif_jax.stream import FULL_NOW, events_of
 from aif_jax.types import Streamed
 from aif_jax.user_table.program import UserProgram
 from experiments import common, drawn
-from experiments.latency_services import Delays, Model, World, sequential_answer
+from experiments.latency_services import Delays, Model, Served, World, sequential_answer
 
 ENGINES = ("aif", "streaming", "two_tower")
 LONG = ("aif", "exact", "cold")  # models that read the long history
@@ -188,10 +188,10 @@ class Engine:
     async def __aexit__(self, *error: object) -> None:
         await self._engine.close()
 
-    async def rank(self, asked: Asked) -> tuple[np.ndarray, np.ndarray, float, float]:
-        """Ids and logits [k], milliseconds of the critical path and of the whole request."""
+    async def rank(self, asked: Asked) -> Served:
+        """One request."""
         answer = await self._engine.rank(Request(user=asked.key, feature_version=0, context=asked), self._k)
-        return answer.ids, answer.logits, answer.stages["critical"] * 1e3, answer.stages["total"] * 1e3
+        return Served(answer.ids, answer.logits, answer.timeline)
 
     async def _features(self, request: Request) -> aif.UserFeatures:
         await Delays.wait(request.context.delays.features)
@@ -228,22 +228,30 @@ class Sequential:
     async def __aexit__(self, *error: object) -> None:
         self._threads.shutdown()
 
-    async def rank(self, asked: Asked) -> tuple[np.ndarray, np.ndarray, float, float]:
-        """As `Engine.rank`."""
-        arrival = time.perf_counter()
-        await Delays.wait(max(asked.delays))  # features and retrieval at once
+    async def rank(self, asked: Asked) -> Served:
+        """One request."""
+        timeline, delays = Timeline(), asked.delays
+        await Delays.wait(delays.features)  # features and retrieval at once
+        timeline.add("features", timeline.arrival, time.perf_counter())
+        await Delays.wait(delays.retrieval - delays.features)
         there = time.perf_counter()
-        ids, logits = await asyncio.get_running_loop().run_in_executor(self._threads, self._compute, asked.number)
+        compute = asyncio.get_running_loop().run_in_executor(self._threads, self._compute, asked.number)
+        ids, logits, began, uploaded = await compute
         end = time.perf_counter()
-        return ids, logits, (end - there) * 1e3, (end - arrival) * 1e3
+        spans = {"retrieval": (timeline.arrival, there), "queue": (there, began), "upload": (began, uploaded)}
+        spans |= {"score": (uploaded, end), "critical": (there, end), "total": (timeline.arrival, end)}
+        for stage, (start, stop) in spans.items():
+            timeline.add(stage, start, stop)
+        return Served(ids, logits, timeline)
 
-    def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray, float, float]:
+        began = time.perf_counter()
         ids = candidate_ids(self._made.world, number, self._count)
         features = self._programs.upload_features([packed_features(self._programs, self._made, number)])
         rows, _ = self._made.index.lookup(ids)  # row r of the index is row r of the catalogue
-        packed = self._answer(self._made.params, features, self._catalogue, jax.device_put(rows.astype(np.int32)))
-        logits, positions = np.asarray(packed)
-        return ids[positions], logits.view(np.float32)
+        placed, uploaded = jax.device_put(rows.astype(np.int32)), time.perf_counter()
+        logits, positions = np.asarray(self._answer(self._made.params, features, self._catalogue, placed))
+        return ids[positions], logits.view(np.float32), began, uploaded
 
 
 class Floor:
@@ -302,8 +310,8 @@ def candidate_ids(world: World, number: int, count: int) -> np.ndarray:
 async def check_same_answers(engine: Engine, sequential: Sequential, floor: Floor) -> None:
     """All three compute the same scores, so only cost is compared."""
     for number in range(3):
-        _, staged, *_ = await engine.rank(Asked(number, ("check", number)))
-        _, joint, *_ = await sequential.rank(Asked(number, None))
+        staged = (await engine.rank(Asked(number, ("check", number)))).logits
+        joint = (await sequential.rank(Asked(number, None))).logits
         _, alone = floor.rank(number, floor.user(number))
         np.testing.assert_allclose(staged, joint, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(staged, alone, rtol=1e-5, atol=1e-6)
@@ -322,8 +330,8 @@ async def closed_loop(service: Any, kind: str, concurrency: int, seconds: float)
         while turn == 0 or time.perf_counter() < end:
             keys = {"returning_0": ("returning", number), "session": (loop, number, turn // SESSION)}
             found = await service.rank(Asked(number + turn, keys.get(kind, (loop, number, turn))))
-            critical.append(found[2])
-            total.append(found[3])
+            critical.append(found.critical_ms)
+            total.append(found.total_ms)
             turn += 1
 
     cpu, start = time.process_time(), time.perf_counter()
@@ -337,7 +345,7 @@ async def overhead(engine: Engine, floor: Floor, *, requests: int = 16) -> dict[
     for wait, delays in (("after_wait", Delays()), ("back_to_back", Delays(0.0, 0.0))):
         times: dict[str, list[float]] = {"engine": [], "floor": []}
         for number in range(requests):
-            times["engine"].append((await engine.rank(Asked(number, ("returning", 0), delays)))[2])
+            times["engine"].append((await engine.rank(Asked(number, ("returning", 0), delays))).critical_ms)
         state = floor.user(0)
         for number in range(requests):
             await Delays.wait(delays.retrieval)

@@ -120,9 +120,10 @@ class Model:
         return cls(world, model, params, users, ItemIndex.build(model, params, world.features, ids=world.ids, progress=False))
 
     @classmethod
-    def trained(cls, world: World, run: aif.Run, data: Dataset) -> Model:
-        """A trained model, and the users of the latest events."""
-        positions = np.argsort(data.log.time, kind="stable")[-world.users :]
+    def trained(cls, world: World, run: aif.Run, data: Dataset, *, seed: int = 0) -> Model:
+        """A trained model, and the users of some of the latest tenth of the events."""
+        latest = np.argsort(data.log.time, kind="stable")[-max(world.users, len(data.log) // 10) :]
+        positions = np.random.default_rng(seed).choice(latest, world.users, replace=False)
         users = data.user_features(positions, length=run.config.history_length)
         listed = [jax.tree.map(lambda leaf, n=n: leaf[n], users) for n in range(world.users)]
         return cls(world, run.model, jax.device_put(run.params), listed, run.index(data.catalogue, progress=False))

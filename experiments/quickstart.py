@@ -1,14 +1,19 @@
-"""The main job: train AIF on real interactions, index the catalogue, answer requests in the staged way.
+"""The main job: AIF's story on real interactions, in one table and one picture.
 
-Claim     AIF ranks better than a two-tower model, and its critical path is shorter than with the same model run sequentially.
+Claim     AIF ranks better than a two-tower model, adds little time after retrieval, and costs a fraction of full attention.
 Command   python -m experiments.quickstart            (or --smoke, --data DIR, --json FILE; --help lists all)
+Time      @@TIME@@
 Data      MovieLens-100K, fetched; next item: which movie does the user rate next?
-Models    `presets.aif` and `presets.two_tower`, trained alike: the same samples, epochs and optimizer, untuned. Both get the
-          factors of co-engagement (`Run.with_factors`) and an offset of each item (`Run.for_catalogue`), which are fitted in
-          seconds after training; the offset is left out where candidates are drawn by popularity (log-loss, AUC, GAUC).
-Protocol  split by time: training on the first 80 % of all events; the next 10 % choose the best epoch; figures are of requests
-          from the last 10 %, evaluated once. Under load: closed loops of 64 callers, as in `experiments.cost`, over the trained
-          models; candidates are drawn from all items.
+Models    `presets.two_tower`, `presets.aif` and `presets.exact` (attention over the whole history), trained alike: the same
+          samples, epochs and optimizer, untuned, one seed. All get the SVD term (`Run.with_factors`) and the popularity
+          correction (`Run.for_catalogue`), which are fitted in seconds after training; GAUC is without the correction, because
+          its candidates are drawn by popularity.
+Protocol  split by time: training on the first 90 % of all events, evaluated once on requests from the last 10 %: GAUC of 100
+          candidates, HR@100 of the whole catalogue, each with its 95 % interval over users. Epochs are fixed in advance.
+Latency   requests one at a time, the ways in turn, candidates drawn from all items. Feature fetch is a delay of 2 ms, retrieval
+          one of 15 ms. AIF and the two-tower model run in `AsyncPreRanker`, whose user function runs during retrieval; the
+          sequential ways start when the candidates are there. All begin with encoded features on the host and raw ids, and
+          every request is of a new user (`experiments.cost` has returning users and many callers).
 """
 
 from __future__ import annotations
@@ -16,108 +21,111 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 import aif_jax as aif
+from aif_jax import metrics
+from aif_jax.blocks import item_offset
+from aif_jax.data.candidates import Draw
 from aif_jax.data.dataset import Dataset
+from aif_jax.output.progress import hidden, say, track
+from aif_jax.train import fit as training
+from aif_jax.train.evaluate import catalogue_scores, rank_of
 from experiments import common, cost
 from experiments.datasets import fetch, movielens
 from experiments.datasets.synthetic import synthetic_world
-from experiments.latency_services import DataWorld, Model
-from experiments.staged import Answer, Server, draw_answers
+from experiments.latency_services import DataWorld, Delays, Model, Served
+from experiments.timelines import draw
 
 SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
 MIN_HISTORY = 5  # earlier events of the user of a held-out request
-QUALITY = {"log_loss": "log-loss", "auc": "AUC", "gauc": "GAUC", "hr100": "HR@100"}
+K = 100
+PRESETS = {"two_tower": aif.presets.two_tower, "aif": aif.presets.aif, "full_attention": aif.presets.exact}
+ORDER = ("full_attention", "aif", "two_tower")  # the longest first
+WAYS = {"two_tower": "two_tower", "aif": "aif", "aif_sequential": "aif", "full_attention": "full_attention"}
+"""The rows of the table, and the model of each."""
+SEQUENTIAL = ("aif_sequential", "full_attention")
+FEW_ITEMS = 10_000
+NEXT = """Next, with your own files, as docs/tutorial_own_data.md explains:
+  aif-jax check --events EVENTS --items ITEMS"""
 
 
 class Quality(NamedTuple):
-    """What a model is judged by."""
+    """How well a model ranks held-out requests."""
 
-    log_loss: float
+    gauc: metrics.ByUser
+    hit_rate: metrics.ByUser
     auc: float
-    gauc: float
-    hr100: float
+    log_loss: float
+
+    def figures(self) -> dict[str, float]:
+        """The figures by name, with the bounds of their intervals."""
+        gauc, rate = metrics.user_interval(self.gauc), metrics.user_interval(self.hit_rate)
+        return {
+            "gauc": gauc.value, "gauc_low": gauc.low, "gauc_high": gauc.high,
+            "hr100": rate.value, "hr100_low": rate.low, "hr100_high": rate.high,
+            "auc": self.auc, "log_loss": self.log_loss,
+        }  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the job and prints its figures."""
     options = parse(arguments)
-    began = time.perf_counter()
-    data = load(options)
+    parts = common.Parts()
+    with hidden(options.quiet):
+        run(options, parts)
+
+
+def run(options, parts: common.Parts) -> None:
+    """The job."""
+    with parts("data"):
+        data = load(options)
     print(f"data: {data}")
-
-    runs: dict[str, aif.Run] = {}
-    figures: dict[str, Quality] = {}
-    for preset in (aif.presets.two_tower, aif.presets.aif):
-        name = preset.__name__
-        trained = aif.fit(
-            aif.build(preset(data.schema, **(SMOKE if options.smoke else {}))),
-            data,
-            out=options.out if name == "aif" else None,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            requests=options.requests,
-            seed=options.seed,
-        )
-        factored = trained.with_factors(data)
-        runs[name] = factored.for_catalogue(data)
-        figures[f"{name}, as trained"] = evaluate(trained, trained.for_catalogue(data), data, options)
-        figures[name] = evaluate(factored, runs[name], data, options)
-    print("\n" + common.table([[name, *found] for name, found in figures.items()], ["model", *QUALITY.values()]) + "\n")
-    if options.out is not None:
-        print(f"the run of the AIF model is in {options.out}")
-
-    times, cpu, difference, typical, overlap = serve(runs["aif"], runs["two_tower"], data, options)
-    staged, sequential = float(np.median(times["staged"])), float(np.median(times["sequential"]))
-    print(f"{len(times['staged'])} requests each way, interleaved, {options.candidates} candidates at most:")
-    print(f"  critical path, median: staged {staged:.2f} ms, sequential {sequential:.2f} ms, ratio {sequential / staged:.2f}")
-    print(f"  critical path, p99:    staged {np.percentile(times['staged'], 99):.2f} ms, "
-          f"sequential {np.percentile(times['sequential'], 99):.2f} ms")  # fmt: skip
-    print("  CPU a request, mean:   " + ", ".join(f"{way} {np.mean(spent):.2f} ms" for way, spent in cpu.items()))
-    print(f"  largest difference between staged and joint scores: {difference:.2e}")
-    print(f"  top items the same both ways: {overlap:.1%}")
-    draw_answers(typical, options.figure)
-    print(f"timelines drawn in {options.figure}")
-    loaded = asyncio.run(under_load(runs, data, options))
-    rows = [[name, *values] for name, values in loaded.items()]
-    print("\n" + common.table(rows, ["under load", "CPU ms a request", "requests/s"]) + "\n")
-
-    seconds = time.perf_counter() - began
-    print(f"done in {seconds:.0f} s")
+    with parts("models"):
+        trained = train_all(data, options)
+    quality = {name: of_model for name, (_, of_model, _) in trained.items()}
+    with parts("index"):
+        world = DataWorld(data)
+        models = {name: Model.trained(world, whole, data, seed=options.seed) for name, (whole, *_) in trained.items()}
+    served = asyncio.run(serve(models, options, parts))
+    figures = {way: quality[model].figures() | latency(served[way]) for way, model in WAYS.items()}
+    difference = same_scores(served["aif"], served["aif_sequential"])
+    report(figures, quality, difference, data, options)
+    with parts("picture"):
+        picture(served, figures, options)
+    more = {}
+    if options.load:
+        with parts("load"):
+            more = asyncio.run(under_load(models, options))
+        header = ["many callers", "CPU ms a request", "requests/s"]
+        print("\n" + common.table([[name, *pair] for name, pair in more.items()], header))
+    print("\n" + str(parts))
     common.write_json(
         options.json,
-        figures["aif"]._asdict()
-        | {f"two_tower_{key}": value for key, value in figures["two_tower"]._asdict().items()}
-        | {f"{key}_as_trained": value for key, value in figures["aif, as trained"]._asdict().items()}
-        | {f"two_tower_{key}_as_trained": value for key, value in figures["two_tower, as trained"]._asdict().items()}
-        | {
+        {
+            "models": figures,
             "max_abs_staged_minus_joint": difference,
-            "critical_path_ms_staged": staged,
-            "critical_path_ms_sequential": sequential,
-            "cpu_ms_staged": float(np.mean(cpu["staged"])),
-            "cpu_ms_sequential": float(np.mean(cpu["sequential"])),
-            "cpu_ms_under_load": {name: spent for name, (spent, _) in loaded.items()},
-            "requests_per_s_under_load": {name: rate for name, (_, rate) in loaded.items()},
+            "under_load": {name: dict(zip(("cpu_ms", "requests_per_s"), pair, strict=True)) for name, pair in more.items()},
+            "retrieval_ms": options.retrieval_ms,
             "dataset": data.name,
             "n_users": len(data.users) - 1,
             "n_items": len(data.items) - 1,
             "n_events": len(data.log),
-            "seconds": seconds,
+            "seconds": parts.total.wall,
+            "seconds_by_model": {name: seconds for name, (*_, seconds) in trained.items()},
+            "seconds_by_part": {name: spent.wall for name, spent in parts.spent.items()},
+            "cpu_seconds_by_part": {name: spent.cpu for name, spent in parts.spent.items()},
         },
     )
-
-
-def evaluate(sampled: aif.Run, whole: aif.Run, data: Dataset, options) -> Quality:
-    """Figures of held-out requests: of a run on sampled candidates, and of the same with its offset on the whole catalogue."""
-    given: dict[str, Any] = dict(requests=options.requests, min_history=MIN_HISTORY)
-    found = sampled.evaluate(data, k=None, **given)
-    return Quality(found.log_loss, found.auc, found.gauc, whole.evaluate(data, **given).hit_rate)
+    if options.out is not None:
+        print(f"the run of the AIF model is in {options.out}")
+    print(NEXT)
 
 
 def parse(arguments: list[str] | None):
@@ -127,23 +135,28 @@ def parse(arguments: list[str] | None):
     source.add_argument("--data", metavar="DIR", type=Path, help="a folder with MovieLens files of any release")
     source.add_argument("--dataset", default="ml-100k", choices=sorted(fetch.RELEASES), help="the release to fetch")
     parser.add_argument("--cache", metavar="DIR", type=Path, help="where fetched data is kept (default: the user's cache)")
-    parser.add_argument("--epochs", type=int, help="passes over the training samples (default 3; smoke 1)")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the training samples (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=256, help="samples a step (default %(default)s)")
-    parser.add_argument("--requests", type=int, help="held-out requests (default 2000; smoke 200)")
-    parser.add_argument("--served", type=int, help="requests answered in each way (default 300; smoke 30)")
+    parser.add_argument("--requests", type=int, help="held-out requests that are evaluated (default 1000; smoke 200)")
+    parser.add_argument("--served", type=int, help="requests answered in each way (default 100; smoke 10)")
     parser.add_argument("--candidates", type=int, default=1000, help="that retrieval finds (default %(default)s)")
+    parser.add_argument("--retrieval-ms", type=float, default=15.0, help="how long retrieval takes (default %(default)s)")
+    parser.add_argument("--load", action="store_true", help="measure requests a second of 64 callers too, half a minute")
     parser.add_argument("--out", metavar="DIR", type=Path, help="keep the run of the AIF model there: checkpoints and logs")
     parser.add_argument("--seed", type=int, default=0, help="of parameters, order and negatives (default %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument(
         "--figure", metavar="PNG", type=Path, default=Path("quickstart_timelines.png"), help="default %(default)s"
     )
     options = parser.parse_args(arguments)
-    for name, usual, smoke in (("epochs", 3, 1), ("requests", 2000, 200), ("served", 300, 30)):
+    for name, usual, smoke in (("requests", 1000, 200), ("served", 100, 10)):
         if getattr(options, name) is None:
             setattr(options, name, smoke if options.smoke else usual)
     for name in ("epochs", "batch_size", "requests", "served", "candidates"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
+    if options.retrieval_ms < 0:
+        parser.error(f"--retrieval-ms: expected at least 0, got {options.retrieval_ms:g}")
     return options
 
 
@@ -160,60 +173,171 @@ def load(options) -> Dataset:
     return movielens.read(fetched.path, content="text")
 
 
-def serve(run: aif.Run, retrieval: aif.Run, data: Dataset, options):
-    """Answers requests both ways in turn.
+def train_all(data: Dataset, options) -> dict[str, tuple[aif.Run, Quality, dict[str, float]]]:
+    """Each model as it is served, its quality and its seconds by part; two at a time, since compiling keeps one core busy."""
+    with ThreadPoolExecutor(2, thread_name_prefix="train") as pool:
+        jobs = {name: pool.submit(copy_context().run, train, name, data, options) for name in ORDER}
+        return {name: jobs[name].result() for name in PRESETS}
 
-    Returns:
-      Critical-path and CPU milliseconds of each way, the largest |staged - joint|, the answers of a typical request, and the
-      share of top items that both ways agree on.
+
+def train(name: str, data: Dataset, options) -> tuple[aif.Run, Quality, dict[str, float]]:
+    """A model as it is served, its quality, and its seconds by part. Only AIF's training shows its progress."""
+    parts = common.Parts()
+    with parts("train"):
+        trained = aif.fit(
+            aif.build(PRESETS[name](data.schema, **(SMOKE if options.smoke else {}))),
+            data,
+            out=options.out if name == "aif" else None,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            validation=0.0,
+            keep_best=False,
+            progress=name == "aif" and not options.quiet,
+        )
+    with parts("additions"):
+        sampled = trained.with_factors(data)
+        whole = sampled.for_catalogue(data)
+    with parts("evaluate"):
+        quality = evaluate(sampled, whole, data, requests=options.requests)
+    if not options.quiet:
+        say(f"{name.replace('_', ' ')}: trained and evaluated, GAUC {quality.gauc.mean:.3f}; seconds: {parts}")
+    return whole, quality, {part: spent.wall for part, spent in parts.spent.items()}
+
+
+def evaluate(sampled: aif.Run, whole: aif.Run, data: Dataset, *, requests: int) -> Quality:
+    """The quality that `sampled.evaluate` and `whole.evaluate` give, from one pass over the catalogue.
+
+    The popularity correction is added to the score of each item, so one set of scores serves both.
     """
-    server = Server(run, retrieval, data, candidates=options.candidates, k=100)
-    ways = {"staged": server.staged, "sequential": server.sequential}
-    latest = np.argsort(data.log.time, kind="stable")[-max(1, len(data.log) // 10) :]
-    positions = np.random.default_rng(options.seed).choice(latest, options.served)
-    for way in ways.values():  # compiles
-        way(int(positions[0]))
-    answers: dict[str, list[Answer]] = {name: [] for name in ways}
-    cpu: dict[str, list[float]] = {name: [] for name in ways}  # of all threads
-    bar = tqdm(total=options.served, desc="requests, staged and sequential", unit="request")
-
-    def answered(name: str):
-        def answer(i: int) -> float:
-            spent = time.process_time()
-            answers[name].append(ways[name](int(positions[i])))
-            cpu[name].append(1e3 * (time.process_time() - spent))
-            bar.update(0.5)
-            return answers[name][-1].critical_ms
-
-        return answer
-
-    times = common.interleaved({name: answered(name) for name in ways}, options.served)
-    bar.close()
-    checked = [(int(at), answer) for at, answer in zip(positions, answers["staged"], strict=True)][:50]
-    difference = max(float(np.abs(server.joint(at, answer.items) - answer.scores).max()) for at, answer in checked)
-    pairs = zip(answers["staged"], answers["sequential"], strict=True)
-    overlap = float(np.mean([len(np.intersect1d(a.items, b.items)) / len(a.items) for a, b in pairs]))
-    typical = {name: answers[name][int(np.argsort(times[name])[options.served // 2])] for name in ways}
-    server.close()
-    return times, cpu, difference, typical, overlap
+    positions, source = training.held_out(data, sampled.settings, "test", requests=requests, min_history=MIN_HISTORY)
+    lists, log = source(positions, Draw(0, 0, 0)), data.log
+    block = item_offset.present(whole.config)
+    correction = np.asarray(whole.params["fitted"][block.name]["table"]) if block else np.zeros(len(data.catalogue))
+    scores, ranks = np.zeros(lists.rows.shape, np.float32), np.zeros(len(positions), np.int64)
+    ends = log.history_end(positions)
+    for at, every in catalogue_scores(sampled.model, sampled.params, data, positions, repeats=True, progress=False):
+        scores[at] = np.take_along_axis(every, lists.rows[at], 1)
+        corrected = every + correction
+        for row, place in enumerate(at):
+            met = log.item[log.offsets[log.user[positions[place]]] : ends[place]]
+            corrected[row, met[met != log.item[positions[place]]]] = -np.inf
+        ranks[at] = rank_of(corrected, log.item[positions[at]])
+    users, where, few = log.user[positions], lists.rows > 0, 1 + sampled.settings.task.calibrated
+    return Quality(
+        metrics.gauc_by_user(scores, lists.labels, users[:, None], where=where),
+        metrics.mean_by_user(ranks < K, users),
+        metrics.auc(scores, lists.labels, where=where),
+        metrics.log_loss(scores[:, :few], lists.labels[:, :few], where=where[:, :few]),  # as many candidates as in training
+    )
 
 
-async def under_load(runs: dict[str, aif.Run], data: Dataset, options) -> dict[str, tuple[float, float]]:
+class Measured(NamedTuple):
+    """One answered request."""
+
+    answer: Served
+    cpu_ms: float  # of all threads of the process
+
+
+async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[str, list[Measured]]:
+    """Answers the same requests in every way, in turn."""
+    delays = Delays(min(0.002, options.retrieval_ms / 1e3), options.retrieval_ms / 1e3)
+    sizes, k = sizes_of(models, options)
+    kinds = {way: cost.Sequential if way in SEQUENTIAL else cost.Engine for way in WAYS}
+    services: dict[str, Any] = {way: kinds[way](models[model], sizes, k) for way, model in WAYS.items()}
+    measured: dict[str, list[Measured]] = {way: [] for way in services}
+    async with contextlib.AsyncExitStack() as stack:
+        with parts("start engines"):
+            started = [services[way].__aenter__() for way in services]
+            await asyncio.gather(*started)
+            for service in services.values():
+                stack.push_async_exit(service)
+                await service.rank(cost.Asked(0, "first"))
+        with parts("requests"):
+            for number in track(range(options.served), label="requests in four ways", unit="requests"):
+                for way in list(services) if number % 2 == 0 else reversed(services):
+                    cpu = time.process_time()
+                    answer = await services[way].rank(cost.Asked(number, number, delays))  # a new user
+                    measured[way].append(Measured(answer, 1e3 * (time.process_time() - cpu)))
+    return measured
+
+
+def sizes_of(models: dict[str, Model], options, *, batch_size: int = 1) -> tuple[SimpleNamespace, int]:
+    """Sizes of a service, and k."""
+    count = min(options.candidates, models["aif"].world.items)
+    return SimpleNamespace(candidates=count, batch_size=batch_size, threads=2), min(K, count)
+
+
+def latency(measured: list[Measured]) -> dict[str, float]:
+    """Milliseconds of some requests, p50 and p99: end to end and after retrieval; and the median of their CPU time."""
+    total, critical = ([getattr(each.answer, name) for each in measured] for name in ("total_ms", "critical_ms"))
+    named = {"total_ms": total, "after_retrieval_ms": critical}
+    figures = {f"{name}_p{p}": float(np.percentile(values, p)) for name, values in named.items() for p in (50, 99)}
+    return figures | {"cpu_ms": float(np.median([each.cpu_ms for each in measured]))}
+
+
+def same_scores(one: list[Measured], other: list[Measured]) -> float:
+    """The largest difference between the scores of items that two ways answered the same requests with."""
+    largest = 0.0
+    for a, b in zip(one, other, strict=True):
+        _, left, right = np.intersect1d(a.answer.ids, b.answer.ids, return_indices=True)
+        largest = max(largest, float(np.abs(a.answer.logits[left] - b.answer.logits[right]).max()))
+    return largest
+
+
+def report(figures: dict[str, Any], quality: dict[str, Quality], difference: float, data: Dataset, options) -> None:
+    """Prints the table, and what it says."""
+    rows = []
+    for way, found in figures.items():
+        bounds = f"{found['gauc']:.3f} ({found['gauc_low']:.3f} to {found['gauc_high']:.3f})"
+        rate = f"{found['hr100']:.3f} ± {(found['hr100_high'] - found['hr100_low']) / 2:.3f}"
+        pairs = [f"{found[f'{name}_p50']:.1f} / {found[f'{name}_p99']:.1f}" for name in ("total_ms", "after_retrieval_ms")]
+        rows.append([way.replace("_", " "), bounds, rate, *pairs, f"{found['cpu_ms']:.1f}"])
+    header = ["", "GAUC (95 % of users)", "HR@100", "answer, ms p50 / p99", "after retrieval, ms", "CPU, ms a request"]
+    print("\n" + common.table(rows, header))
+    print(
+        f"\n{options.served} requests each way, one at a time, {min(options.candidates, len(data.items) - 1):,} candidates; "
+        f"retrieval takes {options.retrieval_ms:g} ms. Run sequentially, AIF's scores differ by at most {difference:.1e}."
+    )
+    for name in ("two_tower", "full_attention"):
+        gauc = metrics.paired_interval(quality["aif"].gauc, quality[name].gauc)
+        rate = metrics.paired_interval(quality["aif"].hit_rate, quality[name].hit_rate)
+        print(
+            f"AIF minus {name.replace('_', ' ')}, same requests: GAUC {gauc.value:+.3f} ({gauc.low:+.3f} to {gauc.high:+.3f}), "
+            f"HR@100 {rate.value:+.3f} ({rate.low:+.3f} to {rate.high:+.3f})"
+        )
+    if len(data.items) < FEW_ITEMS:
+        print(
+            f"HR@100 of {len(data.items) - 1:,} items tells models apart hardly: docs/study.md has it for larger catalogues, "
+            f"with tuned models and three seeds."
+        )
+
+
+def picture(served: dict[str, list[Measured]], figures: dict[str, dict[str, float]], options) -> None:
+    """Draws the timeline of a typical request of each way."""
+    drawn = {}
+    for way, measured in served.items():
+        order = sorted(measured, key=lambda each: each.answer.total_ms)
+        found, typical = figures[way], order[len(order) // 2].answer
+        times = f"answer after {found['total_ms_p50']:.1f} ms, {found['after_retrieval_ms_p50']:.1f} ms of it after retrieval"
+        drawn[f"{way.replace('_', ' ')}: {times} (medians)"] = typical.timeline
+    options.figure.parent.mkdir(parents=True, exist_ok=True)
+    draw(drawn, options.figure)
+    print(f"timeline of a request in each way: {options.figure}")
+
+
+async def under_load(models: dict[str, Model], options) -> dict[str, tuple[float, float]]:
     """CPU milliseconds a request and requests a second of callers who wait for nothing but the answer, median over rounds."""
-    world = DataWorld(data)
-    count = min(options.candidates, world.items)
-    sizes = SimpleNamespace(candidates=count, batch_size=2 if options.smoke else 8, threads=2)
+    sizes, k = sizes_of(models, options, batch_size=2 if options.smoke else 8)
     callers, rounds, seconds = (4, 1, 0.05) if options.smoke else (64, 7, 0.5)
-    made = {name: Model.trained(world, run, data) for name, run in runs.items()}
-    k = min(100, count)
-    services: dict[str, Any] = {name: cost.Engine(model, sizes, k) for name, model in made.items()}
-    services["aif, sequential"] = cost.Sequential(made["aif"], sizes, k)
+    services: dict[str, Any] = {name: cost.Engine(models[name], sizes, k) for name in ("two_tower", "aif")}
+    services["aif, sequential"] = cost.Sequential(models["aif"], sizes, k)
     kinds = {"new users": "new", "cached states": "returning_0"}
     found: dict[str, list[cost.Load]] = {}
     async with contextlib.AsyncExitStack() as stack:
         for service in services.values():
             await stack.enter_async_context(service)
-        for turn in tqdm(range(rounds + 1), desc="closed loops"):
+        for turn in track(range(rounds + 1), label="closed loops", unit="rounds"):
             for name, service in services.items():
                 for label, kind in kinds.items() if isinstance(service, cost.Engine) else [("new users", "new")]:
                     measured = await cost.closed_loop(service, kind, callers, seconds)

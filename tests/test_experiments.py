@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import aif_jax as aif
+from experiments import quickstart
 from experiments.datasets.synthetic import synthetic_world
 from tests.conftest import child_environment
-from tests.light import flags
+from tests.light import flags, lightly_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,24 +30,54 @@ def figures(module: str, tmp_path: Path, *arguments: str) -> dict:
 
 
 def test_quickstart(tmp_path):
-    got = figures("experiments.quickstart", tmp_path, "--out", "run")
+    done = run("experiments.quickstart", "--smoke", "--json", "figures.json", "--out", "run", "--load", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    got = json.loads((tmp_path / "figures.json").read_text())
     assert aif.Run.load(tmp_path / "run").config.blocks == aif.presets.aif(synthetic_world().dataset.schema).blocks
-    for name in ("auc", "gauc", "hr100", "two_tower_auc", "two_tower_gauc", "two_tower_hr100"):
-        assert 0 < got[name] <= 1, name
+    assert list(got["models"]) == ["two_tower", "aif", "aif_sequential", "full_attention"]
+    for way, found in got["models"].items():
+        assert 0 < found["gauc_low"] < found["gauc"] < found["gauc_high"] < 1, way
+        assert 0 <= found["hr100_low"] <= found["hr100"] <= found["hr100_high"] <= 1 and 0 < found["auc"] < 1, way
+        assert 0 < found["after_retrieval_ms_p50"] <= found["after_retrieval_ms_p99"] < found["total_ms_p99"], way
+        assert found["total_ms_p50"] > got["retrieval_ms"] == 15 and found["cpu_ms"] > 0, way
+    one, other = got["models"]["aif"], got["models"]["aif_sequential"]
+    assert all(one[name] == other[name] for name in ("gauc", "hr100", "auc", "log_loss"))
     assert got["max_abs_staged_minus_joint"] < 1e-5
     ways = {"aif, new users", "aif, cached states", "two_tower, new users", "two_tower, cached states"}
-    for key in ("cpu_ms_under_load", "requests_per_s_under_load"):
-        assert set(got[key]) == ways | {"aif, sequential, new users"} and min(got[key].values()) > 0
-    assert got["critical_path_ms_staged"] > 0 and got["critical_path_ms_sequential"] > 0
+    assert set(got["under_load"]) == ways | {"aif, sequential, new users"}
+    assert all(min(pair.values()) > 0 for pair in got["under_load"].values())
     assert (got["n_users"], got["n_items"], got["n_events"], got["dataset"]) == (100, 400, 12000, "synthetic")
-    assert math.isfinite(got["seconds"])
+    parts = {"data", "models", "index", "start engines", "requests", "picture", "load"}
+    assert set(got["seconds_by_part"]) == set(got["cpu_seconds_by_part"]) == parts
+    assert list(got["seconds_by_model"]) == ["two_tower", "aif", "full_attention"]
+    assert all(set(each) == {"train", "additions", "evaluate"} for each in got["seconds_by_model"].values())
+    assert 0.9 * got["seconds"] < sum(got["seconds_by_part"].values()) <= got["seconds"]
     assert (tmp_path / "quickstart_timelines.png").stat().st_size > 10_000
+    assert "HR@100 of 400 items" in done.stdout and done.stdout.endswith("  aif-jax check --events EVENTS --items ITEMS\n")
+    assert "\r" not in done.stdout + done.stderr
+
+
+@lightly_compiled()
+def test_quickstart_evaluates_as_a_run_does():
+    data = synthetic_world(0, users=30, items=150, topics=12, categories=8, events_per_user=40, content_dim=12).dataset
+    trained = aif.fit(
+        aif.build(aif.presets.two_tower(data.schema, width=4, towers=(), sequence=False, short_length=4)),
+        data, batch_size=64, epochs=2, learning_rate=0.03, validation=0.0, keep_best=False, progress=False,
+    )  # fmt: skip
+    sampled = trained.with_factors(data, width=4)
+    whole = sampled.for_catalogue(data)
+    got, given = quickstart.evaluate(sampled, whole, data, requests=80), dict(requests=80, min_history=5, progress=False)
+    expected, catalogue = sampled.evaluate(data, k=None, **given), whole.evaluate(data, **given)
+    for value, name in ((got.gauc.mean, "gauc"), (got.auc, "auc"), (got.log_loss, "log_loss")):
+        assert value == pytest.approx(getattr(expected, name), abs=1e-5), name
+    assert got.hit_rate.mean == pytest.approx(catalogue.hit_rate) and 0 < got.hit_rate.mean < 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--retrieval-ms", "-1"], "--retrieval-ms: expected at least 0, got -1"),
         (["--dataset", "ml-7k"], "invalid choice: 'ml-7k'"),
         (["--sped", "up"], "unrecognized arguments"),
     ],

@@ -14,6 +14,7 @@ from aif_jax.cli.commands import add_commands
 from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
 from aif_jax.cli.service import add_service_commands
 from aif_jax.cli.snapshots import add_snapshot_commands
+from aif_jax.output.progress import hidden
 from aif_jax.sharding.processes import end
 
 __all__ = ["main"]
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """The exit code of a command; prints what went wrong."""
     try:
-        return options.run(options)
+        with hidden(getattr(options, "quiet", False)):
+            return options.run(options)
     except (UsageError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE

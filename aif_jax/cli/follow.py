@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from aif_jax import index
 from aif_jax.checkpoint import Checkpoint
 from aif_jax.cli import options as shared
@@ -28,6 +26,7 @@ from aif_jax.connectors import (
 from aif_jax.connectors.connect import FORMS, open_client, open_stream
 from aif_jax.index import STORAGES, IndexWriter, ItemIndex
 from aif_jax.model import build
+from aif_jax.output.progress import Bar
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
@@ -144,13 +143,13 @@ def _follow(stream: Any, target: Target, options: argparse.Namespace, *, writer:
         with writer or contextlib.nullcontext(), shared.told_to_end() as told:
             follower = Follower(stream, target, store=store)
             serving = contextlib.nullcontext() if options.metrics is None else exposed(follower.metrics, *options.metrics)
-            with serving, tqdm(unit="message", desc="follow", disable=options.quiet) as bar:
+            with serving, Bar(label="follow", unit="messages", show=not options.quiet) as bar:
                 while not told():
                     count = follower.step(1.0)
                     bar.update(count)
                     if not options.quiet and time.monotonic() - shown > SHOWN:
                         gauges, shown = follower.metrics()["gauges"], time.monotonic()
-                        bar.set_postfix(lag=gauges["stream_lag"], age=f"{gauges['stream_age_seconds']:.1f} s")
+                        bar.note(lag=gauges["stream_lag"], age=f"{gauges['stream_age_seconds']:.1f} s")
                     if options.until_idle and not count:
                         break
         follower.flush()

@@ -75,23 +75,40 @@ def add_flags(
 ) -> None:
     """Adds a flag for each default, which tells its type too; help texts are the lines "NAME: text" of a docstring.
 
-    A tuple takes words, or integers for the names in `numbers`. Names in `moments` take a number or a date,
-    those in `switches` are on or off where the default is neither.
+    A tuple takes words. Names in `numbers` take integers, or the word that their default is. Names in `moments` take a number
+    or a date, those in `switches` are on or off where the default is neither.
     """
     for name, default in defaults.items():
         flag = "--" + name.replace("_", "-")
         text = f"{meaning(documented, name)} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
         if isinstance(default, bool) or name in switches:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif name in numbers:
+            parser.add_argument(flag, action=NumbersOrWord, nargs="*", metavar="NUMBER", word=default, help=text)
         elif isinstance(default, tuple):
-            each: dict[str, Any] = dict(type=int, metavar="NUMBER") if name in numbers else dict(metavar="NAME")
-            parser.add_argument(flag, nargs="*", help=text, **each)
+            parser.add_argument(flag, nargs="*", metavar="NAME", help=text)
         elif name in moments:
             parser.add_argument(flag, type=number_or_text, metavar="NUMBER|DATE", help=text)
         elif isinstance(default, int | float):
             parser.add_argument(flag, type=type(default), metavar="NUMBER", help=text)
         else:
             parser.add_argument(flag, metavar="NAME", help=text)
+
+
+class NumbersOrWord(argparse.Action):
+    """Integers of an option as a tuple, or one word such as "auto"."""
+
+    def __init__(self, *args: Any, word: str, **options: Any):
+        super().__init__(*args, **options)
+        self.word = word
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Keeps the value; ends with exit code 2 for other words."""
+        try:
+            value = self.word if values == [self.word] else tuple(map(int, values))
+        except ValueError:
+            parser.error(f"argument {self.option_strings[0]}: expected integers or {self.word!r}, got {' '.join(values)!r}")
+        setattr(namespace, self.dest, value)
 
 
 def number_or_text(text: str) -> int | float | str:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
@@ -23,6 +22,7 @@ from aif_jax.index.parts import Part
 from aif_jax.index.shards import expect_shard, shard_of_keys
 from aif_jax.index.storage import Packed
 from aif_jax.index.store import ItemProgram, Store
+from aif_jax.output.progress import Bar, hidden
 from aif_jax.readers import read_items
 from aif_jax.store.version import check_encoding
 from aif_jax.types import ItemFeatures
@@ -102,7 +102,7 @@ def fill(
     wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
     store = Store(program, version=version, capacity=wanted)
     seen, computed = [], deque()
-    with tqdm(total=known, unit="item", unit_scale=True, desc="item index", disable=not progress) as bar:
+    with Bar(known, label="item index", unit="items", show=progress) as bar, hidden():  # of the files that are read
         for keys, stored in batches:
             count = len(keys.key)
             if count > store.room:

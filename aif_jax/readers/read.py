@@ -17,6 +17,7 @@ from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.raw import scale_of, stacked
 from aif_jax.encoding.times import Ticks, break_ties
+from aif_jax.output.progress import hidden
 from aif_jax.readers.content import Content, lookup
 from aif_jax.readers.problems import SKIPPED, Problems
 from aif_jax.readers.profile import Repeats, profile_of
@@ -40,6 +41,7 @@ def read(
     unknown: str = "error",
     name: str | None = None,
     repeats: bool | None = None,
+    progress: bool = True,
 ) -> Dataset:
     """Reads events, items and, where there are any, users.
 
@@ -59,6 +61,7 @@ def read(
         stay in histories as row 0, as in serving. A warning says how many there are.
       name: of the data set; default: the name of the events file.
       repeats: whether users come back to items; None estimates it from the events, see `Dataset`. A line of the log says it.
+      progress: whether to show how many rows are read.
 
     Returns:
       The data set with its encoder; rows follow the ascending ids.
@@ -77,7 +80,8 @@ def read(
     columns = _options(columns, users, content, encoder, unknown)
     problems = Problems()
     known = encoder.vocabularies if encoder is not None else None
-    tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
+    with hidden(not progress):
+        tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
     for kind in SKIPPED if unknown == "skip" else ():
         if count := problems.totals.get(kind, 0):
             logger.warning("%s: %d rows left out or left unknown: %s", tables.scans["events"].label, count, kind)

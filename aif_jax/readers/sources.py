@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from tqdm import tqdm
 
 from aif_jax.checks import needs_extra
+from aif_jax.output.progress import Bar
 from aif_jax.readers.problems import File, Problems
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -74,7 +74,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
     else:
         files = [(name, _in_memory(source, wanted, problems, name))]
     for label, opened in files:
-        with tqdm(desc=label, unit="rows", unit_scale=True, delay=2, leave=False) as bar:
+        with Bar(label=label, unit="rows", leave=False) as bar:
             for batch in opened:
                 bar.update(len(batch.rows))
                 yield batch

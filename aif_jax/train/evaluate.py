@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
@@ -28,6 +27,7 @@ from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.metrics.intervals import DRAWS
 from aif_jax.model import PreRanker
+from aif_jax.output.progress import track
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
 from aif_jax.store.version import check_encoding, digest
@@ -418,7 +418,7 @@ def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
 def _filled(count: int, size: int, *, label: str, progress: bool) -> Iterable[np.ndarray]:
     """Indices of `count` entries in batches of one size, so that one shape is compiled; the first ones fill the last batch."""
     whole = np.arange(-(-count // size) * size) % count
-    return tqdm(whole.reshape(-1, size), desc=label, unit="batch", leave=False, disable=not progress)
+    return track(whole.reshape(-1, size), label=label, unit="batches", leave=False, show=progress)
 
 
 @partial(jax.jit, static_argnames="model")

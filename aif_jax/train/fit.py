@@ -22,6 +22,8 @@ from aif_jax import metrics, sharding
 from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checkpoint.storage import record_hash
 from aif_jax.checks import expect
+from aif_jax.config import Config
+from aif_jax.data import lengths
 from aif_jax.data.candidates import Draw, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
@@ -143,6 +145,21 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
     expect(set(known) <= set(labels), name, f"a label for each objective of the model {known}", labels)
 
 
+def buckets(value: Any, data: Dataset, settings: Settings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
+    """`Settings.buckets` of an argument of `fit`; for "auto" those of the run in `folder` to resume, else `lengths.choose`."""
+    if value != "auto":
+        expect(not isinstance(value, str), "fit buckets", "'auto' or a tuple of lengths", repr(value))
+        return tuple(value)
+    if folder is not None and is_run(folder) and Checkpoints(folder).steps:
+        return tuple(read_record(folder).get("buckets", ()))
+    positions = settings.task.positions(data, min_history=settings.min_history, **settings.span("train"))
+    longest, steps = config.history_length, settings.epochs * (len(positions) // settings.batch_size)
+    if longest <= lengths.SHORTEST or not steps:
+        return ()
+    histories = lengths.history_lengths(data, positions, longest=longest)
+    return lengths.choose(histories, longest=longest, batch_size=settings.batch_size, steps=steps)
+
+
 def train(
     model: PreRanker,
     data: Dataset,
@@ -158,7 +175,8 @@ def train(
 ) -> Checkpoint:
     """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     task, config = settings.task, model.config
-    report.say(report.samples_line(report.samples_of(data, settings), settings), progress=progress)
+    samples = report.samples_of(data, settings)
+    report.say(report.samples_line(samples, settings), progress=progress)
     report.say(report.repeats_line(data, settings.repeats), progress=progress)
     feed = Pipeline(
         dataset=data,
@@ -173,6 +191,8 @@ def train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    for line in report.plan(feed, settings, samples):
+        report.say(line, progress=progress)
     validate = validation(model, data, settings, progress=progress) if settings.validates else None
     optimizer = optimizer or default_optimizer(
         len(feed), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay

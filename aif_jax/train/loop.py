@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch, Fed
 from aif_jax.encoding.encoder import Encoder
+from aif_jax.output.progress import Bar
 from aif_jax.sharding import processes
 from aif_jax.store.version import digest, holds
 from aif_jax.train.agree import agreed
@@ -139,14 +139,14 @@ def loop(
         processes.expect_equal("state", {path: bytes.fromhex(digest(leaf).sha256) for path, leaf in held.items()})
         source = agreed(source)
 
-    with tqdm(total=total, desc=label, disable=not (progress and processes.first()), unit="step") as bar:
+    with Bar(total, label=label, unit="steps", show=progress and processes.first()) as bar:
 
         def log(figures: Mapping[str, float] | None = None) -> None:
             if not recent.pending:
                 return
             values = _values(state, recent, max_skipped=max_skipped, max_grad_norm=max_grad_norm)
             values |= figures or {}
-            bar.set_postfix(
+            bar.note(
                 loss=f"{values['loss']:.4f}", skipped=int(values["skipped"]), samples_s=f"{values['examples_per_s']:.0f}",
                 padding=f"{values['padding']:.0%}", input=f"{values['input_share']:.0%}",
             )  # fmt: skip

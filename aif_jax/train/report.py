@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
+import jax
+import numpy as np
 
 from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.config import Config
+from aif_jax.data import lengths
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.pipeline import Fed
+from aif_jax.data.pipeline import Fed, Pipeline
 from aif_jax.encoding.times import shown
+from aif_jax.output import progress as output
 from aif_jax.sharding import processes
 from aif_jax.train.tasks import NextItem, Task
 
@@ -68,6 +70,38 @@ def repeats_line(data: Dataset, repeats: bool) -> str:
     """The line of text on whether users come back to items."""
     does = "stay candidates" if repeats else "are no negatives in training, and no candidates in evaluation"
     return f"{data.repeated:.1%} of the events repeat an item of their user: met items {does} (repeats={repeats})"
+
+
+def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
+    """Lines of text before a run: steps, lengths and padding, what validation costs, what else would be faster or smaller."""
+    longest, steps, size = feed.config.history_length, len(feed), feed.batch_size
+    histories = lengths.history_lengths(feed.dataset, feed.positions, longest=longest)
+    places, most = lengths.mean_places(histories, feed.lengths), int(np.quantile(histories, 0.99, method="higher"))
+    padded = f"{lengths.padding(histories, feed.lengths):.0%} padding"
+    if feed.buckets:
+        padded += f" (one length: {lengths.padding(histories, (longest,)):.0%})"
+    yield (
+        f"batches: {steps:,} steps of {size:,} samples, lengths of the history {', '.join(map(str, feed.lengths))}; about "
+        f"{padded}; half of the histories have up to {int(np.median(histories)):,} events, 99 % up to {most:,}"
+    )
+    every, requests = settings.evaluate_every or feed.steps_per_epoch, min(settings.requests, samples.validation)
+    times = -(-steps // every)
+    if users := times * requests:
+        items = len(feed.dataset.catalogue) - 1
+        whole = f" and, over the catalogue of {items:,} items (k={settings.k}), {users * items:,} scores" if settings.k else ""
+        yield f"validation: {times:,} of {requests:,} requests: {users:,} users{whole}; training: {steps * size:,} users"
+    advice = []
+    other = lengths.choose(histories, longest=longest, batch_size=size, steps=steps)
+    if lengths.mean_places(histories, (*other, longest)) < 0.8 * places:
+        advice.append(f"buckets='auto' takes {(*other, longest)}, {lengths.padding(histories, (*other, longest)):.0%} padding")
+    if users > steps * size / 4:
+        advice.append(f"validation reads {users / (steps * size):.0%} as many users as training: requests=, evaluate_every=")
+    if (enough := max(lengths.SHORTEST, 1 << max(most - 1, 1).bit_length())) <= longest // 2:
+        advice.append(f"Config.long_length={enough} holds 99 % of the histories whole, for smaller user states")
+    if jax.default_backend() != "cpu" and settings.compute_dtype == "float32":
+        advice.append("compute_dtype='bfloat16'")
+    if advice:
+        yield f"faster or smaller: {'; '.join(advice)}"
 
 
 @dataclasses.dataclass
@@ -130,6 +164,6 @@ def say(line: str, *, progress: bool) -> None:
     if not processes.first():
         return
     if progress:
-        tqdm.write(line, file=sys.stderr)
+        output.say(line)
     else:
         logger.info(line)

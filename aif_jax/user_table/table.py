@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from aif_jax.checks import expect
 from aif_jax.data.dataset import Dataset
@@ -23,6 +22,7 @@ from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
 from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
+from aif_jax.output.progress import Bar, track
 from aif_jax.store.snapshots import partition_of
 from aif_jax.store.version import check_encoding, encoding_for, fingerprint
 from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
@@ -139,7 +139,7 @@ class UserTable:
         table = cls(model, params, encoder=encoder, **options)
         if not isinstance(events, Dataset):
             expect(until is None, "until", "None for raw events", until)
-            for raw in tqdm(events, unit="batch", desc="user table", disable=not progress):
+            for raw in track(events, label="user table", unit="batches", show=progress):
                 table._apply(raw, position, partition, again=True)
             return table
         check_encoding("events", expected=encoder.version, got=events.encoding)
@@ -149,7 +149,7 @@ class UserTable:
         counts = ends - log.offsets[:-1]
         counts[0] = 0  # the unknown user
         users = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-        with tqdm(total=int(counts.sum()), unit="event", unit_scale=True, desc="user table", disable=not progress) as bar:
+        with Bar(int(counts.sum()), label="user table", unit="events", show=progress) as bar:
             for start in range(0, len(users), table._program.batch_size):
                 some = users[start : start + table._program.batch_size]
                 index = ranges(log.offsets[some], counts[some])

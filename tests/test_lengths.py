@@ -1,0 +1,128 @@
+"""`fit(buckets="auto")`: which lengths it chooses, what it records and says, and how a run goes on."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax.data import lengths
+from aif_jax.data.pipeline import Pipeline
+from aif_jax.run import fit
+from aif_jax.train import report
+from aif_jax.train.fit import read_record
+from aif_jax.train.tasks import NextItem
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.light import lightly_compiled
+from tests.test_sparse import SMALL
+
+GIVEN = dict(batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=40, k=10)
+LIKE_ML_100K = np.repeat([11, 28, 71, 120, 180, 231, 451, 512], [10, 20, 25, 16, 12, 8, 8, 1])
+
+
+def test_few_steps_take_two_lengths_and_many_take_more():
+    few, many = (
+        lengths.choose(LIKE_ML_100K.repeat(4), longest=512, batch_size=256, steps=steps) for steps in (918, 30_000)
+    )
+    assert few == (128,) and many == (128, 256)
+    long = np.random.default_rng(0).exponential(600, 20_000).clip(1, 4096).astype(int)
+    assert len(lengths.choose(long, longest=4096, batch_size=256, steps=2_999)) == 1
+    assert len(lengths.choose(long, longest=4096, batch_size=256, steps=3_000)) > 1
+    assert len(lengths.choose(long, longest=4096, batch_size=256, steps=10**6)) == lengths.MOST - 1
+
+
+@pytest.mark.parametrize(
+    "histories, longest, steps",
+    [
+        (LIKE_ML_100K.clip(max=128), 128, 10**6),  # nothing below the shortest length
+        (LIKE_ML_100K.clip(max=64), 64, 10**6),
+        (LIKE_ML_100K, 512, 40),  # fewer steps than the compilation is worth
+        (np.full(9, 512), 512, 10**6),  # no shorter history
+        (np.zeros(0, int), 512, 10**6),
+    ],
+)
+def test_one_length_is_enough(histories, longest, steps):
+    assert lengths.choose(histories, longest=longest, batch_size=256, steps=steps) == ()
+
+
+def test_the_choice_is_the_cheapest_of_all_subsets():
+    rng = np.random.default_rng(1)
+    for steps in (3_000, 20_000, 10**6):
+        histories = rng.lognormal(4.5, 1.2, 3000).clip(0, 1024).astype(int)
+
+        def cost(subset, histories=histories, steps=steps):
+            taken = [min(length for length in (*subset, 1024) if length >= history) for history in histories]
+            return steps * 64 * np.mean(taken) + lengths.COMPILE * len(subset)
+
+        subsets = [s for count in range(4) for s in itertools.combinations((128, 256, 512), count)]
+        assert lengths.choose(histories, longest=1024, batch_size=64, steps=steps) == min(subsets, key=cost)
+
+
+def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypatch):
+    task = GIVEN["task"]
+    positions = task.positions(data, min_history=0, since=None, before=None)
+    expected = [min(data.log.history_end([at])[0] - data.log.offsets[data.log.user[at]], 7) for at in positions]
+    assert lengths.history_lengths(data, positions, longest=7).tolist() == expected
+    monkeypatch.setattr(lengths, "SAMPLES", 100)
+    assert 100 <= len(lengths.history_lengths(data, range(len(data.log)), longest=7)) < 200
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return aif.build(demo.config(schema=data.schema, **(SMALL | {"long_length": 24})))
+
+
+@pytest.fixture
+def small_world(monkeypatch):
+    """Lengths worth compiling for histories of a few events."""
+    monkeypatch.setattr(lengths, "SHORTEST", 4)
+    monkeypatch.setattr(lengths, "COMPILE", 10)
+    monkeypatch.setattr(lengths, "FEW_STEPS", 10)
+    with lightly_compiled():
+        yield
+
+
+def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model, small_world, monkeypatch, tmp_path, capsys):
+    run = fit(model, data, out=tmp_path / "auto", **GIVEN)
+    said = capsys.readouterr().err
+    assert run.settings.buckets and read_record(tmp_path / "auto")["buckets"] == list(run.settings.buckets)
+    shown = ", ".join(map(str, (*run.settings.buckets, run.config.history_length)))
+    assert f"lengths of the history {shown}; about " in said and "% padding (one length: " in said
+    assert "validation: 1 of 40 requests: 40 users and, over the catalogue of 90 items (k=10), 3,600 scores" in said
+    monkeypatch.setattr(lengths, "choose", lambda *_, **__: (5,))  # another version of the rule, or a run from before it
+    again = fit(model, data, out=tmp_path / "auto", progress=False, **GIVEN)
+    assert again.settings == run.settings and aif.Run.load(tmp_path / "auto").settings == run.settings
+    with pytest.raises(ValueError, match="buckets"):
+        fit(model, data, out=tmp_path / "auto", buckets=(5,), progress=False, **GIVEN)
+
+
+@pytest.mark.parametrize("buckets", [(), (2, 5)])
+def test_lengths_that_are_given_stay(data, model, small_world, buckets, tmp_path):
+    run = fit(model, data, out=tmp_path / "run", buckets=buckets, progress=False, **GIVEN)
+    assert run.settings.buckets == buckets == tuple(read_record(tmp_path / "run")["buckets"])
+    assert fit(model, data, out=tmp_path / "run", progress=False, **GIVEN).settings.buckets == buckets
+
+
+def test_another_word_is_refused(data, model):
+    with pytest.raises(ValueError, match="fit buckets: expected 'auto' or a tuple of lengths, got 'short'"):
+        fit(model, data, buckets="short", progress=False, **GIVEN)
+
+
+def test_the_advice_names_what_is_faster_or_smaller(data, model, small_world):
+    run = fit(model, data, buckets=(), progress=False, **GIVEN)
+    positions = run.settings.task.positions(data, min_history=1, **run.settings.span("train"))
+    source = run.settings.task.source(data, before=run.settings.first_validation)
+    feed = Pipeline(dataset=data, positions=positions, candidates=source, config=run.config, batch_size=8)
+    lines = list(report.plan(feed, run.settings, report.samples_of(data, run.settings)))
+    assert len(lines) == 3 and lines[-1].startswith("faster or smaller: buckets='auto' takes (")
+    samples = report.Samples(train=8, validation=40, test=0, earlier=0, short=0, unknown=0)
+    feed = Pipeline(dataset=data, positions=positions[:8], candidates=source, config=run.config, batch_size=8)
+    assert "requests=, evaluate_every=" in list(report.plan(feed, run.settings, samples))[-1]

@@ -1,0 +1,194 @@
+"""Progress: one bar at a time on a terminal, lines every few seconds elsewhere, nothing when it is not wanted."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax.index import ItemIndex
+from aif_jax.output import progress
+from aif_jax.output.progress import Bar, hidden, say, track
+from aif_jax.run import fit
+from aif_jax.train.tasks import NextItem
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.light import lightly_compiled
+from tests.test_cli import FLAGS, SMALL, files, run, world  # noqa: F401 fixtures
+from tests.test_sparse import SMALL as SMALL_MODEL
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x1b]")
+
+
+class Terminal(io.StringIO):
+    """What was written to a terminal, and what stands in its last line."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def line(self) -> str:
+        """The last line as a person sees it: a carriage return goes back to its start."""
+        shown: list[str] = []
+        for part in self.getvalue().rpartition("\n")[2].split("\r"):
+            shown[: len(part)] = part
+        return "".join(shown).rstrip()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when a test says so."""
+    now = [1000.0]
+    monkeypatch.setattr(progress, "_clock", lambda: now[0])
+    monkeypatch.setattr(progress, "_told", {})
+    return now
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal on which every bar is drawn at once."""
+    monkeypatch.setattr(progress, "DELAY", 0)
+    return Terminal()
+
+
+def test_a_file_gets_a_line_every_few_seconds_with_count_rate_and_time_left(clock):
+    file = io.StringIO()
+    with Bar(100, label="train", unit="steps", file=file) as bar:
+        for _ in range(60):
+            clock[0] += 0.5
+            bar.update(1)
+            bar.note(loss="0.5000")
+    assert file.getvalue().splitlines() == [
+        "train: 10 of 100 steps (10%), 2 steps/s; loss 0.5000",
+        "train: 20 of 100 steps (20%), 2 steps/s, 00:40 left; loss 0.5000",
+        "train: 30 of 100 steps (30%), 2 steps/s, 00:35 left; loss 0.5000",
+        "train: 40 of 100 steps (40%), 2 steps/s, 00:30 left; loss 0.5000",
+        "train: 50 of 100 steps (50%), 2 steps/s, 00:25 left; loss 0.5000",
+        "train: 60 of 100 steps (60%), 2 steps/s, 00:20 left; loss 0.5000",
+        "train: 60 of 100 steps (60%) in 00:30",
+    ]
+
+
+def test_what_is_short_writes_no_line_and_an_unknown_total_has_no_share(clock):
+    file = io.StringIO()
+    assert list(track(range(9), label="score", unit="batches", file=file)) == list(range(9))
+    assert file.getvalue() == ""
+    with Bar(label="items.csv", unit="rows", file=file) as bar:
+        clock[0] += 6
+        bar.update(120_000)
+        bar.close()
+    assert file.getvalue().splitlines() == ["items.csv: 120,000 rows, 20,000 rows/s", "items.csv: 120,000 rows in 00:06"]
+
+
+def test_nested_bars_share_the_rate_of_lines_and_no_line_has_a_control_character(clock):
+    file = io.StringIO()
+    with Bar(50, label="train", unit="steps", file=file) as outer:
+        for _ in range(50):
+            for _ in track(range(10), label="rank", unit="batches", file=file):
+                clock[0] += 0.1
+            outer.update(1)
+            say("step done", file=file)
+    lines = [line for line in file.getvalue().splitlines() if line != "step done"]
+    assert 5 <= len(lines) <= 50 / progress.EVERY + 2  # a line every few seconds, and the last ones
+    assert not CONTROL.search(file.getvalue())
+
+
+def test_a_terminal_shows_one_bar_at_a_time(terminal):
+    outer = Bar(4, label="train", unit="steps", file=terminal)
+    outer.update(1)
+    outer.note(loss=0.7)  # draws at once
+    assert terminal.line().startswith("train:") and "| 1/4 [" in terminal.line()
+    inner = Bar(2, label="a longer label, rank", unit="batches", file=terminal)
+    assert terminal.line().startswith("a longer label, rank:") and "train" not in terminal.line()
+    outer.update(1)
+    outer.note(loss=0.5)
+    assert terminal.line().startswith("a longer label, rank:"), "the outer bar waits"
+    inner.close()
+    assert terminal.line().startswith("train:") and "| 2/4 [" in terminal.line() and "loss 0.5" in terminal.line()
+    outer.close()
+    assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().endswith("\n"), "one line for all"
+    assert "\x1b[A" not in terminal.getvalue(), "the cursor never leaves the line"
+
+
+def test_a_line_that_is_said_stands_above_the_bar(terminal):
+    with Bar(4, label="train", unit="steps", file=terminal) as bar:
+        bar.note(loss=0.7)
+        say("validation: gauc 0.8", file=terminal)
+        assert "\nvalidation" not in terminal.getvalue() and "validation: gauc 0.8\n" in terminal.getvalue()
+        assert terminal.line().startswith("train:")
+
+
+def test_a_bar_that_was_left_does_not_hide_others(terminal):
+    values = track(range(3), label="left", unit="rows", file=terminal)
+    next(values)
+    del values
+    with Bar(2, label="next", unit="items", file=terminal) as bar:
+        bar.note(loss=0.7)
+        assert terminal.line().startswith("next:")
+
+
+@pytest.mark.parametrize("file", [io.StringIO(), Terminal()], ids=["file", "terminal"])
+def test_nothing_is_shown_where_nobody_wants_it(clock, monkeypatch, file):
+    monkeypatch.setattr(progress, "DELAY", 0)
+    with Bar(10, label="train", unit="steps", show=False, file=file) as bar:
+        clock[0] += 60
+        bar.update(5)
+    with hidden(), hidden(False), Bar(10, label="train", unit="steps", file=file) as bar:
+        clock[0] += 60
+        bar.update(5)
+    assert file.getvalue() == "" and bar.done == 5
+    with hidden(False), Bar(10, label="train", unit="steps", file=file) as bar:
+        clock[0] += 60
+        bar.update(5)
+    assert "train" in file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+
+
+@lightly_compiled()
+def test_fit_evaluate_index_and_users_say_lines_without_a_terminal_and_nothing_when_silent(data, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    model = aif.build(demo.config(schema=data.schema, **SMALL_MODEL))
+    task = NextItem(negatives=3, evaluated=20)
+    trained = fit(model, data, batch_size=256, task=task, requests=60, k=10)
+    ItemIndex.build(model, trained.params, data.catalogue, encoder=data.encoder, batch_size=64)
+    out, err = capsys.readouterr()
+    assert out == "" and not CONTROL.search(err)
+    lines = (r"train: 1 of 3 steps \(33%\), ", r"score: 1 of 1 batches", r"rank: 1 of 1", r"item index: \d+ of 90 items")
+    for line in lines:
+        assert re.search(line, err), line
+    fit(model, data, batch_size=256, task=task, requests=60, k=10, progress=False)
+    ItemIndex.build(model, trained.params, data.catalogue, encoder=data.encoder, batch_size=64, progress=False)
+    trained.evaluate(data, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_files_are_read_with_lines_or_silently(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    table = {"item": np.arange(3), "category": np.arange(3)}
+    aif.read({"user": [1, 1], "item": [0, 1], "time": [5, 6]}, items=table, columns=aif.Columns())
+    assert "rows" in capsys.readouterr().err
+    aif.read({"user": [1, 1], "item": [0, 1], "time": [5, 6]}, items=table, columns=aif.Columns(), progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+@lightly_compiled()
+def test_json_on_stdout_is_whole_and_quiet_is_silent(world, tmp_path, run, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    folder, *_ = world
+    loud = [word for word in SMALL if word != "--quiet"]
+    words = ["train", *files(folder), *FLAGS, "--epochs", 1, "--batch-size", 64, "--requests", 50, "--json", "--evaluate"]
+    code, out, err = run(*words, "--out", tmp_path / "run", *loud)
+    assert code == 0 and out.count("\n") == 1 and out.startswith("{") and "train: " in err and not CONTROL.search(err)
+    code, out, err = run(*words, "--out", tmp_path / "run", *SMALL)  # the same run: trains nothing, evaluates again
+    assert code == 0 and out.count("\n") == 1 and err == ""
+    build = ["index", "build", "--checkpoint", tmp_path / "run", "--items", folder / "items", "--out"]
+    code, out, err = run(*build, tmp_path / "one")
+    assert code == 0 and "item index: " in err and "rows" not in err
+    code, out, err = run(*build, tmp_path / "two", "--quiet")
+    assert code == 0 and err == ""
