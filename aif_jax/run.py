@@ -127,10 +127,10 @@ class Run:
         """
         self._expect_encoding(data)
         repeats = self.settings.repeats if repeats is None else repeats
-        chosen = {"requests": requests, "min_history": min_history, "repeats": repeats}
+        chosen: dict[str, Any] = {"requests": requests, "min_history": min_history, "repeats": repeats}
         positions, source = training.held_out(data, self.settings, split, **chosen)
-        given = training.evaluation_options(self.settings) | {"repeats": repeats}
-        given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
+        given = training.evaluation_options(self.settings)
+        given |= {"repeats": repeats, "k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
         evaluation = evaluate(self.model, self.params, data, positions, **given)
         return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))
 

@@ -172,7 +172,7 @@ def evaluate(
       calibrated: candidates after the first that log-loss and calibration are of: as many negatives as in training, because
         they compare probabilities.
       repeats: whether users come back to items; None takes `data.repeats`. If not, what they have met before is left out of
-        the catalogue, and of the lists that None for `candidates` draws; a source given there has a `repeats` of its own kind.
+        the catalogue, and of the lists that None for `candidates` draws; a source that is given has its `repeats` already.
       seed: of sampled candidates.
       batch_size: requests scored at a time.
       progress: whether to show bars.
