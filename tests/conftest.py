@@ -50,8 +50,8 @@ LONGEST = (
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test gets its lane. The longest tests come first, so that no worker ends alone with one; then those compiled lightly,
-    which share programs.
+    """Each test gets its lane. The longest tests come first, so that no worker ends alone with one; then those that compile
+    lightly, which share programs.
     """
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
