@@ -114,7 +114,7 @@ def calibrated(params: Params, logits: Array, xp: Any = jnp) -> Any:
     `xp` is `jax.numpy`, or `numpy` for logits on the host.
 
     Example:
-      >>> params = with_calibration({"fitted": {}}, {"scale": np.float32(0.5), "bias": np.float32(-1)})
+      >>> params = with_calibration({"fitted": {}}, {"scale": jnp.float32(0.5), "bias": jnp.float32(-1)})
       >>> calibrated(params, jnp.array([2.0, 4.0])).tolist(), calibrated({"fitted": {}}, jnp.array([2.0])).tolist()
       ([0.0, 1.0], [2.0])
     """

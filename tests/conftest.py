@@ -50,7 +50,9 @@ LONGEST = (
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test gets its lane; the longest tests come first, so that no worker ends alone with one."""
+    """Each test gets its lane. The longest tests come first, so that no worker ends alone with one; then those that compile
+    lightly, which share programs.
+    """
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         try:
@@ -59,7 +61,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(str(error)) from error
         if lane not in marks:
             item.add_marker(lane)
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    items.sort(key=lambda item: (not item.nodeid.startswith(LONGEST), not is_light(item)))
+
+
+LIGHT_PROGRAMS = pytest.StashKey[bool]()
+"""Whether JAX's caches hold programs that were compiled lightly."""
+
+
+def is_light(item: pytest.Item) -> bool:
+    """Whether all programs of a test are compiled lightly."""
+    return "light_compilation" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of its module
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Programs that light modules share are dropped before a test of what is shipped."""
+    if item.config.stash.get(LIGHT_PROGRAMS, False) and not is_light(item):
+        jax.clear_caches()
+        item.config.stash[LIGHT_PROGRAMS] = False
 
 
 @pytest.hookimpl(trylast=True)  # after the durations
@@ -105,10 +124,11 @@ def getkey() -> Callable[[], jax.Array]:
 
 
 @pytest.fixture(scope="module")
-def light_compilation() -> Iterator[None]:
-    """All tests of a module under `tests.light.lightly_compiled`."""
-    with light.lightly_compiled():
+def light_compilation(pytestconfig: pytest.Config) -> Iterator[None]:
+    """All tests of a module under `tests.light.lightly_compiled`; the next light module finds their programs."""
+    with light.lightly_compiled(keep=True):
         yield
+    pytestconfig.stash[LIGHT_PROGRAMS] = True
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,9 @@ TABLE = {
     "standing": (
         "tests/reliability/", "tests/promises/test_exact_resume.py", "tests/test_export_untrusted.py",
         "tests/test_feature_sources.py", "tests/test_launch.py", "tests/test_several_processes.py",
-        "tests/test_service_mirror.py", "tests/test_service_page.py", "tests/test_service_process.py",
+        "tests/test_service_arrow.py", "tests/test_service_grpc.py", "tests/test_service_inference.py",
+        "tests/test_service_log.py", "tests/test_service_mirror.py", "tests/test_service_nearline.py",
+        "tests/test_service_objectives.py", "tests/test_service_page.py", "tests/test_service_process.py",
         "tests/test_sharded_training.py", "tests/test_shared_states.py", "tests/test_snapshot_store.py",
         "tests/test_update_streams.py",
         "tests/test_index_files.py::test_a_second_process_is_refused_until_the_first_one_is_dead",
@@ -47,7 +49,6 @@ TABLE = {
         "tests/test_folders.py::test_the_work_folder_of_a_running_process_stays",
         "tests/test_jobs.py::test_a_worker_needs_the_pickle_alone",
         "tests/test_retrieval.py::test_pgvector_finds_the_best",
-        "tests/test_service_grpc.py::test_generated_files_are_those_of_the_proto_files",
         "tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event",
     ),
 }  # fmt: skip

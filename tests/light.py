@@ -42,8 +42,12 @@ def flags() -> str:
 
 
 @contextlib.contextmanager
-def lightly_compiled() -> Iterator[None]:
-    """What is compiled inside is compiled with `options()`."""
+def lightly_compiled(*, keep: bool = False) -> Iterator[None]:
+    """What is compiled inside is compiled with `options()`.
+
+    Args:
+      keep: leave the programs for a next block; the caller clears JAX's caches before a test of what is shipped.
+    """
     usual, few = compiler.get_compile_options, options()
 
     @functools.wraps(usual)
@@ -54,4 +58,5 @@ def lightly_compiled() -> Iterator[None]:
         with mock.patch.object(compiler, "get_compile_options", light):
             yield
     finally:
-        jax.clear_caches()  # what other tests share with these is compiled anew
+        if not keep:
+            jax.clear_caches()  # what other tests share with these is compiled as shipped

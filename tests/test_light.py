@@ -1,9 +1,11 @@
 """Light compilation goes with whatever options this XLA has: they come and go between versions of JAX."""
 
+import types
+
 import jax
 import pytest
 
-from tests import light
+from tests import conftest, light
 
 
 def test_an_option_that_this_xla_lacks_is_left_out(monkeypatch):
@@ -23,3 +25,25 @@ def test_what_is_compiled_inside_is_compiled_with_the_options(monkeypatch):
     monkeypatch.setattr(light, "options", lambda: {"xla_no_such_option": True})
     with light.lightly_compiled(), pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
         jax.jit(lambda x: x * 3 - 1)(2.0)
+
+
+def test_light_modules_share_programs_and_a_test_of_what_is_shipped_does_not(monkeypatch):
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
+    config = types.SimpleNamespace(stash={})
+    shipped, lightly = (
+        types.SimpleNamespace(config=config, fixturenames=names) for names in (["getkey"], ["light_compilation"])
+    )
+    with light.lightly_compiled(keep=True):
+        pass
+    conftest.pytest_runtest_setup(shipped)
+    assert cleared == []
+    config.stash[conftest.LIGHT_PROGRAMS] = True
+    conftest.pytest_runtest_setup(lightly)
+    assert cleared == []
+    conftest.pytest_runtest_setup(shipped)
+    conftest.pytest_runtest_setup(shipped)
+    assert cleared == [1]
+    with light.lightly_compiled():
+        pass
+    assert cleared == [1, 1]
