@@ -58,6 +58,9 @@ def test_a_service_follows_a_store(store, tmp_path):
         store.publish(made.root / "one")
         assert version_after(client, made.index["two"].version) == one["version"]
         np.testing.assert_array_equal(client.rank(**ANN, candidates=IDS, k=3)["ids"], one["ids"])
+        end = time.monotonic() + 30
+        while (here / first).exists() and time.monotonic() < end:  # the mirror removes it after the service has changed over
+            time.sleep(0.02)
         assert len(store.names_in(here)) == 2 and not (here / first).exists()
         (tmp_path / "broken").mkdir()
         (tmp_path / "broken" / "rows").write_text("no export")
