@@ -34,9 +34,9 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
 from aif_jax.data.split import eligible
 from aif_jax.metrics import ByUser
+from aif_jax.train.edits import fit_pure_svd
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from aif_jax.train.loop import loop
-from aif_jax.train.svd import fit_pure_svd
 from aif_jax.types import Params
 from experiments import common
 from experiments.study import datasets, models, recipes, records
@@ -216,7 +216,7 @@ def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, pr
         model, params = aif.build(config), checkpoint.load(folder).params
     else:
         model, params, said = train_model(trial, data, progress=progress)
-        checkpoint.save(folder, params, model.config)
+        checkpoint.save(folder, aif.Trained(model, params))
         (work / f"{trial.file}.json").write_text(json.dumps(said), encoding="utf-8")
     found = evaluate(trial, model, params, data, progress=progress)
     if not data.repeats:
