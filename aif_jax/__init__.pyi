@@ -23,6 +23,7 @@ from .data.events import EventLog
 from .encoding.columns import Columns
 from .encoding.encoder import Encoder
 from .encoding.vocabulary import Vocabulary
+from .export.opening import open
 from .features import check_item_features, check_user_features, empty_items, empty_user
 from .index import IndexWriter, ItemIndex
 from .model import Component, PreRanker, assemble, build, fit_tables
@@ -40,6 +41,7 @@ from .serving import (
     Scores,
     ServingConfig,
 )
+from .store.trained import Trained
 from .store.version import EncodingMismatch, VersionMismatch, fingerprint
 from .store.version import __version__ as __version__
 from .train import Evaluation, evaluate
@@ -59,6 +61,8 @@ __all__ = [
     # training
     "fit", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary",
     "unseen_as_unknown", "sharding",
+    # a trained model
+    "Trained", "open",
     # the index
     "ItemIndex", "IndexWriter", "index",
     # users nearline

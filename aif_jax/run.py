@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,22 +14,24 @@ import jax.numpy as jnp
 import optax
 
 from aif_jax import checkpoint, export
-from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
+from aif_jax.blocks.item_offset import UNTRAINED
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.candidates import name_of
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import counts_before
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.index import ItemIndex
-from aif_jax.model import PreRanker, build
+from aif_jax.model import PreRanker
 from aif_jax.scores import GROUP, with_calibration
 from aif_jax.serving import AsyncPreRanker, ServingConfig, StateStore
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
-from aif_jax.store.version import check_encoding, encoding_for, fingerprint
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import check_encoding
+from aif_jax.train import edits
 from aif_jax.train import fit as training
-from aif_jax.train.calibrate import Form, calibrate
+from aif_jax.train.calibrate import Form
+from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.goals import Goals
 from aif_jax.train.gradients import LossFn
@@ -36,9 +39,7 @@ from aif_jax.train.logs import LogWriter
 from aif_jax.train.losses import Loss, as_loss
 from aif_jax.train.report import note
 from aif_jax.train.sparse import SparseConfig
-from aif_jax.train.svd import fit_pure_svd
 from aif_jax.train.tasks import NextItem, Task
-from aif_jax.train.warm_start import unseen_as_unknown
 from aif_jax.types import Params
 from aif_jax.user_table import UserTable
 
@@ -48,17 +49,14 @@ class Run:
     """A trained model with everything that it needs in production.
 
     Attributes:
-      model: pure functions.
-      params: of the best checkpoint on the validation slice, or of the last one with `keep_best=False`.
-      encoder: raw users and items to features, with histories as long as the model reads; None for data without an encoder.
+      trained: model with the parameters of the best checkpoint on the validation slice, or of the last one with
+        `keep_best=False`, and the encoder of the data.
       metrics: figures of the validation slice.
       settings: of the run.
       folder: of the run; None for a run without `out`.
     """
 
-    model: PreRanker
-    params: Params = dataclasses.field(repr=False)
-    encoder: Encoder | None
+    trained: Trained
     metrics: dict[str, float]
     settings: training.Settings
     folder: Path | None = None
@@ -76,28 +74,36 @@ class Run:
           CheckpointError: a damaged record or checkpoint.
         """
         settings, saved = training.load(local(folder))
-        return cls._of(saved, model, settings, Path(folder))
-
-    @classmethod
-    def _of(cls, saved: Any, model: PreRanker | None, settings: training.Settings, folder: Path | None) -> Run:
-        if model is not None and not model.config.schema.encoding:
-            model = model._replace(config=model.config.with_encoding(saved.config.schema.encoding))
-        return cls(
-            model=model or build(saved.config), params=saved.params, encoder=saved.encoder, metrics=saved.metrics or {},
-            settings=settings, folder=folder,
-        )  # fmt: skip
+        return cls(trained=saved.trained(model), metrics=saved.metrics or {}, settings=settings, folder=Path(folder))
 
     def __str__(self) -> str:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items()) or "no validation slice"
         return f"Run({'in memory' if self.folder is None else self.folder}; validation: {figures})"
 
     @property
-    def config(self) -> Config:
-        """Of the model."""
-        return self.model.config
+    def model(self) -> PreRanker:
+        """Pure functions of the model."""
+        return self.trained.model
 
-    def _expect_encoding(self, data: Dataset) -> None:
-        check_encoding("data", expected=encoding_for(self.config, self.encoder), got=data.encoding)
+    @property
+    def params(self) -> Params:
+        """Parameters of the model."""
+        return self.trained.params
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """Raw users and items to features, with histories as long as the model reads; None for data without an encoder."""
+        return self.trained.encoder
+
+    @property
+    def config(self) -> Config:
+        """Config of the model."""
+        return self.trained.config
+
+    @property
+    def version(self) -> str:
+        """Version of the model, see `Trained`."""
+        return self.trained.version
 
     def evaluate(
         self,
@@ -125,7 +131,7 @@ class Run:
           EncodingMismatch: data that another encoder made.
           ValueError: no sample in the slice.
         """
-        self._expect_encoding(data)
+        check_encoding("data", expected=self.trained.encoding, got=data.encoding)
         repeats = self.settings.repeats if repeats is None else repeats
         chosen: dict[str, Any] = {"requests": requests, "min_history": min_history, "repeats": repeats}
         positions, source = training.held_out(data, self.settings, split, **chosen)
@@ -133,6 +139,15 @@ class Run:
         given |= {"repeats": repeats, "k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
         evaluation = evaluate(self.model, self.params, data, positions, **given)
         return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))
+
+    def edit(self, data: Dataset, *changes: Edit) -> Run:
+        """The run with an edited model, see `train.edits`; it is in memory until `save` writes it.
+
+        Args:
+          data: of the run.
+          changes: functions `(Trained, Dataset) -> Trained`, applied one after the other.
+        """
+        return dataclasses.replace(self, trained=edits.chain(*changes)(self.trained, data), metrics={}, folder=None)
 
     def for_catalogue(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
         """The same model for candidates from the whole catalogue: an offset of each item makes its score log P, not log P / q.
@@ -154,11 +169,8 @@ class Run:
         if not isinstance(task, NextItem) or task.corrected or task.uniform > 0:
             expected = "a NextItem task with candidates by popularity, not corrected"
             raise ValueError(f"for_catalogue: expected {expected}, got {task}")
-        self._expect_encoding(data)
-        counts = counts_before(data, self.settings.first_validation)
-        table = popularity_offset(counts, power=task.power, untrained=untrained)
-        params, config = with_item_offset(with_calibration(self.params, None), table, config=self.config)
-        return dataclasses.replace(self, model=build(config), params=params, metrics={}, folder=None)
+        correction = edits.popularity_correction(before=self.settings.first_validation, power=task.power, untrained=untrained)
+        return self.edit(data, correction)
 
     def with_factors(self, data: Dataset, **options: Any) -> Run:
         """The same model with co-engagement: a `PureSvd` block with the factors of the events before the validation slice.
@@ -174,11 +186,7 @@ class Run:
         Raises:
           TypeError, ValueError: as `fit_pure_svd`; data of another encoder.
         """
-        self._expect_encoding(data)
-        before = data.log.time < self.settings.first_validation
-        user, item = data.log.user[before], data.log.item[before]
-        params, config = fit_pure_svd(with_calibration(self.params, None), user, item, config=self.config, **options)
-        return dataclasses.replace(self, model=build(config), params=params, metrics={}, folder=None)
+        return self.edit(data, edits.svd_term(before=self.settings.first_validation, **options))
 
     def with_unseen_items(self, data: Dataset) -> Run:
         """The same model, with items without a training event scored as the unknown item with their own other features.
@@ -192,10 +200,7 @@ class Run:
           ValueError: a run without `id_dropout`; data of another encoder.
         """
         expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
-        self._expect_encoding(data)
-        counts = counts_before(data, self.settings.first_validation)
-        params = unseen_as_unknown(with_calibration(self.params, None), counts, config=self.config)
-        return dataclasses.replace(self, params=params, metrics={}, folder=None)
+        return self.edit(data, edits.unseen_items(before=self.settings.first_validation))
 
     def calibrate(
         self, data: Dataset, *, form: Form = "logistic", rate: float = 1.0, requests: int | None = None, **options: Any
@@ -216,12 +221,9 @@ class Run:
           EncodingMismatch: data that another encoder made.
           ValueError: a run without a validation slice, or as `train.calibrate`.
         """
-        self._expect_encoding(data)
-        positions, source = training.held_out(data, self.settings, "validation", requests=requests)
-        bare = with_calibration(self.params, None)
-        given = {"candidates": source, "calibrated": self.settings.task.calibrated, "form": form, "rate": rate} | options
-        params = calibrate(self.model, bare, data, positions, **given)
-        return dataclasses.replace(self, params=params)
+        validation = functools.partial(training.held_out, settings=self.settings, split="validation", requests=requests)
+        given = {"calibrated": self.settings.task.calibrated, "form": form, "rate": rate} | options
+        return dataclasses.replace(self, trained=edits.calibration(validation, **given)(self.trained, data))
 
     def save_calibration(self) -> None:
         """Writes the calibration of these parameters into the run's folder, in place of an earlier one: `Run.load` reads it.
@@ -233,9 +235,8 @@ class Run:
         assert self.folder is not None
         made = self.params["fitted"].get(GROUP)
         expect(made is not None, "save_calibration", "a calibrated run", "one without; use calibrate(data)")
-        training.keep_calibration(
-            self.folder, fingerprint(with_calibration(self.params, None), self.config, self.encoder), self.params
-        )
+        bare = self.trained.replace(params=with_calibration(self.params, None))
+        training.keep_calibration(self.folder, bare.version, self.params)
 
     def index(self, items: Any, **options: Any) -> ItemIndex:
         """The item index of a catalogue; arguments as for `ItemIndex.build`.
@@ -245,7 +246,7 @@ class Run:
             by column.
           options: others of `ItemIndex.build`.
         """
-        return ItemIndex.build(self.model, self.params, items, encoder=self.encoder, **options)
+        return ItemIndex.build(self.trained, items, **options)
 
     def user_table(self, events: Any, **options: Any) -> UserTable:
         """A row of every user, for a model that streams; arguments as for `UserTable.build`.
@@ -257,9 +258,7 @@ class Run:
         Raises:
           ValueError: a run of data without an encoder.
         """
-        if self.encoder is None:
-            raise ValueError("user_table: expected a run with an encoder, got one of data without")
-        return UserTable.build(self.model, self.params, events, encoder=self.encoder, **options)
+        return UserTable.build(self.trained, events, **options)
 
     def serve(
         self,
@@ -271,9 +270,7 @@ class Run:
         states: StateStore | None = None,
     ) -> AsyncPreRanker:
         """The engine: `async with run.serve(index, features=..., retrieval=...) as engine`; arguments of `AsyncPreRanker`."""
-        return AsyncPreRanker(
-            self.model, self.params, index, features=features, retrieval=retrieval, config=config, states=states
-        )
+        return AsyncPreRanker(self.trained, index, features=features, retrieval=retrieval, config=config, states=states)
 
     def save(self, folder: str | Path) -> None:
         """Writes parameters, config and encoder as a checkpoint: `--checkpoint` of every command and `checkpoint.load` read it.
@@ -283,11 +280,11 @@ class Run:
         Raises:
           FileExistsError: something is there already.
         """
-        checkpoint.save(folder, self.params, self.config, encoder=self.encoder, metrics=self.metrics)
+        checkpoint.save(folder, self.trained, metrics=self.metrics)
 
     def export(self, folder: str | Path, *, index: ItemIndex | None = None, **options: Any) -> str:
         """Writes compiled functions, parameters, encoder and index into one folder; arguments as for `export.save`."""
-        return export.save(folder, self.model, self.params, index, encoder=self.encoder, **options)
+        return export.save(folder, self.trained, index, **options)
 
 
 def fit(
@@ -406,4 +403,5 @@ def fit(
             model, data, settings, folder=Path(folder), loss=given, optimizer=optimizer, sparse=sparse,
             on_bad_batch=on_bad_batch, writers=writers, progress=progress,
         )  # fmt: skip
-    return Run._of(saved, model, settings, None if out is None else Path(out))
+    where = None if out is None else Path(out)
+    return Run(trained=saved.trained(model), metrics=saved.metrics or {}, settings=settings, folder=where)

@@ -178,7 +178,7 @@ class Engine:
             user_storage="float32" if isinstance(made.users[0].history, Streamed) else None,
         )
         self._engine = AsyncPreRanker(
-            made.model, made.params, made.index, features=self._features, retrieval=self._retrieve, config=config
+            made.index.trained, made.index, features=self._features, retrieval=self._retrieve, config=config
         )
 
     async def __aenter__(self) -> Engine:

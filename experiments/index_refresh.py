@@ -29,7 +29,6 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax.index import STORAGES, ItemIndex, Storage, capacity_for
 from aif_jax.serving import AsyncPreRanker, ServingConfig
-from aif_jax.store.version import fingerprint
 from experiments import common, drawn
 
 CHANGES = 1000
@@ -91,7 +90,7 @@ class World:
         self.config = aif.presets.aif(schema, long_length=history)
         self.model = aif.build(self.config)
         self.params = jax.device_put(self.model.init(jax.random.key(0), drawn.catalogue(schema)))
-        self.version = fingerprint(self.params, self.config)
+        self.trained = aif.Trained(self.model, self.params)
         self.batches = [drawn.items(schema, (BATCH,), seed=number) for number in range(64)]
 
     def catalogue(self, count: int) -> Iterator[tuple[np.ndarray, aif.ItemFeatures]]:
@@ -105,7 +104,7 @@ class World:
         """An index of `count` items."""
         bar = tqdm(self.catalogue(count), total=-(-count // BATCH), desc=f"index of {count:,}", disable=not progress)
         sizes: dict[str, Any] = dict(capacity=capacity_for(count), batch_size=BATCH)
-        return ItemIndex.build(self.model, self.params, bar, version=self.version, storage=storage, progress=False, **sizes)
+        return ItemIndex.build(self.trained, bar, storage=storage, progress=False, **sizes)
 
     def user(self, seed: int) -> aif.UserFeatures:
         """A user with a full history."""
@@ -211,8 +210,7 @@ async def freshness(world: World, options: Any) -> dict[str, Any]:
     rng = np.random.default_rng(2)
     candidates = [ids_of(rng.choice(options.serving_items, CANDIDATES, replace=False)) for _ in range(64)]
     engine = AsyncPreRanker(
-        world.model,
-        world.params,
+        world.trained,
         index,
         features=lambda request: _ready(users[request.user]),
         retrieval=lambda request: _ready(candidates[rng.integers(64)]),

@@ -117,7 +117,8 @@ class Model:
         model = aif.build(config)
         params = jax.device_put(model.init(jax.random.key(0), world.catalogue))
         users = [drawn.users(world.schema, config.history_length, seed=number) for number in range(world.users)]
-        return cls(world, model, params, users, ItemIndex.build(model, params, world.features, ids=world.ids, progress=False))
+        index = ItemIndex.build(aif.Trained(model, params), world.features, ids=world.ids, progress=False)
+        return cls(world, model, params, users, index)
 
     @classmethod
     def trained(cls, world: World, run: aif.Run, data: Dataset, *, seed: int = 0) -> Model:
@@ -158,7 +159,7 @@ class Engine:
         cache = {} if ready else {"cache_bytes": 0}
         serving = ServingConfig(**{"buckets": (bucket,), "max_k": 300, **cache, **(config or {})})
         self.engine = AsyncPreRanker(
-            made.model, made.params, made.index, features=self._features, retrieval=self._retrieve, config=serving
+            made.index.trained, made.index, features=self._features, retrieval=self._retrieve, config=serving
         )
 
     async def __aenter__(self) -> Engine:

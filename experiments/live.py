@@ -173,7 +173,7 @@ async def live(
     assert run.encoder is not None and tower_run.encoder is not None
     parts = Parts(url, run.encoder, options.history)
     counts = fill(parts.sink, data, options)
-    tower = connectors.TwoTower(tower_run.model, tower_run.params, encoder=tower_run.encoder)
+    tower = connectors.TwoTower(tower_run.trained)
     vectors = tower.vectors(tower_run.index(data.catalogue, progress=False), data.items.raw)
     search, k = connectors.BruteForce(*vectors), min(1000, options.items // 4)
     figures: dict[str, Any] = {"retrieval_recall1000": recall(tower, search, data, k, options), "retrieval_k": k}
@@ -193,7 +193,7 @@ async def live(
     )
     config = ServingConfig(buckets=(256, 1024) if k > 256 else (256,), max_k=64)
     async with AsyncPreRanker(
-        run.model, run.params, writer.index, features=fetch, retrieval=retrieval, config=config, states=parts.states
+        run.trained, writer.index, features=fetch, retrieval=retrieval, config=config, states=parts.states
     ) as engine:
         figures |= await fetches(engine, parts, data, options)
         figures |= await alone(engine, data, options)

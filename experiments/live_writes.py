@@ -110,7 +110,7 @@ class Writes:
         self._updating: Any = None
         self._followers = {
             "item follower": connectors.Follower(
-                parts.items, connectors.IndexTarget(writer, data.encoder), changed=self._publish, store=store
+                parts.items, connectors.IndexTarget(writer), changed=self._publish, store=store
             ),
             "event follower": connectors.Follower(parts.events, connectors.SinkTarget(parts.sink)),
         }

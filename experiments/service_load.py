@@ -97,9 +97,9 @@ class World:
         self.logits: dict[str, list[np.ndarray]] = {}
         for seed, name in enumerate(NAMES):
             params = self.model.init(jax.random.key(seed), data.catalogue)
-            index = ItemIndex.build(self.model, params, [items], encoder=data.encoder, progress=False)
+            index = ItemIndex.build(aif.Trained(self.model, params, data.encoder), [items], progress=False)
             platforms = (jax.default_backend(),)
-            export.save(folder / name, self.model, params, index, encoder=data.encoder, platforms=platforms, stablehlo=False)
+            export.save(folder / name, index.trained, index, platforms=platforms, stablehlo=False)
             rows, _ = index.take(self.candidates)
             states = [jax.jit(self.model.user)(params, user) for user in self.users]
             self.logits[index.version] = [np.asarray(jax.jit(self.model.interaction)(params, state, rows)) for state in states]

@@ -173,7 +173,7 @@ def encoding(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
     """CPU of making features from raw events: a whole history, or the row of a table and 16 new events."""
     length, rng = max(options.lengths) if options.smoke else 4096, np.random.default_rng(3)
     columns, made = encoder(run).columns, encoder(run).with_length(length)
-    table = UserTable(run.model, run.params, encoder=encoder(run))
+    table = UserTable(aif.Trained(run.model, run.params, encoder(run)))
     user = np.asarray(data.users.raw)[0].item()
     names = [columns.item, columns.time, *([] if columns.action is None else [columns.action])]
 
@@ -212,7 +212,7 @@ def rebuild(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
     for storage in options.storages:
         for _ in range(2):  # the first compiles
             start = time.perf_counter()
-            table = UserTable.build(run.model, run.params, data, encoder=encoder(run), storage=storage, progress=False)
+            table = UserTable.build(aif.Trained(run.model, run.params, encoder(run)), data, storage=storage, progress=False)
             rates[storage] = len(data.log) / (time.perf_counter() - start)
         sizes[storage] = table.row_bytes
     one = aif.build(aif.presets.streaming(data.schema, width=run.config.width))

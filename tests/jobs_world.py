@@ -70,33 +70,36 @@ def model(*, strings: bool = False) -> tuple[aif.PreRanker, Any]:
     return made, jax.tree.map(np.asarray, demo.init(made, items=data(strings=strings).catalogue))
 
 
+@functools.cache
+def trained(*, strings: bool = False) -> aif.Trained:
+    """That model with the encoder of the data."""
+    return aif.Trained(*model(strings=strings), data(strings=strings).encoder)
+
+
 def job(*, strings: bool = False, **options: Any) -> aif.jobs.ItemJob:
     """The catalogue job, with batches that the catalogue does not fill."""
-    made, params = model(strings=strings)
-    return aif.jobs.ItemJob(made, params, encoder=data(strings=strings).encoder, **{"batch_size": 64} | options)
+    return aif.jobs.ItemJob(trained(strings=strings), **{"batch_size": 64} | options)
 
 
 def user_job(**options: Any) -> aif.jobs.UserJob:
     """The user job, with batches that the users do not fill."""
-    return aif.jobs.UserJob(*model(), encoder=data().encoder, **{"batch_size": 8} | options)
+    return aif.jobs.UserJob(trained(), **{"batch_size": 8} | options)
 
 
 def built(*, strings: bool = False, **options: Any) -> aif.ItemIndex:
     """The index as one process builds it."""
     batches, given = items(strings=strings).to_batches(), {"batch_size": 64, "progress": False} | options
-    return aif.ItemIndex.build(*model(strings=strings), batches, encoder=data(strings=strings).encoder, **given)
+    return aif.ItemIndex.build(trained(strings=strings), batches, **given)
 
 
 def merged(parts: Any, *, strings: bool = False, **options: Any) -> aif.ItemIndex:
     """The index of encoded parts."""
-    return aif.ItemIndex.from_parts(
-        *model(strings=strings), parts, encoder=data(strings=strings).encoder, progress=False, **options
-    )
+    return aif.ItemIndex.from_parts(trained(strings=strings), parts, progress=False, **options)
 
 
 def merged_users(parts: Any, **options: Any) -> aif.UserTable:
     """The user table of parts."""
-    return aif.UserTable.from_parts(*model(), parts, encoder=data().encoder, **options)
+    return aif.UserTable.from_parts(trained(), parts, **options)
 
 
 def same(a: aif.ItemIndex, b: aif.ItemIndex) -> bool:

@@ -66,10 +66,10 @@ def exports(kind: str = "integers") -> Exports:
     root, params, index, digests = Path(tempfile.mkdtemp(prefix="aif_jax-exports-")), {}, {}, {}
     for seed, folder in enumerate(("one", "two")):
         params[folder] = demo.init(model, seed, items=data.catalogue)
-        built = ItemIndex.build(model, params[folder], [items], encoder=data.encoder, batch_size=64, progress=False)
+        built = ItemIndex.build(aif.Trained(model, params[folder], data.encoder), [items], batch_size=64, progress=False)
         index[folder] = built
         digests[folder] = export.save(
-            root / folder, model, params[folder], built, encoder=data.encoder, platforms=("cpu",), stablehlo=False
+            root / folder, aif.Trained(model, params[folder], data.encoder), built, platforms=("cpu",), stablehlo=False
         )
     return Exports(root, model, params, index, digests, data.encoder, data.catalogue)
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aif_jax import Trained
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, Request, ServingConfig
 from aif_jax.serving.programs import Programs
@@ -35,7 +36,7 @@ class World:
 
     def index_of(self, params: Any, *, capacity: int = 512) -> Any:
         sizes: dict[str, Any] = dict(batch_size=64, capacity=capacity, progress=False)
-        return ItemIndex.build(self.model, params, self.features, ids=self.ids, **sizes)
+        return ItemIndex.build(Trained(self.model, params), self.features, ids=self.ids, **sizes)
 
     def take(self, rows: np.ndarray) -> ItemFeatures:
         """Features of some items."""
@@ -65,7 +66,8 @@ class Engine(AsyncPreRanker):
     """An engine whose callables wait and fail as told, and note who called them."""
 
     def __init__(self, world: World, index: Any, config: ServingConfig):
-        super().__init__(world.model, world.params, index, features=self.fetch, retrieval=self.find, config=config)
+        trained = Trained(world.model, world.params, index.trained.encoder)
+        super().__init__(trained, index, features=self.fetch, retrieval=self.find, config=config)
         share_programs(self, world)
         self.world = world
         self.fetched: list[Any] = []

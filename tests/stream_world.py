@@ -52,7 +52,9 @@ def items(numbers: dict[str, float]) -> dict[str, Any]:
 
 def first_index() -> ItemIndex:
     """The item i0."""
-    return ItemIndex.build(model(), PARAMS, [items({"i0": 1.0})], encoder=encoder(), batch_size=8, capacity=64, progress=False)
+    return ItemIndex.build(
+        aif.Trained(model(), PARAMS, encoder()), [items({"i0": 1.0})], batch_size=8, capacity=64, progress=False
+    )
 
 
 def prices(index: ItemIndex) -> dict[str, float]:
@@ -74,12 +76,12 @@ def work(kind: str, address: str, name: str, folder: str, updates: int, cache: s
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     root = Path(folder)
     if snapshots(root / "w"):
-        writer = IndexWriter.resume(root / "w", model(), PARAMS, encoder=encoder(), every_updates=2)
+        writer = IndexWriter.resume(root / "w", aif.Trained(model(), PARAMS, encoder()), every_updates=2)
     else:
         writer = IndexWriter.start(root / "w", first_index(), every_updates=2)
     client = redis.Redis.from_url(address.split()[-1])
     sink = ValkeyFeatureWriter(client, EventLayout(), prefix=name)
-    follower = Follower(open_stream(kind, address.split()[0], name), IndexTarget(writer, encoder()), most=4)
+    follower = Follower(open_stream(kind, address.split()[0], name), IndexTarget(writer), most=4)
     events = Follower(open_stream(kind, address.split()[0], f"{name}-events"), SinkTarget(sink), most=5)
     with open(root / "log", "a", buffering=1) as log:
         print(json.dumps(["start", writer.positions]), file=log)

@@ -338,7 +338,7 @@ def test_a_request_of_weight_three_is_three_requests(data, run, form):
 
 def test_checkpoints_and_fitting_anew_and_growing_keep_their_word(data, run, tmp_path):
     fitted = aif_scores.with_calibration(run.params, fit_calibration([0.0, 1.0, 2.0], [0, 1, 1], form="isotonic"))
-    checkpoint.save(tmp_path / "saved", fitted, run.config, encoder=run.encoder)
+    checkpoint.save(tmp_path / "saved", aif.Trained(run, fitted, run.encoder))
     loaded = checkpoint.load(tmp_path / "saved")
     assert loaded.version == aif.fingerprint(fitted, run.config, run.encoder)
     np.testing.assert_array_equal(loaded.params["fitted"]["calibration"]["x"], fitted["fitted"]["calibration"]["x"])
@@ -359,8 +359,8 @@ def test_order_by_bid_multiplies_the_calibrated_probability(world):
             request = Request(user=3, order="bid", context=bids_for(ids))
             raw = await engine.rank(request, 8)
             with pytest.raises(aif.VersionMismatch):
-                await engine.publish(params, world.index)
-            await engine.publish(params, world.index_of(params))
+                await engine.publish(aif.Trained(engine.model, params), world.index)
+            await engine.publish(aif.Trained(engine.model, params), world.index_of(params))
             got = await engine.rank(request, 8)
         logits, bids = world.logits(3, ids), bids_for(ids).bids
         for answer, scale, bias in ((raw, 1, 0), (got, 3, -1)):

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
+from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Request, ServingConfig, threads
 from aif_jax.serving.metrics import prometheus_text
 from aif_jax.serving.threads import TimeLimitedCall
@@ -29,7 +30,9 @@ def world():
 
 def engine_of(world, features, retrieval, **changes):
     config = world.engine(**changes).config
-    engine = AsyncPreRanker(world.model, world.params, world.index, config=config, features=features, retrieval=retrieval)
+    engine = AsyncPreRanker(
+        Trained(world.model, world.params), world.index, config=config, features=features, retrieval=retrieval
+    )
     return share_programs(engine, world)
 
 

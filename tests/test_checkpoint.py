@@ -38,7 +38,7 @@ def small(scale=1.0):
 def saved(tmp_path_factory):
     """One good checkpoint; tests that damage it work on a copy."""
     folder = tmp_path_factory.mktemp("checkpoint") / "good"
-    checkpoint.save(folder, small(), CONFIG, opt_state=optax.adam(1e-3).init(small()))
+    checkpoint.save(folder, aif.Trained(aif.build(CONFIG), small()), opt_state=optax.adam(1e-3).init(small()))
     return folder
 
 
@@ -58,7 +58,7 @@ def assert_same(got, expected):
 def test_round_trip_of_a_model(tiny_model, tmp_path):
     model, model_params = tiny_model
     position = {"epoch": 2, "batch": 17, "seeds": [1, 2]}
-    checkpoint.save(tmp_path / "a", model_params, model.config, step=7, position=position, metrics={"gauc": 0.61})
+    checkpoint.save(tmp_path / "a", aif.Trained(model, model_params), step=7, position=position, metrics={"gauc": 0.61})
     loaded = checkpoint.load(tmp_path / "a", config=model.config)
     assert_same(loaded.params, model_params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded.params))
@@ -126,7 +126,7 @@ def test_optimizer_state_comes_back_as_it_was(tmp_path):
     )
     update = jax.numpy_dtype_promotion("standard")(jax.jit(optimizer.update))  # Optax's noise mixes dtypes
     _, state = update(small(0.5), optimizer.init(small()), small())
-    checkpoint.save(tmp_path / "a", small(), CONFIG, opt_state=state)
+    checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), small()), opt_state=state)
     template = jax.eval_shape(lambda: state)
     loaded = checkpoint.load(tmp_path / "a", like={"opt_state": template}).opt_state
     assert jax.tree.structure(loaded) == jax.tree.structure(state)
@@ -181,7 +181,7 @@ for count, spec in ((4, PartitionSpec("rows")), (2, PartitionSpec("rows", None))
     print(len(restored.sharding.device_set), restored.addressable_shards[0].data.shape)
 again = path + "-sharded"
 sharded = {{**template, "embedding": {{**host["embedding"], "item": restored}}}}
-checkpoint.save(again, sharded, checkpoint.load(path).config)
+checkpoint.save(again, checkpoint.load(path).trained().replace(params=sharded))
 print(checkpoint.load(again).version == checkpoint.load(path).version)
 """
     assert python(code, devices=8).split("\n")[:3] == ["4 (1, 3)", "2 (2, 3)", "True"]
@@ -217,7 +217,7 @@ def test_renamed_and_resized_leaves_are_named(saved):
 def test_wrong_optimizer_template_is_refused(saved, tmp_path):
     with pytest.raises(ValueError, match="opt_state does not fit the template"):
         checkpoint.load(saved, like={"opt_state": jax.eval_shape(optax.sgd(1.0, momentum=0.9).init, small())})
-    checkpoint.save(tmp_path / "bare", small(), CONFIG)
+    checkpoint.save(tmp_path / "bare", aif.Trained(aif.build(CONFIG), small()))
     with pytest.raises(ValueError, match=r"expected \['opt_state'\], but it was saved without"):
         checkpoint.load(tmp_path / "bare", like={"opt_state": ()})
     with pytest.raises(ValueError, match="like: expected templates under"):
@@ -242,19 +242,19 @@ def test_missing_and_foreign_folders(saved, tmp_path):
 
 def test_nothing_is_overwritten(saved):
     with pytest.raises(FileExistsError, match="expected a new folder"):
-        checkpoint.save(saved, small(2.0), CONFIG)
+        checkpoint.save(saved, aif.Trained(aif.build(CONFIG), small(2.0)))
     assert_same(checkpoint.load(saved).params["item"], small()["item"])
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(ValueError, match="position: expected plain JSON"):
-        checkpoint.save(tmp_path / "a", small(), CONFIG, position={"batch": np.int64(3)})
+        checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), small()), position={"batch": np.int64(3)})
     with pytest.raises(ValueError, match="params/item: expected an array, got object"):
-        checkpoint.save(tmp_path / "a", {"item": object()}, CONFIG)
+        checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), {"item": object()}))
     with pytest.raises(ValueError, match="expected at least one array"):
-        checkpoint.save(tmp_path / "a", {}, CONFIG)
+        checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), {}))
     with pytest.raises(ValueError, match="expected a different path for every leaf"):
-        checkpoint.save(tmp_path / "a", {"a/b": np.ones(1), "a": {"b": np.ones(1)}}, CONFIG)
+        checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), {"a/b": np.ones(1), "a": {"b": np.ones(1)}}))
     assert not (tmp_path / "a").exists()
 
 
@@ -453,7 +453,7 @@ def test_arrays_may_be_donated_after_save_async(tmp_path):
 def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError):
-        checkpoint.save(tmp_path / "file" / "a", small(), CONFIG)
+        checkpoint.save(tmp_path / "file" / "a", aif.Trained(aif.build(CONFIG), small()))
 
 
 FULL_DISK = """

@@ -16,7 +16,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, cli, export
-from aif_jax.cli.options import load_model, meaning
+from aif_jax.cli.options import meaning
 from aif_jax.encoding.columns import Columns
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read
@@ -49,8 +49,8 @@ def world(tmp_path_factory):
     data = read(folder / "events.parquet", items=folder / "items", users=folder / "users.csv", columns=COLUMNS)
     model = aif.build(aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False))
     params = demo.init(model, items=data.catalogue)
-    checkpoint.save(folder / "model", params, model.config, encoder=data.encoder)
-    checkpoint.save(folder / "bare", params, model.config)
+    checkpoint.save(folder / "model", aif.Trained(model, params, data.encoder))
+    checkpoint.save(folder / "bare", aif.Trained(model, params))
     return folder, model, params, data.encoder
 
 
@@ -82,8 +82,8 @@ def test_index_build_update_inspect_verify(world, tmp_path, run):
     code, out, _ = run(*build, "--out", tmp_path / "one", "--dry-run")
     assert code == 0 and out.startswith("dry run: 90 items, ") and not (tmp_path / "one").exists()
     assert run(*build, "--out", tmp_path / "one", "--position", 5)[0] == 0
-    built = ItemIndex.build(model, params, folder / "items", encoder=encoder, batch_size=64, progress=False)
-    assert same(ItemIndex.load(tmp_path / "one", model, params, encoder=encoder), built)
+    built = ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", batch_size=64, progress=False)
+    assert same(ItemIndex.load(tmp_path / "one", aif.Trained(model, params, encoder)), built)
 
     pq.write_table(items([1000, 7, 7], kinds=2), tmp_path / "changes.parquet")
     (tmp_path / "deleted.csv").write_text("item,note\n1001,out of stock\n1002,\n5,was never there\n")
@@ -96,7 +96,7 @@ def test_index_build_update_inspect_verify(world, tmp_path, run):
     wanted = built.upsert({name: column.to_numpy() for name, column in columns_of(items([1000, 7], kinds=2))}).delete(
         [1001, 1002]
     )
-    assert same(ItemIndex.load(tmp_path / "two", model, params, encoder=encoder), wanted)
+    assert same(ItemIndex.load(tmp_path / "two", aif.Trained(model, params, encoder)), wanted)
 
     code, out, _ = run("index", "inspect", tmp_path / "two")
     manifest = json.loads(out)
@@ -131,15 +131,17 @@ def test_exit_codes_of_the_index(world, tmp_path, run):
     code, _, err = run(*build, tmp_path / "a", "--items", tmp_path / "short.parquet")
     assert code == 1 and "missing column" in err and "'kind'" in err
     code, _, err = run("index", "build", "--checkpoint", folder / "bare", "--items", folder / "items", "--out", tmp_path / "a")
-    assert code == 2 and "expected a checkpoint with an encoder" in err
+    assert code == 2 and "expected a model with an encoder" in err
     with pytest.raises(SystemExit) as usage:
         run("index", "build", "--storage", "float8")
     assert usage.value.code == 2
-    ItemIndex.build(model, params, folder / "items", encoder=encoder, batch_size=64, progress=False).save(tmp_path / "index")
+    ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", batch_size=64, progress=False).save(
+        tmp_path / "index"
+    )
     update = ["index", "update", "--index", tmp_path / "index", "--out", tmp_path / "b", "--checkpoint"]
     assert run(*update, folder / "model")[0] == 2
     other = {**params, "item": jax.tree.map(lambda x: x + 1, params["item"])}
-    checkpoint.save(tmp_path / "other", other, model.config, encoder=encoder)
+    checkpoint.save(tmp_path / "other", aif.Trained(model, other, encoder))
     code, _, err = run(*update, tmp_path / "other", "--items", tmp_path / "twice.parquet")
     assert code == 1 and "expected version" in err and not (tmp_path / "b").exists()
 
@@ -149,7 +151,7 @@ def test_exit_codes_of_the_index(world, tmp_path, run):
 
 def test_export_verify_rebuild(world, tmp_path, run):
     folder, model, params, encoder = world
-    index = ItemIndex.build(model, params, folder / "items", encoder=encoder, progress=False)
+    index = ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", progress=False)
     index.save(tmp_path / "index")
     words = ["export", "--checkpoint", folder / "model", "--index", tmp_path / "index", "--platforms", "cpu", "--no-stablehlo"]
     code, out, _ = run(*words, "--out", tmp_path / "exported")
@@ -251,7 +253,7 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     words = ["export", "--checkpoint", tmp_path / "run", "--index", tmp_path / "index", "--out", tmp_path / "exported"]
     code, out, err = run(*words, "--platforms", "cpu", "--no-stablehlo")
     assert code == 0, err
-    assert json.loads(out)["version"] == load_model(tmp_path / "run").version
+    assert json.loads(out)["version"] == aif.open(tmp_path / "run").version
     other = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run", *SMALL, "--epochs", 3]
     code, _, err = run(*other)
     assert code == 1 and "expected a run with these settings" in err and "fit.epochs" in err
@@ -285,7 +287,7 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     given = ["--events", tmp_path / "events.parquet", *files(folder)[2:]]
     words = [*given, *FLAGS, "--out", tmp_path / "run", *SMALL, "--batch-size", 64, "--epochs", 3, "--learning-rate", 0.03]
     assert run("train", *words)[0] == 0
-    before = load_model(tmp_path / "run").version
+    before = aif.open(tmp_path / "run").version
     add = ["--run", tmp_path / "run", *given, "--quiet", "--out"]
     code, out, err = run("add", "calibration", "factors", "offset", *add, tmp_path / "served", "--evaluate")
     assert code == 0, err
@@ -296,7 +298,7 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     trained = aif.Run.load(tmp_path / "run")
     data = read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder)
     wanted = dataclasses.replace(trained, folder=None).with_factors(data).for_catalogue(data).calibrate(data, progress=False)
-    served = load_model(tmp_path / "served")
+    served = aif.open(tmp_path / "served")
     assert served.config == wanted.config and served.encoder.version == trained.encoder.version
     jax.tree.map(np.testing.assert_array_equal, served.params, wanted.params)
     words = ["index", "build", "--checkpoint", tmp_path / "served", "--items", folder / "items", "--out", tmp_path / "index"]
@@ -304,11 +306,11 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
 
     assert "expected a new folder" in run("add", "factors", *add, tmp_path / "served")[2]
     assert run("add", "factors", *add, tmp_path / "other")[0] == 0
-    other = load_model(tmp_path / "other")
+    other = aif.open(tmp_path / "other")
     assert [block.name for block in other.config.blocks] == ["dot_product", "pure_svd"]
     code, out, _ = run("add", "calibration", *add, tmp_path / "last")
     assert code == 0 and out.startswith(f"{tmp_path / 'last'}: calibration added, version ")
-    assert load_model(tmp_path / "run").version == before != load_model(tmp_path / "last").version
+    assert aif.open(tmp_path / "run").version == before != aif.open(tmp_path / "last").version
     for parts in (["cream"], []):
         with pytest.raises(SystemExit) as usage:
             run("add", *parts, *add, tmp_path / "another")

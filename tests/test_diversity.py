@@ -81,7 +81,7 @@ def coarse(world) -> tuple:
     features = jax.tree.map(lambda leaf: leaf, world.features)
     features.side["bid"] = bids
     sizes = dict(batch_size=64, capacity=512, progress=False)
-    return aif.ItemIndex.build(world.model, world.params, features, ids=world.ids, **sizes), bids
+    return aif.ItemIndex.build(aif.Trained(world.model, world.params), features, ids=world.ids, **sizes), bids
 
 
 def test_the_engine_cuts_in_one_bucket_in_pieces_and_in_mini_batches(world, coarse):

@@ -65,7 +65,7 @@ def whole() -> aif.ItemIndex:
 @pytest.fixture(scope="module")
 def users() -> aif.UserTable:
     options = {"batch_size": 8, "position": 77, "progress": False}
-    return aif.UserTable.build(*world.model(), world.data(), encoder=world.data().encoder, **options)
+    return aif.UserTable.build(world.trained(), world.data(), **options)
 
 
 def test_a_catalogue_through_ray(ray, whole, tmp_path):

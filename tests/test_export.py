@@ -43,7 +43,7 @@ def made(tmp_path_factory):
     """Folder, digest, model, params of a model with every block, made for three platforms."""
     model, params = demo.build()
     folder = tmp_path_factory.mktemp("export") / "model"
-    return folder, export.save(folder, model, params, buckets={"c": [64, 128]}), model, params
+    return folder, export.save(folder, aif.Trained(model, params), buckets={"c": [64, 128]}), model, params
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def encoded(tmp_path_factory):
     model = aif.build(config)
     params = demo.init(model, items=catalogue)
     folder = tmp_path_factory.mktemp("encoded") / "model"
-    export.save(folder, model, params, encoder=made, **QUICK)
+    export.save(folder, aif.Trained(model, params, made), **QUICK)
     return folder, model, params, made
 
 
@@ -572,7 +572,7 @@ def test_an_index_of_strings_is_looked_up_by_strings(encoded):
     names = ["B00X4WHP5E", "", "é" * 300, "sku-1", "\U0001f600"]
     np.testing.assert_array_equal(ids.string_keys(names), string_ids(names))
     items = made.items({"item": [7, 8, 99, 7, 8], "category": ["b", "é", "b", "x", "b"]})[1]
-    index = ItemIndex.build(model, params, items, ids=names, encoder=made, batch_size=8, progress=False)
+    index = ItemIndex.build(aif.Trained(model, params, made), items, ids=names, batch_size=8, progress=False)
     arrays = writer.index_arrays(index)
     known = ids.Ids({"keys": arrays["keys"]}, "index")
     np.testing.assert_array_equal(arrays["vector"][known.positions(np.array(names))], index.take(names)[0].vector)
@@ -585,7 +585,7 @@ def test_an_encoder_of_other_features_is_refused(encoded, tmp_path):
     _, model, params, _ = encoded
     other = encoder(users=("ann", "bob", "cleo"), columns=Columns(action="event", actions=("view", "buy"), user_id=True))
     with pytest.raises(ValueError, match="encoder: expected one that makes the features of .*users: none.*users: user 4"):
-        export.save(tmp_path / "new", model, params, encoder=other, **QUICK)
+        export.save(tmp_path / "new", aif.Trained(model, params, other), **QUICK)
     assert not list(tmp_path.iterdir())
 
 
@@ -624,7 +624,7 @@ def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
 def test_a_block_of_your_own_is_exported_and_must_be_imported_for_a_rebuild(tmp_path, monkeypatch):
     model, params = demo.build(blocks=(Recency(), blocks.Sim("category", slots=30, length=2)), sequence=False)
     folder = tmp_path / "model"
-    export.save(folder, model, params, **QUICK)
+    export.save(folder, aif.Trained(model, params), **QUICK)
     loaded = load(folder)
     user, items = demo.user(model.config, events=9), demo.items(20)
     expected = jax.jit(model.joint)(params, user, items)
@@ -659,13 +659,13 @@ def test_every_leaf_is_read_or_named_as_training_only(tmp_path):
     model, params = demo.build(**demo.VARIANTS["base"])
     extended = params | {"user": params["user"] | {"auxiliary": {"kernel": np.zeros((2, 3), np.float32)}}}
     with pytest.raises(export.CoverageError, match="user/auxiliary/kernel: only in the params"):
-        export.save(tmp_path / "a", model, extended, **QUICK)
-    export.save(tmp_path / "b", model, extended, training_only=["user/auxiliary"], **QUICK)
+        export.save(tmp_path / "a", aif.Trained(model, extended), **QUICK)
+    export.save(tmp_path / "b", aif.Trained(model, extended), training_only=["user/auxiliary"], **QUICK)
     loaded = load(tmp_path / "b")
     assert loaded.manifest["training_only"] == ["user/auxiliary/kernel"]
     rest = {k: v for k, v in params["item"].items() if k != "tower"}
     with pytest.raises(export.CoverageError, match="item/tower/layer_0/bias: not in the params"):
-        export.save(tmp_path / "c", model, params | {"item": rest}, **QUICK)
+        export.save(tmp_path / "c", aif.Trained(model, params | {"item": rest}), **QUICK)
     assert {path.name for path in tmp_path.iterdir()} == {"b"}
 
 
@@ -689,12 +689,12 @@ def test_an_existing_folder_is_left_alone_and_a_failure_leaves_nothing(made, tmp
     _, _, model, params = made
     (tmp_path / "here").mkdir()
     with pytest.raises(FileExistsError, match="expected a new folder"):
-        export.save(tmp_path / "here", model, params)
+        export.save(tmp_path / "here", aif.Trained(model, params))
     monkeypatch.setattr(writer.functions, "export_all", lambda *a, **k: {})
     monkeypatch.setattr(writer, "coverage", lambda *a: ())
     monkeypatch.setattr(writer, "golden_case", lambda *a: {})
     with pytest.raises(export.ExportError):  # no functions: the folder does not verify
-        export.save(tmp_path / "new", model, params)
+        export.save(tmp_path / "new", aif.Trained(model, params))
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
@@ -702,7 +702,7 @@ def test_parameters_without_their_fitted_group_are_refused(made, tmp_path):
     _, _, model, params = made
     rest = {name: group for name, group in params.items() if name != "fitted"}
     with pytest.raises(export.CoverageError, match="expected the group 'fitted'"):
-        export.save(tmp_path / "new", model, rest)
+        export.save(tmp_path / "new", aif.Trained(model, rest))
 
 
 # StableHLO

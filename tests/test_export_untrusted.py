@@ -442,7 +442,7 @@ SNAPSHOTS = [
 @pytest.mark.parametrize("number", range(len(SNAPSHOTS)))
 def test_snapshot_records_that_ask_for_too_much_are_refused(rewrite, number):
     folder, before = rewrite("snapshot", SNAPSHOTS[number]), _peak()
-    for read in (inspect, aif.index.verify, lambda path: ItemIndex.load(path, victims.MODEL, victims.PARAMS)):
+    for read in (inspect, aif.index.verify, lambda path: ItemIndex.load(path, aif.Trained(victims.MODEL, victims.PARAMS))):
         with pytest.raises(CheckpointError, match="snapshot: "):
             read(folder)
     assert _peak() - before < 1 << 30
@@ -465,7 +465,7 @@ def test_snapshots_with_rows_of_another_shape_are_refused(rewrite):
     resource.setrlimit(resource.RLIMIT_AS, (within._address_space() + (16 << 30), limits[1]))
     try:
         with pytest.raises(ValueError, match="does not fit the template|bytes"):
-            ItemIndex.load(folder, victims.MODEL, victims.PARAMS)
+            ItemIndex.load(folder, aif.Trained(victims.MODEL, victims.PARAMS))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert _peak() - before < 1 << 30

@@ -163,19 +163,19 @@ def test_the_engine_ranks_by_its_orders_and_a_publish_changes_them(world):
             with pytest.raises(ValueError, match=r"Request.order: expected one of .*'square', 'shy'\], got 'x'"):
                 await engine.rank(Request(user=3, context=ids, order="x"), 6)
             with pytest.raises(ValueError, match="expected p or side values among"):
-                await engine.publish(world.params, world.index, orders={"square": "p * price"})
+                await engine.publish(aif.Trained(engine.model, world.params), world.index, orders={"square": "p * price"})
             with pytest.raises(ValueError, match="Request.order: expected one of .*, got 'square'"):
                 await engine.publish(
-                    world.params, world.index, orders={"other": "p"}
+                    aif.Trained(engine.model, world.params), world.index, orders={"other": "p"}
                 )  # what requests take by default must stay
             with pytest.raises(NonFiniteScores, match="order 'square': log.* of all 64 probe items is NaN or infinite"):
-                await engine.publish(world.params, world.index, orders={"square": "log(0 - p)"})
+                await engine.publish(aif.Trained(engine.model, world.params), world.index, orders={"square": "log(0 - p)"})
             assert (await engine.rank(Request(user=3, context=ids), 6)).ids.tolist() == best(p * row_bids**2)  # nothing changed
             compiled = engine.metrics()["counters"]["compiled_score_functions"]
-            name = await engine.publish(world.params, world.index, orders={"square": "p / bid"})
+            name = await engine.publish(aif.Trained(engine.model, world.params), world.index, orders={"square": "p / bid"})
             assert name == world.index.version and engine.metrics()["counters"]["compiled_score_functions"] > compiled
             assert (await engine.rank(Request(user=3, context=ids), 6)).ids.tolist() == best(p / row_bids)
-            await engine.publish(world.params, world.index)  # keeps them
+            await engine.publish(aif.Trained(engine.model, world.params), world.index)  # keeps them
             await engine.update_index(world.index)
             assert (await engine.rank(Request(user=3, context=ids), 6)).ids.tolist() == best(p / row_bids)
 
@@ -213,4 +213,4 @@ def test_orders_that_do_not_fit_are_refused_at_the_start():
     model, params = demo.build(objectives=("click", "like"), **demo.VARIANTS["base"])
     for changes in ({"orders": {"x": "p"}}, {"order": "x"}):
         with pytest.raises(ValueError, match="score expression|Request.order"):
-            aif.AsyncPreRanker(model, params, None, features=print, config=ServingConfig(**changes))
+            aif.AsyncPreRanker(aif.Trained(model, params), None, features=print, config=ServingConfig(**changes))

@@ -12,7 +12,6 @@ import pytest
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
-from aif_jax.cli import options as shared
 from aif_jax.data.candidates import Draw
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import Seen
@@ -133,7 +132,7 @@ def test_a_lost_record_is_read_from_the_checkpoints(run, tmp_path, caplog, left)
     power_cut(folder, left)
     loaded = Run.load(folder)
     assert same(loaded.params, run.params) and loaded.settings == run.settings
-    assert same(shared.load_model(folder).params, run.params)
+    assert same(aif.open(folder).params, run.params)
     assert "the settings of the run are those in its latest checkpoint" in caplog.text
     assert left is None or (folder / "fit.json").read_bytes() == left, "a reader writes nothing"
     with pytest.raises(FileExistsError, match="expected a new folder, found checkpoints; resume=True goes on with a run"):

@@ -37,7 +37,7 @@ def built():
 
 
 def make(model, params, features, ids, **options):
-    return ItemIndex.build(model, params, features, ids=ids, **{"batch_size": 64, "progress": False, **options})
+    return ItemIndex.build(aif.Trained(model, params), features, ids=ids, **{"batch_size": 64, "progress": False, **options})
 
 
 def part(features, at):
@@ -299,7 +299,7 @@ def test_sources(built):
     model, params, features, ids, index = built
     batches = [(ids[:100], part(features, slice(100))), (ids[100:100], part(features, slice(0)))]
     batches += [(ids[i : i + 7], part(features, slice(i, i + 7))) for i in range(100, 300, 7)]
-    streamed = ItemIndex.build(model, params, iter(batches), batch_size=64, progress=False)
+    streamed = ItemIndex.build(aif.Trained(model, params), iter(batches), batch_size=64, progress=False)
     assert equal(streamed.take(ids)[0], index.take(ids)[0])
     names = [f"sku-{i}" for i in range(49)]
     attributes = {name: ids[:49] for name, ids in features.ids.items() if name != "item"}
@@ -307,17 +307,17 @@ def test_sources(built):
     catalogue = Catalogue.from_items(
         model.config.schema, names, ids=attributes, floats=rest.floats, content=rest.content, side=rest.side
     )
-    named = ItemIndex.build(model, params, catalogue, batch_size=64, progress=False)
+    named = ItemIndex.build(aif.Trained(model, params), catalogue, batch_size=64, progress=False)
     assert equal(named.take(catalogue.raw)[0].side, catalogue.features(np.arange(1, 50)).side)
     assert len(named.upsert(["sku-1", "new"], part(features, slice(2)))) == 50
     with pytest.raises(ValueError, match="expected together with ItemFeatures"):
-        ItemIndex.build(model, params, features, progress=False)
+        ItemIndex.build(aif.Trained(model, params), features, progress=False)
     with pytest.raises(TypeError, match="expected Catalogue, path, ItemFeatures, pairs"):
-        ItemIndex.build(model, params, 3, progress=False)
-    with pytest.raises(ValueError, match="encoder: expected the encoder of the model's checkpoint, to read items.csv"):
-        ItemIndex.build(model, params, "items.csv", progress=False)
+        ItemIndex.build(aif.Trained(model, params), 3, progress=False)
+    with pytest.raises(ValueError, match="catalogue items.csv: expected a model with an encoder"):
+        ItemIndex.build(aif.Trained(model, params), "items.csv", progress=False)
     with pytest.raises(TypeError, match="items: expected ids and ItemFeatures, or an index with an encoder, got dict"):
-        ItemIndex.build(model, params, [{"item": [1]}], progress=False)
+        ItemIndex.build(aif.Trained(model, params), [{"item": [1]}], progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -348,20 +348,20 @@ def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
     arrow = pa.table({name: pa.array(list(values)) for name, values in table.items()})
     csv.write_csv(arrow, tmp_path / "items.csv")
     parquet.write_table(arrow, tmp_path / "items.parquet")
-    options = dict(encoder=encoder, batch_size=16, progress=False)
-    index = ItemIndex.build(model, params, [encoder.items(table)], **options)
+    options, trained = dict(batch_size=16, progress=False), aif.Trained(model, params, encoder)
+    index = ItemIndex.build(trained, [encoder.items(table)], **options)
     assert index.version == fingerprint(params, model.config, encoder) and index.encoding == encoder.version
     rows, mask = index.take(["sku-3", "sku-40"])
     want = model.item(params, encoder.item({name: values[3] for name, values in table.items()}))
     assert mask.tolist() == [True, False] and rows.side["bid"][0] == 3.0
     np.testing.assert_allclose(rows.vector[0], want.vector, rtol=1e-5, atol=1e-6)
     for catalogue in (tmp_path / "items.csv", str(tmp_path / "items.parquet"), arrow.to_batches(max_chunksize=7), [arrow]):
-        assert equal(ItemIndex.build(model, params, catalogue, **options).stored(), index.stored())
+        assert equal(ItemIndex.build(trained, catalogue, **options).stored(), index.stored())
 
 
 def test_raw_columns_and_records_are_a_catalogue_and_other_things_are_named(raw):
     model, params, encoder, table = raw
-    build = partial(ItemIndex.build, model, params, encoder=encoder, progress=False)
+    build = partial(ItemIndex.build, aif.Trained(model, params, encoder), progress=False)
     by_column = build(table)
     records = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
     for index in (build([table]), build(records), build(pa.table(table))):
@@ -381,7 +381,7 @@ def test_raw_columns_and_records_are_a_catalogue_and_other_things_are_named(raw)
 
 def test_raw_updates(raw):
     model, params, encoder, table = raw
-    index = ItemIndex.build(model, params, [table], encoder=encoder, batch_size=16, progress=False)
+    index = ItemIndex.build(aif.Trained(model, params, encoder), [table], batch_size=16, progress=False)
     record = {"item": "sku-5", "category": "tea", "brand": "y", "price": 2.5, "bid": 99.0}
     new = {"item": "brand new", "category": "unheard of", "price": 1.0, "bid": 1.0}
     changed = index.upsert([record, new])
@@ -394,7 +394,7 @@ def test_raw_updates(raw):
     with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding"):
         index.upsert(*other.items(columns))
     with pytest.raises(EncodingMismatch):
-        ItemIndex.build(model, params, [other.items(table)], encoder=encoder, progress=False)
+        ItemIndex.build(aif.Trained(model, params, encoder), [other.items(table)], progress=False)
     with pytest.raises(ValueError, match="column 'price'"):
         index.upsert([{**record, "price": float("nan")}])
     with pytest.raises(ValueError, match="expected a column 'bid'"):
@@ -405,15 +405,15 @@ def test_a_stream_of_unknown_length_grows_the_table(built):
     model, params, *_ = built
     many = demo.items(3000, seed=2)
     stream = [(np.arange(i, i + 500), part(many, slice(i, i + 500))) for i in range(0, 3000, 500)]
-    streamed = ItemIndex.build(model, params, stream, batch_size=64, progress=False)
+    streamed = ItemIndex.build(aif.Trained(model, params), stream, batch_size=64, progress=False)
     assert equal(streamed.take(np.arange(3000))[0], make(model, params, many, np.arange(3000)).take(np.arange(3000))[0])
     with pytest.raises(ValueError, match="capacity: the catalogue has more items than 2000"):
-        ItemIndex.build(model, params, stream, batch_size=64, capacity=2000, progress=False)
+        ItemIndex.build(aif.Trained(model, params), stream, batch_size=64, capacity=2000, progress=False)
 
 
 def test_an_empty_index_works(built):
     model, params, features, ids, _ = built
-    empty = ItemIndex.build(model, params, [], batch_size=64, progress=False)
+    empty = ItemIndex.build(aif.Trained(model, params), [], batch_size=64, progress=False)
     assert len(empty) == 0 and not empty.lookup(ids)[1].any() and len(empty.ids) == 0
     assert len(empty.upsert(ids, features)) == 300 and len(empty.compact()) == 0
 
@@ -524,15 +524,15 @@ def test_mesh_of_four_devices(python):
         """
 import jax, numpy as np
 from tests import demo
-from aif_jax import sharding
+from aif_jax import Trained, sharding
 from aif_jax.index import ItemIndex
 model, params = demo.build()
 features, ids = demo.items(300), np.arange(300)
 mesh = sharding.row_mesh()
 options = dict(ids=ids, batch_size=64, progress=False)
-one = ItemIndex.build(model, params, features, **options)
-four = ItemIndex.build(model, params, features, mesh=mesh, storage="bfloat16", **options)
-four32 = ItemIndex.build(model, params, features, mesh=mesh, **options)
+one = ItemIndex.build(Trained(model, params), features, **options)
+four = ItemIndex.build(Trained(model, params), features, mesh=mesh, storage="bfloat16", **options)
+four32 = ItemIndex.build(Trained(model, params), features, mesh=mesh, **options)
 assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(four.shapes))
 assert all(s.data.shape[0] == 256 for s in four.copy_table().words.addressable_shards)
 for a, b in zip(jax.tree.leaves(one.take(ids)[0]), jax.tree.leaves(four32.take(ids)[0])):
@@ -543,7 +543,7 @@ for start in range(0, 300, 50):
     at = slice(start, start + 50)
     updated = updated.upsert(ids[at], jax.tree.map(lambda x: x[at], changed))
 assert updated._store is four32._store
-rebuilt = ItemIndex.build(model, params, changed, mesh=mesh, **options)
+rebuilt = ItemIndex.build(Trained(model, params), changed, mesh=mesh, **options)
 for a, b in zip(jax.tree.leaves(updated.take(ids)[0]), jax.tree.leaves(rebuilt.take(ids)[0])):
     assert np.array_equal(a, b)
 print("capacity", four.capacity, "devices", mesh.size)

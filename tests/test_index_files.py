@@ -29,6 +29,7 @@ CONFIG = aif.Config(schema=SCHEMA, width=8)
 PARAMS = {"item": {"scale": np.float32(3)}}
 # An item function that compiles in no time: these tests are about files and processes.
 MODEL = aif.build(CONFIG)._replace(item=lambda params, f: {"vector": f.floats * params["item"]["scale"], "item": f.ids["item"]})
+TRAINED = aif.Trained(MODEL, PARAMS)
 UPDATES = 200
 
 # When one array of a damaged folder cannot be read, the reads of the others may end after Orbax closed its event loop, and the
@@ -43,9 +44,9 @@ def features(numbers) -> aif.ItemFeatures:
     return aif.ItemFeatures(ids={"item": item, "category": item % 3}, floats=floats)
 
 
-def build(ids=(5, 6, 7), numbers=(1, 2, 3), params=PARAMS, **options) -> ItemIndex:
+def build(ids=(5, 6, 7), numbers=(1, 2, 3), params=PARAMS, encoder=None, **options) -> ItemIndex:
     options = {"batch_size": 16, "progress": False, **options}
-    return ItemIndex.build(MODEL, params, features(numbers), ids=list(ids), **options)
+    return ItemIndex.build(aif.Trained(MODEL, params, encoder), features(numbers), ids=list(ids), **options)
 
 
 def change(position: int) -> tuple[list[int], list[int] | None]:
@@ -83,7 +84,7 @@ def same(a: ItemIndex, b: ItemIndex) -> bool:
 def test_round_trip(tmp_path, storage):
     index = build(storage=storage).upsert([9], features([4])).delete([5])
     index.save(tmp_path / "a", positions={0: 17, 3: 5})
-    back = ItemIndex.load(tmp_path / "a", MODEL, PARAMS)
+    back = ItemIndex.load(tmp_path / "a", TRAINED)
     assert same(back, index) and back.version == index.version
     assert same(back.upsert([5], features([1])), index.upsert([5], features([1])))
     manifest = verify(tmp_path / "a")
@@ -104,20 +105,20 @@ def test_the_same_items_give_the_same_record_whatever_their_history(tmp_path):
 def test_an_empty_index_goes_to_disk_and_back(tmp_path):
     build().delete([5, 6, 7]).save(tmp_path / "a")
     assert verify(tmp_path / "a").items == 0
-    assert ItemIndex.load(tmp_path / "a", MODEL, PARAMS).upsert([1], features([1])).ids.tolist() == [1]
+    assert ItemIndex.load(tmp_path / "a", TRAINED).upsert([1], features([1])).ids.tolist() == [1]
 
 
 def test_strings_go_to_disk_and_back(tmp_path):
     index = build(["a", "bb", ""])
     index.save(tmp_path / "a")
-    back = ItemIndex.load(tmp_path / "a", MODEL, PARAMS)
+    back = ItemIndex.load(tmp_path / "a", TRAINED)
     assert verify(tmp_path / "a").ids == "strings" and back.lookup(["bb", "", "b"])[1].tolist() == [True, True, False]
     assert same(back.upsert(["c"], features([4])).delete(["a"]), index.upsert(["c"], features([4])).delete(["a"]))
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/index", Path("gs://bucket/index"), "file:///tmp/index"])
 def test_a_url_is_no_folder(url):
-    calls = (lambda path: build().save(path), inspect, verify, lambda path: ItemIndex.load(path, MODEL, PARAMS))
+    calls = (lambda path: build().save(path), inspect, verify, lambda path: ItemIndex.load(path, TRAINED))
     for call in calls:
         with pytest.raises(ValueError, match="path: expected a local path, got the URL .*aif_jax.connectors.SnapshotStore"):
             call(url)
@@ -127,6 +128,8 @@ def test_a_url_is_no_folder(url):
 class OtherWords:
     """What an index needs of an encoder to tell it from another."""
 
+    schema = CONFIG.schema
+
     def __init__(self, version):
         self.version = version
 
@@ -135,9 +138,9 @@ def test_what_another_encoder_made_is_refused_by_name(tmp_path):
     index = build(encoder=OtherWords("a" * 64))
     assert index.version != build().version and index.encoding == "a" * 64
     index.save(tmp_path / "a")
-    assert ItemIndex.load(tmp_path / "a", MODEL, PARAMS, encoder=OtherWords("a" * 64)).version == index.version
+    assert ItemIndex.load(tmp_path / "a", aif.Trained(MODEL, PARAMS, OtherWords("a" * 64))).version == index.version
     with pytest.raises(EncodingMismatch, match=f"index in .*: expected the encoding {'b' * 64}, got {'a' * 64}"):
-        ItemIndex.load(tmp_path / "a", MODEL, PARAMS, encoder=OtherWords("b" * 64))
+        ItemIndex.load(tmp_path / "a", aif.Trained(MODEL, PARAMS, OtherWords("b" * 64)))
     encoded = aif.ItemFeatures(ids=features([1]).ids, floats=features([1]).floats, encoding="b" * 64)
     with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding aaa"):
         index.upsert([1], encoded)
@@ -149,15 +152,15 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     index.save(tmp_path / "a")
     other = {"item": {"scale": np.float32(4)}}
     with pytest.raises(VersionMismatch) as error:
-        ItemIndex.load(tmp_path / "a", MODEL, other)
+        ItemIndex.load(tmp_path / "a", aif.Trained(MODEL, other))
     assert index.version in str(error.value) and build(params=other).version in str(error.value)
     with pytest.raises(ValueError, match=r"config.width: expected 16, the snapshot has 8"):
-        ItemIndex.load(tmp_path / "a", aif.build(CONFIG.replace(width=16)), PARAMS)
+        ItemIndex.load(tmp_path / "a", aif.Trained(aif.build(CONFIG.replace(width=16)), PARAMS))
     wider = aif.Schema(item_attributes=SCHEMA.item_attributes, item_floats=9)
     with pytest.raises(ValueError, match=r"config.schema.item_floats: expected 9, the snapshot has 8"):
-        ItemIndex.load(tmp_path / "a", aif.build(CONFIG.replace(schema=wider)), PARAMS)
+        ItemIndex.load(tmp_path / "a", aif.Trained(aif.build(CONFIG.replace(schema=wider)), PARAMS))
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        ItemIndex.load(tmp_path / "b", MODEL, PARAMS)
+        ItemIndex.load(tmp_path / "b", TRAINED)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "record", "format", "no metadata"])
@@ -182,7 +185,7 @@ def test_torn_and_altered_snapshots_say_so(tmp_path, damage):
         metadata.unlink()
     wanted = {"record": "was altered", "format": r"expected the format 'aif_jax.index/2', got 'aif_jax.index/9'"}
     wanted["no metadata"] = "not a complete checkpoint"
-    for read in (verify, lambda path: ItemIndex.load(path, MODEL, PARAMS)):
+    for read in (verify, lambda path: ItemIndex.load(path, TRAINED)):
         with pytest.raises(CheckpointError, match=wanted.get(damage, "torn or altered|was altered")) as error:
             read(tmp_path / "a")
         assert str(tmp_path / "a") in str(error.value)
@@ -202,12 +205,12 @@ def test_writer_snapshots_by_count_and_keeps_the_last_three(tmp_path):
         assert not apply(stream, 18) and not apply(stream, 3) and stream.positions == {0: 18}
     assert positions(tmp_path / "w") == [12, 16, 18] == sorted(positions(tmp_path / "w"))
     assert same(stream.index, after(18)) and stream.saved_positions == {0: 18}
-    with IndexWriter.resume(tmp_path / "w", MODEL, PARAMS) as again:
+    with IndexWriter.resume(tmp_path / "w", TRAINED) as again:
         assert again.positions == again.saved_positions == {0: 18} and same(again.index, after(18))
     assert positions(tmp_path / "w") == [12, 16, 18], "nothing new, nothing saved"
     with pytest.raises(FileExistsError, match="holds 3 snapshots already; use IndexWriter.resume"):
         IndexWriter.start(tmp_path / "w", build())
-    with IndexWriter.resume(tmp_path / "w", MODEL, PARAMS) as third:
+    with IndexWriter.resume(tmp_path / "w", TRAINED) as third:
         apply(third, 19)
     assert positions(tmp_path / "w") == [16, 18, 19]
 
@@ -225,7 +228,7 @@ def test_positions_rise_within_a_partition_and_may_have_gaps(tmp_path):
     assert not stream.delete([9], position=7, partition=2)
     assert stream.positions == {2: 7, 0: 1_000_000, 1: 3} and stream.saved_positions == {2: 7}
     stream.close()
-    assert stream.saved_positions == stream.positions == IndexWriter.resume(tmp_path / "w", MODEL, PARAMS).positions
+    assert stream.saved_positions == stream.positions == IndexWriter.resume(tmp_path / "w", TRAINED).positions
 
 
 @pytest.mark.parametrize("position", [1.5, float("nan"), "1", None, True, np.float64(2)])
@@ -268,7 +271,7 @@ def test_a_snapshot_written_in_the_background_holds_its_own_moment(tmp_path):
             apply(stream, position)
     assert positions(tmp_path / "w") == [10, 15, 17]
     for folder in snapshots(tmp_path / "w"):
-        assert same(ItemIndex.load(folder, MODEL, PARAMS), after(inspect(folder).positions[0]))
+        assert same(ItemIndex.load(folder, TRAINED), after(inspect(folder).positions[0]))
 
 
 class Disk:
@@ -304,7 +307,7 @@ def test_a_full_disk_saves_no_position_and_close_says_so(tmp_path, monkeypatch, 
         stream.close()
     assert stream.saved_positions == {} and positions(tmp_path / "w") == [0]
     disk.full = False
-    with IndexWriter.resume(tmp_path / "w", MODEL, PARAMS, every_updates=2, background=background) as again:
+    with IndexWriter.resume(tmp_path / "w", TRAINED, every_updates=2, background=background) as again:
         assert again.positions == {}
         disk.full = True
         apply(again, 1)
@@ -364,8 +367,8 @@ def test_a_push_catches_up_with_the_updates_that_came_meanwhile(tmp_path):
     apply(stream, 10)
     stream.close()
     with pytest.raises(VersionMismatch):
-        IndexWriter.resume(tmp_path, MODEL, PARAMS)
-    resumed = IndexWriter.resume(tmp_path, MODEL, new_params)
+        IndexWriter.resume(tmp_path, TRAINED)
+    resumed = IndexWriter.resume(tmp_path, aif.Trained(MODEL, new_params))
     assert same(resumed.index, stream.index) and resumed.positions == {0: 10}
 
 
@@ -387,7 +390,7 @@ def test_a_writer_with_nothing_to_save_removes_what_a_kill_left(tmp_path):
         for position in range(1, 4):
             apply(stream, position)
     assert positions(tmp_path / "w") == [0, 1, 2, 3]
-    IndexWriter.resume(tmp_path / "w", MODEL, PARAMS, keep=2).close()
+    IndexWriter.resume(tmp_path / "w", TRAINED, keep=2).close()
     assert positions(tmp_path / "w") == [2, 3]
 
 
@@ -399,10 +402,10 @@ def test_resume_names_the_snapshot_that_it_cannot_read(tmp_path):
     (newest / METADATA_FILE).write_text(text.replace('"positions": {"0": 1}', '"positions": {"0": 7}'))
     for _ in range(2):  # a failed resume holds no lock
         with pytest.raises(CheckpointError, match=str(newest)) as error:
-            IndexWriter.resume(tmp_path / "w", MODEL, PARAMS)
+            IndexWriter.resume(tmp_path / "w", TRAINED)
         assert before.name in error.value.__notes__[0]
     with pytest.raises(FileNotFoundError, match="no complete snapshot"):
-        IndexWriter.resume(tmp_path / "nothing", MODEL, PARAMS)
+        IndexWriter.resume(tmp_path / "nothing", TRAINED)
     assert not (tmp_path / "nothing").exists()
 
 
@@ -410,7 +413,7 @@ def test_one_writer_owns_a_directory(tmp_path):
     stream = IndexWriter.start(tmp_path / "w", build())
     for call in (
         lambda: IndexWriter.start(tmp_path / "w", build()),
-        lambda: IndexWriter.resume(tmp_path / "w", MODEL, PARAMS),
+        lambda: IndexWriter.resume(tmp_path / "w", TRAINED),
     ):
         with pytest.raises(WriterConflict, match=rf"process {os.getpid()} on .* \(owner 1, since .*\) is writing here"):
             call()
@@ -418,10 +421,10 @@ def test_one_writer_owns_a_directory(tmp_path):
     stream.close()
     with pytest.raises(WriterConflict, match="this writer is closed"):
         stream.snapshot()
-    second = IndexWriter.resume(tmp_path / "w", MODEL, PARAMS)
+    second = IndexWriter.resume(tmp_path / "w", TRAINED)
     assert second.positions == {0: 1}
     del second  # as if it had been forgotten: the lock goes with it
-    third = IndexWriter.resume(tmp_path / "w", MODEL, PARAMS)
+    third = IndexWriter.resume(tmp_path / "w", TRAINED)
     apply(third, 2)
     third.close()
     assert [folder.name[:6] for folder in snapshots(tmp_path / "w")] == ["000001", "000001", "000003"]
@@ -430,14 +433,14 @@ def test_one_writer_owns_a_directory(tmp_path):
 def test_a_writer_that_was_taken_over_saves_nothing_more(tmp_path):
     old = IndexWriter.start(tmp_path / "w", build(), every_updates=None)
     apply(old, 1)
-    new = IndexWriter.resume(tmp_path / "w", MODEL, PARAMS, takeover=True, every_updates=None)
+    new = IndexWriter.resume(tmp_path / "w", TRAINED, takeover=True, every_updates=None)
     apply(old, 2)
     for call in (old.snapshot, old.close):
         with pytest.raises(WriterConflict, match=r"owner 2, since .*\) took over; this writer \(owner 1\) saves no more"):
             call()
     assert old.saved_positions == {} and positions(tmp_path / "w") == [0]
     with pytest.raises(WriterConflict, match="owner 2"):
-        IndexWriter.resume(tmp_path / "w", MODEL, PARAMS)
+        IndexWriter.resume(tmp_path / "w", TRAINED)
     apply(new, 1)
     new.close()
     assert positions(tmp_path / "w") == [0, 1]
@@ -451,7 +454,7 @@ def test_a_save_that_is_overtaken_counts_as_none_and_sorts_before_the_new_owners
     apply(old, 1)
     apply(old, 2)  # its save hangs
     disk.reached.wait()
-    new = IndexWriter.resume(tmp_path / "w", MODEL, PARAMS, takeover=True, every_updates=1)
+    new = IndexWriter.resume(tmp_path / "w", TRAINED, takeover=True, every_updates=1)
     assert new.positions == {}
     disk.go.set()
     with pytest.raises(WriterConflict, match="took over"):
@@ -460,13 +463,13 @@ def test_a_save_that_is_overtaken_counts_as_none_and_sorts_before_the_new_owners
     apply(new, 1)
     assert positions(tmp_path / "w") == [0, 2, 1]
     new.close()
-    assert IndexWriter.resume(tmp_path / "w", MODEL, PARAMS).positions == {0: 1}, "the new owner's, whatever came late"
+    assert IndexWriter.resume(tmp_path / "w", TRAINED).positions == {0: 1}, "the new owner's, whatever came late"
 
 
 def test_the_number_of_owners_rises_even_if_their_files_are_lost(tmp_path):
     for _ in range(2):
         with contextlib.closing(
-            IndexWriter.resume(tmp_path, MODEL, PARAMS) if snapshots(tmp_path) else IndexWriter.start(tmp_path, build())
+            IndexWriter.resume(tmp_path, TRAINED) if snapshots(tmp_path) else IndexWriter.start(tmp_path, build())
         ) as stream:
             stream.snapshot()
         for claim in tmp_path.glob(".owner-*"):
@@ -481,7 +484,7 @@ CONTEXT.set_forkserver_preload(["tests.test_index_files"])
 def work(directory: str, log: str) -> None:
     """A process that applies the stream, from wherever it is, until it is killed."""
     if snapshots(directory):
-        stream = IndexWriter.resume(directory, MODEL, PARAMS, every_updates=3)
+        stream = IndexWriter.resume(directory, TRAINED, every_updates=3)
     else:
         stream = IndexWriter.start(directory, build(), every_updates=3)
     with open(log, "a", buffering=1) as lines:
@@ -542,9 +545,9 @@ def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path):
         while not (begun := stopped_while_saving(process.pid, directory)):
             os.kill(process.pid, signal.SIGCONT)
         with pytest.raises(WriterConflict, match=f"process {process.pid} on .* is writing here"):
-            IndexWriter.resume(directory, MODEL, PARAMS)
+            IndexWriter.resume(directory, TRAINED)
         assert all(folder.exists() for folder in begun)
-        taken = IndexWriter.resume(directory, MODEL, PARAMS, takeover=True)
+        taken = IndexWriter.resume(directory, TRAINED, takeover=True)
         assert all(folder.exists() for folder in begun), "a takeover leaves them too: their process may go on"
         os.kill(process.pid, signal.SIGCONT)
         process.join(60)
@@ -558,7 +561,7 @@ def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path):
     process = started(directory, log)  # a third one
     process.kill()
     process.join()
-    with IndexWriter.resume(directory, MODEL, PARAMS) as last:
+    with IndexWriter.resume(directory, TRAINED) as last:
         assert last.positions[0] > saved and same(last.index, after(last.positions[0]))
 
 
@@ -597,5 +600,5 @@ def test_kills_at_random_points_lose_nothing(tmp_path):
             assert int(rest[0]) == position + 1, "an update was left out or applied twice"
             position, saved = int(rest[0]), max(saved, int(rest[2]))
     assert position == UPDATES and kills == 12 and torn > 0
-    final = IndexWriter.resume(directory, MODEL, PARAMS)
+    final = IndexWriter.resume(directory, TRAINED)
     assert final.positions == {0: UPDATES} and same(final.index, after(UPDATES)) and not saving(directory)

@@ -45,7 +45,7 @@ def whole() -> aif.ItemIndex:
 def users() -> aif.UserTable:
     """The table of a build from the data set."""
     options = {"batch_size": 8, "position": STREAM_END, "progress": False}
-    return aif.UserTable.build(*world.model(), world.data(), encoder=world.data().encoder, **options)
+    return aif.UserTable.build(world.trained(), world.data(), **options)
 
 
 # items
@@ -171,10 +171,10 @@ def test_a_folder_is_enough(tmp_path, kind):
     model = aif.build(aif.presets.two_tower(world.data().schema, width=8, sequence=False, towers=(8,)))
     params = demo.init(model, items=world.data().catalogue)
     if kind == "export":
-        export.save(tmp_path / "model", model, params, encoder=encoder, platforms=("cpu",), stablehlo=False)
+        export.save(tmp_path / "model", aif.Trained(model, params, encoder), platforms=("cpu",), stablehlo=False)
     else:
-        checkpoint.save(tmp_path / "model", params, model.config, encoder=encoder)
-    job, given = aif.jobs.ItemJob.load(tmp_path / "model"), aif.jobs.ItemJob(model, params, encoder=encoder)
+        checkpoint.save(tmp_path / "model", aif.Trained(model, params, encoder))
+    job, given = aif.jobs.ItemJob.load(tmp_path / "model"), aif.jobs.ItemJob(aif.Trained(model, params, encoder))
     assert job.version == given.version and len(pickle.dumps(job)) < 1000 < len(pickle.dumps(given))
     rows = [
         pa.Table.from_batches(list(one(world.items().to_batches()))) for one in (job, pickle.loads(pickle.dumps(job)), given)
@@ -199,11 +199,11 @@ parquet.write_table(pa.Table.from_batches(out), {str(tmp_path / "out.parquet")!r
 
 def test_another_model_in_the_folder_is_refused(tmp_path):
     (model, params), encoder = world.model(), world.data().encoder
-    checkpoint.save(tmp_path / "model", params, model.config, encoder=encoder)
+    checkpoint.save(tmp_path / "model", aif.Trained(model, params, encoder))
     sent = pickle.dumps(aif.jobs.ItemJob.load(tmp_path / "model"))
     (tmp_path / "model").rename(tmp_path / "old")
     other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
-    checkpoint.save(tmp_path / "model", other, model.config, encoder=encoder)
+    checkpoint.save(tmp_path / "model", aif.Trained(model, other, encoder))
     job = pickle.loads(sent)
     items_of_jobs._program.cache_clear()  # as in a new process
     with pytest.raises(VersionMismatch, match=f"job, model in .*model: expected version {job.version}"):
@@ -212,8 +212,8 @@ def test_another_model_in_the_folder_is_refused(tmp_path):
 
 def test_what_is_no_job(tmp_path):
     model, params = world.model()
-    checkpoint.save(tmp_path / "bare", params, model.config)
-    with pytest.raises(ValueError, match="bare: expected a model with its encoder"):
+    checkpoint.save(tmp_path / "bare", aif.Trained(model, params))
+    with pytest.raises(ValueError, match="bare: expected a model with an encoder"):
         aif.jobs.ItemJob.load(tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         aif.jobs.ItemJob.load(tmp_path / "nowhere")
@@ -223,7 +223,7 @@ def test_what_is_no_job(tmp_path):
         world.job(batch_size=0)
     tower = aif.Component(lambda key, config: {}, lambda params, features, *, config: {"vector": features.floats})
     made = aif.assemble(model.config, item=tower)
-    job = aif.jobs.ItemJob(made, params, encoder=world.data().encoder)
+    job = aif.jobs.ItemJob(aif.Trained(made, params, world.data().encoder))
     with pytest.raises(ValueError, match="job, to be pickled: expected a model that `build` makes"):
         pickle.dumps(job)
 
@@ -255,7 +255,7 @@ def test_files_are_merged_in_the_order_of_their_names(encoded, whole, tmp_path, 
     large = pa.Table.from_batches(encoded).cast(encoded[0].schema.set(1, pa.field("row", pa.large_binary())))
     assert world.same(world.merged([large]), whole)
     index.save(tmp_path / "merged")
-    assert world.same(aif.ItemIndex.load(tmp_path / "merged", *world.model(), encoder=world.data().encoder), whole)
+    assert world.same(aif.ItemIndex.load(tmp_path / "merged", world.trained()), whole)
 
 
 def changed(part: pa.RecordBatch, **columns) -> pa.RecordBatch:
@@ -272,7 +272,7 @@ def test_parts_of_another_version_are_refused(encoded):
     model, params = world.model()
     other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
     with pytest.raises(VersionMismatch, match=f"batch 0, row 0: expected version [0-9a-f]*, got {version}"):
-        aif.ItemIndex.from_parts(model, other, encoded, encoder=world.data().encoder)
+        aif.ItemIndex.from_parts(aif.Trained(model, other, world.data().encoder), encoded)
 
 
 def test_an_id_in_two_parts_is_refused(encoded, tmp_path):

@@ -290,7 +290,7 @@ def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     params = aif_scores.with_calibration(served.params, made)
     orders = {"value": "p.conversion * bid + 0.1 * p.like", "plain": "p.like"}
     given = dict(platforms=("cpu",), stablehlo=False, orders=orders, buckets={"c": [64], "n": [64], "b": [4]})
-    digest = export.save(tmp_path / "model", served.model, params, served.index_of(params), **given)
+    digest = export.save(tmp_path / "model", aif.Trained(served.model, params), served.index_of(params), **given)
     loaded = export.load(tmp_path / "model", sha256=digest)
     assert export.verify(tmp_path / "model", sha256=digest)["functions"].keys() >= {"probability", "order_value", "order_plain"}
     assert loaded.orders == orders
@@ -314,4 +314,4 @@ def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     assert export.load(tmp_path / "again", sha256=again).orders == orders
     for wrong, message in (({"a b": "p.like"}, "orders: expected names of letters"), ({"x": "p.like * price"}, "'price'")):
         with pytest.raises(ValueError, match=message):
-            export.save(tmp_path / "wrong", served.model, params, **(given | {"orders": wrong}))
+            export.save(tmp_path / "wrong", aif.Trained(served.model, params), **(given | {"orders": wrong}))

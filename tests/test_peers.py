@@ -523,7 +523,7 @@ def test_a_checkpoint_scores_like_the_study(data, tmp_path):
     config = models.config("two_tower", data.dataset.schema, sim_fields=data.sim_fields, smoke=True)
     built = aif.build(config)
     params = built.init(jax.random.key(0), data.dataset.catalogue)
-    checkpoint.save(tmp_path / "kept", params, config)
+    checkpoint.save(tmp_path / "kept", aif.Trained(aif.build(config), params))
     one = export.lists_of(data, "test", requests=21)
     made, about = ours.checkpoint_scores(tmp_path / "kept", data.dataset, one, power=0.75)
     assert about["sampler_power"] == 0.75 and about["checkpoint"] == "kept"

@@ -68,9 +68,9 @@ def test_dataset_and_log():
 
 def test_index_and_engine():
     model, params = demo.build(**demo.VARIANTS["base"])  # compiles soonest
-    index = ItemIndex.build(model, params, demo.catalogue(), batch_size=64, progress=False)
+    index = ItemIndex.build(aif.Trained(model, params), demo.catalogue(), batch_size=64, progress=False)
     assert repr(index).startswith("ItemIndex(49 items, capacity=") and index.version[:12] in repr(index)
     assert "storage='float32'" in repr(index) and "bytes a row" in repr(index)
     unknown = aif.empty_user(model.config.schema, length=model.config.history_length)
-    engine = AsyncPreRanker(model, params, index, features=lambda request: unknown)
+    engine = AsyncPreRanker(aif.Trained(model, params), index, features=lambda request: unknown)
     assert "version=not started" in repr(engine) and "pending=0/64" in repr(engine)

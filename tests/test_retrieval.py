@@ -40,12 +40,12 @@ IDS = {"integers": np.arange(2000) * 7 + 5, "strings": [f"sku-{n}" for n in rang
 
 @pytest.fixture(scope="module")
 def tower():
-    return TwoTower(MODEL, PARAMS, encoder=ENCODER)
+    return TwoTower(aif.Trained(MODEL, PARAMS, ENCODER))
 
 
 @pytest.fixture(scope="module")
 def index():
-    return ItemIndex.build(MODEL, PARAMS, DATA.catalogue, encoder=ENCODER, batch_size=64, progress=False)
+    return ItemIndex.build(aif.Trained(MODEL, PARAMS, ENCODER), DATA.catalogue, batch_size=64, progress=False)
 
 
 def features(user: int):
@@ -73,13 +73,13 @@ def test_the_dot_product_is_the_logit(tower, index):
 def test_another_model_is_refused(tower, index):
     for preset in (aif.presets.aif, aif.presets.cold):
         with pytest.raises(ValueError, match="model: expected a two-tower model"):
-            TwoTower(aif.build(preset(DATA.schema)), {}, encoder=ENCODER)
+            TwoTower(aif.Trained(aif.build(preset(DATA.schema)), {}, ENCODER))
     crooked = MODEL._replace(interaction=lambda params, state, rows: (rows.vector**2).sum(-1))
     with pytest.raises(ValueError, match="model: expected a two-tower model"):
-        TwoTower(crooked, PARAMS, encoder=ENCODER)
+        TwoTower(aif.Trained(crooked, PARAMS, ENCODER))
     trained = {group: part for group, part in PARAMS.items() if group != "fitted"}
     other = jax.tree.map(lambda leaf: leaf * 1.5, trained) | {"fitted": PARAMS["fitted"]}
-    newer = TwoTower(MODEL, other, encoder=ENCODER)
+    newer = TwoTower(aif.Trained(MODEL, other, ENCODER))
     with pytest.raises(VersionMismatch):
         newer.vectors(index)
     with pytest.raises(EncodingMismatch):
@@ -168,7 +168,9 @@ def test_an_engine_ranks_what_retrieval_finds(tower, index):
         search = BruteForce(*tower.vectors(index))
         retrieval = Retrieval(fetch, tower, search, k=20)
         config = ServingConfig(buckets=(64,), max_k=8)
-        async with AsyncPreRanker(MODEL, PARAMS, index, features=fetch, retrieval=retrieval, config=config) as engine:
+        async with AsyncPreRanker(
+            aif.Trained(MODEL, PARAMS, ENCODER), index, features=fetch, retrieval=retrieval, config=config
+        ) as engine:
             ranking = await engine.rank(Request(user=3), 8)
             assert reads == [3] and ranking.candidates == 20 and not ranking.degraded
             # the same model retrieves and ranks: its best are the first ones found

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from aif_jax import Trained
 from aif_jax.blocks import popularity_offset, with_item_offset
 from aif_jax.connectors import SnapshotStore
 from aif_jax.export import save
@@ -76,7 +77,7 @@ def test_a_service_ranks_by_the_score_expressions_of_its_export(tmp_path):
     made = exports()
     model, params = made.model, made.params["one"]
     save(
-        tmp_path / "export", model, params, made.index["one"], encoder=made.encoder, platforms=("cpu",), stablehlo=False,
+        tmp_path / "export", Trained(model, params, made.encoder), made.index["one"], platforms=("cpu",), stablehlo=False,
         orders={"value": "p * bid * bid"},
     )  # fmt: skip
     config = dataclasses.replace(SERVING, orders={"cheap": "p / (1 + bid)"})
@@ -97,8 +98,9 @@ def test_an_offset_of_items_is_served(tmp_path):
     counts = np.arange(len(IDS) + 1)
     params, config = with_item_offset(made.params["one"], popularity_offset(counts), config=made.model.config)
     model = build(config)
-    index = ItemIndex.build(model, params, made.catalogue, encoder=made.encoder, batch_size=64, progress=False)
-    save(tmp_path / "export", model, params, index, encoder=made.encoder, platforms=("cpu",), stablehlo=False)
+    trained = Trained(model, params, made.encoder)
+    index = ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
+    save(tmp_path / "export", trained, index, platforms=("cpu",), stablehlo=False)
     with running(made.root / "one") as service, service.client() as client:
         before = client.score(**ANN, candidates=IDS)["logits"]
     with running(tmp_path / "export") as service, service.client() as client:

@@ -6,11 +6,11 @@ import dataclasses
 import os
 import shutil
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from aif_jax import Trained
 from aif_jax.checkpoint import METADATA_FILE
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.service.client import ServiceError
@@ -28,7 +28,7 @@ ROWS = dataclasses.replace(SERVING, since_lengths=(4,))
 def rows_of(folder: str = "one", **options) -> UserTable:
     """A table with the events of one user."""
     world = exports()
-    table = UserTable(world.model, world.params[folder], encoder=world.encoder, batch_size=8, **options)
+    table = UserTable(Trained(world.model, world.params[folder], world.encoder), batch_size=8, **options)
     table.update({"user": ["ann"] * 2} | EVENTS, position=7)
     return table
 
@@ -150,9 +150,8 @@ def test_a_version_without_its_rows_is_not_published(tmp_path):
 
 def test_a_newer_index_is_taken_over(tmp_path):
     world, directory = exports(), tmp_path / "index"
-    options = {"encoder": world.encoder, "version": world.index["one"].version}
     world.index["one"].save(tmp_path / "first")
-    index = ItemIndex.load(tmp_path / "first", world.model, world.params["one"], **options)
+    index = ItemIndex.load(tmp_path / "first", world.index["one"].trained)
     ids, features = world.encoder.items({"item": [99], "category": ["tea"], "bid": [1.5]})
     with running(world.root / "one", nearline=Nearline(index=directory)) as service, service.client() as client:
         assert "expected snapshots" in service.service.models.problem  # the job has written nothing yet
@@ -167,17 +166,15 @@ def test_a_newer_index_is_taken_over(tmp_path):
 
 def test_a_newer_index_is_no_older_though_its_writers_clock_was_set_back(tmp_path):
     world, directory = exports(), tmp_path / "index"
-    options = {"encoder": world.encoder, "version": world.index["one"].version}
     world.index["one"].save(tmp_path / "first")
-    index = ItemIndex.load(tmp_path / "first", world.model, world.params["one"], **options)
-    model = SimpleNamespace(model=world.model, params=world.params["one"], **options)
+    index = ItemIndex.load(tmp_path / "first", world.index["one"].trained)
     with IndexWriter.start(directory, index) as writer:
-        _, first = newer_index(directory, "", None, model)
+        _, first = newer_index(directory, "", None, index.trained)
         writer.delete([99], position=1)
         writer.snapshot()
         late = first.seconds - 3600
         os.utime(snapshots(directory)[-1] / METADATA_FILE, (late, late))
-        _, second = newer_index(directory, "", first, model)
+        _, second = newer_index(directory, "", first, index.trained)
     assert second.positions == {0: 1} and second.seconds == first.seconds
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from aif_jax import cli
+from aif_jax import Trained, cli
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.log import read_log
 from aif_jax.service.process import Listening
@@ -54,7 +54,7 @@ def serving(*words, env=None):
 
 def test_rows_of_users_and_a_newer_index_by_their_flags(tmp_path):
     world = exports()
-    table = UserTable(world.model, world.params["one"], encoder=world.encoder, batch_size=8)
+    table = UserTable(Trained(world.model, world.params["one"], world.encoder), batch_size=8)
     table.update({"user": ["ann"] * 2} | EVENTS, position=1)
     table.save(tmp_path / "users")
     world.index["one"].save(tmp_path / "index", positions={3: 14})

@@ -17,7 +17,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.serving.versions import Version
-from aif_jax.store.version import VersionMismatch, fingerprint
+from aif_jax.store.version import VersionMismatch
 from tests import demo
 from tests.serving_world import ITEMS, World, bids_for, run, share_programs, shared
 
@@ -147,7 +147,9 @@ def test_a_repeated_candidate_is_ranked_once(world):
 
 def test_item_ids_may_be_strings(world):
     names = np.array([f"item-{raw}" for raw in world.ids])
-    index = ItemIndex.build(world.model, world.params, world.features, ids=names, batch_size=64, capacity=512, progress=False)
+    index = ItemIndex.build(
+        aif.Trained(world.model, world.params), world.features, ids=names, batch_size=64, capacity=512, progress=False
+    )
 
     async def mixed():
         yield names[:5]
@@ -170,7 +172,7 @@ def test_ties_keep_the_candidates_order_however_a_request_is_split(world, order)
     """Equal items are scored alike in every piece, whatever the others are padded to; 0 and -0 are equal too."""
     alike = np.arange(ITEMS) % 5
     sizes: dict = dict(ids=world.ids, batch_size=64, capacity=512, progress=False)
-    index = ItemIndex.build(world.model, world.params, world.take(alike), **sizes)
+    index = ItemIndex.build(aif.Trained(world.model, world.params), world.take(alike), **sizes)
     orders = {"zero": "p * 0 * (bid - 1.5)"}
     kind = dict(zip(world.ids.tolist(), alike.tolist() if order == "logit" else [0] * ITEMS, strict=True))
 
@@ -246,7 +248,7 @@ def test_callables_may_be_plain_functions_and_objects(world):
 
     async def test():
         plain = AsyncPreRanker(
-            world.model, world.params, world.index, config=world.engine().config,
+            aif.Trained(world.model, world.params), world.index, config=world.engine().config,
             features=lambda request: world.user(request.user), retrieval=Find(),
         )  # fmt: skip
         async with share_programs(plain, world) as engine:
@@ -403,7 +405,9 @@ def test_requests_without_a_feature_version_share_no_state(world):
         return histories[request.context]
 
     async def test():
-        engine = AsyncPreRanker(world.model, world.params, world.index, config=world.engine().config, features=features)
+        engine = AsyncPreRanker(
+            aif.Trained(world.model, world.params), world.index, config=world.engine().config, features=features
+        )
         async with share_programs(engine, world):
             requests = [Request(user=3, context=when) for when in histories]
             answers = await asyncio.gather(*[engine.score(request, world.ids[:40]) for request in requests])
@@ -482,9 +486,8 @@ def test_features_of_another_encoder_are_refused_by_name(world):
     class Encoded:
         """An index of a model with an encoder."""
 
-        encoder = SimpleNamespace(version="ab12")
-        encoding = "ab12"
-        version = fingerprint(world.params, world.model.config, encoder)
+        trained = aif.Trained(world.model, world.params, SimpleNamespace(version="ab12", schema=world.model.config.schema))
+        encoding, version = "ab12", trained.version
 
         def __getattr__(self, name):
             return getattr(world.index, name)
@@ -717,11 +720,11 @@ def test_an_index_of_other_params_is_refused(world):
 
     async def test():
         with pytest.raises(VersionMismatch):
-            async with AsyncPreRanker(world.model, other, world.index, features=lambda request: None):
+            async with AsyncPreRanker(aif.Trained(world.model, other), world.index, features=lambda request: None):
                 pass
         async with world.engine() as engine:
             with pytest.raises(VersionMismatch):
-                await engine.publish(other, world.index)
+                await engine.publish(aif.Trained(engine.model, other), world.index)
             with pytest.raises(VersionMismatch):
                 await engine.update_index(world.index_of(other))
             expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
@@ -754,9 +757,9 @@ def test_a_model_with_non_finite_parameters_or_scores_never_serves(world):
     async def test():
         async with world.engine() as engine:
             with pytest.raises(ValueError, match=r"params user/tower/layer_0/bias: expected finite values, got nan"):
-                await engine.publish(broken, world.index_of(broken))
+                await engine.publish(aif.Trained(engine.model, broken), world.index_of(broken))
             with pytest.raises(NonFiniteScores, match="scores of .* user.* are NaN or infinite"):
-                await engine.publish(overflowing, world.index_of(overflowing))
+                await engine.publish(aif.Trained(engine.model, overflowing), world.index_of(overflowing))
             answer = await engine.rank(3, 5)
             expect(world, answer, 3, world.ids[:40], 5)
             assert answer.version == world.index.version and engine.metrics()["counters"].get("publishes", 0) == 0

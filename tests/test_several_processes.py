@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aif_jax import checkpoint, cli
+from aif_jax import Trained, checkpoint, cli
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.sharding import launch
 from aif_jax.store.version import fingerprint
@@ -143,7 +143,7 @@ def pair(tmp_path_factory):
     """The folder of two processes, and what each of them was told."""
     folder = tmp_path_factory.mktemp("pair")
     model, *_, params = training.world(0, 1)
-    checkpoint.save(folder / "single", params, model.config)
+    checkpoint.save(folder / "single", Trained(model, params))
     finish(start(folder, PAIR + CHECKS, 2))
     return folder, [json.loads((folder / f"said-{index}.json").read_text()) for index in range(2)], params, model.config
 

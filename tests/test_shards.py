@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from aif_jax import cli
+from aif_jax import Trained, cli
 from aif_jax.index import ItemIndex, shard_of
 from aif_jax.service import frame
 from aif_jax.service.client import HEADER, Client, ServiceError, affinity_key
@@ -51,7 +51,8 @@ def test_shards_hold_every_item_once_with_the_rows_of_the_whole():
     world = shared()
     build = dict(batch_size=64, progress=False)
     shards = [
-        ItemIndex.build(world.model, world.params, world.features, ids=world.ids, shard=(n, 3), **build) for n in range(3)
+        ItemIndex.build(Trained(world.model, world.params), world.features, ids=world.ids, shard=(n, 3), **build)
+        for n in range(3)
     ]
     assert sum(map(len, shards)) == len(world.ids)
     for place, shard in enumerate(shards):
@@ -61,7 +62,7 @@ def test_shards_hold_every_item_once_with_the_rows_of_the_whole():
         assert len(jax.tree.leaves(rows)) > 1
         jax.tree.map(np.testing.assert_array_equal, rows, whole)
     with pytest.raises(ValueError, match="shard: expected .place, N. with 0 <= place < N, got .3, 3."):
-        ItemIndex.build(world.model, world.params, world.features, ids=world.ids, shard=(3, 3), **build)
+        ItemIndex.build(Trained(world.model, world.params), world.features, ids=world.ids, shard=(3, 3), **build)
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "-1/3", "a/b", "1/0"])

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from aif_jax import Trained
 from aif_jax.connectors import ValkeyStates
 from aif_jax.serving import Request, ServingConfig, StateKey
 from tests import servers, serving_world
@@ -82,7 +83,7 @@ def test_states_of_another_model_are_not_read(url):
             await first.rank(Request(user=3, feature_version=1), 5)
             await settled(first)
             params = world.other_params(1)
-            await first.publish(params, world.index_of(params))
+            await first.publish(Trained(first.model, params), world.index_of(params))
             after = await first.rank(Request(user=3, feature_version=1), 5)
             assert len(first.fetched) == 2
             best = np.sort(world.logits(3, world.ids[:40], params))[::-1][:5]
@@ -187,5 +188,7 @@ def test_the_engine_takes_a_store():
     store = ValkeyStates(None)
     from aif_jax.serving import AsyncPreRanker
 
-    made = AsyncPreRanker(world.model, world.params, world.index, features=world.user, config=ServingConfig(), states=store)
+    made = AsyncPreRanker(
+        Trained(world.model, world.params), world.index, features=world.user, config=ServingConfig(), states=store
+    )
     assert made._users._store is store

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from aif_jax import Trained
 from aif_jax.serving import Request, ServingConfig
 from aif_jax.serving.metrics import Known, known_of, prometheus_text
 from aif_jax.user_table import UserTable
@@ -116,7 +117,7 @@ def test_candidates_are_counted_like_events():
 
 
 def test_a_row_counts_the_events_that_it_keeps():
-    table = UserTable(MODEL, PARAMS, encoder=ENCODER, batch_size=8)
+    table = UserTable(Trained(MODEL, PARAMS, ENCODER), batch_size=8)
     mine = ARRIVAL[DATA.log.user[ARRIVAL] == 3][:6]
     events = raw(mine)
     table.update(events | {"item": np.where(np.arange(6) < 4, 10**9, events["item"])})

@@ -154,7 +154,7 @@ def test_an_index_follows(broker, tmp_path):
     writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=100)
     seen = []
     stream = broker.open()
-    follower = Follower(stream, IndexTarget(writer, ENCODER), changed=lambda: seen.append(prices(writer.index)))
+    follower = Follower(stream, IndexTarget(writer), changed=lambda: seen.append(prices(writer.index)))
     drain(follower, until=8)
     assert prices(writer.index) == {"i0": 1.0, "i1": 8.0} == seen[-1]
     assert (follower.counters["rejected"], follower.counters["applied"], follower.counters["repeated"]) == (3, 5, 0)
@@ -166,8 +166,8 @@ def test_an_index_follows(broker, tmp_path):
     stream.close()
 
     broker.send(encode(items({"i5": 2.0})), partition=1)
-    resumed = IndexWriter.resume(tmp_path / "w", MODEL, PARAMS, encoder=ENCODER)
-    again = Follower(broker.open(), IndexTarget(resumed, ENCODER))
+    resumed = IndexWriter.resume(tmp_path / "w", aif.Trained(MODEL, PARAMS, ENCODER))
+    again = Follower(broker.open(), IndexTarget(resumed))
     drain(again, until=1)
     assert prices(resumed.index) == {"i0": 1.0, "i1": 8.0, "i5": 2.0}
     assert again.counters["messages"] == again.counters["applied"] == 1
@@ -180,11 +180,11 @@ def test_what_was_not_saved_comes_again(broker, tmp_path):
     for number in range(6):
         broker.send(encode(items({f"i{number}": float(number)})), partition=number % 2)
     writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=100)
-    drain(Follower(broker.open(), IndexTarget(writer, ENCODER), most=2), until=6)
+    drain(Follower(broker.open(), IndexTarget(writer), most=2), until=6)
     writer._lease.release()  # as after a kill: nothing of this was saved
     assert writer.saved_positions == {}
-    resumed = IndexWriter.resume(tmp_path / "w", MODEL, PARAMS, encoder=ENCODER)
-    again = Follower(broker.open(), IndexTarget(resumed, ENCODER))
+    resumed = IndexWriter.resume(tmp_path / "w", aif.Trained(MODEL, PARAMS, ENCODER))
+    again = Follower(broker.open(), IndexTarget(resumed))
     drain(again, until=6)
     assert prices(resumed.index) == prices(writer.index) == {f"i{n}": float(n) for n in range(6)}
     resumed.close()
@@ -349,12 +349,12 @@ def test_replicas_of_a_group_share_the_partitions(kafka_address, valkey_url, tmp
 def test_snapshots_are_published(tmp_path):
     stream, store = MemoryStream(), SnapshotStore(tmp_path / "store")
     writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=1)
-    follower = Follower(stream, IndexTarget(writer, ENCODER), most=1, store=store)
+    follower = Follower(stream, IndexTarget(writer), most=1, store=store)
     for number in range(4):
         stream.send(encode(items({f"i{number}": float(number)})))
         follower.step()
         fetched = store.fetch(tmp_path / "out")
-        index = ItemIndex.load(fetched, MODEL, PARAMS, encoder=ENCODER)
+        index = ItemIndex.load(fetched, aif.Trained(MODEL, PARAMS, ENCODER))
         assert prices(index) == prices(writer.index) and aif.index.inspect(fetched).positions == {0: number}
     assert follower.counters["published"] == 4 and stream.committed == {0: 3}
     writer.close()
@@ -363,7 +363,7 @@ def test_snapshots_are_published(tmp_path):
 def test_a_stream_that_pauses_is_saved_by_time(tmp_path):
     stream, clock = MemoryStream(), [0.0]
     writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=None, every_seconds=5, clock=lambda: clock[0])
-    follower = Follower(stream, IndexTarget(writer, ENCODER))
+    follower = Follower(stream, IndexTarget(writer))
     stream.send(encode(items({"i1": 2.0})))
     follower.step()
     assert stream.committed == {} and len(snapshots(tmp_path / "w")) == 1
@@ -377,7 +377,7 @@ def test_a_stream_that_pauses_is_saved_by_time(tmp_path):
 def test_a_save_that_fails_stops_nothing(tmp_path, monkeypatch):
     stream = MemoryStream()
     writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=1)
-    follower = Follower(stream, IndexTarget(writer, ENCODER))
+    follower = Follower(stream, IndexTarget(writer))
     monkeypatch.setattr(ItemIndex, "save", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     stream.send(encode(items({"i1": 2.0})))
     follower.step()
@@ -395,7 +395,7 @@ def test_a_message_that_cannot_be_rejected_is_not_passed(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "reject", lambda *a: (_ for _ in ()).throw(OSError("broker gone")))
     stream.send(b"poison")
     with pytest.raises(OSError, match="broker gone"):
-        Follower(stream, IndexTarget(writer, ENCODER)).step()
+        Follower(stream, IndexTarget(writer)).step()
     assert writer.positions == {}
     writer.close()
 
@@ -408,7 +408,7 @@ def test_a_stream_of_another_kind_stops_the_follower(tmp_path):
     with pytest.raises(
         StreamError, match="expected messages of this model, got 10 in a row that do not fit; ValueError.*'item'"
     ):
-        Follower(stream, IndexTarget(writer, ENCODER), most_rejected=10).step()
+        Follower(stream, IndexTarget(writer), most_rejected=10).step()
     writer.close()
 
 
@@ -536,7 +536,7 @@ def kill_followers(kind, valkey_url, request, folder: Path, *, kills: int, updat
                 if word == "start":
                     assert all(positions.get(p, -1) >= at for p, at in saved.items()), "a saved message was lost"
                 saved = saved | positions
-        final = IndexWriter.resume(root / "w", MODEL, PARAMS, encoder=ENCODER)
+        final = IndexWriter.resume(root / "w", aif.Trained(MODEL, PARAMS, ENCODER))
         assert prices(final.index) == expected
         final.close()
         import redis
@@ -555,8 +555,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     config = aif.presets.two_tower(ENCODER.schema, width=4, short_length=4, towers=(4,), sequence=False)
     params = demo.init(aif.build(config), items=ENCODER.items(items(dict.fromkeys(["unknown", *NAMES], 0.0)))[1])
-    checkpoint.save(folder / "model", params, config, encoder=ENCODER)
-    made = ItemIndex.build(aif.build(config), params, [items({"i0": 1.0})], encoder=ENCODER, batch_size=8, progress=False)
+    checkpoint.save(folder / "model", aif.Trained(aif.build(config), params, ENCODER))
+    made = ItemIndex.build(aif.Trained(aif.build(config), params, ENCODER), [items({"i0": 1.0})], batch_size=8, progress=False)
     made.save(folder / "index")
     return folder
 
@@ -616,7 +616,7 @@ def test_the_command_follows_users(trained, valkey_url, tmp_path, capsys):
         loaded = checkpoint.load(trained / "model")
         model, version = aif.build(loaded.config), loaded.version
         folder = SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")
-        table = UserTable.load(folder, model, loaded.params, encoder=ENCODER, version=version)
+        table = UserTable.load(folder, aif.Trained(model, loaded.params, ENCODER).with_version(version))
         assert int(table.memory(1).count) == 2 * number
         with redis.Redis.from_url(valkey_url) as client:
             table.rows = RemoteRows(client, version=version, width=table.row_bytes // 4)

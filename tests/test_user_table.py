@@ -52,6 +52,7 @@ CONFIG = aif.Config(schema=DATA.schema, width=16, short_length=6, long_length=12
 MODEL = aif.build(CONFIG)
 PARAMS = demo.init(MODEL, items=DATA.catalogue)
 VERSION = "a" * 64
+TRAINED = aif.Trained(MODEL, PARAMS, ENCODER).with_version(VERSION)
 UPDATES = 40
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -68,7 +69,7 @@ MESSAGES = np.array_split(ARRIVAL, UPDATES)
 
 
 def table(**options) -> UserTable:
-    return UserTable(MODEL, PARAMS, encoder=ENCODER, version=VERSION, **{"batch_size": 8} | options)
+    return UserTable(TRAINED, **{"batch_size": 8} | options)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +83,7 @@ def streamed() -> UserTable:
 
 @pytest.fixture(scope="module")
 def built() -> UserTable:
-    return UserTable.build(
-        MODEL, PARAMS, DATA, encoder=ENCODER, version=VERSION, batch_size=8, position=UPDATES - 1, progress=False
-    )
+    return UserTable.build(TRAINED, DATA, batch_size=8, position=UPDATES - 1, progress=False)
 
 
 def rows(table: UserTable) -> dict:
@@ -116,7 +115,9 @@ def test_a_build_up_to_a_moment_takes_it_in_the_unit_of_the_columns(unit):
     encoder = dataclasses.replace(ENCODER, columns=columns)
     data = dataclasses.replace(DATA, encoder=encoder)
     second = int(np.median(data.log.time))
-    build = partial(UserTable.build, MODEL, PARAMS, data, encoder=encoder, version=VERSION, batch_size=8, progress=False)
+    build = partial(
+        UserTable.build, aif.Trained(MODEL, PARAMS, encoder).with_version(VERSION), data, batch_size=8, progress=False
+    )
     until = build(until=second * {"s": 1, "ms": 1000}[unit])
     assert sum(int(memory.count) for memory in memories(until).values()) == (data.log.time < second).sum()
     assert same(until, build(until=str(np.datetime64(second, "s"))))
@@ -138,27 +139,23 @@ def test_features_of_a_table_are_features_of_the_model(built, streamed):
 
 
 def test_a_build_from_raw_batches_is_the_same(built):
-    made = UserTable.build(
-        MODEL, PARAMS, map(raw, MESSAGES), encoder=ENCODER, version=VERSION, batch_size=8, position=UPDATES - 1, progress=False
-    )
+    made = UserTable.build(TRAINED, map(raw, MESSAGES), batch_size=8, position=UPDATES - 1, progress=False)
     for user, memory in memories(made).items():
         expected = built.memory(user)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), memory, expected)
 
 
 def test_a_run_makes_its_table(built):
-    run = aif.Run(model=MODEL, params=PARAMS, encoder=ENCODER, metrics={}, settings=None)  # type: ignore[arg-type]
-    made = run.user_table(DATA, version=VERSION, batch_size=8, position=UPDATES - 1, progress=False)
+    run = aif.Run(trained=TRAINED, metrics={}, settings=None)  # type: ignore[arg-type]
+    made = run.user_table(DATA, batch_size=8, position=UPDATES - 1, progress=False)
     assert same(made, built)
-    with pytest.raises(ValueError, match="user_table: expected a run with an encoder, got one of data without"):
-        dataclasses.replace(run, encoder=None).user_table(DATA)
+    with pytest.raises(ValueError, match="UserTable: expected a model with an encoder, which reads raw data, got one without"):
+        dataclasses.replace(run, trained=run.trained.replace(encoder=None)).user_table(DATA)
 
 
 def test_a_build_up_to_a_moment_goes_on_with_the_stream(built):
     cut = int(np.sort(DATA.log.time)[len(DATA.log) // 2])
-    made = UserTable.build(
-        MODEL, PARAMS, DATA, encoder=ENCODER, version=VERSION, batch_size=8, until=cut, position=0, progress=False
-    )
+    made = UserTable.build(TRAINED, DATA, batch_size=8, until=cut, position=0, progress=False)
     made.update(raw(ARRIVAL[DATA.log.time[ARRIVAL] >= cut]), position=1)
     for user, memory in memories(made).items():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), memory, built.memory(user))
@@ -269,7 +266,7 @@ def test_events_of_the_future_are_refused():
     assert len(behind) == 0
     assert behind.update(raw(ARRIVAL[:9])).events == 9  # the stream goes on
     with pytest.raises(ClockError, match="times up to this machine's clock"):
-        UserTable.build(MODEL, PARAMS, DATA, encoder=ENCODER, version=VERSION, clock=lambda: 0.0, progress=False)
+        UserTable.build(TRAINED, DATA, clock=lambda: 0.0, progress=False)
     later = {"user": [1], "item": [1], "action": [1], "time": [4_000_000_000]}
     assert table(clock=None).update({name: later[name] for name in raw(ARRIVAL[:1])}).events == 1
 
@@ -302,24 +299,24 @@ def test_compact_rows_score_nearly_the_same(storage, streamed):
 
 def test_a_table_is_saved_and_loaded(tmp_path, streamed):
     streamed.save(tmp_path / "t", positions={0: 39, 2: 7})
-    found = UserTable.load(tmp_path / "t", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+    found = UserTable.load(tmp_path / "t", TRAINED)
     assert same(found, streamed) and files.inspect(tmp_path / "t").positions == {0: 39, 2: 7}
-    again = UserTable.build(MODEL, PARAMS, map(raw, MESSAGES[::-1]), encoder=ENCODER, version=VERSION, progress=False)
+    again = UserTable.build(TRAINED, map(raw, MESSAGES[::-1]), progress=False)
     assert list(again.rows.of) != list(streamed.rows.of)
     with pytest.raises(FileExistsError):
         found.save(tmp_path / "t")
     with pytest.raises(ValueError, match="expected a local path, got the URL"):
         found.save("s3://bucket/t")
     with pytest.raises(VersionMismatch, match="expected version bbb"):
-        UserTable.load(tmp_path / "t", MODEL, PARAMS, encoder=ENCODER, version="b" * 64)
+        UserTable.load(tmp_path / "t", aif.Trained(MODEL, PARAMS, ENCODER).with_version("b" * 64))
     other = dataclasses.replace(ENCODER, columns=dataclasses.replace(ENCODER.columns, time="when"))
     with pytest.raises(EncodingMismatch):
-        UserTable.load(tmp_path / "t", MODEL, PARAMS, encoder=other, version=VERSION)
+        UserTable.load(tmp_path / "t", aif.Trained(MODEL, PARAMS, other).with_version(VERSION))
     wider = aif.build(CONFIG.replace(head=(8,)))
     with pytest.raises(ValueError, match="config or schema other than the model's"):
-        UserTable.load(tmp_path / "t", wider, PARAMS, encoder=ENCODER, version=VERSION)
+        UserTable.load(tmp_path / "t", aif.Trained(wider, PARAMS, ENCODER).with_version(VERSION))
     with pytest.raises(FileNotFoundError):
-        UserTable.load(tmp_path / "none", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+        UserTable.load(tmp_path / "none", TRAINED)
 
 
 def test_a_saved_table_does_not_depend_on_the_order_of_users(tmp_path):
@@ -345,7 +342,7 @@ def test_an_altered_table_says_so(tmp_path, streamed):
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     with pytest.raises(CheckpointError):
-        UserTable.load(tmp_path / "t", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+        UserTable.load(tmp_path / "t", TRAINED)
 
 
 def test_string_users_and_an_empty_table_go_to_disk_and_back(tmp_path):
@@ -368,11 +365,11 @@ def test_the_repr_tells_sizes(streamed):
 
 def test_a_table_takes_the_encoder_of_its_model():
     other = synthetic_world(0, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset.encoder
-    with pytest.raises(ValueError, match="encoder: expected one of the model's schema"):
-        UserTable(MODEL, PARAMS, encoder=other, version=VERSION)
+    with pytest.raises(ValueError, match="encoder: expected one that makes the features of"):
+        UserTable(aif.Trained(MODEL, PARAMS, other))
     with pytest.raises(EncodingMismatch):
         changed = dataclasses.replace(ENCODER, columns=dataclasses.replace(ENCODER.columns, time="when"))
-        UserTable.build(MODEL, PARAMS, DATA, encoder=changed, version=VERSION, progress=False)
+        UserTable.build(aif.Trained(MODEL, PARAMS, changed).with_version(VERSION), DATA, progress=False)
 
 
 # the writer
@@ -384,8 +381,8 @@ def test_a_writer_saves_by_count_and_resumes(tmp_path):
             assert writer.update(raw(at), position=position)
         assert writer.saved_positions == {0: 19} and writer.positions == {0: 24}
         with pytest.raises(WriterConflict):
-            UserTableWriter.resume(tmp_path / "w", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
-    with UserTableWriter.resume(tmp_path / "w", MODEL, PARAMS, encoder=ENCODER, version=VERSION, background=True) as writer:
+            UserTableWriter.resume(tmp_path / "w", TRAINED)
+    with UserTableWriter.resume(tmp_path / "w", TRAINED, background=True) as writer:
         assert writer.positions == {0: 24} and not writer.update(raw(MESSAGES[24]), position=24)
         for position, at in enumerate(MESSAGES[25:], 25):
             writer.update(raw(at), position=position)
@@ -414,7 +411,7 @@ def test_a_snapshot_in_the_background_holds_its_own_moment(tmp_path, monkeypatch
     expected = table()
     expected.update(raw(MESSAGES[0]), position=0)
     newest = aif.index.snapshots(tmp_path / "w")[-1]
-    assert same(UserTable.load(newest, MODEL, PARAMS, encoder=ENCODER, version=VERSION), expected)
+    assert same(UserTable.load(newest, TRAINED), expected)
     writer.close()
 
 
@@ -424,7 +421,7 @@ def work(directory: str, log: str, cache: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     options = {"every_updates": 3, "background": os.getpid() % 2 == 0}
     if aif.index.snapshots(directory):
-        writer = UserTableWriter.resume(directory, MODEL, PARAMS, encoder=ENCODER, version=VERSION, **options)
+        writer = UserTableWriter.resume(directory, TRAINED, **options)
     else:
         shutil.rmtree(directory, ignore_errors=True)
         writer = UserTableWriter.start(directory, table(), **options)
@@ -475,7 +472,7 @@ def kill_writers(folder: Path, expected: UserTable, *, kills: int) -> None:
             elif len(numbers) == 3:
                 assert int(numbers[0]) == position + 1 and numbers[1] == "1", "a message was left out or applied twice"
                 position, saved = int(numbers[0]), max(saved, int(numbers[2]))
-        final = UserTableWriter.resume(directory, MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+        final = UserTableWriter.resume(directory, TRAINED)
         assert final.positions == {0: UPDATES - 1} and same(final.table, expected)
         final.close()
 
@@ -635,7 +632,7 @@ def test_what_is_no_position_is_refused_at_every_door(tmp_path, wrong, error, me
     assert users.update(one, position=2**63 - 1) and not users.update(one, position=2**63 - 1)
     for writer in (users, index):
         writer.close()
-    resumed = UserTableWriter.resume(tmp_path / "u", MODEL, PARAMS, encoder=ENCODER, version=VERSION)
+    resumed = UserTableWriter.resume(tmp_path / "u", TRAINED)
     assert resumed.positions == {0: 2**63 - 1}
     resumed.close()
 

@@ -27,14 +27,14 @@ NEWER |= {"fitted": PARAMS["fitted"]}
 
 
 def table_of(params, storage="float32", users=None) -> UserTable:
-    made = UserTable(MODEL, params, encoder=ENCODER, storage=storage, batch_size=8)
+    made = UserTable(aif.Trained(MODEL, params, ENCODER), storage=storage, batch_size=8)
     at = ARRIVAL if users is None else ARRIVAL[np.isin(DATA.log.user[ARRIVAL], users)]
     made.update(raw(at))
     return made
 
 
 def index_of(params) -> ItemIndex:
-    return ItemIndex.build(MODEL, params, DATA.catalogue, encoder=ENCODER, batch_size=64, progress=False)
+    return ItemIndex.build(aif.Trained(MODEL, params, ENCODER), DATA.catalogue, batch_size=64, progress=False)
 
 
 def whole(request: Request) -> aif.UserFeatures:
@@ -56,7 +56,9 @@ def test_rows_and_histories_get_the_same_answers(storage):
 
     async def test():
         config = ServingConfig(**SIZES, user_storage=storage, batch_size=2)
-        async with AsyncPreRanker(MODEL, PARAMS, index_of(PARAMS), features=features, config=config) as engine:
+        async with AsyncPreRanker(
+            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+        ) as engine:
             compiled = dict(engine.metrics()["counters"])
             for user in range(1, 6):
                 asked = (Request(user=user, context=how) for how in ("row", "history"))
@@ -80,7 +82,9 @@ def test_events_since_the_row_count():
 
     async def test():
         config = ServingConfig(**SIZES, user_storage="float32")
-        async with AsyncPreRanker(MODEL, PARAMS, index_of(PARAMS), features=features, config=config) as engine:
+        async with AsyncPreRanker(
+            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+        ) as engine:
             answers = [await engine.score(Request(user=3, context=how), CANDIDATES) for how in ("row", "history")]
             np.testing.assert_allclose(answers[0].logits, answers[1].logits, atol=1e-4)
 
@@ -100,9 +104,11 @@ def test_a_new_version_takes_its_own_rows_and_histories_until_they_are_there():
 
     async def test():
         config = ServingConfig(**SIZES, user_storage="float32")
-        async with AsyncPreRanker(MODEL, PARAMS, index_of(PARAMS), features=features, config=config) as engine:
+        async with AsyncPreRanker(
+            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+        ) as engine:
             before = [await engine.score(user, CANDIDATES) for user in (1, 5)]
-            await engine.publish(NEWER, index_of(NEWER))
+            await engine.publish(aif.Trained(MODEL, NEWER, ENCODER), index_of(NEWER))
             after = [await engine.score(user, CANDIDATES) for user in (1, 5)]
         assert used == [(old.version, True), (old.version, True), (new.version, True), (new.version, False)]
         joint, items = jax.jit(MODEL.joint), DATA.catalogue.features(np.arange(1, 41))
@@ -120,7 +126,9 @@ def test_a_row_of_another_model_is_refused():
     async def test():
         config = ServingConfig(**SIZES, user_storage="float32", fallback=False)
         features = lambda request: table.features(1, now=NOW)  # noqa: E731
-        async with AsyncPreRanker(MODEL, PARAMS, index_of(PARAMS), features=features, config=config) as engine:
+        async with AsyncPreRanker(
+            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+        ) as engine:
             with pytest.raises(VersionMismatch, match="UserFeatures.history: expected version"):
                 await engine.score(1, CANDIDATES)
 
@@ -152,7 +160,9 @@ def test_what_the_engine_was_not_compiled_for_is_refused(made, storage, message)
 
     async def test():
         config = ServingConfig(**SIZES, user_storage=storage, fallback=False)
-        async with AsyncPreRanker(MODEL, PARAMS, index_of(PARAMS), features=features, config=config) as engine:
+        async with AsyncPreRanker(
+            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+        ) as engine:
             with pytest.raises(ValueError, match=message):
                 await engine.score(1, CANDIDATES)
 

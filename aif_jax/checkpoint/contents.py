@@ -17,8 +17,10 @@ from aif_jax.checkpoint.storage import CheckpointError, Packed, inspect, is_json
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
+from aif_jax.model import PreRanker
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
+from aif_jax.store.trained import Trained, model_of
 from aif_jax.store.version import __version__, combine, digest, encoding_for, holds
 from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import Params
@@ -56,6 +58,11 @@ class Checkpoint:
     metrics: dict[str, float] | None = None
     run: str | None = None
 
+    def trained(self, model: PreRanker | None = None) -> Trained:
+        """The model of this folder; `model` is one made by `assemble`, None builds it from the config."""
+        trained = Trained(model_of(self.config, model), self.params, self.encoder)
+        return trained.with_version(self.version) if self.version else trained
+
     def __repr__(self) -> str:
         parts = "with optimizer state, " if self.opt_state is not None else ""
         parts += "" if self.encoder is not None else "without encoder, "
@@ -64,10 +71,8 @@ class Checkpoint:
 
 def save(
     path: str | Path,
-    params: Params,
-    config: Config,
+    trained: Trained,
     *,
-    encoder: Encoder | None = None,
     step: int = 0,
     opt_state: Any = None,
     position: Any = None,
@@ -77,9 +82,8 @@ def save(
 
     Args:
       path: a folder that does not exist yet.
-      params: all groups of the model; arrays of any dtype that Orbax knows, of any sharding in this process, typed keys.
-      config: with its schema and blocks.
-      encoder: with its columns, vocabularies and scales; without it the checkpoint takes encoded features only.
+      trained: model to write. Its parameters are arrays of any dtype that Orbax knows, of any sharding in this process, or
+        typed keys. Without an encoder the checkpoint takes encoded features only.
       step: training steps so far.
       opt_state: any pytree of arrays, such as an optax state.
       position: where to resume, as plain JSON: epoch, batch, offset in the update stream, seed.
@@ -96,12 +100,13 @@ def save(
       >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
       >>> params = {"embedding": {"category": jax.numpy.ones((6, 8))}}
       >>> folder, adam = tempfile.mkdtemp() + "/first", optax.adam(1e-3)
-      >>> checkpoint.save(folder, params, config, step=7, opt_state=adam.init(params))
+      >>> checkpoint.save(folder, aif.Trained(aif.build(config), params), step=7, opt_state=adam.init(params))
       >>> loaded = checkpoint.load(folder, config=config, like={"opt_state": jax.eval_shape(adam.init, params)})
       >>> loaded.step, type(loaded.opt_state[0]).__name__
       (7, 'ScaleByAdamState')
     """
-    write(path, contents_of(params, config, encoder, step, opt_state, position, metrics), config)
+    contents = contents_of(trained.params, trained.config, trained.encoder, step, opt_state, position, metrics)
+    write(path, contents, trained.config)
 
 
 def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, Any] | None = None) -> Checkpoint:

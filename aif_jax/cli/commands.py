@@ -24,6 +24,7 @@ from aif_jax.cli.follow import add_index_follow, add_users_follow
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
 from aif_jax.config import Config
 from aif_jax.encoding.columns import Columns
+from aif_jax.export.opening import open as open_model
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.index import STORAGES, ItemIndex
 from aif_jax.index.build import BATCH
@@ -35,7 +36,6 @@ from aif_jax.readers.problems import CAP
 from aif_jax.run import Run, fit
 from aif_jax.sharding import launch, processes
 from aif_jax.store.folders import local
-from aif_jax.store.version import fingerprint
 from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.report import note
 from aif_jax.train.tasks import TASKS
@@ -187,7 +187,7 @@ def run_check(options: argparse.Namespace) -> int:
     """Lists every problem of event, item and user files (Parquet, CSV or TSV) with row numbers, suspicions and a profile."""
     encoder = None
     if options.checkpoint is not None:
-        encoder = shared.encoder_of(options.checkpoint, shared.load_model(options.checkpoint))
+        encoder = shared.encoder_of(options.checkpoint, open_model(options.checkpoint))
     report = check(
         options.events, items=options.items, users=options.users, columns=shared.read_columns(options), encoder=encoder,
         order=options.order, cap=options.cap,
@@ -251,7 +251,8 @@ def run_add(options: argparse.Namespace) -> int:
     """
     expect_new(options.out)
     trained = Run.load(options.trained)
-    data = read(options.events, items=options.items, users=options.users, encoder=shared.encoder_of(options.trained, trained))
+    encoder = shared.encoder_of(options.trained, trained.trained)
+    data = read(options.events, items=options.items, users=options.users, encoder=encoder)
     made = dataclasses.replace(trained, folder=None)  # which stays as it is
     parts = [name for name in ADDED if name in options.parts]
     for part in parts:
@@ -265,8 +266,7 @@ def run_add(options: argparse.Namespace) -> int:
         intervals = {name: bounds(evaluation) for name, evaluation in found.items()}
         print(json.dumps(figures | {"intervals": intervals}))
     else:
-        version = fingerprint(made.params, made.config, made.encoder)
-        print(f"{options.out}: {', '.join(parts)} added, version {version}")
+        print(f"{options.out}: {', '.join(parts)} added, version {made.version}")
     return FINE
 
 
@@ -304,10 +304,10 @@ def join(options: argparse.Namespace) -> None:
 def run_index_build(options: argparse.Namespace) -> int:
     """Runs the item function of a checkpoint over a raw items file."""
     expect_new(options.out)
-    trained = shared.load_model(options.checkpoint)
+    trained = open_model(options.checkpoint)
+    shared.encoder_of(options.checkpoint, trained)
     built = ItemIndex.build(
-        build(trained.config), trained.params, options.items, encoder=shared.encoder_of(options.checkpoint, trained),
-        version=trained.version, storage=options.storage, batch_size=options.batch_size, progress=not options.quiet,
+        trained, options.items, storage=options.storage, batch_size=options.batch_size, progress=not options.quiet,
         shard=options.shard,
     )  # fmt: skip
     summary = f"{len(built)} items, {len(built) * built.bytes_per_row:.0f} bytes, version {built.version}"
@@ -319,9 +319,9 @@ def run_index_update(options: argparse.Namespace) -> int:
     if options.items is None and options.deleted is None:
         raise UsageError("index update: expected --items or --deleted")
     expect_new(options.out)
-    trained = shared.load_model(options.checkpoint)
+    trained = open_model(options.checkpoint)
     encoder = shared.encoder_of(options.checkpoint, trained)
-    updated = ItemIndex.load(options.index, build(trained.config), trained.params, encoder=encoder, version=trained.version)
+    updated = ItemIndex.load(options.index, trained)
     positions = index.inspect(options.index).positions | dict(options.position)
     before, changed, deleted = len(updated), 0, []
     if options.items is not None:
@@ -365,14 +365,9 @@ def run_export(options: argparse.Namespace) -> int:
             raise UsageError("export: --rebuild takes the index along; expected no --index")
         print(json.dumps({"sha256": export.rebuild(options.rebuild, options.out)}))
         return FINE
-    trained = shared.load_model(options.checkpoint)
-    model, loaded = build(trained.config), None
-    if options.index is not None:
-        loaded = ItemIndex.load(options.index, model, trained.params, encoder=trained.encoder, version=trained.version)
-    digest = export.save(
-        options.out, model, trained.params, loaded,
-        encoder=trained.encoder, platforms=options.platforms, stablehlo=not options.no_stablehlo,
-    )  # fmt: skip
+    trained = open_model(options.checkpoint)
+    loaded = None if options.index is None else ItemIndex.load(options.index, trained)
+    digest = export.save(options.out, trained, loaded, platforms=options.platforms, stablehlo=not options.no_stablehlo)
     print(json.dumps({"sha256": digest, "version": trained.version}))
     return FINE
 

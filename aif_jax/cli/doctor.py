@@ -20,6 +20,7 @@ from aif_jax import checkpoint, export, presets
 from aif_jax.catalogue import Catalogue
 from aif_jax.model import PreRanker, build
 from aif_jax.schema import Attribute, Schema
+from aif_jax.store.trained import Trained
 from aif_jax.store.version import __version__
 from aif_jax.types import Params
 
@@ -68,7 +69,7 @@ def check_checkpoint() -> str:
     model, params = _small_model()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
-        checkpoint.save(path, params, model.config)
+        checkpoint.save(path, Trained(model, params))
         loaded = checkpoint.load(path, config=model.config)
     same = jax.tree.map(lambda got, expected: bool(np.array_equal(got, expected)), loaded.params, params)
     if not all(jax.tree.leaves(same)):
@@ -84,7 +85,7 @@ def check_export() -> str:
     platforms = ("cpu",) if jax.default_backend() == "cpu" else ("cpu", "cuda", "tpu")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        digest = export.save(path, model, params, platforms=platforms, stablehlo=False)
+        digest = export.save(path, Trained(model, params), platforms=platforms, stablehlo=False)
         export.verify(path, sha256=digest)
     return "exported, loaded and replayed user, item and interaction"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax import index
-from aif_jax.checkpoint import Checkpoint
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, UsageError
 from aif_jax.connectors import (
@@ -24,11 +23,12 @@ from aif_jax.connectors import (
     ValkeyFeatureWriter,
 )
 from aif_jax.connectors.connect import FORMS, open_client, open_stream
+from aif_jax.export.opening import open as open_model
 from aif_jax.index import STORAGES, IndexWriter, ItemIndex
-from aif_jax.model import build
 from aif_jax.output.progress import Bar
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.snapshots import snapshots
+from aif_jax.store.trained import Trained
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from aif_jax.user_table import files as table_files
 
@@ -70,19 +70,17 @@ def add_users_follow(inner: Any) -> None:
 
 def run_index_follow(options: argparse.Namespace) -> int:
     """Applies an update stream to an index until it is told to end (SIGTERM, SIGINT); killed and called again, it goes on."""
-    trained = shared.load_model(options.checkpoint)
-    model, encoder = build(trained.config), shared.encoder_of(options.checkpoint, trained)
-    belongs: dict[str, Any] = {"encoder": encoder, "version": trained.version}
+    trained = open_model(options.checkpoint)
+    shared.encoder_of(options.checkpoint, trained)
     stream, store, every = _stream(options), _store(options), _every(options)
     if snapshots(options.directory):
-        resume: dict[str, Any] = {"takeover": options.takeover, **belongs, **every}
-        writer = IndexWriter.resume(options.directory, model, trained.params, **resume)
+        writer = IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
     elif options.index is None:
         raise UsageError(f"index follow: {options.directory} has no snapshot; expected --index, to start from")
     else:
-        loaded = ItemIndex.load(options.index, model, trained.params, **belongs)
+        loaded = ItemIndex.load(options.index, trained)
         writer = IndexWriter.start(options.directory, loaded, positions=index.inspect(options.index).positions, **every)
-    return _follow(stream, IndexTarget(writer, encoder), options, writer=writer, store=store)
+    return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
 
 
 def run_users_follow(options: argparse.Namespace) -> int:
@@ -97,19 +95,17 @@ def run_users_follow(options: argparse.Namespace) -> int:
         )
     if remote and (options.table or options.empty or options.store):
         raise UsageError("users follow: expected --table, --empty and --store with --directory alone")
-    trained = shared.load_model(options.checkpoint)
+    trained = open_model(options.checkpoint)
     encoder = shared.encoder_of(options.checkpoint, trained)
     if not remote:
         stream, store = _stream(options), _store(options)
-        writer = _table_writer(options, trained, encoder)
+        writer = _table_writer(options, trained)
         return _follow(stream, UserTarget(writer), options, writer=writer, store=store)
     with shared.as_usage("--rows" if options.rows else "--features"):
         client = open_client(remote, shared.read_json(options.server_options, "--server-options"))
     with contextlib.closing(client):
         if options.rows:
-            sink: Any = UserTable(
-                build(trained.config), trained.params, encoder=encoder, version=trained.version, storage=options.storage
-            )
+            sink: Any = UserTable(trained, storage=options.storage)
             version, width = trained.version, sink.row_bytes // 4
             sink.rows = RemoteRows(client, version=version, width=width, prefix=options.prefix)
         else:
@@ -119,20 +115,18 @@ def run_users_follow(options: argparse.Namespace) -> int:
         return _follow(_stream(options), SinkTarget(sink), options)
 
 
-def _table_writer(options: argparse.Namespace, trained: Checkpoint, encoder: Any) -> UserTableWriter:
+def _table_writer(options: argparse.Namespace, trained: Trained) -> UserTableWriter:
     """The writer of the directory: resumed, or started from a saved or an empty table."""
-    model, every = build(trained.config), _every(options)
-    belongs: dict[str, Any] = {"encoder": encoder, "version": trained.version}
+    every = _every(options)
     if snapshots(options.directory):
-        resume: dict[str, Any] = {"takeover": options.takeover, **belongs, **every}
-        return UserTableWriter.resume(options.directory, model, trained.params, **resume)
+        return UserTableWriter.resume(options.directory, trained, takeover=options.takeover, **every)
     if options.table is not None:
-        table = UserTable.load(options.table, model, trained.params, **belongs)
+        table = UserTable.load(options.table, trained)
         positions = table_files.inspect(options.table).positions
         return UserTableWriter.start(options.directory, table, positions=positions, **every)
     if not options.empty:
         raise UsageError(f"users follow: {options.directory} has no snapshot; expected --table, to start from, or --empty")
-    table = UserTable(model, trained.params, storage=options.storage, **belongs)
+    table = UserTable(trained, storage=options.storage)
     return UserTableWriter.start(options.directory, table, **every)
 
 

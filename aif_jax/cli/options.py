@@ -13,13 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aif_jax import checkpoint
-from aif_jax.checkpoint import Checkpoint
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.run import Run
-from aif_jax.train import fit as training
+from aif_jax.store.trained import Trained
 
 FINE, PROBLEMS, USAGE = 0, 1, 2
 
@@ -183,19 +180,11 @@ def meaning(documented: Any, name: str) -> str:
 
 def add_checkpoint(parser: Any, *, required: bool = False, use: str = "") -> None:
     """Adds `--checkpoint`; `use` says what for."""
-    text = "folder of a checkpoint, or the --out of train" + (f"; {use}" if use else "")
+    text = "folder of a checkpoint or an export, or the --out of train" + (f"; {use}" if use else "")
     parser.add_argument("--checkpoint", type=Path, required=required, help=text)
 
 
-def load_model(path: Path) -> Checkpoint:
-    """The checkpoint at a path, or the one that `fit` would return of the run there: the best or the last."""
-    if not training.is_run(path):
-        return checkpoint.load(path)
-    return training.load(path)[1]
-
-
-def encoder_of(path: Path, model: Checkpoint | Run) -> Encoder:
-    """The encoder of what is saved at a path. Raises UsageError for one without."""
-    if model.encoder is None:
-        raise UsageError(f"{path}: expected a checkpoint with an encoder, to read raw files; it was saved without")
-    return model.encoder
+def encoder_of(path: Path, trained: Trained) -> Encoder:
+    """The encoder of the model at a path. Raises UsageError for one without."""
+    with as_usage(str(path)):
+        return trained.need_encoder("raw files")

@@ -16,7 +16,6 @@ from aif_jax.connectors.messages import Change, decode, joined
 from aif_jax.connectors.records import EventSink
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import Message, StreamError, UpdateStream
-from aif_jax.encoding.encoder import Encoder
 from aif_jax.index import IndexWriter
 from aif_jax.index.ids import raw_keys
 from aif_jax.store.snapshots import SnapshotWriter, positions_by_partition, snapshots
@@ -81,19 +80,15 @@ class _Written(Generic[Writer]):
 class IndexTarget(_Written[IndexWriter]):
     """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
 
-    def __init__(self, writer: IndexWriter, encoder: Encoder):
-        super().__init__(writer)
-        self._encoder = encoder
-
     def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
         """As `Target.apply`."""
-        changes, kind = [], self.writer.index.kind
+        changes, kind, encoder = [], self.writer.index.kind, self.writer.index.trained.need_encoder("IndexTarget")
         for change in joined([entry.change for entry in entries]):  # all are read before one is applied
             if change.table is None:
                 raw_keys(change.deleted, "ids", like=kind)
                 changes.append((None, change.deleted))
             else:
-                ids, features = self._encoder.items(change.table)
+                ids, features = encoder.items(change.table)
                 kind = raw_keys(ids, "ids", like=kind).kind
                 changes.append(((ids, features), None))
         self.writer.update(changes, position=position, partition=partition)

@@ -14,14 +14,13 @@ import numpy as np
 
 from aif_jax.checks import expect, expect_array, expect_finite
 from aif_jax.connectors.fetch import Fetch
-from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import PER_SECOND
 from aif_jax.encoding.vocabulary import as_ids, string_array
 from aif_jax.features import empty_items
 from aif_jax.index import ItemIndex
-from aif_jax.model import PreRanker
 from aif_jax.serving.requests import Request
-from aif_jax.store.version import VersionMismatch, check_encoding, encoding_for, fingerprint
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, UserFeatures
 
 ROW_BLOCK = 1024  # rows of a brute-force table are a multiple of it, so that a few more items do not compile again
@@ -40,38 +39,37 @@ class TwoTower:
     its index.
 
     Args:
-      model, params: from `presets.two_tower`, trained like any other model.
-      encoder: of its checkpoint.
+      trained: from `presets.two_tower`, trained like any other model, with its encoder.
 
     Attributes:
-      version: fingerprint of params, config and encoder.
+      trained: that model, with its parameters on the device.
+      version: version of that model.
       width: D of the vectors.
 
     Raises:
-      ValueError: a model whose logit is not a dot product with the item's vector.
-      EncodingMismatch: an encoder other than that of the model's data.
+      ValueError: a model whose logit is not a dot product with the item's vector, or one without an encoder.
     """
 
-    def __init__(self, model: PreRanker, params: Params, *, encoder: Encoder):
-        linear = not model.config.head and model.config.towers is not None
-        expect(linear, "model", "a two-tower model, whose logit is a dot product", f"one with head={model.config.head}")
-        encoding_for(model.config, encoder)
-        self.model, self.params = model, jax.device_put(params)
-        self.encoder = encoder.with_length(model.config.history_length)
-        self.version, self.width = fingerprint(params, model.config, encoder), model.config.width
+    def __init__(self, trained: Trained):
+        config = trained.config
+        linear = not config.head and config.towers is not None
+        expect(linear, "model", "a two-tower model, whose logit is a dot product", f"one with head={config.head}")
+        self.encoder = trained.need_encoder("TwoTower").with_length(config.history_length)
+        self.trained = trained.on_device()
+        self.version, self.width = trained.version, config.width
         self._query = jax.jit(self._direction)
         self._check()
 
     def query(self, features: UserFeatures) -> np.ndarray:
         """float32 [D] of one user; EncodingMismatch for features that another encoder made."""
         check_encoding("UserFeatures", expected=self.encoder.version, got=features.encoding)
-        return np.asarray(self._query(self.params, dataclasses.replace(features, encoding="")))
+        return np.asarray(self._query(self.trained.params, dataclasses.replace(features, encoding="")))
 
     def vectors(self, index: ItemIndex, ids: Any = None) -> tuple[Any, np.ndarray]:
         """Raw ids [n] and vectors float32 [n, D] of items.
 
         Args:
-          index: of this model, `ItemIndex.build(model, params, ...)`.
+          index: of this model, `ItemIndex.build(trained, ...)`.
           ids: raw ids; None takes all of an index whose ids are integers. Those that the index lacks are left out.
 
         Raises:
@@ -91,16 +89,17 @@ class TwoTower:
 
     def _direction(self, params: Params, features: UserFeatures) -> jax.Array:
         """The gradient of the logit with respect to the item's vector: of a dot product it is the other factor."""
-        state = self.model.user(params, features)
+        state = self.trained.model.user(params, features)
         return jax.grad(lambda vector: self._logits(params, state, vector[None])[0])(jnp.zeros(self.width))
 
     def _logits(self, params: Params, state: Any, vectors: jax.Array) -> jax.Array:
         """Logits [n] of items that have these vectors [n, D], and are nothing else."""
-        schema = self.model.config.schema
+        model = self.trained.model
+        schema = model.config.schema
         one = jax.tree.map(lambda leaf: leaf[0], empty_items(schema, 1))
-        from_item = jax.eval_shape(self.model.item, params, one)
+        from_item = jax.eval_shape(model.item, params, one)
         rows = jax.tree.map(lambda leaf: jnp.zeros((len(vectors), *leaf.shape), leaf.dtype), from_item)
-        return self.model.interaction(params, state, dataclasses.replace(rows, vector=vectors))
+        return model.interaction(params, state, dataclasses.replace(rows, vector=vectors))
 
     def _check(self) -> None:
         encode, rng = self.encoder, np.random.default_rng(0)
@@ -110,10 +109,10 @@ class TwoTower:
         vectors = rng.normal(size=(8, self.width)).astype(np.float32)
         try:
             rows = jnp.asarray(np.pad(vectors, ((1, 0), (0, 0))))
-            scored = jax.jit(lambda params, user: self._logits(params, self.model.user(params, user), rows))
-            logits = np.asarray(scored(self.params, features))
+            scored = jax.jit(lambda params, user: self._logits(params, self.trained.model.user(params, user), rows))
+            logits = np.asarray(scored(self.trained.params, features))
             logits = logits[1:] - logits[0]  # a constant of the user changes no order
-            wanted = vectors @ np.asarray(self._query(self.params, features))
+            wanted = vectors @ np.asarray(self._query(self.trained.params, features))
             good = logits.shape == wanted.shape and np.abs(logits - wanted).max() <= TOLERANCE * (1 + np.abs(wanted).max())
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(

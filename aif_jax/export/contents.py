@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.export import consume
 from aif_jax.features import item_layout, user_layout
 from aif_jax.index import ItemIndex
 from aif_jax.index.ids import Keys
-from aif_jax.model import PreRanker, build
+from aif_jax.model import PreRanker
 from aif_jax.store.folders import local
+from aif_jax.store.trained import Trained, model_of
 from aif_jax.store.version import fingerprint
 from aif_jax.trees import leaves_by_path, nest
 from aif_jax.types import Params
@@ -37,27 +37,25 @@ class Contents(NamedTuple):
     parts: dict[str, dict[str, np.ndarray]]  # "golden" and, where there is one, "index"
     version: str
 
+    def trained(self, model: PreRanker | None = None) -> Trained:
+        """The model; `model` is one made by `assemble`, None builds it from the config."""
+        return Trained(model_of(self.config, model), self.params, self.encoder).with_version(self.version)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
     """A model from an exported folder, as `AsyncPreRanker` takes it.
 
     Attributes:
-      model: built from the config by the code that is here.
-      params: of the model.
-      encoder: that made the features of training; None where the export has none.
+      trained: model, built from the config by the code that is here.
       index: the exported rows; None where the export has none.
       golden: inputs and outputs by name, see `check_golden`.
-      version: fingerprint of params, config and encoder.
       manifest: the parsed manifest.
     """
 
-    model: PreRanker
-    params: Params = dataclasses.field(repr=False)
-    encoder: Encoder | None
+    trained: Trained
     index: ItemIndex | None
     golden: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
-    version: str
     manifest: Mapping[str, Any] = dataclasses.field(repr=False)
 
     def check_golden(self, *, tolerance: float = 1e-4) -> float:
@@ -69,16 +67,17 @@ class Restored:
         Raises:
           ExportError: an output that differs by more, or golden inputs that are not those of the model.
         """
-        schema, golden = self.model.config.schema, self.golden
+        model, params, golden = self.trained.model, self.trained.params, self.golden
+        schema = model.config.schema
         try:
             user, items = (
                 _filled(layout, golden, name) for layout, name in ((user_layout(schema), "user"), (item_layout(schema), "item"))
             )
-            state, rows = jax.jit(self.model.user)(self.params, user), _over_items(self.model.item)(self.params, items)
+            state, rows = jax.jit(model.user)(params, user), _over_items(model.item)(params, items)
             outputs = {
                 "user": state,
                 "item": rows,
-                "interaction": {"logits": jax.jit(self.model.interaction)(self.params, state, rows)},
+                "interaction": {"logits": jax.jit(model.interaction)(params, state, rows)},
             }
             return max(
                 consume.difference(f"{function} {name}", np.asarray(value), golden[f"{function}.outputs/{name}"], tolerance)
@@ -114,24 +113,18 @@ def restore(
       >>> model = aif.build(aif.presets.two_tower(schema, width=4, sequence=False))
       >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
       >>> folder, params = Path(tempfile.mkdtemp()) / "model", model.init(jax.random.key(0), catalogue)
-      >>> digest = export.save(folder, model, params, platforms=("cpu",), stablehlo=False)
+      >>> digest = export.save(folder, aif.Trained(model, params), platforms=("cpu",), stablehlo=False)
       >>> export.restore(folder, sha256=digest).check_golden() < 1e-4
       True
     """
     contents = read_contents(folder, sha256=sha256)
-    if model is None:
-        model = like.model if like is not None and like.model.config == contents.config else build(contents.config)
-    expect(model.config == contents.config, f"{folder}, model", "one of the exported config", "another")
-    params, index = jax.device_put(contents.params), None
+    if model is None and like is not None and like.trained.config == contents.config:
+        model = like.trained.model
+    trained, index = contents.trained(model).on_device(), None
     if (arrays := contents.parts.get("index")) is not None:
-        index = ItemIndex.of_rows(
-            model, params, _keys(arrays, folder), {name: array for name, array in arrays.items() if name not in IDS},
-            encoder=contents.encoder, version=contents.version,
-        )  # fmt: skip
-    return Restored(
-        model=model, params=params, encoder=contents.encoder, index=index, golden=contents.parts["golden"],
-        version=contents.version, manifest=contents.manifest,
-    )  # fmt: skip
+        rows = {name: array for name, array in arrays.items() if name not in IDS}
+        index = ItemIndex.of_rows(trained, _keys(arrays, folder), rows)
+    return Restored(trained=trained, index=index, golden=contents.parts["golden"], manifest=contents.manifest)
 
 
 def read_contents(folder: str | Path, *, sha256: str | None = None) -> Contents:

@@ -16,18 +16,18 @@ import numpy as np
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.config import Config
-from aif_jax.encoding.encoder import Encoder
 from aif_jax.export import consume, functions
 from aif_jax.export.consume import files
 from aif_jax.export.contents import read_contents
 from aif_jax.export.golden import golden_case
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
 from aif_jax.index import ItemIndex
-from aif_jax.model import PreRanker, build
+from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
 from aif_jax.scores import Expression, parse_expression
 from aif_jax.store.folders import new_folder
-from aif_jax.store.version import VersionMismatch, __version__, encoding_for, fingerprint
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import VersionMismatch, __version__
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
 
@@ -43,11 +43,9 @@ class CoverageError(ValueError):
 
 def save(
     folder: str | Path,
-    model: PreRanker,
-    params: Params,
+    trained: Trained,
     index: ItemIndex | None = None,
     *,
-    encoder: Encoder | None = None,
     training_only: Sequence[str] = (),
     platforms: Sequence[str] = PLATFORMS,
     buckets: Mapping[str, Sequence[int]] | None = None,
@@ -58,10 +56,8 @@ def save(
 
     Args:
       folder: that does not exist yet.
-      model: built by `aif_jax.build`, or by `assemble` from your towers.
-      params: of the whole model, `fitted` included.
+      trained: model to write, with its encoder: vocabularies and scales travel with the model.
       index: an `ItemIndex` of the same version, or None.
-      encoder: that made the features of training; its vocabularies and scales travel with the model.
       training_only: paths of parameters that only training uses, such as "user/auxiliary"; a path covers what is under it.
       platforms: names among "cpu", "cuda", "rocm", "tpu", all served by the same artefact.
       buckets: default sizes of the axes b, c, l, n.
@@ -76,7 +72,7 @@ def save(
       CoverageError: leaves missing or unused, by path.
       VersionMismatch: the index is of other parameters or another encoder.
       EncodingMismatch: an encoder other than that of the model's data.
-      ValueError: an encoder of other features than the model's; buckets that the functions do not allow.
+      ValueError: buckets that the functions do not allow.
       ImportError: flatbuffers is not installed.
 
     Example:
@@ -87,21 +83,16 @@ def save(
       >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
       >>> folder = Path(tempfile.mkdtemp()) / "model"
       >>> params = model.init(jax.random.key(0), catalogue)
-      >>> digest = export.save(folder, model, params, platforms=("cpu",), stablehlo=False)
+      >>> digest = export.save(folder, aif.Trained(model, params), platforms=("cpu",), stablehlo=False)
       >>> export.load(folder, sha256=digest).version == export.verify(folder)["version"]
       True
     """
     _require_flatbuffers()
     with new_folder(folder) as partial:
-        schema = model.config.schema
-        if encoder is not None and any(layout(schema) != layout(encoder.schema) for layout in (user_layout, item_layout)):
-            raise ValueError(f"encoder: expected one that makes the features of {schema!r}, got one of {encoder.schema!r}")
-        encoding_for(model.config, encoder)
-        version = fingerprint(params, model.config, encoder)
-        if index is not None and index.version != version:
-            raise VersionMismatch("index", expected=version, got=index.version)
+        if index is not None and index.version != trained.version:
+            raise VersionMismatch("index", expected=trained.version, got=index.version)
         return _write(
-            partial, model, params, {} if index is None else {"index": index_arrays(index)}, encoder, version,
+            partial, trained, {} if index is None else {"index": index_arrays(index)},
             training_only=training_only, platforms=platforms, buckets=buckets or {}, texts=stablehlo, orders=orders or {},
         )  # fmt: skip
 
@@ -128,8 +119,7 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
     manifest = contents.manifest
     with new_folder(new) as partial:
         return _write(
-            partial, build(contents.config) if model is None else model, contents.params, contents.parts, contents.encoder,
-            contents.version, tolerance=tolerance,
+            partial, contents.trained(model), contents.parts, tolerance=tolerance,
             training_only=manifest["training_only"], platforms=manifest["platforms"],
             buckets={name: axis["buckets"] for name, axis in manifest["axes"].items()},
             texts=any("stablehlo" in spec for spec in manifest["functions"].values()), orders=manifest.get("orders", {}),
@@ -138,11 +128,8 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
 
 def _write(
     target: Path,
-    model: PreRanker,
-    params: Params,
+    trained: Trained,
     parts: Mapping[str, Mapping[str, np.ndarray]],
-    encoder: Encoder | None,
-    version: str,
     *,
     training_only: Sequence[str],
     platforms: Sequence[str],
@@ -152,6 +139,7 @@ def _write(
     tolerance: float = 1e-4,
 ) -> str:
     """Fills a folder and verifies it; `parts` are further files of arrays by name."""
+    model, params, encoder = trained.model, trained.params, trained.encoder
     check_leaves(model, params, training_only)
     leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
     bounds = functions.axis_bounds(model, leaves)
@@ -162,7 +150,7 @@ def _write(
     manifest: dict[str, Any] = {
         "format": files.FORMAT,
         "format_version": files.FORMAT_VERSION,
-        "version": version,
+        "version": trained.version,
         "encoding": "" if encoder is None else encoder.version,
         "made_with": {"python": platform.python_version(), "aif_jax": __version__}
         | {name: metadata.version(name) for name in PACKAGES},

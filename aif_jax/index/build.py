@@ -40,7 +40,6 @@ def build_store(
     catalogue: Any,
     ids: Any,
     *,
-    version: str,
     capacity: int | None,
     progress: bool,
     shard: tuple[int, int] | None = None,
@@ -50,14 +49,13 @@ def build_store(
     if shard is not None:
         batches, known = _of_shard(batches, *expect_shard(shard)), None
     computed = ((keys, program(features)) for keys, features in rebatch(batches, program.batch_size))
-    return fill(program, computed, version=version, capacity=capacity, known=known, progress=progress)
+    return fill(program, computed, capacity=capacity, known=known, progress=progress)
 
 
 def merge_store(
     program: ItemProgram,
     rows: Iterable[tuple[Part, Any, np.ndarray]],
     *,
-    version: str,
     capacity: int | None,
     known: int | None,
     progress: bool,
@@ -80,7 +78,7 @@ def merge_store(
 
     batches = rebatch(keyed(), program.batch_size)
     stored = ((keys, program.words(words)) for keys, words in batches)
-    made = fill(program, stored, version=version, capacity=capacity, known=known, progress=progress, place=place)
+    made = fill(program, stored, capacity=capacity, known=known, progress=progress, place=place)
     expect(known is None or made[1].length == known, "parts", f"{known} items", made[1].length)
     return made
 
@@ -89,7 +87,6 @@ def fill(
     program: ItemProgram,
     batches: Iterable[tuple[Keys, Packed]],
     *,
-    version: str,
     capacity: int | None,
     known: int | None,
     progress: bool,
@@ -100,7 +97,7 @@ def fill(
     `known`: how many items there are, where that is known; `place` says where an item came from.
     """
     wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
-    store = Store(program, version=version, capacity=wanted)
+    store = Store(program, capacity=wanted)
     seen, computed = [], deque()
     with Bar(known, label="item index", unit="items", show=progress) as bar, hidden():  # of the files that are read
         for keys, stored in batches:
@@ -124,7 +121,7 @@ def fill(
 
 def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None) -> Batch:
     """Keys and features [n] of raw ids and features, or of raw columns where `features` is None; see `ItemIndex.upsert`."""
-    encoder = program.encoder
+    encoder = program.trained.encoder
     if features is None:
         if encoder is None:
             raise TypeError(f"items: expected ids and ItemFeatures, or an index with an encoder, got {type(ids).__name__}")
@@ -135,8 +132,8 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None)
             raise TypeError(f"catalogue: expected pairs (raw ids, ItemFeatures), or {columns}, got {got}")
         ids, features = encoder.items(columns)
     keys = raw_keys(ids, "ids", like=kind)
-    check_item_features(program.model.config.schema, features, batched=True)
-    check_encoding("ItemFeatures", expected=program.encoding, got=features.encoding)
+    check_item_features(program.trained.config.schema, features, batched=True)
+    check_encoding("ItemFeatures", expected=program.trained.encoding, got=features.encoding)
     if len(features.floats) != len(keys.key):
         raise ValueError(f"features: expected {len(keys.key)} items like ids, got {len(features.floats)}")
     return keys, jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
@@ -195,12 +192,10 @@ def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[B
     if isinstance(catalogue, ItemFeatures):
         catalogue, known = [(ids, catalogue)], len(ids)
     elif isinstance(catalogue, Catalogue):
-        check_encoding("Catalogue", expected=program.encoding, got=catalogue.encoding)
+        check_encoding("Catalogue", expected=program.trained.encoding, got=catalogue.encoding)
         catalogue, known = _rows(catalogue, max(program.batch_size, 1 << 14)), len(catalogue) - 1
     elif isinstance(catalogue, str | Path):
-        if program.encoder is None:
-            raise ValueError(f"encoder: expected the encoder of the model's checkpoint, to read {catalogue}, got None")
-        catalogue = read_items(catalogue, program.encoder)
+        catalogue = read_items(catalogue, program.trained.need_encoder(f"catalogue {catalogue}"))
     elif _by_column(catalogue) or _records(catalogue):
         catalogue = [catalogue]
     elif not isinstance(catalogue, Iterable):

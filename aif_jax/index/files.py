@@ -23,6 +23,7 @@ from aif_jax.index.ids import Keys
 from aif_jax.index.storage import STORAGES, Storage
 from aif_jax.store.folders import local, memory
 from aif_jax.store.snapshots import positions_by_partition
+from aif_jax.store.trained import Trained
 from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.trees import differences, listed
 
@@ -117,14 +118,14 @@ def verify(path: str | Path) -> Manifest:
     return manifest
 
 
-def check_model(path: str | Path, manifest: Any, config: Config, *, encoding: str, version: str) -> None:
-    """Raises unless a snapshot was made by a model of this config, encoder and version, see `ItemIndex.load`."""
-    if manifest.config != config:
-        lines = differences(manifest.config.to_json(), config.to_json(), path="config", source="snapshot")
+def check_model(path: str | Path, manifest: Any, trained: Trained) -> None:
+    """Raises unless a snapshot was made by this model, see `ItemIndex.load`."""
+    if manifest.config != trained.config:
+        lines = differences(manifest.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
         raise ValueError(f"{path}: config or schema other than the model's:\n{listed(lines)}")
-    check_encoding(f"index in {path}", expected=encoding, got=manifest.encoding)
-    if manifest.version != version:
-        raise VersionMismatch(f"index in {path}", expected=version, got=manifest.version)
+    check_encoding(f"index in {path}", expected=trained.encoding, got=manifest.encoding)
+    if manifest.version != trained.version:
+        raise VersionMismatch(f"index in {path}", expected=trained.version, got=manifest.version)
 
 
 def read(path: str | Path, manifest: Manifest, shapes: Any) -> tuple[Keys, Any]:

@@ -18,7 +18,6 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect_array, expect_names
-from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.index import files
 from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, merge_store, part
@@ -28,10 +27,9 @@ from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
 from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage, decode, unpack
 from aif_jax.index.store import ItemProgram, Store
-from aif_jax.model import PreRanker
-from aif_jax.store.version import encoding_for, fingerprint
+from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path
-from aif_jax.types import ItemFeatures, Params
+from aif_jax.types import ItemFeatures
 
 
 class ItemIndex:
@@ -42,10 +40,9 @@ class ItemIndex:
     one works too, at the cost of a copy of the whole table.) Raw ids are integers or strings; strings are stored as hashes.
 
     Attributes:
-      version: fingerprint of params, config and encoder that made the rows.
-      model, params: whose item function makes the rows.
-      encoder: turns raw items into features; None where the index takes features alone.
-      encoding: version of the encoder, "" without one.
+      trained: model whose item function makes the rows, with its parameters on the device.
+      version: version of that model.
+      encoding: version of its encoder, "" without one.
       storage: how vectors are stored.
       capacity: rows of the table. Snapshots of one capacity and storage have arrays of the same shapes.
       kind: of the raw ids, "integers" or "strings"; None for an index that never had any.
@@ -59,7 +56,7 @@ class ItemIndex:
       ...     rows, none = np.asarray(items, np.int32), np.zeros((len(items), 0), np.float32)
       ...     return aif.ItemFeatures(ids={"item": rows, "category": rows % 3}, floats=none)
       >>> params = model.init(jax.random.key(0), features(*range(9)))
-      >>> index = ItemIndex.build(model, params, features(1, 2, 3), ids=[10, 20, 30], progress=False)
+      >>> index = ItemIndex.build(aif.Trained(model, params), features(1, 2, 3), ids=[10, 20, 30], progress=False)
       >>> index.lookup([20, 99])[1].tolist()
       [True, False]
       >>> newer = index.upsert([99], features(4)).delete([10])
@@ -73,23 +70,19 @@ class ItemIndex:
     def __init__(self, store: Store, view: View):
         """The latest snapshot of a store. Not for callers: see `build`."""
         store.head = weakref.ref(self)
-        self._store, self._view, program = store, view, store.program
-        self.version, self.capacity = store.version, store.capacity
+        self._store, self._view, self.trained = store, view, store.program.trained
+        self.version, self.capacity = self.trained.version, store.capacity
+        self.encoding = "" if self.trained.encoder is None else self.trained.encoder.version
         self.kind: Kind | None = store.ids.kind
-        self.storage: Storage = program.storage
-        self.model, self.params, self.encoder = program.model, program.params, program.encoder
-        self.encoding = "" if self.encoder is None else self.encoder.version
+        self.storage: Storage = store.program.storage
 
     @classmethod
     def build(
         cls,
-        model: PreRanker,
-        params: Params,
+        trained: Trained,
         catalogue: Catalogue | ItemFeatures | ItemBatches | str | Path,
         *,
-        encoder: Encoder | None = None,
         ids: Any = None,
-        version: str | None = None,
         storage: Storage = "float32",
         batch_size: int = BATCH,
         capacity: int | None = None,
@@ -100,14 +93,12 @@ class ItemIndex:
         """Runs the item function over a catalogue; host memory is bounded by a few batches and some 20 bytes an item for ids.
 
         Args:
-          model: whose item function runs.
-          params: of the model. Held by reference, for updates.
+          trained: model whose item function runs. Features and catalogues that another encoder made are refused. Its parameters
+            are held by reference, for updates.
           catalogue: a `Catalogue`; the path of an items file (Parquet or CSV); an iterable of (raw ids [n], ItemFeatures [n])
             or of raw columns [n], such as Arrow record batches; raw columns or a list of records; or one `ItemFeatures` with
-            `ids`. Files, columns and records need the `encoder`.
-          encoder: of the model's checkpoint. Features and catalogues that another encoder made are refused.
+            `ids`. Files, columns and records need the encoder.
           ids: raw ids of the items of one `ItemFeatures`.
-          version: of params, config and encoder; None computes `aif_jax.store.version.fingerprint`.
           storage: of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
@@ -118,29 +109,18 @@ class ItemIndex:
         Raises:
           TypeError, ValueError: ids that are neither integers nor strings or of both kinds, an id that comes twice, features
             that do not fit the schema, a catalogue larger than `capacity`, a shard out of range.
-          EncodingMismatch: features or a catalogue that another encoder made; another encoder than that of the model's data.
+          EncodingMismatch: features or a catalogue that another encoder made.
         """
-        program = ItemProgram(model, params, encoder, storage=storage, batch_size=batch_size, mesh=mesh)
-        version = fingerprint(params, model.config, encoder) if version is None else version
-        return cls(*build_store(program, catalogue, ids, version=version, capacity=capacity, progress=progress, shard=shard))
+        program = ItemProgram(trained, storage=storage, batch_size=batch_size, mesh=mesh)
+        return cls(*build_store(program, catalogue, ids, capacity=capacity, progress=progress, shard=shard))
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        model: PreRanker,
-        params: Params,
-        *,
-        encoder: Encoder | None = None,
-        version: str | None = None,
-        capacity: int | None = None,
-        mesh: Any = None,
-    ) -> ItemIndex:
+    def load(cls, path: str | Path, trained: Trained, *, capacity: int | None = None, mesh: Any = None) -> ItemIndex:
         """Reads a snapshot and checks that it belongs to a model.
 
         Args:
           path: what `save` wrote.
-          model, params, encoder, version: as in `build`; must be those that made the rows.
+          trained: model that made the rows.
           capacity: rows of the table; None leaves an eighth free.
           mesh: to spread the table over.
 
@@ -151,24 +131,19 @@ class ItemIndex:
           EncodingMismatch, VersionMismatch: another encoder, other parameters; names both versions.
         """
         manifest = files.inspect(path)
-        encoding = encoding_for(model.config, encoder)
-        version = fingerprint(params, model.config, encoder) if version is None else version
-        files.check_model(path, manifest, model.config, encoding=encoding, version=version)
-        program = ItemProgram(model, params, encoder, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
+        files.check_model(path, manifest, trained)
+        program = ItemProgram(trained, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
         keys, columns = files.read(path, manifest, jax.eval_shape(unpack, program.shapes()))
-        store = Store(program, version=version, capacity=capacity_for(manifest.items, mesh, capacity))
+        store = Store(program, capacity=capacity_for(manifest.items, mesh, capacity))
         store.write(program.packed, columns, store.rows.take(manifest.items))
         return cls(store, store.assign(keys, manifest.ids))
 
     @classmethod
     def from_parts(
         cls,
-        model: PreRanker,
-        params: Params,
+        trained: Trained,
         parts: Parts,
         *,
-        encoder: Encoder | None = None,
-        version: str | None = None,
         items: int | None = None,
         capacity: int | None = None,
         mesh: Any = None,
@@ -177,7 +152,7 @@ class ItemIndex:
         """Merges rows that `jobs.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
         Args:
-          model, params, encoder, version: as in `build`; must be those that made the rows.
+          trained: model that made the rows.
           parts: a Parquet or Arrow file, a folder of them in the order of their names, or an iterable of such paths or of Arrow
             record batches. Storage and batch size are theirs.
           items: how many there must be, so that a lost part is noticed; None takes what is there.
@@ -191,33 +166,28 @@ class ItemIndex:
           ValueError, TypeError: missing columns, rows of another storage, batch size or width, an id that comes twice, with
             both places, another number of items.
         """
-        version = fingerprint(params, model.config, encoder) if version is None else version
         stream = read_parts(parts)
         first = next(stream, None)
-        stamp = Stamp(version, "float32", BATCH) if first is None else stamp_of(first)._replace(version=version)
-        program = ItemProgram(model, params, encoder, storage=stamp.storage, batch_size=stamp.batch_size, mesh=mesh)
+        stamp = Stamp(trained.version, "float32", BATCH) if first is None else stamp_of(first)._replace(version=trained.version)
+        program = ItemProgram(trained, storage=stamp.storage, batch_size=stamp.batch_size, mesh=mesh)
         width = program.shapes().words.shape[1]
         rows = ((part, *rows_of(part, stamp, width)) for part in itertools.chain([] if first is None else [first], stream))
         options: dict[str, Any] = {"capacity": capacity, "known": items, "progress": progress}
-        return cls(*merge_store(program, rows, version=version, **options))
+        return cls(*merge_store(program, rows, **options))
 
     @classmethod
-    def of_rows(
-        cls, model: PreRanker, params: Params, keys: Keys, rows: Any, *, encoder: Encoder | None, version: str
-    ) -> ItemIndex:
+    def of_rows(cls, trained: Trained, keys: Keys, rows: Any) -> ItemIndex:
         """The index of keys [n], all different, and their decoded rows [n] by name, as an export holds them.
 
         Args:
-          model, params, encoder, version: as in `build`; must be those that made the rows.
+          trained: model that made the rows.
           keys: of the raw ids.
           rows: NumPy arrays [n] by dotted name, such as "vector".
 
         Raises:
           ValueError: columns other than those of the model's rows.
         """
-        program = ItemProgram(
-            model, params, encoder, storage="float32", batch_size=min(BATCH, max(len(keys.key), 1)), mesh=None
-        )
+        program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys.key), 1)), mesh=None)
         shapes = jax.eval_shape(unpack, program.shapes())
         wanted = leaves_by_path(shapes, separator=".")
         expect_names(dict(rows), "rows", wanted)
@@ -225,7 +195,7 @@ class ItemIndex:
             expect_array(rows[name], f"rows {name}", dtype=leaf.dtype, shape=(len(keys.key), *leaf.shape[1:]))
             for name, leaf in wanted.items()
         ]
-        store = Store(program, version=version, capacity=capacity_for(len(keys.key), None, None))
+        store = Store(program, capacity=capacity_for(len(keys.key), None, None))
         store.write(program.packed, jax.tree.unflatten(jax.tree.structure(shapes), arrays), store.rows.take(len(keys.key)))
         return cls(store, store.assign(keys, keys.kind))
 
@@ -243,7 +213,7 @@ class ItemIndex:
         record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
         record |= {"storage": self.storage, "batch_size": self._store.program.batch_size}
         keys, rows = self._view.items()
-        files.write(path, keys, self._on_host(_columns, rows), record, self.model.config, positions or {})
+        files.write(path, keys, self._on_host(_columns, rows), record, self.trained.config, positions or {})
 
     def __len__(self) -> int:
         """Items in this snapshot."""

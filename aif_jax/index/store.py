@@ -19,15 +19,13 @@ import numpy as np
 
 from aif_jax import sharding
 from aif_jax.checks import expect
-from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import item_specs
 from aif_jax.index.idmap import IdMap, Numbers, View
 from aif_jax.index.ids import Keys
 from aif_jax.index.lock import ReadWriteLock
 from aif_jax.index.storage import STORAGES, Packed, Storage, encode, pack
-from aif_jax.model import PreRanker
-from aif_jax.store.version import encoding_for
+from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures, Params
 
 
@@ -38,26 +36,21 @@ class ItemProgram:
     over another number of rows may add in another order.
     """
 
-    def __init__(
-        self, model: PreRanker, params: Params, encoder: Encoder | None, *, storage: Storage, batch_size: int, mesh: Any
-    ):
+    def __init__(self, trained: Trained, *, storage: Storage, batch_size: int, mesh: Any):
         expect(storage in STORAGES, "storage", f"one of {STORAGES}", repr(storage))
         expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
         if mesh is not None:
             expect(batch_size % mesh.size == 0, "batch_size", f"a multiple of the mesh's {mesh.size} devices", batch_size)
-        self.model = model
-        self.encoder = encoder  # of raw items; None where all come encoded
-        self.encoding = encoding_for(model.config, encoder)  # that features must have, "" where none is known
-        self.params = jax.device_put(params) if mesh is None else jax.device_put(params, sharding.replicated(mesh))
+        self.trained = trained.on_device(None if mesh is None else sharding.replicated(mesh))
         self.storage: Storage = storage
         self.batch_size = batch_size
         self.mesh = mesh
         self.rows_sharding = None if mesh is None else sharding.rows(mesh)
-        self._compiled = _compiled(model.item, storage)
+        self._compiled = _compiled(trained.model.item, storage)
 
     def __call__(self, features: ItemFeatures) -> Packed:
         """Stored rows [batch_size] of at most `batch_size` items; later rows are undefined."""
-        return self._compiled(self.params, self._placed(features))
+        return self._compiled(self.trained.params, self._placed(features))
 
     def packed(self, columns: Any) -> Packed:
         """Stored rows [batch_size] of the columns of at most `batch_size` rows."""
@@ -69,8 +62,8 @@ class ItemProgram:
 
     def shapes(self) -> Packed:
         """Shapes and dtypes of one batch of stored rows."""
-        specs = item_specs(self.model.config.schema, lead=(self.batch_size,))
-        return jax.eval_shape(self._compiled, self.params, specs)
+        specs = item_specs(self.trained.config.schema, lead=(self.batch_size,))
+        return jax.eval_shape(self._compiled, self.trained.params, specs)
 
     def _placed(self, rows: Any) -> Any:
         """A batch of at most `batch_size` rows from the host, filled up with zeros, ready for a compiled function."""
@@ -82,9 +75,8 @@ class ItemProgram:
 class Store:
     """Table, id map and free rows."""
 
-    def __init__(self, program: ItemProgram, *, version: str, capacity: int):
+    def __init__(self, program: ItemProgram, *, capacity: int):
         self.program = program
-        self.version = version
         self.capacity = capacity
         self.ids = IdMap(0, None)
         self._lock = ReadWriteLock()
@@ -151,7 +143,7 @@ class Store:
     def copy(self, view: View, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
         """The rows of one snapshot in a new store, by ascending key, with an id map for ids of that kind."""
         keys, rows = view.items()
-        new = Store(self.program, version=self.version, capacity=capacity)
+        new = Store(self.program, capacity=capacity)
         for start in range(0, len(rows), self.program.batch_size):
             part = rows[start : start + self.program.batch_size]
             new.append(self.read(part), len(part))

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aif_jax.encoding.encoder import Encoder
 from aif_jax.index.files import inspect
 from aif_jax.index.item_index import ItemIndex
-from aif_jax.model import PreRanker
 from aif_jax.store.snapshots import SnapshotWriter
-from aif_jax.types import ItemFeatures, Params
+from aif_jax.store.trained import Trained
+from aif_jax.types import ItemFeatures
 
 
 class IndexWriter(SnapshotWriter):
@@ -35,22 +34,13 @@ class IndexWriter(SnapshotWriter):
 
     @classmethod
     def resume(
-        cls,
-        directory: str | Path,
-        model: PreRanker,
-        params: Params,
-        *,
-        encoder: Encoder | None = None,
-        version: str | None = None,
-        mesh: Any = None,
-        takeover: bool = False,
-        **options: Any,
+        cls, directory: str | Path, trained: Trained, *, mesh: Any = None, takeover: bool = False, **options: Any
     ) -> IndexWriter:
         """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
 
         Args:
           directory: of an earlier writer.
-          model, params, encoder, version, mesh: as in `ItemIndex.load`.
+          trained, mesh: as in `ItemIndex.load`.
           takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.
           options: `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for the class.
 
@@ -62,7 +52,7 @@ class IndexWriter(SnapshotWriter):
         """
 
         def load(snapshot: Path) -> Any:
-            index = ItemIndex.load(snapshot, model, params, encoder=encoder, version=version, mesh=mesh)
+            index = ItemIndex.load(snapshot, trained, mesh=mesh)
             return cls(directory, index, positions=inspect(snapshot).positions, **options)
 
         return cls._continue(directory, load, takeover=takeover)

@@ -11,19 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import empty_items
 from aif_jax.index import parts
 from aif_jax.index.build import BATCH, IN_FLIGHT, checked, rebatch
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.index.store import ItemProgram
-from aif_jax.jobs import source
 from aif_jax.jobs.problems import Numbered, refuse
-from aif_jax.model import PreRanker
+from aif_jax.jobs.source import Source
 from aif_jax.readers.sources import pyarrow
+from aif_jax.store.trained import Trained
 from aif_jax.store.version import VersionMismatch
-from aif_jax.types import Params
 
 ROWS = 1 << 14  # of an Arrow batch, encoded at once
 FILE_RUNS = 16  # of the item function for what is read of a file at once
@@ -37,41 +35,31 @@ class ItemJob:
     columns are in `aif_jax/index/parts.py`. A job can be pickled: one of `load` travels as a path, another with its parameters.
 
     Args:
-      model, params, encoder, version: as for `ItemIndex.build`.
-      storage, batch_size: the same.
+      trained, storage, batch_size: as for `ItemIndex.build`.
 
     Attributes:
       version: fingerprint of params, config and encoder.
       kind: of the raw ids.
 
     Raises:
-      ValueError: no encoder, an unknown storage, a batch size below 1.
+      ValueError: a model without encoder, an unknown storage, a batch size below 1.
 
     Example:
       >>> import jax, pyarrow as pa, aif_jax as aif
       >>> items = {"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}
       >>> data = aif.read({"user": [1, 1], "item": [7, 8], "time": [20, 30]}, items=items, columns=aif.Columns())
       >>> model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False))
-      >>> params = model.init(jax.random.key(0), data.catalogue)
-      >>> job = aif.jobs.ItemJob(model, params, encoder=data.encoder)
+      >>> trained = aif.Trained(model, model.init(jax.random.key(0), data.catalogue), data.encoder)
+      >>> job = aif.jobs.ItemJob(trained)
       >>> rows = list(job([pa.RecordBatch.from_pydict(items)]))
       >>> rows[0].schema.names
       ['id', 'row', 'version', 'storage', 'batch_size']
-      >>> aif.ItemIndex.from_parts(model, params, rows, encoder=data.encoder, items=3, progress=False).ids.tolist()
+      >>> aif.ItemIndex.from_parts(trained, rows, items=3, progress=False).ids.tolist()
       [7, 8, 9]
     """
 
-    def __init__(
-        self,
-        model: PreRanker,
-        params: Params,
-        *,
-        encoder: Encoder,
-        version: str | None = None,
-        storage: Storage = "float32",
-        batch_size: int = BATCH,
-    ):
-        self._set(source.of_model(model, params, encoder, version), storage, batch_size)
+    def __init__(self, trained: Trained, *, storage: Storage = "float32", batch_size: int = BATCH):
+        self._set(Source(trained), storage, batch_size)
 
     @classmethod
     def load(cls, folder: str | Path, *, storage: Storage = "float32", batch_size: int = BATCH) -> ItemJob:
@@ -83,14 +71,14 @@ class ItemJob:
           ValueError: a model without encoder, or as the class.
         """
         job = object.__new__(cls)
-        job._set(source.of_folder(folder), storage, batch_size)
+        job._set(Source.of_folder(folder), storage, batch_size)
         return job
 
-    def _set(self, model: source.Source, storage: Storage, batch_size: int) -> None:
+    def _set(self, model: Source, storage: Storage, batch_size: int) -> None:
         self.version = model.version
         self.storage: Storage = storage
         self.batch_size = batch_size
-        self.kind: Kind = model.open().encoder.vocabularies["item"].kind or "integers"
+        self.kind: Kind = model.encoder.vocabularies["item"].kind or "integers"
         self._source = model
         _program(model, storage, batch_size)  # refuses what does not fit, here and now
 
@@ -105,7 +93,7 @@ class ItemJob:
     def compile(self) -> None:
         """Reads the model and compiles its item function, so that the first batch need not wait."""
         program = _program(self._source, self.storage, self.batch_size)
-        jax.block_until_ready(program(empty_items(program.model.config.schema, 1)))
+        jax.block_until_ready(program(empty_items(program.trained.config.schema, 1)))
 
     def __call__(self, batches: Iterable[Any], *, first: int = 0) -> Iterator[Any]:
         """Encodes items in bounded memory.
@@ -151,7 +139,7 @@ class ItemJob:
           ValueError: a source that is no Parquet file; with TypeError what a call raises, with the file.
         """
         arrow, parquet = pyarrow(), pyarrow("pyarrow.parquet")
-        columns = [*self._source.open().encoder.columns.of("items")]
+        columns = [*self._source.encoder.columns.of("items")]
         try:
             with parquet.ParquetFile(source) as opened:
                 batches = opened.iter_batches(FILE_RUNS * self.batch_size, columns=columns)
@@ -165,8 +153,7 @@ class ItemJob:
 
 def _encoded(program: ItemProgram, batches: Iterable[Any], first: int) -> Iterator[tuple[Any, Any, np.ndarray]]:
     """Keys, features and raw ids of some rows at a time."""
-    encoder, kind = program.encoder, None
-    assert encoder is not None
+    encoder, kind = program.trained.need_encoder("ItemJob"), None
 
     def encode(batch: Any) -> tuple[Any, Any, np.ndarray]:
         ids, features = encoder.items(batch)
@@ -184,7 +171,6 @@ def _encoded(program: ItemProgram, batches: Iterable[Any], first: int) -> Iterat
 
 
 @functools.lru_cache(maxsize=2)
-def _program(model: source.Source, storage: Storage, batch_size: int) -> ItemProgram:
+def _program(model: Source, storage: Storage, batch_size: int) -> ItemProgram:
     """The compiled item function of a version: one in a process, however many tasks it runs."""
-    trained = model.open()
-    return ItemProgram(trained.model, trained.params, trained.encoder, storage=storage, batch_size=batch_size, mesh=None)
+    return ItemProgram(model.open(), storage=storage, batch_size=batch_size, mesh=None)

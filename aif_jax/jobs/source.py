@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from aif_jax import checkpoint
 from aif_jax.checks import expect
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.export.consume.files import MANIFEST
-from aif_jax.export.contents import read_contents
+from aif_jax.export.opening import open as open_model
 from aif_jax.model import PreRanker, build
 from aif_jax.store.folders import local
-from aif_jax.store.version import VersionMismatch, encoding_for, fingerprint
-from aif_jax.train import fit as training
-from aif_jax.types import Params
-
-
-class Trained(NamedTuple):
-    """A model that can encode raw data."""
-
-    model: PreRanker
-    params: Params
-    encoder: Encoder
-    version: str
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import VersionMismatch
 
 
 class Source:
@@ -37,9 +25,21 @@ class Source:
     """
 
     def __init__(self, trained: Trained, folder: Path | None = None):
+        trained.need_encoder("job" if folder is None else str(folder))
         self.version = trained.version
         self.folder = folder
         self._trained: Trained | None = trained
+
+    @classmethod
+    def of_folder(cls, path: str | Path) -> Source:
+        """The model in a folder: an export, a run or a checkpoint; everything in it is checked here and now."""
+        folder = local(path)
+        return cls(open_model(folder), folder)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of the model."""
+        return self.open().need_encoder("job")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Source) and (self.version, self.folder) == (other.version, other.folder)
@@ -51,52 +51,28 @@ class Source:
         state: dict[str, Any] = {"version": self.version, "folder": self.folder}
         if self.folder is not None:
             return state
-        model, params, encoder, _ = self.open()
+        trained = self.open()
+        same = _functions(trained.model) == _functions(build(trained.config))
         expected = "a model that `build` makes of its config; a job of an assembled one is made on the worker"
-        expect(_functions(model) == _functions(build(model.config)), "job, to be pickled", expected, repr(model))
-        return state | {"config": model.config, "params": jax.tree.map(np.asarray, params), "encoder": encoder}
+        expect(same, "job, to be pickled", expected, repr(trained.model))
+        params = jax.tree.map(np.asarray, trained.params)
+        return state | {"config": trained.config, "params": params, "encoder": trained.encoder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.version, self.folder, self._trained = state["version"], state["folder"], None
         if self.folder is None:
-            self._trained = Trained(build(state["config"]), state["params"], state["encoder"], self.version)
+            trained = Trained(build(state["config"]), state["params"], state["encoder"])
+            self._trained = trained.with_version(self.version)
 
     def open(self) -> Trained:
-        """The model, read from the folder where it is not at hand."""
+        """The model; a worker reads it from the folder."""
         if self._trained is None and self.folder is not None:
-            trained = read(self.folder)
+            trained = open_model(self.folder)
             if trained.version != self.version:
                 raise VersionMismatch(f"job, model in {self.folder}", expected=self.version, got=trained.version)
             self._trained = trained
         assert self._trained is not None
         return self._trained
-
-
-def of_model(model: PreRanker, params: Params, encoder: Encoder, version: str | None) -> Source:
-    """The source of a model at hand."""
-    expect(encoder is not None, "encoder", "that of the model's checkpoint, which reads raw data", None)
-    encoding_for(model.config, encoder)
-    version = fingerprint(params, model.config, encoder) if version is None else version
-    return Source(Trained(model, params, encoder, version))
-
-
-def of_folder(path: str | Path) -> Source:
-    """The source of a folder: an export, a run or a checkpoint; everything in it is checked here and now."""
-    folder = local(path)
-    return Source(read(folder), folder)
-
-
-def read(folder: Path) -> Trained:
-    """The model in a folder. Raises what its reader raises; ValueError where it has no encoder."""
-    if (folder / MANIFEST).is_file():
-        contents = read_contents(folder)
-        config, params, encoder, version = contents.config, contents.params, contents.encoder, contents.version
-    else:
-        saved = training.load(folder)[1] if training.is_run(folder) else checkpoint.load(folder)
-        config, params, encoder, version = saved.config, saved.params, saved.encoder, saved.version
-    if encoder is None:
-        raise ValueError(f"{folder}: expected a model with its encoder, which reads raw data, got one without")
-    return Trained(build(config), params, encoder, version)
 
 
 def _functions(model: PreRanker) -> list[Any]:

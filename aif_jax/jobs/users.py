@@ -16,11 +16,11 @@ from aif_jax.encoding.raw import column_of, plain
 from aif_jax.encoding.vocabulary import Kind, as_ids, string_array
 from aif_jax.index import parts
 from aif_jax.index.storage import Storage
-from aif_jax.jobs import source
 from aif_jax.jobs.problems import Numbered, refuse
-from aif_jax.model import PreRanker
+from aif_jax.jobs.source import Source
 from aif_jax.readers.sources import pyarrow
-from aif_jax.types import Events, Params
+from aif_jax.store.trained import Trained
+from aif_jax.types import Events
 from aif_jax.user_table.program import UserProgram
 from aif_jax.user_table.rows import NONE
 from aif_jax.user_table.table import BATCH
@@ -37,8 +37,7 @@ class UserJob:
     bit, however the engine cuts the users; `UserTable.from_parts` merges them. A job can be pickled, as an `ItemJob`.
 
     Args:
-      model, params, encoder, version: as for `UserTable`.
-      storage, batch_size: the same.
+      trained, storage, batch_size: as for `UserTable`.
       position, partition: in the stream, of the last event of the log, as for `UserTable.build`.
 
     Attributes:
@@ -54,27 +53,24 @@ class UserJob:
       >>> events = {"user": ["ann", "ann", "bob"], "item": [7, 8, 7], "time": [20, 30, 25]}
       >>> data = aif.read(events, items={"item": [7, 8], "category": [1, 2]}, columns=aif.Columns())
       >>> model = aif.build(aif.presets.two_tower(data.schema, width=4, short_length=4))
-      >>> params = model.init(jax.random.key(0), data.catalogue)
-      >>> job = aif.jobs.UserJob(model, params, encoder=data.encoder)
+      >>> trained = aif.Trained(model, model.init(jax.random.key(0), data.catalogue), data.encoder)
+      >>> job = aif.jobs.UserJob(trained)
       >>> rows = list(job([pa.RecordBatch.from_pydict(events)]))
-      >>> table = aif.UserTable.from_parts(model, params, rows, encoder=data.encoder, users=2)
+      >>> table = aif.UserTable.from_parts(trained, rows, users=2)
       >>> int(table.memory("ann").count)
       2
     """
 
     def __init__(
         self,
-        model: PreRanker,
-        params: Params,
+        trained: Trained,
         *,
-        encoder: Encoder,
-        version: str | None = None,
         storage: Storage = "float32",
         batch_size: int = BATCH,
         position: int | None = None,
         partition: int = 0,
     ):
-        self._set(source.of_model(model, params, encoder, version), storage, batch_size, position, partition)
+        self._set(Source(trained), storage, batch_size, position, partition)
 
     @classmethod
     def load(
@@ -88,15 +84,15 @@ class UserJob:
     ) -> UserJob:
         """The job of the model in a folder, as `ItemJob.load`."""
         job = object.__new__(cls)
-        job._set(source.of_folder(folder), storage, batch_size, position, partition)
+        job._set(Source.of_folder(folder), storage, batch_size, position, partition)
         return job
 
-    def _set(self, model: source.Source, storage: Storage, batch_size: int, position: int | None, partition: int) -> None:
+    def _set(self, model: Source, storage: Storage, batch_size: int, position: int | None, partition: int) -> None:
         self.version = model.version
         self.storage: Storage = storage
         self.batch_size = batch_size
         self.position, self.partition = NONE if position is None else position, partition
-        encoder = model.open().encoder
+        encoder = model.encoder
         self.kind: Kind = encoder.vocabularies["user"].kind or "integers"
         self.column = encoder.columns.user
         self._source = model
@@ -125,7 +121,7 @@ class UserJob:
           TypeError, ValueError: what `Encoder.events` refuses, or a user below the one before, with batch, row and user.
           VersionMismatch: the folder of the job has another model now.
         """
-        program, encoder = _program(self._source, self.storage, self.batch_size), self._source.open().encoder
+        program, encoder = _program(self._source, self.storage, self.batch_size), self._source.encoder
         stamp, arrow = parts.Stamp(self.version, self.storage, self.batch_size), pyarrow()
         for given in _complete(batches, self.column, first=first, users=self.batch_size):
             table = arrow.Table.from_batches([one.batch for one in given]).combine_chunks()
@@ -204,7 +200,7 @@ def _grouped(encoder: Encoder, table: Any) -> tuple[np.ndarray, Events, np.ndarr
 
 
 @functools.lru_cache(maxsize=2)
-def _program(model: source.Source, storage: Storage, batch_size: int) -> UserProgram:
+def _program(model: Source, storage: Storage, batch_size: int) -> UserProgram:
     """The compiled update function of a version: one in a process, however many tasks it runs."""
     trained = model.open()
     return UserProgram(trained.model, trained.params, storage=storage, batch_size=batch_size)

@@ -452,15 +452,15 @@ def _row(history: Any) -> dict[str, int | None] | None:
 
 def _parts(reply: Reply[Ranking], features: UserFeatures, ids: np.ndarray) -> dict[str, list[float]]:
     restored = reply.served.restored
-    model, index = restored.model, restored.index
+    model, index = restored.trained.model, restored.index
     if index is None or getattr(model.interaction, "func", None) is not INTERACTION.apply or not len(ids):
         return {}
     # every count of rows has one compiled function
     rows, known = index.take(np.resize(ids, MOST_EXPLAINED))
     if not known.all():
         return {}
-    state = _state(model.user)(restored.params, features)
-    parts = _contributions(model.config)(restored.params, state, rows)
+    state = _state(model.user)(restored.trained.params, features)
+    parts = _contributions(model.config)(restored.trained.params, state, rows)
     return {name: np.asarray(part)[: len(ids)].reshape(len(ids), -1)[:, 0].tolist() for name, part in parts.items()}
 
 

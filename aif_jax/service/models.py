@@ -48,12 +48,12 @@ class Served:
     @property
     def version(self) -> str:
         """Fingerprint of params, config and encoder."""
-        return self.restored.version
+        return self.restored.trained.version
 
     @functools.cached_property
     def objectives(self) -> tuple[str, ...]:
         """Names of the logits, in their order."""
-        return objective_names(self.restored.model.config.objectives)
+        return objective_names(self.restored.trained.config.objectives)
 
     @property
     def age(self) -> float:
@@ -162,15 +162,16 @@ class Models:
         restored, difference, exported = await asyncio.to_thread(self._restore, entry, before)
         if restored.index is None:
             raise ValueError(f"{path_of(self.root, entry)}: expected an export with an index, got one without")
-        config, orders = restored.model.config, dict(restored.manifest.get("orders", {}))
+        trained = restored.trained
+        config, orders = trained.config, dict(restored.manifest.get("orders", {}))
         table, table_from = await asyncio.to_thread(self._table, entry, restored)
         storage = self.config.user_storage if table is None else table.storage
         serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders), user_storage=storage)
-        users = UserSource(config.schema, config.history_length, restored.encoder, self.reads, table, serving.since_lengths)
-        same = before is not None and before.restored.model.config == config and before.engine.config == serving
+        users = UserSource(config.schema, config.history_length, trained.encoder, self.reads, table, serving.since_lengths)
+        same = before is not None and before.restored.trained.config == config and before.engine.config == serving
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(
-            restored.model, restored.params, restored.index,
+            trained, restored.index,
             features=users.fetch, retrieval=users.candidates, config=serving, like=like,
         )  # fmt: skip
         await engine.__aenter__()
@@ -182,11 +183,11 @@ class Models:
         if users is None:
             return None, None
         if isinstance(users, str):
-            table, written = table_in(users, restored, storage=self.config.user_storage or "float32"), None
+            table, written = table_in(users, restored.trained, storage=self.config.user_storage or "float32"), None
             with contextlib.suppress(Exception):  # of a server that is away, as `_refresh` will say
                 written = progress_in(table)
             return table, written
-        found = newer_table(users, entry.folder, None, restored)
+        found = newer_table(users, entry.folder, None, restored.trained)
         assert found is not None
         return found
 
@@ -196,14 +197,14 @@ class Models:
         for _, served in self.shares:
             folder = served.entry.folder
             if index is not None:
-                found = await asyncio.to_thread(newer_index, index, folder, served.index_from, served.restored)
+                found = await asyncio.to_thread(newer_index, index, folder, served.index_from, served.restored.trained)
                 if found is not None:
                     await served.engine.update_index(found[0])
                     served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
             if isinstance(users, str) and served.users.table is not None:
                 served.table_from = await asyncio.to_thread(progress_in, served.users.table)
             elif isinstance(users, Path):
-                rows = await asyncio.to_thread(newer_table, users, folder, served.table_from, served.restored)
+                rows = await asyncio.to_thread(newer_table, users, folder, served.table_from, served.restored.trained)
                 if rows is not None:
                     served.users.table, served.table_from = rows
 
@@ -271,7 +272,7 @@ class Models:
                 "loaded": served.loaded,
                 "items": len(served.restored.index or ()),
                 "golden_difference": served.difference,
-                "blocks": [block.name for block in served.restored.model.config.blocks],
+                "blocks": [block.name for block in served.restored.trained.config.blocks],
             }
             for served in self.held
         ]

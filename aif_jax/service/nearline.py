@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 from aif_jax.checkpoint import METADATA_FILE
 from aif_jax.connectors.connect import open_client
-from aif_jax.encoding.encoder import Encoder
-from aif_jax.export import Restored
 from aif_jax.index import ItemIndex
 from aif_jax.index import inspect as inspect_index
 from aif_jax.index.storage import Storage
 from aif_jax.store.snapshots import snapshots
+from aif_jax.store.trained import Trained
 from aif_jax.user_table import RemoteRows, UserTable
 from aif_jax.user_table.files import inspect as inspect_table
 from aif_jax.user_table.rows import NONE
@@ -61,29 +60,27 @@ def newest(root: Path, folder: str) -> Path:
     raise FileNotFoundError(f"{root}: expected snapshots, of {folder or 'the export'} or of every version, got none")
 
 
-def newer_index(root: Path, folder: str, before: Written | None, model: Restored) -> tuple[ItemIndex, Written] | None:
+def newer_index(root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[ItemIndex, Written] | None:
     """The newest index of a model, unless it is the one before. Raises what `newest` and `ItemIndex.load` raise."""
     path = newest(root, folder)
     if before is not None and path == before.path:
         return None
-    index = ItemIndex.load(path, model.model, model.params, encoder=model.encoder, version=model.version)
-    return index, _written(path, inspect_index(path).positions, before)
+    return ItemIndex.load(path, trained), _written(path, inspect_index(path).positions, before)
 
 
-def newer_table(root: Path, folder: str, before: Written | None, model: Restored) -> tuple[UserTable, Written] | None:
+def newer_table(root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[UserTable, Written] | None:
     """The newest rows of users of a model, unless they are those before. Raises what `newest` and `UserTable.load` raise."""
     path = newest(root, folder)
     if before is not None and path == before.path:
         return None
-    table = UserTable.load(path, model.model, model.params, encoder=encoder_of(model), version=model.version)
-    return table, _written(path, inspect_table(path).positions, before)
+    return UserTable.load(path, trained), _written(path, inspect_table(path).positions, before)
 
 
-def table_in(server: str, model: Restored, *, storage: Storage) -> UserTable:
+def table_in(server: str, trained: Trained, *, storage: Storage) -> UserTable:
     """Rows of a model's users in a server, `redis://HOST:PORT/DATABASE`. Raises ImportError without its client."""
     client = open_client(server, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
-    table = UserTable(model.model, model.params, encoder=encoder_of(model), version=model.version, storage=storage)
-    table.rows = RemoteRows(client, version=model.version, width=table.row_bytes // 4)
+    table = UserTable(trained, storage=storage)
+    table.rows = RemoteRows(client, version=trained.version, width=table.row_bytes // 4)
     return table
 
 
@@ -93,13 +90,6 @@ def progress_in(table: UserTable) -> Written | None:
     found = table.rows.progress()
     positions = {partition: each.position for partition, each in found.items() if each.position > NONE}
     return Written(None, min(each.seconds for each in found.values()), positions) if found else None
-
-
-def encoder_of(model: Restored) -> Encoder:
-    """The encoder of an export; ValueError where it has none."""
-    if model.encoder is None:
-        raise ValueError("user table: expected an exported model with an encoder, got one without")
-    return model.encoder
 
 
 def _written(path: Path, positions: Mapping[int, int], before: Written | None) -> Written:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.model import PreRanker
 from aif_jax.serving.admission import Admission, Job
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics
@@ -27,7 +26,7 @@ from aif_jax.serving.scoring import CandidateScoring, Scorer, ranking, scores
 from aif_jax.serving.threads import TimeLimitedCall
 from aif_jax.serving.users import Computation, StateStore, UserStates
 from aif_jax.serving.versions import UserSide, Version, build_version, check_version, next_snapshot
-from aif_jax.types import Params
+from aif_jax.store.trained import Trained
 
 
 class AsyncPreRanker:
@@ -38,9 +37,8 @@ class AsyncPreRanker:
     call never returns, and nothing that it raises ends the loop or another request.
 
     Args:
-      model: pure functions, from `build`.
-      params: of the model.
-      index: `ItemIndex` made from the same params.
+      trained: model to serve.
+      index: `ItemIndex` of the same version.
       features: `features(request) -> UserFeatures`, async or not.
       retrieval: `retrieval(request) ->` item ids [C], or `Candidates`, or an async iterator of either (mini-batches, each
         scored while the next is on its way); async or not. Ids of one request are all integers or all strings. None for engines
@@ -54,14 +52,13 @@ class AsyncPreRanker:
       >>> from aif_jax.serving import AsyncPreRanker
       >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
       >>> model = aif.build(aif.presets.two_tower(schema))
-      >>> AsyncPreRanker(model, {}, None, features=lambda request: aif.empty_user(schema, length=256))
+      >>> AsyncPreRanker(aif.Trained(model, {}), None, features=lambda request: aif.empty_user(schema, length=256))
       AsyncPreRanker(version=not started, pending=0/64, buckets=(128, 256, 512, 1024, 2048, 4096, 8192, 16384), cached_states=0)
     """
 
     def __init__(
         self,
-        model: PreRanker,
-        params: Params,
+        trained: Trained,
         index: Any,
         *,
         features: Callable[[Request], Any],
@@ -71,8 +68,8 @@ class AsyncPreRanker:
         states: StateStore | None = None,
     ):
         self.config = config = config or ServingConfig()
-        self.model = model
-        self._first: tuple[Params, Any] | None = (params, index)
+        self.model = model = trained.model
+        self._first: tuple[Trained, Any] | None = (trained, index)
         self._current: Version | None = None
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._publishing = asyncio.Lock()
@@ -107,7 +104,7 @@ class AsyncPreRanker:
         """Compiles every bucket ahead of time, warms up, and opens.
 
         Raises:
-          VersionMismatch: params and index do not belong together.
+          VersionMismatch: model and index do not belong together.
           ValueError, NonFiniteScores: NaN or infinite parameters or scores.
           EngineClosed: the engine was started before.
         """
@@ -134,25 +131,28 @@ class AsyncPreRanker:
         self._features.close()
         self._retrieval.close()
 
-    async def publish(self, params: Params, index: Any, *, orders: Mapping[str, str] | None = None) -> str:
+    async def publish(self, trained: Trained, index: Any, *, orders: Mapping[str, str] | None = None) -> str:
         """Serves a new model version from now on; returns its name.
 
         What is not compiled yet is compiled while traffic continues, and probe users are scored. In-flight requests finish on
         their version, which is freed when the last one completes.
 
         Args:
-          params: of the same model config.
-          index: made from these params.
+          trained: model of the same config.
+          index: `ItemIndex` of the same version.
           orders: score expressions by name in place of those so far, see `ServingConfig.orders`; the model may stay the same.
 
         Raises:
-          VersionMismatch, ValueError, NonFiniteScores: as at the start; the old version stays.
+          VersionMismatch, NonFiniteScores: as at the start; the old version stays.
+          ValueError: as at the start, or a model of another config, for which a new engine is needed.
         """
         self._admission.require_open()
+        same = trained.config.to_json() == self.model.config.to_json()
+        expect(same, "publish", f"a model of the engine's config {self.model.config!r}", repr(trained.config))
         async with self._publishing:
             known = self._orders if orders is None else self._orders_of(orders)
             known.expect(self.config.order, given=True)
-            version = await asyncio.to_thread(build_version, self._programs, params, index, self.config, known)
+            version = await asyncio.to_thread(build_version, self._programs, trained, index, self.config, known)
             self._orders = known
             self._serve(version)
             self._metrics.counters["publishes"] += 1

@@ -21,7 +21,8 @@ from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Known
 from aif_jax.serving.programs import HistoryLayout, Orders, Programs
 from aif_jax.serving.requests import Meaning, NonFiniteScores
-from aif_jax.store.version import VersionMismatch, check_encoding, fingerprint
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Streamed, UserFeatures
 
@@ -72,14 +73,13 @@ class Version:
         return self.user[layout, len(words)](self.params, programs.upload_features(words))
 
 
-def build_version(programs: Programs, params: Any, index: Any, config: ServingConfig, orders: Orders) -> Version:
+def build_version(programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders) -> Version:
     """Puts parameters on the device, compiles and warms up whatever these shapes still lack, and scores probe users.
 
     Raises VersionMismatch for an index of another model, ValueError, NonFiniteScores for NaN or infinite parameters or scores.
     """
-    model_config = programs.model.config
-    check_encoding("index", expected=model_config.schema.encoding, got=index.encoding)
-    name = fingerprint(params, model_config, index.encoder)
+    model_config, params, name = trained.config, trained.params, trained.version
+    check_encoding("index", expected=trained.encoding, got=index.encoding)
     check_version(index, name)
     for path, leaf in leaves_by_path(params).items():
         if jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -108,7 +108,7 @@ def build_version(programs: Programs, params: Any, index: Any, config: ServingCo
         if bad := programs.download_best(packed)[0].non_finite:
             raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")
     _expect_values(programs, snapshot, unknown[0], config, count)
-    return Version(name, index.encoding or model_config.schema.encoding, params, user, unknown, snapshot, meaning)
+    return Version(name, index.encoding or trained.encoding, params, user, unknown, snapshot, meaning)
 
 
 def _expect_values(programs: Programs, snapshot: Snapshot, user: UserSide, config: ServingConfig, count: int) -> None:

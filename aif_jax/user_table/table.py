@@ -13,7 +13,6 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of, plain
 from aif_jax.encoding.times import seconds_of, stamps, ticks
 from aif_jax.encoding.vocabulary import as_ids
@@ -21,11 +20,11 @@ from aif_jax.features import SINCE, no_events
 from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
 from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage
-from aif_jax.model import PreRanker
 from aif_jax.output.progress import Bar, track
 from aif_jax.store.snapshots import partition_of
-from aif_jax.store.version import check_encoding, encoding_for, fingerprint
-from aif_jax.types import Events, Params, Streamed, UserFeatures, UserMemory
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import check_encoding
+from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table import files
 from aif_jax.user_table.clock import Written, check_future
 from aif_jax.user_table.program import UserProgram, ranges, unpack
@@ -56,9 +55,7 @@ class UserTable:
     one partition; each row holds its own position, so that an event that comes twice counts once, also after a kill.
 
     Args:
-      model, params: whose `update_user` makes the rows.
-      encoder: of the model's checkpoint, for raw events; its item rows and actions are those of the model.
-      version: of params, config and encoder; None computes `aif_jax.store.version.fingerprint`.
+      trained: model whose `update_user` makes the rows, with the encoder for raw events.
       storage: of matrices: "float32", "bfloat16" or "int8" with a scale for each vector. Everything else is exact.
       rows: where rows are kept; None keeps them in this process.
       batch_size: users in one run of the update function.
@@ -66,8 +63,9 @@ class UserTable:
         that are not of today.
 
     Attributes:
-      version: fingerprint.
-      encoding: version of the encoder.
+      trained: that model, with its parameters on the device.
+      version: version of that model.
+      encoder: its encoder.
       row_bytes: of one user.
 
     Example:
@@ -79,7 +77,7 @@ class UserTable:
       >>> model = aif.build(aif.presets.two_tower(encoder.schema, width=4, short_length=4))
       >>> none = np.zeros((3, 0), np.float32)
       >>> items = aif.ItemFeatures(ids={"item": np.arange(3, dtype=np.int32), "category": np.ones(3, np.int32)}, floats=none)
-      >>> table = UserTable(model, model.init(jax.random.key(0), items), encoder=encoder)
+      >>> table = UserTable(aif.Trained(model, model.init(jax.random.key(0), items), encoder))
       >>> raw = {"user": ["ann", "bob", "ann"], "item": [7, 8, 8], "time": [1_600_000_000, 1_600_000_007, 1_600_000_009]}
       >>> table.update(raw, position=0), table.update(raw, position=0).repeated
       (Applied(events=3, users=2, repeated=0, late=0, beyond=0), 3)
@@ -89,33 +87,26 @@ class UserTable:
 
     def __init__(
         self,
-        model: PreRanker,
-        params: Params,
+        trained: Trained,
         *,
-        encoder: Encoder,
-        version: str | None = None,
         storage: Storage = "float32",
         rows: Rows | None = None,
         batch_size: int = BATCH,
         clock: Callable[[], float] | None = time.time,
     ):
-        expect(encoder.schema == model.config.schema, "encoder", "one of the model's schema", "another")
-        self.model, self.encoder, self.storage = model, encoder, storage
-        self.version = fingerprint(params, model.config, encoder) if version is None else version
-        self.encoding = encoding_for(model.config, encoder)
-        self._clock = clock
-        self._program = UserProgram(model, params, storage=storage, batch_size=batch_size)
+        self.encoder = trained.need_encoder("UserTable")
+        self.trained = trained = trained.on_device()
+        self.version, self.storage, self._clock = trained.version, storage, clock
+        self._program = UserProgram(trained.model, trained.params, storage=storage, batch_size=batch_size)
         self.row_bytes = self._program.row_bytes
         self.rows: Rows = MemoryRows(len(self._program.empty)) if rows is None else rows
 
     @classmethod
     def build(
         cls,
-        model: PreRanker,
-        params: Params,
+        trained: Trained,
         events: Dataset | Iterable[Any],
         *,
-        encoder: Encoder,
         until: Any = None,
         position: int | None = None,
         partition: int = 0,
@@ -125,26 +116,26 @@ class UserTable:
         """A table from a log of events, in bounded memory next to the rows.
 
         Args:
-          model, params, encoder: as for the class.
+          trained: as for the class.
           events: a `Dataset` that the encoder made, or raw events by column in the order of time, such as Arrow record batches.
           until: events before this time alone: an integer in `Columns.time_unit`, an ISO date, or a `datetime`; of a `Dataset`.
           position, partition: in the stream, of the last event that the log holds: the stream goes on behind it.
           progress: a progress bar on stderr.
-          options: `version`, `storage`, `rows`, `batch_size`, `clock`, as for the class.
+          options: `storage`, `rows`, `batch_size`, `clock`, as for the class.
 
         Raises:
           EncodingMismatch: a data set that another encoder made.
           TypeError, ValueError: as `update`.
         """
-        table = cls(model, params, encoder=encoder, **options)
+        table = cls(trained, **options)
         if not isinstance(events, Dataset):
             expect(until is None, "until", "None for raw events", until)
             for raw in track(events, label="user table", unit="batches", show=progress):
                 table._apply(raw, position, partition, again=True)
             return table
-        check_encoding("events", expected=encoder.version, got=events.encoding)
+        check_encoding("events", expected=table.encoder.version, got=events.encoding)
         log = events.log
-        at = None if until is None else np.full(log.users, seconds_of(until, "until", unit=encoder.columns.time_unit))
+        at = None if until is None else np.full(log.users, seconds_of(until, "until", unit=table.encoder.columns.time_unit))
         ends = log.offsets[1:] if at is None else log.history_end_at(np.arange(log.users), at)
         counts = ends - log.offsets[:-1]
         counts[0] = 0  # the unknown user
@@ -214,7 +205,7 @@ class UserTable:
             since = jax.tree.map(lambda empty, leaf: np.concatenate([leaf, empty[len(leaf) :]]), since, new)
         ids, floats = self.encoder.profile(record)
         history = Streamed(memory=packed, since=since, now=stamps(moment, "now")[()], version=self.version)
-        return UserFeatures(ids=ids, floats=floats, history=history, encoding=self.encoding)
+        return UserFeatures(ids=ids, floats=floats, history=history, encoding=self.encoder.version)
 
     def __contains__(self, user: UserId) -> bool:
         """Whether a user has a row."""
@@ -245,19 +236,16 @@ class UserTable:
           FileExistsError: something is there already.
           ValueError: a URL, or a table whose rows are in another store, which keeps them itself.
         """
-        record = {"version": self.version, "encoding": self.encoding, "storage": self.storage}
+        record = {"version": self.version, "encoding": self.encoder.version, "storage": self.storage}
         record |= {"batch_size": self._program.batch_size, "layout": files.describe(self._program.layout)}
-        files.write(path, self._in_memory(), record, self.model.config, positions or {})
+        files.write(path, self._in_memory(), record, self.trained.config, positions or {})
 
     @classmethod
     def from_parts(
         cls,
-        model: PreRanker,
-        params: Params,
+        trained: Trained,
         parts: Parts,
         *,
-        encoder: Encoder,
-        version: str | None = None,
         users: int | None = None,
         rows: Rows | None = None,
         clock: Callable[[], float] | None = time.time,
@@ -265,7 +253,7 @@ class UserTable:
         """Merges rows that `jobs.UserJob` made, in bounded memory next to the rows; equals `build` of a `Dataset` bit for bit.
 
         Args:
-          model, params, encoder, version, rows, clock: as for the class. `rows` must have none of the users yet.
+          trained, rows, clock: as for the class. `rows` must have none of the users yet.
           parts: as `ItemIndex.from_parts`; storage and batch size are theirs.
           users: how many there must be, so that a lost part is noticed; None takes what is there.
 
@@ -273,12 +261,11 @@ class UserTable:
           ImportError, FileNotFoundError, CheckpointError, VersionMismatch, TypeError: as `ItemIndex.from_parts`.
           ValueError: missing columns, rows of another kind, a user that comes twice, another number of users.
         """
-        version = fingerprint(params, model.config, encoder) if version is None else version
         stream, count = read_parts(parts), 0
         first = next(stream, None)
-        made = Stamp(version, "float32", BATCH) if first is None else stamp_of(first)._replace(version=version)
+        made = Stamp(trained.version, "float32", BATCH) if first is None else stamp_of(first)._replace(version=trained.version)
         options: dict[str, Any] = {"storage": made.storage, "batch_size": made.batch_size, "rows": rows, "clock": clock}
-        table = cls(model, params, encoder=encoder, version=version, **options)
+        table = cls(trained, **options)
         for part in itertools.chain([] if first is None else [first], stream):
             ids, words = rows_of(part, made, len(table._program.empty))
             files.add(table.rows, part, ids if isinstance(ids, list) else ids.tolist(), words)
@@ -287,16 +274,7 @@ class UserTable:
         return table
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        model: PreRanker,
-        params: Params,
-        *,
-        encoder: Encoder,
-        version: str | None = None,
-        clock: Callable[[], float] | None = time.time,
-    ) -> UserTable:
+    def load(cls, path: str | Path, trained: Trained, *, clock: Callable[[], float] | None = time.time) -> UserTable:
         """The table in a folder, if it belongs to a model; `clock` as for the class.
 
         Raises:
@@ -304,11 +282,10 @@ class UserTable:
           CheckpointError: torn or altered, not a user table.
           ValueError: another config; EncodingMismatch, VersionMismatch: another encoder, other parameters.
         """
-        version = fingerprint(params, model.config, encoder) if version is None else version
         manifest = files.inspect(path)
-        files.check_model(path, manifest, model.config, encoding=encoder.version, version=version)
+        files.check_model(path, manifest, trained)
         options: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size, "clock": clock}
-        table = cls(model, params, encoder=encoder, version=version, **options)
+        table = cls(trained, **options)
         files.check_layout(path, manifest, table._program.layout)
         table.rows = files.read(path, manifest, width=len(table._program.empty))
         return table

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoding.encoder import Encoder
-from aif_jax.model import PreRanker
 from aif_jax.store.snapshots import SnapshotWriter
-from aif_jax.types import Params
+from aif_jax.store.trained import Trained
 from aif_jax.user_table.clock import Written
 from aif_jax.user_table.files import inspect
 from aif_jax.user_table.table import Applied, UserTable
@@ -38,22 +36,12 @@ class UserTableWriter(SnapshotWriter):
         self.applied = Applied(0, 0, 0, 0, 0)
 
     @classmethod
-    def resume(
-        cls,
-        directory: str | Path,
-        model: PreRanker,
-        params: Params,
-        *,
-        encoder: Encoder,
-        version: str | None = None,
-        takeover: bool = False,
-        **options: Any,
-    ) -> UserTableWriter:
+    def resume(cls, directory: str | Path, trained: Trained, *, takeover: bool = False, **options: Any) -> UserTableWriter:
         """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
 
         Args:
           directory: of an earlier writer.
-          model, params, encoder, version: as in `UserTable.load`.
+          trained: as in `UserTable.load`.
           takeover: take the directory from a writer that is alive; its next save raises WriterConflict.
           options: as for the class.
 
@@ -61,7 +49,7 @@ class UserTableWriter(SnapshotWriter):
         """
 
         def load(snapshot: Path) -> Any:
-            table = UserTable.load(snapshot, model, params, encoder=encoder, version=version)
+            table = UserTable.load(snapshot, trained)
             return cls(directory, table, positions=inspect(snapshot).positions, **options)
 
         return cls._continue(directory, load, takeover=takeover)

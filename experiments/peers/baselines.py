@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from aif_jax.blocks import PureSvd
-from aif_jax.train.svd import svd_factors
+from aif_jax.train.edits import svd_factors
 from experiments.peers.lists import Lists
 
 DAY = 86400

@@ -42,13 +42,18 @@ class World(NamedTuple):
     encoder: aif.Encoder
 
     @property
+    def trained(self) -> aif.Trained:
+        """The model with its encoder."""
+        return aif.Trained(self.model, self.params, self.encoder)
+
+    @property
     def batch(self) -> int:
         """Rows of a row group, and of what an engine hands over at once."""
         return min(RUNS * 1024, self.rows // 8)
 
     def job(self) -> ItemJob:
         """The catalogue job, its model by value."""
-        return ItemJob(self.model, self.params, encoder=self.encoder)
+        return ItemJob(self.trained)
 
 
 class Through(NamedTuple):
@@ -116,9 +121,7 @@ def make(folder: Path, *, rows: int) -> World:
 def build(world: World, label: str) -> tuple[aif.ItemIndex, float]:
     """The index as one process builds it, and the seconds that it took."""
     start = time.perf_counter()
-    index = aif.ItemIndex.build(
-        world.model, world.params, shown(read(world), world, label), encoder=world.encoder, progress=False
-    )
+    index = aif.ItemIndex.build(world.trained, shown(read(world), world, label), progress=False)
     ready(index)
     return index, time.perf_counter() - start
 
@@ -140,8 +143,7 @@ def shown(batches: Iterable[Any], world: World, label: str) -> Iterator[Any]:
 
 def merge(world: World, parts: Any) -> aif.ItemIndex:
     """The index of encoded parts."""
-    options: dict[str, Any] = {"encoder": world.encoder, "items": world.rows, "progress": False}
-    index = aif.ItemIndex.from_parts(world.model, world.params, parts, **options)
+    index = aif.ItemIndex.from_parts(world.trained, parts, items=world.rows, progress=False)
     ready(index)
     return index
 

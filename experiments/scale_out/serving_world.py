@@ -45,15 +45,13 @@ class World:
 
     def index(self, name: str, **options: Any) -> ItemIndex:
         """The index of a version; options of `ItemIndex.build`."""
-        sizes: dict[str, Any] = {"encoder": self.encoder, "progress": False}
-        return ItemIndex.build(self.model, self.params[name], [self.items], **(sizes | options))
+        trained = aif.Trained(self.model, self.params[name], self.encoder)
+        return ItemIndex.build(trained, [self.items], **({"progress": False} | options))
 
     def save(self, folder: Path, name: str, index: ItemIndex) -> None:
         """Exports a version with an index."""
         platforms = (jax.default_backend(),)
-        export.save(
-            folder / name, self.model, self.params[name], index, encoder=self.encoder, platforms=platforms, stablehlo=False
-        )
+        export.save(folder / name, index.trained, index, platforms=platforms, stablehlo=False)
 
     def copy(self, folder: Path) -> Path:
         """A copy of the folder whose file `current` names the first version: what one replica follows."""

@@ -41,9 +41,9 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
 from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
+from aif_jax.train.edits import fit_pure_svd
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from aif_jax.train.loop import loop
-from aif_jax.train.svd import fit_pure_svd
 from aif_jax.types import Params
 from experiments import common, drawn
 from experiments.study import critical, datasets, models, recipes, records
@@ -297,7 +297,7 @@ def run_part(
         model, params = aif.build(config), checkpoint.load(folder).params
     else:
         model, params, said = train_model(trial, part, data, progress=progress)
-        checkpoint.save(folder, params, model.config)
+        checkpoint.save(folder, aif.Trained(model, params))
         (work / f"{file}.json").write_text(json.dumps(said), encoding="utf-8")
     found = evaluate(trial, part, model, params, data, progress=progress)
     if not data.repeats:

@@ -23,9 +23,9 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible
 from aif_jax.train import losses
+from aif_jax.train.edits import fit_pure_svd
 from aif_jax.train.evaluate import rank_catalogue
 from aif_jax.train.loop import loop
-from aif_jax.train.svd import fit_pure_svd
 from aif_jax.train.warm_start import unseen_as_unknown
 from aif_jax.types import Params
 from experiments import common
@@ -391,7 +391,7 @@ def keep(params: Params, config: aif.Config, folder: Path) -> None:
     """Keeps a trained model for the recipes that need it and for `--critical`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(folder, params, config)
+    checkpoint.save(folder, aif.Trained(aif.build(config), params))
 
 
 def load_helper(run: Run, work: Path) -> recipes.Helper | None:

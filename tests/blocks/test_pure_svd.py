@@ -12,7 +12,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import PureSvd, with_pure_svd
 from aif_jax.blocks.block import ItemView
-from aif_jax.train.svd import svd_factors
+from aif_jax.train.edits import svd_factors
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo

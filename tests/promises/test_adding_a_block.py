@@ -52,7 +52,7 @@ def expected(trained):
 @pytest.fixture(scope="module")
 def index(trained):
     model, _, params, _ = trained
-    return ItemIndex.build(model, params, demo.catalogue(), batch_size=64, progress=False)
+    return ItemIndex.build(aif.Trained(model, params), demo.catalogue(), batch_size=64, progress=False)
 
 
 def test_the_package_does_not_know_it():
@@ -141,7 +141,7 @@ def test_padding_does_not_leak(trained):
 
 def test_a_checkpoint_keeps_it(trained, tmp_path):
     model, _, params, _ = trained
-    checkpoint.save(tmp_path / "checkpoint", params, model.config)
+    checkpoint.save(tmp_path / "checkpoint", aif.Trained(model, params))
     saved = checkpoint.load(tmp_path / "checkpoint")
     assert saved.config == model.config
     jax.tree.map(np.testing.assert_array_equal, saved.params, jax.tree.map(np.asarray, params))
@@ -167,7 +167,7 @@ def test_it_is_served(trained, index, expected):
 
     async def serve():
         engine = AsyncPreRanker(
-            model, params, index, features=lambda request: USERS[request.user], retrieval=lambda request: ids,
+            aif.Trained(model, params), index, features=lambda request: USERS[request.user], retrieval=lambda request: ids,
             config=ServingConfig(buckets=(64,), max_k=8),
         )  # fmt: skip
         async with engine:
@@ -183,7 +183,7 @@ def test_it_is_exported(trained, index, expected, tmp_path):
     """To a folder that runs without this package, with the index in it."""
     model, _, params, _ = trained
     sizes = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [64], "n": [64]})
-    digest = export.save(tmp_path / "model", model, params, index, **sizes)
+    digest = export.save(tmp_path / "model", aif.Trained(model, params), index, **sizes)
     loaded = export.load(tmp_path / "model", sha256=digest)
     rows = loaded.item(demo.catalogue().features(np.arange(1, 50)))
     for name, features in USERS.items():

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from aif_jax import Trained
 from aif_jax.serving import Request
 from tests.serving_world import World, run
 
@@ -24,7 +25,7 @@ def test_every_bucket_is_compiled_once():
                 await engine.update_index(index)
                 await engine.rank(1, 8)
             for params in others:
-                await engine.publish(params, world.index_of(params))
+                await engine.publish(Trained(engine.model, params), world.index_of(params))
                 await engine.rank(1, 8)
             assert dict(compiled) == {"user": 1, "score": 2}
             grown = world.index_of(others[-1], capacity=1024)

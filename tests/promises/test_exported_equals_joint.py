@@ -14,7 +14,7 @@ from aif_jax import blocks, export, presets
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import Block
 from aif_jax.train.calibrate import fit_calibration
-from aif_jax.train.svd import fit_pure_svd
+from aif_jax.train.edits import fit_pure_svd
 from aif_jax.train.warm_start import unseen_as_unknown
 from tests import demo, light
 from tests.reliability.sizes import FULL, generator
@@ -82,7 +82,7 @@ CASES = {
 def expect_equal(folder: Any, case: Case, seed: int = 0) -> None:
     """Exports a model, loads it without the package's model code, and compares with `joint`."""
     model, params = case.made(seed)
-    export.save(folder, model, params, **EXPORT)
+    export.save(folder, aif.Trained(model, params), **EXPORT)
     loaded = export.load(folder, trusted=True)
     places, items = model.config.history_length, demo.items(50, seed=seed)
     user = demo.user(model.config, events=places * 2 // 3, seed=seed)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aif_jax import Trained
 from aif_jax.serving import Request
 from tests.serving_world import bids_for, run, shared
 
@@ -54,7 +55,7 @@ def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
                 forbidden(False)
             assert all(answer.reason is None and answer.mask.all() for answer in answers) and scores.reason is None
             assert "away" in degraded.reason
-            await engine.publish(other, its_index)
+            await engine.publish(Trained(engine.model, other), its_index)
             engine.feature_error = None
             forbidden(True)
             try:

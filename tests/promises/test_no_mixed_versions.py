@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from aif_jax import export
+from aif_jax import Trained, export
 from aif_jax.index import ItemIndex
 from aif_jax.serving import Request
 from aif_jax.store.version import EncodingMismatch, VersionMismatch, fingerprint
@@ -45,7 +45,7 @@ def test_publish_under_load():
             async def publishes():
                 for params, index in published:
                     await asyncio.sleep(0.05)
-                    await engine.publish(params, index)
+                    await engine.publish(Trained(engine.model, params), index)
 
             engine.feature_delay, engine.retrieval_delay = 0.004, 0.002
             await asyncio.gather(publishes(), *[traffic(user) for user in range(5)])
@@ -70,7 +70,7 @@ def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory_goes(
             engine.retrieval_delay = 0.2
             under_way = asyncio.create_task(engine.rank(3, 8))
             await asyncio.sleep(0.05)
-            await engine.publish(new, new_index)
+            await engine.publish(Trained(engine.model, new), new_index)
             assert engine.metrics()["gauges"]["cached_states"] == 0  # their memory is of the old version
             engine.retrieval_delay = 0.0
             assert (await engine.rank(4, 8)).version == new_index.version
@@ -98,7 +98,7 @@ def test_states_of_an_old_version_are_not_cached_after_a_publish():
             engine.feature_delay = 0.1
             under_way = asyncio.create_task(engine.rank(Request(user=3, feature_version=1), 8))
             await asyncio.sleep(0.02)
-            await engine.publish(new, new_index)
+            await engine.publish(Trained(engine.model, new), new_index)
             await under_way
             assert engine.metrics()["gauges"]["cached_states"] == 0
             engine.feature_delay = 0.0
@@ -115,7 +115,7 @@ def test_an_index_takes_nothing_of_another_version(tmp_path):
     world = shared()
     encoder, other = Encoded("a" * 64), Encoded("b" * 64)
     index = ItemIndex.build(
-        world.model, world.params, world.features, ids=world.ids, encoder=encoder, batch_size=64, progress=False
+        Trained(world.model, world.params, encoder), world.features, ids=world.ids, batch_size=64, progress=False
     )
     assert index.version == fingerprint(world.params, world.model.config, encoder) != world.index.version
     index.save(tmp_path / "index")
@@ -125,7 +125,7 @@ def test_an_index_takes_nothing_of_another_version(tmp_path):
         (world.params, None, VersionMismatch),
     ):
         with pytest.raises(error, match="index in .*: expected"):
-            ItemIndex.load(tmp_path / "index", world.model, params, encoder=used)
+            ItemIndex.load(tmp_path / "index", Trained(world.model, params, used))
     items = dataclasses.replace(world.take(np.arange(2)), encoding=other.version)
     with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding aaa"):
         index.upsert(world.ids[:2], items)
@@ -135,7 +135,7 @@ def test_an_export_takes_no_index_of_another_version(tmp_path):
     """`tests/test_export.py` has the features of another encoder."""
     world = shared()
     with pytest.raises(VersionMismatch, match="index: expected version"):
-        export.save(tmp_path / "model", world.model, world.other_params(1), world.index)
+        export.save(tmp_path / "model", Trained(world.model, world.other_params(1)), world.index)
     assert not list(tmp_path.iterdir())
 
 
@@ -143,4 +143,4 @@ class Encoded:
     """What an index reads of an encoder when it gets features."""
 
     def __init__(self, version):
-        self.version = version
+        self.version, self.schema = version, shared().model.config.schema

@@ -70,31 +70,33 @@ def pipeline(model, data) -> Pipeline:
 
 
 async def engine(run, index):
-    async with aif.AsyncPreRanker(run.model, run.params, index, features=lambda request: None):
+    async with aif.AsyncPreRanker(aif.Trained(run.model, run.params), index, features=lambda request: None):
         pass
 
 
 def of_another_encoder(run, other) -> ItemIndex:
     """An index by a model that knows of no encoder."""
     model = aif.build(run.config.with_encoding(""))
-    return ItemIndex.build(model, run.params, other.catalogue, encoder=other.encoder, **QUIET)
+    return ItemIndex.build(aif.Trained(model, run.params, other.encoder), other.catalogue, **QUIET)
 
 
 DOORS = {
     "Run.index": lambda run, model, other, at: run.index(other.catalogue, **QUIET),
-    "ItemIndex.build": lambda run, model, other, at: ItemIndex.build(run.model, run.params, other.catalogue, **QUIET),
+    "ItemIndex.build": lambda run, model, other, at: ItemIndex.build(
+        aif.Trained(run.model, run.params), other.catalogue, **QUIET
+    ),
     "ItemIndex.build encoder": lambda run, model, other, at: ItemIndex.build(
-        run.model, run.params, other.catalogue, encoder=other.encoder, **QUIET
+        aif.Trained(run.model, run.params, other.encoder), other.catalogue, **QUIET
     ),
     "ItemIndex.build features": lambda run, model, other, at: ItemIndex.build(
-        run.model, run.params, other.encoder.items(raw(other))[1], ids=[1, 2], **QUIET
+        aif.Trained(run.model, run.params), other.encoder.items(raw(other))[1], ids=[1, 2], **QUIET
     ),
     "ItemIndex.upsert": lambda run, model, other, at: run.index(read(100).catalogue, **QUIET).upsert(
         *other.encoder.items(raw(other))
     ),
     "ItemIndex.load": lambda run, model, other, at: (
         of_another_encoder(run, other).save(at / "index"),
-        ItemIndex.load(at / "index", run.model, run.params),
+        ItemIndex.load(at / "index", aif.Trained(run.model, run.params)),
     ),
     "AsyncPreRanker": lambda run, model, other, at: asyncio.run(engine(run, of_another_encoder(run, other))),
     "Run.evaluate": lambda run, model, other, at: run.evaluate(other, **QUIET),
@@ -120,12 +122,12 @@ DOORS = {
     "fit_tables": lambda run, model, other, at: aif.fit_tables(run.config, other.catalogue),
     "fit": lambda run, model, other, at: aif.fit(model, other, out=at / "fit", batch_size=32, **QUIET),
     "Pipeline": lambda run, model, other, at: pipeline(model, other),
-    "UserTable": lambda run, model, other, at: UserTable(run.model, run.params, encoder=other.encoder),
-    "ItemJob": lambda run, model, other, at: ItemJob(run.model, run.params, encoder=other.encoder),
-    "UserJob": lambda run, model, other, at: UserJob(run.model, run.params, encoder=other.encoder),
-    "export.save": lambda run, model, other, at: export.save(at / "out", run.model, run.params, encoder=other.encoder),
+    "UserTable": lambda run, model, other, at: UserTable(aif.Trained(run.model, run.params, other.encoder)),
+    "ItemJob": lambda run, model, other, at: ItemJob(aif.Trained(run.model, run.params, other.encoder)),
+    "UserJob": lambda run, model, other, at: UserJob(aif.Trained(run.model, run.params, other.encoder)),
+    "export.save": lambda run, model, other, at: export.save(at / "out", aif.Trained(run.model, run.params, other.encoder)),
     "checkpoint.save": lambda run, model, other, at: aif.checkpoint.save(
-        at / "out", run.params, run.config, encoder=other.encoder
+        at / "out", aif.Trained(run, run.params, other.encoder)
     ),
 }
 

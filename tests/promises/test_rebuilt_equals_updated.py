@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aif_jax import Trained
 from aif_jax.index import STORAGES, ItemIndex
 from tests import demo
 
@@ -53,7 +54,7 @@ def test_any_sequence_of_updates_equals_a_rebuild(world, changes):
     def build(state):
         at = np.array(list(state.values()), np.int64)
         rows = jax.tree.map(lambda leaf: leaf[at], features)
-        return ItemIndex.build(model, params, rows, ids=ids[np.array(list(state), np.int64)], **options)
+        return ItemIndex.build(Trained(model, params), rows, ids=ids[np.array(list(state), np.int64)], **options)
 
     index, held = build(state), []
     for kind, what in changes:

@@ -19,7 +19,7 @@ OPTIONS = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [128
 def test_an_export_scores_like_the_model(name, tmp_path):
     model, params = demo.build(**demo.VARIANTS[name])
     user, items = demo.user(model.config), demo.items(70)
-    digest = export.save(tmp_path / "model", model, params, **OPTIONS)
+    digest = export.save(tmp_path / "model", aif.Trained(model, params), **OPTIONS)
     loaded = export.load(tmp_path / "model", sha256=digest)
     got = loaded.interaction(loaded.user(user), loaded.item(items))
     np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-6)
@@ -46,7 +46,7 @@ def test_a_checkpoint_alone_scores_raw_users_and_items(raw, tmp_path):
     config = aif.Config(schema=data.schema, width=8, short_length=4, long_length=16, head=(8,), sequence=False, blocks=blocks)
     model = aif.build(config)
     params = demo.init(model, items=data.catalogue)
-    checkpoint.save(tmp_path / "checkpoint", params, model.config, encoder=data.encoder)
+    checkpoint.save(tmp_path / "checkpoint", aif.Trained(model, params, data.encoder))
     restored = checkpoint.load(tmp_path / "checkpoint")
     assert restored.encoder is not None
     assert restored.version == fingerprint(params, model.config, data.encoder)
@@ -68,8 +68,8 @@ def test_an_exported_index_scores_like_the_index(tmp_path):
     model, params = demo.build(**demo.VARIANTS["base"])
     user, items = demo.user(model.config), demo.items(49)
     ids = np.arange(49) * 10**10 + 7
-    index = ItemIndex.build(model, params, [(ids, items)], batch_size=16, progress=False).delete(ids[3:5])
-    digest = export.save(tmp_path / "model", model, params, index, **OPTIONS)
+    index = ItemIndex.build(aif.Trained(model, params), [(ids, items)], batch_size=16, progress=False).delete(ids[3:5])
+    digest = export.save(tmp_path / "model", aif.Trained(model, params), index, **OPTIONS)
     loaded = export.load(tmp_path / "model", sha256=digest)
     assert loaded.index is not None
     rows, known = loaded.index.lookup(ids)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aif_jax import Trained
 from aif_jax.connectors import Follower, MemoryStream, SinkTarget, UserTarget, encode
 from aif_jax.user_table import ClockError, UserTable, UserTableWriter
 from tests.reliability.sizes import FULL, SMOKE, generator
@@ -80,7 +81,7 @@ def follow(folder: Path, given_messages, sizes, kills, storage: str, *, ahead: i
         polls += 1
         if polls in kills:
             writer._lease.release()  # as the end of the process does; what was not saved is lost
-            writer = UserTableWriter.resume(folder, MODEL, PARAMS, encoder=ENCODER, version=VERSION, every_updates=5)
+            writer = UserTableWriter.resume(folder, Trained(MODEL, PARAMS, ENCODER).with_version(VERSION), every_updates=5)
             writer.table._clock = lambda: T + 30.0 + ahead
             follower = Follower(stream, UserTarget(writer))
     writer._lease.release()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aif_jax import export
+from aif_jax import Trained, export
 from aif_jax.index import ItemIndex, shard_of
 from aif_jax.service.client import ServiceError
 from aif_jax.service.shards import ShardedClient
@@ -34,10 +34,10 @@ def folders(kind: str) -> list[Path]:
     model, params = world.model, world.params["one"]
     for place in range(SHARDS):
         shard = ItemIndex.build(
-            model, params, [items], encoder=world.encoder, batch_size=64, shard=(place, SHARDS), progress=False
+            Trained(model, params, world.encoder), [items], batch_size=64, shard=(place, SHARDS), progress=False
         )
         assert shard.version == world.index["one"].version and len(shard) < ITEMS
-        export.save(root / str(place), model, params, shard, encoder=world.encoder, platforms=("cpu",), stablehlo=False)
+        export.save(root / str(place), Trained(model, params, world.encoder), shard, platforms=("cpu",), stablehlo=False)
     return [root / str(place) for place in range(SHARDS)]
 
 

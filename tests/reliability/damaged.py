@@ -173,7 +173,12 @@ def same(a: Any, b: Any) -> bool:
 def _index(number: int) -> ItemIndex:
     ids = np.arange(40) * 3 + number
     return ItemIndex.build(
-        victims.MODEL, victims.PARAMS, victims.features(ids + 10), ids=ids, batch_size=16, capacity=64, progress=False
+        aif.Trained(victims.MODEL, victims.PARAMS),
+        victims.features(ids + 10),
+        ids=ids,
+        batch_size=16,
+        capacity=64,
+        progress=False,
     )
 
 
@@ -183,7 +188,7 @@ def _make_index(folder: Path, number: int) -> None:
 
 def _read_index(folder: Path) -> Any:
     path = folder / "snapshot"
-    index = ItemIndex.load(path, victims.MODEL, victims.PARAMS)
+    index = ItemIndex.load(path, aif.Trained(victims.MODEL, victims.PARAMS))
     ids, columns = index.stored()
     manifest = aif.index.verify(path)
     return {
@@ -203,7 +208,7 @@ def _make_users(folder: Path, number: int) -> None:
 
 def _read_users(folder: Path) -> Any:
     path = folder / "users"
-    table = UserTable.load(path, users.MODEL, users.PARAMS, encoder=users.ENCODER, version=users.VERSION)
+    table = UserTable.load(path, aif.Trained(users.MODEL, users.PARAMS, users.ENCODER).with_version(users.VERSION))
     names = sorted(table.rows.of)
     return {"users": names, "version": table.version, "positions": user_files.inspect(path).positions} | (
         table.rows.get(names)._asdict()
@@ -237,8 +242,10 @@ def _make_checkpoint(folder: Path, number: int) -> None:
         "embedding": {"item": np.arange(12, dtype=np.float32).reshape(4, 3) + number},
         "fitted": {"fields": {"item": np.arange(4, dtype=np.int32)}},
     }
+    made = encoder(number)
+    model = aif.build(victims.MODEL.config.replace(schema=made.schema))
     checkpoint.save(
-        folder / "one", leaves, victims.MODEL.config, encoder=encoder(number), step=5 + number, position={"epoch": number},
+        folder / "one", aif.Trained(model, leaves, made), step=5 + number, position={"epoch": number},
         metrics={"gauc": 0.5 + number / 8},
     )  # fmt: skip
 
@@ -285,9 +292,9 @@ def _make_export(folder: Path, number: int) -> None:
         floats=np.ones((3, 1), np.float32), side={"bid": np.ones(3, np.float32)},
     )  # fmt: skip
     params = model.init(jax.random.key(number), catalogue)
-    index = ItemIndex.build(model, params, catalogue, encoder=made, batch_size=16, progress=False)
+    index = ItemIndex.build(aif.Trained(model, params, made), catalogue, batch_size=16, progress=False)
     export.save(
-        folder / "model", model, params, index, encoder=made, platforms=("cpu",), stablehlo=False,
+        folder / "model", aif.Trained(model, params, made), index, platforms=("cpu",), stablehlo=False,
         buckets={"b": [4], "c": [64], "n": [64]},
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Overloaded, Request, ServingConfig
 from tests.reliability import coded
 from tests.reliability.sizes import FULL, SMOKE, generator
@@ -212,7 +213,7 @@ async def chaos(requests: int, rng: np.random.Generator, *, plain: bool, timeout
         assert (answer.ids[answer.mask] == best).all() and len(best) == answer.mask.sum()
         assert (coded.parts(answer.logits[answer.mask])[2] == code).all()
 
-    engine = AsyncPreRanker(coded.MODEL, coded.params(0), index, features=features, retrieval=retrieval, config=config)
+    engine = AsyncPreRanker(Trained(coded.MODEL, coded.params(0)), index, features=features, retrieval=retrieval, config=config)
     async with asyncio.timeout(3000):  # of a run that hangs
         async with engine:
             await asyncio.gather(*[client() for _ in range(CLIENTS)])

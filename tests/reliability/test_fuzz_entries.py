@@ -62,8 +62,8 @@ class World:
             return self.given
 
         config = ServingConfig(buckets=(16, 64), max_k=K, fallback=False, callable_timeout=None)
-        made = coded.MODEL, coded.params(1), coded.index(1)
-        self.engine = AsyncPreRanker(*made, features=features, retrieval=retrieval, config=config)
+        trained = aif.Trained(coded.MODEL, coded.params(1))
+        self.engine = AsyncPreRanker(trained, coded.index(1), features=features, retrieval=retrieval, config=config)
         self.loop.run_until_complete(self.engine.__aenter__())
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
@@ -427,7 +427,12 @@ def check_encoder_items(world: Any, data: Any) -> None:
 def check_index(world: Any, data: Any) -> None:
     """A sequence of upserts and deletions of anything; what is refused changes nothing."""
     index = ItemIndex.build(
-        victims.MODEL, victims.PARAMS, victims.features([1, 2]), ids=[5, 6], batch_size=16, capacity=64, progress=False
+        aif.Trained(victims.MODEL, victims.PARAMS),
+        victims.features([1, 2]),
+        ids=[5, 6],
+        batch_size=16,
+        capacity=64,
+        progress=False,
     )
     model = {5: 1, 6: 2}
     some = st.lists(st.integers(0, 20), min_size=1, max_size=6)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Overloaded, Request, ServingConfig
 from tests.reliability.sizes import FULL, SMOKE, generator
 from tests.serving_world import share_programs, shared
@@ -114,7 +115,7 @@ async def soak(seconds: float, rng: np.random.Generator, clients: int = 12) -> t
             at += 1
             params = versions[names[at % len(names)]]
             index = world.index_of(params)
-            assert await engine.publish(params, index) == names[at % len(names)]
+            assert await engine.publish(Trained(engine.model, params), index) == names[at % len(names)]
             for _ in range(3):
                 await asyncio.sleep(0.2)
                 rows = rng.choice(len(world.ids), 10, replace=False)
@@ -125,7 +126,9 @@ async def soak(seconds: float, rng: np.random.Generator, clients: int = 12) -> t
             resident.append((time.perf_counter(), resident_bytes()))
 
     config = ServingConfig(buckets=(16, 64), max_k=K, max_pending=10, cache_bytes=200_000)
-    engine = AsyncPreRanker(world.model, world.params, world.index, features=features, retrieval=retrieval, config=config)
+    engine = AsyncPreRanker(
+        Trained(world.model, world.params), world.index, features=features, retrieval=retrieval, config=config
+    )
     async with share_programs(engine, world):
         end = time.perf_counter() + seconds
         await asyncio.gather(changes(engine), *[client(engine, number) for number in range(clients)])

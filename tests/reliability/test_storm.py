@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
 from tests.reliability import coded
 from tests.reliability.sizes import FULL, SMOKE, Sizes, generator
@@ -78,7 +79,7 @@ async def storm(sizes: Sizes, rng: np.random.Generator) -> Counter:
             while tally["answers"] < version * sizes.storm_requests / (sizes.storm_publishes + 1):
                 await asyncio.sleep(0.005)
             coming[:] = version, 0
-            assert await engine.publish(coded.params(version), index) == index.version
+            assert await engine.publish(Trained(engine.model, coded.params(version)), index) == index.version
             last[:] = version, 0
             for update in range(1, UPDATES + 1):
                 index = await asyncio.to_thread(index.upsert, coded.IDS, coded.item_features(update))
@@ -89,7 +90,7 @@ async def storm(sizes: Sizes, rng: np.random.Generator) -> Counter:
     first = coded.index(0)
     names[first.version] = 0
     config = ServingConfig(buckets=(16, 64), max_k=K, max_pending=CALLERS, batch_size=4)
-    engine = AsyncPreRanker(coded.MODEL, coded.params(0), first, features=features, retrieval=retrieval, config=config)
+    engine = AsyncPreRanker(Trained(coded.MODEL, coded.params(0)), first, features=features, retrieval=retrieval, config=config)
     async with engine:
         compiled = {name: n for name, n in engine.metrics()["counters"].items() if name.startswith("compiled")}
         async with asyncio.TaskGroup() as group:

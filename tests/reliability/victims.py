@@ -130,10 +130,15 @@ def write(folder: str, updates: int, every: int, background: bool, at: int | Non
     points = CrashPoints(root / "index", at)
     options: dict[str, Any] = dict(every_updates=every, background=background)
     if snapshots(root / "index"):
-        stream = IndexWriter.resume(root / "index", MODEL, PARAMS, **options)
+        stream = IndexWriter.resume(root / "index", aif.Trained(MODEL, PARAMS), **options)
     else:
         first = ItemIndex.build(
-            MODEL, PARAMS, features(list(FIRST.values())), ids=list(FIRST), batch_size=16, capacity=64, progress=False
+            aif.Trained(MODEL, PARAMS),
+            features(list(FIRST.values())),
+            ids=list(FIRST),
+            batch_size=16,
+            capacity=64,
+            progress=False,
         )
         stream = IndexWriter.start(root / "index", first, **options)
     with open(root / "log", "a", buffering=1) as log:

@@ -1,7 +1,12 @@
-"""The SVD term of a trained model: factors of co-engagement from the training events, see `blocks.PureSvd`."""
+"""Edits of a model after training: SVD term, popularity correction, unseen items, calibration.
+
+An edit is a function `(Trained, Dataset) -> Trained`; `chain` composes several. Each returns another version, so the index is
+built after the last. An edit that changes the scores removes a calibration, which is of the scores before: calibrate last.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,12 +14,111 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 
 from aif_jax import checks
+from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, present, with_pure_svd
 from aif_jax.config import Config
+from aif_jax.data.candidates import SourceFn
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.sampling import counts_before
+from aif_jax.model import build
+from aif_jax.scores import with_calibration
+from aif_jax.store.trained import Trained
+from aif_jax.train.calibrate import calibrate
+from aif_jax.train.warm_start import unseen_as_unknown
 from aif_jax.types import Params
 
 SEED = 0  # of the vector that the iteration starts from
 REQUESTS = 1000  # whose scores give the scale
+Edit = Callable[[Trained, Dataset], Trained]
+"""Raises EncodingMismatch for data that another encoder than the model's made."""
+
+
+def chain(*edits: Edit) -> Edit:
+    """The edit that applies several, one after the other."""
+
+    def edit(trained: Trained, data: Dataset) -> Trained:
+        for each in edits:
+            trained = each(trained, data)
+        return trained
+
+    return edit
+
+
+def svd_term(*, before: int, **options: Any) -> Edit:
+    """Adds a `PureSvd` block with the factors of the training events, see `blocks.PureSvd`.
+
+    Args:
+      before: seconds since 1970, the end of the training events.
+      options: `deviation`, `width`, `length` and `decay` of `fit_pure_svd`.
+    """
+
+    @_edit
+    def edit(trained: Trained, data: Dataset) -> Trained:
+        training = data.log.time < before
+        user, item = data.log.user[training], data.log.item[training]
+        params, config = fit_pure_svd(trained.params, user, item, config=trained.config, **options)
+        return Trained(build(config), params, trained.encoder)
+
+    return edit
+
+
+def popularity_correction(*, before: int, power: float = 0.75, untrained: float | None = UNTRAINED) -> Edit:
+    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`.
+
+    Args:
+      before: seconds since 1970, the end of the training events.
+      power: of the popularity by which training drew candidates.
+      untrained: offset of items without a training event, see `blocks.popularity_offset`.
+    """
+
+    @_edit
+    def edit(trained: Trained, data: Dataset) -> Trained:
+        table = popularity_offset(counts_before(data, before), power=power, untrained=untrained)
+        params, config = with_item_offset(trained.params, table, config=trained.config)
+        return Trained(build(config), params, trained.encoder)
+
+    return edit
+
+
+def unseen_items(*, before: int) -> Edit:
+    """Gives items without a training event the embedding of the unknown item, see `unseen_as_unknown`.
+
+    Args:
+      before: seconds since 1970, the end of the training events.
+    """
+
+    @_edit
+    def edit(trained: Trained, data: Dataset) -> Trained:
+        return trained.replace(params=unseen_as_unknown(trained.params, counts_before(data, before), config=trained.config))
+
+    return edit
+
+
+def calibration(held_out: Callable[[Dataset], tuple[Any, SourceFn]], **options: Any) -> Edit:
+    """Fits calibrated probabilities on held-out events, see `train.calibrate`.
+
+    Args:
+      held_out: `held_out(data)`, positions of held-out events and the source of their candidates.
+      options: `calibrated`, `form`, `rate`, `weights`, `seed`, `batch_size` and `progress` of `train.calibrate`.
+    """
+
+    @_edit
+    def edit(trained: Trained, data: Dataset) -> Trained:
+        positions, candidates = held_out(data)
+        given: dict[str, Any] = {"candidates": candidates} | options
+        return trained.replace(params=calibrate(trained.model, trained.params, data, positions, **given))
+
+    return edit
+
+
+def _edit(change: Edit) -> Edit:
+    """The edit that refuses data of another encoder and changes the model without its calibration."""
+
+    def edit(trained: Trained, data: Dataset) -> Trained:
+        checks.check_encoding("data", expected=trained.encoding, got=data.encoding)
+        return change(trained.replace(params=with_calibration(trained.params, None)), data)
+
+    return edit
 
 
 def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = 0.4) -> np.ndarray:

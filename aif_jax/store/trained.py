@@ -1,0 +1,108 @@
+"""`Trained`: a model with its parameters and its encoder, the value that index, user table, jobs, engine and export take."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from aif_jax.checks import expect
+from aif_jax.config import Config
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.features import item_layout, user_layout
+from aif_jax.model import PreRanker, build
+from aif_jax.store.version import encoding_for, fingerprint
+from aif_jax.types import Params
+
+
+def model_of(config: Config, model: PreRanker | None = None) -> PreRanker:
+    """The model of a saved config: built from it, or the given one; ValueError if that has another config."""
+    if model is None:
+        return build(config)
+    if not model.config.schema.encoding:
+        model = model._replace(config=model.config.with_encoding(config.schema.encoding))
+    expect(model.config == config, "model", f"one of the saved config {config!r}", repr(model.config))
+    return model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model: pure functions, their parameters, and the encoder that turns raw data into their features.
+
+    `aif.open` reads one from a folder, and a `Run` holds one. Two are the same model if their versions are equal.
+
+    Attributes:
+      model: from `build` or `assemble`.
+      params: all groups of the model, `fitted` included. The arrays must not be changed in place: the version is kept.
+      encoder: encoder of the training data; None for a model that takes encoded features only.
+
+    Raises:
+      EncodingMismatch: an encoder other than that of the model's data.
+      ValueError: an encoder of other features than the model's.
+
+    Example:
+      >>> import jax, aif_jax as aif
+      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)
+      >>> schema = aif.Schema(item_attributes=(item, category))
+      >>> model = aif.build(aif.presets.two_tower(schema, width=4, sequence=False))
+      >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
+      >>> trained = aif.Trained(model, model.init(jax.random.key(0), catalogue))
+      >>> index = aif.ItemIndex.build(trained, catalogue, progress=False)
+      >>> index.version == trained.version == aif.fingerprint(trained.params, trained.config)
+      True
+    """
+
+    model: PreRanker
+    params: Params = dataclasses.field(repr=False)
+    encoder: Encoder | None = None
+
+    def __post_init__(self):
+        if self.encoder is None:
+            return
+        schema, other = self.config.schema, self.encoder.schema
+        if any(layout(schema) != layout(other) for layout in (user_layout, item_layout)):
+            raise ValueError(f"encoder: expected one that makes the features of {schema!r}, got one of {other!r}")
+        encoding_for(self.config, self.encoder)
+
+    @property
+    def config(self) -> Config:
+        """Config of the model."""
+        return self.model.config
+
+    @functools.cached_property
+    def version(self) -> str:
+        """`aif_jax.fingerprint` of params, config and encoder, computed once."""
+        return fingerprint(self.params, self.config, self.encoder)
+
+    @property
+    def encoding(self) -> str:
+        """Version of the encoder, "" where it is unknown."""
+        return encoding_for(self.config, self.encoder)
+
+    def __repr__(self) -> str:
+        known = "" if "version" not in self.__dict__ else f", version={self.version[:12]}..."
+        return f"Trained({self.model!r}, {'without' if self.encoder is None else 'with'} encoder{known})"
+
+    def replace(self, **changes: Any) -> Trained:
+        """A copy with other fields, and so another version."""
+        return dataclasses.replace(self, **changes)
+
+    def with_version(self, version: str) -> Trained:
+        """A copy whose version is not computed: for a reader that compared the digests, or received it with the arrays."""
+        copy = dataclasses.replace(self)
+        copy.__dict__["version"] = version
+        return copy
+
+    def on_device(self, sharding: Any = None) -> Trained:
+        """A copy with its parameters on the default device, or by a sharding."""
+        return self.replace(params=jax.device_put(self.params, sharding)).with_version(self.version)
+
+    def need_encoder(self, what: str) -> Encoder:
+        """The encoder; ValueError for a model without one, named by `what` needs it."""
+        if self.encoder is None:
+            expected = "a model with an encoder, which reads raw data"
+            out = "give Trained(model, params, encoder), or save the model with the encoder of its data"
+            raise ValueError(f"{what}: expected {expected}, got one without; {out}")
+        return self.encoder

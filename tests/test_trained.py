@@ -1,0 +1,183 @@
+"""`Trained` and `aif.open`: one value for a model, read from any folder that has one; edits after training compose."""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import pickle
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import checkpoint, export
+from aif_jax.data.split import split_by_time
+from aif_jax.export import ExportError
+from aif_jax.store import trained as room
+from aif_jax.train import calibrate, edits
+from aif_jax.train.evaluate import sampled_before
+from experiments.datasets.synthetic import synthetic_world
+from tests import demo
+from tests.test_package import MODULES
+from tests.test_sparse import SMALL
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
+QUIET = dict(batch_size=64, progress=False)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> aif.Run:
+    model = aif.build(demo.config(schema=data.schema, **SMALL))
+    sizes = dict(epochs=3, batch_size=64, learning_rate=0.02, requests=60, k=5, progress=False)
+    task = aif.train.NextItem(negatives=7, evaluated=20)
+    return aif.fit(model, data, out=tmp_path_factory.mktemp("fit") / "run", task=task, **sizes)
+
+
+@pytest.fixture(scope="module")
+def trained(run) -> aif.Trained:
+    return run.trained
+
+
+def test_the_version_is_computed_once(trained, monkeypatch):
+    made = trained.replace()
+    expected, calls = aif.fingerprint(made.params, made.config, made.encoder), []
+    monkeypatch.setattr(room, "fingerprint", lambda *leaves: calls.append(leaves) or aif.fingerprint(*leaves))
+    index = aif.ItemIndex.build(made, {"item": [1, 2], "category": [1, 2]} if made.encoder is None else [], **QUIET)
+    assert index.version == made.version == made.on_device().version == expected and len(calls) == 1
+    assert made.replace(encoder=None).version != expected and len(calls) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.params = {}
+
+
+def test_a_version_that_is_given_is_not_computed_and_goes_with_no_other_fields(trained, monkeypatch):
+    monkeypatch.setattr(room, "fingerprint", lambda *leaves: pytest.fail("computed"))
+    made = trained.replace().with_version("a" * 64)
+    assert made.version == made.on_device().version == "a" * 64
+    monkeypatch.undo()
+    assert made.replace(params=trained.params).version == trained.version != "a" * 64
+
+
+def test_what_needs_an_encoder_says_how_to_give_one(trained):
+    with pytest.raises(ValueError, match=r"job: expected a model with an encoder.*; give Trained\(model, params, encoder\)"):
+        aif.jobs.ItemJob(trained.replace(encoder=None))
+
+
+def folders(trained, at):
+    """The model in every kind of folder that holds one, but for a run."""
+    checkpoint.save(at / "checkpoint", trained)
+    export.save(at / "export", trained, platforms=("cpu",), stablehlo=False)
+    return at / "checkpoint", at / "export"
+
+
+def same(a: aif.Trained, b: aif.Trained) -> bool:
+    equal = jax.tree.all(jax.tree.map(np.array_equal, a.params, b.params))
+    return equal and a.config == b.config and a.version == b.version
+
+
+def test_open_reads_checkpoints_exports_and_runs(trained, data, run, tmp_path):
+    for folder in folders(trained, tmp_path):
+        opened = aif.open(folder)
+        assert same(opened, trained) and (opened.encoder is None) == (trained.encoder is None)
+        assert opened.version == aif.fingerprint(opened.params, opened.config, opened.encoder)
+    assert same(aif.open(run.folder), trained)
+    shutil.copytree(run.folder, tmp_path / "run")
+    loaded = aif.Run.load(tmp_path / "run")
+    loaded.calibrate(data, progress=False).save_calibration()
+    assert aif.open(tmp_path / "run").version == aif.Run.load(tmp_path / "run").version != run.version
+
+
+def test_open_takes_the_functions_of_an_assembled_model(trained, tmp_path):
+    assembled = aif.assemble(trained.config)._replace(item=lambda params, features: trained.model.item(params, features))
+    for folder in folders(trained, tmp_path):
+        assert aif.open(folder, model=assembled).model.item is assembled.item
+        with pytest.raises(ValueError, match="model: expected one of the saved config"):
+            aif.open(folder, model=aif.build(trained.config.replace(width=24)))
+
+
+def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
+    expected = r"expected the folder of a run \(--out of train\), a checkpoint or an export, found "
+    with pytest.raises(FileNotFoundError, match=expected + "nothing"):
+        aif.open(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(checkpoint.CheckpointError, match=expected + "an empty folder"):
+        aif.open(tmp_path / "empty")
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "current").write_text("monday\n")
+    with pytest.raises(checkpoint.CheckpointError, match=expected + "the exports of a service: open the folder that `current`"):
+        aif.open(tmp_path / "exports")
+    with aif.Checkpoints(tmp_path / "steps") as steps:
+        steps.save(3, trained.params, trained.config)
+    with pytest.raises(checkpoint.CheckpointError, match=expected + r"checkpoints of steps \[3\]: open one, such as"):
+        aif.open(tmp_path / "steps")
+    aif.ItemIndex.build(trained, [], **QUIET).save(tmp_path / "index")
+    with pytest.raises(checkpoint.CheckpointError, match="expected the format 'aif_jax.checkpoint/2'.*, got 'aif_jax.index"):
+        aif.open(tmp_path / "index")
+    export.save(tmp_path / "export", trained, platforms=("cpu",), stablehlo=False)
+    manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())
+    (tmp_path / "export" / "manifest.json").write_text(json.dumps(manifest | {"version": "0" * 64}))
+    with pytest.raises(ExportError):
+        aif.open(tmp_path / "export")
+
+
+def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, data):
+    before = run.settings.first_validation
+    svd = edits.svd_term(before=before, width=4)
+    correction, unseen = edits.popularity_correction(before=before), edits.unseen_items(before=before)
+    one_by_one = unseen(correction(svd(trained, data), data), data)
+    chained = edits.chain(svd, correction, unseen)(trained, data)
+    assert same(chained, one_by_one) and chained.version != trained.version and chained.encoder is trained.encoder
+    assert [type(block).__name__ for block in chained.config.blocks[-2:]] == ["PureSvd", "ItemOffset"]
+    positions = split_by_time(data.log).validation
+    calibration = edits.calibration(lambda data: (positions, sampled_before(data, positions)), progress=False)
+    calibrated = calibration(trained, data)
+    params = calibrate(trained.model, trained.params, data, positions, progress=False)
+    assert jax.tree.all(jax.tree.map(np.array_equal, calibrated.params, params))
+    assert same(correction(calibrated, data), correction(trained, data))
+    assert same(run.edit(data, svd, correction).trained, run.with_factors(data, width=4).for_catalogue(data).trained)
+    with pytest.raises(aif.EncodingMismatch):
+        encoded = aif.Trained(trained.model, trained.params, data.encoder)
+        svd(encoded, synthetic_world(1, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset)
+
+
+def test_jobs_carry_the_model_in_their_pickle_or_its_folder(trained, tmp_path):
+    by_value = pickle.loads(pickle.dumps(aif.jobs.ItemJob(trained)))
+    checkpoint.save(tmp_path / "model", trained)
+    words = pickle.dumps(aif.jobs.ItemJob.load(tmp_path / "model"))
+    assert len(words) < 1000 and pickle.loads(words).version == by_value.version == trained.version
+
+
+def signatures():
+    """Every public function, class and method of the package, by its dotted name."""
+    for name in MODULES:
+        for key, value in vars(importlib.import_module(name)).items():
+            if (
+                getattr(value, "__module__", None) == name
+                and not key.startswith("_")
+                and inspect.isroutine(value) | inspect.isclass(value)
+            ):
+                methods = vars(value).items() if inspect.isclass(value) else ()
+                yield from [(f"{name}.{key}.{k}", m) for k, m in methods if inspect.isroutine(m) and k[0] != "_"]
+                yield f"{name}.{key}", value
+
+
+def test_no_public_function_takes_a_model_in_parts():
+    parts = [{"model", "params", "encoder"}, {"params", "encoder", "version"}, {"model", "version"}]
+    found = []
+    for name, function in signatures():
+        try:
+            names = set(inspect.signature(getattr(function, "__func__", function)).parameters)
+        except (ValueError, TypeError):  # of a class without a signature
+            continue
+        found += [name for group in parts if group <= names]
+    assert sorted(set(found)) == [
+        "aif_jax.checkpoint.contents.Checkpoint",  # what a folder holds
+        "aif_jax.export.contents.Contents",
+        "aif_jax.store.trained.Trained",
+    ]
