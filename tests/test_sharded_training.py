@@ -58,7 +58,7 @@ whole, expected = run(fresh(), step, batches)
 state, _ = run(sharding.place_state(fresh(), mesh, split=("item",)), step,
                [sharding.place_batch(b, mesh) for b in batches[:2]])
 folder = tempfile.mkdtemp() + "/saved"
-checkpoint.save(folder, state.params, config, opt_state=(state.step, state.skipped, state.opt_state))
+checkpoint.save(folder, aif.Trained(model, state.params), opt_state=(state.step, state.skipped, state.opt_state))
 like = sharding.place_state(fresh(), smaller, split=("item",))
 read = checkpoint.load(folder, like={"params": like.params, "opt_state": (like.step, like.skipped, like.opt_state)})
 count, skipped, opt_state = read.opt_state
