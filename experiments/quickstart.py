@@ -4,7 +4,7 @@ Claim     AIF ranks better than a two-tower model, adds little time after retrie
 Command   python -m experiments.quickstart            (or --smoke, --data DIR, --json FILE; --help lists all)
 Time      about 190 s of CPU time, two models at a time; `--json` has `seconds_by_part`
 Data      MovieLens-100K, fetched; next item: which movie does the user rate next?
-Models    `presets.two_tower`, `presets.aif` and `presets.exact` (attention over the whole history), trained alike: the same
+Models    `presets.two_tower`, `presets.aif` and `presets.full_attention` (attention over the whole history), trained alike: the same
           samples, epochs and optimizer, untuned, one seed. All get the SVD term (`Run.with_factors`) and the popularity
           correction (`Run.for_catalogue`), which are fitted in seconds after training; GAUC is without the correction, because
           its candidates are drawn by popularity.
@@ -46,7 +46,7 @@ from experiments.timelines import draw
 SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
 MIN_HISTORY = 5  # earlier events of the user of a held-out request
 K = 100
-PRESETS = {"two_tower": aif.presets.two_tower, "aif": aif.presets.aif, "full_attention": aif.presets.exact}
+PRESETS = {"two_tower": aif.presets.two_tower, "aif": aif.presets.aif, "full_attention": aif.presets.full_attention}
 ORDER = ("full_attention", "aif", "two_tower")  # the longest first
 WAYS = {"two_tower": "two_tower", "aif": "aif", "aif_sequential": "aif", "full_attention": "full_attention"}
 """The rows of the table, and the model of each."""
