@@ -4,10 +4,10 @@ Claim     AIF ranks better than a two-tower model, adds little time after retrie
 Command   python -m experiments.quickstart            (or --smoke, --data DIR, --json FILE; --help lists all)
 Time      about 190 s of CPU time, two models at a time; `--json` has `seconds_by_part`
 Data      MovieLens-100K, fetched; next item: which movie does the user rate next?
-Models    `presets.two_tower`, `presets.aif` and `presets.full_attention` (attention over the whole history), trained alike: the same
-          samples, epochs and optimizer, untuned, one seed. All get the SVD term (`Run.with_factors`) and the popularity
-          correction (`Run.for_catalogue`), which are fitted in seconds after training; GAUC is without the correction, because
-          its candidates are drawn by popularity.
+Models    `presets.two_tower`, `presets.aif` and `presets.full_attention` (attention over the whole history), trained alike:
+          the same samples, epochs and optimizer, untuned, one seed. All get the SVD term (`Run.with_factors`) and the
+          popularity correction (`Run.for_catalogue`), which are fitted in seconds after training; GAUC is without the
+          correction, because its candidates are drawn by popularity.
 Protocol  split by time: training on the first 90 % of all events, evaluated once on requests from the last 10 %: GAUC of 100
           candidates, HR@100 of the whole catalogue, each with its 95 % interval over users. Epochs are fixed in advance.
 Latency   requests one at a time, the ways in turn, candidates drawn from all items. Feature fetch is a delay of 2 ms, retrieval

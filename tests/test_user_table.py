@@ -113,11 +113,12 @@ def test_a_build_is_what_the_stream_comes_to(streamed, built):
 def test_a_build_up_to_a_moment_takes_it_in_the_unit_of_the_columns(unit):
     columns = dataclasses.replace(ENCODER.columns, time_unit=unit)
     encoder = dataclasses.replace(ENCODER, columns=columns)
-    data = dataclasses.replace(DATA, encoder=encoder)
+    catalogue = dataclasses.replace(DATA.catalogue, schema=encoder.schema)
+    data = dataclasses.replace(DATA, encoder=encoder, schema=encoder.schema, catalogue=catalogue)
     second = int(np.median(data.log.time))
-    build = partial(
-        UserTable.build, aif.Trained(MODEL, PARAMS, encoder).with_version(VERSION), data, batch_size=8, progress=False
-    )
+    model = aif.build(MODEL.config.replace(schema=encoder.schema))  # of this encoder's data
+    trained = aif.Trained(model, PARAMS, encoder).with_version(VERSION)
+    build = partial(UserTable.build, trained, data, batch_size=8, progress=False)
     until = build(until=second * {"s": 1, "ms": 1000}[unit])
     assert sum(int(memory.count) for memory in memories(until).values()) == (data.log.time < second).sum()
     assert same(until, build(until=str(np.datetime64(second, "s"))))
