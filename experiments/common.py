@@ -78,7 +78,7 @@ class Parts:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {spent.wall:.0f}" for name, spent in self.spent.items())
-        return f"{self.total.wall:.0f} s, of CPU {self.total.cpu:.0f} s; seconds by part: {parts}"
+        return f"{self.total.wall:.0f} s ({self.total.cpu:.0f} s of CPU time); seconds by part: {parts}"
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:

@@ -201,7 +201,7 @@ def train(name: str, data: Dataset, options) -> tuple[aif.Run, Quality, dict[str
     with parts("evaluate"):
         quality = evaluate(sampled, whole, data, requests=options.requests)
     if not options.quiet:
-        say(f"{name.replace('_', ' ')}: trained and evaluated, GAUC {quality.gauc.mean:.3f}; seconds: {parts}")
+        say(f"{name.replace('_', ' ')}: trained and evaluated, GAUC {quality.gauc.mean:.3f}, {parts.total.wall:.0f} s")
     return whole, quality, {part: spent.wall for part, spent in parts.spent.items()}
 
 
@@ -308,8 +308,8 @@ def report(figures: dict[str, Any], quality: dict[str, Quality], difference: flo
         )
     if len(data.items) < FEW_ITEMS:
         print(
-            f"HR@100 of {len(data.items) - 1:,} items tells models apart hardly: docs/study.md has it for larger catalogues, "
-            f"with tuned models and three seeds."
+            f"HR@100 hardly separates models in a catalogue of {len(data.items) - 1:,} items: docs/study.md has it for larger "
+            f"catalogues, with tuned models and three seeds."
         )
 
 

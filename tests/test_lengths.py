@@ -24,9 +24,7 @@ LIKE_ML_100K = np.repeat([11, 28, 71, 120, 180, 231, 451, 512], [10, 20, 25, 16,
 
 
 def test_few_steps_take_two_lengths_and_many_take_more():
-    few, many = (
-        lengths.choose(LIKE_ML_100K.repeat(4), longest=512, batch_size=256, steps=steps) for steps in (918, 30_000)
-    )
+    few, many = (lengths.choose(LIKE_ML_100K.repeat(4), longest=512, batch_size=256, steps=steps) for steps in (918, 30_000))
     assert few == (128,) and many == (128, 256)
     long = np.random.default_rng(0).exponential(600, 20_000).clip(1, 4096).astype(int)
     assert len(lengths.choose(long, longest=4096, batch_size=256, steps=2_999)) == 1
