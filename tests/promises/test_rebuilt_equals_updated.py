@@ -30,7 +30,8 @@ def world(request):
     storage, kind = request.param
     model, params = demo.build()
     ids = IDS if kind == "integers" else np.array([f"sku {i}" for i in IDS], np.dtypes.StringDType())
-    return model, params, demo.items(200), ids, dict(batch_size=8, storage=storage, version="v", progress=False)
+    trained = Trained(model, params).with_version("v")
+    return trained, demo.items(200), ids, dict(batch_size=8, storage=storage, progress=False)
 
 
 def contents(index) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -48,13 +49,13 @@ def same(a, b) -> bool:
 @settings(max_examples=15, deadline=None)
 @given(changes=CHANGES)
 def test_any_sequence_of_updates_equals_a_rebuild(world, changes):
-    model, params, features, ids, options = world
+    trained, features, ids, options = world
     state = {i: i * 17 for i in range(5)}
 
     def build(state):
         at = np.array(list(state.values()), np.int64)
         rows = jax.tree.map(lambda leaf: leaf[at], features)
-        return ItemIndex.build(Trained(model, params), rows, ids=ids[np.array(list(state), np.int64)], **options)
+        return ItemIndex.build(trained, rows, ids=ids[np.array(list(state), np.int64)], **options)
 
     index, held = build(state), []
     for kind, what in changes:
