@@ -92,7 +92,8 @@ class World:
         self.model = aif.build(preset)
         assert data.encoder is not None
         encode = data.encoder.with_length(self.model.config.history_length)
-        self.users = [encode.user({}, {name: values[n::50] for name, values in events.items()}, NOW) for n in range(16)]
+        histories = {name: events[name] for name in ("item", "time")}  # each made up of several users' events
+        self.users = [encode.user({}, {name: values[n::50] for name, values in histories.items()}, NOW) for n in range(16)]
         self.candidates = rng.choice(ids, options.candidates, replace=False)
         self.logits: dict[str, list[np.ndarray]] = {}
         for seed, name in enumerate(NAMES):

@@ -17,7 +17,7 @@ def widest(function: Callable[..., Any], *args: Any) -> int:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> widest(lambda x: (x[:, None] * x).sum(), jnp.zeros(100))  # the product is float32 [100, 100]
+      >>> widest(lambda x: (x[:, None] * x[None, :]).sum(), jnp.zeros(100))  # the product is float32 [100, 100]
       40000
     """
     return max(map(_bytes, _arrays(jax.make_jaxpr(function)(*args).jaxpr)), default=0)

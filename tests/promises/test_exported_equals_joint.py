@@ -73,6 +73,7 @@ CASES = {
     "two_tower_matching": Case("two_tower_matching", None, ("factors", "logistic")),
     "full_attention": Case("full_attention", None, ("factors", "unseen")),
     "codes": Case(None, None, (), (blocks.SimTierCodes(), blocks.PureSvd(), blocks.ItemOffset())),
+    "in no preset": Case(None, None, (), (blocks.DecayedSim(), blocks.CosineTiers())),
     "below 64": Case("aif", 40, ("factors",)),
     "above 64": Case("cold", 65, ADDITIONS[:-1]),
     "beyond the factors' length": Case("cold", 700, ("factors",)),
