@@ -24,8 +24,6 @@ TORN = "Error reading persistent compilation cache entry"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Strict dtypes and ranks in every test; what one process or an earlier run has compiled the others need not compile."""
-    for lane, meaning in lanes.LANES.items():
-        config.addinivalue_line("markers", f"{lane}: {meaning}")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if "AIF_JAX_COMPILED" not in os.environ:  # the workers inherit it

@@ -35,6 +35,12 @@ def test_no_file_marks_a_lane_of_the_table():
     assert [path for path in (ROOT / "tests").rglob("*.py") if marks.search(path.read_text())] == []
 
 
+def test_markers_are_known_without_the_tests_folder():
+    """`python -m pytest aif_jax/metrics` reads pyproject.toml alone."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert options["markers"] == [f"{lane}: {meaning}" for lane, meaning in lanes.LANES.items()]
+
+
 def test_a_test_with_two_lanes_is_refused():
     with pytest.raises(ValueError, match="a.py::test_b: expected one lane, got the markers reliability and engines"):
         lanes.lane_of("a.py::test_b", marks=["engines", "reliability", "skip"])
