@@ -113,18 +113,21 @@ def bulk_of(values: np.ndarray) -> tuple[float, float]:
     return end(ordered[below], float(values.min())), end(ordered[above], float(values.max()))
 
 
+FEWEST = 20  # values of a column among which one can be an outlier
+
+
 def scale_of(values: np.ndarray) -> tuple[float, ...]:
     """The scale of a float column [n], each number a float32: (mean, standard deviation), the latter 1 for a constant column.
 
     With outliers (`bulk_of`) it is (mean, deviation, low, high), computed of the values clipped to low..high: one price of 1e12
-    would make a constant of all others.
+    would make a constant of all others. Fewer than `FEWEST` values have no outliers: too few to tell.
     """
     if not len(values):
         return 0.0, 1.0
     if values.min() == values.max():
         return float(values[0]), 1.0
     low, high = bulk_of(values)
-    clipped = low < high and (values.min() < low or values.max() > high)
+    clipped = len(values) >= FEWEST and low < high and (values.min() < low or values.max() > high)
     values = np.clip(values, low, high) if clipped else values
     scale = float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64))) or 1.0
     return (*scale, low, high) if clipped else scale
