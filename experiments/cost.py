@@ -111,7 +111,8 @@ async def study(options) -> dict[str, Any]:
     """All measurements, interleaved."""
     world, k = World(items=options.items), min(300, options.candidates)
     sizes: dict[str, Any] = dict(short_length=8, width=8) if options.smoke else {}
-    long = {name: getattr(aif.presets, name)(world.schema, long_length=options.history, **sizes) for name in LONG}
+    presets = {"aif": aif.presets.aif, "exact": aif.presets.full_attention, "cold": aif.presets.cold}
+    long = {name: presets[name](world.schema, long_length=options.history, **sizes) for name in LONG}
     configs = long | {"two_tower": aif.presets.two_tower(world.schema, **sizes)}
     models = {name: Model.drawn(world, config) for name, config in configs.items()}
     models["streaming"] = streamed(world, aif.presets.streaming(world.schema, **sizes), history=options.history)

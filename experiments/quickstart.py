@@ -220,7 +220,7 @@ def evaluate(sampled: aif.Run, whole: aif.Run, data: Dataset, *, requests: int) 
         scores[at] = np.take_along_axis(every, lists.rows[at], 1)
         corrected = every + correction
         for row, place in enumerate(at):
-            met = log.item[log.offsets[log.user[positions[place]]] : ends[place]]
+            met = log.item[log.offsets[log.user[positions[place]]] : ends[place]] if not data.repeats else log.item[:0]
             corrected[row, met[met != log.item[positions[place]]]] = -np.inf
         ranks[at] = rank_of(corrected, log.item[positions[at]])
     users, where, few = log.user[positions], lists.rows > 0, 1 + sampled.settings.task.calibrated

@@ -47,7 +47,7 @@ def test_none_stays_where_one_cannot_start(monkeypatch):
 
 
 def test_a_process_ends_with_its_parent():
-    child = "import sys, time; from aif_jax import launch; launch.end_with(int(sys.argv[1])); print('up', flush=True)"
+    child = "import sys, time; from aif_jax.sharding import launch; launch.end_with(int(sys.argv[1])); print('up', flush=True)"
     child += "; time.sleep(100)"
     parent = (
         "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]); sys.stdin.read()"

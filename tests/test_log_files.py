@@ -83,6 +83,7 @@ STREAM = """
 import json, sys, threading, time
 import numpy as np
 import aif_jax as aif
+import aif_jax.run  # whose modules are all changed by the next line
 for module in [module for name, module in sys.modules.items() if name.startswith("aif_jax.") and hasattr(module, "BLOCK")]:
     module.BLOCK = {block}
 from aif_jax.data import candidates
@@ -121,6 +122,7 @@ schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=items), aif
 catalogue = aif.Catalogue.from_items(schema, np.arange(items - 1), ids=dict(category=np.arange(items - 1) % 8 + 1))
 vocabularies = dict(users=Vocabulary(np.arange(users)), items=Vocabulary(np.arange(items - 1)))
 config = aif.Config(schema=schema)
+aif.build(config)  # loads what is loaded when it is first used
 before = resident("RssAnon")
 
 def phase(name):

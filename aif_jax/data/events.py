@@ -19,7 +19,7 @@ from aif_jax.encoding.times import FLOOR, LATEST, expect_plausible, ticks
 from aif_jax.store.folders import local, new_folder
 
 COLUMNS = {"user": np.int32, "item": np.int32, "action": np.int32, "time": np.int64}
-PIECES, PIECE = 64, 1 << 16  # of a long log: evenly spread pieces that `repeated_share` reads, and their events
+PIECES, PIECE = 32, 1 << 15  # of a long log: evenly spread pieces that `repeated_share` reads, and their events
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -236,7 +236,7 @@ def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]
 def repeated_share(log: EventLog) -> float:
     """Share of the events of known items whose user has met the item strictly before; 0 without such events.
 
-    Of a log of more than 4 million events `PIECES` evenly spread pieces are read, each from the first event of a user on, so
+    Of a log of more than a million events `PIECES` evenly spread pieces are read, each from the first event of a user on, so
     one on disk is not read as a whole.
 
     Example:

@@ -14,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -197,7 +198,9 @@ class TimeLimitedCall:
         if now - last >= QUIET:
             self._logged[kind] = now, self.errors[kind]
             since = f" ({self.errors[kind] - before} since the last line on this type)" if before else ""
-            logger.error("%s failed: %s%s", self._name, described(error), since, exc_info=error)
+            # as text: a handler that keeps records would keep the frames of the traceback, and with them model versions
+            where = "".join(traceback.format_exception(error)).rstrip()
+            logger.error("%s failed: %s%s\n%s", self._name, described(error), since, where)
         return error
 
     async def batches(self, stream: Any) -> AsyncGenerator[Any, None]:
