@@ -1,5 +1,6 @@
 """Fixtures that several test files use."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -106,6 +107,19 @@ def child_environment(*, flags: str = "", writes: bool = True) -> dict[str, str]
 def pytest_report_header() -> str:
     """The seeds of tests that draw at random, so that a failure can be repeated."""
     return "seeds: fixed in each test; hypothesis prints how to reproduce a failure"
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """A test that sets up logging, as `aif-jax serve` does, leaves no handler and no level to the next one."""
+    ours, root = logging.getLogger("aif_jax"), logging.root
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    if (root.level, ours.level) != levels:
+        logging.captureWarnings(False)
+        root.handlers = handlers
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
 
 
 @pytest.fixture
