@@ -308,8 +308,8 @@ def report(figures: dict[str, Any], quality: dict[str, Quality], difference: flo
         )
     if len(data.items) < FEW_ITEMS:
         print(
-            f"HR@100 hardly separates models in a catalogue of {len(data.items) - 1:,} items: docs/results.md has it for larger "
-            "catalogues."
+            f"HR@100 hardly separates models in a catalogue of {len(data.items) - 1:,} items: docs/results.md has it for "
+            "larger catalogues."
         )
 
 

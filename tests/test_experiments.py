@@ -53,7 +53,7 @@ def test_quickstart(tmp_path):
     assert all(set(each) == {"train", "additions", "evaluate"} for each in got["seconds_by_model"].values())
     assert 0.9 * got["seconds"] < sum(got["seconds_by_part"].values()) <= got["seconds"]
     assert (tmp_path / "quickstart_timelines.png").stat().st_size > 10_000
-    assert "in a catalogue of 400 items: docs/study.md" in done.stdout
+    assert "in a catalogue of 400 items: docs/results.md" in done.stdout
     assert done.stdout.endswith("  aif-jax check --events EVENTS --items ITEMS\n")
     assert "\r" not in done.stdout + done.stderr
 
