@@ -25,8 +25,8 @@ from aif_jax.index.idmap import View
 from aif_jax.index.ids import Keys, raw_keys
 from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
 from aif_jax.index.parts import read as read_parts
-from aif_jax.index.storage import Packed, Storage, decode, unpack
 from aif_jax.index.store import ItemProgram, Store
+from aif_jax.store.codec import Packed, Storage, decode, unpack
 from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemFeatures
@@ -66,6 +66,9 @@ class ItemIndex:
 
     decode = staticmethod(decode)
     """`decode(table, rows)`: rows int32 [C] of a table as the interaction takes them, for use inside jit."""
+
+    inspect = staticmethod(files.inspect)
+    """`inspect(path)`: the manifest of a snapshot on disk."""
 
     def __init__(self, store: Store, view: View):
         """The latest snapshot of a store. Not for callers: see `build`."""
@@ -131,7 +134,7 @@ class ItemIndex:
           EncodingMismatch, VersionMismatch: another encoder, other parameters; names both versions.
         """
         manifest = files.inspect(path)
-        files.check_model(path, manifest, trained)
+        manifest.check_model(path, trained)
         program = ItemProgram(trained, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
         keys, columns = files.read(path, manifest, jax.eval_shape(unpack, program.shapes()))
         store = Store(program, capacity=capacity_for(manifest.items, mesh, capacity))
@@ -213,7 +216,7 @@ class ItemIndex:
         record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
         record |= {"storage": self.storage, "batch_size": self._store.program.batch_size}
         keys, rows = self._view.items()
-        files.write(path, keys, self._on_host(_columns, rows), record, self.trained.config, positions or {})
+        files.write(path, keys, self._on_host(_columns, rows), record, self.trained.config, positions)
 
     def __len__(self) -> int:
         """Items in this snapshot."""

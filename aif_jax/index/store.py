@@ -24,7 +24,7 @@ from aif_jax.features import item_specs
 from aif_jax.index.idmap import IdMap, Numbers, View
 from aif_jax.index.ids import Keys
 from aif_jax.index.lock import ReadWriteLock
-from aif_jax.index.storage import STORAGES, Packed, Storage, encode, pack
+from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures, Params
 

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aif_jax.index.files import inspect
 from aif_jax.index.item_index import ItemIndex
 from aif_jax.store.snapshots import SnapshotWriter
-from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures
 
 
@@ -28,34 +26,11 @@ class IndexWriter(SnapshotWriter):
       ValueError, TypeError: a number out of range, positions that are no integers.
     """
 
+    kind = ItemIndex
+
     def __init__(self, directory: str | Path, index: ItemIndex, **options: Any):
         super().__init__(directory, index, **options)
         self._pushing: list[Callable[[ItemIndex], ItemIndex]] | None = None
-
-    @classmethod
-    def resume(
-        cls, directory: str | Path, trained: Trained, *, mesh: Any = None, takeover: bool = False, **options: Any
-    ) -> IndexWriter:
-        """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
-
-        Args:
-          directory: of an earlier writer.
-          trained, mesh: as in `ItemIndex.load`.
-          takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.
-          options: `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for the class.
-
-        Raises:
-          FileNotFoundError: no complete snapshot there.
-          WriterConflict: another writer has the directory.
-          CheckpointError: the newest snapshot was altered; names it, and the one before it.
-          VersionMismatch, ValueError: it belongs to another model.
-        """
-
-        def load(snapshot: Path) -> Any:
-            index = ItemIndex.load(snapshot, trained, mesh=mesh)
-            return cls(directory, index, positions=inspect(snapshot).positions, **options)
-
-        return cls._continue(directory, load, takeover=takeover)
 
     @property
     def index(self) -> ItemIndex:

@@ -3,94 +3,73 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aif_jax import checkpoint
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoding.vocabulary import Vocabulary
-from aif_jax.index.files import check_model
 from aif_jax.index.parts import Part, column
-from aif_jax.index.storage import STORAGES, Layout, Storage
-from aif_jax.store.folders import local
-from aif_jax.store.snapshots import positions_by_partition
+from aif_jax.store import snapshots
+from aif_jax.store.codec import Layout
+from aif_jax.store.folders import CheckpointError
 from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId
 
-FORMAT = "aif_jax.user_table/1"
 CHUNK = 1 << 13  # rows that are copied at once
-PLAIN = ("users", "version", "encoding", "storage", "batch_size", "layout")
-__all__ = ["Manifest", "write", "inspect", "read", "check_model", "check_layout", "add", "describe"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a snapshot says of itself: users, version and encoding of the model, layout of a row, positions by partition."""
+class Manifest(snapshots.Manifest):
+    """The manifest of a user table on disk, without its arrays.
+
+    Attributes:
+      users: rows.
+      layout: of a row, see `describe`.
+    """
+
+    NOUN = "user table"
+    FORMAT = "aif_jax.user_table/2"
+    REBUILD = "build the table again from the log: UserTable.build or aif-jax users build"
 
     users: int
-    version: str
-    encoding: str
-    storage: Storage
-    batch_size: int
     layout: list[list[Any]]
-    config: Config
-    positions: dict[int, int]
+
+    def fits(self, arrays: Mapping[str, Any]) -> bool:
+        """As `snapshots.Manifest.fits`."""
+        rows = [leaf["shape"] for name, leaf in arrays.items() if name.startswith("rows/")]
+        good = type(self.users) is int and all(shape[:1] == [self.users] for shape in rows) and self.batch_size <= 1 << 20
+        return good and self.fits_memory(self.users)
+
+    def check_layout(self, path: str | Path, layout: Layout) -> None:
+        """Raises CheckpointError where rows are laid out in another way than this version of the package does."""
+        if self.layout != describe(layout):
+            raise CheckpointError(f"{path}: rows of another layout than this version's; {self.REBUILD}")
 
 
-def write(path: str | Path, rows: MemoryRows, plain: dict[str, Any], config: Config, positions: Mapping[int, int]) -> None:
+inspect = Manifest.inspect
+
+
+def write(path: str | Path, rows: MemoryRows, plain: dict[str, Any], config: Config, positions: Any) -> None:
     """Writes rows, ordered by user, and the record into a new folder, see `UserTable.save`."""
     users = Vocabulary(list(rows.of))
-    stored = rows.get(users.raw.tolist())
-    record = plain | {
-        "users": len(rows),
-        "config": json.loads(json.dumps(config.to_json())),
-        "positions": {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())},
-    }
-    trees = {"users": users.to_arrays() | {"count": np.array(len(rows))}, "rows": stored._asdict()}
-    checkpoint.write(local(path), trees, record, format=FORMAT)
-
-
-def inspect(path: str | Path) -> Manifest:
-    """Reads what a snapshot says of itself. Raises FileNotFoundError, CheckpointError."""
-    _, record = checkpoint.inspect(local(path), format=FORMAT)
-    try:
-        manifest = Manifest(
-            **{name: record[name] for name in PLAIN},
-            config=Config.from_json(record["config"]),
-            positions=positions_by_partition({int(name): at for name, at in record["positions"].items()}),
-        )
-        numbers = (manifest.users, manifest.batch_size)
-        good = manifest.storage in STORAGES and all(type(n) is int for n in numbers) and manifest.users >= 0
-        expect(good and 1 <= manifest.batch_size <= 1 << 20, "fields", "those of a user table", record)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise checkpoint.CheckpointError(f"{path}: the record cannot be read: {error!r}") from error
-    return manifest
-
-
-def check_layout(path: str | Path, manifest: Manifest, layout: Layout) -> None:
-    """Raises CheckpointError where rows are laid out in another way than this version of the package does."""
-    if manifest.layout != describe(layout):
-        raise checkpoint.CheckpointError(
-            f"{path}: rows of another layout than this version's; build the table anew from the log"
-        )
+    trees = {"users": users.to_arrays(), "rows": rows.get(users.raw.tolist())._asdict()}
+    Manifest.write(path, trees, plain | {"users": len(rows)}, config, positions)
 
 
 def read(path: str | Path, manifest: Manifest, *, width: int) -> MemoryRows:
     """The rows of a snapshot. Raises CheckpointError for arrays that are torn, altered, or do not fit together."""
-    trees = checkpoint.read(path, {"users": np.ndarray, "rows": np.ndarray}, format=FORMAT)
-    arrays = {name: leaf for name, leaf in trees["users"].items() if name != "count"}
+    trees = Manifest.read(path)
     try:
-        users = Vocabulary.from_arrays(arrays).raw.tolist() if manifest.users else []
+        users = Vocabulary.from_arrays(trees["users"]).raw.tolist() if manifest.users else []
         stored = Stored(**trees["rows"])
         shapes = [leaf.shape for leaf in stored]
         good = len(users) == manifest.users and shapes == [(manifest.users, width), (manifest.users,), (manifest.users,)]
         expect(good, "arrays", f"rows [{manifest.users}, {width}] of as many users", f"{shapes} of {len(users)}")
     except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{path}: the arrays do not fit together: {error}") from error
+        raise CheckpointError(f"{path}: the arrays do not fit together: {error}; {manifest.REBUILD}") from error
     rows = MemoryRows(width, capacity=manifest.users)
     for start in range(0, len(users), CHUNK):
         some = slice(start, start + CHUNK)

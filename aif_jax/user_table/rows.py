@@ -20,7 +20,7 @@ TRIES = 4  # to copy a row that is being written, before a reader waits for the 
 class Stored(NamedTuple):
     """Rows of n users, each with how far in the stream it is. A user's events come by one partition."""
 
-    words: np.ndarray  # uint32 [n, W], see `index.storage.Packed`
+    words: np.ndarray  # uint32 [n, W], see `store.codec.Packed`
     position: np.ndarray  # int64 [n] of the last event in the row, `NONE` where there is no row
     partition: np.ndarray  # int32 [n]
 

@@ -19,8 +19,8 @@ from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.features import SINCE, no_events
 from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
 from aif_jax.index.parts import read as read_parts
-from aif_jax.index.storage import Packed, Storage
 from aif_jax.output.progress import Bar, track
+from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.snapshots import partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
@@ -84,6 +84,9 @@ class UserTable:
       >>> int(table.memory("ann").count), len(table)
       (2, 2)
     """
+
+    inspect = staticmethod(files.inspect)
+    """`inspect(path)`: the manifest of a snapshot on disk."""
 
     def __init__(
         self,
@@ -238,7 +241,7 @@ class UserTable:
         """
         record = {"version": self.version, "encoding": self.encoder.version, "storage": self.storage}
         record |= {"batch_size": self._program.batch_size, "layout": files.describe(self._program.layout)}
-        files.write(path, self._in_memory(), record, self.trained.config, positions or {})
+        files.write(path, self._in_memory(), record, self.trained.config, positions)
 
     @classmethod
     def from_parts(
@@ -283,10 +286,10 @@ class UserTable:
           ValueError: another config; EncodingMismatch, VersionMismatch: another encoder, other parameters.
         """
         manifest = files.inspect(path)
-        files.check_model(path, manifest, trained)
+        manifest.check_model(path, trained)
         options: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size, "clock": clock}
         table = cls(trained, **options)
-        files.check_layout(path, manifest, table._program.layout)
+        manifest.check_layout(path, table._program.layout)
         table.rows = files.read(path, manifest, width=len(table._program.empty))
         return table
 

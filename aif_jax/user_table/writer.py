@@ -9,9 +9,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.store.snapshots import SnapshotWriter
-from aif_jax.store.trained import Trained
 from aif_jax.user_table.clock import Written
-from aif_jax.user_table.files import inspect
 from aif_jax.user_table.table import Applied, UserTable
 
 
@@ -29,30 +27,12 @@ class UserTableWriter(SnapshotWriter):
       applied: what became of all events since the start of this writer.
     """
 
+    kind = UserTable
     table: UserTable
 
     def __init__(self, directory: str | Path, table: UserTable, **options: Any):
         super().__init__(directory, table, **options)
         self.applied = Applied(0, 0, 0, 0, 0)
-
-    @classmethod
-    def resume(cls, directory: str | Path, trained: Trained, *, takeover: bool = False, **options: Any) -> UserTableWriter:
-        """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
-
-        Args:
-          directory: of an earlier writer.
-          trained: as in `UserTable.load`.
-          takeover: take the directory from a writer that is alive; its next save raises WriterConflict.
-          options: as for the class.
-
-        Raises what `IndexWriter.resume` raises.
-        """
-
-        def load(snapshot: Path) -> Any:
-            table = UserTable.load(snapshot, trained)
-            return cls(directory, table, positions=inspect(snapshot).positions, **options)
-
-        return cls._continue(directory, load, takeover=takeover)
 
     def update(self, events: Any, *, position: int | np.ndarray, partition: int = 0, written: Written | None = None) -> bool:
         """Applies a message, or several; False where the position is not after the partition's last one: applied already.
