@@ -27,8 +27,10 @@ class Nearline:
     """Where the jobs write.
 
     Attributes:
-      index: folder of index snapshots; None serves the index of the export.
-      users: folder of snapshots of a `UserTable`, or redis:// URL of a server with its rows; None for none.
+      index: folder of index snapshots that `aif-jax index follow` writes, of the one version or one in it for each export's
+        name; None serves the index of the export.
+      users: rows of users for calls that bring an id alone: folder of snapshots of a `UserTable`, as for `index`, or redis://
+        URL; None for none.
     """
 
     index: Path | None = None
