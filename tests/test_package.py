@@ -207,7 +207,7 @@ def _run_at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def layer_of(module: str) -> int:
-    """How high a module is; raises for one that no layer has. `export.consume` imports nothing of the package: it is the ground."""
+    """How high a module is; raises for one that no layer has. `export.consume`, which imports nothing, is the ground."""
     if module.startswith("aif_jax.export.consume"):
         return -1
     return LAYERS.index(module.split(".")[1] if "." in module else "__init__")
@@ -346,7 +346,7 @@ def switches(source: str) -> list[str]:
     reads = [ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and re.search(r"\bconfig$", ast.unparse(n.value))]
     found = [read for read in reads if read.rpartition(".")[2] in SWITCHES]
     classes = {name for name in aif_jax.blocks.__all__ if inspect.isclass(getattr(aif_jax.blocks, name))}
-    classes -= {"Block", "Terms", "UserView", "EventView", "ItemView", "Fitted"}
+    classes -= {"Block", "HeadInputs", "UserView", "EventView", "ItemView", "Fitted"}
     return found + [
         ast.unparse(n)
         for n in nodes

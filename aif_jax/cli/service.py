@@ -19,14 +19,14 @@ from aif_jax.service.exports import Mirror
 from aif_jax.service.log import replay
 from aif_jax.service.nearline import Nearline
 from aif_jax.service.process import Listening, log_to_stderr
-from aif_jax.service.processes import Settings, is_worker, serve
+from aif_jax.service.processes import ServiceSettings, is_worker, serve
 from aif_jax.serving import ServingConfig
 from aif_jax.store.folders import URL
 
 SERVERS = ("redis://", "rediss://", "unix://")
 SERVING = [field.name for field in dataclasses.fields(ServingConfig)]
 FLAGS: dict[type, Mapping[str, str]] = {
-    Settings: {"only": "version"}
+    ServiceSettings: {"only": "version"}
     | {name: name for name in ("keep", "poll", "features", "features_timeout", "log", "log_share", "shadow", "shadow_share")}
     | {"traces": "traces"},
     Nearline: {"index": "index", "users": "user_table"},
@@ -78,8 +78,10 @@ def run_serve(options: argparse.Namespace) -> int:
         policy = Policy(limits=Limits(**given[Limits]), **given[Policy])
         where = Listening(token=_token(options.token_file), **given[Listening])
         nearline = Nearline(**given[Nearline] | {"users": _users(options)})
-        settings = Settings(folder=folder, config=config, policy=policy, where=where, nearline=nearline, **given[Settings])
-        expect(options.max_user_age is None or options.user_table is not None, "--max-user-age", "--user-table with it", "none")
+        own = given[ServiceSettings]
+        settings = ServiceSettings(folder=folder, config=config, policy=policy, where=where, nearline=nearline, **own)
+        if options.max_user_age is not None and options.user_table is None:
+            raise UsageError("serve: expected --user-table with --max-user-age")
         expect(options.workers >= 1, "--workers", "at least 1", options.workers)
     log_to_stderr(options.log_form, options.log_level)
     with contextlib.nullcontext() if not is_store or is_worker() else _mirror(options, settings):
@@ -88,7 +90,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _mirror(options: argparse.Namespace, settings: Settings) -> Iterator[None]:
+def _mirror(options: argparse.Namespace, settings: ServiceSettings) -> Iterator[None]:
     """Keeps the local folder like the store, in the process that watches the workers; credentials come from the environment."""
     with shared.open_store(options.folder) as store:
         mirror = Mirror(store, options.mirror, poll=settings.poll)

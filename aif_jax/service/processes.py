@@ -33,7 +33,7 @@ RESTART_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class ServiceSettings:
     """Everything that a process needs to serve.
 
     Attributes:
@@ -81,7 +81,7 @@ class Settings:
         expect(timeout is None or timeout > 0, "features_timeout", "None or more than 0 seconds", timeout)
 
 
-def serve(settings: Settings, *, workers: int = 1) -> None:
+def serve(settings: ServiceSettings, *, workers: int = 1) -> None:
     """Serves until SIGTERM or SIGINT; `workers` processes run the same command line as this one.
 
     Raises what `run` raises; RuntimeError where workers keep dying.
@@ -121,7 +121,7 @@ def is_worker() -> bool:
     return WORKER in os.environ
 
 
-async def run_one(settings: Settings) -> None:
+async def run_one(settings: ServiceSettings) -> None:
     """One process."""
     models = Models(
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,

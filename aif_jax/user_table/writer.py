@@ -10,7 +10,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.store.snapshots import SnapshotWriter
 from aif_jax.user_table.clock import Written
-from aif_jax.user_table.table import Applied, UserTable
+from aif_jax.user_table.table import UpdateCounts, UserTable
 
 
 class UserTableWriter(SnapshotWriter):
@@ -32,7 +32,7 @@ class UserTableWriter(SnapshotWriter):
 
     def __init__(self, directory: str | Path, table: UserTable, **options: Any):
         super().__init__(directory, table, **options)
-        self.applied = Applied(0, 0, 0, 0, 0)
+        self.applied = UpdateCounts(0, 0, 0, 0, 0)
 
     def update(self, events: Any, *, position: int | np.ndarray, partition: int = 0, written: Written | None = None) -> bool:
         """Applies a message, or several; False where the position is not after the partition's last one: applied already.
