@@ -19,7 +19,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError
-from aif_jax.index import IndexWriter, ItemIndex, WriterConflict, files, inspect, snapshots, verify
+from aif_jax.index import IndexWriter, ItemIndex, WriterConflict, inspect, snapshots, verify
+from aif_jax.store import sealed
 from aif_jax.store import snapshots as snapshot_files
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 
@@ -276,21 +277,21 @@ def test_a_snapshot_written_in_the_background_holds_its_own_moment(tmp_path):
 
 
 class Disk:
-    """Stands for `files.write`: full or slow as told."""
+    """Stands for `sealed.write`: full or slow as told."""
 
     def __init__(self, monkeypatch):
         self.full = False
         self.reached, self.go = threading.Event(), threading.Event()
         self.go.set()
-        self.write = files.write
-        monkeypatch.setattr(files, "write", self)
+        self.write = sealed.write
+        monkeypatch.setattr(sealed, "write", self)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments, **options):
         self.reached.set()
         self.go.wait()
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        self.write(*arguments)
+        self.write(*arguments, **options)
 
 
 @pytest.mark.parametrize("background", [False, True])

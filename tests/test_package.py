@@ -39,7 +39,7 @@ OWNERS = {
     "redis": ("connectors/connect.py",),
     "asyncpg": (),
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
-    "threading": ("serving/", "service/", "index/lock.py", "sharding/launch.py"),
+    "threading": ("serving/", "service/", "index/store.py", "sharding/launch.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/run.py", "store/snapshots.py"),
     "uvicorn": ("service/process.py",),
@@ -164,10 +164,10 @@ def test_each_dependency_has_one_owner():
         ("export/save.py", "from jax import export", 0),
         ("train/step.py", "from jax.sharding import Mesh", 1),
         ("train/step.py", "import jax\nmesh = jax.make_mesh((2,), ('x',))", 1),
-        ("index/store.py", "def f():\n  import threading", 1),
+        ("index/parts.py", "def f():\n  import threading", 1),
         ("serving/engine.py", "import asyncio\nasyncio.sleep(0)", 0),
-        ("index/files.py", "import pyarrow as pa", 1),
-        ("index/files.py", "import importlib\nimportlib.import_module('pyarrow')", 1),
+        ("index/item_index.py", "import pyarrow as pa", 1),
+        ("index/item_index.py", "import importlib\nimportlib.import_module('pyarrow')", 1),
         ("train/step.py", "template.sharding\nasyncio_free = 1", 0),
     ],
 )

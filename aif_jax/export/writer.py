@@ -177,9 +177,7 @@ def _write(
         _write_stablehlo(target, manifest, exported, leaves)
     shutil.copytree(Path(consume.__file__).parent, target / "consume", ignore=shutil.ignore_patterns("__pycache__"))
     names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    manifest["files"] = {
-        name: {"bytes": (target / name).stat().st_size, "sha256": digest_of(target / name)} for name in names
-    }
+    manifest["files"] = {name: {"bytes": (target / name).stat().st_size, "sha256": digest_of(target / name)} for name in names}
     manifest["sha256"] = consume.seal(manifest)
     raw = json.dumps(manifest, indent=1).encode()
     (target / files.MANIFEST).write_bytes(raw)
