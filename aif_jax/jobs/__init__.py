@@ -3,7 +3,6 @@
 `Iterator[pyarrow.RecordBatch] -> Iterator[pyarrow.RecordBatch]`; see docs/scale_catalogue.md. Needs the `data` extra.
 """
 
-from aif_jax.jobs.items import ItemJob
-from aif_jax.jobs.users import UserJob
+from aif_jax.jobs.encode import ItemJob, UserJob
 
 __all__ = ["ItemJob", "UserJob"]
