@@ -70,7 +70,9 @@ class Dataset:
         for field, rows, got in (("log.users", users, self.log.users), ("catalogue", items, len(self.catalogue))):
             expect(rows == got, f"Dataset.{field}", f"{rows} rows like the vocabulary", got)
         same = np.array_equal(self.items.raw, self.catalogue.raw)
-        expect(same, "Dataset.items", "the raw ids of the catalogue in the same order", "others")
+        rows = self.items.rows if self.catalogue.rows is None else self.catalogue.rows
+        same = same and np.array_equal(self.items.rows, rows)
+        expect(same, "Dataset.items", "the raw ids of the catalogue in the same order and rows", "others")
         if self.encoder is not None:
             known = self.encoder.vocabularies
             same = (self.encoder.schema, known["user"], known["item"]) == (schema, self.users, self.items)
@@ -93,7 +95,7 @@ class Dataset:
             object.__setattr__(self, "repeats", self.repeated >= REPEATED)
 
     def __repr__(self) -> str:
-        counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"
+        counts = f"{len(self.users.raw):,} users, {len(self.items.raw):,} items, {len(self.log):,} events"
         return f"Dataset({self.name!r}: {counts}, {self.schema!r})"
 
     @property

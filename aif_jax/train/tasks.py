@@ -69,7 +69,7 @@ class NextItem:
         if held_out:
             sampler = NegativeSampler(counts, power=self.power)
             return sampled(data, sampler=sampler, negatives=self.evaluated, repeats=repeats)
-        sampler = NegativeSampler(counts, power=self.power, uniform=self.uniform)
+        sampler = NegativeSampler(counts, power=self.power, uniform=self.uniform, rows=data.catalogue.rows)
         return sampled(data, sampler=sampler, negatives=self.negatives, corrected=self.corrected, repeats=repeats)
 
 
