@@ -101,7 +101,7 @@ def assign(vocabulary: Vocabulary, counts: IdCounts, capacity: Capacity, *, now:
 
     Args:
       vocabulary: before. An id with a row that `counts` lacks, as of a vocabulary that was made without a capacity, counts as
-        seen with the first event that is counted. One without a fixed size gets the capacity's, and its ids keep their rows.
+        seen a second before all others. One without a fixed size gets the capacity's, and its ids keep their rows.
       counts: of all events so far.
       capacity: the rule.
       now: second from which the time since an id was last seen is taken, such as the last event's.
@@ -126,14 +126,18 @@ def assign(vocabulary: Vocabulary, counts: IdCounts, capacity: Capacity, *, now:
     way_out = "the capacity is fixed ahead, because the rows of a trained table do not move"
     expect(fits, "Capacity.rows", f"those of the vocabulary, {len(vocabulary) - 1}", f"{capacity.rows}; {way_out}")
     if len(vocabulary.raw):
-        start = int(counts.last.min(initial=now))
-        counts = add_counts(counts, vocabulary.raw, np.full(len(vocabulary.raw), start), np.zeros(len(vocabulary.raw), np.int64))
+        start = int(counts.last.min(initial=now)) - 1
+        counts = add_counts(
+            counts, vocabulary.raw, np.full(len(vocabulary.raw), start), np.zeros(len(vocabulary.raw), np.int64)
+        )
     stale = np.zeros(len(counts.last), bool) if capacity.evict_after is None else now - counts.last > capacity.evict_after
     row_before = vocabulary.encode(counts.ids.raw)
     has_row = row_before > 0
     enough = ~stale & (has_row | (counts.count >= capacity.admit_after))
     latest, place = -counts.last, np.arange(len(stale))
-    keys = (place, -counts.count, ~has_row, latest) if capacity.when_full == "evict" else (place, -counts.count, latest, ~has_row)
+    keys = (
+        (place, -counts.count, ~has_row, latest) if capacity.when_full == "evict" else (place, -counts.count, latest, ~has_row)
+    )
     order = np.lexsort(keys)
     order = order[enough[order]]
     held = order[: capacity.rows]
@@ -144,11 +148,16 @@ def assign(vocabulary: Vocabulary, counts: IdCounts, capacity: Capacity, *, now:
     kept = np.flatnonzero(~stale)
     remaining = IdCounts(Vocabulary(_taken(counts.ids.raw, kept)), counts.count[kept], counts.last[kept])
     made = Vocabulary(_taken(counts.ids.raw, held), rows=rows, size=size, counts=remaining)
+    admitted = int(np.count_nonzero(new))
     turnover = Turnover(
-        held=len(held), admitted=int(np.count_nonzero(new)), evicted=int(np.count_nonzero(has_row)) - int(np.count_nonzero(~new)),
-        forgotten=int(np.count_nonzero(stale)), waiting=int(np.count_nonzero(~stale & ~enough)),
-        refused=len(order) - len(held), free=capacity.rows - len(held),
-    )  # fmt: skip
+        held=len(held),
+        admitted=admitted,
+        evicted=int(np.count_nonzero(has_row)) - (len(held) - admitted),
+        forgotten=int(np.count_nonzero(stale)),
+        waiting=int(np.count_nonzero(~stale & ~enough)),
+        refused=len(order) - len(held),
+        free=capacity.rows - len(held),
+    )
     return made, turnover
 
 

@@ -68,8 +68,12 @@ class Vocabulary:
             good = self.rows.dtype.kind in "iu" and self.rows.shape == (len(ids),) == self.raw.shape
             good = good and (not len(ids) or (self.rows.min() >= 1 and self.rows.max() < self._size))
             if not good or self._size > 2**31 or len(np.unique(self.rows)) != len(ids):
-                raise ValueError(f"Vocabulary.rows: expected {len(ids)} distinct rows in [1, {size}) of distinct ids, got {rows!r}")
-            order = np.argsort(ids, kind="stable") if isinstance(ids, np.ndarray) else sorted(range(len(ids)), key=ids.__getitem__)
+                raise ValueError(
+                    f"Vocabulary.rows: expected {len(ids)} distinct rows in [1, {size}) of distinct ids, got {rows!r}"
+                )
+            order = (
+                np.argsort(ids, kind="stable") if isinstance(ids, np.ndarray) else sorted(range(len(ids)), key=ids.__getitem__)
+            )
             self.rows = self.rows[order].astype(np.int32)
         if self.fixed != (rows is not None) or (counts is not None and not self.fixed):
             raise ValueError("Vocabulary: expected rows and size together, and counts with them alone, got some of them")
@@ -201,7 +205,9 @@ class Vocabulary:
         counts = None
         if counted or numbers:
             if len(numbers) != 2:
-                raise ValueError("Vocabulary: expected the arrays 'count' and 'last' of the ids that were counted, got not both")
+                raise ValueError(
+                    "Vocabulary: expected the arrays 'count' and 'last' of the ids that were counted, got not both"
+                )
             counts = IdCounts(cls.from_arrays(counted), *numbers)
         if fixed["size"].shape != (1,):
             raise ValueError(f"Vocabulary: expected an array 'size' of one number, got shape {list(fixed['size'].shape)}")

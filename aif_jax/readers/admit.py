@@ -73,7 +73,10 @@ def admit(
     ones = np.ones(len(seconds), np.int64)
     seen = {name: _counted(table, column, known[name], seconds, ones)
             for name, column in (("user", columns.user), ("item", columns.item))}  # fmt: skip
-    for file, source, key, which in (("items", items, columns.item_id, "item"), ("users", users, columns.user_record_id, "user")):
+    for file, source, key, which in (
+        ("items", items, columns.item_id, "item"),
+        ("users", users, columns.user_record_id, "user"),
+    ):
         seen |= _of_attributes(file, source, key, seen[which], encoder, set(capacity) - {"user", "item"})
     vocabularies, turnover = dict(known), {}
     for name, rule in capacity.items():
@@ -108,7 +111,7 @@ def _of_attributes(
 
 
 def _counted(table: Scan, column: str, like: Vocabulary, last: np.ndarray, count: np.ndarray) -> IdCounts:
-    """Counts of the values of a column, each row with the time and the number of its events int64 [n]; without those of none."""
+    """Counts of the values of a column, from the time and the number of events int64 [n] of each row; of none no count."""
     codes = table.codes[column]
     values = codes.codes.reshape(len(count), -1)
     row, place = np.nonzero((values >= 0) & (count > 0)[:, None])
@@ -120,7 +123,12 @@ def _counted(table: Scan, column: str, like: Vocabulary, last: np.ndarray, count
     ids, of_kind = distinct_values(codes, like.kind, is_text=column in table.columns.text)
     strange = total.astype(bool)
     strange[of_kind] = False
-    expect(not strange.any(), f"column {column!r}", f"{like.kind} like the vocabulary", f"{int(strange.sum())} values that are none")
+    expect(
+        not strange.any(),
+        f"column {column!r}",
+        f"{like.kind} like the vocabulary",
+        f"{int(strange.sum())} values that are none",
+    )
     some = np.flatnonzero(total[of_kind])
     chosen = ids[some] if isinstance(ids, np.ndarray) else [ids[at] for at in some]
     return add_counts(None, chosen, latest[of_kind][some], total[of_kind][some])

@@ -111,9 +111,7 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
             continue
         size = max(len(after), 2)  # of an attribute without any value
         rows = np.append(new_rows(old, after), np.full(embedded[name].size - len(old), -1))
-        params, config = grow_vocabulary(
-            params, name, size, jax.random.fold_in(key, number), config=config, rows=rows
-        )
+        params, config = grow_vocabulary(params, name, size, jax.random.fold_in(key, number), config=config, rows=rows)
     return Trained(build(config.with_encoding(encoder.version)), params, encoder.with_length(before.length))
 
 
