@@ -134,7 +134,7 @@ class Impressions:
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """The first event of every request in a span of time."""
-        return request_starts(data.log, min_history=min_history, since=since, before=before)
+        return _requests(data, min_history=min_history, since=since, before=before)
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
         """The list that was shown, whether or not users come back to items: what was shown was a candidate."""
@@ -184,7 +184,7 @@ class Cascaded:
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """The requests of the cascade in a span of time."""
         expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
-        starts = request_starts(data.log, min_history=min_history, since=since, before=before)
+        starts = _requests(data, min_history=min_history, since=since, before=before)
         return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
@@ -193,6 +193,14 @@ class Cascaded:
             return logged(data, repeats=repeats)
         sampler = NegativeSampler(counts_before(data, before), power=self.power) if self.sampled else None
         return staged(data, self.counts, sampler=sampler, repeats=repeats)
+
+
+def _requests(data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
+    """The first event of every request in a span of time whose history, in the log or as served, is long enough."""
+    if data.served is None:
+        return request_starts(data.log, min_history=min_history, since=since, before=before)
+    starts = request_starts(data.log, since=since, before=before)
+    return starts[data.served.history_lengths(starts) >= min_history]
 
 
 Task: TypeAlias = NextItem | Liked | Impressions | Cascaded
