@@ -44,8 +44,9 @@ def features_of(trained: aif.Trained, user: Any, place: int, now: int) -> aif.Us
     """Features of one request, as a service encodes them."""
     rng = np.random.default_rng(place)
     count = int(rng.integers(0, 12))
-    events = {"item": rng.choice([*ITEMS, 999], count).tolist(), "time": (now - 1 - np.sort(rng.integers(0, 9000, count))[::-1]).tolist(),
-              "event": rng.choice(["view", "buy"], count).tolist()}  # fmt: skip
+    ages = np.sort(rng.integers(0, 9000, count))[::-1]
+    items, actions = rng.choice([*ITEMS, 999], count), rng.choice(["view", "buy"], count)
+    events = {"item": items.tolist(), "time": (now - 1 - ages).tolist(), "event": actions.tolist()}
     return trained.encoder.user({"user": user} if user is not None else None, events, now)
 
 
@@ -63,8 +64,9 @@ def record(trained: aif.Trained, data: aif.Dataset, place: int, *, k: int = 4, *
     logits = np.asarray(scorer(trained)(trained.params, features, items)).reshape(10, -1)
     best = np.argsort(-logits[:, 0], kind="stable")[:k]
     made = Record(
-        id=f"request {place}", time=now + 0.25, method="rank", version=trained.version, user=json.dumps(user), k=k, order="logit",
-        candidates=candidates.tolist(), candidate_texts=None, bids=None, ids=candidates[best].tolist(), id_texts=None,
+        id=f"request {place}", time=now + 0.25, method="rank", version=trained.version, user=json.dumps(user), k=k,
+        order="logit", candidates=candidates.tolist(), candidate_texts=None, bids=None,
+        ids=candidates[best].tolist(), id_texts=None,
         logits=logits[best].ravel().tolist(), degraded=False, reason=None, stages="{}", encoding=trained.encoder.version,
         features=frame.pack(names_of(features)), raw=None,
     )  # fmt: skip

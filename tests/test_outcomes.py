@@ -112,8 +112,8 @@ def test_everything_that_is_no_sample_is_counted(served, tmp_path):
     assert summary.requests == 11 and summary.samples == 4 == summary.requests - sum(summary.left_out.values())
     assert summary.outcomes == {"click": 2, "conversion": 1} and summary.late == {"click": 1}
     assert summary.ignored == {
-        "more than once": 1, "before the request": 1, "of an item without a row": 1, "of another name": 1, "without a request": 1,
-        "of a request that was left out": 1, "of an item that was no candidate": 1,
+        "more than once": 1, "before the request": 1, "of an item without a row": 1, "of another name": 1,
+        "without a request": 1, "of a request that was left out": 1, "of an item that was no candidate": 1,
     }  # fmt: skip
     assert len(rows) == sum(summary.outcomes.values()) + sum(summary.late.values()) + sum(summary.ignored.values())
     assert summary.without_outcome == 3 and "4 samples of 11 requests" in str(summary)
@@ -279,6 +279,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import numpy as np
+import pyarrow.compute, pyarrow.parquet
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.jobs.outcomes import join_outcomes
 folder = Path(sys.argv[1])

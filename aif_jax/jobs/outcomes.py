@@ -37,8 +37,9 @@ from aif_jax.store.folders import new_folder
 
 logger = logging.getLogger(__name__)
 PART_BYTES = 16 << 20  # of the requests of a part, as Parquet counts them, and PART_ROWS of its outcomes
-PART_ROWS = 1 << 16
+PART_ROWS = 1 << 14
 MOST_PARTS = 512
+ROWS = 1024  # requests that are decoded at a time
 EXPOSED, PRE_RANKED, RETRIEVED = (STAGES.index(name) for name in ("exposed", "pre_ranked", "retrieved"))
 OPEN, NO_FEATURES, OTHER_ENCODING, OTHER_IDS, DUPLICATE, NOT_SHOWN, SAME_SECOND = (
     "an outcome may still come", "without features", "of another encoder", "with ids of another kind", "with the id of another",
@@ -74,8 +75,8 @@ class JoinSummary:
             return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())) or "none"
 
         return (
-            f"{self.samples:,} samples of {self.requests:,} requests, {self.without_outcome:,} without an outcome; requests left"
-            f" out: {listed(self.left_out)}; outcomes: {listed(self.outcomes)}; after their window: {listed(self.late)};"
+            f"{self.samples:,} samples of {self.requests:,} requests, {self.without_outcome:,} without an outcome; left out:"
+            f" {listed(self.left_out)}; outcomes: {listed(self.outcomes)}; after their window: {listed(self.late)};"
             f" ignored: {listed(self.ignored)}"
         )
 
@@ -109,8 +110,8 @@ def join_outcomes(
       encoder: of the model that served; requests of others are left out.
       windows: outcome to the seconds after the request in which it counts, in the order of actions 2, 3, ... such as
         {"click": 1800, "conversion": 86400}.
-      to: encoder of the model to train, derived from `encoder` (`readers.admit`): rows of the served features are renamed, those
-        of ids that are gone to 0. Candidates are encoded with it. None takes `encoder`.
+      to: encoder of the model to train, derived from `encoder` (`readers.admit`): rows of the served features are renamed,
+        those of ids that are gone to 0. Candidates are encoded with it. None takes `encoder`.
       shown: name of the outcome that says an item was shown; None counts what a ranking returned, or all that was scored.
       candidates: M, of a request at most; the furthest stages are kept, then the log's order.
       until: second up to which the outcomes are complete; None takes that of the last one.
@@ -281,7 +282,8 @@ class _Join:
         users = _numpy(requests["user"])[chosen]
         parts.add_to(((users >> 30) * self.parts) >> 32, {
             "id": requests["id"].take(chosen), "user": users, "time": seconds[chosen],
-            "features": requests["features"].take(chosen), "rows": _lists((pairs[order] & 0xFFFFFFFF).astype(np.int32), lengths),
+            "features": requests["features"].take(chosen),
+            "rows": _lists((pairs[order] & 0xFFFFFFFF).astype(np.int32), lengths),
             "stage": _lists(stage[order], lengths), "logit": _lists(logit[order], lengths),
             "labels": _lists(labels.ravel(), lengths * labels.shape[1]),
         })  # fmt: skip
@@ -331,8 +333,9 @@ class _Join:
             self.left_out[SAME_SECOND] += int(np.count_nonzero(same))
             order = order[~same]
             table, user, time = table.take(order), user[order], time[order]
-            for name, array in self._features(table, maps).items():
-                arrays.add(f"features.{name}", array)
+            for start in range(0, len(order), ROWS):
+                for name, array in self._features(table["features"].slice(start, ROWS).to_pylist(), maps).items():
+                    arrays.add(f"features.{name}", array)
             lengths = _numpy(pyarrow("pyarrow.compute").list_value_length(table["rows"]))
             owner = np.repeat(np.arange(len(order)), lengths)
             slot = owner, np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -365,15 +368,18 @@ class _Join:
         expect(self.samples > 0, "join_outcomes", "at least one request that can be a sample", self.summary())
         self.arrays = arrays.finish()
 
-    def _features(self, table: Any, maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _features(self, records: list[bytes], maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Features of some requests by dotted name, with the encoder's places of history and the target's rows."""
-        length, parts = self.encoder.length, {}
-        for record in table["features"].to_pylist():
+        length, stacked = self.encoder.length, {}
+        for at, record in enumerate(records):
             for name, array in frame_arrays(record).items():
+                if name not in stacked:
+                    shape = (length,) if name.startswith("history.") else array.shape
+                    stacked[name] = np.zeros((len(records), *shape), array.dtype)
                 if name.startswith("history."):
-                    array = np.pad(array[:length], (0, max(0, length - len(array))))
-                parts.setdefault(name, []).append(array)
-        stacked = {name: np.stack(arrays) for name, arrays in parts.items()}
+                    stacked[name][at, : len(array)] = array[:length]
+                else:
+                    stacked[name][at] = array
         features = features_from(stacked, self.encoder.schema, encoding=self.encoder.version, name="request log, features")
         named = names_of(features)
         for name, rows in maps.items():
@@ -473,7 +479,7 @@ def _batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Any]:
             source = pyarrow("pyarrow.parquet").ParquetFile(file)
             missing = sorted(set(columns) - set(source.schema_arrow.names))
             expect(not missing, str(file), "the columns of a request log", f"none of {missing}")
-            for batch in source.iter_batches(1024, columns=list(columns)):
+            for batch in source.iter_batches(ROWS, columns=list(columns)):
                 yield arrow.table(batch).combine_chunks()
         except arrow.ArrowException as error:
             raise ValueError(f"{file}: expected a request log: {error}") from error
