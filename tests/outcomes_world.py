@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import aif_jax as aif
 from aif_jax.data.served import names_of
 from aif_jax.service import frame
-from aif_jax.service.log import Record, log_schema
+from aif_jax.service.log import LogRecord, log_schema
 from tests import demo
 
 NOW = 1_700_000_000
@@ -55,7 +55,7 @@ def scorer(trained: aif.Trained) -> Any:
     return jax.jit(trained.model.joint)
 
 
-def record(trained: aif.Trained, data: aif.Dataset, place: int, *, k: int = 4, **changes: Any) -> Record:
+def record(trained: aif.Trained, data: aif.Dataset, place: int, *, k: int = 4, **changes: Any) -> LogRecord:
     """A ranking of ten candidates; `place` seeds everything and is its minute."""
     rng, user = np.random.default_rng(1000 + place), f"user {place % 7}"
     now, candidates = NOW + 60 * place, rng.choice(ITEMS, 10, replace=False)
@@ -63,7 +63,7 @@ def record(trained: aif.Trained, data: aif.Dataset, place: int, *, k: int = 4, *
     items = data.catalogue.features(trained.encoder.vocabularies["item"].encode(candidates))
     logits = np.asarray(scorer(trained)(trained.params, features, items)).reshape(10, -1)
     best = np.argsort(-logits[:, 0], kind="stable")[:k]
-    made = Record(
+    made = LogRecord(
         id=f"request {place}", time=now + 0.25, method="rank", version=trained.version, user=json.dumps(user), k=k,
         order="logit", candidates=candidates.tolist(), candidate_texts=None, bids=None,
         ids=candidates[best].tolist(), id_texts=None,
@@ -73,10 +73,10 @@ def record(trained: aif.Trained, data: aif.Dataset, place: int, *, k: int = 4, *
     return made._replace(**changes)
 
 
-def write_log(folder: Path, records: list[Record], number: int = 0) -> Path:
+def write_log(folder: Path, records: list[LogRecord], number: int = 0) -> Path:
     """One file of a request log."""
     folder.mkdir(exist_ok=True)
-    columns = {field: [getattr(each, field) for each in records] for field in Record._fields}
+    columns = {field: [getattr(each, field) for each in records] for field in LogRecord._fields}
     pq.write_table(pa.table(columns, schema=log_schema()), folder / f"requests-{number:020d}-1-{number:08d}.parquet")
     return folder
 

@@ -13,7 +13,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import EventLog, repeated_share
-from aif_jax.data.served import Served, names_of
+from aif_jax.data.served import ServedFeatures, names_of
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import ticks
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -66,7 +66,7 @@ class Dataset:
     encoder: Encoder | None = None
     cascade: Cascade | None = None
     repeats: bool | None = None
-    served: Served | None = None
+    served: ServedFeatures | None = None
 
     def __post_init__(self):
         schema, users, items = self.schema, len(self.users), len(self.items)

@@ -26,7 +26,7 @@ RECORD = "samples.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Served:
+class ServedFeatures:
     """Features as served, one user's for each request.
 
     Attributes:
@@ -44,10 +44,10 @@ class Served:
     outcomes: tuple[str, ...]
 
     def __post_init__(self):
-        positions = expect_array(self.positions, "Served.positions", dtype=np.int64, shape=(None,))
-        expect((np.diff(positions) > 0).all(), "Served.positions", "ascending positions", "others")
+        positions = expect_array(self.positions, "ServedFeatures.positions", dtype=np.int64, shape=(None,))
+        expect((np.diff(positions) > 0).all(), "ServedFeatures.positions", "ascending positions", "others")
         counts = {len(leaf) for leaf in jax.tree.leaves(self.features)}
-        expect(counts == {len(positions)}, "Served.features", f"arrays of {len(positions)} requests", sorted(counts))
+        expect(counts == {len(positions)}, "ServedFeatures.features", f"arrays of {len(positions)} requests", sorted(counts))
 
     def at(self, positions: Any) -> np.ndarray:
         """int64 [B] requests of positions in the log; ValueError for one that is not the first event of a request."""

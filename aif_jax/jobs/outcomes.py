@@ -29,9 +29,9 @@ from aif_jax.encoding.hashing import hash_ids
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers.problems import Problems
 from aif_jax.readers.scan import Codes, Scan
-from aif_jax.readers.settle import distinct_values, raw_values
 from aif_jax.readers.sources import Source, pyarrow
 from aif_jax.readers.tables import blocks
+from aif_jax.readers.validate import distinct_values, raw_values
 from aif_jax.service.log import frame_arrays, log_files
 from aif_jax.store.folders import new_folder
 
@@ -136,11 +136,11 @@ def join_outcomes(
         job = _Join(encoder, target, windows, shown, candidates, folder.parent, _parts(files))
         last = job.cut_outcomes(outcomes, {request: "id", item: "id", time: "time", outcome: "category"})
         job.cut_requests(files, until=last if until is None else until)
-        with Parts(folder.parent / "samples", job.parts) as samples:
+        with Partitions(folder.parent / "samples", job.parts) as samples:
             for part in range(job.parts):
                 job.join(part, samples)
         with contextlib.ExitStack() as stack:
-            job.write(Arrays(folder, stack))
+            job.write(ArrayWriter(folder, stack))
         summary = job.summary()
         record = {"encoding": target.version, "outcomes": list(windows), "windows": dict(windows), "arrays": job.arrays}
         (folder / RECORD).write_text(json.dumps(record | {"summary": dataclasses.asdict(summary)}, indent=2), encoding="utf-8")
@@ -185,7 +185,7 @@ class _Join:
         text = tuple(dict.fromkeys([request, outcome, *([item] if known.item in known.text else [])]))
         columns, problems, last = Columns(time_unit=known.time_unit, text=text), Problems(), 0
         codes = {name: code for code, name in enumerate(self.names)}
-        with Parts(self.work / "outcomes", self.parts) as parts:
+        with Partitions(self.work / "outcomes", self.parts) as parts:
             for block in blocks(source, kinds, problems, columns=columns, name="outcomes"):
                 table = Scan(block.file, kinds, columns)
                 table.add(block, problems)
@@ -210,7 +210,7 @@ class _Join:
         columns = ["id", "time", "method", "user", "encoding", "features", "logits", *named]
         arrow, compute = pyarrow(), pyarrow("pyarrow.compute")
         closed = until - int(self.windows.max())
-        with Parts(self.work / "requests", self.parts) as parts:
+        with Partitions(self.work / "requests", self.parts) as parts:
             for batch in _batches(files, columns):
                 count = batch.num_rows
                 self.requests += count
@@ -236,7 +236,7 @@ class _Join:
                     "scored": compute.equal(batch["method"], "score"),
                 })  # fmt: skip
 
-    def join(self, part: int, samples: Parts) -> None:
+    def join(self, part: int, samples: Partitions) -> None:
         """Joins one part, and writes its samples into the parts of their users."""
         requests, outcomes = (_table(self.work / name, part) for name in ("requests", "outcomes"))
         if requests is not None:
@@ -244,7 +244,7 @@ class _Join:
         elif outcomes is not None:
             self.ignored["without a request"] += outcomes.num_rows
 
-    def _join(self, requests: Any, outcomes: Any, parts: Parts) -> None:
+    def _join(self, requests: Any, outcomes: Any, parts: Partitions) -> None:
         ids, seconds, reason = requests["id"].to_pylist(), _numpy(requests["time"]), _numpy(requests["reason"])
         good, place = reason == 0, {}
         for at in sorted(range(len(ids)), key=lambda at: (seconds[at], at)):
@@ -318,7 +318,7 @@ class _Join:
         done[found[left], kind[left]] = True
         self.ignored["more than once"] += int(np.count_nonzero(left)) - int(np.count_nonzero(done))
 
-    def write(self, arrays: Arrays) -> None:
+    def write(self, arrays: ArrayWriter) -> None:
         """Writes the samples in the order of users and times."""
         events, users = 0, 0
         maps = _renaming(self.encoder, self.target)
@@ -389,13 +389,13 @@ class _Join:
         return named
 
 
-class Parts:
+class Partitions:
     """Writes rows of columns into parts on disk, one Arrow file each, made when its first row comes."""
 
     def __init__(self, folder: Path, count: int):
         self._folder, self._count, self._writers = folder, count, {}
 
-    def __enter__(self) -> Parts:
+    def __enter__(self) -> Partitions:
         self._folder.mkdir()
         return self
 
@@ -423,7 +423,7 @@ class Parts:
             self._writers[number].write_table(rows)
 
 
-class Arrays:
+class ArrayWriter:
     """Writes `.npy` files whose first axis grows."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack):

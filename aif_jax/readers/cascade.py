@@ -14,7 +14,7 @@ from aif_jax.data.cascade import LOGGED, Cascade, from_columns
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS as OF_LOG
 from aif_jax.data.events import EventLog
-from aif_jax.data.served import Served, features_from, open_samples
+from aif_jax.data.served import ServedFeatures, features_from, open_samples
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers.read import scan_columns
@@ -138,6 +138,6 @@ def read_samples(folder: str | Path, data: Dataset) -> Dataset:
         user_ids={name: np.broadcast_to(np.int32(0), (len(users), *rest)) for name, rest in lengths.items()},
         user_floats=np.broadcast_to(np.float32(0), (len(users), schema.user_floats)),
         cascade=Cascade(positions=arrays["positions"], rows=arrays["rows"], stage=arrays["stage"], labels=labels),
-        served=Served(positions=arrays["positions"], features=features, outcomes=tuple(record["outcomes"])),
+        served=ServedFeatures(positions=arrays["positions"], features=features, outcomes=tuple(record["outcomes"])),
         repeats=True,
     )
