@@ -95,7 +95,7 @@ LAYERS = (
     # training
     "metrics", "data", "readers", "train",
     # production
-    "index", "user_table", "serving", "export", "jobs", "connectors", "service",
+    "index", "user_table", "serving", "export", "connectors", "service", "jobs",
     # the whole road
     "run", "engines", "cli", "__main__", "__init__",
 )  # fmt: skip

@@ -13,6 +13,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import EventLog, repeated_share
+from aif_jax.data.served import ServedFeatures, names_of
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import ticks
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -43,6 +44,8 @@ class Dataset:
       users, items: raw ids of the U user rows and the N item rows.
       encoder: raw data to these features; None for data made otherwise, whose raw values nothing encodes.
       cascade: logged requests with all their candidates; None where the log holds no more than events.
+      served: features as a service served them, see `jobs.outcomes`: samples take them as they are, `users` may be any, and
+        the log has what was shown, not the histories. None where histories are in the log.
       repeats: whether users come back to items, which training, evaluation and candidates follow: where they do not, an item
         that the user has met is no negative and no candidate. None estimates it when the data set is made: whether `repeated`,
         the measured share of events, is at least `REPEATED`, 1 %. `dataclasses.replace` keeps the value.
@@ -63,6 +66,7 @@ class Dataset:
     encoder: Encoder | None = None
     cascade: Cascade | None = None
     repeats: bool | None = None
+    served: ServedFeatures | None = None
 
     def __post_init__(self):
         schema, users, items = self.schema, len(self.users), len(self.items)
@@ -70,10 +74,13 @@ class Dataset:
         for field, rows, got in (("log.users", users, self.log.users), ("catalogue", items, len(self.catalogue))):
             expect(rows == got, f"Dataset.{field}", f"{rows} rows like the vocabulary", got)
         same = np.array_equal(self.items.raw, self.catalogue.raw)
-        expect(same, "Dataset.items", "the raw ids of the catalogue in the same order", "others")
+        rows = self.items.rows if self.catalogue.rows is None else self.catalogue.rows
+        same = same and np.array_equal(self.items.rows, rows)
+        expect(same, "Dataset.items", "the raw ids of the catalogue in the same order and rows", "others")
         if self.encoder is not None:
             known = self.encoder.vocabularies
-            same = (self.encoder.schema, known["user"], known["item"]) == (schema, self.users, self.items)
+            of_users = self.users if self.served is not None else known["user"]
+            same = (self.encoder.schema, of_users, known["item"]) == (schema, self.users, self.items)
             expect(same, "Dataset.encoder", "one of this schema with these users and items", "another")
             self._carry(self.encoder)
         expect_names(self.user_ids, "Dataset.user_ids", [a.name for a in schema.user_attributes])
@@ -83,7 +90,7 @@ class Dataset:
         name, shape = "Dataset.user_floats", (users, schema.user_floats)
         expect_finite(expect_array(self.user_floats, name, dtype=np.float32, shape=shape), name)
         expect_range(self.log.item, "Dataset.log.item", size=items)
-        expect_range(self.log.action, "Dataset.log.action", size=schema.actions)
+        expect_range(self.log.action, "Dataset.log.action", size=self.actions)
         if self.cascade is not None:
             expect_range(self.cascade.rows, "Dataset.cascade.rows", size=items)
             expect_range(self.cascade.positions, "Dataset.cascade.positions", size=len(self.log))
@@ -93,13 +100,18 @@ class Dataset:
             object.__setattr__(self, "repeats", self.repeated >= REPEATED)
 
     def __repr__(self) -> str:
-        counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"
+        counts = f"{len(self.users.raw):,} users, {len(self.items.raw):,} items, {len(self.log):,} events"
         return f"Dataset({self.name!r}: {counts}, {self.schema!r})"
 
     @property
     def encoding(self) -> str:
         """Version of the encoder that made the features, "" where none is known; see `Schema.encoding`."""
         return self.catalogue.encoding
+
+    @property
+    def actions(self) -> int:
+        """Actions that the log may have, 0 among them: the schema's, or of served requests one shown and one an outcome."""
+        return self.schema.actions if self.served is None else len(self.served.outcomes) + 2
 
     @functools.cached_property
     def repeated(self) -> float:
@@ -118,6 +130,7 @@ class Dataset:
             "items": {**catalogue.ids, "floats": catalogue.floats, "content": catalogue.content},
             "side": catalogue.side,
             "users": {**self.user_ids, "floats": self.user_floats},
+            "served": {} if self.served is None else names_of(self.served.features),
         }
         encoding = "" if self.encoder is None else self.encoder.version
         state = hashlib.sha256(" ".join((encoding, self.users.digest, self.items.digest)).encode())
@@ -142,15 +155,25 @@ class Dataset:
           CorruptRecord: an event out of range, in a file that was damaged after it was opened.
         """
         positions = expect_integers(positions, "positions", size=len(self.log))
+        if self.served is not None:
+            return dataclasses.replace(self.served.of(positions, length=length), encoding=self.encoding)
         users = self.log.user[positions]
         self.expect_intact("user", positions, users, len(self.users))
         return self._features(users, self.log.time[positions], self.log.history_end(positions), length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
         """The same for user rows int [B] at `times` int [B] in seconds; `encoder` does it for raw ids and raw events."""
+        expect(self.served is None, "request_features", "data with histories in its log", f"served requests: {self!r}")
         users = expect_integers(users, "users", size=len(self.users))
         end = self.log.history_end_at(users, times)
         return self._features(users, ticks(times, "times").seconds, end, length)
+
+    def history_lengths(self, positions: Any) -> np.ndarray:
+        """int64 [B] events in the whole history before each sample, or in that which was served."""
+        if self.served is not None:
+            return self.served.history_lengths(positions)
+        at = np.asarray(positions)
+        return self.log.history_end(at) - self.log.offsets[self.log.user[at]]
 
     def with_content(self, content: Any) -> Dataset:
         """The same data set with another content embedding float32 [N, E], which the encoder then expects of items."""

@@ -232,7 +232,7 @@ def _content(tables: Tables, columns: Columns, content: Content | None) -> np.nd
         return _by_row(tables.rows["items"]["item"], tables.scans["items"].floats(columns.content), len(vocabulary))
     if content is None:
         return None
-    return _by_row(np.arange(1, len(vocabulary)), lookup(content)(vocabulary.raw), len(vocabulary))
+    return _by_row(vocabulary.rows, lookup(content)(vocabulary.raw), len(vocabulary))
 
 
 def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
@@ -262,6 +262,7 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None) -
     return Catalogue(
         schema=encoder.schema,
         raw=vocabulary.raw,
+        rows=vocabulary.rows if vocabulary.fixed else None,
         ids=features.ids,
         floats=features.floats * known[:, None],
         content=features.content,
