@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.store.folders import local, new_folder, redacted, write_file
+from aif_jax.store.sealed import digest_of
 
 NAME = re.compile(r"(\d{10})-[0-9a-f]{8}")
 FORMAT = "aif_jax.snapshot_store/1"
@@ -107,7 +108,7 @@ class SnapshotStore:
         entries = {}
         for file in files:
             relative, place = file.relative_to(source).as_posix(), self._path(name, file.relative_to(source).as_posix())
-            entries[relative] = {"bytes": file.stat().st_size, "sha256": _digest(_blocks_of(file))}
+            entries[relative] = {"bytes": file.stat().st_size, "sha256": digest_of(file)}
             self._make_parent(place)
             self._files.put_file(str(file), place)
         for relative, entry in entries.items():
@@ -219,7 +220,7 @@ class SnapshotStore:
                 opened.seek(there)
                 for block in self._blocks(self._path(name, relative), entry["bytes"], start=there):
                     opened.write(block)
-            got = _digest(_blocks_of(file))
+            got = digest_of(file)
             if got == entry["sha256"] or not there:
                 break  # what an earlier download left may be wrong: then it is read again from the start
         try:
@@ -323,12 +324,6 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SnapshotError(f"{where}: {MANIFEST} is torn, altered or not of this library: {error!r}") from error
     return record["files"]
-
-
-def _blocks_of(file: Path) -> Iterator[bytes]:
-    with open(file, "rb") as opened:
-        while block := opened.read(BLOCK):
-            yield block
 
 
 def _digest(blocks: Iterator[bytes]) -> str:
