@@ -54,7 +54,7 @@ class Schema:
         catalogue determines them, so they are looked up by item id.
       actions: size of the behaviour-type (or rating-bucket) vocabulary, row 0 unknown.
       user_floats, item_floats: how many float features.
-      item_statistics: half-lives in seconds of `ItemStatistics`; its numbers are the last ones of the `item_floats`. () for none.
+      item_statistics: half-lives in seconds of `ItemStatistics`, whose numbers are the last of the `item_floats`; () for none.
       content: E, the width of the content embedding; 0 for none.
       side: names of float values that a row carries along for the engine, such as "bid".
       encoding: version of the encoder whose ids and floats these are; "" where none is known, as for arrays made by hand. It

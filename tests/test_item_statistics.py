@@ -101,16 +101,14 @@ def test_nothing_of_the_future_changes_a_bit(days):
     np.testing.assert_array_equal(whole, past)
     after = data().item_features(rows, time + 1).floats
     happened = np.unique(data().log.item[data().log.time == time])
-    assert sorted(np.flatnonzero((after[:, 1] != whole[:, 1]))) == sorted(happened)  # the count of what happens right then
+    assert sorted(np.flatnonzero(after[:, 1] != whole[:, 1])) == sorted(happened)  # the count of what happens right then
 
 
 def test_training_batches_hold_them_as_of_each_sample():
     sampler = NegativeSampler(item_counts(data(), np.arange(len(data().log))))
-    source = candidates.sampled(data(), sampler=sampler, negatives=3)
+    source = candidates.sampled_negatives(data(), sampler=sampler, negatives=3)
     positions = np.flatnonzero(data().log.time > START + DAY)
-    feed = Pipeline(
-        dataset=data(), positions=positions, candidates=source, config=trained().model.config, batch_size=6, seed=3
-    )
+    feed = Pipeline(dataset=data(), positions=positions, candidates=source, config=trained().model.config, batch_size=6, seed=3)
     fed = next(iter(feed.batches()))
     assert fed.batch is not None and fed.positions is not None
     rows, floats = np.asarray(fed.batch.items.ids["item"]), np.asarray(fed.batch.items.floats)

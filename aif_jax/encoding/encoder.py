@@ -184,12 +184,13 @@ class Encoder:
         fits = width == (0 if content is None else content.shape[1])
         expect(fits, "items", f"a content embedding of width {width}", "none" if content is None else content.shape[1])
 
-        def columns(names: tuple[str, ...]) -> np.ndarray:
+        def stack(names: tuple[str, ...]) -> np.ndarray:
             return stacked([floats[name] for name in names], len(rows["item"]))
 
+        scaled = self.scaled("item", stack(self.columns.item_floats))
         return ItemFeatures(
             ids={attribute.name: rows[attribute.name] for attribute in self.schema.item_attributes},
-            floats=np.concatenate([self.scaled("item", columns(self.columns.item_floats)), columns(self.columns.statistics)], 1),
+            floats=np.concatenate([scaled, stack(self.columns.statistics)], axis=1),
             content=content,
             side={name: floats[name] for name in self.columns.side},
             encoding=self.version,

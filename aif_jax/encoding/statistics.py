@@ -68,12 +68,9 @@ class ItemStatistics:
         Raises:
           TypeError, ValueError: rows out of range.
         """
-        rows = expect_integers(rows, "rows", size=len(self._first)).astype(np.int64)
-        times = np.broadcast_to(np.asarray(times, np.int64), rows.shape)
-        first = self._first[rows]
-        place = np.clip(times - self._start, 0, self._span - 1)  # later than all events: all of them
-        count = np.searchsorted(self._keys, rows * self._span + place) - first
-        met = (count > 0) & (rows > 0)
+        count = self.counts(rows, times)
+        rows, times = np.asarray(rows), np.broadcast_to(np.asarray(times, np.int64), count.shape)
+        first, met = self._first[rows], (count > 0) & (rows > 0)
         last = np.where(met, first + count - 1, 0)
         first = np.where(met, first, 0)
         if not len(self._keys):
@@ -83,6 +80,13 @@ class ItemStatistics:
         hours = np.stack(since, -1) / HOUR
         found = np.concatenate([count[..., None], sums, hours], -1)
         return np.where(met[..., None], np.log1p(found) / SCALE, 0).astype(np.float32)
+
+    def counts(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """How many events of items are strictly earlier than moments, int64 of the shape of `rows`; arguments as for `at`."""
+        rows = expect_integers(rows, "rows", size=len(self._first)).astype(np.int64)
+        times = np.broadcast_to(np.asarray(times, np.int64), rows.shape)
+        place = np.clip(times - self._start, 0, self._span - 1)  # later than all events: all of them
+        return np.searchsorted(self._keys, rows * self._span + place) - self._first[rows]
 
     def _decayed(self) -> np.ndarray:
         """Decayed counts [n, half-lives] of an item's events up to each event, that one included.

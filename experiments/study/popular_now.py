@@ -1,13 +1,17 @@
-"""Do statistics of items as of the sample's time rank better?
+"""Do item statistics as of the sample's time rank better? And do negatives drawn by popularity so far?
 
-Claim     Counts and rates of an item and of its category over windows up to the sample's time, and the ages of the item's first
-          and last event, as item features of every model: worth on the validation split, one epoch.
-Command   python -m experiments.study.popular_now --data DIR --results DIR --work DIR
-Protocol  That of `question` (sizes, recipe, optimizer, steps, requests), each model with and without the statistics. Counts are
-          of all events strictly earlier than the sample, those of the held-out slice among them, as a nearline job would have
-          them; in the catalogue they are those of the first of `CHUNK` requests by time. Negatives of training are drawn by the
-          counts of all training events ("training"), or by the counts up to the sample ("so far").
-Measured  in experiments/results/question/popular_now.jsonl
+Claim     On MovieLens both raise GAUC of every model; HR@100 does not follow. On the Taobao head they bring nothing.
+Command   python -m experiments.study.popular_now --data DIR, then --report
+Protocol  That of `question`, validation split, one epoch, seed 0. "decayed" gives every model the item statistics of
+          HALF_LIVES, as of each sample, of events strictly earlier; in the catalogue as of the first of CHUNK requests by time.
+          Held-out events count from the moment on at which they have happened, as a nearline job has them.
+          Negatives of training are drawn by the counts of all training events ("training", the protocol) or by those before the
+          sample ("so far").
+          Three GAUCs: that of the protocol; "trained", of requests for items with a training event, as the protocol draws no
+          others as negatives, so that "no event yet" alone tells a positive; "so far", against items drawn by popularity
+          before the request, of items that had an event. HR@100 with the popularity correction by training counts, and
+          ("now") by the counts before the request.
+Measured  in experiments/results/question/popular_now/, one record a run and one file with its figures by user.
 """
 
 from __future__ import annotations
@@ -17,358 +21,246 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
 from aif_jax import checkpoint, metrics, train
 from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.data import candidates
-from aif_jax.data.candidates import CandidateLists, Draw
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
-from aif_jax.data.pipeline import Batch, Fed, Pipeline, make_batch
-from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
+from aif_jax.data.pipeline import Pipeline
+from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import eligible
-from aif_jax.train.evaluate import predict, rank_of
+from aif_jax.encoding.statistics import ItemStatistics
+from aif_jax.metrics import ByUser
+from aif_jax.schema import statistic_names
+from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common
 from experiments.study import datasets, question, recipes, records
 from experiments.study.question import Trial
 
+RESULTS = question.RESULTS / "popular_now"
 HOUR, DAY = 3600, 86400
-WINDOWS = (HOUR, 6 * HOUR, DAY, 7 * DAY, 30 * DAY, 365 * DAY, 0)  # seconds; 0 for all time
-CHUNK = 8  # requests of the catalogue that share one refresh of the item rows
-SMOOTH = 0.5
-NONE, NOW = "none", "so far"
-
-
-class Counts:
-    """How often each value occurs in a log before a time: binary searches in (value, time) keys."""
-
-    def __init__(self, values: np.ndarray, times: np.ndarray, size: int):
-        self.start = int(times.min())
-        self.span = int(times.max()) - self.start + 2
-        self.keys = np.sort(values.astype(np.int64) * self.span + (times - self.start))
-        self.first = np.searchsorted(self.keys, np.arange(size) * self.span)
-        self.size = size
-
-    def before(self, values: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """How many events of each value are strictly earlier than its time."""
-        at = np.clip(times - self.start, 0, self.span - 1)
-        return np.searchsorted(self.keys, values.astype(np.int64) * self.span + at) - self.first[values]
-
-    def time_of(self, values: np.ndarray, number: np.ndarray) -> np.ndarray:
-        """Time of the event of a value with that number, which exists."""
-        return self.keys[self.first[values] + number] - values * self.span + self.start
-
-
 HALF_LIVES = (6 * HOUR, 7 * DAY, 180 * DAY)
+CHUNK = 8  # requests that are ranked with one refresh of the item rows
+NONE, DECAYED = "none", "decayed"
+TRAINING, SO_FAR = "training", "so far"
+SPAWN = 9  # stream of random numbers: negatives drawn so far
 
 
-class Decayed(Counts):
-    """Counts whose events lose half of their weight in each half-life, float64 [events, half-lives] just after each event."""
-
-    def __init__(self, values: np.ndarray, times: np.ndarray, size: int):
-        super().__init__(values, times, size)
-        value, time = np.divmod(self.keys, self.span)
-        place, lives = np.arange(len(time)) - self.first[value], np.array(HALF_LIVES, float)
-        self.sums, step = np.ones((len(time), len(lives))), 1
-        while (far := place >= step).any():
-            at = np.flatnonzero(far)
-            gap = (time[at] - time[at - step])[:, None]
-            added = self.sums[at - step] * np.exp2(-gap / lives)
-            self.sums[at] += added
-            step *= 2
-
-    def sums_before(self, values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Count and decayed counts [..., half-lives] of the events strictly earlier."""
-        count = self.before(values, times)
-        at = np.maximum(self.first[values] + count - 1, 0)
-        gap = np.maximum(times - (self.keys[at] % self.span + self.start), 0)[..., None]
-        return count, np.where((count > 0)[..., None], self.sums[at] * np.exp2(-gap / np.array(HALF_LIVES, float)), 0)
-
-
-class DecayedStatistics:
-    """The same as `Statistics` by decayed counts in place of windows; `parts`: what is in them."""
-
-    def __init__(self, dataset: Dataset, parts: str = "items, categories, totals"):
-        log, category = dataset.log, dataset.catalogue.ids["category"]
-        self.category, self.parts = category, parts
-        self.items = Decayed(log.item, log.time, len(category))
-        self.categories = Decayed(category[log.item], log.time, int(category.max()) + 1)
-        self.all = Decayed(np.zeros(len(log), np.int64), log.time, 1)
-
-    @property
-    def width(self) -> int:
-        lives = len(HALF_LIVES)
-        return 3 + lives + lives * ("totals" in self.parts) + lives * ("categories" in self.parts)
-
-    def __call__(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
-        rows = np.asarray(rows, np.int64)
-        times = np.broadcast_to(times, rows.shape)
-        unique, place = np.unique(times, return_inverse=True)
-        count, of_item = self.items.sums_before(rows, times)
-        total = self.all.sums_before(np.zeros(len(unique), np.int64), unique)[1][place.reshape(rows.shape)]
-        found = [np.log1p(count), *np.moveaxis(np.log1p(of_item), -1, 0)]
-        groups = [(of_item, self.items.size)] if "totals" in self.parts else []
-        if "categories" in self.parts:
-            groups.append((self.categories.sums_before(self.category[rows].astype(np.int64), times)[1], self.categories.size))
-        for decayed, size in groups:
-            found += [*np.moveaxis(np.log((decayed + SMOOTH) / (total + SMOOTH * size) * size), -1, 0)]
-        for number in (np.zeros_like(rows), np.maximum(count - 1, 0)):
-            moment = self.items.time_of(np.where(count > 0, rows, self.items.keys[0] // self.items.span), number)
-            found.append(np.where(count > 0, np.log1p(np.maximum(times - moment, 0) / HOUR), 0))
-        return np.where((rows > 0)[..., None], np.stack(found, -1) / 4, 0).astype(np.float32)
-
-
-class Statistics:
-    """Features of items as of a time, from events strictly earlier than it."""
-
-    def __init__(self, dataset: Dataset):
-        log, category = dataset.log, dataset.catalogue.ids["category"]
-        self.category = category
-        self.items = Counts(log.item, log.time, len(category))
-        self.categories = Counts(category[log.item], log.time, int(category.max()) + 1)
-        self.all = Counts(np.zeros(len(log), np.int64), log.time, 1)
-
-    @property
-    def width(self) -> int:
-        return 3 * len(WINDOWS) + 2
-
-    def __call__(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """float32 [..., width] of item rows at times of a shape that broadcasts."""
-        rows = np.asarray(rows, np.int64)
-        times = np.broadcast_to(times, rows.shape)
-        found = []
-        groups = self.category[rows].astype(np.int64)
-        unique, place = np.unique(times, return_inverse=True)
-        place = place.reshape(rows.shape)
-        zeros = np.zeros(len(unique), np.int64)
-        whole = self.items.before(rows, times)
-        for window in WINDOWS:
-            since = times - window
-            of_item, of_group = whole, self.categories.before(groups, times)
-            total = self.all.before(zeros, unique)
-            if window:
-                of_item = of_item - self.items.before(rows, since)
-                of_group = of_group - self.categories.before(groups, since)
-                total = total - self.all.before(zeros, unique - window)
-            total = total[place]
-            found.append(np.log1p(of_item))
-            for count, size in ((of_item, self.items.size), (of_group, self.categories.size)):
-                found.append(np.log((count + SMOOTH) / (total + SMOOTH * size) * size))
-        met = whole > 0
-        last = self.items.time_of(rows, np.maximum(whole - 1, 0))
-        first = self.items.time_of(rows, np.zeros_like(rows)) if len(self.items.keys) else last
-        for moment in (first, last):
-            found.append(np.where(met, np.log1p(np.maximum(times - moment, 0) / HOUR), 0))
-        return np.where((rows > 0)[..., None], np.stack(found, -1) / 4, 0).astype(np.float32)
-
-
-def fast(dataset: Dataset, width: int) -> Dataset:
-    """The data set whose items have places for the statistics, zeros."""
-    schema = dataclasses.replace(dataset.schema, item_floats=width, encoding="")
-    floats = np.zeros((len(dataset.catalogue), width), np.float32)
-    catalogue = dataclasses.replace(dataset.catalogue, schema=schema, floats=floats)
+def with_statistics(dataset: Dataset) -> Dataset:
+    """The data set whose items have the statistics."""
+    catalogue, more = dataset.catalogue, len(statistic_names(HALF_LIVES))
+    floats = dataset.schema.item_floats + more
+    schema = dataclasses.replace(dataset.schema, item_floats=floats, item_statistics=HALF_LIVES, encoding="")
+    places = np.concatenate([catalogue.floats, np.zeros((len(catalogue), more), np.float32)], 1)
+    catalogue = dataclasses.replace(catalogue, schema=schema, floats=places)
     return dataclasses.replace(dataset, schema=schema, catalogue=catalogue, encoder=None)
 
 
-def with_floats(batch: Batch, floats: np.ndarray) -> Batch:
-    """A batch with other floats of its items."""
-    return dataclasses.replace(batch, items=dataclasses.replace(batch.items, floats=floats))
-
-
-def drawn_so_far(dataset: Dataset, counts: Counts, *, negatives: int, repeats: bool, tries: int = 8) -> candidates.Source:
-    """The event's item and negatives drawn by count ** 0.75 of the events before the sample: events drawn at random, kept
-    with probability count ** -0.25."""
+def counts_at(dataset: Dataset) -> ItemStatistics:
+    """How often items occur before a moment."""
     log = dataset.log
+    return ItemStatistics(log.item, log.time, items=len(dataset.catalogue), half_lives=(DAY,))
+
+
+def drawn_so_far(dataset: Dataset, *, negatives: int, repeats: bool, tries: int = 8) -> CandidateSource:
+    """The event's item and negatives drawn by count ** 0.75 of the events before the sample.
+
+    Events before the sample are drawn at random and kept with probability count ** -0.25 of their item; 0 takes the place of
+    a negative where too few of them are kept.
+    """
+    log, statistics = dataset.log, counts_at(dataset)
     order = np.argsort(log.time, kind="stable")
     ordered, items = log.time[order], log.item[order]
 
-    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
-        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(9, draw.epoch, draw.step)))
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(SPAWN, draw.epoch, draw.step)))
         times, target = log.time[positions], log.item[positions]
         end = np.searchsorted(ordered, times)
         tried = items[(rng.random((len(positions), tries * negatives)) * end[:, None]).astype(np.int64)]
-        count = counts.before(tried.astype(np.int64), np.broadcast_to(times[:, None], tried.shape))
+        count = statistics.counts(tried, times[:, None])
         good = rng.random(tried.shape) < np.maximum(count, 1) ** -0.25
         good &= (tried != target[:, None]) & (tried > 0)
         if not repeats:
-            good &= ~Seen.before(log, positions).contains(np.arange(len(positions))[:, None], tried)
+            good &= ~SeenPairs.before(log, positions).contains(np.arange(len(positions))[:, None], tried)
         first = np.argsort(~good, axis=1, kind="stable")[:, :negatives]
         chosen = np.where(np.take_along_axis(good, first, 1), np.take_along_axis(tried, first, 1), 0)
         rows = np.concatenate([target[:, None], chosen], 1).astype(np.int32)
-        labels = np.zeros(rows.shape, np.float32)
-        labels[:, 0] = 1
-        return CandidateLists(rows, labels)
+        return CandidateLists(rows, np.eye(1, rows.shape[1], dtype=np.float32).repeat(len(rows), 0))
 
-    return candidates.Source(lists, {"kind": "drawn so far", "negatives": negatives})
+    return CandidateSource(lists, {"kind": "drawn so far", "negatives": negatives})
 
 
-def train_model(trial: Trial, data: datasets.StudyData, statistics: Any, negatives: str, *, progress: bool):
-    """As `question.train_model`, with the statistics of each sample's time."""
+def train_model(
+    trial: Trial, data: datasets.StudyData, negatives: str, *, progress: bool
+) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
+    """As `question.train_model`, with negatives of either kind."""
     dataset, seen = data.dataset, data.split.train
     model = aif.build(question.config_of(trial, data))
-    if negatives == NOW:
-        source = drawn_so_far(
-            dataset, Counts(dataset.log.item, dataset.log.time, len(dataset.catalogue)), negatives=question.NEGATIVES,
-            repeats=data.repeats,
-        )  # fmt: skip
+    given: dict[str, Any] = dict(negatives=question.NEGATIVES, repeats=data.repeats)
+    if negatives == SO_FAR:
+        source = drawn_so_far(dataset, **given)
     else:
-        source = candidates.sampled(
-            dataset, sampler=NegativeSampler(item_counts(dataset, seen)), negatives=question.NEGATIVES, repeats=data.repeats
-        )
+        source = candidates.sampled_negatives(dataset, sampler=NegativeSampler(item_counts(dataset, seen)), **given)
     feed = Pipeline(
         dataset=dataset, positions=eligible(dataset.log, seen, min_history=1), config=model.config, seed=trial.seed,
         candidates=source, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
         buckets=recipes.shorter(model.config.history_length),
     )  # fmt: skip
-
-    def filled() -> Iterator[Fed]:
-        for fed in feed.batches():
-            assert fed.batch is not None and fed.positions is not None
-            if statistics is not None:
-                rows = np.asarray(fed.batch.items.ids["item"])
-                floats = statistics(rows, dataset.log.time[fed.positions][:, None])
-                fed = dataclasses.replace(fed, batch=with_floats(fed.batch, floats))
-            yield fed
-
     optimizer = train.default_optimizer(len(feed), learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
     fitted = aif.fit_tables(model.config, dataset.catalogue, seed=0)
     state = train.init_state(model.init(jax.random.key(trial.seed), None, fitted=fitted), optimizer)
     step, began = train.make_step(model, optimizer, loss=recipes.loss(recipes.DEFAULT)), time.perf_counter()
-    state = loop(state, step, filled(), total=len(feed), label=trial.id, progress=progress)
+    state = loop(state, step, feed.batches(), total=len(feed), label=trial.id, progress=progress)
     params = jax.block_until_ready(state.params)
     return model, params, {"steps": int(state.step), "train_seconds": time.perf_counter() - began}
 
 
-def list_scores(model, params: Params, dataset: Dataset, at: np.ndarray, rows: np.ndarray, statistics: Any):
-    """Scores of lists [R, C] with the statistics of each request's time."""
-
-    def batches() -> Iterator[Batch]:
-        for start in range(0, len(at), 100):
-            some = (np.arange(100) + start) % len(at)
-            batch = make_batch(dataset, at[some], rows[some], np.zeros((100, rows.shape[1]), np.float32), config=model.config)
-            if statistics is not None:
-                batch = with_floats(batch, statistics(rows[some], dataset.log.time[at[some]][:, None]))
-            yield batch
-
-    return np.concatenate(list(predict(model, params, batches())))[: len(at)]
-
-
-def evaluate(model, params: Params, data: datasets.StudyData, trial: Trial, statistics: Any) -> dict[str, Any]:
-    """Metrics by user: GAUC of the protocol, of requests for items with a training event, of candidates drawn so far; HR@100."""
+def evaluate(
+    trial: Trial, model: aif.PreRanker, params: Params, data: datasets.StudyData, *, progress: bool
+) -> dict[str, ByUser]:
+    """Metrics by user: the three GAUCs, and HR@100 by offset of items without an event, with both popularity corrections."""
     dataset, log = data.dataset, data.dataset.log
     part = question.parts_of(trial, data)[0]
     requests = question.requests_of(trial, part, data)
-    at = requests.positions
-    scores = list_scores(model, params, dataset, at, requests.rows, statistics)
-    users, sample = log.user[at][:, None], np.arange(len(at))[:, None]
-    seen = Seen.before(log, at)
-    kept = np.full(requests.rows.shape, True) if data.repeats else ~seen.contains(sample, requests.rows)
-    counts = item_counts(dataset, part.seen)
-    known = kept & (counts[log.item[at]] > 0)[:, None]
+    at, users = requests.positions, log.user[requests.positions][:, None]
+    counts, statistics = item_counts(dataset, part.seen), counts_at(dataset)
+    met = SeenPairs.before(log, at).contains(np.arange(len(at))[:, None], requests.rows)
+    kept = np.full(met.shape, True) if data.repeats else ~met
+    lists = CandidateLists(requests.rows, requests.labels)
+    scores = list_scores(model, params, dataset, at, lists, progress=progress)
+    trained = (counts[log.item[at]] > 0)[:, None]
+    lists = drawn_so_far(dataset, negatives=99, repeats=data.repeats)(at, SampleKey(0, 0, 0))
+    so_far = list_scores(model, params, dataset, at, lists, progress=progress)
+    happened = (statistics.counts(log.item[at], log.time[at]) > 0)[:, None]
     found = {
         "gauc": metrics.gauc_by_user(scores, requests.labels, users, where=kept),
-        "gauc_trained": metrics.gauc_by_user(scores, requests.labels, users, where=known),
+        "gauc_trained": metrics.gauc_by_user(scores, requests.labels, users, where=kept & trained),
+        "gauc_so_far": metrics.gauc_by_user(so_far, lists.labels, users, where=(lists.rows > 0) & happened),
     }
-    by_time = Counts(log.item, log.time, len(counts))
-    source = drawn_so_far(dataset, by_time, negatives=99, repeats=data.repeats)
-    lists = source(at, Draw(0, 0, 0))
-    now = list_scores(model, params, dataset, at, lists.rows, statistics)
-    met = by_time.before(log.item[at].astype(np.int64), log.time[at]) > 0
-    found["gauc_so_far"] = metrics.gauc_by_user(now, lists.labels, users, where=(lists.rows > 0) & met[:, None])
     at = np.sort(np.random.default_rng(2).permutation(at)[: question.CATALOGUE_REQUESTS])
-    at = at[np.argsort(log.time[at], kind="stable")]
-    every, length = np.arange(len(dataset.catalogue)), model.config.history_length
-    item_rows = jax.jit(lambda params, items: jax.vmap(model.item, (None, 0))(params, items))
-    rank = jax.jit(
-        lambda params, users, rows: jax.vmap(model.interaction, (None, 0, None))(
-            params, jax.vmap(model.user, (None, 0))(params, users), rows
-        )
-    )
-    features = dataset.catalogue.features(every, content=model.config.reads_content)
-    rows = None
-    names = [f"{kind}@{untrained:g}" for kind in ("hr100", "hr100_now") for untrained in question.UNTRAINED]
+    names = [(kind, untrained) for kind in ("hr100", "hr100_now") for untrained in question.UNTRAINED]
     hits = {name: np.zeros(len(at)) for name in names}
-    fixed = [popularity_offset(counts, untrained=untrained) for untrained in question.UNTRAINED]
-    for start in range(0, len(at), CHUNK):
-        here = at[start : start + CHUNK]
-        pad = np.resize(here, CHUNK)
-        moment = int(log.time[here[0]])
-        if rows is None or statistics is not None:
-            if statistics is not None:
-                features = dataclasses.replace(features, floats=statistics(every, np.full(1, moment)))
-            rows = item_rows(params, features)
-        logits = np.array(rank(params, dataset.user_features(pad, length=length), rows))[: len(here)]
-        target, each = log.item[here], np.arange(len(here))
-        of_target = logits[each, target]
-        logits[:, 0] = -np.inf
-        if not data.repeats:
-            for row, position, end in zip(each, here, log.history_end(here), strict=True):
-                logits[row, log.item[log.offsets[log.user[position]] : end]] = -np.inf
-        logits[each, target] = of_target
-        so_far = by_time.before(every, np.full(len(every), moment))
-        for place, untrained in enumerate(question.UNTRAINED):
-            for kind, offset in (("hr100", fixed[place]), ("hr100_now", popularity_offset(so_far, untrained=untrained))):
-                hits[f"{kind}@{untrained:g}"][start : start + len(here)] = rank_of(logits + offset, target) < 100
-    for name, values in hits.items():
-        found[name] = metrics.mean_by_user(values, log.user[at])
+    every = np.arange(len(counts))
+    given: dict[str, Any] = dict(repeats=data.repeats, batch_size=CHUNK, progress=progress)
+    for rows, of_items in catalogue_scores(model, params, dataset, at, **given):
+        now = statistics.counts(every, log.time[at[rows]].min())
+        for kind, untrained in names:
+            offset = popularity_offset(now if kind == "hr100_now" else counts, untrained=untrained)
+            hits[kind, untrained][rows] = rank_of(of_items + offset, log.item[at[rows]]) < 100
+    for (kind, untrained), values in hits.items():
+        found[f"{kind}@{untrained:g}"] = metrics.mean_by_user(values, log.user[at])
     return found
 
 
-def main() -> None:
+def run(
+    trial: Trial, plain: datasets.StudyData, kind: str, negatives: str, *, results: Path, work: Path, progress: bool
+) -> dict[str, Any]:
+    """Trains, evaluates, keeps the model in `work` and the figures in `results`."""
+    began, name = time.perf_counter(), identity(trial, kind, negatives)
+    data = plain if kind == NONE else dataclasses.replace(plain, dataset=with_statistics(plain.dataset))
+    folder = work / file_of(name)
+    if folder.exists():
+        model, params = aif.build(question.config_of(trial, data)), checkpoint.load(folder).params
+        said = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
+    else:
+        model, params, said = train_model(trial, data, negatives, progress=progress)
+        checkpoint.save(folder, aif.Trained(model, params))
+        folder.with_suffix(".json").write_text(json.dumps(said), encoding="utf-8")
+    found = evaluate(trial, model, params, data, progress=progress)
+    (results / "by_user").mkdir(parents=True, exist_ok=True)
+    arrays = {f"{key}.{part}": value for key, one in found.items() for part, value in question.pack(one).items()}
+    np.savez_compressed(results / "by_user" / f"{file_of(name)}.npz", **arrays)  # type: ignore[arg-type]
+    record = {
+        "id": name, "dataset": trial.dataset, "model": trial.model, "statistics": kind, "negatives": negatives,
+        "figures": {key: one.mean for key, one in found.items()}, **said,
+        "seconds": time.perf_counter() - began, "commit": common.machine()["commit"],
+    }  # fmt: skip
+    records.append(results, record)
+    return record
+
+
+def identity(trial: Trial, kind: str, negatives: str) -> str:
+    """The name of a record."""
+    return f"{trial.id}/statistics {kind}/negatives {negatives}"
+
+
+def file_of(name: str) -> str:
+    """The name of a record as that of a file."""
+    return name.replace("/", "--").replace(" ", "_").replace("=", "")
+
+
+def report(results: Path) -> str:
+    """Each run against that of the same model without statistics and with the protocol's negatives, paired over users."""
+    lines, found = [], records.read(results)
+    usual = {(r["dataset"], r["model"]): r for r in found.values() if (r["statistics"], r["negatives"]) == (NONE, TRAINING)}
+
+    def by_user(record: dict[str, Any], name: str) -> ByUser:
+        with np.load(results / "by_user" / f"{file_of(record['id'])}.npz") as arrays:
+            users, values, weights = (arrays[f"{name}.{part}"] for part in ("users", "values", "weights"))
+        return ByUser(users.astype(np.int64), values.astype(np.float64), weights.astype(np.float64))
+
+    def best(record: dict[str, Any], kind: str) -> str:
+        names = [f"{kind}@{untrained:g}" for untrained in question.UNTRAINED]
+        return max(names, key=lambda name: record["figures"][name])
+
+    for record in found.values():
+        base = usual.get((record["dataset"], record["model"]))
+        if base is None or base is record:
+            continue
+        lines.append(
+            f"{record['dataset']}, {record['model']}: statistics {record['statistics']}, negatives {record['negatives']}"
+        )
+        for name in ("gauc", "gauc_trained", "gauc_so_far"):
+            gap = metrics.paired_interval(by_user(record, name), by_user(base, name))
+            values = f"{base['figures'][name]:.4f} -> {record['figures'][name]:.4f}"
+            lines.append(f"  {name} {values}, {100 * gap.value:+.2f} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}] points")
+        for kind in ("hr100", "hr100_now"):
+            ours, theirs = by_user(record, best(record, kind)), by_user(base, best(base, kind))
+            gap = metrics.paired_interval(ours, theirs, ratio=True)
+            lines.append(
+                f"  {kind} {theirs.mean:.3f} -> {ours.mean:.3f}, {gap.value:.2f} times [{gap.low:.2f}, {gap.high:.2f}]"
+            )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Does the missing runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--trained", type=Path, help="where `question` keeps its models")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument("--dataset", nargs="+", default=["movielens", "taobao"])
     parser.add_argument("--model", nargs="+", default=[question.BASE, question.WITH_MATCHING, question.AIF])
-    parser.add_argument("--statistics", nargs="+", default=[NONE, NOW])
-    parser.add_argument("--negatives", nargs="+", default=["training"])
-    options = parser.parse_args()
+    parser.add_argument("--statistics", nargs="+", default=[NONE, DECAYED], choices=[NONE, DECAYED])
+    parser.add_argument("--negatives", nargs="+", default=[TRAINING], choices=[TRAINING, SO_FAR])
+    parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
+    parser.add_argument(
+        "--work", metavar="DIR", type=Path, default=Path("out/popular_now"), help="where models are kept"
+    )
+    parser.add_argument("--report", action="store_true", help="print what the records say and stop")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args(arguments)
+    if options.report:
+        print(report(options.results))
+        return
+    given = {"results": options.results, "work": options.work, "progress": not options.quiet}
     for name in options.dataset:
         plain = datasets.load(name, options.data)
         for negatives in options.negatives:
-            for model_name in options.model:
+            for model in options.model:
                 for kind in options.statistics:
-                    began = time.perf_counter()
-                    trial = Trial(dataset=name, model=model_name)
-                    given = None
-                    if kind != NONE:
-                        given = Statistics(plain.dataset) if kind == NOW else DecayedStatistics(plain.dataset, kind)
-                    data = plain if given is None else dataclasses.replace(plain, dataset=fast(plain.dataset, given.width))
-                    key = f"{trial.id}/statistics {kind}/negatives {negatives}"
-                    if key in records.read(options.results):
+                    trial = Trial(dataset=name, model=model)
+                    if identity(trial, kind, negatives) in records.read(options.results):
                         continue
-                    file = options.work / f"{trial.file}--{kind}--{negatives}".replace(" ", "_")
-                    theirs = options.trained / trial.file if options.trained else None
-                    if theirs and theirs.exists() and kind == NONE and negatives == "training":
-                        file = theirs
-                    if file.exists():
-                        model, params, said = aif.build(question.config_of(trial, data)), checkpoint.load(file).params, {}
-                    else:
-                        model, params, said = train_model(trial, data, given, negatives, progress=False)
-                        checkpoint.save(file, aif.Trained(model, params))
-                    found = evaluate(model, params, data, trial, given)
-                    folder = options.results / "by_user"
-                    folder.mkdir(parents=True, exist_ok=True)
-                    arrays = {f"{n}.{p}": v for n, one in found.items() for p, v in question.pack(one).items()}
-                    np.savez_compressed(folder / (key.replace("/", "--").replace(" ", "_") + ".npz"), **arrays)
-                    record = {"id": key, "dataset": name, "model": model_name, "statistics": kind, "negatives": negatives,
-                              "figures": {n: one.mean for n, one in found.items()}, **said,
-                              "seconds": time.perf_counter() - began, "commit": common.machine()["commit"]}  # fmt: skip
-                    records.append(options.results, record)
-                    print(key, json.dumps(records.rounded(record["figures"])), said, flush=True)
+                    made = run(trial, plain, kind, negatives, **given)
+                    print(made["id"], json.dumps(records.rounded(made["figures"])), flush=True)
                     jax.clear_caches()
 
 
