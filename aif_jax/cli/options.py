@@ -17,8 +17,9 @@ from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.store.trained import Trained
+from aif_jax.train.tasks import TASKS, Task
 
-FINE, PROBLEMS, USAGE = 0, 1, 2
+FINE, PROBLEMS, USAGE, REFUSED = 0, 1, 2, 3
 
 
 class UsageError(Exception):
@@ -119,6 +120,16 @@ def number_or_text(text: str) -> int | float | str:
 def flags_given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """The settings that the flags of `add_flags` name."""
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def read_task(words: Sequence[str]) -> Task:
+    """The task of the words `NAME FIELD=VALUE...`; UsageError for another name, or fields that do not fit."""
+    name, *fields = words
+    if name not in TASKS:
+        raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+    values = read_fields(fields, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
+    with as_usage("--task"):
+        return TASKS[name](**values)
 
 
 def read_columns(options: argparse.Namespace) -> Columns | None:
