@@ -230,6 +230,19 @@ def judge(
     return Verdict(reasons=tuple(reasons), metrics=compared, overlap=overlap)
 
 
+def volume(times: np.ndarray, since: int) -> float | None:
+    """Events a second from `since` on, as a share of those in as long a time before; None where nothing is before.
+
+    Example:
+      >>> volume(np.array([0, 1, 2, 3, 5, 7]), 4)
+      0.5
+    """
+    span = int(times.max()) + 1 - since
+    start = max(int(times.min()), since - span)
+    before, now = np.count_nonzero((times >= start) & (times < since)), np.count_nonzero(times >= since)
+    return float(now / span / (before / (since - start))) if before and span > 0 else None
+
+
 def judge_service(
     text: str,
     new: str,

@@ -49,8 +49,8 @@ class Job:
     def step(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """The record of a step: `make` fills a folder and returns it, unless a job before the kill did.
 
-        The record is plain JSON; "line" in it is the line of progress, "seconds" is added unless it has them. The folder appears whole or not at
-        all. Raises WriterConflict where another job took the lease.
+        The record is plain JSON; "line" in it is the line of progress, "seconds" is added unless it has them. The folder
+        appears whole or not at all. Raises WriterConflict where another job took the lease.
         """
         record = self.sealed(name)
         if record is None:

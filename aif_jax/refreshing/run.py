@@ -30,7 +30,7 @@ from aif_jax.readers import read
 from aif_jax.readers.content import Content
 from aif_jax.readers.sources import Source
 from aif_jax.refreshing import report as reports
-from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
+from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.job import DONE, Job, begin
 from aif_jax.refreshing.warm import grown, warm_start
 from aif_jax.run import fit
@@ -370,8 +370,8 @@ class _Steps:
             new_items = self._unknown("item", data.log.item[positions])
             options: dict[str, Any] = {"new_items": new_items, "progress": self.progress}
             measured[name] = measure(trained, asked, **options), measure(self.served.trained, asked, **options)
-        volume = self._volume()
-        verdict = judge(measured, self.gate, volume=volume)
+        share = volume(data.log.time, self.since)
+        verdict = judge(measured, self.gate, volume=share)
         positions, (new, old) = slices["newest"][0], measured["newest"]
         tables = {
             name: {metric: each | {"difference": list(each["difference"])} for metric, each in metrics.items()}
@@ -379,7 +379,7 @@ class _Steps:
         }
         return {
             "line": "passed" if verdict.passed else "refused: " + "; ".join(verdict.reasons),
-            "reasons": list(verdict.reasons), "metrics": tables, "overlap": verdict.overlap, "volume": volume,
+            "reasons": list(verdict.reasons), "metrics": tables, "overlap": verdict.overlap, "volume": share,
             "requests": len(positions),
             "new_item_requests": int(self._unknown("item", data.log.item[positions]).sum()),
             "new_user_requests": int(self._unknown("user", data.log.user[positions]).sum()),
@@ -391,15 +391,6 @@ class _Steps:
         known = self.data.encoder.vocabularies[name].raw  # type: ignore[union-attr]
         own = self.served.trained.need_encoder("refresh").vocabularies[name]
         return np.append(0, own.encode(known) if len(known) else [])[rows] == 0
-
-    def _volume(self) -> float | None:
-        """Events a day of the new part over those of as long a time before; None where nothing is before."""
-        times = self.data.log.time
-        span = int(times.max()) + 1 - self.since
-        start = max(int(times.min()), self.since - span)
-        before = np.count_nonzero((times >= start) & (times < self.since))
-        now = np.count_nonzero(times >= self.since)
-        return float(now / span / (before / (self.since - start))) if before and self.since > start else None
 
     def tables(self, trained: Trained, items: Any, *, user_table: bool) -> None:
         """Index and user table: both are of one version of the model, so every row is new."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
+from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.model import PreRanker, build, fit_tables
@@ -107,7 +109,17 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
     expect(own.columns == encoder.columns, "as_served columns", f"those of the model, {own.columns}", encoder.columns)
     attributes = (*encoder.schema.item_attributes, *encoder.schema.user_attributes)
     rows = {a.name: _rows(encoder.vocabularies[a.name], own.vocabularies[a.name], a.size) for a in attributes}
-    base, encoding = trained.model, trained.encoding
+    config = trained.config.replace(schema=encoder.schema)
+    return Trained(mapped(trained.model, config, encoder.version), trained.params | {ROWS: rows})
+
+
+@functools.lru_cache(maxsize=8)  # one model for each pair, so that its programs are compiled once
+def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
+    """A model for the features of an encoder of version `features`, whose ids `params[ROWS]` maps to its own: int32 by attribute.
+
+    `config` has the sizes of that encoder.
+    """
+    encoding = base.config.schema.encoding
 
     def ids(params: Params, given: dict[str, Any]) -> dict[str, Any]:
         return {name: jnp.asarray(params[ROWS][name])[values] for name, values in given.items()}
@@ -124,11 +136,9 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> jax.Array:
         return base.interaction(params, user(params, features), jax.vmap(item, (None, 0))(params, items))
 
-    schema = dataclasses.replace(encoder.schema, encoding=encoder.version)
-    model = PreRanker(
-        trained.config.replace(schema=schema), base.init, user, item, base.interaction, joint, base.new_user, base.update_user
+    return PreRanker(
+        config.with_encoding(features), base.init, user, item, base.interaction, joint, base.new_user, base.update_user
     )
-    return Trained(model, trained.params | {ROWS: rows})
 
 
 def _rows(newer: Vocabulary, own: Vocabulary, size: int) -> np.ndarray:
