@@ -115,7 +115,7 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
 
 @functools.lru_cache(maxsize=8)  # one model for each pair, so that its programs are compiled once
 def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
-    """A model for the features of an encoder of version `features`, whose ids `params[ROWS]` maps to its own: int32 by attribute.
+    """A model for features of another encoder (version `features`): `params[ROWS]` maps their ids to its own, by attribute.
 
     `config` has the sizes of that encoder.
     """
