@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Terms
+from aif_jax.blocks.block import HeadInputs
 from aif_jax.types import Params
 
 Pair = tuple[jax.Array, jax.Array]  # an input [C, w] and its kernel [w, H]
@@ -43,7 +43,7 @@ def kernels(params: Params, block: str) -> dict[str, jax.Array]:
     return params["first"]["kernels"].get(block, {}) if "first" in params else {}
 
 
-def towers(params: Params, user: jax.Array, item: jax.Array) -> Terms:
+def towers(params: Params, user: jax.Array, item: jax.Array) -> HeadInputs:
     """The inputs of the towers: user vector [D], item vectors [C, D] and their product, u W_u + i W_i + (u * i) W_p.
 
     With many candidates the user vector enters the kernel, i (W_i + diag(u) W_p): one product instead of two.
@@ -53,10 +53,10 @@ def towers(params: Params, user: jax.Array, item: jax.Array) -> Terms:
         pairs: tuple[Pair, ...] = ((item, own["item"] + user[:, None] * own["product"]),)
     else:
         pairs = ((item, own["item"]), (user[None, :] * item, own["product"]))
-    return Terms(once=user @ own["user"], pairs=pairs)
+    return HeadInputs(once=user @ own["user"], pairs=pairs)
 
 
-def logits(params: Params, terms: Sequence[Terms]) -> jax.Array:
+def logits(params: Params, terms: Sequence[HeadInputs]) -> jax.Array:
     """Logits [C], or [C, T] of several outputs, from the terms of towers and blocks.
 
     Terms of fitted tables are float32 whatever the compute dtype.

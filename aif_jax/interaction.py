@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import head
-from aif_jax.blocks.block import Terms, own
+from aif_jax.blocks.block import HeadInputs, own
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
 
@@ -51,9 +51,9 @@ def contributions(params: Params, state: UserState, rows: ItemRow, *, config: Co
     return {name: whole - head.logits(params["head"], terms) for name, terms in rest.items()}
 
 
-def _terms(params: Params, state: UserState, rows: ItemRow, config: Config) -> dict[str, Terms]:
+def _terms(params: Params, state: UserState, rows: ItemRow, config: Config) -> dict[str, HeadInputs]:
     """What towers and blocks give to the head, by name."""
-    terms: dict[str, Terms] = {}
+    terms: dict[str, HeadInputs] = {}
     if config.towers is not None and config.head:
         terms["tower"] = head.towers(params["head"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:

@@ -58,7 +58,7 @@ class Run:
 
     trained: Trained
     metrics: dict[str, float]
-    settings: training.Settings
+    settings: training.FitSettings
     folder: Path | None = None
 
     @classmethod
@@ -149,14 +149,14 @@ class Run:
         """
         return dataclasses.replace(self, trained=edits.chain(*changes)(self.trained, data), metrics={}, folder=None)
 
-    def for_catalogue(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
+    def with_popularity_correction(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
         """The same model for candidates from the whole catalogue: an offset of each item makes its score log P, not log P / q.
 
         Training draws negatives by popularity, so a score says how much more likely an item is for this user than it is drawn.
         That ranks candidates that popularity found, such as those that `evaluate` draws; where retrieval looks through the
-        whole catalogue, the question is how likely the item is. The offset is part of params, config and version, and so of the
-        index, the engine and an export. A task with `corrected=True` needs none: it teaches log P. A calibration of the run is
-        left out, since it is of other scores: calibrate the new run.
+        whole catalogue, the question is how likely the item is. The correction is part of params, config and version, and so of
+        the index, the engine and an export. A task with `logq_correction=True` needs none: it teaches log P. A calibration of
+        the run is left out, since it is of other scores: calibrate the new run.
 
         Args:
           data: of the run; its events before the validation slice are counted.
@@ -166,13 +166,13 @@ class Run:
           ValueError: a run of another task than `NextItem`, a corrected one, or one whose sampler is partly uniform.
         """
         task = self.settings.task
-        if not isinstance(task, NextItem) or task.corrected or task.uniform > 0:
+        if not isinstance(task, NextItem) or task.logq_correction or task.uniform > 0:
             expected = "a NextItem task with candidates by popularity, not corrected"
-            raise ValueError(f"for_catalogue: expected {expected}, got {task}")
+            raise ValueError(f"with_popularity_correction: expected {expected}, got {task}")
         correction = edits.popularity_correction(before=self.settings.first_validation, power=task.power, untrained=untrained)
         return self.edit(data, correction)
 
-    def with_factors(self, data: Dataset, **options: Any) -> Run:
+    def with_svd(self, data: Dataset, **options: Any) -> Run:
         """The same model with co-engagement: a `PureSvd` block with the factors of the events before the validation slice.
 
         The factors are fitted after training, see `blocks.PureSvd`. They are part of params, config and version, and so of the
@@ -222,7 +222,7 @@ class Run:
           ValueError: a run without a validation slice, or as `train.calibrate`.
         """
         validation = functools.partial(training.held_out, settings=self.settings, split="validation", requests=requests)
-        given = {"calibrated": self.settings.task.calibrated, "form": form, "rate": rate} | options
+        given = {"calibration_negatives": self.settings.task.calibration_negatives, "form": form, "rate": rate} | options
         return dataclasses.replace(self, trained=edits.calibration(validation, **given)(self.trained, data))
 
     def save_calibration(self) -> None:
@@ -389,7 +389,7 @@ def fit(
     training.expect_labels(task, data, model.config.objectives)
     given = as_loss(loss) or loss or task.loss or Goals.of(model.config.objectives)
     repeats = bool(data.repeats if repeats is None else repeats)
-    settings = training.Settings(
+    settings = training.FitSettings(
         task=task, **training.cuts(task, data, validation=validation, test=test, since=since),  # type: ignore[arg-type]
         loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
         optimizer="AdamW" if optimizer is None else "given",

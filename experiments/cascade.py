@@ -43,7 +43,7 @@ import aif_jax as aif
 from aif_jax import metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import DotProduct, popularity_offset, with_item_offset
-from aif_jax.data.candidates import CandidateLists, Draw, SourceFn
+from aif_jax.data.candidates import CandidateLists, SampleKey, SourceFn
 from aif_jax.data.cascade import STAGE, STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler, counts_before
@@ -260,7 +260,7 @@ class Held(NamedTuple):
     ) -> Held:
         """Requests of a span of time."""
         positions = task.positions(data, min_history=1, since=span[0], before=span[1])
-        lists = aif.data.logged(data)(positions, Draw(0, 0, 0))
+        lists = aif.data.logged(data)(positions, SampleKey(0, 0, 0))
         assert data.cascade is not None and isinstance(lists.labels, dict)
         found = None
         if click is not None:
@@ -300,7 +300,7 @@ def calibrations(world: World, options, seed: int) -> dict[str, Any]:
     series: dict[str, metrics.Deciles] = {}
     for name, corrected in (("sampled", False), ("logq", True)):
         model = aif.build(config)
-        source = aif.data.sampled(data, sampler=sampler, negatives=15, corrected=corrected)
+        source = aif.data.sampled_negatives(data, sampler=sampler, negatives=15, logq_correction=corrected)
         params = _trained(model, data, eligible(data.log, parts.train, min_history=1), source, options, seed)
         scores, held = (list_scores(model, params, data, *part) for part in ((positions, lists), (at, fitted_on)))
         figures[f"calibration_raw_{name}"] = deciles(scores, chance).worst
@@ -311,7 +311,7 @@ def calibrations(world: World, options, seed: int) -> dict[str, Any]:
             model, scores, held = aif.build(shifted), scores + offset[lists.rows], held + offset[fitted_on.rows]
         figures[f"calibration_no_weights_{name}"] = after((held, fitted_on.labels, np.ones(len(at))), scores, chance).worst
         logistic = after((held, fitted_on.labels, weights), scores, chance, form="logistic")
-        given: dict[str, Any] = dict(candidates=source_of(fitted_on), calibrated=None, weights=weights)
+        given: dict[str, Any] = dict(candidates=source_of(fitted_on), calibration_negatives=None, weights=weights)
         fitted = train.calibrate(model, params, data, at, form="isotonic", **given)
         logits = aif_scores.calibrated(fitted, scores, np)
         isotonic, clicks = deciles(logits, chance), metrics.deciles(logits, np.asarray(lists.labels))

@@ -29,7 +29,7 @@ import aif_jax as aif
 from aif_jax import head, interaction, layers, metrics, train
 from aif_jax.blocks import Bea, DotProduct, Sim
 from aif_jax.config import Config
-from aif_jax.data.candidates import Draw
+from aif_jax.data.candidates import SampleKey
 from aif_jax.data.split import time_cuts
 from aif_jax.model import Component
 from aif_jax.train.evaluate import list_scores
@@ -81,7 +81,7 @@ def compare(seed: int, *, smoke: bool) -> dict[str, Any]:
     first_validation, first_test = time_cuts(data.log)
     moments: Any = dict(validation=np.datetime64(first_validation, "s"), test=np.datetime64(first_test, "s"))
     at = task.positions(data, min_history=1, since=first_test, before=None)
-    lists = aif.data.logged(data)(at, Draw(0, 0, 0))
+    lists = aif.data.logged(data)(at, SampleKey(0, 0, 0))
     assert isinstance(lists.labels, dict)
     labels, where = lists.labels, lists.rows > 0
     shown = where & ~np.isnan(labels["click"])

@@ -5,9 +5,9 @@ Command   python -m experiments.quickstart            (or --smoke, --data DIR, -
 Time      74 s on two idle cores (124 s of CPU time), two models at a time; `--json` has `seconds_by_part`
 Data      MovieLens-100K, fetched; next item: which movie does the user rate next?
 Models    `presets.two_tower`, `presets.aif` and `presets.full_attention` (attention over the whole history), trained alike:
-          the same samples, epochs and optimizer, untuned, one seed. All get the SVD term (`Run.with_factors`) and the
-          popularity correction (`Run.for_catalogue`), which are fitted in seconds after training; GAUC is without the
-          correction, because its candidates are drawn by popularity.
+          the same samples, epochs and optimizer, untuned, one seed. All get the SVD term (`Run.with_svd`) and the
+          popularity correction (`Run.with_popularity_correction`), which are fitted in seconds after training; GAUC is without
+          the correction, because its candidates are drawn by popularity.
 Protocol  split by time: training on the first 90 % of all events, evaluated once on requests from the last 10 %: GAUC of 100
           candidates, HR@100 of the whole catalogue, each with its 95 % interval over users. Epochs are fixed in advance.
 Latency   requests one at a time, the ways in turn, candidates drawn from all items. Feature fetch is a delay of 2 ms, retrieval
@@ -32,7 +32,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import metrics
 from aif_jax.blocks import item_offset
-from aif_jax.data.candidates import Draw
+from aif_jax.data.candidates import SampleKey
 from aif_jax.data.dataset import Dataset
 from aif_jax.output.progress import hidden, say, track
 from aif_jax.train import fit as training
@@ -196,8 +196,8 @@ def train(name: str, data: Dataset, options) -> tuple[aif.Run, Quality, dict[str
             progress=name == "aif" and not options.quiet,
         )
     with parts("additions"):
-        sampled = trained.with_factors(data)
-        whole = sampled.for_catalogue(data)
+        sampled = trained.with_svd(data)
+        whole = sampled.with_popularity_correction(data)
     with parts("evaluate"):
         quality = evaluate(sampled, whole, data, requests=options.requests)
     if not options.quiet:
@@ -211,7 +211,7 @@ def evaluate(sampled: aif.Run, whole: aif.Run, data: Dataset, *, requests: int) 
     The popularity correction is added to the score of each item, so one set of scores serves both.
     """
     positions, source = training.held_out(data, sampled.settings, "test", requests=requests, min_history=MIN_HISTORY)
-    lists, log = source(positions, Draw(0, 0, 0)), data.log
+    lists, log = source(positions, SampleKey(0, 0, 0)), data.log
     block = item_offset.present(whole.config)
     correction = np.asarray(whole.params["fitted"][block.name]["table"]) if block else np.zeros(len(data.catalogue))
     scores, ranks = np.zeros(lists.rows.shape, np.float32), np.zeros(len(positions), np.int64)
@@ -223,7 +223,7 @@ def evaluate(sampled: aif.Run, whole: aif.Run, data: Dataset, *, requests: int) 
             met = log.item[log.offsets[log.user[positions[place]]] : ends[place]] if not data.repeats else log.item[:0]
             corrected[row, met[met != log.item[positions[place]]]] = -np.inf
         ranks[at] = rank_of(corrected, log.item[positions[at]])
-    users, where, few = log.user[positions], lists.rows > 0, 1 + sampled.settings.task.calibrated
+    users, where, few = log.user[positions], lists.rows > 0, 1 + sampled.settings.task.calibration_negatives
     return Quality(
         metrics.gauc_by_user(scores, lists.labels, users[:, None], where=where),
         metrics.mean_by_user(ranks < K, users),

@@ -17,7 +17,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data import candidates
-from aif_jax.data.candidates import Draw
+from aif_jax.data.candidates import SampleKey
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.data.sampling import NegativeSampler, item_counts
@@ -109,12 +109,12 @@ def pointwise(dataset: Dataset, config: aif.Config, batch_size: int, count: int 
     """Batches of one candidate a sample: the event's item or, as often, a sampled one."""
     split = split_by_time(dataset.log)
     positions = eligible(dataset.log, split.train, min_history=1)
-    source = candidates.sampled(dataset, sampler=NegativeSampler(item_counts(dataset, split.train)), negatives=1)
+    source = candidates.sampled_negatives(dataset, sampler=NegativeSampler(item_counts(dataset, split.train)), negatives=1)
     rng = np.random.default_rng(0)
     made = []
     for step in range(count):
         at = rng.choice(positions, batch_size)
-        rows, labels, _ = source(at, Draw(0, 0, step))
+        rows, labels, _ = source(at, SampleKey(0, 0, step))
         pick = np.arange(batch_size), rng.integers(0, 2, batch_size)
         made.append(make_batch(dataset, at, rows[pick][:, None], labels[pick][:, None], config=config))
     return made

@@ -169,7 +169,7 @@ def input_share(batch_size: int, steps: int, changes: dict[str, Any]) -> float:
     feed = Pipeline(
         dataset=data,
         positions=eligible(data.log, split.train, min_history=1),
-        candidates=candidates.sampled(data, sampler=NegativeSampler(item_counts(data, split.train)), negatives=1),
+        candidates=candidates.sampled_negatives(data, sampler=NegativeSampler(item_counts(data, split.train)), negatives=1),
         config=config,
         batch_size=batch_size,
         epochs=100,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.blocks import Block, ItemView, Terms, UserView, block
+from aif_jax.blocks import Block, HeadInputs, ItemView, UserView, block
 from aif_jax.types import ItemRow, Params, UserState
 
 DAY = 86400.0
@@ -67,8 +67,8 @@ class Decay(Block):
         known = (row > 0) & (row < params["unusual"].shape[0])
         return {"unusual": params["unusual"].at[jnp.where(known, row, 0)].get(mode="promise_in_bounds")}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         means, row = jnp.asarray(state.blocks[self.name]), rows.blocks[self.name]
         logit = (jnp.asarray(rows.vector) @ means.T) @ params["gate"].astype(means.dtype)
         unusual = jnp.asarray(row["unusual"])[:, None]
-        return Terms(once=means.ravel() @ kernels["recent"], pairs=((unusual, kernels["unusual"]),), logit=logit)
+        return HeadInputs(once=means.ravel() @ kernels["recent"], pairs=((unusual, kernels["unusual"]),), logit=logit)

@@ -81,8 +81,8 @@ def work(kind: str, address: str, name: str, folder: str, updates: int, cache: s
         writer = IndexWriter.start(root / "w", first_index(), every_updates=2)
     client = redis.Redis.from_url(address.split()[-1])
     sink = ValkeyFeatureWriter(client, EventLayout(), prefix=name)
-    follower = Follower(open_stream(kind, address.split()[0], name), IndexTarget(writer), most=4)
-    events = Follower(open_stream(kind, address.split()[0], f"{name}-events"), SinkTarget(sink), most=5)
+    follower = Follower(open_stream(kind, address.split()[0], name), IndexTarget(writer), max_batch=4)
+    events = Follower(open_stream(kind, address.split()[0], f"{name}-events"), SinkTarget(sink), max_batch=5)
     with open(root / "log", "a", buffering=1) as log:
         print(json.dumps(["start", writer.positions]), file=log)
         wanted = json.loads((root / "ends").read_text())

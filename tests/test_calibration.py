@@ -249,7 +249,7 @@ def data() -> Dataset:
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory) -> Run:
     model = aif.build(demo.config(schema=data.schema, **SMALL))
-    task = NextItem(negatives=7, evaluated=20, corrected=True)
+    task = NextItem(negatives=7, evaluated=20, logq_correction=True)
     options = dict(epochs=3, batch_size=64, task=task, requests=60, k=None, learning_rate=0.02, progress=False)
     return fit(model, data, out=tmp_path_factory.mktemp("calibrated") / "run", **options)
 
@@ -299,7 +299,7 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     parts = split_by_time(data.log)
     positions = eligible(data.log, parts.validation, min_history=3)
     sampler = aif.data.NegativeSampler(aif.data.item_counts(data, parts.train), power=0.75)
-    source = aif.data.sampled(data, sampler=sampler, negatives=15, corrected=True)
+    source = aif.data.sampled_negatives(data, sampler=sampler, negatives=15, logq_correction=True)
     params = train.calibrate(run.model, run.params, data, positions, candidates=source, progress=False)
     rows = np.broadcast_to(np.arange(1, len(data.catalogue), dtype=np.int32), (len(positions), len(data.catalogue) - 1))
     lists = aif.data.CandidateLists(rows, (rows == data.log.item[positions][:, None]).astype(np.float32))
@@ -324,7 +324,7 @@ def test_a_request_of_weight_three_is_three_requests(data, run, form):
         return lists._replace(labels=(chance + 0.3 * (scores > 0) - 0.4 * (at[:, None] % 2) > 0.3).astype(np.float32))
 
     def fitted(at, **options):
-        given = dict(candidates=source, calibrated=None, progress=False, form=form)
+        given = dict(candidates=source, calibration_negatives=None, progress=False, form=form)
         return train.calibrate(run.model, run.params, data, at, **given, **options)["fitted"]["calibration"]
 
     wanted, plain = fitted(np.concatenate([positions, positions[often], positions[often]])), fitted(positions)

@@ -12,16 +12,25 @@ from hypothesis import strategies as st
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.data import split as split_module
-from aif_jax.data.candidates import CandidateLists, Draw, Source, describe, impressed, pointwise, retrieved, sampled
+from aif_jax.data.candidates import (
+    CandidateLists,
+    CandidateSource,
+    SampleKey,
+    describe,
+    impressions,
+    pointwise_candidates,
+    retrieved,
+    sampled_negatives,
+)
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
+from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import request_starts
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.schema import Attribute, Schema
 from tests import test_sampling
 
-DRAW = Draw(seed=3, epoch=1, step=7)
+DRAW = SampleKey(seed=3, epoch=1, step=7)
 #          user 1: request at 10 (three shown), at 20 (one), at 30 (two);  user 2: request at 30 (two), at 40 (one)
 USER = [1, 1, 1, 1, 1, 1, 2, 2, 2]
 TIME = [10, 10, 10, 20, 30, 30, 30, 30, 40]
@@ -60,12 +69,12 @@ def test_requests_start_where_user_or_time_changes(dataset, monkeypatch, block):
 
 
 def test_a_shown_list_is_all_events_of_its_request(dataset):
-    found = impressed(dataset, candidates=3, threshold=2)(np.array([0, 3, 4, 6, 8]), DRAW)
+    found = impressions(dataset, candidates=3, threshold=2)(np.array([0, 3, 4, 6, 8]), DRAW)
     assert found.rows.tolist() == [[1, 2, 3], [2, 0, 0], [4, 0, 0], [5, 6, 0], [1, 0, 0]]  # item 0 is none of the catalogue
     assert found.labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
     assert (found.rows.dtype, found.labels.dtype, found.log_q) == (np.int32, np.float32, None)
-    assert impressed(dataset, candidates=2, threshold=2)(np.array([0]), DRAW).rows.tolist() == [[1, 2]]
-    several = impressed(dataset, candidates=3, threshold={"shown": 1, "click": 2})(np.array([0, 3]), DRAW).labels
+    assert impressions(dataset, candidates=2, threshold=2)(np.array([0]), DRAW).rows.tolist() == [[1, 2]]
+    several = impressions(dataset, candidates=3, threshold={"shown": 1, "click": 2})(np.array([0, 3]), DRAW).labels
     assert several["click"].tolist() == [[0, 1, 0], [1, 0, 0]] and several["shown"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
@@ -77,70 +86,70 @@ def test_every_member_of_a_shown_list_has_the_history_of_its_first(dataset):
 def test_pointwise_by_hand():
     """Liked or not: a label at each threshold, and samples without a label refused."""
     data = test_sampling.dataset()
-    found = pointwise(data, threshold=4)(np.array([0, 1, 2, 3]), DRAW)
+    found = pointwise_candidates(data, threshold=4)(np.array([0, 1, 2, 3]), DRAW)
     assert found.rows.tolist() == [[1], [2], [3], [3]] and found.rows.dtype == np.int32
     assert found.labels.tolist() == [[1], [0], [1], [0]] and found.labels.dtype == np.float32
     with pytest.raises(ValueError, match="unknown item at position 5"):
-        pointwise(data, threshold=4)([5], DRAW)
+        pointwise_candidates(data, threshold=4)([5], DRAW)
     with pytest.raises(ValueError, match="action 0 at position 4"):
-        pointwise(data, threshold=4)([3, 4], DRAW)
+        pointwise_candidates(data, threshold=4)([3, 4], DRAW)
     for threshold in (1, 6):
         with pytest.raises(ValueError, match=rf"threshold: expected an action row in \[2, 6\), got {threshold}"):
-            pointwise(data, threshold=threshold)
+            pointwise_candidates(data, threshold=threshold)
 
 
 def test_sampled_lists_have_the_positive_first():
     data = test_sampling.dataset()
     sampler = NegativeSampler(item_counts(data, [0, 1, 2, 3, 4]))
-    rows, labels, log_q = sampled(data, sampler=sampler, negatives=50)([0, 3, 4], DRAW)
+    rows, labels, log_q = sampled_negatives(data, sampler=sampler, negatives=50)([0, 3, 4], DRAW)
     assert rows.shape == labels.shape == (3, 51) and log_q is None
     assert (rows.dtype, labels.dtype) == (np.int32, np.float32)
     assert rows[:, 0].tolist() == [1, 3, 4]
     assert not (rows[:, 1:] == rows[:, :1]).any()
     assert labels[:, 0].tolist() == [1, 1, 1] and not labels[:, 1:].any()
     assert set(rows[1, 1:]) == {1, 2, 4}  # the counted items but the target; the user's other item among them
-    seen = Seen(data.log, [0, 1, 3, 4])
-    rows = sampled(data, sampler=sampler, negatives=50, seen=seen)([0, 3, 4], DRAW).rows
+    seen = SeenPairs(data.log, [0, 1, 3, 4])
+    rows = sampled_negatives(data, sampler=sampler, negatives=50, seen=seen)([0, 3, 4], DRAW).rows
     assert [set(row) for row in rows[:, 1:].tolist()] == [{3, 4}, {1, 2}, {1, 2}]
     with pytest.raises(ValueError, match="unknown item at position 5"):
-        sampled(data, sampler=sampler, negatives=1)([0, 5], DRAW)
+        sampled_negatives(data, sampler=sampler, negatives=1)([0, 5], DRAW)
 
 
 def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     """User 1 has items 1, 2, 3 in this order, user 2 items 3, 4: of the past alone, so item 3 may be drawn at position 1."""
     data = test_sampling.dataset()
     sampler = NegativeSampler(item_counts(data, [0, 1, 2, 3, 4]))
-    source = sampled(data, sampler=sampler, negatives=50, repeats=False)
+    source = sampled_negatives(data, sampler=sampler, negatives=50, repeats=False)
     at = np.array([0, 1, 2, 4])
     rows = source(at, DRAW).rows
     assert rows[:, 0].tolist() == [1, 2, 3, 4]
     assert [set(row) for row in rows[:, 1:].tolist()] == [{2, 3, 4}, {3, 4}, {4}, {1, 2}]
     assert source.description["repeats"] is False
-    plain = sampled(data, sampler=sampler, negatives=50, repeats=True)
+    plain = sampled_negatives(data, sampler=sampler, negatives=50, repeats=True)
     assert "repeats" not in plain.description  # cursors of earlier runs stay valid
-    assert data.repeats is False and sampled(data, sampler=sampler, negatives=50).description == source.description
+    assert data.repeats is False and sampled_negatives(data, sampler=sampler, negatives=50).description == source.description
     back = dataclasses.replace(data, repeats=True)
-    assert sampled(back, sampler=sampler, negatives=50).description == plain.description
-    np.testing.assert_array_equal(sampled(back, sampler=sampler, negatives=50)(at, DRAW).rows, plain(at, DRAW).rows)
+    assert sampled_negatives(back, sampler=sampler, negatives=50).description == plain.description
+    np.testing.assert_array_equal(sampled_negatives(back, sampler=sampler, negatives=50)(at, DRAW).rows, plain(at, DRAW).rows)
     with pytest.raises(ValueError, match="expected seen or repeats=False, got both"):
-        sampled(data, sampler=sampler, negatives=1, seen=Seen(data.log, [0]), repeats=False)
+        sampled_negatives(data, sampler=sampler, negatives=1, seen=SeenPairs(data.log, [0]), repeats=False)
 
 
 def test_sampled_carries_the_correction_of_its_sampler(dataset):
     sampler = NegativeSampler([0, 4, 2, 1, 1, 0, 0], power=1)
     positions = np.array([0, 1, 8])
-    plain = sampled(dataset, sampler=sampler, negatives=5)(positions, DRAW)
-    found = sampled(dataset, sampler=sampler, negatives=5, corrected=True)(positions, DRAW)
+    plain = sampled_negatives(dataset, sampler=sampler, negatives=5)(positions, DRAW)
+    found = sampled_negatives(dataset, sampler=sampler, negatives=5, logq_correction=True)(positions, DRAW)
     np.testing.assert_array_equal(found.rows, plain.rows)
     np.testing.assert_array_equal(found.rows[:, 1:], sampler.sample(3, 5, avoid=found.rows[:, 0], **DRAW._asdict()))
     assert found.log_q is not None and found.log_q.dtype == np.float32
     probability = np.array([0, 4, 2, 1, 1, 0, 0]) / 8
     np.testing.assert_allclose(found.log_q, np.log(5 * probability[found.rows]), rtol=1e-6)
     never = NegativeSampler([0, 0, 1, 1, 1, 0, 0])
-    held = sampled(dataset, sampler=never, negatives=5, corrected=True)(positions, DRAW)
+    held = sampled_negatives(dataset, sampler=never, negatives=5, logq_correction=True)(positions, DRAW)
     drawn = never.probabilities[held.rows[:, 0]] > 0
     assert 0 < drawn.sum() < 3 and held.log_q is not None and not held.log_q[~drawn, 0].any() and held.log_q[drawn, 0].all()
-    other = sampled(dataset, sampler=sampler, negatives=5)(positions, DRAW._replace(step=8))
+    other = sampled_negatives(dataset, sampler=sampler, negatives=5)(positions, DRAW._replace(step=8))
     assert not np.array_equal(other.rows[:, 1:], plain.rows[:, 1:])
 
 
@@ -168,7 +177,7 @@ def test_what_retrieval_found_without_the_target_and_repetitions(dataset, form):
 
 def test_wrong_sources_are_refused(dataset):
     with pytest.raises(ValueError, match="candidates: expected at least 1, got 0"):
-        impressed(dataset, candidates=0, threshold=2)
+        impressions(dataset, candidates=0, threshold=2)
     with pytest.raises(ValueError, match="candidates: expected at least 2, got 1"):
         retrieved(dataset, retrieval=np.zeros((9, 1), np.int32), candidates=1)
     with pytest.raises(ValueError, match=r"retrieval: expected values in \[0, 7\), got 7"):
@@ -187,23 +196,28 @@ def test_a_source_is_described_by_what_decides_its_lists(dataset):
 
     def sources():
         return [
-            pointwise(dataset, threshold=2),
-            impressed(dataset, candidates=3, threshold=2),
-            impressed(dataset, candidates=4, threshold=2),
-            *(sampled(dataset, sampler=s, negatives=n, corrected=c) for s in (one, two) for n in (1, 2) for c in (False, True)),
-            sampled(dataset, sampler=one, negatives=1, seen=Seen(dataset.log, [0, 1])),
-            sampled(dataset, sampler=one, negatives=1, seen=Seen(dataset.log, [0, 4])),
+            pointwise_candidates(dataset, threshold=2),
+            impressions(dataset, candidates=3, threshold=2),
+            impressions(dataset, candidates=4, threshold=2),
+            *(
+                sampled_negatives(dataset, sampler=s, negatives=n, logq_correction=c)
+                for s in (one, two)
+                for n in (1, 2)
+                for c in (False, True)
+            ),
+            sampled_negatives(dataset, sampler=one, negatives=1, seen=SeenPairs(dataset.log, [0, 1])),
+            sampled_negatives(dataset, sampler=one, negatives=1, seen=SeenPairs(dataset.log, [0, 4])),
             retrieved(dataset, retrieval=table, candidates=3),
             retrieved(dataset, retrieval=table + 1, candidates=3),
             retrieved(dataset, retrieval=lambda positions: table[positions], candidates=3),
-            Source(mine, {"kind": "mine", "version": 2}),
+            CandidateSource(mine, {"kind": "mine", "version": 2}),
             mine,
         ]
 
     first, second = ([json.dumps(describe(source)) for source in sources()] for _ in range(2))
     assert first == second and len(set(first)) == len(first)
     assert "test_a_source_is_described_by_what_decides_its_lists.<locals>.mine" in first[-1]
-    assert Source(mine, {})(np.array([4, 5]), DRAW).rows.shape == (2, 1)
+    assert CandidateSource(mine, {})(np.array([4, 5]), DRAW).rows.shape == (2, 1)
 
 
 @pytest.mark.parametrize("column, value", [("item", 99), ("item", -1), ("action", 99)])
@@ -211,10 +225,10 @@ def test_a_damaged_sample_is_a_corrupt_record(dataset, tmp_path, column, value):
     dataset.log.save(tmp_path / "log")
     opened = dataclasses.replace(dataset, log=EventLog.load(tmp_path / "log"))
     np.load(tmp_path / "log" / f"{column}.npy", mmap_mode="r+")[1] = value
-    sources = [pointwise(opened, threshold=2)]
+    sources = [pointwise_candidates(opened, threshold=2)]
     if column == "item":
         sampler = NegativeSampler([0, 4, 2, 1, 1, 0, 0])
-        sources += [sampled(opened, sampler=sampler, negatives=2), impressed(opened, candidates=3, threshold=2)]
+        sources += [sampled_negatives(opened, sampler=sampler, negatives=2), impressions(opened, candidates=3, threshold=2)]
         sources += [retrieved(opened, retrieval=np.zeros((9, 2), np.int32), candidates=3)]
     for source in sources:
         with pytest.raises(CorruptRecord, match=rf"event 1 of the log is corrupt: expected {column} in \[0, \d\), got {value}"):
@@ -242,7 +256,7 @@ def test_what_was_met_before_is_what_a_loop_finds(seed):
     user, item = rng.integers(1, 5, 60), rng.integers(0, 9, 60)
     log = EventLog.from_arrays(user, item, np.ones(60, int), rng.integers(0, 20, 60))
     at = rng.integers(0, 60, 12)
-    seen = Seen.before(log, at)
+    seen = SeenPairs.before(log, at)
     for place, position in enumerate(at):
         earlier = (log.user == log.user[position]) & (log.time < log.time[position])
         met = set(log.item[earlier].tolist())

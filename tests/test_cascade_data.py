@@ -9,7 +9,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import data as sources
-from aif_jax.data.candidates import Draw
+from aif_jax.data.candidates import SampleKey
 from aif_jax.data.cascade import LOGGED, STAGES, Cascade, from_columns
 from aif_jax.train.goals import Goal, Goals
 from aif_jax.train.losses import distill_listwise
@@ -141,7 +141,7 @@ def test_lists_have_so_many_of_each_stage(synthetic):
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5, "in_batch": 3, "sampled": 8}
     source = sources.staged(data, counts, sampler=sampler)
     at = cascade.positions[:40]
-    lists = source(at, Draw(0, 0, 0))
+    lists = source(at, SampleKey(0, 0, 0))
     assert lists.rows.shape == (40, 26) and set(lists.labels) == {"stage", "click", "long_view", RANKER, WHOLE}
     starts = np.cumsum([0, *counts.values()])
     for (name, count), start in zip(counts.items(), starts, strict=False):
@@ -157,7 +157,7 @@ def test_lists_have_so_many_of_each_stage(synthetic):
                 assert not set(kept) & set(cascade.rows[request]) and np.isnan(lists.labels["click"][request, part]).all()
     place = np.argmax(cascade.rows[0] == lists.rows[0, 0])
     assert lists.labels["click"][0, 0] == cascade.labels["click"][0, place]
-    again, other = source(at, Draw(0, 0, 0)), source(at, Draw(0, 0, 1))
+    again, other = source(at, SampleKey(0, 0, 0)), source(at, SampleKey(0, 0, 1))
     assert np.array_equal(again.rows, lists.rows) and not np.array_equal(other.rows, lists.rows)
     assert source.description["counts"] == counts and source.description["kind"] == "staged"
     other = dataclasses.replace(cascade, labels={**cascade.labels, RANKER: cascade.labels[RANKER] + 1})  # a later ranker's log
@@ -166,10 +166,10 @@ def test_lists_have_so_many_of_each_stage(synthetic):
     earlier = dataclasses.replace(data.cascade, stage=np.minimum(data.cascade.stage, 0))
     changed = sources.staged(dataclasses.replace(data, cascade=earlier), counts, sampler=sampler).description
     assert {name for name in changed if changed[name] != source.description[name]} == {"sha256"}
-    whole = sources.logged(data)(at, Draw(0, 0, 0))
+    whole = sources.logged(data)(at, SampleKey(0, 0, 0))
     assert np.array_equal(whole.rows, cascade.rows[:40])
     with pytest.raises(ValueError, match="positions: expected first events of requests of the cascade"):
-        source(np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1], Draw(0, 0, 0))
+        source(np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1], SampleKey(0, 0, 0))
     for wrong, message in (({"shown": 3}, "counts: expected numbers"), ({}, "counts"), ({"sampled": 2}, "sampler: expected")):
         with pytest.raises(ValueError, match=message):
             sources.staged(data, wrong)
@@ -283,17 +283,17 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(synthetic):
     data, cascade = made.dataset, made.dataset.cascade
     assert data.repeats
     at, once = cascade.positions[:60], dataclasses.replace(made.dataset, repeats=False)
-    met = sources.Seen.before(data.log, at)
+    met = sources.SeenPairs.before(data.log, at)
     sample = np.arange(len(at))[:, None]
     gone = met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] > 0)
     assert gone.any() and (met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] == 0)).any()
-    whole = sources.logged(once)(at, Draw(0, 0, 0))
+    whole = sources.logged(once)(at, SampleKey(0, 0, 0))
     np.testing.assert_array_equal(whole.rows, np.where(gone, 0, cascade.rows[:60]))
-    np.testing.assert_array_equal(sources.logged(once, repeats=True)(at, Draw(0, 0, 0)).rows, cascade.rows[:60])
+    np.testing.assert_array_equal(sources.logged(once, repeats=True)(at, SampleKey(0, 0, 0)).rows, cascade.rows[:60])
     sampler = sources.NegativeSampler(sources.item_counts(data, range(len(data.log))))
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5, "in_batch": 3, "sampled": 8}
     source, plain = sources.staged(once, counts, sampler=sampler), sources.staged(data, counts, sampler=sampler)
-    lists, usual = source(at, Draw(0, 0, 0)), plain(at, Draw(0, 0, 0))
+    lists, usual = source(at, SampleKey(0, 0, 0)), plain(at, SampleKey(0, 0, 0))
     there = (lists.rows > 0) & (lists.labels["stage"] > 0)
     assert not (met.contains(sample, lists.rows) & there).any()
     assert (met.contains(sample, usual.rows) & (usual.rows > 0) & (usual.labels["stage"] > 0)).any()

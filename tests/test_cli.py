@@ -289,7 +289,7 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     assert run("train", *words)[0] == 0
     before = aif.open(tmp_path / "run").version
     add = ["--run", tmp_path / "run", *given, "--quiet", "--out"]
-    code, out, err = run("add", "calibration", "factors", "offset", *add, tmp_path / "served", "--evaluate")
+    code, out, err = run("add", "calibration", "svd", "popularity", *add, tmp_path / "served", "--evaluate")
     assert code == 0, err
     figures = json.loads(out)
     assert figures["before"] != figures["after"] and figures["before"].keys() == figures["after"].keys()
@@ -297,15 +297,20 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
 
     trained = aif.Run.load(tmp_path / "run")
     data = read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder)
-    wanted = dataclasses.replace(trained, folder=None).with_factors(data).for_catalogue(data).calibrate(data, progress=False)
+    wanted = (
+        dataclasses.replace(trained, folder=None)
+        .with_svd(data)
+        .with_popularity_correction(data)
+        .calibrate(data, progress=False)
+    )
     served = aif.open(tmp_path / "served")
     assert served.config == wanted.config and served.encoder.version == trained.encoder.version
     jax.tree.map(np.testing.assert_array_equal, served.params, wanted.params)
     words = ["index", "build", "--checkpoint", tmp_path / "served", "--items", folder / "items", "--out", tmp_path / "index"]
     assert run(*words, "--quiet")[0] == 0
 
-    assert "expected a new folder" in run("add", "factors", *add, tmp_path / "served")[2]
-    assert run("add", "factors", *add, tmp_path / "other")[0] == 0
+    assert "expected a new folder" in run("add", "svd", *add, tmp_path / "served")[2]
+    assert run("add", "svd", *add, tmp_path / "other")[0] == 0
     other = aif.open(tmp_path / "other")
     assert [block.name for block in other.config.blocks] == ["dot_product", "pure_svd"]
     code, out, _ = run("add", "calibration", *add, tmp_path / "last")

@@ -11,10 +11,10 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import metrics, train
-from aif_jax.data.candidates import CandidateLists, Draw, impressed, pointwise
+from aif_jax.data.candidates import CandidateLists, SampleKey, impressions, pointwise_candidates
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import Seen
+from aif_jax.data.sampling import SeenPairs
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.train import bounded
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
@@ -50,12 +50,12 @@ def one_by_one(model, params, data, position: int) -> np.ndarray:
 
 def test_figures_are_the_metrics_of_the_joint_scores(data, trained, positions):
     model, params = trained
-    lists = sampled_before(data, positions)(positions, Draw(3, 0, 0))
+    lists = sampled_before(data, positions)(positions, SampleKey(3, 0, 0))
     few = np.arange(0, len(positions), 9)
     scores = list_scores(model, params, data, positions, lists, batch_size=32, progress=False)
     for i in few:
         np.testing.assert_allclose(scores[i], one_by_one(model, params, data, positions[i])[lists.rows[i]], atol=1e-5)
-    got = train.evaluate(model, params, data, positions, k=10, seed=3, calibrated=4, progress=False)
+    got = train.evaluate(model, params, data, positions, k=10, seed=3, calibration_negatives=4, progress=False)
     users = data.log.user[positions][:, None]
     assert (got.requests, got.users) == (len(positions), len(np.unique(users)))
     assert got.auc == pytest.approx(metrics.auc(scores, lists.labels), abs=1e-6)
@@ -95,7 +95,7 @@ def test_negatives_are_of_the_past(data):
     """An item whose first event is later than the evaluated ones is never drawn."""
     log = data.log
     positions = np.flatnonzero((log.time > np.quantile(log.time, 0.3)) & (log.time < np.quantile(log.time, 0.35)))
-    rows = sampled_before(data, positions)(positions, Draw(0, 0, 0)).rows[:, 1:]
+    rows = sampled_before(data, positions)(positions, SampleKey(0, 0, 0)).rows[:, 1:]
     earlier = np.unique(log.item[log.time < log.time[positions].min()])
     assert set(np.unique(rows)) <= set(earlier.tolist()) < set(range(len(data.catalogue)))
 
@@ -103,14 +103,21 @@ def test_negatives_are_of_the_past(data):
 def test_other_sources_leave_the_catalogue_alone(data, trained, positions):
     model, params = trained
     liked = train.evaluate(
-        model, params, data, positions, k=None, candidates=pointwise(data, threshold=2), calibrated=0, progress=False
+        model,
+        params,
+        data,
+        positions,
+        k=None,
+        candidates=pointwise_candidates(data, threshold=2),
+        calibration_negatives=0,
+        progress=False,
     )
     assert liked.k is liked.hit_rate is liked.ndcg is None and "hr" not in str(liked)
     assert 0 < liked.gauc < 1 and list(liked.figures()) == [
         "auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error"
     ]  # fmt: skip
-    shown = impressed(data, candidates=3, threshold=2)
-    some = train.evaluate(model, params, data, positions, k=None, candidates=shown, calibrated=3, progress=False)
+    shown = impressions(data, candidates=3, threshold=2)
+    some = train.evaluate(model, params, data, positions, k=None, candidates=shown, calibration_negatives=3, progress=False)
     assert 0 < some.auc < 1  # masked places of short lists count nowhere
 
     def all_positive(at, draw):
@@ -146,7 +153,7 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
         return CandidateLists(rows, (rows % 3 == 0).astype(np.float32))
 
     def figures() -> tuple[train.Evaluation, np.ndarray]:
-        given = dict(candidates=source, k=5, calibrated=500, progress=False)
+        given = dict(candidates=source, k=5, calibration_negatives=500, progress=False)
         return train.evaluate(model, params, data, few, **given), rank_catalogue(model, params, data, few, progress=False).ranks
 
     ran: dict[str, dict[str, int]] = {}
@@ -189,8 +196,8 @@ def test_met_items_are_left_out_where_the_data_or_the_caller_say_so(data, traine
     assert data.repeats
     once, given = dataclasses.replace(data, repeats=False), dict(k=10, progress=False)
     sample = np.arange(len(positions))[:, None]
-    rows = sampled_before(once, positions)(positions, Draw(0, 0, 0)).rows
-    assert not Seen.before(data.log, positions).contains(sample, rows[:, 1:]).any()
+    rows = sampled_before(once, positions)(positions, SampleKey(0, 0, 0)).rows
+    assert not SeenPairs.before(data.log, positions).contains(sample, rows[:, 1:]).any()
     by_data = train.evaluate(model, params, once, positions, **given)
     by_call = train.evaluate(model, params, data, positions, repeats=False, **given)
     usual = train.evaluate(model, params, data, positions, **given)
@@ -218,7 +225,7 @@ def test_figures_have_intervals_and_two_models_are_compared_on_the_same_users(da
     assert gap["gauc"].value == pytest.approx(one.gauc - two.gauc) and gap["hr@10"].value == one.hit_rate - two.hit_rate
     assert {name: interval.value for name, interval in one.against(one).items()} == dict.fromkeys(gap, 0.0)
     assert one.against(two, ratio=True)["log_loss"].value == pytest.approx(one.log_loss / two.log_loss)
-    for changes in ({"k": 5}, {"seed": 1}, {"calibrated": 3}):
+    for changes in ({"k": 5}, {"seed": 1}, {"calibration_negatives": 3}):
         wrong = train.evaluate(model, params, data, positions, **({"k": 10, "progress": False} | changes))
         with pytest.raises(ValueError, match=r"Evaluation.against: expected an evaluation of the same requests and candidates"):
             one.against(wrong)

@@ -65,8 +65,8 @@ def test_quickstart_evaluates_as_a_run_does():
         aif.build(aif.presets.two_tower(data.schema, width=4, towers=(), sequence=False, short_length=4)),
         data, batch_size=64, epochs=2, learning_rate=0.03, validation=0.0, keep_best=False, progress=False,
     )  # fmt: skip
-    sampled = trained.with_factors(data, width=4)
-    whole = sampled.for_catalogue(data)
+    sampled = trained.with_svd(data, width=4)
+    whole = sampled.with_popularity_correction(data)
     got, given = quickstart.evaluate(sampled, whole, data, requests=80), dict(requests=80, min_history=5, progress=False)
     expected, catalogue = sampled.evaluate(data, k=None, **given), whole.evaluate(data, **given)
     for value, name in ((got.gauc.mean, "gauc"), (got.auc, "auc"), (got.log_loss, "log_loss")):

@@ -18,7 +18,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, export
-from aif_jax.blocks import Block, ItemView, Terms, UserView, block
+from aif_jax.blocks import Block, HeadInputs, ItemView, UserView, block
 from aif_jax.config import BLOCKS
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
@@ -112,10 +112,10 @@ class Recency(Block):
     def item(self, params: Params, item: ItemView) -> jax.Array:
         return params["weight"].at[jnp.asarray(item.features.ids["item"])].get(mode="clip")
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         items, mask = state.blocks[self.name]
         total = jnp.where(mask, params["weight"].at[jnp.asarray(items)].get(mode="clip"), 0.0).sum()
-        return Terms(logit=jnp.asarray(rows.blocks[self.name]) * total)
+        return HeadInputs(logit=jnp.asarray(rows.blocks[self.name]) * total)
 
 
 # What it gives

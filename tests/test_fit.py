@@ -12,13 +12,13 @@ import pytest
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
-from aif_jax.data.candidates import Draw
+from aif_jax.data.candidates import SampleKey
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import Seen
+from aif_jax.data.sampling import SeenPairs
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.run import Run, fit
 from aif_jax.store.version import EncodingMismatch
-from aif_jax.train.fit import Settings, begin, held_out, read_record
+from aif_jax.train.fit import FitSettings, begin, held_out, read_record
 from aif_jax.train.logs import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from experiments.datasets.synthetic import synthetic_world
@@ -63,7 +63,7 @@ def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, 
     record = read_record(run.folder)
     assert record["loss"] == "listwise_softmax + pointwise_bce"
     assert record["task"] == {"name": "NextItem", **vars(GIVEN["task"])}
-    assert Settings.from_json(record) == run.settings
+    assert FitSettings.from_json(record) == run.settings
     assert run.encoder.length == run.config.history_length and run.encoder.version == data.encoder.version
     assert f"gauc {run.metrics['gauc']:.4f}" in str(run) and str(run.folder) in str(run)
     positions = eligible(data.log, parts.test, min_history=1)
@@ -242,7 +242,7 @@ def test_other_tasks_train_and_do_not_rank_the_catalogue(data, model, task):
     assert run.folder is None and "hr@10" not in run.metrics and 0 < run.metrics["gauc"] < 1
     got = run.evaluate(data, progress=False)
     assert got.k is None and got.requests > 50
-    assert Settings.from_json(run.settings.to_json()) == run.settings
+    assert FitSettings.from_json(run.settings.to_json()) == run.settings
 
 
 @lightly_compiled()
@@ -300,7 +300,7 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, c
     assert cursor["pipeline"]["candidates"]["repeats"] is False
     positions, source = held_out(once, made.settings, "test")
     sample = np.arange(len(positions))[:, None]
-    assert not Seen.before(data.log, positions).contains(sample, source(positions, Draw(0, 0, 0)).rows[:, 1:]).any()
+    assert not SeenPairs.before(data.log, positions).contains(sample, source(positions, SampleKey(0, 0, 0)).rows[:, 1:]).any()
     left_out, kept = (made.evaluate(once, k=10, progress=False, **options) for options in ({}, {"repeats": True}))
     assert left_out == made.evaluate(data, k=10, progress=False) != kept  # as in training, whatever the data say
     assert left_out.asked["repeats"] is False and kept.asked["repeats"] is True

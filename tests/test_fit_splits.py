@@ -12,7 +12,7 @@ import aif_jax as aif
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.split import cuts_of_samples, time_cuts
 from aif_jax.run import Run, fit
-from aif_jax.train.fit import Settings, cuts, read_record
+from aif_jax.train.fit import FitSettings, cuts, read_record
 from aif_jax.train.report import note, samples_line, samples_of
 from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
 from experiments.datasets.synthetic import synthetic_world
@@ -47,7 +47,7 @@ def test_shares_are_of_the_samples_of_the_task(data, task):
     made = cuts(task, data, validation=0.1, test=0.2, since=None)
     held = [(times >= made[name]).mean() for name in ("first_validation", "first_test")]
     assert held == pytest.approx([0.3, 0.2], abs=0.02)
-    settings = Settings(task=task, loss="", optimizer="", **made)
+    settings = FitSettings(task=task, loss="", optimizer="", **made)
     samples = samples_of(data, settings)
     assert sum(samples[:3]) + samples.short == len(times) and samples.earlier == 0
     line = samples_line(samples, settings)
@@ -60,9 +60,9 @@ def test_a_next_item_is_split_as_before(data):
     """Every event of a known item is a sample: recorded runs keep their batches."""
     made = cuts(NextItem(), data, validation=0.1, test=0.1, since=None)
     assert (made["first_validation"], made["first_test"]) == time_cuts(data.log)
-    settings = Settings(loss="", optimizer="", **made)
+    settings = FitSettings(loss="", optimizer="", **made)
     assert "since" not in settings.to_json()  # the record, and so the checkpoints, of runs from before there was one
-    assert Settings.from_json(settings.to_json()) == settings
+    assert FitSettings.from_json(settings.to_json()) == settings
 
 
 SHARES_AND_MOMENTS = [
@@ -132,7 +132,7 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
     assert "of them in 1 validations" in said and "% of the places of histories in a batch are padding" in said
     assert (
         "hr@10 and ndcg@10 are of scores before the SVD term and the popularity correction; "
-        "with them: run.with_factors(data).for_catalogue(data).evaluate(data)" in said
+        "with them: run.with_svd(data).with_popularity_correction(data).evaluate(data)" in said
     )
     whole = NextItem().positions(data, min_history=1, **run.settings.span("train"))
     assert len(whole) == samples.train and data.log.time[whole].min() >= np.datetime64(since, "s").astype(int)
@@ -145,15 +145,15 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
     with pytest.raises(ValueError, match=r"fit.since: expected .*the run has"):
         fit(model, data, progress=False, **given | {"since": None})
     evaluation = run.evaluate(data, k=10, progress=False)
-    assert evaluation.requests == samples.test and "with them: run.with_factors(data)" in str(evaluation)
+    assert evaluation.requests == samples.test and "with them: run.with_svd(data)" in str(evaluation)
     assert run.evaluate(data, k=None, progress=False).note == ""
 
 
 def test_the_note_names_what_is_lacking(data):
     config = demo.config(schema=data.schema, **SMALL)
     assert note(config, NextItem(), 5).startswith("hr@5 and ndcg@5 are of scores before the SVD term and the popularity")
-    lacks = "before the SVD term; with it: run.with_factors(data).evaluate(data)"
-    assert note(config, NextItem(corrected=True), 5).endswith(lacks)
+    lacks = "before the SVD term; with it: run.with_svd(data).evaluate(data)"
+    assert note(config, NextItem(logq_correction=True), 5).endswith(lacks)
     assert note(config, NextItem(), None) == note(config, Liked(threshold=2), None) == ""
 
 

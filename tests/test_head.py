@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aif_jax import head, interaction, layers
-from aif_jax.blocks import Terms
+from aif_jax.blocks import HeadInputs
 from tests import demo
 from tests.blocks import parts
 from tests.reference import head as reference
@@ -49,7 +49,7 @@ def test_parameters_have_one_kernel_for_each_input():
 def test_without_hidden_layers_there_is_a_bias_alone():
     made = head.init(jax.random.key(0), {"tower": {"user": 4}}, ())
     assert made.keys() == {"bias"} and made["bias"].shape == ()
-    terms = [Terms(), Terms(logit=jnp.array([1.0, 2.0])), Terms(logit=jnp.array([10.0, 20.0]))]
+    terms = [HeadInputs(), HeadInputs(logit=jnp.array([1.0, 2.0])), HeadInputs(logit=jnp.array([10.0, 20.0]))]
     assert head.logits({"bias": jnp.float32(0.5)}, terms).tolist() == [11.5, 22.5]
     assert head.kernels(made, "tower") == {}
 
@@ -96,11 +96,11 @@ def test_every_kind_of_term_enters_by_hand():
         "rest": {"layer_0": {"kernel": jnp.array([[2.0], [1.0]]), "bias": jnp.array([0.5])}},
     }
     terms = [
-        Terms(once=jnp.array([10.0, 0.0])),
-        Terms(pairs=((jnp.array([[1.0], [2.0]]), jnp.array([[100.0, 0.0]])),)),
-        Terms(rest=jnp.array([[1000.0, 0.0], [0.0, 103.0]])),
-        Terms(logit=jnp.array([0.25, 0.0])),
-        Terms(),
+        HeadInputs(once=jnp.array([10.0, 0.0])),
+        HeadInputs(pairs=((jnp.array([[1.0], [2.0]]), jnp.array([[100.0, 0.0]])),)),
+        HeadInputs(rest=jnp.array([[1000.0, 0.0], [0.0, 103.0]])),
+        HeadInputs(logit=jnp.array([0.25, 0.0])),
+        HeadInputs(),
     ]
     assert head.logits(own, terms).tolist() == [2 * 1111 + 0.75, 2 * 211 + 3 + 0.5]
 
@@ -147,7 +147,7 @@ def test_gradient_of_the_split_form_is_that_of_the_concatenated_form():
 
     def split(own, user, item):
         kernel = head.kernels(own, "tiers")["tiers"]
-        return head.logits(own, [head.towers(own, user, item), Terms(pairs=((tiers, kernel),))]).sum()
+        return head.logits(own, [head.towers(own, user, item), HeadInputs(pairs=((tiers, kernel),))]).sum()
 
     def whole(own, user, item):
         every = jnp.broadcast_to(user, (9, 4))

@@ -362,7 +362,7 @@ def test_users_of_one_batch_leave_a_few_at_a_time(users, monkeypatch):
         list(world.user_job()([wrong]))
     huge = np.broadcast_to(np.uint32(0), (1 << 20, 512))
     with pytest.raises(ValueError, match="batch_size: expected encoded rows below 2 GiB, .* got 2147483648 bytes"):
-        parts.to_batch(np.arange(1 << 20), huge, parts.Stamp("v", "float32", 1 << 20))
+        parts.to_batch(np.arange(1 << 20), huge, parts.RowVersion("v", "float32", 1 << 20))
 
 
 @pytest.mark.parametrize("cut", [10_000, 50, 1])

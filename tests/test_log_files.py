@@ -143,8 +143,8 @@ phase("eligible_s")
 sampler = NegativeSampler(item_counts(dataset, positions))
 phase("counts_s")
 for block in (0, 4096):
-    feed = Pipeline(dataset=dataset, positions=positions, candidates=candidates.sampled(dataset, sampler=sampler, negatives=1),
-                    config=config, batch_size=1024, epochs=10, block=block)
+    feed = Pipeline(dataset=dataset, positions=positions, config=config, batch_size=1024,
+                    candidates=candidates.sampled_negatives(dataset, sampler=sampler, negatives=1), epochs=10, block=block)
     for fed, _ in zip(feed.batches(), range({steps}), strict=False):
         assert fed.problem is None
     phase(f"batches_s_block_{{block}}")

@@ -16,8 +16,8 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.checkpoint import Checkpoints
-from aif_jax.data.candidates import pointwise, sampled
-from aif_jax.data.pipeline import Fed, Pipeline, to_device
+from aif_jax.data.candidates import pointwise_candidates, sampled_negatives
+from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, to_device
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.train import losses
 from aif_jax.train.logs import JsonLines
@@ -33,7 +33,7 @@ loop_module = sys.modules["aif_jax.train.loop"]  # `train.loop` is the function
 def feed() -> Pipeline:
     dataset = synthetic_world(0, users=20, items=60, topics=12, categories=8, events_per_user=30, lag=8, content_dim=12).dataset
     config = demo.config(schema=dataset.schema, blocks=(blocks.Bea(bridges=2),), sequence=False)
-    source = pointwise(dataset, threshold=2)
+    source = pointwise_candidates(dataset, threshold=2)
     return Pipeline(dataset=dataset, positions=range(600), candidates=source, config=config, batch_size=50, epochs=2)
 
 
@@ -168,7 +168,7 @@ def test_a_real_step_skips_exploding_gradients_and_corrects_a_sampled_softmax(fe
     caplog.set_level(logging.WARNING, "aif_jax.train.loop")
     config = feed.config
     sampler = NegativeSampler(item_counts(feed.dataset, feed.positions))
-    source = sampled(feed.dataset, sampler=sampler, negatives=3, corrected=True)
+    source = sampled_negatives(feed.dataset, sampler=sampler, negatives=3, logq_correction=True)
     lists = dataclasses.replace(feed, candidates=source)
     model = aif.build(config)
     params = demo.init(model, items=feed.dataset.catalogue)
@@ -288,7 +288,7 @@ def test_resumed_logs_are_those_of_a_run_that_was_not_killed(feed, tmp_path):
                 state, cursor = train.resume(fresh(), checkpoints, config=feed.config)
                 batches = list(feed.batches(cursor))[:last]
                 if last is not None:  # ends without the checkpoint that the end of a run makes
-                    batches = [*batches, Fed(batch=None, problem="killed")]
+                    batches = [*batches, PrefetchedBatch(batch=None, problem="killed")]
                 try:
                     run(
                         batches, state=state, writers=logs(tmp_path / name), log_every=3, save_every=8,

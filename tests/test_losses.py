@@ -313,10 +313,10 @@ def test_a_pointwise_correction_is_that_of_the_scores():
     log_q = jnp.array([[0.0, math.log(3)]])
     # s - log q = log 3, -log 3: both cost log(4/3); without the correction the second costs log 2
     np.testing.assert_allclose(losses.pointwise_bce(scores, y, log_q=log_q), math.log(4 / 3), rtol=1e-6)
-    plain = losses.pointwise_bce(corrected=False)
+    plain = losses.pointwise_bce(logq_correction=False)
     np.testing.assert_allclose(plain(scores, y, log_q=log_q), (math.log(4 / 3) + math.log(2)) / 2, rtol=1e-6)
     np.testing.assert_allclose(losses.listwise_softmax(scores, y, log_q=log_q), math.log(10 / 9), rtol=1e-6)
-    uncorrected = losses.listwise_softmax(corrected=False)
+    uncorrected = losses.listwise_softmax(logq_correction=False)
     np.testing.assert_allclose(uncorrected(scores, y, log_q=log_q), losses.listwise_softmax(scores, y), rtol=1e-6)
     for loss in (losses.distill_pointwise, losses.distill_listwise):  # student and teacher are compared as they are
         np.testing.assert_array_equal(loss(scores, -scores, log_q=log_q), loss(scores, -scores))
@@ -355,8 +355,11 @@ def test_a_valid_label_that_is_nan_is_not_hidden():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: losses.pointwise_bce(temperature=2.0), r"expected options among \['corrected'\], got \['temperature'\]"),
-        (lambda: (losses.pointwise_bce + losses.pointwise_bce)(corrected=False), "options of its terms before they are added"),
+        (lambda: losses.pointwise_bce(temperature=2.0), r"expected options among \['logq_correction'\], got \['temperature'\]"),
+        (
+            lambda: (losses.pointwise_bce + losses.pointwise_bce)(logq_correction=False),
+            "options of its terms before they are added",
+        ),
         (lambda: losses.pointwise_bce(where=jnp.ones(3, bool)), "expected scores and targets with where and log_q, got none"),
         (lambda: losses.pointwise_bce + 1.0, "unsupported operand"),
     ],

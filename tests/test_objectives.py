@@ -12,7 +12,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import export, metrics, train
 from aif_jax import scores as aif_scores
-from aif_jax.data.candidates import CandidateLists, Draw
+from aif_jax.data.candidates import CandidateLists, SampleKey
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.goals import Goal, Goals
@@ -185,7 +185,7 @@ def test_parts_of_a_batch_add_up(data, small):
     """Scored once in parts, twice in parts, and whole: one loss, one gradient."""
     model, params = small
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 3)[:21]
-    lists = labelled(data, at, Draw(0, 0, 0))
+    lists = labelled(data, at, SampleKey(0, 0, 0))
     batch = make_batch(data, at, lists.rows, lists.labels, config=model.config)
     assert problem_of(batch) is None
     bad = dataclasses.replace(batch, labels=lists.labels | {"like": np.full((21, 4), np.inf, np.float32)})
@@ -214,7 +214,7 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     held, losses = at[-200:], []
     for number in range(60):
         some = np.random.default_rng(number).choice(at[:-200], 64)
-        lists = labelled(data, some, Draw(0, 0, number))
+        lists = labelled(data, some, SampleKey(0, 0, number))
         state, figures = step(state, make_batch(data, some, lists.rows, lists.labels, config=model.config))
         losses.append(float(figures["loss"]))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
@@ -222,9 +222,9 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     def source(at, draw):
         return labelled(data, at, draw)
 
-    given = dict(k=10, candidates=source, calibrated=3, progress=False)
+    given = dict(k=10, candidates=source, calibration_negatives=3, progress=False)
     got = aif.evaluate(model, state.params, data, held, **given)
-    lists = source(held, Draw(0, 0, 0))
+    lists = source(held, SampleKey(0, 0, 0))
     scores = list_scores(model, state.params, data, held, lists, progress=False)
     assert list(got.objectives) == ["click", "conversion", "like"] and got.objectives["click"].auc == got.auc
     product, like = np.log(sigmoid(scores[..., 0]) * sigmoid(scores[..., 1])), lists.labels["like"]
@@ -233,7 +233,7 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     assert got.objectives["like"].auc == pytest.approx(expected, abs=1e-6)
     assert min(evaluation.auc for evaluation in got.objectives.values()) > 0.55
     assert {"auc", "hr@10", "conversion.auc", "like.calibration"} <= got.figures().keys() and got.hit_rate is not None
-    fitted = train.calibrate(model, state.params, data, held, candidates=source, calibrated=None, progress=False)
+    fitted = train.calibrate(model, state.params, data, held, candidates=source, calibration_negatives=None, progress=False)
     assert fitted["fitted"]["calibration"]["scale"].shape == (3,)
     after = aif.evaluate(model, fitted, data, held, **given)
     assert after.objectives["click"].calibration == pytest.approx(1, abs=1e-3)

@@ -344,7 +344,7 @@ def switches(source: str) -> list[str]:
     reads = [ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and re.search(r"\bconfig$", ast.unparse(n.value))]
     found = [read for read in reads if read.rpartition(".")[2] in SWITCHES]
     classes = {name for name in aif_jax.blocks.__all__ if inspect.isclass(getattr(aif_jax.blocks, name))}
-    classes -= {"Block", "Terms", "UserView", "EventView", "ItemView", "Fitted"}
+    classes -= {"Block", "HeadInputs", "UserView", "EventView", "ItemView", "Fitted"}
     return found + [
         ast.unparse(n)
         for n in nodes

@@ -12,7 +12,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, train
-from aif_jax.data.candidates import CandidateLists, Draw, Source, sampled
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, sampled_negatives
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline, problem_of, to_device
 from aif_jax.data.sampling import NegativeSampler, item_counts
@@ -33,7 +33,7 @@ def pipeline(dataset, *, counted=None, **changes) -> Pipeline:
     config = aif.Config(schema=dataset.schema, width=8, short_length=4, long_length=32, blocks=(blocks.Bea(bridges=2),))
     positions = eligible_positions((counted or dataset).log, min_history=1)
     sampler = NegativeSampler(item_counts(counted or dataset, positions))
-    source = sampled(dataset, sampler=sampler, negatives=2)
+    source = sampled_negatives(dataset, sampler=sampler, negatives=2)
     return Pipeline(
         **{
             "dataset": dataset, "positions": positions, "candidates": source, "config": config, "batch_size": 48, "epochs": 2,
@@ -67,7 +67,7 @@ def test_every_sample_once_an_epoch_and_a_cursor_resumes(dataset, shape):
         assert all(same(one.batch, other.batch) for one, other in zip(rest, whole[at + 1 :], strict=True))
 
 
-def mine(positions, draw: Draw) -> CandidateLists:
+def mine(positions, draw: SampleKey) -> CandidateLists:
     return CandidateLists(np.ones((len(positions), 3), np.int32), np.ones((len(positions), 3), np.float32))
 
 
@@ -88,15 +88,15 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(datase
         "kind": ({"positions": range(100)}, "pipeline.positions.kind: expected 'range', the cursor has 'array'"),
         "content": ({"positions": base.positions[::-1]}, "pipeline.positions.content: expected '"),
         "negatives": (
-            {"candidates": sampled(dataset, sampler=NegativeSampler(counts), negatives=3)},
+            {"candidates": sampled_negatives(dataset, sampler=NegativeSampler(counts), negatives=3)},
             "pipeline.candidates.negatives: expected 3, the cursor has 2",
         ),
         "sampler": (
-            {"candidates": sampled(dataset, sampler=NegativeSampler(counts, power=1), negatives=2)},
+            {"candidates": sampled_negatives(dataset, sampler=NegativeSampler(counts, power=1), negatives=2)},
             "pipeline.candidates.sampler: expected '",
         ),
         "a function": ({"candidates": mine}, "candidates.kind: expected 'tests.test_pipeline.mine', the cursor has 'sampled'"),
-        "a source": ({"candidates": Source(mine, {"kind": "mine"})}, "expected 'mine', the cursor has 'sampled'"),
+        "a source": ({"candidates": CandidateSource(mine, {"kind": "mine"})}, "expected 'mine', the cursor has 'sampled'"),
     }
     for changes, message in others.values():
         with pytest.raises(ValueError, match=f"cursor: expected one of this pipeline, got one of another:(.|\n)*{message}"):
@@ -172,7 +172,7 @@ def test_what_is_no_cursor_is_refused(dataset):
     base = pipeline(dataset)
     cursor, last = next(base.batches()).cursor, base.steps_per_epoch - 1
     for wrong in (-5, "3", [], 0):
-        with pytest.raises(TypeError, match=r"cursor: expected `Fed.cursor` of a batch, or None, got"):
+        with pytest.raises(TypeError, match=r"cursor: expected `PrefetchedBatch.cursor` of a batch, or None, got"):
             base.batches(wrong)
     for field in ("epoch", "step"):
         for value in ("3", None, 1.0, True):

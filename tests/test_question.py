@@ -6,7 +6,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import Seen
+from aif_jax.data.sampling import SeenPairs
 from aif_jax.metrics import ByUser
 from experiments.study import datasets, question, records
 
@@ -92,7 +92,7 @@ def test_requests_hold_met_items_and_plans_name_each_run_once(smoke):
     (part,) = question.parts_of(trial, smoke)
     requests = question.requests_of(trial, part, smoke)  # as for evaluation: met items are among them and are masked there
     sample = np.arange(len(requests.rows))[:, None]
-    assert Seen.before(smoke.dataset.log, requests.positions).contains(sample, requests.rows)[:, 1:].any()
+    assert SeenPairs.before(smoke.dataset.log, requests.positions).contains(sample, requests.rows)[:, 1:].any()
     plans = [trial for name in ("validation", "tuning", "test", "rolling") for trial in question.plan(name)]
     assert len({trial.id for trial in plans}) == len(plans) and {trial.dataset for trial in plans} == {"movielens", "taobao"}
     with pytest.raises(ValueError, match="plan: expected 'validation'"):

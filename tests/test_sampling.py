@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aif_jax.catalogue import Catalogue
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
+from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.schema import Attribute, Schema
 
@@ -105,7 +105,7 @@ pairs = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, ma
 @given(pairs)
 def test_what_a_user_has_seen_is_no_negative(events):
     log = EventLog.from_arrays(*np.array(events).T, np.ones(len(events), int), np.arange(len(events)), users=5)
-    seen = Seen(log, np.arange(len(log)))
+    seen = SeenPairs(log, np.arange(len(log)))
     for user in range(5):
         mine = sorted({item for owner, item in events if owner == user})
         assert seen.items(user).tolist() == mine
@@ -116,7 +116,7 @@ def test_what_a_user_has_seen_is_no_negative(events):
 
 
 def test_seen_nothing():
-    seen = Seen(dataset().log, [])
+    seen = SeenPairs(dataset().log, [])
     assert not seen.contains([1, 2], [1, 2]).any()
     assert seen.items(1).tolist() == []
 
@@ -141,7 +141,7 @@ def test_bad_calls_are_refused():
         NegativeSampler([0, 1, 1], uniform=1.5)
     with pytest.raises(ValueError, match="power: expected a finite value of at least 0, got -1"):
         NegativeSampler([0, 1, 1], power=-1)
-    sampler, seen = NegativeSampler([0, 1, 1]), Seen(dataset().log, [0])
+    sampler, seen = NegativeSampler([0, 1, 1]), SeenPairs(dataset().log, [0])
     for wrong, message in (
         ({"avoid": [1]}, r"avoid: expected shape \[2\] or \[2, A\], got \[1\]"),
         ({"avoid": [1, 3]}, r"avoid: expected values in \[0, 3\), got 3"),

@@ -21,7 +21,7 @@ from aif_jax.service import frame
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
-from aif_jax.service.exports import Entry, parse_current, publish, read_current
+from aif_jax.service.exports import ExportEntry, parse_current, publish, read_current
 from aif_jax.service.models import share_of
 from aif_jax.service.process import Listening
 from tests.service_world import EVENTS, IDS, NOW, exports, running
@@ -530,9 +530,9 @@ def test_a_pointer_is_checked(text, message):
 def test_publish_writes_what_is_read(tmp_path):
     for name in ("one", "two"):
         shutil.copytree(exports().root / name, tmp_path / name)
-    publish(tmp_path, ["one", Entry("two", exports().digests["two"], 0.25)])
-    assert read_current(tmp_path) == [Entry("one", None, 0.75), Entry("two", exports().digests["two"], 0.25)]
-    assert read_current(tmp_path, only="two") == [Entry("two", None, 1.0)]
+    publish(tmp_path, ["one", ExportEntry("two", exports().digests["two"], 0.25)])
+    assert read_current(tmp_path) == [ExportEntry("one", None, 0.75), ExportEntry("two", exports().digests["two"], 0.25)]
+    assert read_current(tmp_path, only="two") == [ExportEntry("two", None, 1.0)]
     with pytest.raises(FileNotFoundError, match="expected an exported folder"):
         publish(tmp_path, ["three"])
     with pytest.raises(FileNotFoundError, match="got neither"):
@@ -569,7 +569,7 @@ def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):
         for thread in threads:
             thread.start()
         for name in ("two", "one", "two"):
-            publish(tmp_path, [Entry(name, world.digests[name])])
+            publish(tmp_path, [ExportEntry(name, world.digests[name])])
             version = world.index[name].version
             until(lambda version=version: seen and seen[-1] == version)
         stop.set()
@@ -604,7 +604,7 @@ def test_a_broken_version_is_not_published(tmp_path):
         assert client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["one"].version
         params.write_bytes(whole)  # the copy was not complete yet: it is tried again
         until(lambda: client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["two"].version)
-        publish(tmp_path, ["one", Entry("two", "0" * 64, 0.5)])  # all of them or none
+        publish(tmp_path, ["one", ExportEntry("two", "0" * 64, 0.5)])  # all of them or none
         until(lambda: "sha256" in (service.service.models.problem or ""))
         assert client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["two"].version
 
@@ -621,7 +621,7 @@ def test_users_are_split_between_versions(tmp_path):
     world = exports()
     for name in ("one", "two"):
         shutil.copytree(world.root / name, tmp_path / name)
-    publish(tmp_path, ["one", Entry("two", share=0.3)])
+    publish(tmp_path, ["one", ExportEntry("two", share=0.3)])
     with running(tmp_path) as service, service.client() as client:
         versions = {}
         for user in range(60):

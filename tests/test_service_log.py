@@ -18,7 +18,7 @@ from aif_jax.encoding.vocabulary import string_array
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Service
-from aif_jax.service.log import Record, RequestLog, read_log, replay
+from aif_jax.service.log import LogRecord, RequestLog, read_log, replay
 from aif_jax.service.models import Models
 from aif_jax.service.observers import Shadow
 from aif_jax.serving import Candidates
@@ -64,7 +64,7 @@ def test_records_say_what_was_answered(logged):
     assert records["r2"].raw is None and records["r2"].features is not None  # from the feature source
     assert records["r3"].raw is None and records["r3"].features is None  # the state was there already
     (file,) = logged.glob("*.parquet")
-    assert pq.read_schema(file).names == list(Record._fields)
+    assert pq.read_schema(file).names == list(LogRecord._fields)
 
 
 def test_a_replay_leaves_out_what_a_call_excluded(tmp_path):

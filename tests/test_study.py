@@ -15,7 +15,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data import candidates
-from aif_jax.data.candidates import Draw
+from aif_jax.data.candidates import SampleKey
 from aif_jax.data.pipeline import make_batch
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from experiments import ablation
@@ -395,7 +395,7 @@ def test_recipes_with_a_helper_score_their_candidates(smoke):
     made = {}
     for name in (recipes.DEFAULT, *recipes.HELPERS):
         given = helper if name in recipes.HELPERS else None
-        made[name] = recipes.source(name, smoke.dataset, counts=counts, helper=given)(at, Draw(0, 0, 0))
+        made[name] = recipes.source(name, smoke.dataset, counts=counts, helper=given)(at, SampleKey(0, 0, 0))
     plain, taught, same, _, hard = made.values()
     np.testing.assert_array_equal(taught.rows, plain.rows)
     np.testing.assert_array_equal(same.labels, taught.labels)  # of another teacher by its name, the same helper here
@@ -412,10 +412,10 @@ def test_a_helper_scores_alike_whatever_lengths_it_reads_together(smoke):
     log, at = smoke.dataset.log, smoke.split.test[::40][:30]
     lengths = log.history_end(at) - log.offsets[log.user[at]]
     assert lengths.min() < 64 < lengths.max()
-    draw = candidates.sampled(
+    draw = candidates.sampled_negatives(
         smoke.dataset, sampler=NegativeSampler(item_counts(smoke.dataset, smoke.split.train)), negatives=3
     )
-    rows, labels, _ = draw(at, Draw(0, 0, 0))
+    rows, labels, _ = draw(at, SampleKey(0, 0, 0))
     (whole,) = train.predict(*helper, [make_batch(smoke.dataset, at, rows, labels, config=config)])
     np.testing.assert_allclose(recipes.scores_of(helper, smoke.dataset, at, rows, labels), whole, atol=1e-5)
 
@@ -456,13 +456,13 @@ def test_recipes_of_the_preset_run_one_after_another(smoke, tmp_path, monkeypatc
 
 def test_corrected_recipes_draw_and_correct_as_they_say(smoke):
     counts, at = item_counts(smoke.dataset, smoke.split.train), smoke.split.train[200:204]
-    made = {name: recipes.source(name, smoke.dataset, counts=counts)(at, Draw(0, 0, 0)) for name in recipes.CORRECTED}
+    made = {name: recipes.source(name, smoke.dataset, counts=counts)(at, SampleKey(0, 0, 0)) for name in recipes.CORRECTED}
     held, both = made[recipes.CATALOGUE], made[recipes.MIXED]
     np.testing.assert_allclose(held.log_q[:, 1:], NegativeSampler(counts).log_q(held.rows[:, 1:], 15))
     assert not held.log_q[:, 0].any()
     np.testing.assert_allclose(both.log_q, NegativeSampler(counts, uniform=0.5).log_q(both.rows, 15))
     assert not np.array_equal(both.rows, held.rows)
-    assert recipes.source(recipes.LARGER, smoke.dataset, counts=counts)(at, Draw(0, 0, 0)).rows.shape == (4, 64)
+    assert recipes.source(recipes.LARGER, smoke.dataset, counts=counts)(at, SampleKey(0, 0, 0)).rows.shape == (4, 64)
     counts[5] = 0
     assert recipes.offset("logQ", counts, model="preset", dataset="movielens")[[0, 5, 6]].tolist() == [-100, -100, 0]
     assert not recipes.offset(recipes.MIXED, counts, model="preset", dataset="movielens").any()

@@ -11,7 +11,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.data.candidates import sampled
+from aif_jax.data.candidates import sampled_negatives
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
@@ -31,7 +31,7 @@ def feed() -> Pipeline:
     ).dataset
     config = demo.config(schema=dataset.schema, long_length=32)
     positions = eligible(dataset.log, split_by_time(dataset.log).train, min_history=1)
-    source = sampled(dataset, sampler=NegativeSampler(item_counts(dataset, positions)), negatives=3)
+    source = sampled_negatives(dataset, sampler=NegativeSampler(item_counts(dataset, positions)), negatives=3)
     return Pipeline(dataset=dataset, positions=positions, candidates=source, config=config, batch_size=64, epochs=3)
 
 

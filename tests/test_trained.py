@@ -140,7 +140,7 @@ def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, d
     params = calibrate(trained.model, trained.params, data, positions, progress=False)
     assert jax.tree.all(jax.tree.map(np.array_equal, calibrated.params, params))
     assert same(correction(calibrated, data), correction(trained, data))
-    assert same(run.edit(data, svd, correction).trained, run.with_factors(data, width=4).for_catalogue(data).trained)
+    assert same(run.edit(data, svd, correction).trained, run.with_svd(data, width=4).with_popularity_correction(data).trained)
     with pytest.raises(aif.EncodingMismatch):
         encoded = aif.Trained(trained.model, trained.params, data.encoder)
         svd(encoded, synthetic_world(1, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset)

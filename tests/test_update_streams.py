@@ -180,7 +180,7 @@ def test_what_was_not_saved_comes_again(broker, tmp_path):
     for number in range(6):
         broker.send(encode(items({f"i{number}": float(number)})), partition=number % 2)
     writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=100)
-    drain(Follower(broker.open(), IndexTarget(writer), most=2), until=6)
+    drain(Follower(broker.open(), IndexTarget(writer), max_batch=2), until=6)
     writer._lease.release()  # as after a kill: nothing of this was saved
     assert writer.saved_positions == {}
     resumed = IndexWriter.resume(tmp_path / "w", aif.Trained(MODEL, PARAMS, ENCODER))
@@ -227,7 +227,7 @@ def test_a_feature_store_follows_and_doubles_nothing(broker, valkey_url):
             event = {"user": [number % 3], "item": [number], "time": [T + number]}
             broker.send(encode(event), partition=number % 3 % 2)
         for sink in (remote, MemoryFeatures(layout)):
-            followers = [Follower(broker.open(), SinkTarget(sink), most=n) for n in (7, 3)]
+            followers = [Follower(broker.open(), SinkTarget(sink), max_batch=n) for n in (7, 3)]
             if broker.kind == "memory":  # both read one list
                 drain(followers[0], until=20)
                 followers[0].stream.begin({})
@@ -248,7 +248,7 @@ def test_rows_in_a_server_follow(valkey_url):
         broker, direct = Broker("valkey", valkey_url, "rows"), test_user_table.table()
         send_events(broker, direct)
         for most, until in ((4, 8), (100, 13)):
-            follower = Follower(broker.open(), SinkTarget(test_user_table.remote(client, prefix="rows")), most=most)
+            follower = Follower(broker.open(), SinkTarget(test_user_table.remote(client, prefix="rows")), max_batch=most)
             drain(follower, until=until)
         assert (follower.counters["applied"], follower.counters["rejected"]) == (12, 1)
         there = test_user_table.remote(client, prefix="rows")
@@ -278,7 +278,7 @@ def test_partitions_move_within_a_group(kafka_address, tmp_path):
 
     options = {"heartbeat.interval.ms": 100, "session.timeout.ms": 6000}
     streams = [KafkaStream(kafka_address, broker.name, group="g", options=options) for _ in range(2)]
-    followers = [Follower(stream, SinkTarget(sink), most=3) for stream in streams]
+    followers = [Follower(stream, SinkTarget(sink), max_batch=3) for stream in streams]
     step_until(followers, lambda: [len(stream.lag()) for stream in streams] == [1, 1])
     send(range(8))
     step_until(followers, lambda: events() == 8)
@@ -308,7 +308,7 @@ def test_replicas_of_a_group_share_the_partitions(kafka_address, valkey_url, tmp
         with redis.Redis.from_url(valkey_url) as client:
             sink = ValkeyFeatureWriter(client, EventLayout(), prefix=broker.name)
             stream = KafkaStream(kafka_address, broker.name, group="g", options=quick)
-            follower = Follower(stream, SinkTarget(sink), most=5, changed=joined.set if number else None)
+            follower = Follower(stream, SinkTarget(sink), max_batch=5, changed=joined.set if number else None)
             try:
                 follower.run(lambda: stop[number].is_set() or (joined.set() if number and stream.rebalances else False))
                 assert stream.rebalances >= 1
@@ -349,7 +349,7 @@ def test_replicas_of_a_group_share_the_partitions(kafka_address, valkey_url, tmp
 def test_snapshots_are_published(tmp_path):
     stream, store = MemoryStream(), SnapshotStore(tmp_path / "store")
     writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=1)
-    follower = Follower(stream, IndexTarget(writer), most=1, store=store)
+    follower = Follower(stream, IndexTarget(writer), max_batch=1, store=store)
     for number in range(4):
         stream.send(encode(items({f"i{number}": float(number)})))
         follower.step()
@@ -408,7 +408,7 @@ def test_a_stream_of_another_kind_stops_the_follower(tmp_path):
     with pytest.raises(
         StreamError, match="expected messages of this model, got 10 in a row that do not fit; ValueError.*'item'"
     ):
-        Follower(stream, IndexTarget(writer), most_rejected=10).step()
+        Follower(stream, IndexTarget(writer), max_rejected=10).step()
     writer.close()
 
 

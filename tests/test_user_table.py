@@ -28,7 +28,7 @@ from aif_jax.connectors import MemoryStream, SinkTarget, ValkeyStream
 from aif_jax.index import IndexWriter, WriterConflict
 from aif_jax.index.storage import STORAGES
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
-from aif_jax.user_table import Applied, ClockError, MemoryRows, RemoteRows, Stored, UserTable, UserTableWriter, files
+from aif_jax.user_table import ClockError, MemoryRows, RemoteRows, Stored, UpdateCounts, UserTable, UserTableWriter, files
 from aif_jax.user_table.program import unpack
 from aif_jax.user_table.rows import NONE
 from experiments.datasets.synthetic import synthetic_world
@@ -184,12 +184,12 @@ def test_a_row_scores_as_the_whole_history(streamed):
 def test_what_came_before_is_skipped_user_by_user():
     made = table()
     one, two = ({"user": [u], "item": [3], "action": [1], "time": [1_500_000_000]} for u in (1, 2))
-    assert made.update(one, position=5) == Applied(1, 1, 0, 0, 0)
+    assert made.update(one, position=5) == UpdateCounts(1, 1, 0, 0, 0)
     both = {name: one[name] + two[name] for name in one}
-    assert made.update(both, position=5) == Applied(1, 1, 1, 0, 0)
+    assert made.update(both, position=5) == UpdateCounts(1, 1, 1, 0, 0)
     assert made.update(both, position=4).repeated == 2
-    assert made.update(both, position=6) == Applied(2, 2, 0, 0, 0)
-    assert made.update(both) == Applied(2, 2, 0, 0, 0)  # without a position nothing is a repetition
+    assert made.update(both, position=6) == UpdateCounts(2, 2, 0, 0, 0)
+    assert made.update(both) == UpdateCounts(2, 2, 0, 0, 0)  # without a position nothing is a repetition
     assert [int(made.memory(user).count) for user in (1, 2, 3)] == [3, 3, 0]
 
 
@@ -233,7 +233,7 @@ def test_late_events_are_put_in_their_place_and_counted():
     )
     np.testing.assert_array_equal(made.memory(3).recent.time, ordered.memory(3).recent.time)
     old = raw(at[[0]])
-    assert made.update(old) == Applied(1, 1, 0, 1, 1)  # older than the 24 events that are kept: in the sums alone
+    assert made.update(old) == UpdateCounts(1, 1, 0, 1, 1)  # older than the 24 events that are kept: in the sums alone
     np.testing.assert_array_equal(made.memory(3).recent.time, ordered.memory(3).recent.time)
 
 

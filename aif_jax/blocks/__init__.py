@@ -18,7 +18,7 @@
 """
 
 from aif_jax.blocks.bea import Bea
-from aif_jax.blocks.block import Block, EventView, Fitted, ItemView, Terms, UserView, block
+from aif_jax.blocks.block import Block, EventView, Fitted, HeadInputs, ItemView, UserView, block
 from aif_jax.blocks.concatenation import Concatenation
 from aif_jax.blocks.decayed_memory import DecayedMemory
 from aif_jax.blocks.decayed_sim import DecayedSim
@@ -35,7 +35,7 @@ from aif_jax.blocks.simtier import SimTier
 from aif_jax.blocks.simtier_codes import SimTierCodes
 
 __all__ = [
-    "Block", "block", "Terms", "UserView", "EventView", "ItemView", "Fitted", "Signatures",
+    "Block", "block", "HeadInputs", "UserView", "EventView", "ItemView", "Fitted", "Signatures",
     "MatchingStatistics",
     "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct", "DecayedMemory", "DecayedSim",
     "CrossAttention", "TargetAttention", "CosineTiers", "Concatenation",

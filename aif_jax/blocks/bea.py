@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect
+from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
 
@@ -67,10 +67,10 @@ class Bea(Block):
         query = layers.dense(params["query"], item.vector)
         return jax.nn.softmax(query @ params["bridges"].T / math.sqrt(query.shape[-1]))
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         values, weights = jnp.asarray(state.blocks[self.name]), jnp.asarray(rows.blocks[self.name])
         pairs = ((weights, values @ kernels["read"]),)
         if not self.dot_product:
-            return Terms(pairs=pairs)
+            return HeadInputs(pairs=pairs)
         item = jnp.asarray(rows.vector)  # (w V) . i in the order that needs no [C, D] array
-        return Terms(pairs=pairs, logit=(weights * (item @ (values.T / math.sqrt(item.shape[-1])))).sum(-1))
+        return HeadInputs(pairs=pairs, logit=(weights * (item @ (values.T / math.sqrt(item.shape[-1])))).sum(-1))

@@ -19,7 +19,7 @@ from aif_jax.config import Config, register
 from aif_jax.types import Behaviours, Events, ItemFeatures, ItemRow, Params, Streamed, UserFeatures, UserState
 
 
-class Terms(NamedTuple):
+class HeadInputs(NamedTuple):
     """A block's share of the head's first layer [C, H], and of the logit.
 
     What is the same for every candidate goes into `once`, products with a left side [C, w] into `pairs`, which the head joins
@@ -209,9 +209,9 @@ class Block:
         """The item half of ONE item, nearline."""
         return {}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         """Real time: its share of the head for one state and rows [C]."""
-        return Terms()
+        return HeadInputs()
 
 
 B = TypeVar("B", bound=type[Block])

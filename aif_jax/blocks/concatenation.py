@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block
+from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
 
@@ -50,9 +50,9 @@ class Concatenation(Block):
             "embedding": jnp.stack(behaviour).sum(0),
         }
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         user, item = jax.tree.map(jnp.asarray, (state.blocks[self.name], rows.blocks[self.name]))
-        return Terms(
+        return HeadInputs(
             once=user["features"] @ kernels["user"],
             pairs=((item["features"], kernels["item"]), (user["short"][None, :] * item["embedding"], kernels["product"])),
         )

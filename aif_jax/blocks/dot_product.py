@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Terms, block
+from aif_jax.blocks.block import Block, HeadInputs, block
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
 
@@ -28,6 +28,6 @@ class DotProduct(Block):
     def init(self, key: jax.Array, config: Config) -> Params:
         return {"popularity": jax.random.normal(key, (config.width,)) * 0.02}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         user = jnp.asarray(state.vector)
-        return Terms(logit=jnp.asarray(rows.vector) @ (user / math.sqrt(user.shape[-1]) + params["popularity"]))
+        return HeadInputs(logit=jnp.asarray(rows.vector) @ (user / math.sqrt(user.shape[-1]) + params["popularity"]))

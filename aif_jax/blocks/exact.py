@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, Fitted, ItemView, Terms, UserView, block, by_id
+from aif_jax.blocks.block import Block, Fitted, HeadInputs, ItemView, UserView, block, by_id
 from aif_jax.blocks.simtier import Tiers
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemFeatures, ItemRow, Params, UserState, record
@@ -45,12 +45,12 @@ class _Attention(Block):
     def item(self, params: Params, item: ItemView) -> jax.Array:
         return layers.dense(params["query"], item.vector)
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         history, query = state.blocks[self.name], jnp.asarray(rows.blocks[self.name])
         values, item = jnp.asarray(history.values), jnp.asarray(rows.vector)
         read = layers.attention(query, values, values, jnp.asarray(history.mask))
         logit = (item * read).sum(-1) / math.sqrt(item.shape[-1]) if self.dot_product else 0.0
-        return Terms(rest=read @ kernels["read"], logit=logit)
+        return HeadInputs(rest=read @ kernels["read"], logit=logit)
 
 
 @block
@@ -82,7 +82,7 @@ class TargetAttention(_Attention):
     def user(self, params: Params, user: UserView) -> Sequence:
         return Sequence(values=user.embedded, mask=jnp.asarray(user.long.mask))
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         history = state.blocks[self.name]
         mean = layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
         return super().score(params, state, rows, kernels)._replace(once=mean @ kernels["mean"])
@@ -133,7 +133,7 @@ class CosineTiers(Tiers):
         group, mask = self.group(user.long, user.config), jnp.asarray(user.long.mask)
         return ContentHistory(content=user.values(self.tables[0], user.long), group=group, mask=mask)
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         """Makes no [C, L, T] array."""
         kernel, history = kernels["tiers"], state.blocks[self.name]
         content = jnp.asarray(rows.fitted[self.tables[0].name])
@@ -144,7 +144,7 @@ class CosineTiers(Tiers):
             counted = (jnp.asarray(history.mask) & (jnp.asarray(history.group) == group))[None, :]
             reached = [jnp.sum((tier >= t) & counted, axis=1, dtype=jnp.int32) for t in range(self.tiers)]
             counts += [a - b for a, b in zip(reached, [*reached[1:], jnp.zeros_like(reached[0])], strict=True)]
-        return Terms(rest=jnp.log1p(jnp.stack(counts, -1).astype(jnp.float32)).astype(kernel.dtype) @ kernel)
+        return HeadInputs(rest=jnp.log1p(jnp.stack(counts, -1).astype(jnp.float32)).astype(kernel.dtype) @ kernel)
 
 
 def _unit(content: jax.Array) -> jax.Array:

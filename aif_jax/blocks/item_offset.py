@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import checks, layers
-from aif_jax.blocks.block import Block, ItemView, Terms, block
+from aif_jax.blocks.block import Block, HeadInputs, ItemView, block
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
@@ -25,7 +25,7 @@ UNTRAINED = -100.0
 
 @block
 class ItemOffset(Block):
-    """Adds a fitted offset of each item to the logit, zeros until `Run.for_catalogue` or you give others.
+    """Adds a fitted offset of each item to the logit, zeros until `Run.with_popularity_correction` or you give others.
 
     An item newer than the table has the offset of row 0, the unknown item.
     """
@@ -39,8 +39,8 @@ class ItemOffset(Block):
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"offset": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
-        return Terms(logit=jnp.asarray(rows.blocks[self.name]["offset"]))
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+        return HeadInputs(logit=jnp.asarray(rows.blocks[self.name]["offset"]))
 
 
 def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | None = UNTRAINED) -> np.ndarray:

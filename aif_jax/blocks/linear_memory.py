@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect
+from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
@@ -74,13 +74,14 @@ class Memory(Block):
         """f float32 [K]."""
         return layers.dense(params["query"], item.vector)
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         history, query = state.blocks[self.name], jnp.asarray(rows.blocks[self.name])
         logit = 0.0
         if self.dot_product:
             item = jnp.asarray(rows.vector)
             logit = read_dot_item(history, query, item) / math.sqrt(item.shape[-1])
-        return Terms(once=mean(history) @ kernels["mean"], rest=deviation(history, query, kernels["deviation"]), logit=logit)
+        rest = deviation(history, query, kernels["deviation"])
+        return HeadInputs(once=mean(history) @ kernels["mean"], rest=rest, logit=logit)
 
 
 @block

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Fitted, Terms, UserView, block
+from aif_jax.blocks.block import Block, Fitted, HeadInputs, UserView, block
 from aif_jax.blocks.linear_memory import ByEvent, Summed, cheaper_by_event, deviation, mean, sum_events, weigh_events
 from aif_jax.blocks.signatures import WORD, Signatures, hamming, signs
 from aif_jax.config import Config
@@ -52,7 +52,7 @@ class LshDin(Block):
             return ByEvent(keys=signatures, values=user.embedded, mask=mask)
         return sum_events(signs(signatures).T.astype(user.embedded.dtype), user.embedded, mask)
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         history, query = state.blocks[self.name], jnp.asarray(rows.fitted[self.tables[0].name])
         kernel = kernels["deviation"]
         if isinstance(history, Summed):
@@ -61,4 +61,4 @@ class LshDin(Block):
             keys = jnp.asarray(history.keys)
             agreement = (query.shape[-1] * WORD - 2 * hamming(query[:, None, :], keys[None, :, :])).astype(kernel.dtype)
             rest = weigh_events(agreement, history, self.bits) @ kernel
-        return Terms(once=mean(history) @ kernels["mean"], rest=rest)
+        return HeadInputs(once=mean(history) @ kernels["mean"], rest=rest)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect
+from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect
 from aif_jax.blocks.sim import sort_by_value
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemRow, Params, UserState, record
@@ -101,10 +101,10 @@ class MatchingStatistics(Block):
         """int32 [F], the item's values."""
         return jnp.stack([jnp.asarray(item.features.ids[name]) for name in self.fields]).astype(jnp.int32)
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         half, wanted, kernel = state.blocks[self.name], jnp.asarray(rows.blocks[self.name]), kernels["statistics"]
         found = compare(half, wanted) if isinstance(half, Unsorted) else look_up(half, wanted)
-        return Terms(pairs=((found.reshape(wanted.shape[0], kernel.shape[0]).astype(kernel.dtype), kernel),))
+        return HeadInputs(pairs=((found.reshape(wanted.shape[0], kernel.shape[0]).astype(kernel.dtype), kernel),))
 
 
 def look_up(runs: Runs, wanted: jax.Array) -> jax.Array:

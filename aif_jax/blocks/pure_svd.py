@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import checks, layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect, recent
+from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect, recent
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
@@ -28,7 +28,7 @@ from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 class PureSvd(Block):
     """Adds sum_n n ** -decay v_n . v_c to the logit, where v_n is the factor of the n-th last event and v_c the candidate's.
 
-    Its factors are zeros until `Run.with_factors` or you give others. An item without a training event, or newer than the
+    Its factors are zeros until `Run.with_svd` or you give others. An item without a training event, or newer than the
     table, has a factor of zeros.
 
     Attributes:
@@ -66,8 +66,8 @@ class PureSvd(Block):
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"factor": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
-        return Terms(logit=jnp.asarray(rows.blocks[self.name]["factor"]) @ jnp.asarray(state.blocks[self.name]["sum"]))
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+        return HeadInputs(logit=jnp.asarray(rows.blocks[self.name]["factor"]) @ jnp.asarray(state.blocks[self.name]["sum"]))
 
 
 def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd | None = None) -> tuple[Params, Config]:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, Terms, UserView, block, expect
+from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
@@ -69,10 +69,10 @@ class Cached(Block):
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"query": layers.dense(params["query"], item.vector), "value": jnp.asarray(item.features.ids[self.field])}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         slots, row = state.blocks[self.name], rows.blocks[self.name]
         value, flags = jnp.asarray(row["value"]), kernels["flags"]
-        return Terms(
+        return HeadInputs(
             once=flags[0],
             pairs=((own_slot(slots, value).astype(flags.dtype), slot_flags(slots).astype(flags.dtype) @ flags),),
             rest=read(slots, jnp.asarray(row["query"]), value, kernels["read"]),

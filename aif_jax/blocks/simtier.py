@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Fitted, Terms, UserView, block, expect, recent
+from aif_jax.blocks.block import Block, Fitted, HeadInputs, UserView, block, expect, recent
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.blocks.tier_histogram import TierHistory, histogram
 from aif_jax.config import Config
@@ -97,10 +97,10 @@ class SimTier(Tiers):
         group, mask = self.group(seen, user.config), jnp.asarray(seen.mask)
         return TierHistory(signature=user.values(self.tables[0], seen), group=group, mask=mask)
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         kernel, signature = kernels["tiers"], jnp.asarray(rows.fitted[self.tables[0].name])
         counts = histogram(signature, state.blocks[self.name], tiers=self.tiers, groups=kernel.shape[0] // self.tiers)
-        return Terms(pairs=((log_counts(counts).astype(kernel.dtype), kernel),))
+        return HeadInputs(pairs=((log_counts(counts).astype(kernel.dtype), kernel),))
 
 
 def log_counts(counts: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import layers
-from aif_jax.blocks.block import ItemView, Terms, UserView, block, by_id, expect, expect_content
+from aif_jax.blocks.block import HeadInputs, ItemView, UserView, block, by_id, expect, expect_content
 from aif_jax.blocks.simtier import Tiers, log_counts
 from aif_jax.blocks.tier_histogram import TierHistory, by_table, histogram
 from aif_jax.config import Config
@@ -85,10 +85,10 @@ class SimTierCodes(Tiers):
         codes, weights = by_id((params["nearest"], params["weights"]), item.features, from_content)
         return {"codes": codes, "weights": weights}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         kernel, row = kernels["tiers"], rows.blocks[self.name]
         read = jnp.asarray(state.blocks[self.name])[jnp.asarray(row["codes"])] * jnp.asarray(row["weights"])[..., None]
-        return Terms(pairs=((read.sum(1).astype(kernel.dtype), kernel),))
+        return HeadInputs(pairs=((read.sum(1).astype(kernel.dtype), kernel),))
 
 
 def code_table(

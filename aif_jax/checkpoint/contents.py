@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.checkpoint.parts import Spread, write_together
+from aif_jax.checkpoint.parts import ShardedArrays, write_together
 from aif_jax.checkpoint.storage import CheckpointError, Packed, inspect, is_json, pack, read, write_packed
 from aif_jax.checks import expect
 from aif_jax.config import Config
@@ -128,7 +128,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     unknown = like.keys() - {"params", "opt_state"}
     expect(not unknown, "like", "templates under 'params' and 'opt_state'", sorted(unknown))
     leaves, record = inspect(path, format=FORMATS)
-    spread = Spread.of(local(path), record)
+    spread = ShardedArrays.of(local(path), record)
     stored = _parsed(path, record, "config", Config.from_json)
     step = _parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)

@@ -36,7 +36,7 @@ Trees = dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class ShardedArrays:
     """The spread arrays of a folder, as its record has them.
 
     Attributes:
@@ -50,7 +50,7 @@ class Spread:
     parts: list[tuple[str, dict[str, dict[str, tuple[int, int]]]]]
 
     @classmethod
-    def of(cls, path: Path, record: Mapping[str, Any]) -> Spread:
+    def of(cls, path: Path, record: Mapping[str, Any]) -> ShardedArrays:
         """Reads the record; CheckpointError for one that is none."""
         try:
             leaves = {

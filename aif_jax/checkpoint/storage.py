@@ -121,7 +121,7 @@ def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[st
 
 
 class Rows(Protocol):
-    """Arrays of a folder that lie in parts, see `checkpoint.parts.Spread`."""
+    """Arrays of a folder that lie in parts, see `checkpoint.parts.ShardedArrays`."""
 
     @property
     def leaves(self) -> dict[str, dict[str, Digest]]:

@@ -46,7 +46,7 @@ FIT = (
     "repeats", "id_dropout", "buckets",
 )  # fmt: skip
 """Arguments of `fit` that have a flag."""
-ADDED = {"factors": Run.with_factors, "offset": Run.for_catalogue, "calibration": Run.calibrate}
+ADDED = {"svd": Run.with_svd, "popularity": Run.with_popularity_correction, "calibration": Run.calibrate}
 """What `add` adds, in this order: each is of the scores before it."""
 
 
@@ -241,8 +241,8 @@ def run_train(options: argparse.Namespace) -> int:
 def run_add(options: argparse.Namespace) -> int:
     """Adds to a trained model what is fitted after training, on the files of its training, and writes a checkpoint.
 
-    factors: of co-engagement (`Run.with_factors`). offset: of each item, for candidates from the whole catalogue
-    (`Run.for_catalogue`). calibration: of probabilities, on the validation slice (`Run.calibrate`).
+    svd: the SVD term (`Run.with_svd`). popularity: the popularity correction, for candidates from the whole catalogue
+    (`Run.with_popularity_correction`). calibration: probabilities, on the validation slice (`Run.calibrate`).
     """
     expect_new(options.out)
     trained = Run.load(options.trained)

@@ -18,7 +18,7 @@ from aif_jax.service.exports import Mirror
 from aif_jax.service.log import replay
 from aif_jax.service.nearline import Nearline
 from aif_jax.service.process import Listening, log_to_stderr
-from aif_jax.service.processes import Settings, is_worker, serve
+from aif_jax.service.processes import ServiceSettings, is_worker, serve
 from aif_jax.serving import ServingConfig
 from aif_jax.store.folders import URL
 
@@ -118,7 +118,7 @@ def run_serve(options: argparse.Namespace) -> int:
     if options.features_timeout is not None and not options.features_timeout > 0:
         raise UsageError(f"--features-timeout: expected more than 0 seconds, got {options.features_timeout}")
     log_to_stderr(options.log_form, options.log_level)
-    settings = Settings(
+    settings = ServiceSettings(
         folder=folder, config=config, policy=policy, where=where, only=options.version, keep=options.keep,
         poll=options.poll, features=options.features, features_timeout=options.features_timeout, log=options.log,
         log_share=options.log_share, shadow=options.shadow, shadow_share=options.shadow_share, traces=options.traces,

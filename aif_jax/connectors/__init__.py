@@ -6,14 +6,14 @@ Each kind of server has one file, which alone imports its client, and only when 
 from aif_jax.connectors.connect import open_stream
 from aif_jax.connectors.faiss_search import FaissSearch
 from aif_jax.connectors.fetch import Fetch, Reads
-from aif_jax.connectors.follow import Entry, Follower, IndexTarget, SinkTarget, Target, UserTarget
+from aif_jax.connectors.follow import Follower, IndexTarget, SinkTarget, StreamEntry, Target, UserTarget
 from aif_jax.connectors.kafka import KafkaStream
 from aif_jax.connectors.messages import Change, MessageError, decode, encode, encode_deleted, tombstone_key
 from aif_jax.connectors.packing import EventLayout
 from aif_jax.connectors.parquet_features import ParquetFeatures
 from aif_jax.connectors.pgvector_search import PgvectorSearch
 from aif_jax.connectors.records import EventSink, FeatureSource, MemoryFeatures, Record
-from aif_jax.connectors.retrieval import BruteForce, Found, Retrieval, TwoTower, recall
+from aif_jax.connectors.retrieval import BruteForce, Retrieval, SearchResult, TwoTower, recall
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.connectors.streams import MemoryStream, Message, StreamError, UpdateStream
 from aif_jax.connectors.usearch_search import UsearchSearch
@@ -26,7 +26,7 @@ __all__ = [
     "ParquetFeatures", "Fetch", "Reads", "ValkeyStates",
     "UpdateStream", "Message", "StreamError", "MemoryStream", "KafkaStream", "ValkeyStream", "open_stream",
     "encode", "encode_deleted", "tombstone_key", "decode", "Change", "MessageError",
-    "Follower", "Target", "Entry", "IndexTarget", "UserTarget", "SinkTarget",
+    "Follower", "Target", "StreamEntry", "IndexTarget", "UserTarget", "SinkTarget",
     "SnapshotStore", "SnapshotError",
-    "TwoTower", "Retrieval", "Found", "BruteForce", "FaissSearch", "UsearchSearch", "PgvectorSearch", "recall",
+    "TwoTower", "Retrieval", "SearchResult", "BruteForce", "FaissSearch", "UsearchSearch", "PgvectorSearch", "recall",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import needs_extra
-from aif_jax.connectors.retrieval import Found, checked
+from aif_jax.connectors.retrieval import SearchResult, checked
 
 
 class FaissSearch:
@@ -37,8 +37,8 @@ class FaissSearch:
                 raise ValueError(f"parameters: expected those of {type(self._index).__name__}, got {name!r}")
             setattr(self._index, name, value)
 
-    def __call__(self, query: np.ndarray, k: int) -> Found:
+    def __call__(self, query: np.ndarray, k: int) -> SearchResult:
         """As `BruteForce`; an approximate index may find fewer."""
         scores, places = self._index.search(np.asarray(query, np.float32)[None], min(k, len(self.ids)))
         there = places[0] >= 0
-        return Found(self.ids[places[0][there]], scores[0][there])
+        return SearchResult(self.ids[places[0][there]], scores[0][there])

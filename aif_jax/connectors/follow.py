@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Writer = TypeVar("Writer", bound=SnapshotWriter)
 
 
-class Entry(NamedTuple):
+class StreamEntry(NamedTuple):
     """A message that could be read."""
 
     message: Message
@@ -47,7 +47,7 @@ class Target(Protocol):
         """What outlives this process, by partition."""
         ...
 
-    def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
+    def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """Applies messages of one partition in order, all or none; `position` is that of the last, or of poison without any."""
         ...
 
@@ -80,7 +80,7 @@ class _Written(Generic[Writer]):
 class IndexTarget(_Written[IndexWriter]):
     """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
 
-    def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
+    def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """As `Target.apply`."""
         changes, kind, encoder = [], self.writer.index.kind, self.writer.index.trained.need_encoder("IndexTarget")
         for change in joined([entry.change for entry in entries]):  # all are read before one is applied
@@ -99,11 +99,11 @@ class UserTarget(_Written[UserTableWriter]):
 
     @property
     def counters(self) -> dict[str, int]:
-        """What became of the events, see `aif_jax.user_table.Applied`."""
+        """What became of the events, see `aif_jax.user_table.UpdateCounts`."""
         applied = self.writer.applied
         return {"events": applied.events, "events_late": applied.late, "events_beyond": applied.beyond}
 
-    def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
+    def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """As `Target.apply`."""
         parts = joined([entry.change for entry in entries])
         if not parts:
@@ -140,7 +140,7 @@ class SinkTarget:
         """As `Target.saved`."""
         return dict(self._positions)
 
-    def apply(self, entries: Sequence[Entry], *, position: int, partition: int) -> None:
+    def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """As `Target.apply`; where it raises, some users may have their events, which are skipped when they come again."""
         expect(all(entry.change.table is not None for entry in entries), "message", "events", "a deletion")
         (at, written), done = _by_event(entries), 0
@@ -157,7 +157,7 @@ class SinkTarget:
         """Nothing to save."""
 
 
-def _by_event(entries: Sequence[Entry]) -> tuple[np.ndarray, Written]:
+def _by_event(entries: Sequence[StreamEntry]) -> tuple[np.ndarray, Written]:
     """The position of each event's message [n], and when it was written."""
     counts = [entry.change.table.num_rows for entry in entries]
     messages = [entry.message for entry in entries]
@@ -177,10 +177,10 @@ class Follower:
     Args:
       stream: to follow.
       target: what it is applied to.
-      most: messages that are applied together.
+      max_batch: messages that are applied together.
       changed: called after each batch that was applied, such as to hand the new index to an engine.
       store: where each saved snapshot of a writer is published, if any, and the one that it starts from.
-      most_rejected: messages in a row that may be rejected before the follower stops: then the stream, or the model, is not the
+      max_rejected: messages in a row that may be rejected before the follower stops: then the stream, or the model, is not the
         one that was meant.
 
     Attributes:
@@ -200,16 +200,16 @@ class Follower:
         stream: UpdateStream,
         target: Target,
         *,
-        most: int = 1000,
+        max_batch: int = 1000,
         changed: Callable[[], Any] | None = None,
         store: SnapshotStore | None = None,
-        most_rejected: int = 1000,
+        max_rejected: int = 1000,
     ):
-        expect(most >= 1, "most", "at least 1", most)
-        expect(most_rejected >= 1, "most_rejected", "at least 1", most_rejected)
+        expect(max_batch >= 1, "max_batch", "at least 1", max_batch)
+        expect(max_rejected >= 1, "max_rejected", "at least 1", max_rejected)
         self.stream, self.target, self.counters = stream, target, Counter()
-        self._most, self._changed, self._store = most, changed, store
-        self._most_rejected, self._rejected_in_a_row = most_rejected, 0
+        self._max_batch, self._changed, self._store = max_batch, changed, store
+        self._max_rejected, self._rejected_in_a_row = max_rejected, 0
         self._age: dict[int, float] = {}
         self._committed: dict[int, int] | None = None  # what it starts from is published too
         self._published: Any = None
@@ -230,7 +230,7 @@ class Follower:
           WriterConflict: another writer owns the directory.
           OSError: a message could not be rejected; it was not passed then.
         """
-        messages = self.stream.poll(seconds, self._most)
+        messages = self.stream.poll(seconds, self._max_batch)
         self.counters["messages"] += len(messages)
         parts: defaultdict[int, list[Message]] = defaultdict(list)
         for message in messages:
@@ -271,7 +271,7 @@ class Follower:
         entries = []
         for message in new:
             with self._rejecting(message):
-                entries.append(Entry(message, decode(message)))
+                entries.append(StreamEntry(message, decode(message)))
         try:
             if entries:
                 self._apply(entries, entries[-1].message.position, partition)
@@ -286,7 +286,7 @@ class Follower:
         if written:
             self._age[partition] = max(0.0, time.time() - min(written))
 
-    def _apply(self, entries: list[Entry], position: int, partition: int) -> None:
+    def _apply(self, entries: list[StreamEntry], position: int, partition: int) -> None:
         before = self.target.positions.get(partition)
         if before is not None and before >= position and not entries:
             return
@@ -309,7 +309,7 @@ class Follower:
             self.stream.reject(message, reason)
             self.counters["rejected"] += 1
             self._rejected_in_a_row += 1
-            if self._rejected_in_a_row >= self._most_rejected:
+            if self._rejected_in_a_row >= self._max_rejected:
                 count = self._rejected_in_a_row
                 raise StreamError(f"expected messages of this model, got {count} in a row that do not fit; {reason}") from error
             logger.warning("message %d of partition %d rejected: %s", message.position, message.partition, reason)

@@ -92,11 +92,11 @@ class KafkaStream:
         self._consumer.assign([self._start(partition, positions.get(partition)) for partition in partitions])
         self._refreshed = time.monotonic()
 
-    def poll(self, seconds: float, most: int) -> list[Message]:
+    def poll(self, seconds: float, max_messages: int) -> list[Message]:
         """As `UpdateStream.poll`. Raises StreamError where messages are gone, KafkaException for a broker that refuses."""
         self._refresh()
         messages = []
-        for found in self._consumer.consume(most, seconds):
+        for found in self._consumer.consume(max_messages, seconds):
             if (error := found.error()) is not None:
                 if error.code() == self._client.KafkaError._AUTO_OFFSET_RESET:
                     place = f"partition {found.partition()} of topic {self._topic!r}"

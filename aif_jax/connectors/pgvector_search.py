@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.connectors.retrieval import Found, checked
+from aif_jax.connectors.retrieval import SearchResult, checked
 
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
@@ -53,12 +53,12 @@ class PgvectorSearch:
             await connection.execute(f"DROP TABLE IF EXISTS {self._table}")
             await connection.execute(f"ALTER TABLE {new} RENAME TO {self._table}")
 
-    async def __call__(self, query: np.ndarray, k: int) -> Found:
+    async def __call__(self, query: np.ndarray, k: int) -> SearchResult:
         """As `BruteForce`."""
         found = await self._pool.fetch(self._search, _text(np.asarray(query, np.float32)), k)
         ids = [row["id"] for row in found]
         scores = np.array([row["score"] for row in found], np.float32)
-        return Found(np.array(ids) if ids else np.zeros(0, np.int64), scores)
+        return SearchResult(np.array(ids) if ids else np.zeros(0, np.int64), scores)
 
 
 def _text(vector: np.ndarray) -> str:

@@ -27,7 +27,7 @@ ROW_BLOCK = 1024  # rows of a brute-force table are a multiple of it, so that a 
 TOLERANCE = 1e-3  # of a logit against the dot product
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search found, best first."""
 
     ids: np.ndarray  # raw item ids [k]
@@ -146,11 +146,11 @@ class BruteForce:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __call__(self, query: np.ndarray, k: int) -> Found:
+    def __call__(self, query: np.ndarray, k: int) -> SearchResult:
         """The k items of the largest dot product with `query` float32 [D], best first; all where there are fewer."""
         k = min(k, len(self.ids))
         scores, places = _best(self._table, self._count, np.asarray(query, np.float32), k)
-        return Found(self.ids[np.asarray(places)], np.asarray(scores))
+        return SearchResult(self.ids[np.asarray(places)], np.asarray(scores))
 
 
 class Retrieval:

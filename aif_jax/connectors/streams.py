@@ -35,8 +35,8 @@ class UpdateStream(Protocol):
         """
         ...
 
-    def poll(self, seconds: float, most: int) -> list[Message]:
-        """At most so many messages, in the order of each partition; none where nothing comes within `seconds`."""
+    def poll(self, seconds: float, max_messages: int) -> list[Message]:
+        """At most `max_messages` messages, in the order of each partition; none where nothing comes within `seconds`."""
         ...
 
     def commit(self, positions: Mapping[int, int]) -> None:
@@ -98,14 +98,14 @@ class MemoryStream:
             last = positions.get(partition, -1)
             self._next[partition] = sum(message.position <= last for message in messages)
 
-    def poll(self, seconds: float, most: int) -> list[Message]:
+    def poll(self, seconds: float, max_messages: int) -> list[Message]:
         """As `UpdateStream.poll`."""
         until = time.monotonic() + seconds
         while True:
             found: list[Message] = []
             for partition, messages in enumerate(self._messages):
                 start = self._next[partition]
-                part = messages[start : start + most - len(found)]
+                part = messages[start : start + max_messages - len(found)]
                 self._next[partition] += len(part)
                 found += part
             if found or time.monotonic() >= until:

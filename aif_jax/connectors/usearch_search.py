@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import needs_extra
-from aif_jax.connectors.retrieval import Found, checked
+from aif_jax.connectors.retrieval import SearchResult, checked
 
 
 class UsearchSearch:
@@ -31,7 +31,7 @@ class UsearchSearch:
         self._index = Index(ndim=vectors.shape[1], metric="ip", **settings)
         self._index.add(np.arange(len(vectors)), np.ascontiguousarray(vectors))
 
-    def __call__(self, query: np.ndarray, k: int) -> Found:
+    def __call__(self, query: np.ndarray, k: int) -> SearchResult:
         """As `BruteForce`, approximately."""
         found: Any = self._index.search(np.asarray(query, np.float32), min(k, len(self.ids)))
-        return Found(self.ids[np.asarray(found.keys, np.int64)], 1 - np.asarray(found.distances, np.float32))
+        return SearchResult(self.ids[np.asarray(found.keys, np.int64)], 1 - np.asarray(found.distances, np.float32))

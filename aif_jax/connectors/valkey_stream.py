@@ -68,11 +68,11 @@ class ValkeyStream:
             else:
                 self._last[partition] = "0-0"
 
-    def poll(self, seconds: float, most: int) -> list[Message]:
+    def poll(self, seconds: float, max_messages: int) -> list[Message]:
         """As `UpdateStream.poll`."""
         places: Any = dict(zip(self._keys, self._last, strict=True))
         block = max(1, round(seconds * 1000)) if seconds > 0 else None
-        found = self._client.xread(places, count=max(1, most // len(self._keys)), block=block)
+        found = self._client.xread(places, count=max(1, max_messages // len(self._keys)), block=block)
         messages = []
         for key, entries in found.items() if isinstance(found, dict) else found or ():
             partition = self._keys.index(key.decode() if isinstance(key, bytes) else key)

@@ -1,20 +1,17 @@
 """From a data set to batches: the event log, splits, samples, candidates, the pipeline of a training run."""
 
-from aif_jax.data.candidates import CandidateLists, Draw, Source, impressed, pointwise, retrieved, sampled
+# ruff: noqa: I001
+
+from aif_jax.data.candidates import (
+    CandidateLists, CandidateSource, SampleKey, impressions, pointwise_candidates, retrieved, sampled_negatives,
+)  # fmt: skip
 from aif_jax.data.cascade import STAGES, Cascade
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog, write_log
-from aif_jax.data.pipeline import Batch, Fed, Pipeline, make_batch, to_device
-from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
+from aif_jax.data.pipeline import Batch, Pipeline, PrefetchedBatch, make_batch, to_device
+from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import (
-    Split,
-    cuts_of_samples,
-    eligible,
-    eligible_positions,
-    leave_last,
-    request_starts,
-    split_by_time,
-    time_cuts,
+    Split, cuts_of_samples, eligible, eligible_positions, leave_last, request_starts, split_by_time, time_cuts,
 )  # fmt: skip
 from aif_jax.data.stages import logged, staged
 from aif_jax.encoding import hashing
@@ -22,8 +19,8 @@ from aif_jax.encoding import hashing
 __all__ = [
     "Dataset", "EventLog", "write_log", "CorruptRecord", "hashing",
     "Split", "split_by_time", "time_cuts", "cuts_of_samples", "leave_last", "eligible", "eligible_positions", "request_starts",
-    "NegativeSampler", "Seen", "item_counts",
-    "Source", "CandidateLists", "Draw", "pointwise", "sampled", "impressed", "retrieved",
+    "NegativeSampler", "SeenPairs", "item_counts",
+    "CandidateSource", "CandidateLists", "SampleKey", "pointwise_candidates", "sampled_negatives", "impressions", "retrieved",
     "Cascade", "STAGES", "logged", "staged",
-    "Pipeline", "Fed", "Batch", "make_batch", "to_device",
+    "Pipeline", "PrefetchedBatch", "Batch", "make_batch", "to_device",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Which candidates a sample has: one item, the list that was shown, sampled ones, or what retrieval found.
 
-A source is a function of positions and a `Draw`; `Pipeline` calls it for every batch. Lists of [C] candidates let the user
+A source is a function of positions and a `SampleKey`; `Pipeline` calls it for every batch. Lists of [C] candidates let the user
 function run once a list in training, as in serving.
 """
 
@@ -14,13 +14,13 @@ import numpy as np
 
 from aif_jax.checks import expect, expect_integers
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import NegativeSampler, Seen
+from aif_jax.data.sampling import NegativeSampler, SeenPairs
 from aif_jax.store.version import digest
 
 DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description covers
 
 
-class Draw(NamedTuple):
+class SampleKey(NamedTuple):
     """What random choices may depend on, so that a resumed run makes the same ones."""
 
     seed: int
@@ -57,12 +57,12 @@ def population_weights(labels: np.ndarray, log_q: np.ndarray | None) -> np.ndarr
     return None if log_q is None else np.where(labels == 1, 1.0, np.exp(-np.asarray(log_q, np.float64)))
 
 
-SourceFn: TypeAlias = Callable[[np.ndarray, Draw], CandidateLists]
+SourceFn: TypeAlias = Callable[[np.ndarray, SampleKey], CandidateLists]
 """`source(positions [B], draw) -> CandidateLists`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class CandidateSource:
     """A source of candidates that says what it is, for the cursor of a pipeline.
 
     Attributes:
@@ -72,24 +72,24 @@ class Source:
     Example:
       >>> def newest(positions, draw):
       ...     return CandidateLists(np.full((len(positions), 1), 7, np.int32), np.ones((len(positions), 1), np.float32))
-      >>> Source(newest, {"kind": "newest", "version": 2})(np.array([3]), Draw(0, 0, 0)).rows.tolist()
+      >>> CandidateSource(newest, {"kind": "newest", "version": 2})(np.array([3]), SampleKey(0, 0, 0)).rows.tolist()
       [[7]]
     """
 
     lists: SourceFn
     description: dict[str, Any]
 
-    def __call__(self, positions: np.ndarray, draw: Draw) -> CandidateLists:
+    def __call__(self, positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         """The candidates of samples."""
         return self.lists(positions, draw)
 
 
 def describe(source: SourceFn) -> dict[str, Any]:
     """The description of a source; of a function of yours its qualified name."""
-    return source.description if isinstance(source, Source) else {"kind": name_of(source)}
+    return source.description if isinstance(source, CandidateSource) else {"kind": name_of(source)}
 
 
-def pointwise(dataset: Dataset, *, threshold: int) -> Source:
+def pointwise_candidates(dataset: Dataset, *, threshold: int) -> CandidateSource:
     """One candidate a sample, the event's item; label 1 where its action is at least `threshold`: was it liked?
 
     Args:
@@ -105,7 +105,7 @@ def pointwise(dataset: Dataset, *, threshold: int) -> Source:
     actions = dataset.schema.actions
     _expect_row(dataset, threshold, "threshold", least=2)
 
-    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         action = dataset.log.action[at]
         dataset.expect_intact("action", at, action, actions)
@@ -114,18 +114,18 @@ def pointwise(dataset: Dataset, *, threshold: int) -> Source:
             raise ValueError(f"pointwise: expected samples with a known action, got action 0 at position {unknown[0]}")
         return CandidateLists(_targets(dataset, at)[:, None], (action >= threshold).astype(np.float32)[:, None])
 
-    return Source(lists, {"kind": "pointwise", "threshold": threshold})
+    return CandidateSource(lists, {"kind": "pointwise", "threshold": threshold})
 
 
-def sampled(
+def sampled_negatives(
     dataset: Dataset,
     *,
     sampler: NegativeSampler,
     negatives: int,
-    seen: Seen | None = None,
-    corrected: bool = False,
+    seen: SeenPairs | None = None,
+    logq_correction: bool = False,
     repeats: bool | None = None,
-) -> Source:
+) -> CandidateSource:
     """The event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
 
     Args:
@@ -133,8 +133,8 @@ def sampled(
       sampler: of negatives, from training counts.
       negatives: n; C = 1 + n.
       seen: pairs that are no negatives either; the event's item itself never is one.
-      corrected: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of the
-        whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q. A positive that the
+      logq_correction: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of
+        the whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q. A positive that the
         sampler never draws, as held-out events may have it, gets 0.
       repeats: whether users come back to items; None takes `dataset.repeats`, or True where `seen` is given. If not, an item
         that the user has met strictly before the event is no negative: it would only teach the model to recognise what a
@@ -146,29 +146,29 @@ def sampled(
     repeats = (seen is not None or dataset.repeats) if repeats is None else repeats
     expect(repeats or seen is None, "sampled", "seen or repeats=False", "both")
 
-    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         target = _targets(dataset, at)
         users = None if seen is None else dataset.log.user[at]
         left_out = seen
         if not repeats:
-            users, left_out = np.arange(len(at)), Seen.before(dataset.log, at)
+            users, left_out = np.arange(len(at)), SeenPairs.before(dataset.log, at)
         drawn = sampler.sample(len(target), negatives, avoid=target, users=users, seen=left_out, **draw._asdict())
         rows = np.concatenate([target[:, None], drawn], axis=1)
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = 1
-        if not corrected:
+        if not logq_correction:
             return CandidateLists(rows, labels)
         log_q = sampler.log_q(rows, negatives)
         log_q[:, 0] = np.where(np.isneginf(log_q[:, 0]), 0, log_q[:, 0])
         return CandidateLists(rows, labels, log_q)
 
-    settings = {"negatives": negatives, "corrected": corrected, "sampler": sampler.digest}
+    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest}
     settings |= {} if repeats else {"repeats": False}  # cursors of runs before this option stay what they were
-    return Source(lists, {"kind": "sampled", **settings, "seen": None if seen is None else seen.digest})
+    return CandidateSource(lists, {"kind": "sampled", **settings, "seen": None if seen is None else seen.digest})
 
 
-def impressed(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> Source:
+def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> CandidateSource:
     """The list that was shown: all events of a request, label 1 where the action is at least `threshold`.
 
     A request is the events of one user at one time, so every member of the list has the same history. Of longer lists the first
@@ -189,7 +189,7 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str
     for name, least in threshold.items() if isinstance(threshold, Mapping) else [("", threshold)]:
         _expect_row(dataset, least, f"threshold[{name!r}]" if name else "threshold", least=1)
 
-    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         log = dataset.log
         at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)[:, None] + np.arange(candidates)
         inside = at < len(log)
@@ -207,7 +207,7 @@ def impressed(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str
         return CandidateLists(rows, reached(threshold))
 
     shown = dict(threshold) if isinstance(threshold, Mapping) else threshold
-    return Source(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})
+    return CandidateSource(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})
 
 
 def retrieved(
@@ -216,7 +216,7 @@ def retrieved(
     retrieval: Callable[[np.ndarray], Any] | np.ndarray,
     candidates: int,
     repeats: bool | None = None,
-) -> Source:
+) -> CandidateSource:
     """The event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
 
     Args:
@@ -233,7 +233,7 @@ def retrieved(
     expect(candidates >= 2, "candidates", "at least 2", candidates)
     repeats = dataset.repeats if repeats is None else repeats
 
-    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         answer = retrieval(positions) if callable(retrieval) else retrieval[positions]
         answer = expect_integers(answer, "retrieval", size=len(dataset.catalogue))
         fits = answer.ndim == 2 and len(answer) == len(positions)
@@ -244,7 +244,7 @@ def retrieved(
         width = min(answer.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = answer[:, :width]
         if not repeats:
-            rows = Seen.before(dataset.log, positions).dropped(rows, kept=rows == rows[:, :1])
+            rows = SeenPairs.before(dataset.log, positions).dropped(rows, kept=rows == rows[:, :1])
         order = np.argsort(rows, axis=1, kind="stable")
         ascending = np.take_along_axis(rows, order, axis=1)
         repeated = np.zeros(rows.shape, np.bool_)
@@ -260,7 +260,7 @@ def retrieved(
         some = retrieval[:: max(1, len(retrieval) // DESCRIBED_ROWS)]
         table = {"shape": list(retrieval.shape), "sha256": digest(some).sha256}
     settings = {"candidates": candidates, "retrieval": table} | ({} if repeats else {"repeats": False})
-    return Source(lists, {"kind": "retrieved", **settings})
+    return CandidateSource(lists, {"kind": "retrieved", **settings})
 
 
 def _expect_row(dataset: Dataset, row: Any, name: str, *, least: int) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from aif_jax.checks import expect, expect_integer
 from aif_jax.config import Config
-from aif_jax.data.candidates import Draw, Labels, SourceFn, describe
+from aif_jax.data.candidates import Labels, SampleKey, SourceFn, describe
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.order import EpochOrder
 from aif_jax.store.version import check_encoding, digest
@@ -44,7 +44,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fed:
+class PrefetchedBatch:
     """A batch on its way to the step, and what is known of it on the host.
 
     Attributes:
@@ -104,7 +104,7 @@ class Pipeline:
     Attributes:
       dataset: the data.
       positions: of the samples: a `range` or an array of integers, memory-mapped perhaps.
-      candidates: a source of `aif_jax.data.candidates`, or a function of yours, see `candidates.Source`.
+      candidates: a source of `aif_jax.data.candidates`, or a function of yours, see `candidates.CandidateSource`.
       config: of the model; gives the length of the history.
       batch_size: B of the whole step.
       epochs: how often every sample comes.
@@ -127,7 +127,7 @@ class Pipeline:
       >>> events = {"user": [1] * 80, "item": [3, 5] * 40, "time": [*range(80)], "rating": [1, 2] * 40}
       >>> columns = aif.Columns(action="rating", actions=(1, 2))
       >>> dataset = aif.read(events, items={"item": [3, 5], "category": [1, 2]}, columns=columns)
-      >>> source = candidates.pointwise(dataset, threshold=2)
+      >>> source = candidates.pointwise_candidates(dataset, threshold=2)
       >>> config = aif.presets.two_tower(dataset.schema)
       >>> feed = Pipeline(dataset=dataset, positions=range(80), candidates=source, config=config, batch_size=16)
       >>> fed = list(feed.batches())
@@ -203,11 +203,11 @@ class Pipeline:
         """Batches of all epochs."""
         return self.epochs * self.steps_per_epoch
 
-    def batches(self, cursor: dict[str, Any] | None = None) -> Iterator[Fed]:
-        """Batches from the start, or from a cursor (`Fed.cursor` of the last batch that was trained on) on.
+    def batches(self, cursor: dict[str, Any] | None = None) -> Iterator[PrefetchedBatch]:
+        """Batches from the start, or from a cursor (`PrefetchedBatch.cursor` of the last batch that was trained on) on.
 
-        A batch that cannot be made because a record is corrupt, or that has no candidate, comes as a `Fed` with a `problem`;
-        `loop` says what happens with it. Any other error is raised.
+        A batch that cannot be made because a record is corrupt, or that has no candidate, comes as a `PrefetchedBatch` with a
+        `problem`; `loop` says what happens with it. Any other error is raised.
 
         Raises TypeError, ValueError as `start`.
         """
@@ -223,7 +223,7 @@ class Pipeline:
         if cursor is None:
             return 0, 0
         if not isinstance(cursor, Mapping):
-            raise TypeError(f"cursor: expected `Fed.cursor` of a batch, or None, got {cursor!r}")
+            raise TypeError(f"cursor: expected `PrefetchedBatch.cursor` of a batch, or None, got {cursor!r}")
         got, expected = cursor.get("pipeline"), self.description
         if isinstance(got, Mapping) and isinstance(got.get("data"), Mapping) and "digest" not in got["data"]:
             expected = expected | {"data": {name: v for name, v in expected["data"].items() if name != "digest"}}
@@ -234,7 +234,7 @@ class Pipeline:
         most = self.steps_per_epoch - 1 if epoch < self.epochs else 0
         return epoch, expect_integer(cursor.get("step"), f"cursor step in epoch {epoch}", least=0, most=most)
 
-    def _batches(self, epoch: int, step: int) -> Iterator[Fed]:
+    def _batches(self, epoch: int, step: int) -> Iterator[PrefetchedBatch]:
         for current in range(epoch, self.epochs):
             order = EpochOrder(self.positions, seed=self.seed, epoch=current, block=self.block, window=self.block_window)
             for first in range(step - step % self.window, self.steps_per_epoch, self.window):
@@ -261,14 +261,14 @@ class Pipeline:
         samples = at[by_length].reshape(count, -1)[shuffled]
         return samples, choices[bucket[by_length].reshape(count, -1).max(axis=1)[shuffled]]
 
-    def _make(self, samples: np.ndarray, length: int, epoch: int, step: int) -> Fed:
+    def _make(self, samples: np.ndarray, length: int, epoch: int, step: int) -> PrefetchedBatch:
         size, last = self.batch_size // self.process_count, step + 1 == self.steps_per_epoch
         share = slice(self.process_index * size, (self.process_index + 1) * size)
         at = samples[share]
         cursor = {"epoch": epoch + last, "step": 0 if last else step + 1, "pipeline": self.description}
-        fed = Fed(batch=None, positions=at, place=(epoch, step), cursor=cursor, samples=size)
+        fed = PrefetchedBatch(batch=None, positions=at, place=(epoch, step), cursor=cursor, samples=size)
         try:
-            draw = Draw(self.seed, epoch, step)
+            draw = SampleKey(self.seed, epoch, step)
             rows, labels, log_q = (_share(part, share) for part in self.candidates(samples, draw))
             batch = make_batch(self.dataset, at, rows, labels, config=self.config, log_q=log_q, length=length)
             problem = problem_of(batch)
@@ -280,7 +280,7 @@ class Pipeline:
         mask = np.asarray(batch.users.history.mask)
         return dataclasses.replace(fed, batch=batch, problem=problem, places=mask.size, events=int(np.count_nonzero(mask)))
 
-    def _hidden(self, batch: Batch, draw: Draw, share: slice) -> Batch:
+    def _hidden(self, batch: Batch, draw: SampleKey, share: slice) -> Batch:
         """The share of a whole batch without the item ids of some candidates."""
         rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(HIDDEN, draw.epoch, draw.step)))
         item = np.asarray(batch.items.ids["item"])
@@ -381,7 +381,7 @@ class Prefetch(Generic[T]):
         self._pool.shutdown(cancel_futures=True)
 
 
-def to_device(batches: Iterator[Fed], *, ahead: int = 2, place: Any = jax.device_put) -> Prefetch[Fed]:
+def to_device(batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any = jax.device_put) -> Prefetch[PrefetchedBatch]:
     """The same batches, made and sent to the device by a thread that stays `ahead` of the step.
 
     Args:
@@ -390,12 +390,12 @@ def to_device(batches: Iterator[Fed], *, ahead: int = 2, place: Any = jax.device
       place: batch of NumPy arrays to batch of device arrays; for several devices or processes one that knows the sharding.
 
     Example:
-      >>> with to_device(iter([Fed(batch=None, problem="empty")])) as batches:
+      >>> with to_device(iter([PrefetchedBatch(batch=None, problem="empty")])) as batches:
       ...     [fed.problem for fed in batches]
       ['empty']
     """
 
-    def send(fed: Fed) -> Fed:
+    def send(fed: PrefetchedBatch) -> PrefetchedBatch:
         return fed if fed.batch is None else dataclasses.replace(fed, batch=place(fed.batch))
 
     return Prefetch(batches, ahead=ahead, place=send)

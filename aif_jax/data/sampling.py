@@ -37,12 +37,12 @@ def counts_before(dataset: Dataset, time: int) -> np.ndarray:
     return counts
 
 
-class Seen:
+class SeenPairs:
     """Which (user, item) pairs occur among training positions, for leaving them out of the negatives.
 
     Example:
       >>> log = EventLog.from_arrays([1, 1, 2], [4, 5, 6], [1, 1, 1], [10, 20, 30])
-      >>> Seen(log, [0, 1, 2]).contains([1, 1, 2], [5, 6, 6]).tolist()
+      >>> SeenPairs(log, [0, 1, 2]).contains([1, 1, 2], [5, 6, 6]).tolist()
       [True, False, True]
     """
 
@@ -52,7 +52,7 @@ class Seen:
         self._pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
 
     @classmethod
-    def before(cls, log: EventLog, positions: Any) -> Seen:
+    def before(cls, log: EventLog, positions: Any) -> SeenPairs:
         """What each sample's user has met strictly before it; a "user" is then a sample's place in `positions` [B].
 
         Example:
@@ -85,7 +85,7 @@ class Seen:
         return self._pairs[first:last] & 0xFFFFFFFF
 
 
-class _Before(Seen):
+class _Before(SeenPairs):
     """What samples' users have met before them: of each user's pairs the first event, which later samples share."""
 
     def __init__(self, log: EventLog, positions: Any):
@@ -182,7 +182,7 @@ class NegativeSampler:
         step: int,
         avoid: Any = None,
         users: Any = None,
-        seen: Seen | None = None,
+        seen: SeenPairs | None = None,
     ) -> np.ndarray:
         """Draws with replacement; what must be avoided is redrawn, so the rest keeps its proportions.
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.data.candidates import CandidateLists, Draw, Source
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey
 from aif_jax.data.cascade import LOGGED, STAGE, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import NegativeSampler, Seen
+from aif_jax.data.sampling import NegativeSampler, SeenPairs
 from aif_jax.store.version import digest
 
 CHOICE = 4  # stream of random numbers: which candidates of a stage, which of other samples
 
 
-def logged(dataset: Dataset, *, repeats: bool | None = None) -> Source:
+def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
     """All candidates of requests with stage and labels by name; positions are those of `dataset.cascade`.
 
     Args:
@@ -29,17 +29,17 @@ def logged(dataset: Dataset, *, repeats: bool | None = None) -> Source:
     """
     cascade, repeats = _cascade(dataset), dataset.repeats if repeats is None else repeats
 
-    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = cascade.at(positions)
         rows = cascade.rows[at] if repeats else _unmet(dataset, cascade, at)[0]
         return CandidateLists(rows, cascade.taken(at, slice(None)))
 
-    return Source(lists, {"kind": "logged", **_description(cascade), **({} if repeats else {"repeats": False})})
+    return CandidateSource(lists, {"kind": "logged", **_description(cascade), **({} if repeats else {"repeats": False})})
 
 
 def staged(
     dataset: Dataset, counts: Mapping[str, int], *, sampler: NegativeSampler | None = None, repeats: bool | None = None
-) -> Source:
+) -> CandidateSource:
     """Lists for training: so many candidates of each stage, drawn anew for every batch.
 
     Args:
@@ -64,7 +64,7 @@ def staged(
     wanted = [(code, counts[stage]) for code, stage in enumerate(LOGGED) if counts.get(stage)]
     exposed = STAGES.index("exposed")
 
-    def lists(positions: np.ndarray, draw: Draw) -> CandidateLists:
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = cascade.at(positions)
         rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(CHOICE, draw.epoch, draw.step)))
         rows, stage = cascade.rows[at], cascade.stage[at]
@@ -97,7 +97,7 @@ def staged(
 
     chosen: dict[str, object] = {"counts": dict(counts), "sampler": None if sampler is None else sampler.digest}
     chosen |= {} if repeats else {"repeats": False}
-    return Source(lists, {"kind": "staged", **_description(cascade), **chosen})
+    return CandidateSource(lists, {"kind": "staged", **_description(cascade), **chosen})
 
 
 def _cascade(dataset: Dataset) -> Cascade:
@@ -105,9 +105,9 @@ def _cascade(dataset: Dataset) -> Cascade:
     return dataset.cascade  # type: ignore[return-value]
 
 
-def _unmet(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> tuple[np.ndarray, Seen]:
+def _unmet(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> tuple[np.ndarray, SeenPairs]:
     """Rows [B, M] without the candidates that were not shown and that the user has met before; and what each user has met."""
-    met = Seen.before(dataset.log, cascade.positions[at])
+    met = SeenPairs.before(dataset.log, cascade.positions[at])
     return met.dropped(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed")), met
 
 

@@ -80,7 +80,7 @@ def user_rows(frame: Any, job: UserJob, *, partitions: int) -> Any:
     return _mapped(ordered, job)
 
 
-class Task:
+class PartitionTask:
     """What a Python worker runs for a partition; the job comes by a broadcast variable."""
 
     def __init__(self, shared: Any):
@@ -110,4 +110,4 @@ def schema(job: ItemJob | UserJob) -> Any:
 
 
 def _mapped(frame: Any, job: ItemJob | UserJob) -> Any:
-    return frame.mapInArrow(Task(frame.sparkSession.sparkContext.broadcast(job)), schema(job))
+    return frame.mapInArrow(PartitionTask(frame.sparkSession.sparkContext.broadcast(job)), schema(job))

@@ -89,7 +89,7 @@ class Restored:
 
 
 def restore(
-    folder: str | Path, *, model: PreRanker | None = None, like: Restored | None = None, sha256: str | None = None
+    folder: str | Path, *, model: PreRanker | None = None, compiled_from: Restored | None = None, sha256: str | None = None
 ) -> Restored:
     """The model in an exported folder, for the engine of this package: its functions are compiled from the code that is here.
 
@@ -99,7 +99,7 @@ def restore(
     Args:
       folder: what `save` wrote.
       model: made by `assemble`; None builds it from the config.
-      like: another version; where its config is the same, its model and so its compiled functions are used again.
+      compiled_from: another version; where its config is the same, its model and so its compiled functions are used again.
       sha256: of the manifest, as `save` returned it.
 
     Raises:
@@ -118,8 +118,8 @@ def restore(
       True
     """
     contents = read_contents(folder, sha256=sha256)
-    if model is None and like is not None and like.trained.config == contents.config:
-        model = like.trained.model
+    if model is None and compiled_from is not None and compiled_from.trained.config == contents.config:
+        model = compiled_from.trained.model
     trained, index = contents.trained(model).on_device(), None
     if (arrays := contents.parts.get("index")) is not None:
         rows = {name: array for name, array in arrays.items() if name not in IDS}

@@ -23,7 +23,7 @@ from aif_jax.index import files
 from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, merge_store, part
 from aif_jax.index.idmap import View
 from aif_jax.index.ids import Keys, raw_keys
-from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
+from aif_jax.index.parts import Parts, row_version, rows_of
 from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage, decode, unpack
 from aif_jax.index.store import ItemProgram, Store
@@ -168,7 +168,7 @@ class ItemIndex:
         """
         stream = read_parts(parts)
         first = next(stream, None)
-        stamp = Stamp(trained.version, "float32", BATCH) if first is None else stamp_of(first)._replace(version=trained.version)
+        stamp = row_version(first, trained.version, BATCH)
         program = ItemProgram(trained, storage=stamp.storage, batch_size=stamp.batch_size, mesh=mesh)
         width = program.shapes().words.shape[1]
         rows = ((part, *rows_of(part, stamp, width)) for part in itertools.chain([] if first is None else [first], stream))

@@ -36,7 +36,7 @@ SUFFIXES = (".parquet", ".arrow", ".feather")
 ROWS = 1 << 13  # of a file, read at once
 
 
-class Stamp(NamedTuple):
+class RowVersion(NamedTuple):
     """What made some rows."""
 
     version: str
@@ -64,7 +64,7 @@ def schema(kind: Kind, extra: Mapping[str, Any] | None = None) -> Any:
     return arrow.schema(named | dict(extra or {}) | stamp)
 
 
-def to_batch(ids: np.ndarray, words: np.ndarray, stamp: Stamp, extra: Mapping[str, Any] | None = None) -> Any:
+def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion, extra: Mapping[str, Any] | None = None) -> Any:
     """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows, below 2 GiB."""
     arrow, count = pyarrow(), len(words)
     expect(
@@ -76,7 +76,7 @@ def to_batch(ids: np.ndarray, words: np.ndarray, stamp: Stamp, extra: Mapping[st
     integers = ids.dtype.kind == "i"
     columns = [arrow.array(ids) if integers else arrow.array(ids.tolist(), arrow.string()), rows, *(extra or {}).values()]
     wanted = schema("integers" if integers else "strings", {name: array.type for name, array in (extra or {}).items()})
-    types = [wanted.field(name).type for name in Stamp._fields]
+    types = [wanted.field(name).type for name in RowVersion._fields]
     columns += [arrow.repeat(arrow.scalar(value, type_), count) for value, type_ in zip(stamp, types, strict=True)]
     return arrow.RecordBatch.from_arrays(columns, schema=wanted)
 
@@ -87,7 +87,7 @@ def write(path: Path, batches: Iterable[Any], schema: Any) -> int:
     Two that write the same rows at once, as an engine does that tries a task again, leave one file.
     """
     parquet, rows = pyarrow("pyarrow.parquet"), 0
-    options = {"use_dictionary": list(Stamp._fields), "compression": "none", "write_statistics": False}
+    options = {"use_dictionary": list(RowVersion._fields), "compression": "none", "write_statistics": False}
     with new_file(path) as partial, parquet.ParquetWriter(partial, schema, write_page_checksum=True, **options) as opened:
         for batch in batches:
             opened.write_batch(batch)
@@ -116,23 +116,28 @@ def read(parts: Parts) -> Iterator[Part]:
                 yield one
 
 
-def stamp_of(part: Part) -> Stamp:
-    """What made the first row of a part. Raises ValueError for missing columns, or for what no job writes."""
-    columns = _columns(part, Stamp._fields)
-    version, storage, batch_size = (columns[name][0].as_py() for name in Stamp._fields)
+def row_version(part: Part | None, trained: str, batch_size: int) -> RowVersion:
+    """How rows of version `trained` are stored: as a job's first row, or without one as float32 in batches of that size.
+
+    Raises ValueError for missing columns, or for what no job writes.
+    """
+    if part is None:
+        return RowVersion(trained, "float32", batch_size)
+    columns = _columns(part, RowVersion._fields)
+    version, storage, batch_size = (columns[name][0].as_py() for name in RowVersion._fields)
     good = isinstance(version, str) and storage in STORAGES and type(batch_size) is int and 1 <= batch_size <= memory()
     expect(good, part.place(0), f"a version, one of {STORAGES} and a batch size", (version, storage, batch_size))
-    return Stamp(version, storage, batch_size)
+    return RowVersion(trained, storage, batch_size)
 
 
-def rows_of(part: Part, stamp: Stamp, width: int) -> tuple[Any, np.ndarray]:
+def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]:
     """Raw ids [n], int64 or a list of strings, and words uint32 [n, W = width].
 
     Raises:
       VersionMismatch: a row of another version; ValueError: of another storage, batch size or width, missing columns, nulls.
       TypeError: ids that are neither integers nor strings.
     """
-    columns = _columns(part, ("id", "row", *Stamp._fields))
+    columns = _columns(part, ("id", "row", *RowVersion._fields))
     compute = pyarrow("pyarrow.compute")
     for name, expected in stamp._asdict().items():
         same = plain(compute.equal(columns[name], expected))

@@ -110,7 +110,7 @@ class ItemJob:
           VersionMismatch: the folder of the job has another model now.
         """
         program = _program(self._source, self.storage, self.batch_size)
-        stamp = parts.Stamp(self.version, self.storage, self.batch_size)
+        stamp = parts.RowVersion(self.version, self.storage, self.batch_size)
         running: deque[tuple[np.ndarray, Packed]] = deque()
 
         def done() -> Any:

@@ -122,7 +122,7 @@ class UserJob:
           VersionMismatch: the folder of the job has another model now.
         """
         program, encoder = _program(self._source, self.storage, self.batch_size), self._source.encoder
-        stamp, arrow = parts.Stamp(self.version, self.storage, self.batch_size), pyarrow()
+        stamp, arrow = parts.RowVersion(self.version, self.storage, self.batch_size), pyarrow()
         for given in _complete(batches, self.column, first=first, users=self.batch_size):
             table = arrow.Table.from_batches([one.batch for one in given]).combine_chunks()
             check = functools.partial(_grouped, encoder)

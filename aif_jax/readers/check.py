@@ -15,8 +15,8 @@ from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.readers.problems import CAP, Problem, Problems, Suspicion
 from aif_jax.readers.profile import Profile, Repeats, profile_of
-from aif_jax.readers.settle import EXAMPLES, Tables, read_tables
 from aif_jax.readers.sources import Source
+from aif_jax.readers.validate import EXAMPLES, Tables, read_tables
 
 Order: TypeAlias = Literal["auto", "user", "time", "none"]
 ORDERS: tuple[str, ...] = get_args(Order)

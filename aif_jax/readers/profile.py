@@ -15,7 +15,7 @@ from aif_jax.encoding.raw import bulk_of
 from aif_jax.encoding.times import readable
 from aif_jax.readers.problems import Suspicion
 from aif_jax.readers.scan import Scan
-from aif_jax.readers.settle import Tables, Values
+from aif_jax.readers.validate import Tables, Values
 
 FILES: dict[str, File] = {"item": "items", "user": "users"}
 BLOCK = 1 << 22  # rows looked at in one go

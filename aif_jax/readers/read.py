@@ -22,9 +22,9 @@ from aif_jax.readers.content import Content, lookup
 from aif_jax.readers.problems import SKIPPED, Problems
 from aif_jax.readers.profile import Repeats, profile_of
 from aif_jax.readers.scan import Scan, scan
-from aif_jax.readers.settle import Tables, raw_values, read_tables, settle
 from aif_jax.readers.sources import Source, TextFile
 from aif_jax.readers.tables import blocks
+from aif_jax.readers.validate import Tables, raw_values, read_tables, validate
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
         ids, rows = raw_values(table.codes[columns.item_id], encoder.vocabularies["item"].kind), {}
         for column, name in columns.vocabularies("items").items():
             known = encoder.vocabularies[name]
-            _, (rows[name],) = settle(name, [(table, column)], columns, problems, given=known)
+            _, (rows[name],) = validate(name, [(table, column)], columns, problems, given=known)
         for kind in SKIPPED:
             problems.drop(kind)
         problems.expect_none()
@@ -192,7 +192,7 @@ def scan_columns(
     arrays: dict[str, np.ndarray] = {}
     for column, kind in kinds.items():
         if kind in CODED:
-            vocabulary, (rows,) = settle(column, [(table, column)], columns, problems)
+            vocabulary, (rows,) = validate(column, [(table, column)], columns, problems)
             arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
         else:
             arrays[column] = table.seconds(column) if kind == "time" else table.floats(column)

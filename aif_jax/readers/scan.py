@@ -10,7 +10,7 @@ import numpy as np
 from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.times import PER_SECOND, Ticks, quoted
 from aif_jax.readers.problems import File, Problems
-from aif_jax.readers.sources import Batch, Source, TextFile, pyarrow
+from aif_jax.readers.sources import Source, TableBatch, TextFile, pyarrow
 from aif_jax.readers.tables import Coded, blocks, is_dated, is_whole
 
 MERGE_AT = 1 << 20  # distinct values of blocks that are merged at a time
@@ -82,7 +82,7 @@ class Scan:
         self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
         self._units: dict[str, list[tuple[int, bool]]] = {name: [] for name, kind in kinds.items() if kind == "time"}
 
-    def add(self, block: Batch, problems: Problems) -> None:
+    def add(self, block: TableBatch, problems: Problems) -> None:
         """Appends a block of `tables.blocks`."""
         rows, count = block.rows, len(block.rows)
         regular = rows[-1] - rows[0] + 1 == count

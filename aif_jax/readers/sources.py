@@ -45,7 +45,7 @@ class TextFile:
     whole: bool = False  # refuses a last line without a line end, which may have been cut off
 
 
-class Batch(NamedTuple):
+class TableBatch(NamedTuple):
     """Some rows of one file."""
 
     file: File
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
         return self.file.first_line is not None
 
 
-def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: str) -> Iterator[Batch]:
+def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: str) -> Iterator[TableBatch]:
     """Reads the columns `wanted` of a source; `problems` receives missing columns, unreadable files and broken rows.
 
     Raises ImportError without pyarrow, FileNotFoundError, ValueError for a file of another kind or a folder without files or
@@ -101,14 +101,14 @@ def pyarrow(module: str = "pyarrow") -> Any:
         return importlib.import_module(module)
 
 
-def _file(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[Batch]:
+def _file(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
     if path.name.endswith(".parquet"):
         return _parquet(path, wanted, problems)
     separator = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
     return _text(TextFile(path=path, separator=separator), wanted, problems)
 
 
-def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[Batch]:
+def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
     arrow, parquet, file = pyarrow(), pyarrow("pyarrow.parquet"), File(str(path))
     try:
         with parquet.ParquetFile(path) as opened:
@@ -118,7 +118,7 @@ def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[
         problems.add("unreadable file", file, None, None, "a complete Parquet file", _first_line(error))
 
 
-def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str) -> Iterator[Batch]:
+def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str) -> Iterator[TableBatch]:
     arrow, file = pyarrow(), File(name)
     if isinstance(source, Mapping):
         source = arrow.table({str(key): _array(values, f"{name}, column {key!r}") for key, values in source.items()})
@@ -134,7 +134,7 @@ def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str
 
 def _numbered(
     file: File, types: Mapping[str, Any], parts: Iterable[Any], problems: Problems, broken: set[int] | None = None
-) -> Iterator[Batch]:
+) -> Iterator[TableBatch]:
     """Arrow record batches with the numbers of their rows; `broken` has the numbers of rows that the batches leave out."""
     first, broken = 1, set() if broken is None else broken
     for part in parts:
@@ -143,7 +143,7 @@ def _numbered(
         if part.num_rows:
             first = int(rows[-1]) + 1
             broken -= {number for number in broken if number < first}
-            yield Batch(file, types, rows, part)
+            yield TableBatch(file, types, rows, part)
     if first == 1:
         problems.add("no rows", file, None, None, "at least one row", "none")
 
@@ -169,7 +169,7 @@ def _array(values: Any, name: str) -> Any:
         raise TypeError(f"{name}: expected values that Arrow holds, got others: {error}") from error
 
 
-def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator[Batch]:
+def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
     arrow, csv = pyarrow(), pyarrow("pyarrow.csv")
     file = File(str(text.path), first_line=1 if text.names else 2)
     header = file.first_line or 0

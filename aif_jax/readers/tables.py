@@ -12,7 +12,7 @@ from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.raw import flat_lists
 from aif_jax.encoding.times import FLOOR, PER_SECOND, Ticks, likely_unit, quoted, wrong_unit
 from aif_jax.readers.problems import File, Problems
-from aif_jax.readers.sources import Batch, Source, batches, pyarrow
+from aif_jax.readers.sources import Source, TableBatch, batches, pyarrow
 
 PRESENT = {"id": "an id", "category": "a category in every row", "action": "an action in every event"}  # where null is wrong
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
@@ -25,7 +25,7 @@ class Coded(NamedTuple):
     values: Any  # the distinct values: Arrow array of int64 or large_string; of text files always the latter
 
 
-def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Iterator[Batch]:
+def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Iterator[Any]:
     """Reads the columns `kinds` of a source, as `sources.batches`; `problems` receives every value that is not of its kind.
 
     A block has (values, good) of each column but those that are missing or cannot be read: `Coded`, `Ticks`, float32 [n] or
@@ -53,7 +53,7 @@ def is_dated(type_: Any) -> bool:
 
 
 def _parsers(
-    batch: Batch, kinds: Mapping[str, Kind], problems: Problems, columns: Columns, widths: dict[str, int]
+    batch: TableBatch, kinds: Mapping[str, Kind], problems: Problems, columns: Columns, widths: dict[str, int]
 ) -> dict[str, Callable[[Any, np.ndarray], tuple[Any, np.ndarray]]]:
     """For every readable column of a file a function (values, rows) -> (column, good)."""
     test, text = pyarrow("pyarrow").types, batch.is_text

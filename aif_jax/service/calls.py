@@ -201,7 +201,7 @@ class Stale(RuntimeError):
     """The model is older than the operator allows, and the service was told to refuse."""
 
 
-class Problem(NamedTuple):
+class Failure(NamedTuple):
     """An error as a caller sees it."""
 
     code: str  # of gRPC
@@ -218,30 +218,30 @@ class Problem(NamedTuple):
         return {"error": entry | ({} if self.retry_after is None else {"retry_after": self.retry_after})}
 
 
-def problem_of(error: BaseException) -> Problem:
+def problem_of(error: BaseException) -> Failure:
     """How an error is answered; the text of what no caller can help stays here."""
     text = str(error)
     if isinstance(error, BadCall):
-        return Problem("INVALID_ARGUMENT", 400, text, error.field)
+        return Failure("INVALID_ARGUMENT", 400, text, error.field)
     if isinstance(error, Overloaded):
-        return Problem("RESOURCE_EXHAUSTED", 429, text, retry_after=RETRY_SECONDS)
+        return Failure("RESOURCE_EXHAUSTED", 429, text, retry_after=RETRY_SECONDS)
     if isinstance(error, DeadlineExceeded):
-        return Problem("DEADLINE_EXCEEDED", 504, text)
+        return Failure("DEADLINE_EXCEEDED", 504, text)
     if isinstance(error, EngineClosed | Stale):
-        return Problem("UNAVAILABLE", 503, text, retry_after=1.0)
+        return Failure("UNAVAILABLE", 503, text, retry_after=1.0)
     if isinstance(error, UnknownVersion):
-        return Problem("FAILED_PRECONDITION", 412, text, "version")
+        return Failure("FAILED_PRECONDITION", 412, text, "version")
     if isinstance(error, EncodingMismatch | VersionMismatch):
-        return Problem("FAILED_PRECONDITION", 412, text, "encoding" if isinstance(error, EncodingMismatch) else "version")
+        return Failure("FAILED_PRECONDITION", 412, text, "encoding" if isinstance(error, EncodingMismatch) else "version")
     if isinstance(error, UnknownModel):
-        return Problem("NOT_FOUND", 404, text, "model")
+        return Failure("NOT_FOUND", 404, text, "model")
     if isinstance(error, NonFiniteScores):
         counts = {"non_finite": error.non_finite, "unknown": error.unknown, "excluded": error.excluded}
-        return Problem("INTERNAL", 500, text, SCORES, counts=counts)
-    return Problem("INTERNAL", 500, f"the service failed: {type(error).__name__}")
+        return Failure("INTERNAL", 500, text, SCORES, counts=counts)
+    return Failure("INTERNAL", 500, f"the service failed: {type(error).__name__}")
 
 
-def reported(error: BaseException) -> Problem:
+def reported(error: BaseException) -> Failure:
     """`problem_of`, for whoever answers the caller: errors of the service are logged."""
     problem = problem_of(error)
     if problem.code == "INTERNAL":

@@ -47,7 +47,7 @@ STAGES = (
 )
 
 
-class Seen(NamedTuple):
+class EndedCall(NamedTuple):
     """One call that ended."""
 
     at: float  # seconds since 1970
@@ -62,13 +62,13 @@ class Recent:
     """Calls of the last minutes, at most `MOST`; noted from one thread, summed up from any."""
 
     def __init__(self):
-        self._calls: deque[Seen] = deque(maxlen=MOST)
+        self._calls: deque[EndedCall] = deque(maxlen=MOST)
         self._timeline: dict[str, Any] | None = None
 
     def note(self, method: str, version: str, code: str, answer: Answer | None) -> None:
         """Counts a call that has ended."""
         stages = {} if answer is None else answer.stages
-        self._calls.append(Seen(time.time(), method, version, code, answer is not None and answer.degraded, stages))
+        self._calls.append(EndedCall(time.time(), method, version, code, answer is not None and answer.degraded, stages))
         if answer is not None and method == "rank":
             self._timeline = {"version": version, "spans": [list(span) for span in answer.timeline.spans]}
 

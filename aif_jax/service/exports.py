@@ -27,7 +27,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Entry(NamedTuple):
+class ExportEntry(NamedTuple):
     """One version that serves."""
 
     folder: str  # its name within the root; "" for the root
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     share: float = 0.0  # of the users
 
 
-def read_current(root: Path, *, only: str | None = None) -> list[Entry]:
+def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
     """The versions that serve: `only` one folder, or those in `current`, or the root where it is an export.
 
     Raises:
@@ -44,9 +44,9 @@ def read_current(root: Path, *, only: str | None = None) -> list[Entry]:
     """
     if only is not None:
         expect(PLAIN.fullmatch(only), "--version", "the name of a folder of the served one", repr(only))
-        return [Entry(only, share=1.0)]
+        return [ExportEntry(only, share=1.0)]
     if (root / MANIFEST).is_file():
-        return [Entry("", share=1.0)]
+        return [ExportEntry("", share=1.0)]
     try:
         with (root / CURRENT).open("rb") as file:
             text = file.read(CURRENT_BYTES + 1).decode("utf-8", "replace")
@@ -57,7 +57,7 @@ def read_current(root: Path, *, only: str | None = None) -> list[Entry]:
     return parse_current(text)
 
 
-def parse_current(text: str) -> list[Entry]:
+def parse_current(text: str) -> list[ExportEntry]:
     """The versions that a file `current` names; raises as `read_current`.
 
     Example:
@@ -75,7 +75,7 @@ def parse_current(text: str) -> list[Entry]:
         digest, share = settings.get("sha256"), settings.get("share", "0")
         expect(digest is None or DIGEST.fullmatch(digest), f"{CURRENT} {folder}", "a sha256 of 64 hex digits", repr(digest))
         expect(re.fullmatch(r"0?\.\d+|[01](\.0*)?", share), f"{CURRENT} {folder}", "a share in [0, 1]", repr(share))
-        entries.append(Entry(folder, digest, float(share)))
+        entries.append(ExportEntry(folder, digest, float(share)))
     names = [entry.folder for entry in entries]
     expect(entries and len(set(names)) == len(names), CURRENT, "different folders, at least one", names)
     rest = 1.0 - sum(entry.share for entry in entries[1:])
@@ -83,19 +83,19 @@ def parse_current(text: str) -> list[Entry]:
     return [entries[0]._replace(share=rest), *entries[1:]]
 
 
-def publish(root: str | Path, entries: Sequence[Entry | str]) -> None:
+def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
     """Says which folders of `root` serve from now on; services that follow it load, verify and swap.
 
     Args:
       root: of the exports.
-      entries: folder names, or `Entry`s with digest and share; the first has the share that the others leave.
+      entries: folder names, or `ExportEntry`s with digest and share; the first has the share that the others leave.
 
     Raises:
       FileNotFoundError: a folder that is no export.
       ValueError: as `read_current`.
     """
     root, lines = Path(root), []
-    for entry in (entry if isinstance(entry, Entry) else Entry(entry) for entry in entries):
+    for entry in (entry if isinstance(entry, ExportEntry) else ExportEntry(entry) for entry in entries):
         if not (root / entry.folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{root / entry.folder}: expected an exported folder, got none")
         words = [f"sha256={entry.sha256}"] if entry.sha256 else []
@@ -107,7 +107,7 @@ def publish(root: str | Path, entries: Sequence[Entry | str]) -> None:
         partial.chmod(0o644)
 
 
-def path_of(root: Path, entry: Entry) -> Path:
+def path_of(root: Path, entry: ExportEntry) -> Path:
     """The export of an entry; ValueError for a link, which could lead out of the root."""
     path = root / entry.folder
     expect(not entry.folder or not path.is_symlink(), str(path), "a folder", "a link")

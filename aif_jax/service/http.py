@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aif_jax.service import arrow, frame
-from aif_jax.service.calls import BadCall, Call, Problem, parse, reported
+from aif_jax.service.calls import BadCall, Call, Failure, parse, reported
 from aif_jax.service.core import Service, explain, rank_fields, score_fields, to_json
 from aif_jax.service.observers import PARENT
 from aif_jax.serving.metrics import prometheus_text
@@ -107,7 +107,7 @@ class App:
       service: that answers.
       token: bearer token that every call must bring; None for no authentication.
       more: further routes: a handler by the first part of the path, such as "/v2".
-      most: requests in flight; one more gets 503, unless it is for one of the paths that need no token. None for no bound.
+      max_requests: requests in flight; one more gets 503, unless its path needs no token. None for no bound.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class App:
         *,
         token: str | None = None,
         more: Mapping[str, Handler] | None = None,
-        most: int | None = None,
+        max_requests: int | None = None,
     ):
         self._service = service
-        self._most, self._flying = math.inf if most is None else most, 0
+        self._max_requests, self._flying = math.inf if max_requests is None else max_requests, 0
         self._token = None if token is None else token.encode()
         self._more = dict(more or {})
         self._summing = asyncio.Lock()
@@ -173,11 +173,12 @@ class App:
             await send({"type": "http.response.body", "body": b""})
 
     async def _answer(self, method: str, path: str, headers: Headers, receive: Any) -> Response:
-        if self._flying > self._most and path not in OPEN:
-            return problem_response(Problem("UNAVAILABLE", 503, f"expected at most {self._most} requests at once", "", PAUSE))
+        if self._flying > self._max_requests and path not in OPEN:
+            text = f"expected at most {self._max_requests} requests at once"
+            return problem_response(Failure("UNAVAILABLE", 503, text, "", PAUSE))
         if self._token is not None and path not in OPEN and not self._knows(headers):
             return problem_response(
-                Problem(
+                Failure(
                     "UNAUTHENTICATED", 401, "expected the header 'authorization: Bearer TOKEN' with the token of this service"
                 ),
                 (b"www-authenticate", b"Bearer"),
@@ -188,12 +189,12 @@ class App:
         if handler is None:
             if path in self._posts or path in self._gets:
                 allowed = "POST" if path in self._posts else "GET, HEAD"
-                wrong = Problem("UNIMPLEMENTED", 405, f"{path}: expected {allowed}, got {method}")
+                wrong = Failure("UNIMPLEMENTED", 405, f"{path}: expected {allowed}, got {method}")
                 return problem_response(wrong, (b"allow", allowed.encode()))
-            return problem_response(Problem("NOT_FOUND", 404, "no such path"))
+            return problem_response(Failure("NOT_FOUND", 404, "no such path"))
         PARENT.set(headers.get(b"traceparent", b"").decode("latin-1"))
         body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
-        if isinstance(body, Problem):
+        if isinstance(body, Failure):
             return problem_response(body)
         response = await _unless_left(handler(Asked(method, path, headers, body)), receive)
         return response._replace(body=b"") if method == "HEAD" else response
@@ -203,10 +204,10 @@ class App:
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         return kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)
 
-    async def _body(self, headers: Headers, receive: Any) -> bytes | Problem:
+    async def _body(self, headers: Headers, receive: Any) -> bytes | Failure:
         """The body, or why it is not read to its end."""
         limits = self._service.policy.limits
-        too_large = Problem("INVALID_ARGUMENT", 413, f"body: expected at most {limits.body_bytes} bytes", "body")
+        too_large = Failure("INVALID_ARGUMENT", 413, f"body: expected at most {limits.body_bytes} bytes", "body")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > limits.body_bytes:
             return too_large
@@ -225,8 +226,8 @@ class App:
                         return b"".join(parts)
                     message = await receive()
         except TimeoutError:
-            return Problem("DEADLINE_EXCEEDED", 408, f"body: expected its end within {limits.body_seconds} s", "body")
-        return Problem("CANCELLED", 400, "the caller left", "body")
+            return Failure("DEADLINE_EXCEEDED", 408, f"body: expected its end within {limits.body_seconds} s", "body")
+        return Failure("CANCELLED", 400, "the caller left", "body")
 
     def _call(self, asked: Asked) -> Call:
         reader = READERS.get(asked.kind)
@@ -291,7 +292,7 @@ async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
         if not left:
             raise
         task.uncancel()
-        return problem_response(Problem("CANCELLED", 499, "the caller left"))
+        return problem_response(Failure("CANCELLED", 499, "the caller left"))
     finally:
         timer.cancel()
         for each in watching:
@@ -303,7 +304,7 @@ def json_response(value: Any, *, status: int = 200) -> Response:
     return Response(status, JSON, json.dumps(to_json(value)).encode())
 
 
-def problem_response(problem: Problem, *headers: tuple[bytes, bytes]) -> Response:
+def problem_response(problem: Failure, *headers: tuple[bytes, bytes]) -> Response:
     """An error as JSON; one that may be tried again says when, in whole seconds as HTTP has them."""
     if problem.retry_after is not None:
         headers = (*headers, (b"retry-after", str(max(1, round(problem.retry_after))).encode()))

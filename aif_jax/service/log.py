@@ -39,7 +39,7 @@ FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's p
 PLAIN = {int, float, str, bool, type(None)}
 
 
-class Record(NamedTuple):
+class LogRecord(NamedTuple):
     """One logged call."""
 
     id: str
@@ -124,7 +124,7 @@ class RequestLog:
         self._thread.join()
 
     def _work(self) -> None:
-        records: list[Record] = []
+        records: list[LogRecord] = []
         due, size = 0.0, 0
         while True:
             try:
@@ -147,12 +147,12 @@ class RequestLog:
                 self._went += size
                 records, size = [], 0
 
-    def _write(self, records: Sequence[Record]) -> None:
+    def _write(self, records: Sequence[LogRecord]) -> None:
         if not records:
             return
         try:
             name = FILE.format(start=self._start, process=os.getpid(), number=self._number)
-            columns = {field: [getattr(record, field) for record in records] for field in Record._fields}
+            columns = {field: [getattr(record, field) for record in records] for field in LogRecord._fields}
             with new_file(self.folder / name) as partial:
                 pyarrow("pyarrow.parquet").write_table(pyarrow().table(columns, schema=self._schema), partial)
             self._number += 1
@@ -165,7 +165,7 @@ class RequestLog:
         logger.error("%s: %d records lost: %s", self.folder, count, error)
 
 
-def record_of(seen: Observed) -> Record:
+def record_of(seen: Observed) -> LogRecord:
     """What is logged of an answer."""
     call, answer = seen.call, seen.answer
     ids = answer.ids[answer.mask] if isinstance(answer, Ranking) else None
@@ -176,7 +176,7 @@ def record_of(seen: Observed) -> Record:
     features = None
     if seen.features is not None and isinstance(seen.features.history, Behaviours):
         features = frame.pack({k: np.asarray(v) for k, v in leaves_by_path(seen.features, separator=".").items()})
-    return Record(
+    return LogRecord(
         id=call.id, time=time.time(), method=seen.method, version=answer.version, user=json.dumps(call.user), k=call.k,
         order=call.order or "", candidates=_of(candidates.ids, "i"), candidate_texts=_of(candidates.ids, "T"),
         bids=candidates.bids, ids=_of(ids, "i"), id_texts=_of(ids, "T"), logits=logits.ravel(), degraded=answer.degraded,
@@ -186,7 +186,7 @@ def record_of(seen: Observed) -> Record:
     )  # fmt: skip
 
 
-def read_log(path: str | Path) -> Iterator[Record]:
+def read_log(path: str | Path) -> Iterator[LogRecord]:
     """The records of a file or of a folder, file by file; raises FileNotFoundError, ValueError for files that are none."""
     path, arrow = Path(path), pyarrow()
     files = sorted(path.glob("requests-*.parquet")) if path.is_dir() else [path]
@@ -195,11 +195,11 @@ def read_log(path: str | Path) -> Iterator[Record]:
     for file in files:
         try:
             table = pyarrow("pyarrow.parquet").ParquetFile(file)
-            missing = sorted(set(Record._fields) - set(Record._field_defaults) - set(table.schema_arrow.names))
+            missing = sorted(set(LogRecord._fields) - set(LogRecord._field_defaults) - set(table.schema_arrow.names))
             expect(not missing, str(file), "the columns of a request log", f"none of {missing}")
-            columns = [name for name in Record._fields if name in table.schema_arrow.names]
+            columns = [name for name in LogRecord._fields if name in table.schema_arrow.names]
             for batch in table.iter_batches(1024, columns=columns):
-                yield from (Record(**row) for row in batch.to_pylist())
+                yield from (LogRecord(**row) for row in batch.to_pylist())
         except arrow.ArrowException as error:
             raise ValueError(f"{file}: expected a request log: {error}") from error
 
@@ -213,7 +213,7 @@ def _schema() -> Any:
         "degraded": arrow.bool_(), "features": arrow.binary(), "raw": arrow.binary(),
         "exclude": arrow.list_(arrow.int64()), "exclude_texts": arrow.list_(arrow.string()),
     }  # fmt: skip
-    return arrow.schema([(name, kinds.get(name, arrow.string())) for name in Record._fields])
+    return arrow.schema([(name, kinds.get(name, arrow.string())) for name in LogRecord._fields])
 
 
 def _of(ids: Any, kind: str) -> Any:
@@ -279,7 +279,7 @@ class Field:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Report:
+class Replay:
     """What a replay found.
 
     Attributes:
@@ -320,7 +320,7 @@ class Report:
         return "\n".join([*lines, f"  logits differ by {mean:.3g} on average, at most {most:.3g}"])
 
 
-def replay(log: str | Path, folder: str | Path, *, config: ServingConfig | None = None, limit: int | None = None) -> Report:
+def replay(log: str | Path, folder: str | Path, *, config: ServingConfig | None = None, limit: int | None = None) -> Replay:
     """Scores the records of a log with the export in a folder.
 
     Raw records and events are encoded anew by the export's encoder; logged features are used where there are no raw ones.
@@ -338,7 +338,7 @@ def replay(log: str | Path, folder: str | Path, *, config: ServingConfig | None 
     return asyncio.run(_replay(records, Service(Models(folder, config=config or ServingConfig()))))
 
 
-async def _replay(records: Any, service: Service) -> Report:
+async def _replay(records: Any, service: Service) -> Replay:
     skipped: Counter[str] = Counter()
     fields: dict[str, Field] = {}
     overlaps: list[float] = []
@@ -372,7 +372,7 @@ async def _replay(records: Any, service: Service) -> Report:
             _compare(record, call, answer.logits, overlaps, pairs)
     logged, other = (np.concatenate([pair[side] for pair in pairs] or [np.zeros(0)]) for side in (0, 1))
     gap = np.abs(logged - other)
-    return Report(
+    return Replay(
         version=served.version, records=count, skipped=dict(skipped), fields=fields,
         overlap=float(np.mean(overlaps)) if overlaps else None,
         logit_difference={"mean": float(gap.mean()) if len(gap) else 0.0, "largest": float(gap.max(initial=0.0))},
@@ -380,7 +380,7 @@ async def _replay(records: Any, service: Service) -> Report:
     )  # fmt: skip
 
 
-def call_of(record: Record) -> Call | None:
+def call_of(record: LogRecord) -> Call | None:
     """The call that a record keeps, for `score`; None where it has neither raw nor encoded features."""
     candidates = record.candidates if record.candidate_texts is None else record.candidate_texts
     exclude = record.exclude if record.exclude_texts is None else record.exclude_texts
@@ -402,7 +402,7 @@ def frame_arrays(raw: bytes) -> dict[str, np.ndarray]:
     return flat
 
 
-def _compare(record: Record, call: Call, logits: np.ndarray, overlaps: list[float], pairs: list[Any]) -> None:
+def _compare(record: LogRecord, call: Call, logits: np.ndarray, overlaps: list[float], pairs: list[Any]) -> None:
     """Notes the overlap of a ranking by logits of the first objective, and the logits of items that both versions scored."""
     assert call.candidates is not None
     best = record.ids if record.id_texts is None else record.id_texts

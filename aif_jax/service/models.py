@@ -20,7 +20,7 @@ from aif_jax.export import Restored, restore
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
-from aif_jax.service.exports import Entry, path_of, read_current
+from aif_jax.service.exports import ExportEntry, path_of, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.service.nearline import Nearline, Written, newer_index, newer_table, progress_in, table_in
 from aif_jax.serving import AsyncPreRanker, ServingConfig
@@ -35,7 +35,7 @@ LONGEST_WAIT = 60.0  # seconds between two tries of a version that cannot be loa
 class Served:
     """One version with its engine."""
 
-    entry: Entry
+    entry: ExportEntry
     restored: Restored
     engine: AsyncPreRanker
     users: UserSource
@@ -108,7 +108,7 @@ class Models:
         self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
         self._only, self._keep, self._poll = only, max(1, keep), poll
         self._nearline = nearline or Nearline()
-        self._entries: list[Entry] = []
+        self._entries: list[ExportEntry] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._follower: asyncio.Task[None] | None = None
 
@@ -156,7 +156,7 @@ class Models:
         listed = ", ".join(f"{served.version[:12]} ({served.entry.folder or 'the served folder'})" for served in self.held)
         raise UnknownVersion(f"version: expected one of {listed or 'none'}, got {version!r}")
 
-    async def load(self, entry: Entry) -> Served:
+    async def load(self, entry: ExportEntry) -> Served:
         """A version ready to serve: read, compared with its golden outputs, compiled, warmed up."""
         before = self.held[0] if self.held else None
         restored, difference, exported = await asyncio.to_thread(self._restore, entry, before)
@@ -172,12 +172,12 @@ class Models:
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(
             trained, restored.index,
-            features=users.fetch, retrieval=users.candidates, config=serving, like=like,
+            features=users.fetch, retrieval=users.candidates, config=serving, compiled_from=like,
         )  # fmt: skip
         await engine.__aenter__()
         return Served(entry, restored, engine, users, exported, time.time(), difference, table_from=table_from)
 
-    def _table(self, entry: Entry, restored: Restored) -> tuple[UserTable | None, Written | None]:
+    def _table(self, entry: ExportEntry, restored: Restored) -> tuple[UserTable | None, Written | None]:
         """The rows of a version's users, without which it is not served where there is to be such a table."""
         users = self._nearline.users
         if users is None:
@@ -208,12 +208,12 @@ class Models:
                 if rows is not None:
                     served.users.table, served.table_from = rows
 
-    def _restore(self, entry: Entry, before: Served | None) -> tuple[Restored, float, float]:
+    def _restore(self, entry: ExportEntry, before: Served | None) -> tuple[Restored, float, float]:
         path = path_of(self.root, entry)
-        restored = restore(path, like=None if before is None else before.restored, sha256=entry.sha256)
+        restored = restore(path, compiled_from=None if before is None else before.restored, sha256=entry.sha256)
         return restored, restored.check_golden(), (path / MANIFEST).stat().st_mtime
 
-    async def _serve(self, entries: Sequence[Entry]) -> None:
+    async def _serve(self, entries: Sequence[ExportEntry]) -> None:
         """Swaps to these versions, all of them or none."""
         known = {(served.entry.folder, served.entry.sha256): served for served in self.held}
         loaded: list[Served] = []

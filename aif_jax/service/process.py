@@ -281,7 +281,7 @@ async def listening(
         secure = {"ssl_certfile": str(where.certificate), "ssl_keyfile": str(where.key)}
     server = Quiet(
         uvicorn.Config(
-            App(service, token=where.token, more=routes, most=where.connections), ws="none", lifespan="off",
+            App(service, token=where.token, more=routes, max_requests=where.connections), ws="none", lifespan="off",
             http=bounded(HttpToolsProtocol, connections=where.connections), timeout_keep_alive=where.keep_alive,
             log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
             timeout_graceful_shutdown=max(1, round(where.drain_timeout)), **secure,
@@ -344,7 +344,7 @@ def bind(host: str, port: int, *, reuse: bool) -> socket.socket:
     return bound
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """Log records as JSON, a line each."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -360,7 +360,7 @@ def log_to_stderr(form: str, level: str) -> None:
     """Sends the log of the process to stderr, as "json" lines or as "text": this package's at a level, others' warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        JsonFormatter() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.WARNING)

@@ -32,7 +32,7 @@ RESTART_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class ServiceSettings:
     """Everything that a process needs to serve.
 
     Attributes:
@@ -67,7 +67,7 @@ class Settings:
     traces: bool = False
 
 
-def serve(settings: Settings, *, workers: int = 1) -> None:
+def serve(settings: ServiceSettings, *, workers: int = 1) -> None:
     """Serves until SIGTERM or SIGINT; `workers` processes run the same command line as this one.
 
     Raises what `run` raises; RuntimeError where workers keep dying.
@@ -107,7 +107,7 @@ def is_worker() -> bool:
     return WORKER in os.environ
 
 
-async def run_one(settings: Settings) -> None:
+async def run_one(settings: ServiceSettings) -> None:
     """One process."""
     models = Models(
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, unknown_fields
 
-from aif_jax.service.calls import BadCall, Call, Limits, Problem, candidates_of, parse, reported
+from aif_jax.service.calls import BadCall, Call, Failure, Limits, candidates_of, parse, reported
 from aif_jax.service.core import Reply, Service, rank_fields, score_fields
 from aif_jax.service.observers import PARENT
 from aif_jax.service.process import Listening
@@ -267,7 +267,7 @@ async def start(
 
     token = None if where.token is None else f"Bearer {where.token}".encode()
 
-    async def fail(context: Any, problem: Problem) -> None:
+    async def fail(context: Any, problem: Failure) -> None:
         trailing = [("aif-field", problem.field)] if problem.field.isprintable() and problem.field.isascii() else []
         if problem.retry_after is not None:  # the name that gRPC's own retry policy reads
             trailing.append(("grpc-retry-pushback-ms", str(round(1000 * problem.retry_after))))

@@ -44,7 +44,7 @@ class AsyncPreRanker:
         scored while the next is on its way); async or not. Ids of one request are all integers or all strings. None for engines
         that only `score`.
       config: of the engine.
-      like: an engine of an equal model config and serving config, whose compiled functions this one uses again.
+      compiled_from: an engine of an equal model config and serving config, whose compiled functions this one uses again.
       states: a cache of user states that replicas share, behind the engine's own; for requests with a feature version.
 
     Example:
@@ -64,7 +64,7 @@ class AsyncPreRanker:
         features: Callable[[Request], Any],
         retrieval: Callable[[Request], Any] | None = None,
         config: ServingConfig | None = None,
-        like: AsyncPreRanker | None = None,
+        compiled_from: AsyncPreRanker | None = None,
         states: StateStore | None = None,
     ):
         self.config = config = config or ServingConfig()
@@ -79,11 +79,11 @@ class AsyncPreRanker:
         self._can_rank = retrieval is not None
         self._metrics = Metrics()
         self._admission = Admission(config, self._metrics)
-        if like is not None:
-            same = like.model.config == model.config and like.config == config
+        if compiled_from is not None:
+            same = compiled_from.model.config == model.config and compiled_from.config == config
             expect(same, "AsyncPreRanker like", "an engine of the same model config and serving config", "another")
         sizes: Any = {"max_k": config.max_k, "bid": config.bid, "user_storage": config.user_storage}
-        self._programs = Programs(model, **sizes) if like is None else like._programs
+        self._programs = Programs(model, **sizes) if compiled_from is None else compiled_from._programs
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
         self._users = UserStates(self._programs, config, self._features, self._metrics, states)
@@ -173,7 +173,7 @@ class AsyncPreRanker:
 
     def _orders_of(self, given: Mapping[str, str]) -> Orders:
         config = self.config
-        return orders_of(self.model.config, config.bid, given, group=config.group, most=config.group_cap)
+        return orders_of(self.model.config, config.bid, given, group=config.group, group_cap=config.group_cap)
 
     def _serve(self, version: Version) -> None:
         self._versions.add(version)

@@ -44,7 +44,7 @@ class Orders(NamedTuple):
     bid: str  # the side value that candidates may bring in place of the row's
     in_row: bool  # whether the row has it
     group: str | None = None  # the side value by which the cut is diverse
-    most: int = 1  # candidates of one group
+    group_cap: int = 1  # candidates of one group
 
     def expect(self, order: str, *, given: bool) -> None:
         """Raises ValueError for an order that there is none of, or that reads a bid that is nowhere."""
@@ -60,7 +60,7 @@ class Orders(NamedTuple):
         return 0 if order == LOGIT else 2 * self.names.index(order) + 1 + given
 
 
-def orders_of(config: Config, bid: str, given: Mapping[str, Any], *, group: str | None = None, most: int = 1) -> Orders:
+def orders_of(config: Config, bid: str, given: Mapping[str, Any], *, group: str | None = None, group_cap: int = 1) -> Orders:
     """The orders of an engine: "bid", the probability of the first objective times the bid, and those given.
 
     Raises:
@@ -76,26 +76,26 @@ def orders_of(config: Config, bid: str, given: Mapping[str, Any], *, group: str 
     texts = ({BID: f"{first} * {bid}"} if usable else {}) | dict(given)
     side = {*config.schema.side, *([bid] if usable else [])}
     parsed = tuple(parse_expression(text, objectives=config.objectives, side=sorted(side)) for text in texts.values())
-    return Orders(tuple(texts), parsed, bid, bid in config.schema.side, group, most)
+    return Orders(tuple(texts), parsed, bid, bid in config.schema.side, group, group_cap)
 
 
 LEAST_WINDOW = 256
 
 
-def capped_top_k(values: jax.Array, groups: jax.Array, k: int, most: int) -> tuple[jax.Array, jax.Array]:
-    """The best k of C candidates with at most `most` of a group (an author, a category, an advertiser), inside jit.
+def capped_top_k(values: jax.Array, groups: jax.Array, k: int, group_cap: int) -> tuple[jax.Array, jax.Array]:
+    """The best k of C candidates with at most `group_cap` of a group (an author, a category, an advertiser), inside jit.
 
     The answer is that of the plain rule: go through the candidates from the best to the worst, and leave out one whose group
-    has `most` already. A window of the best is looked at first. What it leaves out is of groups that are full, so where it
+    has `group_cap` already. A window of the best is looked at first. What it leaves out is of groups that are full, so where it
     holds fewer than k, candidates of full groups are dropped and the next window is one of those that may still enter. Nothing
-    is sorted by group, and each further window has filled a group: there are at most k / most of them.
+    is sorted by group, and each further window has filled a group: there are at most k / group_cap of them.
     `python -m experiments.cascade` measures the cost.
 
     Args:
       values: float32 [C], -inf for candidates that are none; ties keep the candidates' order.
       groups: float32 [C] or integers; equal numbers are one group.
       k: at most C.
-      most: m, at least 1.
+      group_cap: m, at least 1.
 
     Returns:
       values [k], best first, -inf where there are no more; positions int32 [k].
@@ -115,7 +115,7 @@ def capped_top_k(values: jax.Array, groups: jax.Array, k: int, most: int) -> tup
         best, at = jax.lax.top_k(left, window)
         own = groups[at]
         before = jnp.sum((own[None, :] == own[:, None]) & (place[None, :] < place[:, None]), axis=1, dtype=jnp.int32)
-        fits = (before + (held if isinstance(held, int) else held[at]) < most) & (best > -jnp.inf)
+        fits = (before + (held if isinstance(held, int) else held[at]) < group_cap) & (best > -jnp.inf)
         slot = jnp.where(fits, count + jnp.cumsum(fits, dtype=jnp.int32) - 1, k)
         return at, chosen.at[slot].set(at, mode="drop"), count + jnp.sum(fits, dtype=jnp.int32)
 
@@ -123,7 +123,7 @@ def capped_top_k(values: jax.Array, groups: jax.Array, k: int, most: int) -> tup
         """Values [C] without the window and without full groups, and how many of its group are chosen int32 [C]."""
         same = (groups[:, None] == groups[chosen][None, :]) & (slots < count)[None, :]
         held = jnp.sum(same, axis=1, dtype=jnp.int32)
-        return jnp.where(held < most, left.at[at].set(-jnp.inf, unique_indices=True), -jnp.inf), held
+        return jnp.where(held < group_cap, left.at[at].set(-jnp.inf, unique_indices=True), -jnp.inf), held
 
     def further() -> tuple[jax.Array, jax.Array]:
         def some(state: tuple[jax.Array, ...]) -> jax.Array:
@@ -142,8 +142,8 @@ def capped_top_k(values: jax.Array, groups: jax.Array, k: int, most: int) -> tup
     return jnp.where(slots < count, values[chosen], -jnp.inf), chosen
 
 
-def within_cap(groups: np.ndarray, most: int) -> np.ndarray:
-    """bool [n]: which of some candidates, best first, are among the first `most` of their group; on the host.
+def within_cap(groups: np.ndarray, group_cap: int) -> np.ndarray:
+    """bool [n]: which of some candidates, best first, are among the first `group_cap` of their group; on the host.
 
     Example:
       >>> within_cap(np.array([7, 7, 8, 7]), 2).tolist()
@@ -154,7 +154,7 @@ def within_cap(groups: np.ndarray, most: int) -> np.ndarray:
     new = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
     place = np.arange(len(ordered))
     within = np.zeros(len(ordered), np.bool_)
-    within[order] = place - np.maximum.accumulate(np.where(new, place, 0)) < most
+    within[order] = place - np.maximum.accumulate(np.where(new, place, 0)) < group_cap
     return within
 
 
@@ -358,7 +358,7 @@ class Programs:
             # Without the barrier XLA computes both again for every reader.
             logits, value = jax.lax.optimization_barrier((logits, value))
             uncapped = group is None
-            best, positions = jax.lax.top_k(value, k) if uncapped else capped_top_k(value, group, k, orders.most)
+            best, positions = jax.lax.top_k(value, k) if uncapped else capped_top_k(value, group, k, orders.group_cap)
             as_bits = [jax.lax.bitcast_convert_type(part, jnp.int32).ravel() for part in (best, logits[positions])]
             non_finite = jnp.sum(known & (value == -jnp.inf), dtype=jnp.int32)
             whole = logits if uncapped else (logits, jnp.stack([value, group]))
@@ -423,7 +423,7 @@ def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
 
 
 def best_of(
-    parts: list[TopCandidates], rows: list[np.ndarray], k: int, *, outputs: int = 1, most: int | None = None
+    parts: list[TopCandidates], rows: list[np.ndarray], k: int, *, outputs: int = 1, group_cap: int | None = None
 ) -> TopCandidates:
     """The best k of several batches of candidates; positions count from the first batch's first candidate.
 
@@ -432,7 +432,7 @@ def best_of(
       rows: int32 [n] index rows of each batch's candidates: an item of several batches comes once, with its best score.
       k: how many to keep; missing ones have score -inf and position 0.
       outputs: T, logits of a candidate.
-      most: candidates of a group where the cut is diverse: parts then hold every candidate with its group.
+      group_cap: candidates of a group where the cut is diverse: parts then hold every candidate with its group.
     """
     if len(parts) == 1 and parts[0].groups is None:
         scores, logits, positions = (field[:k] for field in parts[0][:3])
@@ -447,9 +447,9 @@ def best_of(
         best = best[scores[best] > -np.inf]
         _, first = np.unique(np.concatenate(rows)[positions[best]] if rows else best, return_index=True)
         best = best[np.sort(first)]
-        if most is not None and parts:
+        if group_cap is not None and parts:
             groups = np.concatenate([part.groups for part in parts if part.groups is not None])
-            best = best[within_cap(groups[best], most)]
+            best = best[within_cap(groups[best], group_cap)]
         best = best[:k]
         scores, logits, positions = scores[best], logits[best], positions[best]
     if len(scores) < k:

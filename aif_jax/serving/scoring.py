@@ -238,11 +238,11 @@ def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
     return max(fits, least)
 
 
-def ranking(job: Job, results: list[Scored], k: int, most: int | None) -> Ranking:
+def ranking(job: Job, results: list[Scored], k: int, group_cap: int | None) -> Ranking:
     """The best k of everything that was scored for a request; NonFiniteScores where no known candidate has a finite one."""
     outputs = max(1, len(job.version.meaning.objectives))
     rows = [scored.rows for scored in results]
-    best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, most=most)
+    best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, group_cap=group_cap)
     mask = best.scores > -np.inf
     _expect_some_finite(job, best.non_finite, mask, rows)
     ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [np.zeros(0, np.int64)])

@@ -288,7 +288,7 @@ RECENT = 0.1
 """Weight of the latest call in running means."""
 
 
-class Task(Protocol):
+class BatchTask(Protocol):
     """Something to compute; `future` gets the result, or the exception that stands for what went wrong with it alone."""
 
     @property
@@ -302,7 +302,7 @@ class Task(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Task)
+T = TypeVar("T", bound=BatchTask)
 
 
 class Batcher(Generic[T]):

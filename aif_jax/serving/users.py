@@ -39,7 +39,7 @@ class StateKey(NamedTuple):
     version: str  # of the model
 
 
-class Entry(NamedTuple):
+class CacheEntry(NamedTuple):
     """A state on the device."""
 
     state: Any
@@ -70,7 +70,7 @@ class StateCache:
         self._max_age = float("inf") if max_age is None else max_age
         self._ttl = unversioned_ttl
         self._clock = clock
-        self._entries: OrderedDict[StateKey, Entry] = OrderedDict()
+        self._entries: OrderedDict[StateKey, CacheEntry] = OrderedDict()
         self._latest: dict[tuple[Hashable, str], StateKey] = {}
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class StateCache:
             self._drop(key)
         if size > self.limit:
             return
-        self._entries[key] = Entry(state, size, self._clock() if since is None else since)
+        self._entries[key] = CacheEntry(state, size, self._clock() if since is None else since)
         self._latest[key.user, key.version] = key
         self.bytes += size
         while self.bytes > self.limit:
@@ -123,7 +123,7 @@ class StateCache:
     def _limit(self, key: StateKey) -> float:
         return self._max_age if key.feature_version is not None else min(self._ttl, self._max_age)
 
-    def _young(self, key: StateKey, limit: float) -> Entry | None:
+    def _young(self, key: StateKey, limit: float) -> CacheEntry | None:
         """The entry of a key, unless it is older than that or than any state may be, in which case its memory is freed."""
         entry = self._entries.get(key)
         if entry is None:

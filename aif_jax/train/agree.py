@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from aif_jax.data.pipeline import Fed
+from aif_jax.data.pipeline import PrefetchedBatch
 from aif_jax.sharding import processes
 from aif_jax.sharding.processes import ProcessError
 
 GOOD, EMPTY, BAD, ENDED, FAILED = range(5)
 
 
-def agreed(batches: Iterable[Fed]) -> Iterator[Fed]:
+def agreed(batches: Iterable[PrefetchedBatch]) -> Iterator[PrefetchedBatch]:
     """The same batches, each as all processes have it: a problem of one is a problem of all, and counts are those of all.
 
     Of a batch that comes with a problem, `batch` and `positions` are None; the problem names the process and its samples.
@@ -41,12 +41,12 @@ class _Share:
     """What this process has of the next batch."""
 
     code: int
-    fed: Fed | None = None
+    fed: PrefetchedBatch | None = None
     error: Exception | None = None
 
     def answer(self) -> np.ndarray:
         """What the others must know of it: int32 [6]."""
-        fed = self.fed or Fed(batch=None)
+        fed = self.fed or PrefetchedBatch(batch=None)
         return np.array([self.code, *(fed.place or (-1, -1)), fed.samples, fed.places, fed.events], np.int32)
 
     def problem(self) -> str:
@@ -56,7 +56,7 @@ class _Share:
         return f"{self.fed.problem}{self.fed.origin}" if self.code == BAD and self.fed is not None else ""
 
 
-def _shares(batches: Iterable[Fed]) -> Iterator[_Share]:
+def _shares(batches: Iterable[PrefetchedBatch]) -> Iterator[_Share]:
     """The batches of this process, and how they ended, twice: others send one answer more before they read that one."""
     source = iter(batches)
     while True:
@@ -71,7 +71,7 @@ def _shares(batches: Iterable[Fed]) -> Iterator[_Share]:
         yield _Share(GOOD if fed.problem is None else EMPTY if fed.problem == "empty" else BAD, fed)
 
 
-def _settle(share: _Share, sent: Callable[[], np.ndarray]) -> Fed | None:
+def _settle(share: _Share, sent: Callable[[], np.ndarray]) -> PrefetchedBatch | None:
     """The batch as all processes have it, None at their end."""
     answers = sent()
     codes, places = answers[:, 0], answers[:, 1:3]

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from aif_jax.checks import expect, expect_integers, expect_like_scores
-from aif_jax.data.candidates import Draw, SourceFn, population_weights
+from aif_jax.data.candidates import SampleKey, SourceFn, population_weights
 from aif_jax.data.dataset import Dataset
 from aif_jax.model import PreRanker
 from aif_jax.scores import parse_objectives, with_calibration
@@ -45,7 +45,7 @@ def calibrate(
     positions: Any,
     *,
     candidates: SourceFn | None = None,
-    calibrated: int | None = 15,
+    calibration_negatives: int | None = 15,
     rate: float = 1.0,
     weights: Any = None,
     form: Form = "logistic",
@@ -63,7 +63,7 @@ def calibrate(
       model, params: what to calibrate; an earlier calibration is replaced.
       data, positions: held-out events, as in `evaluate`: the validation slice.
       candidates: lists with labels; None draws as `evaluate` does.
-      calibrated: candidates after the first that count, as in `evaluate`; None takes all.
+      calibration_negatives: candidates after the first that count, as in `evaluate`; None takes all.
       rate: share of the negatives of production that these lists hold, where a log keeps only some: corrected analytically.
       weights: [n] how many requests of production each of the positions stands for, such as more where histories are long
         because they have grown since; None for one each.
@@ -83,9 +83,9 @@ def calibrate(
         expected, got = f"one for each of {len(positions)} positions", f"shape {list(weights.shape)}"
         expect(weights.shape == positions.shape, "calibrate weights", expected, got)
     source = sampled_before(data, positions) if candidates is None else candidates
-    lists = source(positions, Draw(seed, 0, 0))
+    lists = source(positions, SampleKey(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
-    few = slice(None) if calibrated is None else slice(1 + calibrated)
+    few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
     where = lists.rows > 0
     objectives, labels = parse_objectives(model.config.objectives), lists.labels
     if not isinstance(labels, dict):

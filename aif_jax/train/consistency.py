@@ -74,7 +74,7 @@ def margin_info_nce(
     *,
     margin: float = 0.0,
     temperature: float = 1.0,
-    corrected: bool = True,
+    logq_correction: bool = True,
 ) -> jax.Array:
     """Every candidate against all that came less far, with a margin: the mean over the candidates of a list, then over lists.
 
@@ -87,13 +87,13 @@ def margin_info_nce(
       log_q: subtracted from the scores where the candidates are sampled, see `losses.listwise_softmax`.
       margin: m, in logits: how far ahead a candidate must be.
       temperature: t > 0.
-      corrected: whether to subtract `log_q`.
+      logq_correction: whether to subtract `log_q`.
 
     Example:
       >>> round(float(margin_info_nce(jnp.array([[1.0, 0.0, 0.0]]), jnp.array([[0.0, 1.0, 1.0]]))), 4)
       0.5514
     """
-    s = (scores - log_q if corrected else scores) / temperature
+    s = (scores - log_q if logq_correction else scores) / temperature
     behind = (stages[..., None, :] > stages[..., :, None]) & where[..., None, :] & where[..., :, None]
     has_any = jnp.any(behind, axis=-1)
     others = jnp.where(behind, jnp.broadcast_to(s[..., None, :], behind.shape), jnp.full_like(s[..., None, :], -1e30))

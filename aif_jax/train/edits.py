@@ -99,7 +99,7 @@ def calibration(held_out: Callable[[Dataset], tuple[Any, SourceFn]], **options: 
 
     Args:
       held_out: `held_out(data)`, positions of held-out events and the source of their candidates.
-      options: `calibrated`, `form`, `rate`, `weights`, `seed`, `batch_size` and `progress` of `train.calibrate`.
+      options: `calibration_negatives`, `form`, `rate`, `weights`, `seed`, `batch_size` and `progress` of `train.calibrate`.
     """
 
     @_edit

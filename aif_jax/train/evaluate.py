@@ -20,7 +20,7 @@ import numpy as np
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_integers
-from aif_jax.data.candidates import CandidateLists, Draw, Labels, SourceFn, population_weights, sampled, take
+from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, population_weights, sampled_negatives, take
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
 from aif_jax.data.pipeline import Batch, make_batch
@@ -149,7 +149,7 @@ def evaluate(
     *,
     k: int | None = 100,
     candidates: SourceFn | None = None,
-    calibrated: int = 15,
+    calibration_negatives: int = 15,
     repeats: bool | None = None,
     seed: int = 0,
     batch_size: int = 128,
@@ -169,8 +169,8 @@ def evaluate(
         conditional objective is evaluated over all candidates, by its product. With `log_q`, calibration counts a negative for
         as many items as it was drawn from. None draws 99 negatives for each event's item, by popularity ** 0.75
         among the events before the first one in `positions`.
-      calibrated: candidates after the first that log-loss and calibration are of: as many negatives as in training, because
-        they compare probabilities.
+      calibration_negatives: candidates after the first that log-loss and calibration are of: as many negatives as in training,
+        because they compare probabilities.
       repeats: whether users come back to items; None takes `data.repeats`. If not, what they have met before is left out of
         the catalogue, and of the lists that None for `candidates` draws; a source that is given has its `repeats` already.
       seed: of sampled candidates.
@@ -187,7 +187,7 @@ def evaluate(
     expect(len(positions) > 0, "positions", "at least one held-out event", "none")
     repeats = bool(data.repeats if repeats is None else repeats)
     source = sampled_before(data, positions, repeats=repeats) if candidates is None else candidates
-    lists = source(positions, Draw(seed, 0, 0))
+    lists = source(positions, SampleKey(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
     users, where = data.log.user[positions], lists.rows > 0
     probable, plain = np.asarray(with_probabilities(params, scores)), not isinstance(lists.labels, dict)
@@ -199,12 +199,13 @@ def evaluate(
             users,
             where if plain else where & ~np.isnan(labels),
             population_weights(labels, lists.log_q),
-            1 + calibrated,
+            1 + calibration_negatives,
         )
         for name, raw, logits, labels in by_objective(model, scores, probable, lists.labels)
     }
     first = next(iter(parts.values()))
-    catalogue: dict[str, Any] = {"asked": _asked(data, positions, lists, calibrated) | {"k": k}, "by_user": dict(first.by_user)}
+    asked = _asked(data, positions, lists, calibration_negatives) | {"k": k}
+    catalogue: dict[str, Any] = {"asked": asked, "by_user": dict(first.by_user)}
     if k is not None:
         ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
         ndcg = np.where(ranks < k, 1 / np.log2(ranks + 2), 0)  # one item of each request counts
@@ -215,14 +216,14 @@ def evaluate(
     return dataclasses.replace(first, objectives=parts if len(parts) > 1 else {}, **catalogue)
 
 
-def _asked(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibrated: int) -> dict[str, Any]:
+def _asked(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibration_negatives: int) -> dict[str, Any]:
     """What decides the figures but the model, for `Evaluation.against`."""
     log, labels = data.log, lists.labels if isinstance(lists.labels, dict) else {"label": lists.labels}
     return {
         "data": {"users": len(data.users), "items": len(data.items)},
         "requests": {"count": len(positions), "sha256": digest(np.stack([getattr(log, c)[positions] for c in COLUMNS])).sha256},
         "candidates": {"rows": digest(lists.rows).sha256, **{name: digest(value).sha256 for name, value in labels.items()}},
-        "calibrated": calibrated,
+        "calibration_negatives": calibration_negatives,
     }
 
 
@@ -279,7 +280,7 @@ def sampled_before(
 ) -> SourceFn:
     """The event's item and negatives by popularity among the events before the first one in `positions`: none is later."""
     counts = counts_before(data, int(data.log.time[positions].min()))
-    return sampled(data, sampler=NegativeSampler(counts), negatives=negatives, repeats=repeats)
+    return sampled_negatives(data, sampler=NegativeSampler(counts), negatives=negatives, repeats=repeats)
 
 
 def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:

@@ -24,7 +24,7 @@ from aif_jax.checkpoint.storage import record_hash
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data import lengths
-from aif_jax.data.candidates import Draw, SourceFn
+from aif_jax.data.candidates import SampleKey, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import cuts_of_samples
@@ -49,11 +49,12 @@ logger = logging.getLogger(__name__)
 RECORD = "fit.json"
 CALIBRATION = "calibration.json"
 LOG = "log.jsonl"
+RENAMED: dict[str, str] = {"corrected": "logq_correction"}  # fields of a task in records of before
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class FitSettings:
     """What decides a run, with model and data; its record is in the folder of the run. `loss`, `optimizer` are names."""
 
     task: Task = NextItem()
@@ -111,9 +112,9 @@ class Settings:
         return json.loads(json.dumps(values))
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Settings:
+    def from_json(cls, value: dict[str, Any]) -> FitSettings:
         """The settings that `to_json` wrote."""
-        task = dict(value["task"])
+        task = {str(RENAMED.get(name, name)): part for name, part in value["task"].items()}
         return cls(**{**value, "task": TASKS[task.pop("name")](**task), "buckets": tuple(value["buckets"])})
 
     def span(self, split: str) -> dict[str, int | None]:
@@ -128,7 +129,7 @@ class Settings:
 
 
 def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -> dict[str, int | None]:
-    """The moments in `Settings` that split the samples of a task; arguments and errors of `fit`."""
+    """The moments in `FitSettings` that split the samples of a task; arguments and errors of `fit`."""
     times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
     unit = "s" if data.encoder is None else data.encoder.columns.time_unit
     moments = cuts_of_samples(times, validation=validation, test=test, since=since, unit=unit)
@@ -162,8 +163,8 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
     expect(set(known) <= set(labels), name, f"a label for each objective of the model {known}", labels)
 
 
-def buckets(value: Any, data: Dataset, settings: Settings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
-    """`Settings.buckets` of an argument of `fit`; for "auto" those of the run in `folder` to resume, else `lengths.choose`."""
+def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
+    """The `buckets` argument of `fit`; "auto" takes those of the run in `folder` to resume, else `lengths.choose`."""
     if value != "auto":
         expect(not isinstance(value, str), "fit buckets", "'auto' or a tuple of lengths", repr(value))
         return tuple(value)
@@ -180,7 +181,7 @@ def buckets(value: Any, data: Dataset, settings: Settings, config: Config, *, fo
 def train(
     model: PreRanker,
     data: Dataset,
-    settings: Settings,
+    settings: FitSettings,
     *,
     folder: Path,
     loss: LossFn,
@@ -264,7 +265,7 @@ def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
     return trained(jax.random.key(seed)) | {FITTED: fitted}
 
 
-def checkpoints_of(folder: Path, settings: Settings) -> Checkpoints:
+def checkpoints_of(folder: Path, settings: FitSettings) -> Checkpoints:
     """The checkpoints of a run."""
     best = settings.keep_best
     keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
@@ -272,14 +273,14 @@ def checkpoints_of(folder: Path, settings: Settings) -> Checkpoints:
     return Checkpoints(folder, keep_best=keep_best, run=record_hash(record), settings=record)
 
 
-def final(checkpoints: Checkpoints, settings: Settings) -> Checkpoint:
+def final(checkpoints: Checkpoints, settings: FitSettings) -> Checkpoint:
     """The best checkpoint by `keep_best`, else the last one."""
     return checkpoints.restore("latest" if settings.keep_best is None else "best")
 
 
 def held_out(
     data: Dataset,
-    settings: Settings,
+    settings: FitSettings,
     split: str,
     *,
     requests: int | None = None,
@@ -301,11 +302,11 @@ def held_out(
 
 
 def validation(
-    model: PreRanker, data: Dataset, settings: Settings, *, progress: bool
+    model: PreRanker, data: Dataset, settings: FitSettings, *, progress: bool
 ) -> Callable[[TrainState], dict[str, float]]:
     """Figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
-    rows, labels, _ = source(positions, Draw(0, 0, 0))
+    rows, labels, _ = source(positions, SampleKey(0, 0, 0))
     where = rows > 0
     if isinstance(labels, dict):
         none = np.zeros((*rows.shape, model.config.outputs))
@@ -327,12 +328,12 @@ def validation(
     return figures
 
 
-def evaluation_options(settings: Settings) -> dict[str, Any]:
+def evaluation_options(settings: FitSettings) -> dict[str, Any]:
     """Options of `evaluate` that follow from a run."""
-    return {"k": settings.k, "calibrated": settings.task.calibrated, "repeats": settings.repeats}
+    return {"k": settings.k, "calibration_negatives": settings.task.calibration_negatives, "repeats": settings.repeats}
 
 
-def begin(folder: Path, settings: Settings, *, resume: bool) -> None:
+def begin(folder: Path, settings: FitSettings, *, resume: bool) -> None:
     """Writes the record of a run into its folder, or compares it with the one there: FileExistsError, ValueError."""
     record = settings.to_json()
     if Checkpoints(folder).steps:  # until then there is nothing to resume
@@ -380,11 +381,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def load(folder: Path) -> tuple[Settings, Checkpoint]:
+def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     """The settings of the run in a folder, and the checkpoint that `fit` returned; raises as `read_record`, `Checkpoints`."""
     record = read_record(folder)
     try:
-        settings = Settings.from_json(record)
+        settings = FitSettings.from_json(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}") from error
     with checkpoints_of(folder, settings) as checkpoints:

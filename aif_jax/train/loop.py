@@ -21,7 +21,7 @@ import numpy as np
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.data.pipeline import Batch, Fed
+from aif_jax.data.pipeline import Batch, PrefetchedBatch
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.output.progress import Bar
 from aif_jax.sharding import processes
@@ -45,7 +45,7 @@ class _Recent:
 
     started: float
     waited: float = 0.0
-    pending: list[tuple[int, Fed, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
+    pending: list[tuple[int, PrefetchedBatch, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
     bad: int = 0
     empty: int = 0
 
@@ -57,7 +57,7 @@ class _Recent:
 def loop(
     state: TrainState,
     step: StepFn,
-    batches: Iterable[Batch | Fed],
+    batches: Iterable[Batch | PrefetchedBatch],
     *,
     total: int | None = None,
     label: str = "train",
@@ -197,7 +197,7 @@ def loop(
     return state
 
 
-def _next(source: Iterator[Fed], recent: _Recent) -> Fed | None:
+def _next(source: Iterator[PrefetchedBatch], recent: _Recent) -> PrefetchedBatch | None:
     """The next batch, None at the end; the time spent waiting for it is counted."""
     began = time.perf_counter()
     fed = next(source, None)
@@ -205,15 +205,15 @@ def _next(source: Iterator[Fed], recent: _Recent) -> Fed | None:
     return fed
 
 
-def _fed(item: Batch | Fed) -> Fed:
+def _fed(item: Batch | PrefetchedBatch) -> PrefetchedBatch:
     """A batch with what is known of it on the host."""
-    if isinstance(item, Fed):
+    if isinstance(item, PrefetchedBatch):
         return item
     where, mask = item.where, item.users.history.mask
     empty = isinstance(where, np.ndarray) and not where.any()
     # The padding is counted on the host only: fetching the mask from a device would stall the step.
     places, events = (mask.size, int(np.count_nonzero(mask))) if isinstance(mask, np.ndarray) else (0, 0)
-    return Fed(batch=item, samples=where.shape[0], places=places, events=events, problem="empty" if empty else None)
+    return PrefetchedBatch(batch=item, samples=where.shape[0], places=places, events=events, problem="empty" if empty else None)
 
 
 def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tuple[TrainState, Any]:
@@ -276,7 +276,7 @@ def _values(state: TrainState, recent: _Recent, *, max_skipped: int, max_grad_no
     }
 
 
-def _skip(fed: Fed, number: int, recent: _Recent, *, on_bad_batch: str, limit: int) -> None:
+def _skip(fed: PrefetchedBatch, number: int, recent: _Recent, *, on_bad_batch: str, limit: int) -> None:
     """Counts and reports a batch that is not trained on, or ends the run."""
     if fed.problem == "empty":
         recent.empty += 1

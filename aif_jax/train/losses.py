@@ -233,7 +233,7 @@ def lists_with_a_positive(targets: jax.Array, where: jax.Array) -> jax.Array:
 
 @term(entries)
 def pointwise_bce(
-    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, corrected: bool = True
+    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, logq_correction: bool = True
 ) -> jax.Array:
     """Binary cross-entropy of logits, the mean over valid entries.
 
@@ -243,13 +243,13 @@ def pointwise_bce(
       scores: logits, any shape.
       labels: 0 or 1, or probabilities in between.
       where, log_q: as for `listwise_softmax`.
-      corrected: whether to subtract `log_q` where it is given, so that both losses teach the same score.
+      logq_correction: whether to subtract `log_q` where it is given, so that both losses teach the same score.
 
     Example:
       >>> round(float(pointwise_bce(jnp.array([0.0, 2.0]), jnp.array([1, 0]))), 4)
       1.41
     """
-    return _cross_entropy(scores - log_q if corrected else scores, labels)
+    return _cross_entropy(scores - log_q if logq_correction else scores, labels)
 
 
 @term(lists_with_a_positive)
@@ -259,7 +259,7 @@ def listwise_softmax(
     where: jax.Array,
     log_q: jax.Array,
     *,
-    corrected: bool = True,
+    logq_correction: bool = True,
     temperature: float = 1.0,
 ) -> jax.Array:
     """Softmax cross-entropy over the candidates of each list, the mean over lists that have a positive.
@@ -276,9 +276,9 @@ def listwise_softmax(
       where: bool, true where a candidate counts; rank of `scores` and broadcastable to it.
       log_q: log of the expected number of times that the list holds the candidate as a negative, up to a constant per list:
         log(n q) for n draws from q, of the positive too (noise-contrastive estimation, arXiv 1809.01812, which
-        `candidates.sampled` gives and which fits `pointwise_bce` as well); or 0 for a positive that every list holds (sampled
-        softmax). Rank of `scores` and broadcastable to it: [1, C] for candidates that the whole batch shares.
-      corrected: whether to subtract `log_q` where it is given.
+        `candidates.sampled_negatives` gives and which fits `pointwise_bce` as well); or 0 for a positive that every list holds
+        (sampled softmax). Rank of `scores` and broadcastable to it: [1, C] for candidates that the whole batch shares.
+      logq_correction: whether to subtract `log_q` where it is given.
       temperature: t > 0 and finite; below 1 the candidates that score highest weigh more.
 
     Example:
@@ -288,7 +288,7 @@ def listwise_softmax(
     """
     total = jnp.sum(labels, axis=-1)
     scores = scores / temperature
-    cross_entropy = -jnp.sum(labels * _log_softmax(scores - log_q if corrected else scores, where), axis=-1)
+    cross_entropy = -jnp.sum(labels * _log_softmax(scores - log_q if logq_correction else scores, where), axis=-1)
     return cross_entropy / jnp.where(total > 0, total, jnp.ones_like(total))
 
 

@@ -15,7 +15,7 @@ from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.config import Config
 from aif_jax.data import lengths
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.pipeline import Fed, Pipeline
+from aif_jax.data.pipeline import Pipeline, PrefetchedBatch
 from aif_jax.encoding.times import shown
 from aif_jax.output import progress as output
 from aif_jax.sharding import processes
@@ -36,7 +36,7 @@ class Samples(NamedTuple):
 
 
 def samples_of(data: Dataset, settings: Any) -> Samples:
-    """Counts the samples of a run with these `fit.Settings`."""
+    """Counts the samples of a run with these `fit.FitSettings`."""
     task, span = settings.task, {"since": settings.since, "before": None}
     everything = task.positions(data, min_history=0, since=None, before=None)
     inside = task.positions(data, min_history=0, **span) if settings.since is not None else everything
@@ -126,7 +126,7 @@ class Spent:
 
         return measured
 
-    def counted(self, batches: Iterable[Fed]) -> Iterator[Fed]:
+    def counted(self, batches: Iterable[PrefetchedBatch]) -> Iterator[PrefetchedBatch]:
         """The same batches, whose padding is counted."""
         for fed in batches:
             self.places, self.events = self.places + fed.places, self.events + fed.events
@@ -149,9 +149,9 @@ def note(config: Config, task: Task, k: int | None) -> str:
     """Which terms the catalogue figures of a run lack, and the next call; "" where they lack none."""
     if k is None or not isinstance(task, NextItem):
         return ""
-    terms = {} if pure_svd.present(config) else {"the SVD term": "with_factors(data)"}
-    if not item_offset.present(config) and not task.corrected and not task.uniform:
-        terms["the popularity correction"] = "for_catalogue(data)"
+    terms = {} if pure_svd.present(config) else {"the SVD term": "with_svd(data)"}
+    if not item_offset.present(config) and not task.logq_correction and not task.uniform:
+        terms["the popularity correction"] = "with_popularity_correction(data)"
     if not terms:
         return ""
     calls = ".".join(["run", *terms.values(), "evaluate(data)"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from aif_jax.checks import expect, expect_types
-from aif_jax.data.candidates import Source, impressed, pointwise, sampled
+from aif_jax.data.candidates import CandidateSource, impressions, pointwise_candidates, sampled_negatives
 from aif_jax.data.cascade import STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler, counts_before
@@ -31,7 +31,7 @@ class NextItem:
       power: candidates are drawn with probability proportional to popularity ** power.
       uniform: share of the training candidates that are drawn uniformly from the whole catalogue, items that training never
         meets among them; candidates in evaluation are drawn by popularity alone.
-      corrected: correct the loss for how often the sampler draws a candidate (logQ), to rank the whole catalogue.
+      logq_correction: correct the loss for how often the sampler draws a candidate (logQ), to rank the whole catalogue.
 
     Raises:
       ValueError: fewer than one negative, a share that is none.
@@ -41,7 +41,7 @@ class NextItem:
     evaluated: int = 99
     power: float = 0.75
     uniform: float = 0.0
-    corrected: bool = False
+    logq_correction: bool = False
 
     loss = listwise_softmax + pointwise_bce
     ranks_catalogue = True
@@ -55,7 +55,7 @@ class NextItem:
         expect(0 <= self.uniform <= 1, "NextItem.uniform", "a share from 0 to 1", self.uniform)
 
     @property
-    def calibrated(self) -> int:
+    def calibration_negatives(self) -> int:
         """Candidates after the first that log-loss and calibration are of: as many as in training."""
         return self.negatives
 
@@ -63,14 +63,15 @@ class NextItem:
         """Events of known items in a span of time."""
         return eligible_positions(data.log, min_history=min_history, since=since, before=before)
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
-        """The event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled`."""
+    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
+        """The event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled_negatives`."""
         counts = counts_before(data, before)
         if held_out:
             sampler = NegativeSampler(counts, power=self.power)
-            return sampled(data, sampler=sampler, negatives=self.evaluated, repeats=repeats)
+            return sampled_negatives(data, sampler=sampler, negatives=self.evaluated, repeats=repeats)
         sampler = NegativeSampler(counts, power=self.power, uniform=self.uniform)
-        return sampled(data, sampler=sampler, negatives=self.negatives, corrected=self.corrected, repeats=repeats)
+        options: dict[str, Any] = {"negatives": self.negatives, "logq_correction": self.logq_correction, "repeats": repeats}
+        return sampled_negatives(data, sampler=sampler, **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class Liked:
 
     loss = pointwise_bce
     ranks_catalogue = False
-    calibrated = 0
+    calibration_negatives = 0
     samples = "events"
     no_sample = "of unknown items or actions"
 
@@ -97,9 +98,9 @@ class Liked:
         positions = eligible_positions(data.log, min_history=min_history, since=since, before=before)
         return positions[data.log.action[positions] > 0]
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
+    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """The event's item, whether or not users come back to items."""
-        return pointwise(data, threshold=self.threshold)
+        return pointwise_candidates(data, threshold=self.threshold)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class Impressions:
         return None if isinstance(self.threshold, Mapping) else listwise_softmax + pointwise_bce
 
     @property
-    def calibrated(self) -> int:
+    def calibration_negatives(self) -> int:
         """The whole list."""
         return self.candidates
 
@@ -136,9 +137,9 @@ class Impressions:
         """The first event of every request in a span of time."""
         return request_starts(data.log, min_history=min_history, since=since, before=before)
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
+    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """The list that was shown, whether or not users come back to items: what was shown was a candidate."""
-        return impressed(data, candidates=self.candidates, threshold=self.threshold)
+        return impressions(data, candidates=self.candidates, threshold=self.threshold)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +170,7 @@ class Cascaded:
     ranks_catalogue = False
     samples = "requests"
     no_sample = ""
-    calibrated = 1 << 20  # all
+    calibration_negatives = 1 << 20  # all
 
     def __post_init__(self):
         expect_types(self)
@@ -187,7 +188,7 @@ class Cascaded:
         starts = request_starts(data.log, min_history=min_history, since=since, before=before)
         return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> Source:
+    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """Candidates by stage; held out, all of a request; `repeats` as for `stages.staged`."""
         if held_out:
             return logged(data, repeats=repeats)

@@ -17,7 +17,7 @@ from aif_jax.encoding.raw import column_of, plain
 from aif_jax.encoding.times import seconds_of, stamps, ticks
 from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.features import SINCE, no_events
-from aif_jax.index.parts import Parts, Stamp, rows_of, stamp_of
+from aif_jax.index.parts import Parts, row_version, rows_of
 from aif_jax.index.parts import read as read_parts
 from aif_jax.index.storage import Packed, Storage
 from aif_jax.output.progress import Bar, track
@@ -34,7 +34,7 @@ BATCH = 256
 RETRIES = 8  # of rows that another writer changed in between
 
 
-class Applied(NamedTuple):
+class UpdateCounts(NamedTuple):
     """What became of the events of an update."""
 
     events: int  # that are in the table now
@@ -43,9 +43,9 @@ class Applied(NamedTuple):
     late: int  # events that were older than one of their user before them; each is put in its place
     beyond: int  # late ones that were older than every event that is kept: they count in sums and SIM caches alone
 
-    def __add__(self, other: Applied) -> Applied:  # type: ignore[override]
+    def __add__(self, other: UpdateCounts) -> UpdateCounts:  # type: ignore[override]
         """The sum of two, count by count."""
-        return Applied(*(a + b for a, b in zip(self, other, strict=True)))
+        return UpdateCounts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class UserTable:
@@ -152,7 +152,7 @@ class UserTable:
 
     def update(
         self, events: Any, *, position: int | np.ndarray | None = None, partition: int = 0, written: Written | None = None
-    ) -> Applied:
+    ) -> UpdateCounts:
         """Applies some events of some users, such as messages of a stream that came together: one message after the other.
 
         Args:
@@ -263,7 +263,7 @@ class UserTable:
         """
         stream, count = read_parts(parts), 0
         first = next(stream, None)
-        made = Stamp(trained.version, "float32", BATCH) if first is None else stamp_of(first)._replace(version=trained.version)
+        made = row_version(first, trained.version, BATCH)
         options: dict[str, Any] = {"storage": made.storage, "batch_size": made.batch_size, "rows": rows, "clock": clock}
         table = cls(trained, **options)
         for part in itertools.chain([] if first is None else [first], stream):
@@ -300,7 +300,7 @@ class UserTable:
         words = self.rows.get([user]).words[0]
         return Packed(words=words if words.any() else self._program.empty, layout=self._program.layout)
 
-    def _apply(self, raw: Any, position: Any, partition: int, *, again: bool, written: Written | None = None) -> Applied:
+    def _apply(self, raw: Any, position: Any, partition: int, *, again: bool, written: Written | None = None) -> UpdateCounts:
         """Applies raw events; `again` also to rows that are as far as that."""
         events, order = self.encoder.events(raw)
         at = positions_of(position, len(order))[order]
@@ -325,7 +325,7 @@ class UserTable:
         again: bool,
         lanes: int | None = None,
         written: Written | None = None,
-    ) -> Applied:
+    ) -> UpdateCounts:
         """Applies events of one user after the other, at positions `at` int64 [sum of counts] of the stream.
 
         Rows that others changed meanwhile are read again.
@@ -333,14 +333,14 @@ class UserTable:
         if self._clock is not None:
             check_future(np.asarray(events.time), written, clock=self._clock, skew=self.encoder.max_skew)
         partition, streamed = partition_of(partition), bool((at > NONE).any())
-        applied, starts, left = Applied(0, 0, 0, 0, 0), np.cumsum(counts) - counts, np.arange(len(users))
+        applied, starts, left = UpdateCounts(0, 0, 0, 0, 0), np.cumsum(counts) - counts, np.arange(len(users))
         for _ in range(RETRIES):
             before = self.rows.get([users[i] for i in left])
             _check_partition([users[i] for i in left], before, partition if streamed else None)
             index, row = ranges(starts[left], counts[left]), np.repeat(np.arange(len(left)), counts[left])
             fresh = np.ones(len(index), bool) if again else at[index] > before.position[row]
             new = np.bincount(row[fresh], minlength=len(left))
-            applied += Applied(0, 0, int(counts[left[new == 0]].sum()), 0, 0)
+            applied += UpdateCounts(0, 0, int(counts[left[new == 0]].sum()), 0, 0)
             left, before, new, index = left[new > 0], before.take(np.flatnonzero(new)), new[new > 0], index[fresh]
             if not len(left):
                 return applied
@@ -351,7 +351,7 @@ class UserTable:
             good = self.rows.put([users[i] for i in left], Stored(made.words, position, where), expected=before.position)
             done = left[good]
             sums = new[good].sum(), good.sum(), (counts[done] - new[good]).sum(), made.late[good].sum(), made.beyond[good].sum()
-            applied += Applied(*map(int, sums))
+            applied += UpdateCounts(*map(int, sums))
             left = left[~good]
             if not len(left):
                 return applied

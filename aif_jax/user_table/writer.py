@@ -12,7 +12,7 @@ from aif_jax.store.snapshots import SnapshotWriter
 from aif_jax.store.trained import Trained
 from aif_jax.user_table.clock import Written
 from aif_jax.user_table.files import inspect
-from aif_jax.user_table.table import Applied, UserTable
+from aif_jax.user_table.table import UpdateCounts, UserTable
 
 
 class UserTableWriter(SnapshotWriter):
@@ -33,7 +33,7 @@ class UserTableWriter(SnapshotWriter):
 
     def __init__(self, directory: str | Path, table: UserTable, **options: Any):
         super().__init__(directory, table, **options)
-        self.applied = Applied(0, 0, 0, 0, 0)
+        self.applied = UpdateCounts(0, 0, 0, 0, 0)
 
     @classmethod
     def resume(cls, directory: str | Path, trained: Trained, *, takeover: bool = False, **options: Any) -> UserTableWriter:

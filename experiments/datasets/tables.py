@@ -16,8 +16,8 @@ from aif_jax.readers import TextFile, read
 from aif_jax.readers.content import Content, load
 from aif_jax.readers.problems import Problems
 from aif_jax.readers.scan import scan
-from aif_jax.readers.settle import raw_values, settle
 from aif_jax.readers.sources import pyarrow
+from aif_jax.readers.validate import raw_values, validate
 
 UNKNOWN = ""
 """Stands for a missing value of a text column; vocabularies do not have it."""
@@ -52,7 +52,7 @@ class Table:
         self._columns: dict[str, np.ndarray] = {}
         for name, kind in kinds.items():
             if kind == "id":
-                vocabulary, (rows,) = settle(name, [(self._scan, name)], columns, problems)
+                vocabulary, (rows,) = validate(name, [(self._scan, name)], columns, problems)
                 self._columns[name] = np.append(vocabulary.raw, vocabulary.raw[:1])[rows - 1]
                 if vocabulary.kind == "strings":
                     self._columns[name] = self.integers(name)

@@ -93,7 +93,7 @@ def world(process_index: int, process_count: int) -> tuple[Any, Any, Any, Any]:
     """A small model, its data as batches, an optimizer and fresh parameters; 81 items, which two processes do not divide."""
     import aif_jax as aif
     from aif_jax import blocks, train
-    from aif_jax.data import NegativeSampler, Pipeline, item_counts, sampled
+    from aif_jax.data import NegativeSampler, Pipeline, item_counts, sampled_negatives
     from aif_jax.data.split import eligible_positions
     from aif_jax.train.fit import init_params
     from experiments.datasets.synthetic import synthetic_world
@@ -102,7 +102,7 @@ def world(process_index: int, process_count: int) -> tuple[Any, Any, Any, Any]:
     sizes: dict[str, Any] = dict(width=4, short_length=3, long_length=12, towers=(), head=(8,), sequence=False)
     model = aif.build(aif.Config(schema=data.schema, blocks=(blocks.Bea(bridges=2),), **sizes))
     positions = eligible_positions(data.log, min_history=1)
-    source = sampled(data, sampler=NegativeSampler(item_counts(data, positions)), negatives=3)
+    source = sampled_negatives(data, sampler=NegativeSampler(item_counts(data, positions)), negatives=3)
     feed = Pipeline(
         dataset=data, positions=positions, candidates=source, config=model.config, batch_size=64, epochs=30, seed=1,
         process_index=process_index, process_count=process_count,

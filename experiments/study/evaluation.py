@@ -17,7 +17,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import metrics
 from aif_jax.data import candidates
-from aif_jax.data.candidates import CandidateLists, Draw
+from aif_jax.data.candidates import CandidateLists, SampleKey
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.sampling import NegativeSampler
 from aif_jax.data.split import eligible
@@ -46,8 +46,10 @@ def held_out(
         )
     drawn = np.random.default_rng(seed).permutation(kept)[:requests]
     at = np.sort(drawn)
-    source = candidates.sampled(dataset, sampler=sampler, negatives=negatives, repeats=True)  # met items too: callers mask them
-    rows, labels, _ = source(at, Draw(seed, 0, 0))
+    source = candidates.sampled_negatives(
+        dataset, sampler=sampler, negatives=negatives, repeats=True
+    )  # met items too: callers mask them
+    rows, labels, _ = source(at, SampleKey(seed, 0, 0))
     return Requests(at, rows, labels)
 
 
@@ -60,7 +62,7 @@ def sampled_scores(
 
 
 def sampled_figures(
-    scores: np.ndarray, requests: Requests, dataset: Dataset, *, calibrated: int = 15, k: int = 10
+    scores: np.ndarray, requests: Requests, dataset: Dataset, *, calibration_negatives: int = 15, k: int = 10
 ) -> dict[str, float]:
     """What the sampled candidates say, for any subset of requests.
 
@@ -68,7 +70,7 @@ def sampled_figures(
       scores: [R, 1 + n] of the candidates.
       requests: the same requests.
       dataset: for the users.
-      calibrated: negatives of the log-loss; as many as in training, because log-loss compares probabilities.
+      calibration_negatives: negatives of the log-loss; as many as in training, because log-loss compares probabilities.
       k: of NDCG@k and HR@k among the sampled candidates.
 
     Returns:
@@ -76,7 +78,7 @@ def sampled_figures(
       `hr10` by request; `requests` and `users`, how many there are.
     """
     users = np.broadcast_to(dataset.log.user[requests.positions][:, None], scores.shape)
-    part = slice(0, 1 + calibrated)
+    part = slice(0, 1 + calibration_negatives)
     found = {
         "auc": metrics.auc(scores, requests.labels),
         "gauc": metrics.gauc(scores, requests.labels, users).value,

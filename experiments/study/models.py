@@ -36,7 +36,7 @@ SEVEN = (4, 8, 16, 32, 64, 128)  # ends of seven recency windows, each twice as 
 EACH = "each"
 """As the field of `Sim`: a cache for every SIM field of the data set."""
 FACTORS, SEQUENTIALLY = ", with factors", ", sequential"
-"""After a model's name: with factors (`Run.with_factors`); user and items computed when candidates are there."""
+"""After a model's name: with factors (`Run.with_svd`); user and items computed when candidates are there."""
 BEA, SIM, LSH, DOT = Bea(bridges=10, dot_product=True), Sim(EACH), LshDin(bits=BITS), DotProduct()
 LEARNED, SIM_TIER = LinearMemory(dot_product=True), SimTier(tiers=TIERS, bits=BITS)
 WINDOWED = dataclasses.replace(SIM_TIER, length=512)

@@ -38,7 +38,7 @@ from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.data import candidates
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, Seen, item_counts
+from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train.edits import fit_pure_svd
@@ -168,7 +168,7 @@ def train_model(
     repeats = data.repeats or trial.met == "kept"
     feed = Pipeline(
         dataset=dataset, positions=eligible(dataset.log, seen, min_history=1), config=model.config, seed=trial.seed,
-        candidates=candidates.sampled(
+        candidates=candidates.sampled_negatives(
             dataset, sampler=NegativeSampler(item_counts(dataset, seen)), negatives=NEGATIVES, repeats=repeats
         ),
         batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
@@ -232,7 +232,7 @@ def evaluate(
     scores = sampled_scores(model, params, dataset, requests, progress=progress)
     users = dataset.log.user[requests.positions][:, None]
     sample = np.arange(len(requests.rows))[:, None]
-    met = Seen.before(dataset.log, requests.positions).contains(sample, requests.rows)
+    met = SeenPairs.before(dataset.log, requests.positions).contains(sample, requests.rows)
     known = (scores, requests.labels, users)
     against_met = met | (requests.labels == 1)
     found = {
@@ -312,7 +312,7 @@ def met_share(trial: Trial, part: Part, data: datasets.StudyData) -> float:
     """Share of the sampled negatives that the user has met before."""
     requests = requests_of(trial, part, data)
     sample = np.arange(len(requests.rows))[:, None]
-    return float(Seen.before(data.dataset.log, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
+    return float(SeenPairs.before(data.dataset.log, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
 
 
 def joined(parts: list[ByUser]) -> ByUser:

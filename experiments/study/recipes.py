@@ -12,7 +12,7 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset
 from aif_jax.data import candidates
-from aif_jax.data.candidates import CandidateLists, Draw, SourceFn
+from aif_jax.data.candidates import CandidateLists, SampleKey, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import make_batch
 from aif_jax.data.sampling import NegativeSampler
@@ -94,17 +94,17 @@ def source(recipe: str, dataset: Dataset, *, counts: np.ndarray, helper: Helper 
     options = OPTIONS.get(recipe, {})
     sampler = NegativeSampler(counts, uniform=options.get("uniform", 0.0))
     negatives = POOL if hard else options.get("negatives", NEGATIVES)
-    drawn = candidates.sampled(  # met items too, as in all records of this study; `question` follows the data
-        dataset, sampler=sampler, negatives=negatives, corrected=recipe in CORRECTED, repeats=True
+    drawn = candidates.sampled_negatives(  # met items too, as in all records of this study; `question` follows the data
+        dataset, sampler=sampler, negatives=negatives, logq_correction=recipe in CORRECTED, repeats=True
     )
     if recipe == CATALOGUE:
-        return candidates.Source(
+        return candidates.CandidateSource(
             lambda positions, draw: _sampled_softmax(drawn(positions, draw)), drawn.description | {"positive": "held"}
         )
     if helper is None:
         return drawn
 
-    def scored(positions: np.ndarray, draw: Draw) -> CandidateLists:
+    def scored(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         rows, labels, _ = drawn(positions, draw)
         scores = scores_of(helper, dataset, positions, rows, labels)
         return CandidateLists(hardest(rows, scores), labels[:, : 1 + NEGATIVES]) if hard else CandidateLists(rows, scores)
@@ -184,7 +184,7 @@ _LOSSES: dict[str, losses.Loss] = {
     "listwise": losses.listwise_softmax,
     SHARPER: losses.listwise_softmax(temperature=0.5) + losses.pointwise_bce,
     **dict.fromkeys(CORRECTED, _BOTH),
-    CATALOGUE: losses.listwise_softmax + losses.pointwise_bce(corrected=False),
+    CATALOGUE: losses.listwise_softmax + losses.pointwise_bce(logq_correction=False),
     **dict.fromkeys((LARGER, *HIDDEN), _BOTH),
     **dict.fromkeys(("distillation", FROM_PRESET, FROM_LONGER), _BOTH.of(_first) + losses.distill_listwise),
     "hard negatives": _BOTH,

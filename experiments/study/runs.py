@@ -17,7 +17,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, train
 from aif_jax.blocks.signatures import sign
 from aif_jax.data import candidates
-from aif_jax.data.candidates import Draw
+from aif_jax.data.candidates import SampleKey
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, item_counts
@@ -150,7 +150,7 @@ def train_and_evaluate(
     if run.task == "next":
         source, loss = recipes.source(run.recipe, dataset, counts=counts, helper=load_helper(run, work)), run.recipe
     else:
-        source, loss = candidates.pointwise(dataset, threshold=recipes.LIKED), "pointwise"
+        source, loss = candidates.pointwise_candidates(dataset, threshold=recipes.LIKED), "pointwise"
     feed = Pipeline(
         dataset=dataset,
         positions=eligible(dataset.log, seen, min_history=1),
@@ -178,7 +178,7 @@ def train_and_evaluate(
     if run.task == "next" and run.model in IN_CATALOGUE:
         figures["catalogue"] = ask_catalogue(run, model, params, data, requests.positions, counts, work)
     if run.task == "next" and run.model in FACTORED and run.dataset not in NOT_FACTORED:
-        figures["factors"] = with_factors(run, model, params, data, requests, seen, work)
+        figures["factors"] = with_svd(run, model, params, data, requests, seen, work)
     if run.slice == "test":
         figures["by_history"] = by_history(scores, requests, dataset, BOUNDS)
         if long.any():
@@ -249,7 +249,7 @@ def requests_of(run: Run, dataset: Dataset, positions: np.ndarray, sampler: Nega
         return held_out(dataset, positions, sampler, requests=sizes.requests, seed=0)
     kept = eligible(dataset.log, positions, min_history=MIN_HISTORY)
     at = np.sort(np.random.default_rng(0).permutation(kept)[: 4 * sizes.requests])
-    rows, labels, _ = candidates.pointwise(dataset, threshold=recipes.LIKED)(at, Draw(0, 0, 0))
+    rows, labels, _ = candidates.pointwise_candidates(dataset, threshold=recipes.LIKED)(at, SampleKey(0, 0, 0))
     return Requests(at, rows, labels)
 
 
@@ -340,7 +340,7 @@ def ask_catalogue(
     return catalogue.figures(asked, counts[data.dataset.log.item[at]] == 0)
 
 
-def with_factors(
+def with_svd(
     run: Run, model: aif.PreRanker, params: Params, data: datasets.StudyData, requests: Requests, seen: np.ndarray, work: Path
 ) -> dict[str, Any]:
     """The figures of the trained model with a `PureSvd` whose factors are fitted on the events that training saw."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Terms, UserView, block
+from aif_jax.blocks.block import Block, HeadInputs, UserView, block
 from aif_jax.blocks.exact import UnitContent
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
@@ -51,14 +51,14 @@ class Sums(Block):
         temperature = jnp.exp(params["log_temperature"]) if self.learned else jnp.array(TEMPERATURES)
         return {"points": points, "weights": weights, "temperature": temperature}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> Terms:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         own, kernel = state.blocks[self.name], kernels["sums"]
         content, weights = jnp.asarray(rows.fitted[self.tables[0].name]), jnp.asarray(own["weights"])
         cosine = content @ jnp.asarray(own["points"]).T
         temperature = jnp.asarray(own["temperature"])
         sums = jnp.stack([jnp.exp((cosine - 1) / temperature[i]) @ weights for i in range(len(TEMPERATURES))], -1)
         mean = (cosine @ weights) / jnp.maximum(weights.sum(), 1)
-        return Terms(rest=jnp.concatenate([jnp.log1p(sums), mean[:, None]], -1).astype(kernel.dtype) @ kernel)
+        return HeadInputs(rest=jnp.concatenate([jnp.log1p(sums), mean[:, None]], -1).astype(kernel.dtype) @ kernel)
 
 
 @block

@@ -9,7 +9,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import stream
-from aif_jax.blocks import Block, ItemView, Terms, UserView
+from aif_jax.blocks import Block, HeadInputs, ItemView, UserView
 from aif_jax.types import Params
 from tests import demo
 
@@ -63,7 +63,7 @@ def rows(block: Block, half: Any = None, *, vector: Any = (), fitted: Any = None
     return aif.ItemRow(vector=jnp.asarray(vector, jnp.float32), fitted=fitted or {}, blocks={block.name: half}, side={})
 
 
-def first_layer(terms: Terms) -> Any:
+def first_layer(terms: HeadInputs) -> Any:
     """What the terms add to the head's first layer, [C, H] or, where it is the same for every candidate, [1, H]."""
     total = jnp.expand_dims(jnp.asarray(terms.once), 0) if np.ndim(terms.once) else jnp.zeros((1, 1))
     for part in (*(left @ right for left, right in terms.pairs), *([terms.rest] if np.ndim(terms.rest) else [])):

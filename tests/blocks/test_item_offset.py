@@ -55,7 +55,7 @@ def run(data):
 
 
 def test_a_run_for_the_catalogue_adds_the_offset_to_every_score(data, run):
-    catalogue = run.for_catalogue(data)
+    catalogue = run.with_popularity_correction(data)
     counts = counts_before(data, run.settings.first_validation)
     offset = popularity_offset(counts)
     assert (counts[1:] == 0).any() and (counts > 5).any()
@@ -65,13 +65,13 @@ def test_a_run_for_the_catalogue_adds_the_offset_to_every_score(data, run):
     users = jax.tree.map(lambda leaf: leaf[0], data.user_features(np.array([300]), length=run.config.history_length))
     before, after = (np.asarray(jax.jit(one.model.joint)(one.params, users, items)) for one in (run, catalogue))
     np.testing.assert_allclose(after, before + offset, rtol=1e-6, atol=1e-5)
-    again = catalogue.for_catalogue(data, untrained=None)
+    again = catalogue.with_popularity_correction(data, untrained=None)
     assert again.config == catalogue.config
     np.testing.assert_array_equal(again.params["fitted"]["item_offset"]["table"], popularity_offset(counts, untrained=None))
 
 
 def test_index_engine_and_export_have_the_offset(data, run, tmp_path):
-    catalogue = run.for_catalogue(data)
+    catalogue = run.with_popularity_correction(data)
     index, old = catalogue.index(data.catalogue, progress=False), run.index(data.catalogue, progress=False)
     ids, encode = np.asarray(data.items.raw), data.encoder.with_length(run.config.history_length)
 
@@ -97,10 +97,10 @@ def test_what_an_offset_does_not_fit_is_refused(data, run):
         aif.blocks.with_item_offset(params, np.full(len(data.catalogue), np.inf, np.float32), config=config)
     with pytest.raises(TypeError, match="table: expected dtype float32"):
         aif.blocks.with_item_offset(params, np.zeros(len(data.catalogue)), config=config)
-    corrected = NextItem(negatives=3, evaluated=9, corrected=True)
+    corrected = NextItem(negatives=3, evaluated=9, logq_correction=True)
     model = aif.build(config)
     trained = aif.fit(model, data, batch_size=64, task=corrected, requests=20, k=None, progress=False)
     with pytest.raises(
-        ValueError, match="for_catalogue: expected a NextItem task with candidates by popularity, not corrected"
+        ValueError, match="with_popularity_correction: expected a NextItem task with candidates by popularity, not corrected"
     ):
-        trained.for_catalogue(data)
+        trained.with_popularity_correction(data)

@@ -85,11 +85,11 @@ def run(data):
 
 def test_a_run_with_factors_adds_their_term_through_index_engine_and_export(data, run, tmp_path):
     block = PureSvd(width=6, length=3)
-    made = run.with_factors(data, width=6, length=3)
+    made = run.with_svd(data, width=6, length=3)
     assert made.config.blocks == (*run.config.blocks, block)
-    assert made.with_factors(data).config == made.config  # keeps the block that is there
+    assert made.with_svd(data).config == made.config  # keeps the block that is there
     with pytest.raises(ValueError, match="sizes: expected none"):
-        made.with_factors(data, width=5)
+        made.with_svd(data, width=5)
     before = data.log.time < run.settings.first_validation
     table = svd_factors(data.log.user[before], data.log.item[before], size=len(data.catalogue), block=block)
     np.testing.assert_array_equal(made.params["fitted"]["pure_svd"]["table"], table)

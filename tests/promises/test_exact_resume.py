@@ -23,7 +23,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.checkpoint import Checkpoints
-from aif_jax.data.candidates import sampled
+from aif_jax.data.candidates import sampled_negatives
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import eligible_positions
 from aif_jax.data.sampling import NegativeSampler, item_counts
@@ -40,7 +40,7 @@ model = aif.build(config)
 positions = eligible_positions(dataset.log, min_history=1)
 sampler = NegativeSampler(item_counts(dataset, positions))
 feed = Pipeline(
-    dataset=dataset, positions=positions, candidates=sampled(dataset, sampler=sampler, negatives=3), config=config,
+    dataset=dataset, positions=positions, candidates=sampled_negatives(dataset, sampler=sampler, negatives=3), config=config,
     batch_size=64, epochs=3, buckets=(8,), window=5, seed=1,
 )
 optimizer = train.default_optimizer({STEPS})

@@ -11,7 +11,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import export, train
-from aif_jax.data.candidates import sampled
+from aif_jax.data.candidates import sampled_negatives
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.index import ItemIndex
@@ -65,7 +65,7 @@ def raw(data) -> dict[str, list[int]]:
 
 
 def pipeline(model, data) -> Pipeline:
-    source = sampled(data, sampler=NegativeSampler(counts_before(data, 2**40)), negatives=3)
+    source = sampled_negatives(data, sampler=NegativeSampler(counts_before(data, 2**40)), negatives=3)
     return Pipeline(dataset=data, positions=positions(data), candidates=source, config=model.config, batch_size=4)
 
 
@@ -101,8 +101,8 @@ DOORS = {
     "AsyncPreRanker": lambda run, model, other, at: asyncio.run(engine(run, of_another_encoder(run, other))),
     "Run.evaluate": lambda run, model, other, at: run.evaluate(other, **QUIET),
     "Run.calibrate": lambda run, model, other, at: run.calibrate(other, **QUIET),
-    "Run.with_factors": lambda run, model, other, at: run.with_factors(other),
-    "Run.for_catalogue": lambda run, model, other, at: run.for_catalogue(other),
+    "Run.with_svd": lambda run, model, other, at: run.with_svd(other),
+    "Run.with_popularity_correction": lambda run, model, other, at: run.with_popularity_correction(other),
     "Run.user_table": lambda run, model, other, at: run.user_table(other, **QUIET),
     "train.evaluate": lambda run, model, other, at: train.evaluate(run.model, run.params, other, positions(other), **QUIET),
     "train.evaluate, as before fit": lambda run, model, other, at: train.evaluate(

@@ -136,9 +136,9 @@ def added(run: Run, data: Any, road: Road) -> Run:
     """The run with the additions, in the order in which they are documented."""
     for name in road.additions:
         if name == "factors":
-            run = run.with_factors(data)
+            run = run.with_svd(data)
         elif name == "catalogue":
-            run = run.for_catalogue(data)
+            run = run.with_popularity_correction(data)
         elif name == "unseen":
             run = run.with_unseen_items(data)
         else:

@@ -76,7 +76,7 @@ def read_tables(
         del members["action"]
     for vocabulary, places in members.items():
         tables = [(scans[name], column) for name, column in places]
-        known[vocabulary], settled = settle(vocabulary, tables, columns, problems, given=known.get(vocabulary))
+        known[vocabulary], settled = validate(vocabulary, tables, columns, problems, given=known.get(vocabulary))
         for (name, _), of_table in zip(places, settled, strict=True):
             rows[name][vocabulary] = of_table
     vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
@@ -85,7 +85,7 @@ def read_tables(
     return tables
 
 
-def settle(
+def validate(
     name: str, members: list[tuple[Scan, str]], columns: Columns, problems: Problems, *, given: Vocabulary | None = None
 ) -> tuple[Vocabulary, list[np.ndarray]]:
     """The vocabulary of some columns (`given`, or that of the last member with values) and int32 rows of each in it."""
