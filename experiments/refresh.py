@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax import metrics
 from aif_jax.blocks import popularity_offset, with_item_offset
-from aif_jax.data.candidates import SourceFn, sampled
+from aif_jax.data.candidates import SourceFn, sampled_negatives
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, counts_before
@@ -283,7 +283,9 @@ class Planter:
         if name == "wrong labels":
             return name, self.judged(self.trained(number, flipped=True))
         if name == "sampled differently":
-            source = sampled(data, sampler=NegativeSampler(np.append(0, np.ones(len(data.items) - 1, np.int64))), negatives=7)
+            source = sampled_negatives(
+                data, sampler=NegativeSampler(np.append(0, np.ones(len(data.items) - 1, np.int64))), negatives=7
+            )
             return name, self.judged(self.trained(number, source=source))
         params = self.trained(number)
         rows = np.asarray(params["embedding"]["item"])

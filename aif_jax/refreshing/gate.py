@@ -16,7 +16,7 @@ import numpy as np
 
 from aif_jax import metrics
 from aif_jax.checks import expect, expect_types
-from aif_jax.data.candidates import Draw, SourceFn
+from aif_jax.data.candidates import SampleKey, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.metrics import ByUser, Interval
 from aif_jax.refreshing.warm import ROWS, as_served
@@ -89,7 +89,7 @@ class Requests:
       positions: int64 [R] events in its log.
       candidates: lists with labels, such as `task.source(data, before=..., held_out=True)`.
       k: of HR@k and of the overlap in the catalogue; None does not rank it.
-      calibrated: candidates after the first that log-loss and calibration are of, see `evaluate`.
+      calibration_negatives: candidates after the first that log-loss and calibration are of, see `evaluate`.
       repeats: whether users come back to items, see `Dataset`; None takes that of the data.
     """
 
@@ -97,7 +97,7 @@ class Requests:
     positions: np.ndarray
     candidates: SourceFn
     k: int | None = 100
-    calibrated: int = 15
+    calibration_negatives: int = 15
     repeats: bool | None = None
 
 
@@ -162,12 +162,12 @@ def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | Non
     leaves = [leaf for leaf in jax.tree.leaves(params) if np.issubdtype(np.asarray(leaf).dtype, np.floating)]
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves):
         return Measured(version=trained.version, finite=False)
-    lists = requests.candidates(positions, Draw(0, 0, 0))
+    lists = requests.candidates(positions, SampleKey(0, 0, 0))
     if not np.isfinite(list_scores(served.model, params, data, positions, lists, progress=progress)).all():
         return Measured(version=trained.version, finite=False)
     found = evaluate(
-        served.model, params, data, positions, k=None, candidates=requests.candidates, calibrated=requests.calibrated,
-        repeats=requests.repeats, progress=progress,
+        served.model, params, data, positions, k=None, candidates=requests.candidates,
+        calibration_negatives=requests.calibration_negatives, repeats=requests.repeats, progress=progress,
     )  # fmt: skip
     by_user, top = dict(found.by_user), None
     if k is not None:
@@ -354,7 +354,7 @@ def _kind(metric: str) -> str:
 def _seconds(served: Trained, requests: Requests) -> float:
     """The shortest of a few times of scoring the first requests, compiled before."""
     positions = requests.positions[:TIMED]
-    lists = requests.candidates(positions, Draw(0, 0, 0))
+    lists = requests.candidates(positions, SampleKey(0, 0, 0))
     times = []
     for _ in range(1 + TIMES):
         began = time.perf_counter()

@@ -338,14 +338,14 @@ class _Steps:
             of_slice = functools.partial(training.held_out, settings=settings, split="validation")
             form = "isotonic" if "x" in old.params["fitted"][GROUP] else "logistic"
             changes["calibration"] = edits.calibration(
-                of_slice, calibrated=self.task.calibrated, form=form, progress=self.progress
+                of_slice, calibration_negatives=self.task.calibration_negatives, form=form, progress=self.progress
             )
         checkpoint.save(partial / MODEL, edits.chain(*changes.values())(_model(self.job, "train"), self.data))
         return {"line": ", ".join(changes) or "none: the served model has none", "additions": list(changes)}
 
-    def settings(self) -> training.Settings:
+    def settings(self) -> training.FitSettings:
         """Settings of the training."""
-        return training.Settings.from_json(_record(self.job, "train")["settings"])
+        return training.FitSettings.from_json(_record(self.job, "train")["settings"])
 
     def judge(self, trained: Trained, *, requests: int, fixed: tuple[Any, Any] | None) -> dict[str, Any]:
         """The gate's verdict as plain JSON."""
@@ -364,8 +364,8 @@ class _Steps:
         measured = {}
         for name, (positions, candidates) in slices.items():
             asked = Requests(
-                data=data, positions=positions, candidates=candidates, k=settings.k, calibrated=self.task.calibrated,
-                repeats=settings.repeats,
+                data=data, positions=positions, candidates=candidates, k=settings.k,
+                calibration_negatives=self.task.calibration_negatives, repeats=settings.repeats,
             )  # fmt: skip
             new_items = self._unknown("item", data.log.item[positions])
             options: dict[str, Any] = {"new_items": new_items, "progress": self.progress}
