@@ -129,9 +129,9 @@ def test_shown_says_which_items_have_labels(served, tmp_path):
         rows += [(each.id, item, int(each.time) + 1, "impression") for item in each.ids[:2]]
     rows.append((records[1].id, records[1].ids[3], int(records[1].time) + 9, "click"))  # shown, though nothing says so
     options = {"encoder": trained.encoder, "windows": {"click": 60}, "shown": "impression", "until": LATER}
-    summary = join_outcomes(log, outcomes(*rows), tmp_path / "out", **options)
+    summary = join_outcomes(log, outcomes(*rows), tmp_path / "samples", **options)
     assert summary.left_out == {module.NOT_SHOWN: 1} and summary.without_outcome == 1
-    cascade = read_samples(tmp_path / "out", data).cascade
+    cascade = read_samples(tmp_path / "samples", data).cascade
     assert sorted((~np.isnan(cascade.labels["click"])).sum(1).tolist()) == [2, 3]
     exposed, passed = (STAGES.index(name) for name in ("exposed", "pre_ranked"))
     assert sorted((cascade.stage[cascade.rows > 0] == passed).reshape(2, -1).sum(1).tolist()) == [1, 2]
@@ -308,4 +308,4 @@ def test_memory_does_not_grow_with_the_log(tmp_path, requests):
     assert samples == followed == requests
     whole, log = (sum(path.stat().st_size for path in (folder / name).iterdir()) / 2**20 for name in ("out", "log"))
     print(f"{requests:,} requests: {grown:.0f} MiB more at the peak; the log has {log:.0f} MiB, the samples {whole:.0f}")
-    assert grown < 300
+    assert grown < 200

@@ -133,10 +133,12 @@ def join_outcomes(
     expect(candidates >= 1, "candidates", "at least 1", candidates)
     files = log_files(log)
     with new_folder(out) as folder:
-        job = _Join(encoder, target, windows, shown, candidates, folder.parent, _parts(files))
+        work = folder.with_name(f"{folder.name}.parts")
+        work.mkdir()
+        job = _Join(encoder, target, windows, shown, candidates, work, _parts(files))
         last = job.cut_outcomes(outcomes, {request: "id", item: "id", time: "time", outcome: "category"})
         job.cut_requests(files, until=last if until is None else until)
-        with Partitions(folder.parent / "samples", job.parts) as samples:
+        with Partitions(work / "samples", job.parts) as samples:
             for part in range(job.parts):
                 job.join(part, samples)
         with contextlib.ExitStack() as stack:
