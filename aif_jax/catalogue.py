@@ -133,6 +133,11 @@ class Catalogue:
         schema = dataclasses.replace(self.schema, content=content.shape[1], encoding="")
         return dataclasses.replace(self, schema=schema, content=content)
 
+    def with_statistics(self, statistics: np.ndarray) -> Catalogue:
+        """The same catalogue with other item statistics float32 [N, ...], the last of its floats; see `ItemStatistics`."""
+        floats = np.concatenate([np.asarray(self.floats)[:, : -statistics.shape[1]], statistics], 1)
+        return dataclasses.replace(self, floats=floats)
+
 
 def _with_unknown(table: Any, name: str, count: int, dtype: Any) -> np.ndarray:
     """The table [N - 1, ...] with a row of zeros before it, as `dtype`; integers must not lose their value."""

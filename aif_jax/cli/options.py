@@ -18,8 +18,9 @@ from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.store.trained import Trained
+from aif_jax.train.tasks import TASKS, Task
 
-FINE, PROBLEMS, USAGE = 0, 1, 2
+FINE, PROBLEMS, USAGE, REFUSED = 0, 1, 2, 3
 FIELDS = [field.name for field in dataclasses.fields(Columns)]
 
 
@@ -121,6 +122,16 @@ def flags_given(options: argparse.Namespace, names: Iterable[str] | Mapping[str,
     """What the flags of `add_flags` say, by field or argument; without those that were not given."""
     flags = names if isinstance(names, Mapping) else {name: name for name in names}
     return {name: value for name, flag in flags.items() if (value := getattr(options, flag)) is not None}
+
+
+def read_task(words: Sequence[str]) -> Task:
+    """The task of the words `NAME FIELD=VALUE...`; UsageError for another name, or fields that do not fit."""
+    name, *fields = words
+    if name not in TASKS:
+        raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+    values = read_fields(fields, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
+    with as_usage("--task"):
+        return TASKS[name](**values)
 
 
 def read_columns(options: argparse.Namespace) -> Columns | None:

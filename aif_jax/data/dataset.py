@@ -15,11 +15,12 @@ from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import EventLog, repeated_share
 from aif_jax.data.served import ServedFeatures, names_of
 from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.encoding.times import ticks
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import behaviours
-from aif_jax.schema import Schema
-from aif_jax.types import UserFeatures
+from aif_jax.schema import Schema, statistic_names
+from aif_jax.types import ItemFeatures, UserFeatures
 
 PLACES, PIECE = 1024, 1 << 16  # of a large array: pieces that its digest reads, and their bytes
 REPEATED = 0.01
@@ -175,6 +176,61 @@ class Dataset:
         at = np.asarray(positions)
         return self.log.history_end(at) - self.log.offsets[self.log.user[at]]
 
+    @functools.cached_property
+    def statistics(self) -> ItemStatistics | None:
+        """Item statistics as of any moment, from the events of the log; None where the schema has none."""
+        return item_statistics(self.schema, self.log)
+
+    def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
+        """What was known of items just before moments: features of the catalogue, with the item statistics of that moment.
+
+        Args:
+          rows: integer catalogue rows of any shape.
+          times: seconds, of a shape that broadcasts to that of `rows`: [B, 1] for candidates [B, C] of samples.
+          content: as in `Catalogue.features`.
+        """
+        features = self.catalogue.features(rows, content=content)
+        if self.statistics is None:
+            return features
+        known = np.asarray(features.floats)[..., : -self.statistics.width]
+        return dataclasses.replace(features, floats=np.concatenate([known, self.statistics.at(rows, times)], -1))
+
+    def catalogue_at(self, time: Any) -> Catalogue:
+        """The catalogue with the item statistics as of `time`, for an index that is refreshed then.
+
+        `catalogue` itself has those after the last event of the log.
+
+        Args:
+          time: integer seconds or a `datetime`.
+        """
+        if self.statistics is None:
+            return self.catalogue
+        return self.catalogue.with_statistics(self.statistics.at(np.arange(len(self.catalogue)), _moment(time)))
+
+    def statistic_columns(self, ids: Any, time: Any) -> dict[str, np.ndarray]:
+        """Item statistics as of `time` as columns of a table of raw items, for index updates and jobs.
+
+        Args:
+          ids: [n] raw item ids; unknown ones have no event.
+          time: integer seconds or a `datetime`.
+
+        Returns:
+          Column name to float32 [n], see `Columns.item_statistics`; {} where the schema has none.
+
+        Example:
+          >>> import aif_jax as aif
+          >>> events = {"user": [1, 2, 2], "item": [7, 7, 8], "time": [10, 3610, 3620]}
+          >>> columns = aif.Columns(item_statistics=(3600,))
+          >>> data = aif.read(events, items={"item": [7, 8], "category": [1, 1]}, columns=columns)
+          >>> found = data.statistic_columns([7, 8], 3615)
+          >>> np.expm1(4 * found["events_so_far"]).round(3).tolist()
+          [2.0, 0.0]
+        """
+        if self.statistics is None:
+            return {}
+        floats = self.statistics.at(self.items.encode(ids), _moment(time))
+        return dict(zip(statistic_names(self.schema.item_statistics), floats.T, strict=True))
+
     def with_content(self, content: Any) -> Dataset:
         """The same data set with another content embedding float32 [N, E], which the encoder then expects of items."""
         catalogue = self.catalogue.with_content(content)
@@ -219,6 +275,18 @@ class Dataset:
             where = "" if users is None else f"; it is in the history of user {users[at[0]]}"
             expected = f"expected {column} in [0, {size}), got {int(values[at])}{where}"
             raise CorruptRecord(f"{self.name}: event {positions[at]} of the log is corrupt: {expected}")
+
+
+def item_statistics(schema: Schema, log: EventLog) -> ItemStatistics | None:
+    """The item statistics of a log; None where the schema has none."""
+    if not schema.item_statistics:
+        return None
+    items = schema.item_attribute("item").size
+    return ItemStatistics(log.item, log.time, items=items, half_lives=schema.item_statistics)
+
+
+def _moment(time: Any) -> np.int64:
+    return ticks(time, "time").seconds
 
 
 def _update(state: Any, name: str, array: np.ndarray) -> None:

@@ -316,7 +316,7 @@ def make_batch(
       length: places of the history, where fewer than `config.history_length` hold all events of these users.
     """
     users = dataset.user_features(positions, length=length or config.history_length)
-    items = dataset.catalogue.features(rows, content=config.reads_content)
+    items = dataset.item_features(rows, dataset.log.time[positions][:, None], content=config.reads_content)
     return Batch(users=users, items=items, labels=labels, where=rows > 0, log_q=log_q)
 
 

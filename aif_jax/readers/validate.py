@@ -59,7 +59,7 @@ def read_tables(
     `problems` receives what is wrong with values, and ids that an items or users table has twice.
     """
     scans: dict[File, Scan] = {
-        name: scan(source, columns.of(name), problems, columns=columns, name=name)
+        name: scan(source, columns.of(name, computed=False), problems, columns=columns, name=name)
         for name, source in sources.items()
         if source is not None
     }
@@ -68,7 +68,7 @@ def read_tables(
     for name in scans:
         for column, vocabulary in columns.vocabularies(name).items():
             members.setdefault(vocabulary, []).append((name, column))
-            values[name, column] = _values(scans[name].codes[column], columns.of(name)[column], columns)
+            values[name, column] = _values(scans[name].codes[column], columns.of(name, computed=False)[column], columns)
     rows: dict[File, dict[str, np.ndarray]] = {name: {} for name in scans}
     known = dict(known or {})
     if "action" in members and columns.actions:

@@ -361,6 +361,9 @@ def catalogue_scores(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
 
+    Item statistics, where the schema has them, are those as of the first of the events that are scored together, as an index
+    that was refreshed just before it holds them: the events then come by time.
+
     Memory: the item rows of the catalogue, as an index holds them, and twice while they are made; `SCORES` scores on the host,
     or those of one user; and programs over some users and items whose arrays are within `bounded.ARRAY` each.
 
@@ -384,9 +387,13 @@ def catalogue_scores(
     if width_of(size, total) > bounded.ARRAY:
         size = bounded.fitting(size, lambda n: width_of(n, 1))
     count = bounded.fitting(total, lambda n: width_of(size, n))
+    order = np.argsort(log.time[positions], kind="stable") if data.statistics else np.arange(len(positions))
     done, free = 0, np.delete(np.arange(total), data.items.rows)
-    for at in _filled(len(positions), size, label="rank", progress=progress):
+    for places in _filled(len(positions), size, label="rank", progress=progress):
+        at = order[places]
         here = positions[at]
+        if data.statistics:
+            rows = item_rows(model, params, data.catalogue_at(log.time[here[0]]), progress=False)
         states = users(data.user_features(here, length=length))
         scores = np.empty((size, total), np.float32)
         for start in range(0, total, count):
