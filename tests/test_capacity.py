@@ -415,6 +415,27 @@ def test_free_rows_are_no_candidates(world):
         dataclasses.replace(world.data.catalogue, rows=np.zeros(7, np.int32))
 
 
+def test_values_of_bags_and_of_users_are_seen_by_their_events():
+    columns = aif.Columns(item_bags=("tags",), user_attributes=("city",))
+    items = {"item": [1, 2, 3], "category": ["a"] * 3, "tags": [["red", "old"], ["red"], ["new"]]}
+    users = {"user": ["ann", "bob", "cem"], "city": ["Rome", "Oslo", None]}
+    events = {"user": ["ann", "ann", "bob"], "item": [1, 2, 1], "time": [10, 20, 30]}
+    data = aif.read(events, items=items, users=users, columns=columns, progress=False)
+    rules = {"tags": Capacity(rows=5, admit_after=3), "city": Capacity(rows=5, admit_after=2), "category": Capacity(rows=2)}
+    encoder, turnover = admit(data.encoder, events, items=items, users=users, capacity=rules, fresh=True)
+    tags, city = encoder.vocabularies["tags"], encoder.vocabularies["city"]
+    assert tags.raw.tolist() == ["red"] and city.raw.tolist() == ["Rome"]  # 3 events against 2, and 2 against 1
+    assert dict(zip(tags.counts.ids.raw.tolist(), tags.counts.count.tolist(), strict=True)) == {"old": 2, "red": 3}
+    assert city.counts.last.tolist() == [30, 20] and turnover["tags"].waiting == turnover["city"].waiting == 1
+    assert encoder.vocabularies["category"].encode(["a"]).tolist() == [1]
+    again = aif.read(events, items=items, users=users, encoder=encoder, unknown="skip", progress=False)
+    assert (
+        sorted(again.catalogue.ids["tags"].max(axis=1).tolist()) == [0, 0, 1, 1]
+        and again.schema.item_attribute("tags").size == 6
+    )
+    assert sorted(again.user_ids["city"].tolist()) == [0, 0, 0, 1]
+
+
 def test_other_encoders_and_names_are_refused(world):
     other = aif.read(DAYS[1], items=CATALOGUES[1], columns=dataclasses.replace(COLUMNS, scale=True), progress=False)
     with pytest.raises(ValueError, match="columns, actions and scales"):

@@ -159,6 +159,24 @@ def test_scored_candidates_and_several_objectives(tmp_path):
     np.testing.assert_allclose(np.sort(made.cascade.labels["served"][other][known]), np.sort(one.logits[::2]), rtol=1e-6)
 
 
+def test_items_and_requests_of_text_and_files(tmp_path):
+    """Ids that look like numbers stay text, from CSV too."""
+    trained, data = world(text=True)
+    records = [record(trained, data, place)._replace(id=str(place)) for place in range(3)]
+    lines = [f"{each.id},{each.id_texts[0]},{int(each.time) + 1},click" for each in records[:2]]
+    (tmp_path / "clicks.csv").write_text("\n".join(["impression_id,sku,ts,event", *lines]) + "\n")
+    names = {"request": "impression_id", "item": "sku", "time": "ts", "outcome": "event"}
+    log, options = write_log(tmp_path / "log", records), {"encoder": trained.encoder, "windows": {"click": 60}, "until": LATER}
+    summary = join_outcomes(log, tmp_path / "clicks.csv", tmp_path / "out", **options, **names)
+    assert summary.outcomes == {"click": 2} and summary.samples == 3 and not summary.ignored
+    cascade = read_samples(tmp_path / "out", data).cascade
+    clicked = data.items.ids_of(cascade.rows[cascade.labels["click"] == 1])
+    assert sorted(clicked.tolist()) == sorted(each.id_texts[0] for each in records[:2])
+    other, _ = world()
+    with pytest.raises(ValueError, match="at least one request"):  # they are of another encoder
+        join_outcomes(log, outcomes(("0", 10, LATER, "click")), tmp_path / "none", **options | {"encoder": other.encoder})
+
+
 def test_samples_follow_ids_that_come_and_go(served, tmp_path):
     """The rows of served features are renamed to those of the encoder to train with; what is gone is unknown."""
     trained, data, records = served

@@ -184,7 +184,7 @@ class _Join:
         """Writes the outcomes of known items into parts; the second of the last one."""
         request, item, time, outcome = kinds
         known = self.encoder.columns
-        text = tuple(dict.fromkeys([request, outcome, *([item] if known.item in known.text else [])]))
+        text = (request, outcome, item) if self.items.kind == "strings" else (request, outcome)
         columns, problems, last = Columns(time_unit=known.time_unit, text=text), Problems(), 0
         codes = {name: code for code, name in enumerate(self.names)}
         with Partitions(self.work / "outcomes", self.parts) as parts:
@@ -266,7 +266,9 @@ class _Join:
         done = np.zeros((len(pairs), len(self.names)), bool)
         if outcomes is not None:
             self._mark(done, pairs, place, good, seconds, outcomes)
-        exposed = done.any(axis=1) | (stage == PRE_RANKED if self.shown is None else False)
+        exposed: np.ndarray = np.any(done, axis=1)
+        if self.shown is None:
+            exposed |= stage == PRE_RANKED
         stage[exposed] = EXPOSED
         some = np.zeros(len(ids), bool)
         some[owner[exposed]] = True
