@@ -241,6 +241,18 @@ def test_reference_lists_every_public_name_once():
         assert len(same.intersection(listed)) == 1 or classes <= {str, int, tuple}, f"list once: {same}"
 
 
+def test_generated_pages_are_current():
+    """`python docs/website/reference.py` writes them."""
+    spec = importlib.util.spec_from_file_location("reference", SITE.parent / "reference.py")
+    assert spec is not None and spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    for name, made in reference.PAGES.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made(), (
+            f"docs/{name}: run {reference.__doc__.splitlines()[0]}"
+        )
+
+
 def test_every_page_is_on_the_front_page_and_in_the_site():
     front, site = (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), SITE.read_text(encoding="utf-8")
     for page in DOCS:
