@@ -287,7 +287,7 @@ def item_statistics(schema: Schema, log: EventLog) -> ItemStatistics | None:
     return ItemStatistics(log.item, log.time, items=items, half_lives=schema.item_statistics)
 
 
-def _moment(time: Any) -> np.int64:
+def _moment(time: Any) -> np.ndarray:
     return ticks(time, "time").seconds
 
 
