@@ -46,9 +46,9 @@ from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.features import SINCE, pack, unpack, user_specs
-from aif_jax.index.storage import Packed
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
+from aif_jax.store.codec import Packed
 from aif_jax.stream import FULL_NOW, events_of
 from aif_jax.types import Streamed
 from aif_jax.user_table.program import UserProgram

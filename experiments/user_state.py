@@ -30,8 +30,8 @@ import aif_jax as aif
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import stamps
 from aif_jax.features import SINCE, no_events, pack
-from aif_jax.index.storage import STORAGES, Packed
 from aif_jax.serving.programs import HistoryLayout, Programs
+from aif_jax.store.codec import STORAGES, Packed
 from aif_jax.types import Events, Streamed, UserFeatures
 from aif_jax.user_table import UserTable
 from aif_jax.user_table.program import UserProgram, unpack

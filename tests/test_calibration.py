@@ -22,6 +22,7 @@ from aif_jax.data.split import eligible, split_by_time
 from aif_jax.run import Run, fit
 from aif_jax.scores import probabilities
 from aif_jax.serving import Request
+from aif_jax.store.sealed import seal
 from aif_jax.train.calibrate import KNOTS, fit_calibration, stack_calibrations
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.tasks import NextItem
@@ -288,7 +289,7 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
     with pytest.raises(CheckpointError, match="expected the calibration of a run"):
         Run.load(run.folder)
     other = {"version": "another", "calibration": {"scale": 1.0, "bias": 0.0}}
-    file.write_text(json.dumps(other | {"sha256": checkpoint.storage.record_hash(other)}))
+    file.write_text(json.dumps(other | {"sha256": seal(other)}))
     with pytest.raises(CheckpointError, match="expected the calibration of version"):
         Run.load(run.folder)
     file.unlink()

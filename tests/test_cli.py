@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import re
@@ -16,10 +17,16 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, cli, export
-from aif_jax.cli.options import meaning
+from aif_jax.cli.options import add_flags, flags_given, meaning
+from aif_jax.cli.service import FLAGS as SERVE
 from aif_jax.encoding.columns import Columns
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read
+from aif_jax.service.calls import Limits
+from aif_jax.service.core import Policy
+from aif_jax.service.nearline import Nearline
+from aif_jax.service.process import Listening
+from aif_jax.service.processes import ServiceSettings
 from tests import demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,10 +111,36 @@ def test_index_build_update_inspect_verify(world, tmp_path, run):
     assert manifest["positions"] == {"0": 5, "2": 9} and manifest["config"]["blocks"] == [{"block": "DotProduct"}]
     code, out, _ = run("index", "verify", tmp_path / "two")
     assert code == 0 and "intact, 89 items" in out
-    (file,) = [path for path in (tmp_path / "two" / "rows" / "d").iterdir()][:1]
+    file = tmp_path / "two" / "arrays.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
     code, _, err = run("index", "verify", tmp_path / "two")
-    assert code == 1 and "torn or altered" in err
+    assert code == 1 and "arrays.safetensors: expected" in err
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    words = capsys.readouterr().out.replace("|", " ").split()
+    assert set("check train add index users snapshots export verify serve replay doctor".split()) <= set(words)
+
+
+def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
+    """Types, choices and help come from signature and docstring; a flag may have another name than its field."""
+    parser = argparse.ArgumentParser()
+    for owner, names in SERVE.items():
+        add_flags(parser, owner, names)
+    assert all(not flags_given(parser.parse_args([]), names) for names in SERVE.values())
+    options = parser.parse_args("--port 0 --max-age 2 --index rows --no-traces --when-stale refuse --max-bytes 9".split())
+    assert flags_given(options, SERVE[Listening]) == {"http_port": 0}
+    assert flags_given(options, SERVE[Policy]) == {"max_age": 2.0, "when_stale": "refuse"}
+    assert flags_given(options, SERVE[Nearline]) == {"index": Path("rows")}
+    assert flags_given(options, SERVE[ServiceSettings]) == {"traces": False}
+    assert flags_given(options, SERVE[Limits]) == {"body_bytes": 9}
+    text = " ".join(parser.format_help().split())
+    assert "--max-bytes NUMBER bytes of one call (default: 16777216)" in text
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--when-stale", "never"])
+    assert ended.value.code == 2
 
 
 def columns_of(table):
@@ -117,7 +150,7 @@ def columns_of(table):
 def test_exit_codes_of_the_index(world, tmp_path, run):
     folder, model, params, encoder = world
     code, _, err = run("index", "verify", tmp_path / "nothing")
-    assert code == 2 and "no checkpoint" in err
+    assert code == 2 and "expected a snapshot, found nothing" in err
     (tmp_path / "there").mkdir()
     build = ["index", "build", "--checkpoint", folder / "model", "--quiet", "--out"]
     code, _, err = run(*build, tmp_path / "there", "--items", folder / "items")

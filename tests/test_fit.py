@@ -18,7 +18,7 @@ from aif_jax.data.sampling import SeenPairs
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.run import Run, fit
 from aif_jax.store.version import EncodingMismatch
-from aif_jax.train.fit import FitSettings, begin, held_out, read_record
+from aif_jax.train.fit import FitSettings, begin, held_out, settings_in
 from aif_jax.train.logs import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from experiments.datasets.synthetic import synthetic_world
@@ -60,7 +60,7 @@ def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, 
     assert [row["step"] for row in logged] == [steps // 2, steps]
     assert run.metrics["gauc"] == max(row["gauc"] for row in logged)
     assert list(run.metrics) == ["auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error", "hr@10", "ndcg@10"]
-    record = read_record(run.folder)
+    record = settings_in(run.folder)
     assert record["loss"] == "listwise_softmax + pointwise_bce"
     assert record["task"] == {"name": "NextItem", **vars(GIVEN["task"])}
     assert FitSettings.from_json(record) == run.settings
@@ -291,7 +291,7 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, c
     given = GIVEN | dict(epochs=1)
     made = fit(model, once, out=out, **given)
     assert "repeat an item of their user: met items are no negatives in training" in caplog.text
-    assert made.settings.repeats is False and read_record(out)["repeats"] is False
+    assert made.settings.repeats is False and settings_in(out)["repeats"] is False
     assert fit(model, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
     with pytest.raises(ValueError, match=r"fit.repeats: expected True, the run has False"):
         fit(model, data, out=out, **given)

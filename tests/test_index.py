@@ -20,9 +20,8 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.index import ItemIndex, capacity_for, string_ids
 from aif_jax.index import ids as ids_module
-from aif_jax.index.idmap import IdMap
-from aif_jax.index.ids import EMPTY, Keys
-from aif_jax.index.storage import Half, Scaled, decode, encode, pack, unpack
+from aif_jax.index.ids import EMPTY, IdMap, Keys
+from aif_jax.store.codec import Half, Scaled, decode, encode, pack, unpack
 from aif_jax.store.version import EncodingMismatch, fingerprint
 from tests import demo
 

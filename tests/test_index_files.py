@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import multiprocessing
 import os
 import random
@@ -20,7 +19,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError
-from aif_jax.index import IndexWriter, ItemIndex, WriterConflict, files, inspect, snapshots, verify
+from aif_jax.index import IndexWriter, ItemIndex, WriterConflict, inspect, snapshots, verify
+from aif_jax.store import sealed
 from aif_jax.store import snapshots as snapshot_files
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 
@@ -90,7 +90,7 @@ def test_round_trip(tmp_path, storage):
     manifest = verify(tmp_path / "a")
     assert (manifest.items, manifest.storage, manifest.version) == (3, storage, index.version)
     assert (manifest.positions, manifest.ids, manifest.batch_size) == ({0: 17, 3: 5}, "integers", 16)
-    assert manifest.config == CONFIG and manifest.nbytes == 8 + sum(leaf.nbytes for leaf in jax.tree.leaves(index.stored()))
+    assert manifest.config == CONFIG and manifest.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(index.stored()))
     with pytest.raises(FileExistsError, match="stays as it is"):
         index.save(tmp_path / "a")
 
@@ -98,8 +98,8 @@ def test_round_trip(tmp_path, storage):
 def test_the_same_items_give_the_same_record_whatever_their_history(tmp_path):
     build().save(tmp_path / "a")
     build((7,), (9,)).upsert([6, 5], features([2, 1])).upsert([7, 8], features([3, 4])).delete([8]).save(tmp_path / "b")
-    records = [json.loads((tmp_path / name / METADATA_FILE).read_text())["custom_metadata"] for name in "ab"]
-    assert records[0] == records[1]
+    for name in ("manifest.json", "arrays.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_an_empty_index_goes_to_disk_and_back(tmp_path):
@@ -159,16 +159,15 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     wider = aif.Schema(item_attributes=SCHEMA.item_attributes, item_floats=9)
     with pytest.raises(ValueError, match=r"config.schema.item_floats: expected 9, the snapshot has 8"):
         ItemIndex.load(tmp_path / "a", aif.Trained(aif.build(CONFIG.replace(schema=wider)), PARAMS))
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="expected a snapshot, found nothing"):
         ItemIndex.load(tmp_path / "b", TRAINED)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "record", "format", "no metadata"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "record", "format", "no manifest", "earlier"])
 def test_torn_and_altered_snapshots_say_so(tmp_path, damage):
     index = build(range(100), range(100))
     index.save(tmp_path / "a")
-    data = max((f for f in (tmp_path / "a").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size * ("/d/" in str(f)))
-    metadata = tmp_path / "a" / METADATA_FILE
+    data, metadata = tmp_path / "a" / "arrays.safetensors", tmp_path / "a" / "manifest.json"
     if damage == "flip":
         octets = bytearray(data.read_bytes())
         octets[len(octets) // 2] ^= 1
@@ -180,11 +179,14 @@ def test_torn_and_altered_snapshots_say_so(tmp_path, damage):
     elif damage == "record":
         metadata.write_text(metadata.read_text().replace('"items": 100', '"items": 99'))
     elif damage == "format":
-        metadata.write_text(metadata.read_text().replace("aif_jax.index/2", "aif_jax.index/9"))
+        metadata.write_text(metadata.read_text().replace("aif_jax.index/3", "aif_jax.index/9"))
+    elif damage == "earlier":
+        metadata.rename(tmp_path / "a" / METADATA_FILE)
     else:
         metadata.unlink()
-    wanted = {"record": "was altered", "format": r"expected the format 'aif_jax.index/2', got 'aif_jax.index/9'"}
-    wanted["no metadata"] = "not a complete checkpoint"
+    wanted = {"record": "was altered", "format": "expected the format 'aif_jax.index/3', got 'aif_jax.index/9'; build"}
+    wanted |= {"no manifest": "not a complete snapshot", "remove": "expected a file in the folder", "cut": "expected .* bytes"}
+    wanted["earlier"] = "got one of an earlier version; build the index again: ItemIndex.build, run.index or aif-jax"
     for read in (verify, lambda path: ItemIndex.load(path, TRAINED)):
         with pytest.raises(CheckpointError, match=wanted.get(damage, "torn or altered|was altered")) as error:
             read(tmp_path / "a")
@@ -275,21 +277,21 @@ def test_a_snapshot_written_in_the_background_holds_its_own_moment(tmp_path):
 
 
 class Disk:
-    """Stands for `files.write`: full or slow as told."""
+    """Stands for `sealed.write`: full or slow as told."""
 
     def __init__(self, monkeypatch):
         self.full = False
         self.reached, self.go = threading.Event(), threading.Event()
         self.go.set()
-        self.write = files.write
-        monkeypatch.setattr(files, "write", self)
+        self.write = sealed.write
+        monkeypatch.setattr(sealed, "write", self)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments, **options):
         self.reached.set()
         self.go.wait()
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        self.write(*arguments)
+        self.write(*arguments, **options)
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -398,8 +400,8 @@ def test_resume_names_the_snapshot_that_it_cannot_read(tmp_path):
     with IndexWriter.start(tmp_path / "w", build(), every_updates=1) as stream:
         apply(stream, 1)
     before, newest = snapshots(tmp_path / "w")
-    text = (newest / METADATA_FILE).read_text()
-    (newest / METADATA_FILE).write_text(text.replace('"positions": {"0": 1}', '"positions": {"0": 7}'))
+    text = (newest / "manifest.json").read_text()
+    (newest / "manifest.json").write_text(text.replace('"0": 1', '"0": 7'))
     for _ in range(2):  # a failed resume holds no lock
         with pytest.raises(CheckpointError, match=str(newest)) as error:
             IndexWriter.resume(tmp_path / "w", TRAINED)

@@ -12,7 +12,7 @@ from aif_jax.data import lengths
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.run import fit
 from aif_jax.train import report
-from aif_jax.train.fit import read_record
+from aif_jax.train.fit import settings_in
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
@@ -91,7 +91,7 @@ def small_world(monkeypatch):
 def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model, small_world, monkeypatch, tmp_path, capsys):
     run = fit(model, data, out=tmp_path / "auto", **GIVEN)
     said = capsys.readouterr().err
-    assert run.settings.buckets and read_record(tmp_path / "auto")["buckets"] == list(run.settings.buckets)
+    assert run.settings.buckets and settings_in(tmp_path / "auto")["buckets"] == list(run.settings.buckets)
     shown = ", ".join(map(str, (*run.settings.buckets, run.config.history_length)))
     assert f"lengths of the history {shown}; about " in said and "% padding (one length: " in said
     assert "validation: 1 of 40 requests: 40 users and, over the catalogue of 90 items (k=10), 3,600 scores" in said
@@ -105,7 +105,7 @@ def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model
 @pytest.mark.parametrize("buckets", [(), (2, 5)])
 def test_lengths_that_are_given_stay(data, model, small_world, buckets, tmp_path):
     run = fit(model, data, out=tmp_path / "run", buckets=buckets, progress=False, **GIVEN)
-    assert run.settings.buckets == buckets == tuple(read_record(tmp_path / "run")["buckets"])
+    assert run.settings.buckets == buckets == tuple(settings_in(tmp_path / "run")["buckets"])
     assert fit(model, data, out=tmp_path / "run", progress=False, **GIVEN).settings.buckets == buckets
 
 

@@ -39,7 +39,7 @@ OWNERS = {
     "redis": ("connectors/connect.py",),
     "asyncpg": (),
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
-    "threading": ("serving/", "service/", "index/lock.py", "sharding/launch.py"),
+    "threading": ("serving/", "service/", "index/store.py", "sharding/launch.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/run.py", "store/snapshots.py"),
     "uvicorn": ("service/process.py",),
@@ -48,7 +48,7 @@ OWNERS = {
     "opentelemetry": ("service/observers.py",),
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
     "importlib.import_module": ("readers/sources.py", "config.py"),
-    "lazy_loader": ("__init__.py",),
+    "lazy_loader": ("__init__.py", "export/__init__.py"),
     "tqdm": ("output/progress.py",),
     "unittest": (),
     "pyarrow": (),
@@ -95,7 +95,7 @@ LAYERS = (
     # training
     "metrics", "data", "readers", "train",
     # production
-    "index", "user_table", "serving", "export", "jobs", "connectors", "service",
+    "index", "user_table", "serving", "export", "connectors", "service", "jobs",
     # the whole road
     "run", "refreshing", "engines", "cli", "__main__", "__init__",
 )  # fmt: skip
@@ -110,7 +110,7 @@ MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
 CROWDED = {"service": 18, "connectors": 18, "blocks": 18, "train": 19}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 34_200
+MOST_LINES = 34_440
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip
@@ -164,10 +164,10 @@ def test_each_dependency_has_one_owner():
         ("export/save.py", "from jax import export", 0),
         ("train/step.py", "from jax.sharding import Mesh", 1),
         ("train/step.py", "import jax\nmesh = jax.make_mesh((2,), ('x',))", 1),
-        ("index/store.py", "def f():\n  import threading", 1),
+        ("index/parts.py", "def f():\n  import threading", 1),
         ("serving/engine.py", "import asyncio\nasyncio.sleep(0)", 0),
-        ("index/files.py", "import pyarrow as pa", 1),
-        ("index/files.py", "import importlib\nimportlib.import_module('pyarrow')", 1),
+        ("index/item_index.py", "import pyarrow as pa", 1),
+        ("index/item_index.py", "import importlib\nimportlib.import_module('pyarrow')", 1),
         ("train/step.py", "template.sharding\nasyncio_free = 1", 0),
     ],
 )
@@ -207,7 +207,9 @@ def _run_at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def layer_of(module: str) -> int:
-    """How high a module is; raises for one that no layer has."""
+    """How high a module is; raises for one that no layer has. `export.consume`, which imports nothing, is the ground."""
+    if module.startswith("aif_jax.export.consume"):
+        return -1
     return LAYERS.index(module.split(".")[1] if "." in module else "__init__")
 
 

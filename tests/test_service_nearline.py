@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from aif_jax import Trained
-from aif_jax.checkpoint import METADATA_FILE
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.service.client import ServiceError
 from aif_jax.service.core import Policy
-from aif_jax.service.nearline import Nearline, newer_index, newest
+from aif_jax.service.nearline import Nearline, newer, newest
 from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
@@ -169,12 +168,12 @@ def test_a_newer_index_is_no_older_though_its_writers_clock_was_set_back(tmp_pat
     world.index["one"].save(tmp_path / "first")
     index = ItemIndex.load(tmp_path / "first", world.index["one"].trained)
     with IndexWriter.start(directory, index) as writer:
-        _, first = newer_index(directory, "", None, index.trained)
+        _, first = newer(ItemIndex, directory, "", None, index.trained)
         writer.delete([99], position=1)
         writer.snapshot()
         late = first.seconds - 3600
-        os.utime(snapshots(directory)[-1] / METADATA_FILE, (late, late))
-        _, second = newer_index(directory, "", first, index.trained)
+        os.utime(snapshots(directory)[-1] / "manifest.json", (late, late))
+        _, second = newer(ItemIndex, directory, "", first, index.trained)
     assert second.positions == {0: 1} and second.seconds == first.seconds
 
 
@@ -185,7 +184,7 @@ def test_a_problem_at_the_start_is_forgotten_once_it_is_over(tmp_path, monkeypat
         monkeypatch.undo()
         raise FileNotFoundError("comes a moment later")
 
-    monkeypatch.setattr("aif_jax.service.models.newer_index", late)
+    monkeypatch.setattr("aif_jax.service.models.newer", late)
     with running(exports().root / "one", nearline=Nearline(index=tmp_path / "index")) as service:
         until(lambda: service.service.models.held[0].index_from is not None and service.service.models.problem is None)
         assert service.service.models.failures == 1
@@ -198,7 +197,7 @@ def test_what_is_too_old_is_marked_or_refused(tmp_path, part):
     world.index["one"].save(tmp_path / "index")
     for name in ("users", "index"):
         written = time.time() - (1000 if name == part else 0)
-        os.utime(tmp_path / name / "_CHECKPOINT_METADATA", (written, written))
+        os.utime(tmp_path / name / "manifest.json", (written, written))
     nearline = Nearline(users=tmp_path / "users", index=tmp_path / "index")
     policy = Policy(max_index_age=900, max_user_age=900)
     words = {"index": "index is", "users": "rows of users are"}[part]

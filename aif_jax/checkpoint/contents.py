@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from aif_jax.checkpoint.parts import ShardedArrays, write_together
-from aif_jax.checkpoint.storage import CheckpointError, Packed, inspect, is_json, pack, read, write_packed
+from aif_jax.checkpoint.storage import CheckpointError, Packed, inspect, pack, read, write_packed
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.model import PreRanker
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
+from aif_jax.store.sealed import is_json
 from aif_jax.store.trained import Trained, model_of
 from aif_jax.store.version import __version__, combine, digest, encoding_for, holds
 from aif_jax.trees import differences, leaves_by_path, listed

@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError, digest_of, inspect, nbytes, pack, read, write_packed
+from aif_jax.checkpoint.storage import CheckpointError, digest_of, inspect, nbytes, pack, read, write_packed
 from aif_jax.sharding import local, processes
 from aif_jax.sharding.processes import by_first, together
+from aif_jax.store import sealed
 from aif_jax.store.folders import memory, new_folder
 from aif_jax.store.version import Digest, holds
 from aif_jax.trees import describe, leaves_by_path
@@ -146,7 +147,7 @@ def write_together(
             write_packed(opened[0], main, into=True)
 
         def add() -> None:
-            if not (partial / METADATA_FILE).is_file():
+            if not sealed.is_complete(partial):
                 raise FileNotFoundError(
                     f"{partial}: not there; checkpoints of several processes need a disk that all of them see"
                 )
@@ -154,7 +155,7 @@ def write_together(
                 write_packed(partial / f"part-{mine}", part)
 
         def end() -> None:
-            missing = [n for n, one in enumerate(has) if one and not (partial / f"part-{n}" / METADATA_FILE).is_file()]
+            missing = [n for n, one in enumerate(has) if one and not sealed.is_complete(partial / f"part-{n}")]
             if missing:
                 raise FileNotFoundError(f"{partial}: the parts of processes {missing} are not there; do all see this disk?")
             stack.close()

@@ -1,19 +1,18 @@
 """Named trees of arrays and a JSON record in one folder that checks itself, on Orbax.
 
 The record holds a SHA-256 of every leaf, which `read` compares with what it read. Orbax alone can read the arrays: nested dicts
-under the trees' names.
+under the trees' names. Processes of one job write sealed folders (`store.sealed`), since Orbax's saves wait for all of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -24,10 +23,13 @@ from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
 from aif_jax.sharding.meshes import place, rows_beside
+from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, memory, new_folder, unfinished
+from aif_jax.store.sealed import MANIFEST, is_json, seal
 from aif_jax.store.version import Digest, __version__, digest
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
 
+RECORD = "custom_metadata"  # as Orbax names it
 RECORD_BYTES = 32 << 20
 LARGEST_SIZE = 1 << 40  # of one axis, and of a leaf in bytes
 MOST_FILES = 1 << 16
@@ -57,8 +59,11 @@ def write(path: str | Path, trees: Mapping[str, Any], record: Mapping[str, Any],
 def write_packed(path: str | Path, packed: Packed, *, into: bool = False) -> None:
     """Writes what `pack` returned, as `write` does; with `into`, into the empty folder of a `new_folder`."""
     arrays, record = packed
-    with contextlib.nullcontext(path) if into else new_folder(path) as partial, _alone():
-        ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
+    with contextlib.nullcontext(Path(path)) if into else new_folder(path) as partial:
+        if jax.process_count() > 1:
+            return sealed.fill(partial, arrays, {RECORD: record}, format=record["format"])
+        with _context():
+            ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
 
 
 def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, copy: bool = False) -> Packed:
@@ -75,7 +80,7 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
         name: {path: dataclasses.asdict(digest(leaf, path)) for path, leaf in tree.items()} for name, tree in named.items()
     }
     metadata = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__, "leaves": leaves}
-    metadata |= {"sha256": record_hash(metadata)}
+    metadata |= {"sha256": seal(metadata)}
     # Orbax refuses arrays of size 0; the record has all there is to know of them.
     arrays = {name: {path: _encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
     if copy or jax.process_count() > 1:  # Orbax takes no array of one process where there are several
@@ -95,18 +100,19 @@ def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[st
         work = unfinished(path)
         hint = f"; {work[0]} is being written, or was left by a save that was killed" if work else ""
         raise FileNotFoundError(f"{path}: no checkpoint{hint}")
-    if not (path / METADATA_FILE).is_file():
+    if not sealed.is_complete(path):
         steps = complete_steps(path)
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
         raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}")
     _check_files(path)
     try:
-        metadata = json.loads((path / METADATA_FILE).read_text())["custom_metadata"]
+        name = MANIFEST if (path / MANIFEST).is_file() else METADATA_FILE
+        metadata = json.loads((path / name).read_text())[RECORD]
         formats = format if isinstance(format, tuple) else (format,)
         if metadata["format"] not in formats:
             raise CheckpointError(f"{path}: expected the format {' or '.join(map(repr, formats))}, got {metadata['format']!r}")
-        if metadata["sha256"] != record_hash(metadata):
-            raise CheckpointError(f"{path}: the record in {METADATA_FILE} was altered")
+        if metadata["sha256"] != seal(metadata):
+            raise CheckpointError(f"{path}: the record in {name} was altered")
         leaves = {
             name: {leaf: digest_of(path, f"{name}/{leaf}", entry) for leaf, entry in tree.items()}
             for name, tree in metadata["leaves"].items()
@@ -116,7 +122,7 @@ def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[st
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {METADATA_FILE} is torn, altered or not of this library: {error!r}") from error
+        raise CheckpointError(f"{path}: {name} is torn, altered or not of this library: {error!r}") from error
     return leaves, metadata
 
 
@@ -150,15 +156,16 @@ def read(
       ValueError: a tree that is not there, or leaves missing, renamed or resized against the template: by path.
     """
     path = local(path)
-    leaves, _ = inspect(path, format=format)
+    leaves, record = inspect(path, format=format)
     parts = {} if spread is None else spread.leaves
     if missing := like.keys() - leaves.keys() - parts.keys():
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
     size, limit = sum(nbytes(leaf) for name in like for leaf in leaves.get(name, {}).values()), memory()
     if size > limit:
         raise CheckpointError(f"{path}: expected at most {limit} bytes of arrays, the memory of this machine, it lists {size}")
+    held = leaves_by_path(sealed.read(path, format=record["format"])) if (path / MANIFEST).is_file() else None
     return {
-        name: _restore(path, name, leaves.get(name, {}), template, spread if name in parts else None)
+        name: _restore(path, name, leaves.get(name, {}), template, spread if name in parts else None, held)
         for name, template in like.items()
     }
 
@@ -174,26 +181,19 @@ def complete_steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     steps = [path for path in directory.iterdir() if path.name.isdigit() and path.is_dir()]
-    damaged = [path for path in steps if not (path / METADATA_FILE).is_file() and path.is_dir()]
+    damaged = [path for path in steps if not sealed.is_complete(path) and path.is_dir()]
     if damaged:
         raise CheckpointError(f"{damaged[0]}: damaged, {METADATA_FILE} is missing; remove the folder to go on with other steps")
     return sorted(int(path.name) for path in steps)
-
-
-def is_json(value: Any) -> bool:
-    """Whether a value is the same after a round trip through JSON."""
-    try:
-        return json.loads(json.dumps(value)) == value
-    except (TypeError, ValueError):
-        return False
 
 
 def _check_files(path: Path) -> None:
     """Raises for more or larger files than a checkpoint has; their size as they say it, so sparse ones are refused too."""
     count = 0
     for root, _, names in os.walk(path):
-        limit = memory() if os.path.basename(root) == "d" else RECORD_BYTES  # Orbax keeps data in folders of this name
         for name in names:
+            arrays = name == sealed.ARRAYS or os.path.basename(root) == "d"  # Orbax keeps data in folders of this name
+            limit = memory() if arrays else RECORD_BYTES
             size, count = os.lstat(os.path.join(root, name)).st_size, count + 1
             if size > limit or count > MOST_FILES:
                 expected = f"at most {MOST_FILES} files, this one of at most {limit} bytes"
@@ -213,32 +213,20 @@ def digest_of(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
     return leaf
 
 
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Inside, Orbax works as in the only process: `checkpoint.parts` does what the processes of a job do together.
-
-    Its public options do not suffice: a save first compares paths with the other processes, and only process 0 writes NumPy
-    arrays. So in a job of several processes, and only there, two private modules of Orbax are told that there is one; tested
-    with Orbax 0.12.8 and the newest that Python 3.11 to 3.13 get.
-    """
+def _context() -> ocp.Context:
+    """How Orbax works here: by each process for itself."""
     context = ocp.Context()
     # Where making a folder fails in the background, Orbax's threads wait minutes for a folder that never comes.
     context.asynchronous.create_directories_asynchronously = False
-    with contextlib.ExitStack() as stack:
-        if jax.process_count() > 1:
-            context.multiprocessing.active_processes = {0}
-            from orbax.checkpoint._src.multihost import multihost as of_handlers
-            from orbax.checkpoint.experimental.v1._src.synchronization import multihost as of_saves
-
-            for module in (of_handlers, of_saves):
-                for name, value in (("process_index", 0), ("process_count", 1)):
-                    stack.callback(setattr, module, name, getattr(module, name))
-                    setattr(module, name, lambda value=value: value)
-        stack.enter_context(context)
-        yield
+    if jax.process_count() > 1:
+        context.multiprocessing.active_processes = {jax.process_index()}
+        context.multiprocessing.primary_host = jax.process_index()
+    return context
 
 
-def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any, spread: Rows | None) -> Any:
+def _restore(
+    path: Path, name: str, leaves: Mapping[str, Digest], like: Any, spread: Rows | None, held: Mapping[str, Any] | None
+) -> Any:
     """One tree: its leaves read, checked against the record, and put into the form of the template."""
     nested = like is None or like is np.ndarray
     parts = {} if spread is None else spread.leaves[name]
@@ -255,8 +243,11 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any, spr
     arrays = {p: _abstract(leaf, templates[p]) for p, leaf in leaves.items()}
     if stored := {p: leaf for p, leaf in arrays.items() if leaf.size}:
         try:
-            with _alone():
-                arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
+            if held is not None:
+                arrays |= {p: held[f"{name}/{p}"] for p in stored}
+            else:
+                with _context():
+                    arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
         except PermissionError:
             raise
         except Exception as error:
@@ -269,12 +260,6 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any, spr
         decoded |= {p: _from_rows(rows.pop(p), ranges[p][0], templates[p], parts[p]) for p in parts}
     placed = {p: decoded[p] for p in templates}
     return nest(placed) if nested else jax.tree.unflatten(jax.tree.structure(like), placed.values())
-
-
-def record_hash(metadata: Mapping[str, Any]) -> str:
-    """A hash of everything in a record but the hash."""
-    rest = {name: value for name, value in metadata.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _encode(leaf: Any) -> jax.Array | np.ndarray:
@@ -353,7 +338,7 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
         raise ValueError(f"{name}: saved as {leaf.dtype}, but JAX here gives {got.dtype}; set jax_enable_x64 or use NumPy")
     if got != leaf:
         raise CheckpointError(f"{name} was altered: its contents are not those that were saved")
-    if _placed_later(template, leaf):
+    if _placed_later(template, leaf) or (_sharding(template) is not None and isinstance(array, np.ndarray)):
         return place(array, template.sharding, count=template.shape[0] if template.shape else None)
     if isinstance(array, jax.Array) or template is np.ndarray or isinstance(template, np.ndarray) or array.dtype.kind == "U":
         return array

@@ -30,13 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       2
     """
     parser = argparse.ArgumentParser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(
-        required=True, metavar="check|train|index|users|snapshots|export|verify|refresh|rollback|serve|replay|doctor"
-    )
+    commands = parser.add_subparsers(required=True)
     add_commands(commands)
     add_snapshot_commands(commands)
     add_refresh_commands(commands)
     add_service_commands(commands)
+    commands.metavar = "|".join(commands.choices)
     options = parser.parse_args(argv)
     options.words = list(sys.argv[1:] if argv is None else argv)
     code = _run(options)

@@ -26,8 +26,7 @@ from aif_jax.config import Config
 from aif_jax.encoding.columns import Columns
 from aif_jax.export.opening import open as open_model
 from aif_jax.export.writer import PLATFORMS
-from aif_jax.index import STORAGES, ItemIndex
-from aif_jax.index.build import BATCH
+from aif_jax.index import ItemIndex
 from aif_jax.model import build
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
@@ -46,6 +45,7 @@ FIT = (
     "repeats", "id_dropout", "buckets",
 )  # fmt: skip
 """Arguments of `fit` that have a flag."""
+BUILD = ("storage", "batch_size")
 ADDED = {"svd": Run.with_svd, "popularity": Run.with_popularity_correction, "calibration": Run.calibrate}
 """What `add` adds, in this order: each is of the scores before it."""
 
@@ -71,8 +71,7 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
     text = f"one of {', '.join(TASKS)}, and its fields, such as: Liked threshold=4 (default: NextItem)"
     one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
-    defaults = {name: inspect.signature(fit).parameters[name].default for name in FIT}
-    shared.add_flags(one, defaults, fit, numbers=("buckets",), moments=("validation", "test", "since"), switches=("repeats",))
+    shared.add_flags(one, fit, FIT)
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
     one.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -94,8 +93,7 @@ def add_commands(commands: Any) -> None:
     one = shared.add_command(inner, "build", run_index_build)
     shared.add_checkpoint(one, required=True)
     one.add_argument("--items", required=True, help="Parquet, CSV or TSV file or folder with the columns that training read")
-    one.add_argument("--storage", choices=STORAGES, default="float32", help="of vectors (default: %(default)s)")
-    one.add_argument("--batch-size", type=int, default=BATCH, help="items in one run (default: %(default)s)")
+    shared.add_flags(one, ItemIndex.build, BUILD)
     text = "only the items of one of N hosts, counted from 0, for an index that is split by id (default: all)"
     one.add_argument("--shard", type=shard, metavar="PLACE/N", help=text)
     add_output(one)
@@ -302,8 +300,7 @@ def run_index_build(options: argparse.Namespace) -> int:
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
     built = ItemIndex.build(
-        trained, options.items, storage=options.storage, batch_size=options.batch_size, progress=not options.quiet,
-        shard=options.shard,
+        trained, options.items, progress=not options.quiet, shard=options.shard, **shared.flags_given(options, BUILD)
     )  # fmt: skip
     summary = f"{len(built)} items, {len(built) * built.bytes_per_row:.0f} bytes, version {built.version}"
     return save(built, dict(options.position), summary, options)

@@ -30,7 +30,6 @@ from aif_jax.serving.metrics import exposed
 from aif_jax.store.snapshots import snapshots
 from aif_jax.store.trained import Trained
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
-from aif_jax.user_table import files as table_files
 
 SHOWN = 1.0  # seconds between two looks at lag and age for the progress bar
 
@@ -122,7 +121,7 @@ def _table_writer(options: argparse.Namespace, trained: Trained) -> UserTableWri
         return UserTableWriter.resume(options.directory, trained, takeover=options.takeover, **every)
     if options.table is not None:
         table = UserTable.load(options.table, trained)
-        positions = table_files.inspect(options.table).positions
+        positions = UserTable.inspect(options.table).positions
         return UserTableWriter.start(options.directory, table, positions=positions, **every)
     if not options.empty:
         raise UsageError(f"users follow: {options.directory} has no snapshot; expected --table, to start from, or --empty")

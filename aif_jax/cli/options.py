@@ -9,9 +9,10 @@ import inspect
 import json
 import re
 import signal
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.encoding.columns import Columns
@@ -20,6 +21,7 @@ from aif_jax.store.trained import Trained
 from aif_jax.train.tasks import TASKS, Task
 
 FINE, PROBLEMS, USAGE, REFUSED = 0, 1, 2, 3
+FIELDS = [field.name for field in dataclasses.fields(Columns)]
 
 
 class UsageError(Exception):
@@ -59,38 +61,37 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     """Adds `--columns FILE` and a flag for each field of `Columns`, with the help text of its docstring."""
     group = parser.add_argument_group("columns of the files (see aif_jax.Columns)")
     group.add_argument("--columns", type=Path, metavar="FILE", help="JSON file with these settings; flags override it")
-    add_flags(group, {field.name: field.default for field in dataclasses.fields(Columns)}, Columns)
+    add_flags(group, Columns, FIELDS)
 
 
-def add_flags(
-    parser: Any,
-    defaults: Mapping[str, Any],
-    documented: Any,
-    *,
-    numbers: Sequence[str] = (),
-    moments: Sequence[str] = (),
-    switches: Sequence[str] = (),
-) -> None:
-    """Adds a flag for each default, which tells its type too; help texts are the lines "NAME: text" of a docstring.
+def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, str]) -> None:
+    """Adds flags for some fields of a dataclass, or arguments of a function, of the same names or of those in a mapping.
 
-    A tuple takes words. Names in `numbers` take integers, or the word that their default is. Names in `moments` take a number
-    or a date, those in `switches` are on or off where the default is neither.
+    Types and defaults are those of the signature, help texts the lines "NAME: text" of the docstring. A flag that is not given
+    is None; `flags_given` returns the others. An argument of type `Any` takes a number or a date.
     """
-    for name, default in defaults.items():
-        flag = "--" + name.replace("_", "-")
+    flags = names if isinstance(names, Mapping) else {name: name for name in names}
+    parameters, hints = inspect.signature(documented).parameters, typing.get_type_hints(documented)
+    for name, flag in flags.items():
+        default, hint = parameters[name].default, hints[name]
+        kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+        words = [word for kind in (hint, *kinds) if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
         text = f"{meaning(documented, name)} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
-        if isinstance(default, bool) or name in switches:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
-        elif name in numbers:
-            parser.add_argument(flag, action=NumbersOrWord, nargs="*", metavar="NUMBER", word=default, help=text)
-        elif isinstance(default, tuple):
-            parser.add_argument(flag, nargs="*", metavar="NAME", help=text)
-        elif name in moments:
-            parser.add_argument(flag, type=number_or_text, metavar="NUMBER|DATE", help=text)
-        elif isinstance(default, int | float):
-            parser.add_argument(flag, type=type(default), metavar="NUMBER", help=text)
+        option: dict[str, Any] = {"help": text, "dest": flag, "default": None}
+        if hint is Any:
+            option |= {"type": number_or_text, "metavar": "NUMBER|DATE"}
+        elif bool in kinds:
+            option["action"] = argparse.BooleanOptionalAction
+        elif any(typing.get_origin(kind) is tuple for kind in (hint, *kinds)) and words:
+            option |= {"action": NumbersOrWord, "nargs": "*", "metavar": "NUMBER", "word": words[0]}
+        elif typing.get_origin(hint) is tuple:
+            option |= {"nargs": "*", "metavar": "NAME"}
+        elif words:
+            option["choices"] = words
         else:
-            parser.add_argument(flag, metavar="NAME", help=text)
+            number = kinds[0] in (int, float)
+            option |= {"type": kinds[0], "metavar": "NUMBER" if number else "PATH" if kinds[0] is Path else "NAME"}
+        parser.add_argument("--" + flag.replace("_", "-"), **option)
 
 
 class NumbersOrWord(argparse.Action):
@@ -117,9 +118,10 @@ def number_or_text(text: str) -> int | float | str:
     return text
 
 
-def flags_given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """The settings that the flags of `add_flags` name."""
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+def flags_given(options: argparse.Namespace, names: Iterable[str] | Mapping[str, str]) -> dict[str, Any]:
+    """What the flags of `add_flags` say, by field or argument; without those that were not given."""
+    flags = names if isinstance(names, Mapping) else {name: name for name in names}
+    return {name: value for name, flag in flags.items() if (value := getattr(options, flag)) is not None}
 
 
 def read_task(words: Sequence[str]) -> Task:
@@ -134,7 +136,7 @@ def read_task(words: Sequence[str]) -> Task:
 
 def read_columns(options: argparse.Namespace) -> Columns | None:
     """The columns that the options name, None for none; FileNotFoundError, UsageError for a file or values that do not fit."""
-    settings = flags_given(options, [field.name for field in dataclasses.fields(Columns)])
+    settings = flags_given(options, FIELDS)
     if options.columns is None and not settings:
         return None
     with as_usage("columns" if options.columns is None else f"--columns {options.columns}"):

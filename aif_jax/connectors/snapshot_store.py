@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.store.folders import local, new_folder, redacted, write_file
+from aif_jax.store.sealed import digest_of
 
 NAME = re.compile(r"(\d{10})-[0-9a-f]{8}")
 FORMAT = "aif_jax.snapshot_store/1"
@@ -109,7 +110,7 @@ class SnapshotStore:
         mine = f"a folder without a file {MANIFEST!r}, which the store writes"
         expect(not (source / MANIFEST).exists(), str(source), mine, "one")
         entries = {
-            file.relative_to(source).as_posix(): {"bytes": file.stat().st_size, "sha256": _digest(_blocks_of(file))}
+            file.relative_to(source).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_of(file)}
             for file in files
         }
         if unless_current and (there := self._pointer()) is not None and self._entries_of(there.name) == entries:
@@ -247,7 +248,7 @@ class SnapshotStore:
                 opened.seek(there)
                 for block in self._blocks(self._path(name, relative), entry["bytes"], start=there):
                     opened.write(block)
-            got = _digest(_blocks_of(file))
+            got = digest_of(file)
             if got == entry["sha256"] or not there:
                 break  # what an earlier download left may be wrong: then it is read again from the start
         try:
@@ -360,12 +361,6 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SnapshotError(f"{where}: {MANIFEST} is torn, altered or not of this library: {error!r}") from error
     return record["files"]
-
-
-def _blocks_of(file: Path) -> Iterator[bytes]:
-    with open(file, "rb") as opened:
-        while block := opened.read(BLOCK):
-            yield block
 
 
 def _digest(blocks: Iterator[bytes]) -> str:

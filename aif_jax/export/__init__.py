@@ -1,10 +1,9 @@
-"""Export: one folder that runs without this package, see docs/tutorial_export.md."""
+"""Export: one folder that runs without this package, see docs/tutorial_export.md.
 
-from aif_jax.export.consume import ExportedIndex, ExportedModel, ExportError, flatten, load, verify
-from aif_jax.export.contents import Restored, restore
-from aif_jax.export.writer import CoverageError, rebuild, save
+Public names are in `__init__.pyi` and imported when first used, so that `store/` may read files by `consume`, which imports
+nothing of the package.
+"""
 
-__all__ = [
-    "save", "load", "verify", "rebuild", "restore", "flatten", "ExportedModel", "ExportedIndex", "Restored",
-    "ExportError", "CoverageError",
-]  # fmt: skip
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,6 +11,7 @@ from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import read_contents
 from aif_jax.model import PreRanker
 from aif_jax.store.folders import local, unfinished
+from aif_jax.store.sealed import ARRAYS
 from aif_jax.store.trained import Trained
 from aif_jax.train import fit as training
 
@@ -40,7 +41,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
       True
     """
     path = local(folder, "folder")
-    if (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file() and not (path / ARRAYS).is_file():
         return read_contents(path).trained(model)
     if training.is_run(path):
         return training.load(path)[1].trained(model)
@@ -52,6 +53,8 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
         raise FileNotFoundError(f"{expected}, found nothing{''.join(work)}")
     if steps := complete_steps(path):
         raise CheckpointError(f"{expected}, found checkpoints of steps {steps}: open one, such as {path / str(steps[-1])}")
+    if (path / ARRAYS).is_file():
+        raise CheckpointError(f"{expected}, found a snapshot of an index or a user table: give its `load` the model")
     names = sorted(entry.name for entry in path.iterdir())
     found = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     if "current" in names:

@@ -26,12 +26,12 @@ from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
 from aif_jax.scores import Expression, parse_expression
 from aif_jax.store.folders import new_folder
+from aif_jax.store.sealed import digest_of, write_arrays
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import VersionMismatch, __version__
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
 
-ARRAY_TYPES = {dtype: name for name, dtype in files.DTYPES.items()}
 PLATFORMS = ("cpu", "cuda", "tpu")
 PACKAGES = ("jax", "jaxlib", "numpy", "flax")
 STABLEHLO_CANDIDATES = 1024
@@ -177,7 +177,7 @@ def _write(
         _write_stablehlo(target, manifest, exported, leaves)
     shutil.copytree(Path(consume.__file__).parent, target / "consume", ignore=shutil.ignore_patterns("__pycache__"))
     names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    manifest["files"] = {name: _entry(target / name) for name in names}
+    manifest["files"] = {name: {"bytes": (target / name).stat().st_size, "sha256": digest_of(target / name)} for name in names}
     manifest["sha256"] = consume.seal(manifest)
     raw = json.dumps(manifest, indent=1).encode()
     (target / files.MANIFEST).write_bytes(raw)
@@ -286,25 +286,6 @@ def _axes(config: Config, bounds: functions.Bounds, buckets: Mapping[str, Sequen
     return {name: axes[name] | {"buckets": axis.buckets} for name, axis in consume.read_axes({"axes": axes}, buckets).items()}
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes a safetensors file of arrays by name, widest element first to align them; TypeError for a dtype it lacks."""
-    host = {name: np.asarray(value) for name, value in arrays.items()}
-    host = dict(sorted(host.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0])))
-    header, end = {}, 0
-    for name, value in host.items():
-        dtype = ARRAY_TYPES.get(value.dtype.newbyteorder("<"))
-        if dtype is None:
-            raise TypeError(f"{name}: expected a dtype among {sorted(ARRAY_TYPES.values())}, got {value.dtype}")
-        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
-        end += value.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for value in host.values():
-            file.write(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("<"), copy=False)).tobytes())
-
-
 def _write_stablehlo(target: Path, manifest: dict[str, Any], exported: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
     sizes = {name: max(axis["buckets"]) for name, axis in manifest["axes"].items()}
     sizes |= {"b": 1, "c": max(STABLEHLO_CANDIDATES, manifest["axes"]["c"]["minimum"])}
@@ -313,11 +294,6 @@ def _write_stablehlo(target: Path, manifest: dict[str, Any], exported: Mapping[s
         (target / f"{name}.mlir").write_text(text)
         entry = {"file": f"{name}.mlir", "platform": manifest["platforms"][0], "sizes": sizes, "arguments": arguments}
         manifest["functions"][name]["stablehlo"] = entry | {"results": sorted(built.outputs)}
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _require_flatbuffers() -> None:

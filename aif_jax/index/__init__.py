@@ -1,12 +1,9 @@
 """The nearline item index: rows of every item, made ahead of requests and updated item by item; the N2O table of AIF."""
 
 from aif_jax.index.build import capacity_for
-from aif_jax.index.files import Manifest, inspect, verify
-from aif_jax.index.ids import string_ids
-from aif_jax.index.item_index import ItemIndex
-from aif_jax.index.shards import shard_of
-from aif_jax.index.storage import STORAGES, Storage
-from aif_jax.index.writer import IndexWriter
+from aif_jax.index.ids import shard_of, string_ids
+from aif_jax.index.item_index import IndexWriter, ItemIndex, Manifest, inspect, verify
+from aif_jax.store.codec import STORAGES, Storage
 from aif_jax.store.lease import WriterConflict
 from aif_jax.store.snapshots import snapshots
 

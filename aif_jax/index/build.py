@@ -16,14 +16,12 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import check_item_features
-from aif_jax.index.idmap import View
-from aif_jax.index.ids import Keys, raw_keys
+from aif_jax.index.ids import Keys, View, expect_shard, raw_keys, shard_of_keys
 from aif_jax.index.parts import Part
-from aif_jax.index.shards import expect_shard, shard_of_keys
-from aif_jax.index.storage import Packed
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.output.progress import Bar, hidden
 from aif_jax.readers import read_items
+from aif_jax.store.codec import Packed
 from aif_jax.store.version import check_encoding
 from aif_jax.types import ItemFeatures
 
@@ -236,9 +234,10 @@ def _columns(table: Any) -> Any:
 
 
 def _rows(catalogue: Catalogue, size: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
-    for start in range(1, len(catalogue), size):
-        rows = np.arange(start, min(start + size, len(catalogue)))
-        yield catalogue.raw[rows - 1], catalogue.features(rows)
+    for start in range(0, len(catalogue.raw), size):
+        raw = catalogue.raw[start : start + size]
+        rows = np.arange(start + 1, start + 1 + len(raw)) if catalogue.rows is None else catalogue.rows[start : start + size]
+        yield raw, catalogue.features(rows)
 
 
 def _join(batches: list[Any]) -> Any:

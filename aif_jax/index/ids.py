@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.encoding.characters import folded
 from aif_jax.encoding.vocabulary import Kind, as_ids
 
@@ -100,3 +101,202 @@ def _rest(mixed: int, mark: int, characters: list[int]) -> tuple[int, int]:
         step = (mixed ^ character) * multiplier & 0xFFFFFFFFFFFFFFFF
         mixed, mark = step ^ step >> 32, (mark ^ character) * prime & 0xFFFFFFFF
     return mixed, mark
+
+
+BUCKET = 8
+PAGE = 128
+MAX_LOAD = 0.7
+CHUNK = 1 << 20  # keys handled in one go, so that temporary arrays stay small
+
+
+class View(NamedTuple):
+    """One version of the map."""
+
+    ids: IdMap
+    pages: np.ndarray  # int32 [pages, PAGE] rows
+    directory: np.ndarray  # int32 [buckets * BUCKET / PAGE] page of each run of keys
+    length: int  # keys that have a row
+
+    def lookup(self, keys: Keys) -> np.ndarray:
+        """Rows int32 [C] of keys [C], -1 where unknown."""
+        return self.rows(self.ids.find(keys))
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """Rows int32 [C] in this version of the places of keys."""
+        known = np.maximum(places, 0)
+        flat = self.directory.take(known // PAGE).astype(np.int64) * PAGE + known % PAGE
+        return np.where(places >= 0, self.pages.reshape(-1).take(flat), np.int32(-1))
+
+    def items(self) -> tuple[Keys, np.ndarray]:
+        """Keys [n] and rows int32 [n] of this version, by ascending key. Costs a pass over the whole map."""
+        rows = self.pages[self.directory].reshape(-1)
+        at = np.flatnonzero(rows >= 0)
+        at = at[np.argsort(self.ids.flat.key[at])]
+        return self.ids.flat.take(at), rows[at]
+
+
+class Numbers:
+    """Numbers of rows or pages that are free: those that were given back, and those from `fresh` on, which were never used."""
+
+    def __init__(self, fresh: int = 0):
+        self.free = np.zeros(0, np.int32)
+        self.fresh = fresh
+
+    def take(self, count: int) -> np.ndarray:
+        """int32 [count], no longer free."""
+        reused = min(count, len(self.free))
+        self.free, taken = self.free[: len(self.free) - reused], self.free[len(self.free) - reused :]
+        start, self.fresh = self.fresh, self.fresh + count - reused
+        return np.concatenate([taken, np.arange(start, self.fresh, dtype=np.int32)])
+
+    def give_back(self, numbers: np.ndarray) -> None:
+        """Makes numbers free that no living version reads."""
+        self.free = np.concatenate([self.free, numbers])
+
+
+class IdMap:
+    """The part of the map that its versions share. One writer at a time; readers of older versions need no lock."""
+
+    def __init__(self, capacity: int, kind: Kind | None):
+        size = max(PAGE, 1 << int(np.ceil(np.log2(max(capacity, 1) / MAX_LOAD))))
+        self.kind: Kind | None = kind
+        self.keys = np.full((size // BUCKET, BUCKET), EMPTY, np.int64)
+        self.flat = Keys(self.keys.reshape(-1), np.zeros(size, np.uint32) if kind == "strings" else None)
+        self.used = 0  # keys ever added, those of deleted ids included
+        self.pages = np.full((1, PAGE), -1, np.int32)
+        self.numbers = Numbers(1)  # of pages; page 0 is the page of unused keys
+
+    @property
+    def nbytes(self) -> int:
+        """Host bytes of keys and pages."""
+        return sum(array.nbytes for array in (*self.flat, self.pages) if array is not None)
+
+    def fill(self, keys: Keys) -> View:
+        """The first version of a new map: distinct keys [n] with rows 0 to n - 1, written sorted by bucket: fast."""
+        packed = np.sort((self.home(keys.key) << 32) | np.arange(len(keys.key)))
+        bucket, order = packed >> 32, packed & 0xFFFFFFFF
+        first = np.flatnonzero(np.diff(bucket, prepend=-1))
+        rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+        fits = rank < BUCKET
+        places, rows = (bucket * BUCKET + rank)[fits], order[fits].astype(np.int32)
+        self._put(places, keys.take(rows))
+        count = self.keys.size // PAGE
+        directory = self.numbers.take(count)
+        self.pages = np.full(((1 + count) * 9 // 8 + 64, PAGE), -1, np.int32)
+        flat = self.pages.reshape(-1)
+        flat[PAGE + places] = rows
+        late = order[~fits]
+        flat[PAGE + self.add(keys.take(late))] = late
+        return View(self, self.pages, directory, len(keys.key))
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many more keys fit without a rehash."""
+        return self.used + count <= MAX_LOAD * self.keys.size
+
+    def assign(self, view: View, keys: Keys, rows: np.ndarray) -> tuple[View, np.ndarray, np.ndarray]:
+        """A version with rows int32 [n] for distinct keys [n] (-1 to forget); rows and pages that only older versions read."""
+        parts = [self.add(keys.take(slice(i, i + CHUNK))) for i in range(0, len(rows), CHUNK)]
+        places = np.concatenate([np.zeros(0, np.int64), *parts])
+        before = view.rows(places)
+        changed, inverse = np.unique(places // PAGE, return_inverse=True)
+        old, new = view.directory[changed], self.numbers.take(len(changed))
+        if self.numbers.fresh > len(self.pages):  # older versions keep the array that they have
+            grown = np.full((max(self.numbers.fresh, len(self.pages) * 5 // 4), PAGE), -1, np.int32)
+            grown[: len(self.pages)] = self.pages
+            self.pages = grown
+        self.pages[new] = self.pages[old]
+        self.pages[new[inverse], places % PAGE] = rows
+        directory = view.directory.copy()
+        directory[changed] = new
+        length = view.length + int((rows >= 0).sum()) - int((before >= 0).sum())
+        return View(self, self.pages, directory, length), before[before >= 0], old[old > 0]
+
+    def home(self, key: np.ndarray) -> np.ndarray:
+        """The bucket where a key belongs: the high bits of a multiplicative hash."""
+        mixed = key.view(np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+        bits = len(self.keys).bit_length() - 1
+        return (mixed >> np.uint64(64 - bits)).astype(np.int64)
+
+    def find(self, keys: Keys) -> np.ndarray:
+        """Places int64 [C] of keys, -1 where the map does not have them."""
+        places = self._find(keys.key)
+        if keys.mark is not None and self.flat.mark is not None:
+            places[self.flat.mark[places] != keys.mark] = -1
+        return places
+
+    def add(self, keys: Keys) -> np.ndarray:
+        """Places of keys, added where they are missing. Raises ValueError for a string whose hash another string has."""
+        places = self._find(keys.key)
+        if keys.mark is not None and self.flat.mark is not None and (self.flat.mark[places] != keys.mark)[places >= 0].any():
+            raise ValueError(f"ids: {COLLISION}")
+        missing = np.flatnonzero(places < 0)
+        bucket = self.home(keys.key[missing])
+        while len(missing):
+            order = np.argsort(bucket)
+            missing, bucket = missing[order], bucket[order]
+            first = np.concatenate([[True], bucket[1:] != bucket[:-1]])
+            rank = np.arange(len(bucket)) - np.maximum.accumulate(np.where(first, np.arange(len(bucket)), 0))
+            column = (self.keys[bucket] != EMPTY).sum(1) + rank
+            fits = column < BUCKET
+            places[missing[fits]] = bucket[fits] * BUCKET + column[fits]
+            self._put(places[missing[fits]], keys.take(missing[fits]))
+            missing, bucket = missing[~fits], (bucket[~fits] + 1) % len(self.keys)
+        return places
+
+    def _put(self, places: np.ndarray, keys: Keys) -> None:
+        if keys.mark is not None and self.flat.mark is not None:
+            self.flat.mark[places] = keys.mark  # before the key, by which a reader finds it
+        self.flat.key[places] = keys.key
+        self.used += len(places)
+
+    def _find(self, key: np.ndarray) -> np.ndarray:
+        places = np.full(len(key), -1, np.int64)
+        pending = None
+        bucket = self.home(key)
+        for _ in range(len(self.keys)):
+            block = self.keys.take(bucket, axis=0)
+            flat = np.flatnonzero(block == (key if pending is None else key[pending])[:, None])
+            at = flat // BUCKET
+            places[at if pending is None else pending[at]] = bucket[at] * BUCKET + flat % BUCKET
+            beyond = block[:, -1] != EMPTY  # a bucket with a free place never overflowed
+            beyond[at] = False
+            left = np.flatnonzero(beyond)
+            if not len(left):
+                break
+            pending = left if pending is None else pending[left]
+            bucket = (bucket[left] + 1) % len(self.keys)
+        return places
+
+
+def shard_of(ids: Any, shards: int) -> np.ndarray:
+    """int64 [n] which of `shards` shards, counted from 0, holds each of raw ids [n]: a fixed hash, the same on every machine.
+
+    Args:
+      ids: integers or strings, as an index takes them.
+      shards: N, at least 1.
+
+    Raises:
+      TypeError, ValueError: ids of both kinds or of neither, N below 1.
+
+    Example:
+      >>> shard_of([10, 20, 30, 40], 2).tolist(), shard_of(["item 2", "item 3"], 3).tolist()
+      ([1, 0, 0, 1], [1, 2])
+    """
+    expect(isinstance(shards, int) and shards >= 1, "shards", "an integer of at least 1", repr(shards))
+    return shard_of_keys(raw_keys(ids, "ids").key, shards)
+
+
+def shard_of_keys(keys: np.ndarray, shards: int) -> np.ndarray:
+    """`shard_of` of the keys int64 [n] of ids."""
+    mixed = keys.astype(np.uint64)  # ids that count up, or in steps, must not favour a shard: the finalizer of splitmix64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(shards)).astype(np.int64)
+
+
+def expect_shard(shard: Any) -> tuple[int, int]:
+    """A pair (place, N) of a shard; ValueError for another."""
+    good = isinstance(shard, tuple) and len(shard) == 2 and all(type(number) is int for number in shard)
+    expect(good and 0 <= shard[0] < shard[1], "shard", "(place, N) with 0 <= place < N", repr(shard))
+    return shard

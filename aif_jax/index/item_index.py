@@ -5,9 +5,10 @@ Snapshots of one index share their memory, see `store.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,67 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect_array, expect_names
 from aif_jax.encoding.vocabulary import Kind
-from aif_jax.index import files
 from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, merge_store, part
-from aif_jax.index.idmap import View
-from aif_jax.index.ids import Keys, raw_keys
+from aif_jax.index.ids import Keys, View, raw_keys
 from aif_jax.index.parts import Parts, row_version, rows_of
 from aif_jax.index.parts import read as read_parts
-from aif_jax.index.storage import Packed, Storage, decode, unpack
 from aif_jax.index.store import ItemProgram, Store
+from aif_jax.store import snapshots
+from aif_jax.store.codec import Packed, Storage, decode, unpack
+from aif_jax.store.snapshots import SnapshotWriter
 from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemFeatures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest(snapshots.Manifest):
+    """The manifest of an index on disk, without its arrays.
+
+    Attributes:
+      items: rows.
+      ids: kind of the raw ids; None for an index that never had any.
+    """
+
+    NOUN = "index"
+    FORMAT = "aif_jax.index/3"
+    REBUILD = "build the index again: ItemIndex.build, run.index or aif-jax index build"
+
+    items: int
+    ids: Kind | None
+
+    def fits(self, arrays: Mapping[str, Any]) -> bool:
+        """As `snapshots.Manifest.fits`: every array has a row for each item."""
+        good = self.ids in (None, "integers", "strings") and type(self.items) is int
+        good = good and {name.partition("/")[0] for name in arrays} == {"ids", "rows"}
+        return good and all(leaf["shape"][:1] == [self.items] for leaf in arrays.values()) and self.fits_memory(self.items)
+
+
+inspect = Manifest.inspect
+
+
+def verify(path: str | Path) -> Manifest:
+    """Reads every array of a snapshot and compares it with its checksum.
+
+    Raises:
+      FileNotFoundError, CheckpointError: as `inspect`, or arrays that are torn or altered.
+    """
+    manifest = inspect(path)
+    Manifest.read(path)
+    return manifest
+
+
+def read_rows(path: str | Path, manifest: Manifest, shapes: Any) -> tuple[Keys, Any]:
+    """Keys [n] and the columns of their rows [n] as NumPy arrays; `shapes` are those of the columns [any, ...]."""
+    count = manifest.items
+    columns = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), shapes)
+    mark = np.broadcast_to(np.uint32(0), count) if manifest.ids == "strings" else None
+    trees = Manifest.read(path, {"ids": _id_arrays(Keys(np.broadcast_to(np.int64(0), count), mark)), "rows": columns})
+    return Keys(trees["ids"]["ids"], trees["ids"].get("marks")), trees["rows"]
+
+
+def _id_arrays(keys: Keys) -> dict[str, np.ndarray]:
+    return {"ids": keys.key} | ({} if keys.mark is None else {"marks": keys.mark})
 
 
 class ItemIndex:
@@ -66,6 +117,9 @@ class ItemIndex:
 
     decode = staticmethod(decode)
     """`decode(table, rows)`: rows int32 [C] of a table as the interaction takes them, for use inside jit."""
+
+    inspect = staticmethod(inspect)
+    """`inspect(path)`: the manifest of a snapshot on disk."""
 
     def __init__(self, store: Store, view: View):
         """The latest snapshot of a store. Not for callers: see `build`."""
@@ -130,10 +184,10 @@ class ItemIndex:
           ValueError: another config or schema; names the fields.
           EncodingMismatch, VersionMismatch: another encoder, other parameters; names both versions.
         """
-        manifest = files.inspect(path)
-        files.check_model(path, manifest, trained)
+        manifest = inspect(path)
+        manifest.check_model(path, trained)
         program = ItemProgram(trained, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
-        keys, columns = files.read(path, manifest, jax.eval_shape(unpack, program.shapes()))
+        keys, columns = read_rows(path, manifest, jax.eval_shape(unpack, program.shapes()))
         store = Store(program, capacity=capacity_for(manifest.items, mesh, capacity))
         store.write(program.packed, columns, store.rows.take(manifest.items))
         return cls(store, store.assign(keys, manifest.ids))
@@ -213,7 +267,8 @@ class ItemIndex:
         record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
         record |= {"storage": self.storage, "batch_size": self._store.program.batch_size}
         keys, rows = self._view.items()
-        files.write(path, keys, self._on_host(_columns, rows), record, self.trained.config, positions or {})
+        trees = {"ids": _id_arrays(keys), "rows": self._on_host(_columns, rows)}
+        Manifest.write(path, trees, record, self.trained.config, positions)
 
     def __len__(self) -> int:
         """Items in this snapshot."""
@@ -368,3 +423,93 @@ _columns = jax.jit(unpack)
 @jax.jit
 def _decode_stored(stored: Packed) -> Any:
     return decode(stored, jnp.arange(len(stored.words)))
+
+
+class IndexWriter(SnapshotWriter):
+    """Applies updates in order, and saves a snapshot every so many updates or seconds.
+
+    `IndexWriter.start` takes a new directory, `IndexWriter.resume` one with snapshots; `close`, or the end of a `with` block,
+    saves what is left and releases the directory. One thread applies; `index`, the latest snapshot, may be read from any.
+
+    Args:
+      directory: of the snapshots.
+      index: to start from.
+      options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for `SnapshotWriter`.
+
+    Raises:
+      ValueError, TypeError: a number out of range, positions that are no integers.
+    """
+
+    kind = ItemIndex
+
+    def __init__(self, directory: str | Path, index: ItemIndex, **options: Any):
+        super().__init__(directory, index, **options)
+        self._pushing: list[Callable[[ItemIndex], ItemIndex]] | None = None
+
+    @property
+    def index(self) -> ItemIndex:
+        """The latest snapshot."""
+        return self.table
+
+    def upsert(self, ids: Any, features: ItemFeatures | None = None, *, position: int, partition: int = 0) -> bool:
+        """Applies an update of some items; False where the position is not after the partition's last one: applied already.
+
+        Args:
+          ids, features: as in `ItemIndex.upsert`.
+          position: in the stream; rises within a partition.
+          partition: of the stream.
+
+        Raises:
+          TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
+          OSError, WriterConflict: a snapshot could not be saved, now or before in the background. The update is in all the
+            same; a later one tries again.
+        """
+        return self._change(lambda index: index.upsert(ids, features), position, partition)
+
+    def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
+        """Applies a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
+        return self._change(lambda index: index.delete(ids), position, partition)
+
+    def update(self, changes: Sequence[tuple[Any, Any]], *, position: int, partition: int = 0) -> bool:
+        """Applies several changes of one partition, in order, as one: all of them are in, or none.
+
+        Args:
+          changes: pairs of what `ItemIndex.upsert` takes as (ids, features), and None; or of None and ids to delete.
+          position: in the stream, of the last of them.
+          partition: of the stream.
+
+        Returns and raises as `upsert`.
+        """
+
+        def run(index: ItemIndex) -> ItemIndex:
+            for upserted, deleted in changes:
+                index = index.delete(deleted) if upserted is None else index.upsert(*upserted)
+            return index
+
+        return self._change(run, position, partition)
+
+    def begin_push(self) -> None:
+        """From now on updates are also recorded for a new version; build it from a catalogue at least as new as `positions`."""
+        self._pushing = []
+
+    def finish_push(self, index: ItemIndex) -> ItemIndex:
+        """Applies the updates since `begin_push` to a new version, makes it the latest snapshot, saves and returns it.
+
+        Raises:
+          RuntimeError: no push was begun.
+        """
+        if self._pushing is None:
+            raise RuntimeError("finish_push: expected begin_push before it")
+        for change in self._pushing:
+            index = change(index)
+        self.table, self._pushing, self._changes = index, None, self._changes + 1
+        self.snapshot()
+        return index
+
+    def _change(self, change: Callable[[ItemIndex], ItemIndex], position: int, partition: int) -> bool:
+        def run() -> None:
+            self.table = change(self.table)
+            if self._pushing is not None:
+                self._pushing.append(change)
+
+        return self._apply(run, position, partition)

@@ -24,8 +24,8 @@ from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import expect
 from aif_jax.encoding.raw import plain
 from aif_jax.encoding.vocabulary import Kind, as_ids
-from aif_jax.index.storage import STORAGES, Storage
 from aif_jax.readers.sources import pyarrow
+from aif_jax.store.codec import STORAGES, Storage
 from aif_jax.store.folders import local, memory, new_file
 from aif_jax.store.version import VersionMismatch
 

@@ -6,6 +6,7 @@ concurrency control). Rows and pages come back when the snapshots that read them
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,12 +22,39 @@ from aif_jax import sharding
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import item_specs
-from aif_jax.index.idmap import IdMap, Numbers, View
-from aif_jax.index.ids import Keys
-from aif_jax.index.lock import ReadWriteLock
-from aif_jax.index.storage import STORAGES, Packed, Storage, encode, pack
+from aif_jax.index.ids import IdMap, Keys, Numbers, View
+from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures, Params
+
+
+class ReadWriteLock:
+    """A lock that readers share; a waiting writer goes before readers that come after it. Not reentrant."""
+
+    def __init__(self):
+        self._entry = threading.Lock()  # a writer holds it from the moment it waits
+        self._left = threading.Condition()
+        self._readers = 0
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Held while arrays are read or given to a compiled function; not until its result is there."""
+        with self._entry, self._left:
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._left:
+                self._readers -= 1
+                self._left.notify_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Held while arrays are replaced."""
+        with self._entry:
+            with self._left:
+                self._left.wait_for(lambda: not self._readers)
+            yield
 
 
 class ItemProgram:

@@ -15,11 +15,11 @@ from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import empty_items
 from aif_jax.index import parts
 from aif_jax.index.build import BATCH, IN_FLIGHT, checked, rebatch
-from aif_jax.index.storage import Packed, Storage
 from aif_jax.index.store import ItemProgram
 from aif_jax.jobs.problems import Numbered, refuse
 from aif_jax.jobs.source import Source
 from aif_jax.readers.sources import pyarrow
+from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import VersionMismatch
 

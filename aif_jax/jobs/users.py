@@ -15,10 +15,10 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of, plain
 from aif_jax.encoding.vocabulary import Kind, as_ids, string_array
 from aif_jax.index import parts
-from aif_jax.index.storage import Storage
 from aif_jax.jobs.problems import Numbered, refuse
 from aif_jax.jobs.source import Source
 from aif_jax.readers.sources import pyarrow
+from aif_jax.store.codec import Storage
 from aif_jax.store.trained import Trained
 from aif_jax.types import Events
 from aif_jax.user_table.program import UserProgram

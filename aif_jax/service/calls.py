@@ -35,12 +35,19 @@ class BadCall(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one call may ask for; more is refused before memory is taken for it. Raises ValueError for bounds that are none."""
+    """What one call may ask for; more is refused before memory is taken for it. Raises ValueError for bounds that are none.
+
+    Attributes:
+      body_bytes: bytes of one call.
+      candidates: candidates of one call, and as many excluded ids.
+      events: events of one call.
+      body_seconds: seconds from the first byte of a body to the last.
+    """
 
     body_bytes: int = 16 << 20
-    candidates: int = 100_000  # and as many excluded ids
+    candidates: int = 100_000
     events: int = 1 << 16
-    body_seconds: float = 10.0  # from the first byte of a body to the last
+    body_seconds: float = 10.0
 
     def __post_init__(self):
         for name, bound in vars(self).items():

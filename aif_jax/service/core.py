@@ -109,9 +109,10 @@ class Policy:
     Attributes:
       limits: of one call.
       max_age: seconds since the export of a model after which it counts as stale; None for no bound.
-      max_index_age, max_user_age: the same for the index and for the rows of users, since they were written. The age of one
+      max_index_age, max_user_age: the same for the index, or for the rows of users, since they were written. The age of one
         user's state has `ServingConfig.max_stale`.
-      when_stale: "degrade" marks the answers of a stale version, "refuse" answers UNAVAILABLE; both end readiness.
+      when_stale: "degrade" marks the answers of a stale model, index or table, "refuse" answers UNAVAILABLE; both end
+        readiness.
 
     Raises:
       ValueError: an age that is not above 0, another word for `when_stale`.

@@ -18,11 +18,12 @@ from aif_jax.connectors.fetch import Reads
 from aif_jax.connectors.records import FeatureSource
 from aif_jax.export import Restored, restore
 from aif_jax.export.consume.files import MANIFEST
+from aif_jax.index import ItemIndex
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
 from aif_jax.service.exports import ExportEntry, path_of, read_current
 from aif_jax.service.features import UserSource
-from aif_jax.service.nearline import Nearline, Written, newer_index, newer_table, progress_in, table_in
+from aif_jax.service.nearline import Nearline, Written, newer, progress_in, table_in
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.user_table import UserTable
 
@@ -187,24 +188,24 @@ class Models:
             with contextlib.suppress(Exception):  # of a server that is away, as `_refresh` will say
                 written = progress_in(table)
             return table, written
-        found = newer_table(users, entry.folder, None, restored.trained)
+        found = newer(UserTable, users, entry.folder, None, restored.trained)
         assert found is not None
         return found
 
     async def _refresh(self) -> None:
-        """Takes over newer snapshots of nearline jobs. Raises what `newer_index` and `newer_table` raise."""
+        """Takes over newer snapshots of nearline jobs. Raises what `newer` raises."""
         index, users = self._nearline.index, self._nearline.users
         for _, served in self.shares:
             folder = served.entry.folder
             if index is not None:
-                found = await asyncio.to_thread(newer_index, index, folder, served.index_from, served.restored.trained)
+                found = await asyncio.to_thread(newer, ItemIndex, index, folder, served.index_from, served.restored.trained)
                 if found is not None:
                     await served.engine.update_index(found[0])
                     served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
             if isinstance(users, str) and served.users.table is not None:
                 served.table_from = await asyncio.to_thread(progress_in, served.users.table)
             elif isinstance(users, Path):
-                rows = await asyncio.to_thread(newer_table, users, folder, served.table_from, served.restored.trained)
+                rows = await asyncio.to_thread(newer, UserTable, users, folder, served.table_from, served.restored.trained)
                 if rows is not None:
                     served.users.table, served.table_from = rows
 

@@ -10,17 +10,15 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from aif_jax.checkpoint import METADATA_FILE
 from aif_jax.connectors.connect import open_client
 from aif_jax.index import ItemIndex
-from aif_jax.index import inspect as inspect_index
-from aif_jax.index.storage import Storage
+from aif_jax.store.codec import Storage
+from aif_jax.store.sealed import MANIFEST, is_complete
 from aif_jax.store.snapshots import snapshots
 from aif_jax.store.trained import Trained
 from aif_jax.user_table import RemoteRows, UserTable
-from aif_jax.user_table.files import inspect as inspect_table
 from aif_jax.user_table.rows import NONE
 
 
@@ -29,12 +27,17 @@ class Nearline:
     """Where the jobs write.
 
     Attributes:
-      index: folder of index snapshots; None serves the index of the export.
-      users: folder of snapshots of a `UserTable`, or redis:// URL of a server with its rows; None for none.
+      index: folder of index snapshots that `aif-jax index follow` writes, of the one version or one in it for each export's
+        name; None serves the index of the export.
+      users: rows of users for calls that bring an id alone: folder of snapshots of a `UserTable`, as for `index`, or redis://
+        URL; None for none.
     """
 
     index: Path | None = None
     users: str | Path | None = None
+
+
+Table = TypeVar("Table", ItemIndex, UserTable)
 
 
 class Written(NamedTuple):
@@ -53,27 +56,21 @@ class Written(NamedTuple):
 def newest(root: Path, folder: str) -> Path:
     """The newest snapshot for the export in `folder`. Raises FileNotFoundError where there is none."""
     for place in (root / folder, root):
-        if (place / METADATA_FILE).is_file():
+        if is_complete(place):
             return place
         if found := snapshots(place):
             return found[-1]
     raise FileNotFoundError(f"{root}: expected snapshots, of {folder or 'the export'} or of every version, got none")
 
 
-def newer_index(root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[ItemIndex, Written] | None:
-    """The newest index of a model, unless it is the one before. Raises what `newest` and `ItemIndex.load` raise."""
+def newer(kind: type[Table], root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[Table, Written] | None:
+    """The newest `ItemIndex` or `UserTable` of a model, unless it is the one before. Raises what `newest` and `load` raise."""
     path = newest(root, folder)
     if before is not None and path == before.path:
         return None
-    return ItemIndex.load(path, trained), _written(path, inspect_index(path).positions, before)
-
-
-def newer_table(root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[UserTable, Written] | None:
-    """The newest rows of users of a model, unless they are those before. Raises what `newest` and `UserTable.load` raise."""
-    path = newest(root, folder)
-    if before is not None and path == before.path:
-        return None
-    return UserTable.load(path, trained), _written(path, inspect_table(path).positions, before)
+    table, positions = kind.load(path, trained), kind.inspect(path).positions
+    seconds = (path / MANIFEST).stat().st_mtime  # never before the snapshot before it, even if its writer's clock was set back
+    return table, Written(path, seconds if before is None else max(seconds, before.seconds), positions)
 
 
 def table_in(server: str, trained: Trained, *, storage: Storage) -> UserTable:
@@ -90,9 +87,3 @@ def progress_in(table: UserTable) -> Written | None:
     found = table.rows.progress()
     positions = {partition: each.position for partition, each in found.items() if each.position > NONE}
     return Written(None, min(each.seconds for each in found.values()), positions) if found else None
-
-
-def _written(path: Path, positions: Mapping[int, int], before: Written | None) -> Written:
-    """A newer snapshot is never older than the one before it, even if its writer's clock was set back."""
-    seconds = (path / METADATA_FILE).stat().st_mtime
-    return Written(path, seconds if before is None else max(seconds, before.seconds), positions)

@@ -194,8 +194,8 @@ class Listening:
 
     Attributes:
       host: address to bind; the default is reachable from this machine alone.
-      http_port: 0 takes a free one.
-      grpc_port: 0 takes a free one; None serves no gRPC.
+      http_port: port of HTTP; 0 takes a free one.
+      grpc_port: port of gRPC; 0 takes a free one; None serves no gRPC.
       token: bearer token that every call must bring; None for none.
       certificate, key: PEM files of TLS; None for none.
       reuse_port: several processes may listen on the ports.

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aif_jax.checks import expect
 from aif_jax.service import inference, rpc
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.inference import InferenceRest, InferenceRpc
@@ -36,18 +37,25 @@ class ServiceSettings:
     """Everything that a process needs to serve.
 
     Attributes:
-      folder, only, keep, poll: see `Models`.
+      folder: an exported folder, or exports with a file `current` that says which serve.
+      only: the one folder to serve, whatever `current` says; None follows it.
+      keep: versions in memory that callers may name.
+      poll: seconds between two looks at `current`.
       config: of the engines.
       policy: of the service.
       where: to listen.
       nearline: where jobs write newer indexes and rows of users.
-      features: "MODULE:NAME" of a feature source, or of a function that makes one; None for none.
-      features_timeout: seconds for one read of it; None for no bound but that of the engine.
-      log: folder of the request log; None logs nothing.
-      log_share: of the calls that are logged.
-      shadow: folder or version whose scores a share of the calls is compared with; None for none.
-      shadow_share: of the calls.
-      traces: whether to write OpenTelemetry spans.
+      features: object with `async get(user)`, or a function that makes one, as MODULE:NAME, for calls that bring a user id
+        alone; None for none.
+      features_timeout: seconds for one read of `features`; None for no bound but that of the engine.
+      log: folder of the request log, Parquet files; None logs nothing.
+      log_share: share of the calls that are logged, 0 to 1.
+      shadow: folder whose version scores a share of the calls too, for comparison; `current` names it with share=0.
+      shadow_share: share of the calls that the shadow scores too, 0 to 1.
+      traces: write OpenTelemetry spans to the tracer provider of the process, as `opentelemetry-instrument` sets it up.
+
+    Raises:
+      ValueError: numbers out of range.
     """
 
     folder: Path
@@ -65,6 +73,12 @@ class ServiceSettings:
     shadow: str | None = None
     shadow_share: float = 0.1
     traces: bool = False
+
+    def __post_init__(self):
+        expect(self.keep >= 1, "keep", "at least 1", self.keep)
+        expect(self.poll > 0, "poll", "more than 0 seconds", self.poll)
+        timeout = self.features_timeout
+        expect(timeout is None or timeout > 0, "features_timeout", "None or more than 0 seconds", timeout)
 
 
 def serve(settings: ServiceSettings, *, workers: int = 1) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.index.shards import shard_of
+from aif_jax.index.ids import shard_of
 from aif_jax.service.calls import SCORES
 from aif_jax.service.client import GONE, Client, ServiceError
 from aif_jax.serving import Candidates

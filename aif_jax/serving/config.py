@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from aif_jax.checks import expect, expect_types
 from aif_jax.features import SINCE
-from aif_jax.index.storage import STORAGES, Storage
+from aif_jax.store.codec import STORAGES, Storage
 
 
 def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.index.storage import Layout
 from aif_jax.schema import Schema
+from aif_jax.store.codec import Layout
 from aif_jax.types import Streamed, UserFeatures
 
 LEAST_EVENTS = 5

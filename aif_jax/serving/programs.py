@@ -21,10 +21,10 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.features import check_user_features, streamed_specs, unpack, user_specs
-from aif_jax.index import storage
-from aif_jax.index.storage import Packed, Storage
 from aif_jax.model import PreRanker
 from aif_jax.scores import Expression, objective_names, parse_expression, probabilities
+from aif_jax.store import codec
+from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, Streamed, UserFeatures
 from aif_jax.user_table.program import pack as pack_memory
@@ -232,7 +232,7 @@ class Programs:
                 if layout.streamed:
                     history = dataclasses.replace(features.history, memory=unpack_memory(features.history.memory))
                     features = dataclasses.replace(features, history=history)
-                return storage.pack(self.model.user(params, features))
+                return codec.pack(self.model.user(params, features))
 
             if count == 1:
                 return (user(packed[0]),)
@@ -365,7 +365,7 @@ class Programs:
             return jnp.concatenate([*as_bits, positions, non_finite[None]]), whole
 
         def many(params, states, table, rows, bids, order):
-            stacked = storage.unpack(jax.tree.map(lambda *words: jnp.stack(words), *states))
+            stacked = codec.unpack(jax.tree.map(lambda *words: jnp.stack(words), *states))
             if len(states) == 1:
                 state = jax.tree.map(itemgetter(0), stacked)
                 alone = one(params, state, table, rows[0], bids[0], order[0])

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from aif_jax.features import pack
-from aif_jax.index.storage import Layout
 from aif_jax.serving.admission import Job
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Known, Metrics, known_of
@@ -24,6 +23,7 @@ from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.serving.requests import DeadlineExceeded, Request
 from aif_jax.serving.threads import RECENT, Batcher, TimeLimitedCall, described
 from aif_jax.serving.versions import UserSide, Version, batch_sizes
+from aif_jax.store.codec import Layout
 from aif_jax.types import UserFeatures
 
 ENTRY_BYTES, LEAF_BYTES = 1100, 1300

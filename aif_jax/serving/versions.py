@@ -14,13 +14,13 @@ import numpy as np
 
 from aif_jax.checks import expect_finite
 from aif_jax.features import behaviours, empty_user, no_events, pack
-from aif_jax.index.storage import Packed
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Known
 from aif_jax.serving.programs import HistoryLayout, Orders, Programs
 from aif_jax.serving.requests import Meaning, NonFiniteScores
+from aif_jax.store.codec import Packed
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.trees import leaves_by_path

@@ -10,23 +10,122 @@ One writer owns a directory, see `lease.py`; snapshots are named by the number o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import logging
 import operator
 import re
+import reprlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from aif_jax.checks import expect
-from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, remove_folder, remove_unfinished
+from aif_jax.config import Config
+from aif_jax.store import sealed
+from aif_jax.store.codec import STORAGES, Storage
+from aif_jax.store.folders import CheckpointError, local, memory, remove_folder, remove_unfinished
 from aif_jax.store.lease import Lease
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import VersionMismatch, check_encoding
+from aif_jax.trees import differences, listed
 
 SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
 LAST, LAST_PARTITION = 2**63 - 1, 2**31 - 1  # what int64 positions and int32 partitions hold, as Kafka's do
 logger = logging.getLogger(__name__)
 Writer = TypeVar("Writer", bound="SnapshotWriter")
+Made = TypeVar("Made", bound="Manifest")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The manifest of a snapshot on disk, without its arrays; rows belong to one model.
+
+    Attributes:
+      version: of params, config and encoder that made the rows.
+      config: with its schema.
+      encoding: version of the encoder, "" where there was none.
+      storage: of vectors.
+      batch_size: rows in one run of the function that made them.
+      positions: in the update stream, by partition: every update up to there is in, none after it.
+      library: version of aif_jax that wrote it.
+      leaves: dtype and shape of each array by path.
+      nbytes: bytes of the arrays.
+    """
+
+    version: str
+    config: Config
+    encoding: str
+    storage: Storage
+    batch_size: int
+    positions: dict[int, int]
+    library: str
+    leaves: dict[str, str]
+    nbytes: int
+
+    NOUN: ClassVar[str]
+    FORMAT: ClassVar[str]
+    REBUILD: ClassVar[str]
+    """What to do about a snapshot that cannot be read."""
+
+    @classmethod
+    def inspect(cls: type[Made], path: str | Path) -> Made:
+        """Reads the manifest of a snapshot.
+
+        Raises:
+          FileNotFoundError: nothing there.
+          CheckpointError: torn, altered, not of this kind, or written by another version.
+        """
+        record = sealed.inspect(path, format=cls.FORMAT, rebuild=cls.REBUILD)
+        try:
+            manifest = cls(
+                **{field.name: record[field.name] for field in dataclasses.fields(cls) if field.name in record} | {
+                    "config": Config.from_json(record["config"]),
+                    "positions": positions_by_partition({int(name): at for name, at in record["positions"].items()}),
+                    "library": record["aif_jax"],
+                    "leaves": {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in record["arrays"].items()},
+                    "nbytes": sealed.nbytes(record),
+                }
+            )  # fmt: skip
+            good = manifest.storage in STORAGES and type(manifest.batch_size) is int and manifest.batch_size >= 1
+            good = good and all(isinstance(text, str) for text in (manifest.version, manifest.encoding))
+            expect(good and manifest.fits(record["arrays"]), "fields", f"those of {cls.FORMAT}", reprlib.repr(record))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"{path}: the record cannot be read: {error!r}; {cls.REBUILD}") from error
+        return manifest
+
+    def fits(self, arrays: Mapping[str, Any]) -> bool:
+        """Whether the fields of a kind fit the arrays, given by path with dtype and shape."""
+        raise NotImplementedError
+
+    def fits_memory(self, rows: int) -> bool:
+        """Whether a batch of such rows fits in memory: it is filled up with zeros."""
+        return self.batch_size * max(1, self.nbytes // max(1, rows)) <= memory()
+
+    @classmethod
+    def write(
+        cls, path: str | Path, trees: Any, plain: Mapping[str, Any], config: Config, positions: Mapping[int, int] | None
+    ) -> None:
+        """Writes a snapshot into a new folder: its arrays, its fields that are plain JSON, config and positions."""
+        at = {str(partition): position for partition, position in sorted(positions_by_partition(positions).items())}
+        record = {**plain, "config": json.loads(json.dumps(config.to_json())), "positions": at}
+        sealed.write(path, trees, record, format=cls.FORMAT)
+
+    @classmethod
+    def read(cls, path: str | Path, like: Any = None) -> Any:
+        """The arrays of a snapshot, see `sealed.read`."""
+        return sealed.read(path, format=cls.FORMAT, like=like, rebuild=cls.REBUILD)
+
+    def check_model(self, path: str | Path, trained: Trained) -> None:
+        """Raises unless the snapshot was made by this model: ValueError, EncodingMismatch, VersionMismatch."""
+        if self.config != trained.config:
+            lines = differences(self.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
+            raise ValueError(f"{path}: config or schema other than the model's; {self.REBUILD}:\n{listed(lines)}")
+        check_encoding(f"{self.NOUN} in {path}", expected=trained.encoding, got=self.encoding)
+        if self.version != trained.version:
+            raise VersionMismatch(f"{self.NOUN} in {path}", expected=trained.version, got=self.version)
 
 
 class SnapshotWriter:
@@ -34,7 +133,7 @@ class SnapshotWriter:
 
     Args:
       directory: of the snapshots.
-      table: to start from.
+      table: to start from: has `save(path, positions=...)`, and its class `load(path, trained)` and `inspect(path)`.
       positions: of the last update of each partition that is in the table.
       every_updates: updates between two snapshots; None saves by time alone.
       every_seconds: between two snapshots, checked when an update arrives; None saves by count alone.
@@ -80,6 +179,9 @@ class SnapshotWriter:
         """
         return self.table
 
+    kind: ClassVar[Any]
+    """Class of the table."""
+
     @classmethod
     def start(cls: type[Writer], directory: str | Path, table: Any, **options: Any) -> Writer:
         """A writer for a directory without snapshots; saves the first one before it returns. Arguments as the class.
@@ -101,8 +203,30 @@ class SnapshotWriter:
         return writer
 
     @classmethod
-    def _continue(cls: type[Writer], directory: str | Path, load: Callable[[Path], Writer], *, takeover: bool) -> Writer:
-        """The writer that `load` makes of the newest complete snapshot, as the owner of the directory."""
+    def resume(
+        cls: type[Writer],
+        directory: str | Path,
+        trained: Trained,
+        *,
+        load: Mapping[str, Any] | None = None,
+        takeover: bool = False,
+        **options: Any,
+    ) -> Writer:
+        """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
+
+        Args:
+          directory: of an earlier writer.
+          trained: model that made the rows.
+          load: further arguments of the table's `load`, such as the `mesh` of an index.
+          takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.
+          options: `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for the class.
+
+        Raises:
+          FileNotFoundError: no complete snapshot there.
+          WriterConflict: another writer has the directory.
+          CheckpointError: the newest snapshot was altered; names it, and the one before it.
+          VersionMismatch, ValueError: it belongs to another model.
+        """
         directory = local(directory)
         if not (there := snapshots(directory)):
             raise FileNotFoundError(f"{directory}: no complete snapshot")
@@ -110,7 +234,8 @@ class SnapshotWriter:
         lease.take(above=_number(there[-1])[0], takeover=takeover)
         try:
             there = snapshots(directory)  # again: the owner before may have saved one
-            writer = load(there[-1])
+            table = cls.kind.load(there[-1], trained, **(load or {}))
+            writer = cls(directory, table, positions=cls.kind.inspect(there[-1]).positions, **options)
         except BaseException as error:
             if isinstance(error, CheckpointError) and len(there) > 1:
                 error.add_note(f"Without that folder the writer would resume from {there[-2]}.")
@@ -216,7 +341,7 @@ class SnapshotWriter:
 def snapshots(directory: str | Path) -> list[Path]:
     """The complete snapshots in a writer's directory, oldest first."""
     folders = local(directory).glob("[0-9]*-[0-9]*")
-    return sorted((f for f in folders if SNAPSHOT.fullmatch(f.name) and (f / METADATA_FILE).is_file()), key=_number)
+    return sorted((folder for folder in folders if SNAPSHOT.fullmatch(folder.name) and sealed.is_complete(folder)), key=_number)
 
 
 def integer(value: Any, name: str, *, most: int = LAST) -> int:

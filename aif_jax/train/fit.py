@@ -20,7 +20,6 @@ import optax
 
 from aif_jax import metrics, sharding
 from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from aif_jax.checkpoint.storage import record_hash
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data import lengths
@@ -31,7 +30,7 @@ from aif_jax.data.split import cuts_of_samples
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.scores import GROUP, objective_names, with_calibration
 from aif_jax.sharding import processes
-from aif_jax.store.folders import write_file
+from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
 from aif_jax.store.version import fingerprint
 from aif_jax.train import report
 from aif_jax.train.evaluate import by_objective, evaluate
@@ -169,7 +168,7 @@ def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *,
         expect(not isinstance(value, str), "fit buckets", "'auto' or a tuple of lengths", repr(value))
         return tuple(value)
     if folder is not None and is_run(folder) and Checkpoints(folder).steps:
-        return tuple(read_record(folder).get("buckets", ()))
+        return tuple(settings_in(folder).get("buckets", ()))
     positions = training_positions(data, settings)
     longest, steps = config.history_length, settings.epochs * (len(positions) // settings.batch_size)
     if longest <= lengths.SHORTEST or not steps:
@@ -270,7 +269,7 @@ def checkpoints_of(folder: Path, settings: FitSettings) -> Checkpoints:
     best = settings.keep_best
     keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
     record = settings.to_json()
-    return Checkpoints(folder, keep_best=keep_best, run=record_hash(record), settings=record)
+    return Checkpoints(folder, keep_best=keep_best, run=seal(record), settings=record)
 
 
 def final(checkpoints: Checkpoints, settings: FitSettings) -> Checkpoint:
@@ -344,12 +343,11 @@ def begin(folder: Path, settings: FitSettings, *, resume: bool) -> None:
                 f"{folder}: expected a new folder or one of a run, found checkpoints without settings and no {RECORD}; give"
                 f" another `out`"
             )
-        if lines := differences(read_record(folder), record, path="fit", source="run"):
+        if lines := differences(settings_in(folder), record, path="fit", source="run"):
             raise ValueError(f"{folder}: expected a run with these settings, found another:\n{listed(lines)}")
-    content = json.dumps(record | {"sha256": record_hash(record)}, indent=2).encode() + b"\n"
-    if not (folder / RECORD).is_file() or (folder / RECORD).read_bytes() != content:
+    if not (folder / RECORD).is_file() or (folder / RECORD).read_bytes() != sealed(record):
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / RECORD, content)
+        write_record(folder / RECORD, record)
 
 
 def is_run(folder: Path) -> bool:
@@ -357,23 +355,16 @@ def is_run(folder: Path) -> bool:
     return (folder / RECORD).is_file() or Checkpoints(folder).settings() is not None
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def settings_in(folder: Path) -> dict[str, Any]:
     """The record of the run in a folder; where it is lost or cut, as by a power cut, the settings in the latest checkpoint.
 
     Raises FileNotFoundError for none, CheckpointError for an altered one, or a damaged one without checkpoints.
     """
-    file = folder / RECORD
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        seal = record.pop("sha256")
-    except FileNotFoundError:
-        problem = FileNotFoundError(f"{folder}: expected the folder of a run, found no {RECORD} in it")
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        problem = CheckpointError(f"{file}: expected the record of a run, got none: {error!r}")
-    else:
-        if seal != record_hash(record):
-            raise CheckpointError(f"{file}: the record was altered: expected the sha256 {record_hash(record)}, got {seal}")
-        return record
+        return read_record(folder / RECORD, "the record of a run")
+    except (FileNotFoundError, TornRecord) as error:
+        gone = FileNotFoundError(f"{folder}: expected the folder of a run, found no {RECORD} in it")
+        problem = gone if isinstance(error, FileNotFoundError) else error
     settings = Checkpoints(folder).settings()
     if settings is None:
         raise problem
@@ -382,8 +373,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
-    """The settings of the run in a folder, and the checkpoint that `fit` returned; raises as `read_record`, `Checkpoints`."""
-    record = read_record(folder)
+    """The settings of the run in a folder, and the checkpoint that `fit` returned; raises as `settings_in`, `Checkpoints`."""
+    record = settings_in(folder)
     try:
         settings = FitSettings.from_json(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -395,8 +386,7 @@ def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
 def keep_calibration(folder: Path, version: str, params: Params) -> None:
     """Writes the calibration of a run's checkpoint, of that version, next to its record."""
     made = {name: np.asarray(value).tolist() for name, value in params[FITTED][GROUP].items()}
-    record = {"version": version, GROUP: made}
-    write_file(folder / CALIBRATION, json.dumps(record | {"sha256": record_hash(record)}, indent=2).encode() + b"\n")
+    write_record(folder / CALIBRATION, {"version": version, GROUP: made})
 
 
 def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
@@ -404,14 +394,11 @@ def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
     file = folder / CALIBRATION
     if not file.is_file():
         return saved
+    record = read_record(file, "the calibration of a run")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        seal = record.pop("sha256")
         made = {name: np.asarray(value, np.float32) for name, value in record[GROUP].items()}
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: expected the calibration of a run, got none: {error!r}") from error
-    if seal != record_hash(record):
-        raise CheckpointError(f"{file}: the record was altered: expected the sha256 {record_hash(record)}, got {seal}")
     if record["version"] != saved.version:
         raise CheckpointError(f"{file}: expected the calibration of version {saved.version}, got that of {record['version']}")
     params = with_calibration(saved.params, made)

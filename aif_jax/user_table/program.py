@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.index import storage
-from aif_jax.index.storage import STORAGES, Packed, Storage
 from aif_jax.model import PreRanker
+from aif_jax.store import codec
+from aif_jax.store.codec import STORAGES, Packed, Storage
 from aif_jax.types import Events, Params, UserMemory
 
 EVENTS = (1, 16, 256)
@@ -115,7 +115,7 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def pack(memory: UserMemory, kind: Storage) -> Packed:
     """ONE user's memory as words: matrices in `kind`, everything else as it is."""
-    return storage.pack(storage.encode(memory, kind, axes=2))
+    return codec.pack(codec.encode(memory, kind, axes=2))
 
 
 def unpack(packed: Packed) -> UserMemory:

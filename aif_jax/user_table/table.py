@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,23 +13,149 @@ import jax
 import numpy as np
 
 from aif_jax.checks import expect
+from aif_jax.config import Config
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.raw import column_of, plain
-from aif_jax.encoding.times import seconds_of, stamps, ticks
-from aif_jax.encoding.vocabulary import as_ids
+from aif_jax.encoding.times import STAMP_ZERO, seconds_of, stamps, ticks
+from aif_jax.encoding.vocabulary import Vocabulary, as_ids
 from aif_jax.features import SINCE, no_events
-from aif_jax.index.parts import Parts, row_version, rows_of
+from aif_jax.index.parts import Part, Parts, column, row_version, rows_of
 from aif_jax.index.parts import read as read_parts
-from aif_jax.index.storage import Packed, Storage
 from aif_jax.output.progress import Bar, track
-from aif_jax.store.snapshots import partition_of
+from aif_jax.store import snapshots
+from aif_jax.store.codec import Layout, Packed, Storage
+from aif_jax.store.folders import CheckpointError
+from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
-from aif_jax.user_table import files
-from aif_jax.user_table.clock import Written, check_future
 from aif_jax.user_table.program import UserProgram, ranges, unpack
 from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, positions_of
+
+
+class ClockError(RuntimeError):
+    """Events are later than this machine's clock, and nothing but that clock says that they are wrong."""
+
+
+class Written(NamedTuple):
+    """When the messages of n events were written to the stream."""
+
+    seconds: np.ndarray  # float64 [n] since 1970, NaN where the stream does not tell
+    by_broker: np.ndarray  # bool [n], whether by the broker's clock and not the producer's
+
+
+def check_future(stamped: np.ndarray, written: Written | None, *, clock: Callable[[], float], skew: int) -> None:
+    """Raises for events of the future: all that come after one would be late.
+
+    An event that is later than its own message is wrong wherever and whenever it is read. One that is later than this machine's
+    clock is wrong or the clock is; where the broker's clock has confirmed it, this machine's does not count.
+
+    Args:
+      stamped: uint32 [n] times, see `times.stamps`.
+      written: when their messages were written; None where that is not known.
+      clock: of this machine, seconds since 1970.
+      skew: seconds that clocks may differ by.
+
+    Raises:
+      ValueError: an event later than its message. ClockError: one later than `clock`, without a broker's time.
+    """
+    seconds = stamped.astype(np.int64) + STAMP_ZERO
+    doubtful = np.ones(len(seconds), bool)
+    if written is not None:
+        early = seconds > written.seconds + skew  # never where the stream does not tell
+        if early.any():
+            at = int(np.argmax(early))
+            moment = f"that of their message, {written.seconds[at]:.0f}"
+            expect(False, "events", f"times up to {moment}, {skew} s of skew allowed", int(seconds[at]))
+        doubtful = ~(written.by_broker & np.isfinite(written.seconds))
+    now, last = int(clock()), int(seconds[doubtful].max(initial=0))
+    if last > now + skew:
+        raise ClockError(
+            f"events: expected times up to this machine's clock, {now}, {skew} s of skew allowed, got {last}, {last - now} s"
+            f" later; set the clock right, or let the stream carry the broker's time (Kafka:"
+            f" message.timestamp.type=LogAppendTime), or give clock=None for a stream that is not of today"
+        )
+
+
+CHUNK = 1 << 13  # rows that are copied at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest(snapshots.Manifest):
+    """The manifest of a user table on disk, without its arrays.
+
+    Attributes:
+      users: rows.
+      layout: of a row, see `describe`.
+    """
+
+    NOUN = "user table"
+    FORMAT = "aif_jax.user_table/2"
+    REBUILD = "build the table again from the log: UserTable.build or aif-jax users build"
+
+    users: int
+    layout: list[list[Any]]
+
+    def fits(self, arrays: Mapping[str, Any]) -> bool:
+        """As `snapshots.Manifest.fits`."""
+        rows = [leaf["shape"] for name, leaf in arrays.items() if name.startswith("rows/")]
+        good = type(self.users) is int and all(shape[:1] == [self.users] for shape in rows) and self.batch_size <= 1 << 20
+        return good and self.fits_memory(self.users)
+
+    def check_layout(self, path: str | Path, layout: Layout) -> None:
+        """Raises CheckpointError where rows are laid out in another way than this version of the package does."""
+        if self.layout != describe(layout):
+            raise CheckpointError(f"{path}: rows of another layout than this version's; {self.REBUILD}")
+
+
+inspect = Manifest.inspect
+
+
+def write_rows(path: str | Path, rows: MemoryRows, plain: dict[str, Any], config: Config, positions: Any) -> None:
+    """Writes rows, ordered by user, and the record into a new folder, see `UserTable.save`."""
+    users = Vocabulary(list(rows.of))
+    trees = {"users": users.to_arrays(), "rows": rows.get(users.raw.tolist())._asdict()}
+    Manifest.write(path, trees, plain | {"users": len(rows)}, config, positions)
+
+
+def read_rows(path: str | Path, manifest: Manifest, *, width: int) -> MemoryRows:
+    """The rows of a snapshot. Raises CheckpointError for arrays that are torn, altered, or do not fit together."""
+    trees = Manifest.read(path)
+    try:
+        users = Vocabulary.from_arrays(trees["users"]).raw.tolist() if manifest.users else []
+        stored = Stored(**trees["rows"])
+        shapes = [leaf.shape for leaf in stored]
+        good = len(users) == manifest.users and shapes == [(manifest.users, width), (manifest.users,), (manifest.users,)]
+        expect(good, "arrays", f"rows [{manifest.users}, {width}] of as many users", f"{shapes} of {len(users)}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the arrays do not fit together: {error}; {manifest.REBUILD}") from error
+    rows = MemoryRows(width, capacity=manifest.users)
+    for start in range(0, len(users), CHUNK):
+        some = slice(start, start + CHUNK)
+        rows.put(users[some], stored.take(some), expected=np.full(len(users[some]), NONE))
+    return rows
+
+
+def add_part(rows: Rows, part: Part, users: list[UserId], words: np.ndarray) -> None:
+    """Puts the rows of a part, of users without one. Raises ValueError for a user that comes twice, or has a row already."""
+    before, seen = rows.get(users), set()
+    known = set(np.flatnonzero(before.words.any(axis=1)).tolist())
+    for at, user in enumerate(users):
+        if user in seen or at in known:
+            which = "is in this part" if user in seen else "has a row"
+            raise ValueError(f"{part.place(at)}: expected each user once, got user {user!r}, who {which} already")
+        seen.add(user)
+    stored = Stored(words, column(part, "position", np.int64), column(part, "partition", np.int32))
+    written = rows.put(users, stored, expected=before.position)
+    expect(
+        written.all(), part.name, "nobody else to write rows meanwhile", f"{np.count_nonzero(~written)} rows of another writer"
+    )
+
+
+def describe(layout: Layout) -> list[list[Any]]:
+    """The columns of a row as plain JSON."""
+    return [[list(column.shape), column.dtype, column.words] for column in layout.columns]
+
 
 BATCH = 256
 RETRIES = 8  # of rows that another writer changed in between
@@ -84,6 +211,9 @@ class UserTable:
       >>> int(table.memory("ann").count), len(table)
       (2, 2)
     """
+
+    inspect = staticmethod(inspect)
+    """`inspect(path)`: the manifest of a snapshot on disk."""
 
     def __init__(
         self,
@@ -237,8 +367,8 @@ class UserTable:
           ValueError: a URL, or a table whose rows are in another store, which keeps them itself.
         """
         record = {"version": self.version, "encoding": self.encoder.version, "storage": self.storage}
-        record |= {"batch_size": self._program.batch_size, "layout": files.describe(self._program.layout)}
-        files.write(path, self._in_memory(), record, self.trained.config, positions or {})
+        record |= {"batch_size": self._program.batch_size, "layout": describe(self._program.layout)}
+        write_rows(path, self._in_memory(), record, self.trained.config, positions)
 
     @classmethod
     def from_parts(
@@ -268,7 +398,7 @@ class UserTable:
         table = cls(trained, **options)
         for part in itertools.chain([] if first is None else [first], stream):
             ids, words = rows_of(part, made, len(table._program.empty))
-            files.add(table.rows, part, ids if isinstance(ids, list) else ids.tolist(), words)
+            add_part(table.rows, part, ids if isinstance(ids, list) else ids.tolist(), words)
             count += len(words)
         expect(users is None or count == users, "parts", f"{users} users", count)
         return table
@@ -282,12 +412,12 @@ class UserTable:
           CheckpointError: torn or altered, not a user table.
           ValueError: another config; EncodingMismatch, VersionMismatch: another encoder, other parameters.
         """
-        manifest = files.inspect(path)
-        files.check_model(path, manifest, trained)
+        manifest = inspect(path)
+        manifest.check_model(path, trained)
         options: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size, "clock": clock}
         table = cls(trained, **options)
-        files.check_layout(path, manifest, table._program.layout)
-        table.rows = files.read(path, manifest, width=len(table._program.empty))
+        manifest.check_layout(path, table._program.layout)
+        table.rows = read_rows(path, manifest, width=len(table._program.empty))
         return table
 
     def _in_memory(self) -> MemoryRows:
@@ -372,3 +502,47 @@ def _part(events: Events, at: Any) -> Events:
 
 
 _unpack = jax.jit(unpack)
+
+
+class UserTableWriter(SnapshotWriter):
+    """Applies events in order, and saves a snapshot every so many messages or seconds; see `SnapshotWriter`.
+
+    `UserTableWriter.start` takes a new directory, `resume` one with snapshots. One thread applies; any may read `table`.
+
+    Args:
+      directory: of the snapshots.
+      table: to start from; its rows are in this process.
+      options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for `SnapshotWriter`.
+
+    Attributes:
+      applied: what became of all events since the start of this writer.
+    """
+
+    kind = UserTable
+    table: UserTable
+
+    def __init__(self, directory: str | Path, table: UserTable, **options: Any):
+        super().__init__(directory, table, **options)
+        self.applied = UpdateCounts(0, 0, 0, 0, 0)
+
+    def update(self, events: Any, *, position: int | np.ndarray, partition: int = 0, written: Written | None = None) -> bool:
+        """Applies a message, or several; False where the position is not after the partition's last one: applied already.
+
+        Args:
+          events, written: as in `UserTable.update`.
+          position: in the stream, of one message, or of each event [n]; rises within a partition.
+          partition: of the stream; always the same for one user.
+
+        Raises:
+          TypeError, ValueError, ClockError: as `UserTable.update`; nothing has changed then.
+          OSError, WriterConflict: a snapshot could not be saved. The events are in all the same; a later one tries again.
+        """
+
+        def run() -> None:
+            self.applied += self.table.update(events, position=position, partition=partition, written=written)
+
+        expect(np.size(position) > 0, "position", "one for each event", "none")
+        return self._apply(run, position if np.ndim(position) == 0 else position[-1], partition)  # type: ignore[index]
+
+    def _frozen(self) -> UserTable:
+        return self.table.copy() if self._background else self.table

@@ -48,12 +48,14 @@ from aif_jax.types import Params
 from experiments import common, drawn
 from experiments.study import critical, datasets, models, recipes, records
 from experiments.study.evaluation import MIN_HISTORY, Requests, earlier, held_out, sampled_scores
+from experiments.study.similarity import UpperTiers
 
 RESULTS = records.RESULTS.parent / "question"
 EACH = "every behaviour field"
 MATCHING = MatchingStatistics((EACH,))
 WIDE = dict(long_length=512)
 SIM, TIERS = models.SIM, models.WINDOWED
+UPPER = UpperTiers(tiers=8, bits=64, length=512)
 MODELS: dict[str, dict[str, Any]] = {
     "two-tower": dict(head=(), blocks=(models.DOT,)),
     "two-tower with a head": dict(blocks=(models.DOT,)),
@@ -65,6 +67,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "aif without linear memory": dict(blocks=(MATCHING, models.BEA, models.DOT), **WIDE),
     "aif with SIM": dict(blocks=(MATCHING, models.BEA, SIM, models.LEARNED, models.DOT), **WIDE),
     "aif with SimTier": dict(blocks=(MATCHING, models.BEA, models.LEARNED, TIERS, models.DOT), **WIDE),
+    "aif with upper tiers": dict(blocks=(MATCHING, models.BEA, models.LEARNED, UPPER, models.DOT), **WIDE),
     "full attention": dict(
         blocks=(MATCHING, blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True), models.DOT), **WIDE
     ),

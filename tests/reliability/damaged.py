@@ -35,7 +35,6 @@ from aif_jax.export.consume import seal, verify
 from aif_jax.index import ItemIndex
 from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import UserTable
-from aif_jax.user_table import files as user_files
 from tests import test_user_table as users
 from tests.reliability import victims
 
@@ -210,7 +209,7 @@ def _read_users(folder: Path) -> Any:
     path = folder / "users"
     table = UserTable.load(path, aif.Trained(users.MODEL, users.PARAMS, users.ENCODER).with_version(users.VERSION))
     names = sorted(table.rows.of)
-    return {"users": names, "version": table.version, "positions": user_files.inspect(path).positions} | (
+    return {"users": names, "version": table.version, "positions": UserTable.inspect(path).positions} | (
         table.rows.get(names)._asdict()
     )
 

@@ -62,12 +62,13 @@ def read_manifest(folder: Path, *, sha256: str | None = None, max_bytes: int | N
     `sha256` is the digest that it must have; a folder that says it has more than `max_bytes` (None: half of this machine's
     memory) is refused. Raises ExportError.
     """
-    raw = _read(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)
+    raw = read_file(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)
     if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
         raise ExportError(f"{MANIFEST}: expected sha256 {sha256}, got {hashlib.sha256(raw).hexdigest()}")
     manifest = parse_json(raw, MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ExportError(f"{MANIFEST}: expected format {FORMAT!r}")
+        got = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise ExportError(f"{MANIFEST}: expected format {FORMAT!r}, got {reprlib.repr(got)}")
     if manifest.get("format_version") != FORMAT_VERSION:
         version = manifest.get("format_version")
         raise ExportError(
@@ -94,7 +95,7 @@ def seal(manifest: Mapping[str, Any]) -> str:
 
 def digest_of(folder: Path) -> str:
     """sha256 of the manifest."""
-    return hashlib.sha256(_read(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)).hexdigest()
+    return hashlib.sha256(read_file(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)).hexdigest()
 
 
 def checked(folder: Path, manifest: Mapping[str, Any], name: Any) -> bytes:
@@ -102,7 +103,7 @@ def checked(folder: Path, manifest: Mapping[str, Any], name: Any) -> bytes:
     entry = manifest["files"].get(name) if isinstance(name, str) else None
     if entry is None:
         raise ExportError(f"{MANIFEST}: expected {name!r} among its files, got {sorted(manifest['files'])}")
-    raw = _read(folder / name, name, size=entry["bytes"])
+    raw = read_file(folder / name, name, size=entry["bytes"])
     digest = hashlib.sha256(raw).hexdigest()
     if digest != entry["sha256"]:
         raise ExportError(f"{name} was altered: expected sha256 {entry['sha256']}, got {digest}")
@@ -124,7 +125,7 @@ def read_arrays(raw: bytes) -> dict[str, np.ndarray]:
     data = memoryview(raw)[8 + length :]
     arrays, end = {}, 0
     for name, dtype, shape, start, stop in entries:
-        if max(len(shape), name.count("/")) > MOST_DIMENSIONS or not all(_is_size(number) for number in (*shape, start, stop)):
+        if max(len(shape), name.count("/")) > MOST_DIMENSIONS or not all(is_size(number) for number in (*shape, start, stop)):
             raise ExportError(
                 f"arrays {reprlib.repr(name)}: expected at most {MOST_DIMENSIONS} groups, and as many sizes and "
                 f"offsets from 0 to {LARGEST_SIZE}, got {reprlib.repr((shape, start, stop))}"
@@ -158,11 +159,11 @@ def _check_form(manifest: dict[str, Any]) -> None:
     _expect(len(manifest["files"]) <= MOST_FILES, "files", f"at most {MOST_FILES}", manifest["files"])
     for name, entry in manifest["files"].items():
         _expect(PLAIN_NAME.fullmatch(name), "files", "plain file names inside the folder", name)
-        good = isinstance(entry, dict) and _is_size(entry.get("bytes")) and isinstance(entry.get("sha256"), str)
+        good = isinstance(entry, dict) and is_size(entry.get("bytes")) and isinstance(entry.get("sha256"), str)
         _expect(good, f"files {name!r}", "bytes and sha256", entry)
     for name, axis in manifest["axes"].items():
-        good = isinstance(axis, dict) and _is_size(axis.get("minimum")) and isinstance(axis.get("buckets"), list)
-        good = good and all(map(_is_size, axis["buckets"])) and (axis.get("maximum") is None or _is_size(axis["maximum"]))
+        good = isinstance(axis, dict) and is_size(axis.get("minimum")) and isinstance(axis.get("buckets"), list)
+        good = good and all(map(is_size, axis["buckets"])) and (axis.get("maximum") is None or is_size(axis["maximum"]))
         _expect(good and 0 < len(axis["buckets"]) <= MOST_BUCKETS, f"axes {name!r}", "minimum, maximum and buckets", axis)
     functions, encoder, orders = manifest["functions"], manifest.get("encoder"), manifest.get("orders", {})
     good = isinstance(orders, dict) and all(isinstance(text, str) and name.isidentifier() for name, text in orders.items())
@@ -182,15 +183,16 @@ def _check_form(manifest: dict[str, Any]) -> None:
 def _is_entry(entry: Any, axes: Mapping[str, Any]) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not isinstance(entry.get("shape"), list):
         return False
-    known = all(_is_size(dim) or (isinstance(dim, str) and dim in axes) for dim in entry["shape"])
+    known = all(is_size(dim) or (isinstance(dim, str) and dim in axes) for dim in entry["shape"])
     dtype, size, minimum = entry.get("dtype"), entry.get("size"), entry.get("minimum")
     # Values that are compared with numbers of the dtype.
     good = minimum is None or (type(minimum) in (int, float) and abs(minimum) <= 1e30 and dtype == "float32")
-    bounds = good and (size is None or _is_size(size)) and entry.get("finite") in (None, True, False)
+    bounds = good and (size is None or is_size(size)) and entry.get("finite") in (None, True, False)
     return known and bounds and len(entry["shape"]) <= MOST_DIMENSIONS and isinstance(dtype, str) and dtype in DTYPE_NAMES
 
 
-def _is_size(number: Any) -> bool:
+def is_size(number: Any) -> bool:
+    """Whether a number can be a size."""
     return type(number) is int and 0 <= number <= LARGEST_SIZE
 
 
@@ -199,7 +201,7 @@ def _expect(good: Any, field: str, expected: str, got: Any) -> None:
         raise ExportError(f"{MANIFEST} {field}: expected {expected}, got {type(got).__name__} {reprlib.repr(got)}")
 
 
-def _read(path: Path, name: str, *, size: int | None = None, limit: int | None = None) -> bytes:
+def read_file(path: Path, name: str, *, size: int | None = None, limit: int | None = None) -> bytes:
     """The bytes of a regular file of that size, or of one below a limit."""
     try:
         status = path.lstat()

@@ -1,0 +1,216 @@
+"""Sealed folders: named arrays and a record in one folder that checks itself, complete or not there at all.
+
+    manifest.json         the record, dtype and shape of every array, size and SHA-256 of the other file; a SHA-256 of all this
+    arrays.safetensors    the arrays by path, in the public safetensors layout
+
+`export.consume` reads such files, also where this package is not installed; here they are written. A sealed record is a JSON
+file alone, with the same SHA-256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from aif_jax.checks import expect
+from aif_jax.export.consume import files
+from aif_jax.export.consume.files import MANIFEST, seal
+from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, memory, new_folder, unfinished, write_file
+from aif_jax.store.version import __version__
+from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
+
+ARRAYS = "arrays.safetensors"
+ARRAY_TYPES = {dtype: name for name, dtype in files.DTYPES.items()}
+
+
+class TornRecord(CheckpointError):
+    """A record that a power cut or another program left: no JSON, or none with a seal."""
+
+
+def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: str) -> None:
+    """Writes a tree of arrays and a record into a new folder: complete and on disk, or not there at all.
+
+    Args:
+      path: a folder that does not exist yet.
+      trees: nested dicts or another pytree of arrays of numbers; copied to the host one by one.
+      record: plain JSON.
+      format: name and number of the layout, which `read` must be given.
+
+    Raises:
+      FileExistsError: something is there already; nothing is ever overwritten.
+      ValueError: a record that is not plain JSON, a URL; TypeError: a leaf that safetensors cannot hold.
+
+    Example:
+      >>> import tempfile
+      >>> folder = tempfile.mkdtemp() + "/rows"
+      >>> write(folder, {"rows": np.arange(3)}, {"made": "here"}, format="test/1")
+      >>> inspect(folder, format="test/1")["made"], read(folder, format="test/1")["rows"].tolist()
+      ('here', [0, 1, 2])
+    """
+    expect(is_json(record), "record", "plain JSON", repr(record))
+    with new_folder(path) as partial:
+        fill(partial, trees, record, format=format)
+
+
+def fill(folder: Path, trees: Any, record: Mapping[str, Any], *, format: str) -> None:
+    """Writes the two files of `write` into the empty folder of a `new_folder`."""
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves_by_path(trees).items()}
+    manifest = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__}
+    manifest["arrays"] = {name: {"dtype": str(leaf.dtype), "shape": leaf.shape} for name, leaf in arrays.items()}
+    manifest["files"] = {ARRAYS: write_arrays(folder / ARRAYS, arrays)}
+    (folder / MANIFEST).write_bytes(sealed(manifest))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder is a snapshot or a checkpoint, also one of an earlier version, which its reader refuses."""
+    return any((folder / name).is_file() for name in (ARRAYS, METADATA_FILE))
+
+
+def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -> dict[str, Any]:
+    """The manifest of a folder; reads no arrays. `rebuild` is what to do about a folder of an earlier version.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      CheckpointError: torn, altered, of another format, or larger than the memory of this machine.
+    """
+    path = local(path)
+    if not path.is_dir():
+        hint = "".join(f"; {work} is being written, or was left by a save that was killed" for work in unfinished(path)[:1])
+        raise FileNotFoundError(f"{path}: expected a snapshot, found nothing{hint}")
+    if not (path / MANIFEST).is_file():
+        if (path / METADATA_FILE).is_file():
+            raise CheckpointError(f"{path}: expected the format {format!r}, got one of an earlier version; {rebuild}")
+        raise CheckpointError(f"{path}: not a complete snapshot: {MANIFEST} is missing; {rebuild}")
+    with refusing(path):
+        manifest = files.parse_json(files.read_file(path / MANIFEST, MANIFEST, limit=files.MANIFEST_BYTES), MANIFEST)
+        got = manifest.get("format") if isinstance(manifest, dict) else manifest
+        if got != format:
+            raise CheckpointError(f"{path}: expected the format {format!r}, got {got!r}; {rebuild}")
+        if manifest.get("sha256") != seal(manifest):
+            raise CheckpointError(f"{path}: {MANIFEST} was altered; {rebuild}")
+        try:
+            entry, arrays = manifest["files"][ARRAYS], manifest["arrays"]
+            good = type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
+            for leaf in arrays.values():
+                good = good and leaf["dtype"] in files.DTYPE_NAMES and all(map(files.is_size, leaf["shape"]))
+            nest(dict.fromkeys(arrays))  # no array is a group too
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: {MANIFEST}: expected its arrays and file, got others: {error!r}") from error
+        if not good or not nbytes(manifest) <= entry["bytes"] <= memory():
+            limit = f"a file of at most {memory()} bytes, the memory of this machine, that holds its arrays"
+            raise CheckpointError(f"{path}: {MANIFEST}: expected {limit}, it lists {reprlib.repr(entry)}; {rebuild}")
+    return manifest
+
+
+def read(path: str | Path, *, format: str, like: Any = None, rebuild: str = "write it again") -> Any:
+    """The arrays of a folder, compared with their checksum, as read-only views of the bytes read.
+
+    Args:
+      path, format, rebuild: as for `inspect`.
+      like: a tree of arrays or of `jax.ShapeDtypeStruct` that the folder must fit; None gives nested dicts.
+
+    Raises FileNotFoundError, CheckpointError: as `inspect`, or arrays that are torn, altered, or do not fit, by path.
+    """
+    path = local(path)
+    manifest = inspect(path, format=format, rebuild=rebuild)
+    with refusing(path):
+        arrays = files.read_arrays(files.checked(path, manifest, ARRAYS))
+    listing = {name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for name, leaf in arrays.items()}
+    if listing != manifest["arrays"]:
+        raise CheckpointError(f"{path}: {ARRAYS} was altered: expected the arrays that {MANIFEST} lists, got others; {rebuild}")
+    if like is None:
+        return nest({name: arrays[name] for name in manifest["arrays"]})
+    templates = leaves_by_path(like)
+    got, expected = ({name: describe(leaf) for name, leaf in leaves.items()} for leaves in (arrays, templates))
+    if lines := mismatches(got, expected, source="snapshot"):
+        raise CheckpointError(f"{path}: does not fit the template:\n{listed(lines)}\n{rebuild}")
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in templates])
+
+
+def nbytes(manifest: Mapping[str, Any]) -> int:
+    """Bytes of the arrays of a folder, without the header of their file."""
+    return sum(math.prod(leaf["shape"]) * files.DTYPE_NAMES[leaf["dtype"]].itemsize for leaf in manifest["arrays"].values())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a safetensors file of arrays by name, widest element first to align them; returns its bytes and SHA-256.
+
+    TypeError for a dtype that the format lacks.
+    """
+    host = {name: np.asarray(value) for name, value in arrays.items()}
+    host = dict(sorted(host.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0])))
+    header, end = {}, 0
+    for name, value in host.items():
+        dtype = ARRAY_TYPES.get(value.dtype.newbyteorder("<"))
+        if dtype is None:
+            raise TypeError(f"{name}: expected a dtype among {sorted(ARRAY_TYPES.values())}, got {value.dtype}")
+        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
+        end += value.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for value in (len(text).to_bytes(8, "little") + text, *host.values()):
+            if isinstance(value, np.ndarray):
+                little = value.astype(value.dtype.newbyteorder("<"), copy=False)
+                value = np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
+            digest.update(value)
+            file.write(value)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """A record as the JSON file that `read_record` reads, with a SHA-256 of the record."""
+    return json.dumps({**record, "sha256": seal(json.loads(json.dumps(record)))}, indent=2).encode() + b"\n"
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record as a file of its own, or replaces it: whole and on disk when this returns."""
+    write_file(path, sealed(record))
+
+
+def read_record(path: Path, what: str) -> dict[str, Any]:
+    """The record in a file, without its SHA-256; `what` it should be, for messages.
+
+    Raises FileNotFoundError, TornRecord for a file that holds no record, CheckpointError for an altered one.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        digest = record.pop("sha256")
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise TornRecord(f"{path}: expected {what}, got none: {error!r}") from error
+    if digest != seal(record):
+        raise CheckpointError(f"{path}: the record was altered: expected the sha256 {seal(record)}, got {digest}")
+    return record
+
+
+@contextlib.contextmanager
+def refusing(where: str | Path, error: type[ValueError] = CheckpointError) -> Iterator[None]:
+    """Raises what `export.consume` refuses as the error of the caller, with the place."""
+    try:
+        yield
+    except files.ExportError as refused:
+        raise error(f"{where}: {refused}") from refused.__cause__
+
+
+def is_json(value: Any) -> bool:
+    """Whether a value is the same after a round trip through JSON."""
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False
