@@ -20,11 +20,13 @@ class Catalogue:
 
     Attributes:
       schema: which features there are.
-      raw: int64 or str [N - 1] raw item ids; row r is `raw[r - 1]`.
+      raw: int64 or str [N - 1] raw item ids; row r is `raw[r - 1]`. With `rows` those of the rows that have an item.
       ids: int32 [N] each, or [N, n] for a multi-valued attribute.
       floats: float32 [N, F].
       content: float32 [N, E] content embedding; None where the schema has none.
       side: float32 [N] each.
+      rows: integers, the row of each raw id, for a vocabulary of fixed size: rows without an id are free, all zeros, and no
+        candidates. None where each row has an item.
 
     Raises:
       TypeError: wrong dtype.
@@ -45,13 +47,19 @@ class Catalogue:
     floats: np.ndarray
     content: np.ndarray | None = None
     side: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rows: np.ndarray | None = None
 
     def __post_init__(self):
         flat = self.raw.ndim == 1 and self.raw.dtype.kind in "iuUT"
         expect(flat, "Catalogue.raw", "integers or strings [N - 1]", f"{self.raw.dtype} {list(self.raw.shape)}")
         check_item_features(self.schema, self.items, batched=True, name="Catalogue")
-        fits = len(self.floats) == len(self)
-        expect(fits, "Catalogue.floats", f"{len(self)} rows (raw ids and the unknown item)", len(self.floats))
+        if self.rows is None:
+            fits = len(self.floats) == len(self)
+            expect(fits, "Catalogue.floats", f"{len(self)} rows (raw ids and the unknown item)", len(self.floats))
+        else:
+            rows = expect_integers(self.rows, "Catalogue.rows", size=len(self.floats))
+            distinct = rows.shape == self.raw.shape and len(np.unique(rows[rows > 0])) == len(rows)
+            expect(distinct, "Catalogue.rows", f"{len(self.raw)} distinct rows from 1, one for each raw id", rows)
         for path, table in jax.tree_util.tree_leaves_with_path(self.items):
             name = f"Catalogue{jax.tree_util.keystr(path)}"
             expect(not np.any(table[0]), name, "zeros in row 0 (the unknown item)", table[0])
@@ -89,7 +97,7 @@ class Catalogue:
 
     def __len__(self) -> int:
         """N, rows, the unknown row 0 included."""
-        return len(self.raw) + 1
+        return len(self.raw) + 1 if self.rows is None else len(self.floats)
 
     @property
     def encoding(self) -> str:
@@ -124,6 +132,11 @@ class Catalogue:
         expect(content.ndim == 2, "Catalogue.content", f"shape [{len(self)}, E]", list(content.shape))
         schema = dataclasses.replace(self.schema, content=content.shape[1], encoding="")
         return dataclasses.replace(self, schema=schema, content=content)
+
+    def with_statistics(self, statistics: np.ndarray) -> Catalogue:
+        """The same catalogue with other item statistics float32 [N, ...], the last of its floats; see `ItemStatistics`."""
+        floats = np.concatenate([np.asarray(self.floats)[:, : -statistics.shape[1]], statistics], 1)
+        return dataclasses.replace(self, floats=floats)
 
 
 def _with_unknown(table: Any, name: str, count: int, dtype: Any) -> np.ndarray:

@@ -27,7 +27,7 @@ from aif_jax.serving import AsyncPreRanker, ServingConfig, StateStore
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import check_encoding
+from aif_jax.store.version import check_encoding, fingerprint
 from aif_jax.train import edits
 from aif_jax.train import fit as training
 from aif_jax.train.calibrate import Form
@@ -308,6 +308,8 @@ def fit(
     validation: Any = 0.1,
     test: Any = 0.1,
     since: Any = None,
+    start: Params | None = None,
+    replay: float = 0.0,
     requests: int = 2000,
     k: int | None = 100,
     repeats: bool | None = None,
@@ -348,6 +350,9 @@ def fit(
         such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
       since: train on samples from this moment on, given in the same way; shares are then of these. Histories and popularity
         still hold what was before.
+      start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary, see
+        `refreshing.warm_start`; None draws them. The optimizer state starts afresh.
+      replay: how many samples from before `since`, drawn at random, are trained on too: a share of those after it.
       requests: samples of the validation slice that are evaluated, at most.
       k: of HR@k and NDCG@k in the catalogue; None does not rank it.
       repeats: whether users come back to items; None takes that of the data, see `Dataset`. If not, an item that the user has
@@ -392,6 +397,7 @@ def fit(
         compute_dtype=jnp.dtype(compute_dtype).name, id_dropout=id_dropout, seed=seed, min_history=min_history,
         requests=requests, k=k if task.ranks_catalogue else None, repeats=repeats, evaluate_every=evaluate_every,
         keep_best="gauc" if keep_best is True else keep_best or None,
+        start=None if start is None else fingerprint(start, model.config, data.encoder), replay=replay,
     )  # fmt: skip
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
     goes_on = local(out, "out") if out is not None and resume else None
@@ -400,7 +406,7 @@ def fit(
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
         processes.by_first("fit", lambda: training.begin(local(folder, "out"), settings, resume=resume))
         saved = training.train(
-            model, data, settings, folder=Path(folder), loss=given, optimizer=optimizer, sparse=sparse,
+            model, data, settings, folder=Path(folder), loss=given, start=start, optimizer=optimizer, sparse=sparse,
             on_bad_batch=on_bad_batch, writers=writers, progress=progress,
         )  # fmt: skip
     where = None if out is None else Path(out)

@@ -54,6 +54,7 @@ class Schema:
         catalogue determines them, so they are looked up by item id.
       actions: size of the behaviour-type (or rating-bucket) vocabulary, row 0 unknown.
       user_floats, item_floats: how many float features.
+      item_statistics: half-lives in seconds of `ItemStatistics`, whose numbers are the last of the `item_floats`; () for none.
       content: E, the width of the content embedding; 0 for none.
       side: names of float values that a row carries along for the engine, such as "bid".
       encoding: version of the encoder whose ids and floats these are; "" where none is known, as for arrays made by hand. It
@@ -75,6 +76,7 @@ class Schema:
     actions: int = 2
     user_floats: int = 0
     item_floats: int = 0
+    item_statistics: tuple[int, ...] = ()
     content: int = 0
     side: tuple[str, ...] = ()
     encoding: str = dataclasses.field(default="", compare=False)
@@ -93,6 +95,8 @@ class Schema:
             expect(name in single, behaviour, f"single-valued item attributes {sorted(single)}", repr(name))
         self._check_tables()
         expect(self.actions >= 2, "Schema.actions", "at least 2 (row 0 is 'unknown')", self.actions)
+        least = len(statistic_names(self.item_statistics))
+        expect(self.item_floats >= least, "Schema.item_floats", f"at least {least}, for item_statistics", self.item_floats)
         for field in ("user_floats", "item_floats", "content"):
             expect(getattr(self, field) >= 0, f"Schema.{field}", "0 or more", getattr(self, field))
 
@@ -138,9 +142,9 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Schema.from_json` reads it back."""
-        # a shared table that is not set is left out: schemas without one keep the fingerprint they had
+        # what is not set is left out: schemas without shared tables and statistics keep the fingerprint they had
         written = dataclasses.replace(self, encoding="")  # the encoder is written next to it
-        left_out = ("table", None), ("encoding", "")
+        left_out = ("table", None), ("encoding", ""), ("item_statistics", ())
         return dataclasses.asdict(written, dict_factory=lambda fields: dict(f for f in fields if f not in left_out))
 
     @classmethod
@@ -150,9 +154,20 @@ class Schema:
         expect("encoding" not in value, "schema", "a record that `to_json` made", "one with an encoding")
         for field in ("item_attributes", "user_attributes"):
             value[field] = tuple(Attribute(**a) for a in value.get(field, ()))
-        for field in ("behaviour_fields", "side"):
+        for field in ("behaviour_fields", "side", "item_statistics"):
             value[field] = tuple(value.get(field, ()))
         return cls(**value)
+
+
+def statistic_names(half_lives: tuple[int, ...]) -> tuple[str, ...]:
+    """The columns of the statistics in a table of items, () without half-lives.
+
+    Example:
+      >>> statistic_names((3600,))
+      ('events_so_far', 'events_half_life_3600', 'since_first_event', 'since_last_event')
+    """
+    decayed = tuple(f"events_half_life_{seconds}" for seconds in half_lives)
+    return ("events_so_far", *decayed, "since_first_event", "since_last_event") if half_lives else ()
 
 
 def _find(attributes: tuple[Attribute, ...], name: str) -> Attribute:

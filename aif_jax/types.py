@@ -6,7 +6,7 @@ Shape letters, the same everywhere:
 |---|---|---|---|
 | B | requests in a batch | W | uint32 words of a signature, K / 32 |
 | C | candidates of one request | M | bridge embeddings |
-| N | rows of the item vocabulary | T | similarity tiers |
+| N | rows of the item vocabulary | T | objectives; tiers in SimTier |
 | S | short history | Q | cached values of a field (categories) |
 | L | long history | P | behaviours cached per value |
 | D | width | R | codes of a codebook |

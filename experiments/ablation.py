@@ -5,7 +5,7 @@ Claim     On next-item MovieLens the full AIF model ranks better than a tuned tw
 Command   python -m experiments.ablation --data DIR --json ablation.json
           (--smoke: seconds; --report-only: tables from the records; --critical: times of the critical path; --help lists all)
 Data      DIR holds movielens-small-merged/ and taobao-userbehavior-head100k/; the synthetic worlds are made here.
-Protocol  docs/study.md, the old one: met items are among the negatives. `experiments.study.question` asks it rightly; its
+Protocol  experiments/notes/study.md, the old one: met items are negatives. `experiments.study.question` asks it rightly; its
           figures are under the key "preset" of --json. Each run (data set, model, recipe, seed) is trained and evaluated
           once and leaves a record in experiments/results/old_protocol/; runs with a record are skipped, so the study can be
           stopped and continued at any time.

@@ -15,7 +15,7 @@ Protocol  Every form is compiled and its result checked before the clock starts;
           array are left out where that has more than 7e7 entries.
 Bound     What the machine would take at the rates measured in the same run: popcounts alone for SimTier; for the linear DIN and
           the interaction the larger of multiply-adds and of bytes in and out, from the cache.
-Measured  docs/long_history.md, with the machine
+Measured  experiments/notes/long_history.md, with the machine
 """
 
 from __future__ import annotations

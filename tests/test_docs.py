@@ -4,10 +4,12 @@ import ast
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tokenize
@@ -18,11 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import aif_jax as aif
-from tests import demo
+from aif_jax.service import processes
+from tests import service_world
 from tests.light import lightly_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +41,7 @@ RUN_ELSEWHERE = {
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
 LIGHT_PAGES = (
-    "scale", "scale_catalogue", "tutorial_index", "tutorial_neighbours", "tutorial_own_data", "tutorial_own_tower",
+    "how_to_refresh", "scale", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data", "tutorial_own_tower",
     "tutorial_ranker", "tutorial_train", "which_config",
 )  # fmt: skip
 """Pages about training and the index; those about serving and export run as shipped."""
@@ -119,15 +121,10 @@ def test_page_runs(page, tmp_path, monkeypatch, capsys):
 
 
 @lightly_compiled()
-def test_readme_block_runs():
-    config = demo.config(**demo.VARIANTS["dot products"])
-    namespace = {
-        "schema": config.schema, "config": config, "catalogue": demo.catalogue(), "user_features": demo.user(config),
-        "items": demo.items(8),
-    }  # fmt: skip
+def test_readme_block_runs(capsys):
     (block,) = fences(ROOT / "README.md", "python")
-    exec(compile(block, "README.md", "exec"), namespace)
-    assert np.isfinite(namespace["logits"]).all() and namespace["logits"].shape == (8,)
+    exec(compile(block, "README.md", "exec"), {"__name__": "page"})
+    assert len(re.findall(r"\d+", capsys.readouterr().out.splitlines()[-1])) == 5
 
 
 def names_of_the_package(page: Path) -> set[str]:
@@ -203,6 +200,24 @@ def test_the_scan_for_commands_finds_them(tmp_path):
     assert split("aif-jax index build") == ("aif_jax", ["index", "build"])
 
 
+def test_curl_lines_of_the_reference_are_answered():
+    """Every curl line of the HTTP reference, against a service: JSON with the keys of the answer shown, or the error shown."""
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    blocks = [body for body in fences(ROOT / "docs" / "reference_http.md", "text") if body.startswith("curl")]
+    with service_world.running(service_world.exports().root / "one", routes=processes.routes) as served:
+        address = served.addresses["http"]
+        lines = [line for block in blocks for line in re.split(r"\n(?=curl)", block.strip())]
+        calls = [shlex.split(line.replace("http://127.0.0.1:8080", address)) for line in lines]
+        answered = [subprocess.run(call, capture_output=True, check=True, text=True).stdout for call in calls]
+    assert len(answered) == 11
+    ranked, error = json.loads(answered[0]), json.loads(answered[-1])["error"]
+    assert len(ranked["ids"]) == 2 and not ranked["degraded"] and {"version", "stages", "scores"} <= ranked.keys()
+    assert json.loads(answered[1])["mask"] == [True, True] and not json.loads(answered[3])["degraded"]
+    assert json.loads(answered[6])["ready"] and "aif_stage_seconds_bucket" in answered[8]
+    assert error["message"] in (ROOT / "docs" / "reference_http.md").read_text() and error["field"] == "k"
+
+
 # links and lists
 
 
@@ -214,8 +229,8 @@ def test_no_dead_link(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_paper_map_names_things_that_exist():
-    text = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
+def test_the_map_of_the_paper_names_things_that_exist():
+    text = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
     for path in re.findall(r"`(tests/[\w/]+\.py)`", text):
         assert (ROOT / path).is_file(), path
 
@@ -248,6 +263,18 @@ def test_reference_lists_every_public_name_once():
         assert len(same.intersection(listed)) == 1 or classes <= {str, int, tuple}, f"list once: {same}"
 
 
+def test_generated_pages_are_current():
+    """`python docs/website/reference.py` writes them."""
+    spec = importlib.util.spec_from_file_location("reference", SITE.parent / "reference.py")
+    assert spec is not None and spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    for name, made in reference.PAGES.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made(), (
+            f"docs/{name}: run {reference.__doc__.splitlines()[0]}"
+        )
+
+
 def test_every_page_is_on_the_front_page_and_in_the_site():
     front, site = (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), SITE.read_text(encoding="utf-8")
     for page in DOCS:
@@ -256,13 +283,13 @@ def test_every_page_is_on_the_front_page_and_in_the_site():
 
 
 def test_the_picture_names_modules_that_exist():
-    """Every box of the front page names its module."""
-    (picture,) = fences(ROOT / "docs" / "index.md", "text", "")
+    """Every box of the map names its module."""
+    picture = fences(ROOT / "docs" / "how_it_works.md", "text", "")[-1]
     names = re.findall(r"\b([a-z_]+)\.py\b|\b([a-z_]+)/", picture)
     assert len(names) > 15
     for module, package in names:
         places = [ROOT / "aif_jax" / (package or f"{module}.py"), ROOT / "aif_jax" / "blocks" / f"{module}.py"]
-        assert any(path.exists() for path in places), f"docs/index.md names {module or package}"
+        assert any(path.exists() for path in places), f"docs/how_it_works.md names {module or package}"
 
 
 # words
@@ -289,9 +316,7 @@ def dialect(path: Path) -> list[str]:
 
 
 def test_words_are_plain():
-    """Row names of the study's tables are those of its records, and stay."""
-    pages = [page for page in PAGES if page.name != "study_tables.md"]
-    assert [place for path in (*pages, *sorted((ROOT / "aif_jax").rglob("*.py"))) for place in dialect(path)] == []
+    assert [place for path in (*PAGES, *sorted((ROOT / "aif_jax").rglob("*.py"))) for place in dialect(path)] == []
 
 
 def test_the_scan_for_words_finds_them(tmp_path):

@@ -95,9 +95,9 @@ LAYERS = (
     # training
     "metrics", "data", "readers", "train",
     # production
-    "index", "user_table", "serving", "export", "jobs", "connectors", "service",
+    "index", "user_table", "serving", "export", "connectors", "service", "jobs",
     # the whole road
-    "run", "engines", "cli", "__main__", "__init__",
+    "run", "refreshing", "engines", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Files and folders of the package from the ground up; a module may import those before its own."""
 SWITCHES = {
@@ -105,12 +105,12 @@ SWITCHES = {
     "tiers", "tiers_by_action", "tier_windows", "codes", "codes_by", "codes_per_item", "signature_bits", "matching",
 }  # fmt: skip
 """What a config said of its blocks before they were values."""
-FACE = 67
+FACE = 69
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
 CROWDED = {"service": 18, "blocks": 18, "train": 19}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 34_000
+MOST_LINES = 37_000
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip

@@ -584,7 +584,7 @@ def test_flags_are_checked(capsys):
 def test_the_page_is_that_of_the_records():
     budget = tuning.Budget()
     wanted = report.markdown(report.tables(report.read(records.RESULTS)), trial=budget.trial, longer=budget.longer)
-    assert (records.RESULTS.parents[2] / "docs" / report.PAGE).read_text(encoding="utf-8") == wanted
+    assert (records.RESULTS.parents[2] / "experiments" / "notes" / report.PAGE).read_text(encoding="utf-8") == wanted
 
 
 def test_records_do_not_disturb_the_study():

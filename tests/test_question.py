@@ -5,10 +5,13 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
+from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
+from aif_jax.data.candidates import SampleKey
 from aif_jax.data.events import EventLog
 from aif_jax.data.sampling import SeenPairs
 from aif_jax.metrics import ByUser
-from experiments.study import datasets, question, records
+from experiments.study import datasets, popular_now, question, records
+from experiments.study.similarity import upper_half
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -37,6 +40,44 @@ def test_smoke(tmp_path, capsys):
     trained = [block["trained"] for block in rolled["blocks"]]
     assert trained == sorted(trained) and sum(block["users"] for block in rolled["blocks"]) == rolled["users"]
     assert len(list((tmp_path / "work").glob("*rolling*from_*.json"))) == len(trained)
+
+
+def test_popular_now(tmp_path, capsys):
+    """The same model with item statistics and without, on the smoke world; a run with a record is not run again."""
+    results = tmp_path / "results"
+    arguments = ["--dataset", "smoke", "--model", question.BASE, "--quiet"]
+    arguments += ["--results", str(results), "--work", str(tmp_path / "work")]
+    popular_now.main(arguments)
+    assert capsys.readouterr().out.count("gauc_so_far") == 2
+    popular_now.main(arguments)
+    assert "gauc_so_far" not in capsys.readouterr().out
+    popular_now.main([*arguments, "--report"])
+    assert capsys.readouterr().out.count("statistics decayed") == 1
+    plain, other = records.read(results).values()
+    assert plain["figures"]["gauc"] != other["figures"]["gauc"] and plain["steps"] == other["steps"]
+
+
+def test_negatives_so_far_had_an_event_before_the_sample(smoke):
+    data = smoke.dataset
+    positions = smoke.split.train[::17]
+    rows, labels, _ = popular_now.drawn_so_far(data, negatives=7, repeats=False)(positions, SampleKey(0, 0, 0))
+    first = np.full(len(data.catalogue), 2**62)
+    np.minimum.at(first, data.log.item, data.log.time)
+    assert (labels == (np.arange(8) == 0)).all() and (rows[:, 0] == data.log.item[positions]).all()
+    negatives, times = rows[:, 1:], data.log.time[positions][:, None]
+    assert (negatives > 0).mean() > 0.8
+    assert (first[negatives] < times)[negatives > 0].all() and (negatives != rows[:, :1]).all()
+
+
+def test_upper_tiers_count_as_the_upper_half_of_twice_as_many():
+    rng = np.random.default_rng(0)
+    signature = rng.integers(0, 2**32, (90, 2), dtype=np.uint32)
+    candidates = np.concatenate([signature[:10], rng.integers(0, 2**32, (10, 2), dtype=np.uint32)])
+    history = TierHistory(signature=signature, group=np.zeros(90, np.int32), mask=rng.random(90) < 0.8)
+    whole = np.asarray(histogram_reference(candidates, history, tiers=16))[:, 0]
+    upper = np.asarray(histogram(candidates, history, tiers=8, rule=upper_half))[:, 0]
+    np.testing.assert_array_equal(upper[:, 1:], whole[:, 9:])
+    np.testing.assert_array_equal(upper[:, 0], whole[:, :9].sum(1))
 
 
 def test_every_model_has_the_same_sizes_and_the_fields_of_the_data(smoke):

@@ -10,7 +10,7 @@ So values that come once push out each other, an interest that rests stays as lo
 new one that comes back grows. In real time it is `Sim`. Sources: SIM (arXiv 2006.05639); least frequently used with aging is a
 classic of caches. The space-saving algorithm (Metwally et al. 2005), where a new value inherits the count that it pushes out,
 never loses a value with more than a share 1 / Q of the events, but pushes out what rests: it ranked worse, see
-docs/study_notes.md.
+experiments/notes/study_notes.md.
 """
 
 from __future__ import annotations

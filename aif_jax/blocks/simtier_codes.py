@@ -2,7 +2,7 @@
 
 The codes are k-means centres on the sphere of the catalogue's content. The user side counts, for every code, how many
 behaviours are in which tier of (1 + cosine) / 2 between the codes; real time is a gather, whatever L is. It is cheaper than
-exact SimTier on long histories and keeps only a small part of its gain in ranking, see docs/study.md.
+exact SimTier on long histories and keeps only a small part of its gain in ranking, see experiments/notes/study.md.
 
 Source: SimTier (arXiv 2407.19467); the codebook is ours.
 """

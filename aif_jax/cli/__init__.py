@@ -1,7 +1,8 @@
-"""The command line `aif-jax`: check files, train, build and follow an index, follow users, export, verify, serve, replay.
+"""The command line `aif-jax`: check files, train, build and follow an index, export, verify, refresh, serve, replay.
 
 Exit codes, the same for every command: 0 fine; 1 problems were found, a folder failed its verification, or data was refused;
-2 the command could not start: wrong usage, a file or package that is missing, an output that exists already.
+2 the command could not start: wrong usage, a file or package that is missing, an output that exists already; 3 `refresh` has
+made a model that its gate refused.
 """
 
 from __future__ import annotations
@@ -12,11 +13,24 @@ from collections.abc import Sequence
 
 from aif_jax.cli.commands import add_commands
 from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
+from aif_jax.cli.refresh import add_refresh_commands
 from aif_jax.cli.service import add_service_commands, add_snapshot_commands
 from aif_jax.output.progress import hidden
 from aif_jax.sharding.processes import end
 
 __all__ = ["main"]
+
+
+def parser_of() -> argparse.ArgumentParser:
+    """The parser of every command, whose options `main` runs."""
+    parser = argparse.ArgumentParser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    add_commands(commands)
+    add_snapshot_commands(commands)
+    add_refresh_commands(commands)
+    add_service_commands(commands)
+    commands.metavar = "|".join(commands.choices)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,13 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       >>> main(["index", "inspect", "no-such-folder"])
       2
     """
-    parser = argparse.ArgumentParser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    add_commands(commands)
-    add_snapshot_commands(commands)
-    add_service_commands(commands)
-    commands.metavar = "|".join(commands.choices)
-    options = parser.parse_args(argv)
+    options = parser_of().parse_args(argv)
     options.words = list(sys.argv[1:] if argv is None else argv)
     code = _run(options)
     if code and getattr(options, "coordinator", None) is not None:

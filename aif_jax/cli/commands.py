@@ -208,13 +208,8 @@ def run_train(options: argparse.Namespace) -> int:
         return start_processes(options)
     if options.coordinator is not None:
         join(options)
-    name, *words = options.task
-    if name not in TASKS:
-        raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
-    fields = shared.read_fields(words, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
+    task = shared.read_task(options.task)
     changes = shared.read_fields(options.changes, "--set", [*CONFIG_FIELDS, *preset_arguments(options.preset)])
-    with shared.as_usage("--task"):
-        task = TASKS[name](**fields)
     columns = shared.read_columns(options) or Columns()
     files = dict(items=options.items, users=options.users, columns=columns)
     data = processes.together("read", lambda: read(options.events, **files))

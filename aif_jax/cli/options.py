@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import signal
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.store.trained import Trained
+from aif_jax.train.tasks import TASKS, Task
 
-FINE, PROBLEMS, USAGE = 0, 1, 2
+FINE, PROBLEMS, USAGE, REFUSED = 0, 1, 2, 3
 FIELDS = [field.name for field in dataclasses.fields(Columns)]
 
 
@@ -70,7 +72,9 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
     is None; `flags_given` returns the others. An argument of type `Any` takes a number or a date.
     """
     flags = names if isinstance(names, Mapping) else {name: name for name in names}
-    parameters, hints = inspect.signature(documented).parameters, typing.get_type_hints(documented)
+    parameters = inspect.signature(documented).parameters
+    written = {name: parameters[name].annotation for name in flags}  # others may name types that are no values
+    hints = typing.get_type_hints(type("Flags", (), {"__annotations__": written}), vars(sys.modules[documented.__module__]))
     for name, flag in flags.items():
         default, hint = parameters[name].default, hints[name]
         kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
@@ -121,6 +125,16 @@ def flags_given(options: argparse.Namespace, names: Iterable[str] | Mapping[str,
     """What the flags of `add_flags` say, by field or argument; without those that were not given."""
     flags = names if isinstance(names, Mapping) else {name: name for name in names}
     return {name: value for name, flag in flags.items() if (value := getattr(options, flag)) is not None}
+
+
+def read_task(words: Sequence[str]) -> Task:
+    """The task of the words `NAME FIELD=VALUE...`; UsageError for another name, or fields that do not fit."""
+    name, *fields = words
+    if name not in TASKS:
+        raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+    values = read_fields(fields, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
+    with as_usage("--task"):
+        return TASKS[name](**values)
 
 
 def read_columns(options: argparse.Namespace) -> Columns | None:

@@ -88,10 +88,15 @@ class SnapshotStore:
     def __repr__(self) -> str:
         return f"SnapshotStore({self.url!r}, keep={self.keep})"
 
-    def publish(self, folder: str | os.PathLike[str]) -> str:
+    def publish(self, folder: str | os.PathLike[str], *, unless_current: bool = False) -> str:
         """Uploads a folder, verifies it, makes it the current snapshot, and removes those beyond `keep`; returns its name.
 
         A kill at any moment leaves the snapshot that was current before, or the new one.
+
+        Args:
+          folder: local folder with at least one file.
+          unless_current: return the name of the current snapshot where it has the same files already, as after a kill between
+            the publish and its caller's note of it.
 
         Raises:
           FileNotFoundError: no such folder, or one that changes meanwhile.
@@ -104,11 +109,14 @@ class SnapshotStore:
             raise FileNotFoundError(f"{source}: expected a folder with files, got none")
         mine = f"a folder without a file {MANIFEST!r}, which the store writes"
         expect(not (source / MANIFEST).exists(), str(source), mine, "one")
+        entries = {
+            file.relative_to(source).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in files
+        }
+        if unless_current and (there := self._pointer()) is not None and self._entries_of(there.name) == entries:
+            return there.name
         name = f"{self._next():010d}-{secrets.token_hex(4)}"
-        entries = {}
-        for file in files:
-            relative, place = file.relative_to(source).as_posix(), self._path(name, file.relative_to(source).as_posix())
-            entries[relative] = {"bytes": file.stat().st_size, "sha256": digest_of(file)}
+        for file, relative in zip(files, entries, strict=True):
+            place = self._path(name, relative)
             self._make_parent(place)
             self._files.put_file(str(file), place)
         for relative, entry in entries.items():
@@ -116,13 +124,32 @@ class SnapshotStore:
         record = {"format": FORMAT, "files": entries}
         manifest = json.dumps(record, indent=1, sort_keys=True).encode()
         self._put(self._path(name, MANIFEST), manifest)
-        pointer = Pointer(name, hashlib.sha256(manifest).hexdigest())
         before = self._pointer()
         if before is not None and before.name > name:
             raise SnapshotError(f"{self.url}: expected to follow the current snapshot, got {before.name}, later than {name}")
-        self._put(self._path(CURRENT), json.dumps(pointer._asdict()).encode())
+        self._point(name, manifest)
         self.collect()
         return name
+
+    def rollback(self) -> str:
+        """Makes the complete snapshot before the current one current again; returns its name.
+
+        Readers follow as they follow a publish. The snapshot that was current stays until a later publish collects it.
+
+        Raises:
+          FileNotFoundError: an empty store, or none before the current one any more (`keep`).
+          SnapshotError: the manifest of the snapshot before is torn or altered.
+          OSError: of the file system.
+        """
+        current = self.current()
+        before = [name for name in self.names() if current is not None and name < current]
+        if not before:
+            got = "an empty store" if current is None else f"none before {current}, which stays current"
+            raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}")
+        manifest = self._read(self._path(before[-1], MANIFEST), RECORD_BYTES)
+        _entries(manifest, f"{self.url}: {before[-1]}")
+        self._point(before[-1], manifest)
+        return before[-1]
 
     def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
         """Downloads a snapshot into `directory/NAME`, which appears complete or not at all; returns that path.
@@ -232,6 +259,15 @@ class SnapshotStore:
     def _check(self, name: str, relative: str, entry: Mapping[str, Any], got: str) -> None:
         if got != entry["sha256"]:
             raise SnapshotError(f"{self.url}: {name}/{relative}: expected sha256 {entry['sha256']}, got {got}")
+
+    def _point(self, name: str, manifest: bytes) -> None:
+        """Moves the pointer, by one atomic write."""
+        pointer = Pointer(name, hashlib.sha256(manifest).hexdigest())
+        self._put(self._path(CURRENT), json.dumps(pointer._asdict()).encode())
+
+    def _entries_of(self, name: str) -> dict[str, dict[str, Any]]:
+        """The files of a snapshot."""
+        return _entries(self._read(self._path(name, MANIFEST), RECORD_BYTES), f"{self.url}: {name}")
 
     def _pointer(self) -> Pointer | None:
         try:

@@ -13,12 +13,14 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import EventLog, repeated_share
+from aif_jax.data.served import ServedFeatures, names_of
 from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.encoding.times import ticks
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import behaviours
-from aif_jax.schema import Schema
-from aif_jax.types import UserFeatures
+from aif_jax.schema import Schema, statistic_names
+from aif_jax.types import ItemFeatures, UserFeatures
 
 PLACES, PIECE = 1024, 1 << 16  # of a large array: pieces that its digest reads, and their bytes
 REPEATED = 0.01
@@ -43,6 +45,8 @@ class Dataset:
       users, items: raw ids of the U user rows and the N item rows.
       encoder: raw data to these features; None for data made otherwise, whose raw values nothing encodes.
       cascade: logged requests with all their candidates; None where the log holds no more than events.
+      served: features as a service served them, see `jobs.outcomes`: samples take them as they are, `users` may be any, and
+        the log has what was shown, not the histories. None where histories are in the log.
       repeats: whether users come back to items, which training, evaluation and candidates follow: where they do not, an item
         that the user has met is no negative and no candidate. None estimates it when the data set is made: whether `repeated`,
         the measured share of events, is at least `REPEATED`, 1 %. `dataclasses.replace` keeps the value.
@@ -63,6 +67,7 @@ class Dataset:
     encoder: Encoder | None = None
     cascade: Cascade | None = None
     repeats: bool | None = None
+    served: ServedFeatures | None = None
 
     def __post_init__(self):
         schema, users, items = self.schema, len(self.users), len(self.items)
@@ -70,10 +75,13 @@ class Dataset:
         for field, rows, got in (("log.users", users, self.log.users), ("catalogue", items, len(self.catalogue))):
             expect(rows == got, f"Dataset.{field}", f"{rows} rows like the vocabulary", got)
         same = np.array_equal(self.items.raw, self.catalogue.raw)
-        expect(same, "Dataset.items", "the raw ids of the catalogue in the same order", "others")
+        rows = self.items.rows if self.catalogue.rows is None else self.catalogue.rows
+        same = same and np.array_equal(self.items.rows, rows)
+        expect(same, "Dataset.items", "the raw ids of the catalogue in the same order and rows", "others")
         if self.encoder is not None:
             known = self.encoder.vocabularies
-            same = (self.encoder.schema, known["user"], known["item"]) == (schema, self.users, self.items)
+            of_users = self.users if self.served is not None else known["user"]
+            same = (self.encoder.schema, of_users, known["item"]) == (schema, self.users, self.items)
             expect(same, "Dataset.encoder", "one of this schema with these users and items", "another")
             self._carry(self.encoder)
         expect_names(self.user_ids, "Dataset.user_ids", [a.name for a in schema.user_attributes])
@@ -83,7 +91,7 @@ class Dataset:
         name, shape = "Dataset.user_floats", (users, schema.user_floats)
         expect_finite(expect_array(self.user_floats, name, dtype=np.float32, shape=shape), name)
         expect_range(self.log.item, "Dataset.log.item", size=items)
-        expect_range(self.log.action, "Dataset.log.action", size=schema.actions)
+        expect_range(self.log.action, "Dataset.log.action", size=self.actions)
         if self.cascade is not None:
             expect_range(self.cascade.rows, "Dataset.cascade.rows", size=items)
             expect_range(self.cascade.positions, "Dataset.cascade.positions", size=len(self.log))
@@ -93,13 +101,18 @@ class Dataset:
             object.__setattr__(self, "repeats", self.repeated >= REPEATED)
 
     def __repr__(self) -> str:
-        counts = f"{len(self.users) - 1:,} users, {len(self.items) - 1:,} items, {len(self.log):,} events"
+        counts = f"{len(self.users.raw):,} users, {len(self.items.raw):,} items, {len(self.log):,} events"
         return f"Dataset({self.name!r}: {counts}, {self.schema!r})"
 
     @property
     def encoding(self) -> str:
         """Version of the encoder that made the features, "" where none is known; see `Schema.encoding`."""
         return self.catalogue.encoding
+
+    @property
+    def actions(self) -> int:
+        """Actions that the log may have, 0 among them: the schema's, or of served requests one shown and one an outcome."""
+        return self.schema.actions if self.served is None else len(self.served.outcomes) + 2
 
     @functools.cached_property
     def repeated(self) -> float:
@@ -118,6 +131,7 @@ class Dataset:
             "items": {**catalogue.ids, "floats": catalogue.floats, "content": catalogue.content},
             "side": catalogue.side,
             "users": {**self.user_ids, "floats": self.user_floats},
+            "served": {} if self.served is None else names_of(self.served.features),
         }
         encoding = "" if self.encoder is None else self.encoder.version
         state = hashlib.sha256(" ".join((encoding, self.users.digest, self.items.digest)).encode())
@@ -142,15 +156,82 @@ class Dataset:
           CorruptRecord: an event out of range, in a file that was damaged after it was opened.
         """
         positions = expect_integers(positions, "positions", size=len(self.log))
+        if self.served is not None:
+            return dataclasses.replace(self.served.of(positions, length=length), encoding=self.encoding)
         users = self.log.user[positions]
         self.expect_intact("user", positions, users, len(self.users))
         return self._features(users, self.log.time[positions], self.log.history_end(positions), length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
         """The same for user rows int [B] at `times` int [B] in seconds; `encoder` does it for raw ids and raw events."""
+        expect(self.served is None, "request_features", "data with histories in its log", f"served requests: {self!r}")
         users = expect_integers(users, "users", size=len(self.users))
         end = self.log.history_end_at(users, times)
         return self._features(users, ticks(times, "times").seconds, end, length)
+
+    def history_lengths(self, positions: Any) -> np.ndarray:
+        """int64 [B] events in the whole history before each sample, or in that which was served."""
+        if self.served is not None:
+            return self.served.history_lengths(positions)
+        at = np.asarray(positions)
+        return self.log.history_end(at) - self.log.offsets[self.log.user[at]]
+
+    @functools.cached_property
+    def statistics(self) -> ItemStatistics | None:
+        """Item statistics as of any moment, from the events of the log; None where the schema has none."""
+        if self.served is not None:
+            return self.served.statistics
+        return item_statistics(self.schema, self.log)
+
+    def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
+        """What was known of items just before moments: features of the catalogue, with the item statistics of that moment.
+
+        Args:
+          rows: integer catalogue rows of any shape.
+          times: seconds, of a shape that broadcasts to that of `rows`: [B, 1] for candidates [B, C] of samples.
+          content: as in `Catalogue.features`.
+        """
+        features = self.catalogue.features(rows, content=content)
+        if self.statistics is None:
+            return features
+        known = np.asarray(features.floats)[..., : -self.statistics.width]
+        return dataclasses.replace(features, floats=np.concatenate([known, self.statistics.at(rows, times)], -1))
+
+    def catalogue_at(self, time: Any) -> Catalogue:
+        """The catalogue with the item statistics as of `time`, for an index that is refreshed then.
+
+        `catalogue` itself has those after the last event of the log.
+
+        Args:
+          time: integer seconds or a `datetime`.
+        """
+        if self.statistics is None:
+            return self.catalogue
+        return self.catalogue.with_statistics(self.statistics.at(np.arange(len(self.catalogue)), _moment(time)))
+
+    def statistic_columns(self, ids: Any, time: Any) -> dict[str, np.ndarray]:
+        """Item statistics as of `time` as columns of a table of raw items, for index updates and jobs.
+
+        Args:
+          ids: [n] raw item ids; unknown ones have no event.
+          time: integer seconds or a `datetime`.
+
+        Returns:
+          Column name to float32 [n], see `Columns.item_statistics`; {} where the schema has none.
+
+        Example:
+          >>> import aif_jax as aif
+          >>> events = {"user": [1, 2, 2], "item": [7, 7, 8], "time": [10, 3610, 3620]}
+          >>> columns = aif.Columns(item_statistics=(3600,))
+          >>> data = aif.read(events, items={"item": [7, 8], "category": [1, 1]}, columns=columns)
+          >>> found = data.statistic_columns([7, 8], 3615)
+          >>> np.expm1(4 * found["events_so_far"]).round(3).tolist()
+          [2.0, 0.0]
+        """
+        if self.statistics is None:
+            return {}
+        floats = self.statistics.at(self.items.encode(ids), _moment(time))
+        return dict(zip(statistic_names(self.schema.item_statistics), floats.T, strict=True))
 
     def with_content(self, content: Any) -> Dataset:
         """The same data set with another content embedding float32 [N, E], which the encoder then expects of items."""
@@ -196,6 +277,18 @@ class Dataset:
             where = "" if users is None else f"; it is in the history of user {users[at[0]]}"
             expected = f"expected {column} in [0, {size}), got {int(values[at])}{where}"
             raise CorruptRecord(f"{self.name}: event {positions[at]} of the log is corrupt: {expected}")
+
+
+def item_statistics(schema: Schema, log: EventLog) -> ItemStatistics | None:
+    """The item statistics of a log; None where the schema has none."""
+    if not schema.item_statistics:
+        return None
+    items = schema.item_attribute("item").size
+    return ItemStatistics(log.item, log.time, items=items, half_lives=schema.item_statistics)
+
+
+def _moment(time: Any) -> np.ndarray:
+    return ticks(time, "time").seconds
 
 
 def _update(state: Any, name: str, array: np.ndarray) -> None:

@@ -24,7 +24,7 @@ def history_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarra
     at, log = np.asarray(positions[:: max(1, len(positions) // SAMPLES)]), data.log
     user = log.user[at]
     at = at[(user >= 0) & (user < log.users)]  # others are reported when their batch is made
-    return np.minimum(log.history_end(at) - log.offsets[log.user[at]], longest)
+    return np.minimum(data.history_lengths(at), longest)
 
 
 def mean_places(histories: np.ndarray, lengths: tuple[int, ...]) -> float:

@@ -253,7 +253,7 @@ class Pipeline:
         log, choices = self.dataset.log, np.array(self.lengths)
         user, history = log.user[at], np.zeros(len(at), np.int64)
         intact = (user >= 0) & (user < log.users)  # others are reported when their batch is made
-        history[intact] = log.history_end(at[intact]) - log.offsets[user[intact]]
+        history[intact] = self.dataset.history_lengths(at[intact])
         bucket = np.searchsorted(choices, np.clip(history, 0, longest))
         by_length = np.argsort(bucket, kind="stable")
         batches = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(SHUFFLE, epoch, first)))
@@ -316,7 +316,7 @@ def make_batch(
       length: places of the history, where fewer than `config.history_length` hold all events of these users.
     """
     users = dataset.user_features(positions, length=length or config.history_length)
-    items = dataset.catalogue.features(rows, content=config.reads_content)
+    items = dataset.item_features(rows, dataset.log.time[positions][:, None], content=config.reads_content)
     return Batch(users=users, items=items, labels=labels, where=rows > 0, log_q=log_q)
 
 

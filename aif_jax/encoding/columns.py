@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from aif_jax.checks import expect
 from aif_jax.encoding.times import PER_SECOND, TimeUnit
+from aif_jax.schema import statistic_names
 
 Kind: TypeAlias = Literal["id", "value", "category", "action", "bag", "float", "number", "vector", "time"]
 """What a column holds: "id" (integers from 0 or strings, none missing), "value" (integers or strings, may be missing),
@@ -18,7 +19,7 @@ CODED = ("id", "value", "category", "action", "bag")  # kinds whose values becom
 RESERVED = ("user", "item", "category", "action")
 ALLOWED: dict[str, tuple[type, ...]] = {
     "str": (str,), "TimeUnit": (str,), "str | None": (str, type(None)), "int": (int,), "bool": (bool,),
-    "tuple[str, ...]": (str,), "tuple[str | int, ...]": (str, int),
+    "tuple[str, ...]": (str,), "tuple[int, ...]": (int,), "tuple[str | int, ...]": (str, int),
 }  # fmt: skip
 """A field's annotation to the types of its value, or of each of its values; a bool is no int."""
 
@@ -40,6 +41,9 @@ class Columns:
       bag_length: values of a bag that are kept, the first ones.
       bag_separator: between the values of a bag that comes as text.
       item_floats: numbers of an item.
+      item_statistics: half-lives in seconds of `ItemStatistics`, how popular an item is as of a sample's time, which then are
+        float features of items; () for none. `read` computes them from the events. Tables of items that an index is made of
+        hold them as of its refresh, see `Dataset.statistic_columns`.
       side: numbers of an item that the engine gets to see and the network does not, such as a bid.
       content: a column of lists of numbers, the content embedding.
       behaviour_fields: among `item_attributes`, those by which a behaviour is embedded too, after item and category (SIM may
@@ -71,6 +75,7 @@ class Columns:
     bag_length: int = 8
     bag_separator: str = "|"
     item_floats: tuple[str, ...] = ()
+    item_statistics: tuple[int, ...] = ()
     side: tuple[str, ...] = ()
     content: str | None = None
     behaviour_fields: tuple[str, ...] = ()
@@ -101,6 +106,9 @@ class Columns:
             free = name not in RESERVED and named.count(name) == 1
             names = f"attributes of different names, none of them {', '.join(RESERVED)}"
             expect(free, "Columns", names, f"{name!r} among {named}")
+        lives = self.item_statistics
+        distinct = all(seconds >= 1 for seconds in lives) and list(lives) == sorted(set(lives))
+        expect(distinct, "Columns.item_statistics", "ascending half-lives of a second or more", lives)
         for file in get_args(File):
             used = [name for name, _ in self._listed(file)]
             twice = sorted({name for name in used if used.count(name) > 1})
@@ -112,9 +120,9 @@ class Columns:
         expected, got = "a column for them in Columns.action", f"None with actions {self.actions}"
         expect(has_column, "Columns.actions", expected, got)
 
-    def of(self, file: File) -> dict[str, Kind]:
-        """The columns of a file and what they hold."""
-        return dict(self._listed(file))
+    def of(self, file: File, *, computed: bool = True) -> dict[str, Kind]:
+        """The columns of a file and what they hold; without `computed`, those that `read` does not compute from the events."""
+        return {name: kind for name, kind in self._listed(file) if computed or name not in self.statistics}
 
     def vocabularies(self, file: File) -> dict[str, str]:
         """The categorical columns of a file and the vocabulary of each."""
@@ -136,13 +144,20 @@ class Columns:
         return self.user_key or self.user
 
     @property
+    def statistics(self) -> tuple[str, ...]:
+        """The columns of item statistics in a table of items that an index is made of."""
+        return statistic_names(self.item_statistics)
+
+    @property
     def floats(self) -> dict[str, tuple[str, ...]]:
-        """The float columns of "item" and of "user"."""
+        """The float columns of "item" and of "user" that come with the files."""
         return {"item": self.item_floats, "user": self.user_floats}
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Columns.from_json` reads it back."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        # without statistics they are left out: columns from before them keep the fingerprint that they had
+        fields = {name: value for name, value in vars(self).items() if name != "item_statistics" or value}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Columns:
@@ -157,7 +172,7 @@ class Columns:
                 ((self.category,), "category"),
                 (self.item_attributes, "value"),
                 (self.item_bags, "bag"),
-                ((*self.item_floats, *self.side), "float"),
+                ((*self.item_floats, *self.statistics, *self.side), "float"),
                 ((self.content,), "vector"),
             ],
             "users": [((self.user_record_id,), "id"), (self.user_attributes, "value"), (self.user_floats, "float")],

@@ -35,6 +35,7 @@ class Encoder:
     | raw | becomes |
     |---|---|
     | an item or attribute value that the vocabulary lacks, None | row 0; an unknown item is still an event of the history |
+    | one that lost its row, or has none yet, see `encoding.capacity` | the same |
     | an action that is none of those listed | action 0 |
     | events in any order | the most recent first; ties are ordered by item and action, so the order of arrival never matters |
     | an event in the same second as the request, or up to `max_skew` seconds later | left out, as in training |
@@ -162,7 +163,9 @@ class Encoder:
         rows = {
             name: self._rows(column_of(table, column), column, name) for column, name in columns.vocabularies("items").items()
         }
-        floats = {name: floats_of(column_of(table, name), name) for name in (*columns.item_floats, *columns.side)}
+        self._expect_statistics(table)
+        numbers = (*columns.item_floats, *columns.statistics, *columns.side)
+        floats = {name: floats_of(column_of(table, name), name) for name in numbers}
         content = self._content(table) if self.schema.content else None
         lengths = {name: len(value) for name, value in (rows | floats).items()}
         one = len({*lengths.values(), len(raw if content is None else content)}) == 1
@@ -181,9 +184,14 @@ class Encoder:
         width = self.schema.content
         fits = width == (0 if content is None else content.shape[1])
         expect(fits, "items", f"a content embedding of width {width}", "none" if content is None else content.shape[1])
+
+        def stack(names: tuple[str, ...]) -> np.ndarray:
+            return stacked([floats[name] for name in names], len(rows["item"]))
+
+        scaled = self.scaled("item", stack(self.columns.item_floats))
         return ItemFeatures(
             ids={attribute.name: rows[attribute.name] for attribute in self.schema.item_attributes},
-            floats=self.scaled("item", stacked([floats[name] for name in self.columns.item_floats], len(rows["item"]))),
+            floats=np.concatenate([scaled, stack(self.columns.statistics)], axis=1),
             content=content,
             side={name: floats[name] for name in self.columns.side},
             encoding=self.version,
@@ -328,6 +336,14 @@ class Encoder:
         expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
         return raw, ticks(plain(raw[columns.time]), f"events, column {columns.time!r}", unit=columns.time_unit)
 
+    def _expect_statistics(self, table: Any) -> None:
+        """Raises ValueError for a table of raw items without the item statistics."""
+        present = table.schema.names if hasattr(table, "schema") else list(table)
+        lacking = [name for name in self.columns.statistics if name not in present]
+        expected = f"the item statistics {list(self.columns.statistics)} as of the refresh"
+        got = f"{list(present)}; add `data.statistic_columns(ids, time)` to the columns"
+        expect(not lacking, "items", expected, got)
+
     def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Item row and action of some events, int32 each."""
         columns = self.columns
@@ -390,7 +406,8 @@ def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, conte
         behaviour_fields=("item", "category", *columns.behaviour_fields),
         actions=max(actions, 2),
         user_floats=len(columns.user_floats),
-        item_floats=len(columns.item_floats),
+        item_floats=len(columns.item_floats) + len(columns.statistics),
+        item_statistics=columns.item_statistics,
         content=content,
         side=columns.side,
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
-from aif_jax.data.dataset import Dataset
+from aif_jax.data.dataset import Dataset, item_statistics
 from aif_jax.data.events import EventLog, out_of_order
 from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
@@ -98,13 +98,16 @@ def read(
         )
     user_ids, user_floats = _users(tables, encoder)
     log, doubled = _log(tables, columns)
+    catalogue = _catalogue(tables, encoder, embedding)
+    if statistics := item_statistics(encoder.schema, log):
+        catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
     for suspicion in profile_of(tables, columns, repeats=doubled)[1]:
         logger.warning("%s", suspicion)
     made = Dataset(
         name=name or _name(events),
         schema=encoder.schema,
         log=log,
-        catalogue=_catalogue(tables, encoder, embedding),
+        catalogue=catalogue,
         user_ids=user_ids,
         user_floats=user_floats,
         users=tables.vocabularies["user"],
@@ -154,7 +157,7 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
         for kind in SKIPPED:
             problems.drop(kind)
         problems.expect_none()
-        floats = {name: table.floats(name) for name in (*columns.item_floats, *columns.side)}
+        floats = {name: table.floats(name) for name in (*columns.item_floats, *columns.statistics, *columns.side)}
         embedding = None if columns.content is None else table.floats(columns.content)
         yield ids, encoder.item_features(rows, floats, embedding if embed is None else embed(ids))
     problems.expect_none()
@@ -232,7 +235,7 @@ def _content(tables: Tables, columns: Columns, content: Content | None) -> np.nd
         return _by_row(tables.rows["items"]["item"], tables.scans["items"].floats(columns.content), len(vocabulary))
     if content is None:
         return None
-    return _by_row(np.arange(1, len(vocabulary)), lookup(content)(vocabulary.raw), len(vocabulary))
+    return _by_row(vocabulary.rows, lookup(content)(vocabulary.raw), len(vocabulary))
 
 
 def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
@@ -256,12 +259,14 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None) -
     rows, count = dict(tables.rows["items"]), len(vocabulary)
     at = rows["item"]
     floats = {name: _by_row(at, table.floats(name), count) for name in (*columns.item_floats, *columns.side)}
+    floats |= dict.fromkeys(columns.statistics, np.zeros(count, np.float32))  # from the events, when they are there
     ids = {name: _by_row(at, values, count) for name, values in rows.items()}
     features: Any = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
     known = _by_row(at, np.ones(len(at), bool), count)
     return Catalogue(
         schema=encoder.schema,
         raw=vocabulary.raw,
+        rows=vocabulary.rows if vocabulary.fixed else None,
         ids=features.ids,
         floats=features.floats * known[:, None],
         content=features.content,

@@ -59,7 +59,7 @@ def read_tables(
     `problems` receives what is wrong with values, and ids that an items or users table has twice.
     """
     scans: dict[File, Scan] = {
-        name: scan(source, columns.of(name), problems, columns=columns, name=name)
+        name: scan(source, columns.of(name, computed=False), problems, columns=columns, name=name)
         for name, source in sources.items()
         if source is not None
     }
@@ -68,7 +68,7 @@ def read_tables(
     for name in scans:
         for column, vocabulary in columns.vocabularies(name).items():
             members.setdefault(vocabulary, []).append((name, column))
-            values[name, column] = _values(scans[name].codes[column], columns.of(name)[column], columns)
+            values[name, column] = _values(scans[name].codes[column], columns.of(name, computed=False)[column], columns)
     rows: dict[File, dict[str, np.ndarray]] = {name: {} for name in scans}
     known = dict(known or {})
     if "action" in members and columns.actions:
@@ -109,7 +109,7 @@ def validate(
             problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
         elif codes.codes.ndim == 1:
             _note_values(table, column, codes, place, ids, problems)
-            expected = f"one of the {len(vocabulary) - 1} known"
+            expected = f"one of the {len(vocabulary.raw)} known"
             unknown = f"unknown {name if name in ('user', 'item', 'action') else 'category'}"
             strange = table.is_good(column) & (codes.codes >= 0) & (rows[-1] == 0)
             table.note(problems, unknown, strange, column, expected, lambda at, codes=codes: _shown(codes, at))
@@ -123,6 +123,12 @@ def raw_values(codes: Codes, kind: Kind | None) -> np.ndarray:
     place = np.zeros(len(fits) + 1, np.int64)
     place[:-1][fits] = np.arange(1, len(values) + 1)
     return np.concatenate([np.zeros(1, values.dtype), values])[place[codes.codes]]
+
+
+def distinct_values(codes: Codes, kind: Kind | None, *, is_text: bool = False) -> tuple[np.ndarray | list[str], np.ndarray]:
+    """The distinct values of a column that are of a kind (None: the column's own), and their codes, int64 [distinct]."""
+    ids, fits = _as_kind(codes, kind or _kind([codes], is_text=is_text))
+    return ids, np.flatnonzero(fits)
 
 
 def _values(codes: Codes, kind: ColumnKind, columns: Columns) -> Values:

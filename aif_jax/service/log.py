@@ -95,7 +95,7 @@ class RequestLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.counters = {"log_records": 0, "log_dropped": 0, "log_failed": 0}
         self._share, self._rows, self._seconds = share, rows, seconds
-        self._schema = _schema()
+        self._schema = log_schema()
         self._waiting: queue.Queue[tuple[Observed, int] | None] = queue.Queue(waiting)
         self._most = waiting_bytes
         self._came = self._went = 0  # bytes, each counted by one thread
@@ -188,11 +188,8 @@ def record_of(seen: Observed) -> LogRecord:
 
 def read_log(path: str | Path) -> Iterator[LogRecord]:
     """The records of a file or of a folder, file by file; raises FileNotFoundError, ValueError for files that are none."""
-    path, arrow = Path(path), pyarrow()
-    files = sorted(path.glob("requests-*.parquet")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise FileNotFoundError(f"{path}: expected a request log, got none")
-    for file in files:
+    arrow = pyarrow()
+    for file in log_files(path):
         try:
             table = pyarrow("pyarrow.parquet").ParquetFile(file)
             missing = sorted(set(LogRecord._fields) - set(LogRecord._field_defaults) - set(table.schema_arrow.names))
@@ -204,7 +201,17 @@ def read_log(path: str | Path) -> Iterator[LogRecord]:
             raise ValueError(f"{file}: expected a request log: {error}") from error
 
 
-def _schema() -> Any:
+def log_files(path: str | Path) -> list[Path]:
+    """The files of a request log, by time; FileNotFoundError for none."""
+    path = Path(path)
+    files = sorted(path.glob("requests-*.parquet")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise FileNotFoundError(f"{path}: expected a request log, got none")
+    return files
+
+
+def log_schema() -> Any:
+    """The Arrow schema of its files."""
     arrow = pyarrow()
     kinds = {
         "time": arrow.float64(), "k": arrow.int32(), "candidates": arrow.list_(arrow.int64()),

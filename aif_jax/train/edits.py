@@ -130,7 +130,7 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
       size: N, rows of the catalogue.
       block: gives R, and how the history counts.
       deviation: of the block's term over users (at the end of their events) and trained items, in logits: how much it says. The
-        default was chosen on the validation slice of merged MovieLens (docs/study.md).
+        default was chosen on the validation slice of merged MovieLens (experiments/notes/study.md).
 
     Raises:
       TypeError, ValueError: rows that are not integers, not of one length or out of range; a deviation that is not positive.

@@ -361,12 +361,15 @@ def catalogue_scores(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
 
+    Item statistics, where the schema has them, are those as of the first of the events that are scored together, as an index
+    that was refreshed just before it holds them: the events then come by time.
+
     Memory: the item rows of the catalogue, as an index holds them, and twice while they are made; `SCORES` scores on the host,
     or those of one user; and programs over some users and items whose arrays are within `bounded.ARRAY` each.
 
     Yields:
-      int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0 and, unless users come back to items
-      (`repeats`; None takes `data.repeats`), for what the user has met before, but never for the event's own item.
+      int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for rows without an item and, unless users come back
+      to items (`repeats`; None takes `data.repeats`), for what the user has met before, but never for the event's own item.
     """
     repeats = data.repeats if repeats is None else repeats
     log, total, length = data.log, len(data.catalogue), model.config.history_length
@@ -384,9 +387,13 @@ def catalogue_scores(
     if width_of(size, total) > bounded.ARRAY:
         size = bounded.fitting(size, lambda n: width_of(n, 1))
     count = bounded.fitting(total, lambda n: width_of(size, n))
-    done = 0
-    for at in _filled(len(positions), size, label="rank", progress=progress):
+    order = np.argsort(log.time[positions], kind="stable") if data.statistics else np.arange(len(positions))
+    done, free = 0, np.delete(np.arange(total), data.items.rows)
+    for places in _filled(len(positions), size, label="rank", progress=progress):
+        at = order[places]
         here = positions[at]
+        if data.statistics:
+            rows = item_rows(model, params, data.catalogue_at(log.time[here[0]]), progress=False)
         states = users(data.user_features(here, length=length))
         scores = np.empty((size, total), np.float32)
         for start in range(0, total, count):
@@ -394,7 +401,7 @@ def catalogue_scores(
             scores[:, start : start + count] = score_some(states, rows, np.int32(start), count=count)
         target, each = log.item[here], np.arange(size)
         of_target = scores[each, target]
-        scores[:, 0] = -np.inf  # row 0 is no item
+        scores[:, free] = -np.inf  # row 0 is no item
         if not repeats:
             for row, position, end in zip(each, here, log.history_end(here), strict=True):
                 scores[row, log.item[log.offsets[log.user[position]] : end]] = -np.inf

@@ -76,11 +76,15 @@ class FitSettings:
     repeats: bool = False
     evaluate_every: int | None = None
     keep_best: str | None = "gauc"
+    start: str | None = None
+    replay: float = 0.0
 
     def __post_init__(self):
         for field in ("epochs", "batch_size", "requests", "evaluate_every"):
             value = getattr(self, field)
             expect(value is None or value >= 1, f"fit {field}", "at least 1", value)
+        expect(0 <= self.replay < float("inf"), "fit replay", "a share of at least 0", self.replay)
+        expect(not self.replay or self.since is not None, "fit replay", "0 without since", self.replay)
         if self.keep_best is not None:
             best = repr(self.keep_best)
             expect(self.validates, "fit keep_best", "False without a validation slice", best)
@@ -101,8 +105,9 @@ class FitSettings:
         """A dict of plain JSON values; `from_json` reads it back."""
         task = {"name": type(self.task).__name__} | dataclasses.asdict(self.task)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"task": task}
-        if self.since is None:  # as in records of runs from before there was a `since`, which go on
-            del values["since"]
+        for field in ("since", "start", "replay"):  # as in records of runs from before there were these, which go on
+            if not values[field]:
+                del values[field]
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -130,6 +135,18 @@ def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -
     return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
 
 
+def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
+    """Samples that a run trains on: those of its span, and with `replay` a share as many from before it, drawn at random."""
+    of_task = partial(settings.task.positions, data, min_history=settings.min_history)
+    positions = of_task(**settings.span("train"))
+    if not settings.replay:
+        return positions
+    earlier = of_task(since=None, before=settings.since)
+    count = min(len(earlier), round(settings.replay * len(positions)))
+    drawn = np.random.default_rng((settings.seed, 1)).choice(earlier, count, replace=False)
+    return np.union1d(positions, drawn)
+
+
 def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
     """ValueError where a task does not have a label for each objective of the model; names both."""
     known, name = list(objective_names(objectives)), type(task).__name__
@@ -152,7 +169,7 @@ def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *,
         return tuple(value)
     if folder is not None and is_run(folder) and Checkpoints(folder).steps:
         return tuple(settings_in(folder).get("buckets", ()))
-    positions = settings.task.positions(data, min_history=settings.min_history, **settings.span("train"))
+    positions = training_positions(data, settings)
     longest, steps = config.history_length, settings.epochs * (len(positions) // settings.batch_size)
     if longest <= lengths.SHORTEST or not steps:
         return ()
@@ -167,6 +184,7 @@ def train(
     *,
     folder: Path,
     loss: LossFn,
+    start: Params | None,
     optimizer: optax.GradientTransformation | None,
     sparse: SparseConfig | None,
     on_bad_batch: Any,
@@ -180,7 +198,7 @@ def train(
     report.say(report.repeats_line(data, settings.repeats), progress=progress)
     feed = Pipeline(
         dataset=data,
-        positions=task.positions(data, min_history=settings.min_history, **settings.span("train")),
+        positions=training_positions(data, settings),
         candidates=task.source(data, before=settings.first_validation, repeats=settings.repeats),
         config=config,
         batch_size=settings.batch_size,
@@ -191,13 +209,16 @@ def train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    if replayed := len(feed.positions) - samples.train:
+        report.say(f"replay: {replayed:,} earlier samples, drawn at random, are trained on too", progress=progress)
     for line in report.plan(feed, settings, samples):
         report.say(line, progress=progress)
     validate = validation(model, data, settings, progress=progress) if settings.validates else None
     optimizer = optimizer or default_optimizer(
         len(feed), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    state, place = init_state(init_params(model, data, seed=settings.seed), optimizer), jax.device_put
+    params = init_params(model, data, seed=settings.seed) if start is None else start
+    state, place = init_state(params, optimizer), jax.device_put
     if processes.several():
         mesh = sharding.row_mesh()
         state, place = sharding.place_state(state, mesh), partial(sharding.place_batch, mesh=mesh)

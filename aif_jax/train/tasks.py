@@ -69,7 +69,7 @@ class NextItem:
         if held_out:
             sampler = NegativeSampler(counts, power=self.power)
             return sampled_negatives(data, sampler=sampler, negatives=self.evaluated, repeats=repeats)
-        sampler = NegativeSampler(counts, power=self.power, uniform=self.uniform)
+        sampler = NegativeSampler(counts, power=self.power, uniform=self.uniform, rows=data.catalogue.rows)
         options: dict[str, Any] = {"negatives": self.negatives, "logq_correction": self.logq_correction, "repeats": repeats}
         return sampled_negatives(data, sampler=sampler, **options)
 
@@ -135,7 +135,7 @@ class Impressions:
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """The first event of every request in a span of time."""
-        return request_starts(data.log, min_history=min_history, since=since, before=before)
+        return _requests(data, min_history=min_history, since=since, before=before)
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """The list that was shown, whether or not users come back to items: what was shown was a candidate."""
@@ -185,7 +185,7 @@ class Cascaded:
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """The requests of the cascade in a span of time."""
         expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
-        starts = request_starts(data.log, min_history=min_history, since=since, before=before)
+        starts = _requests(data, min_history=min_history, since=since, before=before)
         return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
@@ -194,6 +194,14 @@ class Cascaded:
             return logged(data, repeats=repeats)
         sampler = NegativeSampler(counts_before(data, before), power=self.power) if self.sampled else None
         return staged(data, self.counts, sampler=sampler, repeats=repeats)
+
+
+def _requests(data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
+    """The first event of every request in a span of time whose history, in the log or as served, is long enough."""
+    if data.served is None:
+        return request_starts(data.log, min_history=min_history, since=since, before=before)
+    starts = request_starts(data.log, since=since, before=before)
+    return starts[data.served.history_lengths(starts) >= min_history]
 
 
 Task: TypeAlias = NextItem | Liked | Impressions | Cascaded

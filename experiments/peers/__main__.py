@@ -4,7 +4,7 @@ Claim     On merged MovieLens AIF ranks better than every peer's own code; its h
 Command   python -m experiments.peers --data DIR --json peers.json
           (--smoke: seconds; --report-only: tables from the records; --peer NAME=PYTHON: a trained peer too; --help lists all)
 Data      DIR holds movielens-small-merged/; the synthetic world of --smoke is made here.
-Protocol  docs/peers.md. Lists are written once into --work. Every score file in <work>/<data set>/test/scores is evaluated,
+Protocol  experiments/notes/peers.md. Lists are written once into --work. Score files in WORK/DATA/test/scores are evaluated,
           whoever wrote it, and leaves a record in experiments/results/old_protocol/peers.jsonl, in the format of
           experiments/peers/README.md.
 Time      closed-form baselines about ten minutes, each trained peer about seventeen, of one core.

@@ -4,7 +4,7 @@ Ratings above 3 are positives, a rating of 3 is dropped, the rest are negatives;
 trained on, 20 % tested; user and item means of the ratings are features. In the literature (IntTower, arXiv 2210.09890)
 the means are computed over the test ratings too: the label leaks into the features. And a random split trains on ratings that
 are later than the tested ones. Here "leak" repeats both, "no leak" takes the means from the training ratings alone;
-histories never show the rating of a test event. Honest figures are those of the split by time, see docs/study.md.
+histories never show the rating of a test event. Honest figures are those of the split by time, see experiments/notes/study.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Content similarity in other forms than tiers, to learn what SimTier's gain is made of: blocks of the study alone.
+"""Content similarity in other forms than SimTier's, to learn what its gain is made of: blocks of the study alone.
 
-Both give the head log1p of sum_j n_j exp((cos(c, x_j) - 1) / t) for several temperatures t, and the mean cosine. `KernelSums`
-takes the sums over the behaviours x_j themselves (n_j = 1), `Prototypes` over a few centroids of the user's own history with
-their counts n_j, made in the user half, so that real time does not grow with the history.
+`UpperTiers` has tiers where similarities are. The others give the head log1p of sum_j n_j exp((cos(c, x_j) - 1) / t) for
+several temperatures t, and the mean cosine. `KernelSums` takes the sums over the behaviours x_j themselves (n_j = 1),
+`Prototypes` over a few centroids of the user's own history with their counts n_j, made in the user half, so that real time does
+not grow with the history.
 """
 
 from __future__ import annotations
@@ -15,8 +16,30 @@ import jax.numpy as jnp
 
 from aif_jax.blocks.block import Block, HeadInputs, UserView, block
 from aif_jax.blocks.exact import UnitContent
+from aif_jax.blocks.simtier import SimTier, log_counts
+from aif_jax.blocks.tier_histogram import by_bits, histogram
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
+
+
+@block
+class UpperTiers(SimTier):
+    """SimTier whose T tiers are equal parts of [.5, 1]; the lowest one holds everything below as well.
+
+    Unrelated content differs in half of its bits, so the lower half of SimTier's tiers is all but empty. With T = 8 the counts
+    of a candidate fit one word in place of two.
+    """
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+        kernel, signature = kernels["tiers"], jnp.asarray(rows.fitted[self.tables[0].name])
+        counts = histogram(signature, state.blocks[self.name], tiers=self.tiers, groups=1, rule=upper_half)
+        return HeadInputs(pairs=((log_counts(counts).astype(kernel.dtype), kernel),))
+
+
+def upper_half(candidates: jax.Array, signature: jax.Array, tiers: int) -> jax.Array:
+    """Tier of [.5, 1] by differing bits: uint32 [C, W], [n, W] -> uint32 [n, C]."""
+    return jnp.maximum(by_bits(candidates, signature, 2 * tiers), tiers) - tiers
+
 
 TEMPERATURES = (0.3, 0.1, 0.05, 0.02)
 ROUNDS = 4  # of k-means

@@ -1,4 +1,4 @@
-"""The study's tables: as plain text for the terminal, as Markdown for `docs/study_tables.md`."""
+"""The study's tables: as plain text for the terminal, as Markdown for `experiments/notes/study_tables.md`."""
 
 from __future__ import annotations
 

@@ -205,7 +205,8 @@ class ExportedModel:
         """Raw ids of a vocabulary to int32 rows of the same shape, 0 for unknown ones; ExportError for other names or kinds."""
         if name not in self._vocabularies:
             raise ExportError(f"vocabulary: expected one of {sorted(self._vocabularies)}, got {name!r}")
-        return (self._vocabularies[name].positions(raw) + 1).astype(np.int32)
+        known, rows = self._vocabularies[name]
+        return rows[known.positions(raw)]
 
     def _features(self, features: Any) -> dict[str, Any]:
         """Features by name; their encoding must be the model's where both are known."""
@@ -327,13 +328,23 @@ def _open(
     return manifest, verify_in_child(folder, manifest["platforms"], tolerance=tolerance, sha256=digest, **limits)
 
 
-def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
-    """Vocabularies from arrays named "NAME/ids", or "NAME/utf8" and "NAME/offsets"."""
+def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[Ids, np.ndarray]]:
+    """Ids and their rows int32 [n + 1], 0 for position -1, from "NAME/ids", or "NAME/utf8" and "NAME/offsets".
+
+    A vocabulary of fixed size has "NAME/rows" too; its counts are of no use here.
+    """
     parts: dict[str, dict[str, np.ndarray]] = {}
     for path, array in arrays.items():
         name, _, kind = path.rpartition("/")
         parts.setdefault(name, {})[kind] = array
-    return {name: Ids(part, f"vocabulary {name!r}") for name, part in parts.items()}
+    made = {}
+    for name, part in parts.items():
+        known = Ids({kind: part[kind] for kind in part if kind in ("ids", "utf8", "offsets")}, f"vocabulary {name!r}")
+        rows = part.get("rows", np.arange(1, len(known) + 1))
+        if rows.shape != (len(known),) or rows.dtype.kind != "i" or (rows < 1).any():
+            raise ExportError(f"vocabulary {name!r}: expected a row of at least 1 for each of {len(known)} ids, got others")
+        made[name] = known, np.append(rows, 0).astype(np.int32)
+    return made
 
 
 def _index(arrays: Mapping[str, np.ndarray]) -> ExportedIndex:

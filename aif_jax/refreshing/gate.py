@@ -1,0 +1,363 @@
+"""The gate: old and new model on the same requests, and the reasons why the new one must not serve.
+
+`measure` runs one model; `judge` is arithmetic on two measurements. Differences are paired by user, see `metrics.intervals`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from aif_jax import metrics
+from aif_jax.checks import expect, expect_types
+from aif_jax.data.candidates import SampleKey, SourceFn
+from aif_jax.data.dataset import Dataset
+from aif_jax.metrics import ByUser, Interval
+from aif_jax.refreshing.warm import ROWS, as_served
+from aif_jax.store.trained import Trained
+from aif_jax.train.evaluate import evaluate, list_scores, rank_catalogue
+
+TIMED, TIMES = 64, 5  # requests, and how often they are scored: the shortest time counts
+HIGHER = {"gauc": True, "hr": True, "log_loss": False, "calibration_error": False}
+"""Judged metrics by the first part of their name: whether more is better."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """Bounds beyond which a new model is refused.
+
+    A metric refuses where the new model is worse by more than its bound and the interval of the difference leaves out 0: what
+    may be chance does not refuse.
+
+    Attributes:
+      gauc: GAUC that may be lost, 0.005 is half a point.
+      hit_rate: HR@k that may be lost.
+      log_loss: nats that may be added.
+      calibration: expected calibration error that may be added.
+      overlap: least mean share of the old top k that is in the new one, unless GAUC or HR@k is surely better.
+      size: most bytes of parameters, as a multiple of the old model's.
+      slowdown: most time of scoring the same requests, as a multiple of the old model's.
+      unknown: most of the requests' items that the new model's vocabulary lacks, as a share.
+      volume: least events a day in the new part, as a share of the days before it: half of a day's files may be missing.
+      users: least users to judge by.
+      draws, level, seed: of the bootstrap over users, see `metrics.user_interval`.
+
+    Raises:
+      ValueError: a bound below 0, a level or a share outside 0 to 1.
+    """
+
+    gauc: float = 0.005
+    hit_rate: float = 0.01
+    log_loss: float = 0.02
+    calibration: float = 0.02
+    overlap: float = 0.2
+    size: float = 1.5
+    slowdown: float = 3.0
+    unknown: float = 0.01
+    volume: float = 0.6
+    users: int = 100
+    draws: int = 1000
+    level: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self):
+        expect_types(self)
+        for field in dataclasses.fields(self):
+            expect(getattr(self, field.name) >= 0, f"GateConfig.{field.name}", "at least 0", getattr(self, field.name))
+        for name in ("overlap", "unknown", "volume"):
+            expect(getattr(self, name) <= 1, f"GateConfig.{name}", "a share from 0 to 1", getattr(self, name))
+        expect(0 < self.level < 1 and self.draws >= 1, "GateConfig.level, draws", "a share, and at least 1", self)
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """How much worse a metric may be, by the first part of its name."""
+        return {"gauc": self.gauc, "hr": self.hit_rate, "log_loss": self.log_loss, "calibration_error": self.calibration}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Requests:
+    """Held-out requests that both models answer.
+
+    Attributes:
+      data: holds them; of an encoder that knows new users and items.
+      positions: int64 [R] events in its log.
+      candidates: lists with labels, such as `task.source(data, before=..., held_out=True)`.
+      k: of HR@k and of the overlap in the catalogue; None does not rank it.
+      calibration_negatives: candidates after the first that log-loss and calibration are of, see `evaluate`.
+      repeats: whether users come back to items, see `Dataset`; None takes that of the data.
+    """
+
+    data: Dataset
+    positions: np.ndarray
+    candidates: SourceFn
+    k: int | None = 100
+    calibration_negatives: int = 15
+    repeats: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One model on requests.
+
+    Attributes:
+      version: of the model.
+      finite: whether every parameter and score is; without it there is nothing else.
+      by_user: metrics by name before they are averaged; "hr@k of new items" is of requests for items that the old model lacks.
+      top: int32 [R, k] the best catalogue rows of each request; None where the catalogue was not ranked.
+      unknown: share of the requests' items that the model's vocabulary lacks.
+      bytes: of the parameters.
+      seconds: of scoring the first 64 requests.
+    """
+
+    version: str
+    finite: bool
+    by_user: Mapping[str, ByUser] = dataclasses.field(default_factory=dict, repr=False)
+    top: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    unknown: float = 0.0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the gate says.
+
+    Attributes:
+      reasons: why the model is refused, a sentence each: what, measured, bound; empty where it passed.
+      metrics: by slice and name: values of the new and the old model and the interval of the difference.
+      overlap: mean share of the old top k in the new one; None where it was not compared.
+    """
+
+    reasons: tuple[str, ...]
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+    overlap: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model may serve."""
+        return not self.reasons
+
+
+def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measured:
+    """Runs one model on the requests, as it would answer them in service (`as_served`).
+
+    Args:
+      trained: with the encoder of its training, which may lack users and items of the requests.
+      requests: the same for both models.
+      new_items: bool [R], requests for items that the old model lacks, whose HR@k is measured apart; None for none.
+      progress: whether to show bars.
+
+    Raises:
+      EncodingMismatch, ValueError: as `as_served` and `evaluate`.
+    """
+    data, positions, k = requests.data, requests.positions, requests.k
+    served = as_served(trained, data.encoder)
+    params, users = served.params, data.log.user[positions]
+    leaves = [leaf for leaf in jax.tree.leaves(params) if np.issubdtype(np.asarray(leaf).dtype, np.floating)]
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves):
+        return Measured(version=trained.version, finite=False)
+    lists = requests.candidates(positions, SampleKey(0, 0, 0))
+    if not np.isfinite(list_scores(served.model, params, data, positions, lists, progress=progress)).all():
+        return Measured(version=trained.version, finite=False)
+    found = evaluate(
+        served.model, params, data, positions, k=None, candidates=requests.candidates,
+        calibration_negatives=requests.calibration_negatives, repeats=requests.repeats, progress=progress,
+    )  # fmt: skip
+    by_user, top = dict(found.by_user), None
+    if k is not None:
+        most = min(k, len(data.catalogue) - 1)
+        ranked = rank_catalogue(served.model, params, data, positions, k=most, repeats=requests.repeats, progress=progress)
+        hit, top = ranked.ranks < k, ranked.top
+        by_user[f"hr@{k}"] = metrics.mean_by_user(hit, users)
+        if new_items is not None and new_items.any():
+            by_user[f"hr@{k} of new items"] = metrics.mean_by_user(hit[new_items], users[new_items])
+    item = data.log.item[positions]
+    known = params[ROWS]["item"][item] if ROWS in params else item
+    size = sum(np.asarray(leaf).nbytes for name, group in params.items() if name != ROWS for leaf in jax.tree.leaves(group))
+    return Measured(
+        version=trained.version, finite=True, by_user=by_user, top=top, unknown=float((np.asarray(known) == 0).mean()),
+        bytes=size, seconds=_seconds(served, requests),
+    )  # fmt: skip
+
+
+def judge(
+    slices: Mapping[str, tuple[Measured, Measured]],
+    config: GateConfig = GateConfig(),
+    *,
+    volume: float | None = None,  # noqa: B008 frozen
+) -> Verdict:
+    """Whether a new model may follow the old one: a pure function of measurements.
+
+    Args:
+      slices: name to (new, old) on the same requests; size, speed, vocabulary and overlap are judged on the first.
+      config: bounds.
+      volume: events a day of the new part over those before it; None where nobody knows.
+    """
+    reasons, compared = [], {}
+    for name, (new, old) in slices.items():
+        if not new.finite:
+            return Verdict(reasons=(f"{name}: the new model has a parameter or a score that is not finite; bound: none",))
+        compared[name] = _compare(new, old, config) if old.finite else {}
+        reasons += _worse(name, new, compared[name], config)
+    new, old = next(iter(slices.values()))
+    name, overlap = next(iter(slices)), None
+    if new.top is not None and old.top is not None:
+        overlap = float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(new.top, old.top, strict=True)]))
+        ranking = [each["difference"] for metric, each in compared[name].items() if _kind(metric) in ("gauc", "hr")]
+        if overlap < config.overlap and not any(difference.low > 0 for difference in ranking):
+            reasons.append(
+                f"{name}: the new top {new.top.shape[1]} holds {overlap:.1%} of the old one, and no ranking metric is surely "
+                f"better; bound: at least {config.overlap:.1%}"
+            )
+    if new.unknown > config.unknown:
+        share = f"{new.unknown:.1%} of the requests are for items that the new model's vocabulary lacks"
+        reasons.append(f"{name}: {share}; bound: at most {config.unknown:.1%}")
+    if old.bytes and new.bytes > config.size * old.bytes:
+        sizes = f"the new model's parameters are {new.bytes:,} bytes, {new.bytes / old.bytes:.2f} times the old one's"
+        reasons.append(f"{sizes}; bound: at most {config.size:g} times")
+    if old.seconds and new.seconds > config.slowdown * old.seconds:
+        times = f"the new model scores the same requests in {new.seconds / old.seconds:.2f} times the old one's time"
+        reasons.append(f"{times}; bound: at most {config.slowdown:g} times")
+    if volume is not None and volume < config.volume:
+        events = f"the new part has {volume:.1%} of the events a day that the days before it had"
+        reasons.append(f"{events}; bound: at least {config.volume:.1%}")
+    return Verdict(reasons=tuple(reasons), metrics=compared, overlap=overlap)
+
+
+def volume(times: np.ndarray, since: int) -> float | None:
+    """Events a second from `since` on, as a share of those in as long a time before; None where nothing is before.
+
+    Example:
+      >>> volume(np.array([0, 1, 2, 3, 5, 7]), 4)
+      0.5
+    """
+    span = int(times.max()) + 1 - since
+    start = max(int(times.min()), since - span)
+    before, now = np.count_nonzero((times >= start) & (times < since)), np.count_nonzero(times >= since)
+    return float(now / span / (before / (since - start))) if before and span > 0 else None
+
+
+def judge_service(
+    text: str,
+    new: str,
+    old: str,
+    *,
+    degraded: float = 0.05,
+    failed: float = 0.01,
+    slowdown: float = 2.0,
+    requests: int = 100,
+) -> tuple[str, ...]:
+    """Why a version in service should be taken back, by what the service counts of it and of the version before.
+
+    A pure function of the answer to `GET /metrics`: call it some minutes after a publish, and run `aif-jax rollback` where it
+    returns a reason. Both versions must be in memory still (`serve --keep`, and a canary by share keeps both in use).
+    Calibration is no part of it: the service does not know outcomes.
+
+    Args:
+      text: metrics in the Prometheus text format; workers are added up.
+      new, old: versions, at least the first 12 digits.
+      degraded: how much larger the share of degraded answers may be than the old version's.
+      failed: the same of failed requests.
+      slowdown: most mean time of a request, as a multiple of the old version's.
+      requests: answers of the new version that a verdict needs; with fewer there is none.
+
+    Returns:
+      Sentences: what, measured, bound; empty where the version may stay, or has had too few requests.
+
+    Example:
+      >>> line = 'aif_{}_total{{version="{}"}} {}\\n'
+      >>> text = "".join(line.format(*each) for each in [("answered", "b" * 12, 200), ("degraded", "b" * 12, 50)])
+      >>> judge_service(text, "b" * 64, "a" * 64)
+      ('25.0% of 200 answers were degraded, 0.0% of the old version\'s; bound: at most 5.0 points more',)
+    """
+    counts = {version: _samples(text, version[:12]) for version in (new, old)}
+    answered = counts[new].get("aif_answered_total", 0.0)
+    if answered < requests:
+        return ()
+    reasons = []
+
+    def share(version: str, name: str) -> float:
+        whole = counts[version].get("aif_answered_total", 0.0) + counts[version].get("aif_failed_reason_total", 0.0)
+        return counts[version].get(name, 0.0) / whole if whole else 0.0
+
+    for what, name, bound in (("answers were degraded", "aif_degraded_total", degraded),
+                              ("requests failed", "aif_failed_reason_total", failed)):  # fmt: skip
+        now, before = share(new, name), share(old, name)
+        if now - before > bound:
+            than = f"{before:.1%} of the old version's; bound: at most {100 * bound:.1f} points more"
+            reasons.append(f"{now:.1%} of {answered:.0f} {what}, {than}")
+    spent = [counts[version].get(f"aif_stage_seconds_{TOTAL}_mean", 0.0) for version in (new, old)]
+    if spent[1] and spent[0] > slowdown * spent[1]:
+        times = f"a request takes {spent[0] / spent[1]:.2f} times as long as with the old version"
+        reasons.append(f"{times}; bound: at most {slowdown:g} times")
+    return tuple(reasons)
+
+
+TOTAL = "total"  # the stage that is the whole request
+SAMPLE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)\{([^}]*)\} ([0-9.eE+-]+)")
+
+
+def _samples(text: str, version: str) -> dict[str, float]:
+    """Sums by name of the samples of a version, and the mean seconds of its requests."""
+    sums: dict[str, float] = {}
+    for match in filter(None, map(SAMPLE.match, text.splitlines())):
+        if f'version="{version}"' in match[2]:
+            stage = f"_{TOTAL}" if f'stage="{TOTAL}"' in match[2] else ""
+            sums[match[1] + stage] = sums.get(match[1] + stage, 0.0) + float(match[3])
+    count = sums.get(f"aif_stage_seconds_count_{TOTAL}", 0.0)
+    if count:
+        sums[f"aif_stage_seconds_{TOTAL}_mean"] = sums[f"aif_stage_seconds_sum_{TOTAL}"] / count
+    return sums
+
+
+def _compare(new: Measured, old: Measured, config: GateConfig) -> dict[str, dict[str, Any]]:
+    """Both values and the interval of the difference of every metric that both have."""
+    options: dict[str, Any] = {"draws": config.draws, "level": config.level, "seed": config.seed}
+    differences = metrics.paired_intervals(new.by_user, old.by_user, **options)
+    return {
+        name: {"new": new.by_user[name].mean, "old": old.by_user[name].mean, "difference": difference}
+        for name, difference in differences.items()
+    }
+
+
+def _worse(name: str, new: Measured, compared: Mapping[str, Mapping[str, Any]], config: GateConfig) -> Iterator[str]:
+    """A sentence for every metric beyond its bound, and for too few users."""
+    users = len(new.by_user["gauc"].users) if "gauc" in new.by_user else 0
+    if users < config.users:
+        yield f"{name}: {users} users have candidates of both labels, too few to judge by; bound: at least {config.users}"
+    for metric, each in compared.items():
+        kind = _kind(metric)
+        if kind not in HIGHER or " " in metric:  # new items are reported, and part of the metric over all
+            continue
+        difference: Interval = each["difference"]
+        better = 1.0 if HIGHER[kind] else -1.0
+        worst = min(better * difference.low, better * difference.high), max(better * difference.low, better * difference.high)
+        bound = config.bounds[kind]
+        if not np.isfinite(each["new"]) and np.isfinite(each["old"]):
+            yield f"{name}: {metric} of the new model is {each['new']}, the old one's {each['old']:.4f}; bound: a finite number"
+        elif better * difference.value < -bound and worst[1] < 0:
+            moved = f"{metric} went from {each['old']:.4f} to {each['new']:.4f}, a difference of {difference.value:+.4f}"
+            interval = f"{config.level:.0%} interval {difference.low:+.4f} to {difference.high:+.4f}"
+            yield f"{name}: {moved} ({interval}); bound: at most {bound:g} worse"
+
+
+def _kind(metric: str) -> str:
+    return metric.partition("@")[0]
+
+
+def _seconds(served: Trained, requests: Requests) -> float:
+    """The shortest of a few times of scoring the first requests, compiled before."""
+    positions = requests.positions[:TIMED]
+    lists = requests.candidates(positions, SampleKey(0, 0, 0))
+    times = []
+    for _ in range(1 + TIMES):
+        began = time.perf_counter()
+        list_scores(served.model, served.params, requests.data, positions, lists, progress=False)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])

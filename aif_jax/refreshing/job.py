@@ -1,0 +1,103 @@
+"""Steps in a folder, each done once: sealed when it ends, so that a killed job goes on behind the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from aif_jax.store.folders import new_folder, remove_folder, remove_unfinished, write_file
+from aif_jax.store.lease import Lease
+from aif_jax.trees import differences
+
+SEAL = "step.json"
+RECORD = "job.json"
+DONE = "done"
+"""The step that ends a job: what is there then is removed by the next one."""
+
+
+class Job:
+    """The job in a folder; `begin` opens it.
+
+    Attributes:
+      folder: of the job; each step is a folder in it.
+      say: prints a line of progress.
+    """
+
+    def __init__(self, folder: Path, lease: Lease, say: Callable[[str], None]):
+        self.folder, self.say, self._lease = folder, say, lease
+
+    def path(self, name: str) -> Path:
+        """Folder of a step."""
+        return self.folder / name
+
+    def sealed(self, name: str) -> dict[str, Any] | None:
+        """The record of a step that is done, None for one that is not."""
+        file = self.path(name) / SEAL
+        return json.loads(file.read_text("utf-8")) if file.is_file() else None
+
+    def restart(self) -> None:
+        """Removes all steps."""
+        record = (self.folder / RECORD).read_bytes()
+        remove_folder(self.folder)
+        self.folder.mkdir()
+        write_file(self.folder / RECORD, record)
+
+    def step(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+        """The record of a step: `make` fills a folder and returns it, unless a job before the kill did.
+
+        The record is plain JSON; "line" in it is the line of progress, "seconds" is added unless it has them. The folder
+        appears whole or not at all. Raises WriterConflict where another job took the lease.
+        """
+        record = self.sealed(name)
+        if record is None:
+            self._lease.check()
+            began = time.perf_counter()
+            with new_folder(self.path(name)) as partial:
+                made = make(partial)
+                record = {"seconds": time.perf_counter() - began, **made}
+                (partial / SEAL).write_text(json.dumps(record, indent=1), "utf-8")
+            self.say(f"refresh: {name}: {record['line']} ({record['seconds']:.1f} s)")
+        else:
+            self.say(f"refresh: {name}: {record['line']} (done before)")
+        return record
+
+
+@contextlib.contextmanager
+def begin(
+    work: Path, arguments: Mapping[str, Any], *, places: tuple[Path, ...] = (), say: Callable[[str], None]
+) -> Iterator[Job]:
+    """The job in a work folder, new or to be resumed, under a lease on the folder and on `places`.
+
+    An unfinished job of other arguments (another model, other data) is removed, and its steps are done again: nothing of it was
+    published.
+
+    Raises:
+      WriterConflict: a job runs there; names its process and host.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    leases = [Lease(folder) for folder in dict.fromkeys((work, *places))]
+    folder, record = work / "job", json.loads(json.dumps(arguments))
+    try:
+        for lease in leases:
+            lease.take()
+        remove_unfinished(work)
+        job = Job(folder, leases[-1], say)
+        if folder.exists():
+            file = folder / RECORD
+            before = json.loads(file.read_text("utf-8")) if file.is_file() else None
+            if job.sealed(DONE) is None and before != record:
+                lines = differences(before or {}, record, path="refresh", source="the unfinished job")
+                say("refresh: an unfinished job of other arguments is dropped: " + "; ".join(lines[:3]))
+            if job.sealed(DONE) is not None or before != record:
+                remove_folder(folder)
+        if not folder.exists():
+            folder.mkdir()
+            write_file(folder / RECORD, json.dumps(record, indent=1).encode())
+        yield job
+    finally:
+        for lease in leases:
+            lease.release()

@@ -1,0 +1,488 @@
+"""`refresh`: from the served model and newer events to the next version in service, in steps that a kill does not undo."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from aif_jax import checkpoint, export
+from aif_jax.blocks import item_offset, pure_svd
+from aif_jax.checks import expect
+from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
+from aif_jax.data.dataset import Dataset
+from aif_jax.encoding.times import seconds_of, shown
+from aif_jax.export.consume.files import MANIFEST as EXPORTED
+from aif_jax.export.contents import open as open_model
+from aif_jax.export.writer import PLATFORMS
+from aif_jax.index import ItemIndex
+from aif_jax.output import progress as output
+from aif_jax.readers import read
+from aif_jax.readers.content import Content
+from aif_jax.readers.sources import Source
+from aif_jax.refreshing import report as reports
+from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure, volume
+from aif_jax.refreshing.job import DONE, Job, begin
+from aif_jax.refreshing.warm import grown, warm_start
+from aif_jax.run import fit
+from aif_jax.scores import GROUP
+from aif_jax.store.folders import URL, local
+from aif_jax.store.trained import Trained
+from aif_jax.train import edits
+from aif_jax.train import fit as training
+from aif_jax.train.tasks import TASKS, NextItem, Task
+from aif_jax.user_table import UserTable
+
+KEPT = "refresh.json"
+"""File in a published export: until when it was trained, the newest event that it was judged on, its task and settings."""
+USERS = "users"
+"""Folder of the user table in a published export; `serve --user-table` finds it in the mirror of the store."""
+REPORTS = 30  # reports that stay in OUT/reports
+Status = Literal["published", "refused", "nothing new"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refreshed:
+    """What a refresh came to.
+
+    Attributes:
+      status: "published", "refused" by the gate, or "nothing new" since the served model.
+      name: of the published snapshot; None for none.
+      trained: the new model, refused or not; None for nothing new.
+      report: what is in `report.json`; {} for nothing new.
+    """
+
+    status: Status
+    name: str | None = None
+    trained: Trained | None = dataclasses.field(default=None, repr=False)
+    report: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+
+def refresh(
+    current: Trained | str | Path,
+    events: Source | Dataset,
+    *,
+    out: str | Path,
+    items: Source | None = None,
+    users: Source | None = None,
+    work: str | Path | None = None,
+    content: Content | None = None,
+    unknown: str = "skip",
+    task: Task | None = None,
+    since: Any = None,
+    replay: float = 0.1,
+    held_out: float = 0.1,
+    epochs: int = 1,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    id_dropout: float = 0.0,
+    seed: int = 0,
+    requests: int = 2000,
+    k: int = 100,
+    fixed: tuple[Any, Any] | None = None,
+    gate: GateConfig = GateConfig(),  # noqa: B008 frozen
+    user_table: bool = False,
+    platforms: Iterable[str] = PLATFORMS,
+    keep: int = 3,
+    progress: bool = True,
+) -> Refreshed:
+    """Trains the served model on newer events, judges it against the served one, and publishes it if it is no worse.
+
+    One job of steps: read, warm start, train, additions after training, gate, index and user table, export, publish. Each is
+    sealed in `work` when it is done: killed at any moment, the same call goes on behind the last one and ends with the same
+    model, bit for bit. A second job on the same place is refused.
+
+    The new samples since the served model's last one are split by time: the first are trained on, with a calibrated model the
+    next part is what the calibration is fitted on, and the last part, the newest hours, is for the gate. The next refresh
+    trains on what this one held out.
+
+    Args:
+      current: served model: a snapshot store of exports (such as `out`), a folder that `aif.open` reads, or a `Trained`.
+      events: files or tables of `read`: the new events, and earlier ones as far back as histories and `replay` shall reach. Or
+        a `Dataset` with an encoder.
+      out: snapshot store of exports, see `connectors.SnapshotStore`: what `aif-jax serve OUT --mirror DIR` follows. Reports go
+        to the store OUT/reports.
+      items, users: files or tables of `read`; None with a `Dataset`.
+      work: local folder of the sealed steps; default: OUT.work next to a local `out`.
+      content: of `read`, for a model with a content embedding from elsewhere.
+      unknown: of `read`: events of items that are neither in `items` nor known to the served model are left out of training
+        ("skip"), or are an error.
+      task: of `fit`; None takes that of the served model's refresh or run, else `NextItem`.
+      since: the moment from which events are new, as for `fit`; None takes where the training of the served model ended.
+      replay: of `fit`: earlier samples to train on too, as a share of the new ones.
+      held_out: share of the new samples that the gate judges on, and again as many for a calibration.
+      epochs, batch_size, learning_rate, id_dropout, seed: of `fit`.
+      requests: at most so many of the held-out samples are evaluated, drawn at random.
+      k: of HR@k and the overlap, for tasks that rank the catalogue.
+      fixed: (first moment, first moment after) of requests that every refresh is judged on too, such as a hand-picked day; None
+        for none. Leave them out of `events` training by a `since` after them.
+      gate: bounds.
+      user_table: whether to publish the users' rows too, for a model that streams.
+      platforms: of `export.save`.
+      keep: exports that stay in the store.
+      progress: whether to show a line for each step and bars.
+
+    Returns:
+      `Refreshed`; a refused model is not published, its report is.
+
+    Raises:
+      WriterConflict: another job works there; says which process on which host.
+      FileNotFoundError: no served model.
+      ValueError: `since` is needed and not given, data or settings that do not fit, as `read` and `fit`.
+    """
+    expect(0 < held_out < 0.5, "held_out", "a share above 0, below 0.5", held_out)
+    where = str(out)
+    expect(work is not None or not URL.match(where), "work", f"a local folder for the steps of a job on {where}", work)
+    folder = local(work if work is not None else f"{where.rstrip('/')}.work", "work")
+    store = SnapshotStore(where, keep=keep)
+    arguments = {
+        "current": current.version if isinstance(current, Trained) else str(current), "out": store.url,
+        "files": None if isinstance(events, Dataset) else [str(each)[:200] for each in (events, items, users)],
+        "task": repr(task), "since": None if since is None else str(since), "replay": replay, "held_out": held_out,
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "id_dropout": id_dropout, "seed": seed,
+        "requests": requests, "k": k, "fixed": None if fixed is None else list(map(str, fixed)), "unknown": unknown,
+        "gate": dataclasses.asdict(gate), "user_table": user_table, "platforms": list(platforms),
+    }  # fmt: skip
+
+    def say(line: str) -> None:
+        if progress:
+            output.say(line)
+
+    with output.hidden(not progress), begin(folder, arguments, places=_on_disk(where), say=say) as job:
+        served, data = _inputs(job, current, functools.partial(
+            _read, events, items, users, content=content, unknown=unknown, progress=progress
+        ))  # fmt: skip
+        task = served.task if task is None else task
+        steps = _Steps(
+            job=job, served=served, data=data, task=task, since=_since(since, served, data), held_out=held_out, gate=gate,
+            progress=progress,
+        )  # fmt: skip
+        newest = int(data.log.time.max(initial=0))
+        if newest <= served.newest or not len(task.positions(data, min_history=1, since=steps.since, before=None)):
+            job.step(DONE, lambda _: {"line": f"nothing new since {shown(steps.since)}", "status": "nothing new"})
+            return Refreshed(status="nothing new")
+        settings = dict(
+            task=task, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, id_dropout=id_dropout, seed=seed,
+            replay=replay, requests=requests, k=k,
+        )  # fmt: skip
+        trained = steps.train(settings)
+        verdict, name = steps.judge(trained, requests=requests, fixed=fixed), None
+        if not verdict["reasons"]:
+            steps.tables(trained, data.catalogue if items is None else items, user_table=user_table)
+            steps.export(trained, newest=newest, platforms=tuple(platforms))
+            name = job.step("publish", functools.partial(_publish, store, job.path("export") / EXPORT))["name"]
+        report = steps.report(trained, name)
+        job.step(
+            DONE,
+            functools.partial(
+                _publish, SnapshotStore(f"{where.rstrip('/')}/reports", keep=REPORTS), job.path("report") / FILES
+            ),
+        )
+    return Refreshed(status=report["status"], name=name, trained=trained, report=report)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Served:
+    """The served model and what it says of its training."""
+
+    trained: Trained
+    task: Task
+    until: int | None  # seconds since 1970, the end of its training samples
+    newest: int  # time of the newest event that a refresh judged it on, -1 for none
+
+    @classmethod
+    def load(cls, job: Job, current: Trained | str | Path) -> _Served:
+        """From the job's first step, which keeps the model: what is current elsewhere may move meanwhile."""
+        record = job.step("current", functools.partial(_keep, current))
+        task = dict(record["task"])
+        trained = checkpoint.load(job.path("current") / MODEL).trained()
+        return cls(trained=trained, task=TASKS[task.pop("name")](**task), until=record["until"], newest=record["newest"])
+
+
+def _keep(current: Trained | str | Path, partial: Path) -> dict[str, Any]:
+    """The served model as a checkpoint, and until when it was trained."""
+    record: dict[str, Any] = {"until": None, "newest": -1, "task": _task_record(NextItem())}
+    if isinstance(current, Trained):
+        trained = current
+    else:
+        fetched, folder = partial / "fetched", Path(current)
+        if URL.match(str(current)) or ((folder / CURRENT).is_file() and not (folder / EXPORTED).is_file()):
+            folder = SnapshotStore(current).fetch(fetched)
+        trained = open_model(folder)
+        if (folder / KEPT).is_file():
+            record |= json.loads((folder / KEPT).read_text("utf-8"))
+        elif training.is_run(folder):
+            settings = training.load(folder)[0]
+            record |= {"until": settings.first_validation, "task": _task_record(settings.task)}
+        shutil.rmtree(fetched, ignore_errors=True)
+    trained.need_encoder("refresh")
+    checkpoint.save(partial / MODEL, trained)
+    until = "" if record["until"] is None else f", trained until {shown(record['until'])}"
+    return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version}
+
+
+def _inputs(job: Job, current: Trained | str | Path, read_data: Callable[[Trained], Dataset]) -> tuple[_Served, Dataset]:
+    """The served model and the data; a job whose data is other than before the kill starts again."""
+    served = _Served.load(job, current)
+    began = time.perf_counter()
+    data = read_data(served.trained)
+    seconds, before = time.perf_counter() - began, job.sealed("read")
+    if before is not None and before["digest"] != data.digest:
+        job.say("refresh: the data changed since the job was killed, so its steps are done again")
+        job.restart()
+        served = _Served.load(job, current)
+        data = read_data(served.trained)
+    own, newer = served.trained.need_encoder("refresh").vocabularies, data.encoder.vocabularies  # type: ignore[union-attr]
+    sizes = {name: {"before": len(own[name]) - 1, "after": len(newer[name]) - 1} for name in own}
+    record = {"digest": data.digest, "events": len(data.log), "vocabularies": sizes, "seconds": seconds}
+    more = ", ".join(f"{each['after'] - each['before']:,} of {name}" for name, each in sizes.items())
+    job.step("read", lambda _: record | {"line": f"{len(data.log):,} events; new ids: {more}"})
+    return served, data
+
+
+def _read(
+    events: Source | Dataset, items: Source | None, users: Source | None, trained: Trained, *, content: Content | None,
+    unknown: str, progress: bool,
+) -> Dataset:  # fmt: skip
+    """The data under vocabularies with the ids of the served model and the new ones."""
+    own = trained.need_encoder("refresh")
+    if isinstance(events, Dataset):
+        expect(events.encoder is not None, "refresh data", "a Dataset with an encoder", "one without; read(..., encoder=...)")
+        return events
+    if items is None:
+        raise ValueError("refresh items: expected the items file that belongs to events, got None")
+    files: dict[str, Any] = {"items": items, "users": users, "content": content, "progress": progress}
+    first = read(events, columns=own.columns, unknown="skip", **files)
+    encoder = grown(own, first.encoder)  # type: ignore[arg-type]  # which `read` made
+    return first if encoder.version == first.encoding else read(events, encoder=encoder, unknown=unknown, **files)
+
+
+def _since(since: Any, served: _Served, data: Dataset) -> int:
+    """The moment from which events are new, in seconds."""
+    if since is not None:
+        return seconds_of(since, "since", unit=data.encoder.columns.time_unit)  # type: ignore[union-attr]
+    if served.until is None:
+        expected = "the moment from which events are new, because the served model does not say until when it was trained"
+        raise ValueError(
+            f"refresh since: expected {expected} (a model that refresh published, or a folder of fit, does), got None"
+        )
+    return served.until
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Steps:
+    """The steps of a job between reading and publishing."""
+
+    job: Job
+    served: _Served
+    data: Dataset
+    task: Task
+    since: int
+    held_out: float
+    gate: GateConfig
+    progress: bool
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the served model has a calibration, for which a part of the new samples is kept."""
+        return GROUP in self.served.trained.params["fitted"]
+
+    def train(self, settings: dict[str, Any]) -> Trained:
+        """Warm start, training, additions."""
+        self.job.step("warm start", functools.partial(self._warm, seed=settings["seed"]))
+        self.job.step("train", functools.partial(self._train, settings=settings))
+        self.job.step("additions", self._additions)
+        return _model(self.job, "additions")
+
+    def _warm(self, partial: Path, *, seed: int) -> dict[str, Any]:
+        encoder: Any = self.data.encoder
+        started = warm_start(self.served.trained, encoder, self.data.catalogue, seed=seed)
+        checkpoint.save(partial / MODEL, started)
+        return {"line": f"{_bytes(started):,} bytes of parameters under the new vocabularies"}
+
+    def _train(self, partial: Path, *, settings: dict[str, Any]) -> dict[str, Any]:
+        started = _model(self.job, "warm start")
+        run = fit(
+            started.model, self.data, out=self.job.path("fit"), start=started.params, keep_best=False,
+            since=datetime.fromtimestamp(self.since, UTC), validation=self.held_out if self.calibrated else 0.0,
+            test=self.held_out, progress=self.progress, **settings,
+        )  # fmt: skip
+        checkpoint.save(partial / MODEL, run.trained)
+        trained = training.training_positions(self.data, run.settings)
+        new = int((self.data.log.time[trained] >= self.since).sum())
+        line = f"{new:,} new samples until {shown(run.settings.first_validation)}, {len(trained) - new:,} earlier ones"
+        return {"line": line, "settings": run.settings.to_json(), "samples": new, "replayed": len(trained) - new}
+
+    def _additions(self, partial: Path) -> dict[str, Any]:
+        """What the served model has that is fitted after training, fitted again."""
+        settings, old = self.settings(), self.served.trained
+        changes: dict[str, edits.Edit] = {}
+        if pure_svd.present(old.config):
+            changes["SVD term"] = edits.svd_term(before=settings.first_validation)
+        if (block := item_offset.present(old.config)) is not None:
+            least = float(np.min(old.params["fitted"][block.name]["table"]))
+            changes["popularity correction"] = edits.popularity_correction(
+                before=settings.first_validation, power=getattr(self.task, "power", 0.75),
+                untrained=item_offset.UNTRAINED if least <= item_offset.UNTRAINED else None,
+            )  # fmt: skip
+        if self.calibrated:
+            of_slice = functools.partial(training.held_out, settings=settings, split="validation")
+            form = "isotonic" if "x" in old.params["fitted"][GROUP] else "logistic"
+            changes["calibration"] = edits.calibration(
+                of_slice, calibration_negatives=self.task.calibration_negatives, form=form, progress=self.progress
+            )
+        checkpoint.save(partial / MODEL, edits.chain(*changes.values())(_model(self.job, "train"), self.data))
+        return {"line": ", ".join(changes) or "none: the served model has none", "additions": list(changes)}
+
+    def settings(self) -> training.FitSettings:
+        """Settings of the training."""
+        return training.FitSettings.from_json(_record(self.job, "train")["settings"])
+
+    def judge(self, trained: Trained, *, requests: int, fixed: tuple[Any, Any] | None) -> dict[str, Any]:
+        """The gate's verdict as plain JSON."""
+        return self.job.step("gate", lambda _: self._judge(trained, requests, fixed))
+
+    def _judge(self, trained: Trained, requests: int, fixed: tuple[Any, Any] | None) -> dict[str, Any]:
+        settings, data = self.settings(), self.data
+        slices = {"newest": training.held_out(data, settings, "test", requests=requests, min_history=0)}
+        if fixed is not None:
+            unit = data.encoder.columns.time_unit  # type: ignore[union-attr]
+            first, after = (seconds_of(moment, "fixed", unit=unit) for moment in fixed)
+            span = dataclasses.replace(
+                settings, first_validation=first, first_test=after, since=None, replay=0.0, keep_best=None
+            )
+            slices["fixed"] = training.held_out(data, span, "validation", requests=requests, min_history=0)
+        measured = {}
+        for name, (positions, candidates) in slices.items():
+            asked = Requests(
+                data=data, positions=positions, candidates=candidates, k=settings.k,
+                calibration_negatives=self.task.calibration_negatives, repeats=settings.repeats,
+            )  # fmt: skip
+            new_items = self._unknown("item", data.log.item[positions])
+            options: dict[str, Any] = {"new_items": new_items, "progress": self.progress}
+            measured[name] = measure(trained, asked, **options), measure(self.served.trained, asked, **options)
+        share = volume(data.log.time, self.since)
+        verdict = judge(measured, self.gate, volume=share)
+        positions, (new, old) = slices["newest"][0], measured["newest"]
+        tables = {
+            name: {metric: each | {"difference": list(each["difference"])} for metric, each in metrics.items()}
+            for name, metrics in verdict.metrics.items()
+        }
+        return {
+            "line": "passed" if verdict.passed else "refused: " + "; ".join(verdict.reasons),
+            "reasons": list(verdict.reasons), "metrics": tables, "overlap": verdict.overlap, "volume": share,
+            "requests": len(positions),
+            "new_item_requests": int(self._unknown("item", data.log.item[positions]).sum()),
+            "new_user_requests": int(self._unknown("user", data.log.user[positions]).sum()),
+            "slowdown": new.seconds / old.seconds if new.seconds and old.seconds else None,
+        }  # fmt: skip
+
+    def _unknown(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """bool [n] which rows of the data the served model's vocabulary lacks."""
+        known = self.data.encoder.vocabularies[name].raw  # type: ignore[union-attr]
+        own = self.served.trained.need_encoder("refresh").vocabularies[name]
+        return np.append(0, own.encode(known) if len(known) else [])[rows] == 0
+
+    def tables(self, trained: Trained, items: Any, *, user_table: bool) -> None:
+        """Index and user table: both are of one version of the model, so every row is new."""
+
+        def make(partial: Path) -> dict[str, Any]:
+            index = ItemIndex.build(trained, items, progress=self.progress)
+            index.save(partial / "index")
+            users = UserTable.build(trained, self.data, progress=self.progress) if user_table else None
+            if users is not None:
+                users.save(partial / USERS)
+            of_users = "" if users is None else f", {len(users):,} users"
+            return {"line": f"{len(index):,} items{of_users}", "items": len(index), "users": users and len(users)}
+
+        self.job.step("tables", make)
+
+    def export(self, trained: Trained, *, newest: int, platforms: tuple[str, ...]) -> None:
+        """The folder that is published: an export with its index, the users' rows, and what the next refresh must know."""
+        made = self.job.path("tables")
+
+        def make(partial: Path) -> dict[str, Any]:
+            index = ItemIndex.load(made / "index", trained)
+            export.save(partial / EXPORT, trained, index, platforms=platforms, stablehlo=False)
+            if (made / USERS).is_dir():
+                shutil.copytree(made / USERS, partial / EXPORT / USERS)
+            kept = {"until": self.settings().first_validation, "newest": newest, "task": _task_record(self.task)}
+            (partial / EXPORT / KEPT).write_text(json.dumps(kept), "utf-8")
+            return {"line": f"{_size(partial / EXPORT):,} bytes", "bytes": _size(partial / EXPORT)}
+
+        self.job.step("export", make)
+
+    def report(self, trained: Trained, name: str | None) -> dict[str, Any]:
+        """What `report.json` says."""
+        job = self.job
+
+        def make(partial: Path) -> dict[str, Any]:
+            steps = ("current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish")
+            done = {step: record for step in steps if (record := job.sealed(step)) is not None}
+            gate, settings = done["gate"], self.settings()
+            sizes = {"parameters before": _bytes(self.served.trained), "parameters": _bytes(trained)}
+            sizes |= {"export": done["export"]["bytes"]} if "export" in done else {}
+            counts = {field: gate[field] for field in ("requests", "new_item_requests", "new_user_requests")}
+            counts |= {field: done["train"][field] for field in ("samples", "replayed")}
+            report = {
+                "status": "refused" if gate["reasons"] else "published", "name": name,
+                "versions": {"old": self.served.trained.version, "new": trained.version},
+                "vocabularies": done["read"]["vocabularies"],
+                "data": counts | {
+                    "events": done["read"]["events"], "since": shown(self.since), "until": shown(settings.first_validation),
+                },
+                "additions": done["additions"]["additions"],
+                "gate": {field: gate[field] for field in ("reasons", "metrics", "overlap", "volume", "slowdown")},
+                "bytes": sizes,
+                "seconds": {step: record["seconds"] for step, record in done.items()},
+            }  # fmt: skip
+            (partial / FILES).mkdir()
+            reports.write(partial / FILES, report)
+            return {"line": report["status"], "status": report["status"]}
+
+        job.step("report", make)
+        return json.loads((job.path("report") / FILES / reports.JSON).read_text("utf-8"))
+
+
+MODEL, EXPORT, FILES = "model", "export", "files"  # folders in those of steps
+
+
+def _model(job: Job, step: str) -> Trained:
+    return checkpoint.load(job.path(step) / MODEL).trained()
+
+
+def _record(job: Job, step: str) -> dict[str, Any]:
+    record = job.sealed(step)
+    assert record is not None  # a step before this one
+    return record
+
+
+def _publish(store: SnapshotStore, folder: Path, _: Path) -> dict[str, Any]:
+    """Publishes a folder of a step, unless the killed job did."""
+    name = store.publish(folder, unless_current=True)
+    return {"line": f"{store.url}: {name}", "name": name}
+
+
+def _task_record(task: Task) -> dict[str, Any]:
+    return {"name": type(task).__name__} | dataclasses.asdict(task)
+
+
+def _on_disk(where: str) -> tuple[Path, ...]:
+    return () if URL.match(where) else (local(where),)
+
+
+def _bytes(trained: Trained) -> int:
+    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trained.params))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

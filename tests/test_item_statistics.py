@@ -1,0 +1,205 @@
+"""Item statistics: as of a moment, never from the future, the same in training, evaluation, encoder and index."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax.data import candidates
+from aif_jax.data.events import EventLog
+from aif_jax.data.pipeline import Pipeline
+from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.encoding.statistics import ItemStatistics
+from aif_jax.index import ItemIndex
+from aif_jax.schema import statistic_names
+from aif_jax.train.evaluate import rank_catalogue
+
+HOUR, DAY = 3600, 86400
+LIVES = (HOUR, 7 * DAY)
+START = 1_600_000_000
+ITEMS = 40
+
+
+def events(count: int = 1200, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "user": rng.integers(1, 25, count),
+        "item": rng.integers(1, ITEMS, count) * rng.integers(0, 2, count) + 1,  # one item has half of the events
+        "time": START + rng.integers(0, 20 * DAY, count) // HOUR * HOUR,  # so that many are at one time
+    }
+
+
+def items(ids: object = range(1, ITEMS + 1)) -> dict[str, list[float]]:
+    listed = list(ids)  # type: ignore[call-overload]
+    return {"item": listed, "category": [i % 5 for i in listed], "price": [i / 7 for i in listed]}
+
+
+def columns(**more: object) -> aif.Columns:
+    return aif.Columns(item_floats=("price",), item_statistics=LIVES, **more)  # type: ignore[arg-type]
+
+
+@functools.cache
+def data() -> aif.Dataset:
+    return aif.read(events(), items=items(), columns=columns(), progress=False)
+
+
+def before(time: int) -> aif.Dataset:
+    """The data set as it was at a moment: no event at or after it."""
+    log = data().log
+    kept = log.time < time
+    parts = (np.asarray(part)[kept] for part in (log.user, log.item, log.action, log.time))
+    return dataclasses.replace(data(), log=EventLog.from_arrays(*parts, users=log.users))
+
+
+@functools.cache
+def trained() -> aif.Trained:
+    config = aif.presets.two_tower(data().schema, width=4, towers=(8,))
+    model = aif.build(config)
+    return aif.Trained(model, model.init(jax.random.key(0), data().catalogue), encoder=data().encoder)
+
+
+def slow(row: int, time: int) -> list[float]:
+    """The formula, event by event."""
+    log = data().log
+    ages = [time - int(t) for i, t in zip(log.item, log.time, strict=True) if i == row and t < time]
+    if not ages or row == 0:
+        return [0.0] * (3 + len(LIVES))
+    decayed = [sum(2.0 ** (-age / life) for age in ages) for life in LIVES]
+    return [float(np.log1p(x)) / 4 for x in (len(ages), *decayed, max(ages) / HOUR, min(ages) / HOUR)]
+
+
+def test_they_follow_the_formula():
+    rng = np.random.default_rng(1)
+    rows, times = rng.integers(0, ITEMS + 1, 200), START + rng.integers(-DAY, 25 * DAY, 200)
+    rows[:20], times[20:40] = 1, data().log.time[:20]
+    statistics = data().statistics
+    assert statistics is not None
+    got = statistics.at(rows, times)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, [slow(int(row), int(time)) for row, time in zip(rows, times, strict=True)], atol=1e-6)
+    assert (got[rows == 0] == 0).all() and got[:20].any()
+
+
+def test_an_event_at_the_moment_itself_is_not_counted():
+    statistics = ItemStatistics(np.array([1, 1]), np.array([START, START + HOUR]), items=3, half_lives=LIVES)
+    log_count = statistics.at(np.array([1, 1, 1]), np.array([START, START + HOUR, START + HOUR + 1]))[:, 0] * 4
+    np.testing.assert_allclose(np.expm1(log_count), [0, 1, 2], atol=1e-5)
+
+
+@pytest.mark.parametrize("days", [0, 3, 11, 30])
+def test_nothing_of_the_future_changes_a_bit(days):
+    """A sample's statistics from the whole log are those of a log that ends before the sample."""
+    time = START + days * DAY
+    rows = np.arange(ITEMS + 1)
+    whole, past = data().item_features(rows, time).floats, before(time).item_features(rows, time).floats
+    np.testing.assert_array_equal(whole, past)
+    after = data().item_features(rows, time + 1).floats
+    happened = np.unique(data().log.item[data().log.time == time])
+    assert sorted(np.flatnonzero(after[:, 1] != whole[:, 1])) == sorted(happened)  # the count of what happens right then
+
+
+def test_training_batches_hold_them_as_of_each_sample():
+    sampler = NegativeSampler(item_counts(data(), np.arange(len(data().log))))
+    source = candidates.sampled_negatives(data(), sampler=sampler, negatives=3)
+    positions = np.flatnonzero(data().log.time > START + DAY)
+    feed = Pipeline(dataset=data(), positions=positions, candidates=source, config=trained().model.config, batch_size=6, seed=3)
+    fed = next(iter(feed.batches()))
+    assert fed.batch is not None and fed.positions is not None
+    rows, floats = np.asarray(fed.batch.items.ids["item"]), np.asarray(fed.batch.items.floats)
+    for sample, position in enumerate(fed.positions):
+        time = int(data().log.time[position])
+        np.testing.assert_array_equal(floats[sample], before(time).item_features(rows[sample], time).floats)
+    assert len({float(x) for x in floats[rows == 1][:, 1]}) > 3  # the popular item changes from sample to sample
+
+
+def test_encoded_online_equals_encoded_offline():
+    """A nearline job that knows the events so far gives each item what a training sample of that moment has."""
+    time, ids = START + 9 * DAY, [3, 1, 40, 1000]
+    encoder, known = data().encoder, before(START + 9 * DAY)
+    assert encoder is not None
+    _, online = encoder.items(items(ids) | known.statistic_columns(ids, time))
+    offline = data().item_features(data().items.encode(ids), time)
+    np.testing.assert_array_equal(online.floats[:3], offline.floats[:3])
+    np.testing.assert_array_equal(online.floats[3, 1:], np.zeros(3 + len(LIVES)))  # an unknown item has no event
+
+
+@pytest.mark.parametrize("rows", [True, False], ids=["table", "catalogue"])
+def test_an_index_updated_later_equals_one_rebuilt_later(rows):
+    first, later = START + 5 * DAY, START + 12 * DAY
+    index = ItemIndex.build(trained(), data().catalogue_at(first), batch_size=16, progress=False)
+    rebuilt = ItemIndex.build(trained(), data().catalogue_at(later), batch_size=16, progress=False)
+    ids = np.arange(1, ITEMS + 1)
+    table = items(ids) | before(later).statistic_columns(ids, later)
+    updated = index.upsert(table) if rows else ItemIndex.build(trained(), table, batch_size=16, progress=False)
+    one, other, stale = (jax.tree.map(np.asarray, some.take(ids)[0]) for some in (updated, rebuilt, index))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert (stale.vector != other.vector).any()
+
+
+def test_the_catalogue_of_the_data_is_that_after_the_last_event():
+    end = int(data().log.time.max()) + 1
+    np.testing.assert_array_equal(data().catalogue.floats, data().catalogue_at(end).floats)
+    assert not data().catalogue.floats[0].any()
+
+
+def test_ranks_in_the_catalogue_do_not_depend_on_the_future():
+    log, time = data().log, START + 15 * DAY
+    positions = np.flatnonzero((log.time >= time) & (log.time < time + 6 * HOUR))
+    assert len(positions) > 2
+    model, params = trained().model, trained().params
+    given = dict(repeats=True, k=5, progress=False)
+    whole = rank_catalogue(model, params, data(), positions, **given)
+    ended = before(time + 6 * HOUR)
+    same = np.flatnonzero((ended.log.time >= time) & (ended.log.time < time + 6 * HOUR))
+    past = rank_catalogue(model, params, ended, same, **given)
+    np.testing.assert_array_equal(whole.ranks, past.ranks)
+    np.testing.assert_array_equal(whole.top, past.top)
+    reversed_ = rank_catalogue(model, params, data(), positions[::-1], **given)
+    np.testing.assert_array_equal(reversed_.ranks[::-1], whole.ranks)
+
+
+def test_without_them_schema_and_columns_are_what_they_were():
+    assert "item_statistics" not in json.dumps(aif.Columns().to_json())
+    plain = aif.read(events(), items=items(), columns=aif.Columns(item_floats=("price",)), progress=False)
+    assert "item_statistics" not in json.dumps(plain.schema.to_json())
+    assert plain.statistics is None and plain.statistic_columns([1], START) == {}
+    assert plain.catalogue_at(START) is plain.catalogue
+    np.testing.assert_array_equal(plain.catalogue.floats[:, 0], data().catalogue.floats[:, 0])
+
+
+def test_they_travel_with_schema_and_encoder():
+    encoder = data().encoder
+    assert encoder is not None
+    assert aif.Schema.from_json(json.loads(json.dumps(data().schema.to_json()))) == data().schema
+    assert type(encoder).from_record(encoder.to_record(), encoder.to_arrays()).version == encoder.version
+    assert data().schema.item_floats == 1 + len(statistic_names(LIVES))
+
+
+def test_a_table_of_items_without_them_is_refused_with_the_way_out():
+    encoder = data().encoder
+    assert encoder is not None
+    with pytest.raises(ValueError, match=r"the item statistics .*events_half_life_3600.*statistic_columns\(ids, time\)"):
+        encoder.items(items())
+
+
+@pytest.mark.parametrize("wrong", [(0,), (7, 7), (9, 3), ("day",)])
+def test_half_lives_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match="item_statistics"):
+        aif.Columns(item_statistics=wrong)
+
+
+def test_a_schema_needs_places_for_them():
+    attributes = tuple(aif.Attribute(name=name, size=3) for name in ("item", "category"))
+    with pytest.raises(ValueError, match=r"Schema.item_floats: expected at least 4, for item_statistics, got 3"):
+        aif.Schema(item_attributes=attributes, item_floats=3, item_statistics=(HOUR,))
+
+
+def test_no_event_at_all():
+    statistics = ItemStatistics(np.zeros(0, np.int64), np.zeros(0, np.int64), items=3, half_lives=(HOUR,))
+    assert statistics.at(np.array([[1, 2]]), np.array([[START]])).tolist() == [[[0.0] * 4] * 2]
