@@ -150,9 +150,7 @@ def test_what_no_run_used_goes(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        OSError, match=r"a folder that can be written, got .*file/x .*JAX_COMPILATION_CACHE_DIR=FOLDER"
-    ):
+    with pytest.raises(OSError, match=r"a folder that can be written, got .*file/x .*JAX_COMPILATION_CACHE_DIR=FOLDER"):
         compiled.prepare(tmp_path / "file" / "x")
 
 
