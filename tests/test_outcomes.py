@@ -1,6 +1,7 @@
 """The request log joined with what followed: samples without skew, everything counted, in bounded memory."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -120,6 +121,18 @@ def test_everything_that_is_no_sample_is_counted(served, tmp_path):
     saved = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert saved["summary"] == dataclasses.asdict(summary)
     assert len(read_samples(tmp_path / "out", data).cascade) == 4
+
+
+def test_runs_one_after_the_other_have_each_request_once(served, tmp_path):
+    trained, data, records = served
+    log, rows = write_log(tmp_path / "log", records), outcomes(*clicks(records))
+    options, seconds, cuts = {"encoder": trained.encoder, "windows": WINDOWS}, [], (None, NOW + 4200, NOW + 4800, LATER)
+    for number, (since, until) in enumerate(itertools.pairwise(cuts)):
+        summary = join_outcomes(log, rows, tmp_path / str(number), since=since, until=until, **options)
+        made = read_samples(tmp_path / str(number), data)
+        seconds += made.log.time[made.cascade.positions].tolist()
+        assert summary.samples + sum(summary.left_out.values()) == 40
+    assert sorted(seconds) == [int(each.time) for each in records]
 
 
 def test_shown_says_which_items_have_labels(served, tmp_path):

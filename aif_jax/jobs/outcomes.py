@@ -41,11 +41,11 @@ PART_ROWS = 1 << 14
 MOST_PARTS = 512
 ROWS = 1024  # requests that are decoded at a time
 EXPOSED, PRE_RANKED, RETRIEVED = (STAGES.index(name) for name in ("exposed", "pre_ranked", "retrieved"))
-OPEN, NO_FEATURES, OTHER_ENCODING, OTHER_IDS, DUPLICATE, NOT_SHOWN, SAME_SECOND = (
-    "an outcome may still come", "without features", "of another encoder", "with ids of another kind", "with the id of another",
+OPEN, EARLIER, NO_FEATURES, OTHER_ENCODING, OTHER_IDS, DUPLICATE, NOT_SHOWN, SAME_SECOND = (
+    "an outcome may still come", "of an earlier run", "without features", "of another encoder", "with ids of another kind", "with the id of another",
     "with nothing shown that has a row", "of a user with another one in the same second",
 )  # fmt: skip
-REASONS = ("", OPEN, NO_FEATURES, OTHER_ENCODING, OTHER_IDS)
+REASONS = ("", OPEN, EARLIER, NO_FEATURES, OTHER_ENCODING, OTHER_IDS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,7 @@ def join_outcomes(
     to: Encoder | None = None,
     shown: str | None = None,
     candidates: int = 256,
+    since: int | None = None,
     until: int | None = None,
     request: str = "request",
     item: str = "item",
@@ -99,9 +100,9 @@ def join_outcomes(
 ) -> JoinSummary:
     """Joins a request log with outcomes by request id and item, into samples for `Impressions` and `Cascaded`.
 
-    A request becomes a sample when the longest window after it is over, so a later run over the same log finds the others. A
-    candidate without an outcome in its window is a negative if it was shown; if not, its labels are unknown.
-    `readers.cascade.read_samples` gives the samples as a `Dataset`.
+    A request becomes a sample when the longest window after it is over. A later run, with the `until` of this one as its `since`,
+    finds the others, each once. A candidate without an outcome in its window is a negative if it was shown; if not, its labels
+    are unknown. `readers.cascade.read_samples` gives the samples as a `Dataset`.
 
     Args:
       log: file or folder that `service.log.RequestLog` wrote.
@@ -114,6 +115,7 @@ def join_outcomes(
         those of ids that are gone to 0. Candidates are encoded with it. None takes `encoder`.
       shown: name of the outcome that says an item was shown; None counts what a ranking returned, or all that was scored.
       candidates: M, of a request at most; the furthest stages are kept, then the log's order.
+      since: second up to which the outcomes were complete in an earlier run: its requests are left out. None for all.
       until: second up to which the outcomes are complete; None takes that of the last one.
       request, item, time, outcome: names of the columns; times in `Columns.time_unit` of the encoder.
 
@@ -137,7 +139,7 @@ def join_outcomes(
         work.mkdir()
         job = _Join(encoder, target, windows, shown, candidates, work, _parts(files))
         last = job.cut_outcomes(outcomes, {request: "id", item: "id", time: "time", outcome: "category"})
-        job.cut_requests(files, until=last if until is None else until)
+        job.cut_requests(files, since=since, until=last if until is None else until)
         with Partitions(work / "samples", job.parts) as samples:
             for part in range(job.parts):
                 job.join(part, samples)
@@ -205,13 +207,14 @@ class _Join:
             problems.expect_none()
         return last
 
-    def cut_requests(self, files: Sequence[Path], *, until: int) -> None:
+    def cut_requests(self, files: Sequence[Path], *, since: int | None, until: int) -> None:
         """Writes the requests into parts; of those that cannot be samples the id and the reason alone."""
         texts = self.items.kind == "strings"
         named = ("candidate_texts", "id_texts") if texts else ("candidates", "ids")
         columns = ["id", "time", "method", "user", "encoding", "features", "logits", *named]
         arrow, compute = pyarrow(), pyarrow("pyarrow.compute")
-        closed = until - int(self.windows.max())
+        longest = int(self.windows.max())
+        closed, before = until - longest, -1 if since is None else since - longest
         with Partitions(self.work / "requests", self.parts) as parts:
             for batch in _batches(files, columns):
                 count = batch.num_rows
@@ -225,6 +228,7 @@ class _Join:
                 reason[~other] = REASONS.index(OTHER_ENCODING)
                 reason[batch["features"].is_null().to_numpy(zero_copy_only=False)] = REASONS.index(NO_FEATURES)
                 reason[seconds > closed] = REASONS.index(OPEN)
+                reason[seconds <= before] = REASONS.index(EARLIER)
                 encoded = [self.items.encode(_values(each)) for each in lists]
                 rows, returned = (_lists(*pair) for pair in zip(encoded, lengths, strict=True))
                 users = [
