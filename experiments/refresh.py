@@ -337,11 +337,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder with the public data sets; none: the synthetic world alone")
     parser.add_argument("--figures", type=Path, help="folder for the picture")
-    parser.add_argument("--days", type=int, default=4, help="trained days of each world (default: %(default)s)")
+    parser.add_argument("--days", type=int, default=3, help="trained days of each world (default: %(default)s)")
     parser.add_argument("--models", type=int, default=None, help="planted models of each kind (default: 100, smoke 6)")
     options = parser.parse_args(arguments)
     models = options.models or (6 if options.smoke else 100)
-    count = 150 if options.smoke else 1000
+    count = 150 if options.smoke else 400
     parts = common.Parts()
     figures: dict[str, Any] = {"worlds": {}}
     made = list(worlds(options))
@@ -354,7 +354,13 @@ def main(arguments: list[str] | None = None) -> None:
         with parts("gate"):
             world, epochs = made[0]
             figures["gate"] = gate(
-                world, small=options.smoke, models=models, count=count, epochs=epochs, config=config, bar=bar
+                world,
+                small=options.smoke,
+                models=models,
+                count=150 if options.smoke else 600,
+                epochs=epochs,
+                config=config,
+                bar=bar,
             )
     keys = ("stale_loss_gauc_points", "warm_minus_scratch_gauc_points", "warm_cost_share", "new_item_hr100_gain")
     figures |= {key: {name: found[key] for name, found in figures["worlds"].items()} for key in keys}

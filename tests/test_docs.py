@@ -4,10 +4,12 @@ import ast
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tokenize
@@ -21,6 +23,8 @@ from typing import Any
 import pytest
 
 import aif_jax as aif
+from aif_jax.service import processes
+from tests import service_world
 from tests.light import lightly_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +41,7 @@ RUN_ELSEWHERE = {
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
 LIGHT_PAGES = (
-    "scale", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data", "tutorial_own_tower",
+    "how_to_refresh", "scale", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data", "tutorial_own_tower",
     "tutorial_ranker", "tutorial_train", "which_config",
 )  # fmt: skip
 """Pages about training and the index; those about serving and export run as shipped."""
@@ -194,6 +198,24 @@ def test_the_scan_for_commands_finds_them(tmp_path):
     assert commands(page) == ["python -m d e", "python -m f", "python -m a.b --c D", "aif-jax e"]
     assert split("python -m a.b --c 'D E'") == ("a.b", ["--c", "D E"])
     assert split("aif-jax index build") == ("aif_jax", ["index", "build"])
+
+
+def test_curl_lines_of_the_reference_are_answered():
+    """Every curl line of the HTTP reference, against a service: JSON with the keys of the answer shown, or the error shown."""
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    blocks = [body for body in fences(ROOT / "docs" / "reference_http.md", "text") if body.startswith("curl")]
+    with service_world.running(service_world.exports().root / "one", routes=processes.routes) as served:
+        address = served.addresses["http"]
+        lines = [line for block in blocks for line in re.split(r"\n(?=curl)", block.strip())]
+        calls = [shlex.split(line.replace("http://127.0.0.1:8080", address)) for line in lines]
+        answered = [subprocess.run(call, capture_output=True, check=True, text=True).stdout for call in calls]
+    assert len(answered) == 11
+    ranked, error = json.loads(answered[0]), json.loads(answered[-1])["error"]
+    assert len(ranked["ids"]) == 2 and not ranked["degraded"] and {"version", "stages", "scores"} <= ranked.keys()
+    assert json.loads(answered[1])["mask"] == [True, True] and not json.loads(answered[3])["degraded"]
+    assert json.loads(answered[6])["ready"] and "aif_stage_seconds_bucket" in answered[8]
+    assert error["message"] in (ROOT / "docs" / "reference_http.md").read_text() and error["field"] == "k"
 
 
 # links and lists

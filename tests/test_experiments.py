@@ -135,6 +135,19 @@ def test_gates(tmp_path):
     assert got["parameters_single"] < got["parameters_gates"]
 
 
+def test_refresh(tmp_path):
+    got = figures("experiments.refresh", tmp_path, "--figures", ".")
+    found = got["worlds"]["synthetic"]
+    assert [set(day) for day in found["by_day"]] == [{"day", "never", "scratch", "warm"}] * 3
+    assert found["by_day"][0]["never"] == found["by_day"][0]["warm"] != found["by_day"][2]["warm"]
+    for name in ("stale_loss_gauc_points", "warm_minus_scratch_gauc_points", "warm_cost_share", "new_item_hr100_gain"):
+        assert got[name] == {"synthetic": found[name]} and math.isfinite(found[name])
+    assert found["warm_cost_share"] > 0 and found["new_item_hr100_gain"] > 0
+    assert got["gate_refused_bad"] == got["gate"]["models"] == 6 and 0 <= got["gate_passed_good"] <= 6
+    assert got["gate"]["refused_by_fault"]["NaN"] == [1, 1]
+    assert (tmp_path / "refresh.png").stat().st_size > 10_000
+
+
 def test_cascade(tmp_path):
     got = figures("experiments.cascade", tmp_path, "--figures", ".")
     assert -100 <= got["ranker_recall100_gain"] <= 100 and 0 < got["ranker_recall100_bce"] <= 1

@@ -346,3 +346,28 @@ def kill_publishers(url: str, options: dict, folder: Path, *, kills: int) -> Non
     assert reads >= kills
     SnapshotStore(url, grace=0.0, **options).publish(fill(folder / "made", 10**6))
     assert len(SnapshotStore(url, grace=0.0, **options)._listed()) <= 3 + 1
+
+
+def test_the_pointer_goes_back_and_a_later_publish_follows(place, tmp_path, capsys):
+    url, options = place
+    store = SnapshotStore(url, keep=2, **options)
+    with pytest.raises(FileNotFoundError, match="expected a snapshot to go back to, got an empty store"):
+        store.rollback()
+    first, second = (store.publish(fill(tmp_path / f"made{number}", number)) for number in (1, 2))
+    assert store.rollback() == first == store.current() and store.names() == [first, second]
+    assert number_of(store.fetch(tmp_path / "here")) == 1
+    with pytest.raises(FileNotFoundError, match=f"got none before {first}, which stays current"):
+        store.rollback()
+    third = store.publish(tmp_path / "made2")
+    assert third > second and store.current() == third
+    if not options:
+        assert cli.main(["rollback", "--out", url]) == 0 and capsys.readouterr().out.strip() == store.current() == second
+
+
+def test_a_folder_that_is_current_is_not_published_again(place, tmp_path):
+    url, options = place
+    store = SnapshotStore(url, **options)
+    name = store.publish(fill(tmp_path / "made", 1))
+    assert store.publish(tmp_path / "made", unless_current=True) == name and store.names() == [name]
+    fill(tmp_path / "made", 2)
+    assert store.publish(tmp_path / "made", unless_current=True) > name

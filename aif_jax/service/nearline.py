@@ -2,6 +2,7 @@
 
 root/000001-0000000042/            a snapshot of `aif-jax index follow` or of a `UserTableWriter`; the newest one serves
 root/2026-11-26/000001-.../        the same for the export of that name, where several versions serve
+root/2026-11-26/users/             rows of users within the export of that name, as `aif.refresh` publishes them
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from aif_jax.store.snapshots import snapshots
 from aif_jax.store.trained import Trained
 from aif_jax.user_table import RemoteRows, UserTable
 from aif_jax.user_table.rows import NONE
+
+USERS = "users"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +56,9 @@ class Written(NamedTuple):
         return max(0.0, time.time() - self.seconds)
 
 
-def newest(root: Path, folder: str) -> Path:
-    """The newest snapshot for the export in `folder`. Raises FileNotFoundError where there is none."""
-    for place in (root / folder, root):
+def newest(root: Path, folder: str, *, inside: str = "") -> Path:
+    """The newest snapshot for the export in `folder`, first that `inside` the export. FileNotFoundError where there is none."""
+    for place in (*([root / folder / inside] if inside else []), root / folder, root):
         if is_complete(place):
             return place
         if found := snapshots(place):

@@ -25,6 +25,7 @@ class Sizes:
     streams: int = 300  # of events, at random borders of batches
     training_kills: int = 100
     training_crash_points: int = 100
+    refresh_kills: int = 100  # of a job that refreshes a model
     storm_requests: int = 1_000_000
     storm_publishes: int = 100
     damaged_files: int = 1500  # of each format

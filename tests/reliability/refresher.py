@@ -1,0 +1,64 @@
+"""A refresh that works until it is killed, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow  # noqa: F401 (imported once by the fork server)
+
+import aif_jax as aif
+from aif_jax.connectors import SnapshotStore
+from aif_jax.refreshing import job as jobs
+from tests import refresh_world as world
+from tests.reliability.victims import CrashPoints, _compiled_in
+
+STEPS = ("current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish", "report", "done")
+
+
+def refresh(root: str, current: str, since: int, step: str | None, sealed: bool, at: int | None) -> None:
+    """Refreshes `current` into root/store; killed in a step before or after it is sealed, or at crash point `at`.
+
+    Without a kill it writes root/end.json: what the call returned, and the crash points that it passed.
+    """
+    folder = Path(root)
+    _compiled_in(str(folder.parent / "compiled"))
+    if step is not None:
+        _killed_in(step, sealed)
+    points = CrashPoints(folder, at)
+    made = aif.refresh(
+        current, world.events(5), items=world.items(5), out=folder / "store", work=folder / "work", since=since, **world.OPTIONS
+    )
+    end = {"status": made.status, "name": made.name, "points": points.count}
+    (folder / "end.json").write_text(json.dumps(end))
+
+
+def _killed_in(step: str, sealed: bool) -> None:
+    """Kills this process at a step, when its work is done or when it is sealed too."""
+    whole = jobs.Job.step
+
+    def patched(self: Any, name: str, make: Any) -> Any:
+        def killed(partial: Path) -> Any:
+            made = make(partial)
+            if name == step and not sealed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return made
+
+        record = whole(self, name, killed)
+        if name == step and sealed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return record
+
+    jobs.Job.step = patched  # type: ignore[method-assign]
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Digests of the files of the one snapshot in root/store, model, index and all; raises unless nothing else was left."""
+    store = SnapshotStore(root / "store")
+    (name,), (report,) = store.names(), SnapshotStore(root / "store" / "reports").names()
+    assert store.current() == name and report
+    files = json.loads((root / "store" / name / "snapshot-manifest.json").read_text())["files"]
+    return {relative: entry["sha256"] for relative, entry in files.items()}

@@ -1,0 +1,351 @@
+"""`aif.refresh`: from a served model and newer events to the next version in service, and every reason of the gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+
+import aif_jax as aif
+from aif_jax import cli
+from aif_jax.connectors import SnapshotStore
+from aif_jax.metrics import ByUser
+from aif_jax.refreshing import (
+    GateConfig,
+    Measured,
+    Requests,
+    as_served,
+    grown,
+    judge,
+    judge_service,
+    measure,
+    volume,
+    warm_start,
+)  # fmt: skip
+from aif_jax.refreshing import report as reports
+from aif_jax.refreshing.job import begin
+from aif_jax.serving.metrics import Histogram, prometheus_text
+from aif_jax.store.lease import Lease, WriterConflict
+from aif_jax.store.trained import Trained
+from aif_jax.train.fit import FitSettings, training_positions
+from aif_jax.train.tasks import NextItem
+from tests import refresh_world as world
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> aif.Run:
+    """The model of the first four days, with everything that is fitted after training, in a folder of `fit`."""
+    return world.first(tmp_path_factory.mktemp("refresh") / "run")
+
+
+@pytest.fixture(scope="module")
+def served(run, tmp_path_factory) -> Path:
+    """A checkpoint of it with SVD term, popularity correction and calibration."""
+    days = world.data(4)
+    whole = run.with_svd(days, width=3).with_popularity_correction(days, untrained=None).calibrate(days, progress=False)
+    whole.save(folder := tmp_path_factory.mktemp("served") / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(served, run, tmp_path_factory) -> tuple[Path, aif.refreshing.Refreshed]:
+    """A store with the model of day five, published by a refresh, and what the refresh returned."""
+    store = tmp_path_factory.mktemp("published") / "store"
+    since = run.settings.first_validation
+    return store, aif.refresh(served, world.events(5), items=world.items(5), out=store, since=since, **world.OPTIONS)
+
+
+def same(a: Any, b: Any) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+# the whole road
+
+
+def test_a_refresh_publishes_a_model_that_knows_the_new_ids(published, served):
+    store, made = published
+    assert made.status == "published" and made.name == SnapshotStore(store).current()
+    fetched = SnapshotStore(store).fetch(store.parent / "here")
+    trained, old = aif.open(fetched), aif.open(served)
+    assert trained.version == made.trained.version != old.version
+    assert made.report["versions"] == {"old": old.version, "new": trained.version}
+    assert len(trained.encoder.vocabularies["item"]) == 1 + world.ITEMS == len(old.encoder.vocabularies["item"]) + world.NEW
+    assert [block.name for block in trained.config.blocks] == [block.name for block in old.config.blocks]
+    assert "calibration" in trained.params["fitted"] and "popularity correction" in made.report["additions"]
+    index = aif.export.restore(fetched).index
+    assert np.array_equal(np.sort(index.ids), np.arange(100, 100 + world.ITEMS))
+    rebuilt = aif.ItemIndex.build(trained, world.items(5), progress=False)
+    assert same(index.take([100, 135])[0], rebuilt.take([100, 135])[0])
+
+
+def test_the_report_says_what_changed(published):
+    store, made = published
+    folder = SnapshotStore(store / "reports").fetch(store.parent / "reports")
+    report = json.loads((folder / reports.JSON).read_text())
+    assert report == made.report and report["vocabularies"]["item"] == {"before": 30, "after": 36}
+    text = (folder / reports.MARKDOWN).read_text()
+    for part in (made.name, "| item | 30 | 6 | 36 |", "gauc", "hr@5 of new items", "| train |"):
+        assert part in text
+    assert list(report["seconds"]) == [
+        "current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish"
+    ]  # fmt: skip
+    pytest.importorskip("matplotlib")
+    assert (folder / reports.FIGURE).stat().st_size > 5_000 and "report.png" in text
+
+
+def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_nothing(published, tmp_path, capsys):
+    store, made = published
+    again = aif.refresh(store, world.events(5), items=world.items(5), out=store, **(world.OPTIONS | {"progress": True}))
+    assert again.status == "nothing new" and SnapshotStore(store).current() == made.name
+    assert f"trained until {made.report['data']['until']}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="refresh since: expected the moment from which events are new"):
+        aif.refresh(made.trained, world.events(5), items=world.items(5), out=tmp_path / "other", **world.OPTIONS)
+
+
+def test_the_command_publishes_or_says_why_not(run, tmp_path, capsys):
+    for name, table in (("events", world.events(5)), ("items", world.items(5))):
+        pa.csv.write_csv(pa.table(table), tmp_path / f"{name}.csv")
+    words = [
+        "refresh", "--current", str(run.folder), "--events", str(tmp_path / "events.csv"), "--items",
+        str(tmp_path / "items.csv"), "--out", str(tmp_path / "store"), "--batch-size", "64", "--learning-rate", "0.02",
+        "--requests", "80", "--k", "5", "--platforms", "cpu", "--quiet", "--gate", "users=5", "gauc=0.05", "hit_rate=0.2",
+        "log_loss=0.2", "calibration=0.2", "overlap=0", "slowdown=1000",
+    ]  # fmt: skip
+    assert cli.main([*words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    first = json.loads(out)
+    assert first["status"] == "published" and err == ""
+    assert cli.main(["rollback", "--out", str(tmp_path / "store")]) == 1 + 1
+    assert "expected a snapshot to go back to, got none before" in capsys.readouterr().err
+    pa.csv.write_csv(pa.table(world.events(6)), tmp_path / "events.csv")
+    words[2] = str(tmp_path / "store")
+    assert cli.main([*words, "size=0.5"]) == cli.options.REFUSED == 3
+    assert "bytes, 1.00 times the old one's; bound: at most 0.5 times" in capsys.readouterr().out
+    assert SnapshotStore(tmp_path / "store").current() == first["name"]
+    assert len(SnapshotStore(tmp_path / "store" / "reports").names()) == 2  # the refused model's too
+
+
+def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(tmp_path, capsys):
+    lines: list[str] = []
+    with begin(tmp_path / "work", {"k": 1}, places=(tmp_path / "out",), say=lines.append) as job:
+        assert job.step("read", lambda _: {"line": "done"})["line"] == "done"
+        assert job.step("read", lambda _: {"line": "again"})["line"] == "done"
+        for folder in ("work", "out"):
+            with pytest.raises(WriterConflict, match=r"process \d+ on .* is writing here"):
+                Lease(tmp_path / folder).take()
+    with begin(tmp_path / "work", {"k": 1}, say=lines.append) as job:
+        assert job.sealed("read") is not None
+    with begin(tmp_path / "work", {"k": 2}, say=lines.append) as job:
+        assert job.sealed("read") is None and "other arguments is dropped" in lines[-1] and "k" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held_out": 0.7}, "held_out: expected a share above 0, below 0.5, got 0.7"),
+        ({"out": "s3://bucket/models"}, "work: expected a local folder for the steps of a job on s3://bucket/models"),
+        ({"items": None}, "refresh items: expected the items file"),
+    ],
+)
+def test_wrong_arguments_are_refused(run, tmp_path, changes, message):
+    given = {"items": world.items(5), "out": tmp_path / "store"} | world.OPTIONS | changes
+    with pytest.raises(ValueError, match=message):
+        aif.refresh(run.folder, world.events(5), **given)
+
+
+# warm start, and the old model as it is served
+
+
+@pytest.fixture(scope="module")
+def newer(run) -> aif.Dataset:
+    """Five days under the ids of the model and the new ones."""
+    encoder = grown(run.encoder, world.data(5).encoder)
+    return aif.read(world.events(5), items=world.items(5), encoder=encoder, progress=False)
+
+
+def test_a_warm_start_keeps_the_rows_of_old_ids(run, newer):
+    warm = warm_start(run.trained, newer.encoder, newer.catalogue)
+    for name in ("item", "category", "brand"):
+        before, after = run.encoder.vocabularies[name], newer.encoder.vocabularies[name]
+        rows = np.append(0, after.encode(before.raw))
+        old, new = (np.asarray(params["embedding"][name]) for params in (run.params, warm.params))
+        assert np.array_equal(new[rows], old) and len(new) == len(after) and np.isfinite(new).all()
+    assert grown(run.encoder, world.data(4).encoder) is run.encoder
+    with pytest.raises(ValueError, match="encoder, 'item': expected every id of the model's"):
+        warm_start(warm, run.encoder, world.data(4).catalogue)
+    with pytest.raises(ValueError, match="ids of 'item': expected integers like those of the served model, got strings"):
+        table = {name: list(map(str, values)) if name == "item" else values for name, values in world.items(5).items()}
+        named = world.events(5) | {"item": list(map(str, world.events(5)["item"].tolist()))}
+        columns = dataclasses.replace(world.COLUMNS, text=("item",))
+        strings = aif.read(named, items=table, columns=columns, progress=False).encoder
+        grown(run.encoder, dataclasses.replace(strings, columns=world.COLUMNS))
+
+
+def test_the_old_model_answers_new_requests_as_in_service(run, newer):
+    """Encoded by its own encoder, as a service would, new items among candidates and history; bit for bit."""
+    served = as_served(run.trained, newer.encoder)
+    position = int(np.flatnonzero((newer.log.item >= 31) & (newer.log.history_end(np.arange(len(newer.log))) > 0))[-1])
+    user = int(newer.log.user[position])
+    start, end = int(newer.log.offsets[user]), int(newer.log.history_end([position])[0])
+    raw = newer.items.raw[newer.log.item[start:end] - 1]
+    events = {"user": newer.users.raw[np.full(end - start, user) - 1], "item": raw, "time": newer.log.time[start:end]}
+    features = run.encoder.user(None, events, now=int(newer.log.time[position]))
+    _, items = run.encoder.items(world.items(5))
+    expected = run.model.joint(run.params, features, items)
+    length = run.config.history_length
+    own = jax.tree.map(lambda leaf: leaf[0], newer.user_features([position], length=length))
+    got = served.model.joint(served.params, own, newer.catalogue.features(np.arange(1, 1 + world.ITEMS)))
+    np.testing.assert_array_equal(got, expected)
+    assert as_served(run.trained, newer.encoder).model is served.model  # so that programs are compiled once
+
+
+def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):
+    warm = warm_start(run.trained, newer.encoder, newer.catalogue)
+    since = world.START + 4 * world.DAY
+    options: dict[str, Any] = dict(
+        start=warm.params, since=since, validation=0.0, test=0.2, keep_best=False, k=None, batch_size=64, progress=False
+    )
+    more = aif.fit(warm.model, newer, replay=0.5, learning_rate=1e-9, **options)
+    record = more.settings.to_json()
+    assert record["replay"] == 0.5 and len(record["start"]) == 64 and FitSettings.from_json(record) == more.settings
+    assert "replay" not in run.settings.to_json() and "start" not in run.settings.to_json()
+    positions = training_positions(newer, more.settings)
+    new = newer.log.time[positions] >= since
+    assert (~new).sum() == round(0.5 * new.sum()) and (np.diff(positions) > 0).all()
+    item = np.asarray(more.params["embedding"]["item"])
+    np.testing.assert_allclose(item, warm.params["embedding"]["item"], atol=1e-5)  # hardly moved
+    with pytest.raises(ValueError, match="fit replay: expected 0 without since, got 0.5"):
+        aif.fit(warm.model, newer, replay=0.5, **(options | {"since": None}))
+
+
+# the gate
+
+
+def measured(gauc: float = 0.8, **changes: Any) -> Measured:
+    """A measurement of 200 users whose metrics spread a little."""
+    users, spread = np.arange(200), 0.02 * np.sin(np.arange(200))
+    values = {"gauc": gauc, "hr@5": 0.5, "log_loss": 0.3, "calibration_error": 0.01} | changes.pop("metrics", {})
+    by_user = {name: ByUser(users, value + spread, np.ones(200)) for name, value in values.items()}
+    top = np.tile(np.arange(5, dtype=np.int32), (10, 1))
+    given = {"version": "v", "finite": True, "by_user": by_user, "top": top, "bytes": 1000, "seconds": 1.0} | changes
+    return Measured(**given)
+
+
+NOISY = {"gauc": ByUser(np.arange(200), 0.79 + 0.3 * np.cos(7 * np.arange(200.0)), np.ones(200))}
+REFUSALS = {
+    "not finite": (measured(finite=False), {}, "a parameter or a score that is not finite"),
+    "gauc": (measured(0.79), {}, "gauc went from 0.80.. to 0.79.., a difference of -0.0100 .* bound: at most 0.005 worse"),
+    "hit rate": (measured(metrics={"hr@5": 0.45}), {}, "hr@5 went from 0.5.* to 0.45.* bound: at most 0.01 worse"),
+    "log-loss": (measured(metrics={"log_loss": 0.35}), {}, r"log_loss went from 0.3.* difference of \+0.0500 .* 0.02 worse"),
+    "calibration": (measured(metrics={"calibration_error": 0.05}), {}, r"calibration_error .* difference of \+0.0400"),
+    "an undefined metric": (measured(metrics={"gauc": np.nan}), {}, "gauc of the new model is nan"),
+    "overlap": (measured(top=np.tile(np.arange(9, 14), (10, 1))), {}, "holds 0.0% of the old one, and no ranking metric"),
+    "size": (measured(bytes=2000), {}, "2,000 bytes, 2.00 times the old one's; bound: at most 1.5 times"),
+    "speed": (measured(seconds=4.0), {}, "in 4.00 times the old one's time; bound: at most 3 times"),
+    "vocabulary": (measured(unknown=0.2), {}, "20.0% of the requests are for items that the new model's vocabulary lacks"),
+    "lost data": (measured(), {"volume": 0.5}, "50.0% of the events a day .* bound: at least 60.0%"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", REFUSALS)
+def test_the_gate_refuses(fault):
+    new, options, message = REFUSALS[fault]
+    (reason,) = judge({"newest": (new, measured())}, **options).reasons
+    assert re.search(message, reason) and "bound" in reason, reason
+
+
+def test_the_gate_passes_what_is_no_worse():
+    assert judge({"newest": (measured(), measured())}, volume=0.9).passed
+    assert judge({"newest": (measured(0.798, metrics={"hr@5": 0.495}), measured())}).passed  # within the bounds
+    noisy = measured(by_user=dict(measured().by_user) | NOISY)
+    assert judge({"newest": (noisy, measured())}).passed  # beyond the bound, and may be chance
+    other = np.tile(np.arange(9, 14), (10, 1))
+    assert judge({"newest": (measured(0.82, top=other), measured())}).passed  # another top k, and surely better
+    fixed = judge({"newest": (measured(), measured()), "fixed": (measured(0.7), measured())})
+    assert [reason.partition(":")[0] for reason in fixed.reasons] == ["fixed"]
+    few = {"newest": (measured(), measured())}
+    assert "200 users have candidates of both labels" in judge(few, GateConfig(users=300)).reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"gauc": -1.0}, "GateConfig.gauc: expected at least 0"),
+        ({"overlap": 2.0}, "overlap: expected a share"),
+        ({"level": 1.0}, "level"),
+    ],
+)
+def test_bounds_are_checked(bounds, message):
+    with pytest.raises(ValueError, match=message):
+        GateConfig(**bounds)
+
+
+@pytest.fixture(scope="module")
+def requests(run) -> Requests:
+    """Requests of the slice that the run did not train on."""
+    days, task = world.data(4), NextItem()
+    span = run.settings.span("validation")
+    positions = task.positions(days, min_history=0, **span)[:100]
+    return Requests(data=days, positions=positions, candidates=task.source(days, before=span["since"], held_out=True), k=5)
+
+
+def planted(trained: Trained, fault: str) -> Trained:
+    """The model with a fault in its table of items."""
+    rows = np.asarray(trained.params["embedding"]["item"]).copy()
+    if fault == "NaN":
+        rows[3, 1] = np.nan
+    else:
+        rows = rows[np.append(0, 1 + np.random.default_rng(0).permutation(len(rows) - 1))]
+    return trained.replace(params=trained.params | {"embedding": trained.params["embedding"] | {"item": rows}})
+
+
+@pytest.mark.parametrize("fault", ["NaN", "swapped rows", "yesterday's vocabulary"])
+def test_planted_models_are_refused(run, requests, newer, fault):
+    old = measure(run.trained, requests)
+    assert judge({"newest": (old, old)}, GateConfig(users=5)).passed
+    assert old.by_user["hr@5"].mean > 0 and old.bytes > 1000 and old.top.shape == (100, 5)
+    if fault == "yesterday's vocabulary":
+        task = NextItem()
+        positions = task.positions(newer, min_history=0, since=world.START + 4 * world.DAY, before=None)[:60]
+        source = task.source(newer, before=world.START + 4 * world.DAY, held_out=True)
+        stale = measure(run.trained, Requests(data=newer, positions=positions, candidates=source, k=5))
+        assert 0.05 < stale.unknown < 0.5
+        reasons = judge({"newest": (stale, stale)}, GateConfig(users=5)).reasons
+    else:
+        new = measure(planted(run.trained, fault), requests)
+        reasons = judge({"newest": (new, old)}, GateConfig(users=5)).reasons
+    assert reasons and all("bound" in reason for reason in reasons)
+
+
+def test_volume_compares_the_new_part_with_the_days_before():
+    times = np.concatenate([np.arange(0, 100), np.arange(100, 200, 2)])
+    assert volume(times, 100) == pytest.approx(0.5, rel=0.02) and volume(times, 0) is None
+
+
+def test_a_service_is_judged_by_its_own_metrics():
+    pytest.importorskip("prometheus_client")
+
+    def counted(answered: int, degraded: int, failed: int, seconds: float) -> dict[str, Any]:
+        total = Histogram()
+        for _ in range(answered):
+            total.observe(seconds)
+        counters = {"answered": answered, "degraded": degraded}
+        return {"counters": counters, "degraded": {}, "failed": {"TimeoutError": failed}, "stages": {"total": total.values()}}
+
+    old, new = "a" * 12, "b" * 12
+    versions = {old: counted(500, 5, 1, 0.01), new: counted(300, 60, 30, 0.05)}
+    reasons = judge_service(prometheus_text(by_version=versions), new * 5, old * 5)
+    assert len(reasons) == 3 and "18.2% of 300 answers were degraded" in reasons[0]
+    assert "9.1% of 300 requests failed" in reasons[1] and "5.00 times as long" in reasons[2]
+    assert judge_service(prometheus_text(by_version={old: versions[old], new: versions[old]}), new, old) == ()
+    assert judge_service(prometheus_text(by_version={new: counted(50, 50, 0, 1.0)}), new, old) == ()  # too few
