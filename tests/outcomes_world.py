@@ -25,15 +25,15 @@ TABLE = {"item": ITEMS, "category": ["tea", "cup", "pot"] * 10}
 
 
 @functools.cache
-def world(objectives: tuple[str, ...] = ()) -> tuple[aif.Trained, aif.Dataset]:
-    """A small model with its encoder, and data that the encoder reads."""
+def world(objectives: tuple[str, ...] = (), *, text: bool = False) -> tuple[aif.Trained, aif.Dataset]:
+    """A small model with its encoder, and data that the encoder reads; item ids are numbers or their text."""
     rng = np.random.default_rng(0)
-    count = 240
+    count, kind = 240, str if text else int
     events = {
-        "user": [f"user {at % 12}" for at in range(count)], "item": rng.choice(ITEMS, count).tolist(),
+        "user": [f"user {at % 12}" for at in range(count)], "item": list(map(kind, rng.choice(ITEMS, count))),
         "time": (NOW - 90_000 + 300 * np.arange(count)).tolist(), "event": ["view", "view", "buy"] * (count // 3),
     }  # fmt: skip
-    data = aif.read(events, items=TABLE, columns=COLUMNS, progress=False)
+    data = aif.read(events, items=TABLE | {"item": list(map(kind, ITEMS))}, columns=COLUMNS, progress=False)
     config = aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False)
     model = aif.build(config.replace(head=(8,), objectives=objectives) if objectives else config)
     encoder = data.encoder.with_length(config.history_length)
@@ -46,6 +46,7 @@ def features_of(trained: aif.Trained, user: Any, place: int, now: int) -> aif.Us
     count = int(rng.integers(0, 12))
     ages = np.sort(rng.integers(0, 9000, count))[::-1]
     items, actions = rng.choice([*ITEMS, 999], count), rng.choice(["view", "buy"], count)
+    items = items.astype(str) if trained.encoder.vocabularies["item"].kind == "strings" else items
     events = {"item": items.tolist(), "time": (now - 1 - ages).tolist(), "event": actions.tolist()}
     return trained.encoder.user({"user": user} if user is not None else None, events, now)
 
@@ -60,13 +61,16 @@ def record(trained: aif.Trained, data: aif.Dataset, place: int, *, k: int = 4, *
     rng, user = np.random.default_rng(1000 + place), f"user {place % 7}"
     now, candidates = NOW + 60 * place, rng.choice(ITEMS, 10, replace=False)
     features = features_of(trained, user, place, now)
+    texts = data.items.kind == "strings"
+    candidates = candidates.astype(str) if texts else candidates
     items = data.catalogue.features(trained.encoder.vocabularies["item"].encode(candidates))
     logits = np.asarray(scorer(trained)(trained.params, features, items)).reshape(10, -1)
     best = np.argsort(-logits[:, 0], kind="stable")[:k]
     made = LogRecord(
         id=f"request {place}", time=now + 0.25, method="rank", version=trained.version, user=json.dumps(user), k=k,
-        order="logit", candidates=candidates.tolist(), candidate_texts=None, bids=None,
-        ids=candidates[best].tolist(), id_texts=None,
+        order="logit", candidates=None if texts else candidates.tolist(), bids=None,
+        candidate_texts=candidates.tolist() if texts else None, ids=None if texts else candidates[best].tolist(),
+        id_texts=candidates[best].tolist() if texts else None,
         logits=logits[best].ravel().tolist(), degraded=False, reason=None, stages="{}", encoding=trained.encoder.version,
         features=frame.pack(names_of(features)), raw=None,
     )  # fmt: skip

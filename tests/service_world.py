@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import dataclasses
 import functools
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -64,6 +66,7 @@ def exports(kind: str = "integers") -> Exports:
     config = aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False)
     model = aif.build(config.replace(head=(8,), objectives=("click", "like")) if kind == "objectives" else config)
     root, params, index, digests = Path(tempfile.mkdtemp(prefix="aif_jax-exports-")), {}, {}, {}
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     for seed, folder in enumerate(("one", "two")):
         params[folder] = demo.init(model, seed, items=data.catalogue)
         built = ItemIndex.build(aif.Trained(model, params[folder], data.encoder), [items], batch_size=64, progress=False)

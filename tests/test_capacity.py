@@ -374,7 +374,11 @@ def test_indexes_and_user_states_of_the_model_before_are_refused(world, tmp_path
         ItemIndex.load(tmp_path / "index", after)
     streamed = aif.build(world.before.config.replace(blocks=(blocks.DecayedMemory(width=8, dot_product=True),)))
     before = aif.Trained(streamed, demo.init(streamed, items=world.old_data.catalogue), world.before.encoder)
-    UserTable.build(before, world.old_data, batch_size=4, progress=False).save(tmp_path / "users")
+    made = UserTable.build(before, world.old_data, batch_size=4, progress=False)
+    raw = UserTable.build(before, [DAYS[0]], batch_size=4, progress=False)
+    for user in ("ann", "bob", "cem"):  # whose rows are in no order of ids
+        jax.tree.map(np.testing.assert_array_equal, made.memory(user), raw.memory(user))
+    made.save(tmp_path / "users")
     assert len(UserTable.load(tmp_path / "users", before)) == 3
     with pytest.raises(VersionMismatch):
         UserTable.load(tmp_path / "users", carry_over(before, world.encoder, key=jax.random.key(3)))
@@ -409,6 +413,27 @@ def test_free_rows_are_no_candidates(world):
     assert "7 items" in repr(world.data)
     with pytest.raises(ValueError, match=r"Catalogue\.rows"):
         dataclasses.replace(world.data.catalogue, rows=np.zeros(7, np.int32))
+
+
+def test_values_of_bags_and_of_users_are_seen_by_their_events():
+    columns = aif.Columns(item_bags=("tags",), user_attributes=("city",))
+    items = {"item": [1, 2, 3], "category": ["a"] * 3, "tags": [["red", "old"], ["red"], ["new"]]}
+    users = {"user": ["ann", "bob", "cem"], "city": ["Rome", "Oslo", None]}
+    events = {"user": ["ann", "ann", "bob"], "item": [1, 2, 1], "time": [10, 20, 30]}
+    data = aif.read(events, items=items, users=users, columns=columns, progress=False)
+    rules = {"tags": Capacity(rows=5, admit_after=3), "city": Capacity(rows=5, admit_after=2), "category": Capacity(rows=2)}
+    encoder, turnover = admit(data.encoder, events, items=items, users=users, capacity=rules, fresh=True)
+    tags, city = encoder.vocabularies["tags"], encoder.vocabularies["city"]
+    assert tags.raw.tolist() == ["red"] and city.raw.tolist() == ["Rome"]  # 3 events against 2, and 2 against 1
+    assert dict(zip(tags.counts.ids.raw.tolist(), tags.counts.count.tolist(), strict=True)) == {"old": 2, "red": 3}
+    assert city.counts.last.tolist() == [30, 20] and turnover["tags"].waiting == turnover["city"].waiting == 1
+    assert encoder.vocabularies["category"].encode(["a"]).tolist() == [1]
+    again = aif.read(events, items=items, users=users, encoder=encoder, unknown="skip", progress=False)
+    assert (
+        sorted(again.catalogue.ids["tags"].max(axis=1).tolist()) == [0, 0, 1, 1]
+        and again.schema.item_attribute("tags").size == 6
+    )
+    assert sorted(again.user_ids["city"].tolist()) == [0, 0, 0, 1]
 
 
 def test_other_encoders_and_names_are_refused(world):

@@ -4,10 +4,12 @@ import ast
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tokenize
@@ -21,6 +23,8 @@ from typing import Any
 import pytest
 
 import aif_jax as aif
+from aif_jax.service import processes
+from tests import service_world
 from tests.light import lightly_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,6 +200,24 @@ def test_the_scan_for_commands_finds_them(tmp_path):
     assert split("aif-jax index build") == ("aif_jax", ["index", "build"])
 
 
+def test_curl_lines_of_the_reference_are_answered():
+    """Every curl line of the HTTP reference, against a service: JSON with the keys of the answer shown, or the error shown."""
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    blocks = [body for body in fences(ROOT / "docs" / "reference_http.md", "text") if body.startswith("curl")]
+    with service_world.running(service_world.exports().root / "one", routes=processes.routes) as served:
+        address = served.addresses["http"]
+        lines = [line for block in blocks for line in re.split(r"\n(?=curl)", block.strip())]
+        calls = [shlex.split(line.replace("http://127.0.0.1:8080", address)) for line in lines]
+        answered = [subprocess.run(call, capture_output=True, check=True, text=True).stdout for call in calls]
+    assert len(answered) == 11
+    ranked, error = json.loads(answered[0]), json.loads(answered[-1])["error"]
+    assert len(ranked["ids"]) == 2 and not ranked["degraded"] and {"version", "stages", "scores"} <= ranked.keys()
+    assert json.loads(answered[1])["mask"] == [True, True] and not json.loads(answered[3])["degraded"]
+    assert json.loads(answered[6])["ready"] and "aif_stage_seconds_bucket" in answered[8]
+    assert error["message"] in (ROOT / "docs" / "reference_http.md").read_text() and error["field"] == "k"
+
+
 # links and lists
 
 
@@ -239,6 +261,18 @@ def test_reference_lists_every_public_name_once():
         assert len(same.intersection(listed)) == len([name for name in listed if name in same]) >= 1, f"list once: {same}"
         classes = {type(names[name]) for name in same}
         assert len(same.intersection(listed)) == 1 or classes <= {str, int, tuple}, f"list once: {same}"
+
+
+def test_generated_pages_are_current():
+    """`python docs/website/reference.py` writes them."""
+    spec = importlib.util.spec_from_file_location("reference", SITE.parent / "reference.py")
+    assert spec is not None and spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    for name, made in reference.PAGES.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made(), (
+            f"docs/{name}: run {reference.__doc__.splitlines()[0]}"
+        )
 
 
 def test_every_page_is_on_the_front_page_and_in_the_site():

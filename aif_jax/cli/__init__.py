@@ -22,13 +22,8 @@ from aif_jax.sharding.processes import end
 __all__ = ["main"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; `argv` None takes the words of this process. Returns the exit code; reasons are on stderr.
-
-    Example:
-      >>> main(["index", "inspect", "no-such-folder"])
-      2
-    """
+def parser_of() -> argparse.ArgumentParser:
+    """The parser of every command, whose options `main` runs."""
     parser = argparse.ArgumentParser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     add_commands(commands)
@@ -36,7 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_refresh_commands(commands)
     add_service_commands(commands)
     commands.metavar = "|".join(commands.choices)
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; `argv` None takes the words of this process. Returns the exit code; reasons are on stderr.
+
+    Example:
+      >>> main(["index", "inspect", "no-such-folder"])
+      2
+    """
+    options = parser_of().parse_args(argv)
     options.words = list(sys.argv[1:] if argv is None else argv)
     code = _run(options)
     if code and getattr(options, "coordinator", None) is not None:

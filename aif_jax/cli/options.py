@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import signal
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,9 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
     is None; `flags_given` returns the others. An argument of type `Any` takes a number or a date.
     """
     flags = names if isinstance(names, Mapping) else {name: name for name in names}
-    parameters, hints = inspect.signature(documented).parameters, typing.get_type_hints(documented)
+    parameters = inspect.signature(documented).parameters
+    written = {name: parameters[name].annotation for name in flags}  # others may name types that are no values
+    hints = typing.get_type_hints(type("Flags", (), {"__annotations__": written}), vars(sys.modules[documented.__module__]))
     for name, flag in flags.items():
         default, hint = parameters[name].default, hints[name]
         kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,7 @@ def add_refresh_commands(commands: Any) -> None:
     one.add_argument("--gate", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
     text = "requests between two moments that every refresh is judged on too"
     one.add_argument("--fixed", nargs=2, type=shared.number_or_text, metavar=("FROM", "BEFORE"), help=text)
-    defaults = {name: inspect.signature(refresh).parameters[name].default for name in FLAGS}
-    shared.add_flags(one, defaults, refresh, moments=("since",))
+    shared.add_flags(one, refresh, FLAGS)
     text = "to compile the export for (default: all)"
     one.add_argument("--platforms", nargs="+", help=text)
     one.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -110,8 +110,7 @@ class SnapshotStore:
         mine = f"a folder without a file {MANIFEST!r}, which the store writes"
         expect(not (source / MANIFEST).exists(), str(source), mine, "one")
         entries = {
-            file.relative_to(source).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_of(file)}
-            for file in files
+            file.relative_to(source).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in files
         }
         if unless_current and (there := self._pointer()) is not None and self._entries_of(there.name) == entries:
             return there.name

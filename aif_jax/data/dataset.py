@@ -179,6 +179,8 @@ class Dataset:
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:
         """Item statistics as of any moment, from the events of the log; None where the schema has none."""
+        if self.served is not None:
+            return self.served.statistics
         return item_statistics(self.schema, self.log)
 
     def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
@@ -285,7 +287,7 @@ def item_statistics(schema: Schema, log: EventLog) -> ItemStatistics | None:
     return ItemStatistics(log.item, log.time, items=items, half_lives=schema.item_statistics)
 
 
-def _moment(time: Any) -> np.int64:
+def _moment(time: Any) -> np.ndarray:
     return ticks(time, "time").seconds
 
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from aif_jax.checks import expect, expect_array
+from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.features import check_user_features
 from aif_jax.schema import Schema
 from aif_jax.store.folders import local
@@ -34,6 +35,7 @@ class ServedFeatures:
       features: UserFeatures [R] of NumPy arrays, memory-mapped perhaps, with L places of history.
       outcomes: names of what may follow on an item, such as ("click", "conversion"): the log's action 1 is an item that was
         shown, action 2 one with the first outcome, and so on.
+      statistics: item statistics of the events, where the schema has them; the log has what was shown.
 
     Raises:
       TypeError, ValueError: arrays of other dtypes or lengths.
@@ -42,6 +44,7 @@ class ServedFeatures:
     positions: np.ndarray
     features: UserFeatures
     outcomes: tuple[str, ...]
+    statistics: ItemStatistics | None = None
 
     def __post_init__(self):
         positions = expect_array(self.positions, "ServedFeatures.positions", dtype=np.int64, shape=(None,))

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect, expect_types
-from aif_jax.encoding.vocabulary import IdCounts, Vocabulary, as_ids
+from aif_jax.encoding.vocabulary import IdCounts, Kind, Vocabulary, as_ids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,7 @@ def add_counts(counts: IdCounts | None, raw: Any, last: Any, count: Any = None) 
       >>> counts.ids.raw.tolist(), counts.count.tolist(), counts.last.tolist()
       ([7, 9], [2, 1], [30, 20])
     """
-    before = () if counts is None else (counts.ids,)
-    kind = next((each.kind for each in before), None)
+    kind: Kind | None = None if counts is None else counts.ids.kind
     ids = as_ids(raw, "add_counts", like=kind, short=False)
     last = np.asarray(last, np.int64)
     count = np.ones(len(ids), np.int64) if count is None else np.asarray(count, np.int64)

@@ -35,6 +35,7 @@ class Encoder:
     | raw | becomes |
     |---|---|
     | an item or attribute value that the vocabulary lacks, None | row 0; an unknown item is still an event of the history |
+    | one that lost its row, or has none yet, see `encoding.capacity` | the same |
     | an action that is none of those listed | action 0 |
     | events in any order | the most recent first; ties are ordered by item and action, so the order of arrival never matters |
     | an event in the same second as the request, or up to `max_skew` seconds later | left out, as in training |

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from aif_jax.checks import expect, expect_integers
@@ -38,7 +40,7 @@ class ItemStatistics:
       [[2.0, 0.75, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
     """
 
-    def __init__(self, item: np.ndarray, time: np.ndarray, *, items: int, half_lives: tuple[int, ...]):
+    def __init__(self, item: Any, time: Any, *, items: int, half_lives: tuple[int, ...]):
         good = len(half_lives) > 0 and min(half_lives) >= 1
         expect(good, "half_lives", "at least one, each of a second or more", half_lives)
         item, time = expect_integers(item, "item", size=items), np.asarray(time, np.int64)
@@ -55,7 +57,7 @@ class ItemStatistics:
         """How many floats an item has."""
         return 3 + len(self._lives)
 
-    def at(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+    def at(self, rows: Any, times: Any) -> np.ndarray:
         """Statistics of items at moments.
 
         Args:
@@ -81,7 +83,7 @@ class ItemStatistics:
         found = np.concatenate([count[..., None], sums, hours], -1)
         return np.where(met[..., None], np.log1p(found) / SCALE, 0).astype(np.float32)
 
-    def counts(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+    def counts(self, rows: Any, times: Any) -> np.ndarray:
         """How many events of items are strictly earlier than moments, int64 of the shape of `rows`; arguments as for `at`."""
         rows = expect_integers(rows, "rows", size=len(self._first)).astype(np.int64)
         times = np.broadcast_to(np.asarray(times, np.int64), rows.shape)

@@ -94,8 +94,11 @@ class Vocabulary:
 
     def decode(self, row: int) -> int | str:
         """The raw id of a known row, 1 to size - 1; IndexError for a row without one."""
-        place = row - 1 if not self.fixed else int(self._place_of_row[row])
-        return self.raw[place : place + 1].tolist()[0]
+        return self.ids_of(np.array([row])).tolist()[0]
+
+    def ids_of(self, rows: np.ndarray) -> np.ndarray:
+        """The raw ids of known rows [n]; IndexError for a row without one."""
+        return self.raw[self._place_of_row[rows] if self.fixed else rows - 1]
 
     @property
     def kind(self) -> Kind | None:

@@ -133,10 +133,12 @@ def join_outcomes(
     expect(candidates >= 1, "candidates", "at least 1", candidates)
     files = log_files(log)
     with new_folder(out) as folder:
-        job = _Join(encoder, target, windows, shown, candidates, folder.parent, _parts(files))
+        work = folder.with_name(f"{folder.name}.parts")
+        work.mkdir()
+        job = _Join(encoder, target, windows, shown, candidates, work, _parts(files))
         last = job.cut_outcomes(outcomes, {request: "id", item: "id", time: "time", outcome: "category"})
         job.cut_requests(files, until=last if until is None else until)
-        with Partitions(folder.parent / "samples", job.parts) as samples:
+        with Partitions(work / "samples", job.parts) as samples:
             for part in range(job.parts):
                 job.join(part, samples)
         with contextlib.ExitStack() as stack:
@@ -182,7 +184,7 @@ class _Join:
         """Writes the outcomes of known items into parts; the second of the last one."""
         request, item, time, outcome = kinds
         known = self.encoder.columns
-        text = tuple(dict.fromkeys([request, outcome, *([item] if known.item in known.text else [])]))
+        text = (request, outcome, item) if self.items.kind == "strings" else (request, outcome)
         columns, problems, last = Columns(time_unit=known.time_unit, text=text), Problems(), 0
         codes = {name: code for code, name in enumerate(self.names)}
         with Partitions(self.work / "outcomes", self.parts) as parts:
@@ -264,7 +266,9 @@ class _Join:
         done = np.zeros((len(pairs), len(self.names)), bool)
         if outcomes is not None:
             self._mark(done, pairs, place, good, seconds, outcomes)
-        exposed = done.any(axis=1) | (stage == PRE_RANKED if self.shown is None else False)
+        exposed: np.ndarray = np.any(done, axis=1)
+        if self.shown is None:
+            exposed |= stage == PRE_RANKED
         stage[exposed] = EXPOSED
         some = np.zeros(len(ids), bool)
         some[owner[exposed]] = True

@@ -35,13 +35,17 @@ def admit(
     of the items file without an event is not seen: it is encoded with row 0, and with its other features. What an id without a
     row gets is what an unknown one gets, see `Encoder`.
 
+    Events of a user without a row are left out of training (`read(unknown="skip")`), so give users a rule only where the model
+    embeds their ids, with enough rows.
+
     The version of the encoder changes if a row changes its meaning, not if counts alone do. Each event must be given once: the
     counts travel with the encoder, in checkpoints and exports, and add up. `carry_over` gives a trained model the new encoder.
 
     Args:
       encoder: before.
       events: newer than those that the encoder has counted; in memory are 20 bytes an event, as in `read`.
-      capacity: the rule by name of a vocabulary: "user", "item", "category", an attribute. Others stay as they are.
+      capacity: the rule by name of a vocabulary: "user", "item", "category", an attribute. Others stay as they are, without
+        newer ids.
       items: whole catalogue, for rules of item attributes.
       users: the same of users.
       now: seconds since 1970 from which `Capacity.evict_after` counts; None takes the last event's.
@@ -73,11 +77,9 @@ def admit(
     ones = np.ones(len(seconds), np.int64)
     seen = {name: _counted(table, column, known[name], seconds, ones)
             for name, column in (("user", columns.user), ("item", columns.item))}  # fmt: skip
-    for file, source, key, which in (
-        ("items", items, columns.item_id, "item"),
-        ("users", users, columns.user_record_id, "user"),
-    ):
-        seen |= _of_attributes(file, source, key, seen[which], encoder, set(capacity) - {"user", "item"})
+    wanted = set(capacity) - {"user", "item"}
+    seen |= _of_attributes("items", items, columns.item_id, seen["item"], encoder, wanted)
+    seen |= _of_attributes("users", users, columns.user_record_id, seen["user"], encoder, wanted)
     vocabularies, turnover = dict(known), {}
     for name, rule in capacity.items():
         before, part = Vocabulary([]) if fresh else known[name], seen[name]

@@ -138,6 +138,11 @@ def read_samples(folder: str | Path, data: Dataset) -> Dataset:
         user_ids={name: np.broadcast_to(np.int32(0), (len(users), *rest)) for name, rest in lengths.items()},
         user_floats=np.broadcast_to(np.float32(0), (len(users), schema.user_floats)),
         cascade=Cascade(positions=arrays["positions"], rows=arrays["rows"], stage=arrays["stage"], labels=labels),
-        served=ServedFeatures(positions=arrays["positions"], features=features, outcomes=tuple(record["outcomes"])),
+        served=ServedFeatures(
+            positions=arrays["positions"],
+            features=features,
+            outcomes=tuple(record["outcomes"]),
+            statistics=data.statistics,
+        ),
         repeats=True,
     )

@@ -180,7 +180,7 @@ def sealed(record: Mapping[str, Any]) -> bytes:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record as a file of its own, or replaces it: whole and on disk when this returns."""
+    """Writes a record as one file, or replaces it: whole and on disk when this returns."""
     write_file(path, sealed(record))
 
 

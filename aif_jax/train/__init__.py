@@ -13,6 +13,7 @@ from aif_jax.train.optimizers import default_optimizer, rowwise_adagrad
 from aif_jax.train.sparse import SparseConfig
 from aif_jax.train.step import TrainState, init_state, make_step, score
 from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
+from aif_jax.train.warm_start import carry_over, carry_over_state
 
 __all__ = [
     "NextItem", "Liked", "Impressions", "Cascaded", "evaluate", "Evaluation", "calibrate", "edits", "fit_pure_svd",
@@ -20,4 +21,5 @@ __all__ = [
     "losses", "Goal", "Goals", "pairwise_ndcg", "margin_info_nce",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
     "loop", "resume", "BadBatch", "ProcessError", "score", "predict", "JsonLines", "TensorBoard",
+    "carry_over", "carry_over_state",
 ]  # fmt: skip

@@ -275,7 +275,7 @@ class UserTable:
                 some = users[start : start + table._program.batch_size]
                 index = ranges(log.offsets[some], counts[some])
                 given = Events(item=log.item[index], action=log.action[index], time=stamps(log.time[index], "events"))
-                names, at = np.asarray(events.users.raw)[some - 1].tolist(), positions_of(position, len(index))
+                names, at = events.users.ids_of(some).tolist(), positions_of(position, len(index))
                 table._run(names, given, counts[some], at, partition, again=True, lanes=table._program.batch_size)
                 bar.update(len(index))
         return table

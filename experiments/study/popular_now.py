@@ -241,9 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--statistics", nargs="+", default=[NONE, DECAYED], choices=[NONE, DECAYED])
     parser.add_argument("--negatives", nargs="+", default=[TRAINING], choices=[TRAINING, SO_FAR])
     parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
-    parser.add_argument(
-        "--work", metavar="DIR", type=Path, default=Path("out/popular_now"), help="where models are kept"
-    )
+    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/popular_now"), help="where models are kept")
     parser.add_argument("--report", action="store_true", help="print what the records say and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)

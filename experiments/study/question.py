@@ -24,6 +24,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,7 @@ MODELS: dict[str, dict[str, Any]] = {
     ),
 }
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
+TIMED = (BASE, WITH_MATCHING, AIF, "aif before", FULL)
 TIMES = "times.json"
 SEEDS = (0, 1, 2)
 CATALOGUE_REQUESTS = 1000  # requests that rank the whole catalogue, drawn at random
@@ -356,7 +358,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--plan", nargs="+", default=["validation"], help="validation, tuning, test, rolling, smoke (default validation)"
     )
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
-    parser.add_argument("--model", nargs="+", help="only these models")
+    parser.add_argument("--model", nargs="+", help="only these models, of --times too")
     parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/question"), help="models (default %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the runs that are missing and stop")
@@ -371,7 +373,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.times:
         name = "smoke" if "smoke" in options.plan else "movielens"
         rounds = 5 if name == "smoke" else options.rounds
-        made = measure_times(datasets.load(name, options.data), options.work, rounds=rounds, smoke=name == "smoke")
+        given = dict(rounds=rounds, smoke=name == "smoke", tried=options.model or TIMED)
+        made = measure_times(datasets.load(name, options.data), options.work, **given)
         options.results.mkdir(parents=True, exist_ok=True)
         text = json.dumps(records.rounded({"rounds": rounds, "models": made, "machine": common.machine()}), indent=1) + "\n"
         (options.results / TIMES).write_text(text, encoding="utf-8")
@@ -446,7 +449,9 @@ def _pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str
     return over_seeds([by_user(results, run, name) for run in runs])
 
 
-def measure_times(data: datasets.StudyData, work: Path, *, rounds: int, smoke: bool) -> dict[str, dict[str, Any]]:
+def measure_times(
+    data: datasets.StudyData, work: Path, *, rounds: int, smoke: bool, tried: Sequence[str] = TIMED
+) -> dict[str, dict[str, Any]]:
     """Milliseconds of one request of the longest histories, models in turn: `user`, and `score` with gather and top-100.
 
     Full attention has no part to prepare: its `score` is the whole model. `head` is the head's MLP on ready inputs.
@@ -456,7 +461,7 @@ def measure_times(data: datasets.StudyData, work: Path, *, rounds: int, smoke: b
     sizes = ((64, 32),) if smoke else ((1000, 512), (1000, 2048), (10_000, 512))
     timed: dict[str, Any] = {}
     known: dict[str, bool] = {}
-    for model in (BASE, WITH_MATCHING, AIF, "aif before", FULL):
+    for model in tried:
         for count, length in sizes:
             if model == BASE and length == 2048 or model == FULL and count > 1000:
                 continue

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -29,6 +31,7 @@ SERVING = ServingConfig(
 def folders(kind: str) -> list[Path]:
     """Exports of one model with the items of a shard each."""
     world, root = exports(kind), Path(tempfile.mkdtemp(prefix="aif_jax-shards-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     ids = IDS if kind == "integers" else [f"item {number}" for number in IDS]
     items = {"item": ids, "category": ["tea", "cup", "pot", "tin"] * (ITEMS // 4), "bid": np.linspace(1, 2, ITEMS)}
     model, params = world.model, world.params["one"]
