@@ -26,8 +26,8 @@ Method    Three worlds by time: MovieLens (its last 120,000 ratings), Taobao (it
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from experiments.study import datasets
 
 DAY = 86_400
 ARMS = ("never", "scratch", "warm")
+WORLDS = ("synthetic", "movielens", "taobao")
 TASK = NextItem()
 LOSS = listwise_softmax + pointwise_bce
 K = 100
@@ -321,56 +322,69 @@ def gate(world: World, *, small: bool, models: int, count: int, epochs: int, con
     }  # fmt: skip
 
 
-def worlds(options: Any) -> Iterator[tuple[World, int]]:
-    """The worlds and the epochs of a training from scratch."""
+def world_of(name: str, options: Any) -> tuple[World, int]:
+    """A world by name, and the epochs of a training from scratch."""
     if options.smoke:
-        yield shop(users=80, items=120, new=6, a_day=400, start=3, days=2), 1
-        return
-    yield shop(users=1200, items=1500, new=30, a_day=6000, start=8, days=options.days), 2
-    if options.data is not None:
-        yield of_dataset("movielens", options.data, events=120_000, start=0.7, days=options.days), 2
-        yield of_dataset("taobao", options.data, events=None, start=0.5, days=options.days), 2
+        return shop(users=80, items=120, new=6, a_day=400, start=3, days=2), 1
+    if name == "synthetic":
+        return shop(users=1200, items=1500, new=30, a_day=6000, start=8, days=options.days), 2
+    sizes: dict[str, Any] = {"movielens": dict(events=120_000, start=0.7), "taobao": dict(events=None, start=0.5)}[name]
+    return of_dataset(name, options.data, days=options.days, **sizes), 2
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the study and prints its figures."""
     parser = common.parser(__doc__)
-    parser.add_argument("--data", type=Path, help="folder with the public data sets; none: the synthetic world alone")
+    parser.add_argument("--data", type=Path, help="folder with the public data sets")
     parser.add_argument("--figures", type=Path, help="folder for the picture")
     parser.add_argument("--days", type=int, default=3, help="trained days of each world (default: %(default)s)")
     parser.add_argument("--models", type=int, default=None, help="planted models of each kind (default: 100, smoke 6)")
+    parser.add_argument("--worlds", nargs="*", choices=WORLDS, help="some of them (default: all that --data has)")
+    parser.add_argument("--records", nargs="+", type=Path, metavar="FILE", help="join what --json wrote; nothing is run")
     options = parser.parse_args(arguments)
-    models = options.models or (6 if options.smoke else 100)
-    count = 150 if options.smoke else 400
-    parts = common.Parts()
-    figures: dict[str, Any] = {"worlds": {}}
-    made = list(worlds(options))
-    steps = sum(1 + 2 * (len(world.days) - 2) + len(world.days) - 1 for world, _ in made) + 2 * models
-    with tqdm(total=steps, unit="steps", mininterval=5) as bar:
-        for world, epochs in made:
-            with parts(world.name):
-                figures["worlds"][world.name] = days_of(world, small=options.smoke, epochs=epochs, count=count, bar=bar)
-        config = GateConfig(users=20) if options.smoke else GateConfig()
-        with parts("gate"):
-            world, epochs = made[0]
-            figures["gate"] = gate(
-                world,
-                small=options.smoke,
-                models=models,
-                count=150 if options.smoke else 600,
-                epochs=epochs,
-                config=config,
-                bar=bar,
-            )
+    figures = joined(options.records) if options.records else measured(options)
     keys = ("stale_loss_gauc_points", "warm_minus_scratch_gauc_points", "warm_cost_share", "new_item_hr100_gain")
     figures |= {key: {name: found[key] for name, found in figures["worlds"].items()} for key in keys}
-    figures |= {key: figures["gate"][key] for key in ("gate_refused_bad", "gate_passed_good")}
-    figures["seconds_by_part"] = {name: spent.wall for name, spent in parts.spent.items()}
+    figures |= {key: figures["gate"][key] for key in ("gate_refused_bad", "gate_passed_good") if "gate" in figures}
     report(figures)
-    print(parts)
-    if options.figures:
+    if options.figures and figures["worlds"]:
         draw(figures, options.figures)
     common.write_json(options.json, figures)
+
+
+def measured(options: Any) -> dict[str, Any]:
+    """The worlds by day and the gate; what is done is printed."""
+    names = options.worlds
+    if names is None:
+        names = WORLDS[:1] if options.smoke or options.data is None else WORLDS
+    models = (6 if options.smoke else 100) if options.models is None else options.models
+    count, parts = 150 if options.smoke else 400, common.Parts()
+    figures: dict[str, Any] = {"worlds": {}}
+    days = 2 if options.smoke else options.days
+    with tqdm(total=len(names) * (3 * days + 2) + 2 * models, unit="steps", mininterval=5) as bar:
+        for name in names:
+            with parts(name):
+                world, epochs = world_of(name, options)
+                figures["worlds"][name] = days_of(world, small=options.smoke, epochs=epochs, count=count, bar=bar)
+        if models:
+            with parts("gate"):
+                world, epochs = world_of(WORLDS[0], options)
+                sizes: dict[str, Any] = dict(models=models, count=150 if options.smoke else 600, epochs=epochs)
+                config = GateConfig(users=20) if options.smoke else GateConfig()
+                figures["gate"] = gate(world, small=options.smoke, config=config, bar=bar, **sizes)
+    print(parts)
+    return figures | {"seconds_by_part": {name: spent._asdict() for name, spent in parts.spent.items()}}
+
+
+def joined(records: list[Path]) -> dict[str, Any]:
+    """Records of several calls as one."""
+    figures: dict[str, Any] = {"worlds": {}, "seconds_by_part": {}}
+    for path in records:
+        record = json.loads(path.read_text("utf-8"))
+        figures["worlds"] |= record["worlds"]
+        figures["seconds_by_part"] |= record["seconds_by_part"]
+        figures |= {name: record[name] for name in ("gate",) if name in record}
+    return figures
 
 
 def report(figures: dict[str, Any]) -> None:
@@ -382,7 +396,7 @@ def report(figures: dict[str, Any]) -> None:
         print(f"\n{name}: {found['events']:,} events, {found['events_a_day']:,} a day")
         print(common.table(rows, ("day", "model", *shown)))
         print({key: value for key, value in found.items() if key not in ("by_day", "events", "days", "events_a_day")})
-    print("\ngate:", figures["gate"])
+    print("\ngate:", figures.get("gate"))
 
 
 def draw(figures: dict[str, Any], folder: Path) -> None:

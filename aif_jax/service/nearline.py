@@ -68,7 +68,7 @@ def newest(root: Path, folder: str, *, inside: str = "") -> Path:
 
 def newer(kind: type[Table], root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[Table, Written] | None:
     """The newest `ItemIndex` or `UserTable` of a model, unless it is the one before. Raises what `newest` and `load` raise."""
-    path = newest(root, folder)
+    path = newest(root, folder, inside=USERS if kind is UserTable else "")
     if before is not None and path == before.path:
         return None
     table, positions = kind.load(path, trained), kind.inspect(path).positions

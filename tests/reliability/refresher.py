@@ -56,9 +56,13 @@ def _killed_in(step: str, sealed: bool) -> None:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Digests of the files of the one snapshot in root/store, model, index and all; raises unless nothing else was left."""
+    """Digests of the files of the one snapshot in root/store: parameters, encoder, index; raises unless nothing else was left.
+
+    Compiled functions are left out, and the manifest with their digests: they name the Python frames that called the export.
+    """
     store = SnapshotStore(root / "store")
     (name,), (report,) = store.names(), SnapshotStore(root / "store" / "reports").names()
     assert store.current() == name and report
     files = json.loads((root / "store" / name / "snapshot-manifest.json").read_text())["files"]
-    return {relative: entry["sha256"] for relative, entry in files.items()}
+    named_by_caller = {"manifest.json", *(relative for relative in files if relative.endswith(".jax_export"))}
+    return {relative: entry["sha256"] for relative, entry in files.items() if relative not in named_by_caller}
