@@ -173,7 +173,8 @@ class _Join:
 
     def summary(self) -> JoinSummary:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(JoinSummary)}
-        return JoinSummary(**{k: {w: n for w, n in v.items() if n} if isinstance(v, Counter) else v for k, v in found.items()})
+        plain: Any = {k: {w: n for w, n in v.items() if n} if isinstance(v, Counter) else v for k, v in found.items()}
+        return JoinSummary(**plain)
 
     def cut_outcomes(self, source: Source, kinds: Mapping[str, ColumnKind]) -> int:
         """Writes the outcomes of known items into parts; the second of the last one."""
