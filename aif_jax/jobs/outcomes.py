@@ -2,7 +2,7 @@
 
 The samples take the features of the log as they were served. Both sides are cut by a hash of the request's id into parts that
 fit memory, joined part by part, cut again by a hash of the user, and written in the order of an event log. So memory holds one
-part, 8 bytes for each user, and nothing that grows with the requests; disk holds the samples twice while the job runs.
+part; parts grow from `MOST_PARTS` of them on, some 8 million requests. Disk holds the samples twice while the job runs.
 """
 
 from __future__ import annotations
