@@ -27,10 +27,8 @@ from aif_jax.encoding.columns import Kind as ColumnKind
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.hashing import hash_ids
 from aif_jax.encoding.vocabulary import Vocabulary
-from aif_jax.readers.problems import Problems
-from aif_jax.readers.scan import Codes, Scan
-from aif_jax.readers.sources import Source, pyarrow
-from aif_jax.readers.tables import blocks
+from aif_jax.readers.sources import Problems, Source, pyarrow
+from aif_jax.readers.tables import Codes, Scan, blocks
 from aif_jax.readers.validate import distinct_values, raw_values
 from aif_jax.service.log import frame_arrays, log_files
 from aif_jax.store.folders import new_folder
