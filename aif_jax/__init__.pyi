@@ -24,7 +24,7 @@ from .data.events import EventLog
 from .encoding.columns import Columns
 from .encoding.encoder import Encoder
 from .encoding.vocabulary import Vocabulary
-from .export.opening import open
+from .export.contents import open
 from .features import check_item_features, check_user_features, empty_items, empty_user
 from .index import IndexWriter, ItemIndex
 from .model import Component, PreRanker, assemble, build, fit_tables

@@ -12,8 +12,9 @@ import jax
 import pytest
 
 import aif_jax as aif
+from aif_jax.store import compiled
 from aif_jax.types import Params
-from tests import compiled, demo, lanes, light
+from tests import demo, lanes, light
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,9 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if "AIF_JAX_COMPILED" not in os.environ:  # the workers inherit it
         try:
-            os.environ["AIF_JAX_COMPILED"] = str(compiled.prepare(compiled.kept_folder()))
+            os.environ["AIF_JAX_COMPILED"] = str(compiled.prepare(compiled.kept_folder("aif_jax-tests")))
         except OSError as error:
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(f"{error}, or AIF_JAX_COMPILED=FOLDER") from error
     CACHE["jax_compilation_cache_dir"] = os.environ["AIF_JAX_COMPILED"]
     for name, value in CACHE.items():
         jax.config.update(name, value)

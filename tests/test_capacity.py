@@ -349,6 +349,29 @@ def test_the_moments_of_a_recycled_row_start_new(world, name):
     assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, second)  # dense and sparse steps take it
 
 
+def test_an_ordinary_model_gets_a_capacity():
+    """Tables and moments grow once; ids keep their rows and what stands there."""
+    with lightly_compiled(keep=True):
+        data = aif.read(DAYS[0], items=CATALOGUES[0], columns=COLUMNS, progress=False)
+        config = aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False)
+        before = aif.Trained(aif.build(config), demo.init(aif.build(config), items=data.catalogue), data.encoder)
+        rules = {"item": Capacity(rows=20), "user": Capacity(rows=9)}
+        encoder, turnover = admit(data.encoder, DAYS[1], capacity=rules)
+        after, optimizer = carry_over(before, encoder, key=jax.random.key(0)), optax.adam(0.1)
+    assert (turnover["item"].held, turnover["item"].free, turnover["user"].held) == (8, 12, 4)
+    first, fresh = (optimizer.init({g: p for g, p in each.params.items() if g != "fitted"}) for each in (before, after))
+    then = jax.tree.map(lambda leaf: leaf + 2, first)
+    moved = carry_over_state(then, optimizer, before, after)
+    assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, fresh)
+    for name, size in (("item", 21), ("user", 10), ("category", 3)):
+        count = len(data.encoder.vocabularies[name].raw) + 1
+        table, mu = after.params["embedding"][name], moved[0].mu["embedding"][name]
+        assert len(table) == len(mu) == size
+        np.testing.assert_array_equal(table[:count], before.params["embedding"][name])
+        assert (mu[:count] == 2).all() and not mu[count:].any()
+        assert encoder.vocabularies[name].encode(data.encoder.vocabularies[name].raw).tolist() == list(range(1, count))
+
+
 def test_a_state_whose_rows_are_no_rows_is_refused(world):
     after, optimizer = carry_over(world.before, world.encoder, key=jax.random.key(3)), optax.adam(0.1)
     state = optimizer.init({name: group for name, group in world.before.params.items() if name != "fitted"})

@@ -24,7 +24,7 @@ from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import consume, writer
-from aif_jax.export.consume import files, ids
+from aif_jax.export.consume import files, functions
 from aif_jax.index import ItemIndex, string_ids
 from aif_jax.store.version import fingerprint
 from aif_jax.trees import leaves_by_path
@@ -570,11 +570,11 @@ def test_features_of_another_encoder_are_refused(encoded):
 def test_an_index_of_strings_is_looked_up_by_strings(encoded):
     _, model, params, made = encoded
     names = ["B00X4WHP5E", "", "é" * 300, "sku-1", "\U0001f600"]
-    np.testing.assert_array_equal(ids.string_keys(names), string_ids(names))
+    np.testing.assert_array_equal(functions.string_keys(names), string_ids(names))
     items = made.items({"item": [7, 8, 99, 7, 8], "category": ["b", "é", "b", "x", "b"]})[1]
     index = ItemIndex.build(aif.Trained(model, params, made), items, ids=names, batch_size=8, progress=False)
     arrays = writer.index_arrays(index)
-    known = ids.Ids({"keys": arrays["keys"]}, "index")
+    known = functions.Ids({"keys": arrays["keys"]}, "index")
     np.testing.assert_array_equal(arrays["vector"][known.positions(np.array(names))], index.take(names)[0].vector)
     assert known.positions(["sku-2"]).tolist() == [-1]
     with pytest.raises(export.ExportError, match="index: expected strings, got 1"):

@@ -22,7 +22,8 @@ from aif_jax import checkpoint, cli, export
 from aif_jax.checkpoint import CheckpointError, storage
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, consume, writer
-from aif_jax.export.consume import child, files, within
+from aif_jax.export.consume import files
+from aif_jax.export.consume import model as loader
 from aif_jax.index import ItemIndex, inspect
 from tests.golden import make_export
 from tests.reliability import damaged, victims
@@ -119,7 +120,7 @@ def test_flipped_functions_are_refused_and_this_process_lives(forge, name):
 
 def test_a_child_process_that_crashes_is_named_by_its_signal(monkeypatch):
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n"
-    monkeypatch.setattr(child, "START", crash)
+    monkeypatch.setattr(loader, "START", crash)
     with pytest.raises(ExportError, match="died of SIGSEGV; max_bytes sets the limit"):
         export.load(FOLDER)
 
@@ -186,7 +187,7 @@ def test_pinned_and_trusted_folders_need_no_child(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("a child process")
 
-    monkeypatch.setattr(child.subprocess, "run", refuse)
+    monkeypatch.setattr(loader.subprocess, "run", refuse)
     digest = files.digest_of(FOLDER)
     assert export.load(FOLDER, sha256=digest).version == export.load(FOLDER, trusted=True).version
     assert export.verify(FOLDER, sha256=digest)["max_abs_diff"] < 1e-5
@@ -205,14 +206,14 @@ def test_the_command_line_checks_in_a_child(forge, capsys):
 def test_without_limits_of_resources_a_child_still_checks(monkeypatch):
     """As on Windows: the limit of time stays."""
     code = "import sys; sys.modules['resource'] = None\n"
-    monkeypatch.setattr(child, "START", code + child.START)
+    monkeypatch.setattr(loader, "START", code + loader.START)
     assert export.verify(FOLDER)["max_abs_diff"] < 1e-5
 
 
 def test_functions_of_other_platforms_and_a_missing_interpreter_say_what_to_do(forge, monkeypatch):
     with pytest.raises(ExportError, match=r"platforms: expected cpu.*got \['tpu'\]; trusted=True"):
         export.load(forge(edit=lambda m: m.update(platforms=["tpu"])))
-    monkeypatch.setattr(child.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(loader.sys, "executable", "/nowhere/python")
     with pytest.raises(ExportError, match="got no child process .*trusted=True does without"):
         export.load(FOLDER)
 
@@ -471,7 +472,7 @@ def test_snapshots_with_rows_of_another_shape_are_refused(rewrite):
     with pytest.raises(CheckpointError, match="snapshot: .* bytes"):
         aif.index.verify(folder)
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (within._address_space() + (16 << 30), limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (loader._address_space() + (16 << 30), limits[1]))
     try:
         with pytest.raises(ValueError, match="bytes"):
             ItemIndex.load(folder, aif.Trained(victims.MODEL, victims.PARAMS))

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aif_jax.connectors import EventLayout, Fetch, MemoryFeatures, ParquetFeatures, ValkeyFeatures, ValkeyFeatureWriter
-from aif_jax.connectors.valkey_features import keys_of
+from aif_jax.connectors.valkey import keys_of
 from aif_jax.serving import Request
 from tests import servers
 from tests.test_user_table import ARRIVAL, DATA, ENCODER, raw

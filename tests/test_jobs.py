@@ -18,9 +18,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.index import parts
-from aif_jax.jobs import items as items_of_jobs
-from aif_jax.jobs import source
-from aif_jax.jobs import users as users_of_jobs
+from aif_jax.jobs import encode, source
 from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import MemoryRows
 from tests import demo
@@ -205,7 +203,7 @@ def test_another_model_in_the_folder_is_refused(tmp_path):
     other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
     checkpoint.save(tmp_path / "model", aif.Trained(model, other, encoder))
     job = pickle.loads(sent)
-    items_of_jobs._program.cache_clear()  # as in a new process
+    encode._item_program.cache_clear()  # as in a new process
     with pytest.raises(VersionMismatch, match=f"job, model in .*model: expected version {job.version}"):
         list(job(world.items(8).to_batches()))
 
@@ -352,7 +350,7 @@ def test_a_flipped_byte_of_a_file_is_noticed(encoded, tmp_path):
 
 def test_users_of_one_batch_leave_a_few_at_a_time(users, monkeypatch):
     """An engine may hand over a million users in one batch; their rows together exceed what an Arrow array holds."""
-    monkeypatch.setattr(users_of_jobs, "ROWS", 20)
+    monkeypatch.setattr(encode, "ROWS", 20)
     (whole,) = world.events().combine_chunks().to_batches()
     out = list(world.user_job(position=STREAM_END)([whole]))
     assert len(out) > 2 and max(batch.num_rows for batch in out) <= 20
@@ -433,6 +431,6 @@ def test_bad_parts_of_users_are_refused():
 def test_one_program_serves_all_tasks_of_a_process():
     """Each task may come with its own copy of the job."""
     jobs = [pickle.loads(pickle.dumps(world.job())) for _ in range(3)]
-    programs = {id(items_of_jobs._program(job._source, job.storage, job.batch_size)) for job in jobs}
+    programs = {id(job._program()) for job in jobs}
     assert len(programs) == 1 and isinstance(jobs[0]._source, source.Source)
     assert dataclasses.is_dataclass(world.model()[0].config)

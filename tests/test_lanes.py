@@ -1,13 +1,17 @@
 """Each test is in one lane, the lanes together are the suite, and a run says what it left out."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests import compiled, lanes
+from aif_jax.store import compiled
+from tests import lanes
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = [(line, lane) for lane, entries in lanes.TABLE.items() for line in entries]
@@ -110,17 +114,17 @@ def test_notice():
 
 def test_the_folder_is_named_by_versions_and_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    here = compiled.kept_folder()
+    here = compiled.kept_folder("aif_jax-tests")
     assert here.parent == tmp_path / "aif_jax-tests"
     monkeypatch.setattr(compiled.jaxlib, "__version__", "0.0.1")
-    assert compiled.kept_folder().name.startswith(f"jax-{compiled.jax.__version__}-jaxlib-0.0.1-")
+    assert compiled.kept_folder("aif_jax-tests").name.startswith(f"jax-{compiled.jax.__version__}-jaxlib-0.0.1-")
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiled, "cpu_features", lambda: "avx512f of another machine")
-    assert compiled.kept_folder() != here
+    assert compiled.kept_folder("aif_jax-tests") != here
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert compiled.kept_folder().parent == tmp_path / "home" / ".cache" / "aif_jax-tests"
+    assert compiled.kept_folder("aif_jax-tests").parent == tmp_path / "home" / ".cache" / "aif_jax-tests"
 
 
 def test_features_of_a_processor(tmp_path):
@@ -146,5 +150,22 @@ def test_what_no_run_used_goes(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"expected a folder that can be written, got .*file/x .*AIF_JAX_COMPILED=FOLDER"):
+    with pytest.raises(OSError, match=r"a folder that can be written, got .*file/x .*JAX_COMPILATION_CACHE_DIR=FOLDER"):
         compiled.prepare(tmp_path / "file" / "x")
+
+
+def test_commands_keep_compiled_programs(tmp_path):
+    """In the user's cache folder; a folder of the user's choice stays, and one that cannot be written only warns."""
+    code = "import jax; from aif_jax.store.compiled import keep; print(keep(), jax.config.jax_compilation_cache_dir)"
+
+    def run(**changes: str) -> subprocess.CompletedProcess:
+        kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        return subprocess.run([sys.executable, "-c", code], env=kept | changes, capture_output=True, text=True, check=True)
+
+    folder, setting = run(XDG_CACHE_HOME=str(tmp_path)).stdout.split()
+    assert folder == setting and Path(folder).is_relative_to(tmp_path / "aif_jax") and Path(folder).is_dir()
+    chosen = str(tmp_path / "mine")
+    assert run(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR=chosen).stdout.split() == [chosen, chosen]
+    (tmp_path / "file").write_text("")
+    failed = run(XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert failed.stdout.split() == ["None", "None"] and "expected a folder that can be written" in failed.stderr

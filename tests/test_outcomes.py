@@ -1,6 +1,7 @@
 """The request log joined with what followed: samples without skew, everything counted, in bounded memory."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -102,6 +103,7 @@ def test_everything_that_is_no_sample_is_counted(served, tmp_path):
         (first.id, first.ids[3], at - 61, "click"), (first.id, first.ids[3], at - 60, "click"),  # a minute of skew
         (first.id, 999, at + 5, "click"), (first.id, first.ids[0], at + 5, "like"), ("nobody", first.ids[0], at + 5, "click"),
         (records[4].id, records[4].ids[0], int(records[4].time) + 5, "click"),
+        ("twin", twin.ids[0], int(twin.time) + 5, "click"),
         (second.id, next(item for item in ITEMS if item not in second.candidates), int(second.time) + 5, "click"),
     ]  # fmt: skip
     summary = join_outcomes(log, outcomes(*rows), tmp_path / "out", encoder=trained.encoder, windows=WINDOWS, until=LATER)
@@ -113,13 +115,25 @@ def test_everything_that_is_no_sample_is_counted(served, tmp_path):
     assert summary.outcomes == {"click": 2, "conversion": 1} and summary.late == {"click": 1}
     assert summary.ignored == {
         "more than once": 1, "before the request": 1, "of an item without a row": 1, "of another name": 1,
-        "without a request": 1, "of a request that was left out": 1, "of an item that was no candidate": 1,
+        "without a request": 1, "of a request that was left out": 2, "of an item that was no candidate": 1,
     }  # fmt: skip
     assert len(rows) == sum(summary.outcomes.values()) + sum(summary.late.values()) + sum(summary.ignored.values())
     assert summary.without_outcome == 3 and "4 samples of 11 requests" in str(summary)
     saved = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert saved["summary"] == dataclasses.asdict(summary)
     assert len(read_samples(tmp_path / "out", data).cascade) == 4
+
+
+def test_runs_one_after_the_other_have_each_request_once(served, tmp_path):
+    trained, data, records = served
+    log, rows = write_log(tmp_path / "log", records), outcomes(*clicks(records))
+    options, seconds, cuts = {"encoder": trained.encoder, "windows": WINDOWS}, [], (None, NOW + 4200, NOW + 4800, LATER)
+    for number, (since, until) in enumerate(itertools.pairwise(cuts)):
+        summary = join_outcomes(log, rows, tmp_path / str(number), since=since, until=until, **options)
+        made = read_samples(tmp_path / str(number), data)
+        seconds += made.log.time[made.cascade.positions].tolist()
+        assert summary.samples + sum(summary.left_out.values()) == 40
+    assert sorted(seconds) == [int(each.time) for each in records]
 
 
 def test_shown_says_which_items_have_labels(served, tmp_path):
@@ -131,6 +145,7 @@ def test_shown_says_which_items_have_labels(served, tmp_path):
     options = {"encoder": trained.encoder, "windows": {"click": 60}, "shown": "impression", "until": LATER}
     summary = join_outcomes(log, outcomes(*rows), tmp_path / "samples", **options)
     assert summary.left_out == {module.NOT_SHOWN: 1} and summary.without_outcome == 1
+    assert summary.outcomes == {"click": 1, "impression": 4}
     cascade = read_samples(tmp_path / "samples", data).cascade
     assert sorted((~np.isnan(cascade.labels["click"])).sum(1).tolist()) == [2, 3]
     exposed, passed = (STAGES.index(name) for name in ("exposed", "pre_ranked"))
@@ -153,6 +168,9 @@ def test_scored_candidates_and_several_objectives(tmp_path):
     of = dict(zip(made.cascade.rows[at].tolist(), made.cascade.labels["served"][at].tolist(), strict=True))
     row = dict(zip(scored.candidates, data.items.encode(scored.candidates).tolist(), strict=True))
     assert [of[row[item]] for place, item in enumerate(scored.candidates) if place != 3] == [0, 2, 4, 8, 10, 12, 14, 16, 18]
+    again = outcomes(*[(scored.id, item, int(scored.time), "click") for item in scored.candidates])
+    cut = join_outcomes(log, again, tmp_path / "cut", encoder=trained.encoder, windows=WINDOWS, until=LATER, candidates=2)
+    assert cut.outcomes == {"click": 2} and cut.ignored == {"of an item beyond `candidates`": 8}
     assert row[scored.candidates[3]] not in of  # the ones that came furthest are kept
     (other,) = {0, 1} - {at}
     known = ~np.isnan(made.cascade.labels["served"][other])

@@ -42,7 +42,7 @@ from aif_jax.connectors import (
     tombstone_key,
 )
 from aif_jax.connectors.streams import Message
-from aif_jax.connectors.valkey_stream import id_of, position_of
+from aif_jax.connectors.valkey import id_of, position_of
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter

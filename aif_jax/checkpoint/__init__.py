@@ -4,8 +4,7 @@
 trees.
 """
 
-from aif_jax.checkpoint.contents import FORMAT, Checkpoint, load, save
-from aif_jax.checkpoint.run import Checkpoints
+from aif_jax.checkpoint.contents import FORMAT, Checkpoint, Checkpoints, load, save
 from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError, inspect, nbytes, read, write
 
 __all__ = [

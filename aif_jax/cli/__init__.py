@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from aif_jax.cli.commands import add_commands
 from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
 from aif_jax.cli.refresh import add_refresh_commands
-from aif_jax.cli.service import add_service_commands
-from aif_jax.cli.snapshots import add_snapshot_commands
+from aif_jax.cli.service import add_service_commands, add_snapshot_commands
 from aif_jax.output.progress import hidden
 from aif_jax.sharding.processes import end
+from aif_jax.store.compiled import keep
 
 __all__ = ["main"]
 
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """The exit code of a command; prints what went wrong."""
     try:
+        keep()
         with hidden(getattr(options, "quiet", False)):
             return options.run(options)
     except (UsageError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:

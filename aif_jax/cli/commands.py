@@ -20,11 +20,11 @@ import jax
 from aif_jax import export, index
 from aif_jax.cli import doctor
 from aif_jax.cli import options as shared
-from aif_jax.cli.follow import add_index_follow, add_users_follow
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
+from aif_jax.cli.service import add_index_follow, add_users_follow
 from aif_jax.config import Config
 from aif_jax.encoding.columns import Columns
-from aif_jax.export.opening import open as open_model
+from aif_jax.export.contents import open as open_model
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.index import ItemIndex
 from aif_jax.model import build

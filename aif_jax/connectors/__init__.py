@@ -4,22 +4,27 @@ Each kind of server has one file, which alone imports its client, and only when 
 """
 
 from aif_jax.connectors.connect import open_stream
-from aif_jax.connectors.faiss_search import FaissSearch
 from aif_jax.connectors.fetch import Fetch, Reads
 from aif_jax.connectors.follow import Follower, IndexTarget, SinkTarget, StreamEntry, Target, UserTarget
 from aif_jax.connectors.kafka import KafkaStream
-from aif_jax.connectors.messages import Change, MessageError, decode, encode, encode_deleted, tombstone_key
-from aif_jax.connectors.packing import EventLayout
 from aif_jax.connectors.parquet_features import ParquetFeatures
-from aif_jax.connectors.pgvector_search import PgvectorSearch
-from aif_jax.connectors.records import EventSink, FeatureSource, MemoryFeatures, Record
+from aif_jax.connectors.records import EventLayout, EventSink, FeatureSource, MemoryFeatures, Record
 from aif_jax.connectors.retrieval import BruteForce, Retrieval, SearchResult, TwoTower, recall
+from aif_jax.connectors.search import FaissSearch, PgvectorSearch, UsearchSearch
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
-from aif_jax.connectors.streams import MemoryStream, Message, StreamError, UpdateStream
-from aif_jax.connectors.usearch_search import UsearchSearch
-from aif_jax.connectors.valkey_features import ValkeyFeatures, ValkeyFeatureWriter
-from aif_jax.connectors.valkey_states import ValkeyStates
-from aif_jax.connectors.valkey_stream import ValkeyStream
+from aif_jax.connectors.streams import (
+    Change,
+    MemoryStream,
+    Message,
+    MessageError,
+    StreamError,
+    UpdateStream,
+    decode,
+    encode,
+    encode_deleted,
+    tombstone_key,
+)
+from aif_jax.connectors.valkey import ValkeyFeatures, ValkeyFeatureWriter, ValkeyStates, ValkeyStream
 
 __all__ = [
     "Record", "FeatureSource", "EventSink", "EventLayout", "MemoryFeatures", "ValkeyFeatures", "ValkeyFeatureWriter",

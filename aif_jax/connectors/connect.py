@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from aif_jax.checks import expect, needs_extra
 from aif_jax.connectors.kafka import KafkaStream
 from aif_jax.connectors.streams import UpdateStream
-from aif_jax.connectors.valkey_stream import ValkeyStream
+from aif_jax.connectors.valkey import ValkeyStream
 from aif_jax.store.folders import redacted
 
 FORMS = "kafka://HOST:PORT/TOPIC or redis://HOST:PORT/KEY[,KEY...]"

@@ -12,10 +12,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.connectors.messages import Change, decode, joined
 from aif_jax.connectors.records import EventSink
 from aif_jax.connectors.snapshot_store import SnapshotStore
-from aif_jax.connectors.streams import Message, StreamError, UpdateStream
+from aif_jax.connectors.streams import Change, Message, StreamError, UpdateStream, decode, joined
 from aif_jax.index import IndexWriter
 from aif_jax.index.ids import raw_keys
 from aif_jax.store.snapshots import SnapshotWriter, positions_by_partition, snapshots

@@ -1,17 +1,159 @@
-"""What a feature store keeps of a user, the protocol of a source of it, and the source in memory."""
+"""A feature store in raw values: events packed into records of one size, the protocol of a source, and the source in memory.
+
+Each packed event has a checksum.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.connectors.packing import EventLayout
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of, plain
+from aif_jax.encoding.times import PER_SECOND, TimeUnit, ticks
 from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.user_table.rows import NONE, UserId, positions_of
+
+MOST_BYTES = 1024  # of a text in a record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EventLayout:
+    """How an event is packed: item id, action and time, raw, in a fixed number of bytes.
+
+    Attributes:
+      item, time, action: columns of the events file; no action where the events are of one kind.
+      time_unit: of the packed times.
+      item_bytes: 0 for ids that are integers; the longest id in UTF-8 where they are strings.
+      action_bytes: the same of actions.
+
+    Raises:
+      ValueError: sizes out of range.
+
+    Example:
+      >>> layout = EventLayout(action="event", action_bytes=8)
+      >>> packed = layout.pack({"item": [7, 8], "time": [1_600_000_000, 1_600_000_050], "event": ["buy", "view"]})
+      >>> layout.nbytes, layout.columns_of(layout.checked(packed.tobytes(), "events"))["event"]
+      (28, ['buy', 'view'])
+    """
+
+    item: str = "item"
+    time: str = "time"
+    action: str | None = None
+    time_unit: TimeUnit = "s"
+    item_bytes: int = 0
+    action_bytes: int = 0
+
+    def __post_init__(self):
+        for name in ("item_bytes", "action_bytes"):
+            size = getattr(self, name)
+            expect(0 <= size <= MOST_BYTES, f"EventLayout.{name}", f"0 to {MOST_BYTES}", size)
+
+    @classmethod
+    def of(cls, encoder: Encoder, *, item_bytes: int = 32, action_bytes: int = 16) -> EventLayout:
+        """The layout of what an encoder reads; the sizes count where ids or actions are text."""
+        columns: Columns = encoder.columns
+        if columns.action is None or columns.actions:
+            text = any(isinstance(value, str) for value in columns.actions)
+        else:
+            text = encoder.vocabularies["action"].kind == "strings"
+        return cls(
+            item=columns.item, time=columns.time, action=columns.action, time_unit=columns.time_unit,
+            item_bytes=item_bytes if encoder.vocabularies["item"].kind == "strings" else 0,
+            action_bytes=action_bytes if text else 0,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype:
+        """Of one event; whole words, the last one a checksum of the others."""
+        fields: list[tuple[str, Any]] = [("item", _field(self.item_bytes)), ("time", "<i8")]
+        if self.action is not None:
+            fields.append(("action", _field(self.action_bytes)))
+        return np.dtype([*fields, ("check", "<u4")])
+
+    @property
+    def nbytes(self) -> int:
+        """Of one event."""
+        return self.dtype.itemsize
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Eight hex digits: two layouts whose bytes mean different things differ."""
+        return hashlib.sha256(f"{self.dtype.descr} {self.time_unit}".encode()).hexdigest()[:8]
+
+    def pack(self, events: Any) -> np.ndarray:
+        """Events [n], raw values by column, as records [n] in their order.
+
+        Raises:
+          TypeError: ids or actions of another kind, times that are no times.
+          ValueError: columns of different lengths, a text that is too long, a time in another unit.
+        """
+        time = ticks(plain(column_of(events, self.time)), f"events, column {self.time!r}", unit=self.time_unit)
+        packed = np.zeros(len(time.value), self.dtype)
+        packed["time"] = time.value * PER_SECOND[self.time_unit] // time.per_second
+        for field, column, size in (("item", self.item, self.item_bytes), ("action", self.action, self.action_bytes)):
+            if column is not None:
+                values = as_ids(plain(column_of(events, column)), column)
+                expect(len(values) == len(packed), "events", "columns of one length", f"{len(values)} and {len(packed)}")
+                packed[field] = _integers(values, column) if not size else _texts(values, column, size)
+        packed["check"] = self._checks(packed)
+        return packed
+
+    def checked(self, data: bytes, where: str) -> np.ndarray:
+        """Records of packed bytes. Raises ValueError for bytes that are torn or altered; `where` names them."""
+        if len(data) % self.nbytes:
+            raise ValueError(f"{where}: expected whole events of {self.nbytes} bytes, got {len(data)} bytes")
+        packed = np.frombuffer(data, self.dtype)
+        wrong = np.flatnonzero(packed["check"] != self._checks(packed))
+        if len(wrong):
+            raise ValueError(f"{where}: expected events with their checksums, got {len(wrong)} altered, first at [{wrong[0]}]")
+        return packed
+
+    def columns_of(self, packed: np.ndarray) -> Mapping[str, Any]:
+        """Raw values by column, as the encoder takes them: int64 arrays [n], lists of texts."""
+        columns: dict[str, Any] = {self.item: _values(packed["item"]), self.time: packed["time"].astype(np.int64)}
+        if self.action is not None:
+            columns[self.action] = _values(packed["action"])
+        return columns
+
+    def _checks(self, packed: np.ndarray) -> np.ndarray:
+        """uint32 [n] sums over the words of each record, each times an odd number: a change of one word always shows."""
+        words = np.ascontiguousarray(packed).view("<u4").reshape(len(packed), self.nbytes // 4)[:, :-1]
+        weights = np.arange(1, words.shape[1] + 1, dtype=np.uint32) * np.uint32(0x9E3779B2) | np.uint32(1)
+        return (words * weights).sum(1, dtype=np.uint32) + np.uint32(int(self.digest, 16))
+
+
+def _field(size: int) -> str:
+    return f"S{-(-size // 4) * 4}" if size else "<i8"
+
+
+def _integers(values: Any, column: str) -> np.ndarray:
+    if not isinstance(values, np.ndarray) and len(values):
+        raise TypeError(f"events, column {column!r}: expected integers, got strings; EventLayout has sizes for text")
+    return np.asarray(values, np.int64)
+
+
+def _texts(values: Any, column: str, size: int) -> list[bytes]:
+    if isinstance(values, np.ndarray) and len(values):
+        raise TypeError(f"events, column {column!r}: expected strings, got integers")
+    coded = [str(value).encode() for value in values]
+    for text in coded:
+        good = len(text) <= size and not text.endswith(b"\0")
+        expect(good, f"events, column {column!r}", f"at most {size} bytes of UTF-8, no zero at the end", repr(text[: size + 8]))
+    return coded
+
+
+def _values(field: np.ndarray) -> Any:
+    if field.dtype.kind == "i":
+        return field.astype(np.int64)
+    return [text.decode() for text in field.tolist()]
 
 
 class Record(NamedTuple):

@@ -57,7 +57,7 @@ class SeenPairs:
 
         Example:
           >>> log = EventLog.from_arrays([1, 1, 1], [4, 5, 4], [1, 1, 1], [10, 20, 30])
-          >>> Seen.before(log, [1, 2]).contains([[0], [1]], [[4, 5], [4, 5]]).tolist()
+          >>> SeenPairs.before(log, [1, 2]).contains([[0], [1]], [[4, 5], [4, 5]]).tolist()
           [[True, False], [True, True]]
         """
         return _Before(log, positions)

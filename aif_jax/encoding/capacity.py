@@ -82,16 +82,14 @@ def add_counts(counts: IdCounts | None, raw: Any, last: Any, count: Any = None) 
     count = np.ones(len(ids), np.int64) if count is None else np.asarray(count, np.int64)
     same = last.shape == count.shape == (len(ids),)
     expect(same, "add_counts", f"a time and a count for each of {len(ids)} ids", [last.shape, count.shape])
+    if counts is not None and len(known := counts.ids.raw):
+        ids = [*known.tolist(), *ids] if known.dtype.kind == "T" else np.append(known, ids)
+        count, last = np.append(counts.count, count), np.append(counts.last, last)
     new = Vocabulary(ids)
-    if counts is not None and len(counts.ids.raw):
-        known = counts.ids.raw
-        new = Vocabulary([*known.tolist(), *new.raw.tolist()] if known.dtype.kind == "T" else np.append(known, new.raw))
-    counted, seen = np.zeros(len(new.raw), np.int64), np.full(len(new.raw), np.iinfo(np.int64).min)
-    parts = [(ids, count, last)] if counts is None else [(counts.ids.raw, counts.count, counts.last), (ids, count, last)]
-    for each, number, time in parts:
-        place = new.encode(each) - 1
-        np.add.at(counted, place, number)
-        np.maximum.at(seen, place, time)
+    place, counted = new.encode(ids) - 1, np.zeros(len(new.raw), np.int64)
+    seen = np.full(len(new.raw), np.iinfo(np.int64).min)
+    np.add.at(counted, place, count)
+    np.maximum.at(seen, place, last)
     return IdCounts(new, counted, seen)
 
 

@@ -1,11 +1,10 @@
 """Public names of `aif_jax.export` and the modules that they come from; `__init__.py` reads this file."""
 
-from . import consume
 from .consume import ExportedIndex, ExportedModel, ExportError, flatten, load, verify
 from .contents import Restored, restore
 from .writer import CoverageError, rebuild, save
 
 __all__ = [
-    "consume", "save", "load", "verify", "rebuild", "restore", "flatten", "ExportedModel", "ExportedIndex", "Restored",
+    "save", "load", "verify", "rebuild", "restore", "flatten", "ExportedModel", "ExportedIndex", "Restored",
     "ExportError", "CoverageError",
 ]  # fmt: skip

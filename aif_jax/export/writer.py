@@ -19,7 +19,7 @@ from aif_jax.config import Config
 from aif_jax.export import consume, functions
 from aif_jax.export.consume import files
 from aif_jax.export.contents import read_contents
-from aif_jax.export.golden import golden_case
+from aif_jax.export.functions import golden_case
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker

@@ -8,6 +8,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.encoding.characters import folded
+from aif_jax.encoding.hashing import mix
 from aif_jax.encoding.vocabulary import Kind, as_ids
 
 EMPTY = np.iinfo(np.int64).min
@@ -289,10 +290,8 @@ def shard_of(ids: Any, shards: int) -> np.ndarray:
 
 def shard_of_keys(keys: np.ndarray, shards: int) -> np.ndarray:
     """`shard_of` of the keys int64 [n] of ids."""
-    mixed = keys.astype(np.uint64)  # ids that count up, or in steps, must not favour a shard: the finalizer of splitmix64
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(shards)).astype(np.int64)
+    # Ids that count up, or in steps, must not favour a shard.
+    return (mix(keys.astype(np.uint64)) % np.uint64(shards)).astype(np.int64)
 
 
 def expect_shard(shard: Any) -> tuple[int, int]:

@@ -4,8 +4,7 @@
 request log with what followed. Needs the `data` extra.
 """
 
-from aif_jax.jobs.items import ItemJob
+from aif_jax.jobs.encode import ItemJob, UserJob
 from aif_jax.jobs.outcomes import JoinSummary, join_outcomes
-from aif_jax.jobs.users import UserJob
 
 __all__ = ["ItemJob", "JoinSummary", "UserJob", "join_outcomes"]

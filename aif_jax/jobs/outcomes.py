@@ -41,11 +41,12 @@ PART_ROWS = 1 << 14
 MOST_PARTS = 512
 ROWS = 1024  # requests that are decoded at a time
 EXPOSED, PRE_RANKED, RETRIEVED = (STAGES.index(name) for name in ("exposed", "pre_ranked", "retrieved"))
-OPEN, NO_FEATURES, OTHER_ENCODING, OTHER_IDS, DUPLICATE, NOT_SHOWN, SAME_SECOND = (
-    "an outcome may still come", "without features", "of another encoder", "with ids of another kind", "with the id of another",
+OPEN, EARLIER, NO_FEATURES, OTHER_ENCODING, OTHER_IDS, DUPLICATE, NOT_SHOWN, SAME_SECOND = (
+    "an outcome may still come", "of an earlier run", "without features", "of another encoder",
+    "with ids of another kind", "with the id of another",
     "with nothing shown that has a row", "of a user with another one in the same second",
 )  # fmt: skip
-REASONS = ("", OPEN, NO_FEATURES, OTHER_ENCODING, OTHER_IDS)
+REASONS = ("", OPEN, EARLIER, NO_FEATURES, OTHER_ENCODING, OTHER_IDS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ def join_outcomes(
     to: Encoder | None = None,
     shown: str | None = None,
     candidates: int = 256,
+    since: int | None = None,
     until: int | None = None,
     request: str = "request",
     item: str = "item",
@@ -99,9 +101,9 @@ def join_outcomes(
 ) -> JoinSummary:
     """Joins a request log with outcomes by request id and item, into samples for `Impressions` and `Cascaded`.
 
-    A request becomes a sample when the longest window after it is over, so a later run over the same log finds the others. A
-    candidate without an outcome in its window is a negative if it was shown; if not, its labels are unknown.
-    `readers.cascade.read_samples` gives the samples as a `Dataset`.
+    A request becomes a sample when the longest window after it is over. A later run, with the `until` of this one as its
+    `since`, finds the others, each once. A candidate without an outcome in its window is a negative if it was shown; if not,
+    its labels are unknown. `readers.cascade.read_samples` gives the samples as a `Dataset`.
 
     Args:
       log: file or folder that `service.log.RequestLog` wrote.
@@ -114,6 +116,7 @@ def join_outcomes(
         those of ids that are gone to 0. Candidates are encoded with it. None takes `encoder`.
       shown: name of the outcome that says an item was shown; None counts what a ranking returned, or all that was scored.
       candidates: M, of a request at most; the furthest stages are kept, then the log's order.
+      since: second up to which the outcomes were complete in an earlier run: its requests are left out. None for all.
       until: second up to which the outcomes are complete; None takes that of the last one.
       request, item, time, outcome: names of the columns; times in `Columns.time_unit` of the encoder.
 
@@ -135,9 +138,9 @@ def join_outcomes(
     with new_folder(out) as folder:
         work = folder.with_name(f"{folder.name}.parts")
         work.mkdir()
-        job = _Join(encoder, target, windows, shown, candidates, work, _parts(files))
+        job = _Join(encoder, target, dict(windows), shown, candidates, work, _parts(files))
         last = job.cut_outcomes(outcomes, {request: "id", item: "id", time: "time", outcome: "category"})
-        job.cut_requests(files, until=last if until is None else until)
+        job.cut_requests(files, since=since, until=last if until is None else until)
         with Partitions(work / "samples", job.parts) as samples:
             for part in range(job.parts):
                 job.join(part, samples)
@@ -154,19 +157,12 @@ class _Join:
     """The state of one join: counts, and the parts on disk."""
 
     def __init__(
-        self,
-        encoder: Encoder,
-        target: Encoder,
-        windows: Mapping[str, int],
-        shown: str | None,
-        most: int,
-        work: Path,
-        parts: int,
+        self, encoder: Encoder, target: Encoder, windows: dict[str, int], shown: str | None, most: int, work: Path, parts: int
     ):
         self.encoder, self.target, self.shown, self.most, self.work, self.parts = encoder, target, shown, most, work, parts
-        self.names = [*windows, *([] if shown is None else [shown])]
-        self.windows = np.array([*windows.values(), *([] if shown is None else [max(windows.values())])], np.int64)
-        self.labels = list(windows)
+        self.labels, self.longest = list(windows), max(windows.values())
+        windows = windows if shown is None else windows | {shown: self.longest}
+        self.names, self.windows = list(windows), np.array(list(windows.values()), np.int64)
         self.left_out, self.outcomes, self.late, self.ignored = Counter(), Counter(), Counter(), Counter()
         self.requests = self.samples = self.without_outcome = 0
         self.arrays: list[str] = []
@@ -176,16 +172,14 @@ class _Join:
         return self.target.vocabularies["item"]
 
     def summary(self) -> JoinSummary:
-        plain = {name: dict(getattr(self, name)) for name in ("left_out", "outcomes", "late", "ignored")}
-        numbers = {name: getattr(self, name) for name in ("requests", "samples", "without_outcome")}
-        return JoinSummary(**plain, **numbers)
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(JoinSummary)}
+        return JoinSummary(**{k: {w: n for w, n in v.items() if n} if isinstance(v, Counter) else v for k, v in found.items()})
 
     def cut_outcomes(self, source: Source, kinds: Mapping[str, ColumnKind]) -> int:
         """Writes the outcomes of known items into parts; the second of the last one."""
         request, item, time, outcome = kinds
-        known = self.encoder.columns
         text = (request, outcome, item) if self.items.kind == "strings" else (request, outcome)
-        columns, problems, last = Columns(time_unit=known.time_unit, text=text), Problems(), 0
+        columns, problems, last = Columns(time_unit=self.encoder.columns.time_unit, text=text), Problems(), 0
         codes = {name: code for code, name in enumerate(self.names)}
         with Partitions(self.work / "outcomes", self.parts) as parts:
             for block in blocks(source, kinds, problems, columns=columns, name="outcomes"):
@@ -205,32 +199,30 @@ class _Join:
             problems.expect_none()
         return last
 
-    def cut_requests(self, files: Sequence[Path], *, until: int) -> None:
+    def cut_requests(self, files: Sequence[Path], *, since: int | None, until: int) -> None:
         """Writes the requests into parts; of those that cannot be samples the id and the reason alone."""
         texts = self.items.kind == "strings"
         named = ("candidate_texts", "id_texts") if texts else ("candidates", "ids")
         columns = ["id", "time", "method", "user", "encoding", "features", "logits", *named]
         arrow, compute = pyarrow(), pyarrow("pyarrow.compute")
-        closed = until - int(self.windows.max())
+        closed, before = until - self.longest, -1 if since is None else since - self.longest
         with Partitions(self.work / "requests", self.parts) as parts:
             for batch in _batches(files, columns):
-                count = batch.num_rows
-                self.requests += count
+                self.requests += batch.num_rows
                 ids, seconds = batch["id"].to_pylist(), np.floor(batch["time"].to_numpy()).astype(np.int64)
                 lists = [batch[name] for name in named]
                 lengths = [compute.fill_null(compute.list_value_length(each), 0).to_numpy() for each in lists]
-                reason = np.zeros(count, np.int8)
+                reason = np.zeros(batch.num_rows, np.int8)
                 reason[lengths[0] == 0] = REASONS.index(OTHER_IDS)
                 other = compute.equal(batch["encoding"], self.encoder.version).to_numpy(zero_copy_only=False)
                 reason[~other] = REASONS.index(OTHER_ENCODING)
                 reason[batch["features"].is_null().to_numpy(zero_copy_only=False)] = REASONS.index(NO_FEATURES)
                 reason[seconds > closed] = REASONS.index(OPEN)
+                reason[seconds <= before] = REASONS.index(EARLIER)
                 encoded = [self.items.encode(_values(each)) for each in lists]
                 rows, returned = (_lists(*pair) for pair in zip(encoded, lengths, strict=True))
-                users = [
-                    f"{user} {name}" if user == "null" else user
-                    for user, name in zip(batch["user"].to_pylist(), ids, strict=True)
-                ]
+                users = zip(batch["user"].to_pylist(), ids, strict=True)
+                users = [f"{user} {name}" if user == "null" else user for user, name in users]
                 features = compute.if_else(arrow.array(reason == 0), batch["features"], arrow.scalar(None, arrow.binary()))
                 parts.add(ids, {
                     "time": seconds, "reason": reason, "user": _key(users), "features": features, "rows": rows,
@@ -276,11 +268,10 @@ class _Join:
         good &= some
         order = np.lexsort((at, stage, owner))
         order = order[good[owner[order]]]
-        owner = owner[order]
-        starts = np.searchsorted(owner, owner)
-        within = np.arange(len(owner)) - starts < self.most
-        order, owner = order[within], owner[within]
-        labels = np.where(exposed[order, None], done[order, : len(self.labels)], np.nan).astype(np.float32)
+        within = np.arange(len(order)) - np.searchsorted(owner[order], owner[order]) < self.most
+        self.ignored["of an item beyond `candidates`"] += int(np.count_nonzero(done[order[~within]]))
+        order = order[within]
+        owner, labels = owner[order], np.where(exposed[order, None], done[order], np.nan).astype(np.float32)
         lengths = np.bincount(owner, minlength=len(ids))[good]
         chosen = np.flatnonzero(good)
         users = _numpy(requests["user"])[chosen]
@@ -293,13 +284,7 @@ class _Join:
         })  # fmt: skip
 
     def _mark(
-        self,
-        done: np.ndarray,
-        pairs: np.ndarray,
-        place: Mapping[str, int],
-        good: np.ndarray,
-        seconds: np.ndarray,
-        outcomes: Any,
+        self, done: np.ndarray, pairs: np.ndarray, place: dict[str, int], good: np.ndarray, seconds: np.ndarray, outcomes: Any
     ) -> None:
         """Sets what followed on each candidate in time, and counts everything else."""
         at = np.array([place.get(name, -1) for name in outcomes["id"].to_pylist()], np.int64)
@@ -335,6 +320,7 @@ class _Join:
             order = np.array(sorted(range(len(ids)), key=lambda at: (user[at], time[at], ids[at])))
             same = np.append(False, (np.diff(user[order]) == 0) & (np.diff(time[order]) == 0))
             self.left_out[SAME_SECOND] += int(np.count_nonzero(same))
+            self.ignored["of a request that was left out"] += int(np.nansum(_values(table["labels"].take(order[same]))))
             order = order[~same]
             table, user, time = table.take(order), user[order], time[order]
             for start in range(0, len(order), ROWS):
@@ -344,7 +330,9 @@ class _Join:
             owner = np.repeat(np.arange(len(order)), lengths)
             slot = owner, np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             flat = {name: _values(table[name]) for name in ("rows", "stage", "logit", "labels")}
-            labels = flat["labels"].reshape(len(owner), -1)
+            labels = flat["labels"].reshape(len(owner), len(self.names))
+            self.outcomes.update({name: int(np.nansum(labels[:, at])) for at, name in enumerate(self.names)})
+            labels = labels[:, : len(self.labels)]
             columns = {"rows": (flat["rows"], 0), "stage": (flat["stage"], 0), "labels.served": (flat["logit"], np.nan)}
             columns |= {f"labels.{name}": (labels[:, place], np.nan) for place, name in enumerate(self.labels)}
             for name, (values, fill) in columns.items():
@@ -355,20 +343,15 @@ class _Join:
             reached = (np.nan_to_num(labels) * np.arange(2, labels.shape[1] + 2)).max(axis=1, initial=1)[exposed]
             shown = np.bincount(owner[exposed], minlength=len(order))
             keys, number = np.unique(user, return_inverse=True)
-            numbers = (users + 1 + number).astype(np.int32)
-            arrays.add("positions", events + np.cumsum(shown) - shown)
-            arrays.add("user", np.repeat(numbers, shown))
-            arrays.add("item", flat["rows"][exposed])
-            arrays.add("action", reached.astype(np.int32))
-            arrays.add("time", np.repeat(time, shown))
-            arrays.add("users", keys)
-            arrays.add("offsets", events + np.cumsum(np.bincount(number, weights=shown)).astype(np.int64))
+            ends = np.cumsum(np.bincount(number, weights=shown)).astype(np.int64)
+            of_log = {"user": np.repeat((users + 1 + number).astype(np.int32), shown), "item": flat["rows"][exposed],
+                      "action": reached.astype(np.int32), "time": np.repeat(time, shown), "offsets": events + ends,
+                      "positions": events + np.cumsum(shown) - shown, "users": keys}  # fmt: skip
+            for name, array in of_log.items():
+                arrays.add(name, array)
             followed = np.bincount(owner, weights=(labels > 0).any(axis=1), minlength=len(order)) > 0
             self.without_outcome += int(np.count_nonzero(~followed))
-            self.outcomes.update({name: int(np.nansum(labels[:, at])) for at, name in enumerate(self.labels)})
             events, users, self.samples = events + int(shown.sum()), users + len(keys), self.samples + len(order)
-        counted = [self.left_out, self.outcomes, self.late, self.ignored]
-        self.left_out, self.outcomes, self.late, self.ignored = (Counter({k: n for k, n in c.items() if n}) for c in counted)
         expect(self.samples > 0, "join_outcomes", "at least one request that can be a sample", self.summary())
         self.arrays = arrays.finish()
 
@@ -380,10 +363,8 @@ class _Join:
                 if name not in stacked:
                     shape = (length,) if name.startswith("history.") else array.shape
                     stacked[name] = np.zeros((len(records), *shape), array.dtype)
-                if name.startswith("history."):
-                    stacked[name][at, : len(array)] = array[:length]
-                else:
-                    stacked[name][at] = array
+                place = (at, slice(len(array))) if name.startswith("history.") else at
+                stacked[name][place] = array[:length] if name.startswith("history.") else array
         features = features_from(stacked, self.encoder.schema, encoding=self.encoder.version, name="request log, features")
         named = names_of(features)
         for name, rows in maps.items():
@@ -464,10 +445,10 @@ class ArrayWriter:
 
 def _parts(files: Sequence[Path]) -> int:
     """How many parts the requests are cut into, by their size before compression."""
-    parquet, size, rows = pyarrow("pyarrow.parquet"), 0, 0
+    size, rows = 0, 0
     for file in files:
         try:
-            metadata = parquet.read_metadata(file)
+            metadata = pyarrow("pyarrow.parquet").read_metadata(file)
         except pyarrow().ArrowException as error:
             raise ValueError(f"{file}: expected a request log: {error}") from error
         size += sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
@@ -477,15 +458,13 @@ def _parts(files: Sequence[Path]) -> int:
 
 def _batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Any]:
     """Tables of some rows of a request log."""
-    arrow = pyarrow()
     for file in files:
         try:
             source = pyarrow("pyarrow.parquet").ParquetFile(file)
             missing = sorted(set(columns) - set(source.schema_arrow.names))
             expect(not missing, str(file), "the columns of a request log", f"none of {missing}")
-            for batch in source.iter_batches(ROWS, columns=list(columns)):
-                yield arrow.table(batch).combine_chunks()
-        except arrow.ArrowException as error:
+            yield from (pyarrow().table(batch).combine_chunks() for batch in source.iter_batches(ROWS, columns=list(columns)))
+        except pyarrow().ArrowException as error:
             raise ValueError(f"{file}: expected a request log: {error}") from error
 
 

@@ -74,9 +74,8 @@ def admit(
     problems.expect_none()
     seconds = table.seconds(columns.time)
     expect(len(seconds) or now is not None, "events", "at least one event, or now", "none")
-    ones = np.ones(len(seconds), np.int64)
-    seen = {name: _counted(table, column, known[name], seconds, ones)
-            for name, column in (("user", columns.user), ("item", columns.item))}  # fmt: skip
+    ones, named = np.ones(len(seconds), np.int64), {"user": columns.user, "item": columns.item}
+    seen = {name: _counted(table, column, known[name], seconds, ones) for name, column in named.items()}
     wanted = set(capacity) - {"user", "item"}
     seen |= _of_attributes("items", items, columns.item_id, seen["item"], encoder, wanted)
     seen |= _of_attributes("users", users, columns.user_record_id, seen["user"], encoder, wanted)

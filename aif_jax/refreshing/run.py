@@ -22,7 +22,7 @@ from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import seconds_of, shown
 from aif_jax.export.consume.files import MANIFEST as EXPORTED
-from aif_jax.export.opening import open as open_model
+from aif_jax.export.contents import open as open_model
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.index import ItemIndex
 from aif_jax.output import progress as output

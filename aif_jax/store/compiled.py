@@ -1,9 +1,15 @@
-"""The folder of compiled programs that test runs share and keep: a second run compiles what changed and nothing else."""
+"""Compiled programs that are kept on disk: the next process loads what this one compiled.
+
+The commands of `aif-jax` use it, a library call never does. Programs stand in the user's cache folder, apart for each version
+of JAX and each kind of processor. `JAX_COMPILATION_CACHE_DIR` names another folder; `JAX_ENABLE_COMPILATION_CACHE=false` keeps
+none.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -15,6 +21,7 @@ import jaxlib
 
 DAYS = 14
 """Programs that no run read for so long are removed, and folders of other versions or machines that no run used."""
+logger = logging.getLogger(__name__)
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -26,11 +33,11 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor()
 
 
-def kept_folder() -> Path:
-    """The folder for this JAX on this machine, in the user's cache directory."""
+def kept_folder(name: str = "aif_jax") -> Path:
+    """The folder for this JAX on this machine, in the folder `name` of the user's cache directory."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     features = hashlib.sha256(cpu_features().encode()).hexdigest()[:8]
-    return cache / "aif_jax-tests" / f"jax-{jax.__version__}-jaxlib-{jaxlib.__version__}-{platform.machine()}-{features}"
+    return cache / name / f"jax-{jax.__version__}-jaxlib-{jaxlib.__version__}-{platform.machine()}-{features}"
 
 
 def prune(folder: Path, *, now: float | None = None) -> None:
@@ -52,11 +59,7 @@ def prune(folder: Path, *, now: float | None = None) -> None:
 
 
 def prepare(folder: Path) -> Path:
-    """Makes the folder and prunes it.
-
-    Raises:
-      OSError: it cannot be written.
-    """
+    """Makes the folder and prunes it. Raises OSError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)  # in use, although a run may write nothing new
@@ -64,6 +67,24 @@ def prepare(folder: Path) -> Path:
     except OSError as error:
         raise OSError(
             f"compiled programs: expected a folder that can be written, got {folder} ({error}). "
-            "Name another: AIF_JAX_COMPILED=FOLDER python -m pytest"
+            "Name another: JAX_COMPILATION_CACHE_DIR=FOLDER"
         ) from error
+    return folder
+
+
+def keep() -> Path | None:
+    """Lets JAX keep and load compiled programs in this process, in the folder that is set already or in `kept_folder()`.
+
+    Returns:
+      The folder; None where it cannot be written, which a warning says: programs are then compiled again.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return Path(jax.config.jax_compilation_cache_dir)
+    try:
+        folder = prepare(kept_folder())
+    except OSError as error:
+        logger.warning("%s", error)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder

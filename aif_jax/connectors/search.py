@@ -1,4 +1,4 @@
-"""`PgvectorSearch`: vectors in PostgreSQL with pgvector, searched by asyncpg; the remote one, shared by replicas."""
+"""Searches for retrieval: Faiss and usearch in this process, pgvector in a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,70 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.connectors.retrieval import SearchResult, checked
+
+
+class FaissSearch:
+    """Inner products by an index of Faiss.
+
+    Args:
+      ids: raw item ids [n], integers or strings.
+      vectors: float32 [n, D].
+      factory: of the index, as `faiss.index_factory` takes it: "Flat" is exact, "HNSW32" or "IVF256,Flat" are not.
+      parameters: set on the index, such as {"nprobe": 16}.
+
+    Raises:
+      ImportError: Faiss is missing.
+      TypeError, ValueError: as `BruteForce`; an unknown parameter.
+    """
+
+    def __init__(self, ids: Any, vectors: Any, *, factory: str = "Flat", parameters: dict[str, Any] | None = None):
+        with needs_extra("FaissSearch needs Faiss", "faiss"):
+            import faiss
+        self.ids, vectors = checked(ids, vectors)
+        vectors = np.ascontiguousarray(vectors)
+        self._index: Any = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        self._index.train(vectors)
+        self._index.add(vectors)
+        for name, value in (parameters or {}).items():
+            if not hasattr(self._index, name):
+                raise ValueError(f"parameters: expected those of {type(self._index).__name__}, got {name!r}")
+            setattr(self._index, name, value)
+
+    def __call__(self, query: np.ndarray, k: int) -> SearchResult:
+        """As `BruteForce`; an approximate index may find fewer."""
+        scores, places = self._index.search(np.asarray(query, np.float32)[None], min(k, len(self.ids)))
+        there = places[0] >= 0
+        return SearchResult(self.ids[places[0][there]], scores[0][there])
+
+
+class UsearchSearch:
+    """Inner products by an HNSW graph.
+
+    Args:
+      ids: raw item ids [n], integers or strings.
+      vectors: float32 [n, D].
+      options: of `usearch.index.Index`, such as `connectivity`, `expansion_search`, `dtype`.
+
+    Raises:
+      ImportError: usearch is missing.
+      TypeError, ValueError: as `BruteForce`.
+    """
+
+    def __init__(self, ids: Any, vectors: Any, **options: Any):
+        with needs_extra("UsearchSearch needs usearch", "usearch"):
+            from usearch.index import Index
+        self.ids, vectors = checked(ids, vectors)
+        settings: dict[str, Any] = {"dtype": "f32", **options}
+        self._index = Index(ndim=vectors.shape[1], metric="ip", **settings)
+        self._index.add(np.arange(len(vectors)), np.ascontiguousarray(vectors))
+
+    def __call__(self, query: np.ndarray, k: int) -> SearchResult:
+        """As `BruteForce`, approximately."""
+        found: Any = self._index.search(np.asarray(query, np.float32), min(k, len(self.ids)))
+        return SearchResult(self.ids[np.asarray(found.keys, np.int64)], 1 - np.asarray(found.distances, np.float32))
+
 
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 

@@ -1,0 +1,89 @@
+"""Clients in other languages, compiled from the files that the pages show and run against a service."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aif_jax.service import processes
+from aif_jax.service.process import Listening
+from tests.service_world import EVENTS, NOW, exports, running
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIENTS, STUBS = ROOT / "docs" / "clients", ROOT / "aif_jax" / "service" / "stubs"
+DEBIAN = Path("/usr/share/gocode")  # where Debian puts packages of Go
+
+
+@pytest.fixture(scope="module")
+def served():
+    """A service with HTTP and gRPC."""
+    where = Listening(http_port=0, grpc_port=0)
+    with running(exports().root / "one", where=where, routes=processes.routes, grpc=processes.start_grpc) as service:
+        yield service
+
+
+def tools(*names: str) -> None:
+    """Skips where a tool is missing, and says which."""
+    missing = [name for name in names if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+
+
+def call(*words: object, folder: Path, **environment: str) -> str:
+    """What a command prints; an AssertionError with its errors if it fails."""
+    done = subprocess.run(
+        [str(word) for word in words], cwd=folder, capture_output=True, text=True, timeout=240,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(folder), **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def expect_answer(served, printed: str) -> None:
+    """The ids and scores of the client are those of a call from Python."""
+    with served.client() as client:
+        answer = client.rank(user="ann", events=EVENTS, now=NOW, candidates=[17, 1017, 2017, 3017], k=2)
+    lines = [line.split() for line in printed.splitlines()]
+    assert [int(line[0]) for line in lines] == answer["ids"].tolist()
+    assert [float(line[1]) for line in lines] == pytest.approx(answer["scores"].tolist(), rel=1e-4)
+
+
+def test_a_client_in_cpp(served, tmp_path):
+    tools("g++", "protoc", "grpc_cpp_plugin", "pkg-config")
+    if subprocess.run(["pkg-config", "--exists", "grpc++"]).returncode:
+        pytest.skip("needs libgrpc++-dev")
+    plugin = f"--plugin=protoc-gen-grpc={shutil.which('grpc_cpp_plugin')}"
+    call("protoc", "-I", STUBS, f"--cpp_out={tmp_path}", f"--grpc_out={tmp_path}", plugin, "preranking.proto", folder=tmp_path)
+    files = [CLIENTS / "cpp" / "rank.cc", "preranking.pb.cc", "preranking.grpc.pb.cc"]
+    call(
+        "g++",
+        "-std=c++17",
+        "-O0",
+        "-I.",
+        *files,
+        "-lgrpc++",
+        "-lprotobuf",
+        "-labsl_synchronization",
+        "-o",
+        "rank",
+        folder=tmp_path,
+    )
+    expect_answer(served, call("./rank", served.addresses["grpc"], folder=tmp_path))
+
+
+def test_a_client_in_go(served, tmp_path):
+    tools("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
+    if not (DEBIAN / "src" / "google.golang.org" / "grpc").is_dir():
+        pytest.skip("needs golang-google-grpc-dev")
+    source = tmp_path / "src"
+    (source / "rank").mkdir(parents=True)
+    options = [f"--{kind}_opt=Mpreranking.proto=aif_jax/preranking" for kind in ("go", "go-grpc")]
+    outputs = [f"--{kind}_out={source}" for kind in ("go", "go-grpc")]
+    call("protoc", "-I", STUBS, *outputs, *options, "preranking.proto", folder=tmp_path)
+    shutil.copy(CLIENTS / "go" / "main.go", source / "rank")
+    paths = {"GOPATH": f"{tmp_path}:{DEBIAN}", "GO111MODULE": "off", "GOFLAGS": "-p=2"}
+    call("go", "build", "-o", "ranked", "rank", folder=tmp_path, **paths)
+    expect_answer(served, call("./ranked", served.addresses["grpc"], folder=tmp_path))
