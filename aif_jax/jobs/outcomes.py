@@ -2,7 +2,7 @@
 
 The samples take the features of the log as they were served. Both sides are cut by a hash of the request's id into parts that
 fit memory, joined part by part, cut again by a hash of the user, and written in the order of an event log. So memory holds one
-part, 8 bytes for each user, and nothing that grows with the requests; disk holds the samples twice while the job runs.
+part; parts grow from `MOST_PARTS` of them on, some 8 million requests. Disk holds the samples twice while the job runs.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ class _Join:
 
     def summary(self) -> JoinSummary:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(JoinSummary)}
-        return JoinSummary(**{k: {w: n for w, n in v.items() if n} if isinstance(v, Counter) else v for k, v in found.items()})
+        plain: Any = {k: {w: n for w, n in v.items() if n} if isinstance(v, Counter) else v for k, v in found.items()}
+        return JoinSummary(**plain)
 
     def cut_outcomes(self, source: Source, kinds: Mapping[str, ColumnKind]) -> int:
         """Writes the outcomes of known items into parts; the second of the last one."""
