@@ -47,7 +47,8 @@ def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: st
 
     Raises:
       FileExistsError: something is there already; nothing is ever overwritten.
-      ValueError: a record that is not plain JSON, or larger than a reader takes, a URL; TypeError: a leaf that safetensors cannot hold.
+      ValueError: a record that is not plain JSON or larger than a reader takes, a URL.
+      TypeError: a leaf that safetensors cannot hold.
 
     Example:
       >>> import tempfile
