@@ -286,7 +286,7 @@ def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -
 
 def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
     """Samples that a run trains on: those of its span, and with `replay` a share as many from before it, drawn at random."""
-    of_task = partial(settings.task.positions, data, min_history=settings.min_history)
+    of_task: Callable[..., np.ndarray] = partial(settings.task.positions, data, min_history=settings.min_history)
     positions = of_task(**settings.span("train"))
     if not settings.replay:
         return positions
