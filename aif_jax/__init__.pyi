@@ -47,7 +47,7 @@ from .store.trained import Trained
 from .store.version import EncodingMismatch, VersionMismatch, fingerprint
 from .store.version import __version__ as __version__
 from .train import Evaluation, evaluate
-from .train.warm_start import grow_vocabulary, unseen_as_unknown
+from .train.edits import grow_vocabulary, unseen_as_unknown
 from .types import Behaviours, Events, ItemFeatures, ItemRow, Streamed, UserFeatures, UserMemory, UserState
 from .user_table import UserTable, UserTableWriter
 

@@ -33,13 +33,12 @@ from aif_jax.train import fit as training
 from aif_jax.train.calibrate import Form
 from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
-from aif_jax.train.goals import Goals
-from aif_jax.train.gradients import LossFn
-from aif_jax.train.logs import LogWriter
+from aif_jax.train.fit import note
+from aif_jax.train.loop import LogWriter
 from aif_jax.train.losses import Loss, as_loss
-from aif_jax.train.report import note
-from aif_jax.train.sparse import SparseConfig
-from aif_jax.train.tasks import NextItem, Task
+from aif_jax.train.optimizers import SparseConfig
+from aif_jax.train.step import LossFn
+from aif_jax.train.tasks import Goals, NextItem, Task
 from aif_jax.types import Params
 from aif_jax.user_table import UserTable
 
@@ -361,7 +360,7 @@ def fit(
       keep_best: return the best checkpoint by a figure of the validation slice, "gauc" for True; False returns the last.
       resume: whether to go on with the run in `out`; False refuses a folder that has one.
       on_bad_batch: what to do with a corrupt record, see `loop`.
-      writers: further logs, see `aif_jax.train.logs`.
+      writers: further logs, see `aif_jax.train.loop`.
       progress: whether to show bars and the figures of every evaluation.
 
     Returns:

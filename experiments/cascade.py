@@ -51,8 +51,8 @@ from aif_jax.data.split import eligible, request_starts, split_by_time, time_cut
 from aif_jax.serving.programs import COMPILER_OPTIONS, capped_top_k
 from aif_jax.train.calibrate import fit_calibration
 from aif_jax.train.evaluate import list_scores
-from aif_jax.train.goals import Goal, Goals
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
+from aif_jax.train.tasks import Goal, Goals
 from aif_jax.types import Params
 from experiments import common
 from experiments.datasets.cascade import WHOLE, synthetic_cascade

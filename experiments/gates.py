@@ -33,8 +33,8 @@ from aif_jax.data.candidates import SampleKey
 from aif_jax.data.split import time_cuts
 from aif_jax.model import Component
 from aif_jax.train.evaluate import list_scores
-from aif_jax.train.goals import Goal, Goals
 from aif_jax.train.losses import distill_listwise, pointwise_bce
+from aif_jax.train.tasks import Goal, Goals
 from aif_jax.types import Params
 from experiments import common
 from experiments.cascade import CHOSEN, over_seeds, with_choice

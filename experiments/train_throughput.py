@@ -35,7 +35,7 @@ from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.features import behaviours
 from aif_jax.train import losses
-from aif_jax.train.sparse import MIN_ROWS, SparseConfig
+from aif_jax.train.optimizers import MIN_ROWS, SparseConfig
 from aif_jax.train.step import StepFn
 from aif_jax.types import Params
 from experiments import common

@@ -23,8 +23,8 @@ from aif_jax.export.consume.model import _vocabularies
 from aif_jax.index import ItemIndex
 from aif_jax.readers.admit import admit
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
+from aif_jax.train.edits import carry_over, carry_over_state
 from aif_jax.train.evaluate import catalogue_scores
-from aif_jax.train.warm_start import carry_over, carry_over_state
 from aif_jax.user_table import UserTable
 from tests import demo
 from tests.light import lightly_compiled

@@ -11,9 +11,8 @@ import aif_jax as aif
 from aif_jax import data as sources
 from aif_jax.data.candidates import SampleKey
 from aif_jax.data.cascade import LOGGED, STAGES, Cascade, from_columns
-from aif_jax.train.goals import Goal, Goals
 from aif_jax.train.losses import distill_listwise
-from aif_jax.train.tasks import Cascaded
+from aif_jax.train.tasks import Cascaded, Goal, Goals
 from experiments.datasets import recflow
 from experiments.datasets.cascade import RANKER, WHOLE, synthetic_cascade
 from experiments.datasets.synthetic import synthetic_world

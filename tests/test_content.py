@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from aif_jax.readers.content import load, lookup
+from aif_jax.readers.tables import load, lookup
 from experiments.datasets.content import clusters, text_embedding, unit_rows
 
 TEXTS = ["space war robots", "space robots", "love story paris", "a love story", "space love"]

@@ -46,7 +46,10 @@ LIGHT_PAGES = (
 )  # fmt: skip
 """Pages about training and the index; those about serving and export run as shipped."""
 PRINTED = {"scale": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}
-"""What a page prints that its text relies on."""
+"""What a page prints that its text relies on, number by number."""
+SHOW_OUTPUTS = re.compile(r"tutorial_|connectors|which_config|scale")
+"""Pages that show everything that they print; an HTML comment before the fence leaves one output unchecked."""
+NUMBER = r"[-+]?\d+(?:,\d{3})*(?:\.\d*)?(?:e[-+]?\d+)?"
 FACE = {"aif": "aif_jax", "columns": "Columns", "data": "Dataset", "model": "PreRanker", "run": "Run", "index": "ItemIndex"}
 FACE |= {"engine": "AsyncPreRanker"}
 """What a page calls the package, and objects of it; the attributes of these are names that a user must learn."""
@@ -63,6 +66,23 @@ def fences(page: Path, *languages: str) -> list[str]:
     """The contents of the page's fenced blocks in one of the languages, from top to bottom."""
     blocks = re.findall(r"^```([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
     return [body for language, body in blocks if language in languages]
+
+
+def blocks_and_outputs(page: Path) -> list[tuple[str, str | None]]:
+    """Its Python blocks, each with the text block that follows it at once: what it prints. None: shown, but not checked."""
+    fence = r"^```python\n(.*?)^```\n(?:\n*(<!-- output not checked -->\n+)?```text\n(.*?)^```$)?"
+    found = re.findall(fence, page.read_text(encoding="utf-8"), re.S | re.M)
+    return [(block, None if unchecked else output) for block, unchecked, output in found]
+
+
+def fits(shown: str, printed: str) -> bool:
+    """Line by line the same, but for the numbers, the width of gaps, and `...`, which is any text."""
+    loose, pattern, end = (f" *{NUMBER}", ".*", " *"), "", 0
+    for token in re.finditer(rf"({NUMBER})|(\.\.\.)|( +)", shown):
+        pattern += re.escape(shown[end : token.start()]) + loose[(token.lastindex or 1) - 1]
+        end = token.end()
+    lines = "\n".join(line.rstrip() for line in printed.rstrip().splitlines())
+    return re.fullmatch(pattern + re.escape(shown[end:].rstrip()), lines, re.S) is not None
 
 
 def shell_lines(page: Path) -> list[str]:
@@ -111,13 +131,36 @@ def test_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     with lightly_compiled() if page.stem in LIGHT_PAGES else contextlib.nullcontext():
-        for block in fences(page, "python"):
+        printed = ""
+        for block, shown in blocks_and_outputs(page):
             exec(compile(block, str(page), "exec"), namespace)
-        assert re.search(PRINTED.get(page.stem, ""), capsys.readouterr().out)
+            output = capsys.readouterr().out
+            if shown or (shown is not None and SHOW_OUTPUTS.match(page.stem)):
+                assert fits(shown, output), f"{page.name} shows\n{shown}\nand its block prints\n{output}\n{block}"
+            printed += output
+        assert re.search(PRINTED.get(page.stem, ""), printed)
         for command in shell_lines(page):
             if not re.search(r"\b[A-Z]{3,}\b|^pip ", command):  # no placeholder such as DIR
                 code, printed = run(*split(command))
                 assert code == 0, f"{command}: exit code {code}\n{printed}"
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_every_block_of_a_page_runs(page):
+    assert [block for block, _ in blocks_and_outputs(page)] == fences(page, "python")
+
+
+def test_outputs_are_compared(tmp_path):
+    page = tmp_path / "page.md"
+    block = "```python\nprint(1)\n```\n"
+    page.write_text(
+        f"{block}\n```text\n1\n```\n\n{block}Then\n\n```text\n2\n```\n{block}\n<!-- output not checked -->\n```text\n3\n```\n"
+    )
+    assert blocks_and_outputs(page) == [("print(1)\n", "1\n"), ("print(1)\n", ""), ("print(1)\n", None)]
+    assert fits("auc 0.91 [0.8, 1.0]\nversion ...\n", "auc 0.7321 [ 0.71, -12,345.6]\nversion 3fa\n")
+    assert fits("", "") and fits("[1 2]\n", "[10 1e-05]\n")
+    wrong = ("auc 0.91\n", "auc nan\n"), ("1\n", "1\n2\n"), ("1\n2\n", "1\n"), ("", "1\n"), ("1\n", ""), ("a b\n", "a c\n")
+    assert not [case for case in wrong if fits(*case)]
 
 
 @lightly_compiled()

@@ -16,12 +16,12 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.sampling import SeenPairs
 from aif_jax.data.split import eligible, split_by_time
-from aif_jax.train import bounded
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.test_sparse import SMALL
 
+evaluating = importlib.import_module("aif_jax.train.evaluate")  # the package has a function of this name
 evaluation = importlib.import_module("aif_jax.train.evaluate")  # the function of this name hides it
 
 
@@ -162,7 +162,7 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
         def run(params, *given, **options):
             widths, shapes = ran.setdefault(name, {}), str(jax.tree.map(np.shape, (given, options.get("count"))))
             if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)) and shapes not in widths:
-                widths[shapes] = bounded.widest(lambda *given: function(params, *given, **options), *given)
+                widths[shapes] = evaluating.widest(lambda *given: function(params, *given, **options), *given)
             return function(params, *given, **options)
 
         return run
@@ -172,7 +172,7 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
     expected, ranks = figures()
     whole = {name: max(widths.values()) for name, widths in ran.items()}
     ran.clear()
-    monkeypatch.setattr(bounded, "ARRAY", bound := 40_000)
+    monkeypatch.setattr(evaluating, "ARRAY", bound := 40_000)
     got, again = figures()
     for widths in ran.values():
         assert max(widths.values()) <= bound

@@ -19,7 +19,7 @@ from aif_jax.data.split import eligible, split_by_time
 from aif_jax.run import Run, fit
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.fit import FitSettings, begin, held_out, settings_in
-from aif_jax.train.logs import JsonLines
+from aif_jax.train.loop import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
@@ -287,7 +287,7 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
 def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, caplog):
     """The record has what was resolved, so a run resumes; another answer is another run."""
     once, out = dataclasses.replace(data, repeats=False), tmp_path / "run"
-    caplog.set_level("INFO", logger="aif_jax.train.report")
+    caplog.set_level("INFO", logger="aif_jax.train.fit")
     given = GIVEN | dict(epochs=1)
     made = fit(model, once, out=out, **given)
     assert "repeat an item of their user: met items are no negatives in training" in caplog.text

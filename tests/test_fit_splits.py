@@ -12,8 +12,7 @@ import aif_jax as aif
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.split import cuts_of_samples, time_cuts
 from aif_jax.run import Run, fit
-from aif_jax.train.fit import FitSettings, cuts, read_record
-from aif_jax.train.report import note, samples_line, samples_of
+from aif_jax.train.fit import FitSettings, cuts, note, samples_line, samples_of, settings_in
 from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
@@ -136,10 +135,10 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
     )
     whole = NextItem().positions(data, min_history=1, **run.settings.span("train"))
     assert len(whole) == samples.train and data.log.time[whole].min() >= np.datetime64(since, "s").astype(int)
-    assert read_record(run.folder)["first_test"] == int(time[1000]) and read_record(run.folder)["since"] == int(time[200])
+    assert settings_in(run.folder)["first_test"] == int(time[1000]) and settings_in(run.folder)["since"] == int(time[200])
     again = fit(model, data, progress=False, **given)  # finished: resumes, and trains nothing
     assert again.metrics == run.metrics and Run.load(run.folder).settings == run.settings
-    with caplog.at_level("INFO", logger="aif_jax.train.report"):
+    with caplog.at_level("INFO", logger="aif_jax.train.fit"):
         fit(model, data, progress=False, **given)
     assert samples_line(samples, run.settings) in caplog.text
     with pytest.raises(ValueError, match=r"fit.since: expected .*the run has"):

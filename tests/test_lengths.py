@@ -11,7 +11,7 @@ import aif_jax as aif
 from aif_jax.data import lengths
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.run import fit
-from aif_jax.train import report
+from aif_jax.train import fit as fitting
 from aif_jax.train.fit import settings_in
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
@@ -119,8 +119,8 @@ def test_the_advice_names_what_is_faster_or_smaller(data, model, small_world):
     positions = run.settings.task.positions(data, min_history=1, **run.settings.span("train"))
     source = run.settings.task.source(data, before=run.settings.first_validation)
     feed = Pipeline(dataset=data, positions=positions, candidates=source, config=run.config, batch_size=8)
-    lines = list(report.plan(feed, run.settings, report.samples_of(data, run.settings)))
+    lines = list(fitting.plan(feed, run.settings, fitting.samples_of(data, run.settings)))
     assert len(lines) == 3 and lines[-1].startswith("faster or smaller: buckets='auto' takes (")
-    samples = report.Samples(train=8, validation=40, test=0, earlier=0, short=0, unknown=0)
+    samples = fitting.Samples(train=8, validation=40, test=0, earlier=0, short=0, unknown=0)
     feed = Pipeline(dataset=data, positions=positions[:8], candidates=source, config=run.config, batch_size=8)
-    assert "requests=, evaluate_every=" in list(report.plan(feed, run.settings, samples))[-1]
+    assert "requests=, evaluate_every=" in list(fitting.plan(feed, run.settings, samples))[-1]

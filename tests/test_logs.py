@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from aif_jax.train.logs import JsonLines, TensorBoard
+from aif_jax.train.loop import JsonLines, TensorBoard
 
 
 def test_json_lines_by_hand(tmp_path):

@@ -20,7 +20,7 @@ from aif_jax.data.candidates import pointwise_candidates, sampled_negatives
 from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, to_device
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.train import losses
-from aif_jax.train.logs import JsonLines
+from aif_jax.train.loop import JsonLines
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.light import lightly_compiled

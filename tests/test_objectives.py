@@ -15,9 +15,9 @@ from aif_jax import scores as aif_scores
 from aif_jax.data.candidates import CandidateLists, SampleKey
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
-from aif_jax.train.goals import Goal, Goals
-from aif_jax.train.gradients import loss_and_gradient
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
+from aif_jax.train.step import loss_and_gradient
+from aif_jax.train.tasks import Goal, Goals
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.serving_world import World, bids_for, run

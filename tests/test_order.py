@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aif_jax.data import order as order_module
+from aif_jax.data import pipeline as order_module
 from aif_jax.data import sampling, split
 from aif_jax.data.events import EventLog
-from aif_jax.data.order import EpochOrder
+from aif_jax.data.pipeline import EpochOrder
 from aif_jax.data.sampling import item_counts
 from aif_jax.data.split import eligible_positions, request_starts
 from tests.test_sampling import dataset

@@ -12,7 +12,7 @@ import pytest
 from aif_jax import readers
 from aif_jax.data.events import EventLog
 from aif_jax.encoding.columns import Columns
-from aif_jax.readers import load_columns, read_items, scan, sources
+from aif_jax.readers import load_columns, read_items, sources, tables
 
 COLUMNS = Columns(
     user="uid", item="sku", time="at", time_unit="ms", action="event", actions=("view", "buy"), category="group",
@@ -277,7 +277,7 @@ def test_tables_in_memory_give_the_same_as_files(folder):
 
 def test_distinct_values_that_grow_over_many_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROWS", 16)
-    monkeypatch.setattr(scan, "MERGE_AT", 20)
+    monkeypatch.setattr(tables, "MERGE_AT", 20)
     rng = np.random.default_rng(1)
     items = np.array([f"item {number:03d}" for number in range(200)])
     events = {

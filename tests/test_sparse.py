@@ -12,8 +12,9 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.data.pipeline import Batch
-from aif_jax.train import SparseConfig, gradients, losses, rowwise_adagrad, sparse
+from aif_jax.train import SparseConfig, losses, optimizers, rowwise_adagrad
 from aif_jax.train import step as step_module
+from aif_jax.train import step as training
 from tests import demo
 from tests.reference import optimizers as reference
 
@@ -59,7 +60,7 @@ def test_every_model_takes_the_step_of_the_dense_form(name):
     model, params = demo.build(**demo.VARIANTS[name])
     optimizer, batches = optax.sgd(0.3), [batch_of(model.config, seed=1)]
     every = SparseConfig(min_rows=1)
-    assert sparse.sparse_tables(model.config.schema, every) == ("item", "category", "tags", "gender", "interests")
+    assert optimizers.sparse_tables(model.config.schema, every) == ("item", "category", "tags", "gender", "interests")
     dense, expected = run(model, params, optimizer, batches, sparse=None, part=None)
     got, metrics = run(model, params, optimizer, batches, sparse=every, part=4)
     assert_close(got.params, dense.params)
@@ -170,7 +171,7 @@ def test_lazy_adam_by_its_formula():
         occurrences = rng.normal(size=(6, 3)).astype(np.float32)
         np.add.at(dense[step], ids, occurrences)
         marked[step, ids] = True
-        slot, unique = sparse.number_ids(slot, ids)
+        slot, unique = optimizers.number_ids(slot, ids)
         assert int(unique.count) == len(np.unique(ids))
 
         def update(gradient, params, state):
@@ -178,9 +179,9 @@ def test_lazy_adam_by_its_formula():
                 updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, ()
 
-        named = {"item": sparse.row_ids(unique, 6, none=7)}
+        named = {"item": optimizers.row_ids(unique, 6, none=7)}
         summed = {"item": jnp.zeros((6, 3)).at[unique.number].add(jnp.asarray(occurrences))}
-        params, state, _ = sparse.update_rows(update, params, state, {"embedding": {"other": jnp.zeros(2)}}, named, summed)
+        params, state, _ = optimizers.update_rows(update, params, state, {"embedding": {"other": jnp.zeros(2)}}, named, summed)
     expected = reference.lazy_adam(table, dense, marked, learning_rate=0.1, weight_decay=0.2)
     np.testing.assert_allclose(params["embedding"]["item"], expected, atol=1e-5)
 
@@ -208,17 +209,17 @@ def test_the_update_fits_its_size_to_the_rows_of_the_batch(count, size):
     ids = np.concatenate([chosen, rng.choice(chosen, 5000 - count)]).astype(np.int32)
     gradient = rng.normal(size=(5000, 2)).astype(np.float32)
     params = {"embedding": {"item": jnp.ones((rows, 2))}}
-    _, unique = sparse.number_ids(jnp.zeros(rows, jnp.int32), ids)
-    assert int(unique.count) == count and sparse.size_for(count, 5000) == size
+    _, unique = optimizers.number_ids(jnp.zeros(rows, jnp.int32), ids)
+    assert int(unique.count) == count and optimizers.size_for(count, 5000) == size
 
     @jax.jit
     def updated(params, unique, gradient):
         def update(gradient, params, state):
             return jax.tree.map(lambda p, g: p - g, params, gradient), state, None
 
-        named = {"item": sparse.row_ids(unique, size, none=rows)}
+        named = {"item": optimizers.row_ids(unique, size, none=rows)}
         summed = {"item": jnp.zeros((size, 2)).at[unique.number].add(gradient)}
-        return sparse.update_rows(update, params, (), {"embedding": {}}, named, summed)
+        return optimizers.update_rows(update, params, (), {"embedding": {}}, named, summed)
 
     after, _, _ = updated(params, unique, gradient)
     expected = np.ones((rows, 2), np.float32)
@@ -228,13 +229,13 @@ def test_the_update_fits_its_size_to_the_rows_of_the_batch(count, size):
 
 def test_parts_are_larger_where_each_would_write_many_rows():
     events = 2 + 3 + 4
-    few = gradients.PART_EVENTS // events
-    assert gradients.part_size(12, events) is None and few > 12
+    few = training.PART_EVENTS // events
+    assert training.part_size(12, events) is None and few > 12
     parts = -(-4000 * 12 // few)
-    assert gradients.part_size(4000 * 12, events) == -(-4000 * 12 // parts) <= few  # even parts: little of the last is filling
-    assert gradients.part_size(256, gradients.PART_EVENTS // 125) == 86  # 3 x 86, not 3 x 125
-    assert gradients.part_size(4000 * 12, events, gradients.PART_BYTES // 3) == 4000 * 12 // 3
-    assert gradients.part_size(4000 * 12, events, 2 * gradients.PART_BYTES) is None
+    assert training.part_size(4000 * 12, events) == -(-4000 * 12 // parts) <= few  # even parts: little of the last is filling
+    assert training.part_size(256, training.PART_EVENTS // 125) == 86  # 3 x 86, not 3 x 125
+    assert training.part_size(4000 * 12, events, training.PART_BYTES // 3) == 4000 * 12 // 3
+    assert training.part_size(4000 * 12, events, 2 * training.PART_BYTES) is None
 
 
 def test_a_step_on_one_cpu_takes_parts_by_what_the_model_reads(monkeypatch):
@@ -313,9 +314,9 @@ def test_an_optimizer_that_mixes_rows_is_refused():
 
 def test_config_names_what_is_wrong():
     schema = demo.schema()
-    assert sparse.sparse_tables(schema, None) == () and sparse.sparse_tables(schema, SparseConfig()) == ()
+    assert optimizers.sparse_tables(schema, None) == () and optimizers.sparse_tables(schema, SparseConfig()) == ()
     with pytest.raises(ValueError, match=r"expected names among \['category', 'gender', 'interests', 'item', 'tags'\], got"):
-        sparse.sparse_tables(schema, SparseConfig(tables=("behaviour.age",)))
+        optimizers.sparse_tables(schema, SparseConfig(tables=("behaviour.age",)))
     with pytest.raises(ValueError, match="min_rows: expected at least 1, got 0"):
         SparseConfig(min_rows=0)
 

@@ -17,7 +17,7 @@ import aif_jax as aif
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import bulk_of, scale_of
-from aif_jax.readers.problems import File, Problems
+from aif_jax.readers.sources import File, Problems
 
 COLUMNS = Columns(
     action="event", actions=("view", "buy"), item_attributes=("brand",), item_bags=("tags",), item_floats=("price",),
@@ -200,9 +200,9 @@ def test_counts_and_quantiles_in_blocks(monkeypatch):
     data = tables()
     years_ahead(data), robot(data)
     whole = run(data)
-    monkeypatch.setattr("aif_jax.readers.profile.BLOCK", 7)
+    monkeypatch.setattr("aif_jax.readers.check.BLOCK", 7)
     assert run(data).profile == whole.profile
-    monkeypatch.setattr("aif_jax.readers.profile.SAMPLE", 100)
+    monkeypatch.setattr("aif_jax.readers.check.SAMPLE", 100)
     assert {s.kind for s in run(data).suspicions} == {s.kind for s in whole.suspicions}
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aif_jax.encoding.columns import Columns
 from aif_jax.readers import TextFile, load_columns, read
-from aif_jax.readers.problems import Problems
+from aif_jax.readers.sources import Problems
 from aif_jax.readers.tables import blocks
 
 NAMES = ("user", "change", "rating", "action")

@@ -8,7 +8,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import CosineTiers, LshDin, SimTierCodes
 from aif_jax.encoding.vocabulary import Vocabulary
-from aif_jax.train.warm_start import grow_vocabulary, unseen_as_unknown
+from aif_jax.train.edits import grow_vocabulary, unseen_as_unknown
 from tests import demo
 
 ITEMS = 50

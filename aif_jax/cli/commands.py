@@ -31,12 +31,12 @@ from aif_jax.model import build
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.check import ORDERS
-from aif_jax.readers.problems import CAP
+from aif_jax.readers.sources import CAP
 from aif_jax.run import Run, fit
 from aif_jax.sharding import launch, processes
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
-from aif_jax.train.report import note
+from aif_jax.train.fit import note
 from aif_jax.train.tasks import TASKS
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]

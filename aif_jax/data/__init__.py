@@ -13,7 +13,7 @@ from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import (
     Split, cuts_of_samples, eligible, eligible_positions, leave_last, request_starts, split_by_time, time_cuts,
 )  # fmt: skip
-from aif_jax.data.stages import logged, staged
+from aif_jax.data.candidates import logged, staged
 from aif_jax.encoding import hashing
 
 __all__ = [

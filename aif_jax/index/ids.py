@@ -1,4 +1,13 @@
-"""Raw item ids as the 64-bit keys of the id map: integers as they are, strings by a fixed hash and a check mark."""
+"""Raw item ids as the 64-bit keys of the id map: integers as they are, strings by a fixed hash and a check mark.
+
+*Map.* Keys to table rows: a hash table in NumPy whose versions share nearly all of their memory.
+
+Keys are in buckets of 8, one cache line each; a full bucket overflows into the next. Keys are only ever added, so every version
+reads the same array. Rows are in pages of 128; a version has a directory of pages, and a change copies the directory and the
+pages that it alters. A key that a version does not hold has row -1 in it.
+
+*Shards.* An index that is split by item id over several hosts: which of them holds an item.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +50,7 @@ class Keys(NamedTuple):
         return np.sort(last)
 
 
-COLLISION = "expected strings with hashes that differ, got two with one; give one of the items another id"
+COLLISION = "expected strings with hashes that differ, got two with one; rename one of the two items"
 
 
 def raw_keys(raw: Any, name: str, *, like: Kind | None = None) -> Keys:

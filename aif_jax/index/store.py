@@ -2,6 +2,8 @@
 
 A changed item gets a *free* row of the table, so an update writes in place and every snapshot stays whole (multi-version
 concurrency control). Rows and pages come back when the snapshots that read them are gone.
+
+A lock has many readers or one writer: an update writes into arrays only while no computation is being handed to the device.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The samples take the features of the log as they were served. Both sides are cut by a hash of the request's id into parts that
 fit memory, joined part by part, cut again by a hash of the user, and written in the order of an event log. So memory holds one
-part, 8 bytes for each user, and nothing that grows with the requests; disk holds the samples twice while the job runs.
+part; parts grow from `MOST_PARTS` of them on, some 8 million requests. Disk holds the samples twice while the job runs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ from aif_jax.encoding.columns import Kind as ColumnKind
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.hashing import hash_ids
 from aif_jax.encoding.vocabulary import Vocabulary
-from aif_jax.readers.problems import Problems
-from aif_jax.readers.scan import Codes, Scan
-from aif_jax.readers.sources import Source, pyarrow
-from aif_jax.readers.tables import blocks
+from aif_jax.readers.sources import Problems, Source, pyarrow
+from aif_jax.readers.tables import Codes, Scan, blocks
 from aif_jax.readers.validate import distinct_values, raw_values
 from aif_jax.service.log import frame_arrays, log_files
 from aif_jax.store.folders import new_folder
@@ -173,7 +171,8 @@ class _Join:
 
     def summary(self) -> JoinSummary:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(JoinSummary)}
-        return JoinSummary(**{k: {w: n for w, n in v.items() if n} if isinstance(v, Counter) else v for k, v in found.items()})
+        plain: Any = {k: {w: n for w, n in v.items() if n} if isinstance(v, Counter) else v for k, v in found.items()}
+        return JoinSummary(**plain)
 
     def cut_outcomes(self, source: Source, kinds: Mapping[str, ColumnKind]) -> int:
         """Writes the outcomes of known items into parts; the second of the last one."""

@@ -11,7 +11,24 @@ Sources: AUC, Mann and Whitney 1947; GAUC, Zhu et al. 2017 and DIN (arXiv 1706.0
 as in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arXiv 1706.04599).
 """
 
-from aif_jax.metrics.entries import Averaged, Calibration, Deciles, Weighting, auc, calibration, deciles, gauc, log_loss
+from aif_jax.metrics.entries import (
+    Averaged,
+    Calibration,
+    Deciles,
+    Weighting,
+    auc,
+    calibration,
+    deciles,
+    gauc,
+    hit_rate_at_k,
+    hit_rate_by_stage,
+    log_loss,
+    ndcg_at_k,
+    order_agreement,
+    ranker_recall_at_k,
+    recall_at_k,
+    top_k_labels,
+)
 from aif_jax.metrics.intervals import (
     ByUser,
     Interval,
@@ -20,20 +37,11 @@ from aif_jax.metrics.intervals import (
     mean_by_user,
     paired_interval,
     paired_intervals,
+    plot_deciles,
     probabilities_by_user,
     ratio_by_user,
     user_interval,
     user_intervals,
-)
-from aif_jax.metrics.plot import plot_deciles
-from aif_jax.metrics.top_k import (
-    hit_rate_at_k,
-    hit_rate_by_stage,
-    ndcg_at_k,
-    order_agreement,
-    ranker_recall_at_k,
-    recall_at_k,
-    top_k_labels,
 )
 
 __all__ = [

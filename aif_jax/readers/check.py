@@ -6,17 +6,262 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypeAlias, get_args
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.columns import Columns, File, Kind
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.readers.problems import CAP, Problem, Problems, Suspicion
-from aif_jax.readers.profile import Profile, Repeats, profile_of
-from aif_jax.readers.sources import Source
-from aif_jax.readers.validate import EXAMPLES, Tables, read_tables
+from aif_jax.encoding.raw import bulk_of
+from aif_jax.encoding.times import readable
+from aif_jax.readers.sources import CAP, Problem, Problems, Source, Suspicion
+from aif_jax.readers.tables import Scan
+from aif_jax.readers.validate import EXAMPLES, Tables, Values, read_tables
+
+FILES: dict[str, File] = {"item": "items", "user": "users"}
+BLOCK = 1 << 22  # rows looked at in one go
+SAMPLE = 1 << 18  # times that a quantile is taken of
+YEAR = 366 * 86_400  # seconds
+QUANTILES = {"min": 0.0, "1 %": 0.01, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "99 %": 0.99, "max": 1.0}
+MOST = 0.1, 10  # a user with more than this share of all events, and with so many times the mean of the others
+UNIQUE = 0.99, 20  # an attribute with another value in this share of its rows, of at least so many
+FEW = 20  # of so many events one can be far from the others
+FAR = 100  # an outlier is outside of the bulk of a column by at least so many times the width of the bulk
+LEVELS = 10  # a single negative value is no level of a scale where there are at least so many others
+UNSCALED = 10.0  # a mean further from 0, or a deviation further from 1 by this factor, wants scaling
+ALL_TWICE = 0.45  # share of repeated events that a file read twice explains
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeats:
+    """Events that are the same as another in user, item, action and time, the first of each set aside."""
+
+    count: int
+    examples: tuple[str, ...] = ()  # where the first ones are
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColumnProfile:
+    """One column: `values` are distinct; shares are of rows; `quantiles` (see `QUANTILES`) are those of floats."""
+
+    file: File
+    column: str
+    kind: Kind
+    values: int | None  # None for floats
+    missing: float
+    unknown: float  # values that the items or users file, `Columns.actions` or the encoder lacks
+    quantiles: dict[str, float] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What a data set looks like."""
+
+    events: int  # with a known user and a time
+    first: str  # date and time of day (UTC) of the first event, and of the last one
+    last: str
+    per_user: dict[str, float]  # quantiles of the number of events, of users who have any
+    per_item: dict[str, float]
+    repeated: float  # share of events that are in an earlier row too
+    columns: tuple[ColumnProfile, ...]
+
+    def __str__(self) -> str:
+        span = f", {self.first} to {self.last} (UTC)" if self.events else ""
+        counts = {"events of a user": self.per_user, "events of an item": self.per_item}
+        ranges = {f"{c.file}, {c.column!r}": c.quantiles for c in self.columns if c.quantiles is not None}
+        numbers = [["", *QUANTILES]] + [
+            [name, *(f"{values[q]:,.6g}" for q in QUANTILES)] for name, values in (counts | ranges).items() if values
+        ]
+        shares = [["", "values", "missing", "unknown"]] + [
+            [f"{c.file}, {c.column!r}", "" if c.values is None else f"{c.values:,}", _percent(c.missing), _percent(c.unknown)]
+            for c in self.columns
+        ]
+        title = f"profile: {self.events:,} events{span}, {_percent(self.repeated)} of them repeated"
+        return "\n".join([title, *_aligned(numbers), *_aligned(shares)])
+
+
+def profile_of(tables: Tables, columns: Columns, *, repeats: Repeats) -> tuple[Profile, list[Suspicion]]:
+    """The profile of tables that were read, and what is suspicious in them."""
+    table, rows = tables.scans["events"], tables.rows["events"]
+    good = table.is_good(columns.user, columns.time) & (rows["user"] > 0)
+    at = slice(None) if good.all() else good
+    ticks = table.ticks(columns.time)
+    moments, events = ticks.value[at], int(np.count_nonzero(good))
+    users, items = (_counts(rows[name][at], len(tables.vocabularies[name])) for name in ("user", "item"))
+    profile = Profile(
+        events=events,
+        first=readable(int(moments.min()) // ticks.per_second) if events else "",
+        last=readable(int(moments.max()) // ticks.per_second) if events else "",
+        per_user=_quantiles(users[users > 0]),
+        per_item=_quantiles(items[items > 0]),
+        repeated=repeats.count / events if events else 0.0,
+        columns=tuple(_columns(tables, columns)),
+    )
+    suspicions = [
+        *_suspect_repeats(table, repeats, events),
+        *_suspect_times(table, columns.time, moments, ticks.per_second),
+        *_suspect_share(table, columns.user, users, tables.vocabularies["user"]),
+        *_suspect_share(table, columns.item, items, tables.vocabularies["item"]),
+    ]
+    for (file, column), values in tables.values.items():
+        suspicions += _suspect_values(tables.scans[file], column, values, columns)
+    for which, scan, name in _floats(tables, columns):
+        suspicions += _suspect_floats(scan, name, scaled=columns.scale or name not in columns.floats[which])
+    return profile, suspicions
+
+
+def _columns(tables: Tables, columns: Columns) -> Iterator[ColumnProfile]:
+    for (file, column), values in tables.values.items():
+        count = max(1, tables.scans[file].count)
+        rows = tables.rows[file].get(columns.vocabularies(file)[column])
+        strange = 0 if rows is None or rows.ndim > 1 else max(0, int(np.count_nonzero(rows == 0)) - values.missing)
+        shares = {"missing": values.missing / count, "unknown": strange / count}
+        yield ColumnProfile(file=file, column=column, kind=values.kind, values=values.count, quantiles=None, **shares)
+    for which, scan, name in _floats(tables, columns):
+        good = scan.is_good(name)
+        file, quantiles = FILES[which], _quantiles(scan.floats(name)[good])
+        shares = {"missing": 1 - float(good.mean()) if scan.count else 0.0, "unknown": 0.0}
+        yield ColumnProfile(file=file, column=name, kind="float", values=None, quantiles=quantiles or None, **shares)
+
+
+def _floats(tables: Tables, columns: Columns) -> Iterator[tuple[str, Scan, str]]:
+    """("item" or "user", table, name) of every float column that is there."""
+    names = {"item": (*columns.item_floats, *columns.side), "user": columns.user_floats}
+    for which, file in FILES.items():
+        if file in tables.scans:
+            yield from ((which, tables.scans[file], name) for name in names[which])
+
+
+def _suspect_repeats(table: Scan, repeats: Repeats, events: int) -> Iterator[Suspicion]:
+    if repeats.count:
+        twice = "; is a file there twice?" if repeats.count >= ALL_TWICE * events else ""
+        such = f", such as {', '.join(repeats.examples)}" if repeats.examples else ""
+        got = f"the same user, item, action and time as another row: {repeats.count:,} of {events:,} events{such}{twice}"
+        yield Suspicion(kind="repeated event", file=table.label.name, column=None, got=got)
+
+
+def _suspect_times(table: Scan, column: str, moments: np.ndarray, per_second: int) -> Iterator[Suspicion]:
+    """Events later than today, and single ones that are far from all others."""
+    if not len(moments):
+        return
+    now, file = int(time.time()), table.label.name
+    future = int(np.count_nonzero(moments > (now + 86_400) * per_second))
+    if future:
+        last = readable(int(moments.max()) // per_second)
+        got = f"later than today, {readable(now)[:10]}: {future:,} of {len(moments):,} events, the last at {last}"
+        yield Suspicion(kind="future event", file=file, column=column, got=got)
+    sample = moments if len(moments) <= SAMPLE else moments[np.random.default_rng(0).integers(len(moments), size=SAMPLE)]
+    if len(sample) < FEW:
+        return
+    last = len(sample) - 1
+    at = [math.ceil(0.001 * last), math.floor(0.999 * last)]  # one event at least is outside
+    low, high = (int(value) // per_second for value in np.partition(sample, at)[at])
+    reach = max(YEAR, high - low)
+    stray = {
+        f"after {readable(high)}": (int(np.count_nonzero(moments > (high + reach) * per_second)), moments.max()),
+        f"before {readable(low)}": (int(np.count_nonzero(moments < (low - reach) * per_second)), moments.min()),
+    }
+    for where, (count, most) in stray.items():
+        if count and not (future and where.startswith("after")):
+            got = f"more than a year {where}: {count:,} of {len(moments):,} events, such as {readable(int(most) // per_second)}"
+            yield Suspicion(kind="stray time", file=file, column=column, got=got)
+
+
+def _suspect_share(table: Scan, column: str, counts: np.ndarray, vocabulary: Any) -> Iterator[Suspicion]:
+    """A user or an item with a large share of all events."""
+    total, active = int(counts.sum()), int(np.count_nonzero(counts))
+    if active < 2:
+        return
+    row = int(np.argmax(counts))
+    share, times = counts[row] / total, counts[row] * (active - 1) / (total - counts[row])
+    if share > MOST[0] and times > MOST[1]:
+        got = f"{vocabulary.decode(row)!r} has {int(counts[row]):,} of {total:,} events ({_percent(share)})"
+        yield Suspicion(
+            kind="one for many", file=table.label.name, column=column, got=f"{got}; is it a placeholder or a robot?"
+        )
+
+
+def _suspect_values(table: Scan, column: str, values: Values, columns: Columns) -> Iterator[Suspicion]:
+    file, present = table.label.name, table.count - values.missing
+    if values.alike:
+        pairs = ", ".join(f"{one!r} and {other!r}" for one, other in values.alike)
+        got = f"{values.alikes:,} of {values.count:,} values differ from another by blanks or upper case alone: {pairs}"
+        yield Suspicion(kind="alike values", file=file, column=column, got=got)
+    if values.separator is not None:
+        separator, count, example = values.separator
+        got = f"no row has two values, and {count:,} of {values.count:,} values hold {separator!r}, such as {example!r}"
+        got = f"{got}; Columns.bag_separator is {columns.bag_separator!r}"
+        yield Suspicion(kind="bag separator", file=file, column=column, got=got)
+    share, least = UNIQUE
+    if values.kind in ("category", "value") and present >= least and values.count >= share * present:
+        got = f"{values.count:,} values in {present:,} rows; an attribute that differs in each row adds nothing to the id"
+        yield Suspicion(kind="unique values", file=file, column=column, got=got)
+
+
+def _suspect_floats(table: Scan, name: str, *, scaled: bool) -> Iterator[Suspicion]:
+    good, file = table.is_good(name), table.label.name
+    values = table.floats(name)[good]
+    if not len(values):
+        return
+    low, high = bulk_of(values)
+    width = high - low or max(1.0, abs(low))
+    for outside, end, most in ((values - np.float64(high), high, values.max()), (np.float64(low) - values, low, values.min())):
+        wrong = outside > FAR * width
+        if wrong.any():
+            row = int(np.flatnonzero(good)[np.argmax(wrong)])
+            side = "above" if most > end else "below"
+            got = f"far {side} {end:.6g}: {int(wrong.sum()):,} of {len(values):,} values, such as {most:.6g}"
+            yield Suspicion(kind="outlier", file=file, column=name, got=f"{got}; the first is in {table.place(row)}")
+    negative = values < 0
+    count = int(np.count_nonzero(negative))
+    if 0 < count < len(values) / 2 and (value := values[negative]).min() == value.max():
+        row = int(np.flatnonzero(good)[np.argmax(negative)])
+        if len(np.unique(values[~negative][:SAMPLE])) >= LEVELS:
+            got = f"{value[0]:g} is the only negative value, in {count:,} of {len(values):,} rows"
+            got = f"{got}, the first in {table.place(row)}; does it mean that there is none?"
+            yield Suspicion(kind="placeholder", file=file, column=name, got=got)
+    mean, deviation = float(np.mean(values, dtype=np.float64)), float(np.std(values, dtype=np.float64))
+    if not scaled and (abs(mean) > UNSCALED or deviation > UNSCALED or 0 < deviation < 1 / UNSCALED):
+        got = f"mean {mean:.3g}, deviation {deviation:.3g}; numbers of about -1..1 suit a network where Columns.scale is off"
+        yield Suspicion(kind="unscaled floats", file=file, column=name, got=got)
+
+
+def _counts(rows: np.ndarray, size: int) -> np.ndarray:
+    """int64 [size]: how often each row but 0 comes; block by block, since NumPy makes int64 of what it counts."""
+    counts = np.zeros(size, np.int64)
+    for start in range(0, len(rows), BLOCK):
+        counts += np.bincount(rows[start : start + BLOCK], minlength=size)
+    counts[0] = 0
+    return counts
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    """{} of no values."""
+    if not len(values):
+        return {}
+    found = np.quantile(values, list(QUANTILES.values()), method="closest_observation")
+    return {name: float(value) for name, value in zip(QUANTILES, found, strict=True)}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """A table as lines: the first column to the left, the others to the right; nothing for a table without a body."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return [f"  {line.rstrip()}" for line in lines] if len(rows) > 1 else []
+
 
 Order: TypeAlias = Literal["auto", "user", "time", "none"]
 ORDERS: tuple[str, ...] = get_args(Order)

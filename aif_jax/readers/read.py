@@ -18,12 +18,9 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.raw import scale_of, stacked
 from aif_jax.encoding.times import Ticks, break_ties
 from aif_jax.output.progress import hidden
-from aif_jax.readers.content import Content, lookup
-from aif_jax.readers.problems import SKIPPED, Problems
-from aif_jax.readers.profile import Repeats, profile_of
-from aif_jax.readers.scan import Scan, scan
-from aif_jax.readers.sources import Source, TextFile
-from aif_jax.readers.tables import blocks
+from aif_jax.readers.check import Repeats, profile_of
+from aif_jax.readers.sources import SKIPPED, Problems, Source, TextFile
+from aif_jax.readers.tables import Content, Scan, blocks, lookup, scan
 from aif_jax.readers.validate import Tables, raw_values, read_tables, validate
 from aif_jax.types import ItemFeatures
 

@@ -16,10 +16,8 @@ from aif_jax.encoding.columns import Columns, File
 from aif_jax.encoding.columns import Kind as ColumnKind
 from aif_jax.encoding.encoder import vocabulary_names
 from aif_jax.encoding.vocabulary import Kind, Vocabulary, string_array
-from aif_jax.readers.problems import Problems
-from aif_jax.readers.scan import Codes, Scan, scan
-from aif_jax.readers.sources import Source, pyarrow
-from aif_jax.readers.tables import is_whole
+from aif_jax.readers.sources import Problems, Source, pyarrow
+from aif_jax.readers.tables import Codes, Scan, is_whole, scan
 
 SEPARATORS = (",", ";", "|", "\t")  # what bags as text are usually joined by
 EXAMPLES = 3

@@ -27,8 +27,8 @@ from aif_jax.export.writer import PLATFORMS
 from aif_jax.index import ItemIndex
 from aif_jax.output import progress as output
 from aif_jax.readers import read
-from aif_jax.readers.content import Content
 from aif_jax.readers.sources import Source
+from aif_jax.readers.tables import Content
 from aif_jax.refreshing import report as reports
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.job import DONE, Job, begin

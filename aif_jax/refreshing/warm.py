@@ -17,7 +17,7 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.model import PreRanker, build, fit_tables
 from aif_jax.store.trained import Trained
-from aif_jax.train.warm_start import grow_vocabulary
+from aif_jax.train.edits import grow_vocabulary
 from aif_jax.types import ItemFeatures, Params, UserFeatures
 
 ROWS = "rows_of_newer_ids"  # group of params: the row of each newer id in the model's own tables

@@ -1,7 +1,7 @@
 """What the processes of one job (`jax.distributed`) tell each other, so that none waits for one that has failed.
 
 A process that raises alone leaves the others waiting in a collective. So whatever one process may find out alone, a corrupt
-record, a full disk, is told to all before the next collective: `together` for a call, `train.agree` for batches. All calls here
+record, a full disk, is told to all before the next collective: `together` for a call, `train.step` for batches. All calls here
 but `end_at_once` are collectives: every process makes them in the same order, from the thread that runs the steps.
 """
 

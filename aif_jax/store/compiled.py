@@ -37,7 +37,7 @@ def kept_folder(name: str = "aif_jax") -> Path:
     """The folder for this JAX on this machine, in the folder `name` of the user's cache directory."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     features = hashlib.sha256(cpu_features().encode()).hexdigest()[:8]
-    return cache / name / f"jax-{jax.__version__}-jaxlib-{jaxlib.__version__}-{platform.machine()}-{features}"
+    return cache / name / f"jax-{jax.__version__}-jaxlib-{jaxlib.__version__}-{platform.machine()}-{features}"  # pyright: ignore[reportPrivateImportUsage]
 
 
 def prune(folder: Path, *, now: float | None = None) -> None:
@@ -78,8 +78,8 @@ def keep() -> Path | None:
     Returns:
       The folder; None where it cannot be written, which a warning says: programs are then compiled again.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if (chosen := getattr(jax.config, "jax_compilation_cache_dir", None)) is not None:
+        return Path(chosen)
     try:
         folder = prepare(kept_folder())
     except OSError as error:

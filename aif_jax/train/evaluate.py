@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,10 +32,60 @@ from aif_jax.output.progress import track
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
 from aif_jax.store.version import check_encoding, digest
-from aif_jax.train import bounded
 from aif_jax.train.step import score
 from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures, UserState
+
+ARRAY = 1 << 26
+"""Bytes of the largest array that a program of evaluation makes or takes from the host: 64 MiB."""
+
+
+def widest(function: Callable[..., Any], *args: Any) -> int:
+    """Bytes of the largest array that a function takes or makes, inner results included, from the shapes of its arguments.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> widest(lambda x: (x[:, None] * x[None, :]).sum(), jnp.zeros(100))  # the product is float32 [100, 100]
+      40000
+    """
+    return max(map(_bytes, _arrays(jax.make_jaxpr(function)(*args).jaxpr)), default=0)
+
+
+def fitting(most: int, width_of: Callable[[int], int]) -> int:
+    """The largest size up to `most` found whose `width_of` bytes are within `ARRAY`; 1 where even one is too many.
+
+    Arrays that do not grow with the size do not count: a smaller size would not make them smaller.
+    """
+    size, width = most, width_of(most)
+    while width > ARRAY and size > 1:
+        fewer = max(1, min(size - 1, size * ARRAY // width))
+        if (less := width_of(fewer)) == width:
+            return size
+        size, width = fewer, less
+    return size
+
+
+def shaped_like(tree: Any, size: int) -> Any:
+    """The shapes of arrays [n, ...] as [size, ...]."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), tree)
+
+
+def _arrays(jaxpr: Any) -> Iterator[Any]:
+    """Arguments and results of every operation, in inner functions too."""
+    yield from jaxpr.invars
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _arrays(inner)
+
+
+def _bytes(variable: Any) -> int:
+    shape, dtype = getattr(variable.aval, "shape", ()), getattr(variable.aval, "dtype", None)
+    return math.prod(shape) * getattr(dtype, "itemsize", 8)
+
 
 NEGATIVES = 99
 """Sampled candidates of a request, unless another source is given."""
@@ -302,7 +353,7 @@ def list_scores(
     """Joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
     At most `batch_size` requests are scored at a time, and fewer, or some of their candidates, where an array of the program
-    would be larger than `bounded.ARRAY`.
+    would be larger than `ARRAY`.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     size, width = _list_sizes(model, params, data, positions, lists, batch_size)
@@ -323,7 +374,7 @@ def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progres
     total, parts = len(catalogue), []
     one = catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
     run = partial(_item_rows, params, model=model)
-    size = bounded.fitting(min(ITEMS, total), lambda n: bounded.widest(run, bounded.like(one, n)))
+    size = fitting(min(ITEMS, total), lambda n: widest(run, shaped_like(one, n)))
     for at in _filled(total, size, label="item rows", progress=progress):
         parts.append(run(catalogue.features(at, content=model.config.reads_content)))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:total], *parts)
@@ -365,7 +416,7 @@ def catalogue_scores(
     that was refreshed just before it holds them: the events then come by time.
 
     Memory: the item rows of the catalogue, as an index holds them, and twice while they are made; `SCORES` scores on the host,
-    or those of one user; and programs over some users and items whose arrays are within `bounded.ARRAY` each.
+    or those of one user; and programs over some users and items whose arrays are within `ARRAY` each.
 
     Yields:
       int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for rows without an item and, unless users come back
@@ -377,16 +428,16 @@ def catalogue_scores(
     users, score_some = partial(_states, params, model=model), partial(_rank, params, model=model)
     one = data.user_features(positions[:1], length=length)
     most = max(1, min(batch_size, SCORES // total))
-    size = bounded.fitting(most, lambda n: bounded.widest(users, bounded.like(one, n)))
-    state = jax.eval_shape(users, bounded.like(one, 1))
+    size = fitting(most, lambda n: widest(users, shaped_like(one, n)))
+    state = jax.eval_shape(users, shaped_like(one, 1))
 
     def width_of(users: int, items: int) -> int:
         ranked = partial(score_some, count=items)
-        return bounded.widest(lambda states, start: ranked(states, rows, start), bounded.like(state, users), np.int32(0))
+        return widest(lambda states, start: ranked(states, rows, start), shaped_like(state, users), np.int32(0))
 
-    if width_of(size, total) > bounded.ARRAY:
-        size = bounded.fitting(size, lambda n: width_of(n, 1))
-    count = bounded.fitting(total, lambda n: width_of(size, n))
+    if width_of(size, total) > ARRAY:
+        size = fitting(size, lambda n: width_of(n, 1))
+    count = fitting(total, lambda n: width_of(size, n))
     order = np.argsort(log.time[positions], kind="stable") if data.statistics else np.arange(len(positions))
     done, free = 0, np.delete(np.arange(total), data.items.rows)
     for places in _filled(len(positions), size, label="rank", progress=progress):
@@ -461,8 +512,8 @@ def _list_sizes(
         one = make_batch(
             data, positions[:1], lists.rows[:1, :candidates], np.zeros((1, candidates), np.float32), config=model.config
         )
-        return bounded.widest(partial(_scores, params, model=model), bounded.like(one, requests))
+        return widest(partial(_scores, params, model=model), shaped_like(one, requests))
 
     whole = lists.rows.shape[1]
-    size = bounded.fitting(most, lambda n: width_of(n, whole))
-    return size, whole if size > 1 else bounded.fitting(whole, lambda n: width_of(1, n))
+    size = fitting(most, lambda n: width_of(n, whole))
+    return size, whole if size > 1 else fitting(whole, lambda n: width_of(1, n))

@@ -1,12 +1,43 @@
-"""Optimizers: the default, and row-wise Adagrad for large embedding tables. Any Optax transformation serves as well."""
+"""Optimizers: the default, and row-wise Adagrad for large embedding tables. Any Optax transformation serves as well.
+
+*Sparse updates.* A training step reads and writes only the embedding rows that its batch names.
+
+The rows of the batch are gathered out of the table and the optimizer's state, any Optax transformation updates them as if they
+were the table, and they are put back in place:
+
+    table [N, D], state [N, ...]  --take the U rows of the batch-->  [U, D], [U, ...]  --update-->  put back
+
+An optimizer for which a zero gradient changes nothing (SGD, Adagrad, row-wise Adagrad) gives what its dense form gives. Adam
+becomes lazy Adam: moments and weights of a row move only in steps whose batch names it, the bias correction counts all steps,
+and decoupled weight decay reaches these rows only. Gradients of several occurrences are summed first, and norms for clipping
+are those of the whole gradient. The optimizer must treat rows alike and apart: one whose state or step mixes rows (Adafactor's
+columns, LARS) is refused or gives another result.
+
+`layers.Rows` takes the place of the table, so the model does not know. Unique ids are found without sorting, by a slot for each
+row of the table (int32): every occurrence writes its place to the slot of its id, and the one whose place stays is the id's
+first. Then the slot holds the id's number, its row among those taken. Sizes are static in a compiled function, so unique ids
+are counted first, and the step is compiled for a few sizes, each half of the one before; the smallest that holds the rows runs.
+
+Sources: lazy Adam as in TensorFlow Addons and torch.optim.SparseAdam.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from aif_jax.blocks.block import recent
+from aif_jax.checks import expect, expect_types
+from aif_jax.config import Config
+from aif_jax.layers import behaviour_fields
+from aif_jax.schema import Schema
+from aif_jax.trees import table_of
+from aif_jax.types import ItemFeatures, Params, UserFeatures, record
 
 
 def default_optimizer(steps: int, *, learning_rate: float = 3e-3, weight_decay: float = 1e-5) -> optax.GradientTransformation:
@@ -42,3 +73,173 @@ def rowwise_adagrad(
         return jax.tree.map(lambda a, g: g * jax.lax.rsqrt(a + eps), state, updates), state
 
     return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
+
+
+MIN_ROWS = 20_000
+"""Rows from which a sparse update is cheaper than a dense one: `python -m experiments.train_throughput --threshold`."""
+SMALLEST = 1024
+"""Rows below which an update's cost is its overhead; no smaller size is compiled."""
+
+Slots = dict[str, jax.Array]
+"""Scratch by table: int32 [N]. What it holds before a step does not matter."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparseConfig:
+    """Which embedding tables get sparse updates.
+
+    Attributes:
+      min_rows: tables with at least so many rows.
+      tables: exactly these instead, by name.
+
+    Raises:
+      ValueError: min_rows below 1.
+    """
+
+    min_rows: int = MIN_ROWS
+    tables: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        expect_types(self)
+        expect(self.min_rows >= 1, "SparseConfig.min_rows", "at least 1", self.min_rows)
+
+
+@record
+class UniqueIds:
+    """The unique ids of a batch for one table, U of them, in no particular order."""
+
+    ids: jax.Array  # int32 [n] every occurrence
+    first: jax.Array  # bool [n] true for one occurrence of each id
+    number: jax.Array  # int32 [n] number of the occurrence's id, in [0, U)
+    count: jax.Array  # int32 [] U
+
+
+def sparse_tables(schema: Schema, sparse: SparseConfig | None) -> tuple[str, ...]:
+    """Names of the tables that get sparse updates. Raises ValueError for a name that is no table of the schema."""
+    if sparse is None:
+        return ()
+    sizes = schema.table_sizes
+    if sparse.tables is None:
+        return tuple(name for name, size in sizes.items() if size >= sparse.min_rows)
+    unknown = set(sparse.tables) - sizes.keys()
+    expect(not unknown, "SparseConfig.tables", f"names among {sorted(sizes)}", sorted(unknown))
+    return sparse.tables
+
+
+def ids_of(table: str, params: Params, users: UserFeatures, items: ItemFeatures, *, config: Config) -> jax.Array:
+    """Every id of a batch [B], [B, C] that reads a table, int32 [n] in [0, N), row 0 first: padding and unknown ids read it."""
+    schema = config.schema
+    size = schema.table_sizes[table]
+    ids = [items.ids[a.name] for a in schema.item_attributes if a.table_name == table]
+    ids += [users.ids[a.name] for a in schema.user_attributes if a.table_name == table]
+    if table in schema.behaviour_fields:
+        history = jax.vmap(lambda history: recent(history, config.history_length))(users.history)
+        ids.append(behaviour_fields(params, schema, history.item)[table])
+    flat = jnp.concatenate([jnp.zeros(1, jnp.int32), *(jnp.ravel(jnp.asarray(array)) for array in ids)])
+    return jnp.where((flat >= 0) & (flat < size), flat, 0)
+
+
+def number_ids(slot: jax.Array, ids: jax.Array) -> tuple[jax.Array, UniqueIds]:
+    """Numbers the unique ids among `ids` [n]; the slot of each, int32 [N], then holds its number."""
+    places = jnp.arange(ids.shape[0], dtype=jnp.int32)
+    slot = slot.at[ids].set(places, mode="promise_in_bounds")  # several occurrences agree on one place
+    chosen = slot.at[ids].get(mode="promise_in_bounds")
+    first = chosen == places
+    running = _cumulative(first)
+    number = (running - 1).at[chosen].get(mode="promise_in_bounds")
+    slot = slot.at[ids].set(number, mode="promise_in_bounds")
+    return slot, UniqueIds(ids=ids, first=first, number=number, count=running[-1])
+
+
+def unique_ids(
+    slots: Slots, params: Params, users: UserFeatures, items: ItemFeatures, *, config: Config
+) -> tuple[Slots, dict[str, UniqueIds]]:
+    """The unique ids of a batch for the tables of these slots, and the slots with the number of each id."""
+    numbered = {name: number_ids(slot, ids_of(name, params, users, items, config=config)) for name, slot in slots.items()}
+    return {name: slot for name, (slot, _) in numbered.items()}, {name: unique for name, (_, unique) in numbered.items()}
+
+
+def size_for(count: int, bound: int) -> int:
+    """The compiled size for so many unique ids: `bound`, halved while they fit and it does not fall below `SMALLEST`."""
+    level = 0
+    while bound // 2 ** (level + 1) >= SMALLEST and count <= -(-bound // 2 ** (level + 1)):
+        level += 1
+    return -(-bound // 2**level)
+
+
+def split_tables(trained: Params, names: Iterable[str]) -> tuple[Params, dict[str, jax.Array]]:
+    """Parameters without the tables of these names, and those tables."""
+    tables = {name: trained["embedding"][name] for name in names}
+    if not tables:
+        return trained, {}
+    return {**trained, "embedding": {name: t for name, t in trained["embedding"].items() if name not in tables}}, tables
+
+
+def join_tables(dense: Params, tables: Mapping[str, Any]) -> Params:
+    """The inverse of `split_tables`; also puts `Rows` in the place of tables."""
+    return {**dense, "embedding": {**dense["embedding"], **tables}} if tables else dense
+
+
+def row_ids(unique: UniqueIds, size: int, *, none: int) -> jax.Array:
+    """The unique ids in the order of their numbers, int32 [size]; `none` in places that are left."""
+    place = jnp.where(unique.first, unique.number, size)
+    return jnp.full(size, none, jnp.int32).at[place].set(unique.ids, mode="drop")
+
+
+def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows [size, ...] of a table by `row_ids`; places that are left hold some row."""
+    return table.at[ids].get(mode="clip")
+
+
+def update_rows(
+    update: Callable[[Params, Params, Any], tuple[Params, Any, Any]],
+    trained: Params,
+    opt_state: Any,
+    gradient: Params,
+    ids: Mapping[str, jax.Array],
+    row_gradients: Mapping[str, jax.Array],
+) -> tuple[Params, Any, Any]:
+    """Runs an update on the dense parameters and on some rows of the tables, and puts both back.
+
+    `update` maps (gradient, params, opt_state) to (params, opt_state, anything) for trees of any number of rows; `ids` [size]
+    by table are `row_ids`, `row_gradients` [size, D] in their order. Raises ValueError for optimizer state that has not one row
+    for each row of a table.
+    """
+    counts = {name: trained["embedding"][name].shape[0] for name in ids}
+    dense, tables = split_tables(trained, ids)
+    rows = {name: take_rows(table, ids[name]) for name, table in tables.items()}
+    row_state = _map_rows(lambda leaf, name: take_rows(leaf, ids[name]), opt_state, counts)
+    updated, state, rest = update(join_tables(gradient, row_gradients), join_tables(dense, rows), row_state)
+    dense, rows = split_tables(updated, ids)
+    tables = {name: _put(table, ids[name], rows[name]) for name, table in tables.items()}
+    opt_state = _map_rows(lambda leaf, name, new: _put(leaf, ids[name], new), opt_state, counts, state)
+    return join_tables(dense, tables), opt_state, rest
+
+
+def _put(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
+    return table.at[ids].set(rows, mode="drop")
+
+
+def _map_rows(f: Callable, opt_state: Any, counts: Mapping[str, int], *rest: Any) -> Any:
+    """Maps f(leaf, table, *others) over what the optimizer keeps of a table; other leaves come from the last tree given."""
+
+    def one(path: tuple, leaf: Any, *others: Any) -> Any:
+        name = table_of(path, counts)
+        if name is None:
+            return others[-1] if others else leaf
+        expected = f"one row for each of the {counts[name]} rows of table {name!r}"
+        got = f"shape {leaf.shape}; such an optimizer needs sparse=None"
+        expect(leaf.shape[:1] == (counts[name],), f"optimizer state {jax.tree_util.keystr(path)}", expected, got)
+        return f(leaf, name, *others)
+
+    return jax.tree_util.tree_map_with_path(one, opt_state, *rest)
+
+
+def _cumulative(flags: jax.Array) -> jax.Array:
+    """Running count of true entries, int32 [n]; in two levels, because XLA's own takes n log n on a CPU."""
+    width = 512
+    count = flags.shape[0]
+    blocks = jnp.pad(flags.astype(jnp.int32), (0, -count % width)).reshape(-1, width)
+    within = jnp.cumsum(blocks, 1)
+    before = jnp.cumsum(within[:, -1]) - within[:, -1]
+    return (within + before[:, None]).ravel()[:count]

@@ -1,25 +1,36 @@
-"""The training step: state, scores, gradient, Optax update. `loop` runs it."""
+"""The training step: state, scores, gradient, Optax update. `loop` runs it.
+
+*Gradients.* Loss and gradient of a batch, taken whole or in parts that stay in the cache.
+
+On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so it is taken in parts. A
+`losses.Loss` (or `Goals`) adds up over the parts: each is scored once. Any other loss must see all scores first: the parts are
+scored a second time for the gradient. Either way the result is that of the whole batch, up to the order of sums.
+
+*Processes.* Before each step they agree that each has its share of the same batch, and nothing against training on it. The
+answers for batch n + 1 are sent before step n is dispatched and read after it, so no step waits for them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from aif_jax.config import Config
-from aif_jax.data.pipeline import Batch
+from aif_jax.data.pipeline import Batch, PrefetchedBatch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
-from aif_jax.sharding.processes import in_order
-from aif_jax.train.goals import Goals
-from aif_jax.train.gradients import LossFn, loss_and_gradient, part_size
-from aif_jax.train.losses import as_loss
-from aif_jax.train.sparse import (
+from aif_jax.sharding import processes
+from aif_jax.sharding.processes import ProcessError, in_order
+from aif_jax.train.losses import Loss, as_loss
+from aif_jax.train.optimizers import (
     Slots,
     SparseConfig,
     UniqueIds,
@@ -32,7 +43,181 @@ from aif_jax.train.sparse import (
     unique_ids,
     update_rows,
 )
+from aif_jax.train.tasks import Goals
 from aif_jax.types import Array, Params, record
+
+GOOD, EMPTY, BAD, ENDED, FAILED = range(5)
+
+
+def agreed(batches: Iterable[PrefetchedBatch]) -> Iterator[PrefetchedBatch]:
+    """The same batches, each as all processes have it: a problem of one is a problem of all, and counts are those of all.
+
+    Of a batch that comes with a problem, `batch` and `positions` are None; the problem names the process and its samples.
+
+    Raises:
+      ProcessError: the source of one process raised, has another batch than process 0, or ended before the others.
+    """
+    waiting: tuple[_Share, Callable[[], np.ndarray]] | None = None
+    for share in _shares(batches):
+        sent = processes.start_gather(share.answer())
+        if waiting is not None:
+            fed = _settle(*waiting)
+            if fed is None:
+                return
+            yield fed
+        waiting = share, sent
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """What this process has of the next batch."""
+
+    code: int
+    fed: PrefetchedBatch | None = None
+    error: Exception | None = None
+
+    def answer(self) -> np.ndarray:
+        """What the others must know of it: int32 [6]."""
+        fed = self.fed or PrefetchedBatch(batch=None)
+        return np.array([self.code, *(fed.place or (-1, -1)), fed.samples, fed.places, fed.events], np.int32)
+
+    def problem(self) -> str:
+        """For a message: "" for none."""
+        if self.error is not None:
+            return processes.describe(self.error)
+        return f"{self.fed.problem}{self.fed.origin}" if self.code == BAD and self.fed is not None else ""
+
+
+def _shares(batches: Iterable[PrefetchedBatch]) -> Iterator[_Share]:
+    """The batches of this process, and how they ended, twice: others send one answer more before they read that one."""
+    source = iter(batches)
+    while True:
+        try:
+            fed = next(source, None)
+        except Exception as error:
+            yield from (_Share(FAILED, error=error), _Share(ENDED))
+            return
+        if fed is None:
+            yield from (_Share(ENDED), _Share(ENDED))
+            return
+        yield _Share(GOOD if fed.problem is None else EMPTY if fed.problem == "empty" else BAD, fed)
+
+
+def _settle(share: _Share, sent: Callable[[], np.ndarray]) -> PrefetchedBatch | None:
+    """The batch as all processes have it, None at their end."""
+    answers = sent()
+    codes, places = answers[:, 0], answers[:, 1:3]
+    if (codes == ENDED).all():
+        return None
+    if (codes == FAILED).any():
+        raise ProcessError(processes.named(processes.gather_texts(share.problem()))) from share.error
+    for process, (code, place) in enumerate(zip(codes, places, strict=True)):
+        if (code == ENDED) != (codes[0] == ENDED) or (place != places[0]).any():
+            got = "no more" if code == ENDED else f"batch {place[1]} of epoch {place[0]}"
+            expected = f"batch {places[0][1]} of epoch {places[0][0]}" if codes[0] != ENDED else "the end"
+            message = f"process {process} of {len(codes)}: expected {expected}, as process 0, got {got}"
+            raise ProcessError(f"{message}; start all from the same checkpoint, data and settings")
+    assert share.fed is not None
+    if (codes == BAD).any():
+        problem = processes.named(processes.gather_texts(share.problem()))
+        return dataclasses.replace(share.fed, batch=None, positions=None, problem=problem)
+    samples, at, events = (int(total) for total in answers[:, 3:].sum(axis=0, dtype=np.int64))
+    empty = bool((codes == EMPTY).all())
+    return dataclasses.replace(
+        share.fed, batch=None if empty else share.fed.batch, samples=samples, places=at, events=events,
+        problem="empty" if empty else None,
+    )  # fmt: skip
+
+
+PART_EVENTS = 10_000
+"""Candidates and behaviours of a part of a batch: with D = 32 its arrays fill the level-2 cache of a core."""
+PART_BYTES = 1 << 26
+"""Bytes of embedding rows that all parts of a batch together may add gradients to: each part writes all of the batch's rows."""
+
+LossFn: TypeAlias = Loss | Goals | Callable[..., jax.Array]
+"""A `losses.Loss`, `Goals` for several labels, or any `loss(scores [B, C], labels, *, where) -> []`; it gets `log_q` too where
+the batch has it."""
+ScoresFn: TypeAlias = Callable[[Any, Batch], jax.Array]
+"""(params, batch) -> scores [B, C]."""
+
+
+def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
+    """Samples of a part with about PART_EVENTS candidates and places, `events` a sample; None for a batch no larger."""
+    most_parts = max(1, PART_BYTES // max(row_bytes, 1))
+    size = max(1, PART_EVENTS // events, -(-samples // most_parts))
+    size = -(-samples // -(-samples // size))  # as many parts, of even size: the last one is filled up with copies
+    return size if size < samples else None
+
+
+def loss_and_gradient(
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None
+) -> tuple[jax.Array, Any]:
+    """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples."""
+    if part is not None and isinstance(loss, Loss | Goals):
+        return _scored_once(scores_of, params, batch, loss, part)
+
+    def loss_of(scores: jax.Array) -> jax.Array:
+        correction = {} if batch.log_q is None else {"log_q": batch.log_q}
+        return loss(scores, batch.labels, where=batch.where, **correction)
+
+    if part is None:
+        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)))(params)
+    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part)
+
+
+def _scored_once(scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int) -> tuple[jax.Array, Any]:
+    shape = samples, _ = jnp.shape(batch.where)
+    norms: Any = loss.norms(batch.labels, batch.where)
+    log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), shape)
+    parts = _parts(dataclasses.replace(batch, log_q=log_q), part)
+    real = (jnp.arange(parts.where.shape[0] * part) < samples).reshape(-1, part, 1)
+
+    def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
+        def loss_of_part(params: Any) -> jax.Array:
+            return loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
+
+        return jax.value_and_grad(loss_of_part)(params)
+
+    parts = dataclasses.replace(parts, where=parts.where & real)
+    return _total(value_and_gradient, (jnp.zeros(()), params), parts)
+
+
+def _scored_twice(
+    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int
+) -> tuple[jax.Array, Any]:
+    samples = len(batch.where)
+    parts = _parts(batch, part)
+    scores = jax.lax.map(partial(scores_of, params), parts)
+    each = scores.shape[2:]  # [C] or [C, T]
+    value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, *each)[:samples])
+    weight = jnp.pad(cotangent, [(0, -samples % part)] + [(0, 0)] * len(each))  # samples that fill the last part weigh nothing
+
+    def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
+        batch, weight = inputs
+        return jax.vjp(lambda params: scores_of(params, batch), params)[1](weight)[0]
+
+    return value, _total(gradient, params, (parts, weight.reshape(-1, part, *each)))
+
+
+def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
+    """The sum of f over parts, a tree `like` that."""
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, f(part)), None
+
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), parts)[0]
+
+
+def _parts(tree: Any, size: int) -> Any:
+    """Splits the leading axis into parts of one size; copies of the last sample fill the last part."""
+
+    def reshape(x: Array) -> jax.Array:
+        x = jnp.asarray(x)
+        x = jnp.pad(x, [(0, -x.shape[0] % size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+        return x.reshape(x.shape[0] // size, size, *x.shape[1:])  # no -1: some features have width 0
+
+    return jax.tree.map(reshape, tree)
+
 
 FITTED = "fitted"
 """The group of parameters that no step changes."""
@@ -104,10 +289,10 @@ def make_step(
 
     Args:
       model: what to train.
-      optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.sparse`.
+      optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
       loss: a `losses.Loss`, `Goals` for labels by name, or any function of scores, labels and mask (and `log_q` where the batch
         has it). Where the batch is taken in parts, a `Loss` scores each once and any other function twice, see
-        `train.gradients`.
+        `loss_and_gradient`.
       sparse: which embedding tables get sparse updates; None updates every table whole. The state is the same, so a run may
         resume from a checkpoint with another choice.
       part: samples of a part; None takes the batch whole; "auto" takes parts where a batch is on one CPU.

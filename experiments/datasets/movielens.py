@@ -25,7 +25,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import TextFile
-from aif_jax.readers.content import Content, lookup
+from aif_jax.readers.tables import Content, lookup
 from experiments.datasets.content import clusters, text_embedding
 from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file, text_file
 

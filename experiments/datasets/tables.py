@@ -13,10 +13,8 @@ from aif_jax.encoding.columns import Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import TextFile, read
-from aif_jax.readers.content import Content, load
-from aif_jax.readers.problems import Problems
-from aif_jax.readers.scan import scan
-from aif_jax.readers.sources import pyarrow
+from aif_jax.readers.sources import Problems, pyarrow
+from aif_jax.readers.tables import Content, load, scan
 from aif_jax.readers.validate import raw_values, validate
 
 UNKNOWN = ""

@@ -14,7 +14,7 @@ import numpy as np
 
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.columns import Columns
-from aif_jax.readers.content import Content
+from aif_jax.readers.tables import Content
 from experiments.datasets.tables import Table, coded, dataset, one_file, text_file
 
 BEHAVIOURS = ("pv", "cart", "fav", "buy")  # actions 1 to 4

@@ -121,7 +121,7 @@ def run(folder: Path, steps: int, count: int, address: str, index: int) -> None:
     from aif_jax import sharding, train
     from aif_jax.checkpoint import Checkpoints
     from aif_jax.data import to_device
-    from aif_jax.train.logs import JsonLines
+    from aif_jax.train.loop import JsonLines
 
     model, feed, optimizer, params = world(index, count)
     mesh = sharding.row_mesh()

@@ -23,10 +23,9 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible
 from aif_jax.train import losses
-from aif_jax.train.edits import fit_pure_svd
+from aif_jax.train.edits import fit_pure_svd, unseen_as_unknown
 from aif_jax.train.evaluate import rank_catalogue
 from aif_jax.train.loop import loop
-from aif_jax.train.warm_start import unseen_as_unknown
 from aif_jax.types import Params
 from experiments import common
 from experiments.signatures import random_projection

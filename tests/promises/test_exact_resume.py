@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aif_jax.train.logs import JsonLines
+from aif_jax.train.loop import JsonLines
 from tests.conftest import child_environment
 
 STEPS = 60
@@ -27,7 +27,7 @@ from aif_jax.data.candidates import sampled_negatives
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import eligible_positions
 from aif_jax.data.sampling import NegativeSampler, item_counts
-from aif_jax.train.logs import JsonLines
+from aif_jax.train.loop import JsonLines
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo

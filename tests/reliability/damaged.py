@@ -447,7 +447,7 @@ def _make_npz(folder: Path, number: int) -> None:
 
 
 def _read_npz(folder: Path) -> Any:
-    from aif_jax.readers.content import load
+    from aif_jax.readers.tables import load
 
     ids, embedding = load(folder / "content.npz")
     return {"ids": ids, "embedding": embedding}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aif_jax.train.logs import JsonLines
+from aif_jax.train.loop import JsonLines
 from tests.reliability import victims
 from tests.reliability.sizes import FULL, generator
 
