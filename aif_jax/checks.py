@@ -19,7 +19,10 @@ BLOCK = 1 << 22  # elements looked at in one go, so that a check of a memory-map
 class VersionMismatch(ValueError):
     """Two parts of the system come from different parameters, config or encoder; `expected` and `got` are their versions."""
 
-    MESSAGE = "{what}: expected version {expected}, got {got}; both must be made from the same params, config and encoder"
+    MESSAGE = (
+        "{what}: expected version {expected}, got {got}; both must be made from the same params, config and encoder. "
+        "Rebuild it with the model that serves, such as run.index(items), or publish both together"
+    )
 
     def __init__(self, what: str, *, expected: str, got: str):
         super().__init__(self.MESSAGE.format(what=what, expected=expected, got=got))

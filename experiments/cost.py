@@ -34,6 +34,7 @@ import contextlib
 import dataclasses
 import itertools
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from tqdm.auto import tqdm
 
 import aif_jax as aif
@@ -138,7 +140,28 @@ async def study(options) -> dict[str, Any]:
                     floors[kind].append(floor.loop(kind, options.seconds))
                 for wait, gap in (await overhead(services["aif"], floor)).items():
                     gaps[wait].append(gap)
-    return summary(loads, floors, gaps, options)
+    figures = summary(loads, floors, gaps, options)
+    return figures | {"start_s": await start(models["aif"], options, k)}
+
+
+async def start(made: Model, options, k: int) -> float:
+    """Seconds until an engine with the default buckets is ready, with compiled programs on disk, as after a restart."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = jax.config.jax_compilation_cache_dir
+        keep_in(folder)
+        for _ in range(2):  # the first one fills the folder
+            jax.clear_caches()
+            engine, began = Engine(made, options, k, ServingConfig(max_k=k)), time.perf_counter()
+            async with engine:
+                seconds = time.perf_counter() - began
+        keep_in(before)
+    return seconds
+
+
+def keep_in(folder: str | None) -> None:
+    """Names the folder of compiled programs, which JAX reads once."""
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 class Asked(NamedTuple):
@@ -166,10 +189,10 @@ def streamed(world: World, config: aif.Config, *, history: int) -> Model:
 class Engine:
     """`AsyncPreRanker` over a model."""
 
-    def __init__(self, made: Model, options, k: int):
+    def __init__(self, made: Model, options, k: int, config: ServingConfig | None = None):
         self._made, self._count, self._k = made, options.candidates, k
         bucket = -(-options.candidates // 128) * 128
-        config = ServingConfig(
+        config = config or ServingConfig(
             buckets=(bucket,),
             max_k=k,
             batch_size=options.batch_size,
@@ -423,6 +446,7 @@ def report(figures: dict[str, Any], options) -> None:
     keys += ("cpu_ratio_sequential_over_streaming", "rps_ratio_streaming_over_sequential")
     print("\n" + common.table([[key, *[figures[key][kind] for kind in KINDS]] for key in keys], ["ratio", *KINDS]))
     print("\n" + common.table(list(figures["overhead_p50_ms"].items()), ["overhead of a lone request", "p50 ms"]))
+    print(f"\nstart of an engine with the default buckets, programs on disk: {figures['start_s']:.1f} s")
     for name, kinds in figures["closed_loops"].items():
         for kind in _kinds(name):
             rows = [list(row.values()) for row in kinds[kind]]

@@ -54,7 +54,8 @@ def before(time: int) -> aif.Dataset:
     log = data().log
     kept = log.time < time
     parts = (np.asarray(part)[kept] for part in (log.user, log.item, log.action, log.time))
-    return dataclasses.replace(data(), log=EventLog.from_arrays(*parts, users=log.users))
+    past = dataclasses.replace(data(), log=EventLog.from_arrays(*parts, users=log.users))
+    return dataclasses.replace(past, catalogue=past.catalogue_at(time))
 
 
 @functools.cache

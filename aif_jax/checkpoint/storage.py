@@ -117,14 +117,14 @@ def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[st
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
         raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}")
     _check_files(path)
+    file = MANIFEST if (path / MANIFEST).is_file() else METADATA_FILE
     try:
-        name = MANIFEST if (path / MANIFEST).is_file() else METADATA_FILE
-        metadata = json.loads((path / name).read_text())[RECORD]
+        metadata = json.loads((path / file).read_text())[RECORD]
         formats = format if isinstance(format, tuple) else (format,)
         if metadata["format"] not in formats:
             raise CheckpointError(f"{path}: expected the format {' or '.join(map(repr, formats))}, got {metadata['format']!r}")
         if metadata["sha256"] != seal(metadata):
-            raise CheckpointError(f"{path}: the record in {name} was altered")
+            raise CheckpointError(f"{path}: the record in {file} was altered")
         leaves = {
             name: {leaf: digest_of(path, f"{name}/{leaf}", entry) for leaf, entry in tree.items()}
             for name, tree in metadata["leaves"].items()
@@ -134,7 +134,7 @@ def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[st
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {name} is torn, altered or not of this library: {error!r}") from error
+        raise CheckpointError(f"{path}: {file} is torn, altered or not of this library: {error!r}") from error
     return leaves, metadata
 
 

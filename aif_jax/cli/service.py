@@ -98,7 +98,7 @@ def run_serve(options: argparse.Namespace) -> int:
         config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
         policy = Policy(limits=Limits(**given[Limits]), **given[Policy])
         where = Listening(token=_token(options.token_file), **given[Listening])
-        nearline = Nearline(**given[Nearline] | {"users": _users(options)})
+        nearline = Nearline(index=options.index, users=_users(options))
         own = given[ServiceSettings]
         settings = ServiceSettings(folder=folder, config=config, policy=policy, where=where, nearline=nearline, **own)
         if options.max_user_age is not None and options.user_table is None:

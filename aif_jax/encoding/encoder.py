@@ -262,7 +262,8 @@ class Encoder:
                 max_skew=record["max_skew"],
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"encoder: expected a record of Encoder.to_record, got another: {error!r}") from error
+            text = f"encoder: expected a record of Encoder.to_record, got another: {error!r}"
+            raise ValueError(f"{text}; another version wrote it, or it was edited: export or save the model again") from error
         version = record.get("version")
         expect(encoder.version == version, "encoder", f"vocabularies and settings of version {version}", encoder.version)
         return encoder

@@ -155,8 +155,8 @@ def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
             if bounds["c"][0] >= MOST_CANDIDATES:
                 raise ValueError(
                     f"export: expected functions of one form for histories of {bounds['l'][0]} to {places} places and for "
-                    f"{MOST_CANDIDATES} candidates and more; a block whose form depends on the length of the history needs a "
-                    f"larger `least_history`: {error}"
+                    f"{MOST_CANDIDATES} candidates and more; a block computes short histories in another form: "
+                    f"override its `Block.least_history` with a larger length: {error}"
                 ) from error
             bounds["c"] = (2 * bounds["c"][0], None)
 

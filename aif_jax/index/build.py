@@ -102,7 +102,9 @@ def fill(
             count = len(keys.key)
             if count > store.room:
                 if capacity is not None:
-                    raise ValueError(f"capacity: the catalogue has more items than {capacity}")
+                    raise ValueError(
+                        f"capacity: the catalogue has more items than {capacity}; leave it None, or pass at least its size"
+                    )
                 store.resize(2 * store.capacity)
             store.append(stored, count)
             computed.append(stored)
@@ -186,7 +188,9 @@ def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[B
     """Checked batches of any size, and how many items there are where that is known."""
     known = None
     if isinstance(catalogue, ItemFeatures) != (ids is not None):
-        raise ValueError("ids: expected together with ItemFeatures, and with nothing else")
+        raise ValueError(
+            "ids: expected together with ItemFeatures, and with nothing else; leave ids out for files or a Catalogue"
+        )
     if isinstance(catalogue, ItemFeatures):
         catalogue, known = [(ids, catalogue)], len(ids)
     elif isinstance(catalogue, Catalogue):

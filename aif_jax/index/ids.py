@@ -50,7 +50,7 @@ class Keys(NamedTuple):
         return np.sort(last)
 
 
-COLLISION = "expected strings with hashes that differ, got two with one; give one of the items another id"
+COLLISION = "expected strings with hashes that differ, got two with one; rename one of the two items"
 
 
 def raw_keys(raw: Any, name: str, *, like: Kind | None = None) -> Keys:

@@ -374,7 +374,7 @@ class _Steps:
         verdict = judge(measured, self.gate, volume=share)
         positions, (new, old) = slices["newest"][0], measured["newest"]
         tables = {
-            name: {metric: each | {"difference": list(each["difference"])} for metric, each in metrics.items()}
+            name: {metric: {**each, "difference": list(each["difference"])} for metric, each in metrics.items()}
             for name, metrics in verdict.metrics.items()
         }
         return {

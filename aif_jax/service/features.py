@@ -93,7 +93,10 @@ class UserSource:
         if context.features is not None:
             return context.features
         if (reads := self._reads) is None and self.table is None:
-            raise Unfetched("the call brought a user id alone: expected features, raw events, or a call of prepare before")
+            raise Unfetched(
+                "the call brought a user id alone: expected features, raw events, or a call of prepare before; or start the "
+                "service with --features or --user-table"
+            )
         user: Any = request.user  # of a call: an integer or a string
         record = None if reads is None else await reads.record(user)
         if (table := self.table) is None:

@@ -170,7 +170,7 @@ class ShardedClient:
         shown = ", ".join(
             f"{answer['version'][:12]} of shard {place}" for place, answer in answers.items() if answer["version"]
         )
-        raise VersionMismatch("shards", expected="held by all of them", got=shown)
+        raise VersionMismatch("shards", expected="held by all of them (publish one version to every shard)", got=shown)
 
     def _gathered(self, path: str, calls: Mapping[int, dict[str, Any]]) -> tuple[Answers, dict[int, Exception]]:
         """What shards answer that are asked at once; raises the ServiceError of a call that is wrong."""

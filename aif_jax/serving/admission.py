@@ -148,7 +148,8 @@ class Admission:
         """Why one more request must be refused: too many in flight, or more work than its budget leaves time for."""
         count = len(self._pending)
         if count >= self._config.max_pending:
-            return f"{count} requests are in flight, as many as max_pending allows"
+            text = f"{count} requests are in flight, as many as max_pending allows"
+            return f"{text}; retry later, raise max_pending, or add replicas"
         wait = count * max((queue.seconds for queue in self.queues), default=0.0)
         if budget is not None and wait > ADMITTED * budget:
             return f"{count} requests are in flight, about {wait:.3f} s of work, too much for an answer within {budget} s"

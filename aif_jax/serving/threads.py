@@ -180,7 +180,8 @@ class TimeLimitedCall:
     async def __call__(self, request: Any) -> Any:
         """What the function returns or raises; CallableError for what would end others, TimeoutError by `callable_timeout`."""
         if self._workers.hung + len(self._cancelled) >= self._max_hung and self.hung >= self._max_hung:
-            raise self.noted(CallableError(f"{self._name}: {self.hung} calls have not returned, as many as max_hung allows"))
+            text = f"{self._name}: {self.hung} calls have not returned, as many as max_hung allows"
+            raise self.noted(CallableError(f"{text}; add a timeout to its client, or set callable_timeout"))
         with self._task(self._call(request)) as outcome:
             result, error = await self._in_time(outcome, outcome)
         if error is not None:

@@ -47,7 +47,8 @@ def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: st
 
     Raises:
       FileExistsError: something is there already; nothing is ever overwritten.
-      ValueError: a record that is not plain JSON, a URL; TypeError: a leaf that safetensors cannot hold.
+      ValueError: a record that is not plain JSON or larger than a reader takes, a URL.
+      TypeError: a leaf that safetensors cannot hold.
 
     Example:
       >>> import tempfile
@@ -67,7 +68,14 @@ def fill(folder: Path, trees: Any, record: Mapping[str, Any], *, format: str) ->
     manifest = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__}
     manifest["arrays"] = {name: {"dtype": str(leaf.dtype), "shape": leaf.shape} for name, leaf in arrays.items()}
     manifest["files"] = {ARRAYS: write_arrays(folder / ARRAYS, arrays)}
-    (folder / MANIFEST).write_bytes(sealed(manifest))
+    content = sealed(manifest)
+    expect(
+        len(content) <= files.MANIFEST_BYTES,
+        "record",
+        f"at most {files.MANIFEST_BYTES} bytes with the list of arrays",
+        len(content),
+    )
+    (folder / MANIFEST).write_bytes(content)
 
 
 def is_complete(folder: Path) -> bool:

@@ -183,7 +183,7 @@ def fit_pure_svd(
     """
     there = present(config)
     if there is not None and sizes:
-        raise ValueError(f"sizes: expected none, since the model has {there}, got {sizes}")
+        raise ValueError(f"sizes: expected none, since the model has {there}, got {sizes}. Leave out width=, length=, decay=")
     block = there or PureSvd(**sizes)
     size = config.schema.item_attribute("item").size
     table = svd_factors(user, item, size=size, block=block, deviation=deviation)

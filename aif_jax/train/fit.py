@@ -286,11 +286,11 @@ def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -
 
 def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
     """Samples that a run trains on: those of its span, and with `replay` a share as many from before it, drawn at random."""
-    of_task = partial(settings.task.positions, data, min_history=settings.min_history)
-    positions = of_task(**settings.span("train"))
+    least = settings.min_history
+    positions = settings.task.positions(data, min_history=least, **settings.span("train"))
     if not settings.replay:
         return positions
-    earlier = of_task(since=None, before=settings.since)
+    earlier = settings.task.positions(data, min_history=least, since=None, before=settings.since)
     count = min(len(earlier), round(settings.replay * len(positions)))
     drawn = np.random.default_rng((settings.seed, 1)).choice(earlier, count, replace=False)
     return np.union1d(positions, drawn)
