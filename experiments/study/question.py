@@ -74,6 +74,7 @@ MODELS: dict[str, dict[str, Any]] = {
     ),
 }
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
+WITHOUT_MEMORY = "aif without linear memory"
 TIMED = (BASE, WITH_MATCHING, AIF, "aif before", FULL)
 TIMES = "times.json"
 SEEDS = (0, 1, 2)
@@ -139,7 +140,7 @@ def plan(name: str) -> list[Trial]:
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), dict(epochs=2, learning_rate=5e-3))
         return [Trial(dataset=on, model=model, **options) for options in settings for model in tried for on in both]
     if name in ("test", "rolling"):
-        tried = (BASE, WITH_MATCHING, AIF)
+        tried = (BASE, WITH_MATCHING, AIF, WITHOUT_MEMORY)
         return [
             Trial(dataset=on, model=model, seed=seed, split=name, epochs=2) for seed in SEEDS for model in tried for on in both
         ]
