@@ -74,6 +74,7 @@ MODELS: dict[str, dict[str, Any]] = {
     ),
 }
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
+WITHOUT_MEMORY = "aif without linear memory"
 TIMED = (BASE, WITH_MATCHING, AIF, "aif before", FULL)
 TIMES = "times.json"
 SEEDS = (0, 1, 2)
@@ -139,7 +140,7 @@ def plan(name: str) -> list[Trial]:
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), dict(epochs=2, learning_rate=5e-3))
         return [Trial(dataset=on, model=model, **options) for options in settings for model in tried for on in both]
     if name in ("test", "rolling"):
-        tried = (BASE, WITH_MATCHING, AIF)
+        tried = (BASE, WITH_MATCHING, AIF, WITHOUT_MEMORY)
         return [
             Trial(dataset=on, model=model, seed=seed, split=name, epochs=2) for seed in SEEDS for model in tried for on in both
         ]
@@ -452,9 +453,10 @@ def _pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str
 def measure_times(
     data: datasets.StudyData, work: Path, *, rounds: int, smoke: bool, tried: Sequence[str] = TIMED
 ) -> dict[str, dict[str, Any]]:
-    """Milliseconds of one request of the longest histories, models in turn: `user`, and `score` with gather and top-100.
+    """Milliseconds of one request of the longest histories, models in turn: `score` is gather, interaction and top-100.
 
-    Full attention has no part to prepare: its `score` is the whole model. `head` is the head's MLP on ready inputs.
+    `whole` is user function and `score`, as if all started when the candidates are there, and `cpu` its processor time. Full
+    attention has no part to prepare: its `score` is the whole model. `head` is the head's MLP on ready inputs.
     """
     log, dataset = data.dataset.log, data.dataset
     positions = np.argsort(-earlier(dataset, np.arange(len(log))), kind="stable")[: 64 * 16 : 64]
@@ -463,7 +465,7 @@ def measure_times(
     known: dict[str, bool] = {}
     for model in tried:
         for count, length in sizes:
-            if model == BASE and length == 2048 or model == FULL and count > 1000:
+            if model == BASE and length == 2048:
                 continue
             trial = Trial(dataset=data.name, model=model, split="test", epochs=2)
             config = config_of(trial, data)
@@ -477,6 +479,7 @@ def measure_times(
             prepared = critical.staged if model != FULL else critical.sequential
             way = prepared(config, dataset, positions, min(100, len(rows[0])), params)
             timed[f"{name}/score"] = partial(critical.time_one, way.critical, rows, time.perf_counter)
+            timed[f"{name}/whole"] = partial(critical.time_one, way.whole, rows, time.perf_counter)
             timed[f"{name}/cpu"] = partial(critical.time_one, way.whole, rows, time.process_time)
             if config.head:
                 head, inputs = drawn.head_alone(config, count)
