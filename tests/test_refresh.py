@@ -17,6 +17,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import cli
 from aif_jax.connectors import SnapshotStore
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.metrics import ByUser
 from aif_jax.refreshing import (
     GateConfig,
@@ -189,6 +190,16 @@ def newer(run) -> aif.Dataset:
     """Five days under the ids of the model and the new ones."""
     encoder = grown(run.encoder, world.data(5).encoder)
     return aif.read(world.events(5), items=world.items(5), encoder=encoder, progress=False)
+
+
+def test_a_vocabulary_of_fixed_size_is_not_grown(run):
+    """It would get rows beyond its size; ids come and go by `readers.admit`."""
+    fixed = Vocabulary([1, 2], rows=[1, 2], size=9)
+    encoder = dataclasses.replace(run.encoder, vocabularies={**run.encoder.vocabularies, "user": fixed})
+    with pytest.raises(
+        ValueError, match="vocabulary 'user': expected one that may grow, got one of fixed size; use readers.admit"
+    ):
+        grown(encoder, world.data(5).encoder)
 
 
 def test_a_warm_start_keeps_the_rows_of_old_ids(run, newer):

@@ -499,9 +499,7 @@ class IndexWriter(SnapshotWriter):
           RuntimeError: no push was begun.
         """
         if self._pushing is None:
-            raise RuntimeError(
-                "finish_push: expected begin_push before it, got none; call begin_push first"
-            )
+            raise RuntimeError("finish_push: expected begin_push before it, got none; call begin_push first")
         for change in self._pushing:
             index = change(index)
         self.table, self._pushing, self._changes = index, None, self._changes + 1

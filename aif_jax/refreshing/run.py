@@ -20,6 +20,7 @@ from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checks import expect
 from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
 from aif_jax.data.dataset import Dataset
+from aif_jax.encoding.capacity import new_rows
 from aif_jax.encoding.times import seconds_of, shown
 from aif_jax.export.consume.files import MANIFEST as EXPORTED
 from aif_jax.export.contents import open as open_model
@@ -388,9 +389,8 @@ class _Steps:
 
     def _unknown(self, name: str, rows: np.ndarray) -> np.ndarray:
         """bool [n] which rows of the data the served model's vocabulary lacks."""
-        known = self.data.encoder.vocabularies[name].raw  # type: ignore[union-attr]
         own = self.served.trained.need_encoder("refresh").vocabularies[name]
-        return np.append(0, own.encode(known) if len(known) else [])[rows] == 0
+        return new_rows(self.data.encoder.vocabularies[name], own)[rows] <= 0  # type: ignore[union-attr]
 
     def tables(self, trained: Trained, items: Any, *, user_table: bool) -> None:
         """Index and user table: both are of one version of the model, so every row is new."""

@@ -13,11 +13,12 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.config import Config
+from aif_jax.encoding.capacity import new_rows
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
-from aif_jax.model import PreRanker, build, fit_tables
+from aif_jax.model import PreRanker, fit_tables
 from aif_jax.store.trained import Trained
-from aif_jax.train.edits import grow_vocabulary
+from aif_jax.train.edits import carry_over
 from aif_jax.types import ItemFeatures, Params, UserFeatures
 
 ROWS = "rows_of_newer_ids"  # group of params: the row of each newer id in the model's own tables
@@ -45,6 +46,7 @@ def grown(encoder: Encoder, newer: Encoder) -> Encoder:
     expect(encoder.columns == newer.columns, "columns", f"those of the served model, {encoder.columns}", newer.columns)
     vocabularies = dict(encoder.vocabularies)
     for name, vocabulary in vocabularies.items():
+        expect(not vocabulary.fixed, f"vocabulary {name!r}", "one that may grow", "one of fixed size; use readers.admit")
         other = newer.vocabularies[name]
         if name == "action" or not len(other.raw) or other == vocabulary:
             continue
@@ -72,21 +74,14 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, seed
     Raises:
       ValueError: a model without an encoder, or an encoder that lacks ids of the model's.
     """
-    old, params, config = trained.need_encoder("warm_start"), trained.params, trained.config
-    key = jax.random.key(seed)
-    for number, attribute in enumerate((*encoder.schema.item_attributes, *encoder.schema.user_attributes)):
-        before, after = old.vocabularies[attribute.name], encoder.vocabularies[attribute.name]
-        if before == after:
-            continue
-        rows = np.append(0, after.encode(before.raw)) if len(before.raw) else np.arange(2)
-        lacks = before.raw[rows[1:] == 0] if len(before.raw) else before.raw
-        expect(not len(lacks), f"encoder, {attribute.name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
-        params, config = grow_vocabulary(
-            params, attribute.name, attribute.size, jax.random.fold_in(key, number), config=config, rows=rows
-        )
-    config = config.with_encoding(encoder.version)
-    params = params | {"fitted": fit_tables(config, catalogue, seed=seed)}
-    return Trained(build(config), params, encoder.with_length(config.history_length))
+    old = trained.need_encoder("warm_start")
+    for name in (a.name for a in (*old.schema.item_attributes, *old.schema.user_attributes)):
+        vocabulary = old.vocabularies[name]
+        lacks = vocabulary.raw[new_rows(vocabulary, encoder.vocabularies[name])[vocabulary.rows] < 0]
+        expect(not len(lacks), f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
+    carried = carry_over(trained, encoder, key=jax.random.key(seed))
+    fitted = fit_tables(carried.config, catalogue, seed=seed)
+    return Trained(carried.model, carried.params | {"fitted": fitted}, carried.encoder)
 
 
 def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
@@ -108,7 +103,9 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
     own = trained.need_encoder("as_served")
     expect(own.columns == encoder.columns, "as_served columns", f"those of the model, {own.columns}", encoder.columns)
     attributes = (*encoder.schema.item_attributes, *encoder.schema.user_attributes)
-    rows = {a.name: _rows(encoder.vocabularies[a.name], own.vocabularies[a.name], a.size) for a in attributes}
+    vocabularies = encoder.vocabularies
+    places = {a.name: np.maximum(new_rows(vocabularies[a.name], own.vocabularies[a.name]), 0) for a in attributes}
+    rows = {a.name: np.pad(places[a.name], (0, a.size - len(places[a.name]))) for a in attributes}
     config = trained.config.replace(schema=encoder.schema)
     return Trained(mapped(trained.model, config, encoder.version), trained.params | {ROWS: rows})
 
@@ -139,11 +136,3 @@ def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
     return PreRanker(
         config.with_encoding(features), base.init, user, item, base.interaction, joint, base.new_user, base.update_user
     )
-
-
-def _rows(newer: Vocabulary, own: Vocabulary, size: int) -> np.ndarray:
-    """int32 [size] the model's own row of each newer row, 0 for ids that it lacks."""
-    rows = np.zeros(size, np.int32)
-    if len(newer.raw) and len(own.raw):
-        rows[1 : len(newer)] = own.encode(newer.raw)
-    return rows
