@@ -118,7 +118,7 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
       schema: what the features should be.
       features: NumPy or JAX arrays (JAX arrays are fetched).
       batched: whether every array has a leading axis B.
-      name: of the features in messages.
+      name: name of the features in messages.
 
     Raises:
       TypeError: wrong dtype, or not a `UserFeatures`.

@@ -132,9 +132,9 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
     """The fitted group alone: what blocks and tables derive from a catalogue; for a catalogue that has changed.
 
     Args:
-      config: of the model.
+      config: config of the model.
       catalogue: features of all N rows of the item vocabulary.
-      seed: of random rotations and starts.
+      seed: seed of random rotations and starts.
 
     Returns:
       `fields`, the behaviour fields of every item, and a dict for each table and block that fits something.

@@ -51,8 +51,8 @@ class Run:
       trained: model with the parameters of the best checkpoint on the validation slice, or of the last one with
         `keep_best=False`, and the encoder of the data.
       metrics: figures of the validation slice.
-      settings: of the run.
-      folder: of the run; None for a run without `out`.
+      settings: settings of the run.
+      folder: folder of the run; None for a run without `out`.
     """
 
     trained: Trained
@@ -118,9 +118,9 @@ class Run:
         """Figures of a slice that training never saw.
 
         Args:
-          data: of the run, or newer data read with its encoder.
+          data: data set of the run, or newer data read with its encoder.
           split: which slice; the moments that bound it are those of training.
-          k: of HR@k and NDCG@k.
+          k: k of HR@k and NDCG@k.
           requests: at most so many, drawn at random; None evaluates all.
           min_history: earlier events that a user must have; None takes that of training.
           repeats: whether users come back to items, for candidates and the catalogue; None takes that of training.
@@ -143,7 +143,7 @@ class Run:
         """The run with an edited model, see `train.edits`; it is in memory until `save` writes it.
 
         Args:
-          data: of the run.
+          data: data set of the run.
           changes: functions `(Trained, Dataset) -> Trained`, applied one after the other.
         """
         return dataclasses.replace(self, trained=edits.chain(*changes)(self.trained, data), metrics={}, folder=None)
@@ -158,7 +158,7 @@ class Run:
         the run is left out, since it is of other scores: calibrate the new run.
 
         Args:
-          data: of the run; its events before the validation slice are counted.
+          data: data set of the run; its events before the validation slice are counted.
           untrained: see `blocks.popularity_offset`.
 
         Raises:
@@ -179,8 +179,8 @@ class Run:
         run.
 
         Args:
-          data: of the run.
-          options: of `train.fit_pure_svd`: `width`, `length`, `decay`, `deviation`.
+          data: data set of the run.
+          options: keyword arguments of `train.fit_pure_svd`: `width`, `length`, `decay`, `deviation`.
 
         Raises:
           TypeError, ValueError: as `fit_pure_svd`; data of another encoder.
@@ -193,7 +193,7 @@ class Run:
         For a run with `id_dropout`, whose unknown item is trained. Others keep what initialisation gave to such items.
 
         Args:
-          data: of the run; its events before the validation slice are counted.
+          data: data set of the run; its events before the validation slice are counted.
 
         Raises:
           ValueError: a run without `id_dropout`; data of another encoder.
@@ -210,7 +210,7 @@ class Run:
         folder, `save_calibration` the calibration into the run's.
 
         Args:
-          data: of the run.
+          data: data set of the run.
           form: "logistic" or "isotonic".
           rate: share of the negatives of production that the candidates hold, see `train.calibrate`.
           requests: at most so many, drawn at random; None takes all.
@@ -335,15 +335,15 @@ def fit(
       epochs: how often every sample comes.
       batch_size: samples a step.
       loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
-      learning_rate, weight_decay: of AdamW under a warm-up and a cosine decay.
+      learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
       optimizer: any Optax transformation in its place.
       sparse: which tables get sparse updates, see `make_step`.
-      compute_dtype: of activations, see `make_step`.
+      compute_dtype: dtype of activations, see `make_step`.
       buckets: shorter lengths of the history, such as (128, 256, 512, 1024) for one of 2,048: samples of like length share a
         batch, which costs less padding, see `Pipeline`. Each length compiles once more. "auto" chooses from the histories and
         the number of steps, see `data.lengths.choose`, and takes those of the run that it resumes; () pads to one length.
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
-      seed: of parameters, order and candidates.
+      seed: seed of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.
       validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date
         such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
@@ -353,7 +353,7 @@ def fit(
         `refreshing.warm_start`; None draws them. The optimizer state starts afresh.
       replay: how many samples from before `since`, drawn at random, are trained on too: a share of those after it.
       requests: samples of the validation slice that are evaluated, at most.
-      k: of HR@k and NDCG@k in the catalogue; None does not rank it.
+      k: k of HR@k and NDCG@k in the catalogue; None does not rank it.
       repeats: whether users come back to items; None takes that of the data, see `Dataset`. If not, an item that the user has
         met is no negative in training, and no candidate in the lists and the catalogue of an evaluation.
       evaluate_every: steps between two evaluations, each with a checkpoint; None evaluates after every epoch.

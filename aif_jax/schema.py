@@ -48,8 +48,8 @@ class Schema:
     """The features of a data set.
 
     Attributes:
-      item_attributes: of an item; must hold single-valued "item" and "category".
-      user_attributes: of a user; names must differ from the items'.
+      item_attributes: categorical attributes of an item; must hold single-valued "item" and "category".
+      user_attributes: categorical attributes of a user; names must differ from the items'.
       behaviour_fields: names of the item attributes that a behaviour is embedded by too (they share the item's table). The
         catalogue determines them, so they are looked up by item id.
       actions: size of the behaviour-type (or rating-bucket) vocabulary, row 0 unknown.

@@ -362,6 +362,13 @@ def test_words_are_plain():
     assert [place for path in (*PAGES, *sorted((ROOT / "aif_jax").rglob("*.py"))) for place in dialect(path)] == []
 
 
+def test_no_argument_is_documented_by_a_bare_genitive():
+    """`seed: of the draws` says nothing on its own in `--help`; `seed: seed of the draws` does."""
+    bare = re.compile(r"^ {6,}(?:\w+, )*[a-z_0-9]+: (?:of|the same of|as for) ", re.M)
+    sources = [(path.name, path.read_text()) for path in (ROOT / "aif_jax").rglob("*.py")]
+    assert [(name, found[0]) for name, source in sources for found in bare.finditer(source)] == []
+
+
 def test_the_scan_for_words_finds_them(tmp_path):
     path = tmp_path / "module.py"
     path.write_text('beside = 1  # a row of its own\n"""Touched rows,\nasked once."""\nprint(f"survival {beside}")\n')

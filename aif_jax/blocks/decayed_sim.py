@@ -50,7 +50,7 @@ class DecayedSim(Cached):
       field: one of the schema's behaviour fields, such as "category".
       slots: Q, cached values.
       length: P, behaviours cached for each value.
-      half_life: of the counts, in seconds.
+      half_life: half-life of the counts, in seconds.
 
     Raises:
       ValueError: sizes below 1, a half-life that is not above 0; a field that behaviours do not have.

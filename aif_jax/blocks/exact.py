@@ -73,7 +73,7 @@ class TargetAttention(_Attention):
     """Softmax attention of every candidate over the whole long history, and the history's mean.
 
     Attributes:
-      dot_product: as in `CrossAttention`.
+      dot_product: see `CrossAttention`.
     """
 
     def widths(self, config: Config) -> dict[str, int]:
@@ -117,7 +117,7 @@ class CosineTiers(Tiers):
     """Tier histograms of (1 + cosine) / 2 of float content embeddings.
 
     Attributes:
-      tiers, by_action, windows: as in `SimTier`.
+      tiers, by_action, windows: see `SimTier`.
 
     Raises:
       ValueError: sizes out of range; a schema without content.

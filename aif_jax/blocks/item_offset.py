@@ -48,7 +48,7 @@ def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | No
 
     Args:
       counts: [N] training events of each catalogue row.
-      power: of the sampler.
+      power: power of the sampler.
       untrained: the offset of items without an event, and of items to come; None gives them that of half an event, for models
         that score an unseen item by its content.
 
@@ -75,9 +75,9 @@ def with_item_offset(params: Params, table: Any, *, config: Config) -> tuple[Par
     """Parameters and config of the same model with an offset of each item added to the logit.
 
     Args:
-      params: of the model; not changed.
+      params: params of the model; not changed.
       table: float32 [N] the offset of each catalogue row, such as `popularity_offset(counts)`.
-      config: of `params`; an `ItemOffset` that it has already gets the new table.
+      config: config of `params`; an `ItemOffset` that it has already gets the new table.
 
     Raises:
       TypeError, ValueError: not one finite float32 for each item of the schema.

@@ -29,7 +29,7 @@ class SimTierCodes(Tiers):
     """Tier histograms by a codebook: independent of L in real time.
 
     Attributes:
-      tiers, by_action, windows: as in `SimTier`.
+      tiers, by_action, windows: see `SimTier`.
       codes: R.
       nearest: J, the nearest codes that a row carries.
 

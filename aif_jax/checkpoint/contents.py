@@ -55,7 +55,7 @@ class Checkpoint:
       encoder: turns raw users, events and items into features; None where it was saved without.
       step: training steps so far.
       opt_state: optimizer state, or None where `load` got no template for it.
-      position: of the data stream, as given to `save`.
+      position: position of the data stream, as given to `save`.
       metrics: figures of this step by name.
       run: name of the training run that wrote it, None where it has none.
     """
@@ -260,7 +260,8 @@ class Checkpoints:
       keep_last: how many of the latest steps stay.
       keep_best: such as ("gauc", "max"): the best step by that metric stays too. None keeps the latest alone.
       run: a name of the run that every checkpoint carries; one of another run is refused. None takes any.
-      settings: of the run, plain JSON that every checkpoint carries too, so that the run can be resumed from them alone.
+      settings: settings of the run, plain JSON that every checkpoint carries too, so that the run can be resumed from them
+        alone.
 
     Example:
       >>> import tempfile, jax, aif_jax as aif
@@ -355,7 +356,7 @@ class Checkpoints:
 
         Args:
           step: must not be on disk yet.
-          params, config, encoder, opt_state, position: as in `checkpoint.save`.
+          params, config, encoder, opt_state, position: see `checkpoint.save`.
           metrics: figures by name; the one of `keep_best` must be among them.
 
         Raises:

@@ -356,7 +356,7 @@ class ShardedArrays:
     """The spread arrays of a folder, as its record has them.
 
     Attributes:
-      path: of the folder.
+      path: path of the folder.
       leaves: dtype and whole shape, by tree and path; the digests are those of the parts.
       parts: for each part the hash of its record, and (first row, end) by tree and path.
     """
@@ -434,8 +434,8 @@ def write_together(
       path: a folder that does not exist yet, on a disk that all processes see.
       trees: pytrees by name. Arrays may be spread over processes by their leading axis, in order of the processes.
       record: plain JSON.
-      formats: of a folder without spread arrays, and of one with them.
-      rows: of a leaf by path, without those that pad it.
+      formats: formats of a folder without spread arrays, and of one with them.
+      rows: rows of a leaf by path, without those that pad it.
 
     Raises:
       ProcessError: a process could not do its part, holds other values of what all hold, or does not see the folder. Nothing

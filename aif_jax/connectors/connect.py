@@ -44,8 +44,8 @@ def open_stream(url: str, options: Mapping[str, Any] | None = None, *, group: st
     Args:
       url: `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`, or `redis://[USER:PASSWORD@]HOST:PORT/KEY[,KEY...]` (also `rediss:`),
         whose keys are the partitions in their order.
-      options: of the client: settings of Kafka by their names, or arguments of `redis.Redis`.
-      group: of consumers that share the partitions, of Kafka.
+      options: keyword arguments of the client: settings of Kafka by their names, or arguments of `redis.Redis`.
+      group: group of consumers that share the partitions, of Kafka.
 
     Raises:
       ValueError: a URL of another form, a group of another stream than Kafka's; a password in the URL is not shown.

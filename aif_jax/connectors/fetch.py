@@ -41,7 +41,7 @@ class Reads:
     nobody waits for any more is cancelled.
 
     Args:
-      source: of raw users.
+      source: source of raw users.
       timeout: seconds for one read of the source; None leaves it to the source.
       share: seconds since its start in which a read is shared with later requests.
 
@@ -135,7 +135,7 @@ class Fetch(Reads):
 
     Args:
       source, timeout, share: see `Reads`.
-      encoder: of the model, with histories as long as it reads (`run.encoder`); turns a record into features.
+      encoder: encoder of the model, with histories as long as it reads (`run.encoder`); turns a record into features.
       now: the time of a request, in the unit of the events; None is the clock of this machine.
       past_only: leaves out events from the request's second on however late they are, for replays; without it an event later
         than the clock allows is an error.

@@ -28,7 +28,7 @@ class KafkaStream:
     Args:
       servers: "host:port,...".
       topic: with the item's or user's id as key, so that the messages of one come by one partition.
-      group: of consumers that share the partitions; None reads all of them.
+      group: group of consumers that share the partitions; None reads all of them.
       rejected: topic of rejected messages; None is the topic's name with ".rejected".
       options: further settings of the client by their Kafka names, such as `{"security.protocol": "SASL_SSL", ...}`; they
         appear in no message. `max.poll.interval.ms` bounds how long a group waits for a member that hangs.

@@ -23,7 +23,7 @@ class ParquetFeatures:
 
     Args:
       events: Parquet file or folder with the columns that training read.
-      users: the same of users; None for none.
+      users: the same for users; None for none.
       columns: which column is what.
 
     Raises:

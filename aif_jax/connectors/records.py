@@ -30,9 +30,9 @@ class EventLayout:
 
     Attributes:
       item, time, action: columns of the events file; no action where the events are of one kind.
-      time_unit: of the packed times.
+      time_unit: time unit of the packed times.
       item_bytes: 0 for ids that are integers; the longest id in UTF-8 where they are strings.
-      action_bytes: the same of actions.
+      action_bytes: the same for actions.
 
     Raises:
       ValueError: sizes out of range.
@@ -183,7 +183,7 @@ class EventSink(Protocol):
           events: raw values by column of the events file, the user's id among them.
           position: in the stream, one for all events or one for each [n], in rising order; events whose user has that position
             or a later one are left out. None appends in any case.
-          partition: of the stream; always the same for one user.
+          partition: partition of the stream; always the same for one user.
         """
         ...
 
@@ -192,7 +192,7 @@ class MemoryFeatures:
     """A feature source, and its write path, in this process: for one replica, tests, and where no server is at hand.
 
     Args:
-      layout: of the events.
+      layout: layout of the events.
       user: column of the user's id.
       length: events kept of a user, the last that came.
 

@@ -69,7 +69,7 @@ class TwoTower:
         """Raw ids [n] and vectors float32 [n, D] of items.
 
         Args:
-          index: of this model, `ItemIndex.build(trained, ...)`.
+          index: index of this model, `ItemIndex.build(trained, ...)`.
           ids: raw ids; None takes all of an index whose ids are integers. Those that the index lacks are left out.
 
         Raises:
@@ -160,7 +160,7 @@ class Retrieval:
 
     Args:
       fetch: as the engine's `features`.
-      tower: of the same vocabularies.
+      tower: tower of the same vocabularies.
       search: `search(query, k) -> Found`, async or not: `BruteForce`, `FaissSearch`, `UsearchSearch`, `PgvectorSearch`. It may
         be replaced between requests, such as by one over newer vectors.
       k: candidates.

@@ -17,7 +17,7 @@ class FaissSearch:
     Args:
       ids: raw item ids [n], integers or strings.
       vectors: float32 [n, D].
-      factory: of the index, as `faiss.index_factory` takes it: "Flat" is exact, "HNSW32" or "IVF256,Flat" are not.
+      factory: factory of the index, as `faiss.index_factory` takes it: "Flat" is exact, "HNSW32" or "IVF256,Flat" are not.
       parameters: set on the index, such as {"nprobe": 16}.
 
     Raises:
@@ -51,7 +51,7 @@ class UsearchSearch:
     Args:
       ids: raw item ids [n], integers or strings.
       vectors: float32 [n, D].
-      options: of `usearch.index.Index`, such as `connectivity`, `expansion_search`, `dtype`.
+      options: keyword arguments of `usearch.index.Index`, such as `connectivity`, `expansion_search`, `dtype`.
 
     Raises:
       ImportError: usearch is missing.

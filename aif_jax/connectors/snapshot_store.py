@@ -54,10 +54,11 @@ class SnapshotStore:
     one that would move the pointer back is refused. Any number of processes fetch meanwhile.
 
     Args:
-      url: of the store: a local path, "s3://bucket/index", or what else fsspec knows.
+      url: url of the store: a local path, "s3://bucket/index", or what else fsspec knows.
       keep: how many snapshots stay, the current one among them.
       grace: seconds that an upload without a manifest may take before it counts as interrupted and is removed.
-      options: of the file system, such as `key`, `secret`, `endpoint_url`, as fsspec takes them. They appear in no message.
+      options: keyword arguments of the file system, such as `key`, `secret`, `endpoint_url`, as fsspec takes them. They appear
+        in no message.
 
     Raises:
       ImportError: fsspec, or the package of this file system, is missing.
@@ -159,7 +160,7 @@ class SnapshotStore:
 
         Args:
           directory: a local folder, made where it is missing; one process at a time fetches into it.
-          name: of the snapshot; None takes the current one.
+          name: name of the snapshot; None takes the current one.
 
         Raises:
           FileNotFoundError: an empty store, or no such snapshot (any more).

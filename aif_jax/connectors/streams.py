@@ -65,7 +65,7 @@ class MemoryStream:
     """A stream within a process, for tests and where there is no broker; one thread writes, one follows.
 
     Args:
-      partitions: of the stream.
+      partitions: partitions of the stream.
       clock: seconds since 1970, when a message is written.
 
     Example:

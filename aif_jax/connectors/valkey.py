@@ -71,9 +71,9 @@ class ValkeyFeatures:
     Args:
       client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses, with the timeouts that suit you (hiredis
         makes it faster). Its errors come through.
-      layout: of the events, as the writer's.
+      layout: layout of the events, as the writer's.
       length: events that are handed over, the last that were appended.
-      prefix: of every key, as the writer's.
+      prefix: prefix of every key, as the writer's.
     """
 
     def __init__(self, client: Any, layout: EventLayout, *, length: int = 4096, prefix: str = "aif"):
@@ -99,10 +99,10 @@ class ValkeyFeatureWriter:
 
     Args:
       client: `redis.Redis` or `valkey.Valkey`, not decoding responses.
-      layout: of the events.
+      layout: layout of the events.
       user: column of the user's id.
       length: events kept of a user, the last that came; up to an eighth more stay until they are trimmed.
-      prefix: of every key.
+      prefix: prefix of every key.
       seconds: after which a user without new events is forgotten; None keeps them.
 
     Raises:
@@ -194,8 +194,8 @@ class ValkeyStates:
       client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses.
       seconds: that a state lives; the engine's `max_stale` bounds its use too.
       timeout: seconds for one read or write.
-      most_bytes: of a state; a larger one is not kept. The server's `maxmemory` bounds all together.
-      prefix: of every key.
+      most_bytes: most bytes of a state; a larger one is not kept. The server's `maxmemory` bounds all together.
+      prefix: prefix of every key.
 
     Attributes:
       counters: hits, misses, damaged, timeouts, failed, written, too_large.
@@ -271,7 +271,7 @@ class ValkeyStream:
 
     Args:
       client: `redis.Redis` or `valkey.Valkey`, not decoding responses; its `socket_timeout` is above the seconds of a poll.
-      keys: of the streams, in the order of the partitions, always the same.
+      keys: keys of the streams, in the order of the partitions, always the same.
       most_kept: entries that each stream keeps, about, when `send` writes; None keeps all.
 
     Raises:

@@ -131,7 +131,7 @@ def sampled_negatives(
 
     Args:
       dataset: the data.
-      sampler: of negatives, from training counts.
+      sampler: sampler of negatives, from training counts.
       negatives: n; C = 1 + n.
       seen: pairs that are no negatives either; the event's item itself never is one.
       logq_correction: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of
@@ -328,8 +328,8 @@ def staged(
       dataset: the data, with a cascade.
       counts: candidates by stage, such as {"exposed": 8, "ranked": 8, "retrieved": 16, "in_batch": 4, "sampled": 4}. A request
         with fewer of a stage gives all of them. In-batch and sampled candidates that are in the request are left out.
-      sampler: of "sampled" ones, from training counts.
-      repeats: as for `logged`; if users do not come back, in-batch and sampled candidates that they have met are left out too.
+      sampler: sampler of "sampled" ones, from training counts.
+      repeats: see `logged`; if users do not come back, in-batch and sampled candidates that they have met are left out too.
 
     Returns:
       A source whose positions are the cascade's. Labels of in-batch and sampled candidates are NaN: the log knows none.

@@ -189,7 +189,7 @@ class Dataset:
         Args:
           rows: integer catalogue rows of any shape.
           times: seconds, of a shape that broadcasts to that of `rows`: [B, 1] for candidates [B, C] of samples.
-          content: as in `Catalogue.features`.
+          content: see `Catalogue.features`.
         """
         features = self.catalogue.features(rows, content=content)
         if self.statistics is None:

@@ -52,7 +52,7 @@ def choose(histories: np.ndarray, *, longest: int, batch_size: int, steps: int) 
       histories: int [n] of samples, from `history_lengths`.
       longest: history length of the model.
       batch_size: samples a step.
-      steps: of the whole run.
+      steps: steps of the whole run.
 
     Example:
       >>> short = np.repeat([20, 90, 200, 500], [40, 30, 20, 10])

@@ -145,7 +145,7 @@ class PrefetchedBatch:
       place: (epoch, batch of it), counted from 0.
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.
       samples: B.
-      places, events: of the histories: B times the length, and how many of these hold an event.
+      places, events: places and events of the histories: B times the length, and how many of these hold an event.
       problem: why the batch must not be trained on: "empty", or what is corrupt; None for a good one. Where several processes
         share a batch, an empty share comes with its `batch`, as the others may have candidates.
     """
@@ -195,12 +195,12 @@ class Pipeline:
 
     Attributes:
       dataset: the data.
-      positions: of the samples: a `range` or an array of integers, memory-mapped perhaps.
+      positions: positions of the samples: a `range` or an array of integers, memory-mapped perhaps.
       candidates: a source of `aif_jax.data.candidates`, or a function of yours, see `candidates.CandidateSource`.
-      config: of the model; gives the length of the history.
+      config: config of the model; gives the length of the history.
       batch_size: B of the whole step.
       epochs: how often every sample comes.
-      seed: of order and candidates.
+      seed: seed of order and candidates.
       block: neighbouring positions that stay together, for a log on disk; see `EpochOrder`. 0 mixes everything.
       block_window: blocks that are mixed with each other.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
@@ -403,7 +403,7 @@ def make_batch(
       positions: [B] positions in the event log.
       rows: int32 [B, C] candidates; row 0 marks the absence of one.
       labels: float32 [B, C], or several by name.
-      config: of the model; gives the length of the history, and whether content is read.
+      config: config of the model; gives the length of the history, and whether content is read.
       log_q: float32 [B, C] of sampled candidates.
       length: places of the history, where fewer than `config.history_length` hold all events of these users.
     """

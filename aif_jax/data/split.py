@@ -65,7 +65,7 @@ def time_cuts(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> t
 
     Args:
       log: the events; may be memory-mapped, is read in blocks.
-      validation, test: as in `split_by_time`.
+      validation, test: see `split_by_time`.
 
     Example:
       >>> log = EventLog.from_arrays([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
@@ -92,7 +92,7 @@ def cuts_of_samples(
       validation, test: a share of the samples in [0, 1), by time, the test part last; or the moment when the part begins: an
         ISO date, a `datetime`, a `datetime64`, or an integer in `unit`. The integer 0 is a share.
       since: a moment, the same way; None for all.
-      unit: of integers.
+      unit: unit of integers.
 
     Raises:
       ValueError: no share and no moment; shares or moments that leave no sample for training, for the test part after a

@@ -18,7 +18,7 @@ def folded(
     """The states [n] of each string after its last character, in memory that follows the characters.
 
     Args:
-      strings: of any lengths.
+      strings: texts of any lengths.
       start: state before the first character, a scalar of its dtype for each part.
       step: `step(*state, character)`: the next states of several strings from uint32 characters [m], the same in each place.
       one: `one(*state, characters)`: the last state of one string from its remaining characters, in Python's integers. The

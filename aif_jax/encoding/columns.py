@@ -32,10 +32,10 @@ class Columns:
       user: user ids in events and users: integers from 0, or text.
       item: item ids in events and items: the same.
       time: when it happened: integers in `time_unit`, or timestamps (UTC where they name no zone). Ages count whole seconds.
-      time_unit: of integer times: "s", "ms", "us" or "ns".
+      time_unit: time unit of integer times: "s", "ms", "us" or "ns".
       action: what was done (a behaviour type or a rating); None where the events are of one kind.
       actions: values of `action` in the order of actions 1, 2, ...; () takes those that the file has, ascending.
-      category: of an item; the field by which SIM looks into the history.
+      category: category of an item; the field by which SIM looks into the history.
       item_attributes: further categorical columns of items, one value each; missing ones are "unknown".
       item_bags: columns of items with several values: lists, or text joined by `bag_separator`.
       bag_length: values of a bag that are kept, the first ones.
@@ -48,7 +48,7 @@ class Columns:
       content: a column of lists of numbers, the content embedding.
       behaviour_fields: among `item_attributes`, those by which a behaviour is embedded too, after item and category (SIM may
         use them).
-      user_attributes, user_floats: the same of users.
+      user_attributes, user_floats: the same for users.
       user_id: adds the user's own row as a user attribute.
       item_key, user_key: the id column of the items file and of the users file, where its name differs from that in events.
       text: columns that are text even where they look like numbers: "07" and "7" are two ids then.

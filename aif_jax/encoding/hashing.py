@@ -47,8 +47,8 @@ def hash_rest(vocabulary: Vocabulary, raw: Any, size: int, *, seed: int = 0) -> 
     """Rows of a vocabulary, whose frequent ids never collide, and for other ids hashed rows behind it: int32 in [1, size).
 
     Args:
-      vocabulary: of the frequent ids.
-      raw, seed: as in `hash_ids`, of the vocabulary's kind.
+      vocabulary: vocabulary of the frequent ids.
+      raw, seed: see `hash_ids`, of the vocabulary's kind.
       size: rows of the table, more than `len(vocabulary)`.
 
     Raises:

@@ -23,7 +23,7 @@ def encode_items(dataset: Any, job: ItemJob, *, actors: int = 1, batch_size: int
       job: goes through the object store once; each actor reads it, compiles, and then takes batches.
       actors: processes, each with the model.
       batch_size: items that an actor takes at once, a multiple of the job's; None takes 16 times the job's.
-      options: of `Dataset.map_batches`, such as `num_cpus` and `num_gpus` of an actor.
+      options: keyword arguments of `Dataset.map_batches`, such as `num_cpus` and `num_gpus` of an actor.
 
     Returns:
       A lazy `Dataset` of encoded rows, see `ItemJob.schema`; in the order of the items where `DataContext` preserves order.
@@ -44,10 +44,10 @@ def user_rows(dataset: Any, job: UserJob, *, buckets: int, actors: int = 1, **op
 
     Args:
       dataset: rows with the columns of the events file, in any order.
-      job: as for `encode_items`.
+      job: see `encode_items`.
       buckets: the events of one must fit into an actor's memory.
-      actors: as for `encode_items`.
-      options: of `GroupedData.map_groups`.
+      actors: see `encode_items`.
+      options: keyword arguments of `GroupedData.map_groups`.
 
     Returns:
       A lazy `Dataset` of rows of users, see `UserJob.schema`.

@@ -31,11 +31,12 @@ def replicas(
     Args:
       folder: an export, or exports with a file `current`, at the same path on every node.
       count: replicas; None leaves it to `num_replicas` or `autoscaling_config` among the options.
-      config: of the engines; None takes the defaults.
-      policy: of the service.
+      config: config of the engines; None takes the defaults.
+      policy: policy of the service.
       affinity: route by the user's hash; False leaves it to Ray's own router, which does not know users.
       models: options of `aif_jax.service.models.Models`, such as `poll`.
-      options: of `ray.serve.deployment`, such as `ray_actor_options={"num_cpus": 2}`; `max_ongoing_requests` is by default that
+      options: keyword arguments of `ray.serve.deployment`, such as `ray_actor_options={"num_cpus": 2}`; `max_ongoing_requests`
+        is by default that
         of the engine's `max_pending`.
 
     Raises:
@@ -59,7 +60,7 @@ def call(handle: Any, method: str, fields: Mapping[str, Any]) -> Any:
     """Calls `rank`, `score` or `prepare` by the handle of `serve.run`; returns Ray's response: `.result()`, or await it.
 
     Args:
-      handle: of the application, as `serve.run(replicas("models"))` returns it.
+      handle: handle of the application, as `serve.run(replicas("models"))` returns it.
       method: "rank", "score" or "prepare".
       fields: as `aif_jax.service.client.Client.rank` takes them.
     """

@@ -26,9 +26,9 @@ class Worker:
     """This worker of a job.
 
     Attributes:
-      rank: of this worker; that of its process.
+      rank: rank of this worker; that of its process.
       count: workers.
-      checkpoints: of the run, where the job has a folder.
+      checkpoints: checkpoints of the run, where the job has a folder.
     """
 
     rank: int
@@ -63,8 +63,8 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
     others; with `FailureConfig(max_failures=...)` Ray starts all again, and `train.resume` goes on from the last checkpoint.
 
     Args:
-      folder: of the run's checkpoints, an absolute path on a disk that all workers see; None for none.
-      options: of `Checkpoints`.
+      folder: folder of the run's checkpoints, an absolute path on a disk that all workers see; None for none.
+      options: keyword arguments of `Checkpoints`.
 
     Raises:
       ValueError: a relative path: a worker has another working directory.

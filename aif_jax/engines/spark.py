@@ -35,7 +35,7 @@ def encode_files(session: Any, files: Sequence[str | Path], job: ItemJob, folder
     Args:
       session: a `SparkSession`.
       files: at paths that all workers see; each is a task.
-      job: as for `encode_items`.
+      job: see `encode_items`.
       folder: a new one that all workers see, for a part of each file in their order; `ItemIndex.from_parts` merges them.
 
     Returns:
@@ -65,7 +65,7 @@ def user_rows(frame: Any, job: UserJob, *, partitions: int) -> Any:
 
     Args:
       frame: rows with the columns of the events file, in any order; Spark brings the events of a user together and sorts them.
-      job: as for `encode_items`.
+      job: see `encode_items`.
       partitions: tasks.
 
     Returns:

@@ -106,7 +106,7 @@ def restore(
       folder: what `save` wrote.
       model: made by `assemble`; None builds it from the config.
       compiled_from: another version; where its config is the same, its model and so its compiled functions are used again.
-      sha256: of the manifest, as `save` returned it.
+      sha256: SHA-256 of the manifest, as `save` returned it.
 
     Raises:
       ExportError: a damaged folder, or a block that is not registered.
@@ -184,7 +184,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
     """The trained model in a folder: `out` of `fit` (its best checkpoint, calibrated if it was), a checkpoint, or an export.
 
     Args:
-      folder: of a run, a checkpoint or an export; everything that is read is compared with its checksums.
+      folder: folder of a run, a checkpoint or an export; everything that is read is compared with its checksums.
       model: made by `assemble`, whose functions no folder holds; None builds it from the config.
 
     Raises:

@@ -107,7 +107,7 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
       folder: what `save` wrote, under any JAX.
       new: folder to be made.
       model: made by `assemble`; None builds it from the config.
-      tolerance: of the old golden outputs, see `verify`.
+      tolerance: tolerance of the old golden outputs, see `verify`.
 
     Returns:
       sha256 of the new manifest.

@@ -96,7 +96,7 @@ class ItemIndex:
       encoding: version of its encoder, "" without one.
       storage: how vectors are stored.
       capacity: rows of the table. Snapshots of one capacity and storage have arrays of the same shapes.
-      kind: of the raw ids, "integers" or "strings"; None for an index that never had any.
+      kind: kind of the raw ids, "integers" or "strings"; None for an index that never had any.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -153,7 +153,7 @@ class ItemIndex:
             or of raw columns [n], such as Arrow record batches; raw columns or a list of records; or one `ItemFeatures` with
             `ids`. Files, columns and records need the encoder.
           ids: raw ids of the items of one `ItemFeatures`.
-          storage: of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
+          storage: storage of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
           mesh: splits batches and table over its devices, see `aif_jax.sharding.row_mesh`.
@@ -210,7 +210,7 @@ class ItemIndex:
           parts: a Parquet or Arrow file, a folder of them in the order of their names, or an iterable of such paths or of Arrow
             record batches. Storage and batch size are theirs.
           items: how many there must be, so that a lost part is noticed; None takes what is there.
-          capacity, mesh, progress: as in `build`.
+          capacity, mesh, progress: see `build`.
 
         Raises:
           ImportError: pyarrow is missing.
@@ -235,7 +235,7 @@ class ItemIndex:
 
         Args:
           trained: model that made the rows.
-          keys: of the raw ids.
+          keys: keys of the raw ids.
           rows: NumPy arrays [n] by dotted name, such as "vector".
 
         Raises:
@@ -346,7 +346,7 @@ class ItemIndex:
         Args:
           ids: raw ids [n]; of a repeated id the last entry counts. Without `features`: raw columns [n] as the items file
             has them: a mapping, an Arrow batch or table, or a list of records.
-          features: of the items, leading axis [n].
+          features: features of the items, leading axis [n].
 
         Raises:
           TypeError, ValueError: ids of another kind than the index has, features that do not fit the schema, raw columns
@@ -432,7 +432,7 @@ class IndexWriter(SnapshotWriter):
     saves what is left and releases the directory. One thread applies; `index`, the latest snapshot, may be read from any.
 
     Args:
-      directory: of the snapshots.
+      directory: folder of the snapshots.
       index: to start from.
       options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for `SnapshotWriter`.
 
@@ -455,9 +455,9 @@ class IndexWriter(SnapshotWriter):
         """Applies an update of some items; False where the position is not after the partition's last one: applied already.
 
         Args:
-          ids, features: as in `ItemIndex.upsert`.
+          ids, features: see `ItemIndex.upsert`.
           position: in the stream; rises within a partition.
-          partition: of the stream.
+          partition: partition of the stream.
 
         Raises:
           TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
@@ -476,7 +476,7 @@ class IndexWriter(SnapshotWriter):
         Args:
           changes: pairs of what `ItemIndex.upsert` takes as (ids, features), and None; or of None and ids to delete.
           position: in the stream, of the last of them.
-          partition: of the stream.
+          partition: partition of the stream.
 
         Returns and raises as `upsert`.
         """

@@ -52,8 +52,8 @@ class Job:
         """The job of the model in a folder: an export, a run of `fit` or a checkpoint, which every worker must be able to read.
 
         Args:
-          folder: of the model.
-          options: as for the class.
+          folder: folder of the model.
+          options: see the class.
 
         Raises:
           FileNotFoundError: nothing there.
@@ -79,11 +79,11 @@ class ItemJob(Job):
     columns are in `aif_jax/index/parts.py`. A job can be pickled: one of `load` travels as a path, another with its parameters.
 
     Args:
-      trained, storage, batch_size: as for `ItemIndex.build`.
+      trained, storage, batch_size: see `ItemIndex.build`.
 
     Attributes:
       version: fingerprint of params, config and encoder.
-      kind: of the raw ids.
+      kind: kind of the raw ids.
 
     Raises:
       ValueError: a model without encoder, an unknown storage, a batch size below 1.
@@ -205,12 +205,12 @@ class UserJob(Job):
     bit, however the engine cuts the users; `UserTable.from_parts` merges them. A job can be pickled, as an `ItemJob`.
 
     Args:
-      trained, storage, batch_size: as for `UserTable`.
+      trained, storage, batch_size: see `UserTable`.
       position, partition: in the stream, of the last event of the log, as for `UserTable.build`.
 
     Attributes:
       version: fingerprint of params, config and encoder.
-      kind: of the raw user ids.
+      kind: kind of the raw user ids.
       column: that holds them in events.
 
     Raises:

@@ -107,7 +107,7 @@ def join_outcomes(
       log: file or folder that `service.log.RequestLog` wrote.
       outcomes: Parquet, CSV or TSV, a folder of them, or columns in memory, in any order: a row for each outcome.
       out: new folder.
-      encoder: of the model that served; requests of others are left out.
+      encoder: encoder of the model that served; requests of others are left out.
       windows: outcome to the seconds after the request in which it counts, in the order of actions 2, 3, ... such as
         {"click": 1800, "conversion": 86400}.
       to: encoder of the model to train, derived from `encoder` (`readers.admit`): rows of the served features are renamed,

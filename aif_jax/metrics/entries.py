@@ -64,7 +64,7 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
     sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = entries of g ("impressions") or 1 ("mean")
 
     Args:
-      scores, labels, where: as in `auc`.
+      scores, labels, where: see `auc`.
       groups: integers or strings; rank of `scores` and broadcastable to it, such as [B, 1] for candidates [B, C].
       weighting: "impressions" (each group by its valid entries, as the papers report) or "mean" (each group alike).
 
@@ -187,7 +187,7 @@ def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None,
     labels.
 
     Args:
-      scores, labels, where, weights: as in `calibration`.
+      scores, labels, where, weights: see `calibration`.
       bins: how many; fewer where there are fewer entries.
 
     Raises:
@@ -406,12 +406,12 @@ def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | No
     """Ranker recall@k: the share of a ranker's top that is among the k highest scores; the mean over lists.
 
     Args:
-      scores: of the pre-ranker [..., C].
-      ranker_scores: of the ranker on the same candidates, the higher the better [..., C]; NaN where it scored none: such
+      scores: scores of the pre-ranker [..., C].
+      ranker_scores: scores of the ranker on the same candidates, the higher the better [..., C]; NaN where it scored none: such
         candidates stay in the list, and are in no top.
       k: what the pre-ranker passes on.
       top: how many of the ranker's best count; None takes k.
-      where: as in `hit_rate_at_k`.
+      where: see `hit_rate_at_k`.
 
     Returns, Raises as `recall_at_k`.
 
@@ -433,7 +433,7 @@ def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Av
     Compares C^2 pairs a list.
 
     Args:
-      scores, ranker_scores, where: as in `ranker_recall_at_k`; candidates without a ranker's score are in no pair.
+      scores, ranker_scores, where: see `ranker_recall_at_k`; candidates without a ranker's score are in no pair.
 
     Example:
       >>> order_agreement([[3.0, 1.0, 2.0]], [[3.0, 2.0, 1.0]]).value.__round__(4)
@@ -459,9 +459,9 @@ def hit_rate_by_stage(scores: Any, stages: Any, *, k: int, names: Sequence[str],
     Args:
       scores: [..., C].
       stages: how far each candidate came, 0 the furthest: positions in `names` [..., C].
-      k: as in `hit_rate_at_k`.
-      names: of the stages, such as `data.STAGES`.
-      where: as in `hit_rate_at_k`.
+      k: see `hit_rate_at_k`.
+      names: names of the stages, such as `data.STAGES`.
+      where: see `hit_rate_at_k`.
 
     Returns:
       By name; for the last stage that there is it says nothing, as every candidate came so far.

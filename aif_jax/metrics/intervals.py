@@ -168,9 +168,9 @@ def paired_interval(
     """metric - other, or metric / other, where both are resampled by the same users.
 
     Args:
-      metric, other: of two models on the same requests; users of one alone count for it alone.
+      metric, other: metrics of two models on the same requests; users of one alone count for it alone.
       ratio: divide in place of subtracting.
-      draws, level, seed: as for `user_interval`.
+      draws, level, seed: see `user_interval`.
 
     Example:
       >>> a, b = mean_by_user([1, 1, 0], [1, 2, 3]), mean_by_user([1, 0, 0], [1, 2, 3])
@@ -238,7 +238,7 @@ def plot_deciles(series: Mapping[str, Deciles], path: str | os.PathLike[str], *,
 
     Args:
       series: what `deciles` returned, by name; points without a positive are left out.
-      path: of the picture.
+      path: path of the picture.
       title: above it.
 
     Raises:

@@ -46,7 +46,7 @@ def admit(
       capacity: the rule by name of a vocabulary: "user", "item", "category", an attribute. Others stay as they are, without
         newer ids.
       items: whole catalogue, for rules of item attributes.
-      users: the same of users.
+      users: the same for users.
       now: seconds since 1970 from which `Capacity.evict_after` counts; None takes the last event's.
       fresh: hand out rows from the beginning, for a new model; ids without an event in `events` have none.
 

@@ -347,7 +347,7 @@ def check(
       events: Parquet, CSV or TSV, file or folder; a table in memory.
       items, users: the same; None leaves out what only they can tell.
       columns: which column is what; default: the encoder's, or `Columns()`.
-      encoder: of a trained model; values that its vocabularies lack are problems.
+      encoder: encoder of a trained model; values that its vocabularies lack are problems.
       order: what the events must be sorted by: "user" (and time) or "time"; "none" demands no order, as `read` does not.
         "auto" reports the likely order, and how many events break it; these are no problems.
       cap: problems of one kind that are listed; the rest is counted.

@@ -52,11 +52,12 @@ def read(
       users: the same: one row for each user; None where nothing is known of users but their events.
       columns: which column is what; left out with `encoder`.
       content: content embedding from elsewhere: a path to an .npz with `embedding` and item ids, or (ids [n], arrays [n, E]).
-      encoder: of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies lack is
+      encoder: encoder of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies
+        lack is
         an error, or with `unknown="skip"` row 0.
       unknown: "error", or "skip": leaves out events of unknown users and rows of unknown items. Events with an unknown item
         stay in histories as row 0, as in serving. A warning says how many there are.
-      name: of the data set; default: the name of the events file.
+      name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items; None estimates it from the events, see `Dataset`. A line of the log says it.
       progress: whether to show how many rows are read.
 
@@ -125,7 +126,7 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
 
     Args:
       items: file, folder or table in memory, with the columns that training read.
-      encoder: of the model.
+      encoder: encoder of the model.
       content: where training took its content embedding from elsewhere.
 
     Yields:

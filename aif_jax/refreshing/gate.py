@@ -46,7 +46,7 @@ class GateConfig:
       unknown: most of the requests' items that the new model's vocabulary lacks, as a share.
       volume: least events a day in the new part, as a share of the days before it: half of a day's files may be missing.
       users: least users to judge by.
-      draws, level, seed: of the bootstrap over users, see `metrics.user_interval`.
+      draws, level, seed: draws, level and seed of the bootstrap over users, see `metrics.user_interval`.
 
     Raises:
       ValueError: a bound below 0, a level or a share outside 0 to 1.
@@ -88,7 +88,7 @@ class Requests:
       data: holds them; of an encoder that knows new users and items.
       positions: int64 [R] events in its log.
       candidates: lists with labels, such as `task.source(data, before=..., held_out=True)`.
-      k: of HR@k and of the overlap in the catalogue; None does not rank it.
+      k: k of HR@k and of the overlap in the catalogue; None does not rank it.
       calibration_negatives: candidates after the first that log-loss and calibration are of, see `evaluate`.
       repeats: whether users come back to items, see `Dataset`; None takes that of the data.
     """
@@ -106,13 +106,13 @@ class Measured:
     """One model on requests.
 
     Attributes:
-      version: of the model.
+      version: version of the model.
       finite: whether every parameter and score is; without it there is nothing else.
       by_user: metrics by name before they are averaged; "hr@k of new items" is of requests for items that the old model lacks.
       top: int32 [R, k] the best catalogue rows of each request; None where the catalogue was not ranked.
       unknown: share of the requests' items that the model's vocabulary lacks.
-      bytes: of the parameters.
-      seconds: of scoring the first 64 requests.
+      bytes: bytes of the parameters.
+      seconds: seconds of scoring the first 64 requests.
     """
 
     version: str
@@ -263,7 +263,7 @@ def judge_service(
       text: metrics in the Prometheus text format; workers are added up.
       new, old: versions, at least the first 12 digits.
       degraded: how much larger the share of degraded answers may be than the old version's.
-      failed: the same of failed requests.
+      failed: the same for failed requests.
       slowdown: most mean time of a request, as a multiple of the old version's.
       requests: answers of the new version that a verdict needs; with fewer there is none.
 

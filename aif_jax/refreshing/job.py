@@ -23,7 +23,7 @@ class Job:
     """The job in a folder; `begin` opens it.
 
     Attributes:
-      folder: of the job; each step is a folder in it.
+      folder: folder of the job; each step is a folder in it.
       say: prints a line of progress.
     """
 

@@ -56,7 +56,7 @@ class Refreshed:
 
     Attributes:
       status: "published", "refused" by the gate, or "nothing new" since the served model.
-      name: of the published snapshot; None for none.
+      name: name of the published snapshot; None for none.
       trained: the new model, refused or not; None for nothing new.
       report: what is in `report.json`; {} for nothing new.
     """
@@ -113,21 +113,21 @@ def refresh(
         to the store OUT/reports.
       items, users: files or tables of `read`; None with a `Dataset`.
       work: local folder of the sealed steps; default: OUT.work next to a local `out`.
-      content: of `read`, for a model with a content embedding from elsewhere.
-      unknown: of `read`: events of items that are neither in `items` nor known to the served model are left out of training
+      content: see `read`, for a model with a content embedding from elsewhere.
+      unknown: see `read`: events of items that are neither in `items` nor known to the served model are left out of training
         ("skip"), or are an error.
-      task: of `fit`; None takes that of the served model's refresh or run, else `NextItem`.
+      task: see `fit`; None takes that of the served model's refresh or run, else `NextItem`.
       since: the moment from which events are new, as for `fit`; None takes where the training of the served model ended.
-      replay: of `fit`: earlier samples to train on too, as a share of the new ones.
+      replay: see `fit`: earlier samples to train on too, as a share of the new ones.
       held_out: share of the new samples that the gate judges on, and again as many for a calibration.
-      epochs, batch_size, learning_rate, id_dropout, seed: of `fit`.
+      epochs, batch_size, learning_rate, id_dropout, seed: see `fit`.
       requests: at most so many of the held-out samples are evaluated, drawn at random.
-      k: of HR@k and the overlap, for tasks that rank the catalogue.
+      k: k of HR@k and the overlap, for tasks that rank the catalogue.
       fixed: (first moment, first moment after) of requests that every refresh is judged on too, such as a hand-picked day; None
         for none. Leave them out of `events` training by a `since` after them.
       gate: bounds.
       user_table: whether to publish the users' rows too, for a model that streams.
-      platforms: of `export.save`.
+      platforms: see `export.save`.
       keep: exports that stay in the store.
       progress: whether to show a line for each step and bars.
 

@@ -67,7 +67,7 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, seed
       trained: model with an encoder.
       encoder: what `grown` returned.
       catalogue: items of `encoder`.
-      seed: of new rows, and of what is fitted on the catalogue: that of the model's own training keeps its signatures.
+      seed: seed of new rows, and of what is fitted on the catalogue: that of the model's own training keeps its signatures.
 
     Raises:
       ValueError: a model without an encoder, or an encoder that lacks ids of the model's.
@@ -98,7 +98,7 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
 
     Args:
       trained: any model; one of `encoder` is returned as it is.
-      encoder: of the features, with the same columns; None returns the model.
+      encoder: encoder of the features, with the same columns; None returns the model.
 
     Raises:
       ValueError: other columns, another width of content, or a model without an encoder.

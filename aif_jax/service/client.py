@@ -37,9 +37,9 @@ class ServiceError(RuntimeError):
     """The service answered with an error.
 
     Attributes:
-      status: of HTTP.
-      code: of gRPC, such as "INVALID_ARGUMENT".
-      field: of the call that is wrong; "" where none is.
+      status: HTTP status code.
+      code: gRPC status code, such as "INVALID_ARGUMENT".
+      field: field of the call that is wrong; "" where none is.
       retry_after: seconds to wait before another try; None where there is no use.
       counts: what the service says in numbers, such as "non_finite" where no candidate has a finite score.
     """

@@ -107,7 +107,7 @@ class Policy:
     """What an operator allows.
 
     Attributes:
-      limits: of one call.
+      limits: bounds of one call.
       max_age: seconds since the export of a model after which it counts as stale; None for no bound.
       max_index_age, max_user_age: the same for the index, or for the rows of users, since they were written. The age of one
         user's state has `ServingConfig.max_stale`.
@@ -165,7 +165,7 @@ class Service:
     Args:
       models: the versions.
       policy: limits and what to do with a stale model.
-      observers: of answers.
+      observers: observers of answers.
     """
 
     def __init__(self, models: Models, *, policy: Policy | None = None, observers: tuple[Observer, ...] = ()):

@@ -69,8 +69,8 @@ class RequestLog:
     """Observes a service: `Service(models, observers=(log,))`.
 
     Args:
-      folder: of the files; made where it is missing.
-      share: of the calls that are logged.
+      folder: folder of the files; made where it is missing.
+      share: share of the calls, 0 to 1, that are logged.
       waiting: records that may wait for the thread; with more, calls are not logged and `counters["log_dropped"]` counts them.
       waiting_bytes: the same in bytes of memory, those of the next file among them.
       rows, seconds: a file is written when it has so many records, or so long after its first, or with half of the bytes.
@@ -290,7 +290,7 @@ class Replay:
     """What a replay found.
 
     Attributes:
-      version: of the model that replayed.
+      version: version of the model that replayed.
       records: that were scored again.
       skipped: others, by reason.
       fields: by name of the features: how many records have other values now than were logged, and the largest difference.
@@ -335,7 +335,7 @@ def replay(log: str | Path, folder: str | Path, *, config: ServingConfig | None 
     Args:
       log: file or folder that `RequestLog` wrote.
       folder: an export, or exports with a file `current`.
-      config: of the engine.
+      config: config of the engine.
       limit: records to read at most.
 
     Raises:

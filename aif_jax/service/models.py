@@ -79,10 +79,10 @@ class Models:
 
     Args:
       root: an export, or exports with a file `current`.
-      config: of every engine; its score expressions come on top of those of the export.
+      config: config of every engine; its score expressions come on top of those of the export.
       only: name of the one folder to serve, whatever `current` says.
       keep: versions in memory that callers may still name after they were replaced, those that serve among them.
-      source: of features, for calls that bring an id alone.
+      source: source of features, for calls that bring an id alone.
       source_timeout: seconds for one read of the source; None leaves it to the source and to `ServingConfig.callable_timeout`.
       nearline: where jobs write newer indexes, and rows of users for calls that bring an id alone.
       poll: seconds between two looks at `current`.

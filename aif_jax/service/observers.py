@@ -29,7 +29,7 @@ class Shadow:
 
     Args:
       version: finds the second version, at each call.
-      share: of the calls.
+      share: share of the calls, 0 to 1,.
       limit: calls that may be scored at once; others are dropped.
     """
 

@@ -41,8 +41,8 @@ class ServiceSettings:
       only: the one folder to serve, whatever `current` says; None follows it.
       keep: versions in memory that callers may name.
       poll: seconds between two looks at `current`.
-      config: of the engines.
-      policy: of the service.
+      config: config of the engines.
+      policy: policy of the service.
       where: to listen.
       nearline: where jobs write newer indexes and rows of users.
       features: object with `async get(user)`, or a function that makes one, as MODULE:NAME, for calls that bring a user id

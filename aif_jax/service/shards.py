@@ -33,7 +33,7 @@ class ShardsMissing(RuntimeError):
 
     Attributes:
       missing: what went wrong, by the place of the shard.
-      candidates: of the call that are theirs.
+      candidates: candidates of the call that are theirs.
     """
 
     def __init__(self, message: str, missing: Mapping[int, Exception], candidates: int):
@@ -50,11 +50,11 @@ class ShardedClient:
     (`ServingConfig.group`) is refused: the group of a candidate is not in the answer of its shard.
 
     Args:
-      addresses: of the services, in the order of their shards: the first one's index was built with `shard=(0, N)`.
+      addresses: addresses of the services, in the order of their shards: the first one's index was built with `shard=(0, N)`.
       missing: "refuse" raises `ShardsMissing` where a shard does not answer, "degrade" answers with the items of the others,
         `degraded` and with the reason.
       timeout: seconds that the answers of all shards may take; a connection that is not open may take as long before.
-      token, trust, retries: as for `Client`.
+      token, trust, retries: see `Client`.
 
     Raises:
       ValueError: no address.

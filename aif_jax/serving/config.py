@@ -44,7 +44,7 @@ class ServingConfig:
       user_storage: storage of the `UserTable` whose rows features may bring in place of a history; None takes histories alone.
       since_lengths: places for events since a row was written, compiled ahead where rows come.
       max_pending: requests held at once; one more is refused with `Overloaded`.
-      budget: of a request that states none; None for no limit.
+      budget: seconds of a request that states none; None for no limit.
       reserve: least time kept back for scoring when the engine decides that the user side is late; it keeps back more where
         recent requests needed more, at most half the budget.
       fallback: answer with a stale or default user when the user side is late or fails; False raises instead.
@@ -66,7 +66,7 @@ class ServingConfig:
       group: name of the side value by which the cut is diverse, such as an author's id; None for none. A float32, so ids are
         exact up to 2 ** 24.
       group_cap: candidates of one group in an answer, at most; exact, see `aif_jax.serving.programs.capped_top_k`.
-      order: of requests that choose none: "logit", that of the first objective, or a name among the orders.
+      order: order of requests that choose none: "logit", that of the first objective, or a name among the orders.
       drain_timeout: how long shutdown waits for requests before it cancels them.
 
     Raises:

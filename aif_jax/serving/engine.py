@@ -43,7 +43,7 @@ class AsyncPreRanker:
       retrieval: `retrieval(request) ->` item ids [C], or `Candidates`, or an async iterator of either (mini-batches, each
         scored while the next is on its way); async or not. Ids of one request are all integers or all strings. None for engines
         that only `score`.
-      config: of the engine.
+      config: config of the engine.
       compiled_from: an engine of an equal model config and serving config, whose compiled functions this one uses again.
       states: a cache of user states that replicas share, behind the engine's own; for requests with a feature version.
 
@@ -217,7 +217,7 @@ class AsyncPreRanker:
         Args:
           request: a `Request`, or a bare user id.
           candidates: item ids [C], or `Candidates`, or an async iterator of either; the user function runs once.
-          budget: as in `rank`.
+          budget: see `rank`.
 
         Raises what `rank` raises.
         """

@@ -155,9 +155,10 @@ def prometheus_text(
     Counters are `aif_<name>_total`, gauges `aif_<name>`, latencies `aif_stage_seconds{stage=...}`.
 
     Args:
-      metrics: of one engine, `AsyncPreRanker.metrics()`, or of another part that has counters and gauges by name, such as
+      metrics: metrics of one engine, `AsyncPreRanker.metrics()`, or of another part that has counters and gauges by name, such
+        as
         `connectors.Follower.metrics()`.
-      by_version: of several engines; their samples get the label `version`.
+      by_version: metrics of several engines; their samples get the label `version`.
       gauges, counters: further samples by name.
       labels: that every sample gets.
 

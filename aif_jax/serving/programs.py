@@ -428,7 +428,7 @@ def best_of(
     """The best k of several batches of candidates; positions count from the first batch's first candidate.
 
     Args:
-      parts: of each batch; none has an item twice.
+      parts: parts of each batch; none has an item twice.
       rows: int32 [n] index rows of each batch's candidates: an item of several batches comes once, with its best score.
       k: how many to keep; missing ones have score -inf and position 0.
       outputs: T, logits of a candidate.

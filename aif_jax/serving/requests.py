@@ -30,7 +30,8 @@ class Request:
       exclude: item ids that are not ranked, such as items that the user has met: integers or strings, as the candidates are;
         None for none.
       context: anything that `features` and `retrieval` want to know.
-      version: of the model that will score; the engine sets it for `features`, which may take a row from the table of it.
+      version: version of the model that will score; the engine sets it for `features`, which may take a row from the table of
+        it.
 
     Raises:
       TypeError: a user or feature version that cannot be hashed; excluded ids that are neither integers nor strings.
@@ -169,7 +170,7 @@ class Answer:
     """What every answer says of itself.
 
     Attributes:
-      version: of the model and index that scored.
+      version: version of the model and index that scored.
       non_finite: how many known candidates have no score because it would be NaN or infinite.
       degraded: whether the user's own fresh state was not used, or the model does not know most of the history that it was
         made from, see `ServingConfig.max_unknown`.

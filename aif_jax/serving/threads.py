@@ -313,7 +313,7 @@ class Batcher(Generic[T]):
     key. So batches form only where tasks have to wait, and a lone task never waits for others.
 
     Args:
-      name: of the threads.
+      name: name of the threads.
       threads: how many.
       sizes: compiled batch sizes, ascending from 1.
       full: the least share of a size that must be filled with tasks; the rest is computed for nothing.

@@ -19,7 +19,7 @@ def start(command: Callable[[str, int], Sequence[str]], count: int, **options: o
     Args:
       command: (address of the coordinator, index of the process) to the words of its command.
       count: processes.
-      options: of `subprocess.Popen`.
+      options: keyword arguments of `subprocess.Popen`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

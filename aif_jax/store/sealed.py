@@ -123,7 +123,7 @@ def read(path: str | Path, *, format: str, like: Any = None, rebuild: str = "wri
     """The arrays of a folder, compared with their checksum, as read-only views of the bytes read.
 
     Args:
-      path, format, rebuild: as for `inspect`.
+      path, format, rebuild: see `inspect`.
       like: a tree of arrays or of `jax.ShapeDtypeStruct` that the folder must fit; None gives nested dicts.
 
     Raises FileNotFoundError, CheckpointError: as `inspect`, or arrays that are torn, altered, or do not fit, by path.

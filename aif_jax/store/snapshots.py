@@ -44,10 +44,10 @@ class Manifest:
     """The manifest of a snapshot on disk, without its arrays; rows belong to one model.
 
     Attributes:
-      version: of params, config and encoder that made the rows.
+      version: version of params, config and encoder that made the rows.
       config: with its schema.
       encoding: version of the encoder, "" where there was none.
-      storage: of vectors.
+      storage: storage of vectors.
       batch_size: rows in one run of the function that made them.
       positions: in the update stream, by partition: every update up to there is in, none after it.
       library: version of aif_jax that wrote it.
@@ -132,9 +132,9 @@ class SnapshotWriter:
     """What writers share: positions, snapshots in time, one owner. A subclass changes `table` in `_apply`.
 
     Args:
-      directory: of the snapshots.
+      directory: folder of the snapshots.
       table: to start from: has `save(path, positions=...)`, and its class `load(path, trained)` and `inspect(path)`.
-      positions: of the last update of each partition that is in the table.
+      positions: positions of the last update of each partition that is in the table.
       every_updates: updates between two snapshots; None saves by time alone.
       every_seconds: between two snapshots, checked when an update arrives; None saves by count alone.
       keep: how many snapshots stay; at least 1.
@@ -215,7 +215,7 @@ class SnapshotWriter:
         """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
 
         Args:
-          directory: of an earlier writer.
+          directory: folder of an earlier writer.
           trained: model that made the rows.
           load: further arguments of the table's `load`, such as the `mesh` of an index.
           takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.

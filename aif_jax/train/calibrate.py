@@ -68,7 +68,7 @@ def calibrate(
       weights: [n] how many requests of production each of the positions stands for, such as more where histories are long
         because they have grown since; None for one each.
       form: "logistic", two numbers an objective, or "isotonic", a rising line through 32 knots.
-      seed: of sampled candidates.
+      seed: seed of sampled candidates.
       batch_size: requests scored at a time.
       progress: whether to show a bar.
 
@@ -129,7 +129,7 @@ def fit_calibration(
         that n draws from q gave. None for 1.
       rate: share of the population's negatives that these entries hold, where all are kept alike.
       form: "logistic" or "isotonic".
-      knots: of the isotonic form, at most.
+      knots: most knots of the isotonic form.
 
     Returns:
       `scale` and `bias` float32 [], or `x` and `y` float32 [K] in ascending order: for `with_calibration`. `stack_calibrations`

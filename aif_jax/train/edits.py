@@ -75,7 +75,7 @@ def popularity_correction(*, before: int, power: float = 0.75, untrained: float 
 
     Args:
       before: seconds since 1970, the end of the training events.
-      power: of the popularity by which training drew candidates.
+      power: power of the popularity by which training drew candidates.
       untrained: offset of items without a training event, see `blocks.popularity_offset`.
     """
 
@@ -137,7 +137,8 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
         the unknown item and has no factor.
       size: N, rows of the catalogue.
       block: gives R, and how the history counts.
-      deviation: of the block's term over users (at the end of their events) and trained items, in logits: how much it says. The
+      deviation: deviation of the block's term over users (at the end of their events) and trained items, in logits: how much
+        it says. The
         default was chosen on the validation slice of merged MovieLens (experiments/notes/study.md).
 
     Raises:
@@ -174,9 +175,9 @@ def fit_pure_svd(
     """`with_pure_svd` of `svd_factors`: the model with the factors of training events.
 
     Args:
-      params, config: of the model.
-      user, item, deviation: of `svd_factors`.
-      sizes: of the `PureSvd` that is added; none where the model has one.
+      params, config: parameters and config of the model.
+      user, item, deviation: see `svd_factors`.
+      sizes: sizes of the `PureSvd` that is added; none where the model has one.
 
     Raises:
       TypeError, ValueError: as those two; sizes for a block that the model has already.
@@ -225,11 +226,11 @@ def grow_vocabulary(
     `params | {"fitted": aif.fit_tables(config, catalogue)}`. The optimizer state starts afresh: init it from the result.
 
     Args:
-      params: of the old vocabulary; not changed.
+      params: params of the old vocabulary; not changed.
       name: attribute whose table `params["embedding"][name]`, float [old size, D], grows.
       size: rows of the new vocabulary, the unknown row 0 included.
       key: typed random key.
-      config: of `params`.
+      config: config of `params`.
       rows: int [old size], the new row of each old row, for ids that moved, and -1 for a row whose id is gone: what takes its
         place, if anything, starts new. None where new ids were appended. With a `Vocabulary` before and after:
         `encoding.capacity.new_rows(before, after)`.
@@ -287,8 +288,8 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
     With vocabularies of fixed size the config stays but for the encoder's version, and so do compiled programs.
 
     Args:
-      trained: of the encoder before, not changed; not one of `assemble`, whose functions this cannot build.
-      encoder: of the same columns, such as from `readers.admit`, or from reading newer files.
+      trained: model of the encoder before, not changed; not one of `assemble`, whose functions this cannot build.
+      encoder: encoder of the same columns, such as from `readers.admit`, or from reading newer files.
       key: typed random key, of the new embeddings.
 
     Raises:
@@ -316,7 +317,7 @@ def carry_over_state(opt_state: Any, optimizer: optax.GradientTransformation, be
     parameters, and the count of steps, go on.
 
     Args:
-      opt_state: of `optimizer` for the trained groups of `before`, as in `TrainState.opt_state`.
+      opt_state: opt state of `optimizer` for the trained groups of `before`, as in `TrainState.opt_state`.
       optimizer: which treats rows apart, as `train.optimizers` needs it.
       before, after: both with their encoders.
 
@@ -352,7 +353,7 @@ def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
     Args:
       params: trained ones; not changed.
       counts: integers [N], training events of each catalogue row.
-      config: of the model.
+      config: config of the model.
 
     Raises:
       TypeError, ValueError: not one count for each item of the schema; a model whose schema does not embed the item id.

@@ -106,11 +106,11 @@ class Evaluation:
       calibration: sum of predicted probabilities over positives; above 1 predicts too much.
       calibration_error: expected calibration error over 10 bins of probability.
       deciles: predicted against observed by deciles of the prediction, which `plot` draws.
-      k: of the two below.
+      k: the k of both.
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
       ndcg: NDCG@k of the same.
       objectives: the figures of each objective by name, where there are several; those above are of the first.
-      note: of a run: which terms the scores lack that are fitted after training, and the call that adds them; "" for none.
+      note: note of a run: which terms the scores lack that are fitted after training, and the call that adds them; "" for none.
       by_user: the figures but the objectives' by name before they are averaged, for `intervals`.
       asked: what decides the requests and candidates, for `against`: digests and settings by name.
     """
@@ -212,10 +212,10 @@ def evaluate(
 
     Args:
       model: what to evaluate.
-      params: of the model.
+      params: params of the model.
       data: the data.
       positions: [R] integer positions of events in the log, such as `eligible(data.log, split.test, min_history=5)`.
-      k: of HR@k and NDCG@k in the catalogue; None does not rank the catalogue.
+      k: k of HR@k and NDCG@k in the catalogue; None does not rank the catalogue.
       candidates: lists of candidates with labels 0 and 1, of several objectives by name; NaN where the log does not know. A
         conditional objective is evaluated over all candidates, by its product. With `log_q`, calibration counts a negative for
         as many items as it was drawn from. None draws 99 negatives for each event's item, by popularity ** 0.75
@@ -224,7 +224,7 @@ def evaluate(
         because they compare probabilities.
       repeats: whether users come back to items; None takes `data.repeats`. If not, what they have met before is left out of
         the catalogue, and of the lists that None for `candidates` draws; a source that is given has its `repeats` already.
-      seed: of sampled candidates.
+      seed: seed of sampled candidates.
       batch_size: requests scored at a time.
       progress: whether to show bars.
 

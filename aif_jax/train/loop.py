@@ -240,7 +240,7 @@ def loop(
       max_grad_norm: a gradient norm above it ends the run.
       on_bad_batch: what to do with a batch whose records are corrupt.
       checkpoints: where to save the state and the cursor, every `save_every` steps and at the end; None saves nothing.
-      config, encoder: of model and data; go into the checkpoints.
+      config, encoder: config and encoder of model and data; go into the checkpoints.
       save_every: steps between two checkpoints, counted over the whole run.
       evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`. Several
         processes all call it and take the figures of process 0.
@@ -352,7 +352,7 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
     Args:
       state: from `init_state`, of the same model and optimizer; says which arrays are expected and where they go.
       checkpoints: the folder of the run.
-      config: of the model.
+      config: config of the model.
 
     Raises:
       ValueError: a checkpoint of another model, config or optimizer: names what differs.

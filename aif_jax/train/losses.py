@@ -56,7 +56,7 @@ class Term:
         scores; masked scores and targets are 0; log_q is 0 where there is none.
       counts: (targets, where) -> bool, true for the entries or lists that the mean is over. It does not see the scores.
       targets: what the targets are called in messages.
-      options: of `values`, by name.
+      options: keyword arguments of `values`, by name.
       maps: functions that make this term's targets from the batch's, in order, see `Loss.of`.
     """
 
@@ -255,7 +255,7 @@ def pointwise_bce(
     Args:
       scores: logits, any shape.
       labels: 0 or 1, or probabilities in between.
-      where, log_q: as for `listwise_softmax`.
+      where, log_q: see `listwise_softmax`.
       logq_correction: whether to subtract `log_q` where it is given, so that both losses teach the same score.
 
     Example:
@@ -317,7 +317,7 @@ def distill_pointwise(
     Args:
       scores: the student's logits, any shape.
       teacher_scores: the teacher's logits, shape of `scores`.
-      where: as for `listwise_softmax`.
+      where: see `listwise_softmax`.
       temperature: t > 0 and finite; above 1 softens the targets.
 
     Example:

@@ -296,7 +296,7 @@ def make_step(
       sparse: which embedding tables get sparse updates; None updates every table whole. The state is the same, so a run may
         resume from a checkpoint with another choice.
       part: samples of a part; None takes the batch whole; "auto" takes parts where a batch is on one CPU.
-      compute_dtype: of activations: parameters and float features are cast, ages and logits stay float32, and so do the
+      compute_dtype: dtype of activations: parameters and float features are cast, ages and logits stay float32, and so do the
         parameters of the state (mixed precision with `jnp.bfloat16`).
       max_grad_norm: a gradient norm above it makes the step change nothing; to end the run instead, see `loop`.
 

@@ -167,7 +167,7 @@ class Cascaded:
     Attributes:
       exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn anew for every batch.
       in_batch, sampled: others' exposed items, and items drawn by popularity.
-      power: of the popularity of sampled ones.
+      power: power of the popularity of sampled ones.
 
     Raises:
       ValueError: no candidates.

@@ -129,7 +129,7 @@ def positions_of(position: Any, count: int) -> np.ndarray:
 
     Args:
       position: one for all, one for each in rising order, or None.
-      count: of the events.
+      count: number of the events.
 
     Raises:
       TypeError: what is no integer.
@@ -195,9 +195,9 @@ class RemoteRows:
     Args:
       client: `redis.Redis` or `valkey.Valkey`, not decoding responses, with the timeouts and retries that suit you. Its
         errors come through.
-      version: of the table: rows of two versions have different keys, so a new version is built next to the old one.
+      version: version of the table: rows of two versions have different keys, so a new version is built next to the old one.
       width: words of a row, `UserTable.row_bytes / 4`.
-      prefix: of every key.
+      prefix: prefix of every key.
       seconds: after which a row that is not written again is forgotten, so that old versions go away; None keeps it.
 
     Raises:

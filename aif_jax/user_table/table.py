@@ -53,7 +53,7 @@ def check_future(stamped: np.ndarray, written: Written | None, *, clock: Callabl
     Args:
       stamped: uint32 [n] times, see `times.stamps`.
       written: when their messages were written; None where that is not known.
-      clock: of this machine, seconds since 1970.
+      clock: clock of this machine, seconds since 1970.
       skew: seconds that clocks may differ by.
 
     Raises:
@@ -86,7 +86,7 @@ class Manifest(snapshots.Manifest):
 
     Attributes:
       users: rows.
-      layout: of a row, see `describe`.
+      layout: layout of a row, see `describe`.
     """
 
     NOUN = "user table"
@@ -183,7 +183,7 @@ class UserTable:
 
     Args:
       trained: model whose `update_user` makes the rows, with the encoder for raw events.
-      storage: of matrices: "float32", "bfloat16" or "int8" with a scale for each vector. Everything else is exact.
+      storage: storage of matrices: "float32", "bfloat16" or "int8" with a scale for each vector. Everything else is exact.
       rows: where rows are kept; None keeps them in this process.
       batch_size: users in one run of the update function.
       clock: seconds since 1970; events more than the encoder's `max_skew` later are refused. None takes any time, for streams
@@ -193,7 +193,7 @@ class UserTable:
       trained: that model, with its parameters on the device.
       version: version of that model.
       encoder: its encoder.
-      row_bytes: of one user.
+      row_bytes: bytes of one user.
 
     Example:
       >>> import aif_jax as aif
@@ -246,7 +246,7 @@ class UserTable:
         """A table from a log of events, in bounded memory next to the rows.
 
         Args:
-          trained: as for the class.
+          trained: see the class.
           events: a `Dataset` that the encoder made, or raw events by column in the order of time, such as Arrow record batches.
           until: events before this time alone: an integer in `Columns.time_unit`, an ISO date, or a `datetime`; of a `Dataset`.
           position, partition: in the stream, of the last event that the log holds: the stream goes on behind it.
@@ -289,7 +289,7 @@ class UserTable:
           events: raw values by column of the events file, `Columns.user` among them: a mapping, an Arrow batch or table.
           position: in the stream, one for all events or one for each [n], in rising order. Events whose user's row is there
             already, or further, are left out. None applies the events in any case.
-          partition: of the stream; always the same for one user.
+          partition: partition of the stream; always the same for one user.
           written: when the messages of the events were written; None where the stream does not tell.
 
         Raises:
@@ -383,7 +383,7 @@ class UserTable:
         """Merges rows that `jobs.UserJob` made, in bounded memory next to the rows; equals `build` of a `Dataset` bit for bit.
 
         Args:
-          trained, rows, clock: as for the class. `rows` must have none of the users yet.
+          trained, rows, clock: see the class. `rows` must have none of the users yet.
           parts: as `ItemIndex.from_parts`; storage and batch size are theirs.
           users: how many there must be, so that a lost part is noticed; None takes what is there.
 
@@ -510,7 +510,7 @@ class UserTableWriter(SnapshotWriter):
     `UserTableWriter.start` takes a new directory, `resume` one with snapshots. One thread applies; any may read `table`.
 
     Args:
-      directory: of the snapshots.
+      directory: folder of the snapshots.
       table: to start from; its rows are in this process.
       options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for `SnapshotWriter`.
 
@@ -529,9 +529,9 @@ class UserTableWriter(SnapshotWriter):
         """Applies a message, or several; False where the position is not after the partition's last one: applied already.
 
         Args:
-          events, written: as in `UserTable.update`.
+          events, written: see `UserTable.update`.
           position: in the stream, of one message, or of each event [n]; rises within a partition.
-          partition: of the stream; always the same for one user.
+          partition: partition of the stream; always the same for one user.
 
         Raises:
           TypeError, ValueError, ClockError: as `UserTable.update`; nothing has changed then.

@@ -136,7 +136,7 @@ class ExportedModel:
         """Logits float32 [C] or [C, T] of the rows of a table on the device: gather and interaction in one compiled function.
 
         Args:
-          state: of one user.
+          state: state of one user.
           table: what `item` returned, put on a device, or `index.table`; compiled once for each number of rows.
           rows: integers [C] in [0, N).
 
