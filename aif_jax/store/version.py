@@ -22,7 +22,7 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.trees import is_key, leaves_by_path
 from aif_jax.types import Params
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 """Of this package."""
 
 
