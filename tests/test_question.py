@@ -21,6 +21,13 @@ def smoke():
     return datasets.load("smoke")
 
 
+def test_the_figure_of_the_results_is_drawn_from_the_records(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    question.main(["--report", "--figure", str(tmp_path / "figures" / "results.png")])
+    assert "3 seeds" in capsys.readouterr().out
+    assert (tmp_path / "figures" / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_smoke(tmp_path, capsys):
     """Trains, evaluates and compares models of the smoke world, one of them by blocks; a run with a record is not run again."""
     results = tmp_path / "results"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -200,7 +201,7 @@ def test_counts_and_quantiles_in_blocks(monkeypatch):
     data = tables()
     years_ahead(data), robot(data)
     whole = run(data)
-    monkeypatch.setattr("aif_jax.readers.check.BLOCK", 7)
+    monkeypatch.setattr(sys.modules["aif_jax.readers.check"], "BLOCK", 7)  # `readers.check` is the function
     assert run(data).profile == whole.profile
     monkeypatch.setattr("aif_jax.readers.check.SAMPLE", 100)
     assert {s.kind for s in run(data).suspicions} == {s.kind for s in whole.suspicions}
