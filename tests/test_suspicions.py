@@ -203,7 +203,7 @@ def test_counts_and_quantiles_in_blocks(monkeypatch):
     whole = run(data)
     monkeypatch.setattr(sys.modules["aif_jax.readers.check"], "BLOCK", 7)  # `readers.check` is the function
     assert run(data).profile == whole.profile
-    monkeypatch.setattr("aif_jax.readers.check.SAMPLE", 100)
+    monkeypatch.setattr(sys.modules["aif_jax.readers.check"], "SAMPLE", 100)
     assert {s.kind for s in run(data).suspicions} == {s.kind for s in whole.suspicions}
 
 
