@@ -155,7 +155,7 @@ def read_json(path: Path | None, option: str) -> dict[str, Any] | None:
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise UsageError(f"{option} {path}: expected a JSON object of settings, got something else")
+        raise UsageError(f"{option} {path}: expected a JSON object of settings, got {path.read_bytes()[:60]!r}")
     return settings
 
 

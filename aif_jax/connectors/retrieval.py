@@ -118,7 +118,8 @@ class TwoTower:
             raise ValueError(
                 f"model: expected a two-tower model, whose logit is a dot product, got another: {error}"
             ) from error
-        expect(good, "model", "a two-tower model, whose logit is a dot product with the item's vector", "another")
+        expect(good, "model", "a two-tower model, whose logit is a dot product with the item's vector",
+            f"blocks {[block.name for block in self.trained.config.blocks]}; retrieve with presets.two_tower")  # fmt: skip
 
 
 class BruteForce:

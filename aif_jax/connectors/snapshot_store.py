@@ -226,7 +226,8 @@ class SnapshotStore:
             return target
         raw = self._read(self._path(name, MANIFEST), RECORD_BYTES)
         if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
-            raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got another")
+            got = hashlib.sha256(raw).hexdigest()
+            raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got {got}; publish it again")
         entries = _entries(raw, f"{self.url}: {name}")
         for relative, entry in entries.items():
             self._download(name, relative, entry, partial / relative)

@@ -44,7 +44,7 @@ class Cascade:
     def __post_init__(self):
         positions = expect_array(self.positions, "Cascade.positions", dtype=np.int64, shape=(None,))
         rows = expect_array(self.rows, "Cascade.rows", dtype=np.int32, shape=(len(positions), None))
-        expect((np.diff(positions) > 0).all(), "Cascade.positions", "ascending positions", "others")
+        expect((np.diff(positions) > 0).all(), "Cascade.positions", "ascending positions", positions)
         stage = expect_array(self.stage, "Cascade.stage", dtype=np.int8, shape=rows.shape)
         expect_range(stage, "Cascade.stage", size=len(LOGGED))
         expect(STAGE not in self.labels, "Cascade.labels", f"no label {STAGE!r}, which Cascade.stage is", sorted(self.labels))

@@ -77,7 +77,8 @@ class Dataset:
         same = np.array_equal(self.items.raw, self.catalogue.raw)
         rows = self.items.rows if self.catalogue.rows is None else self.catalogue.rows
         same = same and np.array_equal(self.items.rows, rows)
-        expect(same, "Dataset.items", "the raw ids of the catalogue in the same order and rows", "others")
+        got = f"{self.items} and a catalogue of {len(self.catalogue)} rows"
+        expect(same, "Dataset.items", "the raw ids of the catalogue in the same order and rows", got)
         if self.encoder is not None:
             known = self.encoder.vocabularies
             of_users = self.users if self.served is not None else known["user"]

@@ -48,7 +48,7 @@ class ServedFeatures:
 
     def __post_init__(self):
         positions = expect_array(self.positions, "ServedFeatures.positions", dtype=np.int64, shape=(None,))
-        expect((np.diff(positions) > 0).all(), "ServedFeatures.positions", "ascending positions", "others")
+        expect((np.diff(positions) > 0).all(), "ServedFeatures.positions", "ascending positions", positions)
         counts = {len(leaf) for leaf in jax.tree.leaves(self.features)}
         expect(counts == {len(positions)}, "ServedFeatures.features", f"arrays of {len(positions)} requests", sorted(counts))
 

@@ -131,7 +131,7 @@ def candidates_of(ids: Any, bids: Any, limits: Limits) -> Candidates:
     try:
         numbers = None if bids is None else np.asarray(bids, np.float32)
     except (TypeError, ValueError, OverflowError):
-        raise BadCall("bids", "expected numbers [C], got others") from None
+        raise BadCall("bids", f"expected numbers [C], got {_shown(bids)}") from None
     return _item_ids(ids, "candidates", limits, bids=numbers)
 
 

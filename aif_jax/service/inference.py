@@ -132,7 +132,8 @@ def expect_shape(name: str, kind: Any, shape: Any) -> list[int]:
     sizes = shape if isinstance(shape, list) else []
     good = isinstance(shape, list) and len(sizes) <= 4 and all(type(size) is int and 0 <= size < 1 << 40 for size in sizes)
     if not good or not isinstance(kind, str) or (kind not in DATATYPES and kind != "BYTES"):
-        raise BadCall(name, f"expected a datatype among {', '.join(DATATYPES)}, BYTES and sizes of 0 or more, got others")
+        expected = f"a datatype among {', '.join(DATATYPES)}, BYTES and sizes of 0 or more"
+        raise BadCall(name, f"expected {expected}, got {kind!r:.40} and {shape!r:.80}")
     return sizes
 
 
@@ -155,12 +156,12 @@ def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -
     if len(values) != count:
         raise BadCall(name, f"expected {count} values for {shape}, got {len(values)}")
     if kind == "BYTES":
-        if not all(isinstance(value, str | bytes) for value in values):
-            raise BadCall(name, "expected texts for BYTES, got others")
+        if strange := [value for value in values if not isinstance(value, str | bytes)]:
+            raise BadCall(name, f"expected texts for BYTES, got {strange[0]!r:.80}")
         return _texts(name, values).reshape(shape)
     wanted = {"B": bool, "I": int, "U": int}.get(kind[0], (int, float))
     if not all(isinstance(value, wanted) and (kind == "BOOL" or not isinstance(value, bool)) for value in values):
-        raise BadCall(name, f"expected values of {kind}, got others")
+        raise BadCall(name, f"expected values of {kind}, got {values!r:.80}")
     try:
         return np.array(values, np.dtype(DATATYPES[kind]).newbyteorder("=")).reshape(shape)
     except (OverflowError, ValueError) as error:

@@ -172,7 +172,8 @@ def _column(column: Any, name: str) -> Any:
 def _tensor(tensor: Any, name: str) -> np.ndarray:
     dtype, shape = DTYPES.get(tensor.dtype), list(tensor.shape)
     if dtype is None or len(shape) > 4 or any(size < 0 for size in shape):
-        raise BadCall(f"features.{name}", f"expected a dtype among {', '.join(DTYPES)} and sizes of 0 or more, got others")
+        expected = f"a dtype among {', '.join(DTYPES)} and sizes of 0 or more"
+        raise BadCall(f"features.{name}", f"expected {expected}, got {tensor.dtype!r:.40} and {shape[:5]}")
     count = 1
     for size in shape:
         count *= size

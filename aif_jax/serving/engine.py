@@ -80,8 +80,10 @@ class AsyncPreRanker:
         self._metrics = Metrics()
         self._admission = Admission(config, self._metrics)
         if compiled_from is not None:
-            same = compiled_from.model.config == model.config and compiled_from.config == config
-            expect(same, "AsyncPreRanker like", "an engine of the same model config and serving config", "another")
+            for name, mine, theirs in (
+                ("model config", model.config, compiled_from.model.config), ("serving config", config, compiled_from.config),
+            ):  # fmt: skip
+                expect(mine == theirs, "AsyncPreRanker compiled_from", f"an engine of the same {name} {mine}", theirs)
         sizes: Any = {"max_k": config.max_k, "bid": config.bid, "user_storage": config.user_storage}
         self._programs = Programs(model, **sizes) if compiled_from is None else compiled_from._programs
         self._orders = self._orders_of(config.orders)

@@ -208,7 +208,7 @@ def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.nda
     s, y, w = s[valid], y[valid], w[valid]
     expect(np.isfinite(s).all(), "calibration scores", "finite logits", "some that are not")
     _float32(s)
-    expect(np.isin(y, (0, 1)).all(), "calibration labels", "0 or 1", "others")
+    expect(np.isin(y, (0, 1)).all(), "calibration labels", "0 or 1", np.unique(y)[:5])
     expect((np.isfinite(w) & (w >= 0)).all(), "calibration weights", "finite weights of 0 or more", "some that are not")
     return s[w > 0], y[w > 0], w[w > 0]
 
