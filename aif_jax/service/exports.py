@@ -62,7 +62,7 @@ def parse_current(text: str) -> list[ExportEntry]:
 
     Example:
       >>> parse_current("tuesday\\nwednesday share=0.25")
-      [Entry(folder='tuesday', sha256=None, share=0.75), Entry(folder='wednesday', sha256=None, share=0.25)]
+      [ExportEntry(folder='tuesday', sha256=None, share=0.75), ExportEntry(folder='wednesday', sha256=None, share=0.25)]
     """
     entries = []
     for line in text.splitlines():

@@ -207,7 +207,7 @@ class UserTable:
       >>> table = UserTable(aif.Trained(model, model.init(jax.random.key(0), items), encoder))
       >>> raw = {"user": ["ann", "bob", "ann"], "item": [7, 8, 8], "time": [1_600_000_000, 1_600_000_007, 1_600_000_009]}
       >>> table.update(raw, position=0), table.update(raw, position=0).repeated
-      (Applied(events=3, users=2, repeated=0, late=0, beyond=0), 3)
+      (UpdateCounts(events=3, users=2, repeated=0, late=0, beyond=0), 3)
       >>> int(table.memory("ann").count), len(table)
       (2, 2)
     """
