@@ -274,7 +274,7 @@ def judge_service(
       >>> line = 'aif_{}_total{{version="{}"}} {}\\n'
       >>> text = "".join(line.format(*each) for each in [("answered", "b" * 12, 200), ("degraded", "b" * 12, 50)])
       >>> judge_service(text, "b" * 64, "a" * 64)
-      ('25.0% of 200 answers were degraded, 0.0% of the old version\'s; bound: at most 5.0 points more',)
+      ("25.0% of 200 answers were degraded, 0.0% of the old version's; bound: at most 5.0 points more",)
     """
     counts = {version: _samples(text, version[:12]) for version in (new, old)}
     answered = counts[new].get("aif_answered_total", 0.0)

@@ -339,10 +339,12 @@ def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[Ids, np.n
         parts.setdefault(name, {})[kind] = array
     made = {}
     for name, part in parts.items():
-        known = Ids({kind: part[kind] for kind in part if kind in ("ids", "utf8", "offsets")}, f"vocabulary {name!r}")
+        more = {"rows", "size", "count", "last"} if "rows" in part else set()  # and the ids that are counted
+        ids = {kind: part[kind] for kind in part.keys() - more if not (more and kind.startswith("counted_"))}
+        known = Ids(ids, f"vocabulary {name!r}")
         rows = part.get("rows", np.arange(1, len(known) + 1))
         if rows.shape != (len(known),) or rows.dtype.kind != "i" or (rows < 1).any():
-            raise ExportError(f"vocabulary {name!r}: expected a row of at least 1 for each of {len(known)} ids, got others")
+            raise ExportError(f"vocabulary {name!r}: expected a row of at least 1 for each of {len(known)} ids, got {rows[:5]}")
         made[name] = known, np.append(rows, 0).astype(np.int32)
     return made
 
