@@ -75,7 +75,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
 WITHOUT_MEMORY = "aif without linear memory"
-TIMED = (BASE, WITH_MATCHING, AIF, "aif before", FULL)
+TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 TIMES = "times.json"
 SEEDS = (0, 1, 2)
 CATALOGUE_REQUESTS = 1000  # requests that rank the whole catalogue, drawn at random
