@@ -57,20 +57,9 @@ def test_a_client_in_cpp(served, tmp_path):
         pytest.skip("needs libgrpc++-dev")
     plugin = f"--plugin=protoc-gen-grpc={shutil.which('grpc_cpp_plugin')}"
     call("protoc", "-I", STUBS, f"--cpp_out={tmp_path}", f"--grpc_out={tmp_path}", plugin, "preranking.proto", folder=tmp_path)
+    libraries = call("pkg-config", "--libs", "grpc++", "protobuf", folder=tmp_path).split()
     files = [CLIENTS / "cpp" / "rank.cc", "preranking.pb.cc", "preranking.grpc.pb.cc"]
-    call(
-        "g++",
-        "-std=c++17",
-        "-O0",
-        "-I.",
-        *files,
-        "-lgrpc++",
-        "-lprotobuf",
-        "-labsl_synchronization",
-        "-o",
-        "rank",
-        folder=tmp_path,
-    )
+    call("g++", "-std=c++17", "-O0", "-I.", *files, *libraries, "-labsl_synchronization", "-o", "rank", folder=tmp_path)
     expect_answer(served, call("./rank", served.addresses["grpc"], folder=tmp_path))
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from aif_jax import checkpoint, sharding, train
 from aif_jax.sharding import processes
 from aif_jax.checkpoint import Checkpoints
-from aif_jax.data.pipeline import Fed
+from aif_jax.data.pipeline import PrefetchedBatch
 from experiments.scale_out import training
 
 model, feed, optimizer, params = training.world(index, count)

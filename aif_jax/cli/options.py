@@ -154,8 +154,9 @@ def read_json(path: Path | None, option: str) -> dict[str, Any] | None:
         settings = json.loads(path.read_text("utf-8"))
     except ValueError:
         settings = None
-    if not isinstance(settings, dict):
-        raise UsageError(f"{option} {path}: expected a JSON object of settings, got {path.read_bytes()[:60]!r}")
+    if not isinstance(settings, dict):  # its contents may be secret
+        got = "no JSON" if settings is None else f"JSON of {type(settings).__name__}"
+        raise UsageError(f"{option} {path}: expected a JSON object of settings, got {got}")
     return settings
 
 
