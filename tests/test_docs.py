@@ -261,6 +261,25 @@ def test_curl_lines_of_the_reference_are_answered():
     assert error["message"] in (ROOT / "docs" / "reference_http.md").read_text() and error["field"] == "k"
 
 
+def test_deployment_files_fit_the_commands_and_metrics():
+    """Manifests parse, their commands are ours, and every metric of the dashboard is one of the reference."""
+    yaml = pytest.importorskip("yaml")
+    for name in ("service.yaml", "cronjob.yaml"):
+        documents = list(yaml.safe_load_all((ROOT / "docs" / "deploy" / name).read_text(encoding="utf-8")))
+        assert all({"apiVersion", "kind", "metadata", "spec"} <= document.keys() for document in documents)
+        pod = documents[0]["spec"].get("jobTemplate", documents[0])["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        program, command = container["command"]
+        help_text = run("aif_jax", [command, "--help"])[1]
+        flags = [word.split("=")[0] for word in container["args"] if word.startswith("--")]
+        assert program == "aif-jax" and flags and not [flag for flag in flags if flag not in help_text]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    board = json.loads((ROOT / "docs" / "deploy" / "dashboard.json").read_text(encoding="utf-8"))
+    reference = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8")
+    used = {name for panel in board["panels"] for target in panel["targets"] for name in re.findall(r"aif_\w+", target["expr"])}
+    assert len(board["panels"]) == 10 and {name for name in used if name.removesuffix("_bucket") not in reference} == set()
+
+
 # links and lists
 
 
