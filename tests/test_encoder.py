@@ -270,7 +270,7 @@ def test_one_item():
     ({"vector": [[1.0, 2.0], [3.0, np.nan], [5.0, 6.0]]}, ValueError, "column 'vector': expected finite values, got nan"),
     ({"price": [1.0, None, 2.0]}, ValueError, "column 'price': expected finite values, got nan"),
     ({"price": ["1", "2", "3"]}, TypeError, "column 'price': expected numbers, got dtype <U1"),
-    ({"price": [1.0, np.datetime64("NaT"), 2.0]}, TypeError, "column 'price': expected numbers, got datetime64"),
+    ({"price": [1.0, np.datetime64("NaT", "s"), 2.0]}, TypeError, "column 'price': expected numbers, got datetime64"),
     ({"price": [1.0, "2", 3.0]}, TypeError, "column 'price': expected numbers, got"),
     ({"price": [[1.0], [2.0], [3.0]]}, ValueError, "column 'price': expected one number in each row, got shape [3, 1]"),
     ({"price": [1.0, 2.0]}, ValueError, "items: expected columns of one length"),

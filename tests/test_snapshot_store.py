@@ -371,3 +371,19 @@ def test_a_folder_that_is_current_is_not_published_again(place, tmp_path):
     assert store.publish(tmp_path / "made", unless_current=True) == name and store.names() == [name]
     fill(tmp_path / "made", 2)
     assert store.publish(tmp_path / "made", unless_current=True) > name
+
+
+def test_a_publish_that_was_killed_before_its_pointer_is_not_doubled(place, tmp_path, monkeypatch):
+    """Everything but the pointer was there: the next call points to it, and a rollback does not meet the same model twice."""
+    url, options = place
+    store = SnapshotStore(url, **options)
+    before = store.publish(fill(tmp_path / "made", 1))
+    fill(tmp_path / "made", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(SnapshotStore, "_point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.publish(tmp_path / "made", unless_current=True)
+    assert store.current() == before and len(store.names()) == 2
+    name = store.publish(tmp_path / "made", unless_current=True)
+    assert store.names() == [before, name] and store.current() == name and number_of(store.fetch(tmp_path / "here")) == 2
+    assert store.rollback() == before

@@ -96,8 +96,8 @@ class SnapshotStore:
 
         Args:
           folder: local folder with at least one file.
-          unless_current: return the name of the current snapshot where it has the same files already, as after a kill between
-            the publish and its caller's note of it.
+          unless_current: where the current snapshot, or a complete one after it, has the same files, make that current and
+            return its name: a caller that was killed while it published calls again and publishes once.
 
         Raises:
           FileNotFoundError: no such folder, or one that changes meanwhile.
@@ -113,8 +113,13 @@ class SnapshotStore:
         entries = {
             file.relative_to(source).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in files
         }
-        if unless_current and (there := self._pointer()) is not None and self._entries_of(there.name) == entries:
-            return there.name
+        if unless_current:
+            there = self._pointer()
+            for name in [name for name in self.names() if there is None or name >= there.name]:
+                if self._entries_of(name) == entries:
+                    if there is None or name != there.name:
+                        self._point(name, self._read(self._path(name, MANIFEST), RECORD_BYTES))
+                    return name
         name = f"{self._next():010d}-{secrets.token_hex(4)}"
         for file, relative in zip(files, entries, strict=True):
             place = self._path(name, relative)

@@ -168,7 +168,7 @@ def _array(values: Any, name: str) -> Any:
         return arrow.array(values)
     except OverflowError as error:
         raise TypeError(f"{name}: expected integers from -2^63 to below 2^63, got larger ones") from error
-    except arrow.ArrowNotImplementedError as error:
+    except (arrow.ArrowNotImplementedError, arrow.ArrowInvalid) as error:
         raise TypeError(f"{name}: expected values that Arrow holds, got others: {error}") from error
 
 

@@ -32,7 +32,7 @@ K = 8
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=4),
     st.binary(max_size=3), st.complex_numbers(),
-    st.sampled_from([np.float32(1), np.int64(3), np.bool_(True), np.datetime64("nat"), np.str_("7"), ()]),
+    st.sampled_from([np.float32(1), np.int64(3), np.bool_(True), np.datetime64("nat", "s"), np.str_("7"), ()]),
 )  # fmt: skip
 junk = st.recursive(scalars, lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=2), part, max_size=2))
 known_ids = st.sampled_from(coded.IDS.tolist())
