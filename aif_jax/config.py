@@ -116,7 +116,7 @@ class Config:
         return self.item_content and self.schema.content > 0
 
     def replace(self, **changes: Any) -> Config:
-        """A copy with some fields changed, checked anew."""
+        """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
     def with_encoding(self, encoding: str) -> Config:

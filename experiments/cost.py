@@ -15,7 +15,7 @@ Inputs    the same for every service: encoded features as arrays on the host, as
           the candidates. Each service checks, packs and uploads the features and looks up the ids. Sequential ones keep the
           features of the catalogue on the device.
 Users     new          nobody has a state of them
-          returning    0, 1 or 16 events since their last request: `aif` computes a state anew for new features, so that 1 and
+          returning    0, 1 or 16 events since their last request: `aif` computes a state again for new features, so that 1 and
                        16 cost what a new user costs, `streaming` brings the row up to date; with 0 both have it in the cache
           session      five requests in a row with the same features
           Services without states cost the same for every kind.

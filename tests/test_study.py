@@ -354,7 +354,7 @@ def test_every_model_of_the_plan_has_its_critical_path():
     critical = json.loads((records.RESULTS / ablation.CRITICAL).read_text())["models"]
     planned = {run.model for run in plan.everything()}
     same = {*models.STREAMING, *models.HALF_LIVES, *models.RESTING}  # in real time they are what "preset" is
-    assert planned - same <= set(critical), "measure it anew: --critical --rounds 300"
+    assert planned - same <= set(critical), "measure it again: --critical --rounds 300"
     served = {name for name, times in critical.items() if times["trained"]}
     assert {"two_tower", "preset, with factors", "preset, L=2048, with factors"} <= served  # what README's times are of
 
@@ -363,7 +363,7 @@ def test_the_page_of_tables_is_that_of_the_records():
     critical = json.loads((records.RESULTS / ablation.CRITICAL).read_text())["models"]
     wanted = tables.markdown(tables.tables(records.read(records.RESULTS), critical))
     written = (ROOT / "experiments" / "notes" / tables.PAGE).read_text(encoding="utf-8")
-    assert written == wanted, "write it anew: python -m experiments.ablation --report-only --page docs"
+    assert written == wanted, "write it again: python -m experiments.ablation --report-only --page docs"
 
 
 def test_hard_negatives_are_the_highest_and_the_first_drawn():

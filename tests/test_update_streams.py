@@ -241,7 +241,7 @@ def test_a_feature_store_follows_and_doubles_nothing(broker, valkey_url):
 
 
 def test_rows_in_a_server_follow(valkey_url):
-    """`RemoteRows` as a sink: a follower stops in the middle, another begins anew with other batches; nothing is doubled."""
+    """`RemoteRows` as a sink: a follower stops in the middle, another begins again with other batches; nothing is doubled."""
     import redis
 
     with redis.Redis.from_url(valkey_url) as client:

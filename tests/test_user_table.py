@@ -276,7 +276,7 @@ def test_events_of_the_future_are_refused():
 def test_a_user_who_comes_by_another_partition_is_refused():
     made, one = table(), {"user": [1], "item": [3], "action": [1], "time": [1_500_000_000]}
     made.update(one, position=100, partition=2)
-    with pytest.raises(ValueError, match="events of user 1 by partition 2, as before, got partition 5; build the table anew"):
+    with pytest.raises(ValueError, match="events of user 1 by partition 2, as before, got partition 5; build the table again"):
         made.update(one, position=3, partition=5)
     assert made.memory(1).count == 1
 

@@ -198,7 +198,7 @@ class Block:
         return {}
 
     def update(self, params: Params, memory: Any, events: EventView) -> Any:
-        """What is kept of ONE user after some more events, nearline: at any split of a history it comes to the same."""
+        """What is kept of ONE user after some more events, nearline: the result does not depend on how a history is split."""
         return memory
 
     def user(self, params: Params, user: UserView) -> Any:

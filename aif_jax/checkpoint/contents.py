@@ -253,7 +253,7 @@ class Checkpoints:
     """The checkpoints of one training run: a folder with one sub-folder for each step that is kept.
 
     One process writes, or all processes of a job together, each its part (see `checkpoint.storage`); any number may read
-    meanwhile, since reading looks at the folder anew each time.
+    meanwhile, since reading looks at the folder again each time.
 
     Args:
       directory: made when the first checkpoint is saved.

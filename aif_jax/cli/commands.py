@@ -67,7 +67,7 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints and logs")
     one.add_argument("--preset", choices=PRESETS, default="aif", help="the model (default: %(default)s)")
     text = "fields of the config in JSON, such as width=64 head=[64,32]: " + ", ".join(CONFIG_FIELDS)
-    text += "; and what the preset takes besides: " + ", ".join(sorted({x for name in PRESETS for x in preset_arguments(name)}))
+    text += "; and what the preset takes too: " + ", ".join(sorted({x for name in PRESETS for x in preset_arguments(name)}))
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
     text = f"one of {', '.join(TASKS)}, and its fields, such as: Liked threshold=4 (default: NextItem)"
     one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
@@ -115,7 +115,7 @@ def add_commands(commands: Any) -> None:
     one = shared.add_command(commands, "export", run_export)
     source = one.add_mutually_exclusive_group(required=True)
     shared.add_checkpoint(source)
-    source.add_argument("--rebuild", type=Path, metavar="FOLDER", help="exported folder whose functions are written anew")
+    source.add_argument("--rebuild", type=Path, metavar="FOLDER", help="exported folder whose functions are written again")
     one.add_argument("--index", type=Path, help="folder of an index of the same model, to go along")
     one.add_argument("--out", type=Path, required=True, help="folder of the export; must not exist")
     one.add_argument("--platforms", nargs="+", default=list(PLATFORMS), help=f"to compile for (default: {' '.join(PLATFORMS)})")

@@ -72,7 +72,7 @@ class KafkaStream:
         return f"KafkaStream(topic={self._topic!r}, group={self._group!r}, partitions={sorted(self._next)})"
 
     def begin(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.begin`; StreamError also where the topic is not there, or was made anew."""
+        """As `UpdateStream.begin`; StreamError also where the topic is not there, or was made again."""
         positions = positions_by_partition(positions)
         if self._group is not None:
             self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)

@@ -189,7 +189,7 @@ class EventSink(Protocol):
 
 
 class MemoryFeatures:
-    """A feature source, and its write path, in this process: for one replica, tests, and where no server is at hand.
+    """A feature source, and its write path, in this process: for one replica, tests, and where there is no server.
 
     Args:
       layout: layout of the events.

@@ -356,7 +356,7 @@ class ValkeyStream:
             return True
         info = self._client.xinfo_stream(key)
         if position_of(info["last-generated-id"]) < position:
-            return True  # made anew
+            return True  # made again
         removed = info["entries-added"] > info["length"]
         first = info["first-entry"]
         before = first is not None and position_of(first[0]) <= position

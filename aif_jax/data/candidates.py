@@ -322,7 +322,7 @@ def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
 def staged(
     dataset: Dataset, counts: Mapping[str, int], *, sampler: NegativeSampler | None = None, repeats: bool | None = None
 ) -> CandidateSource:
-    """Lists for training: so many candidates of each stage, drawn anew for every batch.
+    """Lists for training: so many candidates of each stage, drawn again for every batch.
 
     Args:
       dataset: the data, with a cascade.

@@ -161,7 +161,7 @@ def _keys(arrays: Mapping[str, np.ndarray], folder: str | Path) -> Keys:
     if "ids" in arrays:
         return Keys(arrays["ids"])
     if not {"keys", "marks"} <= arrays.keys():
-        raise consume.ExportError(f"{folder}: expected an index with marks of its string ids, got one without; export anew")
+        raise consume.ExportError(f"{folder}: expected an index with marks of its string ids, got one without; export again")
     return Keys(arrays["keys"], arrays["marks"])
 
 

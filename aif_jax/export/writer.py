@@ -98,7 +98,7 @@ def save(
 
 
 def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = None, tolerance: float = 1e-4) -> str:
-    """Writes the functions of a folder anew with the JAX that is here, from its parameters and config.
+    """Writes the functions of a folder again with the JAX that is here, from its parameters and config.
 
     For folders whose functions JAX no longer reads, or does not read yet. The rebuilt model must give the old golden outputs.
     Import the modules of your blocks first.

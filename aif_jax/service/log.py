@@ -330,7 +330,7 @@ class Replay:
 def replay(log: str | Path, folder: str | Path, *, config: ServingConfig | None = None, limit: int | None = None) -> Replay:
     """Scores the records of a log with the export in a folder.
 
-    Raw records and events are encoded anew by the export's encoder; logged features are used where there are no raw ones.
+    Raw records and events are encoded again by the export's encoder; logged features are used where there are no raw ones.
 
     Args:
       log: file or folder that `RequestLog` wrote.

@@ -166,7 +166,7 @@ def source_of(name: str) -> Any:
 
 
 def supervise(where: Listening, workers: int) -> None:
-    """Starts worker processes on the same ports, starts those anew that die, and hands signals on to them."""
+    """Starts worker processes on the same ports, restarts those that die, and hands signals on to them."""
     # Bound and never listened to: the ports stay taken between two workers, and a free port is chosen once.
     held = [bind(where.host, port, reuse=True) for port in (where.http_port, where.grpc_port) if port is not None]
     ports = [str(each.getsockname()[1]) for each in held]
@@ -204,7 +204,7 @@ def supervise(where: Listening, workers: int) -> None:
                     raise RuntimeError(
                         f"serve: {len(died)} workers died within {RESTART_SECONDS:.0f} s, last code {process.returncode}"
                     )
-                logger.error("worker %d ended with code %d: started anew", process.pid, process.returncode)
+                logger.error("worker %d ended with code %d: restarted", process.pid, process.returncode)
                 processes[at] = start()
                 if stopping:
                     stop(0, None)

@@ -9,6 +9,7 @@ One writer owns a directory, see `lease.py`; snapshots are named by the number o
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import json
@@ -40,7 +41,7 @@ Made = TypeVar("Made", bound="Manifest")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(abc.ABC):
     """The manifest of a snapshot on disk, without its arrays; rows belong to one model.
 
     Attributes:
@@ -96,9 +97,9 @@ class Manifest:
             raise CheckpointError(f"{path}: the record cannot be read: {error!r}; {cls.REBUILD}") from error
         return manifest
 
+    @abc.abstractmethod
     def fits(self, arrays: Mapping[str, Any]) -> bool:
         """Whether the fields of a kind fit the arrays, given by path with dtype and shape."""
-        raise NotImplementedError
 
     def fits_memory(self, rows: int) -> bool:
         """Whether a batch of such rows fits in memory: it is filled up with zeros."""

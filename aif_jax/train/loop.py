@@ -368,7 +368,7 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """What a state holds besides parameters: step, counters, optimizer state."""
+    """What a state holds in addition to parameters: step, counters, optimizer state."""
     names = [field.name for field in dataclasses.fields(state) if field.name not in GROUPS]
     return {name: getattr(state, name) for name in names}
 

@@ -165,7 +165,7 @@ class Cascaded:
     the ranker's scores. Held-out requests are evaluated on all their candidates with known labels.
 
     Attributes:
-      exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn anew for every batch.
+      exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn again for every batch.
       in_batch, sampled: others' exposed items, and items drawn by popularity.
       power: power of the popularity of sampled ones.
 

@@ -494,7 +494,7 @@ def _check_partition(users: list[UserId], rows: Stored, partition: int | None) -
     if partition is not None and moved.any():
         at = int(np.argmax(moved))
         expected = f"events of user {users[at]!r} by partition {rows.partition[at]}, as before"
-        raise ValueError(f"update: {expected}, got partition {partition}; build the table anew for other partitions")
+        raise ValueError(f"update: {expected}, got partition {partition}; build the table again for other partitions")
 
 
 def _part(events: Events, at: Any) -> Events:

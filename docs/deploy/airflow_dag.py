@@ -19,7 +19,7 @@ def refresh_preranker():
 
     @task(retries=5)
     def refresh() -> None:
-        code = subprocess.run([*REFRESH, "--work", "/work/preranker", "--quiet"], check=False).returncode
+        code = subprocess.run([*REFRESH, "--work", "/jobs/preranker", "--quiet"], check=False).returncode
         if code == REFUSED:
             raise AirflowFailException("the gate refused the model; its report is in OUT/reports")
         if code:

@@ -8,7 +8,7 @@ the hidden quality g_i.
 **Requests.** At an event of the log, retrieval finds M items: half by popularity ** 0.75, half of the topics and categories of
 the user's history, and the event's item. An earlier pre-ranker (log P(click) + noise) passes on a half, the ranker scores the
 best of them, and shows the best ten; the event's item is always shown, because the log says so. Labels of shown items are drawn
-anew, that of the event's item is the log's.
+again, that of the event's item is the log's.
 """
 
 from __future__ import annotations

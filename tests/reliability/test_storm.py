@@ -98,7 +98,7 @@ async def storm(sizes: Sizes, rng: np.random.Generator) -> Counter:
             for number in range(CALLERS):
                 group.create_task(caller(number))
         counters = engine.metrics()["counters"]
-        assert {name: counters[name] for name in compiled} == compiled, "a publish compiled anew"
+        assert {name: counters[name] for name in compiled} == compiled, "a publish compiled again"
         assert counters["requests"] == counters["answered"] == tally["answers"] == sizes.storm_requests
         assert counters["publishes"] == sizes.storm_publishes
         assert counters["index_updates"] == UPDATES * sizes.storm_publishes

@@ -72,7 +72,7 @@ def read_manifest(folder: Path, *, sha256: str | None = None, max_bytes: int | N
     if manifest.get("format_version") != FORMAT_VERSION:
         version = manifest.get("format_version")
         raise ExportError(
-            f"{MANIFEST}: expected format_version {FORMAT_VERSION}, got {version!r}; export anew or update the loader"
+            f"{MANIFEST}: expected format_version {FORMAT_VERSION}, got {version!r}; export again or update the loader"
         )
     if manifest.get("sha256") != (digest := seal(manifest)):
         raise ExportError(f"{MANIFEST} was altered: expected sha256 {manifest.get('sha256')} inside, got {digest}")

@@ -299,7 +299,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def check_versions(manifest: Mapping[str, Any]) -> None:
     """Raises where this JAX cannot read the functions: exports read forward within JAX's window, not backward."""
     made, here = str(manifest["made_with"].get("jax")), jax.__version__
-    advice = "params and config are still readable: `aif_jax.export.rebuild(folder, new)` writes the functions anew"
+    advice = "params and config are still readable: `aif_jax.export.rebuild(folder, new)` writes the functions again"
     if _release(made) > _release(here):
         raise ExportError(f"written under jax {made}, newer than jax {here} here: expected at least {made}; {advice}")
     low = jax.export.minimum_supported_calling_convention_version
