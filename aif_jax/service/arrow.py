@@ -13,6 +13,7 @@ import numpy as np
 
 from aif_jax.readers.sources import pyarrow
 from aif_jax.service.calls import BadCall
+from aif_jax.service.tensors import put
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 MOST_COLUMNS = 256
@@ -29,11 +30,7 @@ def unpack(body: bytes) -> dict[str, Any]:
             raise BadCall("body", f"expected one row of at most {MOST_COLUMNS} columns, got {batch.num_rows} rows")
         fields: dict[str, Any] = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            group, dot, key = name.partition(".")
-            inside = fields.setdefault(group, {}) if dot else fields
-            if not isinstance(inside, dict) or (key or group) in inside:
-                raise BadCall(name[:80], "expected one value, got two")
-            inside[key or group] = _value(arrow, column, name[:80])
+            put(fields, name, _value(arrow, column, name[:80]))
         return fields
     except BadCall:
         raise
