@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import aif_jax as aif
-from aif_jax.data.served import names_of
+from aif_jax.data.cascade import names_of
 from aif_jax.service import tensors
 from aif_jax.service.log import LogRecord, log_schema
 from tests import demo

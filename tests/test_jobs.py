@@ -18,7 +18,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.index import parts
-from aif_jax.jobs import encode, source
+from aif_jax.jobs import encode
 from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import MemoryRows
 from tests import demo
@@ -432,5 +432,5 @@ def test_one_program_serves_all_tasks_of_a_process():
     """Each task may come with its own copy of the job."""
     jobs = [pickle.loads(pickle.dumps(world.job())) for _ in range(3)]
     programs = {id(job._program()) for job in jobs}
-    assert len(programs) == 1 and isinstance(jobs[0]._source, source.Source)
+    assert len(programs) == 1 and isinstance(jobs[0]._source, encode.Source)
     assert dataclasses.is_dataclass(world.model()[0].config)

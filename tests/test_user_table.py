@@ -29,8 +29,7 @@ from aif_jax.index import IndexWriter, WriterConflict
 from aif_jax.store.codec import STORAGES
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from aif_jax.user_table import ClockError, MemoryRows, RemoteRows, Stored, UpdateCounts, UserTable, UserTableWriter
-from aif_jax.user_table.program import unpack
-from aif_jax.user_table.rows import NONE
+from aif_jax.user_table.rows import NONE, unpack
 from aif_jax.user_table.table import read_rows, write_rows
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo, stream_world

@@ -33,7 +33,7 @@ from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.check import ORDERS
 from aif_jax.readers.sources import CAP
 from aif_jax.run import Run, fit
-from aif_jax.sharding import launch, processes
+from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.fit import note
@@ -271,10 +271,10 @@ def bounds(evaluation: Evaluation) -> dict[str, list[float]]:
 def start_processes(options: argparse.Namespace) -> int:
     """Starts the processes of a job on this host, and waits for them; returns the exit code of the first that failed."""
     words = [sys.executable, "-m", "aif_jax", *options.words, "--parent", str(os.getpid())]
-    started = launch.start(
+    started = processes.start(
         lambda address, index: [*words, "--coordinator", address, "--process-id", str(index)], options.processes
     )
-    return launch.wait(started)
+    return processes.wait(started)
 
 
 def join(options: argparse.Namespace) -> None:
@@ -289,7 +289,7 @@ def join(options: argparse.Namespace) -> None:
     sys.stdout = os.fdopen(own, "w", encoding="utf-8")
     one_host = options.parent is not None
     if one_host:
-        launch.end_with(options.parent)
+        processes.end_with(options.parent)
     devices = [options.process_id] if one_host else None  # of the GPUs of a host, where it has them
     jax.distributed.initialize(options.coordinator, options.processes, options.process_id, local_device_ids=devices)
 

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoding.characters import folded
-from aif_jax.encoding.hashing import mix
+from aif_jax.encoding.hashing import folded, mix
 from aif_jax.encoding.vocabulary import Kind, as_ids
 
 EMPTY = np.iinfo(np.int64).min

@@ -14,8 +14,7 @@ from aif_jax.encoding.columns import Kind as ColumnKind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
 from aif_jax.readers.sources import Problems, Source
-from aif_jax.readers.tables import Scan, scan
-from aif_jax.readers.validate import distinct_values
+from aif_jax.readers.tables import Scan, distinct_values, scan
 
 
 def admit(

@@ -20,8 +20,7 @@ from aif_jax.encoding.times import Ticks, break_ties
 from aif_jax.output.progress import hidden
 from aif_jax.readers.check import Repeats, profile_of
 from aif_jax.readers.sources import SKIPPED, Problems, Source, TextFile
-from aif_jax.readers.tables import Content, Scan, blocks, lookup, scan
-from aif_jax.readers.validate import Tables, raw_values, read_tables, validate
+from aif_jax.readers.tables import Content, Scan, Tables, blocks, lookup, raw_values, read_tables, scan, validate
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)

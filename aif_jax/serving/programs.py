@@ -27,8 +27,8 @@ from aif_jax.store import codec
 from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, Streamed, UserFeatures
-from aif_jax.user_table.program import pack as pack_memory
-from aif_jax.user_table.program import unpack as unpack_memory
+from aif_jax.user_table.rows import pack as pack_memory
+from aif_jax.user_table.rows import unpack as unpack_memory
 
 LOGIT, BID = "logit", "bid"
 

@@ -29,8 +29,7 @@ from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
-from aif_jax.user_table.program import UserProgram, ranges, unpack
-from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, positions_of
+from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, UserProgram, positions_of, ranges, unpack
 
 
 class ClockError(RuntimeError):
