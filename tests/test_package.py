@@ -108,7 +108,7 @@ SWITCHES = {
 FACE = 69
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
-CROWDED = {"service": 17, "blocks": 18}
+CROWDED = {"service": 16, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
 MOST_LINES = 36_700
 TOP_LEVEL = {

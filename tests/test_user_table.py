@@ -314,7 +314,7 @@ def test_a_table_is_saved_and_loaded(tmp_path, streamed):
     with pytest.raises(EncodingMismatch):
         UserTable.load(tmp_path / "t", aif.Trained(MODEL, PARAMS, other).with_version(VERSION))
     wider = aif.build(CONFIG.replace(head=(8,)))
-    with pytest.raises(ValueError, match="config or schema other than the model's"):
+    with pytest.raises(ValueError, match="expected config and schema of the model, got others"):
         UserTable.load(tmp_path / "t", aif.Trained(wider, PARAMS, ENCODER).with_version(VERSION))
     with pytest.raises(FileNotFoundError):
         UserTable.load(tmp_path / "none", TRAINED)

@@ -243,7 +243,7 @@ def open_samples(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarr
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         named = {name: folder / f"{name}.npy" for name in record["arrays"]}
     except FileNotFoundError:
-        raise FileNotFoundError(f"{folder}: expected a folder of join_outcomes, found no {RECORD} in it") from None
+        raise FileNotFoundError(f"{folder}: expected a folder of join_outcomes, found no {RECORD}; name another") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / RECORD}: expected the record of join_outcomes, got another: {error!r}") from error
     arrays = {}

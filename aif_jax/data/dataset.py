@@ -82,7 +82,8 @@ class Dataset:
             known = self.encoder.vocabularies
             of_users = self.users if self.served is not None else known["user"]
             same = (self.encoder.schema, of_users, known["item"]) == (schema, self.users, self.items)
-            expect(same, "Dataset.encoder", "one of this schema with these users and items", "another")
+            got = f"one of {self.encoder.schema!r}; take the encoder that read them"
+            expect(same, "Dataset.encoder", "one of this schema with these users and items", got)
             self._carry(self.encoder)
         expect_names(self.user_ids, "Dataset.user_ids", [a.name for a in schema.user_attributes])
         for a in schema.user_attributes:

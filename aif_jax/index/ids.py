@@ -66,7 +66,7 @@ def _keys(raw: Any, name: str, like: Kind | None, *, short: bool) -> Keys:
     if None not in (like, keys.kind) and keys.kind != like:
         raise TypeError(f"{name}: expected {like}, got {keys.kind}")
     if keys.kind == "integers" and keys.key.min() == EMPTY:
-        raise ValueError(f"{name}: the id {EMPTY} is reserved")
+        raise ValueError(f"{name}: expected ids but {EMPTY}, which is reserved, got it; give the item another")
     return keys
 
 

@@ -71,7 +71,7 @@ def admit(
     table = scan(events, kinds, problems, columns=columns, name="events")
     problems.expect_none()
     seconds = table.seconds(columns.time)
-    expect(len(seconds) or now is not None, "events", "at least one event, or now", "none")
+    expect(len(seconds) or now is not None, "events", "at least one event, or now", "none; give newer events")
     ones, named = np.ones(len(seconds), np.int64), {"user": columns.user, "item": columns.item}
     seen = {name: _counted(table, column, known[name], seconds, ones) for name, column in named.items()}
     wanted = set(capacity) - {"user", "item"}

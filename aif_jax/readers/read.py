@@ -207,13 +207,13 @@ def _options(
     expect(unknown in ("error", "skip"), "unknown", "'error' or 'skip'", repr(unknown))
     if columns is None:
         if encoder is None:
-            raise ValueError("columns: expected Columns, or an encoder that has them, got neither")
+            raise ValueError("columns: expected Columns, or an encoder that has them, got neither; give columns=")
         columns = encoder.columns
     if encoder is not None:
         same = encoder.columns == columns
         expect(same, "columns", f"those of the encoder, {encoder.columns}, or none", columns)
     if columns.content is not None and content is not None:
-        raise ValueError(f"content: expected Columns.content ({columns.content!r}) or content=, not both")
+        raise ValueError(f"content: expected it once, got content= and Columns.content={columns.content!r}; leave one out")
     named = (*columns.user_attributes, *columns.user_floats)
     given = users is not None or not named
     expect(given, "users", f"a file, because Columns names user columns {named}", None)

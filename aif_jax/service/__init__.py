@@ -2,7 +2,7 @@
 
     processes.py  process.py                      the processes, and one of them
     http.py  inference.py  rpc.py                 fronts: bytes in, bytes out
-        tensors.py  arrow.py  calls.py            one form of calls and problems for all of them
+        tensors.py  calls.py                      one form of calls and problems for all of them
                   core.py                         `Service`: versions, limits, observers, answers
     models.py  exports.py  features.py              versions of a folder or a store; what a call's user becomes
               log.py  observers.py                what an operator sees

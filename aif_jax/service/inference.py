@@ -165,7 +165,8 @@ class InferenceRest:
     async def _infer(self, asked: Asked, version: str) -> Response:
         length = asked.headers.get(LENGTH)
         if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(asked.body)):
-            raise BadCall("inference-header-content-length", f"expected at most the {len(asked.body)} bytes of the body")
+            expected = f"expected at most the {len(asked.body)} bytes of the body, got {length[:20]!r}"
+            raise BadCall("inference-header-content-length", expected)
         end = len(asked.body) if length is None else int(length)
         head, data = tensors.parse_json(asked.body[:end]), asked.body[end:]
         inputs = tensors.arrays_from(head.get("inputs"), data)
@@ -194,10 +195,10 @@ def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
     binary = {"": isinstance(parameters, dict) and parameters.get("binary_data_output") is True}
     names, listed = [], head.get("outputs", [])
     if not isinstance(listed, list) or len(listed) > tensors.MOST_TENSORS:
-        raise BadCall("outputs", f"expected a list of at most {tensors.MOST_TENSORS} tensors")
+        raise BadCall("outputs", f"expected a list of at most {tensors.MOST_TENSORS} tensors, got {type(listed).__name__}")
     for entry in listed:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise BadCall("outputs", "expected tensors with names")
+            raise BadCall("outputs", f"expected tensors with names, got {entry!r:.80}")
         names.append(entry["name"])
         inner = entry.get("parameters")
         if isinstance(inner, dict) and "binary_data" in inner:
@@ -266,7 +267,8 @@ def _made(kind: str, /, **fields: Any) -> Any:
 
 def _message_inputs(listed: Sequence[Any], raw: Sequence[bytes]) -> dict[str, np.ndarray]:
     if len(listed) > tensors.MOST_TENSORS or (raw and len(raw) != len(listed)):
-        raise BadCall("inputs", f"expected at most {tensors.MOST_TENSORS}, raw contents for all of them or for none")
+        expected = f"at most {tensors.MOST_TENSORS}, raw contents for all or none"
+        raise BadCall("inputs", f"expected {expected}, got {len(listed)} and {len(raw)}")
     arrays: dict[str, np.ndarray] = {}
     for at, tensor in enumerate(listed):
         name, shape = tensor.name, tensors.expect_shape(tensor.name, tensor.datatype, list(tensor.shape))

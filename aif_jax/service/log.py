@@ -172,7 +172,8 @@ def record_of(seen: Observed) -> LogRecord:
     logits = answer.logits[answer.mask] if isinstance(answer, Ranking) else answer.logits
     candidates = seen.candidates
     given = {"record": call.record, "events": call.events, "now": seen.now if call.now is None else call.now}
-    raw = None if call.record is None and call.events is None else tensors.pack(_packed(given))
+    known = {name: value for name, value in given.items() if value is not None}
+    raw = tensors.pack(known) if known.keys() - {"now"} else None
     features = None
     if seen.features is not None and isinstance(seen.features.history, Behaviours):
         features = tensors.pack({k: np.asarray(v) for k, v in leaves_by_path(seen.features, separator=".").items()})
@@ -208,7 +209,7 @@ def log_files(path: str | Path) -> list[Path]:
     path = Path(path)
     files = sorted(path.glob("requests-*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
-        raise FileNotFoundError(f"{path}: expected a request log, got none")
+        raise FileNotFoundError(f"{path}: expected a request log, got none; write one: aif-jax serve --log DIR")
     return files
 
 
@@ -257,11 +258,6 @@ def _bytes(values: list[Any]) -> int:
             else:
                 waiting += value
     return size
-
-
-def _packed(given: dict[str, Any]) -> dict[str, Any]:
-    """Fields that have a value."""
-    return {name: value for name, value in given.items() if value is not None}
 
 
 ROOM = Limits(candidates=1 << 24, events=1 << 24)

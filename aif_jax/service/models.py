@@ -79,7 +79,9 @@ def newest(root: Path, folder: str, *, inside: str = "") -> Path:
             return place
         if found := snapshots(place):
             return found[-1]
-    raise FileNotFoundError(f"{root}: expected snapshots, of {folder or 'the export'} or of every version, got none")
+    raise FileNotFoundError(
+        f"{root}: expected snapshots of {folder or 'the export'} or of every version, got none; start the job"
+    )
 
 
 def newer(kind: type[Table], root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[Table, Written] | None:
@@ -226,7 +228,7 @@ class Models:
                 return served
             place -= share
         if not self.shares:
-            raise UnknownVersion("no version serves")
+            raise UnknownVersion("version: expected one that serves, got none; try again once the service is ready")
         return self.shares[0][1]  # rounding of the shares
 
     def named(self, version: str) -> Served:
@@ -243,7 +245,7 @@ class Models:
         before = self.held[0] if self.held else None
         restored, difference, exported = await asyncio.to_thread(self._restore, entry, before)
         if restored.index is None:
-            raise ValueError(f"{path_of(self.root, entry)}: expected an export with an index, got one without")
+            raise ValueError(f"{path_of(self.root, entry)}: expected an export with an index, got one without; add --index")
         trained = restored.trained
         config, orders = trained.config, dict(restored.manifest.get("orders", {}))
         table, table_from = await asyncio.to_thread(self._table, entry, restored)

@@ -53,7 +53,7 @@ class Orders(NamedTuple):
         expect(order in self.names, "Request.order", f"one of {[LOGIT, *self.names]}", repr(order))
         lacks = self.bid in self.expressions[self.names.index(order)].side and not given and not self.in_row
         expected = f"bids with the candidates or {self.bid!r} in schema.side"
-        expect(not lacks, f"order {order!r}", expected, "neither")
+        expect(not lacks, f"order {order!r}", expected, "neither; send bids, or take another order")
 
     def mode(self, order: str, *, given: bool) -> int:
         """The number of an order in the compiled program."""

@@ -68,7 +68,7 @@ class Lease:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         except FileExistsError:
-            raise WriterConflict(f"{self.directory}: another writer has just started") from None
+            raise WriterConflict(f"{self.directory}: another writer has just started; stop it first") from None
         self._close = weakref.finalize(self, os.close, descriptor)
         with contextlib.suppress(OSError):  # a file system without locks: there the number alone decides
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -82,12 +82,14 @@ class Lease:
     def check(self) -> None:
         """Raises WriterConflict unless this is the owner."""
         if not self.number:
-            raise WriterConflict(f"{self.directory}: this writer is closed")
+            raise WriterConflict(f"{self.directory}: this writer is closed; resume to go on")
         claims = self._claims()
         last = max(claims, default=0)
         if last > self.number:
             owner = _described(claims[last], last)
-            raise WriterConflict(f"{self.directory}: {owner} took over; this writer (owner {self.number}) saves no more")
+            raise WriterConflict(
+                f"{self.directory}: {owner} took over; this writer (owner {self.number}) saves no more; stop it"
+            )
 
     def release(self) -> None:
         """Lets the next owner in."""
@@ -207,7 +209,7 @@ class Manifest(abc.ABC):
         """Raises unless the snapshot was made by this model: ValueError, EncodingMismatch, VersionMismatch."""
         if self.config != trained.config:
             lines = differences(self.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
-            raise ValueError(f"{path}: config or schema other than the model's; {self.REBUILD}:\n{listed(lines)}")
+            raise ValueError(f"{path}: expected config and schema of the model, got others; {self.REBUILD}:\n{listed(lines)}")
         check_encoding(f"{self.NOUN} in {path}", expected=trained.encoding, got=self.encoding)
         if self.version != trained.version:
             raise VersionMismatch(f"{self.NOUN} in {path}", expected=trained.version, got=self.version)
@@ -314,7 +316,7 @@ class SnapshotWriter:
         """
         directory = local(directory)
         if not (there := snapshots(directory)):
-            raise FileNotFoundError(f"{directory}: no complete snapshot")
+            raise FileNotFoundError(f"{directory}: expected a complete snapshot, got none; begin with {cls.__name__}.start")
         lease = Lease(directory)
         lease.take(above=_number(there[-1])[0], takeover=takeover)
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aif_jax.service import arrow, processes, tensors
+from aif_jax.service import processes, tensors
 from aif_jax.service.inference import MODEL
 from aif_jax.service.process import Listening
 from tests.reliability.sizes import FULL, SMOKE, generator
@@ -86,9 +86,9 @@ class Mutations:
         """A stream of Arrow."""
         fields = CALL | {"candidates": IDS}
         if self.rng.random() < 0.7:
-            return self.bytes(arrow.pack(fields))
+            return self.bytes(tensors.pack_arrow(fields))
         fields[self.pick(list(fields))] = self.pick([None, True, -1, 1e308, "é", [1, 2], ["a", None], [], [[1]], {"a": 1}])
-        return arrow.pack(fields)
+        return tensors.pack_arrow(fields)
 
     def tensors(self) -> dict[str, Any]:
         """A call of the Open Inference Protocol."""
@@ -147,7 +147,7 @@ def fuzz(count: int, seed: int) -> Counter[Any]:
                 if way == 0:
                     kind, body = tensors.CONTENT_TYPE, mutations.body()
                 elif way == 3:
-                    kind, body = arrow.CONTENT_TYPE, mutations.arrow()
+                    kind, body = tensors.ARROW, mutations.arrow()
                 elif way == 1:
                     body = mutations.text(mutations.fields(CALL))
                 else:
