@@ -22,20 +22,21 @@ def killed(
     kills: int,
     pause: float,
     chance: random.Random,
-    awaited: Callable[[int], str] = lambda number: "applied",
+    awaited: Callable[[int], tuple[str, int]] = lambda number: ("applied", 1 + 4 * number),
     before: Callable[[int, Any], None] = lambda number, process: None,
 ) -> Iterator[int]:
     """Runs `work(*arguments)` in processes, one after another, until one ends by itself; yields the number of each kill.
 
-    A kill comes at random up to `pause` seconds after the process has written the word `awaited(number)` into `log`, and after
-    `before(number, process)`; from the kill of number `kills` on processes are left alone.
+    A kill comes at random up to `pause` seconds after the process has written a word so many times into `log` as
+    `awaited(number)` says, and after `before(number, process)`; from the kill of number `kills` on processes are left alone.
     """
     number = 0
     while True:
         process = CONTEXT.Process(target=work, args=arguments)
         seen = len(log.read_text()) if log.exists() else 0
         process.start()
-        while process.is_alive() and not (log.exists() and awaited(number) in log.read_text()[seen:]):
+        word, times = awaited(number)
+        while process.is_alive() and not (log.exists() and log.read_text()[seen:].count(word) >= times):
             time.sleep(0.002)
         time.sleep(chance.uniform(0, pause))
         before(number, process)

@@ -578,8 +578,10 @@ def test_kills_at_random_points_lose_nothing(tmp_path):
         while number % 3 == 2 and process.is_alive() and not saving(directory):  # a third come in the middle of a save
             time.sleep(0.0005)
 
-    words = ("start", "applied")  # half of the kills come while it compiles
-    options = {"kills": 12, "pause": 0.1, "chance": random.Random(0), "awaited": lambda n: words[n % 2], "before": await_save}
+    def awaited(number: int) -> tuple[str, int]:  # half of the kills come while it compiles
+        return ("applied", 1 + 2 * number) if number % 2 else ("start", 1)
+
+    options = {"kills": 12, "pause": 0.1, "chance": random.Random(0), "awaited": awaited, "before": await_save}
     torn = [saving(directory) for _ in killed(work, (directory, str(log)), log, **options)]
     assert last_position(log, first=0) == UPDATES and len(torn) == 12 and any(torn)
     final = IndexWriter.resume(directory, TRAINED)

@@ -513,7 +513,7 @@ def kill_followers(kind, valkey_url, request, folder: Path, *, kills: int, updat
         (root / "ends").write_text(json.dumps(ends))
         arguments = (kind, f"{address} {valkey_url}", name, str(root), updates, str(folder / "cache"))
         killing = killed(
-            work, arguments, root / "log", kills=kills - done, pause=0.15, chance=chance, awaited=lambda _: "saved"
+            work, arguments, root / "log", kills=kills - done, pause=0.15, chance=chance, awaited=lambda _: ("saved", 1)
         )
         done += sum(1 for _ in killing)
         saved: dict = {}
