@@ -374,7 +374,8 @@ def test_a_service_is_judged_by_its_own_metrics():
     old, new = "a" * 12, "b" * 12
     versions = {old: counted(500, 5, 1, 0.01), new: counted(300, 60, 30, 0.05)}
     reasons = judge_service(prometheus_text(by_version=versions), new * 5, old * 5)
-    assert len(reasons) == 3 and "18.2% of 300 answers were degraded" in reasons[0]
-    assert "9.1% of 300 requests failed" in reasons[1] and "5.00 times as long" in reasons[2]
+    assert len(reasons) == 3 and "18.2% of 330 requests were degraded" in reasons[0]
+    assert "9.1% of 330 requests failed" in reasons[1] and "5.00 times as long" in reasons[2]
     assert judge_service(prometheus_text(by_version={old: versions[old], new: versions[old]}), new, old) == ()
     assert judge_service(prometheus_text(by_version={new: counted(50, 50, 0, 1.0)}), new, old) == ()  # too few
+    assert len(judge_service(prometheus_text(by_version={new: counted(0, 0, 200, 1.0)}), new, old)) == 1  # answers nobody
