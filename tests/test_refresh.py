@@ -33,9 +33,9 @@ from aif_jax.refreshing import (
 )  # fmt: skip
 from aif_jax.refreshing import report as reports
 from aif_jax.refreshing.job import begin
-from aif_jax.service import nearline
+from aif_jax.service import models
 from aif_jax.serving.metrics import Histogram, prometheus_text
-from aif_jax.store.lease import Lease, WriterConflict
+from aif_jax.store.snapshots import Lease, WriterConflict
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import FitSettings, training_positions
 from aif_jax.train.tasks import NextItem
@@ -177,9 +177,9 @@ def test_rows_of_users_are_published_within_the_export(tmp_path):
     made = aif.refresh(served, world.events(5), items=world.items(5), out=tmp_path / "store", **options)
     mirror = tmp_path / "mirror"
     assert SnapshotStore(tmp_path / "store").fetch(mirror).name == made.name
-    table, written = nearline.newer(UserTable, mirror, made.name, None, made.trained)
+    table, written = models.newer(UserTable, mirror, made.name, None, made.trained)
     assert written.path == mirror / made.name / "users" and len(table) == world.USERS
-    assert nearline.newer(UserTable, mirror, made.name, written, made.trained) is None
+    assert models.newer(UserTable, mirror, made.name, written, made.trained) is None
 
 
 # warm start, and the old model as it is served

@@ -29,8 +29,7 @@ from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
-from aif_jax.user_table.program import UserProgram, ranges, unpack
-from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, positions_of
+from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, UserProgram, positions_of, ranges, unpack
 
 
 class ClockError(RuntimeError):
@@ -105,7 +104,7 @@ class Manifest(snapshots.Manifest):
     def check_layout(self, path: str | Path, layout: Layout) -> None:
         """Raises CheckpointError where rows are laid out in another way than this version of the package does."""
         if self.layout != describe(layout):
-            raise CheckpointError(f"{path}: rows of another layout than this version's; {self.REBUILD}")
+            raise CheckpointError(f"{path}: expected rows of this version's layout, got another; {self.REBUILD}")
 
 
 inspect = Manifest.inspect
@@ -128,7 +127,7 @@ def read_rows(path: str | Path, manifest: Manifest, *, width: int) -> MemoryRows
         good = len(users) == manifest.users and shapes == [(manifest.users, width), (manifest.users,), (manifest.users,)]
         expect(good, "arrays", f"rows [{manifest.users}, {width}] of as many users", f"{shapes} of {len(users)}")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the arrays do not fit together: {error}; {manifest.REBUILD}") from error
+        raise CheckpointError(f"{path}: expected arrays that fit together, got others: {error}; {manifest.REBUILD}") from error
     rows = MemoryRows(width, capacity=manifest.users)
     for start in range(0, len(users), CHUNK):
         some = slice(start, start + CHUNK)
@@ -494,7 +493,7 @@ def _check_partition(users: list[UserId], rows: Stored, partition: int | None) -
     if partition is not None and moved.any():
         at = int(np.argmax(moved))
         expected = f"events of user {users[at]!r} by partition {rows.partition[at]}, as before"
-        raise ValueError(f"update: {expected}, got partition {partition}; build the table again for other partitions")
+        raise ValueError(f"update: expected {expected}, got partition {partition}; build the table again for other partitions")
 
 
 def _part(events: Events, at: Any) -> Events:
@@ -541,7 +540,7 @@ class UserTableWriter(SnapshotWriter):
         def run() -> None:
             self.applied += self.table.update(events, position=position, partition=partition, written=written)
 
-        expect(np.size(position) > 0, "position", "one for each event", "none")
+        expect(np.size(position) > 0, "position", "one for each event", "none; give position=")
         return self._apply(run, position if np.ndim(position) == 0 else position[-1], partition)  # type: ignore[index]
 
     def _frozen(self) -> UserTable:
