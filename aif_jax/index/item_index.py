@@ -40,6 +40,15 @@ class Manifest(snapshots.Manifest):
     Attributes:
       items: rows.
       ids: kind of the raw ids; None for an index that never had any.
+      version: version of the params, config and encoder that made the rows.
+      config: config of the model, with its schema.
+      encoding: version of the encoder; "" for none.
+      storage: how vectors are stored: "float32", "bfloat16" or "int8".
+      batch_size: rows in one run of the function that made them.
+      positions: positions in the update stream, by partition: every update up to there is in, none after it.
+      library: version of aif_jax that wrote it.
+      leaves: dtype and shape of each array by path.
+      nbytes: bytes of the arrays.
     """
 
     NOUN = "index"

@@ -30,11 +30,17 @@ TRIES = 4  # to copy a row that is being written, before a reader waits for the 
 
 
 class Stored(NamedTuple):
-    """Rows of n users, each with how far in the stream it is. A user's events come by one partition."""
+    """Rows of n users, each with how far in the stream it is. A user's events come by one partition.
 
-    words: np.ndarray  # uint32 [n, W], see `store.codec.Packed`
-    position: np.ndarray  # int64 [n] of the last event in the row, `NONE` where there is no row
-    partition: np.ndarray  # int32 [n]
+    Attributes:
+      words: uint32 [n, W], see `store.codec.Packed`.
+      position: int64 [n] position of the last event in the row, `NONE` where there is no row.
+      partition: int32 [n] partition of the user's events.
+    """
+
+    words: np.ndarray
+    position: np.ndarray
+    partition: np.ndarray
 
     def take(self, at: np.ndarray | slice) -> Stored:
         """Some of the rows."""
@@ -193,10 +199,15 @@ Times are the server's, one clock for all writers, and never fall."""
 
 
 class Progress(NamedTuple):
-    """How far the rows of a partition are."""
+    """How far the rows of a partition are.
 
-    position: int  # of the last event of what was put last, `NONE` where events came without positions
-    seconds: float  # when a row was last written, since 1970 by the server's clock; it never falls
+    Attributes:
+      position: position of the last event that was put, `NONE` for events without positions.
+      seconds: when a row was last written, since 1970 by the server's clock; never falls.
+    """
+
+    position: int
+    seconds: float
 
 
 class RemoteRows:

@@ -37,10 +37,15 @@ class ClockError(RuntimeError):
 
 
 class Written(NamedTuple):
-    """When the messages of n events were written to the stream."""
+    """When the messages of n events were written to the stream.
 
-    seconds: np.ndarray  # float64 [n] since 1970, NaN where the stream does not tell
-    by_broker: np.ndarray  # bool [n], whether by the broker's clock and not the producer's
+    Attributes:
+      seconds: float64 [n] since 1970; NaN where the stream does not tell.
+      by_broker: bool [n] whether by the clock of the broker; else of the producer.
+    """
+
+    seconds: np.ndarray
+    by_broker: np.ndarray
 
 
 def check_future(stamped: np.ndarray, written: Written | None, *, clock: Callable[[], float], skew: int) -> None:
@@ -161,13 +166,20 @@ RETRIES = 8  # of rows that another writer changed in between
 
 
 class UpdateCounts(NamedTuple):
-    """What became of the events of an update."""
+    """What became of the events of an update.
 
-    events: int  # that are in the table now
-    users: int  # whose rows changed
-    repeated: int  # events that the rows held already
-    late: int  # events that were older than one of their user before them; each is put in its place
-    beyond: int  # late ones that were older than every event that is kept: they count in sums and SIM caches alone
+    Attributes:
+      events, users: events that are in the table now, and users whose rows changed.
+      repeated: events that the rows held already.
+      late: events older than an earlier one of their user; each is put in its place.
+      beyond: late events older than every kept event: they count in sums and SIM caches alone.
+    """
+
+    events: int
+    users: int
+    repeated: int
+    late: int
+    beyond: int
 
     def __add__(self, other: UpdateCounts) -> UpdateCounts:  # type: ignore[override]
         """The sum of two, count by count."""
