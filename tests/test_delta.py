@@ -117,8 +117,9 @@ def test_a_chain_of_deltas_equals_a_full_rebuild(streaming, data, tmp_path, tabl
     check(parts, params, data, streaming.trained.config)
     assert all(equal(a, b) for a, b in zip(before[0], streaming.index.stored(), strict=True)), "the base moved"
     assert rows_of(streaming.users) == before[1]
-    walked = list(Chain(tmp_path).walk(streaming.trained.version))
-    assert [delta.number for delta in walked] == [1, 2, 3] and walked[-1].version == parts[0].version
+    walked = Chain(tmp_path).on(streaming.trained.version)
+    assert [path.name for path in walked.values()] == ["1", "2", "3"] and list(walked)[-1] == parts[0].version
+    assert Chain(tmp_path).on("other") == Chain(tmp_path / "none").on(streaming.trained.version) == {}
 
 
 def test_only_what_reads_a_row_that_moved_is_in_a_delta(streaming, data):

@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -266,23 +266,21 @@ class Chain:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._known: dict[str, str] = {}  # name to base
+        self._known: dict[str, dict[str, Any]] = {}  # records by name
 
-    def after(self, version: str) -> Path | None:
-        """The newest delta that stands on a version; None for none. Raises as `Delta.load`."""
+    def on(self, version: str) -> dict[str, Path]:
+        """The deltas that stand on a version, directly or on one another, in order: their folders by version.
+
+        Where two stand on the same version, the one that was published last counts. Raises as `Delta.load`.
+        """
         names = sorted(path.name for path in self.folder.iterdir() if path.name[0] != ".") if self.folder.is_dir() else []
-        self._known = {name: base for name, base in self._known.items() if name in set(names)}
-        for name in names:
-            if name not in self._known:
-                self._known[name] = inspect(self.folder / name)["base"]
-        found = [name for name in names if self._known[name] == version]
-        return self.folder / found[-1] if found else None
-
-    def walk(self, version: str) -> Iterator[Delta]:
-        """The deltas from a version to the end of its chain, in order."""
-        while (path := self.after(version)) is not None:
-            yield (delta := Delta.load(path))
-            version = delta.version
+        self._known = {name: self._known.get(name) or inspect(self.folder / name) for name in names}
+        after = {record["base"]: (record["version"], self.folder / name) for name, record in self._known.items()}
+        found: dict[str, Path] = {}
+        while version in after:  # a version is a digest of the one before it, so there is no circle
+            version, path = after[version]
+            found[version] = path
+        return found
 
 
 def _with_rows(table: Any, rows: MovedRows) -> jax.Array:

@@ -200,16 +200,20 @@ class Models:
         """Moves each version that serves to the end of the chain that stands on it. Raises what `Delta.apply` raises."""
         for place in range(len(self.shares)):
             share, served = self.shares[place]
-            while (path := await asyncio.to_thread(self._chain.after, served.version)) is not None:
-                if self._nearline.index is not None:
-                    got = "that of a nearline job; publish a full refresh, or start the service without --index"
-                    raise ValueError(f"{path}: expected the index of the export under a delta, got {got}")
-                served = await self._moved(served, path)
+            root = served.restored.manifest["version"]
+            deltas = await asyncio.to_thread(self._chain.on, root)
+            if deltas and self._nearline.index is not None:
+                got = "that of a nearline job; publish a full refresh, or start the service without --index"
+                raise ValueError(f"{next(iter(deltas.values()))}: expected the index of the export under a delta, got {got}")
+            versions = [root, *deltas]
+            known = served.version in versions  # else another chain began on the export
+            for version in versions[versions.index(served.version) + 1 :] if known else versions:
+                served = await (self.load(served.entry) if version == root else self._moved(served, deltas[version]))
                 self.shares[place] = (share, served)
                 self.held = [served, *self.held]
                 self.publishes += 1
                 self._close_old()
-                logger.info("version %s of %s serves by delta %d", served.version[:12], served.entry.folder, served.deltas)
+                logger.info("version %s of %s serves, delta %d", served.version[:12], served.entry.folder, served.deltas)
 
     async def _moved(self, served: Served, path: Path) -> Served:
         """The version behind a delta, in an engine with the same compiled functions; the one before serves until then."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
 from aif_jax.checks import expect
+from aif_jax.config import Config
 from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
-from aif_jax.train.optimizers import SparseConfig, split_tables
+from aif_jax.train.optimizers import SMALLEST, SparseConfig, ids_of, split_tables, take_rows
 from aif_jax.train.step import FITTED, LossFn, StepFn, TrainState, init_state, make_step
 from aif_jax.types import ItemFeatures, Params, UserFeatures
 
@@ -69,3 +72,24 @@ def _whole(params: Params) -> Params:
     fitted = {name: group for name, group in params[FITTED].items() if name != FROZEN}
     fixed = params[FITTED][FROZEN]
     return {**fixed, "embedding": {**fixed["embedding"], **params["embedding"]}, FITTED: fitted}
+
+
+def rows_optimizer(learning_rate: float) -> optax.GradientTransformation:
+    """Adam for the rows that a batch reads (lazy Adam): a row's moments move with it alone, and age with no other step."""
+    return optax.adam(learning_rate)
+
+
+def read_rows(table: Any, at: np.ndarray) -> np.ndarray:
+    """Rows [n, D] of a table on the host, compiled for a few numbers of them."""
+    size = max(SMALLEST, 1 << max(0, len(at) - 1).bit_length())
+    padded = np.zeros(size, np.int32)
+    padded[: len(at)] = at
+    return np.asarray(_rows(table, padded))[: len(at)]
+
+
+_rows = jax.jit(take_rows)
+
+
+def rows_read(batch: Any, tables: tuple[str, ...], params: Params, config: Config) -> dict[str, np.ndarray]:
+    """The rows of each table that a batch of training reads, ascending."""
+    return {name: np.unique(ids_of(name, params, batch.users, batch.items, config=config)) for name in tables}
