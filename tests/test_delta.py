@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import aif_jax as aif
+from aif_jax import export
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.export import Delta, MovedRows, WrongBase
 from aif_jax.export.delta import Chain
@@ -271,6 +272,18 @@ def test_items_upserted_after_a_delta_are_of_its_version(streaming, data):
     old = streaming.index.delete(items["item"]).upsert(items)  # from the snapshot before: a copy
     assert old.version == streaming.trained.version
     assert all(equal(a, b) for a, b in zip(old.stored(), streaming.index.stored(), strict=True))
+
+
+def test_an_export_of_what_is_behind_a_delta_names_its_contents(streaming, data, tmp_path):
+    applied = Delta.make(streaming.trained, moved(streaming.trained.params, 1), data.catalogue).apply(
+        streaming.trained, streaming.index
+    )
+    export.save(tmp_path / "export", applied.trained, applied.index, platforms=("cpu",), stablehlo=False)
+    read = export.restore(tmp_path / "export")
+    flat = Trained(applied.trained.model, applied.trained.params, data.encoder)
+    assert read.trained.version == read.index.version == flat.version != applied.trained.version
+    assert equal(read.trained.params, applied.trained.params)
+    assert all(equal(a, b) for a, b in zip(read.index.stored(), applied.index.stored(), strict=True))
 
 
 # training that moves rows alone

@@ -199,15 +199,13 @@ class Arrivals:
     """Events of the stream under the encoder of the chain, in the order in which they came; a `Target` of a `Follower`.
 
     Attributes:
-      columns: user, item, action and time in seconds of each event that counts.
-      used: bool [n], which were trained on or refused.
       left_out: events of unknown users, and from before the chain.
     """
 
     def __init__(self, encoder: Encoder, until: int):
         self.encoder, self.until = encoder, until
-        self.columns = {name: np.zeros(0, np.int64 if name == "time" else np.int32) for name in COLUMNS}
-        self.used = np.zeros(0, bool)
+        self._parts = [{name: np.zeros(0, np.int64 if name == "time" else np.int32) for name in COLUMNS}]
+        self._used = np.zeros(0, bool)
         self.left_out = 0
         self.positions: dict[int, int] = {}
         self.saved: dict[int, int] = {}
@@ -219,10 +217,26 @@ class Arrivals:
             self.add(part)
         self.positions[partition] = position
 
-    def add(self, columns: Mapping[str, np.ndarray], used: np.ndarray | None = None) -> None:
+    def __len__(self) -> int:
+        return sum(len(part["user"]) for part in self._parts)
+
+    def add(self, columns: dict[str, np.ndarray]) -> None:
         """Adds encoded events."""
-        self.columns = {name: np.concatenate([self.columns[name], columns[name]]) for name in COLUMNS}
-        self.used = np.concatenate([self.used, np.zeros(len(columns["user"]), bool) if used is None else used])
+        self._parts.append(columns)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """User, item, action and time in seconds of each event."""
+        if len(self._parts) > 1:
+            self._parts = [{name: np.concatenate([part[name] for part in self._parts]) for name in COLUMNS}]
+        return self._parts[0]
+
+    @property
+    def used(self) -> np.ndarray:
+        """bool [n] which were trained on or refused; to be written too."""
+        if more := len(self) - len(self._used):
+            self._used = np.concatenate([self._used, np.zeros(more, bool)])
+        return self._used
 
     def since(self, first: int) -> dict[str, np.ndarray]:
         """The events from the n-th on."""
@@ -239,8 +253,8 @@ class Arrivals:
         seconds = np.asarray(made.time).astype(np.int64) + STAMP_ZERO
         counts = (user > 0) & (seconds >= self.until)
         self.left_out += int(np.count_nonzero(~counts))
-        columns = {"user": user, "item": made.item, "action": made.action, "time": seconds}
-        return {each: np.asarray(column)[counts].astype(self.columns[each].dtype) for each, column in columns.items()}
+        columns, like = {"user": user, "item": made.item, "action": made.action, "time": seconds}, self._parts[0]
+        return {each: np.asarray(column)[counts].astype(like[each].dtype) for each, column in columns.items()}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -305,9 +319,9 @@ class Chain:
             due = time.monotonic() + every
             if self.store.current() != self.root:
                 return True
-            if len(self.arrivals.used) > tried and self.micro_batch():
+            if len(self.arrivals) > tried and self.micro_batch():
                 follower.flush()
-            tried = len(self.arrivals.used)
+            tried = len(self.arrivals)
         return False
 
     def summary(self) -> Followed:
@@ -424,7 +438,7 @@ class Chain:
         """Positions of samples of the stream that are not used yet, by time."""
         positions = self.task.positions(data, min_history=1, since=None, before=None)
         own = serial[positions]
-        positions = positions[(own >= 0) & ~self.arrivals.used[own]] if len(self.arrivals.used) else positions[:0]
+        positions = positions[(own >= 0) & ~self.arrivals.used[own]] if len(self.arrivals) else positions[:0]
         return positions[np.lexsort((serial[positions], data.log.time[positions]))]
 
     def _split(self, data: Dataset, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -452,7 +466,7 @@ class Chain:
     def _take_over(self, number: int, record: Mapping[str, Any]) -> None:
         """Counts a sealed micro-batch whose events are among the arrivals, and publishes its delta unless that is done."""
         folder = self.job.path(name_of(number))
-        self.number, self.sealed_arrivals = number, len(self.arrivals.used)
+        self.number, self.sealed_arrivals = number, len(self.arrivals)
         self.arrivals.used[sealed.read(folder / "events", format=FORMAT)["used"]] = True
         self.arrivals.positions = {int(partition): at for partition, at in record["positions"].items()}
         self.arrivals.saved = dict(self.arrivals.positions)

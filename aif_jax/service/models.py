@@ -199,31 +199,39 @@ class Models:
     async def _apply_deltas(self) -> None:
         """Moves each version that serves to the end of the chain that stands on it. Raises what `Delta.apply` raises."""
         for place in range(len(self.shares)):
-            share, served = self.shares[place]
+            served = self.shares[place][1]
             root = served.restored.manifest["version"]
             deltas = await asyncio.to_thread(self._chain.on, root)
             if deltas and self._nearline.index is not None:
                 got = "that of a nearline job; publish a full refresh, or start the service without --index"
                 raise ValueError(f"{next(iter(deltas.values()))}: expected the index of the export under a delta, got {got}")
             versions = [root, *deltas]
-            known = served.version in versions  # else another chain began on the export
-            for version in versions[versions.index(served.version) + 1 :] if known else versions:
-                served = await (self.load(served.entry) if version == root else self._moved(served, deltas[version]))
-                self.shares[place] = (share, served)
-                self.held = [served, *self.held]
-                self.publishes += 1
-                self._close_old()
+            if served.version not in versions:  # another chain began on the export
+                served = self._take(place, await self.load(served.entry))
+            if paths := [deltas[version] for version in versions[versions.index(served.version) + 1 :]]:
+                served = self._take(place, await self._moved(served, paths))
                 logger.info("version %s of %s serves, delta %d", served.version[:12], served.entry.folder, served.deltas)
 
-    async def _moved(self, served: Served, path: Path) -> Served:
-        """The version behind a delta, in an engine with the same compiled functions; the one before serves until then."""
+    def _take(self, place: int, served: Served) -> Served:
+        """Serves a version in place of another one of the same export."""
+        self.shares[place] = (self.shares[place][0], served)
+        self.held = [served, *self.held]
+        self.publishes += 1
+        self._close_old()
+        return served
 
-        def apply() -> tuple[Delta, Restored, UserTable | None]:
-            delta = Delta.load(path)
-            applied = delta.apply(served.restored.trained, served.restored.index, served.users.table)
-            return delta, dataclasses.replace(served.restored, trained=applied.trained, index=applied.index), applied.users
+    async def _moved(self, served: Served, paths: Sequence[Path]) -> Served:
+        """The version behind some deltas, in an engine with the same compiled functions; the one before serves until then."""
 
-        delta, restored, table = await asyncio.to_thread(apply)
+        def apply() -> tuple[int, Restored, UserTable | None]:
+            number, parts = 0, (served.restored.trained, served.restored.index, served.users.table)
+            for path in paths:
+                delta = Delta.load(path)
+                number, parts = delta.number, delta.apply(*parts)
+            trained, index, table = parts
+            return number, dataclasses.replace(served.restored, trained=trained, index=index), table
+
+        number, restored, table = await asyncio.to_thread(apply)
         trained, config = restored.trained, served.engine.config
         users = UserSource(
             trained.config.schema, trained.config.history_length, trained.encoder, self.reads, table, config.since_lengths
@@ -233,9 +241,9 @@ class Models:
             features=users.fetch, retrieval=users.candidates, config=config, compiled_from=served.engine,
         )  # fmt: skip
         await engine.__aenter__()
-        written = (path / MANIFEST).stat().st_mtime
+        written = (paths[-1] / MANIFEST).stat().st_mtime
         return dataclasses.replace(
-            served, restored=restored, engine=engine, users=users, exported=written, loaded=time.time(), deltas=delta.number
+            served, restored=restored, engine=engine, users=users, exported=written, loaded=time.time(), deltas=number
         )
 
     async def _refresh(self) -> None:
