@@ -37,6 +37,7 @@ from aif_jax import blocks, checkpoint, metrics, train
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.data import candidates
+from aif_jax.data.candidates import CandidateSource
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
@@ -75,6 +76,14 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
 WITHOUT_MEMORY = "aif without linear memory"
+WITH_SEQUENCE = tuple(
+    (f"{model}, sequence loss {weight:g}, {layers} layers", model, weight, layers)
+    for layers, weight in ((1, 0.1), (0, 0.1), (2, 0.1))
+    for model in (BASE, WITH_MATCHING, AIF)
+)
+SEQUENCE = {name: weight for name, _, weight, _ in WITH_SEQUENCE}
+"""Models that are trained with a `SequenceLoss` of that weight, and read 128 events in the user tower."""
+MODELS |= {name: MODELS[model] | dict(short_length=128, encoder_layers=n) for name, model, _, n in WITH_SEQUENCE}
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 TIMES = "times.json"
 SEEDS = (0, 1, 2)
@@ -139,6 +148,8 @@ def plan(name: str) -> list[Trial]:
         tried = (BASE, WITH_MATCHING, AIF)
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), dict(epochs=2, learning_rate=5e-3))
         return [Trial(dataset=on, model=model, **options) for options in settings for model in tried for on in both]
+    if name == "sequence":
+        return [Trial(dataset=on, model=model, epochs=2) for model in SEQUENCE for on in both]
     if name in ("test", "rolling"):
         tried = (BASE, WITH_MATCHING, AIF, WITHOUT_MEMORY)
         return [
@@ -166,24 +177,27 @@ def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
 
 
 def train_model(
-    trial: Trial, part: Part, data: datasets.StudyData, *, progress: bool
+    trial: Trial, part: Part, data: datasets.StudyData, *, source: CandidateSource | None = None, progress: bool
 ) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """The trained model and what is said of the training."""
+    """The trained model and what is said of the training; `source` None draws negatives by popularity."""
     dataset, seen = data.dataset, part.seen
     model = aif.build(config_of(trial, data))
     repeats = data.repeats or trial.met == "kept"
+    if source is None:
+        sampler = NegativeSampler(item_counts(dataset, seen))
+        source = candidates.sampled_negatives(dataset, sampler=sampler, negatives=NEGATIVES, repeats=repeats)
     feed = Pipeline(
         dataset=dataset, positions=eligible(dataset.log, seen, min_history=1), config=model.config, seed=trial.seed,
-        candidates=candidates.sampled_negatives(
-            dataset, sampler=NegativeSampler(item_counts(dataset, seen)), negatives=NEGATIVES, repeats=repeats
-        ),
-        batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
+        candidates=source, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
         buckets=recipes.shorter(model.config.history_length),
     )  # fmt: skip
     optimizer = train.default_optimizer(len(feed), learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
     fitted = aif.fit_tables(model.config, dataset.catalogue, seed=0)
     state = train.init_state(model.init(jax.random.key(trial.seed), None, fitted=fitted), optimizer)
-    step, began = train.make_step(model, optimizer, loss=recipes.loss(recipes.DEFAULT)), time.perf_counter()
+    weight = SEQUENCE.get(trial.model)
+    sequence_loss = None if weight is None else train.SequenceLoss(weight=weight, repeats=repeats)
+    step = train.make_step(model, optimizer, loss=recipes.loss(recipes.DEFAULT), sequence_loss=sequence_loss)
+    began = time.perf_counter()
     state = loop(state, step, feed.batches(), total=len(feed), label=f"{trial.id} {part.name}", progress=progress)
     params = jax.block_until_ready(state.params)
     return model, params, {"steps": int(state.step), "train_seconds": time.perf_counter() - began}
