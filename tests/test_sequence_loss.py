@@ -57,7 +57,7 @@ def batch(data, models):
 def part(loss, model, params, batch):
     """Value of a whole batch."""
     bound = loss.bind(model)
-    return jax.jit(lambda params: bound.part(params, batch, bound.shared(batch, model.config), config=model.config))(params)
+    return jax.jit(lambda params: bound.over(batch, model.config)(params, batch))(params)
 
 
 @pytest.mark.parametrize("layers", LAYERS)
@@ -85,7 +85,7 @@ def test_equal_to_the_reference(models, batch, layers, repeats):
         given = (np.asarray(states), vectors, history.item, history.mask, shared.item.tolist())
         lost, places = reference(*given, log_q=np.asarray(shared.log_q), repeats=repeats)
         total, count = total + lost, count + places
-    assert count == int(shared.count) > 50
+    assert count == int(shared.targets) > 50
     np.testing.assert_allclose(part(loss, model, params, batch), 0.5 * total / count, rtol=1e-4)
     other = dataclasses.replace(loss, repeats=not repeats)
     assert abs(float(part(other, model, params, batch)) - 0.5 * total / count) > 1e-4
@@ -123,7 +123,7 @@ def test_later_events_change_no_earlier_places_of_the_loss(models, batch):
         keep[0, 8:10] = True  # of the pairs of events, one whose two places count
         only = dataclasses.replace(moved.users.history, mask=keep)
         moved = dataclasses.replace(moved, users=dataclasses.replace(moved.users, history=only))
-        return float(loss.part(params, moved, shared._replace(count=jnp.int32(1)), config=model.config))
+        return float(loss.part(params, moved, shared=shared._replace(targets=jnp.int32(1)), config=model.config))
 
     assert gradient(one.users.history.item[0, :8]) == gradient(int(shared.item[0])) > 0
 
@@ -153,7 +153,7 @@ def test_gradient_is_that_of_the_loss_and_reaches_the_encoder(models, batch, lay
 
     @jax.jit
     def of(trained):
-        return loss.part(trained | {"fitted": params["fitted"]}, batch, shared, config=model.config)
+        return loss.part(trained | {"fitted": params["fitted"]}, batch, shared=shared, config=model.config)
 
     gradient = jax.jit(jax.grad(of))(trained)
     direction = jax.tree.map(lambda x: 0.001 * jax.random.normal(jax.random.key(3), x.shape), trained)
@@ -174,10 +174,10 @@ def test_parts_of_a_batch_add_up(models, batch):
     main = losses.listwise_softmax + losses.pointwise_bce
 
     def compiled(loss, size):
-        shared = bound.shared(batch, model.config)
+        of_sequence = bound.over(batch, model.config)
 
         def auxiliary(given, some):
-            return bound.part(given | {"fitted": params["fitted"]}, some, shared, config=model.config)
+            return of_sequence(given | {"fitted": params["fitted"]}, some)
 
         def scores_of(given, some):
             return train.score(model, given | {"fitted": params["fitted"]}, some)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,7 +31,7 @@ class Shared(NamedTuple):
 
     item: jax.Array  # int32 [M] negatives, 0 for none
     log_q: jax.Array  # float32 [M] log of how often M draws hold them, 0 without a correction
-    count: jax.Array  # int32 [] targets in the batch, at least 1
+    targets: jax.Array  # int32 [] how many the batch has, at least 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,11 @@ class SequenceLoss:
         count = jnp.sum(_is_target(history) & jnp.asarray(batch.where).any(-1)[:, None], dtype=jnp.int32)
         return Shared(chosen, log_q, jnp.maximum(count, 1))
 
-    def part(self, params: Params, batch: Batch, shared: Shared, *, config: Config) -> jax.Array:
+    def over(self, batch: Batch, config: Config) -> Callable[[Params, Batch], jax.Array]:
+        """`part` of a batch, with what is shared: a function of parameters and a part."""
+        return partial(self.part, shared=self.shared(batch, config), config=config)
+
+    def part(self, params: Params, batch: Batch, *, shared: Shared, config: Config) -> jax.Array:
         """What a part of a batch adds to the loss."""
         negatives = user.targets(params, shared.item, config=config)
 
@@ -115,7 +121,7 @@ class SequenceLoss:
 
         lost = jax.vmap(of_user)(batch.users.history)
         valid = jnp.asarray(batch.where).any(-1)
-        return self.weight * jnp.sum(jnp.where(valid, lost, 0.0)) / shared.count.astype(jnp.float32)
+        return self.weight * jnp.sum(jnp.where(valid, lost, 0.0)) / shared.targets.astype(jnp.float32)
 
 
 def recent_places(history: Behaviours, length: int) -> Behaviours:

@@ -144,6 +144,11 @@ AuxiliaryFn: TypeAlias = Callable[[Any, Batch], jax.Array]
 """(params, part of a batch) -> what it adds to the loss []; samples without a candidate add nothing."""
 
 
+def nothing(params: Any, batch: Batch) -> jax.Array:
+    """No auxiliary loss."""
+    return jnp.zeros(())
+
+
 def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
     """Samples of a part with about PART_EVENTS candidates and places, `events` a sample; None for a batch no larger."""
     most_parts = max(1, PART_BYTES // max(row_bytes, 1))
@@ -153,24 +158,23 @@ def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
 
 
 def loss_and_gradient(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, auxiliary: AuxiliaryFn | None = None
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, auxiliary: AuxiliaryFn = nothing
 ) -> tuple[jax.Array, Any]:
     """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples."""
-    more = auxiliary or (lambda params, batch: jnp.zeros(()))
     if part is not None and isinstance(loss, Loss | Goals):
-        return _scored_once(scores_of, params, batch, loss, part, more)
+        return _scored_once(scores_of, params, batch, loss, part, auxiliary)
 
     def loss_of(scores: jax.Array) -> jax.Array:
         correction = {} if batch.log_q is None else {"log_q": batch.log_q}
         return loss(scores, batch.labels, where=batch.where, **correction)
 
     if part is None:
-        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)) + more(params, batch))(params)
-    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part, more)
+        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)) + auxiliary(params, batch))(params)
+    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part, auxiliary)
 
 
 def _scored_once(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, more: AuxiliaryFn
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, auxiliary: AuxiliaryFn
 ) -> tuple[jax.Array, Any]:
     shape = samples, _ = jnp.shape(batch.where)
     norms: Any = loss.norms(batch.labels, batch.where)
@@ -180,7 +184,7 @@ def _scored_once(
     def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
         def loss_of_part(params: Any) -> jax.Array:
             own = loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
-            return own + more(params, batch)
+            return own + auxiliary(params, batch)
 
         return jax.value_and_grad(loss_of_part)(params)
 
@@ -188,7 +192,7 @@ def _scored_once(
 
 
 def _scored_twice(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int, more: AuxiliaryFn
+    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int, auxiliary: AuxiliaryFn
 ) -> tuple[jax.Array, Any]:
     samples = len(batch.where)
     parts = _parts(batch, part)
@@ -199,7 +203,7 @@ def _scored_twice(
 
     def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
         batch, weight = inputs
-        (_, added), pull = jax.vjp(lambda params: (scores_of(params, batch), more(params, batch)), params)
+        (_, added), pull = jax.vjp(lambda params: (scores_of(params, batch), auxiliary(params, batch)), params)
         return added, pull((weight, jnp.ones_like(added)))[0]
 
     added, total = _total(gradient, (jnp.zeros(()), params), (parts, weight.reshape(-1, part, *each)))
@@ -352,12 +356,10 @@ def make_step(
         def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
             return score(model, whole_params(params), batch, compute_dtype=dtype)
 
-        auxiliary = None
-        if sequence_loss is not None:
-            shared = sequence_loss.shared(batch, model.config)
+        of_sequence = nothing if sequence_loss is None else sequence_loss.over(batch, model.config)
 
-            def auxiliary(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
-                return sequence_loss.part(_cast_params(whole_params(params), dtype), batch, shared, config=model.config)
+        def auxiliary(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
+            return of_sequence(_cast_params(whole_params(params), dtype), batch)
 
         value, (gradient, row_gradients) = loss_and_gradient(
             scores_of, (dense, rows), batch, objective, part=part, auxiliary=auxiliary
