@@ -52,7 +52,7 @@ def test_smoke(tmp_path, capsys):
 def test_variants_are_trained_otherwise_by_the_same_function(smoke, tmp_path):
     """A model with a sequence loss, and one whose teacher is trained first and kept."""
     made = {}
-    for model in (question.BASE, f"{question.BASE}, sequence loss 0.1, 0 layers", f"{question.BASE}, distilled"):
+    for model in (question.BASE, f"{question.BASE}, sequence loss 0.1, 32 events", f"{question.BASE}, distilled"):
         trial = question.Trial(dataset="smoke", model=model)
         (part,) = question.parts_of(trial, smoke)
         part = part._replace(seen=part.seen[-200:])
@@ -104,9 +104,12 @@ def test_upper_tiers_count_as_the_upper_half_of_twice_as_many():
 
 def test_every_model_has_the_same_sizes_and_the_fields_of_the_data(smoke):
     configs = {name: question.config_of(question.Trial(dataset="smoke", model=name), smoke) for name in question.MODELS}
-    read = {name: 32 if name in question.SEQUENCE else 8 for name in configs}  # events, of the user tower
-    sizes = {(config.width, config.towers, config.short_length - read[name]) for name, config in configs.items()}
-    assert len(sizes) == 1 and sum(config.encoder_layers > 0 for config in configs.values()) == 3
+    assert len({(config.width, config.towers) for config in configs.values()}) == 1
+    plain = {config.short_length for name, config in configs.items() if name not in question.SEQUENCE}
+    assert len(plain) == 1
+    for variant in {name.partition(", ")[2] for name in question.SEQUENCE}:  # like for like
+        of_models = [configs[f"{model}, {variant}"] for model in (question.BASE, question.WITH_MATCHING, question.AIF)]
+        assert len({(config.short_length, config.encoder_layers) for config in of_models}) == 1
     fields = smoke.dataset.schema.behaviour_fields
     assert MatchingStatistics(fields) in configs[question.AIF].blocks
 

@@ -79,18 +79,20 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
 WITHOUT_MEMORY = "aif without linear memory"
-WITH_SEQUENCE = tuple(
-    (f"{model}, sequence loss {weight:g}, {layers} layers", model, weight, layers)
-    for layers, weight in ((0, 0.1), (1, 0.1), (0, 0.5))
-    for model in (BASE, WITH_MATCHING, AIF)
-)
-SEQUENCE = {name: weight for name, _, weight, _ in WITH_SEQUENCE}
-"""Models that are trained with a `SequenceLoss` of that weight too, and whose user tower reads 128 events."""
+_COMPARED = (BASE, WITH_MATCHING, AIF)
+_SEQUENCE: dict[str, tuple[dict[str, Any], float | None]] = {
+    "sequence loss 0.1, 32 events": ({}, 0.1),
+    "sequence loss 0.1, 0 layers": (dict(short_length=128), 0.1),
+    "sequence loss 0.1, 1 layers": (dict(short_length=128, encoder_layers=1), 0.1),
+    "128 events": (dict(short_length=128), None),
+}
+"""After a model's name: what the user tower reads (32 events unless said), and the weight of a `SequenceLoss`."""
+SEQUENCE = {f"{model}, {name}": weight for name, (_, weight) in _SEQUENCE.items() for model in _COMPARED}
 BY_BLOCKS = tuple(MODELS)
 TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
 """Models that are also trained on the scores of another model, of the same seed and split."""
 MODELS |= {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
-MODELS |= {name: MODELS[model] | dict(short_length=128, encoder_layers=n) for name, model, _, n in WITH_SEQUENCE}
+MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
 PLANS = ("validation", "tuning", "sequence", "taught", "test", "rolling", "smoke")
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 TIMES = "times.json"
