@@ -75,13 +75,17 @@ class Memory(Block):
         return layers.dense(params["query"], item.vector)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
-        history, query = state.blocks[self.name], jnp.asarray(rows.blocks[self.name])
-        logit = 0.0
-        if self.dot_product:
-            item = jnp.asarray(rows.vector)
-            logit = read_dot_item(history, query, item) / math.sqrt(item.shape[-1])
-        rest = deviation(history, query, kernels["deviation"])
-        return HeadInputs(once=mean(history) @ kernels["mean"], rest=rest, logit=logit)
+        history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
+        once, root = mean(history) @ kernels["mean"], math.sqrt(item.shape[-1])
+        if isinstance(history, ByEvent):
+            query = layers.dense(params["query"], item)
+            logit = read_dot_item(history, query, item) / root if self.dot_product else 0.0
+            return HeadInputs(once=once, rest=deviation(history, query, kernel), logit=logit)
+        # f is an affine map of the item vector, which takes A in before the candidates come: [D, D] in place of [K, D] each
+        moments = jnp.asarray(history.moments) * _scale(history)
+        linear, constant = params["query"]["kernel"] @ moments, params["query"]["bias"] @ moments
+        logit = ((item @ linear + constant[None, :]) * item).sum(-1) / root if self.dot_product else 0.0
+        return HeadInputs(once=once + constant @ kernel, pairs=((item, linear @ kernel),), logit=logit)
 
 
 @block
