@@ -8,9 +8,9 @@ in the candidate's query, so the sum over the history can be taken first:
 f is a trained item query, g a trained behaviour key. With keys="softmax" g is a softmax over the history for each of the K
 entries: K bridges over the long history, whose weights know all behaviours.
 
-The head receives the mean b / n and the deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned. In real
-time this is one [C, K] x [K, D] product, whatever L is. Where a user has few candidates, as in pointwise training, an equal
-form that keeps the keys is cheaper; the two forms are tested equal.
+The head receives the mean b / n and the deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned. f is an
+affine map of the item vector, so in real time A enters the kernel of the item vector, whatever L and K are. Where a user has few
+candidates, as in pointwise training, an equal form that keeps the keys is cheaper; the two forms are tested equal.
 
 Source: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
 """
@@ -78,9 +78,8 @@ class Memory(Block):
         history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
         once, root = mean(history) @ kernels["mean"], math.sqrt(item.shape[-1])
         if isinstance(history, ByEvent):
-            query = layers.dense(params["query"], item)
-            logit = read_dot_item(history, query, item) / root if self.dot_product else 0.0
-            return HeadInputs(once=once, rest=deviation(history, query, kernel), logit=logit)
+            read = _read(history, layers.dense(params["query"], item))
+            return HeadInputs(once=once, rest=read @ kernel, logit=(item * read).sum(-1) / root if self.dot_product else 0.0)
         # f is an affine map of the item vector, which takes A in before the candidates come: [D, D] in place of [K, D] each
         moments = jnp.asarray(history.moments) * _scale(history)
         linear, constant = params["query"]["kernel"] @ moments, params["query"]["bias"] @ moments
@@ -191,11 +190,9 @@ def mean(history: Summed | ByEvent) -> jax.Array:
     return layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
 
 
-def deviation(history: Summed | ByEvent, query: jax.Array, kernel: jax.Array) -> jax.Array:
+def deviation(history: Summed, query: jax.Array, kernel: jax.Array) -> jax.Array:
     """f_i A / (sqrt(K) n) times the head's kernel: query float32 [C, K], kernel [D, H] -> [C, H]; zeros for no history."""
-    if isinstance(history, Summed):
-        return query @ (jnp.asarray(history.moments) @ kernel * _scale(history))
-    return weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1]) @ kernel
+    return query @ (jnp.asarray(history.moments) @ kernel * _scale(history))
 
 
 def weigh_events(agreement: jax.Array, history: ByEvent, width: int) -> jax.Array:
@@ -206,11 +203,9 @@ def weigh_events(agreement: jax.Array, history: ByEvent, width: int) -> jax.Arra
     return weights @ jnp.asarray(history.values)
 
 
-def read_dot_item(history: Summed | ByEvent, query: jax.Array, item: jax.Array) -> jax.Array:
-    """The candidate's dot product with what its query reads, f_i A . item / (sqrt(K) n), float32 [C]; item float32 [C, D]."""
-    if isinstance(history, Summed):
-        return (query * (item @ (jnp.asarray(history.moments).T * _scale(history)))).sum(-1)
-    return (item * weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1])).sum(-1)
+def _read(history: ByEvent, query: jax.Array) -> jax.Array:
+    """What each query reads, f_i A / (sqrt(K) n), float32 [C, D]."""
+    return weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1])
 
 
 def _scale(history: Summed) -> jax.Array:
