@@ -2,7 +2,7 @@
 
 Claim     none of the three programs is slower here than in another runtime.
 Command   python -m experiments.runtimes --json runtimes.json      (or --smoke); `experiments.cost` writes the same figures
-Time      4 minutes on two cores, most of it `torch.compile`; needs the extra "benchmarks", and a C++ compiler for `torch.compile`
+Time      4 minutes on two cores, most of it `torch.compile`, which needs a C++ compiler; others need the extra "benchmarks"
 Programs  user   features on the host -> state in the runtime's memory
           score  rows of the candidates on the host, state -> logits and places of the best 100 on the host
           whole  user, then score
@@ -23,7 +23,9 @@ import logging
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,7 +66,10 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
         if missing:
             print(f'{name}: left out, {", ".join(missing)} not installed: pip install "aif_jax[benchmarks]"')
             continue
-        others |= torch_arms(made, features, counts, top, compiled=not smoke) if name == "torch" else onnx_arm(made, features, counts, top)
+        if name == "torch":
+            others |= torch_arms(made, features, counts, top, compiled=not smoke)
+        else:
+            others |= onnx_arm(made, features, counts, top)
     for name, other in others.items():
         for count in counts:
             check(name, ours.whole(0, count), other.whole(0, count))
@@ -73,18 +78,24 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
         timed[f"head{more}"] = head(made, count, top)
         for name, arm in {"aif_jax": ours, **others}.items():
             programs = {} if more else {"user": arm.user}
-            programs |= {what: lambda i, f=getattr(arm, what), n=count: f(i, n) for what in ("score", "whole")}
+            programs |= {what: partial(sized, function, count) for what, function in (("score", arm.score), ("whole", arm.whole))}
             timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
-    turns = {name: lambda i, program=program: turn(program, i) for name, program in timed.items()}
+    turns = {name: partial(turn, program) for name, program in timed.items()}
     for once in tqdm(turns.values(), desc="first calls"):
-        once(0), once(1)
+        once(0)
     medians = {name: float(np.median(ms)) for name, ms in common.interleaved(turns, rounds).items()}
     return summary(medians, list(others), f"_{counts[1]}")
 
 
 def summary(medians: dict[str, float], others: list[str], large: str) -> dict[str, Any]:
     """Milliseconds by runtime and program, and ratios; the second size is always called 10,000, also where it is smaller."""
-    programs = {"user": "user", "score": "score", "whole": "whole", "score_10000": f"score{large}", "whole_10000": f"whole{large}"}
+    programs = {
+        "user": "user",
+        "score": "score",
+        "whole": "whole",
+        "score_10000": f"score{large}",
+        "whole_10000": f"whole{large}",
+    }
     ms = {name: {what: medians[f"{name} {at}"] for what, at in programs.items()} for name in ("aif_jax", *others)}
     figures: dict[str, Any] = {"runtime_ms": ms, "head_ms": {"": medians["head"], "10000": medians[f"head{large}"]}}
     figures["score_over_head"] = ms["aif_jax"]["score"] / medians["head"]
@@ -92,8 +103,7 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     for runtime in NEEDED:
         found = [ms[name] for name in others if name.startswith(runtime)]
         if found:
-            ratios = {what: min(one[what] for one in found) / ms["aif_jax"][what] for what in programs}
-            figures[f"over_{runtime}"] = ratios
+            figures[f"over_{runtime}"] = {what: min(one[what] for one in found) / ms["aif_jax"][what] for what in programs}
     return figures
 
 
@@ -105,6 +115,11 @@ def report(figures: dict[str, Any]) -> None:
     print("\n" + common.table([[name, *found.values()] for name, found in figures["runtime_ms"].items()], ["ms, p50", *names]))
     for name in ("score_over_head", "score_10000_over_head"):
         print(f"{name}: {figures[name]:.2f}")
+
+
+def sized(function: Callable[..., Any], count: int, i: int) -> Any:
+    """Request i of a program with so many candidates."""
+    return function(i, count)
 
 
 def turn(program: Program, i: int) -> float:
@@ -244,7 +259,8 @@ def session(module: Any, inputs: tuple[Any, ...]) -> Any:
     import torch
 
     written = io.BytesIO()
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own parts
         torch.onnx.export(module.eval(), inputs, dynamo=True, opset_version=18, verbose=False).save(written)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
@@ -260,12 +276,9 @@ class OnnxArm:
         self._states = [self.user(number) for number in range(len(features))]
 
     def user(self, number: int) -> Any:
-        """A state; features that no operator reads, such as floats of no width, are no inputs."""
-        given = dict(zip(self._names["user"], self._read(self._features[number % len(self._features)]), strict=True))
-        return self._state.run(None, given)
-
-    def _read(self, features: list[np.ndarray]) -> list[np.ndarray]:
-        return [array for array in features if array.size or len(self._names["user"]) == len(features)]
+        """A state."""
+        features = self._features[number % len(self._features)]
+        return self._state.run(None, dict(zip(self._names["user"], features, strict=True)))
 
     def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Logits and places of the best."""

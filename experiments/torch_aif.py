@@ -282,7 +282,6 @@ class TorchServing(TorchAIF):
         found = torch.topk(self._mlp("head/rest", F.relu(inputs @ kernels + once))[:, 0] + logit, k)
         return found.values, found.indices
 
-
     def _search(self, ascending: Tensor, wanted: Tensor, *, right: bool = False) -> Tensor:
         return torch.searchsorted(ascending, wanted.contiguous(), right=right)
 

@@ -9,8 +9,8 @@ f is a trained item query, g a trained behaviour key. With keys="softmax" g is a
 entries: K bridges over the long history, whose weights know all behaviours.
 
 The head receives the mean b / n and the deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned. f is an
-affine map of the item vector, so in real time A enters the kernel of the item vector, whatever L and K are. Where a user has few
-candidates, as in pointwise training, an equal form that keeps the keys is cheaper; the two forms are tested equal.
+affine map of the item vector, so in real time A enters the kernel of the item vector, whatever L and K are. Where a user has
+few candidates, as in pointwise training, an equal form that keeps the keys is cheaper; the two forms are tested equal.
 
 Source: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
 """

@@ -31,7 +31,7 @@ QUERY = {"kernel": DRAWN[:D], "bias": DRAWN[D]}
 
 
 def case(kind, *, seed=0, kept=None):
-    """Candidates, which are signatures or item vectors; keys, values, mask, a kernel; `kept` behaviours, the rest is padding."""
+    """Candidates (signatures or item vectors), keys, values, mask, kernel; `kept` behaviours, the rest is padding."""
     rng = np.random.default_rng(seed)
     if kind == "lsh":
         query, keys = (rng.integers(0, 2**32, (n, 2), dtype=np.uint32) for n in (C, L))
