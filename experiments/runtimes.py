@@ -78,7 +78,7 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
         timed[f"head{more}"] = head(made, count, top)
         for name, arm in {"aif_jax": ours, **others}.items():
             programs = {} if more else {"user": arm.user}
-            programs |= {what: partial(sized, function, count) for what, function in (("score", arm.score), ("whole", arm.whole))}
+            programs |= {what: partial(sized, getattr(arm, what), count) for what in ("score", "whole")}
             timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
     turns = {name: partial(turn, program) for name, program in timed.items()}
     for once in tqdm(turns.values(), desc="first calls"):

@@ -211,7 +211,7 @@ class TorchServing(TorchAIF):
         if not [type(block) for block in config.blocks] == [MatchingStatistics, Bea, LinearMemory, DotProduct]:
             raise ValueError(f"TorchServing: expected the blocks of presets.aif, got {config.blocks}")
         self.matching, self.bea, self.memory, self.dot = config.blocks
-        floats = [np.asarray(part) for part in (rows.vector, rows.blocks[self.bea.name], rows.blocks[self.memory.name])]
+        floats = [np.asarray(part) for part in (rows.vector, rows.blocks[self.bea.name])]
         self.widths = [part.shape[1] for part in floats]
         self.floats = nn.Parameter(_tensor(np.concatenate(floats, 1)))
         self.values = nn.Buffer(_tensor(rows.blocks[self.matching.name]).long())
@@ -257,7 +257,7 @@ class TorchServing(TorchAIF):
              k: int) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Logits and positions [k] of the best candidates; rows [C] of the catalogue, and a user's state."""
         floats, wanted = self.floats[rows], self.values[rows]
-        item, weights, query = floats.split(self.widths, 1)
+        item, weights = floats.split(self.widths, 1)
         root = math.sqrt(self.config.width)
         met = []
         for f in range(wanted.shape[1]):
@@ -268,18 +268,22 @@ class TorchServing(TorchAIF):
         def kernel(block: str, name: str) -> Tensor:
             return self._get(f"head/first/kernels/{block}/{name}")
 
-        once = user @ kernel("tower", "user") + mean @ kernel(self.memory.name, "mean") + self._get("head/first/bias")
-        inputs = torch.cat([item, *met, weights, query], 1)
+        path = f"blocks/{self.memory.name}/query"
+        linear, constant = self._get(f"{path}/kernel") @ moments, self._get(f"{path}/bias") @ moments
+        deviation = kernel(self.memory.name, "deviation")
+        once = user @ kernel("tower", "user") + mean @ kernel(self.memory.name, "mean") + constant @ deviation
+        inputs = torch.cat([item, *met, weights], 1)
         kernels = torch.cat([
-            kernel("tower", "item") + user[:, None] * kernel("tower", "product"), kernel(self.matching.name, "statistics"),
-            read @ kernel(self.bea.name, "read"), moments @ kernel(self.memory.name, "deviation"),
+            kernel("tower", "item") + user[:, None] * kernel("tower", "product") + linear @ deviation,
+            kernel(self.matching.name, "statistics"), read @ kernel(self.bea.name, "read"),
         ])  # fmt: skip
         logit = item @ (user / root + self._get(f"blocks/{self.dot.name}/popularity"))
         if self.bea.dot_product:
             logit = logit + (weights * (item @ (read.T / root))).sum(1)
         if self.memory.dot_product:
-            logit = logit + (query * (item @ (moments.T / root))).sum(1)
-        found = torch.topk(self._mlp("head/rest", F.relu(inputs @ kernels + once))[:, 0] + logit, k)
+            logit = logit + ((item @ linear + constant) * item).sum(1) / root
+        hidden = F.relu(inputs @ kernels + (once + self._get("head/first/bias")))
+        found = torch.topk(self._mlp("head/rest", hidden)[:, 0] + logit, k)
         return found.values, found.indices
 
     def _search(self, ascending: Tensor, wanted: Tensor, *, right: bool = False) -> Tensor:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect
+from aif_jax.blocks.block import Block, HeadInputs, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
@@ -69,10 +69,6 @@ class Memory(Block):
             "query": layers.dense_init(query, config.width, self.width),
             "key": layers.dense_init(keys, config.width, self.width),
         }
-
-    def item(self, params: Params, item: ItemView) -> jax.Array:
-        """f float32 [K]."""
-        return layers.dense(params["query"], item.vector)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
