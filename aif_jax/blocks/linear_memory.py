@@ -82,8 +82,9 @@ class LinearMemory(Memory):
     deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned.
 
     - Paper: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
-    - Cost: user side K x D x L; real time [C, K] x [K, H], independent of L. For few candidates, as in pointwise training, an
-      equal form that keeps the keys is cheaper.
+    - Cost: user side K x D x L; in real time f is affine in the item vector, so A enters the kernel of the item vector:
+      [C, D] x [D, H], independent of L and K. For few candidates, as in pointwise training, an equal form that keeps the keys
+      is cheaper.
     - When: long histories; softmax keys rank best.
 
     Attributes:

@@ -139,6 +139,8 @@ def _seconds(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"expected a time such as 90s, 10min or 1h, got {text!r}")
     return float(match[1]) * SECONDS[match[2]]
+
+
 def run_watch(options: argparse.Namespace) -> int:
     """Watches the current version in service for some minutes, and takes it back where it does worse than the one before.
 

@@ -276,7 +276,7 @@ class Programs:
         return self._get("score", self._score_fn(index.decode, bucket, orders), arguments, static=orders)
 
     def upload_features(self, words: list[np.ndarray]) -> np.ndarray:
-        """The packed features of some users as one array, which goes up with the call: a transfer for each leaf takes longer."""
+        """The packed features of some users as one array, which goes up with the call: one transfer, not one a leaf."""
         return self._count_up(words[0][None] if len(words) == 1 else np.stack(words))
 
     def upload_state(self, state: Packed, words: np.ndarray) -> Packed:
