@@ -27,6 +27,8 @@ class Config:
       towers: hidden widths of the user and the item MLP; None for a model without towers.
       head: hidden widths of the head MLP; () for none: the logit is the sum of the blocks' logits and a bias.
       sequence: self-attention and profile-to-sequence cross-attention in the user tower; False pools by the mean.
+      encoder_layers: causal Transformer layers over the short history in the place of its self-attention, off the critical
+        path; meant for `train.SequenceLoss`. 0 for none.
       item_content: the content embedding enters the item tower, where the schema has one.
       blocks: approximations, see `aif_jax.blocks`; their order is that of the head's inputs.
       objectives: what each logit is the probability of, see `aif_jax.scores`: ("click", "conversion|click", "like") gives
@@ -51,6 +53,7 @@ class Config:
     towers: tuple[int, ...] | None = (64,)
     head: tuple[int, ...] = (64, 32)
     sequence: bool = True
+    encoder_layers: int = 0
     item_content: bool = True
     blocks: tuple[Any, ...] = ()
     objectives: tuple[str, ...] = ()
@@ -67,6 +70,9 @@ class Config:
         expect_types(self)
         for field in ("width", "short_length", "long_length"):
             expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
+        expect(self.encoder_layers >= 0, "Config.encoder_layers", "at least 0", self.encoder_layers)
+        reads = self.encoder_layers == 0 or (self.sequence and self.towers is not None)
+        expect(reads, "Config.encoder_layers", "0 in a model without towers or with sequence=False", self.encoder_layers)
         for part in self.blocks:
             if type(part) not in BLOCKS.values():
                 raise TypeError(f"Config.blocks: expected values of classes made by the decorator `block`, got {part!r}")
@@ -129,8 +135,9 @@ class Config:
         """A dict of plain JSON values; `Config.from_json` reads it back."""
         blocks = [{"block": type(part).__name__} | _plain(part) for part in self.blocks]
         record = _plain(self) | {"schema": self.schema.to_json(), "blocks": blocks}
-        if not self.objectives:
-            del record["objectives"]  # versions of models without names stay what they were
+        for field in ("objectives", "encoder_layers"):
+            if not record[field]:
+                del record[field]  # versions of models without them stay what they were
         return record
 
     @classmethod

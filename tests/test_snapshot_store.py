@@ -359,9 +359,9 @@ def test_the_pointer_goes_back_and_a_later_publish_follows(place, tmp_path, caps
     with pytest.raises(FileNotFoundError, match=f"got none before {first}, which stays current"):
         store.rollback()
     third = store.publish(tmp_path / "made2")
-    assert third > second and store.current() == third
+    assert third > second and store.current() == third and store.names() == [first, third]
     if not options:
-        assert cli.main(["rollback", "--out", url]) == 0 and capsys.readouterr().out.strip() == store.current() == second
+        assert cli.main(["rollback", "--out", url]) == 0 and capsys.readouterr().out.strip() == first == store.current()
 
 
 def test_a_folder_that_is_current_is_not_published_again(place, tmp_path):

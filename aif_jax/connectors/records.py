@@ -162,11 +162,17 @@ def _values(field: np.ndarray) -> Any:
 
 
 class Record(NamedTuple):
-    """One user as a feature store keeps them: raw values, never rows of a vocabulary."""
+    """One user as a feature store keeps them: raw values, never rows of a vocabulary.
 
-    attributes: Mapping[str, Any] | None = None  # by column of the users file; None where the store has none
-    events: Any = None  # the last raw events by column of the events file, in any order; None for none
-    version: Hashable = None  # changes with every event, for `Request.feature_version`; None where none is known
+    Attributes:
+      attributes: values by column of the users file; None if the store has none.
+      events: the last events by column of the events file, in any order; None for none.
+      version: changes with every event, for `Request.feature_version`; None if unknown.
+    """
+
+    attributes: Mapping[str, Any] | None = None
+    events: Any = None
+    version: Hashable = None
 
 
 class FeatureSource(Protocol):

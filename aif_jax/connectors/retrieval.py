@@ -32,10 +32,14 @@ TOLERANCE = 1e-3  # of a logit against the dot product
 
 
 class SearchResult(NamedTuple):
-    """What a search found, best first."""
+    """What a search found, best first.
 
-    ids: np.ndarray  # raw item ids [k]
-    scores: np.ndarray  # float32 [k] dot products
+    Attributes:
+      ids, scores: raw item ids [k], and dot products float32 [k].
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
 
 
 class TwoTower:

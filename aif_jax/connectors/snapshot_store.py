@@ -89,6 +89,15 @@ class SnapshotStore:
     def __repr__(self) -> str:
         return f"SnapshotStore({self.url!r}, keep={self.keep})"
 
+    def below(self, name: str, *, keep: int | None = None) -> SnapshotStore:
+        """The store in a folder of this one, with the same options; `keep` as for the class, None takes that of this one."""
+        expect(re.fullmatch(r"[a-z_]+", name), "name", "letters and _", repr(name))
+        expect(keep is None or keep >= 1, "keep", "at least 1", keep)
+        made = object.__new__(SnapshotStore)
+        made.__dict__ |= self.__dict__
+        made.url, made._root, made.keep = f"{self.url.rstrip('/')}/{name}", self._path(name), keep or self.keep
+        return made
+
     def publish(self, folder: str | os.PathLike[str], *, unless_current: bool = False) -> str:
         """Uploads a folder, verifies it, makes it the current snapshot, and removes those beyond `keep`; returns its name.
 
@@ -133,29 +142,40 @@ class SnapshotStore:
         before = self._pointer()
         if before is not None and before.name > name:
             raise SnapshotError(f"{self.url}: expected the current snapshot before {name}, got {before.name}; publish again")
+        for undone in [other for other in self.names() if before is not None and before.name < other < name]:
+            self._files.rm_file(self._path(undone, MANIFEST))  # rolled back, or never current: no rollback may meet it
         self._point(name, manifest)
         self.collect()
         return name
 
+    def before_current(self) -> str:
+        """The name of the complete snapshot before the current one. FileNotFoundError where there is none (`keep`)."""
+        current = self.current()
+        before = [name for name in self.names() if current is not None and name < current]
+        if not before:
+            got = "an empty store" if current is None else f"none before {current}, which stays current"
+            raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}; publish with a larger keep")
+        return before[-1]
+
+    def read(self, name: str, file: str) -> bytes:
+        """A small file of a snapshot, such as the "manifest.json" of an export; SnapshotError for one beyond 64 MB."""
+        return self._read(self._path(name, file), RECORD_BYTES)
+
     def rollback(self) -> str:
         """Makes the complete snapshot before the current one current again; returns its name.
 
-        Readers follow as they follow a publish. The snapshot that was current stays until a later publish collects it.
+        Readers follow as they follow a publish. The snapshot that was current stays until the next publish, which removes it.
 
         Raises:
           FileNotFoundError: an empty store, or none before the current one any more (`keep`).
           SnapshotError: the manifest of the snapshot before is torn or altered.
           OSError: of the file system.
         """
-        current = self.current()
-        before = [name for name in self.names() if current is not None and name < current]
-        if not before:
-            got = "an empty store" if current is None else f"none before {current}, which stays current"
-            raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}; publish with a larger keep")
-        manifest = self._read(self._path(before[-1], MANIFEST), RECORD_BYTES)
-        _entries(manifest, f"{self.url}: {before[-1]}")
-        self._point(before[-1], manifest)
-        return before[-1]
+        before = self.before_current()
+        manifest = self._read(self._path(before, MANIFEST), RECORD_BYTES)
+        _entries(manifest, f"{self.url}: {before}")
+        self._point(before, manifest)
+        return before
 
     def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
         """Downloads a snapshot into `directory/NAME`, which appears complete or not at all; returns that path.

@@ -20,11 +20,15 @@ BINS = 1 << 16  # of the histogram that finds a time by its rank
 
 
 class Split(NamedTuple):
-    """Positions in the event log, ascending, no position in two parts."""
+    """Positions in the event log, ascending, no position in two parts.
 
-    train: np.ndarray  # int64 [n_train]
-    validation: np.ndarray  # int64 [n_validation]
-    test: np.ndarray  # int64 [n_test]
+    Attributes:
+      train, validation, test: int64 [n] positions of each part.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
 
 
 def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> Split:

@@ -125,7 +125,7 @@ def restore(
     """
     contents = read_contents(folder, sha256=sha256)
     if model is None and compiled_from is not None and compiled_from.trained.config == contents.config:
-        model = compiled_from.trained.model
+        model = compiled_from.trained.model._replace(config=contents.config)  # equal configs may be of two encoders
     trained, index = contents.trained(model).on_device(), None
     if (arrays := contents.parts.get("index")) is not None:
         rows = {name: array for name, array in arrays.items() if name not in IDS}

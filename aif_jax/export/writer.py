@@ -28,7 +28,7 @@ from aif_jax.scores import Expression, parse_expression
 from aif_jax.store.folders import new_folder
 from aif_jax.store.sealed import digest_of, write_arrays
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import VersionMismatch, __version__
+from aif_jax.store.version import VersionMismatch, __version__, fingerprint
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
 
@@ -150,7 +150,7 @@ def _write(
     manifest: dict[str, Any] = {
         "format": files.FORMAT,
         "format_version": files.FORMAT_VERSION,
-        "version": trained.version,
+        "version": fingerprint(trained.params, trained.config, encoder),  # behind a delta the name is another
         "encoding": "" if encoder is None else encoder.version,
         "made_with": {"python": platform.python_version(), "aif_jax": __version__}
         | {name: metadata.version(name) for name in PACKAGES},

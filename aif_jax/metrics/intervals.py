@@ -41,7 +41,11 @@ class ByUser(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A value and the bounds of its percentile interval; NaN where there is no user."""
+    """A value and the bounds of its percentile interval; NaN where there is no user.
+
+    Attributes:
+      value, low, high: the figure over all users, and bounds.
+    """
 
     value: float
     low: float

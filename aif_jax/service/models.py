@@ -24,11 +24,12 @@ from typing import Any, NamedTuple, TypeVar
 from aif_jax.connectors.fetch import Reads
 from aif_jax.connectors.records import FeatureSource
 from aif_jax.connectors.valkey import open_client
-from aif_jax.export import Restored, restore
+from aif_jax.export import Delta, Restored, restore
+from aif_jax.export.delta import Chain
 from aif_jax.index import ItemIndex
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
-from aif_jax.service.exports import ExportEntry, path_of, read_current
+from aif_jax.service.exports import DELTAS, ExportEntry, path_of, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.store.codec import Storage
@@ -123,11 +124,12 @@ class Served:
     restored: Restored
     engine: AsyncPreRanker
     users: UserSource
-    exported: float  # when its manifest was written, in seconds since 1970
+    exported: float  # when the manifest of the export, or of the last delta, was written, in seconds since 1970
     loaded: float  # when it could serve first
     difference: float  # from the golden outputs
     index_from: Written | None = None  # the nearline snapshot of the index; None for that of the export
     table_from: Written | None = None  # the nearline job of users' rows; None for none, or for rows of unknown age
+    deltas: int = 0  # that it has on top of the export
 
     @property
     def version(self) -> str:
@@ -192,6 +194,7 @@ class Models:
         self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
         self._only, self._keep, self._poll = only, max(1, keep), poll
         self._nearline = nearline or Nearline()
+        self._chain = Chain(self.root / DELTAS)
         self._entries: list[ExportEntry] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._follower: asyncio.Task[None] | None = None
@@ -200,8 +203,9 @@ class Models:
         """Loads what serves and begins to follow. Raises what `restore` raises, or ValueError for an export without index."""
         await self._serve(read_current(self.root, only=self._only))
         try:
+            await self._apply_deltas()
             await self._refresh()
-        except Exception as error:  # of an index that comes later: that of the export serves
+        except Exception as error:  # of an index or a delta that comes later: those of the export serve
             self._failed(error)
         moves = self._only is None and self._entries[0].folder
         if moves or self._nearline != Nearline():
@@ -275,6 +279,56 @@ class Models:
         assert found is not None
         return found
 
+    async def _apply_deltas(self) -> None:
+        """Moves each version that serves to the end of the chain that stands on it. Raises what `Delta.apply` raises."""
+        for place in range(len(self.shares)):
+            served = self.shares[place][1]
+            root = served.restored.manifest["version"]
+            deltas = await asyncio.to_thread(self._chain.on, root)
+            if deltas and self._nearline.index is not None:
+                got = "that of a nearline job; publish a full refresh, or start the service without --index"
+                raise ValueError(f"{next(iter(deltas.values()))}: expected the index of the export under a delta, got {got}")
+            versions = [root, *deltas]
+            if served.version not in versions:  # another chain began on the export
+                served = self._take(place, await self.load(served.entry))
+            if paths := [deltas[version] for version in versions[versions.index(served.version) + 1 :]]:
+                served = self._take(place, await self._moved(served, paths))
+                logger.info("version %s of %s serves, delta %d", served.version[:12], served.entry.folder, served.deltas)
+
+    def _take(self, place: int, served: Served) -> Served:
+        """Serves a version in place of another one of the same export."""
+        self.shares[place] = (self.shares[place][0], served)
+        self.held = [served, *self.held]
+        self.publishes += 1
+        self._close_old()
+        return served
+
+    async def _moved(self, served: Served, paths: Sequence[Path]) -> Served:
+        """The version behind some deltas, in an engine with the same compiled functions; the one before serves until then."""
+
+        def apply() -> tuple[int, Restored, UserTable | None]:
+            number, parts = 0, (served.restored.trained, served.restored.index, served.users.table)
+            for path in paths:
+                delta = Delta.load(path)
+                number, parts = delta.number, delta.apply(*parts)
+            trained, index, table = parts
+            return number, dataclasses.replace(served.restored, trained=trained, index=index), table
+
+        number, restored, table = await asyncio.to_thread(apply)
+        trained, config = restored.trained, served.engine.config
+        users = UserSource(
+            trained.config.schema, trained.config.history_length, trained.encoder, self.reads, table, config.since_lengths
+        )
+        engine = AsyncPreRanker(
+            trained, restored.index,
+            features=users.fetch, retrieval=users.candidates, config=config, compiled_from=served.engine,
+        )  # fmt: skip
+        await engine.__aenter__()
+        written = (paths[-1] / MANIFEST).stat().st_mtime
+        return dataclasses.replace(
+            served, restored=restored, engine=engine, users=users, exported=written, loaded=time.time(), deltas=number
+        )
+
     async def _refresh(self) -> None:
         """Takes over newer snapshots of nearline jobs. Raises what `newer` raises."""
         index, users = self._nearline.index, self._nearline.users
@@ -299,7 +353,7 @@ class Models:
 
     async def _serve(self, entries: Sequence[ExportEntry]) -> None:
         """Swaps to these versions, all of them or none."""
-        known = {(served.entry.folder, served.entry.sha256): served for served in self.held}
+        known = {(served.entry.folder, served.entry.sha256): served for served in reversed(self.held)}  # the latest of each
         loaded: list[Served] = []
         try:
             for entry in entries:
@@ -314,7 +368,12 @@ class Models:
         self.problem = None
         for served in loaded:
             logger.info("version %s of %s serves", served.version[:12], served.entry.folder or self.root)
-        while len(self.held) > max(self._keep, len(loaded)):
+        self._close_old()
+
+    def _close_old(self) -> None:
+        """Drains the engines of versions beyond `keep`."""
+        serving = [served for _, served in self.shares]
+        while len(self.held) > max(self._keep, len(serving)):
             task = asyncio.get_running_loop().create_task(self.held.pop().engine.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -327,6 +386,7 @@ class Models:
                 entries = await asyncio.to_thread(read_current, self.root, only=self._only)
                 if entries != self._entries:
                     await self._serve(entries)
+                await self._apply_deltas()
                 await self._refresh()
                 wait, self.problem = self._poll, None
             except Exception as error:  # of folders that others write: what serves goes on
@@ -354,6 +414,7 @@ class Models:
                 "user_table_positions": None if served.table_from is None else served.table_from.positions,
                 "objectives": list(served.objectives),
                 "loaded": served.loaded,
+                "deltas": served.deltas,
                 "items": len(served.restored.index or ()),
                 "golden_difference": served.difference,
                 "blocks": [block.name for block in served.restored.trained.config.blocks],

@@ -128,19 +128,7 @@ Made = TypeVar("Made", bound="Manifest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest(abc.ABC):
-    """The manifest of a snapshot on disk, without its arrays; rows belong to one model.
-
-    Attributes:
-      version: version of params, config and encoder that made the rows.
-      config: with its schema.
-      encoding: version of the encoder, "" where there was none.
-      storage: storage of vectors.
-      batch_size: rows in one run of the function that made them.
-      positions: in the update stream, by partition: every update up to there is in, none after it.
-      library: version of aif_jax that wrote it.
-      leaves: dtype and shape of each array by path.
-      nbytes: bytes of the arrays.
-    """
+    """The manifest of a snapshot on disk, without its arrays; rows belong to one model. Fields: `index.Manifest`."""
 
     version: str
     config: Config

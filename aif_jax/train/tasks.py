@@ -267,6 +267,10 @@ class Goal:
 class Goals:
     """A sum of goals; `make_step` and `fit` take it as a loss. It adds up over parts of a batch as a `Loss` does.
 
+    Attributes:
+      goals: each a loss, its objective and its label.
+      objectives: names of the logits that they read.
+
     Example:
       >>> from aif_jax.train.losses import pointwise_bce
       >>> loss = Goals(Goal(pointwise_bce, "click"), Goal(0.5 * pointwise_bce, "conversion"))

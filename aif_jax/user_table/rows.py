@@ -30,11 +30,17 @@ TRIES = 4  # to copy a row that is being written, before a reader waits for the 
 
 
 class Stored(NamedTuple):
-    """Rows of n users, each with how far in the stream it is. A user's events come by one partition."""
+    """Rows of n users, each with how far in the stream it is. A user's events come by one partition.
 
-    words: np.ndarray  # uint32 [n, W], see `store.codec.Packed`
-    position: np.ndarray  # int64 [n] of the last event in the row, `NONE` where there is no row
-    partition: np.ndarray  # int32 [n]
+    Attributes:
+      words: uint32 [n, W], see `store.codec.Packed`.
+      position: int64 [n] position of the last event in the row, `NONE` where there is no row.
+      partition: int32 [n] partition of the user's events.
+    """
+
+    words: np.ndarray
+    position: np.ndarray
+    partition: np.ndarray
 
     def take(self, at: np.ndarray | slice) -> Stored:
         """Some of the rows."""
@@ -134,6 +140,48 @@ class MemoryRows:
             self._table = _Table(*map(np.concatenate, zip(self._table, _empty(more, self.width), strict=True)))
 
 
+class OverlaidRows:
+    """Rows in this process over those of an earlier version of the model: some users have new rows, the others those below.
+
+    Nothing is ever written to the rows below, so both versions may be read.
+
+    Args:
+      below: rows of the earlier version, which nobody writes to any more.
+      users, rows: users with new rows, and these.
+    """
+
+    def __init__(self, below: MemoryRows | OverlaidRows, users: Sequence[UserId], rows: Stored):
+        earlier = below._above if isinstance(below, OverlaidRows) else MemoryRows(below.width)
+        self._below: MemoryRows = below._below if isinstance(below, OverlaidRows) else below
+        self._above, self.width = earlier.copy(), below.width
+        self._above.put(users, rows, expected=self._above.get(users).position)
+
+    def __len__(self) -> int:
+        return len(self._below) + sum(user not in self._below.of for user in self._above.of)
+
+    def get(self, users: Sequence[UserId]) -> Stored:
+        """As `Rows.get`."""
+        rows = self._below.get(users)
+        above = np.array([user in self._above.of for user in users], bool)
+        for leaf, new in zip(rows, self._above.get(users), strict=True):
+            leaf[above] = new[above]
+        return rows
+
+    def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
+        """As `Rows.put`; written over the rows below."""
+        good = np.flatnonzero(self.get(users).position == expected)
+        some = [users[at] for at in good]
+        self._above.put(some, rows.take(good), expected=self._above.get(some).position)
+        return np.isin(np.arange(len(users)), good)
+
+    def copy(self) -> MemoryRows:
+        """All rows in one place."""
+        made = self._below.copy()
+        users = list(self._above.of)
+        made.put(users, self._above.get(users), expected=made.get(users).position)
+        return made
+
+
 def positions_of(position: Any, count: int) -> np.ndarray:
     """int64 [count]: the position in the stream of each of `count` events; `NONE` for events that are not from a stream.
 
@@ -193,10 +241,15 @@ Times are the server's, one clock for all writers, and never fall."""
 
 
 class Progress(NamedTuple):
-    """How far the rows of a partition are."""
+    """How far the rows of a partition are.
 
-    position: int  # of the last event of what was put last, `NONE` where events came without positions
-    seconds: float  # when a row was last written, since 1970 by the server's clock; it never falls
+    Attributes:
+      position: position of the last event that was put, `NONE` for events without positions.
+      seconds: when a row was last written, since 1970 by the server's clock; never falls.
+    """
+
+    position: int
+    seconds: float
 
 
 class RemoteRows:

@@ -65,7 +65,11 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class ExportedIndex:
-    """The rows of an exported index: ids int64 [N], ascending (of strings their hashes), and the table [N] on the device."""
+    """The rows of an exported index.
+
+    Attributes:
+      ids, table: int64 [N], ascending (hashes of string ids), and arrays [N] on the device by path.
+    """
 
     ids: np.ndarray
     table: dict[str, jax.Array]
