@@ -28,7 +28,8 @@ TABLE = {
     DEFAULT: ("tests/test_package.py",),
     "docs": ("tests/test_docs.py",),
     "experiments": (
-        "tests/test_ali_display.py", "tests/test_cascade_data.py", "tests/test_content.py", "tests/test_experiments.py",
+        "tests/test_ali_display.py", "tests/test_benchmarks.py", "tests/test_cascade_data.py", "tests/test_content.py",
+        "tests/test_experiments.py",
         "tests/test_fetch.py", "tests/test_index_refresh.py", "tests/test_kernels.py", "tests/test_kuairand.py",
         "tests/test_latency_experiment.py", "tests/test_movielens.py", "tests/test_peers.py", "tests/test_plots.py",
         "tests/test_question.py", "tests/test_recipes.py",
@@ -38,7 +39,8 @@ TABLE = {
         "tests/test_serving_parts.py::test_timeline_sums_stages_and_draws",
     ),
     "standing": (
-        "tests/reliability/", "tests/promises/test_exact_resume.py", "tests/test_clients.py", "tests/test_export_untrusted.py",
+        "tests/reliability/", "tests/promises/test_exact_resume.py", "tests/test_clients.py",
+        "tests/test_delta_serving.py", "tests/test_export_untrusted.py", "tests/test_follow_process.py",
         "tests/test_feature_sources.py", "tests/test_launch.py", "tests/test_several_processes.py",
         "tests/test_service_arrow.py", "tests/test_service_grpc.py", "tests/test_service_inference.py",
         "tests/test_service_log.py", "tests/test_service_mirror.py", "tests/test_service_nearline.py",

@@ -202,7 +202,7 @@ def decode(message: Message) -> Change:
         first = str(error).partition("\n")[0]
         raise MessageError(f"{where}: expected an Arrow IPC stream, got {message.value[:16]!r}...: {first}") from error
     if table.num_rows == 0:
-        raise MessageError(f"{where}: expected rows, got none")
+        raise MessageError(f"{where}: expected rows, got a table of 0")
     if (table.schema.metadata or {}).get(DELETED) != b"1":
         return Change(table, None)
     if table.num_columns != 1:

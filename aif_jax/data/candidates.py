@@ -155,7 +155,7 @@ def sampled_negatives(
       A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
     """
     repeats = (seen is not None or dataset.repeats) if repeats is None else repeats
-    expect(repeats or seen is None, "sampled", "seen or repeats=False", "both")
+    expect(repeats or seen is None, "sampled", "seen or repeats=False", "both; leave one out")
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))

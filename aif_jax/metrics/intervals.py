@@ -256,7 +256,7 @@ def plot_deciles(series: Mapping[str, Deciles], path: str | os.PathLike[str], *,
     with needs_extra("plots need matplotlib", "plots"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
-    expect(len(series) > 0, "plot_deciles series", "at least one", "none")
+    expect(len(series) > 0, "plot_deciles series", "at least one", "none; give deciles by name")
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     figure.suptitle(title)
     rate, ratio = figure.subplots(1, 2)

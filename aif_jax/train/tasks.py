@@ -284,7 +284,7 @@ class Goals:
     objectives: tuple[str, ...]
 
     def __init__(self, *goals: Goal, objectives: tuple[str, ...] = ()):
-        expect(len(goals) > 0, "Goals", "at least one goal", "none")
+        expect(len(goals) > 0, "Goals", "at least one goal", "none; add Goal(loss, label)")
         object.__setattr__(self, "goals", goals)
         object.__setattr__(self, "objectives", objectives)
 
@@ -292,7 +292,7 @@ class Goals:
     def of(cls, objectives: tuple[str, ...]) -> Goals:
         """Binary cross-entropy of every objective over all candidates, all of weight 1."""
         expected = "names of the objectives, such as ('click', 'like'), for a loss of each, or a loss for fit"
-        expect(len(objectives) > 0, "Config.objectives", expected, "none")
+        expect(len(objectives) > 0, "Config.objectives", expected, "none; name them")
         return cls(*(Goal(pointwise_bce, name) for name in objective_names(objectives)), objectives=objectives)
 
     def __repr__(self) -> str:
