@@ -63,7 +63,7 @@ COLUMNS = ("user", "item", "action", "time")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Followed:
-    """What a call of `follow` came to.
+    """What a call of `follow` came to: sums over its chains, whose micro-batches of earlier calls count too.
 
     Attributes:
       published, refused: micro-batches that were published, and that the gate refused.
