@@ -206,6 +206,13 @@ def test_a_service_that_starts_later_is_at_the_end_of_the_chain(chain, tmp_path)
         chain.deltas[9].save(tmp_path / "far")
         deltas.publish(tmp_path / "far")  # what it stands on is not there
         assert _version(client, wanted, same=True) == wanted and models.problem is None
+        table = np.asarray(chain.base.params["embedding"]["item"])
+        rows = {"item": MovedRows(np.array([3], np.int32), table[[3]] + 1)}
+        other = Delta.make(chain.base, rows, chain.data.catalogue, events=chain.data)
+        other.save(tmp_path / "other")
+        deltas.publish(tmp_path / "other")  # another chain on the export: the one before is taken back
+        wanted = other.version
+        assert _version(client, wanted) == wanted and models.status()[0]["deltas"] == 1 and len(models.held) == 2
         (tmp_path / "torn").mkdir()
         (tmp_path / "torn" / "manifest.json").write_text(json.dumps({"format": "other"}))
         deltas.publish(tmp_path / "torn")
