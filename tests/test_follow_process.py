@@ -13,7 +13,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.connectors import SnapshotStore, ValkeyStream
-from aif_jax.connectors.connect import open_client
+from aif_jax.connectors.valkey import open_client
 from aif_jax.export import Delta
 from tests import follow_world as world
 from tests import refresh_world as shop

@@ -35,9 +35,9 @@ from aif_jax.refreshing import (
 )  # fmt: skip
 from aif_jax.refreshing import report as reports
 from aif_jax.refreshing.job import begin
-from aif_jax.service import nearline
+from aif_jax.service import models
 from aif_jax.serving.metrics import Histogram, prometheus_text
-from aif_jax.store.lease import Lease, WriterConflict
+from aif_jax.store.snapshots import Lease, WriterConflict
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import FitSettings, training_positions
 from aif_jax.train.tasks import NextItem
@@ -200,9 +200,9 @@ def test_rows_of_users_are_published_within_the_export(tmp_path):
     made = aif.refresh(served, world.events(5), items=world.items(5), out=tmp_path / "store", **options)
     mirror = tmp_path / "mirror"
     assert SnapshotStore(tmp_path / "store").fetch(mirror).name == made.name
-    table, written = nearline.newer(UserTable, mirror, made.name, None, made.trained)
+    table, written = models.newer(UserTable, mirror, made.name, None, made.trained)
     assert written.path == mirror / made.name / "users" and len(table) == world.USERS
-    assert nearline.newer(UserTable, mirror, made.name, written, made.trained) is None
+    assert models.newer(UserTable, mirror, made.name, written, made.trained) is None
 
 
 # warm start, and the old model as it is served
@@ -397,7 +397,8 @@ def test_a_service_is_judged_by_its_own_metrics():
     old, new = "a" * 12, "b" * 12
     versions = {old: counted(500, 5, 1, 0.01), new: counted(300, 60, 30, 0.05)}
     reasons = judge_service(prometheus_text(by_version=versions), new * 5, old * 5)
-    assert len(reasons) == 3 and "18.2% of 300 answers were degraded" in reasons[0]
-    assert "9.1% of 300 requests failed" in reasons[1] and "5.00 times as long" in reasons[2]
+    assert len(reasons) == 3 and "18.2% of 330 requests were degraded" in reasons[0]
+    assert "9.1% of 330 requests failed" in reasons[1] and "5.00 times as long" in reasons[2]
     assert judge_service(prometheus_text(by_version={old: versions[old], new: versions[old]}), new, old) == ()
     assert judge_service(prometheus_text(by_version={new: counted(50, 50, 0, 1.0)}), new, old) == ()  # too few
+    assert len(judge_service(prometheus_text(by_version={new: counted(0, 0, 200, 1.0)}), new, old)) == 1  # answers nobody

@@ -1,4 +1,4 @@
-"""The commands of the next model: `refresh`, once or following a stream, and `rollback`."""
+"""The commands of the next model: `refresh`, once or following a stream, `watch` and `rollback`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, REFUSED, UsageError
-from aif_jax.connectors.connect import FORMS, open_stream
-from aif_jax.refreshing import GateConfig, follow, refresh
+from aif_jax.connectors.valkey import FORMS, open_stream
+from aif_jax.refreshing import GateConfig, follow, refresh, watch
+from aif_jax.service.client import Client, ServiceError
 from aif_jax.train.tasks import TASKS
 
 FLAGS = (
@@ -22,6 +23,8 @@ FLAGS = (
     "user_table", "keep",
 )  # fmt: skip
 """Arguments of `refresh` that have a flag of their name."""
+WATCHED = ("minutes", "every", "degraded", "failed", "slowdown", "requests")
+"""Arguments of `watch` that have a flag of their name."""
 FOLLOWING = ("batches", "max_messages")
 """Arguments of `follow` alone that have a flag of their name."""
 BOTH = ("held_out", "batch_size", "learning_rate", "seed", "requests", "k", "task", "gate")
@@ -60,6 +63,14 @@ def add_refresh_commands(commands: Any) -> None:
     one.add_argument("--platforms", nargs="+", help=text)
     one.add_argument("--json", action="store_true", help="print the report as JSON")
     one.add_argument("--quiet", action="store_true", help="no line of progress and no bar")
+
+    one = shared.add_command(commands, "watch", run_watch)
+    one.add_argument(
+        "--service", required=True, metavar="URL", help="a service that follows the store, such as http://HOST:8080"
+    )
+    one.add_argument("--out", required=True, metavar="URL", help="snapshot store of exports, --out of refresh")
+    one.add_argument("--token", help="bearer token of the service")
+    shared.add_flags(one, watch, WATCHED)
 
     one = shared.add_command(commands, "rollback", run_rollback)
     one.add_argument("--out", required=True, metavar="URL", help="snapshot store of exports, --out of refresh")
@@ -128,6 +139,23 @@ def _seconds(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"expected a time such as 90s, 10min or 1h, got {text!r}")
     return float(match[1]) * SECONDS[match[2]]
+
+
+def run_watch(options: argparse.Namespace) -> int:
+    """Watches the current version in service for some minutes, and takes it back where it does worse than the one before.
+
+    Exit code 0: it stays; 3: it was taken back, and the output says why; 1 and 2 as for every command.
+    """
+
+    def metrics() -> str:
+        with Client(options.service, token=options.token) as client:
+            status, _, text = client.request("GET", "/metrics")
+        if status != 200:
+            raise ServiceError(status, {"code": "metrics", "message": text.decode(errors="replace")[:200]})
+        return text.decode()
+
+    with shared.open_store(options.out) as store:
+        return REFUSED if watch(metrics, store, **shared.flags_given(options, WATCHED)) else FINE
 
 
 def run_rollback(options: argparse.Namespace) -> int:

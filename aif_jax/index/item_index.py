@@ -40,6 +40,15 @@ class Manifest(snapshots.Manifest):
     Attributes:
       items: rows.
       ids: kind of the raw ids; None for an index that never had any.
+      version: version of the params, config and encoder that made the rows.
+      config: config of the model, with its schema.
+      encoding: version of the encoder; "" for none.
+      storage: how vectors are stored: "float32", "bfloat16" or "int8".
+      batch_size: rows in one run of the function that made them.
+      positions: positions in the update stream, by partition: every update up to there is in, none after it.
+      library: version of aif_jax that wrote it.
+      leaves: dtype and shape of each array by path.
+      nbytes: bytes of the arrays.
     """
 
     NOUN = "index"
@@ -305,6 +314,11 @@ class ItemIndex:
         Do not use the arrays afterwards, and do not enter it twice in one thread.
         """
         return self._store.reading()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether an update writes into the table at this moment, so that `reading` would wait for it."""
+        return self._store.is_writing
 
     def copy_table(self) -> Packed:
         """A copy of the stored rows [capacity, ...] on the device, yours to keep."""

@@ -50,6 +50,11 @@ class ReadWriteLock:
                 self._readers -= 1
                 self._left.notify_all()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a reader would have to wait for a writer."""
+        return self._entry.locked()
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Held while arrays are replaced."""
@@ -137,6 +142,11 @@ class Store:
         """The arrays, lent until a computation on them is dispatched."""
         with self._lock.reading():
             yield self._table
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether `reading` would have to wait now."""
+        return self._lock.is_held
 
     def read(self, rows: np.ndarray) -> Packed:
         """Stored rows [batch_size] on the device, at most `batch_size` of them."""

@@ -8,9 +8,10 @@ from aif_jax.refreshing.continuous import Followed, follow
 from aif_jax.refreshing.gate import GateConfig, Measured, Requests, Verdict, judge, judge_service, measure, volume
 from aif_jax.refreshing.run import Refreshed, refresh
 from aif_jax.refreshing.warm import as_served, grown, warm_start
+from aif_jax.refreshing.watch import watch
 
 __all__ = [
     "refresh", "Refreshed", "follow", "Followed",
-    "GateConfig", "Requests", "Measured", "Verdict", "measure", "judge", "judge_service", "volume",
+    "GateConfig", "Requests", "Measured", "Verdict", "measure", "judge", "judge_service", "volume", "watch",
     "grown", "warm_start", "as_served",
 ]  # fmt: skip

@@ -55,7 +55,7 @@ def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
             text = file.read(CURRENT_BYTES + 1).decode("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
-            f"{root}: expected an exported folder, or folders with a file {CURRENT!r}, got neither"
+            f"{root}: expected an exported folder, or folders with a file {CURRENT!r}, got neither; write one: aif-jax export"
         ) from None
     return parse_current(text)
 
@@ -100,7 +100,7 @@ def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
     root, lines = Path(root), []
     for entry in (entry if isinstance(entry, ExportEntry) else ExportEntry(entry) for entry in entries):
         if not (root / entry.folder / MANIFEST).is_file():
-            raise FileNotFoundError(f"{root / entry.folder}: expected an exported folder, got none")
+            raise FileNotFoundError(f"{root / entry.folder}: expected an exported folder, got none; write one: aif-jax export")
         words = [f"sha256={entry.sha256}"] if entry.sha256 else []
         lines.append(" ".join([entry.folder, *words, *([f"share={entry.share:.6f}"] if entry.share and lines else [])]))
     text = "\n".join(lines) + "\n"

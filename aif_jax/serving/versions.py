@@ -48,7 +48,7 @@ class Snapshot(NamedTuple):
         """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of users of one layout."""
         function = self.score[users[0].layout, len(users), bucket]
         with self.index.reading() as table:
-            return function(self.params, tuple(user.state for user in users), table, *inputs)
+            return Programs.call(function, self.params, tuple(user.state for user in users), table, *inputs)
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,7 +70,7 @@ class Version:
 
     def states(self, programs: Programs, words: list[np.ndarray], layout: HistoryLayout) -> tuple[Any, ...]:
         """States, not ready yet, of users whose packed features have one layout; of a compiled number."""
-        return self.user[layout, len(words)](self.params, programs.upload_features(words))
+        return programs.call(self.user[layout, len(words)], self.params, programs.upload_features(words))
 
 
 def build_version(
@@ -100,7 +100,7 @@ def build_version(
 
     def state_of(features: UserFeatures) -> UserSide:
         layout = HistoryLayout.of(features)
-        return UserSide(user[layout, 1](params, programs.upload_features([pack(features)]))[0], layout, None)
+        return UserSide(programs.call(user[layout, 1], params, programs.upload_features([pack(features)]))[0], layout, None)
 
     unknown = [state_of(empty_features(programs, layout)) for layout in layouts]
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)

@@ -29,8 +29,18 @@ from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
-from aif_jax.user_table.program import UserProgram, ranges, unpack
-from aif_jax.user_table.rows import NONE, MemoryRows, OverlaidRows, Rows, Stored, UserId, positions_of
+from aif_jax.user_table.rows import (
+    NONE,
+    MemoryRows,
+    OverlaidRows,
+    Rows,
+    Stored,
+    UserId,
+    UserProgram,
+    positions_of,
+    ranges,
+    unpack,
+)  # fmt: skip
 
 
 class ClockError(RuntimeError):
@@ -38,10 +48,15 @@ class ClockError(RuntimeError):
 
 
 class Written(NamedTuple):
-    """When the messages of n events were written to the stream."""
+    """When the messages of n events were written to the stream.
 
-    seconds: np.ndarray  # float64 [n] since 1970, NaN where the stream does not tell
-    by_broker: np.ndarray  # bool [n], whether by the broker's clock and not the producer's
+    Attributes:
+      seconds: float64 [n] since 1970; NaN where the stream does not tell.
+      by_broker: bool [n] whether by the clock of the broker; else of the producer.
+    """
+
+    seconds: np.ndarray
+    by_broker: np.ndarray
 
 
 def check_future(stamped: np.ndarray, written: Written | None, *, clock: Callable[[], float], skew: int) -> None:
@@ -105,7 +120,7 @@ class Manifest(snapshots.Manifest):
     def check_layout(self, path: str | Path, layout: Layout) -> None:
         """Raises CheckpointError where rows are laid out in another way than this version of the package does."""
         if self.layout != describe(layout):
-            raise CheckpointError(f"{path}: rows of another layout than this version's; {self.REBUILD}")
+            raise CheckpointError(f"{path}: expected rows of this version's layout, got another; {self.REBUILD}")
 
 
 inspect = Manifest.inspect
@@ -128,7 +143,7 @@ def read_rows(path: str | Path, manifest: Manifest, *, width: int) -> MemoryRows
         good = len(users) == manifest.users and shapes == [(manifest.users, width), (manifest.users,), (manifest.users,)]
         expect(good, "arrays", f"rows [{manifest.users}, {width}] of as many users", f"{shapes} of {len(users)}")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the arrays do not fit together: {error}; {manifest.REBUILD}") from error
+        raise CheckpointError(f"{path}: expected arrays that fit together, got others: {error}; {manifest.REBUILD}") from error
     rows = MemoryRows(width, capacity=manifest.users)
     for start in range(0, len(users), CHUNK):
         some = slice(start, start + CHUNK)
@@ -162,13 +177,20 @@ RETRIES = 8  # of rows that another writer changed in between
 
 
 class UpdateCounts(NamedTuple):
-    """What became of the events of an update."""
+    """What became of the events of an update.
 
-    events: int  # that are in the table now
-    users: int  # whose rows changed
-    repeated: int  # events that the rows held already
-    late: int  # events that were older than one of their user before them; each is put in its place
-    beyond: int  # late ones that were older than every event that is kept: they count in sums and SIM caches alone
+    Attributes:
+      events, users: events that are in the table now, and users whose rows changed.
+      repeated: events that the rows held already.
+      late: events older than an earlier one of their user; each is put in its place.
+      beyond: late events older than every kept event: they count in sums and SIM caches alone.
+    """
+
+    events: int
+    users: int
+    repeated: int
+    late: int
+    beyond: int
 
     def __add__(self, other: UpdateCounts) -> UpdateCounts:  # type: ignore[override]
         """The sum of two, count by count."""
@@ -518,7 +540,7 @@ def _check_partition(users: list[UserId], rows: Stored, partition: int | None) -
     if partition is not None and moved.any():
         at = int(np.argmax(moved))
         expected = f"events of user {users[at]!r} by partition {rows.partition[at]}, as before"
-        raise ValueError(f"update: {expected}, got partition {partition}; build the table again for other partitions")
+        raise ValueError(f"update: expected {expected}, got partition {partition}; build the table again for other partitions")
 
 
 def _part(events: Events, at: Any) -> Events:
@@ -565,7 +587,7 @@ class UserTableWriter(SnapshotWriter):
         def run() -> None:
             self.applied += self.table.update(events, position=position, partition=partition, written=written)
 
-        expect(np.size(position) > 0, "position", "one for each event", "none")
+        expect(np.size(position) > 0, "position", "one for each event", "none; give position=")
         return self._apply(run, position if np.ndim(position) == 0 else position[-1], partition)  # type: ignore[index]
 
     def _frozen(self) -> UserTable:
