@@ -77,8 +77,8 @@ class DeltaApplied(NamedTuple):
     """What serves after a delta."""
 
     trained: Trained
-    index: ItemIndex | None
-    users: UserTable | None
+    item_index: ItemIndex | None
+    user_table: UserTable | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
