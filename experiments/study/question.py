@@ -450,13 +450,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def chosen(found: dict[str, dict[str, Any]], record: dict[str, Any]) -> float:
-    """The offset of untrained items with the best HR@100 on the validation split, one training of this model and data set."""
-    same = [
-        r
-        for r in found.values()
-        if (r["dataset"], r["model"], r["split"]) == (record["dataset"], record["model"], "validation")
-    ]
-    figures = (same or [record])[-1]["figures"]
+    """The offset of untrained items with the best HR@100 on the validation split.
+
+    A record of the validation split has its own; others take that of the first validation record of their model and data set,
+    so later records of other epochs change no figure of the test split.
+    """
+    wanted = (record["dataset"], record["model"], "validation")
+    same = [r for r in found.values() if (r["dataset"], r["model"], r["split"]) == wanted]
+    figures = (record if record["split"] == "validation" or not same else same[0])["figures"]
     return max(UNTRAINED, key=lambda untrained: figures[f"hr100@{untrained:g}"])
 
 
