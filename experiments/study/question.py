@@ -160,7 +160,9 @@ def plan(name: str) -> list[Trial]:
         return [Trial(dataset=on, model=model, **options) for options in settings for model in tried for on in both]
     if name in ("sequence", "taught"):
         tried = tuple(SEQUENCE if name == "sequence" else TAUGHT)
-        return [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
+        runs = [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
+        longer = [model for model in SEQUENCE if model.endswith("32 events")] if name == "sequence" else []
+        return runs + [Trial(dataset="movielens", model=model, epochs=3) for model in longer]  # does more training do the same?
     if name in ("test", "rolling"):
         tried = (BASE, WITH_MATCHING, AIF, WITHOUT_MEMORY)
         return [
