@@ -535,7 +535,7 @@ def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     try:
         settings = FitSettings.from_json(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}") from error
+        raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}; restore it") from error
     with checkpoints_of(folder, settings) as checkpoints:
         return settings, calibrated(folder, final(checkpoints, settings))
 
@@ -555,8 +555,8 @@ def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
     try:
         made = {name: np.asarray(value, np.float32) for name, value in record[GROUP].items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: expected the calibration of a run, got none: {error!r}") from error
+        raise CheckpointError(f"{file}: expected the calibration of a run, got none: {error!r}; remove it") from error
     if record["version"] != saved.version:
-        raise CheckpointError(f"{file}: expected the calibration of version {saved.version}, got that of {record['version']}")
+        raise CheckpointError(f"{file}: expected that of version {saved.version}, got that of {record['version']}; remove it")
     params = with_calibration(saved.params, made)
     return dataclasses.replace(saved, params=params, version=fingerprint(params, saved.config, saved.encoder))

@@ -105,7 +105,7 @@ class Loss:
         loss = self._with(options) if options else self
         if scores is None:
             if where is not None or log_q is not None:
-                raise TypeError(f"{self!r}: expected scores and targets with where and log_q, got none")
+                raise TypeError(f"{self!r}: expected scores and targets with where and log_q, got none; pass both")
             return loss
         return loss.part(scores, targets, None, where=where, log_q=log_q)
 

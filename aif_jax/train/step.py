@@ -239,12 +239,20 @@ FITTED = "fitted"
 
 @record
 class TrainState:
-    """Everything that a step changes, and the fitted parameters that it reads."""
+    """Everything that a step changes, and the fitted parameters that it reads.
 
-    step: Array  # int32 []
-    skipped: Array  # int32 [] steps whose loss or gradient was not finite, and which changed nothing
-    trained: Params  # the trained groups
-    fitted: Params  # {"fitted": ...} or {}
+    Attributes:
+      step: int32 [] steps made.
+      skipped: int32 [] steps that changed nothing, since their loss or gradient was not finite.
+      trained: the trained groups of parameters.
+      fitted: {"fitted": ...} or {}.
+      opt_state: state of the optimizer.
+    """
+
+    step: Array
+    skipped: Array
+    trained: Params
+    fitted: Params
     opt_state: Any
 
     @property

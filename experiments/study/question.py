@@ -473,13 +473,13 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
     """
     found, made = records.read(results), {}
     for dataset in ("movielens", "taobao"):
-        runs = {name: _runs(found, dataset, name) for name in (AIF, BASE, WITH_MATCHING)}
+        runs = {name: runs_of(found, dataset, name) for name in (AIF, BASE, WITH_MATCHING)}
         if not all(runs.values()):
             continue
         figures: dict[str, float] = {}
         for other, more in ((BASE, ""), (WITH_MATCHING, "_over_matching")):
             for metric, key, scale in (("gauc", "gauc_points", 100.0), ("hr100", "hr100_ratio", 1.0)):
-                ours, theirs = (_pooled(results, found, runs[name], metric) for name in (AIF, other))
+                ours, theirs = (pooled(results, found, runs[name], metric) for name in (AIF, other))
                 gap = metrics.paired_interval(ours, theirs, ratio=metric == "hr100")
                 for end, value in zip(("", "_low", "_high"), gap, strict=True):
                     figures[f"{key}{more}{end}"] = scale * value
@@ -488,13 +488,13 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
     return made
 
 
-def _runs(found: dict[str, dict[str, Any]], dataset: str, model: str) -> list[dict[str, Any]]:
+def runs_of(found: dict[str, dict[str, Any]], dataset: str, model: str) -> list[dict[str, Any]]:
     """The records of a model's test runs, one a seed."""
     wanted = (dataset, model, "test", "by the data")
     return [r for r in found.values() if (r["dataset"], r["model"], r["split"], r["met"]) == wanted]
 
 
-def _pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
+def pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
     """A metric by user, averaged over seeds; HR@100 with the model's own offset of untrained items."""
     name = metric if metric == "gauc" else f"hr100@{chosen(found, runs[0]):g}"
     return over_seeds([by_user(results, run, name) for run in runs])
@@ -610,9 +610,9 @@ def picture(results: Path, path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     named = {BASE: "two-tower", WITH_MATCHING: "two-tower with\nmatching statistics", AIF: "presets.aif"}
     for axis, dataset in zip(figure.subplots(1, 2, sharey=True), ("movielens", "taobao"), strict=True):
-        base = _pooled(results, found, _runs(found, dataset, BASE), "gauc")
+        base = pooled(results, found, runs_of(found, dataset, BASE), "gauc")
         for (model, label), colour in zip(named.items(), ("tab:gray", "tab:orange", "tab:blue"), strict=True):
-            gap = metrics.paired_interval(_pooled(results, found, _runs(found, dataset, model), "gauc"), base)
+            gap = metrics.paired_interval(pooled(results, found, runs_of(found, dataset, model), "gauc"), base)
             x, y = times[f"{model}, C=1000, L=512"]["score"]["p50"], 100 * gap.value
             error = np.abs(100 * np.array([[gap.low], [gap.high]]) - y)
             axis.errorbar(x, y, yerr=error, fmt="o", color=colour, capsize=4, markersize=8)
