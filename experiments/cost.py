@@ -55,7 +55,7 @@ from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
 from aif_jax.store.codec import Packed
 from aif_jax.stream import FULL_NOW, events_of
 from aif_jax.types import Streamed
-from aif_jax.user_table.program import UserProgram
+from aif_jax.user_table.rows import UserProgram
 from experiments import common, drawn, runtimes
 from experiments.latency_services import Delays, Model, Served, World, sequential_answer
 

@@ -1,7 +1,7 @@
 """Memory by part at 10^5, 10^6 and 10^7 items: tables, optimizer, rows, ids, states; and the peak of whole processes.
 
 Claim     an item costs less than 600 bytes in training and 200 in serving.
-Command   python -m experiments.memory --json memory.json    (or --smoke; --peaks runs a training and a worker of each size too)
+Command   python -m experiments.memory --json memory.json   (or --smoke; --peaks also runs a training and a worker of each size)
 Time      seconds; with --peaks 4 minutes at 10^5 and 10^6 items
 Model     `presets.aif`, width 32, two behaviour fields, no content.
 Parts     computed from shapes, not measured: the bytes of every array that there is one of for each item or user.

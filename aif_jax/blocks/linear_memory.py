@@ -1,19 +1,4 @@
-"""Linear attention over the long history, its state summed before the candidate is known.
-
-DIN's target attention weighs every behaviour by its similarity to the candidate. Without a softmax over behaviours it is linear
-in the candidate's query, so the sum over the history can be taken first:
-
-    sum_j m_j (f_i . g_j) v_j = f_i A,   A = sum_j m_j g_j v_j^T   [K, D]
-
-f is a trained item query, g a trained behaviour key. With keys="softmax" g is a softmax over the history for each of the K
-entries: K bridges over the long history, whose weights know all behaviours.
-
-The head receives the mean b / n and the deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned. f is an
-affine map of the item vector, so in real time A enters the kernel of the item vector, whatever L and K are. Where a user has
-few candidates, as in pointwise training, an equal form that keeps the keys is cheaper; the two forms are tested equal.
-
-Source: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
-"""
+"""Linear attention over the long history."""
 
 from __future__ import annotations
 
@@ -85,11 +70,26 @@ class Memory(Block):
 
 @block
 class LinearMemory(Memory):
-    """Linear attention over the long history with trained queries and keys.
+    """Linear attention over the long history, whose state is summed before the candidate is known.
+
+    DIN's target attention weighs every behaviour by its similarity to the candidate. Without a softmax over behaviours it is
+    linear in the candidate's query, so the sum over the history can be taken first:
+
+        sum_j m_j (f_i . g_j) v_j = f_i A,   A = sum_j m_j g_j v_j^T   [K, D]
+
+    f is a trained item query, g a trained behaviour key. With keys="softmax" g is a softmax over the history for each of the K
+    entries: K bridges over the long history, whose weights depend on all behaviours. The head receives the mean b / n and the
+    deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned.
+
+    - Paper: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
+    - Cost: user side K x D x L; in real time f is affine in the item vector, so A enters the kernel of the item vector:
+      [C, D] x [D, H], independent of L and K. For few candidates, as in pointwise training, an equal form that keeps the keys
+      is cheaper.
+    - When: long histories; softmax keys rank best.
 
     Attributes:
-      width: K.
-      keys: "linear" as they are, or "softmax" over the history for each of the K entries.
+      width: K, the keys.
+      keys: "linear" for plain keys, or "softmax" over the history for each of the K entries.
       dot_product: adds the dot product of what is read and the item vector to the logit.
 
     Raises:

@@ -50,6 +50,11 @@ class ReadWriteLock:
                 self._readers -= 1
                 self._left.notify_all()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a reader would have to wait for a writer."""
+        return self._entry.locked()
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Held while arrays are replaced."""
@@ -138,6 +143,11 @@ class Store:
         with self._lock.reading():
             yield self._table
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether `reading` would have to wait now."""
+        return self._lock.is_held
+
     def read(self, rows: np.ndarray) -> Packed:
         """Stored rows [batch_size] on the device, at most `batch_size` of them."""
         wanted = np.zeros(self.program.batch_size, np.int32)
@@ -170,10 +180,10 @@ class Store:
         """Takes `rows` and `pages` back once `snapshot` and those before it, which alone read them, are gone."""
         self._retired.append((weakref.ref(snapshot), rows, pages))
 
-    def copy(self, view: View, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
-        """The rows of one snapshot in a new store, by ascending key, with an id map for ids of that kind."""
+    def copy(self, view: View, program: ItemProgram, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
+        """The rows of one snapshot, which `program` made, in a new store, by ascending key, with an id map of that kind."""
         keys, rows = view.items()
-        new = Store(self.program, capacity=capacity)
+        new = Store(program, capacity=capacity)
         for start in range(0, len(rows), self.program.batch_size):
             part = rows[start : start + self.program.batch_size]
             new.append(self.read(part), len(part))

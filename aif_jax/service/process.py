@@ -239,7 +239,7 @@ class Listening:
             "at least 1",
             (self.connections, self.keep_alive),
         )
-        expect(self.token != "", "token", "None or some text", "none")
+        expect(self.token != "", "token", "None or some text", "an empty text")
 
 
 GrpcServer = Callable[[Service, Listening], Any]

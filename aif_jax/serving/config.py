@@ -57,6 +57,9 @@ class ServingConfig:
       callable_threads: threads for each of `features` and `retrieval` that is not async.
       max_hung: calls of each of them that may run on after their requests; with more, calls fail until some return.
       user_threads, score_threads: user functions, and interactions, computed at once.
+      on_loop: longest call of a compiled function in seconds, its work on the host among it, that may run on the event loop's
+        own thread: where nothing else waits for one and the latest calls of its kind were as short. It saves the way to a
+        thread and back, and holds up the loop for so long at most. 0 runs all calls in threads.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
         those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; more sizes
         take longer to compile.
@@ -91,6 +94,7 @@ class ServingConfig:
     max_hung: int = 64
     user_threads: int = 2
     score_threads: int = 2
+    on_loop: float = 0.001
     batch_size: int = 1
     bid: str = "bid"
     orders: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -113,7 +117,7 @@ class ServingConfig:
         threads = ("callable_threads", "user_threads", "score_threads")
         for field in ("max_k", "max_pending", "max_hung", "batch_size", "group_cap", *threads):
             expect_field(_counts((getattr(self, field),)), field, "an integer of at least 1")
-        for field in ("reserve", "cache_bytes", "prepare_ttl", "drain_timeout"):
+        for field in ("reserve", "cache_bytes", "prepare_ttl", "on_loop", "drain_timeout"):
             expect_field(0 <= getattr(self, field) < math.inf, field, "0 or more")
         for field in ("budget", "callable_timeout", "max_stale"):
             value = getattr(self, field)

@@ -27,8 +27,8 @@ from aif_jax.store import codec
 from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, Streamed, UserFeatures
-from aif_jax.user_table.program import pack as pack_memory
-from aif_jax.user_table.program import unpack as unpack_memory
+from aif_jax.user_table.rows import pack as pack_memory
+from aif_jax.user_table.rows import unpack as unpack_memory
 
 LOGIT, BID = "logit", "bid"
 
@@ -53,7 +53,7 @@ class Orders(NamedTuple):
         expect(order in self.names, "Request.order", f"one of {[LOGIT, *self.names]}", repr(order))
         lacks = self.bid in self.expressions[self.names.index(order)].side and not given and not self.in_row
         expected = f"bids with the candidates or {self.bid!r} in schema.side"
-        expect(not lacks, f"order {order!r}", expected, "neither")
+        expect(not lacks, f"order {order!r}", expected, "neither; send bids, or take another order")
 
     def mode(self, order: str, *, given: bool) -> int:
         """The number of an order in the compiled program."""
@@ -206,7 +206,6 @@ class Programs:
         # The least share of a compiled size that must be filled: one by one, a place to spare costs as much as a request.
         self.full = 1.0 if self.one_by_one else 0.75
         self._compiled: dict[Any, Callable[..., Any]] = {}
-        self._uploads: dict[tuple[int, ...], Callable[..., Any]] = {}
         self._constants: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
@@ -239,7 +238,6 @@ class Programs:
             states = self._each(user, packed)
             return tuple(jax.tree.map(itemgetter(place), states) for place in range(count))
 
-        self._compile_upload(packed)
         return self._get("user", users, (params, packed), of=specs)
 
     def plain(self, features: UserFeatures, *, version: str, encoding: str) -> UserFeatures:
@@ -273,14 +271,13 @@ class Programs:
         """
         count = len(states)
         shapes = jax.ShapeDtypeStruct((count, bucket), np.int32), jax.ShapeDtypeStruct((count, bucket), np.float32)
-        self._compile_upload(shapes[0])
         arguments = (params, states, index.shapes, *shapes, jax.ShapeDtypeStruct((count,), np.int32))
         orders = orders or self.orders
         return self._get("score", self._score_fn(index.decode, bucket, orders), arguments, static=orders)
 
-    def upload_features(self, words: list[np.ndarray]) -> jax.Array:
-        """The packed features of some users on the device, as one array: a transfer for each leaf would take longer."""
-        return self._upload(words[0][None] if len(words) == 1 else np.stack(words))
+    def upload_features(self, words: list[np.ndarray]) -> np.ndarray:
+        """The packed features of some users as one array, which goes up with the call: one transfer, not one a leaf."""
+        return self._count_up(words[0][None] if len(words) == 1 else np.stack(words))
 
     def upload_state(self, state: Packed, words: np.ndarray) -> Packed:
         """A state like `state` with these words, on the device."""
@@ -296,21 +293,30 @@ class Programs:
         bucket: int,
         known: Orders | None = None,
     ) -> Any:
-        """Rows [b, bucket], bids [b, bucket] and order [b] of b requests on the device.
+        """Rows [b, bucket], bids [b, bucket] and order [b] of b requests, which go up with the call.
 
         Bids and orders go up only where requests bring bids or differ in order; device constants take their place otherwise.
         """
         known = known or self.orders
         modes = [known.mode(order, given=given is not None) for order, given in zip(orders, bids, strict=True)]
         padded = [pad(r.astype(np.int32, copy=False), bucket, -1) for r in rows]
-        on_device = self._upload(padded[0][None] if len(padded) == 1 else np.stack(padded))
+        stacked = self._count_up(padded[0][None] if len(padded) == 1 else np.stack(padded))
         prices, order = self._constant((len(rows), bucket), 0.0), self._constant((len(rows),), modes[0])
         if any(mode > 0 and mode % 2 == 0 for mode in modes):
             some = [np.zeros(0, np.float32) if given is None else given for given in bids]
-            prices = jax.device_put(self._count_up(np.stack([pad(given, bucket, 0.0) for given in some])))
+            prices = self._count_up(np.stack([pad(given, bucket, 0.0) for given in some]))
         if len(set(modes)) > 1:
-            order = jax.device_put(self._count_up(np.asarray(modes, np.int32)))
-        return on_device, prices, order
+            order = self._count_up(np.asarray(modes, np.int32))
+        return stacked, prices, order
+
+    @staticmethod
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a compiled function returns, not ready yet, of arguments some of which are on the host.
+
+        Arrays that go up with the call take less time than those that `device_put` or a compiled identity sends before.
+        """
+        with jax.transfer_guard_host_to_device("allow"):  # meant
+            return function(*arguments)
 
     def download(self, value: jax.Array) -> np.ndarray:
         """An array on the host."""
@@ -391,16 +397,6 @@ class Programs:
                 self._compiled[key] = lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
                 self.compiles[kind] += 1
         return self._compiled[key]
-
-    def _compile_upload(self, shape: jax.ShapeDtypeStruct) -> None:
-        if shape.shape not in self._uploads:
-            self._uploads[shape.shape] = jax.jit(lambda words: words).lower(shape).compile()
-
-    def _upload(self, words: np.ndarray) -> jax.Array:
-        """An int32 array on the device by a compiled identity, in a third of the time of `device_put`."""
-        self._count_up(words)
-        with jax.transfer_guard_host_to_device("allow"):  # meant
-            return self._uploads[words.shape](words)
 
     def _constant(self, shape: tuple[int, ...], value: float | int) -> jax.Array:
         """Device arrays that most requests share, so that nothing goes up for them."""

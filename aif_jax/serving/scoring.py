@@ -46,6 +46,16 @@ class ScoringTask(NamedTuple):
         """
         return id(self.snapshot), self.user.layout, self.bucket, id(self.future) if self.split else None
 
+    @property
+    def shape(self) -> tuple[HistoryLayout, int, bool]:
+        """What its time depends on."""
+        return self.user.layout, self.bucket, self.whole
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether an update writes into the index."""
+        return self.snapshot.index.is_writing
+
 
 class Scored(NamedTuple):
     """What came of it, on the host."""
@@ -63,7 +73,8 @@ class Scorer:
     def __init__(self, programs: Programs, config: ServingConfig):
         self._programs = programs
         sizes = batch_sizes(config.batch_size)
-        self._tasks = Batcher("aif-score", config.score_threads, sizes, full=programs.full, prepare=_look_up, run=self._run)
+        threads, on_loop = config.score_threads, config.on_loop
+        self._tasks = Batcher("aif-score", threads, on_loop, sizes, full=programs.full, prepare=_look_up, run=self._run)
         self.submit = self._tasks.submit
         self.close = self._tasks.close
         self._repeats = False  # whether the latest candidates that were looked through had repeats

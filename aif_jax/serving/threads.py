@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import inspect
 import logging
+import math
 import queue
 import threading
 import time
@@ -289,6 +290,10 @@ RECENT = 0.1
 """Weight of the latest call in running means."""
 
 
+GROWTH = 1.25
+"""The most by which one call makes the time that such a call is expected to take longer: a busy machine stops any thread."""
+
+
 class BatchTask(Protocol):
     """Something to compute; `future` gets the result, or the exception that stands for what went wrong with it alone."""
 
@@ -302,19 +307,32 @@ class BatchTask(Protocol):
         """Tasks of one key can run in one call."""
         ...
 
+    @property
+    def shape(self) -> Hashable:
+        """What its time depends on."""
+        ...
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether it may have to wait for something else than the device."""
+        ...
+
 
 T = TypeVar("T", bound=BatchTask)
 
 
 class Batcher(Generic[T]):
-    """Computes tasks without blocking the event loop.
+    """Computes tasks: a lone short one on the event loop's thread, all others in threads of its own.
 
     A thread that becomes free takes the task that has waited longest and, up to the largest compiled size, those of the same
-    key. So batches form only where tasks have to wait, and a lone task never waits for others.
+    key. So batches form only where tasks have to wait, and a lone task never waits for others. A task that is alone, whose
+    like took at most `on_loop` seconds lately, costs less on the loop's thread than the way to another thread and back. While
+    a thread works, or where two tasks came in one turn of the loop, threads take them: then several cores are of use.
 
     Args:
       name: name of the threads.
       threads: how many.
+      on_loop: longest call in seconds that may run on the loop's thread; 0 for none.
       sizes: compiled batch sizes, ascending from 1.
       full: the least share of a size that must be filled with tasks; the rest is computed for nothing.
       prepare: the work of one task on the host. An exception of one concerns that task alone.
@@ -325,6 +343,7 @@ class Batcher(Generic[T]):
         self,
         name: str,
         threads: int,
+        on_loop: float,
         sizes: Sequence[int],
         *,
         full: float,
@@ -334,18 +353,24 @@ class Batcher(Generic[T]):
         self.sizes = sizes
         self.seconds = 0.0  # of a thread that a task took lately, over the number of threads: how fast a queue gets shorter
         self._threads = threads
+        self._on_loop = on_loop
         self._full = full
         self._prepare = prepare
         self._run = run
         self._workers = Workers(name, threads)
         self._waiting: deque[T] = deque()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what waits and of the number of threads at work
+        self._working = 0
+        self._called = False  # whether the loop is about to look at what waits
+        self._lately: dict[Hashable, float] = {}  # seconds that a lone task of a shape is expected to take
 
     def submit(self, task: T) -> None:
-        """Computes one task."""
+        """Computes one task, which is looked at when those of the same turn of the loop are there too."""
         with self._lock:
             self._waiting.append(task)
-        self._workers.start(self._run_next)
+        if not self._called:
+            self._called = True
+            task.future.get_loop().call_soon(self._dispatch)
 
     def close(self) -> None:
         """Ends the threads; waits for the call that each is in."""
@@ -355,29 +380,56 @@ class Batcher(Generic[T]):
         """The compiled size that takes so many tasks."""
         return next(size for size in self.sizes if size >= count)
 
-    def _run_next(self) -> None:
-        """In a worker thread: some of what waits, if another thread has not taken it."""
-        if tasks := self._take():
-            started = time.perf_counter()
-            outcomes = self._outcomes(tasks, started)
-            taken = (time.perf_counter() - started) / (len(tasks) * self._threads)
-            self.seconds += RECENT * (taken - self.seconds)
-            post(tasks[0].future.get_loop(), _hand_out, tasks, outcomes)
+    def _dispatch(self) -> None:
+        """On the loop: computes a lone short task, or lets threads compute what waits."""
+        self._called = False
+        with self._lock:
+            alone = len(self._waiting) == 1 and not self._working and self._is_short(self._waiting[0])
+            threads = 0 if alone else min(self._threads - self._working, len(self._waiting))
+            self._working += threads
+            tasks = self._take() if alone else []
+        if tasks:
+            _hand_out(tasks, self._outcomes(tasks))
+        for _ in range(threads):
+            self._workers.start(self._work)
+
+    def _is_short(self, task: T) -> bool:
+        return not task.may_wait and self._lately.get(task.shape, math.inf) <= self._on_loop
+
+    def _work(self) -> None:
+        """In a thread: computes until nothing waits."""
+        while True:
+            with self._lock:
+                tasks = self._take()
+                if not tasks:
+                    self._working -= 1
+                    return
+            post(tasks[0].future.get_loop(), _hand_out, tasks, self._outcomes(tasks))
 
     def _take(self) -> list[T]:
-        with self._lock:
-            while self._waiting and self._waiting[0].future.done():  # cancelled
-                self._waiting.popleft()
-            if not self._waiting or self.sizes[-1] == 1:
-                return [self._waiting.popleft()] if self._waiting else []
-            key = self._waiting[0].key
-            alike = [task for task in self._waiting if task.key == key and not task.future.done()]
-            size = next(size for size in reversed(self.sizes) if len(alike) >= self._full * size)
-            taken = set(map(id, alike[:size]))
-            self._waiting = deque(task for task in self._waiting if id(task) not in taken)
-            return alike[:size]
+        while self._waiting and self._waiting[0].future.done():  # cancelled
+            self._waiting.popleft()
+        if not self._waiting or self.sizes[-1] == 1:
+            return [self._waiting.popleft()] if self._waiting else []
+        key = self._waiting[0].key
+        alike = [task for task in self._waiting if task.key == key and not task.future.done()]
+        size = next(size for size in reversed(self.sizes) if len(alike) >= self._full * size)
+        taken = set(map(id, alike[:size]))
+        self._waiting = deque(task for task in self._waiting if id(task) not in taken)
+        return alike[:size]
 
-    def _outcomes(self, tasks: list[T], started: float) -> list[Any]:
+    def _outcomes(self, tasks: list[T]) -> list[Any]:
+        """What came of tasks that run together, and how long that took."""
+        started = time.perf_counter()
+        outcomes = self._results(tasks, started)
+        seconds = time.perf_counter() - started
+        self.seconds += RECENT * (seconds / (len(tasks) * self._threads) - self.seconds)
+        if len(tasks) == 1:
+            shape = tasks[0].shape
+            self._lately[shape] = min(seconds, GROWTH * self._lately.get(shape, math.inf))
+        return outcomes
+
+    def _results(self, tasks: list[T], started: float) -> list[Any]:
         outcomes: list[Any] = []
         for task in tasks:
             try:

@@ -32,11 +32,16 @@ measured with JAX 0.10 on CPU (a state of one array of 64 bytes takes 2.5 kB, on
 
 
 class StateKey(NamedTuple):
-    """What a state depends on."""
+    """What a state depends on.
+
+    Attributes:
+      user, version: user id, and version of the model.
+      feature_version: version of the features; None if unknown: then the state is valid for a while only.
+    """
 
     user: Hashable
-    feature_version: Hashable  # None: of no known version, valid for a while only
-    version: str  # of the model
+    feature_version: Hashable
+    version: str
 
 
 class CacheEntry(NamedTuple):
@@ -268,6 +273,9 @@ class UserTask(NamedTuple):
         """Tasks of one key run the same compiled function with the same parameters."""
         return id(self.version), self.layout
 
+    shape = layout
+    may_wait = False
+
 
 class UserStates:
     """User states of requests, used from the event loop's thread."""
@@ -288,7 +296,8 @@ class UserStates:
         self._features = features
         self._metrics = metrics
         sizes = batch_sizes(config.batch_size)
-        self._tasks = Batcher("aif-user", config.user_threads, sizes, full=programs.full, prepare=self._pack, run=self._run)
+        threads, on_loop = config.user_threads, config.on_loop
+        self._tasks = Batcher("aif-user", threads, on_loop, sizes, full=programs.full, prepare=self._pack, run=self._run)
         self._store = store
         self._putting: set[asyncio.Task[None]] = set()
         self._serving: str | None = None  # version whose states are cached

@@ -48,7 +48,7 @@ class Snapshot(NamedTuple):
         """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of users of one layout."""
         function = self.score[users[0].layout, len(users), bucket]
         with self.index.reading() as table:
-            return function(self.params, tuple(user.state for user in users), table, *inputs)
+            return Programs.call(function, self.params, tuple(user.state for user in users), table, *inputs)
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,19 +70,24 @@ class Version:
 
     def states(self, programs: Programs, words: list[np.ndarray], layout: HistoryLayout) -> tuple[Any, ...]:
         """States, not ready yet, of users whose packed features have one layout; of a compiled number."""
-        return self.user[layout, len(words)](self.params, programs.upload_features(words))
+        return programs.call(self.user[layout, len(words)], self.params, programs.upload_features(words))
 
 
-def build_version(programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders) -> Version:
+def build_version(
+    programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders, *, before: Version | None = None
+) -> Version:
     """Puts parameters on the device, compiles and warms up whatever these shapes still lack, and scores probe users.
+
+    Arrays that `before` has too, such as those that a delta leaves, are not searched for NaN again.
 
     Raises VersionMismatch for an index of another model, ValueError, NonFiniteScores for NaN or infinite parameters or scores.
     """
     model_config, params, name = trained.config, trained.params, trained.version
     check_encoding("index", expected=trained.encoding, got=index.encoding)
     check_version(index, name)
+    searched = {} if before is None else leaves_by_path(before.params)
     for path, leaf in leaves_by_path(params).items():
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
+        if leaf is not searched.get(path) and jnp.issubdtype(leaf.dtype, jnp.floating):
             expect_finite(np.asarray(leaf), f"params {path}")
     fitted = params.get("fitted", {}).get(GROUP)
     meaning = Meaning(model_config.objectives, {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}})
@@ -95,7 +100,7 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
 
     def state_of(features: UserFeatures) -> UserSide:
         layout = HistoryLayout.of(features)
-        return UserSide(user[layout, 1](params, programs.upload_features([pack(features)]))[0], layout, None)
+        return UserSide(programs.call(user[layout, 1], params, programs.upload_features([pack(features)]))[0], layout, None)
 
     unknown = [state_of(empty_features(programs, layout)) for layout in layouts]
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)
