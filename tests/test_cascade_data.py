@@ -215,39 +215,9 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_pat
 # RecFlow
 
 
-def lines_of(made) -> dict[str, np.ndarray]:
-    """A synthetic cascade in RecFlow's columns."""
-    data, cascade = made.dataset, made.dataset.cascade
-    request, place = np.nonzero(cascade.rows > 0)
-    rows, stage = cascade.rows[request, place].astype(np.int64), cascade.stage[request, place]
-    position = cascade.positions[request]
-    shown, ranked = stage == 0, stage <= 1
-    ranker = np.where(ranked, np.nan_to_num(cascade.labels[RANKER][request, place]), -np.inf)
-    order = np.lexsort((-ranker, request))
-    index = np.zeros(len(rows), np.int64)
-    index[order] = np.arange(len(rows)) - np.searchsorted(request[order], request[order])
-    return {
-        "user_id": data.log.user[position].astype(np.int64),
-        "video_id": rows,
-        "request_timestamp": data.log.time[position] * 1000 + 250,
-        "author_id": rows % 13 + 1,
-        "category_level_one": data.catalogue.items.ids["category"][rows].astype(np.int64),
-        "duration": rows * 100,
-        "age": data.log.user[position] % 5,
-        "realshow": shown,
-        "rank_pos": ranked & (index < 10),
-        "rank_neg": ranked & (index >= 10),
-        "coarse_neg": stage == 2,
-        "prerank_neg": stage == 3,
-        "rank_index": index,
-        "effective_view": shown & (np.nan_to_num(cascade.labels["click"][request, place]) > 0),
-        "long_view": shown & (np.nan_to_num(cascade.labels["long_view"][request, place]) > 0),
-    }
-
-
 def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
     _, made = synthetic
-    table = lines_of(made)
+    table = recflow.lines_of(made.dataset)
     half = table["request_timestamp"] < np.median(table["request_timestamp"])
     for day, part in (("0213", half), ("0214", ~half)):
         recflow.write(tmp_path, day, {name: np.asarray(values)[part] for name, values in table.items()})

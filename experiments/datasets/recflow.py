@@ -151,6 +151,37 @@ def write(folder: str | Path, day: str, table: Mapping[str, np.ndarray]) -> None
         feather.write_feather(part, str(Path(folder) / kind / f"{day}.feather"))
 
 
+def lines_of(data: Dataset) -> dict[str, np.ndarray]:
+    """A synthetic cascade of `experiments.datasets.cascade` in RecFlow's columns, for `write`."""
+    cascade = data.cascade
+    assert cascade is not None
+    request, place = np.nonzero(cascade.rows > 0)
+    rows, stage = cascade.rows[request, place].astype(np.int64), cascade.stage[request, place]
+    position = cascade.positions[request]
+    shown, ranked = stage == 0, stage <= 1
+    ranker = np.where(ranked, np.nan_to_num(cascade.labels["ranker"][request, place]), -np.inf)
+    order = np.lexsort((-ranker, request))
+    index = np.zeros(len(rows), np.int64)
+    index[order] = np.arange(len(rows)) - np.searchsorted(request[order], request[order])
+    return {
+        "user_id": data.log.user[position].astype(np.int64),
+        "video_id": rows,
+        "request_timestamp": data.log.time[position] * 1000 + 250,
+        "author_id": rows % 13 + 1,
+        "category_level_one": data.catalogue.items.ids["category"][rows].astype(np.int64),
+        "duration": rows * 100,
+        "age": data.log.user[position] % 5,
+        "realshow": shown,
+        "rank_pos": ranked & (index < 10),
+        "rank_neg": ranked & (index >= 10),
+        "coarse_neg": stage == 2,
+        "prerank_neg": stage == 3,
+        "rank_index": index,
+        "effective_view": shown & (np.nan_to_num(cascade.labels["click"][request, place]) > 0),
+        "long_view": shown & (np.nan_to_num(cascade.labels["long_view"][request, place]) > 0),
+    }
+
+
 LAYOUT = (
     "request_id", "request_timestamp", "user_id", "device_id", "age", "gender", "province", "video_id", "author_id",
     "category_level_one", "category_level_two", "upload_type", "upload_timestamp", "duration", "realshow", "rerank_pos",
