@@ -27,6 +27,8 @@ class Config:
       towers: hidden widths of the user and the item MLP; None for a model without towers.
       head: hidden widths of the head MLP; () for none: the logit is the sum of the blocks' logits and a bias.
       sequence: self-attention and profile-to-sequence cross-attention in the user tower; False pools by the mean.
+      encoder_layers: causal Transformer layers over the short history in the place of its self-attention, off the critical
+        path; meant for `train.SequenceLoss`. 0 for none.
       item_content: the content embedding enters the item tower, where the schema has one.
       blocks: approximations, see `aif_jax.blocks`; their order is that of the head's inputs.
       objectives: what each logit is the probability of, see `aif_jax.scores`: ("click", "conversion|click", "like") gives
@@ -51,6 +53,7 @@ class Config:
     towers: tuple[int, ...] | None = (64,)
     head: tuple[int, ...] = (64, 32)
     sequence: bool = True
+    encoder_layers: int = 0
     item_content: bool = True
     blocks: tuple[Any, ...] = ()
     objectives: tuple[str, ...] = ()
@@ -67,6 +70,9 @@ class Config:
         expect_types(self)
         for field in ("width", "short_length", "long_length"):
             expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
+        expect(self.encoder_layers >= 0, "Config.encoder_layers", "at least 0", self.encoder_layers)
+        reads = self.encoder_layers == 0 or (self.sequence and self.towers is not None)
+        expect(reads, "Config.encoder_layers", "0 in a model without towers or with sequence=False", self.encoder_layers)
         for part in self.blocks:
             if type(part) not in BLOCKS.values():
                 raise TypeError(f"Config.blocks: expected values of classes made by the decorator `block`, got {part!r}")
@@ -79,7 +85,9 @@ class Config:
             expect(used, "Config.head", f"hidden widths for the inputs of {part!r}", "(): give head=(64, 32)")
         lacks = "towers" if self.towers is None else "" if self.head else "a head"
         enough = self.blocks or not lacks
-        expect(enough, "Config.blocks", f"at least one block in a model without {lacks}", "none")
+        expect(
+            enough, "Config.blocks", f"at least one block in a model without {lacks}", "none; add blocks=, or towers and head"
+        )
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults: what a reader of a log looks for."""
@@ -127,8 +135,9 @@ class Config:
         """A dict of plain JSON values; `Config.from_json` reads it back."""
         blocks = [{"block": type(part).__name__} | _plain(part) for part in self.blocks]
         record = _plain(self) | {"schema": self.schema.to_json(), "blocks": blocks}
-        if not self.objectives:
-            del record["objectives"]  # versions of models without names stay what they were
+        for field in ("objectives", "encoder_layers"):
+            if not record[field]:
+                del record[field]  # versions of models without them stay what they were
         return record
 
     @classmethod
@@ -155,9 +164,7 @@ def block_from_json(value: Mapping[str, Any]) -> Any:
     importlib.import_module("aif_jax.blocks")  # registers the package's own, which import this module
     name = value.get("block")
     if name not in BLOCKS:
-        raise ValueError(
-            f"block {name!r}: expected one of {sorted(BLOCKS)}; import the module that defines it (with the decorator `block`)"
-        )
+        raise ValueError(f"block: expected one of {sorted(BLOCKS)}, got {name!r}; import the module with its `@block`")
     return _from_plain(BLOCKS[name], {key: entry for key, entry in value.items() if key != "block"}, f"block {name!r}")
 
 

@@ -85,7 +85,7 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def attention(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q K^T / sqrt D) V over the entries that `mask` [S] keeps: [..., D], [S, D], [S, V] -> [..., V]; else zeros."""
+    """softmax(q K^T / sqrt D) V over what `mask` [S] or [..., S] keeps: [..., D], [S, D], [S, V] -> [..., V]; else zeros."""
     return masked_softmax(query @ keys.T / math.sqrt(keys.shape[-1]), mask) @ values
 
 
@@ -93,6 +93,28 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of values [S, D] over the entries that mask [S] keeps; zeros where it keeps none."""
     kept = jnp.where(mask[:, None], values, 0.0)
     return kept.sum(0) / jnp.maximum(mask.sum(), 1).astype(values.dtype)
+
+
+def encoder_init(key: jax.Array, width: int, layers: int) -> Params:
+    """Parameters of `causal_encoder`, by layer."""
+
+    def layer(key: jax.Array) -> Params:
+        attention, out, feed_forward = jax.random.split(key, 3)
+        norms = {name: layer_norm_init(key, width) for name in ("attention_norm", "feed_forward_norm")}
+        params = {"attention": dense_init(attention, width, 3 * width), "out": dense_init(out, width, width)}
+        return params | norms | {"feed_forward": mlp_init(feed_forward, width, (2 * width, width))}
+
+    return {f"layer_{i}": layer(k) for i, k in enumerate(jax.random.split(key, layers))}
+
+
+def causal_encoder(params: Params, sequence: jax.Array, mask: jax.Array) -> jax.Array:
+    """Pre-norm Transformer layers of one head: [S, D], bool [S, S] who reads whom -> [S, D]."""
+    for i in range(len(params)):
+        layer = params[f"layer_{i}"]
+        query, keys, values = jnp.split(dense(layer["attention"], layer_norm(layer["attention_norm"], sequence)), 3, axis=-1)
+        sequence = sequence + dense(layer["out"], attention(query, keys, values, mask))
+        sequence = sequence + mlp(layer["feed_forward"], layer_norm(layer["feed_forward_norm"], sequence))
+    return sequence
 
 
 def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
@@ -140,6 +162,19 @@ def embed_behaviours(params: Params, schema: Schema, behaviours: Behaviours) -> 
     age = lookup(params["embedding"]["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
     total = age + _embed(params, schema, behaviours.item, behaviours.action)
     return jnp.where(jnp.asarray(behaviours.mask)[:, None], total, jnp.zeros((), total.dtype))
+
+
+def embed_items(params: Params, schema: Schema, item: Array) -> jax.Array:
+    """The sum of the field embeddings of items [...], as behaviours have it: [..., D]."""
+    fields = behaviour_fields(params, schema, item)
+    return sum((lookup(params["embedding"][field], ids) for field, ids in fields.items()), jnp.zeros(()))
+
+
+def embed_context(params: Params, behaviours: Behaviours) -> jax.Array:
+    """What a behaviour's embedding has in addition to its item's: action and age, [S, D]."""
+    embedding = params["embedding"]
+    action = lookup(embedding["behaviour.action"], jnp.asarray(behaviours.action))
+    return action + lookup(embedding["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
 
 
 def embed_events(params: Params, schema: Schema, item: Array, action: Array, mask: Array) -> jax.Array:

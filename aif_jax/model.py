@@ -1,14 +1,4 @@
-"""The map of the system: three pure functions and their composition.
-
-    user         one user            -> UserState   asynchronous, while retrieval runs
-    update_user  memory, events      -> memory      nearline, for users whose history is a stream
-    item         one item            -> ItemRow     nearline, over the catalogue
-    interaction  state x rows [C]    -> logits [C]  real time
-    joint        = interaction(params, user(...), vmap(item)(...)): what training differentiates
-
-Nothing here is compiled: callers jit and vmap. With few candidates a user `joint` may take a cheaper form of a block that the
-staged functions do not have; the two forms are tested equal.
-"""
+"""The map of the system: three pure functions and their composition, see `PreRanker`."""
 
 from __future__ import annotations
 
@@ -30,7 +20,12 @@ from aif_jax.user import update as update_user
 
 
 class Component(NamedTuple):
-    """A part of a model: `init(key, config)` gives its parameters, `apply(params, inputs..., config=...)` what it computes."""
+    """A part of a model: `init(key, config)` gives its parameters, `apply(params, inputs..., config=...)` what it computes.
+
+    Attributes:
+      init: `(key, config) -> params`, the component's group of parameters.
+      apply: `(params, inputs, ..., config=config)`; `params` are all groups of the model.
+    """
 
     init: Callable[..., Params]
     apply: Callable[..., Any]
@@ -49,16 +44,40 @@ class InitFn(Protocol):
 
 
 class PreRanker(NamedTuple):
-    """A pre-ranking model as pure functions of its parameters."""
+    """A pre-ranking model: pure functions of its parameters, from `build` or `assemble`.
+
+    Nothing is compiled: callers jit and vmap. Given few candidates, `joint` may use a cheaper form of a block than the staged
+    functions do; the two forms are tested equal.
+
+    Attributes:
+      config: sizes and blocks.
+      init: `(key, catalogue, *, seed=0, fitted=None) -> params`, a nested dict of float32 arrays; see `fit_tables`.
+      user: `(params, UserFeatures) -> UserState` of ONE user; off the critical path, while retrieval runs.
+      item: `(params, ItemFeatures) -> ItemRow` of ONE item; nearline, over the catalogue.
+      interaction: `(params, UserState, ItemRow [C]) -> logits`, float32 [C], or [C, T] for T objectives; the critical path.
+      joint: `(params, UserFeatures, ItemFeatures [C]) -> logits`: the three composed; what training differentiates.
+      new_user, update_user: `() -> UserMemory` of a user without events, and `(params, UserMemory, Events [E]) -> UserMemory`
+        of ONE user; nearline, for users whose history is a stream.
+
+    Example:
+      >>> import jax, numpy as np, aif_jax as aif
+      >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
+      >>> catalogue = aif.Catalogue.from_items(schema, range(10, 18), ids={"category": [1, 2] * 4})
+      >>> model = aif.build(aif.presets.two_tower(schema))
+      >>> params, user = model.init(jax.random.key(0), catalogue), aif.empty_user(schema, length=256)
+      >>> rows = jax.vmap(model.item, (None, 0))(params, catalogue.features([1, 2, 3]))
+      >>> model.interaction(params, model.user(params, user), rows).shape
+      (3,)
+    """
 
     config: Config
     init: InitFn
-    user: Callable[[Params, UserFeatures], Any]  # ONE user -> state
-    item: Callable[[Params, ItemFeatures], Any]  # ONE item -> row
-    interaction: Callable[[Params, Any, Any], jax.Array]  # one state, rows [C] -> logits float32 [C] or [C, T]
-    joint: Callable[[Params, UserFeatures, ItemFeatures], jax.Array]  # one user, items [C] -> the same
-    new_user: Callable[[], UserMemory]  # what is kept of a user without events
-    update_user: Callable[[Params, UserMemory, Events], UserMemory]  # ONE user's memory, events [E] -> memory
+    user: Callable[[Params, UserFeatures], Any]
+    item: Callable[[Params, ItemFeatures], Any]
+    interaction: Callable[[Params, Any, Any], jax.Array]
+    joint: Callable[[Params, UserFeatures, ItemFeatures], jax.Array]
+    new_user: Callable[[], UserMemory]
+    update_user: Callable[[Params, UserMemory, Events], UserMemory]
 
     def __repr__(self) -> str:
         """Which functions it is made of, and the config."""

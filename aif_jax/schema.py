@@ -85,7 +85,7 @@ class Schema:
         expect_types(self)
         names = [a.name for a in self.item_attributes + self.user_attributes]
         if len(set(names)) != len(names):
-            raise ValueError(f"Schema: attribute names must differ, got {names}")
+            raise ValueError(f"Schema: expected attribute names that differ, got {names}")
         single = {a.name for a in self.item_attributes if a.length == 1}
         behaviour = "Schema.behaviour_fields"
         for name in REQUIRED_ITEM_FIELDS:
@@ -173,5 +173,5 @@ def statistic_names(half_lives: tuple[int, ...]) -> tuple[str, ...]:
 def _find(attributes: tuple[Attribute, ...], name: str) -> Attribute:
     named = {attribute.name: attribute for attribute in attributes}
     if name not in named:
-        raise KeyError(f"no attribute {name!r} in the schema; it has {list(named)}")
+        raise KeyError(f"attribute: expected one of {list(named)}, got {name!r}")
     return named[name]

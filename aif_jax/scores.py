@@ -213,7 +213,7 @@ def parse_expression(text: str, *, objectives: Sequence[str] = (), side: Sequenc
             good = name in (known if isinstance(node, ast.Attribute) else conditional)
             expect(good, f"score expression {text!r}", f"one of {there or PROBABILITY}", ast.unparse(node))
             read.add(name)
-    expect(len(read) > 0, f"score expression {text!r}", f"a probability, {PROBABILITY} or {PROBABILITY}.NAME", "none")
+    expect(len(read) > 0, f"score expression {text!r}", f"{PROBABILITY} or {PROBABILITY}.NAME", "none; add one")
     return Expression(text, tuple(objectives), tuple(sorted(used)))
 
 

@@ -1,20 +1,7 @@
-"""Every type that crosses a boundary between components, each field with its shape.
+"""Every type that crosses a boundary between components, each field with its shape; the letters are in docs/glossary.md.
 
-Shape letters, the same everywhere:
-
-| letter | meaning | letter | meaning |
-|---|---|---|---|
-| B | requests in a batch | W | uint32 words of a signature, K / 32 |
-| C | candidates of one request | M | bridge embeddings |
-| N | rows of the item vocabulary | T | objectives; tiers in SimTier |
-| S | short history | Q | cached values of a field (categories) |
-| L | long history | P | behaviours cached per value |
-| D | width | R | codes of a codebook |
-| K | signature bits, keys of linear attention | E | content embedding |
-| H | first hidden layer of the head | G | histograms of a candidate |
-
-User and item types describe ONE user and ONE item; callers add leading axes with `jax.vmap`. Ids are int32 rows of a vocabulary
-of the `Schema`; row 0 is "unknown or padding" everywhere.
+User and item types describe ONE user and ONE item; callers add leading axes with `jax.vmap`. Ids are int32 indices into a
+vocabulary of the `Schema`; index 0 is "unknown or padding" everywhere.
 """
 
 from __future__ import annotations
@@ -52,91 +39,146 @@ class Behaviours:
     """Events of one user, most recent first: position 0 is the latest event, padding follows the last one.
 
     What the catalogue knows of an event's item (category, signature) does not travel with it: it is looked up by item id.
+
+    Attributes:
+      item: int32 [L] index of the item in the vocabulary; 0 is unknown.
+      action: int32 [L] behaviour type or rating bucket; 0 is unknown.
+      age: float32 [L] seconds from the event to the request, at least 0.
+      mask: bool [L] true where there is an event.
     """
 
-    item: Array  # int32 [L] row of the item
-    action: Array  # int32 [L] behaviour type or rating bucket, 0 unknown
-    age: Array  # float32 [L] seconds from the event to the request, >= 0
-    mask: Array  # bool [L] true where there is an event
+    item: Array
+    action: Array
+    age: Array
+    mask: Array
 
 
 @record
 class Events:
-    """Events of one user in a stream: any order, time 0 where there is none."""
+    """Events of one user in a stream: any order, time 0 where there is none.
 
-    item: Array  # int32 [E] row of the item
-    action: Array  # int32 [E]
-    time: Array  # uint32 [E] from `times.stamps`
+    Attributes:
+      item: int32 [E] index of the item.
+      action: int32 [E] behaviour type.
+      time: uint32 [E] from `times.stamps`.
+    """
+
+    item: Array
+    action: Array
+    time: Array
 
 
 @record
 class Kept:
-    """Events that are kept of one user, eight bytes each: the most recent first, time 0 where there is none."""
+    """Events that are kept of one user, eight bytes each: the most recent first, time 0 where there is none.
 
-    code: Array  # uint32 [R] item and action in one number, see `stream.pack`
-    time: Array  # uint32 [R]
+    Attributes:
+      code: uint32 [R] item and action in one number, see `stream.pack`.
+      time: uint32 [R] time of the event.
+    """
+
+    code: Array
+    time: Array
 
 
 @record
 class UserMemory:
-    """A user's whole history in bounded memory, nearline: every event updates it, nothing is computed again.
+    """A user's whole history in bounded memory: `model.update_user` folds in events nearline, `model.new_user` is the start.
 
-    Made by `model.new_user` and `model.update_user` with the parameters of one model version.
+    Valid for the parameters of one model version.
+
+    Attributes:
+      recent: the last R events.
+      count: int32 [] events so far.
+      blocks: what `Block.update` returned, by name of the block.
     """
 
-    recent: Kept  # [R] the last events
-    count: Array  # int32 [] events so far
-    blocks: dict[str, Any]  # by block: what its `update` returned
+    recent: Kept
+    count: Array
+    blocks: dict[str, Any]
 
 
 @record
 class Streamed:
-    """A history as the state of a stream, in the place of `Behaviours` in `UserFeatures`."""
+    """A history as memory that events update, instead of `Behaviours` in `UserFeatures.history`; see `UserTable`.
 
-    memory: Any  # UserMemory, or `Packed` as a `UserTable` stores it
-    since: Events  # [E] events that the memory does not hold yet
-    now: Array  # uint32 [] time of the request, from `times.stamps`
-    version: str = static("")  # of the model that made the memory, "" where none is known
+    Attributes:
+      memory: `UserMemory`, or `Packed` as a `UserTable` stores it.
+      since: events [E] that the memory does not hold yet.
+      now: uint32 [] time of the request, from `times.stamps`.
+      version: version of the model that made the memory; "" if unknown.
+    """
+
+    memory: Any
+    since: Events
+    now: Array
+    version: str = static("")
 
 
 @record
 class UserFeatures:
-    """What is known of one user when the request arrives. The layout depends on the schema alone, see `features.py`.
+    """Features of ONE user when the request arrives; callers batch with `jax.vmap`. The layout depends on the schema alone.
 
-    A model reads the first `short_length` and the first `long_length` places of a history that comes as `Behaviours` [L]; a
-    `Streamed` one holds the user's whole life.
+    Made by an `Encoder` from raw data; `check_user_features` checks your own. A model reads the first `short_length` and the
+    first `long_length` places of a `Behaviours` history; a `Streamed` one covers all of the user's events.
+
+    Attributes:
+      ids: int32 [] for each user attribute of the schema; int32 [n] for a multi-valued one.
+      floats: float32 [schema.user_floats].
+      history: `Behaviours`, or `Streamed`.
+      encoding: version of the encoder that made the features; "" if unknown.
     """
 
-    ids: dict[str, Array]  # int32 [] each (or [n] for a multi-valued attribute)
-    floats: Array  # float32 [schema.user_floats]
-    history: Any  # Behaviours or Streamed
-    encoding: str = static("")  # version of the encoder that made them, "" where none is known
+    ids: dict[str, Array]
+    floats: Array
+    history: Any
+    encoding: str = static("")
 
 
 @record
 class ItemFeatures:
-    """What is known of one item of the catalogue."""
+    """Features of ONE item; a catalogue has a leading axis [N], candidates [C].
 
-    ids: dict[str, Array]  # int32 [] each (or [n] for a multi-valued attribute): "item", "category", ...
-    floats: Array  # float32 [schema.item_floats]
-    content: Array | None = None  # float32 [E]; None without content, or where training leaves out what no tower reads
-    side: dict[str, Array] = dataclasses.field(default_factory=dict)  # float32 [] each, carried along: "bid", ...
-    encoding: str = static("")  # version of the encoder that made them, "" where none is known
+    Attributes:
+      ids: int32 [] for each item attribute of the schema, "item" among them; int32 [n] for a multi-valued one.
+      floats: float32 [schema.item_floats].
+      content: float32 [E]; None without content, or in training if no tower reads it.
+      side: float32 [] by name, carried into the index and not read by the model: a bid, a price.
+      encoding: version of the encoder that made the features; "" if unknown.
+    """
+
+    ids: dict[str, Array]
+    floats: Array
+    content: Array | None = None
+    side: dict[str, Array] = dataclasses.field(default_factory=dict)
+    encoding: str = static("")
 
 
 @record
 class UserState:
-    """Everything the interaction needs of a user; the user function computes it off the critical path."""
+    """What `PreRanker.user` returns: everything that the interaction reads of a user, computed off the critical path.
 
-    vector: Array  # float32 [D], [0] without towers
-    blocks: dict[str, Any]  # by block: what its `user` returned
+    Attributes:
+      vector: float32 [D]; [0] in a model without towers.
+      blocks: what `Block.user` returned, by name of the block.
+    """
+
+    vector: Array
+    blocks: dict[str, Any]
 
 
 @record
 class ItemRow:
-    """Everything the interaction needs of an item; one row of the index table."""
+    """What `PreRanker.item` returns: everything that the interaction reads of an item; one row of the item index.
 
-    vector: Array  # float32 [D], [0] without towers
-    fitted: dict[str, Array]  # by fitted table: the item's value, such as its signature uint32 [W]
-    blocks: dict[str, Any]  # by block: what its `item` returned
-    side: dict[str, Array]  # float32 [] each: bid, ...
+    Attributes:
+      vector: float32 [D]; [0] in a model without towers.
+      fitted: the item's value in each fitted table, such as its signature uint32 [W].
+      blocks: what `Block.item` returned, by name of the block.
+      side: float32 [] by name, from `ItemFeatures.side`.
+    """
+
+    vector: Array
+    fitted: dict[str, Array]
+    blocks: dict[str, Any]
+    side: dict[str, Array]

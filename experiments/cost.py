@@ -2,7 +2,7 @@
 
 Claim     A request costs less machine than the same model run sequentially: of new users, returning users, in sessions.
 Command   python -m experiments.cost --json cost.json --figure cost.png      (or --smoke; --help lists all)
-Time      8 minutes on 2 CPU cores
+Time      12 minutes on 2 CPU cores, 4 of them for the other runtimes
 Measured  experiments/README.md, with the machine
 Services  aif         AsyncPreRanker over `presets.aif`
           streaming   AsyncPreRanker over `presets.streaming`: features have a row of a `UserTable` and the events since
@@ -24,7 +24,9 @@ Load      closed loop: each client sends its next request when the last is answe
           every other round runs backwards.
 Figures   cpu_ms is CPU time of the process over requests at the concurrency of the most requests a second whose p99 is within
           the bound; p99 is the median over rounds, so that one stall of the machine does not decide; spread is the difference
-          of the quartiles over rounds. Weights are as initialised: the same shapes take the same time.
+          of the quartiles over rounds. Weights are as initialised: the same shapes take the same time. Programs by themselves,
+          and the same in ONNX Runtime and PyTorch where they are installed, come from `experiments/runtimes.py`, L=512:
+          `score_over_head`, `score_10000_over_head`, `over_onnxruntime`, `over_torch` (their time over ours).
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
 from aif_jax.store.codec import Packed
 from aif_jax.stream import FULL_NOW, events_of
 from aif_jax.types import Streamed
-from aif_jax.user_table.program import UserProgram
-from experiments import common, drawn
+from aif_jax.user_table.rows import UserProgram
+from experiments import common, drawn, runtimes
 from experiments.latency_services import Delays, Model, Served, World, sequential_answer
 
 ENGINES = ("aif", "streaming", "two_tower")
@@ -141,7 +143,8 @@ async def study(options) -> dict[str, Any]:
                 for wait, gap in (await overhead(services["aif"], floor)).items():
                     gaps[wait].append(gap)
     figures = summary(loads, floors, gaps, options)
-    return figures | {"start_s": await start(models["aif"], options, k)}
+    figures |= {"start_s": await start(models["aif"], options, k)}
+    return figures | runtimes.measure(rounds=2 if options.smoke else 40 * options.rounds, smoke=options.smoke)
 
 
 async def start(made: Model, options, k: int) -> float:
@@ -447,6 +450,7 @@ def report(figures: dict[str, Any], options) -> None:
     print("\n" + common.table([[key, *[figures[key][kind] for kind in KINDS]] for key in keys], ["ratio", *KINDS]))
     print("\n" + common.table(list(figures["overhead_p50_ms"].items()), ["overhead of a lone request", "p50 ms"]))
     print(f"\nstart of an engine with the default buckets, programs on disk: {figures['start_s']:.1f} s")
+    runtimes.report(figures)
     for name, kinds in figures["closed_loops"].items():
         for kind in _kinds(name):
             rows = [list(row.values()) for row in kinds[kind]]

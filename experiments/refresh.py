@@ -20,7 +20,11 @@ Method    Three worlds by time: MovieLens (its last 120,000 ratings), Taobao (it
           are planted: NaN in a parameter, wrong labels, swapped columns (every item has another item's row), lost half of the
           day's events, sampled differently (7 candidates, uniform over the catalogue), a stale vocabulary (the day's new items
           are unknown). They alternate; bounds are the defaults.
-          Hourly refreshes and delta publishes are not measured here.
+          Within the day: "hourly warm" trains all parameters every hour, on the hour's events and as large a replay as the
+          day's; "delta" takes the daily warm model at midnight and moves rows of the item ids alone every hour, without replay;
+          "frozen" does that from the start on, so towers and head are days old. Events that fill no batch wait for the next
+          hour. Each answers the requests of its hour; they are the same requests as those of the other arms.
+          Delta publishes are measured by `refresh_publish.py` on a catalogue of 100,000 items.
 """
 
 from __future__ import annotations
@@ -28,10 +32,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm.auto import tqdm
@@ -39,7 +45,7 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax import metrics
 from aif_jax.blocks import popularity_offset, with_item_offset
-from aif_jax.data.candidates import SourceFn, sampled_negatives
+from aif_jax.data.candidates import SampleKey, SourceFn, sampled_negatives
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, counts_before
@@ -47,15 +53,19 @@ from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.warm import ROWS, mapped
 from aif_jax.store.trained import Trained
 from aif_jax.train import init_state, make_step
+from aif_jax.train.evaluate import list_scores, rank_catalogue
 from aif_jax.train.fit import init_params
+from aif_jax.train.frozen import rows_optimizer, rows_state, rows_step, whole_params
 from aif_jax.train.losses import listwise_softmax, pointwise_bce
 from aif_jax.train.tasks import NextItem
 from aif_jax.types import Params
-from experiments import common
+from experiments import common, refresh_publish
 from experiments.study import datasets
 
 DAY = 86_400
 ARMS = ("never", "scratch", "warm")
+WITHIN = ("hourly warm", "delta", "frozen")
+"""Arms that train within the day."""
 WORLDS = ("synthetic", "movielens", "taobao")
 TASK = NextItem()
 LOSS = listwise_softmax + pointwise_bce
@@ -141,6 +151,8 @@ class Arm:
         self.served = mapped(self.model, self.model.config, data.encoding)
         self.optimizer = optax.adamw(RATE, weight_decay=1e-5)
         self.step = make_step(self.model, self.optimizer, loss=LOSS)
+        self.rows_optimizer = rows_optimizer(RATE)
+        self.rows_step = rows_step(self.model, self.rows_optimizer, loss=LOSS, tables=("item",))
 
     def positions(self, since: int | None, before: int, *, seed: int, replay: float = 0.0) -> np.ndarray:
         """Samples of a span, and a share as many earlier ones."""
@@ -173,6 +185,34 @@ class Arm:
         jax.block_until_ready(state)
         return state.params, (time.process_time() - began) * steps / max(1, steps - 1)
 
+    def hours(self, params: Params, first: int, before: int, *, hours: int, rows: bool, seed: int) -> Iterator[Hour]:
+        """A model through a day: for each hour what the hours before it trained, all parameters or item rows alone."""
+        state = rows_state(params, ("item",), self.rows_optimizer) if rows else init_state(params, self.optimizer)
+        step, waiting, spent = (self.rows_step if rows else self.step), np.zeros(0, np.int64), 0.0
+        cuts = np.linspace(first, before, hours + 1).astype(np.int64)
+        for hour, (start, end) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+            yield Hour(jax.tree.map(jnp.copy, whole_params(state) if rows else state.params), int(start), int(end), spent)
+            came = TASK.positions(self.data, min_history=1, since=int(start), before=int(end))
+            waiting = np.concatenate([waiting, came[np.argsort(self.data.log.time[came], kind="stable")]])
+            count = len(waiting) // 128 * 128
+            some, waiting = waiting[:count], waiting[count:]
+            if not rows:
+                earlier = TASK.positions(self.data, min_history=1, since=None, before=int(start))
+                more = min(len(earlier), round(REPLAY * count))
+                some = np.union1d(some, np.random.default_rng((seed, hour)).choice(earlier, more, replace=False))
+            if len(some) < 128:
+                continue
+            feed = Pipeline(
+                dataset=self.data, positions=np.sort(some), config=self.model.config, batch_size=128, seed=seed * 100 + hour,
+                candidates=TASK.source(self.data, before=int(end)),
+            )  # fmt: skip
+            began = time.process_time()
+            for fed in feed.batches():
+                state, _ = step(state, fed.batch)
+            jax.block_until_ready(state)
+            spent += time.process_time() - began
+        yield Hour(whole_params(state) if rows else state.params, before, before, spent)
+
     def serving(self, params: Params, before: int, *, corrected: bool = False) -> Trained:
         """The model as it serves when it has met the users and items before a moment; others are unknown to it."""
         counts = counts_before(self.data, before)
@@ -183,6 +223,36 @@ class Arm:
         return Trained(self.served, params | {ROWS: rows}, self.data.encoder)
 
 
+class Hour(NamedTuple):
+    """A model that answers the requests of an hour."""
+
+    params: Params
+    first: int
+    before: int
+    spent: float  # CPU seconds of its trainings since midnight; the first one's with compilation
+
+
+def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: np.ndarray) -> dict[str, metrics.ByUser]:
+    """The metrics of a day whose requests were answered by the model of their hour."""
+    data, at = arm.data, lists.positions
+    users, found = data.log.user[at], lists.candidates(at, SampleKey(0, 0, 0))
+    scores, ranks = np.zeros(found.rows.shape, np.float32), np.zeros(len(at), np.int64)
+    for hour in hours[:-1]:
+        mine = np.flatnonzero((data.log.time[at] >= hour.first) & (data.log.time[at] < hour.before))
+        if not len(mine):
+            continue
+        some = found._replace(rows=found.rows[mine], labels=found.labels[mine])
+        served = arm.serving(hour.params, hour.first)
+        scores[mine] = list_scores(served.model, served.params, data, at[mine], some, progress=False)
+        corrected = arm.serving(hour.params, hour.first, corrected=True)
+        ranks[mine] = rank_catalogue(corrected.model, corrected.params, data, at[mine], progress=False).ranks
+    where, hit, of_new = found.rows > 0, ranks < K, new[data.log.item[whole.positions]]
+    made = {"gauc": metrics.gauc_by_user(scores, found.labels, users[:, None], where=where)}
+    made |= metrics.probabilities_by_user(scores[:, :16], found.labels[:, :16], users[:, None], where=where[:, :16])
+    made[f"hr@{K}"] = metrics.mean_by_user(hit, users)
+    return made | ({f"hr@{K} of new items": metrics.mean_by_user(hit[of_new], users[of_new])} if of_new.any() else {})
+
+
 def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | None) -> Requests:
     """Requests of a day, new users among them."""
     positions = TASK.positions(data, min_history=0, since=first, before=before)
@@ -191,13 +261,13 @@ def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | 
     return Requests(data=data, positions=positions, candidates=TASK.source(data, before=first, held_out=True), k=k)
 
 
-def days_of(world: World, *, small: bool, epochs: int, count: int, bar: Any) -> dict[str, Any]:
+def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, bar: Any) -> dict[str, Any]:
     """The arms of a world day by day."""
     arm = Arm(world.read(), small=small)
     fresh = init_params(arm.model, arm.data, seed=0)
     base, start_cpu = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
     bar.update(1)
-    params, spent = dict.fromkeys(ARMS, base), dict.fromkeys(ARMS, 0.0)
+    params, spent = dict.fromkeys((*ARMS, *WITHIN), base), dict.fromkeys((*ARMS, *WITHIN), 0.0)
     new = counts_before(arm.data, world.days[0]) == 0
     by_day: list[dict[str, Any]] = []
     last: dict[str, dict[str, metrics.ByUser]] = {}
@@ -220,6 +290,13 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, bar: Any) -> 
             hits = {metric: of for metric, of in of_all.by_user.items() if metric.startswith("hr@")}
             last[name] = dict(of_lists.by_user) | hits
             row[name] = {metric: of.mean for metric, of in last[name].items()}
+        for name in WITHIN if hours else ():
+            start = params["warm" if name == "delta" else name]
+            through = list(arm.hours(start, first, before, hours=hours, rows=name != "hourly warm", seed=number))
+            params[name], spent[name] = through[-1].params, spent[name] + through[-1].spent * bool(number)
+            last[name] = by_hour(arm, through, lists, whole, new)
+            row[name] = {metric: of.mean for metric, of in last[name].items()}
+            bar.update(1)
         by_day.append(row)
         bar.update(1)
     after, days, of_new = by_day[1:], len(by_day) - 1, f"hr@{K} of new items"
@@ -228,7 +305,20 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, bar: Any) -> 
     def gain(metric: str, name: str, than: str) -> float:
         return float(np.mean([row[name][metric] - row[than][metric] for row in after]))
 
-    return {
+    within = {}
+    if hours:
+        against = {name: metrics.paired_intervals(last[name], last["hourly warm"])["gauc"] for name in ("delta", "frozen")}
+        within = {
+            "hours": hours, "cpu_seconds_a_day_within": {name: spent[name] / days for name in WITHIN},
+            "hourly_minus_daily_warm_gauc_points": 100 * gain("gauc", "hourly warm", "warm"),
+            "delta_minus_daily_warm_gauc_points": 100 * gain("gauc", "delta", "warm"),
+            "delta_minus_hourly_gauc_points": 100 * gain("gauc", "delta", "hourly warm"),
+            "frozen_minus_hourly_gauc_points": 100 * gain("gauc", "frozen", "hourly warm"),
+            "last_day_intervals": {name: [100 * end for end in interval] for name, interval in against.items()},
+            "delta_new_item_hr100_gain": gain(of_new, "delta", "never"),
+            "hourly_new_item_hr100_gain": gain(of_new, "hourly warm", "never"),
+        }  # fmt: skip
+    return within | {
         "days": days, "events": len(world.time), "events_a_day": int((world.time >= world.days[0]).sum() / (days + 1)),
         "by_day": by_day,
         "stale_loss_gauc_points": 100 * to_never["gauc"].value,
@@ -340,12 +430,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--days", type=int, default=3, help="trained days of each world (default: %(default)s)")
     parser.add_argument("--models", type=int, default=None, help="planted models of each kind (default: 100, smoke 6)")
     parser.add_argument("--worlds", nargs="*", choices=WORLDS, help="some of them (default: all that --data has)")
+    text = "trainings within a day of the arms hourly warm, delta and frozen; 0 leaves them out (default: 24, smoke 3)"
+    parser.add_argument("--hours", type=int, default=None, help=text)
+    text = "items of the catalogue whose deltas are timed; 0 leaves them out (default: 100,000, smoke 2,000)"
+    parser.add_argument("--publish-items", type=int, default=None, help=text)
     parser.add_argument("--records", nargs="+", type=Path, metavar="FILE", help="join what --json wrote; nothing is run")
     options = parser.parse_args(arguments)
     figures = joined(options.records) if options.records else measured(options)
     keys = ("stale_loss_gauc_points", "warm_minus_scratch_gauc_points", "warm_cost_share", "new_item_hr100_gain")
     figures |= {key: {name: found[key] for name, found in figures["worlds"].items()} for key in keys}
     figures |= {key: figures["gate"][key] for key in ("gate_refused_bad", "gate_passed_good") if "gate" in figures}
+    keys = ("delta_publish_ms_per_1000_items", "publish_failed", "publish_mixed")
+    figures |= {key: figures["delta"][key] for key in keys if "delta" in figures}
     report(figures)
     if options.figures and figures["worlds"]:
         draw(figures, options.figures)
@@ -361,11 +457,17 @@ def measured(options: Any) -> dict[str, Any]:
     count, parts = 150 if options.smoke else 400, common.Parts()
     figures: dict[str, Any] = {"worlds": {}}
     days = 2 if options.smoke else options.days
-    with tqdm(total=len(names) * (3 * days + 2) + 2 * models, unit="steps", mininterval=5) as bar:
+    hours = (3 if options.smoke else 24) if options.hours is None else options.hours
+    items = (2000 if options.smoke else 100_000) if options.publish_items is None else options.publish_items
+    if items:
+        with parts("delta"):
+            figures["delta"] = refresh_publish.measured(items=items, moved=100 if options.smoke else refresh_publish.MOVED)
+    steps = len(names) * (3 * days + 2 + len(WITHIN) * bool(hours) * (days + 1)) + 2 * models
+    with tqdm(total=steps, unit="steps", mininterval=5) as bar:
         for name in names:
             with parts(name):
                 world, epochs = world_of(name, options)
-                figures["worlds"][name] = days_of(world, small=options.smoke, epochs=epochs, count=count, bar=bar)
+                figures["worlds"][name] = days_of(world, small=options.smoke, epochs=epochs, count=count, hours=hours, bar=bar)
         if models:
             with parts("gate"):
                 world, epochs = world_of(WORLDS[0], options)
@@ -383,7 +485,7 @@ def joined(records: list[Path]) -> dict[str, Any]:
         record = json.loads(path.read_text("utf-8"))
         figures["worlds"] |= record["worlds"]
         figures["seconds_by_part"] |= record["seconds_by_part"]
-        figures |= {name: record[name] for name in ("gate",) if name in record}
+        figures |= {name: record[name] for name in ("gate", "delta") if name in record}
     return figures
 
 
@@ -392,11 +494,12 @@ def report(figures: dict[str, Any]) -> None:
     for name, found in figures["worlds"].items():
         shown = ("gauc", f"hr@{K}", f"hr@{K} of new items", "calibration")
         rows = [(row["day"], arm, *(row[arm].get(metric, float("nan")) for metric in shown))
-                for row in found["by_day"] for arm in ARMS]  # fmt: skip
+                for row in found["by_day"] for arm in (*ARMS, *WITHIN) if arm in row]  # fmt: skip
         print(f"\n{name}: {found['events']:,} events, {found['events_a_day']:,} a day")
         print(common.table(rows, ("day", "model", *shown)))
         print({key: value for key, value in found.items() if key not in ("by_day", "events", "days", "events_a_day")})
     print("\ngate:", figures.get("gate"))
+    print("\ndelta:", figures.get("delta"))
 
 
 def draw(figures: dict[str, Any], folder: Path) -> None:
@@ -406,16 +509,17 @@ def draw(figures: dict[str, Any], folder: Path) -> None:
     found = figures["worlds"]
     drawn = Figure(figsize=(12, 3.2 * len(found)), layout="constrained")
     axes = drawn.subplots(len(found), 3, squeeze=False)
-    colours = dict(zip(ARMS, ("tab:gray", "tab:orange", "tab:blue"), strict=True))
+    names = ("tab:gray", "tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
+    colours = dict(zip((*ARMS, *WITHIN), names, strict=True))
     for row, (name, world) in zip(axes, found.items(), strict=True):
         for axis, metric in zip(row, ("gauc", f"hr@{K} of new items"), strict=False):
-            for arm in ARMS:
+            for arm in (arm for arm in colours if arm in world["by_day"][0]):
                 values = [day[arm].get(metric, float("nan")) for day in world["by_day"]]
                 axis.plot(range(len(values)), values, marker="o", color=colours[arm], label=arm)
             axis.set(title=f"{name}: {metric}", xlabel="days after the start's training")
             axis.set_xticks(range(len(world["by_day"])))
             axis.legend()
-        spent = world["cpu_seconds_a_day"]
+        spent = world["cpu_seconds_a_day"] | world.get("cpu_seconds_a_day_within", {})
         row[2].bar(list(spent), list(spent.values()), color=[colours[arm] for arm in spent])
         row[2].set(title=f"{name}: training, {world['warm_cost_share']:.0%} of the CPU", ylabel="CPU seconds a day")
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def caller(way: str, address: str, calls: list[bytes]) -> Iterator[Caller]:
             yield lambda user: stub(calls[user])
         return
     host, port = address.removeprefix("http://").split(":")
-    head = f"POST /v1/rank HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/x-aif-frame\r\ncontent-length: "
+    head = f"POST /v1/rank HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/octet-stream\r\ncontent-length: "
     whole = [f"{head}{len(call)}\r\n\r\n".encode() + call for call in calls]
     with socket.create_connection((host, int(port))) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -39,7 +39,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import export
 from aif_jax.index import ItemIndex
-from aif_jax.service import frame, rpc
+from aif_jax.service import rpc, tensors
 from aif_jax.service.exports import publish
 from aif_jax.service.features import Context
 from aif_jax.service.models import Models
@@ -117,7 +117,7 @@ class World:
         """Packed calls of every way, for the clients."""
         folder.mkdir()
         for user in range(len(self.users)):
-            (folder / f"http-{user}").write_bytes(frame.pack(self.fields(user)))
+            (folder / f"http-{user}").write_bytes(tensors.pack(self.fields(user)))
             (folder / f"grpc-{user}").write_bytes(self._message(user))
 
     def _message(self, user: int) -> bytes:
@@ -265,7 +265,7 @@ async def engine_load(world: World) -> Load:
 
 async def publishing(world: World, addresses: dict[str, str]) -> dict[str, Any]:
     """Calls that failed and answers that mixed versions while versions took turns."""
-    calls = [frame.pack(world.fields(user)) for user in range(len(world.users))]
+    calls = [tensors.pack(world.fields(user)) for user in range(len(world.users))]
     done, failed, mixed, seen = threading.Event(), [], [], [""]
 
     def run(user: int) -> None:
@@ -273,7 +273,7 @@ async def publishing(world: World, addresses: dict[str, str]) -> dict[str, Any]:
             while not done.is_set():
                 user = (user + 1) % len(calls)
                 try:
-                    answer = frame.unpack(rank(user))
+                    answer = tensors.unpack(rank(user))
                 except (OSError, RuntimeError) as error:
                     return failed.append(error)
                 seen.append(answer["version"])

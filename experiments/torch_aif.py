@@ -1,12 +1,14 @@
-"""The network of `presets.aif` in plain PyTorch, one candidate a user: what training speed is compared with.
+"""The network of `presets.aif` in plain PyTorch: what training speed and serving are compared with.
 
-Written the way a PyTorch user would write it for pointwise training: every pair compared directly. It starts from the JAX
-parameters, so that both are the same network; the scripts check that their logits agree. Needs the extra "benchmarks".
+`TorchAIF` is written the way a PyTorch user would write it for pointwise training: every pair compared directly. `TorchServing`
+is the same network split as our serving splits it. Both start from the JAX parameters; the scripts check that logits agree.
+Needs the extra "benchmarks".
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from aif_jax import interaction
 from aif_jax.blocks import Bea, DotProduct, LinearMemory, MatchingStatistics, Sim, SimTier
 from aif_jax.layers import AGE_BUCKETS
 from aif_jax.train import predict
+from aif_jax.types import ItemRow
 
 READ = {Bea: "read", LinearMemory: "deviation"}
 """What a block with a dot product reads of the history."""
@@ -106,10 +109,8 @@ class TorchAIF(nn.Module):
             number, recent = equal.sum(1), (equal & (place < block.recent_events)).sum(1)
             last = torch.where(equal, place, mask.shape[1] - 1).min(1).values
             days = history["age"].gather(1, last[:, None])[:, 0].clamp(min=0) / 86400
-            first = [torch.ones(len(value)), torch.log1p(number), number / events, 1 / (1 + last), torch.log1p(days),
-                     torch.log1p(recent)]  # fmt: skip
-            counts = torch.log1p((equal.float()[:, None] @ by_action)[:, 0])
-            found.append(torch.cat([torch.stack(first, -1), counts], -1) * (number > 0)[:, None])
+            counts = (equal.float()[:, None] @ by_action)[:, 0]
+            found.append(_statistics(number, recent, counts, last, days, events) * (number > 0)[:, None])
         return torch.cat(found, -1)
 
     def _sim(self, block: Sim, history: dict, embedded: Tensor, value: Tensor, query: Tensor) -> dict[str, Tensor]:
@@ -155,11 +156,14 @@ class TorchAIF(nn.Module):
 
     def _behaviours(self, history: dict) -> Tensor:
         total = F.embedding(history["action"], self._get("embedding/behaviour.action"))
-        bucket = (torch.frexp(1 + history["age"]).exponent - 1).clamp(0, AGE_BUCKETS - 1).long()
-        total = total + F.embedding(bucket, self._get("embedding/behaviour.age"))
+        total = total + F.embedding(self._age_bucket(history["age"]), self._get("embedding/behaviour.age"))
         for field in self.config.schema.behaviour_fields:
             total = total + self._rows(field, self._field(field, history["item"]))
         return total * history["mask"][..., None]
+
+    def _age_bucket(self, age: Tensor) -> Tensor:
+        """floor(log2(1 + age)) at most AGE_BUCKETS - 1."""
+        return (torch.frexp(1 + age).exponent - 1).clamp(0, AGE_BUCKETS - 1).long()
 
     def _field(self, field: str, item: Tensor) -> Tensor:
         return item if field == "item" else self._fields[field][item]
@@ -191,6 +195,126 @@ class TorchAIF(nn.Module):
 
     def _get(self, path: str) -> Tensor:
         return self.weights[_key(path)]
+
+
+class TorchServing(TorchAIF):
+    """The same network, one user at a time, split as serving splits it: `state` before the candidates are there, `best` after.
+
+    Blocks that are linear in what the user brings take in the head's kernels before the candidates, as ours do.
+
+    Args:
+      rows: of the whole catalogue, as `ItemIndex` holds them: a gather of two tables takes the place of the item function.
+    """
+
+    def __init__(self, params: dict[str, Any], config: aif.Config, rows: ItemRow):
+        super().__init__(params, config)
+        if not [type(block) for block in config.blocks] == [MatchingStatistics, Bea, LinearMemory, DotProduct]:
+            raise ValueError(f"TorchServing: expected the blocks of presets.aif, got {config.blocks}")
+        self.matching, self.bea, self.memory, self.dot = config.blocks
+        floats = [np.asarray(part) for part in (rows.vector, rows.blocks[self.bea.name])]
+        self.widths = [part.shape[1] for part in floats]
+        self.floats = nn.Parameter(_tensor(np.concatenate(floats, 1)))
+        self.values = nn.Buffer(_tensor(rows.blocks[self.matching.name]).long())
+
+    def state(self, item: Tensor, action: Tensor, age: Tensor, mask: Tensor, floats: Tensor, *ids: Tensor) -> list[Tensor]:
+        """What `best` reads of a user: features of one user, ids in the order of the schema's user attributes."""
+        config, long_length, short_length = self.config, self.config.long_length, self.config.short_length
+        history = {"item": item.long(), "action": action.long(), "age": age, "mask": mask}
+        long = {name: part[:long_length] for name, part in history.items()}
+        embedded = self._behaviours(long)
+        sequence, short = embedded[:short_length], mask[:short_length]
+        sequence = self._dense("user/sequence", sequence + self._get("user/position") if config.sequence else sequence)
+        named = {a.name: value.long()[None] for a, value in zip(config.schema.user_attributes, ids, strict=True)}
+        user = self._user_vector({"ids": named, "floats": floats[None]}, sequence[None], short[None])[0]
+        bridges = self._get(f"blocks/{self.bea.name}/bridges")
+        read = _attention(bridges[None], sequence[None], sequence[None], short[None])[0]
+        keys = self._dense(f"blocks/{self.memory.name}/key", embedded)
+        count = long["mask"].sum()
+        weights = keys.masked_fill(~long["mask"][:, None], -1e30).softmax(0) * long["mask"][:, None]
+        moments = weights.T @ embedded * (count / count.clamp(min=1) / math.sqrt(self.memory.width))
+        mean = embedded.sum(0) / count.clamp(min=1)
+        return [user, read, moments, mean, *self._runs(long)]
+
+    def _runs(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Sorted values of each field [F, L], and the statistics where a run of equal ones begins."""
+        mask, actions, length = history["mask"], self.config.schema.actions, history["mask"].shape[0]
+        place, events = torch.arange(length), mask.sum().clamp(min=1)
+        counted = torch.cat([torch.stack([mask, mask & (place < self.matching.recent_events)], 1).float(),
+                             F.one_hot(history["action"].clamp(0, actions - 1), actions) * mask[:, None]], 1)  # fmt: skip
+        days, found = history["age"].clamp(min=0) / 86400, []
+        for field in self.matching.fields:
+            value = self._field(field, history["item"])
+            size = self.config.schema.item_attribute(field).size
+            key = torch.sort(torch.where(mask & (value > 0), value, size) * length + place).values
+            group, order = key // length, key % length
+            before = torch.cat([torch.zeros(1, counted.shape[1]), counted[order].cumsum(0)])
+            counts = before[self._search(group, group, right=True)] - before[:-1]
+            found.append((group, _statistics(counts[:, 0], counts[:, 1], counts[:, 2:], order, days[order], events)))
+        values, statistics = zip(*found, strict=True)
+        return torch.stack(values), torch.stack(statistics)
+
+    def best(self, rows: Tensor, user: Tensor, read: Tensor, moments: Tensor, mean: Tensor, group: Tensor, statistics: Tensor,
+             k: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Logits and positions [k] of the best candidates; rows [C] of the catalogue, and a user's state."""
+        floats, wanted = self.floats[rows], self.values[rows]
+        item, weights = floats.split(self.widths, 1)
+        root = math.sqrt(self.config.width)
+        met = []
+        for f in range(wanted.shape[1]):
+            start = self._search(group[f], wanted[:, f]).clamp(max=group.shape[1] - 1)
+            known = (group[f][start] == wanted[:, f]) & (wanted[:, f] > 0)
+            met.append(statistics[f][start] * known[:, None])
+
+        def kernel(block: str, name: str) -> Tensor:
+            return self._get(f"head/first/kernels/{block}/{name}")
+
+        path = f"blocks/{self.memory.name}/query"
+        linear, constant = self._get(f"{path}/kernel") @ moments, self._get(f"{path}/bias") @ moments
+        deviation = kernel(self.memory.name, "deviation")
+        once = user @ kernel("tower", "user") + mean @ kernel(self.memory.name, "mean") + constant @ deviation
+        inputs = torch.cat([item, *met, weights], 1)
+        kernels = torch.cat([
+            kernel("tower", "item") + user[:, None] * kernel("tower", "product") + linear @ deviation,
+            kernel(self.matching.name, "statistics"), read @ kernel(self.bea.name, "read"),
+        ])  # fmt: skip
+        logit = item @ (user / root + self._get(f"blocks/{self.dot.name}/popularity"))
+        if self.bea.dot_product:
+            logit = logit + (weights * (item @ (read.T / root))).sum(1)
+        if self.memory.dot_product:
+            logit = logit + ((item @ linear + constant) * item).sum(1) / root
+        hidden = F.relu(inputs @ kernels + (once + self._get("head/first/bias")))
+        found = torch.topk(self._mlp("head/rest", hidden)[:, 0] + logit, k)
+        return found.values, found.indices
+
+    def _search(self, ascending: Tensor, wanted: Tensor, *, right: bool = False) -> Tensor:
+        return torch.searchsorted(ascending, wanted.contiguous(), right=right)
+
+
+class ForOnnx(TorchServing):
+    """The same without the two operators that ONNX does not have."""
+
+    def _age_bucket(self, age: Tensor) -> Tensor:
+        return (1 + age[..., None] >= 2.0 ** torch.arange(1, AGE_BUCKETS)).sum(-1)
+
+    def _search(self, ascending: Tensor, wanted: Tensor, *, right: bool = False) -> Tensor:
+        """A binary search by gathers."""
+        length, start = ascending.shape[0], torch.zeros_like(wanted)
+        for bit in reversed(range(length.bit_length())):
+            further = start + (1 << bit)
+            value = ascending[further.clamp(max=length) - 1]
+            start = torch.where((further <= length) & ((value <= wanted) if right else (value < wanted)), further, start)
+        return start
+
+
+class Part(nn.Module):
+    """One function of a module as a module, which is what `torch.onnx.export` takes."""
+
+    def __init__(self, whole: nn.Module, function: Callable[..., Any]):
+        super().__init__()
+        self.whole, self.function = whole, function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
 
 
 def expect_same(network: TorchAIF, tensors: dict[str, Any], model: aif.PreRanker, params: dict[str, Any], batch: Any) -> float:
@@ -235,6 +359,13 @@ def to_torch(batch: Any, params: dict[str, Any], config: aif.Config) -> dict[str
         made["history_signs"] = _signs(words[history.item[:, : config.long_length]])
         made["item_signs"] = _signs(words[items.ids["item"][first]])
     return made
+
+
+def _statistics(number: Tensor, recent: Tensor, by_action: Tensor, last: Tensor, days: Tensor, events: Tensor) -> Tensor:
+    """What `MatchingStatistics` tells of a value, from its counts, the place of its last event and the days since."""
+    first = [torch.ones(len(number)), torch.log1p(number), number / events, 1 / (1 + last), torch.log1p(days),
+             torch.log1p(recent)]  # fmt: skip
+    return torch.cat([torch.stack(first, -1), torch.log1p(by_action)], -1)
 
 
 def _tiers(block: SimTier, history: Tensor, candidate: Tensor, mask: Tensor) -> Tensor:

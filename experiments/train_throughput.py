@@ -3,6 +3,7 @@
 Claim     a step costs the same whether the item table has 10^4 or 10^7 rows, and the AIF model trains at three times the
           examples a second of a straightforward PyTorch version with sparse embeddings, on the same cores.
 Command   python -m experiments.train_throughput --json FILE      (add --plot FILE.png, or --smoke)
+          git worktree add BEFORE 673c47a; python -m experiments.train_throughput --before BEFORE --only-before --json FILE
 Expected  8 minutes and 10 GiB on two cores with --rounds 14
 Measured  experiments/README.md, with the machine
 Model     `presets.aif` with an item table of so many rows, B=1024 pointwise samples; Adam in both, no clipping. The ids of a
@@ -11,12 +12,18 @@ Model     `presets.aif` with an item table of so many rows, B=1024 pointwise sam
 Checked   both start from the same parameters; their logits must agree to 1e-4 before anything is timed.
 Figures   medians of runs interleaved in one process, batches ready on the device; compile time apart. `input_share` is the
           share of a run of the training loop that was spent waiting for a batch made by `data.pipeline.Pipeline`.
+          `ratio_over_torch` is PyTorch's time over ours. With `--before DIR`, the checkout of an older commit,
+          `step_ratio_before` is its step over ours at the quickstart's sizes, each with its own `presets.aif`: two processes
+          of `experiments/one_step.py` that make a step each in turn.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +156,47 @@ def torch_step(ours: Trainer, batches: list[Batch], *, sparse: bool, adagrad: bo
     return run
 
 
+class Child:
+    """A process that makes training steps with the package of one checkout; a call makes one and returns its milliseconds."""
+
+    def __init__(self, checkout: Path, *, smoke: bool):
+        command = [sys.executable, str(Path(__file__).with_name("one_step.py")), *(["--smoke"] if smoke else [])]
+        environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
+        self._process = subprocess.Popen(
+            command, env=environment, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        found = self._read()
+        if Path(found) != checkout.resolve():
+            raise SystemExit(f"--before: expected the package of {checkout.resolve()}, got that of {found}")
+
+    def __call__(self, i: int) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        if not line:
+            raise SystemExit(f"--before: a process of one_step.py ended with {self._process.wait()}; its error is above")
+        return line
+
+
+def against_before(before: Path, rounds: int, *, smoke: bool) -> dict[str, float]:
+    """The step of this checkout and that of another one, in turn."""
+    children = {"now": Child(Path(__file__).resolve().parents[1], smoke=smoke)}
+    children["before"] = Child(before, smoke=smoke)
+    ms = timed(dict(children), rounds, "before and now")
+    for child in children.values():
+        child.close()
+    return {"step_ms_before": ms["before"], "step_ms_now": ms["now"], "step_ratio_before": ms["before"] / ms["now"]}
+
+
 def timed(work: dict[str, Callable[[int], float]], rounds: int, label: str) -> dict[str, float]:
     """Median milliseconds of each, after a first and a second step that do not count."""
     for name, step in tqdm(work.items(), desc=f"{label}: compile"):
@@ -192,7 +240,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", metavar="FILE", type=Path, help="write the step times as a PNG")
     parser.add_argument("--rounds", type=int, help="steps of each (default 20; smoke 2)")
     parser.add_argument("--threshold", action="store_true", help="only: dense and sparse updates by table size, for MIN_ROWS")
+    parser.add_argument("--before", metavar="DIR", type=Path, help="checkout of an older commit, for step_ratio_before")
+    parser.add_argument("--only-before", action="store_true", help="nothing but that comparison")
     options = parser.parse_args(arguments)
+    if options.before and not (options.before / "aif_jax" / "__init__.py").exists():
+        parser.error(f"--before: expected a checkout with aif_jax in it, got {options.before}")
+    if options.only_before and not options.before:
+        parser.error("--only-before: expected --before DIR too")
     smoke = options.smoke
     rounds, size = options.rounds or (2 if smoke else 20), 16 if smoke else 1024
     few = tuple(b for b in config_of(10).blocks if isinstance(b, aif.blocks.LinearMemory | aif.blocks.DotProduct))
@@ -211,6 +265,12 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     figures: dict[str, Any] = {"batch_size": size, "min_rows": MIN_ROWS}
+    if options.before:
+        figures |= against_before(options.before, rounds, smoke=smoke)
+        print(f"step before over now: {figures['step_ratio_before']:.2f}")
+        if options.only_before:
+            common.write_json(options.json, figures)
+            return
     table_rows = (1000, MIN_ROWS) if smoke else (10**4, 10**5, 10**6, 10**7)
     by_rows = timed({str(rows): trainer(rows) for rows in table_rows}, rounds, "table rows")
     figures["step_ms_by_table_rows"] = by_rows

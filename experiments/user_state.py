@@ -34,8 +34,8 @@ from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import STORAGES, Packed
 from aif_jax.types import Events, Streamed, UserFeatures
 from aif_jax.user_table import UserTable
-from aif_jax.user_table.program import UserProgram, unpack
-from aif_jax.user_table.program import pack as pack_memory
+from aif_jax.user_table.rows import UserProgram, unpack
+from aif_jax.user_table.rows import pack as pack_memory
 from experiments import common
 from experiments.study import datasets
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import aif_jax as aif
-from aif_jax.data.served import names_of
-from aif_jax.service import frame
+from aif_jax.data.cascade import names_of
+from aif_jax.service import tensors
 from aif_jax.service.log import LogRecord, log_schema
 from tests import demo
 
@@ -72,7 +72,7 @@ def record(trained: aif.Trained, data: aif.Dataset, place: int, *, k: int = 4, *
         candidate_texts=candidates.tolist() if texts else None, ids=None if texts else candidates[best].tolist(),
         id_texts=candidates[best].tolist() if texts else None,
         logits=logits[best].ravel().tolist(), degraded=False, reason=None, stages="{}", encoding=trained.encoder.version,
-        features=frame.pack(names_of(features)), raw=None,
+        features=tensors.pack(names_of(features)), raw=None,
     )  # fmt: skip
     return made._replace(**changes)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif_jax.encoding import characters, hashing
+from aif_jax.encoding import hashing
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, Vocabulary, as_ids
 from aif_jax.index import ids, string_ids
 from aif_jax.serving.requests import Candidates, Request
@@ -26,7 +26,7 @@ def test_hashes_are_those_of_the_loop(strings, repeats):
     np.testing.assert_array_equal(hashing._words(strings), reference.words(strings) if strings else [])
 
 
-@pytest.mark.parametrize("count", [1, characters.FEW, characters.FEW + 1, 3 * characters.FEW])
+@pytest.mark.parametrize("count", [1, hashing.FEW, hashing.FEW + 1, 3 * hashing.FEW])
 def test_every_length_around_the_change_from_arrays_to_integers(count):
     for strings in (["ab" * 9] * count, ["x" * number for number in range(count)], ["", *["é\0y" * count] * count]):
         assert ids._hashed(strings).key.tolist() == [reference.key(text)[0] for text in strings]

@@ -24,7 +24,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.readers import read
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
-from aif_jax.service.nearline import Nearline
+from aif_jax.service.models import Nearline
 from aif_jax.service.process import Listening
 from aif_jax.service.processes import ServiceSettings
 from tests import demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -76,3 +77,19 @@ def test_a_client_in_go(served, tmp_path):
     paths = {"GOPATH": f"{tmp_path}:{DEBIAN}", "GO111MODULE": "off", "GOFLAGS": "-p=2"}
     call("go", "build", "-o", "ranked", "rank", folder=tmp_path, **paths)
     expect_answer(served, call("./ranked", served.addresses["grpc"], folder=tmp_path))
+
+
+def test_a_client_in_java(served, tmp_path):
+    tools("javac", "java", "protoc", "grpc_java_plugin")
+    page = (ROOT / "docs" / "other_languages.md").read_text(encoding="utf-8")
+    classpath = re.search(r"^J=/usr/share/java; export CLASSPATH=.*$", page, re.M)
+    assert classpath is not None
+    jars = call("bash", "-c", f"{classpath[0]}; echo $CLASSPATH", folder=tmp_path).strip()
+    if missing := [jar for jar in jars.split(":") if not Path(jar).exists()]:
+        pytest.skip(f"needs libgrpc-java: {', '.join(missing)}")
+    plugin = f"--plugin=protoc-gen-grpc-java={shutil.which('grpc_java_plugin')}"
+    outputs = [f"--java_out={tmp_path}", f"--grpc-java_out={tmp_path}"]
+    call("protoc", "-I", STUBS, *outputs, plugin, "preranking.proto", folder=tmp_path)
+    stubs = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("aif_jax/v1/*.java"))
+    call("javac", "-proc:none", "-d", ".", CLIENTS / "java" / "Rank.java", *stubs, folder=tmp_path, CLASSPATH=jars)
+    expect_answer(served, call("java", "Rank", served.addresses["grpc"], folder=tmp_path, CLASSPATH=jars))

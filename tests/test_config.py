@@ -215,10 +215,10 @@ def test_what_is_no_record_of_a_config_is_refused(wrong):
 
 
 def test_an_unknown_block_says_what_to_import():
-    message = r"block 'Mine': expected one of \['Bea', .*'TargetAttention'.*\]; import the module that defines it"
+    message = r"block: expected one of \['Bea', .*'TargetAttention'.*\], got 'Mine'; import the module"
     with pytest.raises(ValueError, match=message):
         aif.Config.from_json(demo.config().to_json() | {"blocks": [{"block": "Mine"}]})
-    with pytest.raises(ValueError, match="block None: expected one of"):
+    with pytest.raises(ValueError, match="block: expected one of .*got None"):
         block_from_json({})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aif_jax import metrics
-from aif_jax.train import margin_info_nce, pairwise_ndcg
+from aif_jax.train import lcron, margin_info_nce, pairwise_ndcg
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -46,9 +46,37 @@ def contrast(scores, stages, where, margin: float, t: float) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
+def survival(scores, k: int, t: float) -> list[float]:
+    """Probabilities of the first k places from NeuralSort's formula, of one list without gaps."""
+    n, order = len(scores), []
+    for r in range(1, n + 1):
+        logits = [((n + 1 - 2 * r) * s - sum(abs(s - other) for other in scores)) / t for s in scores]
+        weights = np.exp(np.array(logits) - max(logits))
+        order.append(weights / weights.sum())
+    return (np.sum(order[:k], axis=0) / np.sum(order, axis=0)).tolist()
+
+
+def survive(scores, teacher, where, k: int, single: float, t: float) -> float:
+    """`lcron` of one list from its formula."""
+    at = [i for i in range(len(scores)) if where[i]]
+    if len(at) <= k:
+        return 0.0
+    ours, rankers = (survival([float(values[i]) for i in at], k, t) for values in (scores, teacher))
+    total = 0.0
+    for i, p, r in zip(at, ours, rankers, strict=True):
+        best = sum(teacher[j] > teacher[i] for j in at) < k
+        for weight, chance in ((1.0, p * r), (single, p)):
+            total -= weight * np.log((chance if best else 1 - chance) + 1e-6)
+    return total / len(at)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_losses_are_their_formulas(seed):
     scores, teacher, where = drawn(seed)
+    for k, single, t in ((3, 1.0, 1.0), (2, 0.5, 4.0), (6, 1.0, 1.0)):
+        expected = np.mean([survive(*row, k, single, t) for row in zip(scores, teacher, where, strict=True)])
+        given = dict(where=where, k=k, single=single, temperature=t)
+        assert float(lcron(scores, teacher, **given)) == pytest.approx(expected, rel=1e-3)
     for k, t in ((100, 1.0), (3, 1.0), (3, 2.0)):
         expected = np.mean([pairs(*row, k, t) for row in zip(scores, teacher, where, strict=True)])
         assert float(pairwise_ndcg(scores, teacher, where=where, k=k, temperature=t)) == pytest.approx(expected, rel=1e-4)
@@ -62,7 +90,15 @@ def test_losses_are_their_formulas(seed):
     assert moved == pytest.approx(float(margin_info_nce(scores, stages, where=where)), rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", [pairwise_ndcg(k=3), margin_info_nce(margin=0.2)])
+def test_what_the_ranker_drops_need_not_be_dropped_here():
+    """Joint survival: with a sharp ranker the first term is lost on the ranker's best alone."""
+    ranker, kept = jnp.array([[9.0, 6.0, 3.0, 0.0]]), jnp.array([[0.0, 0.0, 9.0, 9.0]])
+    end_to_end, whole = (float(lcron(kept, ranker, k=2, single=single)) for single in (0.0, 1.0))
+    positives = -np.log(np.array(survival([0.0, 0.0, 9.0, 9.0], 2, 1.0))[:2] + 1e-6).sum() / 4
+    assert end_to_end == pytest.approx(positives, abs=0.05) and whole > end_to_end + 2
+
+
+@pytest.mark.parametrize("loss", [lcron(k=3), pairwise_ndcg(k=3), margin_info_nce(margin=0.2)])
 def test_masked_entries_leave_no_trace_and_parts_add_up(loss):
     scores, targets, where = drawn(1, lists=6)
     where[3] = False

@@ -2,7 +2,9 @@
 
 import ast
 import contextlib
+import dataclasses
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -18,7 +20,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -309,13 +311,20 @@ def public(module: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}.{name}", value
 
 
-def test_reference_lists_every_public_name_once():
-    """Each under one of its public names; `heading` gives the name where a module of the same name hides it from MkDocs."""
+def reference_entries() -> list[str]:
+    """Names of docs/api.md; `heading` gives the name where a module of the same name hides it from MkDocs."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     entries = re.findall(r"^::: (\S+)\n(?:    options:\n      heading: (\S+)\n)?", text, re.M)
-    listed = [heading or path for path, heading in entries]
-    names = dict(public(aif, "aif_jax"))
-    assert not set(listed) - names.keys(), "docs/api.md lists names that are not public"
+    return [heading or path for path, heading in entries]
+
+
+def test_reference_lists_every_public_name_once():
+    """Each under one of its public names; what is not reachable from `aif` is there because a page imports it by path."""
+    listed, names = reference_entries(), dict(public(aif, "aif_jax"))
+    used, texts = {name for page in DOCS for name in used_by(page)}, "".join(page.read_text() for page in DOCS)
+    by_path = [name for name in listed if name not in names and name not in used]
+    unused = [name for name in by_path if f"{'.'.join(name.split('.')[-2:])}(" not in texts]
+    assert unused == [], "docs/api.md lists names that no page uses"
     by_value: dict[int, set[str]] = {}
     for name, value in names.items():
         by_value.setdefault(id(value), set()).add(name)
@@ -323,6 +332,90 @@ def test_reference_lists_every_public_name_once():
         assert len(same.intersection(listed)) == len([name for name in listed if name in same]) >= 1, f"list once: {same}"
         classes = {type(names[name]) for name in same}
         assert len(same.intersection(listed)) == 1 or classes <= {str, int, tuple}, f"list once: {same}"
+
+
+def used_by(page: Path) -> set[str]:
+    """Full names of what the page's code takes from the package: `aif_jax.train.losses.pointwise_bce`."""
+    code = []
+    for block in fences(page, "python", "text", ""):
+        with contextlib.suppress(SyntaxError):
+            code.append(ast.parse(block))
+    alias = {"aif": "aif_jax"}
+    for node in [node for block in code for node in ast.walk(block) if isinstance(node, ast.ImportFrom)]:
+        if (node.module or "").split(".")[0] == "aif_jax":
+            alias |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+    names = set(alias.values())
+    for node in [node for block in code for node in ast.walk(block) if isinstance(node, ast.Attribute)]:
+        parts, inner = [node.attr], node.value
+        while isinstance(inner, ast.Attribute):
+            parts, inner = [inner.attr, *parts], inner.value
+        if isinstance(inner, ast.Name) and inner.id in alias:
+            names.add(".".join([alias[inner.id], *parts]))
+    return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if fences(page, "python", "text")], ids=lambda page: page.stem)
+def test_pages_use_what_is_in_the_reference(page):
+    """Names that docs/api.md lists, or their attributes; generated stubs are described by their protocol."""
+    known = {*reference_entries(), *dict(public(aif, "aif_jax")), "aif_jax", "aif_jax.service.stubs"}
+    prefixes = {name: {name.rsplit(".", cut)[0] for cut in range(max(1, name.count(".")))} for name in used_by(page)}
+    assert {name for name, every in prefixes.items() if not every & known} == set()
+
+
+def test_the_scan_for_used_names_finds_them(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nfrom aif_jax import train as t\nt.losses.bce(aif.read)\nnp.ones\n```\n```text\nno code, 1 of 2\n```\n"
+    )
+    assert used_by(page) == {"aif_jax.train.losses.bce", "aif_jax.read"}
+
+
+def fields_without_meaning(kind: type) -> list[str]:
+    """Fields of a public class that no `Attributes:` explains, its own or that of a public base."""
+    fields = (
+        [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else getattr(kind, "_fields", ())
+    )
+    public_classes = {id(value) for value in dict(public(aif, "aif_jax")).values()}
+    docs = "\n".join(inspect.getdoc(base) or "" for base in kind.__mro__ if base is kind or id(base) in public_classes)
+    sections = re.findall(r"^Attributes:\n((?:  .*\n?)+)", docs, re.M)
+    explained = {
+        name for part in sections for names in re.findall(r"^  ((?:\w+, )*\w+): \S", part, re.M) for name in names.split(", ")
+    }
+    return [name for name in fields if not name.startswith("_") and name not in explained]
+
+
+def test_every_field_of_a_public_class_is_in_the_reference():
+    """In the class docstring, which the site renders; it shows no comments and no module docstrings."""
+    kinds = {name: value for name, value in public(aif, "aif_jax") if inspect.isclass(value)}
+    assert {name: gaps for name, value in kinds.items() if (gaps := fields_without_meaning(value))} == {}
+
+
+def test_the_scan_for_fields_finds_gaps():
+    class Pair(NamedTuple):
+        """Attributes:
+        low, high: bounds.
+        """
+
+        low: float
+        high: float
+        mean: float  # a comment is not rendered
+
+    Pair.__doc__ = "A pair.\n\nAttributes:\n  low, high: bounds.\n"
+    assert fields_without_meaning(Pair) == ["mean"] and fields_without_meaning(int) == []
+
+
+BLOCKS = [
+    kind
+    for kind in vars(aif.blocks).values()
+    if inspect.isclass(kind) and issubclass(kind, aif.blocks.Block) and kind is not aif.blocks.Block
+]
+
+
+@pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.__name__)
+def test_a_block_tells_its_formula_paper_cost_and_use(kind):
+    doc = inspect.getdoc(kind)
+    assert re.search(r"^- Formula: \S|^    \S.*[=(\[]", doc, re.M), "a formula: an indented block, or '- Formula: ...'"
+    assert [word for word in ("Paper", "Cost", "When") if not re.search(rf"^- {word}: \S", doc, re.M)] == []
 
 
 def test_generated_pages_are_current():

@@ -82,7 +82,7 @@ def test_export_is_skipped_without_flatbuffers(monkeypatch):
 
 def test_a_device_that_computes_nonsense_fails(monkeypatch):
     monkeypatch.setattr(doctor.jnp, "matmul", lambda a, b: a)
-    with pytest.raises(ValueError, match="differs from NumPy's by"):
+    with pytest.raises(ValueError, match="one that differs by"):
         doctor.check_compute()
 
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_that_comes_back_different_fails(monkeypatch):
             params=jax.tree.map(lambda x: x + 1, real(*a, **k).params), config=None, version=""
         ),
     )
-    with pytest.raises(ValueError, match="what was loaded differs"):
+    with pytest.raises(ValueError, match="expected what was saved, got others"):
         doctor.check_checkpoint()
 
 

@@ -117,6 +117,14 @@ def test_live(tmp_path, where):
     assert (tmp_path / "live.png").stat().st_size > 10_000
 
 
+def test_memory(tmp_path):
+    got = figures("experiments.memory", tmp_path, "--peaks")
+    large = got["bytes_by_part"]["10000000"]
+    assert large["parameters"] >= 10**7 * 8 * 4 and large["optimizer"] >= 2 * large["parameters"]
+    assert large["rows, int8"] < large["rows, bfloat16"] < large["rows, float32"] and large["ids"] == 20 * 10**7
+    assert set(got["peak_mib"]) == {"train", "worker"} == set(got["process_mib"]) and min(got["process_mib"].values()) > 50
+
+
 def test_user_state(tmp_path):
     got = figures("experiments.user_state", tmp_path, "--figures", ".")
     assert got["max_abs_streamed_minus_full"] < 1e-4

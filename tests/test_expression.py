@@ -91,7 +91,7 @@ def test_an_expression_says_what_it_reads():
         ("click * bid", r"expected p.click, .* or side values among \['bid', 'value'\], got 'click'"),
         ("p['a|b'].real", "expected numbers, names"),
         ("bid['conversion|click']", "expected numbers, names"),
-        ("bid * value", "expected a probability, p or p.NAME, got none"),
+        ("bid * value", "expected p or p.NAME, got none"),
         ("", "expected an expression"),
         ("p.click" + " + p.click" * 60, "expected at most 500 characters"),
         ("(" * 400 + "p.click" + ")" * 80, "expected an expression"),

@@ -9,7 +9,7 @@ import pytest
 
 from aif_jax import connectors, metrics, train
 from aif_jax.checks import needs_extra
-from aif_jax.connectors.connect import open_client
+from aif_jax.connectors.valkey import open_client
 from aif_jax.engines import ray_data, ray_serve, ray_train, spark
 from aif_jax.export import writer
 from aif_jax.readers.sources import pyarrow

@@ -223,7 +223,7 @@ def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
         fit(model, data, resume=False, **given)
     with pytest.raises(ValueError, match="cursor: expected one of this pipeline, got one of another:\n.*pipeline.data.name"):
         fit(model, dataclasses.replace(data, name="another"), **given)
-    with pytest.raises(ValueError, match="config or schema other than expected"):
+    with pytest.raises(ValueError, match="expected this config and schema, got others"):
         fit(aif.build(model.config.replace(width=5)), data, **given)
     with Checkpoints(tmp_path / "foreign") as checkpoints:
         checkpoints.save(1, run.params, run.config)

@@ -55,7 +55,7 @@ def test_a_block_that_raises_leaves_nothing(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
     fill(tmp_path / "a", "old")
-    with pytest.raises(FileExistsError, match="a: expected a new folder, but something is there; it stays as it is"):
+    with pytest.raises(FileExistsError, match="a: expected a new folder, but something is there; name another, or remove it"):
         fill(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError):

@@ -406,7 +406,7 @@ def test_a_stream_of_unknown_length_grows_the_table(built):
     stream = [(np.arange(i, i + 500), part(many, slice(i, i + 500))) for i in range(0, 3000, 500)]
     streamed = ItemIndex.build(aif.Trained(model, params), stream, batch_size=64, progress=False)
     assert equal(streamed.take(np.arange(3000))[0], make(model, params, many, np.arange(3000)).take(np.arange(3000))[0])
-    with pytest.raises(ValueError, match="capacity: the catalogue has more items than 2000"):
+    with pytest.raises(ValueError, match="capacity: expected at least the catalogue's items, got 2000"):
         ItemIndex.build(aif.Trained(model, params), stream, batch_size=64, capacity=2000, progress=False)
 
 
@@ -473,17 +473,19 @@ def test_two_strings_with_one_hash_are_refused(built, monkeypatch):
         with pytest.raises(ValueError, match="ids: expected strings with hashes that differ, got two with one"):
             index.upsert(ids, part(features, slice(len(ids))))
     assert index._store.room == room and len(index) == 3
-    with pytest.raises(ValueError, match="expected distinct ids, but one comes twice, at positions 0 and 1"):
+    with pytest.raises(ValueError, match="expected distinct ids, got repeated ones: one comes twice, at positions 0 and 1"):
         make(model, params, part(features, slice(2)), ["a", "clash"])
 
 
 def test_what_is_refused(built):
     model, params, features, ids, index = built
-    with pytest.raises(ValueError, match=r"expected distinct ids, but 7 comes twice, at positions 0 and 2 \(1 repeated"):
+    with pytest.raises(
+        ValueError, match=r"expected distinct ids, got repeated ones: 7 comes twice, at positions 0 and 2 \(1 repeated"
+    ):
         make(model, params, part(features, slice(3)), [7, 8, 7])
     with pytest.raises(ValueError, match=r"features: expected 2 items like ids, got 3"):
         index.upsert([1, 2], part(features, slice(3)))
-    with pytest.raises(ValueError, match=r"the id -9223372036854775808 is reserved"):
+    with pytest.raises(ValueError, match=r"expected ids but -9223372036854775808, which is reserved"):
         index.upsert([EMPTY], part(features, slice(1)))
     bad = jax.tree.map(lambda leaf: np.array(leaf[:1]), features)
     bad.content[0, 3] = np.nan

@@ -18,7 +18,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.index import parts
-from aif_jax.jobs import encode, source
+from aif_jax.jobs import encode
 from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import MemoryRows
 from tests import demo
@@ -277,7 +277,7 @@ def test_an_id_in_two_parts_is_refused(encoded, tmp_path):
     ids = encoded[4].column("id").to_pylist()
     ids[5] = encoded[2].column("id")[7].as_py()
     twice = [*encoded[:4], changed(encoded[4], id=ids)]
-    with pytest.raises(ValueError, match=f"but {ids[5]} comes twice, in batch 2, row 7 and batch 4, row 5"):
+    with pytest.raises(ValueError, match=f"ones: {ids[5]} comes twice, in batch 2, row 7 and batch 4, row 5"):
         world.merged(twice)
     with pytest.raises(
         ValueError, match=r"comes twice, in .*part-002.parquet, row 7 and .*part-004.parquet, row 5 \(1 repeated"
@@ -293,8 +293,8 @@ def test_an_id_in_two_parts_is_refused(encoded, tmp_path):
         ({"storage": ["int8"] * 64}, ValueError, "batch 1, row 0: expected storage float32 as the rows before, got int8"),
         ({"batch_size": pa.array([32] * 64, pa.int32())}, ValueError, "batch 1, row 0: expected batch_size 64 as the rows"),
         ({"row": [b"1234"] * 64}, ValueError, "batch 1, row 0: expected a row of [0-9]+ bytes, got 4"),
-        ({"row": [None] * 64}, ValueError, "batch 1, row 0, column 'row': expected a value, got none"),
-        ({"row": [b"1234"] * 63 + [None]}, ValueError, "batch 1, row 63, column 'row': expected a value, got none"),
+        ({"row": [None] * 64}, ValueError, "batch 1, row 0, column 'row': expected a value, got null"),
+        ({"row": [b"1234"] * 63 + [None]}, ValueError, "batch 1, row 63, column 'row': expected a value, got null"),
         ({"id": [0.5] * 64}, ValueError, "batch 1, column 'id': expected integers or strings, got double"),
         ({"id": ["a"] * 64}, TypeError, "batch 1, column 'id': expected integers, got strings"),
     ],
@@ -309,7 +309,7 @@ def test_bad_stamps_and_sources_are_refused(encoded, tmp_path):
         world.merged([changed(encoded[0], storage=["int4"] * 64)])
     with pytest.raises(ValueError, match="parts: expected 701 items, got 700"):
         world.merged(encoded, items=701)
-    with pytest.raises(ValueError, match="capacity: the catalogue has more items than 100"):
+    with pytest.raises(ValueError, match="capacity: expected at least the catalogue's items, got 100"):
         world.merged(encoded, capacity=100)
     with pytest.raises(FileNotFoundError, match="parts: expected encoded rows, got no such file or folder"):
         world.merged(tmp_path / "parts")
@@ -320,7 +320,7 @@ def test_bad_stamps_and_sources_are_refused(encoded, tmp_path):
     with pytest.raises(TypeError, match="parts, batch 0: expected Arrow record batches, got int"):
         world.merged([7])
     (tmp_path / "_temporary").mkdir()
-    with pytest.raises(CheckpointError, match="expected the parts of a job that has ended"):
+    with pytest.raises(CheckpointError, match="expected parts of a job that has ended"):
         world.merged(tmp_path)
 
 
@@ -432,5 +432,5 @@ def test_one_program_serves_all_tasks_of_a_process():
     """Each task may come with its own copy of the job."""
     jobs = [pickle.loads(pickle.dumps(world.job())) for _ in range(3)]
     programs = {id(job._program()) for job in jobs}
-    assert len(programs) == 1 and isinstance(jobs[0]._source, source.Source)
+    assert len(programs) == 1 and isinstance(jobs[0]._source, encode.Source)
     assert dataclasses.is_dataclass(world.model()[0].config)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -47,6 +48,7 @@ def test_cost_smoke(tmp_path, capsys):
     ratio = figures["cpu_ms"]["aif"]["new"] / figures["floor_cpu_ms"]["new"]
     assert figures["engine_over_floor"]["new"] == pytest.approx(ratio)
     assert set(figures["overhead_p50_ms"]) == {"after_wait", "back_to_back"}
+    assert figures["score_over_head"] > 0 and figures["score_10000_over_head"] > 0
     assert (tmp_path / "cost.png").stat().st_size > 1000
     assert "CPU ms a request" in capsys.readouterr().out
 
@@ -58,3 +60,40 @@ def test_cost_parses_only_sensible_sizes(capsys):
         with pytest.raises(SystemExit):
             cost.parse(wrong)
     assert "expected" in capsys.readouterr().err
+
+
+PROGRAMS = {"user", "score", "whole", "score_10000", "whole_10000"}
+
+
+def test_runtimes_smoke(tmp_path, capsys):
+    pytest.importorskip("torch", reason="the extra 'benchmarks' is not installed")
+    for name in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="the extra 'benchmarks' is not installed")
+    from experiments import runtimes
+
+    runtimes.main(["--smoke", "--json", str(tmp_path / "runtimes.json")])
+    figures = json.loads((tmp_path / "runtimes.json").read_text())
+    times = figures["runtime_ms"]
+    assert set(times) == {"aif_jax", "torch", "onnxruntime"} and all(set(ms) == PROGRAMS for ms in times.values())
+    for name in ("torch", "onnxruntime"):
+        assert figures[f"over_{name}"] == pytest.approx({what: times[name][what] / times["aif_jax"][what] for what in PROGRAMS})
+    assert figures["score_over_head"] == pytest.approx(times["aif_jax"]["score"] / figures["head_ms"][""])
+    assert "their time over ours" in capsys.readouterr().out
+
+
+def test_runtimes_refuse_another_network(capsys):
+    from experiments import runtimes
+
+    ours = np.array([2.0, 1.0], np.float32), np.array([0, 1])
+    runtimes.check("torch", ours, ours)
+    with pytest.raises(SystemExit, match="torch: expected the logits of ours, got some that differ by 1.0e-03"):
+        runtimes.check("torch", ours, (ours[0] + np.float32(1e-3), ours[1]))
+
+
+def test_a_runtime_that_is_not_installed_is_left_out(monkeypatch, capsys):
+    from experiments import runtimes
+
+    monkeypatch.setattr(runtimes, "NEEDED", {"torch": ("no_such_package",)})
+    figures = runtimes.measure(rounds=1, smoke=True)
+    assert set(figures["runtime_ms"]) == {"aif_jax"} and not any(name.startswith("over_") for name in figures)
+    assert "torch: left out, no_such_package not installed" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from aif_jax import cli
-from aif_jax.sharding import launch
+from aif_jax.sharding import processes
 
 ONE = """
 import os, signal, sys, time
@@ -32,8 +32,8 @@ if how != "well":
     ],
 )
 def test_the_first_that_fails(how, code, message, capfd):
-    started = launch.start(lambda address, index: [sys.executable, "-c", ONE, how, str(index)], 2)
-    assert launch.wait(started, grace=0.1) == code
+    started = processes.start(lambda address, index: [sys.executable, "-c", ONE, how, str(index)], 2)
+    assert processes.wait(started, grace=0.1) == code
     assert capfd.readouterr().err == message
     assert all(process.returncode is not None for process in started)
 
@@ -42,13 +42,13 @@ def test_none_stays_where_one_cannot_start(monkeypatch):
     started, popen = [], subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *words, **options: started.append(popen(*words, **options)) or started[-1])
     with pytest.raises(FileNotFoundError):
-        launch.start(lambda address, index: ([sys.executable, "-c", ONE, "sleeps", "0"], ["/no/such/program"])[index], 2)
+        processes.start(lambda address, index: ([sys.executable, "-c", ONE, "sleeps", "0"], ["/no/such/program"])[index], 2)
     assert [process.returncode for process in started] == [-9]
 
 
 def test_a_process_ends_with_its_parent():
-    child = "import sys, time; from aif_jax.sharding import launch; launch.end_with(int(sys.argv[1])); print('up', flush=True)"
-    child += "; time.sleep(100)"
+    child = "import sys, time; from aif_jax.sharding import processes; processes.end_with(int(sys.argv[1]))"
+    child += "; print('up', flush=True); time.sleep(100)"
     parent = (
         "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]); sys.stdin.read()"
     )

@@ -304,7 +304,7 @@ def test_a_state_of_another_optimizer_is_refused(feed, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         run(feed.batches(), checkpoints=checkpoints, config=feed.config)
         other = train.init_state({"user": {"w": jnp.zeros(3)}, "fitted": {"h": jnp.arange(2.0)}}, optax.sgd(0.1, momentum=0.9))
-        with pytest.raises(ValueError, match="opt_state does not fit the template"):
+        with pytest.raises(ValueError, match="expected opt_state like the template"):
             train.resume(other, checkpoints, config=feed.config)
-        with pytest.raises(ValueError, match="config or schema other than expected"):
+        with pytest.raises(ValueError, match="expected this config and schema, got others"):
             train.resume(fresh(), checkpoints, config=feed.config.replace(width=9))

@@ -37,7 +37,7 @@ def test_shapes_of_what_crosses_a_component():
     assert state.blocks["simtier_codes"].shape == (16, 4)
     rows = jax.eval_shape(jax.vmap(model.item, (None, 0)), params, demo.items(9))
     assert rows.vector.shape == (9, 8) and rows.vector.dtype == jnp.float32
-    assert rows.blocks["bea"].shape == (9, 4) and rows.blocks["linear_memory"].shape == (9, 8)
+    assert rows.blocks["bea"].shape == (9, 4) and rows.blocks["linear_memory"] == {}  # it reads the item vector
     assert rows.blocks["sim_category"]["query"].shape == (9, 8) and rows.blocks["sim_category"]["value"].shape == (9,)
     assert rows.blocks["lsh_din"] == rows.blocks["sim_tier"] == {}  # they read the shared table
     assert rows.fitted["signatures_32"].shape == (9, 1) and rows.fitted["signatures_32"].dtype == jnp.uint32

@@ -35,11 +35,11 @@ OWNERS = {
     "asyncio": ("serving/", "service/", "connectors/"),
     "fsspec": ("connectors/snapshot_store.py",),
     "confluent_kafka": ("connectors/kafka.py",),
-    "usearch": ("connectors/search.py",),
-    "redis": ("connectors/connect.py",),
+    "usearch": ("connectors/retrieval.py",),
+    "redis": ("connectors/valkey.py",),
     "asyncpg": (),
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
-    "threading": ("serving/", "service/", "index/store.py", "sharding/launch.py"),
+    "threading": ("serving/", "service/", "index/store.py", "sharding/processes.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/contents.py", "store/snapshots.py"),
     "uvicorn": ("service/process.py",),
@@ -57,7 +57,7 @@ OWNERS = {
     "experiments": (),
     "tests": (),
     "torch": (),
-    "faiss": ("connectors/search.py",),
+    "faiss": ("connectors/retrieval.py",),
     "onnx": (),
     "ray": ("engines/",),
     "pyspark": ("engines/spark.py",),
@@ -108,9 +108,9 @@ SWITCHES = {
 FACE = 69
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
-CROWDED = {"service": 18, "blocks": 18}
+CROWDED = {"service": 16, "blocks": 18, "train": 13}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 36_900
+MOST_LINES = 39_200
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip

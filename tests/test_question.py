@@ -49,6 +49,21 @@ def test_smoke(tmp_path, capsys):
     assert len(list((tmp_path / "work").glob("*rolling*from_*.json"))) == len(trained)
 
 
+def test_variants_are_trained_otherwise_by_the_same_function(smoke, tmp_path):
+    """A model with a sequence loss, and one whose teacher is trained first and kept."""
+    made = {}
+    for model in (question.BASE, f"{question.BASE}, sequence loss 0.1, 32 events", f"{question.BASE}, distilled"):
+        trial = question.Trial(dataset="smoke", model=model)
+        (part,) = question.parts_of(trial, smoke)
+        part = part._replace(seen=part.seen[-200:])
+        made[model] = question.trained(trial, part, smoke, work=tmp_path, progress=False)
+    plain, sequence, taught = (params["embedding"]["item"] for _, params, _ in made.values())
+    assert not np.allclose(plain, sequence) and not np.allclose(plain, taught)
+    assert {path.stem for path in tmp_path.glob("*.json")} >= {question.Trial(dataset="smoke", model=question.AIF).file}
+    again, _, said = question.trained(trial, part, smoke, work=tmp_path, progress=False)
+    assert said == made[trial.model][2] and again.config == made[trial.model][0].config
+
+
 def test_popular_now(tmp_path, capsys):
     """The same model with item statistics and without, on the smoke world; a run with a record is not run again."""
     results = tmp_path / "results"
@@ -89,7 +104,12 @@ def test_upper_tiers_count_as_the_upper_half_of_twice_as_many():
 
 def test_every_model_has_the_same_sizes_and_the_fields_of_the_data(smoke):
     configs = {name: question.config_of(question.Trial(dataset="smoke", model=name), smoke) for name in question.MODELS}
-    assert len({(config.width, config.towers, config.short_length) for config in configs.values()}) == 1
+    assert len({(config.width, config.towers) for config in configs.values()}) == 1
+    plain = {config.short_length for name, config in configs.items() if name not in question.SEQUENCE}
+    assert len(plain) == 1
+    for variant in {name.partition(", ")[2] for name in question.SEQUENCE}:  # like for like
+        of_models = [configs[f"{model}, {variant}"] for model in (question.BASE, question.WITH_MATCHING, question.AIF)]
+        assert len({(config.short_length, config.encoder_layers) for config in of_models}) == 1
     fields = smoke.dataset.schema.behaviour_fields
     assert MatchingStatistics(fields) in configs[question.AIF].blocks
 
@@ -141,9 +161,9 @@ def test_requests_hold_met_items_and_plans_name_each_run_once(smoke):
     requests = question.requests_of(trial, part, smoke)  # as for evaluation: met items are among them and are masked there
     sample = np.arange(len(requests.rows))[:, None]
     assert SeenPairs.before(smoke.dataset.log, requests.positions).contains(sample, requests.rows)[:, 1:].any()
-    plans = [trial for name in ("validation", "tuning", "test", "rolling") for trial in question.plan(name)]
+    plans = [trial for name in question.PLANS if name != "smoke" for trial in question.plan(name)]
     assert len({trial.id for trial in plans}) == len(plans) and {trial.dataset for trial in plans} == {"movielens", "taobao"}
-    with pytest.raises(ValueError, match="plan: expected 'validation'"):
+    with pytest.raises(ValueError, match=r"plan: expected one of \('validation', "):
         question.plan("all")
 
 

@@ -17,8 +17,10 @@ import pytest
 import aif_jax as aif
 from aif_jax import cli
 from aif_jax.connectors import SnapshotStore
+from aif_jax.encoding.capacity import Capacity
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.metrics import ByUser
+from aif_jax.readers.admit import admit
 from aif_jax.refreshing import (
     GateConfig,
     Measured,
@@ -33,9 +35,9 @@ from aif_jax.refreshing import (
 )  # fmt: skip
 from aif_jax.refreshing import report as reports
 from aif_jax.refreshing.job import begin
-from aif_jax.service import nearline
+from aif_jax.service import models
 from aif_jax.serving.metrics import Histogram, prometheus_text
-from aif_jax.store.lease import Lease, WriterConflict
+from aif_jax.store.snapshots import Lease, WriterConflict
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import FitSettings, training_positions
 from aif_jax.train.tasks import NextItem
@@ -104,6 +106,27 @@ def test_the_report_says_what_changed(published):
     ]  # fmt: skip
     pytest.importorskip("matplotlib")
     assert (folder / reports.FIGURE).stat().st_size > 5_000 and "report.png" in text
+
+
+def test_ids_of_vocabularies_of_fixed_size_come_and_go_by_a_refresh(tmp_path):
+    """With the encoder that `admit` made: the table keeps its shape, an id that stays its row, one that came is not unknown."""
+    rule = {"item": Capacity(rows=32)}
+    before, _ = admit(world.data(4).encoder, world.events(4), capacity=rule, fresh=True)
+    days = aif.read(world.events(4), items=world.items(4), encoder=before, unknown="skip", progress=False)
+    run = aif.fit(
+        world.model(days.schema), days, batch_size=64, validation=0.1, test=0.0, keep_best=False, requests=20, k=None,
+        progress=False,
+    )  # fmt: skip
+    new = {name: column[-300:] for name, column in world.events(5).items()}
+    after, turnover = admit(before, new, capacity=rule)
+    assert turnover["item"].admitted == world.NEW and turnover["item"].evicted == world.NEW - 2
+    data = aif.read(world.events(5), items=world.items(5), encoder=after, unknown="skip", progress=False)
+    made = aif.refresh(
+        run.trained, data, out=tmp_path / "store", since=run.settings.first_validation, **world.OPTIONS
+    )  # fmt: skip
+    assert made.status == "published" and made.report["vocabularies"]["item"] == {"before": 30, "after": 32}
+    assert made.trained.encoding == after.version != run.trained.encoding
+    assert made.trained.params["embedding"]["item"].shape == run.trained.params["embedding"]["item"].shape
 
 
 def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_nothing(published, tmp_path, capsys):
@@ -177,9 +200,9 @@ def test_rows_of_users_are_published_within_the_export(tmp_path):
     made = aif.refresh(served, world.events(5), items=world.items(5), out=tmp_path / "store", **options)
     mirror = tmp_path / "mirror"
     assert SnapshotStore(tmp_path / "store").fetch(mirror).name == made.name
-    table, written = nearline.newer(UserTable, mirror, made.name, None, made.trained)
+    table, written = models.newer(UserTable, mirror, made.name, None, made.trained)
     assert written.path == mirror / made.name / "users" and len(table) == world.USERS
-    assert nearline.newer(UserTable, mirror, made.name, written, made.trained) is None
+    assert models.newer(UserTable, mirror, made.name, written, made.trained) is None
 
 
 # warm start, and the old model as it is served
@@ -374,7 +397,8 @@ def test_a_service_is_judged_by_its_own_metrics():
     old, new = "a" * 12, "b" * 12
     versions = {old: counted(500, 5, 1, 0.01), new: counted(300, 60, 30, 0.05)}
     reasons = judge_service(prometheus_text(by_version=versions), new * 5, old * 5)
-    assert len(reasons) == 3 and "18.2% of 300 answers were degraded" in reasons[0]
-    assert "9.1% of 300 requests failed" in reasons[1] and "5.00 times as long" in reasons[2]
+    assert len(reasons) == 3 and "18.2% of 330 requests were degraded" in reasons[0]
+    assert "9.1% of 330 requests failed" in reasons[1] and "5.00 times as long" in reasons[2]
     assert judge_service(prometheus_text(by_version={old: versions[old], new: versions[old]}), new, old) == ()
     assert judge_service(prometheus_text(by_version={new: counted(50, 50, 0, 1.0)}), new, old) == ()  # too few
+    assert len(judge_service(prometheus_text(by_version={new: counted(0, 0, 200, 1.0)}), new, old)) == 1  # answers nobody

@@ -36,7 +36,7 @@ def test_what_is_written_reads_back(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, trees, TREES)
     assert [leaf.dtype for leaf in jax.tree.leaves(trees)] == [leaf.dtype for leaf in jax.tree.leaves(TREES)]
     assert jax.tree.structure(sealed.read(folder, format=FORMAT, like=TREES)) == jax.tree.structure(TREES)
-    with pytest.raises(FileExistsError, match="stays as it is"):
+    with pytest.raises(FileExistsError, match="something is there"):
         write(folder)
 
 

@@ -1,4 +1,4 @@
-"""The service over HTTP: frames, JSON, errors, limits, the life cycle of versions."""
+"""The service over HTTP: binary bodies, JSON, errors, limits, the life cycle of versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from aif_jax.connectors import Record
 from aif_jax.export import ExportError, restore
-from aif_jax.service import frame
+from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
@@ -47,16 +47,16 @@ def refusal(call, **fields) -> ServiceError:
     return error.value
 
 
-# frames
+# binary bodies
 
 
-def test_a_frame_comes_back_as_it_went():
+def test_a_body_comes_back_as_it_went():
     fields = {
         "user": "ann", "k": 3, "candidates": np.arange(5), "bids": np.ones(5, np.float32), "flag": np.array([True, False]),
         "events": {"item": np.array(["é", "", "b"], np.dtypes.StringDType()), "time": [1, 2, 3]},
         "features": {"history.mask": np.zeros((2, 3), bool), "floats": np.zeros(0, np.float32)},
     }  # fmt: skip
-    back = frame.unpack(frame.pack(fields))
+    back = tensors.unpack(tensors.pack(fields))
     assert back["events"]["item"].tolist() == ["é", "", "b"] and back["events"]["time"] == [1, 2, 3]
     assert back["features"]["history.mask"].shape == (2, 3) and back["features"]["floats"].dtype == np.float32
     np.testing.assert_array_equal(back["candidates"], np.arange(5))
@@ -66,21 +66,23 @@ def test_a_frame_comes_back_as_it_went():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: b"AIF2" + raw[4:], "expected a frame that starts with AIF1"),
-        (lambda raw: raw[:-8], "the body ends before"),
-        (lambda raw: raw + bytes(8), "bytes as the header says"),
-        (lambda raw: raw[:4] + b"\xff\xff\xff\xff" + raw[8:], "expected a header of at most"),
-        (lambda raw: raw.replace(b'"int64"', b'"int63"'), "dtype among"),
-        (lambda raw: raw.replace(b"[4]", b"[-4]").replace(b"  ", b" ", 1), "shape"),
-        (lambda raw: raw.replace(b'"user":"a"', b'"user":NaN'), "NaN is no JSON number"),
-        (lambda raw: raw[:8] + b"[" * 5 + raw[13:], "expected JSON"),
+        (lambda raw: b"AIF1" + raw, "expected JSON"),
+        (lambda raw: raw[:-8], "binary_data_size of at most the 24 bytes left, got 32"),
+        (lambda raw: raw + bytes(8), "expected 32 bytes of tensors, got 40"),
+        (lambda raw: raw.replace(b"\n", b" ", 1), "expected JSON"),
+        (lambda raw: raw.replace(b'"INT64"', b'"INT63"'), "datatype among"),
+        (lambda raw: raw.replace(b"[4]", b"[-4]"), "sizes of 0 or more"),
+        (lambda raw: raw.replace(b"[4]", b"[5]"), "expected 40 bytes for INT64"),
+        (lambda raw: raw.replace(b'"candidates"', b'"user"'), "expected one value, got two"),
+        (lambda raw: raw.replace(b'"user":"a"', b'"user":NaN'), "expected a JSON number, got NaN"),
+        (lambda raw: b"[" * 5 + raw[5:], "expected JSON"),
     ],
 )
-def test_a_broken_frame_is_refused(change, message):
-    raw = frame.pack({"user": "a", "candidates": np.arange(4)})
-    frame.unpack(raw)
+def test_a_broken_body_is_refused(change, message):
+    raw = tensors.pack({"user": "a", "candidates": np.arange(4)})
+    tensors.unpack(raw)
     with pytest.raises(BadCall, match=message):
-        frame.unpack(change(raw))
+        tensors.unpack(change(raw))
 
 
 @pytest.mark.parametrize(
@@ -471,7 +473,7 @@ def test_a_body_is_bounded():
     policy = Policy(limits=Limits(body_bytes=1000, body_seconds=0.2))
     with running(exports().root / "one", policy=policy) as service:
         with service.client() as client:
-            status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": frame.CONTENT_TYPE})
+            status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": tensors.CONTENT_TYPE})
             assert status == 413 and json.loads(body)["error"]["field"] == "body"
         host, port = service.addresses["http"].removeprefix("http://").split(":")
         for head, answer in (

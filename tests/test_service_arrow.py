@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.ipc
 import pytest
 
-from aif_jax.service import arrow
+from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 
@@ -23,15 +23,15 @@ def test_arrow_answers_what_frames_do():
 
 def same_answers(client):
     flat = ANN | {"candidates": IDS, "k": 5}
-    status, kind, body = client.request("POST", "/v1/rank", arrow.pack(flat), {"content-type": arrow.CONTENT_TYPE})
-    assert (status, kind) == (200, arrow.CONTENT_TYPE)
-    answer, expected = arrow.unpack(body), client.rank(**ANN, candidates=IDS, k=5)
+    status, kind, body = client.request("POST", "/v1/rank", tensors.pack_arrow(flat), {"content-type": tensors.ARROW})
+    assert (status, kind) == (200, tensors.ARROW)
+    answer, expected = tensors.unpack_arrow(body), client.rank(**ANN, candidates=IDS, k=5)
     for name in ("ids", "scores", "logits"):
         np.testing.assert_array_equal(answer[name], expected[name])
     assert answer["version"] == expected["version"] and answer["reason"] is None
     table = pyarrow.ipc.open_stream(body).read_all()
     assert table.column("ids").type == pyarrow.list_(pyarrow.int64()) and answer["stages"]["total"] > 0
-    status, _, body = client.request("POST", "/v1/rank", arrow.pack(flat | {"k": "5"}), {"content-type": arrow.CONTENT_TYPE})
+    status, _, body = client.request("POST", "/v1/rank", tensors.pack_arrow(flat | {"k": "5"}), {"content-type": tensors.ARROW})
     assert (status, json.loads(body)["error"]["field"]) == (400, "k")
 
 
@@ -47,13 +47,13 @@ def _compressed(batch) -> bytes:
     ("body", "message"),
     [
         (b"ARROW1", "expected an Arrow stream"),
-        (arrow.pack({"user": 1})[:-40], "expected an Arrow stream"),
-        (arrow.pack({"user": 1, "a": [{"b": 1}]}), "expected numbers, strings or lists"),
-        (arrow.pack({"user": 1, "a": 1, "a.b": 1}), "expected one value, got two"),
+        (tensors.pack_arrow({"user": 1})[:-40], "expected an Arrow stream"),
+        (tensors.pack_arrow({"user": 1, "a": [{"b": 1}]}), "expected numbers, strings or lists"),
+        (tensors.pack_arrow({"user": 1, "a": 1, "a.b": 1}), "expected one value, got two"),
         (_compressed(pyarrow.record_batch({"candidates": [list(range(9999))]})), "not compressed"),
         (_compressed(pyarrow.record_batch({"user": pyarrow.array(["a"]).dictionary_encode()})), "a schema and a record batch"),
     ],
 )
 def test_a_broken_arrow_stream_is_refused(body, message):
     with pytest.raises(BadCall, match=message):
-        arrow.unpack(body)
+        tensors.unpack_arrow(body)

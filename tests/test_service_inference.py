@@ -15,8 +15,9 @@ import tritonclient.http as triton_http  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
 from aif_jax.service import processes  # noqa: E402
-from aif_jax.service.inference import MODEL, from_bytes, to_bytes  # noqa: E402
+from aif_jax.service.inference import MODEL  # noqa: E402
 from aif_jax.service.process import Listening  # noqa: E402
+from aif_jax.service.tensors import from_bytes, to_bytes  # noqa: E402
 from tests.service_world import EVENTS, IDS, NOW, exports, running  # noqa: E402
 
 CLIENTS = {"http": triton_http, "grpc": triton_grpc}

@@ -23,7 +23,7 @@ from aif_jax.readers.cascade import read_samples
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Service
-from aif_jax.service.log import LogRecord, RequestLog, read_log, replay
+from aif_jax.service.log import LogRecord, RequestLog, logged_arrays, read_log, replay
 from aif_jax.service.models import Models
 from aif_jax.service.observers import Shadow
 from aif_jax.serving import Candidates
@@ -145,16 +145,30 @@ def test_replay_with_another_version(logged, capsys):
     assert cli.main(["replay", str(logged / "none"), "--model", str(exports().root)]) == 2
 
 
+def test_a_log_of_frames_is_refused_with_the_way_out(logged, tmp_path):
+    (file,) = logged.glob("*.parquet")
+    table = pq.read_table(file)
+    for column in ("raw", "features"):
+        at = table.schema.get_field_index(column)
+        old = [None if value is None else b"AIF1" + value for value in table[column].to_pylist()]
+        table = table.set_column(at, table.schema.field(at), [old])
+    pq.write_table(table, tmp_path / "requests-1.parquet")
+    with pytest.raises(ValueError, match="got frames of a release before 0.2; read them with that release"):
+        list(read_log(tmp_path))
+    with pytest.raises(ValueError, match="got frames of a release before 0.2; read them with that release"):
+        logged_arrays(next(value for value in old if value))
+
+
 def test_replay_finds_the_field_that_differs(logged, tmp_path):
     """A log whose raw events have other ages than the features that were served: a skewed clock."""
-    from aif_jax.service import frame
+    from aif_jax.service import tensors
 
     (file,) = logged.glob("*.parquet")
     table = pq.read_table(file)
     raw = []
     for value in table["raw"].to_pylist():
-        fields = None if value is None else frame.unpack(value)
-        raw.append(None if fields is None else frame.pack(fields | {"now": fields["now"] + 30}))
+        fields = None if value is None else tensors.unpack(value)
+        raw.append(None if fields is None else tensors.pack(fields | {"now": fields["now"] + 30}))
     at = table.schema.get_field_index("raw")
     pq.write_table(table.set_column(at, table.schema.field(at), [raw]), tmp_path / "requests-1.parquet")
     report = replay(tmp_path, exports().root / "one", config=SERVING)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
+import threading
 import time
 
 import numpy as np
 import pytest
 
+import aif_jax as aif
 from aif_jax import Trained
 from aif_jax.blocks import popularity_offset, with_item_offset
+from aif_jax.cli import main
 from aif_jax.connectors import SnapshotStore
 from aif_jax.export import save
 from aif_jax.index import ItemIndex
 from aif_jax.model import build
+from aif_jax.service.client import ServiceError
 from aif_jax.service.exports import Mirror
-from tests import servers
-from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
+from tests import demo, servers
+from tests.service_world import EVENTS, IDS, ITEMS, NOW, SERVING, exports, running
 
+LONG = {"item": [17, 1017] * 4, "time": [1_700_000_000 + n for n in range(8)]}
 ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
 
 
@@ -70,6 +76,58 @@ def test_a_service_follows_a_store(store, tmp_path):
         while not mirror.failures and time.monotonic() < end:
             time.sleep(0.02)
         assert mirror.failures and client.rank(**ANN, candidates=IDS, k=3)["version"] == one["version"]
+
+
+@contextlib.contextmanager
+def traffic(client):
+    """Somebody ranks for ann all the while."""
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(ServiceError):
+                client.rank(**ANN | {"events": LONG}, candidates=IDS, k=3)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(60)
+
+
+def test_a_version_that_does_worse_in_service_is_taken_back(tmp_path, capsys):
+    """The new version has the vocabulary of another shop, of the same size: it knows nobody's history."""
+    made, store = exports(), SnapshotStore(tmp_path / "store")
+    ids = np.where(np.arange(ITEMS) < ITEMS // 2, IDS + 1, IDS)  # half of the items are unknown to it, those of the history
+    elsewhere = {"item": ids, "category": ["tea", "cup", "pot", "tin"] * (ITEMS // 4), "bid": [1.0] * ITEMS}
+    events = {"user": ["ann", "bob", "cem"], "item": ids[:3], "time": [1_699_000_000 + n for n in range(3)]}
+    data = aif.read(events, items=elsewhere, columns=made.encoder.columns)
+    other = Trained(build(made.model.config.replace(schema=data.schema)), None, data.encoder)
+    other = other.replace(params=demo.init(other.model, 0, items=data.catalogue))
+    index = ItemIndex.build(other, data.catalogue, batch_size=64, progress=False)
+    save(tmp_path / "other", other, index, platforms=("cpu",), stablehlo=False)
+    first = store.publish(made.root / "one")
+    given = ["--out", store.url, "--every", "0.1", "--requests", "50"]
+    with Mirror(store, tmp_path / "here", keep=2, poll=0.05), running(tmp_path / "here", keep=2) as service:
+        given += ["--service", service.addresses["http"]]
+        assert main(["watch", *given]) == 2 and "expected a snapshot to go back to" in capsys.readouterr().err
+        with service.client() as client, service.client() as asker, traffic(client):
+            (tmp_path / "torn").mkdir()
+            shutil.copy(tmp_path / "other" / "manifest.json", tmp_path / "torn")
+            store.publish(tmp_path / "torn")
+            assert main(["watch", *given, "--minutes", "0.02"]) == 3 and store.current() == first
+            assert "the service did not take it over within 0.02 minutes" in capsys.readouterr().out
+            second = store.publish(made.root / "two")
+            assert main(["watch", *given, "--minutes", "0.05"]) == 0 and store.current() == second
+            assert f"{second} stays" in capsys.readouterr().out
+            store.publish(tmp_path / "other")
+            assert main(["watch", *given, "--minutes", "0.5"]) == 3 and store.current() == second
+            assert f"is taken back, {second} is current: 100.0% of" in capsys.readouterr().out
+            assert version_after(asker, other.version) == made.index["two"].version
+    assert main(["watch", *given, "--minutes", "0.001"]) == 1  # nobody answers any more
+    assert "Connection refused" in capsys.readouterr().err and store.names()[:2] == [first, second]
 
 
 def test_a_service_ranks_by_the_score_expressions_of_its_export(tmp_path):

@@ -14,7 +14,7 @@ from aif_jax import Trained
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.service.client import ServiceError
 from aif_jax.service.core import Policy
-from aif_jax.service.nearline import Nearline, newer, newest
+from aif_jax.service.models import Nearline, newer, newest
 from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running

@@ -17,7 +17,7 @@ import pytest
 
 from aif_jax import Trained, checkpoint, cli
 from aif_jax.checkpoint import CheckpointError
-from aif_jax.sharding import launch
+from aif_jax.sharding import processes
 from aif_jax.store.version import fingerprint
 from experiments.scale_out import training
 from tests.conftest import ROOT, child_environment
@@ -115,14 +115,14 @@ said["replicated"] = replicated.version
 def start(folder: Path, code: str, count: int) -> list[subprocess.Popen]:
     words = [sys.executable, "-c", code, str(folder), str(count)]
     options = dict(cwd=ROOT, env=child_environment(flags=flags()), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return launch.start(lambda address, index: [*words, address, str(index)], count, **options)
+    return processes.start(lambda address, index: [*words, address, str(index)], count, **options)
 
 
 def finish(started: list[subprocess.Popen], timeout: float = 280) -> None:
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in started]
     finally:
-        launch.stop(started)
+        processes.stop(started)
     assert [process.returncode for process in started] == [0] * len(started), "\n\n".join(outputs)
 
 

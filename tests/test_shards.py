@@ -13,7 +13,7 @@ import pytest
 
 from aif_jax import Trained, cli
 from aif_jax.index import ItemIndex, shard_of
-from aif_jax.service import frame
+from aif_jax.service import tensors
 from aif_jax.service.client import HEADER, Client, ServiceError, affinity_key
 from aif_jax.service.shards import ShardedClient, ShardsMissing, merged
 from aif_jax.serving import Candidates
@@ -207,8 +207,8 @@ def reply(status: str, body: bytes, kind: str = "text/html") -> bytes:
 
 
 def test_calls_that_broke_are_sent_again_and_counted():
-    good = reply("200 OK", frame.pack({"version": "v"}), frame.CONTENT_TYPE)
-    half = reply("200 OK", frame.pack({"version": "v"}), frame.CONTENT_TYPE)[:-4]
+    good = reply("200 OK", tensors.pack({"version": "v"}), tensors.CONTENT_TYPE)
+    half = reply("200 OK", tensors.pack({"version": "v"}), tensors.CONTENT_TYPE)[:-4]
     for first in (b"", half, reply("502 Bad Gateway", b"<html>"), reply("503 Unavailable", b"<html>")):
         with scripted(first, good) as (address, seen), Client(address) as client:
             assert client.prepare(user="ann") == {"version": "v"} and client.retried == 1
@@ -236,7 +236,8 @@ def test_a_call_that_ran_out_of_time_is_not_sent_again():
 
 def frames(version: str) -> bytes:
     said = {"id": "", "version": version, "degraded": False, "reason": None, "state_age": None, "non_finite": 0, "stages": {}}
-    return reply("200 OK", frame.pack(said | {"logits": np.zeros(1, np.float32), "mask": np.ones(1, bool)}), frame.CONTENT_TYPE)
+    body = tensors.pack(said | {"logits": np.zeros(1, np.float32), "mask": np.ones(1, bool)})
+    return reply("200 OK", body, tensors.CONTENT_TYPE)
 
 
 def test_shards_without_a_common_version_are_refused():

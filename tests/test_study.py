@@ -18,6 +18,7 @@ from aif_jax.data import candidates
 from aif_jax.data.candidates import SampleKey
 from aif_jax.data.pipeline import make_batch
 from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.train.distill import teacher_scores
 from experiments import ablation
 from experiments.datasets import movielens
 from experiments.datasets.synthetic import synthetic_world
@@ -417,7 +418,7 @@ def test_a_helper_scores_alike_whatever_lengths_it_reads_together(smoke):
     )
     rows, labels, _ = draw(at, SampleKey(0, 0, 0))
     (whole,) = train.predict(*helper, [make_batch(smoke.dataset, at, rows, labels, config=config)])
-    np.testing.assert_allclose(recipes.scores_of(helper, smoke.dataset, at, rows, labels), whole, atol=1e-5)
+    np.testing.assert_allclose(teacher_scores(*helper, smoke.dataset, at, rows), whole, atol=1e-5)
 
 
 def test_a_model_with_factors_has_a_row_of_its_own():

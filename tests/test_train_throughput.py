@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +24,20 @@ def test_smoke_writes_every_figure(tmp_path):
     assert read["ratio_over_torch"] == pytest.approx(read["examples_per_s"] / read["torch_examples_per_s"])
     assert 0 <= read["input_share"] <= 1
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_step_of_another_checkout(tmp_path, capfd):
+    from experiments import train_throughput
+
+    root = Path(train_throughput.__file__).resolve().parents[1]
+    (tmp_path / "before").mkdir()
+    shutil.copytree(root / "aif_jax", tmp_path / "before" / "aif_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    figures = tmp_path / "figures.json"
+    arguments = ["--smoke", "--only-before", "--json", str(figures), "--before"]
+    train_throughput.main([*arguments, str(tmp_path / "before")])
+    read = json.loads(figures.read_text())
+    assert read["step_ratio_before"] == pytest.approx(read["step_ms_before"] / read["step_ms_now"])
+    for wrong, message in ((tmp_path, "expected a checkout with aif_jax in it"), (None, "expected --before DIR too")):
+        with pytest.raises(SystemExit):
+            train_throughput.main(["--only-before", *([] if wrong is None else ["--before", str(wrong)])])
+        assert message in capfd.readouterr().err

@@ -29,8 +29,7 @@ from aif_jax.index import IndexWriter, WriterConflict
 from aif_jax.store.codec import STORAGES
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from aif_jax.user_table import ClockError, MemoryRows, RemoteRows, Stored, UpdateCounts, UserTable, UserTableWriter
-from aif_jax.user_table.program import unpack
-from aif_jax.user_table.rows import NONE
+from aif_jax.user_table.rows import NONE, unpack
 from aif_jax.user_table.table import read_rows, write_rows
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo, stream_world
@@ -315,7 +314,7 @@ def test_a_table_is_saved_and_loaded(tmp_path, streamed):
     with pytest.raises(EncodingMismatch):
         UserTable.load(tmp_path / "t", aif.Trained(MODEL, PARAMS, other).with_version(VERSION))
     wider = aif.build(CONFIG.replace(head=(8,)))
-    with pytest.raises(ValueError, match="config or schema other than the model's"):
+    with pytest.raises(ValueError, match="expected config and schema of the model, got others"):
         UserTable.load(tmp_path / "t", aif.Trained(wider, PARAMS, ENCODER).with_version(VERSION))
     with pytest.raises(FileNotFoundError):
         UserTable.load(tmp_path / "none", TRAINED)

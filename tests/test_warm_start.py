@@ -119,7 +119,7 @@ def test_a_field_that_grows_renames_its_ids(model, getkey):
 @pytest.mark.parametrize(
     "name, size, rows, error, words",
     [
-        ("colour", 60, None, KeyError, "no attribute 'colour'"),
+        ("colour", 60, None, KeyError, "got 'colour'"),
         ("item", 49, None, ValueError, "expected a size of at least the old 50, got 49"),
         ("item", 60, np.arange(49), ValueError, "expected 50 distinct rows below 60"),
         ("item", 60, np.arange(1, 51), ValueError, "with row 0 first"),

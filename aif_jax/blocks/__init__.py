@@ -1,21 +1,4 @@
-"""Approximations of user x item features, one file each; a list of them is a model, see `aif_jax.config`.
-
-| block | approximates | in real time |
-|---|---|---|
-| `MatchingStatistics` | nothing: counts of the user's events with the candidate's values | a binary search for each field |
-| `Bea` | cross-attention over the short history | [C, M] x [M, H] |
-| `Sim` | SIM, hard search by a field | a softmax over P cached events |
-| `SimTier` | tier histograms of cosine similarities, by signatures | C x L comparisons of bits |
-| `SimTierCodes` | the same by a codebook | a gather |
-| `LinearMemory` | target attention over the long history, with trained keys | [C, K] x [K, H] |
-| `DecayedMemory`, `DecayedSim` | `LinearMemory` and `Sim` over a whole life: every event updates them | the same |
-| `LshDin` | DIN with similarities of signatures | [C, K] x [K, H] |
-| `DotProduct` | nothing: the two-tower's term | [C, D] x [D] |
-| `CrossAttention`, `TargetAttention`, `CosineTiers` | nothing: what the others approximate | C x L x D |
-| `Concatenation` | nothing: COLD's input | [C, F] x [F, H] |
-| `PureSvd` | co-engagement by the factors of a singular value decomposition | [C, R] x [R] |
-| `ItemOffset` | nothing: a constant of each item | a gather |
-"""
+"""Approximations of user x item features, one file each; a list of them is a model, see `aif_jax.config`."""
 
 from aif_jax.blocks.bea import Bea
 from aif_jax.blocks.block import Block, EventView, Fitted, HeadInputs, ItemView, UserView, block

@@ -1,16 +1,4 @@
-"""Bridge Embedding Approximation (BEA): learned bridges between the short history and the candidates.
-
-Full user x item cross-attention, softmax(q Z'^T / sqrt D) Z' with a query for every candidate, costs C x S in real time. M
-learned bridge embeddings B [M, D] between the two sides split it:
-
-    user side (asynchronous)   V = softmax(B Z'^T / sqrt D) Z'    [M, D]
-    item side (nearline)       w = softmax(q B^T / sqrt D)        [M]
-    real time                  w V                                [D]
-
-w V is linear in V, so the head's kernel enters before the candidates do: w (V W).
-
-Source: the BEA of AIF (arXiv 2511.12934); these formulas are ours, see docs/fidelity.md.
-"""
+"""Bridge Embedding Approximation: learned bridges between the short history and the candidates."""
 
 from __future__ import annotations
 
@@ -28,10 +16,23 @@ from aif_jax.types import ItemRow, Params, UserState
 
 @block
 class Bea(Block):
-    """Bridge Embedding Approximation of the cross-attention over the short history.
+    """Bridge Embedding Approximation (BEA) of the cross-attention over the short history.
+
+    Full user x item cross-attention, softmax(q Z'^T / sqrt D) Z' with a query q for every candidate, costs C x S in real time.
+    M learned bridge embeddings B [M, D] between the two sides split it:
+
+        user side (asynchronous)   V = softmax(B Z'^T / sqrt D) Z'    [M, D]
+        item side (nearline)       w = softmax(q B^T / sqrt D)        [M]
+        real time                  w V                                [D]
+
+    w V is linear in V, so the head's kernel enters before the candidates do: w (V W).
+
+    - Paper: the BEA of AIF (arXiv 2511.12934); these formulas are ours, see docs/fidelity.md.
+    - Cost: real time [C, M] x [M, H], independent of S; a row holds M numbers.
+    - When: always; 10 bridges are enough.
 
     Attributes:
-      bridges: M.
+      bridges: M, the bridges.
       dot_product: adds the dot product of w V and the item vector to the logit.
 
     Raises:

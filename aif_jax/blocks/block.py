@@ -1,7 +1,4 @@
-"""What a block is: one approximation that owns its parameters, its user half, its item half and its share of the head.
-
-A block is a frozen dataclass in one file, made by the decorator `block`; components are loops over `Config.blocks`.
-"""
+"""What a block is: one frozen dataclass in one file with its parameters, user half, item half and share of the head."""
 
 from __future__ import annotations
 
@@ -20,16 +17,19 @@ from aif_jax.types import Behaviours, Events, ItemFeatures, ItemRow, Params, Str
 
 
 class HeadInputs(NamedTuple):
-    """A block's share of the head's first layer [C, H], and of the logit.
+    """A block's share of the head's first layer [C, H], and of the logit [C].
 
-    What is the same for every candidate goes into `once`, products with a left side [C, w] into `pairs`, which the head joins
-    into one, the rest into `rest`.
+    Attributes:
+      once: [H] the same for every candidate.
+      pairs: products of (left [C, w], right [w, H]), which the head joins into one.
+      rest: [C, H] everything else.
+      logit: [C], added to the logit past the MLP.
     """
 
-    once: Any = 0.0  # [H]
-    pairs: tuple[tuple[jax.Array, jax.Array], ...] = ()  # (left [C, w], right [w, H])
-    rest: Any = 0.0  # [C, H]
-    logit: Any = 0.0  # [C], added to the logit past the MLP
+    once: Any = 0.0
+    pairs: tuple[tuple[jax.Array, jax.Array], ...] = ()
+    rest: Any = 0.0
+    logit: Any = 0.0
 
 
 class Fitted(Protocol):
@@ -60,16 +60,24 @@ class Fitted(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UserView:
-    """What a block may read of ONE user."""
+    """What a block may read of ONE user.
+
+    Attributes:
+      config, params: config and parameters of the whole model.
+      features: the user's features.
+      history: the events [n], n up to max(S, L); of a streamed user the last events that are kept.
+      memory: state with every event in it, by name of the streaming block.
+      now: uint32 [] time of the request, for the times in `memory`.
+      candidates: how many candidates the state will score if that is known (in training), None in serving: a block with a
+        cheaper equal form for few candidates may use it.
+    """
 
     config: Config
-    params: Params  # of the whole model
+    params: Params
     features: UserFeatures
-    history: Behaviours  # [n], n up to max(S, L); of a user who is streamed, the last events that are kept
-    memory: Mapping[str, Any]  # by block that streams: its state with every event in it
-    now: Any  # uint32 [] the stamp of the request, for the times in `memory`
-    # how many candidates the state will score where that is known (in training), None in serving: a block with a cheaper equal
-    # form for few candidates may use it
+    history: Behaviours
+    memory: Mapping[str, Any]
+    now: Any
     candidates: int | None = None
 
     @cached_property
@@ -113,11 +121,16 @@ class UserView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EventView:
-    """What a block may read of new events of ONE user, the oldest first: they come once and are never seen again."""
+    """What a block may read of new events of ONE user, the oldest first: they come once and are never seen again.
+
+    Attributes:
+      config, params: config and parameters of the whole model.
+      events: [E] by time; time 0 where there is none.
+    """
 
     config: Config
-    params: Params  # of the whole model
-    events: Events  # [E] by time; time 0 where there is none
+    params: Params
+    events: Events
 
     @cached_property
     def mask(self) -> jax.Array:
@@ -137,26 +150,60 @@ class EventView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ItemView:
-    """What a block may read of ONE item."""
+    """What a block may read of ONE item.
+
+    Attributes:
+      config, params: config and parameters of the whole model.
+      features: the item's features.
+      vector: float32 [D], the item vector.
+    """
 
     config: Config
-    params: Params  # of the whole model
+    params: Params
     features: ItemFeatures
-    vector: jax.Array  # float32 [D], the item vector
+    vector: jax.Array
 
 
 class Block:
-    """An approximation. Subclasses override what they have; the defaults are those of a block that does nothing.
+    """One way in which user and item interact. Subclass it, decorate with `block`, and override what you need.
 
-    `params` is what `init` and `fit` returned, in one dict. States and rows are pytrees; a block finds its own at
-    `state.blocks[self.name]` and `rows.blocks[self.name]`.
+    The defaults are those of a block that does nothing. The order of calls:
 
-    A block that *streams* has `empty` and `update`, reads what they make at `user.memory[self.name]`, and no window of the
-    history next to it. Others read the last `recent` events.
+        once       check(config)                       errors of a wrong config
+        init       fit(items [N]), init(key)           tables of the catalogue; trained parameters
+        nearline   item(params, item) of ONE item      -> rows.blocks[name]
+        nearline   update(params, memory, events)      streaming blocks alone -> user.memory[name]
+        per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
+        real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
+
+    `params` is what `init` and `fit` returned, in one dict. `kernels[n]` [widths[n], H] is the part of the head's first layer
+    that belongs to the input n of `widths`. States and rows are pytrees of arrays. A block that *streams* has `empty` and
+    `update`, reads what they make at `user.memory[name]` and no window of the history; others read the last `recent` events.
+
+    Attributes:
+      needs_towers: whether it reads the item vector.
+      streams: whether it has `empty` and `update`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, aif_jax as aif
+      >>> from aif_jax.blocks import Block, HeadInputs, block
+      >>> @block
+      ... class Recency(Block):
+      ...     width: int = 4
+      ...     def widths(self, config): return {"curve": self.width}
+      ...     def init(self, key, config): return {"rates": jnp.linspace(0.1, 2.0, self.width)}
+      ...     def user(self, params, user):  # [width], the same for all candidates
+      ...         days = jnp.log1p(jnp.asarray(user.long.age)[0] / 86400)
+      ...         return jnp.exp(-params["rates"] * days) * jnp.asarray(user.long.mask)[0]
+      ...     def score(self, params, state, rows, kernels):
+      ...         return HeadInputs(once=state.blocks[self.name] @ kernels["curve"])
+      >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
+      >>> aif.build(aif.Config(schema=schema, blocks=(Recency(),))).config.blocks[0].name
+      'recency'
     """
 
-    needs_towers = False  # whether it reads the item vector
-    streams = False  # whether it has `empty` and `update`
+    needs_towers = False
+    streams = False
 
     @property
     def name(self) -> str:
@@ -219,20 +266,12 @@ B = TypeVar("B", bound=type[Block])
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def block(cls: B) -> B:
-    """Makes a subclass of `Block` a frozen dataclass and registers it under its class name.
+    """Makes a subclass of `Block` a frozen dataclass and registers it under its class name; `Block` has an example.
 
     A value of another type than its field says, where that is a number, boolean, string or a tuple of these, is a ValueError.
 
     Raises:
       ValueError: another class has that name.
-
-    Example:
-      >>> from aif_jax.blocks.block import Block, block
-      >>> @block
-      ... class Nothing(Block):
-      ...     size: int = 3
-      >>> Nothing(4), Nothing().name
-      (Nothing(size=4), 'nothing')
     """
     return register(dataclasses.dataclass(frozen=True)(_checked(cls)))
 

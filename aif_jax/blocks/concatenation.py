@@ -1,7 +1,4 @@
-"""COLD's input: the features of user and item side by side, one MLP over each pair.
-
-Source: COLD (arXiv 2007.16122), without its feature selection.
-"""
+"""COLD's input: the features of user and item side by side."""
 
 from __future__ import annotations
 
@@ -18,9 +15,12 @@ from aif_jax.types import ItemRow, Params, UserState
 
 @block
 class Concatenation(Block):
-    """Concatenated user features, concatenated item features, and the product of the short history's mean and the item.
+    """COLD's input: user features, item features, and the product of the short history's mean and the item, for one MLP.
 
-    It needs no towers: `Config(towers=None, blocks=(Concatenation(),))` is COLD.
+    - Formula: head input [user; item; mean(short history) * item embedding], F numbers for each pair.
+    - Paper: COLD (arXiv 2007.16122), without its feature selection.
+    - Cost: real time [C, F] x [F, H]; a row holds the item's share of F.
+    - When: as a baseline: `Config(towers=None, blocks=(Concatenation(),))` is COLD; it needs no towers.
     """
 
     def widths(self, config: Config) -> dict[str, int]:

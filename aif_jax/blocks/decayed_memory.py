@@ -1,17 +1,4 @@
-"""Linear attention over a whole life, updated by every event in constant time and memory.
-
-`LinearMemory` with softmax keys gives each of K entries a mean of the event values v, weighed by exp(g_k(event)). Ages enter
-its embeddings, so each request must sum the history again. Here every entry forgets at a learned rate instead:
-
-    R_k(t) = sum_j exp(g_k(e_j) - rate_k (t - t_j)) v(e_j) / sum_j exp(g_k(e_j) - rate_k (t - t_j))
-
-The age factors out of both sums, so they can be updated event by event, and it cancels between them: R_k only changes with
-an event. Kept are the means R [K, D] and the logarithm of the sums below them, merged as a streaming softmax is, so that
-nothing overflows over any span. A further entry without keys is the plain decayed mean of the history.
-
-Rates are ln 2 over a half-life; half-lives begin log-spaced and are learned as factors of that. Sources: linear attention as in
-`linear_memory.py`; the merge of partial softmax sums is that of online softmax (arXiv 1805.02867); learned decays are ours.
-"""
+"""Linear attention over a whole life, updated by every event."""
 
 from __future__ import annotations
 
@@ -42,10 +29,24 @@ class Decayed:
 
 @block
 class DecayedMemory(Memory):
-    """Linear attention over all events, with learned half-lives in place of age embeddings.
+    """`LinearMemory` over a user's whole life: every event updates it in constant time and memory.
+
+    Ages enter the embeddings of `LinearMemory`, so each request must sum the history again. Here every entry forgets at a
+    learned rate instead, with event values v and keys g_k:
+
+        R_k(t) = sum_j exp(g_k(e_j) - rate_k (t - t_j)) v(e_j) / sum_j exp(g_k(e_j) - rate_k (t - t_j))
+
+    The age factors out of both sums and cancels between them, so R_k only changes with an event. Kept are the means R [K, D]
+    and the logarithm of the sums below them, merged as a streaming softmax is, so nothing overflows over any span. A further
+    entry without keys is the plain decayed mean. Rates are ln 2 over a half-life, which is learned as a factor of its start
+    value.
+
+    - Paper: linear attention as in `LinearMemory`; the merge is online softmax (arXiv 1805.02867); learned decays are ours.
+    - Cost: K x D per event; real time [C, K] x [K, H], independent of the history's length.
+    - When: users whose history is a stream (`presets.streaming`), instead of `LinearMemory`.
 
     Attributes:
-      width: K.
+      width: K, the keys.
       shortest, longest: half-lives at the start, in seconds; those of the K entries are log-spaced between them.
       learned: whether training changes them.
       dot_product: adds the dot product of what is read and the item vector to the logit.

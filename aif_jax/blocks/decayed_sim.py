@@ -1,17 +1,4 @@
-"""SIM over a whole life: the cache of values is kept by decayed counts, so that a new interest comes in and an old one rests.
-
-`Sim` sorts the history of each request. Here every event updates a bounded cache of Q values of a field:
-
-- each value has a count that halves with every half-life, and its last P events;
-- an event of a cached value adds 1 to its count and moves its events on;
-- an event of another value takes the place of the value with the smallest count, and begins with 1.
-
-So values that come once push out each other, an interest that rests stays as long as its decayed count is above theirs, and a
-new one that comes back grows. In real time it is `Sim`. Sources: SIM (arXiv 2006.05639); least frequently used with aging is a
-classic of caches. The space-saving algorithm (Metwally et al. 2005), where a new value inherits the count that it pushes out,
-never loses a value with more than a share 1 / Q of the events, but pushes out what rests: it ranked worse, see
-experiments/notes/study_notes.md.
-"""
+"""SIM over a whole life: a cache of values kept by decayed counts."""
 
 from __future__ import annotations
 
@@ -44,7 +31,19 @@ class Values:
 
 @block
 class DecayedSim(Cached):
-    """SIM's attention over a cache that events update, by decayed counts.
+    """`Sim` over a user's whole life: every event updates a bounded cache of Q values of a field.
+
+        count_v(t) = sum over events j of value v since it entered the cache: 2 ** -((t - t_j) / half_life)
+
+    An event of a cached value adds 1 to its count and to its last P events. An event of another value replaces the value with
+    the smallest count, and starts at 1. So values that come once replace each other, an interest that rests stays as long as
+    its decayed count is above theirs, and a new one that comes back grows. In real time it is `Sim`.
+
+    - Paper: SIM (arXiv 2006.05639); least frequently used with aging is a classic of caches. The space-saving algorithm
+      (Metwally et al. 2005), where a new value inherits the count that it replaces, ranked worse, see
+      experiments/notes/study_notes.md.
+    - Cost: Q comparisons per event; real time a softmax over P cached events for each candidate.
+    - When: users whose history is a stream, instead of `Sim`.
 
     Attributes:
       field: one of the schema's behaviour fields, such as "category".

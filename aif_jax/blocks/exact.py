@@ -1,11 +1,4 @@
-"""What AIF approximates, as blocks: the sequential ceiling.
-
-- `CrossAttention`: softmax(q Z'^T / sqrt D) Z' over the short history, a query for every candidate; `Bea` approximates it.
-- `TargetAttention`: the same over the whole long history; `LinearMemory` and `LshDin` approximate it.
-- `CosineTiers`: tier histograms of float cosine similarities; `SimTier` approximates it by signatures.
-
-A team would serve these sequentially: their cost in real time grows with C x L.
-"""
+"""What AIF approximates, as blocks: the sequential ceiling, whose real-time cost grows with C x L."""
 
 from __future__ import annotations
 
@@ -55,7 +48,12 @@ class _Attention(Block):
 
 @block
 class CrossAttention(_Attention):
-    """Softmax attention of every candidate over the short history.
+    """Softmax attention of every candidate over the short history; `Bea` approximates it.
+
+    - Formula: softmax(q Z'^T / sqrt D) Z', with an item query q [D] and the projected short history Z' [S, D].
+    - Paper: scaled dot-product attention (arXiv 1706.03762), which AIF (2511.12934) replaces by BEA.
+    - Cost: real time C x S x D.
+    - When: to measure what `Bea` loses (`presets.full_attention`); a team would serve it sequentially.
 
     Attributes:
       dot_product: adds the dot product of what is read and the item vector to the logit.
@@ -70,7 +68,12 @@ class CrossAttention(_Attention):
 
 @block
 class TargetAttention(_Attention):
-    """Softmax attention of every candidate over the whole long history, and the history's mean.
+    """Softmax attention of every candidate over the long history, plus its mean; `LinearMemory` and `LshDin` approximate it.
+
+    - Formula: softmax(q E^T / sqrt D) E, with an item query q [D] and behaviour embeddings E [L, D].
+    - Paper: target attention, DIN (arXiv 1706.06978), here with a softmax.
+    - Cost: real time C x L x D.
+    - When: to measure what linear attention loses (`presets.full_attention`).
 
     Attributes:
       dot_product: see `CrossAttention`.
@@ -114,7 +117,12 @@ class ContentHistory:
 
 @block
 class CosineTiers(Tiers):
-    """Tier histograms of (1 + cosine) / 2 of float content embeddings.
+    """Tier histograms of float content embeddings; `SimTier` approximates them by signatures.
+
+    - Formula: log(1 + number of behaviours whose (1 + cos(e_i, e_j)) / 2 lies in tier t), t = 1 .. T.
+    - Paper: SimTier (arXiv 2407.19467).
+    - Cost: real time C x L x E.
+    - When: to measure what signatures lose.
 
     Attributes:
       tiers, by_action, windows: see `SimTier`.

@@ -1,9 +1,4 @@
-"""A constant of each item, added to its logit: what the training candidates could not teach.
-
-Trained against negatives that are drawn with probability q, a score is log P / q but for a constant: right for candidates that
-are found by popularity, wrong for a whole catalogue, which asks for log P. The difference log q is known for every item, so it
-is fitted and not trained. The correction is that of sampled softmax (Jean et al. 2015, arXiv 1412.2007).
-"""
+"""A fitted constant of each item, added to its logit."""
 
 from __future__ import annotations
 
@@ -27,7 +22,13 @@ UNTRAINED = -100.0
 class ItemOffset(Block):
     """Adds a fitted offset of each item to the logit, zeros until `Run.with_popularity_correction` or you give others.
 
-    An item newer than the table has the offset of row 0, the unknown item.
+    Trained against negatives drawn with probability q, a score is log P / q up to a constant: right for candidates that are
+    found by popularity, wrong for a whole catalogue, which needs log P. An item newer than the table has the offset of row 0.
+
+    - Formula: logit += offset_i, such as log q_i = 0.75 log(count_i), see `popularity_offset`.
+    - Paper: the correction of sampled softmax (Jean et al. 2015, arXiv 1412.2007).
+    - Cost: a gather; a row holds one number.
+    - When: candidates come from the whole catalogue and negatives were drawn by popularity.
     """
 
     def recent(self, config: Config) -> int:

@@ -1,19 +1,4 @@
-"""Linear attention over the long history, its state summed before the candidate is known.
-
-DIN's target attention weighs every behaviour by its similarity to the candidate. Without a softmax over behaviours it is linear
-in the candidate's query, so the sum over the history can be taken first:
-
-    sum_j m_j (f_i . g_j) v_j = f_i A,   A = sum_j m_j g_j v_j^T   [K, D]
-
-f is a trained item query, g a trained behaviour key. With keys="softmax" g is a softmax over the history for each of the K
-entries: K bridges over the long history, whose weights know all behaviours.
-
-The head receives the mean b / n and the deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned. In real
-time this is one [C, K] x [K, D] product, whatever L is. Where a user has few candidates, as in pointwise training, an equal
-form that keeps the keys is cheaper; the two forms are tested equal.
-
-Source: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
-"""
+"""Linear attention over the long history."""
 
 from __future__ import annotations
 
@@ -26,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect
+from aif_jax.blocks.block import Block, HeadInputs, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
@@ -70,27 +55,41 @@ class Memory(Block):
             "key": layers.dense_init(keys, config.width, self.width),
         }
 
-    def item(self, params: Params, item: ItemView) -> jax.Array:
-        """f float32 [K]."""
-        return layers.dense(params["query"], item.vector)
-
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
-        history, query = state.blocks[self.name], jnp.asarray(rows.blocks[self.name])
-        logit = 0.0
-        if self.dot_product:
-            item = jnp.asarray(rows.vector)
-            logit = read_dot_item(history, query, item) / math.sqrt(item.shape[-1])
-        rest = deviation(history, query, kernels["deviation"])
-        return HeadInputs(once=mean(history) @ kernels["mean"], rest=rest, logit=logit)
+        history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
+        once, root = mean(history) @ kernels["mean"], math.sqrt(item.shape[-1])
+        if isinstance(history, ByEvent):
+            read = _read(history, layers.dense(params["query"], item))
+            return HeadInputs(once=once, rest=read @ kernel, logit=(item * read).sum(-1) / root if self.dot_product else 0.0)
+        # f is an affine map of the item vector, which takes A in before the candidates come: [D, D] in place of [K, D] each
+        moments = jnp.asarray(history.moments) * _scale(history)
+        linear, constant = params["query"]["kernel"] @ moments, params["query"]["bias"] @ moments
+        logit = ((item @ linear + constant[None, :]) * item).sum(-1) / root if self.dot_product else 0.0
+        return HeadInputs(once=once + constant @ kernel, pairs=((item, linear @ kernel),), logit=logit)
 
 
 @block
 class LinearMemory(Memory):
-    """Linear attention over the long history with trained queries and keys.
+    """Linear attention over the long history, whose state is summed before the candidate is known.
+
+    DIN's target attention weighs every behaviour by its similarity to the candidate. Without a softmax over behaviours it is
+    linear in the candidate's query, so the sum over the history can be taken first:
+
+        sum_j m_j (f_i . g_j) v_j = f_i A,   A = sum_j m_j g_j v_j^T   [K, D]
+
+    f is a trained item query, g a trained behaviour key. With keys="softmax" g is a softmax over the history for each of the K
+    entries: K bridges over the long history, whose weights depend on all behaviours. The head receives the mean b / n and the
+    deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned.
+
+    - Paper: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
+    - Cost: user side K x D x L; in real time f is affine in the item vector, so A enters the kernel of the item vector:
+      [C, D] x [D, H], independent of L and K. For few candidates, as in pointwise training, an equal form that keeps the keys
+      is cheaper.
+    - When: long histories; softmax keys rank best.
 
     Attributes:
-      width: K.
-      keys: "linear" as they are, or "softmax" over the history for each of the K entries.
+      width: K, the keys.
+      keys: "linear" for plain keys, or "softmax" over the history for each of the K entries.
       dot_product: adds the dot product of what is read and the item vector to the logit.
 
     Raises:
@@ -187,11 +186,9 @@ def mean(history: Summed | ByEvent) -> jax.Array:
     return layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
 
 
-def deviation(history: Summed | ByEvent, query: jax.Array, kernel: jax.Array) -> jax.Array:
+def deviation(history: Summed, query: jax.Array, kernel: jax.Array) -> jax.Array:
     """f_i A / (sqrt(K) n) times the head's kernel: query float32 [C, K], kernel [D, H] -> [C, H]; zeros for no history."""
-    if isinstance(history, Summed):
-        return query @ (jnp.asarray(history.moments) @ kernel * _scale(history))
-    return weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1]) @ kernel
+    return query @ (jnp.asarray(history.moments) @ kernel * _scale(history))
 
 
 def weigh_events(agreement: jax.Array, history: ByEvent, width: int) -> jax.Array:
@@ -202,11 +199,9 @@ def weigh_events(agreement: jax.Array, history: ByEvent, width: int) -> jax.Arra
     return weights @ jnp.asarray(history.values)
 
 
-def read_dot_item(history: Summed | ByEvent, query: jax.Array, item: jax.Array) -> jax.Array:
-    """The candidate's dot product with what its query reads, f_i A . item / (sqrt(K) n), float32 [C]; item float32 [C, D]."""
-    if isinstance(history, Summed):
-        return (query * (item @ (jnp.asarray(history.moments).T * _scale(history)))).sum(-1)
-    return (item * weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1])).sum(-1)
+def _read(history: ByEvent, query: jax.Array) -> jax.Array:
+    """What each query reads, f_i A / (sqrt(K) n), float32 [C, D]."""
+    return weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1])
 
 
 def _scale(history: Summed) -> jax.Array:

@@ -1,13 +1,4 @@
-"""DIN on LSH: target attention whose weights are similarities of content signatures, in its linear form.
-
-With sim(i, j) = 1/2 + s_i . s_j / (2 K) for signs s in {-1, +1}^K, the similarity-weighted mean of a history is exactly
-
-    o_i = (b / 2 + s_i A / (2 K)) / n,   A = sum_j m_j s_j v_j^T,   b = sum_j m_j v_j,   n = sum_j m_j
-
-so A [K, D] is summed on the user side, and the head receives mean and deviation apart, as in `linear_memory`.
-
-Source: AIF's LSH-DIN (arXiv 2511.12934) after DIN (1706.06978); the linear form is ours.
-"""
+"""DIN on LSH: target attention whose weights are similarities of content signatures, in its linear form."""
 
 from __future__ import annotations
 
@@ -25,10 +16,20 @@ from aif_jax.types import ItemRow, Params, UserState
 
 @block
 class LshDin(Block):
-    """Attention over the long history weighted by the similarity of content signatures.
+    """DIN on LSH: linear attention over the long history, weighted by the similarity of content signatures.
+
+    With sim(i, j) = 1/2 + s_i . s_j / (2 K) for signs s in {-1, +1}^K, the similarity-weighted mean of a history is exactly
+
+        o_i = (b / 2 + s_i A / (2 K)) / n,   A = sum_j m_j s_j v_j^T,   b = sum_j m_j v_j,   n = sum_j m_j
+
+    so A [K, D] is summed on the user side, and the head receives mean and deviation apart, as in `LinearMemory`.
+
+    - Paper: AIF's LSH-DIN (arXiv 2511.12934) after DIN (1706.06978); the linear form is ours.
+    - Cost: user side K x D x L; real time [C, K] x [K, H], independent of L.
+    - When: to reproduce the paper's model (`presets.paper`); no gain next to `LinearMemory`.
 
     Attributes:
-      bits: K of the signatures.
+      bits: K, bits of a signature.
 
     Raises:
       ValueError: bits that are no multiple of 32 from 32 to 256; a schema without content.

@@ -1,13 +1,4 @@
-"""Co-engagement: a dot product of what the history and the candidate have in common with other users.
-
-PureSVD (Cremonesi, Koren, Turrin 2010, doi:10.1145/1864708.1864721) scores an item c for a user by the sum of v_j . v_c over
-the history, where V [N, R] are the leading right singular vectors of the matrix of users and items of the training events. A
-model that is trained on sampled candidates sees co-engagement one event at a time; the factors hold all of it. Here the n-th
-last event counts n ** -decay, since a whole history says less of what comes next (the decay is ours).
-
-They are fitted on the training events after training and never before: an event of a training sample is in them, and a model
-that could read it there would trust them too much. The user half is the sum, so real time does not grow with the history.
-"""
+"""Co-engagement: a dot product of PureSVD factors of the history and the candidate."""
 
 from __future__ import annotations
 
@@ -26,14 +17,22 @@ from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 @block
 class PureSvd(Block):
-    """Adds sum_n n ** -decay v_n . v_c to the logit, where v_n is the factor of the n-th last event and v_c the candidate's.
+    """Adds a dot product of PureSVD factors to the logit: what history and candidate share with other users' histories.
 
-    Its factors are zeros until `Run.with_svd` or you give others. An item without a training event, or newer than the
-    table, has a factor of zeros.
+        logit += sum_n n ** -decay v_n . v_c    v_n: factor [R] of the n-th last event, v_c of the candidate
+
+    V [N, R] are the leading right singular vectors of the matrix of users and items of the training events. They are fitted
+    after training and never before: an event of a training sample is in them, and a model that could read it there would trust
+    them too much. They are zeros until `Run.with_svd` or you give others, and zeros for items without a training event.
+
+    - Paper: PureSVD (Cremonesi, Koren, Turrin 2010, doi:10.1145/1864708.1864721); the decay is ours, as a whole history says
+      less of what comes next.
+    - Cost: real time [C, R] x [R], independent of L; a row holds R numbers.
+    - When: other users' histories predict the next item, and candidates come from the whole catalogue.
 
     Attributes:
       width: R, numbers of a factor.
-      length: last events that count.
+      length: how many of the last events count.
       decay: how fast older ones count less, by their place.
 
     Raises:

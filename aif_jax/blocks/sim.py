@@ -1,14 +1,4 @@
-"""SIM with pre-caching: attention over the user's behaviours in the candidate's category.
-
-Hard-search SIM (arXiv 2006.05639) attends over the user's behaviours that share a field with the candidate: a cross feature,
-not known before the candidates are. The user's own values of the field are: the user side caches, for the Q values with the
-most behaviours, the last P of them. In real time the candidate's value picks the slot, and a softmax runs over its P entries:
-
-    o = softmax(q E_slot^T / sqrt D) E_slot
-
-The key map is part of the item's query and the value map part of the head's first layer: both are linear, so this loses
-nothing and halves the cache. Pre-caching is AIF's (arXiv 2511.12934); the rule for choosing slots is ours.
-"""
+"""SIM with pre-caching: attention over the user's behaviours in the candidate's category."""
 
 from __future__ import annotations
 
@@ -81,7 +71,20 @@ class Cached(Block):
 
 @block
 class Sim(Cached):
-    """Attention over the cached behaviours that share a field with the candidate.
+    """SIM with pre-caching: attention over the user's behaviours that share a field with the candidate, such as its category.
+
+    Hard-search SIM reads the behaviours of the candidate's value, which is not known before the candidates are. The user's
+    values are: the user side caches, for the Q values with the most behaviours, the last P. In real time the candidate picks
+    its slot:
+
+        o = softmax(q E_slot^T / sqrt D) E_slot    q: item query [D], E_slot: cached behaviour embeddings [P, D]
+
+    The key map is part of the item's query, the value map part of the head's first layer: both are linear, so this loses
+    nothing. The head also gets flags: missing, log1p(count), log1p(age in days).
+
+    - Paper: SIM (arXiv 2006.05639), pre-caching as in AIF (2511.12934); the rule for choosing slots is ours.
+    - Cost: user side a sort of L; real time C x P x D, independent of L; a state holds Q x P x D numbers.
+    - When: to reproduce the paper (`presets.paper`); next to matching statistics it gained nothing.
 
     Attributes:
       field: one of the schema's behaviour fields, such as "category".

@@ -1,10 +1,4 @@
-"""SimTier on content signatures: how many behaviours are how similar to the candidate.
-
-The histogram of sim = 1 - hamming / K over T equal tiers of [0, 1], as log1p counts; one for all behaviours, or one for each
-action and each window of recent behaviours. The counts are exact: `blocks/tier_histogram.py` has the loop and its reference.
-
-Source: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934); windows are ours.
-"""
+"""SimTier on content signatures: how many behaviours are how similar to the candidate."""
 
 from __future__ import annotations
 
@@ -57,14 +51,22 @@ class Tiers(Block):
 
 @block
 class SimTier(Tiers):
-    """Exact tier histograms between the candidate and the long history.
+    """SimTier on content signatures: how many behaviours of the long history are how similar to the candidate.
+
+        log(1 + number of behaviours j with tier(1 - hamming(s_i, s_j) / K) = t),   t = 1 .. T equal tiers of [0, 1]
+
+    One histogram for all behaviours, or one for each action and each window of recent behaviours. The counts are exact.
+
+    - Paper: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934); windows are ours.
+    - Cost: real time C x min(L, `length`) comparisons of K bits: the most expensive block.
+    - When: to reproduce the paper (`presets.paper`), or items have content and there are no matching statistics.
 
     Attributes:
-      tiers: T.
+      tiers: T, tiers of a histogram.
       by_action: a histogram for each behaviour type.
       windows: a histogram for each window of the history; ends in behaviours, counted from the most recent: (4, 32) counts the
         last 4, the 28 before them and the rest apart.
-      bits: K of the signatures.
+      bits: K, bits of a signature.
       length: behaviours that count, from the most recent: the cost in real time no longer grows with the history. None counts
         the whole long history.
 

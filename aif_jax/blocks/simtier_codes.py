@@ -1,11 +1,4 @@
-"""SimTier by a codebook: tier histograms between R codes and the history, read by the candidate's nearest codes.
-
-The codes are k-means centres on the sphere of the catalogue's content. The user side counts, for every code, how many
-behaviours are in which tier of (1 + cosine) / 2 between the codes; real time is a gather, whatever L is. It is cheaper than
-exact SimTier on long histories and keeps only a small part of its gain in ranking, see experiments/notes/study.md.
-
-Source: SimTier (arXiv 2407.19467); the codebook is ours.
-"""
+"""SimTier by a codebook."""
 
 from __future__ import annotations
 
@@ -26,11 +19,20 @@ from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 @block
 class SimTierCodes(Tiers):
-    """Tier histograms by a codebook: independent of L in real time.
+    """SimTier by a codebook: tier histograms between R codes and the history, read by the candidate's nearest codes.
+
+        log(1 + number of behaviours j with tier((1 + cos(c_r, c_code(j))) / 2) = t)    for each code r, on the user side
+
+    The codes c are k-means centres on the sphere of the catalogue's content. With `nearest` J > 1 a candidate reads the mean of
+    its J nearest codes, weighted by a softmax of similarity x T.
+
+    - Paper: SimTier (arXiv 2407.19467); the codebook is ours.
+    - Cost: user side R x L table look-ups; real time a gather, independent of L.
+    - When: L is too long for `SimTier`; keeps a small part of its gain in ranking, see experiments/notes/study.md.
 
     Attributes:
       tiers, by_action, windows: see `SimTier`.
-      codes: R.
+      codes: R, size of the codebook.
       nearest: J, the nearest codes that a row carries.
 
     Raises:

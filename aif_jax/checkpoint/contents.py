@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from aif_jax.checkpoint.storage import (
+    DAMAGED,
     CheckpointError,
     Packed,
     ShardedArrays,
@@ -145,10 +146,10 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     step = _parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)
     if "params" not in leaves.keys() | spread.leaves.keys():
-        raise CheckpointError(f"{path}: expected params inside, got {sorted(leaves)}")
+        raise CheckpointError(f"{path}: expected params inside, got {sorted(leaves)}; {DAMAGED}")
     if config is not None and config != stored:
         lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
-        raise ValueError(f"{path}: config or schema other than expected:\n{listed(lines)}")
+        raise ValueError(f"{path}: expected this config and schema, got others; give those saved with it:\n{listed(lines)}")
     templates = {"params": None} | ({"encoder": np.ndarray} if "encoder" in leaves else {}) | like
     trees = read(path, templates, format=FORMATS, spread=spread)
     encoder = None
@@ -246,7 +247,7 @@ def _parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Any) 
         return parse(record[name])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         written = f"written by aif_jax {record.get('aif_jax')}, this is {__version__}"
-        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}") from error
+        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}; {DAMAGED}") from error
 
 
 class Checkpoints:
@@ -368,7 +369,7 @@ class Checkpoints:
             expect(math.isfinite((metrics or {}).get(self.keep_best[0], math.nan)), "metrics", chooses, metrics)
         self.wait()
         if not processes.several() and self._folder(step).exists():
-            raise FileExistsError(f"{self._folder(step)}: step {step} is saved already; it stays as it is")
+            raise FileExistsError(f"{self._folder(step)}: expected a new step, got {step}, saved already; resume from it")
         own = {"run": self.run, "settings": self._settings}
         contents = contents_of(params, config, encoder, step, opt_state, position, metrics, **own)
         if processes.several():
@@ -405,7 +406,7 @@ class Checkpoints:
     def _restore(self, step: int | str, config: Config | None, like: Mapping[str, Any] | None) -> Checkpoint:
         number = self.latest if step == "latest" else self.best if step == "best" else step
         if number is None or number not in self.steps:
-            raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}")
+            raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}; take one of them")
         found = load(self._folder(int(number)), config=config, like=like)
         self._expect_own(int(number), found.step, found.run)
         return found
@@ -434,7 +435,7 @@ class Checkpoints:
         """Raises unless the record in a step's folder is that step's, of this run: a file of another may be in its place."""
         if found != step or (self.run is not None and run != self.run):
             expected, got = ("" if self.run is None else f" of the run {name}" for name in (self.run, run))
-            raise CheckpointError(f"{self._folder(step)}: expected step {step}{expected}, got step {found}{got}")
+            raise CheckpointError(f"{self._folder(step)}: expected step {step}{expected}, got step {found}{got}; {DAMAGED}")
 
     def _metrics(self, step: int) -> dict[str, float]:
         try:

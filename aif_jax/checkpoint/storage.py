@@ -43,6 +43,7 @@ from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, 
 
 RECORD = "custom_metadata"  # as Orbax names it
 RECORD_BYTES = 32 << 20
+DAMAGED = "restore a copy, or take an earlier step"
 LARGEST_SIZE = 1 << 40  # of one axis, and of a leaf in bytes
 MOST_FILES = 1 << 16
 MOST_DEPTH = 32  # axes of a leaf, groups over it
@@ -111,20 +112,20 @@ def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[st
     if not path.is_dir():
         work = unfinished(path)
         hint = f"; {work[0]} is being written, or was left by a save that was killed" if work else ""
-        raise FileNotFoundError(f"{path}: no checkpoint{hint}")
+        raise FileNotFoundError(f"{path}: no checkpoint{hint}; give the folder of one, or the --out of train")
     if not sealed.is_complete(path):
         steps = complete_steps(path)
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
-        raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}")
+        raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}; {DAMAGED}")
     _check_files(path)
     file = MANIFEST if (path / MANIFEST).is_file() else METADATA_FILE
     try:
         metadata = json.loads((path / file).read_text())[RECORD]
         formats = format if isinstance(format, tuple) else (format,)
         if metadata["format"] not in formats:
-            raise CheckpointError(f"{path}: expected the format {' or '.join(map(repr, formats))}, got {metadata['format']!r}")
+            raise CheckpointError(f"{path}: expected the format {formats}, got {metadata['format']!r}; {DAMAGED}")
         if metadata["sha256"] != seal(metadata):
-            raise CheckpointError(f"{path}: the record in {file} was altered")
+            raise CheckpointError(f"{path}: the record in {file} was altered; {DAMAGED}")
         leaves = {
             name: {leaf: digest_of(path, f"{name}/{leaf}", entry) for leaf, entry in tree.items()}
             for name, tree in metadata["leaves"].items()
@@ -134,7 +135,7 @@ def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[st
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {file} is torn, altered or not of this library: {error!r}") from error
+        raise CheckpointError(f"{path}: {file} is torn, altered or not of this library: {error!r}; {DAMAGED}") from error
     return leaves, metadata
 
 
@@ -161,7 +162,9 @@ def read(
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
     size, limit = sum(nbytes(leaf) for name in like for leaf in leaves.get(name, {}).values()), memory()
     if size > limit:
-        raise CheckpointError(f"{path}: expected at most {limit} bytes of arrays, the memory of this machine, it lists {size}")
+        raise CheckpointError(
+            f"{path}: expected at most the {limit} bytes of memory here, it lists {size}; take a larger machine"
+        )
     held = leaves_by_path(sealed.read(path, format=record["format"])) if (path / MANIFEST).is_file() else None
     return {
         name: _restore(path, name, leaves.get(name, {}), template, spread if name in parts else None, held)
@@ -196,7 +199,7 @@ def _check_files(path: Path) -> None:
             size, count = os.lstat(os.path.join(root, name)).st_size, count + 1
             if size > limit or count > MOST_FILES:
                 expected = f"at most {MOST_FILES} files, this one of at most {limit} bytes"
-                raise CheckpointError(f"{path}: {name}: expected {expected}, got file {count} of {size} bytes")
+                raise CheckpointError(f"{path}: {name}: expected {expected}, got file {count} of {size} bytes; {DAMAGED}")
 
 
 def digest_of(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
@@ -208,7 +211,7 @@ def digest_of(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
     if not sizes or not isinstance(leaf.dtype, str) or whole * nbytes(Digest(leaf.dtype, (), "")) > LARGEST_SIZE:
         got = reprlib.repr((leaf.dtype, leaf.shape))
         expected = f"at most {MOST_DEPTH} sizes and groups, and {LARGEST_SIZE} bytes"
-        raise CheckpointError(f"{path}: {name:.200}: expected {expected}, got {got}")
+        raise CheckpointError(f"{path}: {name:.200}: expected {expected}, got {got}; {DAMAGED}")
     return leaf
 
 
@@ -238,7 +241,7 @@ def _restore(
             source="checkpoint",
         )
         if lines:
-            raise ValueError(f"{path}: {name} does not fit the template:\n{listed(lines)}")
+            raise ValueError(f"{path}: expected {name} like the template, got others:\n{listed(lines)}")
     arrays = {p: _abstract(leaf, templates[p]) for p, leaf in leaves.items()}
     if stored := {p: leaf for p, leaf in arrays.items() if leaf.size}:
         try:
@@ -251,7 +254,7 @@ def _restore(
             raise
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0][:300]
-            raise CheckpointError(f"{path}: {name} is torn or altered: {type(error).__name__}: {reason}") from error
+            raise CheckpointError(f"{path}: {name} is torn or altered: {type(error).__name__}: {reason}; {DAMAGED}") from error
     decoded = {p: _decode(arrays[p], leaves[p], templates[p], f"{path}: {name}/{p}") for p in templates if p in leaves}
     if spread is not None:
         ranges = {p: _rows_here(templates[p], parts[p].shape) for p in parts}
@@ -334,9 +337,9 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
         array = array.view(leaf.dtype)[..., 0]
     got = digest(array)
     if got.dtype != leaf.dtype:
-        raise ValueError(f"{name}: saved as {leaf.dtype}, but JAX here gives {got.dtype}; set jax_enable_x64 or use NumPy")
+        raise ValueError(f"{name}: expected {leaf.dtype}, got {got.dtype} of JAX here; set jax_enable_x64 or use NumPy")
     if got != leaf:
-        raise CheckpointError(f"{name} was altered: its contents are not those that were saved")
+        raise CheckpointError(f"{name} was altered: its contents are not those that were saved; {DAMAGED}")
     if _placed_later(template, leaf) or (_sharding(template) is not None and isinstance(array, np.ndarray)):
         return place(array, template.sharding, count=template.shape[0] if template.shape else None)
     if isinstance(array, jax.Array) or template is np.ndarray or isinstance(template, np.ndarray) or array.dtype.kind == "U":
@@ -383,7 +386,7 @@ class ShardedArrays:
         except CheckpointError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-            raise CheckpointError(f"{path}: the list of its parts cannot be read: {error!r}") from error
+            raise CheckpointError(f"{path}: the list of its parts cannot be read: {error!r}; {DAMAGED}") from error
         return cls(path, leaves, parts)
 
     def rows(self, name: str, wanted: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -392,7 +395,9 @@ class ShardedArrays:
         widths = {leaf: nbytes(leaves[leaf]) // max(1, leaves[leaf].shape[0]) for leaf in wanted}
         size = sum(widths[leaf] * (end - first) for leaf, (first, end) in wanted.items())
         if size > memory():
-            raise CheckpointError(f"{self.path}: expected arrays that fit the memory of this machine, it lists {size} bytes")
+            raise CheckpointError(
+                f"{self.path}: expected arrays that fit the memory, it lists {size} bytes; take a larger machine"
+            )
         result = {}
         for leaf, (first, end) in wanted.items():
             result[leaf] = np.zeros((end - first, *leaves[leaf].shape[1:]), jnp.dtype(leaves[leaf].dtype))
@@ -408,7 +413,9 @@ class ShardedArrays:
                 if rows is None or (str(rows.dtype), rows.shape) != (leaves[leaf].dtype, shape):
                     got = None if rows is None else describe(rows)
                     expected = f"{leaves[leaf].dtype}{list(shape)}"
-                    raise CheckpointError(f"{self.path}: part {number}: {name}/{leaf}: expected {expected}, got {got}")
+                    raise CheckpointError(
+                        f"{self.path}: part {number}: {name}/{leaf}: expected {expected}, got {got}; {DAMAGED}"
+                    )
                 result[leaf][low - first : high - first] = rows[low - start : high - start]
         return result
 
@@ -416,7 +423,7 @@ class ShardedArrays:
         """One tree of a part by path, checked to be of this checkpoint."""
         folder = self.path / f"part-{number}"
         if inspect(folder, format=PART_FORMAT)[1]["sha256"] != checksum:
-            raise CheckpointError(f"{folder}: expected the part of this checkpoint, got that of another")
+            raise CheckpointError(f"{folder}: expected the part of this checkpoint, got that of another; {DAMAGED}")
         return leaves_by_path(read(folder, {name: np.ndarray}, format=PART_FORMAT)[name])
 
 
@@ -463,16 +470,14 @@ def write_together(
 
         def add() -> None:
             if not sealed.is_complete(partial):
-                raise FileNotFoundError(
-                    f"{partial}: not there; checkpoints of several processes need a disk that all of them see"
-                )
+                raise FileNotFoundError(f"{partial}: not there; give an `out` on a disk that all processes see")
             if part is not None:
                 write_packed(partial / f"part-{mine}", part)
 
         def end() -> None:
             missing = [n for n, one in enumerate(has) if one and not sealed.is_complete(partial / f"part-{n}")]
             if missing:
-                raise FileNotFoundError(f"{partial}: the parts of processes {missing} are not there; do all see this disk?")
+                raise FileNotFoundError(f"{partial}: no parts of processes {missing}; give an `out` on a disk that all see")
             stack.close()
 
         by_first(what, begin)

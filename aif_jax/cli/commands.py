@@ -33,7 +33,7 @@ from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.check import ORDERS
 from aif_jax.readers.sources import CAP
 from aif_jax.run import Run, fit
-from aif_jax.sharding import launch, processes
+from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.fit import note
@@ -203,7 +203,7 @@ def preset_arguments(name: str) -> list[str]:
 def run_train(options: argparse.Namespace) -> int:
     """Trains a model on files. Killed and called again, it resumes."""
     if (options.coordinator is None) != (options.process_id is None):
-        raise UsageError("train: expected --coordinator and --process-id, or neither")
+        raise UsageError("train: expected --coordinator and --process-id, or neither, got one of them")
     if options.coordinator is None and options.processes > 1:
         return start_processes(options)
     if options.coordinator is not None:
@@ -271,10 +271,10 @@ def bounds(evaluation: Evaluation) -> dict[str, list[float]]:
 def start_processes(options: argparse.Namespace) -> int:
     """Starts the processes of a job on this host, and waits for them; returns the exit code of the first that failed."""
     words = [sys.executable, "-m", "aif_jax", *options.words, "--parent", str(os.getpid())]
-    started = launch.start(
+    started = processes.start(
         lambda address, index: [*words, "--coordinator", address, "--process-id", str(index)], options.processes
     )
-    return launch.wait(started)
+    return processes.wait(started)
 
 
 def join(options: argparse.Namespace) -> None:
@@ -289,7 +289,7 @@ def join(options: argparse.Namespace) -> None:
     sys.stdout = os.fdopen(own, "w", encoding="utf-8")
     one_host = options.parent is not None
     if one_host:
-        launch.end_with(options.parent)
+        processes.end_with(options.parent)
     devices = [options.process_id] if one_host else None  # of the GPUs of a host, where it has them
     jax.distributed.initialize(options.coordinator, options.processes, options.process_id, local_device_ids=devices)
 
@@ -309,7 +309,7 @@ def run_index_build(options: argparse.Namespace) -> int:
 def run_index_update(options: argparse.Namespace) -> int:
     """Applies changed and deleted items to an index; the old one stays as it is."""
     if options.items is None and options.deleted is None:
-        raise UsageError("index update: expected --items or --deleted")
+        raise UsageError("index update: expected --items or --deleted, got neither; give one of them")
     expect_new(options.out)
     trained = open_model(options.checkpoint)
     encoder = shared.encoder_of(options.checkpoint, trained)
@@ -354,7 +354,7 @@ def run_export(options: argparse.Namespace) -> int:
     expect_new(options.out)
     if options.rebuild is not None:
         if options.index is not None:
-            raise UsageError("export: --rebuild takes the index along; expected no --index")
+            raise UsageError(f"export: expected no --index with --rebuild, which takes the index along, got {options.index}")
         print(json.dumps({"sha256": export.rebuild(options.rebuild, options.out)}))
         return FINE
     trained = open_model(options.checkpoint)
@@ -367,7 +367,7 @@ def run_export(options: argparse.Namespace) -> int:
 def run_verify(options: argparse.Namespace) -> int:
     """Checks the checksums of an exported folder and replays its golden case, in a child process with limits."""
     if not options.folder.is_dir():
-        raise FileNotFoundError(f"{options.folder}: expected an exported folder, got none")
+        raise FileNotFoundError(f"{options.folder}: expected an exported folder, got none; write one: aif-jax export")
     settings = {"tolerance": options.tolerance, "sha256": options.sha256, "trusted": options.trusted}
     print(json.dumps(export.verify(options.folder, **settings)))
     return FINE
@@ -383,4 +383,4 @@ def run_doctor(options: argparse.Namespace) -> int:
 def expect_new(path: Path) -> None:
     """Raises FileExistsError before work whose result could not be written."""
     if local(path, "--out").exists():
-        raise FileExistsError(f"{path}: expected a new folder, but something is there; it stays as it is")
+        raise FileExistsError(f"{path}: expected a new folder, but something is there; name another, or remove it")

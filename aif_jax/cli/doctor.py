@@ -60,7 +60,7 @@ def check_compute() -> str:
     a = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     difference = float(np.abs(np.asarray(jax.jit(jnp.matmul)(a, a)) - a @ a).max())
     if not difference < 1.0:  # TF32 and bfloat16 products differ by some 0.01 to 0.1; a broken device by far more
-        raise ValueError(f"a compiled product of 64 x 64 normal numbers differs from NumPy's by {difference:.3g}")
+        raise ValueError(f"expected NumPy's product of 64 x 64 normal numbers, got one that differs by {difference:.3g}")
     return f"a compiled product equals NumPy's to {difference:.1e}"
 
 
@@ -73,7 +73,7 @@ def check_checkpoint() -> str:
         loaded = checkpoint.load(path, config=model.config)
     same = jax.tree.map(lambda got, expected: bool(np.array_equal(got, expected)), loaded.params, params)
     if not all(jax.tree.leaves(same)):
-        raise ValueError(f"what was loaded differs from what was saved: {same}")
+        raise ValueError(f"expected what was saved, got others: {same}")
     return f"saved and loaded {len(jax.tree.leaves(params))} arrays, equal to the bit"
 
 

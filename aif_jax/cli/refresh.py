@@ -1,16 +1,21 @@
-"""The commands of the next model: `refresh`, `rollback`."""
+"""The commands of the next model: `refresh`, once or following a stream, `watch` and `rollback`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from aif_jax.cli import options as shared
-from aif_jax.cli.options import FINE, REFUSED
-from aif_jax.refreshing import GateConfig, refresh
+from aif_jax.cli.options import FINE, REFUSED, UsageError
+from aif_jax.connectors.valkey import FORMS, open_stream
+from aif_jax.refreshing import GateConfig, follow, refresh, watch
+from aif_jax.service.client import Client, ServiceError
 from aif_jax.train.tasks import TASKS
 
 FLAGS = (
@@ -18,6 +23,12 @@ FLAGS = (
     "user_table", "keep",
 )  # fmt: skip
 """Arguments of `refresh` that have a flag of their name."""
+WATCHED = ("minutes", "every", "degraded", "failed", "slowdown", "requests")
+"""Arguments of `watch` that have a flag of their name."""
+FOLLOWING = ("batches", "max_messages")
+"""Arguments of `follow` alone that have a flag of their name."""
+BOTH = ("held_out", "batch_size", "learning_rate", "seed", "requests", "k", "task", "gate")
+SECONDS = {"s": 1, "min": 60, "h": 3600}
 BOUNDS = [field.name for field in dataclasses.fields(GateConfig)]
 
 
@@ -39,10 +50,27 @@ def add_refresh_commands(commands: Any) -> None:
     text = "requests between two moments that every refresh is judged on too"
     one.add_argument("--fixed", nargs=2, type=shared.number_or_text, metavar=("FROM", "BEFORE"), help=text)
     shared.add_flags(one, refresh, FLAGS)
+    group = one.add_argument_group("a stream in place of one training (see aif_jax.refreshing.follow)")
+    text = f"publish what it moves as deltas, until SIGTERM; --events are histories: {FORMS}"
+    group.add_argument("--follow", metavar="STREAM", help=text)
+    text = "JSON of settings of the stream's client, such as passwords"
+    group.add_argument("--stream-options", type=Path, metavar="FILE", help=text)
+    text = "time between two micro-batches, such as 90s, 10min or 1h (default: 10min)"
+    group.add_argument("--every", type=_seconds, metavar="TIME", help=text)
+    group.add_argument("--tables", nargs="+", metavar="NAME", help=shared.meaning(follow, "tables"))
+    shared.add_flags(group, follow, FOLLOWING)
     text = "to compile the export for (default: all)"
     one.add_argument("--platforms", nargs="+", help=text)
     one.add_argument("--json", action="store_true", help="print the report as JSON")
     one.add_argument("--quiet", action="store_true", help="no line of progress and no bar")
+
+    one = shared.add_command(commands, "watch", run_watch)
+    one.add_argument(
+        "--service", required=True, metavar="URL", help="a service that follows the store, such as http://HOST:8080"
+    )
+    one.add_argument("--out", required=True, metavar="URL", help="snapshot store of exports, --out of refresh")
+    one.add_argument("--token", help="bearer token of the service")
+    shared.add_flags(one, watch, WATCHED)
 
     one = shared.add_command(commands, "rollback", run_rollback)
     one.add_argument("--out", required=True, metavar="URL", help="snapshot store of exports, --out of refresh")
@@ -52,13 +80,19 @@ def run_refresh(options: argparse.Namespace) -> int:
     """Trains the served model on new events, judges it against the served one, and publishes it if it is no worse.
 
     Killed and called again, it goes on behind the last step that was done. Exit code 0: published, or nothing new; 3: the gate
-    refused the model, which stays out, and the report says why; 1 and 2 as for every command.
+    refused the model, which stays out, and the report says why; 1 and 2 as for every command. With --follow it goes on until
+    SIGTERM; code 3 says that the gate refused every micro-batch.
     """
     settings: dict[str, Any] = shared.flags_given(options, FLAGS)
+    alone = shared.flags_given(options, (*FOLLOWING, "tables", "every", "stream_options"))
+    if options.follow is None and alone:
+        raise UsageError(f"refresh: expected --follow with {_flags(alone)}")
     if options.task is not None:
         settings["task"] = shared.read_task(options.task)
     with shared.as_usage("--gate"):
         settings["gate"] = GateConfig(**shared.read_fields(options.gate, "--gate", BOUNDS))
+    if options.follow is not None:
+        return _follow(options, settings, alone)
     if options.fixed is not None:
         settings["fixed"] = tuple(options.fixed)
     if options.platforms is not None:
@@ -73,6 +107,55 @@ def run_refresh(options: argparse.Namespace) -> int:
         reasons = made.report.get("gate", {}).get("reasons", ())
         print("\n".join([made.status if made.name is None else f"{made.status}: {made.name}", *reasons]))
     return REFUSED if made.status == "refused" else FINE
+
+
+def _follow(options: argparse.Namespace, settings: dict[str, Any], alone: dict[str, Any]) -> int:
+    given = settings | shared.flags_given(options, ("current", "fixed", "platforms"))
+    if once := [name for name in given if name not in BOTH]:
+        raise UsageError(f"refresh --follow: expected none of {_flags(once)}, which are for a full refresh")
+    client = shared.read_json(alone.pop("stream_options", None), "--stream-options")
+    if "tables" in alone:
+        alone["tables"] = tuple(alone["tables"])
+    with shared.as_usage("--follow"):
+        stream = open_stream(options.follow, client)
+    with contextlib.closing(stream), shared.told_to_end() as told:
+        made = follow(
+            stream, options.events, items=options.items, users=options.users, out=options.out, work=options.work, stop=told,
+            progress=not options.quiet, **settings, **alone,
+        )  # fmt: skip
+    if options.json:
+        print(json.dumps(dataclasses.asdict(made)))
+    else:
+        print(f"{made.published} published, {made.refused} refused, {made.trained} samples, version {made.version[:12]}")
+    return REFUSED if made.refused and not made.published else FINE
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a time such as 90s, 10min or 1h, got {text!r}")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def run_watch(options: argparse.Namespace) -> int:
+    """Watches the current version in service for some minutes, and takes it back where it does worse than the one before.
+
+    Exit code 0: it stays; 3: it was taken back, and the output says why; 1 and 2 as for every command.
+    """
+
+    def metrics() -> str:
+        with Client(options.service, token=options.token) as client:
+            status, _, text = client.request("GET", "/metrics")
+        if status != 200:
+            raise ServiceError(status, {"code": "metrics", "message": text.decode(errors="replace")[:200]})
+        return text.decode()
+
+    with shared.open_store(options.out) as store:
+        return REFUSED if watch(metrics, store, **shared.flags_given(options, WATCHED)) else FINE
 
 
 def run_rollback(options: argparse.Namespace) -> int:

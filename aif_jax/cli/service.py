@@ -26,7 +26,7 @@ from aif_jax.connectors import (
     UserTarget,
     ValkeyFeatureWriter,
 )
-from aif_jax.connectors.connect import FORMS, open_client, open_stream
+from aif_jax.connectors.valkey import FORMS, open_client, open_stream
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import STORAGES, IndexWriter, ItemIndex
 from aif_jax.output.progress import Bar
@@ -34,7 +34,7 @@ from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy, to_json
 from aif_jax.service.exports import Mirror
 from aif_jax.service.log import replay
-from aif_jax.service.nearline import Nearline
+from aif_jax.service.models import Nearline
 from aif_jax.service.process import Listening, log_to_stderr
 from aif_jax.service.processes import ServiceSettings, is_worker, serve
 from aif_jax.serving import ServingConfig
@@ -89,10 +89,10 @@ def run_serve(options: argparse.Namespace) -> int:
     """Serves an exported model over HTTP and gRPC until SIGTERM; prints its addresses as JSON when it is ready."""
     is_store = URL.match(options.folder) is not None
     if is_store != (options.mirror is not None):
-        raise UsageError("serve: expected --mirror with the URL of a store, and only then")
+        raise UsageError(f"serve: expected a URL with --mirror alone, got {options.folder} and {options.mirror}")
     folder = options.mirror if is_store else Path(options.folder)
     if not is_store and not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected an exported folder, got none")
+        raise FileNotFoundError(f"{folder}: expected an exported folder, got none; write one: aif-jax export")
     given = {owner: shared.flags_given(options, names) for owner, names in FLAGS.items()}
     with shared.as_usage("serve"):
         config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
@@ -102,7 +102,7 @@ def run_serve(options: argparse.Namespace) -> int:
         own = given[ServiceSettings]
         settings = ServiceSettings(folder=folder, config=config, policy=policy, where=where, nearline=nearline, **own)
         if options.max_user_age is not None and options.user_table is None:
-            raise UsageError("serve: expected --user-table with --max-user-age")
+            raise UsageError("serve: expected --user-table with --max-user-age, got none; add it")
         expect(options.workers >= 1, "--workers", "at least 1", options.workers)
     log_to_stderr(options.log_form, options.log_level)
     with contextlib.nullcontext() if not is_store or is_worker() else _mirror(options, settings):
@@ -135,7 +135,7 @@ def _users(options: argparse.Namespace) -> Path | str | None:
     if users is None or users.startswith(SERVERS):
         return users
     if URL.match(users):
-        raise UsageError(f"--user-table {users}: expected a folder or one of {', '.join(SERVERS)}")
+        raise UsageError(f"--user-table {users}: expected a folder or one of {', '.join(SERVERS)}, got another URL")
     return Path(users)
 
 
@@ -192,7 +192,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
     if snapshots(options.directory):
         writer = IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
     elif options.index is None:
-        raise UsageError(f"index follow: {options.directory} has no snapshot; expected --index, to start from")
+        raise UsageError(f"index follow: expected --index, to start from, got none, and {options.directory} has no snapshot")
     else:
         loaded = ItemIndex.load(options.index, trained)
         writer = IndexWriter.start(options.directory, loaded, positions=index.inspect(options.index).positions, **every)
@@ -207,10 +207,10 @@ def run_users_follow(options: argparse.Namespace) -> int:
     remote = options.rows or options.features
     if options.group is not None and not remote:
         raise UsageError(
-            "users follow: expected --group with --rows or --features; a table in this process needs every partition"
+            "users follow: expected --group with --rows or --features, got neither; a table here needs every partition"
         )
     if remote and (options.table or options.empty or options.store):
-        raise UsageError("users follow: expected --table, --empty and --store with --directory alone")
+        raise UsageError("users follow: expected --table, --empty and --store with --directory alone, got --rows or --features")
     trained = open_model(options.checkpoint)
     encoder = shared.encoder_of(options.checkpoint, trained)
     if not remote:
@@ -241,7 +241,7 @@ def _table_writer(options: argparse.Namespace, trained: Trained) -> UserTableWri
         positions = UserTable.inspect(options.table).positions
         return UserTableWriter.start(options.directory, table, positions=positions, **every)
     if not options.empty:
-        raise UsageError(f"users follow: {options.directory} has no snapshot; expected --table, to start from, or --empty")
+        raise UsageError(f"users follow: expected --table or --empty, got neither, and {options.directory} has no snapshot")
     table = UserTable(trained, storage=options.storage)
     return UserTableWriter.start(options.directory, table, **every)
 

@@ -3,14 +3,20 @@
 Each kind of server has one file, which alone imports its client, and only when it is used.
 """
 
-from aif_jax.connectors.connect import open_stream
 from aif_jax.connectors.fetch import Fetch, Reads
 from aif_jax.connectors.follow import Follower, IndexTarget, SinkTarget, StreamEntry, Target, UserTarget
 from aif_jax.connectors.kafka import KafkaStream
-from aif_jax.connectors.parquet_features import ParquetFeatures
-from aif_jax.connectors.records import EventLayout, EventSink, FeatureSource, MemoryFeatures, Record
-from aif_jax.connectors.retrieval import BruteForce, Retrieval, SearchResult, TwoTower, recall
-from aif_jax.connectors.search import FaissSearch, PgvectorSearch, UsearchSearch
+from aif_jax.connectors.records import EventLayout, EventSink, FeatureSource, MemoryFeatures, ParquetFeatures, Record
+from aif_jax.connectors.retrieval import (
+    BruteForce,
+    FaissSearch,
+    PgvectorSearch,
+    Retrieval,
+    SearchResult,
+    TwoTower,
+    UsearchSearch,
+    recall,
+)
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.connectors.streams import (
     Change,
@@ -24,7 +30,7 @@ from aif_jax.connectors.streams import (
     encode_deleted,
     tombstone_key,
 )
-from aif_jax.connectors.valkey import ValkeyFeatures, ValkeyFeatureWriter, ValkeyStates, ValkeyStream
+from aif_jax.connectors.valkey import ValkeyFeatures, ValkeyFeatureWriter, ValkeyStates, ValkeyStream, open_stream
 
 __all__ = [
     "Record", "FeatureSource", "EventSink", "EventLayout", "MemoryFeatures", "ValkeyFeatures", "ValkeyFeatureWriter",

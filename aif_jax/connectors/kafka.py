@@ -80,7 +80,9 @@ class KafkaStream:
         partitions = self._partitions()
         gone = [partition for partition in positions if partition not in partitions]
         if gone:
-            raise StreamError(f"topic {self._topic!r}: expected the partitions {sorted(positions)}, got none of {gone}")
+            raise StreamError(
+                f"topic {self._topic!r}: expected partitions {sorted(positions)}, got no {gone}; rebuild the snapshot"
+            )
         for partition, position in positions.items():
             first, end = self._consumer.get_watermark_offsets(self._place(partition), SECONDS)
             if not first <= position + 1 <= end:
@@ -148,7 +150,7 @@ class KafkaStream:
         listed = self._consumer.list_topics(self._topic, SECONDS).topics.get(self._topic)
         if listed is None or listed.error is not None or not listed.partitions:
             reason = "none" if listed is None or listed.error is None else listed.error.str()
-            raise StreamError(f"topic {self._topic!r}: expected a topic with partitions, got {reason}")
+            raise StreamError(f"topic {self._topic!r}: expected a topic with partitions, got {reason}; create one")
         return sorted(listed.partitions)
 
     def _refresh(self) -> None:

@@ -89,6 +89,15 @@ class SnapshotStore:
     def __repr__(self) -> str:
         return f"SnapshotStore({self.url!r}, keep={self.keep})"
 
+    def below(self, name: str, *, keep: int | None = None) -> SnapshotStore:
+        """The store in a folder of this one, with the same options; `keep` as for the class, None takes that of this one."""
+        expect(re.fullmatch(r"[a-z_]+", name), "name", "letters and _", repr(name))
+        expect(keep is None or keep >= 1, "keep", "at least 1", keep)
+        made = object.__new__(SnapshotStore)
+        made.__dict__ |= self.__dict__
+        made.url, made._root, made.keep = f"{self.url.rstrip('/')}/{name}", self._path(name), keep or self.keep
+        return made
+
     def publish(self, folder: str | os.PathLike[str], *, unless_current: bool = False) -> str:
         """Uploads a folder, verifies it, makes it the current snapshot, and removes those beyond `keep`; returns its name.
 
@@ -107,9 +116,9 @@ class SnapshotStore:
         source = local(folder, "folder")
         files = sorted(path for path in source.rglob("*") if path.is_file())
         if not files:
-            raise FileNotFoundError(f"{source}: expected a folder with files, got none")
+            raise FileNotFoundError(f"{source}: expected a folder with files, got none; give an export or a snapshot")
         mine = f"a folder without a file {MANIFEST!r}, which the store writes"
-        expect(not (source / MANIFEST).exists(), str(source), mine, "one")
+        expect(not (source / MANIFEST).exists(), str(source), mine, "one; remove it")
         entries = {
             file.relative_to(source).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in files
         }
@@ -132,30 +141,41 @@ class SnapshotStore:
         self._put(self._path(name, MANIFEST), manifest)
         before = self._pointer()
         if before is not None and before.name > name:
-            raise SnapshotError(f"{self.url}: expected to follow the current snapshot, got {before.name}, later than {name}")
+            raise SnapshotError(f"{self.url}: expected the current snapshot before {name}, got {before.name}; publish again")
+        for undone in [other for other in self.names() if before is not None and before.name < other < name]:
+            self._files.rm_file(self._path(undone, MANIFEST))  # rolled back, or never current: no rollback may meet it
         self._point(name, manifest)
         self.collect()
         return name
 
+    def before_current(self) -> str:
+        """The name of the complete snapshot before the current one. FileNotFoundError where there is none (`keep`)."""
+        current = self.current()
+        before = [name for name in self.names() if current is not None and name < current]
+        if not before:
+            got = "an empty store" if current is None else f"none before {current}, which stays current"
+            raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}; publish with a larger keep")
+        return before[-1]
+
+    def read(self, name: str, file: str) -> bytes:
+        """A small file of a snapshot, such as the "manifest.json" of an export; SnapshotError for one beyond 64 MB."""
+        return self._read(self._path(name, file), RECORD_BYTES)
+
     def rollback(self) -> str:
         """Makes the complete snapshot before the current one current again; returns its name.
 
-        Readers follow as they follow a publish. The snapshot that was current stays until a later publish collects it.
+        Readers follow as they follow a publish. The snapshot that was current stays until the next publish, which removes it.
 
         Raises:
           FileNotFoundError: an empty store, or none before the current one any more (`keep`).
           SnapshotError: the manifest of the snapshot before is torn or altered.
           OSError: of the file system.
         """
-        current = self.current()
-        before = [name for name in self.names() if current is not None and name < current]
-        if not before:
-            got = "an empty store" if current is None else f"none before {current}, which stays current"
-            raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}")
-        manifest = self._read(self._path(before[-1], MANIFEST), RECORD_BYTES)
-        _entries(manifest, f"{self.url}: {before[-1]}")
-        self._point(before[-1], manifest)
-        return before[-1]
+        before = self.before_current()
+        manifest = self._read(self._path(before, MANIFEST), RECORD_BYTES)
+        _entries(manifest, f"{self.url}: {before}")
+        self._point(before, manifest)
+        return before
 
     def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
         """Downloads a snapshot into `directory/NAME`, which appears complete or not at all; returns that path.
@@ -176,7 +196,7 @@ class SnapshotStore:
         for left in reversed(range(TRIES)):
             pointer = self._pointer() if name is None else None
             if name is None and pointer is None:
-                raise FileNotFoundError(f"{self.url}: expected a store with a current snapshot, got none")
+                raise FileNotFoundError(f"{self.url}: expected a store with a current snapshot, got none; publish one")
             wanted = name if pointer is None else pointer.name
             expect(NAME.fullmatch(str(wanted)), "name", "the name of a snapshot, such as '0000000007-3f9ab2c1'", repr(wanted))
             try:
@@ -184,7 +204,9 @@ class SnapshotStore:
             except FileNotFoundError:
                 moved = self._pointer() if name is None else pointer
                 if moved == pointer or not left:  # else it was removed because there are newer ones
-                    raise FileNotFoundError(f"{self.url}: expected the snapshot {wanted}, got none or a part of it") from None
+                    raise FileNotFoundError(
+                        f"{self.url}: expected the snapshot {wanted}, got none or a part of it; name another"
+                    ) from None
         raise AssertionError
 
     def current(self) -> str | None:
@@ -232,7 +254,7 @@ class SnapshotStore:
         raw = self._read(self._path(name, MANIFEST), RECORD_BYTES)
         if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
             got = hashlib.sha256(raw).hexdigest()
-            raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got {got}; publish it again")
+            raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got {got}; publish again")
         entries = _entries(raw, f"{self.url}: {name}")
         for relative, entry in entries.items():
             self._download(name, relative, entry, partial / relative)
@@ -265,7 +287,7 @@ class SnapshotStore:
 
     def _check(self, name: str, relative: str, entry: Mapping[str, Any], got: str) -> None:
         if got != entry["sha256"]:
-            raise SnapshotError(f"{self.url}: {name}/{relative}: expected sha256 {entry['sha256']}, got {got}")
+            raise SnapshotError(f"{self.url}: {name}/{relative}: expected sha256 {entry['sha256']}, got {got}; publish again")
 
     def _point(self, name: str, manifest: bytes) -> None:
         """Moves the pointer, by one atomic write."""
@@ -285,7 +307,9 @@ class SnapshotStore:
             pointer = Pointer(**json.loads(raw))
             expect(NAME.fullmatch(pointer.name) and re.fullmatch("[0-9a-f]{64}", pointer.sha256), CURRENT, "a pointer", raw)
         except (ValueError, TypeError, RecursionError) as error:
-            raise SnapshotError(f"{self.url}: {CURRENT}: expected the name of a snapshot, got {raw[:80]!r}") from error
+            raise SnapshotError(
+                f"{self.url}: {CURRENT}: expected the name of a snapshot, got {raw[:80]!r}; publish again"
+            ) from error
         return pointer
 
     def _next(self) -> int:
@@ -324,7 +348,7 @@ class SnapshotStore:
         """A small file, in one request: between two it may be replaced. SnapshotError where it has more than `limit` bytes."""
         data = self._range(path, 0, limit + 1)
         if len(data) > limit:
-            raise SnapshotError(f"{self.url}: expected at most {limit} bytes in {path.rpartition('/')[2]}, got more")
+            raise SnapshotError(f"{self.url}: expected {path[-40:]} of at most {limit} bytes, got more; publish again")
         return data
 
     def _blocks(self, path: str, size: int, *, start: int = 0) -> Iterator[bytes]:
@@ -363,9 +387,9 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
             expect(not record["files"].keys() & set(folders), "path", "no file that is also a folder", relative)
             good = type(entry["bytes"]) is int and entry["bytes"] >= 0 and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
             expect(good, relative, "bytes and sha256", entry)
-        expect(record["files"], "files", "at least one", "none")
+        expect(record["files"], "files", "at least one", record["files"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise SnapshotError(f"{where}: {MANIFEST} is torn, altered or not of this library: {error!r}") from error
+        raise SnapshotError(f"{where}: {MANIFEST} is torn, altered or not of this library: {error!r}; publish again") from error
     return record["files"]
 
 

@@ -20,14 +20,22 @@ class StreamError(RuntimeError):
 
 
 class Message(NamedTuple):
-    """One message."""
+    """One message.
+
+    Attributes:
+      partition, position: its place in the stream; positions rise within a partition, with gaps.
+      key: raw item or user id.
+      value: what `encode` made; None deletes the item that the key names.
+      time: when it was written, seconds since 1970; None if unknown.
+      by_broker: whether `time` is by the clock of the broker; else of the producer.
+    """
 
     partition: int
-    position: int  # rises within a partition, with gaps
+    position: int
     key: bytes | None
-    value: bytes | None  # what `encode` made; None deletes the item that the key names
-    time: float | None = None  # when it was written, seconds since 1970
-    by_broker: bool = False  # whether `time` is of the broker's clock, and not of the producer's
+    value: bytes | None
+    time: float | None = None
+    by_broker: bool = False
 
 
 class UpdateStream(Protocol):
@@ -142,10 +150,14 @@ class MessageError(ValueError):
 
 
 class Change(NamedTuple):
-    """What a message says."""
+    """What a message says.
 
-    table: Any  # Arrow table of raw columns; None for a deletion
-    deleted: Any  # raw item ids; None for a table
+    Attributes:
+      table, deleted: Arrow table of raw columns, or raw item ids; the other one is None.
+    """
+
+    table: Any
+    deleted: Any
 
 
 def encode(table: Any) -> bytes:
@@ -190,7 +202,7 @@ def decode(message: Message) -> Change:
         first = str(error).partition("\n")[0]
         raise MessageError(f"{where}: expected an Arrow IPC stream, got {message.value[:16]!r}...: {first}") from error
     if table.num_rows == 0:
-        raise MessageError(f"{where}: expected rows, got none")
+        raise MessageError(f"{where}: expected rows, got a table of 0")
     if (table.schema.metadata or {}).get(DELETED) != b"1":
         return Change(table, None)
     if table.num_columns != 1:

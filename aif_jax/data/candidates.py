@@ -22,7 +22,11 @@ DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description
 
 
 class SampleKey(NamedTuple):
-    """What random choices may depend on, so that a resumed run makes the same ones."""
+    """What random choices may depend on, so that a resumed run makes the same ones.
+
+    Attributes:
+      seed, epoch, step: seed of the run, epoch, and batch within the epoch.
+    """
 
     seed: int
     epoch: int
@@ -34,11 +38,17 @@ Labels: TypeAlias = np.ndarray | dict[str, np.ndarray]
 
 
 class CandidateLists(NamedTuple):
-    """C candidates of each of B samples."""
+    """C candidates of each of B samples.
 
-    rows: np.ndarray  # int32 [B, C] catalogue rows, 0 where there is no candidate
-    labels: Labels  # float32 [B, C], or several by name
-    log_q: np.ndarray | None = None  # float32 [B, C] for a corrected softmax, see `losses.listwise_softmax`
+    Attributes:
+      rows: int32 [B, C] catalogue rows, 0 where there is no candidate.
+      labels: float32 [B, C], or several by name.
+      log_q: float32 [B, C] log of the sampling probability, see `losses.listwise_softmax`; None for none.
+    """
+
+    rows: np.ndarray
+    labels: Labels
+    log_q: np.ndarray | None = None
 
 
 def take(labels: Labels, at: Any) -> Labels:
@@ -145,7 +155,7 @@ def sampled_negatives(
       A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
     """
     repeats = (seen is not None or dataset.repeats) if repeats is None else repeats
-    expect(repeats or seen is None, "sampled", "seen or repeats=False", "both")
+    expect(repeats or seen is None, "sampled", "seen or repeats=False", "both; leave one out")
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))

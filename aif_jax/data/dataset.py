@@ -11,9 +11,8 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
-from aif_jax.data.cascade import Cascade
+from aif_jax.data.cascade import Cascade, ServedFeatures, names_of
 from aif_jax.data.events import EventLog, repeated_share
-from aif_jax.data.served import ServedFeatures, names_of
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.encoding.times import ticks
@@ -83,7 +82,8 @@ class Dataset:
             known = self.encoder.vocabularies
             of_users = self.users if self.served is not None else known["user"]
             same = (self.encoder.schema, of_users, known["item"]) == (schema, self.users, self.items)
-            expect(same, "Dataset.encoder", "one of this schema with these users and items", "another")
+            got = f"one of {self.encoder.schema!r}; take the encoder that read them"
+            expect(same, "Dataset.encoder", "one of this schema with these users and items", got)
             self._carry(self.encoder)
         expect_names(self.user_ids, "Dataset.user_ids", [a.name for a in schema.user_attributes])
         for a in schema.user_attributes:

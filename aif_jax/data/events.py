@@ -57,13 +57,16 @@ class EventLog:
             expect_array(getattr(self, field), f"EventLog.{field}", dtype=dtype, shape=(size,))
         offsets = expect_array(self.offsets, "EventLog.offsets", dtype=np.int64, shape=(None,))
         if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != size or np.any(np.diff(offsets) < 0):
-            raise ValueError(f"EventLog.offsets: expected ascending values from 0 to {size} for at least one user row")
+            got = f"{len(offsets)} from {offsets[:3]} to {offsets[-3:]}"
+            raise ValueError(f"EventLog.offsets: expected ascending values from 0 to {size} for a user row or more, got {got}")
         last = (0, 0)
         for start in range(0, size, BLOCK):
             columns = {field: getattr(self, field)[start : start + BLOCK] for field in COLUMNS}
             last = _check_block(columns, users=self.users, start=start, last=last)
         if not np.array_equal(np.searchsorted(self.user, np.arange(len(offsets), dtype=np.int32)), offsets):
-            raise ValueError("EventLog.offsets: expected the first event of every user row in EventLog.user")
+            raise ValueError(
+                "EventLog.offsets: expected the first event of each user row, got others; use EventLog.from_arrays"
+            )
 
     @classmethod
     def from_arrays(cls, user: Any, item: Any, action: Any, time: Any, *, users: int | None = None) -> EventLog:
@@ -109,7 +112,7 @@ class EventLog:
             try:
                 arrays[name] = np.asarray(np.load(file, mmap_mode="r"))
             except FileNotFoundError:
-                raise FileNotFoundError(f"{file}: expected an array of EventLog.save, got no file") from None
+                raise FileNotFoundError(f"{file}: expected an array of EventLog.save, got no file; save it again") from None
             except (ValueError, EOFError) as error:
                 raise ValueError(f"{file}: expected a complete .npy file, got one that NumPy cannot map: {error}") from error
         return cls(**arrays)

@@ -126,13 +126,20 @@ T = TypeVar("T")
 
 @record
 class Batch:
-    """B samples of one user and C candidates each."""
+    """B samples of one user and C candidates each.
 
-    users: UserFeatures  # [B]
-    items: ItemFeatures  # [B, C]
-    labels: Any  # float32 [B, C], or several by name, NaN where unknown, see `candidates.Labels`
-    where: Array  # bool [B, C] false where there is no candidate
-    log_q: Array | None = None  # float32 [B, C] of sampled candidates, for a corrected softmax
+    Attributes:
+      users, items: features [B] and [B, C].
+      labels: float32 [B, C], or several by name; NaN if unknown.
+      where: bool [B, C] false where there is no candidate.
+      log_q: float32 [B, C] log of the sampling probability, for a corrected softmax; None for none.
+    """
+
+    users: UserFeatures
+    items: ItemFeatures
+    labels: Any
+    where: Array
+    log_q: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,15 @@ BINS = 1 << 16  # of the histogram that finds a time by its rank
 
 
 class Split(NamedTuple):
-    """Positions in the event log, ascending, no position in two parts."""
+    """Positions in the event log, ascending, no position in two parts.
 
-    train: np.ndarray  # int64 [n_train]
-    validation: np.ndarray  # int64 [n_validation]
-    test: np.ndarray  # int64 [n_test]
+    Attributes:
+      train, validation, test: int64 [n] positions of each part.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
 
 
 def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> Split:
@@ -104,7 +108,7 @@ def cuts_of_samples(
       >>> cuts_of_samples(np.array([10, 20, 30, 40, 50]), validation=0.2, test=35, since=15)
       (15, 30, 35)
     """
-    expect(len(times), "fit", "samples of the task, events or requests with known items", "none")
+    expect(len(times), "fit", "samples of the task, events or requests with known items", "none; check item ids and the task")
     span = f"the samples are from {shown(times.min())} to {shown(times.max())}"
     start = None if since is None else seconds_of(since, "fit since", unit=unit)
     times = np.sort(times if start is None else times[times >= start])
@@ -241,7 +245,7 @@ def _select(
     """Positions by `chosen(places, first event of the same user and time)`; one bit for each event until all are counted."""
     expect(min_history >= 0, "positions", "min_history of at least 0", min_history)
     if file is not None and os.path.lexists(file):
-        raise FileExistsError(f"{os.fspath(file)}: expected a new file, but something is there; it stays as it is")
+        raise FileExistsError(f"{os.fspath(file)}: expected a new file, but something is there; name another, or remove it")
     blocks = []
     for start in range(0, len(log), BLOCK):
         places = slice(start, min(start + BLOCK, len(log)))

@@ -183,7 +183,8 @@ class Encoder:
         """Features of n items: rows int32 [n] or [n, bag length] by vocabulary, float32 [n] by column, content [n, E]."""
         width = self.schema.content
         fits = width == (0 if content is None else content.shape[1])
-        expect(fits, "items", f"a content embedding of width {width}", "none" if content is None else content.shape[1])
+        got = "none; give content=" if content is None else content.shape[1]
+        expect(fits, "items", f"a content embedding of width {width}", got)
 
         def stack(names: tuple[str, ...]) -> np.ndarray:
             return stacked([floats[name] for name in names], len(rows["item"]))

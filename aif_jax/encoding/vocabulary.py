@@ -196,7 +196,8 @@ class Vocabulary:
         rising = offsets.ndim == 1 and offsets.dtype == np.int64 and offsets[:1].tolist() == [0] and offsets[-1] == len(data)
         # Only the first of ascending strings may be empty, so their number is bounded by their bytes.
         if not rising or (offsets[1:2] < 0).any() or (offsets[2:] <= offsets[1:-1]).any():
-            raise ValueError(f"Vocabulary: expected offsets int64 that rise from 0 to {len(data)}, got others")
+            got = f"{offsets.dtype} {offsets[:3].tolist()}..."
+            raise ValueError(f"Vocabulary: expected offsets int64 that rise from 0 to {len(data)}, got {got}")
         return cls([data[start:stop].decode() for start, stop in itertools.pairwise(offsets.tolist())])
 
     @classmethod
@@ -208,9 +209,8 @@ class Vocabulary:
         counts = None
         if counted or numbers:
             if len(numbers) != 2:
-                raise ValueError(
-                    "Vocabulary: expected the arrays 'count' and 'last' of the ids that were counted, got not both"
-                )
+                expected = "the arrays 'count' and 'last' of the ids that were counted"
+                raise ValueError(f"Vocabulary: expected {expected}, got {len(numbers)} of the two")
             counts = IdCounts(cls.from_arrays(counted), *numbers)
         if fixed["size"].shape != (1,):
             raise ValueError(f"Vocabulary: expected an array 'size' of one number, got shape {list(fixed['size'].shape)}")

@@ -46,7 +46,7 @@ def encode_files(session: Any, files: Sequence[str | Path], job: ItemJob, folder
       What `ItemJob.encode_file` raises, as Spark's error; the folder then has `_temporary` in it, which `from_parts` refuses.
     """
     paths, root = [str(local(file, "files")) for file in files], local(folder, "folder")
-    expect(bool(paths), "files", "at least one", "none")
+    expect(bool(paths), "files", "at least one", "none; check the paths")
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"files: expected Parquet files, got no such file {path}")

@@ -125,7 +125,7 @@ def restore(
     """
     contents = read_contents(folder, sha256=sha256)
     if model is None and compiled_from is not None and compiled_from.trained.config == contents.config:
-        model = compiled_from.trained.model
+        model = compiled_from.trained.model._replace(config=contents.config)  # equal configs may be of two encoders
     trained, index = contents.trained(model).on_device(), None
     if (arrays := contents.parts.get("index")) is not None:
         rows = {name: array for name, array in arrays.items() if name not in IDS}
@@ -148,7 +148,9 @@ def read_contents(folder: str | Path, *, sha256: str | None = None) -> Contents:
         config = Config.from_json(manifest["config"])
         encoder = encoder and Encoder.from_record(encoder["record"], arrays(encoder.get("file")))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise consume.ExportError(f"{folder}: the params, the config or the encoder inside cannot be read: {error}") from error
+        raise consume.ExportError(
+            f"{folder}: expected params, config and encoder, got others: {error}; export the model again"
+        ) from error
     version = fingerprint(params, config, encoder)
     if version != manifest["version"]:
         raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
@@ -212,13 +214,13 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
     expected = f"{path}: expected the folder of a run (--out of train), a checkpoint or an export"
     if not path.is_dir():
         work = [f"; {each} is being written, or was left by a save that was killed" for each in unfinished(path)]
-        raise FileNotFoundError(f"{expected}, found nothing{''.join(work)}")
+        raise FileNotFoundError(f"{expected}, found nothing{''.join(work)}; name another")
     if steps := complete_steps(path):
-        raise CheckpointError(f"{expected}, found checkpoints of steps {steps}: open one, such as {path / str(steps[-1])}")
+        raise CheckpointError(f"{expected}, found checkpoints of steps {steps}; take one, such as {path / str(steps[-1])}")
     if (path / ARRAYS).is_file():
         raise CheckpointError(f"{expected}, found a snapshot of an index or a user table: give its `load` the model")
     names = sorted(entry.name for entry in path.iterdir())
     found = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     if "current" in names:
         found = "the exports of a service: open the folder that `current` names"
-    raise CheckpointError(f"{expected}, found {found or 'an empty folder'}")
+    raise CheckpointError(f"{expected}, found {found or 'an empty folder'}; name another")

@@ -28,7 +28,7 @@ from aif_jax.scores import Expression, parse_expression
 from aif_jax.store.folders import new_folder
 from aif_jax.store.sealed import digest_of, write_arrays
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import VersionMismatch, __version__
+from aif_jax.store.version import VersionMismatch, __version__, fingerprint
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
 
@@ -150,7 +150,7 @@ def _write(
     manifest: dict[str, Any] = {
         "format": files.FORMAT,
         "format_version": files.FORMAT_VERSION,
-        "version": trained.version,
+        "version": fingerprint(trained.params, trained.config, encoder),  # behind a delta the name is another
         "encoding": "" if encoder is None else encoder.version,
         "made_with": {"python": platform.python_version(), "aif_jax": __version__}
         | {name: metadata.version(name) for name in PACKAGES},
@@ -203,7 +203,7 @@ def check_leaves(model: PreRanker, params: Params, training_only: Sequence[str])
     got = {path: str(list(leaf.shape)) for path, leaf in leaves_by_path(params).items()}
     got = {path: shape for path, shape in got.items() if path in expected or not covered(path, training_only)}
     if lines := mismatches(got, expected, source="params"):
-        raise CoverageError(f"params: expected the leaves of the model\n{listed(lines)}")
+        raise CoverageError(f"params: expected the leaves of the model, got others:\n{listed(lines)}")
 
 
 def coverage(
@@ -219,7 +219,7 @@ def coverage(
     lines += [f"{path}: named as training-only, but an exported function reads it" for path in read]
     lines += [f"{name}: named as training-only, but no leaf is there" for name in absent]
     if lines:
-        raise CoverageError(f"params: expected every leaf in an exported function or in training_only\n{listed(lines)}")
+        raise CoverageError(f"params: expected every leaf in a function or in training_only, got others:\n{listed(lines)}")
     return tuple(unused)
 
 

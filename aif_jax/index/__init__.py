@@ -4,8 +4,7 @@ from aif_jax.index.build import capacity_for
 from aif_jax.index.ids import shard_of, string_ids
 from aif_jax.index.item_index import IndexWriter, ItemIndex, Manifest, inspect, verify
 from aif_jax.store.codec import STORAGES, Storage
-from aif_jax.store.lease import WriterConflict
-from aif_jax.store.snapshots import snapshots
+from aif_jax.store.snapshots import WriterConflict, snapshots
 
 __all__ = [
     "ItemIndex", "IndexWriter", "WriterConflict", "snapshots", "capacity_for", "string_ids", "shard_of",

@@ -103,7 +103,7 @@ def fill(
             if count > store.room:
                 if capacity is not None:
                     raise ValueError(
-                        f"capacity: the catalogue has more items than {capacity}; leave it None, or pass at least its size"
+                        f"capacity: expected at least the catalogue's items, got {capacity}; leave it None, or pass more"
                     )
                 store.resize(2 * store.capacity)
             store.append(stored, count)
@@ -189,7 +189,7 @@ def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[B
     known = None
     if isinstance(catalogue, ItemFeatures) != (ids is not None):
         raise ValueError(
-            "ids: expected together with ItemFeatures, and with nothing else; leave ids out for files or a Catalogue"
+            "ids: expected together with ItemFeatures, and with nothing else, got one of them; leave ids out of files"
         )
     if isinstance(catalogue, ItemFeatures):
         catalogue, known = [(ids, catalogue)], len(ids)
@@ -255,4 +255,4 @@ def _expect_distinct(keys: Keys, place: Callable[[int], str] | None) -> None:
         first, second = order[repeated[0]], order[repeated[0] + 1]
         name = f"{keys.key[first]} comes twice" if keys.mark is None else "one comes twice"
         where = f"at positions {first} and {second}" if place is None else f"in {place(int(first))} and {place(int(second))}"
-        raise ValueError(f"ids: expected distinct ids, but {name}, {where} ({len(repeated)} repeated in all)")
+        raise ValueError(f"ids: expected distinct ids, got repeated ones: {name}, {where} ({len(repeated)} repeated in all)")

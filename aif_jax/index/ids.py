@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoding.characters import folded
-from aif_jax.encoding.hashing import mix
+from aif_jax.encoding.hashing import folded, mix
 from aif_jax.encoding.vocabulary import Kind, as_ids
 
 EMPTY = np.iinfo(np.int64).min
@@ -67,7 +66,7 @@ def _keys(raw: Any, name: str, like: Kind | None, *, short: bool) -> Keys:
     if None not in (like, keys.kind) and keys.kind != like:
         raise TypeError(f"{name}: expected {like}, got {keys.kind}")
     if keys.kind == "integers" and keys.key.min() == EMPTY:
-        raise ValueError(f"{name}: the id {EMPTY} is reserved")
+        raise ValueError(f"{name}: expected ids but {EMPTY}, which is reserved, got it; give the item another")
     return keys
 
 

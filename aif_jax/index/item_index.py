@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect_array, expect_names
+from aif_jax.checks import expect, expect_array, expect_names
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, merge_store, part
 from aif_jax.index.ids import Keys, View, raw_keys
@@ -40,6 +40,15 @@ class Manifest(snapshots.Manifest):
     Attributes:
       items: rows.
       ids: kind of the raw ids; None for an index that never had any.
+      version: version of the params, config and encoder that made the rows.
+      config: config of the model, with its schema.
+      encoding: version of the encoder; "" for none.
+      storage: how vectors are stored: "float32", "bfloat16" or "int8".
+      batch_size: rows in one run of the function that made them.
+      positions: positions in the update stream, by partition: every update up to there is in, none after it.
+      library: version of aif_jax that wrote it.
+      leaves: dtype and shape of each array by path.
+      nbytes: bytes of the arrays.
     """
 
     NOUN = "index"
@@ -124,7 +133,7 @@ class ItemIndex:
     def __init__(self, store: Store, view: View):
         """The latest snapshot of a store. Not for callers: see `build`."""
         store.head = weakref.ref(self)
-        self._store, self._view, self.trained = store, view, store.program.trained
+        self._store, self._view, self._program, self.trained = store, view, store.program, store.program.trained
         self.version, self.capacity = self.trained.version, store.capacity
         self.encoding = "" if self.trained.encoder is None else self.trained.encoder.version
         self.kind: Kind | None = store.ids.kind
@@ -242,15 +251,9 @@ class ItemIndex:
           ValueError: columns other than those of the model's rows.
         """
         program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys.key), 1)), mesh=None)
-        shapes = jax.eval_shape(unpack, program.shapes())
-        wanted = leaves_by_path(shapes, separator=".")
-        expect_names(dict(rows), "rows", wanted)
-        arrays = [
-            expect_array(rows[name], f"rows {name}", dtype=leaf.dtype, shape=(len(keys.key), *leaf.shape[1:]))
-            for name, leaf in wanted.items()
-        ]
+        columns = _tree_of(rows, len(keys.key), program)
         store = Store(program, capacity=capacity_for(len(keys.key), None, None))
-        store.write(program.packed, jax.tree.unflatten(jax.tree.structure(shapes), arrays), store.rows.take(len(keys.key)))
+        store.write(program.packed, columns, store.rows.take(len(keys.key)))
         return cls(store, store.assign(keys, keys.kind))
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
@@ -265,7 +268,7 @@ class ItemIndex:
           ValueError: a URL; save to a local path, and `connectors.SnapshotStore` publishes the folder.
         """
         record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
-        record |= {"storage": self.storage, "batch_size": self._store.program.batch_size}
+        record |= {"storage": self.storage, "batch_size": self._program.batch_size}
         keys, rows = self._view.items()
         trees = {"ids": _id_arrays(keys), "rows": self._on_host(_columns, rows)}
         Manifest.write(path, trees, record, self.trained.config, positions)
@@ -358,17 +361,44 @@ class ItemIndex:
             without an encoder; nothing has changed then.
           EncodingMismatch: features that another encoder made.
         """
-        keys, features = checked(self._store.program, ids, features, kind=self.kind)
+        keys, features = checked(self._program, ids, features, kind=self.kind)
         last = keys.last("ids")
         if len(last) < len(keys.key):
             keys, features = part((keys, features), last)
         if not len(last):
             return self
-        base = self if self._store.head() is self and self._store.fits(keys) else self._copy(least=len(last), kind=keys.kind)
-        rows = base._store.rows.take(len(last))
+        return self._changed(keys, lambda base: base._program, features)
+
+    def moved(self, trained: Trained, keys: Keys, rows: Mapping[str, np.ndarray]) -> ItemIndex:
+        """A snapshot for the next version of the model, in which some items have new rows and all others keep theirs.
+
+        Both versions share the memory, and the cost is that of the change. Items that this snapshot lacks are left out.
+
+        Args:
+          trained: model of the next version, of the same config.
+          keys: keys [n] of the items whose rows differ, all different.
+          rows: their decoded rows by dotted name [n], such as "vector", as `of_rows` takes them.
+
+        Raises:
+          ValueError: an index of another storage than "float32", another config, columns other than those of the model's rows.
+        """
+        program = self._program
+        expect(self.storage == "float32", "index storage", "'float32', in which deltas hold rows", repr(self.storage))
+        expect(trained.config == self.trained.config, "index", "a model of the same config", trained.config)
+        columns = _tree_of(rows, len(keys.key), program)
+        there = np.flatnonzero(self._view.lookup(keys) >= 0)
+        keys, columns = part((keys, columns), there)
+        next_program = ItemProgram(trained, storage="float32", batch_size=program.batch_size, mesh=program.mesh)
+        return self._changed(keys, lambda _: next_program.packed, columns, program=next_program)
+
+    def _changed(self, keys: Keys, run: Callable[[ItemIndex], Any], items: Any, *, program: Any = None) -> ItemIndex:
+        """The snapshot with rows that `run` makes of items [n], all different, by `program` from then on."""
+        count, latest = len(keys.key), self._store.head() is self and self._store.fits(keys)
+        base = self if latest else self._copy(least=count, kind=keys.kind)
+        rows = base._store.rows.take(count)
         try:
-            base._store.write(base._store.program, features, rows)
-            return base._next(keys, rows)
+            base._store.write(run(base), items, rows)
+            return base._next(keys, rows, program)
         except BaseException:
             base._store.rows.give_back(rows)
             raise
@@ -398,16 +428,17 @@ class ItemIndex:
         """
         return self._copy(capacity=capacity_for(len(self), self._store.program.mesh, capacity))
 
-    def _next(self, keys: Keys, rows: np.ndarray) -> ItemIndex:
+    def _next(self, keys: Keys, rows: np.ndarray, program: ItemProgram | None = None) -> ItemIndex:
         view, *unread = self._store.ids.assign(self._view, keys, rows)
         self._store.retire(self, *unread)
+        self._store.program = program or self._program
         return ItemIndex(self._store, view)
 
     def _copy(self, *, least: int = 0, capacity: int | None = None, kind: Any = None) -> ItemIndex:
         """A copy in new memory with room for at least so many more items."""
         if capacity is None:
             capacity = max(self.capacity, capacity_for(len(self) + least, self._store.program.mesh) if least else 0)
-        return ItemIndex(*self._store.copy(self._view, capacity=capacity, kind=self.kind or kind))
+        return ItemIndex(*self._store.copy(self._view, self._program, capacity=capacity, kind=self.kind or kind))
 
     def _on_host(self, run: Callable[[Packed], Any], rows: np.ndarray) -> Any:
         """What a compiled function makes of stored rows [n], on the host: a batch on the device at a time."""
@@ -420,6 +451,18 @@ class ItemIndex:
             for leaf, read in zip(jax.tree.leaves(whole), jax.tree.leaves(batch), strict=True):
                 leaf[at] = np.asarray(read)[: len(leaf) - start]
         return whole
+
+
+def _tree_of(rows: Mapping[str, np.ndarray], count: int, program: ItemProgram) -> Any:
+    """The columns of decoded rows [count] by dotted name, as the tree that the program packs; ValueError for others."""
+    shapes = jax.eval_shape(unpack, program.shapes())
+    wanted = leaves_by_path(shapes, separator=".")
+    expect_names(dict(rows), "rows", wanted)
+    arrays = [
+        expect_array(rows[name], f"rows {name}", dtype=leaf.dtype, shape=(count, *leaf.shape[1:]))
+        for name, leaf in wanted.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
 
 
 _columns = jax.jit(unpack)

@@ -170,10 +170,10 @@ def _files(path: str | Path) -> Iterator[Part]:
         yield from _file(root)
         return
     if (root / "_temporary").exists():  # of Hadoop, and so of Spark
-        raise CheckpointError(f"{root}: expected the parts of a job that has ended, got the folder _temporary of one under way")
+        raise CheckpointError(f"{root}: expected parts of a job that has ended, got _temporary of one; start it again, or wait")
     files = sorted(file for file in root.iterdir() if file.name.endswith(SUFFIXES) and file.name[0] not in "._")
     if not files:
-        raise FileNotFoundError(f"{root}: expected files named *{', *'.join(SUFFIXES)}, got none")
+        raise FileNotFoundError(f"{root}: expected files named *{', *'.join(SUFFIXES)}, got none; encode the items again")
     for file in files:
         yield from _file(file)
 
@@ -195,7 +195,9 @@ def _file(path: Path) -> Iterator[Part]:
                 first += batch.num_rows
     except (arrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: expected a complete file of encoded rows, got one that is not: {reason}") from error
+        raise CheckpointError(
+            f"{path}: expected a complete file of encoded rows, got another: {reason}; encode again"
+        ) from error
 
 
 def _columns(part: Part, names: Iterable[str]) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def _columns(part: Part, names: Iterable[str]) -> dict[str, Any]:
         values = values.dictionary_decode() if hasattr(values, "dictionary_decode") else values
         if values.null_count:
             at = int(np.argmax(plain(values.is_null())))
-            raise ValueError(f"{part.place(at)}, column {name!r}: expected a value, got none")
+            raise ValueError(f"{part.place(at)}, column {name!r}: expected a value, got null; encode the items again")
         columns[name] = _typed(part, name, values)
     return columns
 

@@ -175,10 +175,10 @@ class Store:
         """Takes `rows` and `pages` back once `snapshot` and those before it, which alone read them, are gone."""
         self._retired.append((weakref.ref(snapshot), rows, pages))
 
-    def copy(self, view: View, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
-        """The rows of one snapshot in a new store, by ascending key, with an id map for ids of that kind."""
+    def copy(self, view: View, program: ItemProgram, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
+        """The rows of one snapshot, which `program` made, in a new store, by ascending key, with an id map of that kind."""
         keys, rows = view.items()
-        new = Store(self.program, capacity=capacity)
+        new = Store(program, capacity=capacity)
         for start in range(0, len(rows), self.program.batch_size):
             part = rows[start : start + self.program.batch_size]
             new.append(self.read(part), len(part))

@@ -19,8 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.data.cascade import STAGES
-from aif_jax.data.served import RECORD, features_from, names_of
+from aif_jax.data.cascade import RECORD, STAGES, features_from, names_of
 from aif_jax.encoding.capacity import new_rows
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.columns import Kind as ColumnKind
@@ -28,9 +27,8 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.hashing import hash_ids
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers.sources import Problems, Source, pyarrow
-from aif_jax.readers.tables import Codes, Scan, blocks
-from aif_jax.readers.validate import distinct_values, raw_values
-from aif_jax.service.log import frame_arrays, log_files
+from aif_jax.readers.tables import Codes, Scan, blocks, distinct_values, raw_values
+from aif_jax.service.log import log_files, logged_arrays
 from aif_jax.store.folders import new_folder
 
 logger = logging.getLogger(__name__)
@@ -358,7 +356,7 @@ class _Join:
         """Features of some requests by dotted name, with the encoder's places of history and the target's rows."""
         length, stacked = self.encoder.length, {}
         for at, record in enumerate(records):
-            for name, array in frame_arrays(record).items():
+            for name, array in logged_arrays(record).items():
                 if name not in stacked:
                     shape = (length,) if name.startswith("history.") else array.shape
                     stacked[name] = np.zeros((len(records), *shape), array.dtype)

@@ -17,21 +17,34 @@ Weighting = Literal["impressions", "mean"]
 
 
 class Averaged(NamedTuple):
-    """A mean over groups or lists, and over how many of them."""
+    """A mean over groups or lists, and over how many of them.
 
-    value: float  # NaN where `used` is 0
-    used: int  # groups or lists that have a value
-    left_out: int  # those without one: of one class only (GAUC), without a positive (HR, recall, NDCG)
+    Attributes:
+      value: the mean; NaN if `used` is 0.
+      used: groups or lists that have a value.
+      left_out: groups or lists without one: of one class only (GAUC), without a positive (HR, recall, NDCG).
+    """
+
+    value: float
+    used: int
+    left_out: int
 
 
 class Calibration(NamedTuple):
-    """Predicted against observed rates."""
+    """Predicted against observed rates.
 
-    ratio: float  # sum of probabilities / positives: 1 is right, above 1 predicts too much; NaN without a positive
-    error: float  # expected calibration error: mean over entries of |predicted - observed| of their bin
-    predicted: np.ndarray  # float64 [bins] mean probability, NaN where the bin is empty
-    observed: np.ndarray  # float64 [bins] share of positives, NaN where the bin is empty
-    entries: np.ndarray  # int64 [bins]
+    Attributes:
+      ratio: sum of probabilities over positives: above 1 predicts too much; NaN without a positive.
+      error: expected calibration error: mean over entries of |predicted - observed| of their bin.
+      predicted, observed: float64 [bins] mean probability and share of positives; NaN in an empty bin.
+      entries: int64 [bins].
+    """
+
+    ratio: float
+    error: float
+    predicted: np.ndarray
+    observed: np.ndarray
+    entries: np.ndarray
 
 
 def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
@@ -122,11 +135,16 @@ def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
 
 
 class Deciles(NamedTuple):
-    """Predicted against observed rates by bins of equal size, the lowest probabilities first."""
+    """Predicted against observed rates by bins of equal size, the lowest probabilities first.
 
-    predicted: tuple[float, ...]  # mean probability of each bin
-    observed: tuple[float, ...]  # share of positives
-    entries: tuple[float, ...]  # how many, or their weight
+    Attributes:
+      predicted, observed: mean probability and share of positives of each bin.
+      entries: how many entries a bin has, or their weight.
+    """
+
+    predicted: tuple[float, ...]
+    observed: tuple[float, ...]
+    entries: tuple[float, ...]
 
     @property
     def deviations(self) -> tuple[float, ...]:

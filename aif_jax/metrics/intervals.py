@@ -41,7 +41,11 @@ class ByUser(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A value and the bounds of its percentile interval; NaN where there is no user."""
+    """A value and the bounds of its percentile interval; NaN where there is no user.
+
+    Attributes:
+      value, low, high: the figure over all users, and bounds.
+    """
 
     value: float
     low: float
@@ -252,7 +256,7 @@ def plot_deciles(series: Mapping[str, Deciles], path: str | os.PathLike[str], *,
     with needs_extra("plots need matplotlib", "plots"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
-    expect(len(series) > 0, "plot_deciles series", "at least one", "none")
+    expect(len(series) > 0, "plot_deciles series", "at least one", "none; give deciles by name")
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     figure.suptitle(title)
     rate, ratio = figure.subplots(1, 2)

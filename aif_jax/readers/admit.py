@@ -14,8 +14,7 @@ from aif_jax.encoding.columns import Kind as ColumnKind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
 from aif_jax.readers.sources import Problems, Source
-from aif_jax.readers.tables import Scan, scan
-from aif_jax.readers.validate import distinct_values
+from aif_jax.readers.tables import Scan, distinct_values, scan
 
 
 def admit(
@@ -72,7 +71,7 @@ def admit(
     table = scan(events, kinds, problems, columns=columns, name="events")
     problems.expect_none()
     seconds = table.seconds(columns.time)
-    expect(len(seconds) or now is not None, "events", "at least one event, or now", "none")
+    expect(len(seconds) or now is not None, "events", "at least one event, or now", "none; give newer events")
     ones, named = np.ones(len(seconds), np.int64), {"user": columns.user, "item": columns.item}
     seen = {name: _counted(table, column, known[name], seconds, ones) for name, column in named.items()}
     wanted = set(capacity) - {"user", "item"}

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax.checks import check_encoding, expect
-from aif_jax.data.cascade import LOGGED, Cascade, from_columns
+from aif_jax.data.cascade import LOGGED, Cascade, ServedFeatures, features_from, from_columns, open_samples
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS as OF_LOG
 from aif_jax.data.events import EventLog
-from aif_jax.data.served import ServedFeatures, features_from, open_samples
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers.read import scan_columns

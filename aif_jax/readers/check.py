@@ -19,8 +19,7 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import bulk_of
 from aif_jax.encoding.times import readable
 from aif_jax.readers.sources import CAP, Problem, Problems, Source, Suspicion
-from aif_jax.readers.tables import Scan
-from aif_jax.readers.validate import EXAMPLES, Tables, Values, read_tables
+from aif_jax.readers.tables import EXAMPLES, Scan, Tables, Values, read_tables
 
 FILES: dict[str, File] = {"item": "items", "user": "users"}
 BLOCK = 1 << 22  # rows looked at in one go

@@ -20,8 +20,7 @@ from aif_jax.encoding.times import Ticks, break_ties
 from aif_jax.output.progress import hidden
 from aif_jax.readers.check import Repeats, profile_of
 from aif_jax.readers.sources import SKIPPED, Problems, Source, TextFile
-from aif_jax.readers.tables import Content, Scan, blocks, lookup, scan
-from aif_jax.readers.validate import Tables, raw_values, read_tables, validate
+from aif_jax.readers.tables import Content, Scan, Tables, blocks, lookup, raw_values, read_tables, scan, validate
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
@@ -208,13 +207,13 @@ def _options(
     expect(unknown in ("error", "skip"), "unknown", "'error' or 'skip'", repr(unknown))
     if columns is None:
         if encoder is None:
-            raise ValueError("columns: expected Columns, or an encoder that has them, got neither")
+            raise ValueError("columns: expected Columns, or an encoder that has them, got neither; give columns=")
         columns = encoder.columns
     if encoder is not None:
         same = encoder.columns == columns
         expect(same, "columns", f"those of the encoder, {encoder.columns}, or none", columns)
     if columns.content is not None and content is not None:
-        raise ValueError(f"content: expected Columns.content ({columns.content!r}) or content=, not both")
+        raise ValueError(f"content: expected it once, got content= and Columns.content={columns.content!r}; leave one out")
     named = (*columns.user_attributes, *columns.user_floats)
     given = users is not None or not named
     expect(given, "users", f"a file, because Columns names user columns {named}", None)

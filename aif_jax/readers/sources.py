@@ -219,7 +219,7 @@ def _characters(text: TextFile) -> Any:
     def translate(data: Any) -> bytes:
         nonlocal held
         if UNIT_SEPARATOR in bytes(data):
-            raise ValueError(f"{text.path}: expected text without the character {UNIT_SEPARATOR.decode()!r}, got some")
+            raise ValueError(f"{text.path}: expected text without {UNIT_SEPARATOR.decode()!r}, got some; use another separator")
         joined = (held + bytes(data)).replace(separator, UNIT_SEPARATOR)
         # a separator may go on in the next piece; the last piece is empty
         cut = max((k for k in range(len(separator)) if joined.endswith(separator[:k])), default=0) if len(data) else 0

@@ -265,7 +265,7 @@ def judge_service(
       degraded: how much larger the share of degraded answers may be than the old version's.
       failed: the same for failed requests.
       slowdown: most mean time of a request, as a multiple of the old version's.
-      requests: answers of the new version that a verdict needs; with fewer there is none.
+      requests: requests to the new version, failed ones too, that a verdict needs; with fewer there is none.
 
     Returns:
       Sentences: what, measured, bound; empty where the version may stay, or has had too few requests.
@@ -274,24 +274,26 @@ def judge_service(
       >>> line = 'aif_{}_total{{version="{}"}} {}\\n'
       >>> text = "".join(line.format(*each) for each in [("answered", "b" * 12, 200), ("degraded", "b" * 12, 50)])
       >>> judge_service(text, "b" * 64, "a" * 64)
-      ("25.0% of 200 answers were degraded, 0.0% of the old version's; bound: at most 5.0 points more",)
+      ("25.0% of 200 requests were degraded, 0.0% of the old version's; bound: at most 5.0 points more",)
     """
     counts = {version: _samples(text, version[:12]) for version in (new, old)}
-    answered = counts[new].get("aif_answered_total", 0.0)
-    if answered < requests:
+    asked = {
+        version: found.get("aif_answered_total", 0.0) + found.get("aif_failed_reason_total", 0.0)
+        for version, found in counts.items()
+    }
+    if asked[new] < requests:
         return ()
     reasons = []
 
     def share(version: str, name: str) -> float:
-        whole = counts[version].get("aif_answered_total", 0.0) + counts[version].get("aif_failed_reason_total", 0.0)
-        return counts[version].get(name, 0.0) / whole if whole else 0.0
+        return counts[version].get(name, 0.0) / asked[version] if asked[version] else 0.0
 
-    for what, name, bound in (("answers were degraded", "aif_degraded_total", degraded),
+    for what, name, bound in (("requests were degraded", "aif_degraded_total", degraded),
                               ("requests failed", "aif_failed_reason_total", failed)):  # fmt: skip
         now, before = share(new, name), share(old, name)
         if now - before > bound:
             than = f"{before:.1%} of the old version's; bound: at most {100 * bound:.1f} points more"
-            reasons.append(f"{now:.1%} of {answered:.0f} {what}, {than}")
+            reasons.append(f"{now:.1%} of {asked[new]:.0f} {what}, {than}")
     spent = [counts[version].get(f"aif_stage_seconds_{TOTAL}_mean", 0.0) for version in (new, old)]
     if spent[1] and spent[0] > slowdown * spent[1]:
         times = f"a request takes {spent[0] / spent[1]:.2f} times as long as with the old version"

@@ -109,7 +109,8 @@ def refresh(
     Args:
       current: served model: a snapshot store of exports (such as `out`), a folder that `aif.open` reads, or a `Trained`.
       events: files or tables of `read`: the new events, and earlier ones as far back as histories and `replay` shall reach. Or
-        a `Dataset` with an encoder.
+        a `Dataset` with an encoder: for vocabularies of fixed size, one read with the encoder that `readers.admit` made of the
+        served model's.
       out: snapshot store of exports, see `connectors.SnapshotStore`: what `aif-jax serve OUT --mirror DIR` follows. Reports go
         to the store OUT/reports.
       items, users: files or tables of `read`; None with a `Dataset`.
@@ -243,7 +244,7 @@ def _inputs(job: Job, current: Trained | str | Path, read_data: Callable[[Traine
         served = _Served.load(job, current)
         data = read_data(served.trained)
     own, newer = served.trained.need_encoder("refresh").vocabularies, data.encoder.vocabularies  # type: ignore[union-attr]
-    sizes = {name: {"before": len(own[name]) - 1, "after": len(newer[name]) - 1} for name in own}
+    sizes = {name: {"before": len(own[name].raw), "after": len(newer[name].raw)} for name in own}
     record = {"digest": data.digest, "events": len(data.log), "vocabularies": sizes, "seconds": seconds}
     more = ", ".join(f"{each['after'] - each['before']:,} of {name}" for name, each in sizes.items())
     job.step("read", lambda _: record | {"line": f"{len(data.log):,} events; new ids: {more}"})

@@ -67,7 +67,8 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, seed
 
     Args:
       trained: model with an encoder.
-      encoder: what `grown` returned.
+      encoder: what `grown` returned, or `readers.admit` for vocabularies of fixed size, where the row of an id that went starts
+        new.
       catalogue: items of `encoder`.
       seed: seed of new rows, and of what is fitted on the catalogue: that of the model's own training keeps its signatures.
 
@@ -78,7 +79,8 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, seed
     for name in (a.name for a in (*old.schema.item_attributes, *old.schema.user_attributes)):
         vocabulary = old.vocabularies[name]
         lacks = vocabulary.raw[new_rows(vocabulary, encoder.vocabularies[name])[vocabulary.rows] < 0]
-        expect(not len(lacks), f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
+        known = encoder.vocabularies[name].fixed or not len(lacks)  # with a fixed size ids also go
+        expect(known, f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
     carried = carry_over(trained, encoder, key=jax.random.key(seed))
     fitted = fit_tables(carried.config, catalogue, seed=seed)
     return Trained(carried.model, carried.params | {"fitted": fitted}, carried.encoder)

@@ -2,9 +2,9 @@
 
     processes.py  process.py                      the processes, and one of them
     http.py  inference.py  rpc.py                 fronts: bytes in, bytes out
-        frame.py  arrow.py  calls.py              one form of calls and problems for all of them
+        tensors.py  calls.py                      one form of calls and problems for all of them
                   core.py                         `Service`: versions, limits, observers, answers
-    models.py  exports.py  nearline.py  features.py    versions of a folder or a store; what a call's user becomes
+    models.py  exports.py  features.py              versions of a folder or a store; what a call's user becomes
               log.py  observers.py                what an operator sees
     client.py  shards.py                          for callers
 

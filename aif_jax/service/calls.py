@@ -99,12 +99,12 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
       [7, 9]
     """
     if unknown := [str(name) for name in fields if name not in FIELDS]:
-        raise BadCall(unknown[0][:MOST_TEXT], f"expected one of the fields {', '.join(FIELDS)}")
+        raise BadCall(unknown[0][:MOST_TEXT], f"expected one of the fields {', '.join(FIELDS)}, got {unknown[0][:80]!r}")
     given = {name: value for name, value in fields.items() if value is not None}
     if "user" not in given:
-        raise BadCall("user", "expected an integer or a string, got none")
+        raise BadCall("user", "expected an integer or a string, got none; send the user's id")
     if "features" in given and ("events" in given or "record" in given):
-        raise BadCall("features", "expected either encoded features or a raw record and events, got both")
+        raise BadCall("features", "expected either encoded features or a raw record and events, got both; send one of them")
     budget = given.get("budget")
     if budget is not None and not (_is_number(budget) and 0 < budget < sys.float_info.max):
         raise BadCall("budget", f"expected more than 0 seconds, got {_shown(budget)}")

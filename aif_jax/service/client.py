@@ -11,7 +11,7 @@ import urllib.parse
 from typing import Any
 
 from aif_jax.checks import expect
-from aif_jax.service import frame
+from aif_jax.service import tensors
 
 HEADER = "x-aif-user"
 """Header of HTTP, or metadata of gRPC, that a consistent hash reads; `Client` sends it with every call."""
@@ -114,7 +114,7 @@ class Client:
         return self.post("/v1/prepare", fields)
 
     def post(self, path: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """Sends a frame and reads one.
+        """Sends a call in tensors and reads the answer.
 
         Raises:
           ServiceError: the service, or a proxy before it, answered with an error.
@@ -137,11 +137,11 @@ class Client:
         raise AssertionError("unreachable: the last try returns or raises")
 
     def send(self, path: str, fields: dict[str, Any]) -> None:
-        """Sends a frame, for whoever asks several services at once; `receive` reads the answer. Raises OSError."""
-        headers = {"content-type": frame.CONTENT_TYPE}
+        """Sends a call, for whoever asks several services at once; `receive` reads the answer. Raises OSError."""
+        headers = {"content-type": tensors.CONTENT_TYPE}
         if isinstance(user := fields.get("user"), int | str):
             headers[HEADER] = affinity_key(user)
-        body = frame.pack(fields)
+        body = tensors.pack(fields)
         try:
             self._connection.request("POST", path, body, self._headers | headers)
         except BaseException:
@@ -161,7 +161,7 @@ class Client:
             self._connection.sock.settimeout(self._timeout)
         if status != 200:
             raise ServiceError(status, _error(body, status))
-        return frame.unpack(body) if kind == frame.CONTENT_TYPE else json.loads(body)
+        return tensors.unpack(body) if kind == tensors.CONTENT_TYPE else json.loads(body)
 
     def request(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None

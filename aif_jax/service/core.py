@@ -27,7 +27,7 @@ from aif_jax.serving import Candidates, Ranking, Request, Scores
 from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Answer
 from aif_jax.types import Streamed, UserFeatures
-from aif_jax.user_table.program import unpack
+from aif_jax.user_table.rows import unpack
 
 SECONDS = 300.0
 MOST = 20_000

@@ -2,6 +2,7 @@
 
     root/current            a line for each version that serves: FOLDER [sha256=DIGEST] [share=0.1]
     root/2026-11-26/        an export, as `export.save` wrote it
+    root/deltas/NAME/       deltas that stand on an export or on one another, in the order of their names
 
 The first line has the share that the others leave. The file is replaced by one rename, so a reader sees all of it or none.
 """
@@ -22,6 +23,8 @@ from aif_jax.export.consume.files import MANIFEST
 from aif_jax.store.folders import new_file
 
 CURRENT = "current"
+DELTAS = "deltas"
+"""Folder of the deltas, in a store of exports and in a served folder, see `export.Delta`."""
 CURRENT_BYTES = 1 << 16
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -52,7 +55,7 @@ def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
             text = file.read(CURRENT_BYTES + 1).decode("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
-            f"{root}: expected an exported folder, or folders with a file {CURRENT!r}, got neither"
+            f"{root}: expected an exported folder, or folders with a file {CURRENT!r}, got neither; write one: aif-jax export"
         ) from None
     return parse_current(text)
 
@@ -97,7 +100,7 @@ def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
     root, lines = Path(root), []
     for entry in (entry if isinstance(entry, ExportEntry) else ExportEntry(entry) for entry in entries):
         if not (root / entry.folder / MANIFEST).is_file():
-            raise FileNotFoundError(f"{root / entry.folder}: expected an exported folder, got none")
+            raise FileNotFoundError(f"{root / entry.folder}: expected an exported folder, got none; write one: aif-jax export")
         words = [f"sha256={entry.sha256}"] if entry.sha256 else []
         lines.append(" ".join([entry.folder, *words, *([f"share={entry.share:.6f}"] if entry.share and lines else [])]))
     text = "\n".join(lines) + "\n"
@@ -146,16 +149,27 @@ class Mirror:
         self.store, self.folder, self.failures = store, Path(folder), 0
         self._keep, self._poll = keep, poll
         self._name: str | None = None
+        self._deltas, self._delta = store.below(DELTAS), None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def update(self) -> str:
-        """Fetches the current export, if it is another one; returns its name. Raises what `SnapshotStore.fetch` raises."""
+        """Fetches the current export, if it is another one, and deltas that are new; returns the name of the export.
+
+        Raises what `SnapshotStore.fetch` raises.
+        """
         if self._name is None or self.store.current() != self._name:
             fetched = self.store.fetch(self.folder)
             publish(self.folder, [fetched.name])
             self._name = fetched.name
             self._remove_old()
+        if (newest := self._deltas.current()) != self._delta:
+            there, names = self.folder / DELTAS, self._deltas.names()
+            for name in names:
+                self._deltas.fetch(there, name)
+            for name in set(self._deltas.names_in(there)) - set(names):
+                shutil.rmtree(there / name, ignore_errors=True)
+            self._delta = newest
         return self._name
 
     def __enter__(self) -> Mirror:

@@ -113,7 +113,7 @@ class UserSource:
 
     def _raw(self, record: Any, events: Any, now: Any) -> UserFeatures:
         if self._encoder is None:
-            raise BadCall("events", "expected encoded features: the exported model has no encoder for raw ones")
+            raise BadCall("events", "expected encoded features, got raw ones, for which the exported model has no encoder")
         moment = self.clock() if now is None else now
         try:
             none = isinstance(events, Mapping) and not events
@@ -152,7 +152,7 @@ class UserSource:
             try:
                 array = value if isinstance(value, np.ndarray) else _listed(value, leaf.dtype)
             except (TypeError, ValueError, OverflowError) as error:
-                raise BadCall(f"features.{name}", f"expected {np.dtype(leaf.dtype).name}: {error}") from None
+                raise BadCall(f"features.{name}", str(error)) from None
             arrays.append(self._fitted(array) if name.startswith(HISTORY) else array)
         features = dataclasses.replace(jax.tree.unflatten(self._tree, arrays), encoding=call.encoding)
         try:
@@ -174,7 +174,7 @@ class UserSource:
 def candidates_from(call: Call) -> Candidates:
     """The candidates of a call; BadCall where it has none."""
     if call.candidates is None:
-        raise BadCall("candidates", "expected item ids, got none")
+        raise BadCall("candidates", "expected item ids, got none; send candidates")
     return call.candidates
 
 
@@ -182,8 +182,8 @@ def _listed(value: Any, dtype: Any) -> np.ndarray:
     """JSON numbers as an array of exactly that dtype: no fraction or overflow is rounded away."""
     array, wanted = np.asarray(value), np.dtype(dtype)
     if array.dtype.kind not in {"b": "b", "i": "iu", "f": "iuf"}[wanted.kind] and array.size:
-        raise TypeError(f"got {array.dtype.name}")
+        raise TypeError(f"expected {wanted.name}, got {array.dtype.name}")
     made = array.astype(wanted)
     if wanted.kind == "i" and array.size and not np.array_equal(made, array):
-        raise ValueError("got integers of more than 32 bits")
+        raise ValueError("expected integers of 32 bits, got larger ones")
     return made

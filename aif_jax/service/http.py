@@ -1,4 +1,4 @@
-"""The HTTP front, a plain ASGI application: frames, Arrow or JSON to /v1/rank, /v1/score and /v1/prepare; metrics, the page."""
+"""The HTTP front, a plain ASGI application: tensors, Arrow or JSON to /v1/rank, /v1/score, /v1/prepare; metrics, the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aif_jax.service import arrow, frame
+from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Call, Failure, parse, reported
 from aif_jax.service.core import Service, explain, rank_fields, score_fields, to_json
 from aif_jax.service.observers import PARENT
@@ -67,7 +67,7 @@ PAGE_HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
 )
-READERS = {frame.CONTENT_TYPE: frame.unpack, arrow.CONTENT_TYPE: arrow.unpack, JSON: frame.parse_json}
+READERS = {tensors.CONTENT_TYPE: tensors.unpack, tensors.ARROW: tensors.unpack_arrow, JSON: tensors.parse_json}
 PATIENCE = 0.005  # seconds of a call before anyone looks whether its caller is still there
 PAUSE = 1.0  # seconds before a call that found too many others is tried again
 LINGER = 1.0  # seconds for a caller to read an answer that came before the end of its body
@@ -311,5 +311,5 @@ def _fields(asked: Asked, fields: dict[str, Any]) -> Response:
     """An answer in the form of the question."""
     if asked.kind == JSON:
         return json_response(fields)
-    pack = arrow.pack if asked.kind == arrow.CONTENT_TYPE else frame.pack
+    pack = tensors.pack_arrow if asked.kind == tensors.ARROW else tensors.pack
     return Response(200, asked.kind, pack(fields))

@@ -16,30 +16,21 @@ Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a mod
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.encoding.vocabulary import string_array
-from aif_jax.service import rpc
+from aif_jax.service import rpc, tensors
 from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, parse, reported
 from aif_jax.service.core import Service, rank_fields, score_fields, to_json
-from aif_jax.service.frame import parse_json
 from aif_jax.service.http import JSON, Asked, Response, json_response
 from aif_jax.store.version import __version__
 
-DATATYPES = {
-    "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1",
-    "UINT16": "<u2", "UINT32": "<u4", "FP32": "<f4", "FP64": "<f8",
-}  # fmt: skip
-NAMES = {np.dtype(code).name: name for name, code in DATATYPES.items()}
 MODEL = "preranking"
 EXTENSIONS = ("binary_tensor_data", "parameters")
 SCALARS = ("user", "k", "order", "now", "feature_version", "budget")
 GROUPS = ("features", "record", "events")
-MOST_TENSORS = 256
 
 
 class Inferred(NamedTuple):
@@ -115,78 +106,6 @@ def chosen(outputs: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np
     return {name: outputs[name] for name in names} if names else outputs
 
 
-def datatype(array: np.ndarray) -> str:
-    """The protocol's name of a dtype."""
-    return NAMES.get(array.dtype.name, "BYTES")
-
-
-def to_bytes(array: np.ndarray) -> bytes:
-    """A tensor's raw contents."""
-    if datatype(array) != "BYTES":
-        return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
-    return b"".join(len(text).to_bytes(4, "little") + text for text in (each.encode() for each in array.tolist()))
-
-
-def expect_shape(name: str, kind: Any, shape: Any) -> list[int]:
-    """Sizes of a tensor; raises BadCall for what cannot be one."""
-    sizes = shape if isinstance(shape, list) else []
-    good = isinstance(shape, list) and len(sizes) <= 4 and all(type(size) is int and 0 <= size < 1 << 40 for size in sizes)
-    if not good or not isinstance(kind, str) or (kind not in DATATYPES and kind != "BYTES"):
-        expected = f"a datatype among {', '.join(DATATYPES)}, BYTES and sizes of 0 or more"
-        raise BadCall(name, f"expected {expected}, got {kind!r:.40} and {shape!r:.80}")
-    return sizes
-
-
-def from_bytes(name: str, kind: str, shape: list[int], raw: bytes) -> np.ndarray:
-    """A tensor from its raw contents; raises BadCall."""
-    count = math.prod(shape)
-    if kind == "BYTES":
-        return _texts(name, _split(name, raw, count)).reshape(shape)
-    dtype = np.dtype(DATATYPES[kind])
-    if len(raw) != count * dtype.itemsize:
-        raise BadCall(name, f"expected {count * dtype.itemsize} bytes for {kind}{shape}, got {len(raw)}")
-    if kind == "BOOL" and (np.frombuffer(raw, np.uint8) > 1).any():
-        raise BadCall(name, "expected bytes 0 and 1 of BOOL")
-    return np.frombuffer(raw, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
-
-
-def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -> np.ndarray:
-    """A tensor from a flat list of plain values; raises BadCall."""
-    count = math.prod(shape)
-    if len(values) != count:
-        raise BadCall(name, f"expected {count} values for {shape}, got {len(values)}")
-    if kind == "BYTES":
-        if strange := [value for value in values if not isinstance(value, str | bytes)]:
-            raise BadCall(name, f"expected texts for BYTES, got {strange[0]!r:.80}")
-        return _texts(name, values).reshape(shape)
-    wanted = {"B": bool, "I": int, "U": int}.get(kind[0], (int, float))
-    if not all(isinstance(value, wanted) and (kind == "BOOL" or not isinstance(value, bool)) for value in values):
-        raise BadCall(name, f"expected values of {kind}, got {values!r:.80}")
-    try:
-        return np.array(values, np.dtype(DATATYPES[kind]).newbyteorder("=")).reshape(shape)
-    except (OverflowError, ValueError) as error:
-        raise BadCall(name, f"expected values of {kind}: {error}") from None
-
-
-def _split(name: str, raw: bytes, count: int) -> list[bytes]:
-    parts, start = [], 0
-    while start < len(raw) and len(parts) <= count:
-        size = int.from_bytes(raw[start : start + 4], "little")
-        start += 4
-        parts.append(raw[start : start + size])
-        start += size
-    if start != len(raw) or len(parts) != count:
-        raise BadCall(name, f"expected {count} texts, each after its length in 4 bytes, got {len(raw)} bytes of something else")
-    return parts
-
-
-def _texts(name: str, values: Sequence[Any]) -> np.ndarray:
-    try:
-        return string_array([value.decode() if isinstance(value, bytes) else value for value in values])
-    except UnicodeDecodeError as error:
-        raise BadCall(name, f"expected UTF-8: {error.reason}") from None
-
-
 def _scalar(array: np.ndarray, name: str) -> Any:
     if array.size != 1:
         raise BadCall(name, f"expected one value, got shape {list(array.shape)}")
@@ -198,7 +117,6 @@ def _column(array: np.ndarray) -> Any:
 
 
 LENGTH = b"inference-header-content-length"
-OCTETS = "application/octet-stream"
 
 
 class InferenceRest:
@@ -247,10 +165,11 @@ class InferenceRest:
     async def _infer(self, asked: Asked, version: str) -> Response:
         length = asked.headers.get(LENGTH)
         if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(asked.body)):
-            raise BadCall("inference-header-content-length", f"expected at most the {len(asked.body)} bytes of the body")
+            expected = f"expected at most the {len(asked.body)} bytes of the body, got {length[:20]!r}"
+            raise BadCall("inference-header-content-length", expected)
         end = len(asked.body) if length is None else int(length)
-        head, data = parse_json(asked.body[:end]), asked.body[end:]
-        inputs = _inputs(head.get("inputs"), data)
+        head, data = tensors.parse_json(asked.body[:end]), asked.body[end:]
+        inputs = tensors.arrays_from(head.get("inputs"), data)
         call_id = head.get("id", "")
         wanted, binary = _outputs(head)
         answer = await infer(self._service, version=version, call_id=call_id, inputs=inputs)
@@ -259,50 +178,15 @@ class InferenceRest:
             fields["id"] = call_id
         outputs, parts = [], []
         for name, array in chosen(answer.outputs, wanted).items():
-            entry: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
             if binary.get(name, binary[""]):
-                parts.append(to_bytes(array))
-                entry["parameters"] = {"binary_data_size": len(parts[-1])}
+                parts.append(tensors.to_bytes(array))
+                outputs.append(tensors.described(name, array, parts[-1]))
             else:
-                entry["data"] = to_json(array)
-            outputs.append(entry)
+                outputs.append(tensors.described(name, array) | {"data": to_json(array)})
         text = json.dumps(fields | {"outputs": outputs}).encode()
         if not parts:
             return Response(200, JSON, text)
-        return Response(200, OCTETS, text + b"".join(parts), ((LENGTH, str(len(text)).encode()),))
-
-
-def _inputs(listed: Any, data: bytes) -> dict[str, np.ndarray]:
-    """Tensors by name; those with `binary_data_size` take their bytes from the data, in order."""
-    if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
-        raise BadCall("inputs", f"expected a list of at most {MOST_TENSORS} tensors")
-    tensors: dict[str, np.ndarray] = {}
-    for entry in listed:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or name in tensors:
-            raise BadCall("inputs", "expected tensors with different names")
-        kind: Any = entry.get("datatype")
-        shape = expect_shape(name, kind, entry.get("shape"))
-        parameters = entry.get("parameters") or {}
-        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
-        if size is None:
-            tensors[name] = from_values(name, kind, shape, _flat(name, entry.get("data"), 4))
-        elif type(size) is int and 0 <= size <= len(data):
-            tensors[name], data = from_bytes(name, kind, shape, data[:size]), data[size:]
-        else:
-            raise BadCall(name, f"expected binary_data_size of at most the {len(data)} bytes that are left")
-    if data:
-        raise BadCall("body", f"expected the bytes of the inputs, got {len(data)} more")
-    return tensors
-
-
-def _flat(name: str, values: Any, depth: int) -> list[Any]:
-    """A flat list of nested lists, row by row."""
-    if not isinstance(values, list):
-        raise BadCall(name, "expected `data`, a list, or `binary_data_size`")
-    if depth and values and isinstance(values[0], list):
-        return [value for row in values for value in _flat(name, row, depth - 1)]
-    return values
+        return Response(200, tensors.CONTENT_TYPE, text + b"".join(parts), ((LENGTH, str(len(text)).encode()),))
 
 
 def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
@@ -310,11 +194,11 @@ def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
     parameters = head.get("parameters")
     binary = {"": isinstance(parameters, dict) and parameters.get("binary_data_output") is True}
     names, listed = [], head.get("outputs", [])
-    if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
-        raise BadCall("outputs", f"expected a list of at most {MOST_TENSORS} tensors")
+    if not isinstance(listed, list) or len(listed) > tensors.MOST_TENSORS:
+        raise BadCall("outputs", f"expected a list of at most {tensors.MOST_TENSORS} tensors, got {type(listed).__name__}")
     for entry in listed:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise BadCall("outputs", "expected tensors with names")
+            raise BadCall("outputs", f"expected tensors with names, got {entry!r:.80}")
         names.append(entry["name"])
         inner = entry.get("parameters")
         if isinstance(inner, dict) and "binary_data" in inner:
@@ -369,11 +253,11 @@ class InferenceRpc:
             inputs["budget"] = np.array([left])
         answer = await infer(self._service, version=given.model_version, call_id=given.id, inputs=inputs)
         outputs = chosen(answer.outputs, [output.name for output in given.outputs])
-        described = [{"name": n, "datatype": datatype(a), "shape": list(a.shape)} for n, a in outputs.items()]
         parameters = {name: {PARAMETERS[type(value)]: value} for name, value in answer.parameters.items()}
         return _made(
             "ModelInferResponse", model_name=MODEL, model_version=answer.version, id=given.id, parameters=parameters,
-            outputs=described, raw_output_contents=[to_bytes(array) for array in outputs.values()],
+            outputs=[tensors.described(*output) for output in outputs.items()],
+            raw_output_contents=[tensors.to_bytes(array) for array in outputs.values()],
         )  # fmt: skip
 
 
@@ -382,16 +266,17 @@ def _made(kind: str, /, **fields: Any) -> Any:
 
 
 def _message_inputs(listed: Sequence[Any], raw: Sequence[bytes]) -> dict[str, np.ndarray]:
-    if len(listed) > MOST_TENSORS or (raw and len(raw) != len(listed)):
-        raise BadCall("inputs", f"expected at most {MOST_TENSORS}, raw contents for all of them or for none")
-    tensors: dict[str, np.ndarray] = {}
+    if len(listed) > tensors.MOST_TENSORS or (raw and len(raw) != len(listed)):
+        expected = f"at most {tensors.MOST_TENSORS}, raw contents for all or none"
+        raise BadCall("inputs", f"expected {expected}, got {len(listed)} and {len(raw)}")
+    arrays: dict[str, np.ndarray] = {}
     for at, tensor in enumerate(listed):
-        name, shape = tensor.name, expect_shape(tensor.name, tensor.datatype, list(tensor.shape))
-        if name in tensors:
+        name, shape = tensor.name, tensors.expect_shape(tensor.name, tensor.datatype, list(tensor.shape))
+        if name in arrays:
             raise BadCall("inputs", f"expected tensors with different names, got {name[:200]!r} twice")
         if raw:
-            tensors[name] = from_bytes(name, tensor.datatype, shape, raw[at])
+            arrays[name] = tensors.from_bytes(name, tensor.datatype, shape, raw[at])
         else:
             values = list(getattr(tensor.contents, CONTENTS[tensor.datatype]))
-            tensors[name] = from_values(name, tensor.datatype, shape, values)
-    return tensors
+            arrays[name] = tensors.from_values(name, tensor.datatype, shape, values)
+    return arrays

@@ -23,7 +23,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.readers.sources import pyarrow
-from aif_jax.service import frame
+from aif_jax.service import tensors
 from aif_jax.service.calls import Call, Limits, parse, problem_of
 from aif_jax.service.core import Observed, Service
 from aif_jax.service.models import Models
@@ -59,8 +59,8 @@ class LogRecord(NamedTuple):
     reason: str | None
     stages: str  # seconds by stage, JSON
     encoding: str
-    features: bytes | None  # encoded, a frame of arrays by dotted name; None of an earlier call's state, and of a row of users
-    raw: bytes | None  # record, events and now of the call, a frame; None for a call without
+    features: bytes | None  # encoded, tensors by dotted name; None of an earlier call's state, and of a row of users
+    raw: bytes | None  # record, events and now of the call, as tensors.pack writes; None for a call without
     exclude: Any = None  # ids that were not to be ranked, int64 [E]; None of texts, and for a call without, as in older files
     exclude_texts: list[str] | None = None
 
@@ -172,10 +172,11 @@ def record_of(seen: Observed) -> LogRecord:
     logits = answer.logits[answer.mask] if isinstance(answer, Ranking) else answer.logits
     candidates = seen.candidates
     given = {"record": call.record, "events": call.events, "now": seen.now if call.now is None else call.now}
-    raw = None if call.record is None and call.events is None else frame.pack(_packed(given))
+    known = {name: value for name, value in given.items() if value is not None}
+    raw = tensors.pack(known) if known.keys() - {"now"} else None
     features = None
     if seen.features is not None and isinstance(seen.features.history, Behaviours):
-        features = frame.pack({k: np.asarray(v) for k, v in leaves_by_path(seen.features, separator=".").items()})
+        features = tensors.pack({k: np.asarray(v) for k, v in leaves_by_path(seen.features, separator=".").items()})
     return LogRecord(
         id=call.id, time=time.time(), method=seen.method, version=answer.version, user=json.dumps(call.user), k=call.k,
         order=call.order or "", candidates=_of(candidates.ids, "i"), candidate_texts=_of(candidates.ids, "T"),
@@ -196,7 +197,9 @@ def read_log(path: str | Path) -> Iterator[LogRecord]:
             expect(not missing, str(file), "the columns of a request log", f"none of {missing}")
             columns = [name for name in LogRecord._fields if name in table.schema_arrow.names]
             for batch in table.iter_batches(1024, columns=columns):
-                yield from (LogRecord(**row) for row in batch.to_pylist())
+                for row in batch.to_pylist():
+                    _current(row["features"] or row["raw"] or b"")
+                    yield LogRecord(**row)
         except arrow.ArrowException as error:
             raise ValueError(f"{file}: expected a request log: {error}") from error
 
@@ -206,7 +209,7 @@ def log_files(path: str | Path) -> list[Path]:
     path = Path(path)
     files = sorted(path.glob("requests-*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
-        raise FileNotFoundError(f"{path}: expected a request log, got none")
+        raise FileNotFoundError(f"{path}: expected a request log, got none; write one: aif-jax serve --log DIR")
     return files
 
 
@@ -255,11 +258,6 @@ def _bytes(values: list[Any]) -> int:
             else:
                 waiting += value
     return size
-
-
-def _packed(given: dict[str, Any]) -> dict[str, Any]:
-    """Fields that a frame takes."""
-    return {name: value for name, value in given.items() if value is not None}
 
 
 ROOM = Limits(candidates=1 << 24, events=1 << 24)
@@ -373,7 +371,7 @@ async def _replay(records: Any, service: Service) -> Replay:
             count += 1
             if record.features is not None and call.features is None:
                 now = leaves_by_path(features, separator=".")
-                for name, logged in frame_arrays(record.features).items():
+                for name, logged in logged_arrays(record.features).items():
                     if name in now:
                         fields.setdefault(name, Field()).note(logged, np.asarray(now[name]))
             _compare(record, call, answer.logits, overlaps, pairs)
@@ -393,20 +391,25 @@ def call_of(record: LogRecord) -> Call | None:
     exclude = record.exclude if record.exclude_texts is None else record.exclude_texts
     fields: dict[str, Any] = {"user": json.loads(record.user), "candidates": candidates, "exclude": exclude, "id": record.id}
     if record.raw is not None:
-        fields |= frame.unpack(record.raw)
+        fields |= tensors.unpack(record.raw)
     elif record.features is not None:
-        fields |= {"features": frame_arrays(record.features), "encoding": record.encoding}
+        fields |= {"features": logged_arrays(record.features), "encoding": record.encoding}
     else:
         return None
     return parse(fields, ROOM)
 
 
-def frame_arrays(raw: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a frame by dotted name."""
-    flat: dict[str, np.ndarray] = {}
-    for name, value in frame.unpack(raw).items():
-        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
+def logged_arrays(raw: bytes) -> dict[str, np.ndarray]:
+    """Arrays of a record by dotted name; raises ValueError."""
+    head, _, data = _current(raw).partition(b"\n")
+    return tensors.arrays_from(tensors.parse_json(head).get("tensors"), data)
+
+
+def _current(raw: bytes) -> bytes:
+    if raw[:4] == b"AIF1":
+        expected = "records of tensors, got frames of a release before 0.2; read them with that release, or start a new log"
+        raise ValueError(f"request log: expected {expected}")
+    return raw
 
 
 def _compare(record: LogRecord, call: Call, logits: np.ndarray, overlaps: list[float], pairs: list[Any]) -> None:

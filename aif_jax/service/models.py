@@ -1,4 +1,11 @@
-"""The model versions of a service: loaded and compiled while others serve, verified, swapped, kept, retired."""
+"""The model versions of a service: loaded and compiled while others serve, verified, swapped, kept, retired.
+
+What nearline jobs write between two exports, and a service follows: snapshots of the index, rows of users.
+
+root/000001-0000000042/            a snapshot of `aif-jax index follow` or of a `UserTableWriter`; the newest one serves
+root/2026-11-26/000001-.../        the same for the export of that name, where several versions serve
+root/2026-11-26/users/             rows of users within the export of that name, as `aif.refresh` publishes them
+"""
 
 from __future__ import annotations
 
@@ -10,22 +17,99 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from aif_jax.connectors.fetch import Reads
 from aif_jax.connectors.records import FeatureSource
-from aif_jax.export import Restored, restore
-from aif_jax.export.consume.files import MANIFEST
+from aif_jax.connectors.valkey import open_client
+from aif_jax.export import Delta, Restored, restore
+from aif_jax.export.delta import Chain
 from aif_jax.index import ItemIndex
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
-from aif_jax.service.exports import ExportEntry, path_of, read_current
+from aif_jax.service.exports import DELTAS, ExportEntry, path_of, read_current
 from aif_jax.service.features import UserSource
-from aif_jax.service.nearline import Nearline, Written, newer, progress_in, table_in
 from aif_jax.serving import AsyncPreRanker, ServingConfig
-from aif_jax.user_table import UserTable
+from aif_jax.store.codec import Storage
+from aif_jax.store.sealed import MANIFEST, is_complete
+from aif_jax.store.snapshots import snapshots
+from aif_jax.store.trained import Trained
+from aif_jax.user_table import RemoteRows, UserTable
+from aif_jax.user_table.rows import NONE
+
+USERS = "users"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nearline:
+    """Where the jobs write.
+
+    Attributes:
+      index: folder of index snapshots that `aif-jax index follow` writes, of the one version or one in it for each export's
+        name; None serves the index of the export.
+      users: rows of users for calls that bring an id alone: folder of snapshots of a `UserTable`, as for `index`, or redis://
+        URL; None for none.
+    """
+
+    index: Path | None = None
+    users: str | Path | None = None
+
+
+Table = TypeVar("Table", ItemIndex, UserTable)
+
+
+class Written(NamedTuple):
+    """What a nearline job wrote and a service reads."""
+
+    path: Path | None  # of the snapshot; None for rows in a server
+    seconds: float  # when it was written, since 1970; of rows in a server, the partition that was written longest ago
+    positions: Mapping[int, int]  # in the stream, by partition
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was written."""
+        return max(0.0, time.time() - self.seconds)
+
+
+def newest(root: Path, folder: str, *, inside: str = "") -> Path:
+    """The newest snapshot for the export in `folder`, first that `inside` the export. FileNotFoundError where there is none."""
+    for place in (*([root / folder / inside] if inside else []), root / folder, root):
+        if is_complete(place):
+            return place
+        if found := snapshots(place):
+            return found[-1]
+    raise FileNotFoundError(
+        f"{root}: expected snapshots of {folder or 'the export'} or of every version, got none; start the job"
+    )
+
+
+def newer(kind: type[Table], root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[Table, Written] | None:
+    """The newest `ItemIndex` or `UserTable` of a model, unless it is the one before. Raises what `newest` and `load` raise."""
+    path = newest(root, folder, inside=USERS if kind is UserTable else "")
+    if before is not None and path == before.path:
+        return None
+    table, positions = kind.load(path, trained), kind.inspect(path).positions
+    seconds = (path / MANIFEST).stat().st_mtime  # never before the snapshot before it, even if its writer's clock was set back
+    return table, Written(path, seconds if before is None else max(seconds, before.seconds), positions)
+
+
+def table_in(server: str, trained: Trained, *, storage: Storage) -> UserTable:
+    """Rows of a model's users in a server, `redis://HOST:PORT/DATABASE`. Raises ImportError without its client."""
+    client = open_client(server, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
+    table = UserTable(trained, storage=storage)
+    table.rows = RemoteRows(client, version=trained.version, width=table.row_bytes // 4)
+    return table
+
+
+def progress_in(table: UserTable) -> Written | None:
+    """How far the rows in a server are; None before the first one. Raises what its client raises."""
+    assert isinstance(table.rows, RemoteRows)
+    found = table.rows.progress()
+    positions = {partition: each.position for partition, each in found.items() if each.position > NONE}
+    return Written(None, min(each.seconds for each in found.values()), positions) if found else None
+
 
 logger = logging.getLogger(__name__)
 LEAST_PREFIX = 8  # digits of a version that a caller may give in place of all 64
@@ -40,11 +124,12 @@ class Served:
     restored: Restored
     engine: AsyncPreRanker
     users: UserSource
-    exported: float  # when its manifest was written, in seconds since 1970
+    exported: float  # when the manifest of the export, or of the last delta, was written, in seconds since 1970
     loaded: float  # when it could serve first
     difference: float  # from the golden outputs
     index_from: Written | None = None  # the nearline snapshot of the index; None for that of the export
     table_from: Written | None = None  # the nearline job of users' rows; None for none, or for rows of unknown age
+    deltas: int = 0  # that it has on top of the export
 
     @property
     def version(self) -> str:
@@ -109,6 +194,7 @@ class Models:
         self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
         self._only, self._keep, self._poll = only, max(1, keep), poll
         self._nearline = nearline or Nearline()
+        self._chain = Chain(self.root / DELTAS)
         self._entries: list[ExportEntry] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._follower: asyncio.Task[None] | None = None
@@ -117,8 +203,9 @@ class Models:
         """Loads what serves and begins to follow. Raises what `restore` raises, or ValueError for an export without index."""
         await self._serve(read_current(self.root, only=self._only))
         try:
+            await self._apply_deltas()
             await self._refresh()
-        except Exception as error:  # of an index that comes later: that of the export serves
+        except Exception as error:  # of an index or a delta that comes later: those of the export serve
             self._failed(error)
         moves = self._only is None and self._entries[0].folder
         if moves or self._nearline != Nearline():
@@ -145,7 +232,7 @@ class Models:
                 return served
             place -= share
         if not self.shares:
-            raise UnknownVersion("no version serves")
+            raise UnknownVersion("version: expected one that serves, got none; try again once the service is ready")
         return self.shares[0][1]  # rounding of the shares
 
     def named(self, version: str) -> Served:
@@ -162,7 +249,7 @@ class Models:
         before = self.held[0] if self.held else None
         restored, difference, exported = await asyncio.to_thread(self._restore, entry, before)
         if restored.index is None:
-            raise ValueError(f"{path_of(self.root, entry)}: expected an export with an index, got one without")
+            raise ValueError(f"{path_of(self.root, entry)}: expected an export with an index, got one without; add --index")
         trained = restored.trained
         config, orders = trained.config, dict(restored.manifest.get("orders", {}))
         table, table_from = await asyncio.to_thread(self._table, entry, restored)
@@ -192,6 +279,56 @@ class Models:
         assert found is not None
         return found
 
+    async def _apply_deltas(self) -> None:
+        """Moves each version that serves to the end of the chain that stands on it. Raises what `Delta.apply` raises."""
+        for place in range(len(self.shares)):
+            served = self.shares[place][1]
+            root = served.restored.manifest["version"]
+            deltas = await asyncio.to_thread(self._chain.on, root)
+            if deltas and self._nearline.index is not None:
+                got = "that of a nearline job; publish a full refresh, or start the service without --index"
+                raise ValueError(f"{next(iter(deltas.values()))}: expected the index of the export under a delta, got {got}")
+            versions = [root, *deltas]
+            if served.version not in versions:  # another chain began on the export
+                served = self._take(place, await self.load(served.entry))
+            if paths := [deltas[version] for version in versions[versions.index(served.version) + 1 :]]:
+                served = self._take(place, await self._moved(served, paths))
+                logger.info("version %s of %s serves, delta %d", served.version[:12], served.entry.folder, served.deltas)
+
+    def _take(self, place: int, served: Served) -> Served:
+        """Serves a version in place of another one of the same export."""
+        self.shares[place] = (self.shares[place][0], served)
+        self.held = [served, *self.held]
+        self.publishes += 1
+        self._close_old()
+        return served
+
+    async def _moved(self, served: Served, paths: Sequence[Path]) -> Served:
+        """The version behind some deltas, in an engine with the same compiled functions; the one before serves until then."""
+
+        def apply() -> tuple[int, Restored, UserTable | None]:
+            number, parts = 0, (served.restored.trained, served.restored.index, served.users.table)
+            for path in paths:
+                delta = Delta.load(path)
+                number, parts = delta.number, delta.apply(*parts)
+            trained, index, table = parts
+            return number, dataclasses.replace(served.restored, trained=trained, index=index), table
+
+        number, restored, table = await asyncio.to_thread(apply)
+        trained, config = restored.trained, served.engine.config
+        users = UserSource(
+            trained.config.schema, trained.config.history_length, trained.encoder, self.reads, table, config.since_lengths
+        )
+        engine = AsyncPreRanker(
+            trained, restored.index,
+            features=users.fetch, retrieval=users.candidates, config=config, compiled_from=served.engine,
+        )  # fmt: skip
+        await engine.__aenter__()
+        written = (paths[-1] / MANIFEST).stat().st_mtime
+        return dataclasses.replace(
+            served, restored=restored, engine=engine, users=users, exported=written, loaded=time.time(), deltas=number
+        )
+
     async def _refresh(self) -> None:
         """Takes over newer snapshots of nearline jobs. Raises what `newer` raises."""
         index, users = self._nearline.index, self._nearline.users
@@ -216,7 +353,7 @@ class Models:
 
     async def _serve(self, entries: Sequence[ExportEntry]) -> None:
         """Swaps to these versions, all of them or none."""
-        known = {(served.entry.folder, served.entry.sha256): served for served in self.held}
+        known = {(served.entry.folder, served.entry.sha256): served for served in reversed(self.held)}  # the latest of each
         loaded: list[Served] = []
         try:
             for entry in entries:
@@ -231,7 +368,12 @@ class Models:
         self.problem = None
         for served in loaded:
             logger.info("version %s of %s serves", served.version[:12], served.entry.folder or self.root)
-        while len(self.held) > max(self._keep, len(loaded)):
+        self._close_old()
+
+    def _close_old(self) -> None:
+        """Drains the engines of versions beyond `keep`."""
+        serving = [served for _, served in self.shares]
+        while len(self.held) > max(self._keep, len(serving)):
             task = asyncio.get_running_loop().create_task(self.held.pop().engine.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -244,6 +386,7 @@ class Models:
                 entries = await asyncio.to_thread(read_current, self.root, only=self._only)
                 if entries != self._entries:
                     await self._serve(entries)
+                await self._apply_deltas()
                 await self._refresh()
                 wait, self.problem = self._poll, None
             except Exception as error:  # of folders that others write: what serves goes on
@@ -271,6 +414,7 @@ class Models:
                 "user_table_positions": None if served.table_from is None else served.table_from.positions,
                 "objectives": list(served.objectives),
                 "loaded": served.loaded,
+                "deltas": served.deltas,
                 "items": len(served.restored.index or ()),
                 "golden_difference": served.difference,
                 "blocks": [block.name for block in served.restored.trained.config.blocks],

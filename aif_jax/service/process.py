@@ -259,7 +259,7 @@ class Listening:
         drain, most = (self.drain_delay, self.drain_timeout), (self.connections, self.keep_alive)
         expect(min(drain) >= 0, "drain", "0 seconds or more", drain)
         expect(min(most) >= 1, "connections, keep_alive", "at least 1", most)
-        expect(self.token != "", "token", "None or some text", "none")
+        expect(self.token != "", "token", "None or some text", "an empty text")
 
 
 GrpcServer = Callable[[Service, Listening], Any]

@@ -21,8 +21,7 @@ from aif_jax.service import inference, rpc
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.inference import InferenceRest, InferenceRpc
 from aif_jax.service.log import RequestLog
-from aif_jax.service.models import Models
-from aif_jax.service.nearline import Nearline
+from aif_jax.service.models import Models, Nearline
 from aif_jax.service.observers import Shadow, Traces
 from aif_jax.service.process import Listening, bind, run
 from aif_jax.serving import ServingConfig

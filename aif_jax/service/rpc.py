@@ -127,7 +127,7 @@ def _user(user: Any) -> dict[str, Any]:
 def _id(given: Any, field: str) -> Any:
     which = given.WhichOneof("id")
     if which is None:
-        raise BadCall(field, "expected a number or a text, got none")
+        raise BadCall(field, "expected a number or a text, got none; set one of them")
     return getattr(given, which)
 
 
@@ -144,7 +144,7 @@ def _candidates(given: Any, field: str = "candidates") -> dict[str, Any]:
         given = kind(f"{PACKAGE}.Candidates", packed=True).FromString(plain.SerializeToString())
     ids, bids = _numbers(given.ids, field, "<i8"), _numbers(given.bids, "bids", "<f4")
     if len(ids) and given.texts:
-        raise BadCall(field, "expected ids or texts, got both")
+        raise BadCall(field, "expected ids or texts, got both; set one of them")
     return {"candidates": list(given.texts) if given.texts else ids} | ({"bids": bids} if len(bids) else {})
 
 
@@ -180,7 +180,7 @@ def _tensor(tensor: Any, name: str) -> np.ndarray:
     if len(tensor.data) != count * dtype.itemsize:
         raise BadCall(f"features.{name}", f"expected {count * dtype.itemsize} bytes for {shape}, got {len(tensor.data)}")
     if dtype.kind == "b" and tensor.data.translate(None, b"\0\1"):
-        raise BadCall(f"features.{name}", "expected bytes 0 and 1 of a bool")
+        raise BadCall(f"features.{name}", f"expected bytes 0 and 1 of a bool, got {tensor.data[:8]!r}")
     return np.frombuffer(tensor.data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
@@ -236,7 +236,7 @@ class PreRanking:
             while batch is not None:
                 room -= len(batch.ids)
                 if room < 0:
-                    raise BadCall("candidates", f"expected at most {self._limits.candidates} in all batches")
+                    raise BadCall("candidates", f"expected at most {self._limits.candidates} in all, got more; send fewer")
                 if len(batch.ids):
                     yield batch
                 raw = await anext(parts, None)

@@ -166,7 +166,7 @@ class ShardedClient:
                 if error.field != "version":
                     raise
                 continue  # a shard does not hold it
-            return {**answers, **asked} if not gone else _without(answers | asked, gone), missing | gone
+            return {place: each for place, each in (answers | asked).items() if place not in gone}, missing | gone
         shown = ", ".join(
             f"{answer['version'][:12]} of shard {place}" for place, answer in answers.items() if answer["version"]
         )
@@ -286,7 +286,3 @@ def _expect_some_finite(answers: Answers, some: bool) -> None:
     errors = [answer["error"] for answer in answers.values() if "error" in answer]
     if errors and not some:
         raise errors[0]
-
-
-def _without(answers: Answers, places: Mapping[int, Any]) -> Answers:
-    return {place: answer for place, answer in answers.items() if place not in places}

@@ -8,10 +8,12 @@ from aif_jax.serving.config import ServingConfig, geometric
 from aif_jax.serving.engine import AsyncPreRanker
 from aif_jax.serving.metrics import prometheus_text
 from aif_jax.serving.requests import (
+    Answer,
     CallableError,
     Candidates,
     DeadlineExceeded,
     EngineClosed,
+    Logits,
     NonFiniteScores,
     Overloaded,
     Ranking,
@@ -23,7 +25,7 @@ from aif_jax.serving.users import StateKey, StateStore
 
 __all__ = [
     "AsyncPreRanker", "ServingConfig", "geometric",
-    "Request", "Candidates", "Ranking", "Scores",
+    "Request", "Candidates", "Ranking", "Scores", "Answer", "Logits",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "CallableError", "NonFiniteScores",
     "Timeline", "prometheus_text",
     "StateStore", "StateKey",

@@ -70,6 +70,7 @@ class AsyncPreRanker:
         self.config = config = config or ServingConfig()
         self.model = model = trained.model
         self._first: tuple[Trained, Any] | None = (trained, index)
+        self._before = None if compiled_from is None else compiled_from._current
         self._current: Version | None = None
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._publishing = asyncio.Lock()
@@ -112,8 +113,9 @@ class AsyncPreRanker:
         """
         if self._first is None:
             raise EngineClosed("an engine starts once: make a new one")
-        first, self._first = self._first, None
-        self._serve(await asyncio.to_thread(build_version, self._programs, *first, self.config, self._orders))
+        (trained, index), before = self._first, self._before
+        self._first = self._before = None
+        self._serve(await self._built(trained, index, self._orders, before))
         self._metrics.scoring = self._programs.warm_seconds  # until requests tell
         self._admission.open = True
         return self
@@ -126,7 +128,7 @@ class AsyncPreRanker:
 
         Calls of `features` and `retrieval` that never return are left behind; they keep neither `close` nor the process.
         """
-        self._first = None
+        self._first = self._before = None
         await self._admission.drain()
         await self._users.close()
         await asyncio.to_thread(self._scorer.close)
@@ -154,7 +156,7 @@ class AsyncPreRanker:
         async with self._publishing:
             known = self._orders if orders is None else self._orders_of(orders)
             known.expect(self.config.order, given=True)
-            version = await asyncio.to_thread(build_version, self._programs, trained, index, self.config, known)
+            version = await self._built(trained, index, known, self._current)
             self._orders = known
             self._serve(version)
             self._metrics.counters["publishes"] += 1
@@ -172,6 +174,9 @@ class AsyncPreRanker:
             check_version(index, version.name)
             version.snapshot = await asyncio.to_thread(next_snapshot, self._programs, version, index, self.config)
             self._metrics.counters["index_updates"] += 1
+
+    async def _built(self, trained: Trained, index: Any, orders: Orders, before: Version | None) -> Version:
+        return await asyncio.to_thread(build_version, self._programs, trained, index, self.config, orders, before=before)
 
     def _orders_of(self, given: Mapping[str, str]) -> Orders:
         config = self.config

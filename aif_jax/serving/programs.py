@@ -29,8 +29,8 @@ from aif_jax.store import codec
 from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, Streamed, UserFeatures
-from aif_jax.user_table.program import pack as pack_memory
-from aif_jax.user_table.program import unpack as unpack_memory
+from aif_jax.user_table.rows import pack as pack_memory
+from aif_jax.user_table.rows import unpack as unpack_memory
 
 logger = logging.getLogger(__name__)
 LOGIT, BID = "logit", "bid"
@@ -56,7 +56,7 @@ class Orders(NamedTuple):
         expect(order in self.names, "Request.order", f"one of {[LOGIT, *self.names]}", repr(order))
         lacks = self.bid in self.expressions[self.names.index(order)].side and not given and not self.in_row
         expected = f"bids with the candidates or {self.bid!r} in schema.side"
-        expect(not lacks, f"order {order!r}", expected, "neither")
+        expect(not lacks, f"order {order!r}", expected, "neither; send bids, or take another order")
 
     def mode(self, order: str, *, given: bool) -> int:
         """The number of an order in the compiled program."""

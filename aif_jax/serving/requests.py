@@ -70,7 +70,12 @@ def expect_budget(budget: Any, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidates:
-    """What retrieval gives: item ids [C] and, where the candidates carry them, bids float32 [C]."""
+    """What retrieval gives: item ids [C] and, where the candidates carry them, bids float32 [C].
+
+    Attributes:
+      ids: item ids [C], int64 or strings, as raw data have them.
+      bids: float32 [C], or None.
+    """
 
     ids: np.ndarray
     bids: np.ndarray | None = None
@@ -141,6 +146,10 @@ class Timeline:
     Stages: `features` (fetch) and `user` (upload and user function), or `shared` (a state of another replica); `retrieval`;
     then, with the candidates there, `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`,
     `upload`, `score` (interaction and top-k on the device), `fetch`; `critical` (candidates there -> answer ready) and `total`.
+
+    Attributes:
+      arrival: time of `time.perf_counter` at which the request arrived, in seconds.
+      spans: (stage, start, end) with seconds since the arrival.
     """
 
     arrival: float = dataclasses.field(default_factory=time.perf_counter)
@@ -167,7 +176,7 @@ class Meaning(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What every answer says of itself.
+    """Fields that `Ranking` and `Scores` share.
 
     Attributes:
       version: version of the model and index that scored.
@@ -191,7 +200,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Logits(Answer):
-    """An answer with logits, and the probabilities that they are of.
+    """Logits and probabilities that `Ranking` and `Scores` share.
 
     Attributes:
       logits: float32 [C], or [C, T] of T objectives; -inf where the mask is false.

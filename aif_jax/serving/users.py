@@ -32,11 +32,16 @@ measured with JAX 0.10 on CPU (a state of one array of 64 bytes takes 2.5 kB, on
 
 
 class StateKey(NamedTuple):
-    """What a state depends on."""
+    """What a state depends on.
+
+    Attributes:
+      user, version: user id, and version of the model.
+      feature_version: version of the features; None if unknown: then the state is valid for a while only.
+    """
 
     user: Hashable
-    feature_version: Hashable  # None: of no known version, valid for a while only
-    version: str  # of the model
+    feature_version: Hashable
+    version: str
 
 
 class CacheEntry(NamedTuple):

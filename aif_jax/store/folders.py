@@ -154,7 +154,7 @@ def _work_folders(directory: Path) -> list[tuple[Path, str]]:
 
 def _expect_nothing(target: Path) -> None:
     if os.path.lexists(target):
-        raise FileExistsError(f"{target}: expected a new folder, but something is there; it stays as it is")
+        raise FileExistsError(f"{target}: expected a new folder, but something is there; name another, or remove it")
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
     path = local(path)
     if not path.is_dir():
         hint = "".join(f"; {work} is being written, or was left by a save that was killed" for work in unfinished(path)[:1])
-        raise FileNotFoundError(f"{path}: expected a snapshot, found nothing{hint}")
+        raise FileNotFoundError(f"{path}: expected a snapshot, found nothing{hint}; {rebuild}")
     if not (path / MANIFEST).is_file():
         if (path / METADATA_FILE).is_file():
             raise CheckpointError(f"{path}: expected the format {format!r}, got one of an earlier version; {rebuild}")
@@ -112,7 +112,7 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
                 good = good and leaf["dtype"] in files.DTYPE_NAMES and all(map(files.is_size, leaf["shape"]))
             nest(dict.fromkeys(arrays))  # no array is a group too
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: {MANIFEST}: expected its arrays and file, got others: {error!r}") from error
+            raise CheckpointError(f"{path}: {MANIFEST}: expected arrays and file, got others: {error!r}; {rebuild}") from error
         if not good or not nbytes(manifest) <= entry["bytes"] <= memory():
             limit = f"a file of at most {memory()} bytes, the memory of this machine, that holds its arrays"
             raise CheckpointError(f"{path}: {MANIFEST}: expected {limit}, it lists {reprlib.repr(entry)}; {rebuild}")
@@ -140,7 +140,7 @@ def read(path: str | Path, *, format: str, like: Any = None, rebuild: str = "wri
     templates = leaves_by_path(like)
     got, expected = ({name: describe(leaf) for name, leaf in leaves.items()} for leaves in (arrays, templates))
     if lines := mismatches(got, expected, source="snapshot"):
-        raise CheckpointError(f"{path}: does not fit the template:\n{listed(lines)}\n{rebuild}")
+        raise CheckpointError(f"{path}: does not fit the template; {rebuild}:\n{listed(lines)}")
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in templates])
 
 
@@ -203,7 +203,7 @@ def read_record(path: Path, what: str) -> dict[str, Any]:
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise TornRecord(f"{path}: expected {what}, got none: {error!r}") from error
     if digest != seal(record):
-        raise CheckpointError(f"{path}: the record was altered: expected the sha256 {seal(record)}, got {digest}")
+        raise CheckpointError(f"{path}: the record was altered: expected the sha256 {seal(record)}, got {digest}; restore it")
     return record
 
 

@@ -4,7 +4,12 @@ A snapshot on disk records a position for each partition: it holds every update 
 `resume` reads the newest complete snapshot, and the caller replays each partition after its position; updates that it holds
 already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
 
-One writer owns a directory, see `lease.py`; snapshots are named by the number of their owner and a count, and so sort by age.
+One writer owns a directory, see `Lease`; snapshots are named by the number of their owner and a count, and so sort by age.
+
+One writer for a directory: a lock with an owner, whose number rises with every owner.
+
+Every owner claims the next number by making the file `.owner-NUMBER`, and locks it until it ends, however it ends. Where a lock
+says nothing (no locks, a takeover), the highest number owns the directory, and a writer checks that at every save.
 """
 
 from __future__ import annotations
@@ -12,12 +17,16 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
 import operator
+import os
 import re
 import reprlib
+import socket
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -28,10 +37,87 @@ from aif_jax.config import Config
 from aif_jax.store import sealed
 from aif_jax.store.codec import STORAGES, Storage
 from aif_jax.store.folders import CheckpointError, local, memory, remove_folder, remove_unfinished
-from aif_jax.store.lease import Lease
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.trees import differences, listed
+
+CLAIM = re.compile(r"\.owner-(\d+)")
+
+
+class WriterConflict(RuntimeError):
+    """Another writer owns the directory: a second one is refused, the one that lost it saves nothing more."""
+
+
+class Lease:
+    """The right to write into a directory, until `release` or the end of object or process; `number` is 0 before `take`."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.number = 0
+        self._close: Callable[[], Any] = lambda: None
+
+    def take(self, *, above: int = 0, takeover: bool = False) -> None:
+        """Becomes the owner, with a number above `above`; `takeover` takes it from a living owner. WriterConflict otherwise."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        before = self._claims()
+        last = max(before, default=0)
+        if last and not takeover and _locked(before[last]):
+            raise WriterConflict(f"{self.directory}: {_described(before[last], last)} is writing here; stop it first")
+        number = max(last, above) + 1
+        path = self.directory / f".owner-{number:06d}"
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        except FileExistsError:
+            raise WriterConflict(f"{self.directory}: another writer has just started; stop it first") from None
+        self._close = weakref.finalize(self, os.close, descriptor)
+        with contextlib.suppress(OSError):  # a file system without locks: there the number alone decides
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}).encode())
+        self.number = number
+        self.check()
+        for path in before.values():
+            path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raises WriterConflict unless this is the owner."""
+        if not self.number:
+            raise WriterConflict(f"{self.directory}: this writer is closed; resume to go on")
+        claims = self._claims()
+        last = max(claims, default=0)
+        if last > self.number:
+            owner = _described(claims[last], last)
+            raise WriterConflict(
+                f"{self.directory}: {owner} took over; this writer (owner {self.number}) saves no more; stop it"
+            )
+
+    def release(self) -> None:
+        """Lets the next owner in."""
+        self.number = 0
+        self._close()
+
+    def _claims(self) -> dict[int, Path]:
+        matches = ((CLAIM.fullmatch(path.name), path) for path in self.directory.iterdir())
+        return {int(match[1]): path for match, path in matches if match}
+
+
+def _locked(path: Path) -> bool:
+    """Whether the process that made a claim holds it."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as claim:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # a file system without locks: not held
+            return isinstance(error, BlockingIOError)
+    return False
+
+
+def _described(path: Path, number: int) -> str:
+    try:
+        owner = json.loads(path.read_text())
+        return f"process {owner['process']} on {owner['host']} (owner {number}, since {owner['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"owner {number}"
+
 
 SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
 LAST, LAST_PARTITION = 2**63 - 1, 2**31 - 1  # what int64 positions and int32 partitions hold, as Kafka's do
@@ -42,19 +128,7 @@ Made = TypeVar("Made", bound="Manifest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest(abc.ABC):
-    """The manifest of a snapshot on disk, without its arrays; rows belong to one model.
-
-    Attributes:
-      version: version of params, config and encoder that made the rows.
-      config: with its schema.
-      encoding: version of the encoder, "" where there was none.
-      storage: storage of vectors.
-      batch_size: rows in one run of the function that made them.
-      positions: in the update stream, by partition: every update up to there is in, none after it.
-      library: version of aif_jax that wrote it.
-      leaves: dtype and shape of each array by path.
-      nbytes: bytes of the arrays.
-    """
+    """The manifest of a snapshot on disk, without its arrays; rows belong to one model. Fields: `index.Manifest`."""
 
     version: str
     config: Config
@@ -123,7 +197,7 @@ class Manifest(abc.ABC):
         """Raises unless the snapshot was made by this model: ValueError, EncodingMismatch, VersionMismatch."""
         if self.config != trained.config:
             lines = differences(self.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
-            raise ValueError(f"{path}: config or schema other than the model's; {self.REBUILD}:\n{listed(lines)}")
+            raise ValueError(f"{path}: expected config and schema of the model, got others; {self.REBUILD}:\n{listed(lines)}")
         check_encoding(f"{self.NOUN} in {path}", expected=trained.encoding, got=self.encoding)
         if self.version != trained.version:
             raise VersionMismatch(f"{self.NOUN} in {path}", expected=trained.version, got=self.version)
@@ -230,7 +304,7 @@ class SnapshotWriter:
         """
         directory = local(directory)
         if not (there := snapshots(directory)):
-            raise FileNotFoundError(f"{directory}: no complete snapshot")
+            raise FileNotFoundError(f"{directory}: expected a complete snapshot, got none; begin with {cls.__name__}.start")
         lease = Lease(directory)
         lease.take(above=_number(there[-1])[0], takeover=takeover)
         try:

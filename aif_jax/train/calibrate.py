@@ -77,7 +77,7 @@ def calibrate(
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
-    expect(len(positions) > 0, "positions", "at least one held-out event", "none")
+    expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
     if weights is not None:
         weights = np.asarray(weights, np.float64)
         expected, got = f"one for each of {len(positions)} positions", f"shape {list(weights.shape)}"
@@ -89,7 +89,7 @@ def calibrate(
     where = lists.rows > 0
     objectives, labels = parse_objectives(model.config.objectives), lists.labels
     if not isinstance(labels, dict):
-        expect(len(objectives) <= 1, "labels", "those of every objective by name", "one array")
+        expect(len(objectives) <= 1, "labels", "those of every objective by name", "one array; give them by name")
         labels = {objectives[0].name if objectives else "": labels}
     names = [(objective.name, objective.given) for objective in objectives] or [(next(iter(labels)), None)]
     parts = []

@@ -255,7 +255,7 @@ def grow_vocabulary(
     groups = {"item_attributes": schema.item_attributes, "user_attributes": schema.user_attributes}
     known = [attribute.name for group in groups.values() for attribute in group]
     if name not in known:
-        raise KeyError(f"no attribute {name!r} in the schema; it has {known}")
+        raise KeyError(f"attribute: expected one of {known}, got {name!r}")
     table = jnp.asarray(params["embedding"][name])
     old = table.shape[0]
     if size < old and rows is None:

@@ -235,7 +235,7 @@ def evaluate(
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
-    expect(len(positions) > 0, "positions", "at least one held-out event", "none")
+    expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
     repeats = bool(data.repeats if repeats is None else repeats)
     source = sampled_before(data, positions, repeats=repeats) if candidates is None else candidates
     lists = source(positions, SampleKey(seed, 0, 0))
@@ -284,10 +284,10 @@ def by_objective(
     """(name, raw logits, calibrated logits, labels [R, C]) of every objective over all candidates; ValueError for none."""
     texts = model.config.objectives
     if not isinstance(labels, dict):
-        expect(len(texts) <= 1, "labels", f"those of {list(objective_names(texts))} by name", "one array")
+        expect(len(texts) <= 1, "labels", f"those of {list(objective_names(texts))} by name", "one array; give them by name")
         yield next(iter(texts), ""), scores, probable, labels
         return
-    expect(len(texts) > 0, "Config.objectives", f"names among those of the labels {sorted(labels)}", "none")
+    expect(len(texts) > 0, "Config.objectives", f"names among those of the labels {sorted(labels)}", "none; name them")
     lacking = [name for name in objective_names(texts) if name not in labels]
     expect(not lacking, "labels", f"those of {list(objective_names(texts))}", f"none of {lacking}, but {sorted(labels)}")
     whole = [array if len(texts) > 1 else array[..., None] for array in (scores, probable)]

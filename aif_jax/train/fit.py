@@ -38,9 +38,11 @@ from aif_jax.scores import GROUP, objective_names, with_calibration
 from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
 from aif_jax.store.version import fingerprint
+from aif_jax.train.distill import Teacher, distilled
 from aif_jax.train.evaluate import by_objective, evaluate
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
+from aif_jax.train.sequence import SequenceLoss
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, Cascaded, Impressions, NextItem, Task
 from aif_jax.trees import differences, listed
@@ -211,6 +213,8 @@ class FitSettings:
     first_test: int
     loss: str
     optimizer: str
+    sequence_loss: str | None = None
+    teacher: str | None = None
     epochs: int = 1
     batch_size: int = 256
     learning_rate: float = 3e-3
@@ -254,7 +258,7 @@ class FitSettings:
         """A dict of plain JSON values; `from_json` reads it back."""
         task = {"name": type(self.task).__name__} | dataclasses.asdict(self.task)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"task": task}
-        for field in ("since", "start", "replay"):  # as in records of runs from before there were these, which go on
+        for field in ("since", "start", "replay", "sequence_loss", "teacher"):  # as in records of runs from before, which go on
             if not values[field]:
                 del values[field]
         return json.loads(json.dumps(values))
@@ -333,6 +337,8 @@ def train(
     *,
     folder: Path,
     loss: LossFn,
+    sequence_loss: SequenceLoss | None,
+    teacher: Teacher | None,
     start: Params | None,
     optimizer: optax.GradientTransformation | None,
     sparse: SparseConfig | None,
@@ -345,10 +351,11 @@ def train(
     samples = samples_of(data, settings)
     say(samples_line(samples, settings), progress=progress)
     say(repeats_line(data, settings.repeats), progress=progress)
+    source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
     feed = Pipeline(
         dataset=data,
         positions=training_positions(data, settings),
-        candidates=task.source(data, before=settings.first_validation, repeats=settings.repeats),
+        candidates=source if teacher is None else distilled(source, teacher, data),
         config=config,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
@@ -371,7 +378,8 @@ def train(
     if processes.several():
         mesh = sharding.row_mesh()
         state, place = sharding.place_state(state, mesh), partial(sharding.place_batch, mesh=mesh)
-    step = make_step(model, optimizer, loss=loss, sparse=sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
+    given: dict[str, Any] = {"loss": loss, "sequence_loss": sequence_loss, "sparse": sparse}
+    step = make_step(model, optimizer, compute_dtype=jnp.dtype(settings.compute_dtype), **given)
     with checkpoints_of(folder, settings) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
         number, log = int(state.step), JsonLines(folder / LOG)
@@ -527,7 +535,7 @@ def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     try:
         settings = FitSettings.from_json(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}") from error
+        raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}; restore it") from error
     with checkpoints_of(folder, settings) as checkpoints:
         return settings, calibrated(folder, final(checkpoints, settings))
 
@@ -547,8 +555,8 @@ def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
     try:
         made = {name: np.asarray(value, np.float32) for name, value in record[GROUP].items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: expected the calibration of a run, got none: {error!r}") from error
+        raise CheckpointError(f"{file}: expected the calibration of a run, got none: {error!r}; remove it") from error
     if record["version"] != saved.version:
-        raise CheckpointError(f"{file}: expected the calibration of version {saved.version}, got that of {record['version']}")
+        raise CheckpointError(f"{file}: expected that of version {saved.version}, got that of {record['version']}; remove it")
     params = with_calibration(saved.params, made)
     return dataclasses.replace(saved, params=params, version=fingerprint(params, saved.config, saved.encoder))

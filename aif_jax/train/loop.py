@@ -256,7 +256,7 @@ def loop(
       ValueError: checkpoints without a config, or a policy that does not exist.
     """
     if (checkpoints is None) != (config is None):
-        raise ValueError("checkpoints, config: expected both or none: a checkpoint holds the config of its model")
+        raise ValueError("checkpoints, config: expected both or none, got one: a checkpoint holds the config of its model")
     expect(on_bad_batch in ("stop", "skip"), "on_bad_batch", "'stop' or 'skip'", repr(on_bad_batch))
     expect(min(log_every, save_every) >= 1, "log_every, save_every", "at least 1", f"{log_every} and {save_every}")
     number = int(state.step)

@@ -20,10 +20,10 @@ et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.
         Goal(0.2 * margin_info_nce(margin=0.5), "stage"),  # how far each candidate came
     )
 
-`losses.distill_listwise` is the third of them. All read a target for each candidate: the ranker's score, or the stage.
+`losses.distill_listwise` and `lcron` are others. All read a target for each candidate: the ranker's score, or the stage.
 
 Sources: the weights of pairs are LambdaRank's, Burges 2010; InfoNCE, van den Oord et al. 2018 (arXiv 1807.03748), with an
-additive margin, Wang et al. 2018 (arXiv 1801.05599).
+additive margin, Wang et al. 2018 (arXiv 1801.05599); survival through a cascade, LCRON (arXiv 2503.09492).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Loss:
         loss = self._with(options) if options else self
         if scores is None:
             if where is not None or log_q is not None:
-                raise TypeError(f"{self!r}: expected scores and targets with where and log_q, got none")
+                raise TypeError(f"{self!r}: expected scores and targets with where and log_q, got none; pass both")
             return loss
         return loss.part(scores, targets, None, where=where, log_q=log_q)
 
@@ -412,6 +412,73 @@ def pairwise_ndcg(
     total = jnp.sum(weight, axis=(-1, -2))
     lost = jnp.sum(weight * -jax.nn.log_sigmoid(gap), axis=(-1, -2))
     return lost / jnp.where(total > 0, total, jnp.ones_like(total))
+
+
+@term(lists, targets="teacher_scores")
+def lcron(
+    scores: jax.Array,
+    teacher_scores: jax.Array,
+    where: jax.Array,
+    log_q: jax.Array,
+    *,
+    k: int = 10,
+    single: float = 1.0,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """The ranker's k best must survive this stage and the ranker: the mean over candidates, then over lists.
+
+    BCE(p_i r_i, y_i) + single * BCE(p_i, y_i), y_i = 1 for the ranker's k best
+
+    p_i and r_i are the probabilities that candidate i is among the first k in a soft order of this stage and of the ranker:
+    NeuralSort's P_r = softmax(((n + 1 - 2 r) s - sum_j |s - s_j|) / t) for places r = 1 to n, its columns scaled to sum 1.
+    The product is the lower bound of survival in LCRON (Wang et al., ICML 2025, arXiv 2503.09492), and the second term its loss
+    of one stage. The ranker is fixed here, so it gets no gradient; in the paper it is trained too, with learned weights of the
+    terms. NeuralSort: Grover et al. 2019 (arXiv 1903.08850). C^2 numbers a list.
+
+    Args:
+      scores: logits of this stage [..., C].
+      teacher_scores: the ranker's scores, higher is better [..., C].
+      where: bool, true where a candidate counts.
+      log_q: not read.
+      k: places that the ranker fills; lists of at most k candidates add nothing.
+      single: weight of the second term.
+      temperature: t > 0, of both orders.
+
+    Example:
+      >>> ranker = jnp.array([[3.0, 2.0, 1.0, 0.0]])
+      >>> bool(lcron(9 * ranker, 9 * ranker, k=2) < 0.1 < lcron(-9 * ranker, 9 * ranker, k=2))
+      True
+    """
+    teacher = jax.lax.stop_gradient(teacher_scores)
+    above = (teacher[..., :, None] > teacher[..., None, :]) & where[..., :, None] & where[..., None, :]
+    best = jnp.sum(above, axis=-2) < k
+    ours, rankers = (_survival(values, where, k, temperature) for values in (scores, teacher))
+
+    def lost(probability: jax.Array) -> jax.Array:
+        return -jnp.where(best, jnp.log(probability + TINY), jnp.log(1 - probability + TINY))
+
+    count = jnp.sum(where, axis=-1)
+    each = jnp.where(where, lost(ours * rankers) + single * lost(ours), jnp.zeros_like(ours))
+    mean = jnp.sum(each, axis=-1) / jnp.maximum(count, 1).astype(each.dtype)
+    return jnp.where(count > k, mean, jnp.zeros_like(mean))
+
+
+TINY = 1e-6  # keeps the logarithm of a probability finite
+
+
+def _survival(scores: jax.Array, where: jax.Array, k: int, temperature: float) -> jax.Array:
+    """The probability [..., C] of being among the first k of a soft order; 0 where not valid."""
+    both = where[..., :, None] & where[..., None, :]
+    zero = jnp.zeros((), scores.dtype)
+    apart = jnp.sum(jnp.where(both, jnp.abs(scores[..., :, None] - scores[..., None, :]), zero), axis=-1)
+    count = jnp.sum(where, axis=-1)[..., None, None]
+    place = jnp.arange(1, scores.shape[-1] + 1).reshape((1,) * (scores.ndim - 1) + (-1, 1))
+    weight = (count + 1 - 2 * place).astype(scores.dtype)
+    valid = jnp.broadcast_to(where[..., None, :], both.shape) & (place <= count)
+    order = _log_softmax((weight * scores[..., None, :] - apart[..., None, :]) / temperature, valid)
+    order = jnp.where(valid, jnp.exp(order), zero)
+    whole = jax.lax.stop_gradient(jnp.sum(order, axis=-2))
+    return jnp.sum(order[..., :k, :], axis=-2) / jnp.where(whole > 0, whole, jnp.ones_like(whole))
 
 
 @term(lists, targets="stages")

@@ -43,6 +43,7 @@ from aif_jax.train.optimizers import (
     unique_ids,
     update_rows,
 )
+from aif_jax.train.sequence import SequenceLoss
 from aif_jax.train.tasks import Goals
 from aif_jax.types import Array, Params, record
 
@@ -139,6 +140,13 @@ LossFn: TypeAlias = Loss | Goals | Callable[..., jax.Array]
 the batch has it."""
 ScoresFn: TypeAlias = Callable[[Any, Batch], jax.Array]
 """(params, batch) -> scores [B, C]."""
+AuxiliaryFn: TypeAlias = Callable[[Any, Batch], jax.Array]
+"""(params, part of a batch) -> what it adds to the loss []; samples without a candidate add nothing."""
+
+
+def nothing(params: Any, batch: Batch) -> jax.Array:
+    """No auxiliary loss."""
+    return jnp.zeros(())
 
 
 def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
@@ -150,40 +158,41 @@ def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
 
 
 def loss_and_gradient(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, auxiliary: AuxiliaryFn = nothing
 ) -> tuple[jax.Array, Any]:
     """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples."""
     if part is not None and isinstance(loss, Loss | Goals):
-        return _scored_once(scores_of, params, batch, loss, part)
+        return _scored_once(scores_of, params, batch, loss, part, auxiliary)
 
     def loss_of(scores: jax.Array) -> jax.Array:
         correction = {} if batch.log_q is None else {"log_q": batch.log_q}
         return loss(scores, batch.labels, where=batch.where, **correction)
 
     if part is None:
-        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)))(params)
-    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part)
+        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)) + auxiliary(params, batch))(params)
+    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part, auxiliary)
 
 
-def _scored_once(scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int) -> tuple[jax.Array, Any]:
+def _scored_once(
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, auxiliary: AuxiliaryFn
+) -> tuple[jax.Array, Any]:
     shape = samples, _ = jnp.shape(batch.where)
     norms: Any = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), shape)
     parts = _parts(dataclasses.replace(batch, log_q=log_q), part)
-    real = (jnp.arange(parts.where.shape[0] * part) < samples).reshape(-1, part, 1)
 
     def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
         def loss_of_part(params: Any) -> jax.Array:
-            return loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
+            own = loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
+            return own + auxiliary(params, batch)
 
         return jax.value_and_grad(loss_of_part)(params)
 
-    parts = dataclasses.replace(parts, where=parts.where & real)
     return _total(value_and_gradient, (jnp.zeros(()), params), parts)
 
 
 def _scored_twice(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int
+    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int, auxiliary: AuxiliaryFn
 ) -> tuple[jax.Array, Any]:
     samples = len(batch.where)
     parts = _parts(batch, part)
@@ -194,9 +203,11 @@ def _scored_twice(
 
     def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
         batch, weight = inputs
-        return jax.vjp(lambda params: scores_of(params, batch), params)[1](weight)[0]
+        (_, added), pull = jax.vjp(lambda params: (scores_of(params, batch), auxiliary(params, batch)), params)
+        return added, pull((weight, jnp.ones_like(added)))[0]
 
-    return value, _total(gradient, params, (parts, weight.reshape(-1, part, *each)))
+    added, total = _total(gradient, (jnp.zeros(()), params), (parts, weight.reshape(-1, part, *each)))
+    return value + added, total
 
 
 def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
@@ -208,15 +219,18 @@ def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
     return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), parts)[0]
 
 
-def _parts(tree: Any, size: int) -> Any:
-    """Splits the leading axis into parts of one size; copies of the last sample fill the last part."""
+def _parts(batch: Batch, size: int) -> Batch:
+    """Splits a batch into parts of one size; copies of the last sample, without candidates, fill the last part."""
+    samples = batch.where.shape[0]
 
     def reshape(x: Array) -> jax.Array:
         x = jnp.asarray(x)
         x = jnp.pad(x, [(0, -x.shape[0] % size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
         return x.reshape(x.shape[0] // size, size, *x.shape[1:])  # no -1: some features have width 0
 
-    return jax.tree.map(reshape, tree)
+    parts = jax.tree.map(reshape, batch)
+    real = (jnp.arange(parts.where.shape[0] * size) < samples).reshape(-1, size, 1)
+    return dataclasses.replace(parts, where=parts.where & real)
 
 
 FITTED = "fitted"
@@ -225,12 +239,20 @@ FITTED = "fitted"
 
 @record
 class TrainState:
-    """Everything that a step changes, and the fitted parameters that it reads."""
+    """Everything that a step changes, and the fitted parameters that it reads.
 
-    step: Array  # int32 []
-    skipped: Array  # int32 [] steps whose loss or gradient was not finite, and which changed nothing
-    trained: Params  # the trained groups
-    fitted: Params  # {"fitted": ...} or {}
+    Attributes:
+      step: int32 [] steps made.
+      skipped: int32 [] steps that changed nothing, since their loss or gradient was not finite.
+      trained: the trained groups of parameters.
+      fitted: {"fitted": ...} or {}.
+      opt_state: state of the optimizer.
+    """
+
+    step: Array
+    skipped: Array
+    trained: Params
+    fitted: Params
     opt_state: Any
 
     @property
@@ -264,11 +286,23 @@ def score(model: PreRanker, params: Params, batch: Batch, *, compute_dtype: Any 
     """
     users, items = batch.users, batch.items
     if compute_dtype != jnp.float32:
-        cast = partial(jax.tree.map, lambda x: x.astype(compute_dtype) if x.dtype == jnp.float32 else x)
-        params = {name: group if name == FITTED else cast(group) for name, group in params.items()}
-        users = dataclasses.replace(users, floats=cast(users.floats))
-        items = dataclasses.replace(items, floats=cast(items.floats), content=cast(items.content))
+        users = dataclasses.replace(users, floats=_cast(users.floats, compute_dtype))
+        items = dataclasses.replace(
+            items, floats=_cast(items.floats, compute_dtype), content=_cast(items.content, compute_dtype)
+        )
+    params = _cast_params(params, compute_dtype)
     return jax.vmap(model.joint, (None, 0, 0))(params, users, items).astype(jnp.float32)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, tree)
+
+
+def _cast_params(params: Params, dtype: Any) -> Params:
+    """Trained parameters in a dtype; float32 leaves all as it is."""
+    if dtype == jnp.float32:
+        return params
+    return {name: group if name == FITTED else _cast(group, dtype) for name, group in params.items()}
 
 
 def make_step(
@@ -276,6 +310,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     loss: LossFn,
+    sequence_loss: SequenceLoss | None = None,
     sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
     part: int | Literal["auto"] | None = "auto",
     compute_dtype: Any = jnp.float32,
@@ -293,6 +328,7 @@ def make_step(
       loss: a `losses.Loss`, `Goals` for labels by name, or any function of scores, labels and mask (and `log_q` where the batch
         has it). Where the batch is taken in parts, a `Loss` scores each once and any other function twice, see
         `loss_and_gradient`.
+      sequence_loss: added to it: next item at every place of the short history; None for none.
       sparse: which embedding tables get sparse updates; None updates every table whole. The state is the same, so a run may
         resume from a checkpoint with another choice.
       part: samples of a part; None takes the batch whole; "auto" takes parts where a batch is on one CPU.
@@ -311,6 +347,8 @@ def make_step(
     objective, dtype = as_loss(loss) or loss, jnp.dtype(compute_dtype)
     if isinstance(objective, Goals):
         objective = objective.bind(model.config.objectives)
+    if sequence_loss is not None:
+        sequence_loss = sequence_loss.bind(model)
 
     def step(
         state: TrainState, slots: Slots, unique: dict[str, UniqueIds], batch: Batch, *, part: int | None, sizes: tuple[int, ...]
@@ -319,12 +357,21 @@ def make_step(
         ids = {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
         rows = {name: take_rows(whole[name], ids[name]) for name in tables}
 
-        def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
+        def whole_params(params: tuple[Params, dict[str, jax.Array]]) -> Params:
             dense, rows = params
-            by_id = {name: Rows(table=rows[name], slot=slots[name]) for name in tables}
-            return score(model, join_tables(dense, by_id) | state.fitted, batch, compute_dtype=dtype)
+            return join_tables(dense, {name: Rows(table=rows[name], slot=slots[name]) for name in tables}) | state.fitted
 
-        value, (gradient, row_gradients) = loss_and_gradient(scores_of, (dense, rows), batch, objective, part=part)
+        def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
+            return score(model, whole_params(params), batch, compute_dtype=dtype)
+
+        of_sequence = nothing if sequence_loss is None else sequence_loss.over(batch, model.config)
+
+        def auxiliary(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
+            return of_sequence(_cast_params(whole_params(params), dtype), batch)
+
+        value, (gradient, row_gradients) = loss_and_gradient(
+            scores_of, (dense, rows), batch, objective, part=part, auxiliary=auxiliary
+        )
 
         def update(gradient: Params, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
             norm = optax.tree.norm(gradient)

@@ -267,6 +267,10 @@ class Goal:
 class Goals:
     """A sum of goals; `make_step` and `fit` take it as a loss. It adds up over parts of a batch as a `Loss` does.
 
+    Attributes:
+      goals: each a loss, its objective and its label.
+      objectives: names of the logits that they read.
+
     Example:
       >>> from aif_jax.train.losses import pointwise_bce
       >>> loss = Goals(Goal(pointwise_bce, "click"), Goal(0.5 * pointwise_bce, "conversion"))
@@ -280,7 +284,7 @@ class Goals:
     objectives: tuple[str, ...]
 
     def __init__(self, *goals: Goal, objectives: tuple[str, ...] = ()):
-        expect(len(goals) > 0, "Goals", "at least one goal", "none")
+        expect(len(goals) > 0, "Goals", "at least one goal", "none; add Goal(loss, label)")
         object.__setattr__(self, "goals", goals)
         object.__setattr__(self, "objectives", objectives)
 
@@ -288,7 +292,7 @@ class Goals:
     def of(cls, objectives: tuple[str, ...]) -> Goals:
         """Binary cross-entropy of every objective over all candidates, all of weight 1."""
         expected = "names of the objectives, such as ('click', 'like'), for a loss of each, or a loss for fit"
-        expect(len(objectives) > 0, "Config.objectives", expected, "none")
+        expect(len(objectives) > 0, "Config.objectives", expected, "none; name them")
         return cls(*(Goal(pointwise_bce, name) for name in objective_names(objectives)), objectives=objectives)
 
     def __repr__(self) -> str:

@@ -1,17 +1,27 @@
-"""Where rows of users are kept: the interface to a store, and the one in memory."""
+"""Where rows of users are kept: the interface to a store, and the one in memory.
+
+The update function as a table runs it: batches of users with some events each, rows as words.
+"""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.index.store import ReadWriteLock
+from aif_jax.model import PreRanker
+from aif_jax.store import codec
+from aif_jax.store.codec import STORAGES, Packed, Storage
 from aif_jax.store.snapshots import integer
+from aif_jax.types import Events, Params, UserMemory
 
 UserId: TypeAlias = int | str
 """A raw user id."""
@@ -20,11 +30,17 @@ TRIES = 4  # to copy a row that is being written, before a reader waits for the 
 
 
 class Stored(NamedTuple):
-    """Rows of n users, each with how far in the stream it is. A user's events come by one partition."""
+    """Rows of n users, each with how far in the stream it is. A user's events come by one partition.
 
-    words: np.ndarray  # uint32 [n, W], see `store.codec.Packed`
-    position: np.ndarray  # int64 [n] of the last event in the row, `NONE` where there is no row
-    partition: np.ndarray  # int32 [n]
+    Attributes:
+      words: uint32 [n, W], see `store.codec.Packed`.
+      position: int64 [n] position of the last event in the row, `NONE` where there is no row.
+      partition: int32 [n] partition of the user's events.
+    """
+
+    words: np.ndarray
+    position: np.ndarray
+    partition: np.ndarray
 
     def take(self, at: np.ndarray | slice) -> Stored:
         """Some of the rows."""
@@ -124,6 +140,48 @@ class MemoryRows:
             self._table = _Table(*map(np.concatenate, zip(self._table, _empty(more, self.width), strict=True)))
 
 
+class OverlaidRows:
+    """Rows in this process over those of an earlier version of the model: some users have new rows, the others those below.
+
+    Nothing is ever written to the rows below, so both versions may be read.
+
+    Args:
+      below: rows of the earlier version, which nobody writes to any more.
+      users, rows: users with new rows, and these.
+    """
+
+    def __init__(self, below: MemoryRows | OverlaidRows, users: Sequence[UserId], rows: Stored):
+        earlier = below._above if isinstance(below, OverlaidRows) else MemoryRows(below.width)
+        self._below: MemoryRows = below._below if isinstance(below, OverlaidRows) else below
+        self._above, self.width = earlier.copy(), below.width
+        self._above.put(users, rows, expected=self._above.get(users).position)
+
+    def __len__(self) -> int:
+        return len(self._below) + sum(user not in self._below.of for user in self._above.of)
+
+    def get(self, users: Sequence[UserId]) -> Stored:
+        """As `Rows.get`."""
+        rows = self._below.get(users)
+        above = np.array([user in self._above.of for user in users], bool)
+        for leaf, new in zip(rows, self._above.get(users), strict=True):
+            leaf[above] = new[above]
+        return rows
+
+    def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
+        """As `Rows.put`; written over the rows below."""
+        good = np.flatnonzero(self.get(users).position == expected)
+        some = [users[at] for at in good]
+        self._above.put(some, rows.take(good), expected=self._above.get(some).position)
+        return np.isin(np.arange(len(users)), good)
+
+    def copy(self) -> MemoryRows:
+        """All rows in one place."""
+        made = self._below.copy()
+        users = list(self._above.of)
+        made.put(users, self._above.get(users), expected=made.get(users).position)
+        return made
+
+
 def positions_of(position: Any, count: int) -> np.ndarray:
     """int64 [count]: the position in the stream of each of `count` events; `NONE` for events that are not from a stream.
 
@@ -183,10 +241,15 @@ Times are the server's, one clock for all writers, and never fall."""
 
 
 class Progress(NamedTuple):
-    """How far the rows of a partition are."""
+    """How far the rows of a partition are.
 
-    position: int  # of the last event of what was put last, `NONE` where events came without positions
-    seconds: float  # when a row was last written, since 1970 by the server's clock; it never falls
+    Attributes:
+      position: position of the last event that was put, `NONE` for events without positions.
+      seconds: when a row was last written, since 1970 by the server's clock; never falls.
+    """
+
+    position: int
+    seconds: float
 
 
 class RemoteRows:
@@ -262,3 +325,138 @@ class RemoteRows:
         if width != self._width or checksum != zlib.crc32(body, zlib.crc32(head)):
             raise ValueError(f"{key}: expected a row with the checksum {checksum}, got one that is torn or altered")
         return np.frombuffer(body, "<u4"), position, partition
+
+
+EVENTS = (1, 16, 256)
+"""Events of a user in one run, padded up to the next of these."""
+LANES = 64
+"""Users in one run for events of a stream: always as many, since a row may depend on their number in the last bit."""
+
+
+class Updated(NamedTuple):
+    """Rows after some events, and what became of these."""
+
+    words: np.ndarray  # uint32 [n, W]
+    late: np.ndarray  # int32 [n] events that were older than one before them
+    beyond: np.ndarray  # int32 [n] of these, older than every event that is kept
+
+
+class UserProgram:
+    """`model.update_user` for many users at once, compiled for a few numbers of users and of events."""
+
+    def __init__(self, model: PreRanker, params: Params, *, storage: Storage, batch_size: int):
+        expect(storage in STORAGES, "storage", f"one of {STORAGES}", repr(storage))
+        expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        self.model = model
+        self.params = jax.device_put(params)
+        self.storage: Storage = storage
+        self.batch_size = batch_size
+        self.lanes = min(LANES, batch_size)
+        self.sizes = tuple(size for size in (1, 16) if size < batch_size) + (batch_size,)
+        empty = jax.jit(lambda: pack(model.new_user(), storage))()
+        self.layout = empty.layout
+        self.empty = np.asarray(empty.words)
+        """uint32 [W], the row of a user without events."""
+        self._compiled = _compiled(model.update_user, storage, empty.layout)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one user's row."""
+        return self.empty.nbytes
+
+    def __call__(self, words: np.ndarray, events: Events, counts: np.ndarray, *, lanes: int | None = None) -> Updated:
+        """Rows after events.
+
+        Args:
+          words: uint32 [n, W] rows; zeros are a user without events.
+          events: [sum of counts] of one user after the other, each user's in the order in which they are applied.
+          counts: int64 [n] events of each user.
+          lanes: runs always so many users, and as many events as each of them needs by themselves, so that a row does not
+            depend on the users that come with it, to the last bit. None takes what is fastest.
+        """
+        new = (words == 0).all(1)
+        words = np.where(new[:, None], self.empty, words)
+        ends = np.cumsum(counts)
+        starts, late, beyond = ends - counts, np.zeros(len(counts), np.int32), np.zeros(len(counts), np.int32)
+        order = np.argsort(-counts, kind="stable")  # users with equally many events run together
+        done = np.zeros(len(counts), np.int64)
+        while len(left := order[counts[order] > done[order]]):
+            widths = np.take(EVENTS, np.searchsorted(EVENTS[:-1], counts[left] - done[left]))
+            width = int(widths[0])
+            left = left[widths == width] if lanes else left
+            for first in range(0, len(left), lanes or self.batch_size):
+                users = left[first : first + (lanes or self.batch_size)]
+                part = _window(events, starts[users] + done[users], ends[users], width)
+                size = lanes or next(size for size in self.sizes if size >= len(users))
+                result = self._compiled(
+                    self.params, _filled(words[users], size), jax.tree.map(partial(_filled, size=size), part)
+                )
+                for mine, made in zip((words, late, beyond), result, strict=True):
+                    made = np.asarray(made)[: len(users)]
+                    mine[users] = made if mine is words else mine[users] + made
+            done[left] += width
+        return Updated(words, late, beyond)
+
+    def in_order(self, words: np.ndarray, events: Events, counts: np.ndarray, at: np.ndarray, *, lanes: int) -> Updated:
+        """Rows after messages of a stream, applied one after the other whatever others came with them.
+
+        Args:
+          words, events, counts, lanes: as above; each user's events by rising position.
+          at: int64 [sum of counts] position of each event: those of one user and position are applied together.
+        """
+        owner = np.repeat(np.arange(len(counts)), counts)
+        starts = np.flatnonzero(np.append(True, (np.diff(owner) != 0) | (np.diff(at) != 0)))
+        users, sizes = owner[starts], np.diff(np.append(starts, len(owner)))
+        turns = np.arange(len(users)) - np.searchsorted(users, users)  # of a user's messages: the first, the second, ...
+        made = Updated(words.copy(), *np.zeros((2, len(counts)), np.int32))
+        for turn in range(int(turns.max(initial=-1)) + 1):
+            mine, now = users[turns == turn], turns == turn
+            part = jax.tree.map(lambda leaf, now=now: leaf[ranges(starts[now], sizes[now])], events)
+            result = self(made.words[mine], part, sizes[now], lanes=lanes)
+            made.words[mine] = result.words
+            made.late[mine] += result.late
+            made.beyond[mine] += result.beyond
+        return made
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64 [sum of counts]: `counts` [n] numbers from each of `starts` [n] on."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+
+
+def pack(memory: UserMemory, kind: Storage) -> Packed:
+    """ONE user's memory as words: matrices in `kind`, everything else as it is."""
+    return codec.pack(codec.encode(memory, kind, axes=2))
+
+
+def unpack(packed: Packed) -> UserMemory:
+    """The memory of ONE user that `pack` packed."""
+    return packed.widened()
+
+
+@lru_cache(maxsize=16)
+def _compiled(update_user: Any, kind: Storage, layout: Any) -> Any:
+    def one(params: Params, words: jax.Array, events: Events) -> tuple[Any, ...]:
+        memory = unpack(Packed(words=words, layout=layout))
+        there = events.time > 0
+        late = there & (events.time < jax.lax.cummax(jnp.append(memory.recent.time[0], events.time))[:-1])
+        updated = update_user(params, memory, events)
+        beyond = late & (events.time < updated.recent.time[-1])
+        return pack(updated, kind).words, late.sum(dtype=jnp.int32), beyond.sum(dtype=jnp.int32)
+
+    return jax.jit(jax.vmap(one, (None, 0, 0)))
+
+
+def _window(events: Events, start: np.ndarray, end: np.ndarray, width: int) -> Events:
+    """The events [n, width] from `start` [n] on, up to `end` [n]; time 0 behind it."""
+    at = start[:, None] + np.arange(width)
+    there = at < end[:, None]
+    at = np.minimum(at, len(events.time) - 1)
+    return jax.tree.map(lambda leaf: np.where(there, leaf[at], leaf.dtype.type(0)), events)
+
+
+def _filled(leaf: np.ndarray, size: int) -> np.ndarray:
+    """An array [n, ...] as [size, ...]: the rest repeats the last row, or is zeros."""
+    short = size - len(leaf)
+    return leaf if not short else np.concatenate([leaf, np.repeat(leaf[-1:], short, 0)])

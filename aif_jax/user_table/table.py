@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +29,18 @@ from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
-from aif_jax.user_table.program import UserProgram, ranges, unpack
-from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, positions_of
+from aif_jax.user_table.rows import (
+    NONE,
+    MemoryRows,
+    OverlaidRows,
+    Rows,
+    Stored,
+    UserId,
+    UserProgram,
+    positions_of,
+    ranges,
+    unpack,
+)  # fmt: skip
 
 
 class ClockError(RuntimeError):
@@ -38,10 +48,15 @@ class ClockError(RuntimeError):
 
 
 class Written(NamedTuple):
-    """When the messages of n events were written to the stream."""
+    """When the messages of n events were written to the stream.
 
-    seconds: np.ndarray  # float64 [n] since 1970, NaN where the stream does not tell
-    by_broker: np.ndarray  # bool [n], whether by the broker's clock and not the producer's
+    Attributes:
+      seconds: float64 [n] since 1970; NaN where the stream does not tell.
+      by_broker: bool [n] whether by the clock of the broker; else of the producer.
+    """
+
+    seconds: np.ndarray
+    by_broker: np.ndarray
 
 
 def check_future(stamped: np.ndarray, written: Written | None, *, clock: Callable[[], float], skew: int) -> None:
@@ -105,7 +120,7 @@ class Manifest(snapshots.Manifest):
     def check_layout(self, path: str | Path, layout: Layout) -> None:
         """Raises CheckpointError where rows are laid out in another way than this version of the package does."""
         if self.layout != describe(layout):
-            raise CheckpointError(f"{path}: rows of another layout than this version's; {self.REBUILD}")
+            raise CheckpointError(f"{path}: expected rows of this version's layout, got another; {self.REBUILD}")
 
 
 inspect = Manifest.inspect
@@ -128,7 +143,7 @@ def read_rows(path: str | Path, manifest: Manifest, *, width: int) -> MemoryRows
         good = len(users) == manifest.users and shapes == [(manifest.users, width), (manifest.users,), (manifest.users,)]
         expect(good, "arrays", f"rows [{manifest.users}, {width}] of as many users", f"{shapes} of {len(users)}")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the arrays do not fit together: {error}; {manifest.REBUILD}") from error
+        raise CheckpointError(f"{path}: expected arrays that fit together, got others: {error}; {manifest.REBUILD}") from error
     rows = MemoryRows(width, capacity=manifest.users)
     for start in range(0, len(users), CHUNK):
         some = slice(start, start + CHUNK)
@@ -162,13 +177,20 @@ RETRIES = 8  # of rows that another writer changed in between
 
 
 class UpdateCounts(NamedTuple):
-    """What became of the events of an update."""
+    """What became of the events of an update.
 
-    events: int  # that are in the table now
-    users: int  # whose rows changed
-    repeated: int  # events that the rows held already
-    late: int  # events that were older than one of their user before them; each is put in its place
-    beyond: int  # late ones that were older than every event that is kept: they count in sums and SIM caches alone
+    Attributes:
+      events, users: events that are in the table now, and users whose rows changed.
+      repeated: events that the rows held already.
+      late: events older than an earlier one of their user; each is put in its place.
+      beyond: late events older than every kept event: they count in sums and SIM caches alone.
+    """
+
+    events: int
+    users: int
+    repeated: int
+    late: int
+    beyond: int
 
     def __add__(self, other: UpdateCounts) -> UpdateCounts:  # type: ignore[override]
         """The sum of two, count by count."""
@@ -343,7 +365,7 @@ class UserTable:
 
     def __len__(self) -> int:
         """Users with a row; of a table in this process."""
-        return len(self._in_memory())
+        return len(self.rows) if isinstance(self.rows, OverlaidRows) else len(self._in_memory())
 
     def __repr__(self) -> str:
         count = f"{len(self.rows):,} users" if isinstance(self.rows, MemoryRows) else type(self.rows).__name__
@@ -420,7 +442,30 @@ class UserTable:
         table.rows = read_rows(path, manifest, width=len(table._program.empty))
         return table
 
+    def moved(self, trained: Trained, users: Sequence[UserId], rows: Stored) -> UserTable:
+        """A table for the next version of the model, in which some users have new rows and all others keep theirs.
+
+        This one stays as it is, for requests that began with it; nothing may update it any more.
+
+        Args:
+          trained: model of the next version, of the same config.
+          users: raw ids of the users whose rows differ, or who are new.
+          rows: their rows, as the table of that version has them.
+
+        Raises:
+          ValueError: rows that are not in this process, or of another width.
+        """
+        if not isinstance(below := self.rows, MemoryRows | OverlaidRows):
+            kept = f"rows in {type(below).__name__} belong to one version: publish a full refresh for them"
+            raise ValueError(f"user table: expected rows in this process, got others; {kept}")
+        expect(rows.words.shape == (len(users), below.width), "rows", f"[{len(users)}, {below.width}]", list(rows.words.shape))
+        made = UserTable(trained, storage=self.storage, batch_size=self._program.batch_size, clock=self._clock)
+        made.rows = OverlaidRows(below, users, rows)
+        return made
+
     def _in_memory(self) -> MemoryRows:
+        if isinstance(self.rows, OverlaidRows):
+            return self.rows.copy()
         if not isinstance(self.rows, MemoryRows):
             raise ValueError(f"table: expected rows in this process, got those of {type(self.rows).__name__}")
         return self.rows
@@ -494,7 +539,7 @@ def _check_partition(users: list[UserId], rows: Stored, partition: int | None) -
     if partition is not None and moved.any():
         at = int(np.argmax(moved))
         expected = f"events of user {users[at]!r} by partition {rows.partition[at]}, as before"
-        raise ValueError(f"update: {expected}, got partition {partition}; build the table again for other partitions")
+        raise ValueError(f"update: expected {expected}, got partition {partition}; build the table again for other partitions")
 
 
 def _part(events: Events, at: Any) -> Events:
@@ -541,7 +586,7 @@ class UserTableWriter(SnapshotWriter):
         def run() -> None:
             self.applied += self.table.update(events, position=position, partition=partition, written=written)
 
-        expect(np.size(position) > 0, "position", "one for each event", "none")
+        expect(np.size(position) > 0, "position", "one for each event", "none; give position=")
         return self._apply(run, position if np.ndim(position) == 0 else position[-1], partition)  # type: ignore[index]
 
     def _frozen(self) -> UserTable:

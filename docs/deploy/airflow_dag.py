@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import urllib.request
 
 import pendulum
 from airflow.decorators import dag, task
@@ -26,16 +25,12 @@ def refresh_preranker():
             raise RuntimeError(f"refresh: exit code {code}")
 
     @task(retries=0)
-    def watch(new: str, old: str) -> None:
-        from aif_jax.refreshing import judge_service
+    def watch() -> None:
+        code = subprocess.run(["aif-jax", "watch", "--service", os.environ["PRERANKER"], "--out", OUT], check=False).returncode
+        if code:
+            raise AirflowFailException("taken back, see the log" if code == REFUSED else f"watch: exit code {code}")
 
-        with urllib.request.urlopen(f"{os.environ['PRERANKER']}/metrics", timeout=10) as answer:
-            reasons = judge_service(answer.read().decode(), new, old)
-        if reasons:
-            subprocess.run(["aif-jax", "rollback", "--out", OUT], check=True)
-            raise AirflowFailException("; ".join(reasons))
-
-    refresh() >> watch("{{ var.value.new_version }}", "{{ var.value.old_version }}")
+    refresh() >> watch()
 
 
 refresh_preranker()

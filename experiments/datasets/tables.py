@@ -14,8 +14,7 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import TextFile, read
 from aif_jax.readers.sources import Problems, pyarrow
-from aif_jax.readers.tables import Content, load, scan
-from aif_jax.readers.validate import raw_values, validate
+from aif_jax.readers.tables import Content, load, raw_values, scan, validate
 
 UNKNOWN = ""
 """Stands for a missing value of a text column; vocabularies do not have it."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.service import frame
+from aif_jax.service import tensors
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.exports import publish
 from aif_jax.service.shards import ShardedClient, ShardsMissing
@@ -240,7 +240,7 @@ def _bytes(world: World, client: ShardedClient, k: int) -> dict[str, int]:
     """What goes over the wire for one call to all shards, without the headers of HTTP."""
     _, _, calls = client._split(world.call(0, k=k))
     answers, _ = client._asked("/v1/rank", calls)
-    sent, got = sum(len(frame.pack(call)) for call in calls.values()), sum(len(frame.pack(a)) for a in answers.values())
+    sent, got = sum(len(tensors.pack(call)) for call in calls.values()), sum(len(tensors.pack(a)) for a in answers.values())
     return {"sharded_bytes_sent": sent, "sharded_bytes_received": got, "sharded_messages": 2 * len(calls)}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from aif_jax.sharding import launch
+from aif_jax.sharding import processes
 
 STEPS, SMOKE_STEPS = 200, 24
 SAVE_EVERY = 9
@@ -51,12 +51,12 @@ def begin(folder: Path, count: int, steps: int) -> list[Any]:
     """Starts a run in `count` processes; it goes on with what is in the folder."""
     folder.mkdir(exist_ok=True)
     words = [sys.executable, "-m", "experiments.scale_out.training", str(folder), str(steps), str(count)]
-    return launch.start(lambda address, index: [*words, address, str(index)], count)
+    return processes.start(lambda address, index: [*words, address, str(index)], count)
 
 
 def finish(started: list[Any]) -> None:
     """Waits for a run; RuntimeError where it failed."""
-    if code := launch.wait(started):
+    if code := processes.wait(started):
         raise RuntimeError(f"a run ended with exit code {code}")
 
 
@@ -73,7 +73,7 @@ def kill(folder: Path, steps: int, *, at: int) -> None:
         if code == 0:
             raise RuntimeError("expected that the other process fails, it ended well")
     finally:
-        launch.stop(started)
+        processes.stop(started)
 
 
 def losses(folder: Path) -> np.ndarray:

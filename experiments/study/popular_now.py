@@ -29,22 +29,18 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import checkpoint, metrics, train
+from aif_jax import checkpoint, metrics
 from aif_jax.blocks.item_offset import popularity_offset
-from aif_jax.data import candidates
 from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
-from aif_jax.data.split import eligible
+from aif_jax.data.sampling import SeenPairs, item_counts
 from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.metrics import ByUser
 from aif_jax.schema import statistic_names
 from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
-from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common
-from experiments.study import datasets, question, recipes, records
+from experiments.study import datasets, question, records
 from experiments.study.question import Trial
 
 RESULTS = question.RESULTS / "popular_now"
@@ -100,31 +96,6 @@ def drawn_so_far(dataset: Dataset, *, negatives: int, repeats: bool, tries: int 
     return CandidateSource(lists, {"kind": "drawn so far", "negatives": negatives})
 
 
-def train_model(
-    trial: Trial, data: datasets.StudyData, negatives: str, *, progress: bool
-) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """As `question.train_model`, with negatives of either kind."""
-    dataset, seen = data.dataset, data.split.train
-    model = aif.build(question.config_of(trial, data))
-    given: dict[str, Any] = dict(negatives=question.NEGATIVES, repeats=data.repeats)
-    if negatives == SO_FAR:
-        source = drawn_so_far(dataset, **given)
-    else:
-        source = candidates.sampled_negatives(dataset, sampler=NegativeSampler(item_counts(dataset, seen)), **given)
-    feed = Pipeline(
-        dataset=dataset, positions=eligible(dataset.log, seen, min_history=1), config=model.config, seed=trial.seed,
-        candidates=source, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
-        buckets=recipes.shorter(model.config.history_length),
-    )  # fmt: skip
-    optimizer = train.default_optimizer(len(feed), learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
-    fitted = aif.fit_tables(model.config, dataset.catalogue, seed=0)
-    state = train.init_state(model.init(jax.random.key(trial.seed), None, fitted=fitted), optimizer)
-    step, began = train.make_step(model, optimizer, loss=recipes.loss(recipes.DEFAULT)), time.perf_counter()
-    state = loop(state, step, feed.batches(), total=len(feed), label=trial.id, progress=progress)
-    params = jax.block_until_ready(state.params)
-    return model, params, {"steps": int(state.step), "train_seconds": time.perf_counter() - began}
-
-
 def evaluate(
     trial: Trial, model: aif.PreRanker, params: Params, data: datasets.StudyData, *, progress: bool
 ) -> dict[str, ByUser]:
@@ -173,7 +144,10 @@ def run(
         model, params = aif.build(question.config_of(trial, data)), checkpoint.load(folder).params
         said = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
     else:
-        model, params, said = train_model(trial, data, negatives, progress=progress)
+        part, source = question.parts_of(trial, data)[0], None
+        if negatives == SO_FAR:
+            source = drawn_so_far(data.dataset, negatives=question.NEGATIVES, repeats=data.repeats)
+        model, params, said = question.train_model(trial, part, data, source=source, progress=progress)
         checkpoint.save(folder, aif.Trained(model, params))
         folder.with_suffix(".json").write_text(json.dumps(said), encoding="utf-8")
     found = evaluate(trial, model, params, data, progress=progress)

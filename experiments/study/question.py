@@ -2,7 +2,8 @@
 
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
-          (--plan test: the models of the headline; --plan rolling: the same over blocks of the time line, for many users;
+          (--plan test: the models of the headline; --plan sequence, taught: baselines and preset, each with a sequence loss, or
+          distilled from the preset; --plan rolling: the headline over blocks of the time line, for many users;
           --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the user function and
           of the scoring program, all models in turn)
 Protocol  Met items. MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are no
@@ -37,11 +38,14 @@ from aif_jax import blocks, checkpoint, metrics, train
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.data import candidates
+from aif_jax.data.candidates import CandidateSource
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
+from aif_jax.train import losses
+from aif_jax.train.distill import distilled, with_teacher
 from aif_jax.train.edits import fit_pure_svd
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from aif_jax.train.loop import loop
@@ -75,6 +79,21 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
 WITHOUT_MEMORY = "aif without linear memory"
+_COMPARED = (BASE, WITH_MATCHING, AIF)
+_SEQUENCE: dict[str, tuple[dict[str, Any], float | None]] = {
+    "sequence loss 0.1, 32 events": ({}, 0.1),
+    "sequence loss 0.1, 0 layers": (dict(short_length=128), 0.1),
+    "sequence loss 0.1, 1 layers": (dict(short_length=128, encoder_layers=1), 0.1),
+    "128 events": (dict(short_length=128), None),
+}
+"""After a model's name: what the user tower reads (32 events unless said), and the weight of a `SequenceLoss`."""
+SEQUENCE = {f"{model}, {name}": weight for name, (_, weight) in _SEQUENCE.items() for model in _COMPARED}
+BY_BLOCKS = tuple(MODELS)
+TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
+"""Models that are also trained on the scores of another model, of the same seed and split."""
+MODELS |= {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
+MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
+PLANS = ("validation", "tuning", "sequence", "taught", "test", "rolling", "smoke")
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 TIMES = "times.json"
 SEEDS = (0, 1, 2)
@@ -132,13 +151,16 @@ def plan(name: str) -> list[Trial]:
     both = ("movielens", "taobao")
     if name == "validation":
         first = [Trial(dataset=on, model=model) for model in (BASE, WITH_MATCHING, AIF, "aif before") for on in both]
-        others = [Trial(dataset=on, model=model) for model in MODELS for on in both]
+        others = [Trial(dataset=on, model=model) for model in BY_BLOCKS for on in both]
         kept = [Trial(dataset="movielens", model=model, met="kept") for model in (BASE, "aif before", AIF)]
         return list(dict.fromkeys([*first, *others, *kept]))
     if name == "tuning":
         tried = (BASE, WITH_MATCHING, AIF)
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), dict(epochs=2, learning_rate=5e-3))
         return [Trial(dataset=on, model=model, **options) for options in settings for model in tried for on in both]
+    if name in ("sequence", "taught"):
+        tried = tuple(SEQUENCE if name == "sequence" else TAUGHT)
+        return [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
     if name in ("test", "rolling"):
         tried = (BASE, WITH_MATCHING, AIF, WITHOUT_MEMORY)
         return [
@@ -147,7 +169,7 @@ def plan(name: str) -> list[Trial]:
     if name == "smoke":
         rolled = [Trial(dataset="smoke", model=BASE, split="rolling")]
         return [*(Trial(dataset="smoke", model=model) for model in (BASE, WITH_MATCHING, AIF)), *rolled]
-    raise ValueError(f"plan: expected 'validation', 'tuning', 'test', 'rolling' or 'smoke', got {name!r}")
+    raise ValueError(f"plan: expected one of {PLANS}, got {name!r}")
 
 
 def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
@@ -160,30 +182,43 @@ def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
             block = MatchingStatistics(schema.behaviour_fields)
         each = [dataclasses.replace(block, field=field) for field in data.sim_fields] if block == SIM else [block]
         made += each
-    if smoke and "long_length" in fields:
-        fields["long_length"] = models.SMOKE["long_length"]
+    if smoke:
+        fields |= {name: models.SMOKE["long_length"] for name in ("short_length", "long_length") if name in fields}
     return aif.Config(schema=schema, blocks=tuple(made), **(models.SIZES | (models.SMOKE if smoke else {}) | fields))
 
 
 def train_model(
-    trial: Trial, part: Part, data: datasets.StudyData, *, progress: bool
+    trial: Trial,
+    part: Part,
+    data: datasets.StudyData,
+    *,
+    source: CandidateSource | None = None,
+    teacher: aif.Trained | None = None,
+    progress: bool,
 ) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """The trained model and what is said of the training."""
+    """The trained model and what is said of the training; `source` None draws negatives by popularity."""
     dataset, seen = data.dataset, part.seen
     model = aif.build(config_of(trial, data))
     repeats = data.repeats or trial.met == "kept"
+    if source is None:
+        sampler = NegativeSampler(item_counts(dataset, seen))
+        source = candidates.sampled_negatives(dataset, sampler=sampler, negatives=NEGATIVES, repeats=repeats)
     feed = Pipeline(
         dataset=dataset, positions=eligible(dataset.log, seen, min_history=1), config=model.config, seed=trial.seed,
-        candidates=candidates.sampled_negatives(
-            dataset, sampler=NegativeSampler(item_counts(dataset, seen)), negatives=NEGATIVES, repeats=repeats
-        ),
-        batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
+        candidates=source, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
         buckets=recipes.shorter(model.config.history_length),
     )  # fmt: skip
     optimizer = train.default_optimizer(len(feed), learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
     fitted = aif.fit_tables(model.config, dataset.catalogue, seed=0)
     state = train.init_state(model.init(jax.random.key(trial.seed), None, fitted=fitted), optimizer)
-    step, began = train.make_step(model, optimizer, loss=recipes.loss(recipes.DEFAULT)), time.perf_counter()
+    loss = recipes.loss(recipes.DEFAULT)
+    if teacher is not None:
+        feed = dataclasses.replace(feed, candidates=distilled(feed.candidates, teacher, dataset))
+        loss = with_teacher(loss, losses.distill_listwise)
+    weight = SEQUENCE.get(trial.model)
+    sequence_loss = None if weight is None else train.SequenceLoss(weight=weight, repeats=repeats)
+    step = train.make_step(model, optimizer, loss=loss, sequence_loss=sequence_loss)
+    began = time.perf_counter()
     state = loop(state, step, feed.batches(), total=len(feed), label=f"{trial.id} {part.name}", progress=progress)
     params = jax.block_until_ready(state.params)
     return model, params, {"steps": int(state.step), "train_seconds": time.perf_counter() - began}
@@ -296,15 +331,7 @@ def run_part(
     trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool
 ) -> tuple[dict[str, ByUser], dict[str, Any]]:
     """Trains and judges one model of a run; its metrics by user and what is said of the training."""
-    file = trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else "")
-    folder = work / file
-    if folder.exists():  # trained before, evaluated otherwise
-        config, said = config_of(trial, data), json.loads((work / f"{file}.json").read_text(encoding="utf-8"))
-        model, params = aif.build(config), checkpoint.load(folder).params
-    else:
-        model, params, said = train_model(trial, part, data, progress=progress)
-        checkpoint.save(folder, aif.Trained(model, params))
-        (work / f"{file}.json").write_text(json.dumps(said), encoding="utf-8")
+    model, params, said = trained(trial, part, data, work=work, progress=progress)
     found = evaluate(trial, part, model, params, data, progress=progress)
     if not data.repeats:
         log = data.dataset.log
@@ -312,6 +339,25 @@ def run_part(
         added = evaluate(trial, part, aif.build(config), with_svd, data, progress=progress)
         found |= {f"{name}_svd": value for name, value in added.items()}
     return found, said | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
+
+
+def trained(
+    trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool
+) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
+    """The model of a run, from `work` if it was trained before, and what is said of its training; its teacher comes first."""
+    file = trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else "")
+    folder, record = work / file, work / f"{file}.json"
+    if folder.exists():
+        said = json.loads(record.read_text(encoding="utf-8"))
+        return aif.build(config_of(trial, data)), checkpoint.load(folder).params, said
+    teacher = None
+    if trial.model in TAUGHT:
+        of_teacher = dataclasses.replace(trial, model=TAUGHT[trial.model])
+        teacher = aif.Trained(*trained(of_teacher, part, data, work=work, progress=progress)[:2])
+    model, params, said = train_model(trial, part, data, teacher=teacher, progress=progress)
+    checkpoint.save(folder, aif.Trained(model, params))
+    record.write_text(json.dumps(said), encoding="utf-8")
+    return model, params, said
 
 
 def met_share(trial: Trial, part: Part, data: datasets.StudyData) -> float:
@@ -355,9 +401,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Does the missing runs of a plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
-    parser.add_argument(
-        "--plan", nargs="+", default=["validation"], help="validation, tuning, test, rolling, smoke (default validation)"
-    )
+    parser.add_argument("--plan", nargs="+", default=["validation"], help=f"{', '.join(PLANS)} (default validation)")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--model", nargs="+", help="only these models, of --times too")
     parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
@@ -426,13 +470,13 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
     """
     found, made = records.read(results), {}
     for dataset in ("movielens", "taobao"):
-        runs = {name: _runs(found, dataset, name) for name in (AIF, BASE, WITH_MATCHING)}
+        runs = {name: runs_of(found, dataset, name) for name in (AIF, BASE, WITH_MATCHING)}
         if not all(runs.values()):
             continue
         figures: dict[str, float] = {}
         for other, more in ((BASE, ""), (WITH_MATCHING, "_over_matching")):
             for metric, key, scale in (("gauc", "gauc_points", 100.0), ("hr100", "hr100_ratio", 1.0)):
-                ours, theirs = (_pooled(results, found, runs[name], metric) for name in (AIF, other))
+                ours, theirs = (pooled(results, found, runs[name], metric) for name in (AIF, other))
                 gap = metrics.paired_interval(ours, theirs, ratio=metric == "hr100")
                 for end, value in zip(("", "_low", "_high"), gap, strict=True):
                     figures[f"{key}{more}{end}"] = scale * value
@@ -441,13 +485,13 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
     return made
 
 
-def _runs(found: dict[str, dict[str, Any]], dataset: str, model: str) -> list[dict[str, Any]]:
+def runs_of(found: dict[str, dict[str, Any]], dataset: str, model: str) -> list[dict[str, Any]]:
     """The records of a model's test runs, one a seed."""
     wanted = (dataset, model, "test", "by the data")
     return [r for r in found.values() if (r["dataset"], r["model"], r["split"], r["met"]) == wanted]
 
 
-def _pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
+def pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
     """A metric by user, averaged over seeds; HR@100 with the model's own offset of untrained items."""
     name = metric if metric == "gauc" else f"hr100@{chosen(found, runs[0]):g}"
     return over_seeds([by_user(results, run, name) for run in runs])
@@ -563,9 +607,9 @@ def picture(results: Path, path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     named = {BASE: "two-tower", WITH_MATCHING: "two-tower with\nmatching statistics", AIF: "presets.aif"}
     for axis, dataset in zip(figure.subplots(1, 2, sharey=True), ("movielens", "taobao"), strict=True):
-        base = _pooled(results, found, _runs(found, dataset, BASE), "gauc")
+        base = pooled(results, found, runs_of(found, dataset, BASE), "gauc")
         for (model, label), colour in zip(named.items(), ("tab:gray", "tab:orange", "tab:blue"), strict=True):
-            gap = metrics.paired_interval(_pooled(results, found, _runs(found, dataset, model), "gauc"), base)
+            gap = metrics.paired_interval(pooled(results, found, runs_of(found, dataset, model), "gauc"), base)
             x, y = times[f"{model}, C=1000, L=512"]["score"]["p50"], 100 * gap.value
             error = np.abs(100 * np.array([[gap.low], [gap.high]]) - y)
             axis.errorbar(x, y, yerr=error, fmt="o", color=colour, capsize=4, markersize=8)

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import train
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset
 from aif_jax.data import candidates
 from aif_jax.data.candidates import CandidateLists, SampleKey, SourceFn
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.pipeline import make_batch
 from aif_jax.data.sampling import NegativeSampler
 from aif_jax.train import losses
+from aif_jax.train.distill import teacher_scores
 from aif_jax.types import Params
 
 NEGATIVES = 15
@@ -106,24 +105,10 @@ def source(recipe: str, dataset: Dataset, *, counts: np.ndarray, helper: Helper 
 
     def scored(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         rows, labels, _ = drawn(positions, draw)
-        scores = scores_of(helper, dataset, positions, rows, labels)
+        scores = teacher_scores(*helper, dataset, positions, rows)
         return CandidateLists(hardest(rows, scores), labels[:, : 1 + NEGATIVES]) if hard else CandidateLists(rows, scores)
 
     return scored
-
-
-def scores_of(helper: Helper, dataset: Dataset, positions: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The helper's scores float32 [B, C], which reads histories of like length together."""
-    log, config = dataset.log, helper.model.config
-    lengths = log.history_end(positions) - log.offsets[log.user[positions]]
-    choices = np.array([*shorter(config.history_length), config.history_length])
-    scores = np.empty(rows.shape, np.float32)
-    for part in np.array_split(np.argsort(lengths, kind="stable"), 4):
-        if len(part):
-            length = int(choices[min(np.searchsorted(choices, lengths[part[-1]]), len(choices) - 1)])
-            batch = make_batch(dataset, positions[part], rows[part], labels[part], config=config, length=length)
-            (scores[part],) = train.predict(helper.model, helper.params, [batch])
-    return scores
 
 
 def shorter(longest: int) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from aif_jax.blocks.linear_memory import (
     Summed,
     cheaper_by_event,
     mean,
-    read_dot_item,
     softmax_keys,
     sum_events,
     sum_softmax,
@@ -26,15 +25,18 @@ from tests.reference import memory as reference
 C, L, D, H, K = 5, 11, 6, 3, 7
 BLOCKS = {"lsh": LshDin(bits=64), "learned": LinearMemory(width=K, keys="linear")}
 KINDS, FORMS = list(BLOCKS), ["sums", "events"]
+DRAWN = np.random.default_rng(7).normal(size=(D + 1, K)).astype(np.float32)
+QUERY = {"kernel": DRAWN[:D], "bias": DRAWN[D]}
+"""Parameters of the learned queries, which are an affine map of the item vector."""
 
 
 def case(kind, *, seed=0, kept=None):
-    """Queries, keys, values, mask and a kernel; `kept` behaviours, the rest is padding."""
+    """Candidates (signatures or item vectors), keys, values, mask, kernel; `kept` behaviours, the rest is padding."""
     rng = np.random.default_rng(seed)
     if kind == "lsh":
         query, keys = (rng.integers(0, 2**32, (n, 2), dtype=np.uint32) for n in (C, L))
     else:
-        query, keys = (rng.normal(size=(n, K)).astype(np.float32) for n in (C, L))
+        query, keys = (rng.normal(size=shape).astype(np.float32) for shape in ((C, D), (L, K)))
     values = rng.normal(size=(L, D)).astype(np.float32)
     mask = rng.random(L) < 0.7 if kept is None else np.arange(L) < kept
     return query, keys, values, mask, rng.normal(size=(D, H)).astype(np.float32)
@@ -55,9 +57,9 @@ def history(kind, form, keys, values, mask):
 def deviation(kind, past, query, kernel):
     """The block's share of the head that depends on the candidate, [C, H]."""
     block, query, kernel = BLOCKS[kind], jnp.asarray(query), jnp.asarray(kernel)
-    rows = parts.rows(block, query, fitted={"signatures_64": query})
+    rows = parts.rows(block, vector=query, fitted={"signatures_64": query})
     kernels = {"mean": jnp.zeros_like(kernel), "deviation": kernel}
-    return block.score({}, parts.state(block, past), rows, kernels).rest
+    return parts.first_layer(block.score({"query": QUERY}, parts.state(block, past), rows, kernels))
 
 
 def run(kind, form, query, keys, values, mask, kernel):
@@ -73,8 +75,9 @@ compiled = jax.jit(run, static_argnums=(0, 1))
 def test_deviation_and_mean_match_the_plain_sum(form, kind):
     query, keys, values, mask, kernel = case(kind)
     made, average = compiled(kind, form, query, keys, values, mask, kernel)
-    expected = reference.deviation(floats(kind, query), floats(kind, keys), values, mask) @ kernel
-    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5)
+    queries = floats(kind, query) if kind == "lsh" else query @ QUERY["kernel"] + QUERY["bias"]
+    expected = reference.deviation(queries, floats(kind, keys), values, mask) @ kernel
+    np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(average, reference.mean(values, mask), rtol=1e-5, atol=1e-6)
 
 
@@ -83,12 +86,12 @@ def test_deviation_and_mean_match_the_plain_sum(form, kind):
 def test_the_head_gets_mean_and_deviation_apart(form, kind):
     query, keys, values, mask, kernel = case(kind)
     block, past = BLOCKS[kind], history(kind, form, keys, values, mask)
-    rows = parts.rows(block, jnp.asarray(query), fitted={"signatures_64": jnp.asarray(query)})
-    terms = block.score({}, parts.state(block, past), rows, {"mean": 2.0 * kernel, "deviation": jnp.asarray(kernel)})
+    rows = parts.rows(block, vector=jnp.asarray(query), fitted={"signatures_64": jnp.asarray(query)})
+    kernels = {"mean": jnp.asarray(2.0 * kernel), "deviation": jnp.asarray(kernel)}
+    terms = block.score({"query": QUERY}, parts.state(block, past), rows, kernels)
     made, average = compiled(kind, form, query, keys, values, mask, kernel)
-    np.testing.assert_allclose(terms.once, 2 * average @ kernel, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(terms.rest, made, rtol=1e-5, atol=1e-6)
-    assert terms.pairs == () and terms.logit == 0.0
+    np.testing.assert_allclose(parts.first_layer(terms), 2 * (average @ kernel)[None] + made, rtol=1e-4, atol=1e-5)
+    assert terms.logit == 0.0
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -272,17 +275,17 @@ def test_the_form_for_training_has_the_same_values_and_gradients(scale):
 
 def test_the_dot_product_is_that_of_the_read_and_the_item():
     rng = np.random.default_rng(0)
-    query, item = rng.normal(size=(5, K)).astype(np.float32), rng.normal(size=(5, 4)).astype(np.float32)
-    keys, values = rng.normal(size=(9, K)).astype(np.float32), rng.normal(size=(9, 4)).astype(np.float32)
+    item = rng.normal(size=(5, D)).astype(np.float32)
+    query = item @ QUERY["kernel"] + QUERY["bias"]
+    keys, values = rng.normal(size=(9, K)).astype(np.float32), rng.normal(size=(9, D)).astype(np.float32)
     mask = np.arange(9) < 6
     expected = (query @ keys[:6].T @ values[:6] / (K**0.5 * 6) * item).sum(-1)
     block = LinearMemory(width=K, keys="linear", dot_product=True)
-    kernels = {"mean": jnp.zeros((4, H)), "deviation": jnp.zeros((4, H))}
+    kernels = {"mean": jnp.zeros((D, H)), "deviation": jnp.zeros((D, H))}
     for form in FORMS:
         past = history("learned", form, keys, values, mask)
-        np.testing.assert_allclose(read_dot_item(past, jnp.asarray(query), jnp.asarray(item)), expected, rtol=1e-5)
-        terms = block.score({}, parts.state(block, past), parts.rows(block, query, vector=item), kernels)
-        np.testing.assert_allclose(terms.logit, expected / 2, rtol=1e-5)
+        terms = block.score({"query": QUERY}, parts.state(block, past), parts.rows(block, vector=item), kernels)
+        np.testing.assert_allclose(terms.logit, expected / D**0.5, rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_fields_are_named():

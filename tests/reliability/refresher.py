@@ -1,7 +1,8 @@
-"""A refresh that works until it is killed, as a process of its own."""
+"""A refresh, once or following a stream, that works until it is killed, as a process of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,8 +12,10 @@ from typing import Any
 import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
-from aif_jax.connectors import SnapshotStore
+from aif_jax.connectors import SnapshotStore, open_stream
 from aif_jax.refreshing import job as jobs
+from aif_jax.refreshing.continuous import name_of
+from tests import follow_world as followed
 from tests import refresh_world as world
 from tests.reliability.victims import CrashPoints, _compiled_in
 
@@ -34,6 +37,35 @@ def refresh(root: str, current: str, since: int, step: str | None, sealed: bool,
     )
     end = {"status": made.status, "name": made.name, "points": points.count}
     (folder / "end.json").write_text(json.dumps(end))
+
+
+FOLLOWED = 2  # micro-batches
+
+
+def follow(root: str, url: str, step: str | None, sealed: bool, at: int | None) -> None:
+    """Follows the stream at a URL until there are `FOLLOWED` micro-batches in root/store; kills as for `refresh`."""
+    folder = Path(root)
+    _compiled_in(str(folder.parent / "compiled"))
+    if step is not None:
+        _killed_in(step, sealed)
+    points = CrashPoints(folder, at)
+    there = sum((folder / "work" / "job" / name_of(1 + n) / "step.json").exists() for n in range(FOLLOWED))
+    options = followed.OPTIONS | {"batches": FOLLOWED - there}
+    with contextlib.closing(open_stream(url)) as stream:
+        made = aif.refreshing.follow(
+            stream, followed.log(), items=world.items(5), out=folder / "store", work=folder / "work", **options
+        )
+    end = {"published": made.published, "trained": made.trained, "version": made.version, "points": points.count}
+    (folder / "end.json").write_text(json.dumps(end))
+
+
+def deltas(root: Path) -> list[dict[str, str]]:
+    """Digests of the files of each delta in root/store, in order; raises unless the last one is current."""
+    store = SnapshotStore(root / "store" / "deltas")
+    names = store.names()
+    assert names and store.current() == names[-1]
+    records = [json.loads((root / "store" / "deltas" / name / "snapshot-manifest.json").read_text())["files"] for name in names]
+    return [{relative: entry["sha256"] for relative, entry in files.items()} for files in records]
 
 
 def _killed_in(step: str, sealed: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aif_jax.service import arrow, frame, processes
+from aif_jax.service import processes, tensors
 from aif_jax.service.inference import MODEL
 from aif_jax.service.process import Listening
 from tests.reliability.sizes import FULL, SMOKE, generator
@@ -73,24 +73,22 @@ class Mutations:
         text = json.dumps(fields).encode()
         return self.bytes(text) if self.rng.random() < 0.4 else text
 
-    def frame(self) -> bytes:
-        """A frame."""
+    def body(self) -> bytes:
+        """A binary body."""
         fields = {**CALL, "candidates": IDS, "bids": np.ones(len(IDS), np.float32)}
-        raw = frame.pack(fields)
+        raw = tensors.pack(fields)
         if self.rng.random() < 0.5:
             return self.bytes(raw)
-        size = int.from_bytes(raw[4:8], "little")
-        head = json.dumps(self.fields(json.loads(raw[8 : 8 + size]))).encode()
-        head += b" " * (-(8 + len(head)) % 8)
-        return raw[:4] + len(head).to_bytes(4, "little") + head + raw[8 + size :]
+        head, newline, data = raw.partition(b"\n")
+        return json.dumps(self.fields(json.loads(head))).encode() + newline + data
 
     def arrow(self) -> bytes:
         """A stream of Arrow."""
         fields = CALL | {"candidates": IDS}
         if self.rng.random() < 0.7:
-            return self.bytes(arrow.pack(fields))
+            return self.bytes(tensors.pack_arrow(fields))
         fields[self.pick(list(fields))] = self.pick([None, True, -1, 1e308, "é", [1, 2], ["a", None], [], [[1]], {"a": 1}])
-        return arrow.pack(fields)
+        return tensors.pack_arrow(fields)
 
     def tensors(self) -> dict[str, Any]:
         """A call of the Open Inference Protocol."""
@@ -147,9 +145,9 @@ def fuzz(count: int, seed: int) -> Counter[Any]:
                 path = mutations.pick(["/v1/rank", "/v1/score", "/v1/prepare", "/v1/explain"])
                 kind, body = "application/json", b""
                 if way == 0:
-                    kind, body = frame.CONTENT_TYPE, mutations.frame()
+                    kind, body = tensors.CONTENT_TYPE, mutations.body()
                 elif way == 3:
-                    kind, body = arrow.CONTENT_TYPE, mutations.arrow()
+                    kind, body = tensors.ARROW, mutations.arrow()
                 elif way == 1:
                     body = mutations.text(mutations.fields(CALL))
                 else:

@@ -142,7 +142,7 @@ class Function:
         missing = [name for name in names if name not in given]
         extra = [name for name in given if name not in self.inputs and name not in self.ignored]
         if missing or extra:
-            raise ExportError(f"{self.name} inputs: expected {sorted(names)}; missing {missing}, unknown {extra}")
+            raise ExportError(f"{self.name} inputs: expected {sorted(names)}, missing {missing}, unknown {extra}")
         taken = {}
         for name in names:
             value, wanted = given[name], self.inputs[name]
@@ -206,7 +206,7 @@ class Function:
         except (TypeError, ValueError) as error:
             raise ExportError(f"{self.name}: expected a function of params and inputs, got another ({error})") from None
         if len(args) != 2 or kwargs or not all(isinstance(part, dict) for part in (*args, outputs)):
-            raise ExportError(f"{self.name}: expected a function of params and inputs that gives a dict")
+            raise ExportError(f"{self.name}: expected a function that gives a dict, got another; export it again")
         params = {path: Input(tuple(value.shape), value.dtype) for path, value in self.params.items()}
         sides = (("takes", params, args[0]), ("takes", self.inputs, args[1]), ("gives", self.outputs, outputs))
         for verb, wanted, avals in sides:
@@ -316,7 +316,7 @@ def _strings(utf8: np.ndarray, offsets: np.ndarray, name: str) -> np.ndarray:
     # Only the first of ascending strings may be empty, so their number is bounded by their bytes.
     fits = fits and bool((offsets[1:2] >= 0).all()) and bool((offsets[2:] > offsets[1:-1]).all())
     if not fits:
-        raise ExportError(f"{name}: expected utf8 uint8 [m] and offsets int64 [n + 1] that rise from 0 to m, got others")
+        raise ExportError(f"{name}: expected utf8 uint8 [m], offsets int64 that rise from 0 to m, got others; export again")
     data = utf8.tobytes()
     try:
         texts = [data[start:stop].decode() for start, stop in itertools.pairwise(offsets.tolist())]

@@ -65,7 +65,11 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class ExportedIndex:
-    """The rows of an exported index: ids int64 [N], ascending (of strings their hashes), and the table [N] on the device."""
+    """The rows of an exported index.
+
+    Attributes:
+      ids, table: int64 [N], ascending (hashes of string ids), and arrays [N] on the device by path.
+    """
 
     ids: np.ndarray
     table: dict[str, jax.Array]
@@ -170,7 +174,9 @@ class ExportedModel:
           ExportError: logits that do not fit; an export of one objective without calibration or orders: then it is the sigmoid.
         """
         if PROBABILITY not in self.functions:
-            raise ExportError("probabilities: expected an export with a calibration, orders or several objectives, got another")
+            raise ExportError(
+                "probabilities: expected a calibration, orders or several objectives, got none; export a calibrated model"
+            )
         return self.functions[PROBABILITY].on_host({"logits": np.asarray(logits)})["probabilities"]
 
     def value(self, order: str, logits: Any, side: Mapping[str, Any] | None = None) -> np.ndarray:
@@ -301,15 +307,15 @@ def check_versions(manifest: Mapping[str, Any]) -> None:
     made, here = str(manifest["made_with"].get("jax")), jax.__version__
     advice = "params and config are still readable: `aif_jax.export.rebuild(folder, new)` writes the functions again"
     if _release(made) > _release(here):
-        raise ExportError(f"written under jax {made}, newer than jax {here} here: expected at least {made}; {advice}")
+        raise ExportError(f"jax: expected at least {made}, which wrote this export, got {here}; {advice}")
     low = jax.export.minimum_supported_calling_convention_version
     high = jax.export.maximum_supported_calling_convention_version
     for name, spec in manifest["functions"].items():
         version = spec.get("calling_convention_version")
         if type(version) is not int or not low <= version <= high:
             raise ExportError(
-                f"{name}: written under jax {made} with calling convention {version}, jax {here} here reads {low} to {high}; "
-                f"{advice}"
+                f"{name}: expected a calling convention of {low} to {high}, as jax {here} reads, got {version} of jax "
+                f"{made}; {advice}"
             )
 
 
@@ -362,7 +368,7 @@ def _index(arrays: Mapping[str, np.ndarray]) -> ExportedIndex:
 def difference(what: str, got: Any, expected: np.ndarray, tolerance: float) -> float:
     """The largest difference from a golden output; ExportError where it is more than the tolerance allows."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
-        raise ExportError(f"{what}: golden output {expected.dtype}{list(expected.shape)}, got {got.dtype}{list(got.shape)}")
+        raise ExportError(f"{what}: expected {expected.dtype}{list(expected.shape)}, got {got.dtype}{list(got.shape)}")
     if not expected.size:
         return 0.0
     wanted = expected.astype(np.float64)

@@ -1,0 +1,353 @@
+"""`Delta`: what a short training moved, published in place of a whole export.
+
+    export --delta 1--> version --delta 2--> version          towers and head stay; rows of embedding tables move
+
+A delta names the version that it stands on, and holds the embedding rows that moved and what follows from them: the index rows
+of the items that read one of those, and the rows of users whose history does. Applied to that version it gives the model, the
+index and the user table that a full rebuild gives, bit for bit, and they change together or not at all.
+
+Its cost is that of what moved: making it runs the item function over the items that moved, applying it writes their rows next
+to the old ones. In addition each application copies the tables that moved once, in the memory of the device, because requests
+under way read the old ones; and models whose user state streams search the log for the users of these items.
+
+The version behind a delta is a digest of the version before it and of the rows: a chain, as commits are. A full export of the
+same parameters has the fingerprint of its contents, which is another string.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.catalogue import Catalogue
+from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array, expect_finite
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.events import EventLog
+from aif_jax.encoding.vocabulary import Vocabulary
+from aif_jax.export.functions import named
+from aif_jax.index import ItemIndex
+from aif_jax.index.build import BATCH
+from aif_jax.index.ids import Keys, raw_keys
+from aif_jax.index.store import ItemProgram
+from aif_jax.store import sealed
+from aif_jax.store.codec import unpack
+from aif_jax.store.folders import CheckpointError
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import digest
+from aif_jax.types import ItemFeatures
+from aif_jax.user_table import Stored, UserTable
+
+FORMAT, REBUILD = "aif_jax.delta/1", "publish it again"
+SMALLEST = 256  # rows that are put into a table at once are padded to a power of two from this on
+
+
+class MovedRows(NamedTuple):
+    """Rows of one embedding table."""
+
+    at: np.ndarray  # int32 [n], ascending
+    values: np.ndarray  # float32 [n, D]
+
+
+class UserRows(NamedTuple):
+    """Rows of some users in a `UserTable`."""
+
+    users: list[Any]  # raw ids [n]
+    rows: Stored  # [n]
+
+
+class WrongBase(VersionMismatch):
+    """A delta that stands on another version."""
+
+    MESSAGE = (
+        "{what}: expected one that stands on version {expected}, got one on {got}; apply the deltas between them first, in "
+        "their order, or load the export that the chain begins with"
+    )
+
+
+class DeltaApplied(NamedTuple):
+    """What serves after a delta."""
+
+    trained: Trained
+    index: ItemIndex | None
+    users: UserTable | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Delta:
+    """What moved between two versions of a model.
+
+    Attributes:
+      base: version that it stands on.
+      encoding: version of the encoder of both.
+      number: place in its chain; 1 stands on an export.
+      rows: rows of embedding tables by name of the table, at least one.
+      items: keys [n] of the items whose index rows follow.
+      item_rows: their rows by dotted name, decoded, each [n, ...], as an export has them.
+      users: users whose rows follow; None for a chain without a user table.
+
+    Raises:
+      ValueError: nothing that moved, rows that are not ascending, arrays that do not fit together, values that are not finite.
+    """
+
+    base: str
+    encoding: str
+    number: int
+    rows: Mapping[str, MovedRows]
+    items: Keys
+    item_rows: Mapping[str, np.ndarray]
+    users: UserRows | None = None
+
+    def __post_init__(self):
+        expect(self.number >= 1, "Delta.number", "at least 1", self.number)
+        expect(len(self.rows) > 0, "Delta.rows", "rows of at least one table", "none")
+        for name, rows in self.rows.items():
+            at = expect_array(rows.at, f"Delta.rows {name!r}", dtype=np.int32, shape=(None,))
+            ascending = len(at) > 0 and at[0] >= 0 and (np.diff(at) > 0).all()
+            expect(ascending, f"Delta.rows {name!r}", "ascending rows, at least one", at)
+            values = expect_array(rows.values, f"Delta.rows {name!r}", dtype=np.float32, shape=(len(at), None))
+            expect_finite(values, f"Delta.rows {name!r}")
+        for name, values in self.item_rows.items():
+            expect(len(values) == len(self.items.key), f"Delta.item_rows {name!r}", f"{len(self.items.key)} rows", len(values))
+
+    @functools.cached_property
+    def version(self) -> str:
+        """The version behind it: a digest of the base and of the rows that moved, which decide everything else."""
+        rows = {name: [dataclasses.astuple(digest(leaf)) for leaf in rows] for name, rows in sorted(self.rows.items())}
+        return hashlib.sha256(json.dumps({"base": self.base, "rows": rows}, sort_keys=True).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        moved = ", ".join(f"{len(rows.at):,} rows of {name}" for name, rows in self.rows.items())
+        users = "" if self.users is None else f", {len(self.users.users):,} users"
+        versions = f"{self.base[:12]} -> {self.version[:12]}"
+        return f"Delta({self.number}: {versions}, {moved}, {len(self.items.key):,} items{users})"
+
+    @classmethod
+    def make(
+        cls,
+        base: Trained,
+        rows: Mapping[str, MovedRows],
+        catalogue: Catalogue,
+        *,
+        number: int = 1,
+        events: Dataset | None = None,
+        also: Any = (),
+    ) -> Delta:
+        """The delta of rows that moved: recomputes the index rows of the items, and the rows of the users, that read one.
+
+        Args:
+          base: model that it stands on, of the version that serves.
+          rows: the rows after training, by table; a table without rows may be left out.
+          catalogue: features of the items, as the index of the export was built from.
+          number: place in the chain.
+          events: the log with every user's whole history, for a chain with a user table; None for none.
+          also: user rows of `events` whose histories have new events since the version before.
+
+        Raises:
+          ValueError: as the class; a model with item statistics, whose index rows move with time too.
+          EncodingMismatch: a catalogue or events of another encoder.
+        """
+        schema = base.config.schema
+        out = "publish a full refresh for a model with item_statistics: its index rows move with time too"
+        expect(not schema.item_statistics, "Delta.make", "a model whose index rows depend on its parameters alone", out)
+        check_encoding("Catalogue", expected=base.encoding, got=catalogue.encoding)
+        rows = {name: moved for name, moved in rows.items() if len(moved.at)}
+        made = cls(base=base.version, encoding=base.encoding, number=number, rows=rows, items=Keys(np.zeros(0, np.int64)),
+                   item_rows={})  # fmt: skip
+        after = made.trained(base)
+        of_items = _items_that_read(rows, base, catalogue)
+        raw_rows = np.arange(1, len(catalogue.raw) + 1) if catalogue.rows is None else np.asarray(catalogue.rows)
+        chosen = np.flatnonzero(of_items[raw_rows])
+        items = catalogue.features(raw_rows[chosen])
+        keys = raw_keys(catalogue.raw[chosen], "ids") if len(chosen) else Keys(np.zeros(0, np.int64))
+        users = None if events is None else _user_rows(rows, after, of_items, events, also)
+        return dataclasses.replace(made, items=keys, item_rows=_item_rows(after, items, len(chosen)), users=users)
+
+    def trained(self, base: Trained) -> Trained:
+        """The model behind it. Raises WrongBase for one of another version than `base`."""
+        self._expect_base("delta", base.version)
+        check_encoding("delta", expected=base.encoding, got=self.encoding)
+        tables = dict(base.params["embedding"])
+        for name, rows in self.rows.items():
+            expect(name in tables, "delta", f"tables among {sorted(tables)}", repr(name))
+            fits = rows.values.shape[1:] == tables[name].shape[1:] and rows.at[-1] < tables[name].shape[0]
+            expect(fits, f"delta, table {name!r}", f"rows of {list(tables[name].shape)}", [rows.at[-1], *rows.values.shape[1:]])
+            tables[name] = _with_rows(tables[name], rows)
+        return base.replace(params={**base.params, "embedding": tables}).with_version(self.version)
+
+    def apply(self, trained: Trained, index: ItemIndex | None = None, users: UserTable | None = None) -> DeltaApplied:
+        """Model, index and user table behind it; those given stay as they are, for requests that began with them.
+
+        Applied to what is behind it already, it returns just that.
+
+        Args:
+          trained: model of the version `base`.
+          index: index of the same version; None for none.
+          users: its user table, which nothing else updates; None for none.
+
+        Raises:
+          WrongBase: a model, an index or a table of another version.
+          ValueError: a user table, and a delta without rows of users; an index or a table that cannot take rows.
+        """
+        parts = [("index", index), ("user table", users)]
+        if trained.version == self.version and all(part is None or part.version == self.version for _, part in parts):
+            return DeltaApplied(trained, index, users)
+        for what, part in parts:
+            if part is not None:
+                self._expect_base(f"delta for {what}", part.version)
+        after = self.trained(trained)
+        if users is not None and self.users is None:
+            out = "publish a full refresh with user_table, and deltas from there on"
+            raise ValueError(f"delta: expected one with rows of users for a user table, got one without; {out}")
+        moved = None if index is None else index.moved(after, self.items, self.item_rows)
+        table = None if users is None or self.users is None else users.moved(after, *self.users)
+        return DeltaApplied(after, moved, table)
+
+    def save(self, path: str | Path) -> None:
+        """Writes it into a new folder, which appears complete or not at all. FileExistsError where something is there."""
+        trees: dict[str, Any] = {"rows": {name: rows._asdict() for name, rows in self.rows.items()}}
+        trees["items"] = {"keys": self.items.key} | ({} if self.items.mark is None else {"marks": self.items.mark})
+        trees["item_rows"] = dict(self.item_rows)
+        if self.users is not None:
+            known = Vocabulary(self.users.users)
+            place = {user: at for at, user in enumerate(self.users.users)}
+            order = np.array([place[user] for user in known.raw.tolist()], np.int64)
+            trees["users"] = {"ids": known.to_arrays(), "rows": self.users.rows.take(order)._asdict()}
+        record = {"base": self.base, "version": self.version, "encoding": self.encoding, "number": self.number}
+        sealed.write(path, trees, record | {"user_table": self.users is not None}, format=FORMAT)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Delta:
+        """The delta in a folder.
+
+        Raises:
+          FileNotFoundError: nothing there.
+          CheckpointError: torn or altered, not a delta.
+        """
+        record, trees = inspect(path), sealed.read(path, format=FORMAT, rebuild=REBUILD)
+        try:
+            users = None
+            if record["user_table"]:
+                users = UserRows(Vocabulary.from_arrays(trees["users"]["ids"]).raw.tolist(), Stored(**trees["users"]["rows"]))
+            delta = cls(
+                base=record["base"], encoding=record["encoding"], number=record["number"], users=users,
+                rows={name: MovedRows(**rows) for name, rows in trees["rows"].items()},
+                items=Keys(trees["items"]["keys"], trees["items"].get("marks")), item_rows=trees.get("item_rows", {}),
+            )  # fmt: skip
+            expect(delta.version == record["version"], "version", record["version"], delta.version)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path}: expected a delta, got other contents: {error}; {REBUILD}") from error
+        return delta
+
+    def _expect_base(self, what: str, version: str) -> None:
+        if version != self.base:
+            raise WrongBase(what, expected=version, got=self.base)
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """The record of a delta in a folder, "base" and "version" in it; reads no arrays. Raises as `Delta.load`."""
+    return sealed.inspect(path, format=FORMAT, rebuild=REBUILD)
+
+
+class Chain:
+    """The deltas in a folder by the version that they stand on; folders that come later are found by the next look.
+
+    Args:
+      folder: holds a folder for each delta, such as what `SnapshotStore.fetch` leaves; it may be missing.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._known: dict[str, dict[str, Any]] = {}  # records by name
+
+    def on(self, version: str) -> dict[str, Path]:
+        """The deltas that stand on a version, directly or on one another, in order: their folders by version.
+
+        Where two stand on the same version, the one that was published last counts. Raises as `Delta.load`.
+        """
+        names = sorted(path.name for path in self.folder.iterdir() if path.name[0] != ".") if self.folder.is_dir() else []
+        self._known = {name: self._known.get(name) or inspect(self.folder / name) for name in names}
+        after = {record["base"]: (record["version"], self.folder / name) for name, record in self._known.items()}
+        found: dict[str, Path] = {}
+        while version in after:  # a version is a digest of the one before it, so there is no circle
+            version, path = after[version]
+            found[version] = path
+        return found
+
+
+def _with_rows(table: Any, rows: MovedRows) -> jax.Array:
+    """A copy of a table with some rows replaced; compiled for a few numbers of rows."""
+    size = max(SMALLEST, 1 << (len(rows.at) - 1).bit_length())
+    at = np.full(size, table.shape[0], np.int32)  # out of range: dropped
+    at[: len(rows.at)] = rows.at
+    values = np.zeros((size, *rows.values.shape[1:]), np.float32)
+    values[: len(rows.at)] = rows.values
+    return _put(jnp.asarray(table), at, values)
+
+
+@jax.jit
+def _put(table: jax.Array, at: jax.Array, values: jax.Array) -> jax.Array:
+    return table.at[at].set(values.astype(table.dtype), mode="drop")
+
+
+_columns = jax.jit(unpack)
+
+
+def _item_rows(after: Trained, items: ItemFeatures, count: int) -> dict[str, np.ndarray]:
+    """Rows of items [count] by dotted name, made in batches of the size of an index, so that they equal its rows to the bit."""
+    program = ItemProgram(after, storage="float32", batch_size=BATCH, mesh=None)
+    parts = []
+    for start in range(0, max(count, 1), BATCH):
+        some = jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[start : start + BATCH], items)
+        made = _columns(program(dataclasses.replace(some, encoding="")))
+        parts.append(jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: count - start], made))
+    return dict(named(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)))
+
+
+def _masks(rows: Mapping[str, MovedRows], base: Trained) -> dict[str, np.ndarray]:
+    """bool [size of the table] which rows moved."""
+    masks = {}
+    for name, moved in rows.items():
+        masks[name] = np.zeros(base.params["embedding"][name].shape[0], bool)
+        masks[name][moved.at] = True
+    return masks
+
+
+def _items_that_read(rows: Mapping[str, MovedRows], base: Trained, catalogue: Catalogue) -> np.ndarray:
+    """bool [N] which catalogue rows have an attribute whose embedding row moved."""
+    masks, reads = _masks(rows, base), np.zeros(len(catalogue), bool)
+    for attribute in base.config.schema.item_attributes:
+        if attribute.table_name in masks:
+            hit = masks[attribute.table_name][np.asarray(catalogue.ids[attribute.name])]
+            reads |= hit if hit.ndim == 1 else hit.any(axis=1)
+    return reads
+
+
+def _user_rows(rows: Mapping[str, MovedRows], after: Trained, of_items: np.ndarray, events: Dataset, also: Any) -> UserRows:
+    """Rows of the users in whose history an item moved, if the model's blocks keep sums of them, and of those in `also`."""
+    check_encoding("events", expected=after.encoding, got=events.encoding)
+    log, chosen = events.log, np.zeros(len(events.users), bool)
+    chosen[np.asarray(also, np.int64)] = True
+    if any(block.streams for block in after.config.blocks):
+        masks, fields = _masks(rows, after), events.catalogue.ids
+        read = np.zeros(len(events.catalogue), bool)
+        for field in after.config.schema.behaviour_fields:
+            if field in masks:
+                read |= masks[field][np.asarray(fields[field])]
+        chosen[log.user[read[log.item]]] = True
+    some = chosen[log.user]
+    part = EventLog.from_arrays(*(getattr(log, name)[some] for name in ("user", "item", "action", "time")), users=log.users)
+    table = UserTable.build(after, dataclasses.replace(events, log=part), clock=None, progress=False)
+    users = list(table.rows.of)  # type: ignore[attr-defined]  # in this process
+    return UserRows(users, table.rows.get(users))
+
+
+__all__ = ["Delta", "MovedRows", "UserRows", "DeltaApplied", "WrongBase", "Chain", "inspect"]

@@ -1,0 +1,521 @@
+"""`follow`: micro-batches of a stream move rows of the served model, and each that passes the gate is published as a delta.
+
+    stream -> micro-batch -> train rows -> gate -> delta -> deltas of the store          every ten minutes
+    files  -> refresh     -> export of the store, on which the next chain stands         every day
+
+Towers, head and everything that is fitted stay as the last full refresh published them. Each export begins a new chain.
+
+*Exactly once.* A micro-batch is one sealed folder: where it ends in the stream, its events, which of them were trained on, the
+state of rows and optimizer, the verdict, and the delta. A process that is killed before the seal reads the same messages again;
+one that is killed after it goes on behind them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax import checkpoint
+from aif_jax.checks import expect
+from aif_jax.connectors.follow import Follower, StreamEntry
+from aif_jax.connectors.snapshot_store import SnapshotStore
+from aif_jax.connectors.streams import UpdateStream, joined
+from aif_jax.data.candidates import SourceFn
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.events import EventLog
+from aif_jax.data.pipeline import Pipeline
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.raw import column_of, plain
+from aif_jax.encoding.times import STAMP_ZERO, shown
+from aif_jax.encoding.vocabulary import as_ids
+from aif_jax.export import Delta, MovedRows
+from aif_jax.export.contents import open as open_model
+from aif_jax.output import progress as output
+from aif_jax.readers import read
+from aif_jax.readers.sources import Source
+from aif_jax.readers.tables import Content
+from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
+from aif_jax.refreshing.job import Job, begin
+from aif_jax.refreshing.run import KEPT, MODEL, USERS
+from aif_jax.service.exports import DELTAS
+from aif_jax.store import sealed
+from aif_jax.store.folders import URL, local, remove_folder
+from aif_jax.store.trained import Trained
+from aif_jax.train.fit import expect_labels
+from aif_jax.train.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step
+from aif_jax.train.step import TrainState
+from aif_jax.train.tasks import TASKS, Goals, Task
+
+FORMAT = "aif_jax.follow/1"
+MOST_DELTAS = 1008  # of a chain, a week of ten minutes each: a service that starts reads them all
+STATE, DELTA = "state", "delta"  # folders in that of a micro-batch
+COLUMNS = ("user", "item", "action", "time")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Followed:
+    """What a call of `follow` came to.
+
+    Attributes:
+      published, refused: micro-batches that were published, and that the gate refused.
+      trained: samples of those that were published.
+      waiting: samples that came and are not trained on yet: the newest, which the gate judged by, and what fills no batch.
+      version: version at the end of the chain.
+    """
+
+    published: int
+    refused: int
+    trained: int
+    waiting: int
+    version: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FollowSettings:
+    """How micro-batches are trained and judged; fields as the arguments of `follow`."""
+
+    tables: tuple[str, ...] | None = None
+    held_out: float = 0.1
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    seed: int = 0
+    requests: int = 2000
+    k: int | None = None
+    gate: GateConfig = GateConfig()  # noqa: RUF009 frozen
+
+    def __post_init__(self):
+        expect(0 < self.held_out < 0.5, "held_out", "a share above 0, below 0.5", self.held_out)
+        for name in ("batch_size", "requests"):
+            expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+
+
+def follow(
+    stream: UpdateStream,
+    events: Source | Dataset,
+    *,
+    out: str | Path,
+    items: Source | None = None,
+    users: Source | None = None,
+    work: str | Path | None = None,
+    content: Content | None = None,
+    task: Task | None = None,
+    every: float = 600.0,
+    batches: int | None = None,
+    max_messages: int = 1000,
+    tables: tuple[str, ...] | None = None,
+    held_out: float = 0.1,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    requests: int = 2000,
+    k: int | None = None,
+    gate: GateConfig = GateConfig(),  # noqa: B008 frozen
+    stop: Callable[[], bool] = lambda: False,
+    progress: bool = True,
+) -> Followed:
+    """Follows a stream of events: trains rows of the served model on micro-batches, and publishes each as a delta.
+
+    The chain stands on the current export of the store, which `refresh` published. Events of the stream before the end of that
+    model's training are left out; each later one that is a sample is trained on exactly once, whenever the process is killed.
+    When the store has another export, a new chain begins on that one, from the start of what the stream keeps.
+
+    A micro-batch needs a whole batch to train on, and as many users to judge by as the gate wants; until then events wait. The
+    newest samples are for the gate, and trained on by the next micro-batch. One that the gate refuses is left out of the chain,
+    its events stay in the histories, and the next one goes on from the last published version.
+
+    Args:
+      stream: raw events by column, see `connectors.encode`; open it with `connectors.open_stream`.
+      events: files or tables of `read`, or a `Dataset` of the model's encoder: histories, of which the part before the end of
+        the model's training counts.
+      out: snapshot store of exports; the deltas go to the store OUT/deltas, see `aif-jax serve OUT --mirror DIR`.
+      items, users: files or tables of `read`; None with a `Dataset`. Index rows are made from these items.
+      work: local folder of the sealed micro-batches; default: OUT.follow next to a local `out`.
+      content: see `read`.
+      task: see `fit`; None takes that of the served model.
+      every: seconds between two micro-batches.
+      batches: end after so many micro-batches; None goes on until `stop`.
+      max_messages: messages that are read at once.
+      tables: embedding tables that move; None takes that of the item ids, and those of user attributes. Rows of others, such as
+        categories, are read by many items, which are all published again.
+      held_out: share of the waiting samples that the gate judges on.
+      batch_size, learning_rate, seed: of training, with Adam on the rows that a batch reads.
+      requests: at most so many of the held-out samples are evaluated.
+      k: k of HR@k and the overlap over the catalogue; None judges by lists of candidates alone, which takes less time.
+      gate: bounds, see `GateConfig`.
+      stop: asked between two reads; True ends the call.
+      progress: whether to show a line for each micro-batch.
+
+    Raises:
+      WriterConflict: another process follows there.
+      FileNotFoundError: no export in the store.
+      StreamError: messages that were not read yet are gone.
+      ValueError: an export that no refresh published, data or settings that do not fit, a chain of 1,008 deltas.
+    """
+    where = str(out)
+    expect(work is not None or not URL.match(where), "work", f"a local folder for the micro-batches of {where}", work)
+    expect(every >= 0, "every", "0 seconds or more", every)
+    folder = local(work if work is not None else f"{where.rstrip('/')}.follow", "work")
+    settings = FollowSettings(
+        tables=tables, held_out=held_out, batch_size=batch_size, learning_rate=learning_rate, seed=seed, requests=requests,
+        k=k, gate=gate,
+    )  # fmt: skip
+    store = SnapshotStore(where)
+    places = () if URL.match(where) else (local(where) / DELTAS,)
+    done: list[Followed] = []
+
+    def say(line: str) -> None:
+        if progress:
+            output.say(line)
+
+    while True:
+        root = store.current()
+        if root is None:
+            raise FileNotFoundError(f"{store.url}: expected a store with an export to stand on, got none; run aif-jax refresh")
+        arguments = {"root": root, "out": store.url, "task": repr(task), "tables": tables}
+        with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
+            chain = Chain.open(job, store, root, functools.partial(
+                _history, events, items, users, content=content, progress=progress), task=task, settings=settings,
+            )  # fmt: skip
+            began = chain.number
+            moved = chain.run(stream, every=every, batches=batches, max_messages=max_messages, stop=stop)
+            batches = None if batches is None else batches - (chain.number - began)
+            done.append(chain.summary())
+        if not moved:
+            counts = {name: sum(getattr(each, name) for each in done) for name in ("published", "refused", "trained")}
+            return dataclasses.replace(done[-1], **counts)
+        say(f"refresh: the store has another export than {root}: a new chain begins")
+
+
+class Arrivals:
+    """Events of the stream under the encoder of the chain, in the order in which they came; a `Target` of a `Follower`.
+
+    Attributes:
+      left_out: events of unknown users, and from before the chain.
+    """
+
+    def __init__(self, encoder: Encoder, until: int):
+        self.encoder, self.until = encoder, until
+        self._parts = [{name: np.zeros(0, np.int64 if name == "time" else np.int32) for name in COLUMNS}]
+        self._used = np.zeros(0, bool)
+        self.left_out = 0
+        self.positions: dict[int, int] = {}
+        self.saved: dict[int, int] = {}
+
+    def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
+        """As `Target.apply`."""
+        parts = [self._encoded(change.table) for change in joined([entry.change for entry in entries])]
+        for part in parts:  # all are encoded before one is added
+            self.add(part)
+        self.positions[partition] = position
+
+    def __len__(self) -> int:
+        return sum(len(part["user"]) for part in self._parts)
+
+    def add(self, columns: dict[str, np.ndarray]) -> None:
+        """Adds encoded events."""
+        self._parts.append(columns)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """User, item, action and time in seconds of each event."""
+        if len(self._parts) > 1:
+            self._parts = [{name: np.concatenate([part[name] for part in self._parts]) for name in COLUMNS}]
+        return self._parts[0]
+
+    @property
+    def used(self) -> np.ndarray:
+        """bool [n] which were trained on or refused; to be written too."""
+        if more := len(self) - len(self._used):
+            self._used = np.concatenate([self._used, np.zeros(more, bool)])
+        return self._used
+
+    def since(self, first: int) -> dict[str, np.ndarray]:
+        """The events from the n-th on."""
+        return {name: column[first:] for name, column in self.columns.items()}
+
+    def tick(self) -> None:
+        """Nothing to save: a micro-batch does."""
+
+    def _encoded(self, table: Any) -> dict[str, np.ndarray]:
+        expect(table is not None, "message", "events", "a deletion")
+        made, order = self.encoder.events(table)
+        name = self.encoder.columns.user
+        user = self.encoder.vocabularies["user"].encode(as_ids(plain(column_of(table, name)), name))[order]
+        seconds = np.asarray(made.time).astype(np.int64) + STAMP_ZERO
+        counts = (user > 0) & (seconds >= self.until)
+        self.left_out += int(np.count_nonzero(~counts))
+        columns, like = {"user": user, "item": made.item, "action": made.action, "time": seconds}, self._parts[0]
+        return {each: np.asarray(column)[counts].astype(like[each].dtype) for each, column in columns.items()}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Chain:
+    """The micro-batches on one export."""
+
+    job: Job
+    store: SnapshotStore
+    root: str
+    data: Dataset  # catalogue, users, and the events before the chain
+    task: Task
+    settings: FollowSettings
+    with_users: bool
+    trained: Trained  # of the last published version
+    state: TrainState
+    step: Any
+    tables: tuple[str, ...]
+    arrivals: Arrivals
+    number: int = 0  # of the last micro-batch
+    deltas: int = 0
+    refused: int = 0
+    samples: int = 0
+    sealed_arrivals: int = 0
+    published_arrivals: int = 0  # events that the users' rows of the last published version hold
+
+    @classmethod
+    def open(
+        cls, job: Job, store: SnapshotStore, root: str, history: Callable[[Trained], Dataset], *, task: Task | None,
+        settings: FollowSettings,
+    ) -> Chain:  # fmt: skip
+        """The chain in a job, as far as it is sealed; what is sealed and not published is published."""
+        record = job.step("current", functools.partial(_keep, store, root))
+        trained = checkpoint.load(job.path("current") / MODEL).trained()
+        known = dict(record["task"])
+        task = TASKS[known.pop("name")](**known) if task is None else task
+        data = history(trained)
+        expect_labels(task, data, trained.config.objectives)
+        expect(task.samples == "events", "follow task", "one whose samples are events", type(task).__name__)
+        before = data.log.time < record["until"]
+        log = EventLog.from_arrays(*(getattr(data.log, name)[before] for name in COLUMNS), users=data.log.users)
+        tables, optimizer = moving_tables(trained.config.schema, settings.tables), rows_optimizer(settings.learning_rate)
+        loss = task.loss or Goals.of(trained.config.objectives)
+        chain = cls(
+            job=job, store=store, root=root, data=dataclasses.replace(data, log=log), task=task, settings=settings,
+            with_users=record["users"], trained=trained, state=rows_state(trained.params, tables, optimizer),
+            step=rows_step(trained.model, optimizer, loss=loss, tables=tables), tables=tables,
+            arrivals=Arrivals(trained.need_encoder("follow"), record["until"]),
+        )  # fmt: skip
+        chain._resume()
+        return chain
+
+    def run(
+        self, stream: UpdateStream, *, every: float, batches: int | None, max_messages: int, stop: Callable[[], bool]
+    ) -> bool:
+        """Follows until `stop`, or `batches` micro-batches more; True where the store has another export."""
+        follower = Follower(stream, self.arrivals, max_batch=max_messages)
+        due, last, tried = time.monotonic() + every, None if batches is None else self.number + batches, -1
+        while not stop() and (last is None or self.number < last):
+            follower.step(min(0.2, max(0.01, every)))
+            if time.monotonic() < due:
+                continue
+            due = time.monotonic() + every
+            if self.store.current() != self.root:
+                return True
+            if len(self.arrivals) > tried and self.micro_batch():
+                follower.flush()
+            tried = len(self.arrivals)
+        return False
+
+    def summary(self) -> Followed:
+        """What this chain has."""
+        data, serial = self._dataset()
+        waiting = len(self._waiting(data, serial))
+        return Followed(
+            published=self.deltas, refused=self.refused, trained=self.samples, waiting=waiting, version=self.trained.version
+        )
+
+    def micro_batch(self) -> bool:
+        """Trains, judges, seals and publishes what waits; False where too little does."""
+        data, serial = self._dataset()
+        train, held = self._split(data, self._waiting(data, serial))
+        users = len(np.unique(data.log.user[held]))
+        if not len(train) or users < self.settings.gate.users:
+            return False
+        if self.deltas >= MOST_DELTAS:
+            raise ValueError(f"follow: expected a chain of at most {MOST_DELTAS} deltas, got one more; run a full refresh")
+        number = self.number + 1
+        record = self.job.step(name_of(number), functools.partial(self._make, data, serial, train, held))
+        self._take_over(number, record)
+        return True
+
+    def _make(self, data: Dataset, serial: np.ndarray, train: np.ndarray, held: np.ndarray, partial: Path) -> dict[str, Any]:
+        """The micro-batch in its folder."""
+        before = jax.tree.map(jnp.copy, self.state)
+        rows = self._train(data, train)
+        reasons, metrics, delta = self._judge(data, held, rows)
+        status = "refused" if reasons else "published" if rows else "nothing moved"
+        if delta is not None and not reasons:
+            delta.save(partial / DELTA)
+        state = self.state = self.state if status == "published" else before
+        arrays = {
+            "arrived": self.arrivals.since(self.sealed_arrivals), "used": serial[train],
+            "tables": state.trained["embedding"], "step": state.step,
+            "optimizer": {str(place): leaf for place, leaf in enumerate(jax.tree.leaves(state.opt_state))},
+        }  # fmt: skip
+        sealed.write(partial / STATE, {name: arrays[name] for name in ("tables", "step", "optimizer")}, {}, format=FORMAT)
+        sealed.write(partial / "events", {name: arrays[name] for name in ("arrived", "used")}, {}, format=FORMAT)
+        moved = ", ".join(f"{len(each.at):,} rows of {name}" for name, each in rows.items()) or "none"
+        line = f"{status}: {len(train):,} samples until {shown(data.log.time[train].max())}; moved: {moved}"
+        return {
+            "line": line + "".join(f"; {reason}" for reason in reasons), "status": status, "reasons": reasons,
+            "metrics": metrics, "samples": len(train), "requests": len(held), "positions": dict(self.arrivals.positions),
+            "items": 0 if delta is None else len(delta.items.key), "base": self.trained.version,
+        }  # fmt: skip
+
+    def _train(self, data: Dataset, positions: np.ndarray) -> dict[str, MovedRows]:
+        """Trains on samples; the rows that moved since the last published version."""
+        config, read = self.trained.config, {name: [np.zeros(1, np.int32)] for name in self.tables}
+        feed = Pipeline(
+            dataset=data, positions=np.sort(positions), candidates=self._source(data, positions), config=config,
+            batch_size=self.settings.batch_size, seed=self.settings.seed + self.number,
+        )  # fmt: skip
+        for fed in feed.batches():
+            if fed.problem is not None and fed.problem != "empty":
+                raise ValueError(f"follow: a batch that cannot be trained on: {fed.problem}{fed.origin}")
+            if fed.batch is None:
+                continue
+            for name, rows in rows_read(fed.batch, self.tables, self.state.fitted, config).items():
+                read[name].append(rows)
+            self.state, _ = self.step(self.state, fed.batch)
+        moved = {}
+        for name, parts in read.items():
+            at = np.unique(np.concatenate(parts)).astype(np.int32)
+            tables = self.state.trained["embedding"], self.trained.params["embedding"]
+            new, old = (read_rows(each[name], at) for each in tables)
+            differ = (new.view(np.uint32) != old.view(np.uint32)).any(axis=1)
+            if differ.any():
+                moved[name] = MovedRows(at[differ], new[differ])
+        return moved
+
+    def _judge(
+        self, data: Dataset, held: np.ndarray, rows: dict[str, MovedRows]
+    ) -> tuple[list[str], dict[str, Any], Delta | None]:
+        """The gate's reasons and metrics, and the delta that it judged."""
+        if not rows:
+            return [], {}, None
+        if not all(np.isfinite(each.values).all() for each in rows.values()):
+            return ["newest: a row that moved is not finite; bound: none"], {}, None
+        also = np.unique(self.arrivals.columns["user"][self.published_arrivals :])
+        delta = Delta.make(
+            self.trained, rows, data.catalogue, number=self.deltas + 1, events=data if self.with_users else None, also=also
+        )
+        if len(held) > self.settings.requests:
+            held = np.sort(np.random.default_rng(0).choice(held, self.settings.requests, replace=False))
+        asked = Requests(
+            data=data, positions=held, candidates=self._source(data, held, held_out=True), k=self.settings.k,
+            calibration_negatives=self.task.calibration_negatives, repeats=data.repeats,
+        )  # fmt: skip
+        measured = measure(delta.trained(self.trained), asked), measure(self.trained, asked)
+        verdict = judge({"newest": measured}, self.settings.gate)
+        metrics = {
+            metric: {**each, "difference": list(each["difference"])} for metric, each in verdict.metrics["newest"].items()
+        }
+        return list(verdict.reasons), metrics, delta
+
+    def _source(self, data: Dataset, positions: np.ndarray, *, held_out: bool = False) -> SourceFn:
+        times = data.log.time[positions]
+        before = int(times.min() if held_out else times.max() + 1)
+        return self.task.source(data, before=before, held_out=held_out, repeats=data.repeats)
+
+    def _dataset(self) -> tuple[Dataset, np.ndarray]:
+        """The events before the chain and of the stream as one log, and the number of each in the stream, -1 for none."""
+        log, came = self.data.log, self.arrivals.columns
+        columns = {name: np.concatenate([getattr(log, name), came[name]]) for name in COLUMNS}
+        serial = np.concatenate([np.full(len(log), -1), np.arange(len(came["user"]))])
+        order = np.lexsort((serial, columns["action"], columns["item"], columns["time"], columns["user"]))
+        whole = EventLog.from_arrays(*(columns[name][order] for name in COLUMNS), users=log.users)
+        return dataclasses.replace(self.data, log=whole), serial[order]
+
+    def _waiting(self, data: Dataset, serial: np.ndarray) -> np.ndarray:
+        """Positions of samples of the stream that are not used yet, by time."""
+        positions = self.task.positions(data, min_history=1, since=None, before=None)
+        own = serial[positions]
+        positions = positions[(own >= 0) & ~self.arrivals.used[own]] if len(self.arrivals) else positions[:0]
+        return positions[np.lexsort((serial[positions], data.log.time[positions]))]
+
+    def _split(self, data: Dataset, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples to train on, whole batches of the oldest, and the newest for the gate."""
+        held = int(np.ceil(self.settings.held_out * len(waiting)))
+        size = self.settings.batch_size
+        return waiting[: (len(waiting) - held) // size * size], waiting[len(waiting) - held :]
+
+    def _resume(self) -> None:
+        while (record := self.job.sealed(name_of(self.number + 1))) is not None:
+            number = self.number + 1
+            events = sealed.read(self.job.path(name_of(number)) / "events", format=FORMAT)
+            self.arrivals.add(events["arrived"])
+            self.job.say(f"refresh: {name_of(number)}: {record['line']} (done before)")
+            self._take_over(number, record)
+        if self.number:
+            trees = sealed.read(self.job.path(name_of(self.number)) / STATE, format=FORMAT)
+            leaves = [jnp.array(trees["optimizer"][str(place)]) for place in range(len(trees["optimizer"]))]
+            optimizer = jax.tree.unflatten(jax.tree.structure(self.state.opt_state), leaves)
+            tables = {name: jnp.array(table) for name, table in trees["tables"].items()}
+            self.state = dataclasses.replace(
+                self.state, trained={"embedding": tables}, opt_state=optimizer, step=jnp.array(trees["step"])
+            )
+
+    def _take_over(self, number: int, record: Mapping[str, Any]) -> None:
+        """Counts a sealed micro-batch whose events are among the arrivals, and publishes its delta unless that is done."""
+        folder = self.job.path(name_of(number))
+        self.number, self.sealed_arrivals = number, len(self.arrivals)
+        self.arrivals.used[sealed.read(folder / "events", format=FORMAT)["used"]] = True
+        self.arrivals.positions = {int(partition): at for partition, at in record["positions"].items()}
+        self.arrivals.saved = dict(self.arrivals.positions)
+        self.refused += record["status"] == "refused"
+        if (before := self.job.path(name_of(number - 1)) / STATE).is_dir():
+            remove_folder(before)  # only the last one is read
+        if record["status"] != "published":
+            return
+        self.deltas += 1
+        self.samples += record["samples"]
+        self.published_arrivals = self.sealed_arrivals
+        self.trained = Delta.load(folder / DELTA).trained(self.trained)
+        self.job.step(f"publish {number:06d}", lambda _: self._published(folder / DELTA))
+
+    def _published(self, folder: Path) -> dict[str, Any]:
+        deltas = self.store.below(DELTAS, keep=MOST_DELTAS)
+        name = deltas.publish(folder, unless_current=True)
+        return {"line": f"{deltas.url}: {name}", "name": name}
+
+
+def name_of(number: int) -> str:
+    """The step of a micro-batch."""
+    return f"batch {number:06d}"
+
+
+def _keep(store: SnapshotStore, root: str, partial: Path) -> dict[str, Any]:
+    """The model of the export that the chain stands on, and until when it was trained."""
+    fetched = store.fetch(partial / "fetched", root)
+    if not (fetched / KEPT).is_file():
+        expected = "an export that refresh published, which says until when it was trained"
+        raise ValueError(f"{store.url}: {root}: expected {expected}, got one without {KEPT}")
+    record = json.loads((fetched / KEPT).read_text("utf-8"))
+    trained, with_users = open_model(fetched), (fetched / USERS).is_dir()
+    trained.need_encoder("follow")
+    checkpoint.save(partial / MODEL, trained)
+    remove_folder(partial / "fetched")
+    line = f"{root}, version {trained.version[:12]}, trained until {shown(record['until'])}"
+    return {"line": line, "until": record["until"], "task": record["task"], "users": with_users}
+
+
+def _history(
+    events: Source | Dataset, items: Source | None, users: Source | None, trained: Trained, *, content: Content | None,
+    progress: bool,
+) -> Dataset:  # fmt: skip
+    """The data under the encoder of the model: ids that it lacks are unknown until the next full refresh."""
+    encoder = trained.need_encoder("follow")
+    if isinstance(events, Dataset):
+        expect(events.encoding == encoder.version, "follow data", f"a Dataset of encoding {encoder.version}", events.encoding)
+        return events
+    if items is None:
+        raise ValueError("follow items: expected the items file that belongs to events, got None")
+    return read(events, items=items, users=users, encoder=encoder, content=content, unknown="skip", progress=progress)

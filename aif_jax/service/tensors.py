@@ -1,0 +1,290 @@
+"""The binary body of a call and of an answer: a line of JSON, then tensors as the Open Inference Protocol packs them.
+
+    {"user": "ann", "k": 5, "tensors": [{"name": "candidates", "datatype": "INT64", "shape": [9], "parameters":
+     {"binary_data_size": 72}}]} | newline | the bytes of each tensor in order, little-endian
+
+GROUP.NAME is a value in a group of fields, such as events.item. Each text of BYTES comes after its length in 4 bytes.
+
+*Arrow.* A stream of one record batch with one row, a column for each field; arrays are columns such as list<int64>.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from aif_jax.encoding.vocabulary import string_array
+from aif_jax.readers.sources import pyarrow
+from aif_jax.service.calls import BadCall
+
+CONTENT_TYPE = "application/octet-stream"
+ARROW = "application/vnd.apache.arrow.stream"
+DATATYPES = {
+    "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1",
+    "UINT16": "<u2", "UINT32": "<u4", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+NAMES = {np.dtype(code): name for name, code in DATATYPES.items()}  # `dtype.name` takes longer than the rest of an array
+MOST_TENSORS = 256
+ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def pack(fields: Mapping[str, Any]) -> bytes:
+    """A body of fields; NumPy arrays, also those in a group of fields, become tensors.
+
+    Example:
+      >>> unpack(pack({"user": "ann", "events": {"item": np.arange(3)}}))["events"]["item"].tolist()
+      [0, 1, 2]
+    """
+    plain, arrays = _split(fields)
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            plain[name], inner = _split(value)
+            arrays |= {f"{name}.{key}": array for key, array in inner.items()}
+    parts = [to_bytes(array) for array in arrays.values()]
+    plain["tensors"] = [described(name, array, raw) for (name, array), raw in zip(arrays.items(), parts, strict=True)]
+    return b"".join([ENCODE(plain).encode(), b"\n", *parts])
+
+
+def unpack(body: bytes) -> dict[str, Any]:
+    """The fields of a body. Raises BadCall for anything that `pack` does not write."""
+    head, _, data = body.partition(b"\n")
+    fields = parse_json(head)
+    for name, value in arrays_from(fields.pop("tensors", []), data).items():
+        put(fields, name, value)
+    return fields
+
+
+def put(fields: dict[str, Any], name: str, value: Any) -> None:
+    """Adds a field, GROUP.NAME to its group; raises BadCall where there is one."""
+    group, dot, key = name.partition(".")
+    inside = fields.setdefault(group, {}) if dot else fields
+    if not isinstance(inside, dict) or (key or group) in inside:
+        raise BadCall(name[:80], "expected one value, got two; send one")
+    inside[key or group] = value
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """A JSON object; BadCall for anything else, NaN, infinities and half a surrogate pair among it."""
+    try:
+        value = DECODE(text := raw.decode())
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # text that is no Unicode would fail later, and not for its caller
+    except (ValueError, RecursionError) as error:
+        raise BadCall("body", f"expected JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadCall("body", f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"expected a JSON number, got {name}")
+
+
+DECODE = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+def _split(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Fields without arrays, and the arrays."""
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    return {name: value for name, value in fields.items() if name not in arrays}, arrays
+
+
+def described(name: str, array: np.ndarray, raw: bytes | None = None) -> dict[str, Any]:
+    """A tensor's name, datatype and shape, and the size of its bytes where they come after the JSON."""
+    entry: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
+    return entry if raw is None else entry | {"parameters": {"binary_data_size": len(raw)}}
+
+
+def datatype(array: np.ndarray) -> str:
+    """The protocol's name of a dtype; raises BadCall for one that it does not have."""
+    name = NAMES.get(array.dtype) or NAMES.get(array.dtype.newbyteorder("<")) if array.dtype.kind not in "UTO" else "BYTES"
+    if name is None:
+        raise BadCall("array", f"expected a dtype among {', '.join(map(str, NAMES))} or texts, got {array.dtype}")
+    return name
+
+
+def to_bytes(array: np.ndarray) -> bytes:
+    """A tensor's raw contents."""
+    if datatype(array) != "BYTES":
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return b"".join(len(text).to_bytes(4, "little") + text for text in (each.encode() for each in array.ravel().tolist()))
+
+
+def expect_shape(name: str, kind: Any, shape: Any) -> list[int]:
+    """Sizes of a tensor; raises BadCall for what cannot be one."""
+    sizes = shape if isinstance(shape, list) else []
+    good = isinstance(shape, list) and len(sizes) <= 4 and all(type(size) is int and 0 <= size < 1 << 40 for size in sizes)
+    if not good or not isinstance(kind, str) or (kind not in DATATYPES and kind != "BYTES"):
+        expected = f"a datatype among {', '.join(DATATYPES)}, BYTES and sizes of 0 or more"
+        raise BadCall(name, f"expected {expected}, got {kind!r:.40} and {shape!r:.80}")
+    return sizes
+
+
+def from_bytes(name: str, kind: str, shape: list[int], raw: bytes) -> np.ndarray:
+    """A tensor from its raw contents; raises BadCall."""
+    count = math.prod(shape)
+    if kind == "BYTES":
+        return _texts(name, _split_texts(name, raw, count)).reshape(shape)
+    dtype = np.dtype(DATATYPES[kind])
+    if len(raw) != count * dtype.itemsize:
+        raise BadCall(name, f"expected {count * dtype.itemsize} bytes for {kind}{shape}, got {len(raw)}")
+    if kind == "BOOL" and (np.frombuffer(raw, np.uint8) > 1).any():
+        raise BadCall(name, f"expected bytes 0 and 1 of BOOL, got {raw[:8]!r}")
+    return np.frombuffer(raw, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+
+
+def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -> np.ndarray:
+    """A tensor from a flat list of plain values; raises BadCall."""
+    count = math.prod(shape)
+    if len(values) != count:
+        raise BadCall(name, f"expected {count} values for {shape}, got {len(values)}")
+    if kind == "BYTES":
+        if strange := [value for value in values if not isinstance(value, str | bytes)]:
+            raise BadCall(name, f"expected texts for BYTES, got {strange[0]!r:.80}")
+        return _texts(name, values).reshape(shape)
+    wanted = {"B": bool, "I": int, "U": int}.get(kind[0], (int, float))
+    if not all(isinstance(value, wanted) and (kind == "BOOL" or not isinstance(value, bool)) for value in values):
+        raise BadCall(name, f"expected values of {kind}, got {values!r:.80}")
+    try:
+        return np.array(values, np.dtype(DATATYPES[kind]).newbyteorder("=")).reshape(shape)
+    except (OverflowError, ValueError) as error:
+        raise BadCall(name, f"expected values of {kind}: {error}") from None
+
+
+def _split_texts(name: str, raw: bytes, count: int) -> list[bytes]:
+    parts, start = [], 0
+    while start < len(raw) and len(parts) <= count:
+        size = int.from_bytes(raw[start : start + 4], "little")
+        start += 4
+        parts.append(raw[start : start + size])
+        start += size
+    if start != len(raw) or len(parts) != count:
+        raise BadCall(name, f"expected {count} texts, each after its length in 4 bytes, got {len(raw)} bytes of something else")
+    return parts
+
+
+def _texts(name: str, values: Sequence[Any]) -> np.ndarray:
+    try:
+        return string_array([value.decode() if isinstance(value, bytes) else value for value in values])
+    except UnicodeDecodeError as error:
+        raise BadCall(name, f"expected UTF-8: {error.reason}") from None
+
+
+def arrays_from(listed: Any, data: bytes) -> dict[str, np.ndarray]:
+    """Tensors by name; those with `binary_data_size` take their bytes from the data, in order."""
+    if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
+        raise BadCall("tensors", f"expected a list of at most {MOST_TENSORS}, got {listed!r:.40}")
+    arrays: dict[str, np.ndarray] = {}
+    start = 0
+    for entry in listed:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or name in arrays:
+            raise BadCall("tensors", f"expected different names, got {name!r:.80}")
+        kind: Any = entry.get("datatype")
+        shape = expect_shape(name, kind, entry.get("shape"))
+        parameters = entry.get("parameters") or {}
+        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+        if size is None:
+            arrays[name] = from_values(name, kind, shape, _flat(name, entry.get("data"), 4))
+        elif type(size) is int and 0 <= size <= len(data) - start:
+            arrays[name] = from_bytes(name, kind, shape, data[start : start + size])
+            start += size
+        else:
+            raise BadCall(name, f"expected binary_data_size of at most the {len(data) - start} bytes left, got {size!r:.40}")
+    if start < len(data):
+        raise BadCall("body", f"expected {start} bytes of tensors, got {len(data)}")
+    return arrays
+
+
+def _flat(name: str, values: Any, depth: int) -> list[Any]:
+    """A flat list of nested lists, row by row."""
+    if not isinstance(values, list):
+        raise BadCall(name, f"expected `data`, a list, or `binary_data_size`, got {type(values).__name__}")
+    if depth and values and isinstance(values[0], list):
+        return [value for row in values for value in _flat(name, row, depth - 1)]
+    return values
+
+
+def unpack_arrow(body: bytes) -> dict[str, Any]:
+    """The fields of a body, numbers without a copy. Raises BadCall for what is no such stream, ImportError without pyarrow."""
+    arrow = pyarrow()
+    try:
+        _expect_plain(body)
+        (batch,) = pyarrow("pyarrow.ipc").open_stream(body)
+        batch.validate(full=True)
+        if batch.num_rows != 1 or batch.num_columns > MOST_TENSORS:
+            raise BadCall("body", f"expected one row of at most {MOST_TENSORS} columns, got {batch.num_rows} rows")
+        fields: dict[str, Any] = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            put(fields, name, _value(arrow, column, name[:80]))
+        return fields
+    except BadCall:
+        raise
+    except (arrow.ArrowException, OSError, ValueError, struct.error) as error:
+        raise BadCall("body", f"expected an Arrow stream of one record batch: {error}") from None
+
+
+def pack_arrow(fields: Mapping[str, Any]) -> bytes:
+    """A body of fields.
+
+    Example:
+      >>> unpack_arrow(pack_arrow({"user": "ann", "candidates": np.arange(3), "k": 2}))
+      {'user': 'ann', 'candidates': array([0, 1, 2]), 'k': 2}
+    """
+    arrow, sink = pyarrow(), pyarrow().BufferOutputStream()
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    batch = arrow.record_batch({name: _column(arrow, value) for name, value in flat.items()})
+    with pyarrow("pyarrow.ipc").new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def _column(arrow: Any, value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf":
+        return arrow.ListArray.from_arrays([0, len(value)], arrow.array(value))
+    return arrow.array([value.tolist() if isinstance(value, np.ndarray) else value])
+
+
+def _value(arrow: Any, column: Any, name: str) -> Any:
+    """The one value of a column: a scalar, or of a list column an array, a list where it has strings or nulls."""
+    kinds, kind = arrow.types, column.type
+    listed = kinds.is_list(kind) or kinds.is_large_list(kind)
+    inner = kind.value_type if listed else kind
+    numbers = kinds.is_integer(inner) or kinds.is_floating(inner) or kinds.is_boolean(inner)
+    if not numbers and not kinds.is_string(inner) and not kinds.is_large_string(inner) and not kinds.is_null(inner):
+        raise BadCall(name, f"expected numbers, strings or lists of them, got {kind}")
+    if not listed or not column.is_valid()[0].as_py():
+        return column[0].as_py()
+    values = column.flatten()
+    return values.to_numpy(zero_copy_only=False) if numbers and not values.null_count else values.to_pylist()
+
+
+def _expect_plain(body: bytes) -> None:
+    """Raises BadCall for compressed buffers, which could be of any size once they are not, and for dictionaries with such."""
+    reader = pyarrow("pyarrow.ipc").MessageReader.open_stream(body)
+    for message in iter(reader.read_next_message, None):
+        if message.type not in ("schema", "record batch"):
+            raise BadCall("body", f"expected a schema and a record batch, got a {message.type}")
+        if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
+            raise BadCall("body", "expected buffers that are not compressed, got compressed ones")
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Whether the flatbuffer `Message` has a `RecordBatch` with the field `compression`, after the format's Message.fbs."""
+
+    def field(table: int, slot: int) -> int:
+        """Where a field of a table is; 0 where it is absent."""
+        vtable = table - struct.unpack_from("<i", metadata, table)[0]
+        size = struct.unpack_from("<H", metadata, vtable)[0]
+        offset = struct.unpack_from("<H", metadata, vtable + 4 + 2 * slot)[0] if 4 + 2 * slot < size else 0
+        return table + offset if offset else 0
+
+    header = field(struct.unpack_from("<I", metadata)[0], 2)
+    return field(header + struct.unpack_from("<I", metadata, header)[0], 3) > 0

@@ -1,0 +1,160 @@
+"""Builds the folders of public data that the figures are of, from the files of their publishers.
+
+Command   python -m experiments.datasets.recipes movielens NEWEST OLDER OLDEST --out DIR/movielens-small-merged
+          python -m experiments.datasets.recipes taobao UserBehavior.csv --out DIR/taobao-userbehavior-head100k
+Time      seconds; with --embed minutes
+Gives     the files of SHA256; what is not equal is named, and the exit code is 1
+
+MovieLens: the folders of three *ml-latest-small* releases of GroupLens, of September 2018, October 2016 and April 2015 (610,
+671 and 706 users), the newest first. GroupLens offers the current one only; older ones are in web archives. A user of an older
+release who shares a rating, film and second, with a user of a newer one is the same person and is left out. Users are numbered
+in that order, ratings sorted by user, time and film; films without a rating are left out, the others have the title and the
+genres of the newest release that lists them. The rules about persons and titles are what the merged files show, not checked
+against the old releases: the checksums tell. `--embed FOLDER` adds `content.npz`: the sentence embedding of "title. genres.
+tags" by the model all-MiniLM-L6-v2 in that folder (needs sentence-transformers), whose last digits depend on versions, so it
+has no checksum here.
+
+Taobao: the first 100,001 rows of UserBehavior.csv (Tianchi data set 649), which is grouped by user.
+
+Both are under their publishers' terms: research, no redistribution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from aif_jax.store.folders import new_folder
+
+HEAD = 100_001  # rows of Taobao
+SHA256 = {
+    "movielens": {
+        "ratings.csv": "8811a60c0435576370c79d5e394260ddde8a480a3520c1364924e9c863659116",
+        "movies.csv": "8e81a571cf86e2de54fc1adb5ed38ff2ccb5cabf00b076c252654f0bd2e2034e",
+        "tags.csv": "7c75c704b20c3111be01bcfaea64ea27f331165f090aa001cdda2f013c202fe5",
+    },
+    "taobao": {"UserBehavior_head100k.csv": "0c6c279e05316abe5990536bff9b88e606383f2d242dd9ff330cfccaf1d5b125"},
+}
+"""The files that the figures of docs/results.md are of."""
+
+
+def movielens(releases: Sequence[Path], out: Path, *, embed: Callable[[list[str]], np.ndarray] | None = None) -> None:
+    """Merges releases, the newest first, into the folder `out`.
+
+    Args:
+      releases: folders with ratings.csv, movies.csv and tags.csv.
+      out: a new folder.
+      embed: embeddings of unit length [n, E] of texts, for `content.npz`; None writes none.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      FileExistsError: `out` is there.
+      ValueError: a file without the columns, a rated film that no movies.csv has.
+    """
+    ratings, movies, tags = [], {}, set()
+    known: set[tuple[int, int]] = set()  # second and film of each rating so far
+    users = 0
+    for folder in releases:
+        by_user: dict[int, list[tuple[int, int, str]]] = {}
+        for row in _rows(folder / "ratings.csv", "userId", "movieId", "rating", "timestamp"):
+            by_user.setdefault(int(row["userId"]), []).append((int(row["timestamp"]), int(row["movieId"]), row["rating"]))
+        fresh = {user: events for user, events in sorted(by_user.items()) if not known & {event[:2] for event in events}}
+        known |= {event[:2] for events in by_user.values() for event in events}
+        for events in fresh.values():
+            users += 1
+            ratings += [(users, film, rating, second) for second, film, rating in sorted(events)]
+        for row in _rows(folder / "movies.csv", "movieId", "title", "genres"):
+            movies.setdefault(int(row["movieId"]), (row["title"], row["genres"]))
+        tags |= {(int(row["movieId"]), row["tag"]) for row in _rows(folder / "tags.csv", "movieId", "tag")}
+    rated = {film for _, film, _, _ in ratings}
+    films = sorted(rated)
+    if missing := [film for film in films if film not in movies]:
+        raise ValueError(f"movies.csv: expected every rated film in one of the releases, got none of {missing[:5]}")
+    tags = {(film, tag) for film, tag in tags if film in rated}
+    with new_folder(out) as work:
+        _write(work / "ratings.csv", ("userId", "movieId", "rating", "timestamp"), ratings)
+        _write(work / "movies.csv", ("movieId", "title", "genres"), ((film, *movies[film]) for film in films))
+        _write(work / "tags.csv", ("movieId", "tag"), sorted(tags))
+        if embed is not None:
+            of_film: dict[int, list[str]] = {}
+            for film, tag in sorted(tags):
+                of_film.setdefault(film, []).append(tag)
+            texts = [f"{movies[film][0]}. {movies[film][1]}. {' '.join(of_film.get(film, []))}" for film in films]
+            embedding = np.asarray(embed(texts), np.float16)
+            np.savez(work / "content.npz", movieId=np.array(films, np.int32), embedding=embedding)
+
+
+def taobao(file: Path, out: Path, *, rows: int = HEAD) -> None:
+    """Writes the first rows of UserBehavior.csv into the folder `out`.
+
+    Raises:
+      FileExistsError: `out` is there.
+      ValueError: fewer rows, or a first row that is not of five columns.
+    """
+    with open(file, encoding="utf-8", newline="") as source:
+        head = [line.rstrip("\r\n") for line in islice(source, rows)]
+    if len(head) < rows or head[0].count(",") != 4:
+        columns = "user, item, category, behaviour, second"
+        raise ValueError(f"{file}: expected at least {rows:,} rows of {columns}, got {len(head):,}, the first {head[:1]}")
+    with new_folder(out) as work:
+        (work / "UserBehavior_head100k.csv").write_bytes("".join(f"{line}\r\n" for line in head).encode())
+
+
+def differing(name: str, folder: Path) -> list[str]:
+    """Files of a recipe that are not those of the figures."""
+    sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in SHA256[name]}
+    return [
+        f"{file}: expected SHA-256 {SHA256[name][file]}, got {got}" for file, got in sums.items() if got != SHA256[name][file]
+    ]
+
+
+def sentence_embedding(model: str) -> Callable[[list[str]], np.ndarray]:
+    """Unit embeddings by a sentence-transformers model in a folder."""
+    from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
+
+    return lambda texts: SentenceTransformer(model, local_files_only=True).encode(texts, normalize_embeddings=True)
+
+
+def _rows(path: Path, *columns: str) -> Iterable[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if not set(columns) <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: expected the columns {list(columns)}, got {reader.fieldnames}")
+        yield from reader
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Builds a folder and compares it with that of the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="name", required=True)
+    one = commands.add_parser("movielens", help="merge three releases of ml-latest-small")
+    one.add_argument("releases", metavar="RELEASE", nargs="+", type=Path, help="folders, the newest first")
+    one.add_argument("--embed", metavar="FOLDER", help="a sentence-transformers model, for content.npz")
+    two = commands.add_parser("taobao", help="the head of UserBehavior.csv")
+    two.add_argument("file", metavar="FILE", type=Path, help="UserBehavior.csv")
+    for command in (one, two):
+        command.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
+    options = parser.parse_args(arguments)
+    if options.name == "movielens":
+        movielens(options.releases, options.out, embed=sentence_embedding(options.embed) if options.embed else None)
+    else:
+        taobao(options.file, options.out)
+    problems = differing(options.name, options.out)
+    print("\n".join(problems) or f"{options.out}: equal to the files of the figures")
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

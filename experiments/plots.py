@@ -1,0 +1,176 @@
+"""The figures of a talk, from the records in experiments/results: one message a figure, names for people, errors on everything.
+
+Command   python -m experiments.plots --out DIR     (`--data DIR` adds the figure by length of history, which needs the log)
+Time      seconds
+Gives     blocks.png, refresh.png, quality_against_time.png, with --data history.png
+
+Bars are 95 % intervals over users, of paired differences. Timelines and streaming state are drawn by the scripts that measure
+them (`experiments.quickstart`, `experiments.user_state`), which keep no record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aif_jax import metrics
+from aif_jax.metrics import ByUser, Interval
+from experiments.study import datasets, question, records
+from experiments.study.question import AIF, BASE, WITH_MATCHING
+
+REFRESH = Path("experiments/results/refresh/record.json")
+NAMES = {"movielens": "MovieLens", "taobao": "Taobao", "synthetic": "synthetic"}
+COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gray"}
+MODELS = {WITH_MATCHING: "two-tower with matching statistics", AIF: "AIF"}
+STYLE: dict[str, Any] = {
+    "font.size": 13, "axes.titlesize": 14, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "figure.titlesize": 16, "lines.markersize": 8, "errorbar.capsize": 4, "figure.dpi": 100, "savefig.dpi": 130,
+}  # fmt: skip
+"""Large letters, few lines: to be read on a phone."""
+PARTS = {
+    "matching statistics": "without matching statistics", "bridges (BEA)": "without BEA",
+    "linear attention": "without linear memory", "SIM, added": "with SIM", "SimTier, added": "with SimTier",
+}  # fmt: skip
+BINS = ((0, 100), (100, 250), (250, 500), (500, 10**9))  # events of a user in the log
+
+
+def points(gap: Interval) -> tuple[float, list[list[float]]]:
+    """A difference in GAUC points, and its error below and above as Matplotlib wants it."""
+    value, low, high = (100 * part for part in gap)
+    return value, [[value - low], [high - value]]
+
+
+def blocks(results: Path) -> dict[str, dict[str, Interval]]:
+    """GAUC that each block adds to `presets.aif`, by data set and block: left out, or added; validation, one seed."""
+    found = records.read(results)
+    made: dict[str, dict[str, Interval]] = {}
+    for dataset in ("movielens", "taobao"):
+        runs = {
+            r["model"]: r
+            for r in found.values()
+            if (r["dataset"], r["split"], r["met"]) == (dataset, "validation", "by the data")
+        }
+        if AIF not in runs:
+            continue
+        whole = question.by_user(results, runs[AIF], "gauc")
+        for name, changed in PARTS.items():
+            if run := runs.get(f"{AIF} {changed}"):
+                pair = (whole, question.by_user(results, run, "gauc"))
+                made.setdefault(dataset, {})[name] = metrics.paired_interval(*(pair if "without" in changed else pair[::-1]))
+    return made
+
+
+def draw_blocks(gains: Mapping[str, Mapping[str, Interval]], path: Path) -> None:
+    """What each block is worth."""
+    with drawing(path, 4.6, "Matching statistics pay if users come back to items,\nbridges (BEA) if they do not") as axis:
+        for shift, (dataset, by_block) in zip((-0.13, 0.13), gains.items(), strict=False):
+            for at, name in enumerate(PARTS):
+                if name in by_block:
+                    value, error = points(by_block[name])
+                    axis.errorbar(value, at + shift, xerr=error, fmt="o", color=COLOURS[dataset], label=NAMES[dataset])
+        axis.axvline(0, color="black", lw=1)
+        axis.set_yticks(range(len(PARTS)), list(PARTS))
+        axis.invert_yaxis()
+        axis.set_xlabel("GAUC points that the block adds to AIF, one epoch, one seed")
+        _legend(axis, loc="lower right")
+
+
+def draw_refresh(record: Mapping[str, Any], path: Path) -> None:
+    """What an old model costs, and what a refresh costs."""
+    worlds = record["worlds"]
+    with drawing(
+        path, 3.6, "A model that is not refreshed falls behind;\na warm start costs a tenth of a training or less"
+    ) as axis:
+        for at, (name, world) in enumerate(worlds.items()):
+            lost, (low, high) = world["stale_loss_gauc_points"], world["stale_loss_interval"]
+            axis.errorbar(lost, at, xerr=[[lost - low], [high - lost]], fmt="o", color=COLOURS[name])
+            share = f"refresh: {100 * world['warm_cost_share']:.0f} % of the CPU"
+            axis.annotate(share, (high, at), xytext=(10, -5), textcoords="offset points", color="dimgray")
+        axis.axvline(0, color="black", lw=1)
+        axis.set_yticks(range(len(worlds)), [NAMES[name] for name in worlds])
+        axis.set_ylim(len(worlds) - 0.5, -0.5)
+        axis.set_xlim(-0.5, 1.7 * max(world["stale_loss_interval"][1] for world in worlds.values()))
+        axis.set_xlabel(f"GAUC points behind a model refreshed {next(iter(worlds.values()))['days']} times")
+
+
+def history(results: Path, data: datasets.StudyData) -> dict[str, list[tuple[int, Interval]]]:
+    """Users and GAUC over the two-tower model by BINS of history, for each of MODELS; the test split, all seeds."""
+    found, log = records.read(results), data.dataset.log
+    events = np.bincount(log.user)
+    of_model = {
+        name: question.pooled(results, found, question.runs_of(found, data.name, name), "gauc") for name in (BASE, *MODELS)
+    }
+    made: dict[str, list[tuple[int, Interval]]] = {name: [] for name in MODELS}
+    for low, high in BINS:
+        inside = {name: _some(one, low, high, events) for name, one in of_model.items()}
+        for name in MODELS:
+            made[name].append((len(inside[name].users), metrics.paired_interval(inside[name], inside[BASE])))
+    return made
+
+
+def _some(one: ByUser, low: int, high: int, events: np.ndarray) -> ByUser:
+    inside = (events[one.users] >= low) & (events[one.users] < high)
+    return ByUser(one.users[inside], one.values[inside], one.weights[inside])
+
+
+def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], dataset: str, path: Path) -> None:
+    """Who gains."""
+    with drawing(path, 4.6, f"The longer the history, the more AIF gains ({NAMES[dataset]})") as axis:
+        for shift, (model, by_bin), colour in zip((-0.08, 0.08), gains.items(), ("tab:orange", "tab:blue"), strict=True):
+            for at, (_, gap) in enumerate(by_bin):
+                value, error = points(gap)
+                axis.errorbar(at + shift, value, yerr=error, fmt="o", color=colour, label=MODELS[model])
+        axis.axhline(0, color="black", lw=1)
+        ends = [f"{low} to {high}" if high < 10**9 else f"over {low}" for low, high in BINS]
+        counts = [count for count, _ in next(iter(gains.values()))]
+        axis.set_xticks(range(len(BINS)), [f"{end}\n{count} users" for end, count in zip(ends, counts, strict=True)])
+        axis.set(xlabel="events of the user in the log", ylabel="GAUC points over two-tower")
+        axis.margins(y=0.25)
+        _legend(axis, loc="upper left", ncols=2)
+
+
+@contextlib.contextmanager
+def drawing(path: Path, height: float, title: str) -> Iterator[Any]:
+    """One panel in the style, saved when the block ends."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, height), layout="constrained")
+        yield figure.subplots()
+        figure.suptitle(title, x=0.02, ha="left")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+def _legend(axis: Any, **where: Any) -> None:
+    """Each label once."""
+    labelled = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    axis.legend(labelled.values(), labelled.keys(), frameon=False, **where)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draws every figure that there is a record for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the PNG files go")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    parser.add_argument("--results", metavar="DIR", type=Path, default=question.RESULTS, help="records (default %(default)s)")
+    parser.add_argument("--refresh", metavar="FILE", type=Path, default=REFRESH, help="record (default %(default)s)")
+    options = parser.parse_args(arguments)
+    draw_blocks(blocks(options.results), options.out / "blocks.png")
+    draw_refresh(json.loads(options.refresh.read_text(encoding="utf-8")), options.out / "refresh.png")
+    question.picture(options.results, options.out / "quality_against_time.png")
+    if options.data is not None:
+        data = datasets.load("movielens", options.data)
+        draw_history(history(options.results, data), "movielens", options.out / "history.png")
+    print("\n".join(f"written: {path}" for path in sorted(options.out.glob("*.png"))))
+
+
+if __name__ == "__main__":
+    main()

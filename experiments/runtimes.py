@@ -1,0 +1,301 @@
+"""The same weights and inputs in other runtimes: ONNX Runtime, PyTorch, PyTorch compiled.
+
+Claim     none of the three programs is slower here than in another runtime.
+Command   python -m experiments.runtimes --json runtimes.json      (or --smoke); `experiments.cost` writes the same figures
+Time      4 minutes on two cores, most of it `torch.compile`, which needs a C++ compiler; others need the extra "benchmarks"
+Programs  user   features on the host -> state in the runtime's memory
+          score  rows of the candidates on the host, state -> logits and places of the best 100 on the host
+          whole  user, then score
+          head   the head's MLP on ready inputs and top-100, in JAX alone: what the score program is compared with
+          Ours are the engine's own compiled functions; `experiments/torch_aif.py` has the others, split in the same way.
+Checked   the logits of the best 100 agree to 1e-4 before anything is timed.
+Figures   medians of turns interleaved in one process, each after a pause, in which the threads of the others go to sleep, and a
+          call that does not count. `over_X` is the time of X over ours, program by program: above 1, ours is faster. For
+          PyTorch the faster of eager and compiled counts. `score_over_head` is ours over the head at C=1,000,
+          `score_10000_over_head` at 10,000. Weights are as initialised.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+import aif_jax as aif
+from aif_jax.features import pack
+from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
+from experiments import common, drawn
+from experiments.latency_services import Model, World
+
+PAUSE = 0.01
+Program = Callable[[int], Any]
+NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "onnxruntime")}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the comparison and prints its ratios."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=200, help="turns of each program (default %(default)s)")
+    options = parser.parse_args(arguments)
+    figures = measure(rounds=3 if options.smoke else options.rounds, smoke=options.smoke)
+    report(figures)
+    common.write_json(options.json, figures)
+
+
+def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
+    """Every figure; a runtime that is not installed is left out, with a line that says so."""
+    sizes: dict[str, Any] = dict(short_length=8, long_length=32, width=8) if smoke else {}
+    world, counts = World(items=300 if smoke else 20_000), (60, 120) if smoke else (1000, 10_000)
+    made = Model.drawn(world, aif.presets.aif(world.schema, **sizes))
+    top, features = min(100, counts[0]), [flat(made.user(number)) for number in range(world.users)]
+    ours = Ours(made, counts, top)
+    others: dict[str, Any] = {}
+    for name, packages in NEEDED.items():
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        if missing:
+            print(f'{name}: left out, {", ".join(missing)} not installed: pip install "aif_jax[benchmarks]"')
+            continue
+        if name == "torch":
+            others |= torch_arms(made, features, counts, top, compiled=not smoke)
+        else:
+            others |= onnx_arm(made, features, counts, top)
+    for name, other in others.items():
+        for count in counts:
+            check(name, ours.whole(0, count), other.whole(0, count))
+    timed: dict[str, Program] = {}
+    for count, more in zip(counts, ("", f"_{counts[1]}"), strict=True):
+        timed[f"head{more}"] = head(made, count, top)
+        for name, arm in {"aif_jax": ours, **others}.items():
+            programs = {} if more else {"user": arm.user}
+            programs |= {what: partial(sized, getattr(arm, what), count) for what in ("score", "whole")}
+            timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
+    turns = {name: partial(turn, program) for name, program in timed.items()}
+    for once in tqdm(turns.values(), desc="first calls"):
+        once(0)
+    medians = {name: float(np.median(ms)) for name, ms in common.interleaved(turns, rounds).items()}
+    return summary(medians, list(others), f"_{counts[1]}")
+
+
+def summary(medians: dict[str, float], others: list[str], large: str) -> dict[str, Any]:
+    """Milliseconds by runtime and program, and ratios; the second size is always called 10,000, also where it is smaller."""
+    programs = {
+        "user": "user",
+        "score": "score",
+        "whole": "whole",
+        "score_10000": f"score{large}",
+        "whole_10000": f"whole{large}",
+    }
+    ms = {name: {what: medians[f"{name} {at}"] for what, at in programs.items()} for name in ("aif_jax", *others)}
+    figures: dict[str, Any] = {"runtime_ms": ms, "head_ms": {"": medians["head"], "10000": medians[f"head{large}"]}}
+    figures["score_over_head"] = ms["aif_jax"]["score"] / medians["head"]
+    figures["score_10000_over_head"] = ms["aif_jax"]["score_10000"] / medians[f"head{large}"]
+    for runtime in NEEDED:
+        found = [ms[name] for name in others if name.startswith(runtime)]
+        if found:
+            figures[f"over_{runtime}"] = {what: min(one[what] for one in found) / ms["aif_jax"][what] for what in programs}
+    return figures
+
+
+def report(figures: dict[str, Any]) -> None:
+    """Prints them, ratios first."""
+    ratios = {name: figures[name] for name in ("over_onnxruntime", "over_torch") if name in figures}
+    names = list(figures["runtime_ms"]["aif_jax"])
+    print("\n" + common.table([[name, *found.values()] for name, found in ratios.items()], ["their time over ours", *names]))
+    print("\n" + common.table([[name, *found.values()] for name, found in figures["runtime_ms"].items()], ["ms, p50", *names]))
+    for name in ("score_over_head", "score_10000_over_head"):
+        print(f"{name}: {figures[name]:.2f}")
+
+
+def sized(function: Callable[..., Any], count: int, i: int) -> Any:
+    """Request i of a program with so many candidates."""
+    return function(i, count)
+
+
+def turn(program: Program, i: int) -> float:
+    """Milliseconds of one call, after a pause and a call that does not count."""
+    time.sleep(PAUSE)
+    program(i + 1)
+    start = time.perf_counter()
+    program(i)
+    return (time.perf_counter() - start) * 1e3
+
+
+def check(name: str, ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]) -> None:
+    """Raises SystemExit where the best candidates of two runtimes differ: then it is another network."""
+    difference = float(np.abs(ours[0] - theirs[0]).max())
+    if not difference < 1e-4:
+        raise SystemExit(f"{name}: expected the logits of ours, got some that differ by {difference:.1e}: nothing is timed")
+
+
+def flat(user: aif.UserFeatures) -> list[np.ndarray]:
+    """The features of one user as arrays, as `TorchServing.state` takes them."""
+    history = user.history
+    arrays = [history.item, history.action, history.age, history.mask, user.floats, *user.ids.values()]
+    return [np.array(array) for array in arrays]
+
+
+def head(made: Model, count: int, top: int) -> Program:
+    """The head alone over ready inputs, and top-k."""
+    scores, inputs = drawn.head_alone(made.config, count)
+    arguments = made.params["head"], inputs
+    best = jax.jit(lambda params, inputs: jax.lax.top_k(scores(params, inputs), top)).lower(*arguments)
+    compiled = best.compile(COMPILER_OPTIONS.get(jax.default_backend()))
+    return lambda i: jax.device_get(compiled(*arguments))
+
+
+class Ours:
+    """The engine's compiled functions."""
+
+    def __init__(self, made: Model, counts: tuple[int, ...], top: int):
+        self._made, self._programs = made, Programs(made.model, max_k=top, bid="bid")
+        self._user = self._programs.user(made.params, HistoryLayout(made.config.history_length))
+        self._plain = [self._programs.plain(u, version=made.index.version, encoding=made.index.encoding) for u in made.users]
+        self._states = [self.user(number) for number in range(made.world.users)]
+        self._score = {n: self._programs.score(made.params, (self._states[0],), made.index, n) for n in counts}
+
+    def user(self, number: int) -> Any:
+        """A state, ready."""
+        words = pack(self._plain[number % len(self._plain)])
+        return jax.block_until_ready(self._user(self._made.params, self._programs.upload_features([words]))[0])
+
+    def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and places of the best."""
+        rows = self._made.world.candidates(number, count)
+        state = self._states[number % len(self._states)] if state is None else state
+        inputs = self._programs.upload_rows([rows], [None], ["logit"], count)
+        with self._made.index.reading() as table:
+            packed, _ = self._score[count](self._made.params, (state,), table, *inputs)
+        best = self._programs.download_best(packed)[0]
+        return best.logits, best.positions
+
+    def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both programs."""
+        return self.score(number, count, self.user(number))
+
+
+def rows_of(made: Model) -> Any:
+    """Rows of the whole index as NumPy arrays."""
+    return jax.device_get(made.index.decode(made.index.copy_table(), np.arange(made.world.items)))
+
+
+def torch_arms(
+    made: Model, features: list[list[np.ndarray]], counts: tuple[int, ...], top: int, *, compiled: bool
+) -> dict[str, Any]:
+    """PyTorch, and PyTorch compiled where there is a C++ compiler."""
+    import torch
+
+    from experiments.torch_aif import TorchServing
+
+    torch.set_num_threads(threads())
+    network = TorchServing(made.params, made.config, rows_of(made)).eval()
+    arms = {"torch": TorchArm(made, features, network.state, dict.fromkeys(counts, network.best), top)}
+    if compiled and shutil.which(os.environ.get("CXX", "g++")):
+        best = {count: torch.compile(network.best, dynamic=False) for count in counts}
+        arms["torch compiled"] = TorchArm(made, features, torch.compile(network.state, dynamic=False), best, top)
+    elif compiled:
+        print("torch compiled: left out, there is no C++ compiler (g++, or the one that CXX names)")
+    return arms
+
+
+class TorchArm:
+    """The programs as PyTorch functions."""
+
+    def __init__(self, made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any], top: int):
+        import torch
+
+        self._torch, self._made, self._features, self._state, self._best, self._top = torch, made, features, state, best, top
+        self._states = [self.user(number) for number in range(len(features))]
+
+    def user(self, number: int) -> Any:
+        """A state."""
+        with self._torch.inference_mode():
+            return self._state(*map(self._torch.from_numpy, self._features[number % len(self._features)]))
+
+    def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and places of the best."""
+        rows = self._torch.from_numpy(self._made.world.candidates(number, count))
+        state = self._states[number % len(self._states)] if state is None else state
+        with self._torch.inference_mode():
+            logits, places = self._best[count](rows, *state, self._top)
+        return logits.numpy(), places.numpy()
+
+    def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both programs."""
+        return self.score(number, count, self.user(number))
+
+
+def onnx_arm(made: Model, features: list[list[np.ndarray]], counts: tuple[int, ...], top: int) -> dict[str, Any]:
+    """ONNX Runtime, with graphs that PyTorch exports."""
+    import torch
+
+    from experiments.torch_aif import ForOnnx, Part
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names operators of torchvision that it goes without
+    network = ForOnnx(made.params, made.config, rows_of(made)).eval()
+    user = tuple(map(torch.from_numpy, features[0]))
+    state = Part(network, network.state)
+    with torch.inference_mode():
+        example = tuple(state(*user))
+    score = Part(network, lambda *inputs: network.best(*inputs, top))
+    rows = {count: torch.from_numpy(made.world.candidates(0, count)) for count in counts}
+    sessions = {count: session(score, (each, *example)) for count, each in rows.items()}
+    return {"onnxruntime": OnnxArm(made, features, session(state, user), sessions)}
+
+
+def session(module: Any, inputs: tuple[Any, ...]) -> Any:
+    """A session of ONNX Runtime on as many threads as there are cores."""
+    import onnxruntime
+    import torch
+
+    written = io.BytesIO()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own parts
+        torch.onnx.export(module.eval(), inputs, dynamo=True, opset_version=18, verbose=False).save(written)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    return onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
+
+
+class OnnxArm:
+    """The programs as sessions of ONNX Runtime."""
+
+    def __init__(self, made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any]):
+        self._made, self._features, self._state, self._best = made, features, state, best
+        self._names = {key: [one.name for one in made.get_inputs()] for key, made in {"user": state, **best}.items()}
+        self._states = [self.user(number) for number in range(len(features))]
+
+    def user(self, number: int) -> Any:
+        """A state."""
+        features = self._features[number % len(self._features)]
+        return self._state.run(None, dict(zip(self._names["user"], features, strict=True)))
+
+    def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and places of the best."""
+        rows = self._made.world.candidates(number, count)
+        state = self._states[number % len(self._states)] if state is None else state
+        logits, places = self._best[count].run(None, dict(zip(self._names[count], [rows, *state], strict=True)))
+        return logits, places
+
+    def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both programs."""
+        return self.score(number, count, self.user(number))
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    main()

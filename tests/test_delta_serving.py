@@ -1,0 +1,248 @@
+"""Deltas under load: an engine and a service process take twenty of them while they answer, none failed and none mixed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import export
+from aif_jax.connectors import SnapshotStore
+from aif_jax.export import Delta, MovedRows
+from aif_jax.service.client import Client
+from aif_jax.service.exports import DELTAS, Mirror
+from aif_jax.serving import AsyncPreRanker, ServingConfig
+from aif_jax.store.trained import Trained
+from aif_jax.train.fit import init_params
+from aif_jax.user_table import UserTable
+from tests import refresh_world as world
+from tests.service_world import running
+from tests.test_service_process import serving
+
+PUBLISHES, CALLERS = 20, 4
+NOW = world.START + 6 * world.DAY
+USERS = list(range(12))
+
+
+class Chain:
+    """An export of a small model that streams, deltas that stand on it, and what each version must answer."""
+
+    def __init__(self, folder: Path, *, count: int = PUBLISHES):
+        self.data = world.data(5)
+        sizes: dict[str, Any] = dict(width=8, towers=(8,), short_length=4, long_length=8)
+        model = aif.build(aif.presets.streaming(self.data.schema, **sizes))
+        self.model, self.base = model, Trained(model, init_params(model, self.data, seed=0), self.data.encoder)
+        self.index = aif.ItemIndex.build(self.base, self.data.catalogue, progress=False)
+        self.table = UserTable.build(self.base, self.data, clock=None, progress=False)
+        self.export = folder / "export"
+        export.save(self.export, self.base, self.index, platforms=("cpu",), stablehlo=False)
+        self.table.save(self.export / "users")
+        self.ids = self.data.items.raw
+        self.deltas: list[Delta] = []
+        self.expected: dict[str, dict[int, np.ndarray]] = {}
+        rng, trained = np.random.default_rng(0), self.base
+        self._expect(trained.version, trained.params)
+        for number in range(1, count + 1):
+            table = np.asarray(trained.params["embedding"]["item"])
+            at = np.sort(rng.choice(len(table), 8, replace=False)).astype(np.int32)
+            rows = {"item": MovedRows(at, table[at] + rng.normal(size=table[at].shape).astype(np.float32))}
+            self.deltas.append(Delta.make(trained, rows, self.data.catalogue, number=number, events=self.data))
+            trained = self.deltas[-1].trained(trained)
+            self._expect(trained.version, trained.params)
+
+    def events(self, user: int) -> dict[str, Any]:
+        """Raw events of a user."""
+        mine = np.random.default_rng(user).choice(self.ids, 6)
+        return {"item": mine.tolist(), "time": [NOW - 1000 * (n + 1) for n in range(6)]}
+
+    def features(self, user: int) -> Any:
+        """The same, encoded."""
+        encode = self.data.encoder.with_length(self.model.config.history_length)
+        return encode.user({"user": user}, self.events(user), NOW)
+
+    def _expect(self, version: str, params: Any) -> None:
+        """What `joint` says of all items, for each user: the model as a full rebuild has it."""
+        items = self.data.catalogue.features(np.arange(1, len(self.ids) + 1))
+        joint = jax.jit(self.model.joint)
+        self.expected[version] = {user: np.asarray(joint(params, self.features(user), items)) for user in USERS}
+
+    def check(self, version: str, user: int, logits: np.ndarray) -> bool:
+        """Whether an answer is that of one version: close to it, and further from all others."""
+        gaps = {name: float(np.abs(of[user] - logits).max()) for name, of in self.expected.items()}
+        return gaps[version] < 1e-4 and min(gap for name, gap in gaps.items() if name != version) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Chain:
+    return Chain(tmp_path_factory.mktemp("chain"))
+
+
+def test_an_engine_takes_deltas_under_load(chain):
+    answers: list[tuple[int, Any]] = []
+
+    async def call(engine: AsyncPreRanker, user: int, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            found = await engine.score(user, chain.ids)
+            answers.append((user, found))
+
+    async def run() -> None:
+        async def features(request: Any) -> Any:
+            await asyncio.sleep(0.002)  # so that requests begin before a publish and end after it
+            return chain.features(request.user)
+
+        config = ServingConfig(buckets=(64,), max_k=8)
+        engine = AsyncPreRanker(chain.base, chain.index, features=features, config=config)
+        async with engine:
+            stop = asyncio.Event()
+            calls = [asyncio.create_task(call(engine, user, stop)) for user in USERS[:CALLERS]]
+            applied: Any = (chain.base, chain.index, None)
+            for delta in chain.deltas:
+                seen = len(answers)
+                applied = delta.apply(*applied[:2])
+                assert await engine.publish(applied.trained, applied.index) == delta.version
+                while len(answers) < seen + CALLERS:
+                    await asyncio.sleep(0.001)
+            stop.set()
+            await asyncio.gather(*calls)
+            assert engine.metrics()["counters"]["publishes"] == PUBLISHES
+
+    asyncio.run(run())
+    assert not any(found.degraded for _, found in answers)
+    assert all(chain.check(found.version, user, found.logits) for user, found in answers)
+    assert {found.version for _, found in answers} >= {delta.version for delta in chain.deltas[:-1]}
+
+
+class Load:
+    """Threads that call a service until they are told to stop."""
+
+    def __init__(self, address: str, chain: Chain):
+        self.answers: list[tuple[int, bool, dict[str, Any]]] = []
+        self.errors: list[Exception] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._call, args=(address, chain, n)) for n in range(CALLERS)]
+
+    def _call(self, address: str, chain: Chain, place: int) -> None:
+        with Client(address) as client:
+            number = place
+            while not self._stop.is_set():
+                user, stored = USERS[number % len(USERS)], number % 2 == 1
+                brought = {} if stored else {"record": {"user": user}, "events": chain.events(user), "now": NOW}
+                number += CALLERS + 1
+                try:
+                    self.answers.append((user, stored, client.score(user=user, candidates=chain.ids.tolist(), **brought)))
+                except Exception as error:
+                    self.errors.append(error)
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def until(self, version: str, seconds: float = 120.0) -> None:
+        """Waits for an answer of a version."""
+        end = time.monotonic() + seconds
+        while not any(answer["version"] == version for _, _, answer in self.answers[-50:]):
+            assert time.monotonic() < end, f"no answer of {version[:12]} within {seconds} s: {self.errors[:3]}"
+            time.sleep(0.01)
+
+
+def test_a_service_process_takes_deltas_under_load(chain, tmp_path):
+    """Callers bring events, or an id alone, whose row of the user table moves with the items."""
+    store = SnapshotStore(tmp_path / "store")
+    store.publish(chain.export)
+    url, here = f"file://{tmp_path / 'store'}", tmp_path / "here"
+    words = (url, "--mirror", here, "--user-table", here, "--poll", 0.05, "--keep", 3)
+    with serving(*words) as (process, [addresses]), Load(addresses["http"], chain) as load:
+        load.until(chain.base.version)
+        deltas = store.below(DELTAS, keep=100)
+        for delta in chain.deltas:
+            delta.save(tmp_path / str(delta.number))
+            deltas.publish(tmp_path / str(delta.number))
+            load.until(delta.version)
+        with Client(addresses["http"]) as client:
+            text = client.request("GET", "/metrics")[2].decode()
+    assert load.errors == [] and process.returncode == 0
+    assert {answer["version"] for _, _, answer in load.answers} == {chain.base.version} | {d.version for d in chain.deltas}
+    assert not any(answer["degraded"] for _, _, answer in load.answers)
+    brought = [(user, answer) for user, stored, answer in load.answers if not stored]
+    assert len(brought) > PUBLISHES and all(chain.check(a["version"], user, np.asarray(a["logits"])) for user, a in brought)
+    assert f'version="{chain.deltas[-1].version[:12]}' in text
+
+
+def test_a_service_that_starts_later_is_at_the_end_of_the_chain(chain, tmp_path):
+    """Rows of users too; a delta of another chain, a repeated and a torn one leave what serves."""
+    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
+    store.publish(chain.export)
+    deltas = store.below(DELTAS, keep=100)
+    for delta in chain.deltas[:3]:
+        delta.save(tmp_path / str(delta.number))
+        deltas.publish(tmp_path / str(delta.number))
+    with Mirror(store, here, poll=0.05), running(here, nearline=_users(here), keep=2) as service, service.client() as client:
+        wanted = chain.deltas[2].version
+        assert _version(client, wanted) == wanted
+        models = service.service.models
+        status = models.status()[0]
+        assert status["deltas"] == 3 and status["user_rows"] and len(models.held) == 2
+        applied: Any = (chain.base, chain.index, chain.table)
+        for delta in chain.deltas[:3]:
+            applied = delta.apply(*applied)
+        served = models.held[0].users.table
+        assert all(served.rows.get([u]).words.tobytes() == applied.users.rows.get([u]).words.tobytes() for u in USERS)
+        deltas.publish(tmp_path / "2")  # again
+        chain.deltas[9].save(tmp_path / "far")
+        deltas.publish(tmp_path / "far")  # what it stands on is not there
+        assert _version(client, wanted, same=True) == wanted and models.problem is None
+        (tmp_path / "torn").mkdir()
+        (tmp_path / "torn" / "manifest.json").write_text(json.dumps({"format": "other"}))
+        deltas.publish(tmp_path / "torn")
+        end = time.monotonic() + 60
+        while models.problem is None and time.monotonic() < end:
+            time.sleep(0.02)
+        assert "expected the format 'aif_jax.delta/1', got 'other'; publish it again" in models.problem
+        assert _version(client, wanted, same=True) == wanted
+
+
+def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_path):
+    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
+    store.publish(chain.export)
+    chain.deltas[0].save(tmp_path / "delta")
+    store.below(DELTAS).publish(tmp_path / "delta")
+    chain.index.save(tmp_path / "index")
+    nearline = aif.service.nearline.Nearline(index=tmp_path / "index")
+    with Mirror(store, here), running(here, nearline=nearline) as service, service.client() as client:
+        assert _version(client, chain.base.version, same=True) == chain.base.version
+        expected = "expected the index of the export under a delta, got that of a nearline job; publish a full refresh"
+        assert expected in service.service.models.problem
+
+
+def _users(folder: Path) -> Any:
+    return aif.service.nearline.Nearline(users=folder)
+
+
+def _version(client: Client, wanted: str, *, same: bool = False, seconds: float = 60.0) -> str:
+    """The version that answers, once it is the wanted one; with `same` after a few looks of the service at its folder."""
+    end, found = time.monotonic() + (0.5 if same else seconds), ""
+    while time.monotonic() < end and (same or found != wanted):
+        with contextlib.suppress(OSError):
+            found = client.score(user=1, candidates=[101, 102])["version"] if not same else _brought(client)["version"]
+        time.sleep(0.02)
+    return found
+
+
+def _brought(client: Client) -> dict[str, Any]:
+    events = {"item": [101], "time": [NOW - 5]}
+    return client.score(user=1, record={"user": 1}, events=events, now=NOW, candidates=[101, 102])

@@ -1,0 +1,217 @@
+"""`follow`: micro-batches of a stream become deltas that equal a full rebuild, each event trained on once, or are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import cli, export
+from aif_jax.connectors import MemoryStream, SnapshotStore, encode
+from aif_jax.export import Delta, restore
+from aif_jax.export.delta import Chain
+from aif_jax.refreshing import follow
+from aif_jax.refreshing.continuous import FORMAT, name_of
+from aif_jax.store import sealed
+from aif_jax.store.trained import Trained
+from aif_jax.train.tasks import Cascaded
+from aif_jax.trees import leaves_by_path
+from aif_jax.user_table import UserTable
+from tests import follow_world as world
+from tests import refresh_world as shop
+from tests.test_delta import equal, rows_of
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    SnapshotStore(folder / "store").publish(world.export_of(folder / "export"))
+    return folder / "store"
+
+
+@pytest.fixture
+def store(published, tmp_path) -> Path:
+    """A copy of the store, without deltas."""
+    shutil.copytree(published, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def stream_of(values: list[bytes]) -> MemoryStream:
+    stream = MemoryStream()
+    stream.send_many(values)
+    return stream
+
+
+def run(store: Path, stream: MemoryStream, **changes: Any) -> Any:
+    return follow(stream, world.log(), items=shop.items(5), out=store, **(world.OPTIONS | {"batches": 3} | changes))
+
+
+def test_deltas_of_a_stream_equal_a_full_rebuild(store, tmp_path):
+    first = world.until(store)
+    stream = stream_of([*world.messages(first - 20_000), b"poison"])
+    made = run(store, stream)
+    assert (made.published, made.refused) == (3, 0) and made.trained % 32 == 0 and made.waiting > 0
+    root = restore(store / SnapshotStore(store).current())
+    deltas = SnapshotStore(store / "deltas")
+    (tmp_path / "here").mkdir()
+    for name in deltas.names():
+        deltas.fetch(tmp_path / "here", name)
+    chain = Chain(tmp_path / "here").on(root.trained.version)
+    users = UserTable.load(store / SnapshotStore(store).current() / "users", root.trained, clock=None)
+    applied: Any = (root.trained, root.index, users)
+    for path in chain.values():
+        applied = Delta.load(path).apply(*applied)
+    assert len(chain) == 3 and applied.trained.version == made.version == applied.index.version == applied.users.version
+    old, new = leaves_by_path(root.trained.params), leaves_by_path(applied.trained.params)
+    assert [path for path in old if np.asarray(old[path]).tobytes() != np.asarray(new[path]).tobytes()] == ["embedding/item"]
+    rebuilt = Trained(aif.build(root.trained.config), applied.trained.params, root.trained.encoder)
+    index = aif.ItemIndex.build(rebuilt, shop.items(5), progress=False)
+    assert all(equal(a, b) for a, b in zip(applied.index.stored(), index.stored(), strict=True))
+    events = world.log()
+    latest = max(time for _, _, time in world.trained_on(tmp_path / "store.follow" / "job"))
+    data = aif.read(events, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
+    arrived = _arrived(tmp_path / "store.follow" / "job")
+    some = (events["time"] < first) | np.isin(events["time"], arrived)
+    part = {name: column[some] for name, column in events.items()}
+    data = aif.read(part, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
+    table = UserTable.build(rebuilt, data, clock=None, progress=False)
+    assert rows_of(applied.users) == rows_of(table) and latest >= first
+
+
+def _arrived(job: Path) -> np.ndarray:
+    """Times of the events that came; each second has one."""
+    parts, number = [], 1
+    while (folder := job / name_of(number) / "events").is_dir():
+        parts.append(sealed.read(folder, format=FORMAT)["arrived"]["time"])
+        number += 1
+    return np.concatenate(parts)
+
+
+def test_each_sample_is_trained_on_once_and_the_newest_wait(store, tmp_path):
+    """Events from before the chain are left out, a repeated call goes on, and what is left waits."""
+    first = world.until(store)
+    stream = stream_of(world.messages(first - 20_000))
+    one = run(store, stream, batches=1)
+    two = run(store, stream, batches=2)
+    assert one.published == 1 and two.published == 3 and stream.committed[0] > 0
+    samples = world.trained_on(tmp_path / "store.follow" / "job")
+    assert len(samples) == two.trained and min(time for _, _, time in samples) >= first
+    events = world.log()
+    counts = {time: int(count) for time, count in zip(*np.unique(events["time"], return_counts=True), strict=True)}
+    of_times = {time: 0 for _, _, time in samples}
+    for _, _, time in samples:
+        of_times[time] += 1
+    assert all(of_times[time] <= counts[time] for time in of_times)
+    whole = shutil.copytree(tmp_path / "store.follow", tmp_path / "copy")
+    shutil.rmtree(store / "deltas")
+    shutil.rmtree(tmp_path / "store.follow")
+    again = run(store, stream_of(world.messages(first - 20_000)), batches=3)
+    assert again.version == two.version and world.trained_on(tmp_path / "store.follow" / "job") == samples
+    assert (whole / "job" / name_of(3)).is_dir()
+
+
+def test_a_refused_micro_batch_stays_out_and_the_next_goes_on(store, tmp_path, capsys):
+    first = world.until(store)
+    stream = stream_of(world.messages(first))
+    strict = dataclasses.replace(world.GATE, size=0.5)
+    refused = run(store, stream, batches=1, gate=strict, progress=True)
+    root = restore(store / SnapshotStore(store).current()).trained
+    assert (refused.published, refused.refused, refused.trained) == (0, 1, 0) and refused.version == root.version
+    assert not (store / "deltas").exists() or SnapshotStore(store / "deltas").names() == []
+    assert "batch 000001: refused" in capsys.readouterr().err
+    after = run(store, stream, batches=1)
+    assert (after.published, after.refused) == (1, 1)
+    (name,) = SnapshotStore(store / "deltas").names()
+    delta = Delta.load(SnapshotStore(store / "deltas").fetch(tmp_path / "here", name))
+    assert delta.base == root.version and delta.number == 1
+    samples = world.trained_on(tmp_path / "store.follow" / "job")
+    assert len(set(samples)) == len(samples) > after.trained
+
+
+def test_a_new_export_begins_a_new_chain(store, tmp_path, capsys):
+    first = world.until(store)
+    stream = stream_of(world.messages(first))
+    run(store, stream, batches=1)
+    SnapshotStore(store).publish(world.export_of(tmp_path / "export", seed=1, until=first + 30_000))
+    later = run(store, stream_of(world.messages(first)), batches=1, learning_rate=0.05, progress=True)
+    assert later.published == 1 and "an unfinished job of other arguments is dropped: refresh.root" in capsys.readouterr().err
+    samples = world.trained_on(tmp_path / "store.follow" / "job")
+    assert min(time for _, _, time in samples) >= world.until(store) > first
+    names = SnapshotStore(store / "deltas").names()
+    bases = [Delta.load(SnapshotStore(store / "deltas").fetch(tmp_path / "here", name)).base for name in names]
+    assert len(names) == 2 and bases[1] == aif.open(tmp_path / "export").version
+
+
+def test_too_few_users_to_judge_by_wait(store):
+    stream = stream_of(world.messages(world.until(store)))
+    calls = iter(range(400))
+    many = dataclasses.replace(world.GATE, users=1000)
+    made = run(store, stream, gate=many, stop=lambda: next(calls) > 60)
+    assert (made.published, made.refused) == (0, 0) and made.waiting > 100
+
+
+def test_what_cannot_be_followed_is_named(store, tmp_path, published):
+    stream = stream_of(world.messages(world.until(store)))
+    with pytest.raises(FileNotFoundError, match="expected a store with an export to stand on, got none; run aif-jax refresh"):
+        run(tmp_path / "empty", stream)
+    other = SnapshotStore(tmp_path / "other")
+    root = restore(store / SnapshotStore(store).current())
+    export.save(tmp_path / "export", root.trained, root.index, platforms=("cpu",), stablehlo=False)
+    other.publish(tmp_path / "export")
+    with pytest.raises(ValueError, match="expected an export that refresh published, which says until when it was trained"):
+        run(tmp_path / "other", stream)
+    for changes, message in (
+        ({"held_out": 0.7}, "held_out: expected a share above 0, below 0.5, got 0.7"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"every": -1.0}, "every: expected 0 seconds or more, got -1.0"),
+        ({"tables": ("shop",)}, "tables that move: expected at least one of"),
+        ({"items": None}, "follow items: expected the items file that belongs to events, got None"),
+        ({"task": Cascaded()}, "Cascaded: expected data with a cascade, got"),
+    ):
+        options = world.OPTIONS | {"items": shop.items(5), "batches": 1} | changes
+        with pytest.raises(ValueError, match=message):
+            follow(stream, world.log(), out=store, **options)
+    with pytest.raises(ValueError, match="work: expected a local folder for the micro-batches of s3://bucket/models, got None"):
+        follow(stream, world.log(), items=shop.items(5), out="s3://bucket/models")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--every", "10min"], "refresh: expected --follow with --every"),
+        (["--follow", "redis://h:1/k", "--epochs", "2"], "refresh --follow: expected none of --epochs, which are for a full"),
+        (["--follow", "nothing"], "--follow: stream: expected kafka://HOST:PORT/TOPIC or redis://HOST:PORT/KEY"),
+        (["--follow", "redis://h:1/k", "--every", "soon"], "expected a time such as 90s, 10min or 1h, got 'soon'"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(words, message, capsys):
+    base = ["refresh", "--events", "e.csv", "--items", "i.csv", "--out", "store"]
+    try:
+        code = cli.main([*base, *words])
+    except SystemExit as ended:  # of argparse
+        code = ended.code
+    assert code == 2 and message in " ".join(capsys.readouterr().err.split())
+
+
+def test_training_of_a_chain_goes_on_with_its_optimizer_state(store, tmp_path):
+    """A state that is loaded in between gives the same rows, which a fresh optimizer would not."""
+    first = world.until(store)
+    whole = run(store, stream_of(world.messages(first)), batches=2, work=tmp_path / "a")
+    shutil.rmtree(store / "deltas")
+    for _ in range(2):
+        parts = run(store, stream_of(world.messages(first)), batches=1, work=tmp_path / "b")
+    assert parts.version == whole.version
+    assert world.trained_on(tmp_path / "a" / "job") == world.trained_on(tmp_path / "b" / "job")
+
+
+def test_a_message_that_is_no_event_is_rejected(store):
+    stream = stream_of([b"poison", encode({"item": [101]}), *world.messages(world.until(store))])
+    assert run(store, stream, batches=1).published == 1
+    assert [message.value is not None for message, _ in stream.rejected] == [True, True]

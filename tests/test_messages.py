@@ -1,0 +1,118 @@
+"""What errors say: what was expected, what came, and the way out; read from every `raise` and every `expect` of the package."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import aif_jax
+from tests.messages import VALUE, Message, messages_in
+
+PACKAGE = Path(aif_jax.__file__).parent
+STATES = {
+    "DeadlineExceeded": "time ran out", "TimeoutError": "time ran out", "EngineClosed": "an engine that does not serve",
+    "Overloaded": "more calls than can be answered", "Stale": "an old model", "ConnectionError": "the network",
+    "OSError": "a disk, a port or a broker", "RuntimeError": "another process or thread", "ProcessError": "another process",
+    "WriterConflict": "another writer", "ShardsMissing": "services that did not answer", "AssertionError": "cannot happen",
+    "BadBatch": "the input of a step, which it names", "FloatingPointError": "a step that diverged, whose samples it names",
+    "NonFiniteScores": "a model whose scores are NaN", "SourceError": "a record of the feature source", "Skipped": "no error",
+    "Unfetched": "a user whom no source knows",
+}  # fmt: skip
+"""Errors of a state, in which no value was given: there is nothing that was expected in its place."""
+PASSED_ON = {
+    "cli/options.py:as_usage": "the message of an error, behind the option",
+    "cli/options.py:open_store": "the message of the client of a file system",
+    "connectors/kafka.py:KafkaStream.poll": "the broker's error",
+    "encoding/times.py:ticks": "`wrong_unit` makes the text",
+    "encoding/times.py:stamps": "`wrong_unit` makes the text",
+    "export/consume/model.py:verify_in_child": "the message of the child, or how it ended",
+    "jobs/encode.py:refuse": "the message of an error, behind the place",
+    "jobs/encode.py:ItemJob.encode_file": "the message of an error, behind the file",
+    "jobs/encode.py:_place": "never shown",
+    "readers/sources.py:Problems.expect_none": "the problems of files, each with expected and got",
+    "engines/ray_serve.py:Replica.check_health": "what the service says", "train/step.py:_settle": "what a process says",
+    "serving/threads.py:TimeLimitedCall.__call__": "the error of a callable",
+    "serving/threads.py:TimeLimitedCall.batches": "the error of a callable",
+    "serving/users.py:UserStates._make": "the error of a callable",
+    "service/calls.py:_item_ids": "the message of `Candidates`", "service/calls.py:_columns": "the message of `expect_short`",
+    "service/calls.py:engine_checks": "the engine's message", "service/client.py:Client.receive": "the service's message",
+    "service/core.py:Service.prepare": "the message of `Unfetched`",
+    "service/features.py:UserSource._raw": "the encoder's message", "service/features.py:UserSource._encoded": "the encoder's",
+    "store/sealed.py:refusing": "the message of `export.consume`",
+    "checkpoint/storage.py:read": "the arrays that a checkpoint lacks, and those that it has",
+    "checks.py:_refuse": "the message of its caller", "index/ids.py:Keys.last": "COLLISION",
+    "index/ids.py:IdMap.add": "COLLISION",
+}  # fmt: skip
+"""Places whose text comes from elsewhere, and from where."""
+DAMAGE = ("CheckpointError", "SnapshotError", "StreamError", "FileNotFoundError", "FileExistsError")
+"""What a person meets in files and streams: each says what to do about it."""
+CAME = re.compile(
+    rf"expected .*?(, (but )?(got|found|it|something|the module|the function|the buckets|missing|jax)\b|: {VALUE})", re.S
+)
+EMPTY = re.compile(r"got (a |an |the )?(another|others?|none|one|some|more|less|fewer|nothing|neither|both|without)\.?$")
+WAY_OUT = re.compile(
+    r"(; |\. |: )(add|build|check|create|encode|export|fit|give|import|name|open|publish|pass|read|rebuild|remove|restore|"
+    rf"resume|save|send|set|start|stop|take|try|use|write|begin|max_\w+ sets|aif_jax\.\w+\.\w+ copies)\b|; {VALUE}|no such file"
+)
+
+
+def messages() -> list[Message]:
+    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if "stubs" not in path.parts]
+    return [one for path in paths for one in messages_in(path, path.relative_to(PACKAGE).as_posix())]
+
+
+def problems_of(message: Message) -> list[str]:
+    """What a message lacks."""
+    if message.error in STATES:
+        return []
+    if message.where in PASSED_ON:
+        return []
+    if message.error == "ImportError":
+        return [text for text in message.texts if 'pip install "aif_jax[' not in text]
+    found = [] if message.texts else ["a text that can be read from the source"]
+    for text in message.texts:
+        if message.error in DAMAGE:
+            if not WAY_OUT.search(text):
+                found.append(f"what to do: {text}")
+        elif not CAME.search(text):
+            found.append(f"expected ..., got ...: {text}")
+        if EMPTY.search(text):
+            found.append(f"what came, or what to do: {text}")
+    return found
+
+
+def test_every_message_says_what_came_and_what_to_do():
+    found = messages()
+    assert len(found) > 800  # the reader still finds them
+    lacking = [f"{message.where}, line {message.line}: {problem}" for message in found for problem in problems_of(message)]
+    assert not lacking, "\n".join(lacking)
+
+
+def test_every_exception_is_needed():
+    found = messages()
+    assert set(STATES) <= {message.error for message in found}
+    assert set(PASSED_ON) <= {message.where for message in found}
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("def f(x):\n    raise ValueError(f'x: expected 1, got {x}')", 0),
+        ("def f(x):\n    raise ValueError(f'x is wrong: {x}')", 1),
+        ("def f(x):\n    raise ValueError('x: expected 1')", 1),
+        ("def f(x):\n    raise ValueError('x: expected one, got another')", 1),
+        ("def f(x):\n    raise ValueError('x: expected one, got none; give x=1')", 0),
+        ("def f(x):\n    expect(x, 'x', 'one', 'none')", 1),
+        ("def f(x):\n    got = 'none' if x is None else x\n    expect(x, 'x', 'one', got)", 1),
+        ("def f(x):\n    raise FileNotFoundError(f'{x}: expected a folder, got a file')", 1),
+        ("def f(x):\n    raise FileNotFoundError(f'{x}: expected a folder, got a file; name another')", 0),
+        ("def f(x):\n    raise ImportError('needs a library')", 1),
+        ("def f(x):\n    text = str(x)\n    raise ValueError(text)", 1),
+    ],
+)
+def test_the_test_finds_what_is_wrong(code, count, tmp_path):
+    (tmp_path / "one.py").write_text(code)
+    (message,) = messages_in(tmp_path / "one.py", "one.py")
+    assert len(problems_of(message)) == count

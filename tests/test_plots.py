@@ -1,0 +1,60 @@
+"""Figures for a talk: what they show is what the records and docs/results.md say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from aif_jax.metrics import Interval
+from experiments import plots
+from experiments.study import question
+from experiments.study.question import AIF, WITH_MATCHING
+
+
+def test_figures_are_drawn_from_the_records(tmp_path, capsys):
+    plots.main(["--out", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"blocks.png", "refresh.png", "quality_against_time.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in tmp_path.iterdir())
+    assert "blocks.png" in capsys.readouterr().out
+
+
+def test_blocks_are_those_of_the_results_page():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    gains = plots.blocks(question.RESULTS)
+    for dataset, name, at in (("taobao", "matching statistics", 1), ("movielens", "bridges (BEA)", 0)):
+        row = next(
+            line for line in page.splitlines() if line.startswith(f"| {name.split(' (')[0].replace('bridges', 'BEA')} |")
+        )
+        shown = [float(number) for number in re.findall(r"-?\d+\.\d+", row.split("|")[2 + at])]
+        assert [100 * part for part in gains[dataset][name]] == pytest.approx(shown, abs=0.11)
+    assert 100 * gains["taobao"]["SimTier, added"].value == pytest.approx(-1.2, abs=0.05)
+
+
+def test_history_compares_the_same_users(tmp_path):
+    """Users of the records, dealt to bins by a made log: every user is in one bin, and the whole is the mean of the bins."""
+    users = question.by_user(question.RESULTS, _a_run(), "gauc").users
+    counts = np.zeros(users.max() + 1, np.int64)
+    counts[users] = np.where(np.arange(len(users)) % 2 == 0, 50, 600)
+    log = SimpleNamespace(user=np.repeat(np.arange(len(counts)), counts))
+    data = SimpleNamespace(name="movielens", dataset=SimpleNamespace(log=log))
+    gains = plots.history(question.RESULTS, data)  # type: ignore[arg-type]
+    half = (len(users) + 1) // 2
+    assert [count for count, _ in gains[AIF]] == [half, 0, 0, len(users) - half]
+    assert gains[AIF][0][1].value != gains[AIF][3][1].value
+    plots.draw_history(gains, "movielens", tmp_path / "history.png")
+    assert (tmp_path / "history.png").stat().st_size > 10_000
+
+
+def _a_run() -> dict:
+    found = plots.records.read(question.RESULTS)
+    return question.runs_of(found, "movielens", AIF)[0]
+
+
+def test_points_are_hundredths_with_the_error_to_both_sides():
+    value, error = plots.points(Interval(0.02, 0.015, 0.03))
+    assert value == pytest.approx(2.0) and np.ravel(error) == pytest.approx([0.5, 1.0])
+    assert plots.MODELS.keys() == {AIF, WITH_MATCHING}
