@@ -233,8 +233,8 @@ async def engine(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]
     served, given = models.held[0], Candidates.of(world.candidates)
 
     async def rank(user: int) -> None:
-        request = Request(user=user, feature_version=1, context=Context(world.users[user], given))
-        await served.engine.rank(request, world.options.k)
+        request = Request(user=user, feature_version=1, context=Context(world.users[user]))
+        await served.engine.rank(request, world.options.k, candidates=given)
 
     try:
         yield rank

@@ -459,14 +459,8 @@ class Shadow:
 
     def __init__(self, version: Callable[[], Served], *, share: float = 0.1, limit: int = 2):
         expect(0 <= share <= 1, "shadow share", "0 to 1", share)
-        self.counters = {
-            "shadow_calls": 0,
-            "shadow_dropped": 0,
-            "shadow_failed": 0,
-            "shadow_degraded": 0,
-            "shadow_top": 0,
-            "shadow_top_same": 0,
-        }
+        names = ("calls", "dropped", "failed", "degraded", "top", "top_same")
+        self.counters = {f"shadow_{name}": 0 for name in names}
         self._version, self._share, self._limit = version, share, limit
         self._running: set[asyncio.Task[None]] = set()
 
@@ -490,7 +484,7 @@ class Shadow:
             served = self._version()
             if served is seen.served:
                 return
-            context = Context(served.users.of(seen.call), None)
+            context = Context(served.users.of(seen.call))
             request = Request(user=seen.call.user, context=context, order="logit", exclude=seen.call.exclude)
             scores = await served.engine.score(request, seen.candidates)
             self.counters["shadow_calls"] += 1

@@ -39,6 +39,34 @@ NEW_SECONDS = 1.0  # for which a connection without a request yet is kept before
 SLICE = 2048  # bytes that the parser gets at a time: so many requests, and no more, come out of it at once
 
 
+class OnePiece:
+    """A transport that sends the head of an answer with its body: one call of the system and one packet in place of two."""
+
+    def __init__(self, transport: Any):
+        self._transport, self._head = transport, b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Sends data; keeps the head of a final answer until what comes next."""
+        if not self._head and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def flush(self) -> None:
+        """Sends a head without a body."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Closes, once everything is sent."""
+        self.flush()
+        self._transport.close()
+
+
 def bounded(base: Any, *, connections: int) -> Any:
     """The class of connections, from uvicorn's `HttpToolsProtocol`, with the budgets of this module.
 
@@ -62,7 +90,7 @@ def bounded(base: Any, *, connections: int) -> Any:
         # from the transport
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+            super().connection_made(OnePiece(transport))
             self._held, self._since = bytearray(), self.loop.time()
             self._within(HEAD_SECONDS, self._end)
             if len(self.connections) > connections:
@@ -133,6 +161,7 @@ def bounded(base: Any, *, connections: int) -> Any:
             self._end(msg)
 
         def on_response_complete(self) -> None:
+            self.transport.flush()
             self._open -= 1
             self._since = self.loop.time()
             super().on_response_complete()
