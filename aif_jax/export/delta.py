@@ -89,7 +89,7 @@ class DeltaApplied(NamedTuple):
     """
 
     trained: Trained
-    index: ItemIndex | None
+    index: ItemIndex | None  # pyright: ignore[reportIncompatibleMethodOverride]  # in place of tuple.index
     users: UserTable | None
 
 
