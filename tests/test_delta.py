@@ -173,7 +173,7 @@ def test_wrong_bases_and_repeats_have_an_answer(streaming, data):
     second = Delta.make(applied.trained, moved(applied.trained.params, 2), data.catalogue, number=2, events=data)
     with pytest.raises(WrongBase, match="apply the deltas between them first, in their order, or load the export"):
         second.apply(streaming.trained)
-    with pytest.raises(WrongBase, match="delta for index: expected one that stands on version"):
+    with pytest.raises(WrongBase, match="delta for index: expected one that builds on version"):
         second.apply(applied.trained, streaming.index)
     with pytest.raises(WrongBase, match="delta for user table"):
         second.apply(applied.trained, applied.item_index, streaming.users)
