@@ -179,7 +179,9 @@ def follow(
     while True:
         root = store.current()
         if root is None:
-            raise FileNotFoundError(f"{store.url}: expected a store with an export to stand on, got none; run aif-jax refresh")
+            raise FileNotFoundError(
+                f"{store.url}: expected a store with an export to stand on, got none; start with aif-jax refresh"
+            )
         arguments = {"root": root, "out": store.url, "task": repr(task), "tables": tables}
         with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
             chain = Chain.open(job, store, root, functools.partial(
@@ -378,7 +380,7 @@ class Chain:
         )  # fmt: skip
         for fed in feed.batches():
             if fed.problem is not None and fed.problem != "empty":
-                raise ValueError(f"follow: a batch that cannot be trained on: {fed.problem}{fed.origin}")
+                raise ValueError(f"follow: expected batches of whole records, got one with {fed.problem}{fed.origin}")
             if fed.batch is None:
                 continue
             for name, rows in rows_read(fed.batch, self.tables, self.state.fitted, config).items():
