@@ -454,8 +454,8 @@ class Chain:
             return 0
         lists, users = self._source(data, held, held_out=True)(held, SampleKey(0, 0, 0)), data.log.user[held]
         labels = next(iter(lists.labels.values())) if isinstance(lists.labels, dict) else lists.labels
-        of_label = [(lists.rows > 0) & (labels > 0), (lists.rows > 0) & (labels <= 0)]
-        return len(np.intersect1d(*(users[some.any(axis=1)] for some in of_label)))
+        positive, negative = ((lists.rows > 0) & of_label for of_label in (labels > 0, labels <= 0))
+        return len(np.intersect1d(users[positive.any(axis=1)], users[negative.any(axis=1)]))
 
     def _resume(self) -> None:
         while (record := self.job.sealed(name_of(self.number + 1))) is not None:
