@@ -425,7 +425,7 @@ def lcron(
     single: float = 1.0,
     temperature: float = 1.0,
 ) -> jax.Array:
-    """The ranker's k best must survive this stage and the ranker: the mean over candidates, then over lists.
+    """The ranker's k best must pass this stage and the ranker: the mean over candidates, then over lists.
 
     BCE(p_i r_i, y_i) + single * BCE(p_i, y_i), y_i = 1 for the ranker's k best
 
@@ -452,7 +452,7 @@ def lcron(
     teacher = jax.lax.stop_gradient(teacher_scores)
     above = (teacher[..., :, None] > teacher[..., None, :]) & where[..., :, None] & where[..., None, :]
     best = jnp.sum(above, axis=-2) < k
-    ours, rankers = (_survival(values, where, k, temperature) for values in (scores, teacher))
+    ours, rankers = (_passing(values, where, k, temperature) for values in (scores, teacher))
 
     def lost(probability: jax.Array) -> jax.Array:
         return -jnp.where(best, jnp.log(probability + TINY), jnp.log(1 - probability + TINY))
@@ -466,7 +466,7 @@ def lcron(
 TINY = 1e-6  # keeps the logarithm of a probability finite
 
 
-def _survival(scores: jax.Array, where: jax.Array, k: int, temperature: float) -> jax.Array:
+def _passing(scores: jax.Array, where: jax.Array, k: int, temperature: float) -> jax.Array:
     """The probability [..., C] of being among the first k of a soft order; 0 where not valid."""
     both = where[..., :, None] & where[..., None, :]
     zero = jnp.zeros((), scores.dtype)
