@@ -23,7 +23,7 @@ from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
 from aif_jax.service.exports import ExportEntry, parse_current, publish, read_current
 from aif_jax.service.models import share_of
-from aif_jax.service.process import Listening
+from aif_jax.service.process import Listening, OnePiece
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 
 ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
@@ -412,6 +412,61 @@ def test_paths_methods_and_types(client):
         client._connection.request("DELETE", path, headers=client._headers)
         with client._connection.getresponse() as response:
             assert (response.status, response.headers["allow"]) == (405, allowed) and response.read()
+
+
+def test_an_answer_leaves_in_one_piece():
+    class Transport:
+        def __init__(self):
+            self.sent = []
+
+        def write(self, data):
+            self.sent.append(bytes(data))
+
+        def close(self):
+            self.sent.append("closed")
+
+        def is_closing(self):
+            return self.sent[-1:] == ["closed"]
+
+    head, body = b"HTTP/1.1 200 OK\r\ncontent-length: 19\r\n\r\n", b"HTTP/1.1 is no head"
+    inner = Transport()
+    outer = OnePiece(inner)
+    for data in (b"HTTP/1.1 100 Continue\r\n\r\n", head, body, head, body):
+        outer.write(data)
+    assert inner.sent == [b"HTTP/1.1 100 Continue\r\n\r\n", head + body, head + body]
+    outer.write(head)  # of HEAD
+    assert len(inner.sent) == 3
+    outer.flush()
+    outer.flush()
+    assert inner.sent[3:] == [head]
+    outer.write(head)
+    assert not outer.is_closing()
+    outer.close()
+    assert inner.sent[4:] == [head, "closed"] and outer.is_closing()
+
+
+def test_an_answer_of_the_service_is_one_write_and_head_is_answered(monkeypatch):
+    written = []
+
+    class Counted:
+        def __init__(self, transport):
+            self.transport = transport
+
+        def __getattr__(self, name):
+            return getattr(self.transport, name)
+
+        def write(self, data):
+            written.append(bytes(data))
+            self.transport.write(data)
+
+    made = OnePiece.__init__
+    monkeypatch.setattr(OnePiece, "__init__", lambda self, transport: made(self, Counted(transport)))
+    with running(exports().root / "one", where=Listening(http_port=0)) as service, service.client() as client:
+        client.rank(**ANN, candidates=IDS, k=3)
+        assert len(written) == 1 and b"content-length" in written[0]
+        assert client.request("HEAD", "/health/live")[0] == 200
+        assert client.request("GET", "/health/live")[0] == 200
+        assert len(written) == 3 and written[1].endswith(b"\r\n\r\n") and written[2].endswith(b'{"live": true}')
 
 
 def test_a_body_is_bounded():

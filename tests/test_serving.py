@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax import Trained
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
+from aif_jax.output import progress
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.serving.versions import Version
@@ -334,6 +336,122 @@ def test_requests_that_wait_for_a_thread_share_its_runs(world):
             assert runs == 3  # of one, which had nobody to wait for, of four and of two
 
     run(test())
+
+
+class Watched:
+    """An index that notes in which threads it is looked up, and that may be slow or hold a lock."""
+
+    def __init__(self, index):
+        self.index, self.threads, self.seconds, self.is_writing = index, [], 0.0, False
+
+    def __getattr__(self, name):
+        return getattr(self.index, name)
+
+    def __len__(self):
+        return len(self.index)
+
+    def lookup(self, ids):
+        self.threads.append(threading.current_thread())
+        time.sleep(self.seconds)
+        return self.index.lookup(ids)
+
+
+def test_a_lone_short_call_runs_on_the_loops_thread_and_no_other(world):
+    async def test():
+        index, loop = Watched(world.index), threading.current_thread()
+        async with world.engine(index=index, on_loop=0.05, cache_bytes=1 << 20) as engine:
+
+            async def where(count=1):
+                index.threads.clear()
+                requests = [Request(user=3, feature_version=1) for _ in range(count)]
+                for answer in await asyncio.gather(*[engine.rank(each, 5) for each in requests]):
+                    expect(world, answer, 3, world.ids[:40], 5)
+                return [thread is loop for thread in index.threads]
+
+            index.seconds = 0.1
+            assert await where() == [False]  # nobody knows yet how long it takes
+            assert await where() == [False]  # too long
+            index.seconds = 0.0
+            assert await where() == [False]  # as long as the last one, for all that is known
+            assert await where() == [True]
+            assert await where(4) == [False] * 4  # others wait too: threads work at once
+            index.is_writing = True  # an update holds the table
+            assert await where() == [False]
+            index.is_writing = False
+            index.seconds = 0.1
+            for _ in range(40):  # one long call may be the machine's fault
+                if not (await where())[0]:
+                    break
+            assert await where() == [False]
+
+    run(test())
+
+
+def test_no_call_runs_on_the_loops_thread_where_none_may(world):
+    async def test():
+        index = Watched(world.index)
+        async with world.engine(index=index, on_loop=0.0) as engine:
+            for _ in range(4):
+                expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
+            assert threading.current_thread() not in index.threads and len(index.threads) == 4
+
+    run(test())
+
+
+def test_a_thread_is_woken_once_for_all_that_waits(world, monkeypatch):
+    async def test():
+        index = Watched(world.index)
+        async with world.engine(index=index, on_loop=0.0, score_threads=1) as engine:
+            await engine.prepare(Request(user=3, feature_version=1))
+            workers, index.seconds = engine._scorer._tasks._workers, 0.01
+            woken, start = [], workers.start
+            monkeypatch.setattr(workers, "start", lambda *words: woken.append(words) or start(*words))
+            await asyncio.gather(*[engine.rank(Request(user=3, feature_version=1), 5) for _ in range(6)])
+            assert len(index.threads) == 6 and len(woken) == 1
+            await engine.rank(Request(user=3, feature_version=1), 5)
+            assert len(woken) == 2
+
+    run(test())
+
+
+def test_candidates_that_the_caller_has_are_ranked_without_retrieval(world):
+    async def batches():
+        yield world.ids[:20]
+        yield world.ids[20:40]
+
+    async def test():
+        async with world.engine() as engine:
+            engine.retrieval_error = OSError("away")
+            for candidates in (world.ids[:40], Candidates(world.ids[:40]), world.ids[:40].tolist(), batches()):
+                expect(world, await engine.rank(3, 5, candidates=candidates), 3, world.ids[:40], 5)
+            assert (await engine.rank(Request(user=3, order="bid"), 5, candidates=bids_for(world.ids[:40]))).mask.all()
+            with pytest.raises(TypeError, match="candidates: expected integers or strings"):
+                await engine.rank(3, 5, candidates=np.array([1.5]))
+        bare = AsyncPreRanker(
+            Trained(world.model, world.params),
+            world.index,
+            features=lambda request: world.user(3),
+            config=world.engine().config,
+        )
+        async with share_programs(bare, world) as engine:
+            expect(world, await engine.rank(3, 5, candidates=world.ids[:40]), 3, world.ids[:40], 5)
+            with pytest.raises(ValueError, match="expected an engine with a retrieval callable, got none; pass candidates="):
+                await engine.rank(3, 5)
+
+    run(test())
+
+
+def test_the_start_says_how_far_it_is(world, monkeypatch, capsys, caplog):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    caplog.set_level("INFO", logger="aif_jax.serving.programs")
+
+    async def test():
+        async with world.engine(buckets=(24, 48)):
+            pass
+
+    run(test())
+    assert "engine: 2 of 2 programs" in capsys.readouterr().err
+    assert "compiled score function" in caplog.text
 
 
 def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_single_ones(world, monkeypatch):

@@ -114,7 +114,7 @@ class Store:
         self.program = program
         self.capacity = capacity
         self.ids = IdMap(0, None)
-        self._lock = ReadWriteLock()
+        self.lock = ReadWriteLock()  # of the table
         batch = program.shapes()
         words = _zeros((capacity, batch.words.shape[1]), program.rows_sharding)()
         self._table = Packed(words=words, layout=batch.layout)
@@ -140,13 +140,8 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[Packed]:
         """The arrays, lent until a computation on them is dispatched."""
-        with self._lock.reading():
+        with self.lock.reading():
             yield self._table
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether `reading` would have to wait now."""
-        return self._lock.is_held
 
     def read(self, rows: np.ndarray) -> Packed:
         """Stored rows [batch_size] on the device, at most `batch_size` of them."""
@@ -167,7 +162,7 @@ class Store:
 
     def resize(self, capacity: int) -> None:
         """Makes the table longer or shorter while it is filled for the first time, before there is a snapshot."""
-        with self._lock.writing():
+        with self.lock.writing():
             self._table = _resized(capacity, self.program.rows_sharding)(self._table)
         self.capacity = capacity
 
@@ -193,7 +188,7 @@ class Store:
         """Writes a batch of stored rows in place."""
         targets = np.full(self.program.batch_size, self.capacity, np.int32)  # out of range: dropped
         targets[: len(rows)] = rows
-        with self._lock.writing():
+        with self.lock.writing():
             self._table = _write(self._table, stored, self._replicated(targets))
 
     def _replicated(self, rows: np.ndarray) -> Any:

@@ -31,20 +31,7 @@ from aif_jax.user_table.rows import unpack
 
 SECONDS = 300.0
 MOST = 20_000
-STAGES = (
-    "features",
-    "user",
-    "shared",
-    "retrieval",
-    "wait_user",
-    "queue",
-    "lookup",
-    "upload",
-    "score",
-    "fetch",
-    "critical",
-    "total",
-)
+STAGES = "features user shared retrieval wait_user queue lookup upload score fetch critical total".split()
 
 
 class EndedCall(NamedTuple):
@@ -86,17 +73,11 @@ class Recent:
                 group["stages"][stage].append(value)
         for group in by_version.values():
             group["per_second"] = group["codes"].total() / span
-            found = {
-                stage: np.percentile(group["stages"][stage], [50, 99]).tolist() for stage in STAGES if stage in group["stages"]
-            }
-            group["stages"] = {stage: {"p50": p50, "p99": p99} for stage, (p50, p99) in found.items()}
+            found = {stage: np.percentile(values, [50, 99]).tolist() for stage, values in group["stages"].items()}
+            group["stages"] = {s: {"p50": found[s][0], "p99": found[s][1]} for s in STAGES if s in found}
         recent = [seen for seen in calls if now - seen.at <= 10.0]
-        return {
-            "seconds": span,
-            "per_second": len(recent) / min(10.0, span),
-            "versions": by_version,
-            "timeline": self._timeline,
-        }
+        rate = len(recent) / min(10.0, span)
+        return {"seconds": span, "per_second": rate, "versions": by_version, "timeline": self._timeline}
 
 
 A = TypeVar("A", bound=Answer)
@@ -218,7 +199,7 @@ class Service:
         code, served = "OK", None
         try:
             served = self._picked(call)
-            await served.engine.prepare(self._request(call, served, None, prepare=True))
+            await served.engine.prepare(self._request(call, served, prepare=True))
             return served
         except Unfetched as error:
             code = "INVALID_ARGUMENT"
@@ -231,17 +212,17 @@ class Service:
 
     async def _rank(self, call: Call, batches: AsyncIterator[Candidates] | None) -> Reply[Ranking]:
         served = self._picked(call)
-        call = _ordered(call, served)
+        _expect_order(call, served)
         given: list[Candidates] = []
-        request = self._request(call, served, candidates_from(call) if batches is None else _noted(batches, given))
+        request, candidates = self._request(call, served), candidates_from(call) if batches is None else _noted(batches, given)
         with engine_checks():
-            answer = self._marked(await served.engine.rank(request, call.k), served)
+            answer = self._marked(await served.engine.rank(request, call.k, candidates=candidates), served)
         self._observe("rank", call, served, answer, request, given)
         return Reply(answer, served)
 
     async def _score(self, call: Call) -> Reply[Scores]:
         served = self._picked(call)
-        request, given = self._request(call, served, None), candidates_from(call)
+        request, given = self._request(call, served), candidates_from(call)
         with engine_checks():
             answer = self._marked(await served.engine.score(request, given), served)
         self._observe("score", call, served, answer, request, [])
@@ -263,6 +244,8 @@ class Service:
     ) -> None:
         if not self.observers:
             return
+        if method == "rank":
+            call = dataclasses.replace(call, order=call.order or served.engine.config.order)
         candidates = joined(batches) if batches or call.candidates is None else call.candidates
         features = request.context.features or request.context.fetched
         seen = Observed(method, call, served, answer, candidates, features, request.context.now)
@@ -296,14 +279,13 @@ class Service:
         """The answer, degraded where the version is stale."""
         if (stale := self._stale(served)) is None:
             return answer
-        return dataclasses.replace(
-            answer, degraded=True, reason=stale if answer.reason is None else f"{answer.reason}; {stale}"
-        )
+        reason = stale if answer.reason is None else f"{answer.reason}; {stale}"
+        return dataclasses.replace(answer, degraded=True, reason=reason)
 
-    def _request(self, call: Call, served: Served, candidates: Any, *, prepare: bool = False) -> Request:
+    def _request(self, call: Call, served: Served, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
-        context = Context(None, candidates, now=call.now, call=call)
+        context = Context(None, now=call.now, call=call)
         version = call.feature_version
         told: dict[str, Any] = {"budget": call.budget, "order": call.order, "exclude": call.exclude}
         request = Request(user=call.user, feature_version=version, context=context, **told)
@@ -324,13 +306,12 @@ def digest_of(features: UserFeatures) -> bytes:
     return made.digest()
 
 
-def _ordered(call: Call, served: Served) -> Call:
-    """The call with the order that answers it; raises BadCall for one that the version does not have."""
+def _expect_order(call: Call, served: Served) -> None:
+    """Raises BadCall for an order that the version does not have."""
     config = served.engine.config
     order, known = call.order or config.order, (LOGIT, BID, *config.orders)
     if order not in known:
         raise BadCall("order", f"expected one of {', '.join(known)}, got {order[:80]!r}")
-    return dataclasses.replace(call, order=order)
 
 
 def _code_of(error: BaseException) -> str:

@@ -28,10 +28,9 @@ HISTORY = "history."
 
 @dataclasses.dataclass(eq=False)
 class Context:
-    """What a request of the engine carries: features and candidates of the call, as far as it brought them."""
+    """What a request of the engine carries: features of the call, as far as it brought them."""
 
     features: UserFeatures | None
-    candidates: Any
     fetched: UserFeatures | None = None  # from the feature source
     now: int | None = None  # by which raw events were encoded, where that is known
     call: Call | None = None  # whose features have not been read, because its user's state was there
@@ -111,11 +110,6 @@ class UserSource:
     def clock(self) -> int | None:
         """The time now in the unit of the raw events; None for a model without an encoder."""
         return None if self._encoder is None else clock(self._encoder)
-
-    @staticmethod
-    async def candidates(request: Request) -> Any:
-        """The engine's `retrieval`: the candidates of the call."""
-        return request.context.candidates
 
     def _raw(self, record: Any, events: Any, now: Any) -> UserFeatures:
         if self._encoder is None:

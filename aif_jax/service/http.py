@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Call, Failure, parse, reported
 from aif_jax.service.core import Service, explain, rank_fields, score_fields, to_json
-from aif_jax.service.observers import PARENT
+from aif_jax.service.log import PARENT
 from aif_jax.serving.metrics import prometheus_text
 
 
@@ -177,12 +177,8 @@ class App:
             text = f"expected at most {self._max_requests} requests at once"
             return problem_response(Failure("UNAVAILABLE", 503, text, "", PAUSE))
         if self._token is not None and path not in OPEN and not self._knows(headers):
-            return problem_response(
-                Failure(
-                    "UNAUTHENTICATED", 401, "expected the header 'authorization: Bearer TOKEN' with the token of this service"
-                ),
-                (b"www-authenticate", b"Bearer"),
-            )
+            text = "expected the header 'authorization: Bearer TOKEN' with the token of this service"
+            return problem_response(Failure("UNAUTHENTICATED", 401, text), (b"www-authenticate", b"Bearer"))
         handler = self._posts.get(path) if method == "POST" else self._gets.get(path) if method in ("GET", "HEAD") else None
         if handler is None:
             handler = self._more.get("/" + path.split("/")[1]) if path.startswith("/") else None

@@ -260,7 +260,7 @@ class Models:
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(
             trained, restored.index,
-            features=users.fetch, retrieval=users.candidates, config=serving, compiled_from=like,
+            features=users.fetch, config=serving, compiled_from=like,
         )  # fmt: skip
         await engine.__aenter__()
         return Served(entry, restored, engine, users, exported, time.time(), difference, table_from=table_from)

@@ -39,6 +39,34 @@ NEW_SECONDS = 1.0  # for which a connection without a request yet is kept before
 SLICE = 2048  # bytes that the parser gets at a time: so many requests, and no more, come out of it at once
 
 
+class OnePiece:
+    """A transport that sends the head of an answer with its body: one call of the system and one packet in place of two."""
+
+    def __init__(self, transport: Any):
+        self._transport, self._head = transport, b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Sends data; keeps the head of a final answer until what comes next."""
+        if not self._head and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def flush(self) -> None:
+        """Sends a head without a body."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Closes, once everything is sent."""
+        self.flush()
+        self._transport.close()
+
+
 def bounded(base: Any, *, connections: int) -> Any:
     """The class of connections, from uvicorn's `HttpToolsProtocol`, with the budgets of this module.
 
@@ -62,7 +90,7 @@ def bounded(base: Any, *, connections: int) -> Any:
         # from the transport
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+            super().connection_made(OnePiece(transport))
             self._held, self._since = bytearray(), self.loop.time()
             self._within(HEAD_SECONDS, self._end)
             if len(self.connections) > connections:
@@ -133,6 +161,7 @@ def bounded(base: Any, *, connections: int) -> Any:
             self._end(msg)
 
         def on_response_complete(self) -> None:
+            self.transport.flush()
             self._open -= 1
             self._since = self.loop.time()
             super().on_response_complete()
@@ -227,18 +256,8 @@ class Listening:
         expect(together, "TLS", "a certificate and its key", "one of them")
         for port in (self.http_port, self.grpc_port or 0):
             expect(0 <= port < 1 << 16, "port", "0 to 65535", port)
-        expect(
-            self.drain_delay >= 0 and self.drain_timeout >= 0,
-            "drain",
-            "0 seconds or more",
-            (self.drain_delay, self.drain_timeout),
-        )
-        expect(
-            self.connections >= 1 and self.keep_alive >= 1,
-            "connections, keep_alive",
-            "at least 1",
-            (self.connections, self.keep_alive),
-        )
+        for name, least in (("drain_delay", 0), ("drain_timeout", 0), ("connections", 1), ("keep_alive", 1)):
+            expect(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         expect(self.token != "", "token", "None or some text", "an empty text")
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect
+from aif_jax.output.progress import hidden
 from aif_jax.service import inference, rpc
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.inference import InferenceRest, InferenceRpc
-from aif_jax.service.log import RequestLog
+from aif_jax.service.log import RequestLog, Shadow, Traces
 from aif_jax.service.models import Models, Nearline
-from aif_jax.service.observers import Shadow, Traces
 from aif_jax.service.process import Listening, bind, run
 from aif_jax.serving import ServingConfig
 
@@ -136,7 +136,8 @@ async def run_one(settings: ServiceSettings) -> None:
     service = Service(models, policy=settings.policy, observers=tuple(observers))
     grpc = None if settings.where.grpc_port is None else start_grpc
     try:
-        await run(service, settings.where, routes=routes(service), grpc=grpc)
+        with hidden():  # its log says what is compiled
+            await run(service, settings.where, routes=routes(service), grpc=grpc)
     finally:
         if log is not None:
             await asyncio.to_thread(log.close)

@@ -42,7 +42,7 @@ class AsyncPreRanker:
       features: `features(request) -> UserFeatures`, async or not.
       retrieval: `retrieval(request) ->` item ids [C], or `Candidates`, or an async iterator of either (mini-batches, each
         scored while the next is on its way); async or not. Ids of one request are all integers or all strings. None for engines
-        that only `score`.
+        whose callers bring the candidates.
       config: config of the engine.
       compiled_from: an engine of an equal model config and serving config, whose compiled functions this one uses again.
       states: a cache of user states that replicas share, behind the engine's own; for requests with a feature version.
@@ -76,7 +76,7 @@ class AsyncPreRanker:
         self._publishing = asyncio.Lock()
         self._features = TimeLimitedCall("features", features, config)
         self._retrieval = TimeLimitedCall("retrieval", retrieval, config)
-        self._given = TimeLimitedCall("candidates", None, config)  # reads those that `score` is given as an async iterator
+        self._given = TimeLimitedCall("candidates", None, config)  # reads those that callers give as an async iterator
         self._can_rank = retrieval is not None
         self._metrics = Metrics()
         self._admission = Admission(config, self._metrics)
@@ -189,8 +189,8 @@ class AsyncPreRanker:
 
     # requests
 
-    async def rank(self, request: Any, k: int, *, budget: float | None = None) -> Ranking:
-        """The best k of the candidates that retrieval finds.
+    async def rank(self, request: Any, k: int, *, candidates: Any = None, budget: float | None = None) -> Ranking:
+        """The best k of the candidates that retrieval finds, or that the caller has.
 
         Feature fetch and retrieval start at once. Where the user side is late or fails, the answer comes from the user's last
         known state or from the unknown user, and says so (`degraded`, `reason`).
@@ -198,6 +198,7 @@ class AsyncPreRanker:
         Args:
           request: a `Request`, or a bare user id.
           k: at most `config.max_k`.
+          candidates: those to rank, as `score` takes them, in place of retrieval's; None calls `retrieval`.
           budget: seconds from now to the answer, in place of the request's or the engine's.
 
         Raises:
@@ -212,11 +213,12 @@ class AsyncPreRanker:
         """
         good = isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k
         expect(good, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
-        if not self._can_rank:
-            raise ValueError("rank: expected an engine with a retrieval callable, got none; use score")
-        admitted = self._admission.admit(request, budget, self._current, waiting_for="retrieval")
+        if candidates is None and not self._can_rank:
+            raise ValueError("rank: expected an engine with a retrieval callable, got none; pass candidates=")
+        stage = "retrieval" if candidates is None else "candidates"
+        admitted = self._admission.admit(request, budget, self._current, waiting_for=stage)
         with admitted as job, self._users.joined(job) as user:
-            return await job.within_budget(self._rank(job, user, int(k)))
+            return await job.within_budget(self._rank(job, user, int(k), candidates))
 
     async def score(self, request: Any, candidates: Any, *, budget: float | None = None) -> Scores:
         """Logits of candidates that the caller has, all of them, in their order.
@@ -246,9 +248,11 @@ class AsyncPreRanker:
         """Whether a request sent now would use a state that an earlier one computed or computes: its features are not read."""
         return self._current is not None and self._users.holds(request, self._current)
 
-    async def _rank(self, job: Job, user: UserSide | Computation, k: int) -> Ranking:
-        candidates = await self._retrieval(job.request)
-        found = await self._scoring.score(job, user, candidates, self._retrieval, whole=False)
+    async def _rank(self, job: Job, user: UserSide | Computation, k: int, candidates: Any) -> Ranking:
+        reader = self._given
+        if candidates is None:
+            reader, candidates = self._retrieval, await self._retrieval(job.request)
+        found = await self._scoring.score(job, user, candidates, reader, whole=False)
         return ranking(job, found, k, None if self.config.group is None else self.config.group_cap)
 
     async def _score(self, job: Job, user: UserSide | Computation, candidates: Any) -> Scores:

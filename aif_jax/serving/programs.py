@@ -8,7 +8,9 @@ scores, k logits (of each objective), k positions and a count.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -30,6 +32,7 @@ from aif_jax.types import Params, Streamed, UserFeatures
 from aif_jax.user_table.rows import pack as pack_memory
 from aif_jax.user_table.rows import unpack as unpack_memory
 
+logger = logging.getLogger(__name__)
 LOGIT, BID = "logit", "bid"
 
 
@@ -276,7 +279,7 @@ class Programs:
         return self._get("score", self._score_fn(index.decode, bucket, orders), arguments, static=orders)
 
     def upload_features(self, words: list[np.ndarray]) -> np.ndarray:
-        """The packed features of some users as one array, which goes up with the call: one transfer, not one a leaf."""
+        """The packed features of some users as one array, which goes up with the call: one transfer for all leaves."""
         return self._count_up(words[0][None] if len(words) == 1 else np.stack(words))
 
     def upload_state(self, state: Packed, words: np.ndarray) -> Packed:
@@ -311,10 +314,7 @@ class Programs:
 
     @staticmethod
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a compiled function returns, not ready yet, of arguments some of which are on the host.
-
-        Arrays that go up with the call take less time than those that `device_put` or a compiled identity sends before.
-        """
+        """What a compiled function returns, not ready yet; arrays on the host go up with the call, the fastest way."""
         with jax.transfer_guard_host_to_device("allow"):  # meant
             return function(*arguments)
 
@@ -393,9 +393,10 @@ class Programs:
         key = (kind, tree, static, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         with self._lock:
             if key not in self._compiled:
-                lowered = jax.jit(function).lower(*arguments)
+                start, lowered = time.perf_counter(), jax.jit(function).lower(*arguments)
                 self._compiled[key] = lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
                 self.compiles[kind] += 1
+                logger.info("compiled %s function %d in %.1f s", kind, self.compiles[kind], time.perf_counter() - start)
         return self._compiled[key]
 
     def _constant(self, shape: tuple[int, ...], value: float | int) -> jax.Array:

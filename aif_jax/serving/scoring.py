@@ -47,14 +47,9 @@ class ScoringTask(NamedTuple):
         return id(self.snapshot), self.user.layout, self.bucket, id(self.future) if self.split else None
 
     @property
-    def shape(self) -> tuple[HistoryLayout, int, bool]:
-        """What its time depends on."""
-        return self.user.layout, self.bucket, self.whole
-
-    @property
-    def may_wait(self) -> bool:
-        """Whether an update writes into the index."""
-        return self.snapshot.index.is_writing
+    def shape(self) -> tuple[HistoryLayout, int, bool] | None:
+        """What its time depends on; None while an update writes into the index."""
+        return None if self.snapshot.index.is_writing else (self.user.layout, self.bucket, self.whole)
 
 
 class Scored(NamedTuple):
@@ -257,12 +252,16 @@ def ranking(job: Job, results: list[Scored], k: int, group_cap: int | None) -> R
     mask = best.scores > -np.inf
     _expect_some_finite(job, best.non_finite, mask, rows)
     ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [np.zeros(0, np.int64)])
-    chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
-    chosen[mask] = ids[best.positions[mask]]
+    if mask.all():
+        chosen, logits = ids[best.positions], best.logits
+    else:
+        chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
+        chosen[mask] = ids[best.positions[mask]]
+        logits = np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf))
     return Ranking(
         ids=chosen,
         scores=best.scores,
-        logits=np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf)),
+        logits=logits,
         mask=mask,
         candidates=len(ids),
         unknown=job.unknown,
@@ -286,7 +285,8 @@ def scores(job: Job, results: list[Scored]) -> Scores:
 
 def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray, rows: list[np.ndarray]) -> None:
     job.non_finite, job.candidates = non_finite, sum(map(len, rows))
-    job.unknown, job.excluded = (sum(int(np.count_nonzero(each == mark)) for each in rows) for mark in (UNKNOWN, EXCLUDED))
+    some = [each for each in rows if len(each) and each.min() < 0]
+    job.unknown, job.excluded = (sum(int(np.count_nonzero(each == mark)) for each in some) for mark in (UNKNOWN, EXCLUDED))
     if non_finite and not mask.any():
         message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
         raise NonFiniteScores(message, non_finite=non_finite, unknown=job.unknown, excluded=job.excluded)

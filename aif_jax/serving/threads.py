@@ -309,12 +309,7 @@ class BatchTask(Protocol):
 
     @property
     def shape(self) -> Hashable:
-        """What its time depends on."""
-        ...
-
-    @property
-    def may_wait(self) -> bool:
-        """Whether it may have to wait for something else than the device."""
+        """What its time depends on; None where it would wait for more than the device."""
         ...
 
 
@@ -325,9 +320,8 @@ class Batcher(Generic[T]):
     """Computes tasks: a lone short one on the event loop's thread, all others in threads of its own.
 
     A thread that becomes free takes the task that has waited longest and, up to the largest compiled size, those of the same
-    key. So batches form only where tasks have to wait, and a lone task never waits for others. A task that is alone, whose
-    like took at most `on_loop` seconds lately, costs less on the loop's thread than the way to another thread and back. While
-    a thread works, or where two tasks came in one turn of the loop, threads take them: then several cores are of use.
+    key. So batches form only where tasks have to wait, and a lone task never waits for others. One whose like took at most
+    `on_loop` seconds lately runs on the loop's thread, unless a thread works or two came in one turn of the loop.
 
     Args:
       name: name of the threads.
@@ -384,7 +378,8 @@ class Batcher(Generic[T]):
         """On the loop: computes a lone short task, or lets threads compute what waits."""
         self._called = False
         with self._lock:
-            alone = len(self._waiting) == 1 and not self._working and self._is_short(self._waiting[0])
+            alone = len(self._waiting) == 1 and not self._working
+            alone = alone and self._lately.get(self._waiting[0].shape, math.inf) <= self._on_loop
             threads = 0 if alone else min(self._threads - self._working, len(self._waiting))
             self._working += threads
             tasks = self._take() if alone else []
@@ -392,9 +387,6 @@ class Batcher(Generic[T]):
             _hand_out(tasks, self._outcomes(tasks))
         for _ in range(threads):
             self._workers.start(self._work)
-
-    def _is_short(self, task: T) -> bool:
-        return not task.may_wait and self._lately.get(task.shape, math.inf) <= self._on_loop
 
     def _work(self) -> None:
         """In a thread: computes until nothing waits."""
@@ -424,8 +416,7 @@ class Batcher(Generic[T]):
         outcomes = self._results(tasks, started)
         seconds = time.perf_counter() - started
         self.seconds += RECENT * (seconds / (len(tasks) * self._threads) - self.seconds)
-        if len(tasks) == 1:
-            shape = tasks[0].shape
+        if len(tasks) == 1 and (shape := tasks[0].shape) is not None:
             self._lately[shape] = min(seconds, GROWTH * self._lately.get(shape, math.inf))
         return outcomes
 

@@ -274,7 +274,6 @@ class UserTask(NamedTuple):
         return id(self.version), self.layout
 
     shape = layout
-    may_wait = False
 
 
 class UserStates:

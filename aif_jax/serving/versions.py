@@ -14,6 +14,7 @@ import numpy as np
 
 from aif_jax.checks import expect_finite
 from aif_jax.features import behaviours, empty_user, no_events, pack
+from aif_jax.output.progress import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig
@@ -133,7 +134,8 @@ def build_snapshot(
 ) -> Snapshot:
     """Compiles and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
     snapshot = Snapshot(params, index, orders, {})
-    for user, count, bucket in itertools.product(users, batch_sizes(config.batch_size), config.buckets):
+    shapes = list(itertools.product(users, batch_sizes(config.batch_size), config.buckets))
+    for user, count, bucket in track(shapes, label="engine", unit="programs"):
         before = programs.compiles["score"]
         snapshot.score[user.layout, count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
         if programs.compiles["score"] > before:
