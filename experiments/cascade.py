@@ -20,7 +20,7 @@ Protocol  split by time; the same lists, steps and optimizer for both losses; re
           1.3 million items each, because the standard error of a decile of n with rate p, sqrt((1 - p) / (p n)), must be below
           3 % where it is fitted too. Observed is the mean of the true probability of what is in a decile;
           `calibration_clicks_*` is against drawn clicks, `standard_errors_*` are theirs.
-Mends     Three things are needed for 3 %. Histories grow in this world, by a tenth from validation to test, and what a score
+Needs     Three things are needed for 3 %. Histories grow in this world, by a tenth from validation to test, and what a score
           means depends on their length: the models read whole histories, and requests of the validation slice are weighed so
           that their lengths are those of the test slice, whose labels are not read (`calibration_no_weights_*` is without).
           Under logQ a score holds the log of popularity, which clicks on what is shown do not follow, so they even fall where
@@ -124,23 +124,16 @@ def over_seeds(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def plot_frontier(figures: dict[str, Any], k: int, path: Path) -> None:
     """Ranker recall against AUC by the weight of the ranker's choice, and the model without it."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axis = figure.subplots()
     weights, recall, auc = zip(*figures["frontier"], strict=True)
-    axis.plot(auc, recall, marker="o", label="p.click * p.chosen ** weight, by weight")
-    for place in zip(weights, auc, recall, strict=True):
-        axis.annotate(f"{place[0]:g}", place[1:], textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axis.plot(figures["auc_bce"], figures["ranker_recall100_bce"], "s", color="0.3", label="cross-entropy on what was shown")
-    axis.set(
-        xlabel="AUC of clicks on what was shown",
-        ylabel=f"ranker recall@{k}",
-        title="the ranker's choice against clicks, mean over seeds",
-    )
-    axis.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with common.picture(path, size=(5, 4), dpi=130) as (_, axis):
+        axis.plot(auc, recall, marker="o", label="p.click * p.chosen ** weight, by weight")
+        for place in zip(weights, auc, recall, strict=True):
+            axis.annotate(f"{place[0]:g}", place[1:], textcoords="offset points", xytext=(4, 4), fontsize=8)
+        shown = "cross-entropy on what was shown"
+        axis.plot(figures["auc_bce"], figures["ranker_recall100_bce"], "s", color="0.3", label=shown)
+        axis.set(xlabel="AUC of clicks on what was shown", ylabel=f"ranker recall@{k}")
+        axis.set_title("the ranker's choice against clicks, mean over seeds")
+        axis.legend()
 
 
 def parse(arguments: list[str] | None):
@@ -409,8 +402,7 @@ def speed(options) -> dict[str, Any]:
     capped = _compiled(lambda v, g: capped_top_k(v, g, CAP_K, CAP_MOST), values, groups)
     cuts = {"top_k": lambda: plain(values, groups), "capped": lambda: capped(values, groups)}
     cuts["sorted"] = lambda: capped(values, few)
-    times = common.interleaved({name: _timed(call) for name, call in (compiled | cuts).items()}, options.rounds + 3)
-    p50 = {name: float(np.median(values[3:])) for name, values in times.items()}
+    p50 = common.medians(compiled | cuts, options.rounds, warm=3)
     return {
         "critical_ratio_t4_over_t1": p50["t4"] / p50["t1"],
         "group_cap_ms": p50["capped"] - p50["top_k"],
@@ -441,15 +433,6 @@ def _critical(data: Dataset, names: tuple[str, ...], rows: np.ndarray, options) 
 
 def _compiled(function: Any, *given: Any) -> Any:
     return jax.jit(function).lower(*given).compile(COMPILER_OPTIONS.get(jax.default_backend()))
-
-
-def _timed(call: Any) -> Any:
-    def once(_: int) -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        return (time.perf_counter() - start) * 1e3
-
-    return once
 
 
 if __name__ == "__main__":

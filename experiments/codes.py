@@ -21,7 +21,6 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -32,8 +31,8 @@ from tqdm.auto import tqdm
 from aif_jax.blocks.signatures import fit_projection, sign, signs
 from aif_jax.blocks.simtier_codes import centre_tiers, code_table, fit_centres, nearest_centre, nearest_centres
 from experiments import common
-from experiments.kernels import compiled, timed
-from experiments.signatures import HIGHEST, TIERS, highest, movielens, planted, rank_correlation
+from experiments.kernels import compiled, run
+from experiments.signatures import DATA, HIGHEST, TIERS, highest, movielens, planted, rank_correlation
 
 BITS = 64
 
@@ -49,22 +48,16 @@ class Codes(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures every number of codes."""
-    made = common.parser(__doc__)
-    made.add_argument("--data", metavar="DIR", type=Path, help="folder of ratings.csv and content.npz")
-    made.add_argument("--users", type=int, default=40, help="users with long histories")
-    made.add_argument("--candidates", type=int, default=500, help="candidates of each user")
-    made.add_argument("--seeds", type=int, default=1)
-    made.add_argument("--codes", type=int, nargs="+", default=[64, 256, 1024, 4096, 16_384], help="R")
-    made.add_argument("--per-item", type=int, nargs="+", default=[1, 4], help="J, codes of an item's row")
-    made.add_argument("--length", type=int, default=4096, help="behaviours of the timed table")
-    options = made.parse_args(arguments)
-    if options.smoke:
-        content, histories = planted()
-        options.users, options.candidates, options.codes, options.length = 3, 60, [16, 1024], 64
-    elif options.data is None:
-        made.error("--data DIR is needed, or --smoke")
-    else:
-        content, histories = movielens(options.data)
+    settings = {
+        "users": (40, 3, "users with long histories"),
+        "candidates": (500, 60, "candidates of each user"),
+        "seeds": (1, None, "fits"),
+        "codes": ([64, 256, 1024, 4096, 16_384], [16, 1024], "R"),
+        "per_item": ([1, 4], None, "J, codes of an item's row"),
+        "length": (4096, 64, "behaviours of the timed table"),
+    }
+    options = common.options(__doc__, arguments, settings, need="data", data=DATA)
+    content, histories = planted() if options.smoke else movielens(options.data)
     histories = histories[: options.users]
 
     longest = max(map(len, histories))
@@ -96,9 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
                 found.setdefault(f"R={r} J={j}", []).append(agreement(read, exact, tops))
             bar.update()
         if seed == 0:
-            spent = {name: (lambda _, table=table: timed(*table)) for name, table in tables.items()}
-            for name, times in common.interleaved(spent, 2 if options.smoke else 15).items():
-                sizes[name]["table ms"] = float(np.median(times))
+            calls = {name: (lambda form=form: run(form)) for name, form in tables.items()}
+            for name, median in common.medians(calls, 2 if options.smoke else 15).items():
+                sizes[name]["table ms"] = median
     bar.close()
     figures = {
         name: {key: float(np.mean([one[key] for one in seeds])) for key in seeds[0]} | sizes.get(name.rsplit(" J=", 1)[0], {})

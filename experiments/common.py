@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,41 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--smoke", action="store_true", help="everything in seconds, on a small world that the script makes")
     made.add_argument("--json", metavar="FILE", type=Path, help="write every figure that is printed to this file")
     return made
+
+
+def options(
+    description: str | None,
+    arguments: list[str] | None,
+    settings: Mapping[str, tuple[Any, Any, str]],
+    *,
+    need: str = "",
+    **paths: str,
+) -> argparse.Namespace:
+    """The options of a script.
+
+    Args:
+      description: the script's own header.
+      arguments: words of the command line; None takes those of the process.
+      settings: by name: default, value in a smoke run (None for the default), help text. The default tells the type.
+      need: one of `paths` that must be given, but for a smoke run.
+      paths: options that take a path, by name; their help texts.
+    """
+    made = parser(description)
+    for name, text in paths.items():
+        made.add_argument(f"--{name}", metavar="PATH", type=Path, help=text)
+    for name, (default, _, text) in settings.items():
+        flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+        kind: dict[str, Any] = {"action": "store_true"} if default is False else {"type": type(default)}
+        if isinstance(default, list):
+            kind = {"type": type(default[0]), "nargs": "+"}
+        made.add_argument(flag, **kind, default=None, help=f"{text} (default: {default})")
+    given = made.parse_args(arguments)
+    if need and not given.smoke and getattr(given, need) is None:
+        made.error(f"--{need}: expected {paths[need]}, got none; or give --smoke")
+    for name, (default, small, _) in settings.items():
+        if getattr(given, name) is None:
+            setattr(given, name, default if small is None or not given.smoke else small)
+    return given
 
 
 def write_json(path: Path | None, figures: dict[str, Any]) -> None:
@@ -104,6 +139,33 @@ def interleaved(functions: dict[str, Callable[[int], float]], rounds: int) -> di
         for name in list(functions) if i % 2 == 0 else reversed(functions):
             times[name][i] = functions[name](i)
     return times
+
+
+def milliseconds(call: Callable[[], Any], *, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Milliseconds until the result of a call is there."""
+    start = clock()
+    jax.block_until_ready(call())
+    return (clock() - start) * 1e3
+
+
+def medians(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 0, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median milliseconds of every call, taken in turn, after `warm` rounds that do not count."""
+    arms = {name: (lambda _, call=call: milliseconds(call, clock=clock)) for name, call in calls.items()}
+    return {name: float(np.median(times[warm:])) for name, times in interleaved(arms, rounds + warm).items()}
+
+
+@contextlib.contextmanager
+def picture(path: Path, *panels: int, size: tuple[float, float], dpi: int = 120) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes, `panels` rows and columns of them; written as PNG at the end of the block."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure, figure.subplots(*panels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    print(f"picture written to {path}")
 
 
 def _processor() -> str:

@@ -54,22 +54,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None):
     """The command line."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--figures", type=Path, help="folder for the pictures")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], help="catalogue sizes")
-    parser.add_argument("--rounds", type=int, default=21, help="rounds of each measurement")
-    parser.add_argument("--build-items", type=int, default=200 * BATCH, help="items of one timed build")
-    parser.add_argument("--serving-items", type=int, default=10**6, help="catalogue size under requests")
-    parser.add_argument("--history", type=int, default=512, help="long history of the users")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a phase with or without updates")
-    parser.add_argument("--phases", type=int, default=8, help="how many of each")
-    parser.add_argument("--interval", type=float, default=0.5, help="seconds between two updates of the index")
-    parser.add_argument("--pause", type=float, default=0.005, help="seconds between two requests")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.sizes, options.rounds, options.build_items, options.serving_items = [2000, 8000], 3, 4 * BATCH, 4000
-        options.history, options.seconds, options.phases, options.interval = 64, 0.5, 1, 0.2
-    return options
+    settings = {
+        "sizes": ([10**4, 10**5, 10**6, 10**7], [2000, 8000], "catalogue sizes"),
+        "rounds": (21, 3, "rounds of each measurement"),
+        "build_items": (200 * BATCH, 4 * BATCH, "items of one timed build"),
+        "serving_items": (10**6, 4000, "catalogue size under requests"),
+        "history": (512, 64, "long history of the users"),
+        "seconds": (4.0, 0.5, "length of a phase with or without updates"),
+        "phases": (8, 1, "how many of each"),
+        "interval": (0.5, 0.2, "seconds between two updates of the index"),
+        "pause": (0.005, None, "seconds between two requests"),
+    }
+    return common.options(__doc__, arguments, settings, figures="folder for the pictures")
 
 
 class World:
@@ -129,18 +125,14 @@ def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
         rows = [bare(world.params, features) for _, features in world.catalogue(items)]
         jax.block_until_ready(rows)
 
-    def timed(work: Any) -> float:
-        start = time.perf_counter()
-        work()
-        return (time.perf_counter() - start) * 1e3
-
     def run_build() -> None:
         with world.build(items, storage="bfloat16").reading() as table:
             jax.block_until_ready(table)
 
     run_bare()
     run_build()
-    times = common.interleaved({"bare": lambda _: timed(run_bare), "build": lambda _: timed(run_build)}, rounds)
+    arms = {"bare": lambda _: common.milliseconds(run_bare), "build": lambda _: common.milliseconds(run_build)}
+    times = common.interleaved(arms, rounds)
     rate = {name: items / (np.median(t) / 1e3) for name, t in times.items()}
     return {
         "build_items_per_s": rate["build"],
@@ -289,22 +281,13 @@ def report(figures: dict[str, Any]) -> None:
 
 def draw(figures: dict[str, Any], folder: Path) -> None:
     """Cost against catalogue size, and the distribution of freshness."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    for name, label in (("upsert_1000_ms", "upsert of 1,000 items"), ("lookup_10k_ms", "look-up of 10,000 ids")):
-        left.plot([int(size) for size in figures[name]], list(figures[name].values()), "o-", label=label)
-    left.set(xscale="log", xlabel="items in the index", ylabel="milliseconds", ylim=(0, None), title="cost of a change")
-    left.legend()
-    right.hist(figures["freshness_ms"], bins=50)
-    right.set(xlabel="milliseconds from change to answer", ylabel="changes", title="freshness at 1,000 changes a second")
-    figure.tight_layout()
-    figure.savefig(folder / "index_refresh.png", dpi=120)
-    plt.close(figure)
+    with common.picture(folder / "index_refresh.png", 1, 2, size=(10, 4)) as (_, (left, right)):
+        for name, label in (("upsert_1000_ms", "upsert of 1,000 items"), ("lookup_10k_ms", "look-up of 10,000 ids")):
+            left.plot([int(size) for size in figures[name]], list(figures[name].values()), "o-", label=label)
+        left.set(xscale="log", xlabel="items in the index", ylabel="milliseconds", ylim=(0, None), title="cost of a change")
+        left.legend()
+        right.hist(figures["freshness_ms"], bins=50)
+        right.set(xlabel="milliseconds from change to answer", ylabel="changes", title="freshness at 1,000 changes a second")
 
 
 if __name__ == "__main__":

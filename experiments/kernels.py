@@ -21,7 +21,6 @@ Measured  experiments/notes/long_history.md, with the machine
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,16 +46,15 @@ Form = tuple[Callable[..., Any], tuple]
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures every form at every size and prints the table."""
-    made = common.parser(__doc__)
-    made.add_argument("--plot", metavar="FILE", type=Path, default=Path("kernels.png"), help="the figure (PNG)")
-    made.add_argument("--rounds", type=int, default=30, help="how often each form is timed")
-    sizes = {"candidates": [1000, 10_000], "lengths": [256, 1024, 4096, 16_384, 65_536], "bits": [64, 128]}
-    for name, standard in sizes.items():
-        made.add_argument(f"--{name}", type=int, nargs="+", default=standard, help=f"default: {standard}")
-    options = made.parse_args(arguments)
+    settings = {
+        "rounds": (30, 2, "how often each form is timed"),
+        "candidates": ([1000, 10_000], [40], "C"),
+        "lengths": ([256, 1024, 4096, 16_384, 65_536], [64], "L"),
+        "bits": ([64, 128], [64], "K"),
+        "plot": (Path("kernels.png"), None, "the picture"),
+    }
+    options = common.options(__doc__, arguments, settings)
     candidates, lengths, bits = options.candidates, options.lengths, options.bits
-    if options.smoke:
-        candidates, lengths, bits, options.rounds = [40], [64], [64], 2
 
     figures: dict[str, Any] = {"largest_pairs": LARGEST, "rates": rates(options.smoke)}
     bar = tqdm(total=len(bits) * len(candidates) * (len(lengths) + 1), desc="sizes", unit="size")
@@ -98,7 +96,7 @@ def record(into: dict[str, Any], candidates: int, found: dict[int, dict[str, flo
 def flat(candidates: int, lengths: list[int], bits: int, rounds: int, rate: dict[str, float]) -> dict[int, dict[str, float]]:
     """Median milliseconds of the forms that do not grow with L, all lengths in one round-robin, and their bounds."""
     made = {(name, n): form for n in lengths for name, form in fixed_forms(candidates, n, bits).items()}
-    times = interleaved({f"{name},{n}": form for (name, n), form in made.items()}, rounds)
+    times = medians({f"{name},{n}": form for (name, n), form in made.items()}, rounds)
     found: dict[int, dict[str, float]] = {n: {} for n in lengths}
     for name, n in made:
         found[n][name] = times[f"{name},{n}"]
@@ -110,14 +108,13 @@ def flat(candidates: int, lengths: list[int], bits: int, rounds: int, rate: dict
 def growing(candidates: int, length: int, bits: int, rounds: int, rate: dict[str, float]) -> dict[str, float]:
     """Median milliseconds of the forms that grow with L, other libraries, and the bound of popcounts."""
     made = forms(candidates, length, bits) | other_libraries(candidates, length, bits)
-    found = interleaved(made, max(2, rounds // 3 if candidates * length > 2e6 else rounds))
+    found = medians(made, max(2, rounds // 3 if candidates * length > 2e6 else rounds))
     return found | {"simtier_bound": 1e3 * candidates * length * bits / 32 / rate["popcounts_per_second"]}
 
 
-def interleaved(made: dict[str, Form], rounds: int) -> dict[str, float]:
+def medians(made: dict[str, Form], rounds: int) -> dict[str, float]:
     """Median milliseconds of every form, timed in turn."""
-    spent = {name: (lambda _, f=f, inputs=inputs: timed(f, inputs)) for name, (f, inputs) in made.items()}
-    return {name: float(np.median(times)) for name, times in common.interleaved(spent, rounds).items()}
+    return common.medians({name: (lambda form=form: run(form)) for name, form in made.items()}, rounds)
 
 
 def history(candidates: int, length: int, bits: int) -> tuple[jax.Array, ...]:
@@ -252,7 +249,7 @@ def rates(smoke: bool) -> dict[str, float]:
         ("popcounts", count, data), ("bytes", copy, large), ("cached_bytes", copy, small), ("multiply_adds", product, square),
     ):  # fmt: skip
         jax.block_until_ready(f(x))
-        best[name] = min(timed(f, (x,)) for _ in range(10)) / 1e3
+        best[name] = min(common.milliseconds(lambda f=f, x=x: f(x)) for _ in range(10)) / 1e3
     done = {
         "popcounts": repeats * data.size, "bytes": 2 * large.nbytes, "cached_bytes": 2 * small.nbytes, "multiply_adds": side**3,
     }  # fmt: skip
@@ -282,33 +279,20 @@ def run(form: Form) -> Any:
     return form[0](*form[1])
 
 
-def timed(f: Callable, inputs: tuple) -> float:
-    """Milliseconds of one call."""
-    began = time.perf_counter()
-    jax.block_until_ready(f(*inputs))
-    return 1e3 * (time.perf_counter() - began)
-
-
 def plot(path: Path, figures: dict[str, Any], candidates: int, lengths: list[int]) -> None:
     """Milliseconds against L at the smaller C, both axes logarithmic."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
     drawn = {name: values for name, values in figures.items() if name.endswith("_ms")}
-    for number, (name, values) in enumerate(drawn.items()):
-        at = [n for n in lengths if f"{candidates},{n}" in values]
-        style = ":" if name.endswith("_bound_ms") else "--" if name.startswith(("numpy", "faiss", "torch")) else "-"
-        colour = plt.colormaps["tab20"](number)
-        axes.plot(at, [values[f"{candidates},{n}"] for n in at], style, marker=".", label=name[:-3], color=colour)
-    axes.set(xscale="log", yscale="log", xlabel="behaviours in the history", ylabel="milliseconds")
-    axes.set_title(f"Real-time cost for {candidates} candidates, K=64, on {jax.devices()[0].platform}")
-    figure.legend(loc="outside right upper", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    print(f"figure written to {path}")
+    with common.picture(path, size=(10, 5.5)) as (figure, axes):
+        for number, (name, values) in enumerate(drawn.items()):
+            at = [n for n in lengths if f"{candidates},{n}" in values]
+            style = ":" if name.endswith("_bound_ms") else "--" if name.startswith(("numpy", "faiss", "torch")) else "-"
+            colour = matplotlib.colormaps["tab20"](number)
+            axes.plot(at, [values[f"{candidates},{n}"] for n in at], style, marker=".", label=name[:-3], color=colour)
+        axes.set(xscale="log", yscale="log", xlabel="behaviours in the history", ylabel="milliseconds")
+        axes.set_title(f"Real-time cost for {candidates} candidates, K=64, on {jax.devices()[0].platform}")
+        figure.legend(loc="outside right upper", fontsize=8)
 
 
 if __name__ == "__main__":

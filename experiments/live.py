@@ -78,22 +78,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None):
     """The command line."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--figure", metavar="PNG", type=Path, help="picture of a typical request")
-    parser.add_argument("--users", type=int, default=1000, help="default %(default)s")
-    parser.add_argument("--items", type=int, default=20_000, help="default %(default)s")
-    parser.add_argument("--events", type=int, default=200, help="of a user, to train on (default %(default)s)")
-    parser.add_argument("--history", type=int, default=4096, help="events of a user in the store (default %(default)s)")
-    parser.add_argument("--rate", type=int, default=1000, help="item changes and user events a second (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="under writes (default %(default)s)")
-    parser.add_argument("--reads", type=int, default=500, help="fetches that are timed (default %(default)s)")
-    parser.add_argument("--probe", type=int, default=50, help="events for one request at once (default %(default)s)")
-    parser.add_argument("--embedded", action="store_true", help="no server, although there is one")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.users, options.items, options.events, options.history = 40, 200, 70, 64
-        options.rate, options.seconds, options.reads, options.probe = 100, 1.5, 10, 5
-    return options
+    settings = {
+        "users": (1000, 40, "users"),
+        "items": (20_000, 200, "items"),
+        "events": (200, 70, "events of a user, to train on"),
+        "history": (4096, 64, "events of a user in the store"),
+        "rate": (1000, 100, "item changes and user events a second"),
+        "seconds": (30.0, 1.5, "seconds under writes"),
+        "reads": (500, 10, "fetches that are timed"),
+        "probe": (50, 5, "events for one request at once"),
+        "embedded": (False, None, "no server, although there is one"),
+    }
+    return common.options(__doc__, arguments, settings, figure="picture of a typical request (PNG)")
 
 
 @contextlib.contextmanager

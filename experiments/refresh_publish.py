@@ -130,4 +130,4 @@ def _publish(before: tuple[Trained, aif.ItemIndex], rows: Any, data: aif.Dataset
         read = timed("load", lambda: Delta.load(Path(folder) / "delta"))
         applied = timed("apply", lambda: read.apply(*before))
         jax.block_until_ready(applied.trained.params["embedding"])
-    return spent, (applied.trained, applied.index)
+    return spent, (applied.trained, applied.item_index)

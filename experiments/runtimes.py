@@ -7,12 +7,14 @@ Programs  user   features on the host -> state in the runtime's memory
           score  rows of the candidates on the host, state -> logits and places of the best 100 on the host
           whole  user, then score
           head   the head's MLP on ready inputs and top-100, in JAX alone: what the score program is compared with
+          halves at C=10,000, ours: `score` of two halves in two threads, then the best of both, which an engine does whose
+                 largest bucket is 5,000
           Ours are the engine's own compiled functions; `experiments/torch_aif.py` has the others, split in the same way.
 Checked   the logits of the best 100 agree to 1e-4 before anything is timed.
 Figures   medians of turns interleaved in one process, each after a pause, in which the threads of the others go to sleep, and a
           call that does not count. `over_X` is the time of X over ours, program by program: above 1, ours is faster. For
-          PyTorch the faster of eager and compiled counts. `score_over_head` is ours over the head at C=1,000,
-          `score_10000_over_head` at 10,000. Weights are as initialised.
+          PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_10000_over_head`, and
+          `score_10000_in_halves`, the halves over the whole. Weights are as initialised.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -34,7 +37,7 @@ from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.features import pack
-from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
+from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates, best_of
 from experiments import common, drawn
 from experiments.latency_services import Model, World
 
@@ -67,19 +70,21 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
             print(f'{name}: left out, {", ".join(missing)} not installed: pip install "aif_jax[benchmarks]"')
             continue
         if name == "torch":
-            others |= torch_arms(made, features, counts, top, compiled=not smoke)
+            others |= torch_programs(made, features, counts, top, compiled=not smoke)
         else:
-            others |= onnx_arm(made, features, counts, top)
+            others |= onnx_programs(made, features, counts, top)
     for name, other in others.items():
         for count in counts:
             check(name, ours.whole(0, count), other.whole(0, count))
     timed: dict[str, Program] = {}
     for count, more in zip(counts, ("", f"_{counts[1]}"), strict=True):
         timed[f"head{more}"] = head(made, count, top)
-        for name, arm in {"aif_jax": ours, **others}.items():
-            programs = {} if more else {"user": arm.user}
-            programs |= {what: partial(sized, getattr(arm, what), count) for what in ("score", "whole")}
+        for name, each in {"aif_jax": ours, **others}.items():
+            programs = {} if more else {"user": each.user}
+            programs |= {what: partial(sized, getattr(each, what), count) for what in ("score", "whole")}
             timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
+    timed["halves"] = partial(sized, ours.halves, counts[1])
+    check("halves", ours.score(0, counts[1]), ours.halves(0, counts[1]))
     turns = {name: partial(turn, program) for name, program in timed.items()}
     for once in tqdm(turns.values(), desc="first calls"):
         once(0)
@@ -100,6 +105,7 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     figures: dict[str, Any] = {"runtime_ms": ms, "head_ms": {"": medians["head"], "10000": medians[f"head{large}"]}}
     figures["score_over_head"] = ms["aif_jax"]["score"] / medians["head"]
     figures["score_10000_over_head"] = ms["aif_jax"]["score_10000"] / medians[f"head{large}"]
+    figures["score_10000_in_halves"] = medians["halves"] / ms["aif_jax"]["score_10000"]
     for runtime in NEEDED:
         found = [ms[name] for name in others if name.startswith(runtime)]
         if found:
@@ -113,7 +119,7 @@ def report(figures: dict[str, Any]) -> None:
     names = list(figures["runtime_ms"]["aif_jax"])
     print("\n" + common.table([[name, *found.values()] for name, found in ratios.items()], ["their time over ours", *names]))
     print("\n" + common.table([[name, *found.values()] for name, found in figures["runtime_ms"].items()], ["ms, p50", *names]))
-    for name in ("score_over_head", "score_10000_over_head"):
+    for name in ("score_over_head", "score_10000_over_head", "score_10000_in_halves"):
         print(f"{name}: {figures[name]:.2f}")
 
 
@@ -162,7 +168,9 @@ class Ours:
         self._user = self._programs.user(made.params, HistoryLayout(made.config.history_length))
         self._plain = [self._programs.plain(u, version=made.index.version, encoding=made.index.encoding) for u in made.users]
         self._states = [self.user(number) for number in range(made.world.users)]
-        self._score = {n: self._programs.score(made.params, (self._states[0],), made.index, n) for n in counts}
+        sizes = (*counts, counts[-1] // 2)
+        self._score = {n: self._programs.score(made.params, (self._states[0],), made.index, n) for n in sizes}
+        self._threads = ThreadPoolExecutor(2)
 
     def user(self, number: int) -> Any:
         """A state, ready."""
@@ -171,13 +179,21 @@ class Ours:
 
     def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Logits and places of the best."""
-        rows = self._made.world.candidates(number, count)
         state = self._states[number % len(self._states)] if state is None else state
-        inputs = self._programs.upload_rows([rows], [None], ["logit"], count)
-        with self._made.index.reading() as table:
-            packed, _ = self._score[count](self._made.params, (state,), table, *inputs)
-        best = self._programs.download_best(packed)[0]
+        best = self._best(self._made.world.candidates(number, count), state)
         return best.logits, best.positions
+
+    def halves(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same by two programs at a time."""
+        rows, state = np.split(self._made.world.candidates(number, count), 2), self._states[number % len(self._states)]
+        best = best_of(list(self._threads.map(self._best, rows, [state, state])), rows, self._programs.max_k)
+        return best.logits, best.positions
+
+    def _best(self, rows: np.ndarray, state: Any) -> TopCandidates:
+        inputs = self._programs.upload_rows([rows], [None], ["logit"], len(rows))
+        with self._made.index.reading() as table:
+            packed, _ = self._score[len(rows)](self._made.params, (state,), table, *inputs)
+        return self._programs.download_best(packed)[0]
 
     def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Both programs."""
@@ -189,7 +205,7 @@ def rows_of(made: Model) -> Any:
     return jax.device_get(made.index.decode(made.index.copy_table(), np.arange(made.world.items)))
 
 
-def torch_arms(
+def torch_programs(
     made: Model, features: list[list[np.ndarray]], counts: tuple[int, ...], top: int, *, compiled: bool
 ) -> dict[str, Any]:
     """PyTorch, and PyTorch compiled where there is a C++ compiler."""
@@ -199,16 +215,16 @@ def torch_arms(
 
     torch.set_num_threads(threads())
     network = TorchServing(made.params, made.config, rows_of(made)).eval()
-    arms = {"torch": TorchArm(made, features, network.state, dict.fromkeys(counts, network.best), top)}
+    found = {"torch": TorchPrograms(made, features, network.state, dict.fromkeys(counts, network.best), top)}
     if compiled and shutil.which(os.environ.get("CXX", "g++")):
         best = {count: torch.compile(network.best, dynamic=False) for count in counts}
-        arms["torch compiled"] = TorchArm(made, features, torch.compile(network.state, dynamic=False), best, top)
+        found["torch compiled"] = TorchPrograms(made, features, torch.compile(network.state, dynamic=False), best, top)
     elif compiled:
         print("torch compiled: left out, there is no C++ compiler (g++, or the one that CXX names)")
-    return arms
+    return found
 
 
-class TorchArm:
+class TorchPrograms:
     """The programs as PyTorch functions."""
 
     def __init__(self, made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any], top: int):
@@ -235,7 +251,7 @@ class TorchArm:
         return self.score(number, count, self.user(number))
 
 
-def onnx_arm(made: Model, features: list[list[np.ndarray]], counts: tuple[int, ...], top: int) -> dict[str, Any]:
+def onnx_programs(made: Model, features: list[list[np.ndarray]], counts: tuple[int, ...], top: int) -> dict[str, Any]:
     """ONNX Runtime, with graphs that PyTorch exports."""
     import torch
 
@@ -250,7 +266,7 @@ def onnx_arm(made: Model, features: list[list[np.ndarray]], counts: tuple[int, .
     score = Part(network, lambda *inputs: network.best(*inputs, top))
     rows = {count: torch.from_numpy(made.world.candidates(0, count)) for count in counts}
     sessions = {count: session(score, (each, *example)) for count, each in rows.items()}
-    return {"onnxruntime": OnnxArm(made, features, session(state, user), sessions)}
+    return {"onnxruntime": OnnxPrograms(made, features, session(state, user), sessions)}
 
 
 def session(module: Any, inputs: tuple[Any, ...]) -> Any:
@@ -267,7 +283,7 @@ def session(module: Any, inputs: tuple[Any, ...]) -> Any:
     return onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
 
 
-class OnnxArm:
+class OnnxPrograms:
     """The programs as sessions of ONNX Runtime."""
 
     def __init__(self, made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any]):

@@ -53,19 +53,17 @@ NOW = 1_700_000_000
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the figures."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--items", type=int, default=20_000, help="catalogue size (default: %(default)s)")
-    parser.add_argument("--candidates", type=int, default=1000, help="of a request (default: %(default)s)")
-    parser.add_argument("-k", type=int, default=300, help="of a request (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=1000, help="interleaved requests of each way (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each load (default: %(default)s)")
-    parser.add_argument("--callers", type=int, default=8, help="at once (default: %(default)s)")
-    parser.add_argument("--publishes", type=int, default=20, help="under load (default: %(default)s)")
-    parser.add_argument("--soak", type=float, default=0.0, help="seconds of load over which memory is watched (default: none)")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.items, options.candidates, options.k, options.rounds = 200, 50, 10, 10
-        options.seconds, options.callers, options.publishes, options.soak = 0.5, 2, 2, 0.5
+    settings = {
+        "items": (20_000, 200, "catalogue size"),
+        "candidates": (1000, 50, "candidates of a request"),
+        "k": (300, 10, "k of a request"),
+        "rounds": (1000, 10, "interleaved requests of each protocol"),
+        "seconds": (10.0, 0.5, "seconds of each load"),
+        "callers": (8, 2, "callers at once"),
+        "publishes": (20, 2, "publishes under load"),
+        "soak": (0.0, 0.5, "seconds of load over which memory is watched"),
+    }
+    options = common.options(__doc__, arguments, settings)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), options)
     print(common.table([row for row in figures.items() if not isinstance(row[1], list)], ("figure", "value")))

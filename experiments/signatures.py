@@ -30,7 +30,7 @@ from aif_jax.types import Params
 from experiments import common
 
 HIGHEST, TIERS = 16, 8
-BITS = (32, 64, 128, 256)
+DATA = "folder of ratings.csv and content.npz"
 FITS: dict[str, dict[str, Any] | None] = {
     "random": None,
     "rotated": {"centre": True},
@@ -42,24 +42,19 @@ FITS: dict[str, dict[str, Any] | None] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures every projection and width."""
-    made = common.parser(__doc__)
-    made.add_argument("--data", metavar="DIR", type=Path, help="folder of ratings.csv and content.npz")
-    made.add_argument("--users", type=int, default=60, help="users with long histories")
-    made.add_argument("--candidates", type=int, default=500, help="candidates of each user")
-    made.add_argument("--seeds", type=int, default=3)
-    options = made.parse_args(arguments)
-    if options.smoke:
-        content, histories = planted()
-        options.users, options.candidates, bits = 4, 60, (32, 64)
-    elif options.data is None:
-        made.error("--data DIR is needed, or --smoke")
-    else:
-        (content, histories), bits = movielens(options.data), BITS
+    settings = {
+        "users": (60, 4, "users with long histories"),
+        "candidates": (500, 60, "candidates of each user"),
+        "seeds": (3, 1, "fits"),
+        "bits": ([32, 64, 128, 256], [32, 64], "K"),
+    }
+    options = common.options(__doc__, arguments, settings, need="data", data=DATA)
+    content, histories = planted() if options.smoke else movielens(options.data)
     histories = histories[: options.users]
 
     found: dict[str, list[dict[str, float]]] = {}
-    for seed in tqdm(range(1 if options.smoke else options.seeds), desc="seeds", unit="seed"):
-        for name, similarity in projections(content, bits, seed):
+    for seed in tqdm(range(options.seeds), desc="seeds", unit="seed"):
+        for name, similarity in projections(content, options.bits, seed):
             figures = agreement(content, histories, similarity, candidates=options.candidates, seed=seed)
             found.setdefault(name, []).append(figures)
     figures = {
@@ -74,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 SUMMARIES = {"": np.mean, "_sd": np.std}
 
 
-def projections(content: np.ndarray, bits: tuple[int, ...], seed: int) -> Iterator[tuple[str, Any]]:
+def projections(content: np.ndarray, bits: list[int], seed: int) -> Iterator[tuple[str, Any]]:
     """(name, similarity(items [C], behaviours [L]) -> float [C, L]) of every projection and width."""
     for k in bits:
         for kind, options in FITS.items():

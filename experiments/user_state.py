@@ -19,6 +19,7 @@ Method    Interleaved round by round in one process, a length at a time, compila
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ from aif_jax.user_table.rows import pack as pack_memory
 from experiments import common
 from experiments.study import datasets
 
-LENGTHS = (64, 512, 4096, 32768)
 NEW = SINCE[0]
 YEARS = 8 * 365 * 86400
 NOW = 1_700_000_000
@@ -65,17 +65,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None):
     """The command line."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds movielens-small-merged/")
-    parser.add_argument("--rounds", type=int, default=60, help="of every time (default %(default)s)")
-    parser.add_argument("--users", type=int, default=400, help="whose scores are compared (default %(default)s)")
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="of histories (default %(default)s)")
-    parser.add_argument("--figures", type=Path, help="folder for the picture")
-    options = parser.parse_args(arguments)
-    options.storages = STORAGES
-    if options.smoke:
-        options.rounds, options.users, options.lengths, options.storages = 3, 10, [16, 64], ("float32", "int8")
-    return options
+    settings = {
+        "rounds": (60, 3, "rounds of every time"),
+        "users": (400, 10, "users whose scores are compared"),
+        "lengths": ([64, 512, 4096, 32768], [16, 64], "lengths of histories"),
+        "storages": (list(STORAGES), ["float32", "int8"], "storage of rows"),
+    }
+    data = "folder that holds movielens-small-merged/"
+    return common.options(__doc__, arguments, settings, data=data, figures="folder for the picture")
 
 
 def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
@@ -104,8 +101,8 @@ def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
         for way, programs, weights, layout in ways:
             work[way] = side(programs, programs.user(weights, layout), weights, given[way])
             sizes[way][length] = pack(given[way][0]).nbytes
-        spent = common.interleaved(work, options.rounds)
-        cpu |= {f"{way}_{length}": float(np.median(times)) for way, times in spent.items()}
+        spent = common.medians(work, options.rounds, clock=time.process_time)
+        cpu |= {f"{way}_{length}": median / users for way, median in spent.items()}
     longest = 4096 if 4096 in options.lengths else max(options.lengths)
     full, short = cpu[f"whole_{longest}"], cpu[f"streamed_{longest}"]
     return {
@@ -126,16 +123,14 @@ def window(config: aif.Config, length: int) -> aif.Config:
 
 
 def side(programs: Programs, compiled: Any, params: Any, features: list[UserFeatures]):
-    """The user side of some requests, as the engine runs it; returns CPU milliseconds of one."""
+    """The user side of some requests, as the engine runs it, once run."""
 
-    def work(turn: int) -> float:
-        start = time.process_time()
+    def work() -> None:
         for one in features:
             words = pack(programs.plain(one, version="", encoding=""))
             jax.block_until_ready(compiled(params, programs.upload_features([words])))
-        return (time.process_time() - start) * 1e3 / len(features)
 
-    work(0)
+    work()
     return work
 
 
@@ -150,23 +145,13 @@ def updates(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
             history = drawn(schema, 200 * users, rng)
             words = program(np.zeros((users, len(program.empty)), np.uint32), history, np.full(users, 200)).words
             new, name = drawn(schema, each * users, rng), f"{storage}, {users} users, {each} events each"
-            work[name], counts[name] = applied(program, words, new, np.full(users, each)), users * each
-    spent = common.interleaved(work, options.rounds)
-    each_event = {name: float(np.median(times[1:]) * 1e3 / counts[name]) for name, times in spent.items()}
+            work[name] = partial(program, words, new, np.full(users, each))
+            work[name]()
+            counts[name] = users * each
+    spent = common.medians(work, options.rounds - 1, warm=1)
+    each_event = {name: median * 1e3 / counts[name] for name, median in spent.items()}
     single, batched = (each_event[f"float32, {users} users, 1 events each"] for users in (1, batch))
     return {"update_us_per_event": {"single": single, "batched": batched}, "update_us": each_event}
-
-
-def applied(program: UserProgram, words: np.ndarray, events: Events, counts: np.ndarray):
-    """One update; returns milliseconds."""
-
-    def work(turn: int) -> float:
-        start = time.perf_counter()
-        program(words, events, counts)
-        return (time.perf_counter() - start) * 1e3
-
-    work(0)
-    return work
 
 
 def encoding(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
@@ -189,21 +174,12 @@ def encoding(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
     old, new = raw(length, NOW - 100), raw(NEW, NOW - 1)
     table.update(old | {columns.user: np.repeat(user, length)})
 
-    def timed(function):
-        def work(turn: int) -> float:
-            start = time.process_time()
-            for _ in range(16):
-                function()
-            return (time.process_time() - start) * 1e3 / 16
-
-        work(0)
-        return work
-
     ways = {
-        "encode_cpu_ms_full": timed(lambda: made.user(None, old, NOW * unit)),
-        "encode_cpu_ms_streamed": timed(lambda: table.features(user, now=NOW * unit, events=new)),
+        "encode_cpu_ms_full": lambda: [made.user(None, old, NOW * unit) for _ in range(16)],
+        "encode_cpu_ms_streamed": lambda: [table.features(user, now=NOW * unit, events=new) for _ in range(16)],
     }
-    return {name: float(np.median(times)) for name, times in common.interleaved(ways, options.rounds).items()}
+    spent = common.medians(ways, options.rounds, warm=1, clock=time.process_time)
+    return {name: median / 16 for name, median in spent.items()}
 
 
 def rebuild(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
@@ -314,21 +290,15 @@ def part(events: Events, at: slice) -> Events:
 
 def draw(figures: dict[str, Any], folder: Path) -> None:
     """The CPU of the user side by length of the history."""
-    import matplotlib.pyplot as plt
-
     lengths = figures["lengths"]
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for way, label in (("whole", "whole history"), ("streamed", f"row of the table and {NEW} new events")):
-        axes.plot(lengths, [figures["request_cpu_ms"][f"{way}_{length}"] for length in lengths], marker="o", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="events of the user", ylabel="CPU of the user side, ms")
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.minorticks_off()
-    axes.grid(True, alpha=0.3)
-    axes.legend(frameon=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "user_state.png", dpi=150)
-    plt.close(figure)
-    print(f"picture written to {folder / 'user_state.png'}")
+    with common.picture(folder / "user_state.png", size=(6.4, 3.6), dpi=150) as (_, axes):
+        for way, label in (("whole", "whole history"), ("streamed", f"row of the table and {NEW} new events")):
+            axes.plot(lengths, [figures["request_cpu_ms"][f"{way}_{length}"] for length in lengths], marker="o", label=label)
+        axes.set(xscale="log", yscale="log", xlabel="events of the user", ylabel="CPU of the user side, ms")
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.minorticks_off()
+        axes.grid(True, alpha=0.3)
+        axes.legend(frameon=False)
 
 
 def _plain(features: UserFeatures) -> UserFeatures:

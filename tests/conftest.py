@@ -152,7 +152,7 @@ def tiny_model() -> tuple[aif.PreRanker, Params]:
 
 @pytest.fixture
 def data_dir() -> Callable[[str], Path]:
-    """`data_dir(name)` is the folder of a real data set; the test is skipped where it is not at hand."""
+    """`data_dir(name)` is the folder of a real data set; the test is skipped if it is missing."""
     roots = [Path(os.environ["AIF_JAX_DATA"])] if "AIF_JAX_DATA" in os.environ else [ROOT.parent / "shared" / "data"]
 
     def find(name: str) -> Path:

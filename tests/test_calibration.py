@@ -337,7 +337,7 @@ def test_a_request_of_weight_three_is_three_requests(data, run, form):
         fitted(positions, weights=np.ones(3))
 
 
-def test_checkpoints_and_fitting_anew_and_growing_keep_their_word(data, run, tmp_path):
+def test_checkpoints_and_fitting_again_and_growing_keep_their_word(data, run, tmp_path):
     fitted = aif_scores.with_calibration(run.params, fit_calibration([0.0, 1.0, 2.0], [0, 1, 1], form="isotonic"))
     checkpoint.save(tmp_path / "saved", aif.Trained(run, fitted, run.encoder))
     loaded = checkpoint.load(tmp_path / "saved")

@@ -287,7 +287,7 @@ def test_nothing_of_an_id_stays_at_a_row_that_another_one_gets(world):
     kept = np.flatnonzero(place >= 0)
     params, result = world.before.params, after[0].params
     fitted = rows_at(result["fitted"], "item", size)
-    # two fields besides the item itself, LSH and cosine tables, code, nearest and weights, SVD factors, the correction
+    # two fields and the item itself, LSH and cosine tables, code, nearest and weights, SVD factors, the correction
     assert len(fitted) >= 8, sorted(map(str, fitted))
     before = rows_at(params["fitted"], "item", size)
     for path, values in fitted.items():

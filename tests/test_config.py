@@ -167,7 +167,7 @@ def test_history_tables_and_content():
     assert config.reads_content and not demo.config(item_content=False).reads_content
 
 
-def test_replace_checks_anew():
+def test_replace_checks_again():
     config = demo.config()
     assert config.replace(width=16).width == 16 and config.width == 8
     with pytest.raises(ValueError, match="Config.width"):

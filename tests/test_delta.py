@@ -96,9 +96,9 @@ def check(applied: Any, params: Any, data: aif.Dataset, config: aif.Config) -> N
     rebuilt = Trained(aif.build(config), params, data.encoder)
     assert equal(applied.trained.params, params)
     index = aif.ItemIndex.build(rebuilt, data.catalogue, progress=False)
-    assert all(equal(a, b) for a, b in zip(applied.index.stored(), index.stored(), strict=True))
+    assert all(equal(a, b) for a, b in zip(applied.item_index.stored(), index.stored(), strict=True))
     table = UserTable.build(rebuilt, data, clock=None, progress=False)
-    assert rows_of(applied.users) == rows_of(table) and len(applied.users) == len(table)
+    assert rows_of(applied.user_table) == rows_of(table) and len(applied.user_table) == len(table)
 
 
 @pytest.mark.parametrize("tables", [("item",), ("item", "category", "brand")])
@@ -159,12 +159,12 @@ def test_a_user_table_takes_events_after_a_delta(streaming, data):
     applied = delta.apply(streaming.trained, streaming.index, streaming.users)
     before = rows_of(streaming.users)
     raw = {"user": [3, 10_001], "item": [101, 102], "time": [world.START + 6 * world.DAY] * 2}
-    counts = applied.users.update(raw, position=5)
-    assert counts.users == 2 and applied.users.update(raw, position=5).repeated == 2
-    assert rows_of(streaming.users) == before and len(applied.users) == len(streaming.users) + 1
+    counts = applied.user_table.update(raw, position=5)
+    assert counts.users == 2 and applied.user_table.update(raw, position=5).repeated == 2
+    assert rows_of(streaming.users) == before and len(applied.user_table) == len(streaming.users) + 1
     whole = UserTable.build(applied.trained, data, clock=None, progress=False)
     whole.update(raw, position=5)
-    assert rows_of(whole) == rows_of(applied.users)
+    assert rows_of(whole) == rows_of(applied.user_table)
 
 
 def test_wrong_bases_and_repeats_have_an_answer(streaming, data):
@@ -176,7 +176,7 @@ def test_wrong_bases_and_repeats_have_an_answer(streaming, data):
     with pytest.raises(WrongBase, match="delta for index: expected one that stands on version"):
         second.apply(applied.trained, streaming.index)
     with pytest.raises(WrongBase, match="delta for user table"):
-        second.apply(applied.trained, applied.index, streaming.users)
+        second.apply(applied.trained, applied.item_index, streaming.users)
     again = first.apply(*applied)
     assert all(a is b for a, b in zip(again, applied, strict=True)), "applied twice, it changes nothing"
     with pytest.raises(WrongBase):
@@ -256,10 +256,10 @@ def test_an_index_of_strings_and_an_item_that_was_deleted(data):
     gone = delta.items.key[0]
     raw = [name for name in items["item"] if aif.index.string_ids([name])[0] == gone]
     applied = delta.apply(made.trained, made.index.delete(raw))
-    assert len(applied.index) == len(made.index) - 1 and not applied.index.lookup(raw)[1][0]
+    assert len(applied.item_index) == len(made.index) - 1 and not applied.item_index.lookup(raw)[1][0]
     rebuilt = aif.ItemIndex.build(Trained(made.trained.model, with_rows(made.trained.params, rows), named.encoder),
                                   named.catalogue, progress=False).delete(raw)  # fmt: skip
-    assert all(equal(a, b) for a, b in zip(applied.index.stored(), rebuilt.stored(), strict=True))
+    assert all(equal(a, b) for a, b in zip(applied.item_index.stored(), rebuilt.stored(), strict=True))
 
 
 def test_items_upserted_after_a_delta_are_of_its_version(streaming, data):
@@ -267,7 +267,7 @@ def test_items_upserted_after_a_delta_are_of_its_version(streaming, data):
     applied = delta.apply(streaming.trained, streaming.index)
     items = {name: values[:2] for name, values in world.items(5).items()}
     rebuilt = aif.ItemIndex.build(applied.trained, [world.items(5)], progress=False)
-    after = applied.index.delete(items["item"]).upsert(items)
+    after = applied.item_index.delete(items["item"]).upsert(items)
     assert all(equal(a, b) for a, b in zip(after.stored(), rebuilt.stored(), strict=True)) and after.version == delta.version
     old = streaming.index.delete(items["item"]).upsert(items)  # from the snapshot before: a copy
     assert old.version == streaming.trained.version
@@ -278,12 +278,12 @@ def test_an_export_of_what_is_behind_a_delta_names_its_contents(streaming, data,
     applied = Delta.make(streaming.trained, moved(streaming.trained.params, 1), data.catalogue).apply(
         streaming.trained, streaming.index
     )
-    export.save(tmp_path / "export", applied.trained, applied.index, platforms=("cpu",), stablehlo=False)
+    export.save(tmp_path / "export", applied.trained, applied.item_index, platforms=("cpu",), stablehlo=False)
     read = export.restore(tmp_path / "export")
     flat = Trained(applied.trained.model, applied.trained.params, data.encoder)
     assert read.trained.version == read.index.version == flat.version != applied.trained.version
     assert equal(read.trained.params, applied.trained.params)
-    assert all(equal(a, b) for a, b in zip(read.index.stored(), applied.index.stored(), strict=True))
+    assert all(equal(a, b) for a, b in zip(read.index.stored(), applied.item_index.stored(), strict=True))
 
 
 # training that moves rows alone

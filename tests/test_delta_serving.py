@@ -108,7 +108,7 @@ def test_an_engine_takes_deltas_under_load(chain):
             for delta in chain.deltas:
                 seen = len(answers)
                 applied = delta.apply(*applied[:2])
-                assert await engine.publish(applied.trained, applied.index) == delta.version
+                assert await engine.publish(applied.trained, applied.item_index) == delta.version
                 while len(answers) < seen + CALLERS:
                     await asyncio.sleep(0.001)
             stop.set()
@@ -201,11 +201,18 @@ def test_a_service_that_starts_later_is_at_the_end_of_the_chain(chain, tmp_path)
         for delta in chain.deltas[:3]:
             applied = delta.apply(*applied)
         served = models.held[0].users.table
-        assert all(served.rows.get([u]).words.tobytes() == applied.users.rows.get([u]).words.tobytes() for u in USERS)
+        assert all(served.rows.get([u]).words.tobytes() == applied.user_table.rows.get([u]).words.tobytes() for u in USERS)
         deltas.publish(tmp_path / "2")  # again
         chain.deltas[9].save(tmp_path / "far")
         deltas.publish(tmp_path / "far")  # what it stands on is not there
         assert _version(client, wanted, same=True) == wanted and models.problem is None
+        table = np.asarray(chain.base.params["embedding"]["item"])
+        rows = {"item": MovedRows(np.array([3], np.int32), table[[3]] + 1)}
+        other = Delta.make(chain.base, rows, chain.data.catalogue, events=chain.data)
+        other.save(tmp_path / "other")
+        deltas.publish(tmp_path / "other")  # another chain on the export: the one before is taken back
+        wanted = other.version
+        assert _version(client, wanted) == wanted and models.status()[0]["deltas"] == 1 and len(models.held) == 2
         (tmp_path / "torn").mkdir()
         (tmp_path / "torn" / "manifest.json").write_text(json.dumps({"format": "other"}))
         deltas.publish(tmp_path / "torn")
@@ -222,7 +229,7 @@ def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_pa
     chain.deltas[0].save(tmp_path / "delta")
     store.below(DELTAS).publish(tmp_path / "delta")
     chain.index.save(tmp_path / "index")
-    nearline = aif.service.nearline.Nearline(index=tmp_path / "index")
+    nearline = aif.service.models.Nearline(index=tmp_path / "index")
     with Mirror(store, here), running(here, nearline=nearline) as service, service.client() as client:
         assert _version(client, chain.base.version, same=True) == chain.base.version
         expected = "expected the index of the export under a delta, got that of a nearline job; publish a full refresh"
@@ -230,7 +237,7 @@ def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_pa
 
 
 def _users(folder: Path) -> Any:
-    return aif.service.nearline.Nearline(users=folder)
+    return aif.service.models.Nearline(users=folder)
 
 
 def _version(client: Client, wanted: str, *, same: bool = False, seconds: float = 60.0) -> str:

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import io
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import aif_jax as aif
@@ -31,6 +33,7 @@ from tests.light import lightly_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted(ROOT.glob("docs/*.md"))
+NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *DOCS]
 SITE = ROOT / "docs" / "website" / "mkdocs.yml"
 OWN_DATA = ROOT / "docs" / "tutorial_own_data.md"
@@ -195,6 +198,83 @@ def test_the_count_of_names_counts(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```python\nm = aif.build(aif.presets.aif(x))\nrun.index(1).ids\nnp.ones(3)\naif.build\n```\n")
     assert names_of_the_package(page) == {"aif.build", "aif.presets.aif", "run.index"}
+
+
+# notebooks
+
+
+@functools.cache
+def notebooks() -> Any:
+    """docs/website/notebooks.py, which runs them."""
+    return website("notebooks")
+
+
+def small_movielens(folder: Path) -> None:
+    """Ratings of 30 users in the layout of the MovieLens releases; each prefers one genre."""
+    rng, genres = np.random.default_rng(0), ("Drama", "Comedy|Romance", "Crime", "(no genres listed)")
+    rows = [f"{item},Film {item} ({1950 + item % 60}),{genres[item % 4]}" for item in range(1, 121)]
+    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *rows]) + "\n")
+    rows = [
+        f"{user},{item},{rng.integers(1, 11) / 2},{1_000_000_000 + 1000 * place + user}"
+        for user in range(1, 31)
+        for place, item in enumerate(
+            sorted(rng.choice(np.arange(1, 121), 40, replace=False), key=lambda item: item % 4 != user % 4)
+        )
+    ]
+    (folder / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rows]) + "\n")
+
+
+@lightly_compiled()
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+    """Every cell, with less data: outputs of the stored kinds, and of generated data the stored text but for the numbers."""
+    pytest.importorskip("matplotlib").use("agg")
+    small_movielens(tmp_path)
+    monkeypatch.setenv("MOVIELENS", str(tmp_path))
+    text = path.read_text(encoding="utf-8")
+    if path.stem == "own_block":
+        assert "= 150, 400, 8, 60" in text
+        text = text.replace("= 150, 400, 8, 60", "= 12, 60, 4, 40")
+    stored = json.loads(text)
+    pairs = zip(stored["cells"], notebooks().run(stored)["cells"], strict=True)
+    for before, after in pairs:
+        old, new = before.get("outputs", []), after.get("outputs", [])
+        assert [output["output_type"] for output in old] == [output["output_type"] for output in new], before["source"]
+        for shown, made in zip(old, new, strict=True):
+            if path.stem == "own_block" and "text" in shown:
+                assert fits("".join(shown["text"]), "".join(made["text"]))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_small_and_has_what_it_printed(path):
+    """Its links lead somewhere, the front page has it, and the site gets a page of it."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    codes = [cell for cell in stored["cells"] if cell["cell_type"] == "code"]
+    assert path.stat().st_size < 200_000 and stored["nbformat"] == 4
+    assert [cell["execution_count"] for cell in codes] == list(range(1, len(codes) + 1)), "run docs/website/notebooks.py"
+    page = notebooks().page(stored, path.stem)
+    assert (
+        page.count('<img alt="')
+        == sum("image/png" in output.get("data", {}) for cell in codes for output in cell["outputs"])
+        > 0
+    )
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+    assert f"(notebooks/{path.name})" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert f": notebooks/{path.stem}.md" in SITE.read_text(encoding="utf-8")
+
+
+def test_a_run_of_a_notebook_keeps_prints_values_and_awaits():
+    cells = [{"cell_type": "markdown", "source": ["# T"]}, *({"cell_type": "code", "source": [code]} for code in (
+        "import asyncio\nprint(1)\nasync def two():\n    await asyncio.sleep(0)\n    return 2", "await two()", "x = 3; x;",
+    ))]  # fmt: skip
+    done = notebooks().run({"cells": cells})
+    outputs = [cell.get("outputs") for cell in done["cells"]]
+    assert outputs[1][0]["text"] == ["1\n"] and outputs[2][0]["data"] == {"text/plain": ["2"]} and outputs[3] == []
+    assert notebooks().page(done, "n").startswith("# T\n\n```python\nimport asyncio") and "```text\n2\n```" in notebooks().page(
+        done, "n"
+    )
+    assert notebooks().on_page_markdown("[a](notebooks/a.ipynb) [b](b.md)") == "[a](notebooks/a.md) [b](b.md)"
 
 
 # commands
@@ -418,12 +498,18 @@ def test_a_block_tells_its_formula_paper_cost_and_use(kind):
     assert [word for word in ("Paper", "Cost", "When") if not re.search(rf"^- {word}: \S", doc, re.M)] == []
 
 
+def website(name: str) -> Any:
+    """A module of docs/website."""
+    spec = importlib.util.spec_from_file_location(name, SITE.parent / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_generated_pages_are_current():
     """`python docs/website/reference.py` writes them."""
-    spec = importlib.util.spec_from_file_location("reference", SITE.parent / "reference.py")
-    assert spec is not None and spec.loader is not None
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    reference = website("reference")
     for name, made in reference.PAGES.items():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made(), (
             f"docs/{name}: run {reference.__doc__.splitlines()[0]}"

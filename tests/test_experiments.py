@@ -146,7 +146,12 @@ def test_gates(tmp_path):
 def test_refresh(tmp_path):
     got = figures("experiments.refresh", tmp_path, "--figures", ".")
     found = got["worlds"]["synthetic"]
-    assert [set(day) for day in found["by_day"]] == [{"day", "never", "scratch", "warm"}] * 3
+    within = {"hourly warm", "delta", "frozen"}
+    assert [set(day) for day in found["by_day"]] == [{"day", "never", "scratch", "warm"} | within] * 3
+    assert found["by_day"][0]["delta"]["gauc"] != found["by_day"][0]["warm"]["gauc"] and found["hours"] == 3
+    assert set(found["cpu_seconds_a_day_within"]) == within and math.isfinite(found["delta_minus_hourly_gauc_points"])
+    assert got["publish_failed"] == got["publish_mixed"] == 0 < got["delta_publish_ms_per_1000_items"]
+    assert got["delta"]["publishes"] == 20 <= got["delta"]["publish_versions_answered"]
     assert found["by_day"][0]["never"] == found["by_day"][0]["warm"] != found["by_day"][2]["warm"]
     for name in ("stale_loss_gauc_points", "warm_minus_scratch_gauc_points", "warm_cost_share", "new_item_hr100_gain"):
         assert got[name] == {"synthetic": found[name]} and math.isfinite(found[name])

@@ -711,7 +711,7 @@ def test_parameters_without_their_fitted_group_are_refused(made, tmp_path):
 
 
 def test_stablehlo_text_with_its_argument_list_gives_the_same_logits(made, loaded, scored):
-    from jax._src.lib import xla_client  # the text is for runtimes outside JAX; the nearest one at hand is its own compiler
+    from jax._src.lib import xla_client  # the text is for runtimes outside JAX; the nearest one here is its own compiler
     from jax.extend import backend
     from jaxlib import _jax
 

@@ -411,7 +411,7 @@ def test_encoding_belongs_to_the_structure():
     assert user().encoding == "" and demo.items(1).encoding == ""
 
 
-def test_a_compiled_function_takes_features_of_another_encoder_anew():
+def test_a_compiled_function_takes_features_of_another_encoder():
     """Another structure, so another compilation: what refuses features of another encoder is the caller."""
     traced = []
 

@@ -68,12 +68,12 @@ def test_deltas_of_a_stream_equal_a_full_rebuild(store, tmp_path):
     applied: Any = (root.trained, root.index, users)
     for path in chain.values():
         applied = Delta.load(path).apply(*applied)
-    assert len(chain) == 3 and applied.trained.version == made.version == applied.index.version == applied.users.version
+    assert len(chain) == 3 and {part.version for part in applied} == {made.version}
     old, new = leaves_by_path(root.trained.params), leaves_by_path(applied.trained.params)
     assert [path for path in old if np.asarray(old[path]).tobytes() != np.asarray(new[path]).tobytes()] == ["embedding/item"]
     rebuilt = Trained(aif.build(root.trained.config), applied.trained.params, root.trained.encoder)
     index = aif.ItemIndex.build(rebuilt, shop.items(5), progress=False)
-    assert all(equal(a, b) for a, b in zip(applied.index.stored(), index.stored(), strict=True))
+    assert all(equal(a, b) for a, b in zip(applied.item_index.stored(), index.stored(), strict=True))
     events = world.log()
     latest = max(time for _, _, time in world.trained_on(tmp_path / "store.follow" / "job"))
     data = aif.read(events, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
@@ -82,7 +82,7 @@ def test_deltas_of_a_stream_equal_a_full_rebuild(store, tmp_path):
     part = {name: column[some] for name, column in events.items()}
     data = aif.read(part, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
     table = UserTable.build(rebuilt, data, clock=None, progress=False)
-    assert rows_of(applied.users) == rows_of(table) and latest >= first
+    assert rows_of(applied.user_table) == rows_of(table) and latest >= first
 
 
 def _arrived(job: Path) -> np.ndarray:
@@ -159,7 +159,7 @@ def test_too_few_users_to_judge_by_wait(store):
 
 def test_what_cannot_be_followed_is_named(store, tmp_path, published):
     stream = stream_of(world.messages(world.until(store)))
-    with pytest.raises(FileNotFoundError, match="expected a store with an export to stand on, got none; run aif-jax refresh"):
+    with pytest.raises(FileNotFoundError, match="expected a store with an export to stand on, got none; start with"):
         run(tmp_path / "empty", stream)
     other = SnapshotStore(tmp_path / "other")
     root = restore(store / SnapshotStore(store).current())

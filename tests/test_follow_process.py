@@ -29,7 +29,8 @@ def send(kind: str, address: str, values: list[bytes]) -> str:
     from confluent_kafka import Producer
     from confluent_kafka.admin import AdminClient, NewTopic
 
-    AdminClient({"bootstrap.servers": address}).create_topics([NewTopic("events", 1, 1)])["events"].result(20)
+    admin = AdminClient({"bootstrap.servers": address})
+    admin.create_topics([NewTopic("events", 1, 1)])["events"].result(20)
     producer = Producer({"bootstrap.servers": address})
     for value in values:
         producer.produce("events", value)
@@ -46,7 +47,7 @@ def test_the_command_publishes_what_a_stream_moves(kind, tmp_path):
     with getattr(servers, kind)() as address:
         url = send(kind, address, world.messages(world.until(tmp_path / "store")))
         words = [
-            "refresh", "--follow", url, "--every", "1s", "--batches", "2", "--max-messages", "8", "--batch-size", "32",
+            "refresh", "--follow", url, "--every", "0s", "--batches", "2", "--max-messages", "8", "--batch-size", "32",
             "--events", str(tmp_path / "events.csv"), "--items", str(tmp_path / "items.csv"), "--out", str(tmp_path / "store"),
             "--learning-rate", "0.02", "--requests", "40", "--json", "--gate", "users=5", "gauc=0.2", "log_loss=0.5",
             "calibration=0.5", "overlap=0", "slowdown=1000",

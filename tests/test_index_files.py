@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import multiprocessing
 import os
 import random
 import signal
 import threading
 import time
+from multiprocessing import Process
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from aif_jax.index import IndexWriter, ItemIndex, WriterConflict, inspect, snaps
 from aif_jax.store import sealed
 from aif_jax.store import snapshots as snapshot_files
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
+from tests.killed import CONTEXT, killed, last_position
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)), item_floats=8)
 CONFIG = aif.Config(schema=SCHEMA, width=8)
@@ -479,7 +481,6 @@ def test_the_number_of_owners_rises_even_if_their_files_are_lost(tmp_path):
     assert [folder.name[:6] for folder in snapshots(tmp_path)] == ["000001", "000001", "000002"]
 
 
-CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.test_index_files"])
 
 
@@ -492,13 +493,12 @@ def work(directory: str, log: str) -> None:
     with open(log, "a", buffering=1) as lines:
         lines.write(f"start {stream.positions.get(0, 0)}\n")
         for position in range(stream.positions.get(0, 0) + 1, UPDATES + 1):
-            apply(stream, position)
-            lines.write(f"applied {position} saved {stream.saved_positions.get(0, 0)}\n")
+            fresh = apply(stream, position)
+            lines.write(f"applied {position} {int(fresh)} {stream.saved_positions.get(0, 0)}\n")
         stream.close()
-        lines.write("done\n")
 
 
-def started(directory: Path, log: Path) -> multiprocessing.Process:
+def started(directory: Path, log: Path) -> Process:
     """A process that works, once it has applied something."""
     seen = log.read_text().count("applied") if log.exists() else 0
     process = CONTEXT.Process(target=work, args=(str(directory), str(log)))
@@ -572,35 +572,17 @@ def test_kills_at_random_points_lose_nothing(tmp_path):
 
     A dozen kills; `tests/reliability/test_kills.py` kills index writers and training runs a thousand times.
     """
-    directory, log, chance = str(tmp_path / "w"), tmp_path / "log", random.Random(0)
-    log.touch()
-    kills, torn = 0, 0
-    while True:
-        process = CONTEXT.Process(target=work, args=(directory, str(log)))
-        process.start()
-        seen, awaited = log.read_text(), ("start", "applied")[kills % 2]  # half of the kills come while it compiles
-        while awaited not in log.read_text()[len(seen) :] and process.is_alive():
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.1))
-        while kills % 3 == 2 and process.is_alive() and not saving(directory):  # a third come in the middle of a save
+    directory, log = str(tmp_path / "w"), tmp_path / "log"
+
+    def await_save(number: int, process: Any) -> None:
+        while number % 3 == 2 and process.is_alive() and not saving(directory):  # a third come in the middle of a save
             time.sleep(0.0005)
-        if kills < 12 and process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-        process.join(60)
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL, process.exitcode
-        kills += 1
-        torn += saving(directory)
-    saved = position = 0
-    for line in log.read_text().splitlines():
-        word, *rest = line.split()
-        if word == "start":
-            assert int(rest[0]) >= saved, "an update that had been saved was lost"
-            position = int(rest[0])
-        elif word == "applied":
-            assert int(rest[0]) == position + 1, "an update was left out or applied twice"
-            position, saved = int(rest[0]), max(saved, int(rest[2]))
-    assert position == UPDATES and kills == 12 and torn > 0
+
+    def awaited(number: int) -> tuple[str, int]:  # half of the kills come while it compiles
+        return ("applied", 1 + 2 * number) if number % 2 else ("start", 1)
+
+    options = {"kills": 12, "pause": 0.1, "chance": random.Random(0), "awaited": awaited, "before": await_save}
+    torn = [saving(directory) for _ in killed(work, (directory, str(log)), log, **options)]
+    assert last_position(log, first=0) == UPDATES and len(torn) == 12 and any(torn)
     final = IndexWriter.resume(directory, TRAINED)
     assert final.positions == {0: UPDATES} and same(final.index, after(UPDATES)) and not saving(directory)

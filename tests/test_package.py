@@ -45,7 +45,7 @@ OWNERS = {
     "uvicorn": ("service/process.py",),
     "uvloop": ("service/processes.py",),
     "grpc": ("service/rpc.py",),
-    "opentelemetry": ("service/observers.py",),
+    "opentelemetry": ("service/log.py",),
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
     "importlib.import_module": ("readers/sources.py", "config.py"),
     "lazy_loader": ("__init__.py", "export/__init__.py"),
@@ -108,9 +108,9 @@ SWITCHES = {
 FACE = 69
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
-CROWDED = {"service": 16, "blocks": 18, "train": 13}
+CROWDED = {"service": 15, "blocks": 18, "train": 13}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 39_200
+MOST_LINES = 39164
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip

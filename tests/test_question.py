@@ -140,11 +140,18 @@ def test_keys_are_of_the_test_split_with_intervals_over_users(tmp_path):
             metric = ByUser(np.arange(3), gauc + 0.01 * np.arange(3), np.ones(3))
             rate = ByUser(np.arange(3), np.array(hits, float), np.ones(3))
             parts = {"gauc": metric} | {f"hr100@{untrained:g}": rate for untrained in question.UNTRAINED}
+            if split == "test":
+                parts["hr100@3"] = ByUser(np.arange(3), np.full(3, 0.5), np.ones(3))
             question.keep(tmp_path, trial, parts, met_items=0.1, extra=rng.random())
     made = question.keys(tmp_path)["movielens"]
     assert made["gauc_points"] == pytest.approx(10) and made["gauc_points_low"] == pytest.approx(10)
     assert made["hr100_ratio"] == pytest.approx(3) and made["hr100_ratio_over_matching"] == pytest.approx(1.5)
     assert made["gauc_points_over_matching_high"] == pytest.approx(5) and made["met_items"] == 0.1
+    later = question.Trial(dataset="movielens", model=question.BASE, epochs=3)  # whose best offset is another one
+    best = {f"hr100@{untrained:g}": ByUser(np.arange(3), np.full(3, float(untrained == 3)), np.ones(3)) for untrained in (0, 3)}
+    question.keep(tmp_path, later, parts | best, met_items=0.1)
+    assert question.keys(tmp_path)["movielens"] == made
+    assert question.chosen(records.read(tmp_path), records.read(tmp_path)[later.id]) == 3
     assert question.keys(tmp_path / "none") == {}
 
 

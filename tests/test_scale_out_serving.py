@@ -50,8 +50,8 @@ def test_split():
     assert got["sharded_messages"] == 4 and got["sharded_bytes_sent"] > 50 * 8
 
 
-def test_the_page_has_both_proxies():
-    """What the tests run is the text of the page, with its addresses exchanged and nothing else."""
+def test_the_files_of_both_proxies_are_what_runs():
+    """What the tests run is the text of docs/deploy, with its addresses exchanged and nothing else."""
     for name in ("haproxy", "nginx"):
         text = replicas.proxy_config(name, ["http://127.0.0.1:1", "http://127.0.0.1:2"], port=3, stats=4)
         assert "127.0.0.1:1" in text and "127.0.0.1:2" in text and "replica-1:8080" not in text

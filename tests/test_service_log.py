@@ -23,9 +23,8 @@ from aif_jax.readers.cascade import read_samples
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Service
-from aif_jax.service.log import LogRecord, RequestLog, logged_arrays, read_log, replay
+from aif_jax.service.log import LogRecord, RequestLog, Shadow, logged_arrays, read_log, replay
 from aif_jax.service.models import Models
-from aif_jax.service.observers import Shadow
 from aif_jax.serving import Candidates
 from aif_jax.train.step import score
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running

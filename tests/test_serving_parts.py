@@ -158,7 +158,7 @@ print(json.dumps([cache.bytes, resident() - before, count * arrays * 64]))
 
 @pytest.mark.parametrize("arrays", [2, 12])
 def test_the_bytes_of_a_cache_are_those_of_the_process(arrays):
-    """States of small arrays: what they hold besides their numbers is most of it."""
+    """States of small arrays: what they hold beyond their numbers is most of it."""
     run = subprocess.run([sys.executable, "-c", MEASURED, str(arrays)], capture_output=True, text=True, timeout=240, check=True)
     counted, taken, numbers = json.loads(run.stdout)
     assert taken / 1.6 < counted < taken * 1.6 and counted > 4 * numbers, (counted, taken, numbers)

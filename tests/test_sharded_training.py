@@ -27,7 +27,7 @@ def run(state, step, batches):
         seen += [float(metrics["loss"]), float(metrics["grad_norm"])]
     return state, np.array(seen)
 
-make = lambda sparse: train.make_step(model, optimizer, loss=losses.pointwise_bce, sparse=sparse)
+make = lambda sparse, **more: train.make_step(model, optimizer, loss=losses.pointwise_bce, sparse=sparse, **more)
 by_row = SparseConfig(tables=("item",))
 """
 
@@ -38,8 +38,11 @@ mesh = sharding.row_mesh()
 assert mesh.size == 8
 placed = [sharding.place_batch(batch, mesh) for batch in batches]
 assert placed[0].labels.addressable_shards[0].data.shape[0] == 2
-step = make(by_row)
+model = aif.build(config.replace(sequence=True))
+params = demo.init(model, items=items)
+step = make(by_row, sequence_loss=train.SequenceLoss(weight=1.0, negatives=8))  # negatives of all devices' samples
 _, expected = run(fresh(), step, batches)
+assert expected[0] > run(fresh(), make(by_row), batches[:1])[1][0] + 0.5
 for split in ((), ("item",)):
     state, seen = run(sharding.place_state(fresh(), mesh, split=split), step, placed)
     np.testing.assert_allclose(seen, expected, rtol=2e-4)

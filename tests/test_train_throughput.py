@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.light import flags
+
 pytestmark = pytest.mark.usefixtures("light_compilation")
 KEYS = {
     "step_ms_by_table_rows", "step_ratio_1e7_over_1e4", "examples_per_s", "torch_examples_per_s", "ratio_over_torch",
@@ -26,8 +28,10 @@ def test_smoke_writes_every_figure(tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_step_of_another_checkout(tmp_path, capfd):
+def test_the_step_of_another_checkout(tmp_path, capfd, monkeypatch):
     from experiments import train_throughput
+
+    monkeypatch.setenv("XLA_FLAGS", flags())
 
     root = Path(train_throughput.__file__).resolve().parents[1]
     (tmp_path / "before").mkdir()

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import multiprocessing
-import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -48,11 +45,11 @@ from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests import demo, servers, test_user_table
 from tests.conftest import child_environment
+from tests.killed import CONTEXT, killed
 from tests.reliability.sizes import FULL
 from tests.stream_world import NAMES, PARAMS, PARTITIONS, T, encoder, first_index, items, model, open_stream, prices, work
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
-CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.stream_world"])
 ENCODER, MODEL = encoder(), model()
 KINDS = ["memory", "valkey", "kafka"]
@@ -515,20 +512,10 @@ def kill_followers(kind, valkey_url, request, folder: Path, *, kills: int, updat
             stream.close()
         (root / "ends").write_text(json.dumps(ends))
         arguments = (kind, f"{address} {valkey_url}", name, str(root), updates, str(folder / "cache"))
-        while True:
-            process = CONTEXT.Process(target=work, args=arguments)
-            seen = len((root / "log").read_text()) if (root / "log").exists() else 0
-            process.start()
-            while process.is_alive() and not ((root / "log").exists() and "saved" in (root / "log").read_text()[seen:]):
-                time.sleep(0.002)
-            time.sleep(chance.uniform(0, 0.15))
-            if done < kills and process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
-            process.join(60)
-            if process.exitcode == 0:
-                break
-            assert process.exitcode == -signal.SIGKILL
-            done += 1
+        killing = killed(
+            work, arguments, root / "log", kills=kills - done, pause=0.15, chance=chance, awaited=lambda _: ("saved", 1)
+        )
+        done += sum(1 for _ in killing)
         saved: dict = {}
         for line in (root / "log").read_text().splitlines():
             with contextlib.suppress(ValueError):  # a line that a kill cut

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import random
 import re
 import shutil
-import signal
-import socket
-import subprocess
 import threading
 import time
 import types
@@ -32,7 +28,8 @@ from aif_jax.user_table import ClockError, MemoryRows, RemoteRows, Stored, Updat
 from aif_jax.user_table.rows import NONE, unpack
 from aif_jax.user_table.table import read_rows, write_rows
 from experiments.datasets.synthetic import synthetic_world
-from tests import demo, stream_world
+from tests import demo, servers, stream_world
+from tests.killed import killed, last_position
 from tests.reliability.sizes import FULL
 
 WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
@@ -54,7 +51,6 @@ PARAMS = demo.init(MODEL, items=DATA.catalogue)
 VERSION = "a" * 64
 TRAINED = aif.Trained(MODEL, PARAMS, ENCODER).with_version(VERSION)
 UPDATES = 40
-CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def raw(at) -> dict[str, np.ndarray]:
@@ -444,30 +440,9 @@ def kill_writers(folder: Path, expected: UserTable, *, kills: int) -> None:
     while done < kills:
         number += 1
         directory, log = str(folder / f"w{number}"), folder / f"log{number}"
-        log.touch()
-        while True:
-            process = CONTEXT.Process(target=work, args=(directory, str(log), str(folder / "cache")))
-            process.start()
-            seen = log.read_text()
-            while "applied" not in log.read_text()[len(seen) :] and process.is_alive():
-                time.sleep(0.002)
-            time.sleep(chance.uniform(0, 0.08))
-            if done < kills and process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
-            process.join(60)
-            if process.exitcode == 0:
-                break
-            assert process.exitcode == -signal.SIGKILL
-            done += 1
-        position = saved = -1
-        for line in log.read_text().splitlines():
-            word, *numbers = line.split()
-            if word == "start":
-                assert int(numbers[0]) >= saved, "a saved message was lost"
-                position = int(numbers[0])
-            elif len(numbers) == 3:
-                assert int(numbers[0]) == position + 1 and numbers[1] == "1", "a message was left out or applied twice"
-                position, saved = int(numbers[0]), max(saved, int(numbers[2]))
+        arguments = (directory, str(log), str(folder / "cache"))
+        done += sum(1 for _ in killed(work, arguments, log, kills=kills - done, pause=0.08, chance=chance))
+        assert last_position(log, first=-1) == UPDATES - 1
         final = UserTableWriter.resume(directory, TRAINED)
         assert final.positions == {0: UPDATES - 1} and same(final.table, expected)
         final.close()
@@ -479,28 +454,11 @@ def kill_writers(folder: Path, expected: UserTable, *, kills: int) -> None:
 @pytest.fixture(scope="module")
 def server():
     """A Valkey or Redis server of these tests' own, on a free port."""
-    redis = pytest.importorskip("redis", reason="the extra `remote` is not installed")
-    program = shutil.which("valkey-server") or shutil.which("redis-server")
-    if program is None:
-        pytest.skip("no valkey-server or redis-server on this machine")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]
-    process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    client = redis.Redis(port=port, socket_timeout=10)
-    try:
-        for _ in range(200):
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.02)
-        yield client
-    finally:
-        client.close()
-        process.terminate()
-        process.wait(10)
+    with servers.valkey() as url:
+        import redis
+
+        with redis.Redis.from_url(url, socket_timeout=10) as client:
+            yield client
 
 
 def remote(client, *, prefix: str, **options) -> UserTable:

@@ -98,7 +98,7 @@ def test_a_grown_model_gives_old_items_the_rows_that_they_had(model, getkey):
     jax.tree.map(np.testing.assert_array_equal, expected, got)
 
 
-def test_fitted_values_are_fitted_anew(model, getkey):
+def test_fitted_values_are_fitted_again(model, getkey):
     _, params, raw = model
     grown, config = grow_vocabulary(params, "item", ITEMS + 2, getkey(), config=CONFIG)
     new = aif.fit_tables(config, catalogue(np.append(raw, [300, 301])))

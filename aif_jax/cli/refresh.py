@@ -86,7 +86,7 @@ def run_refresh(options: argparse.Namespace) -> int:
     settings: dict[str, Any] = shared.flags_given(options, FLAGS)
     alone = shared.flags_given(options, (*FOLLOWING, "tables", "every", "stream_options"))
     if options.follow is None and alone:
-        raise UsageError(f"refresh: expected --follow with {_flags(alone)}")
+        raise UsageError(f"refresh: expected --follow with {_flags(alone)}, got none; add it")
     if options.task is not None:
         settings["task"] = shared.read_task(options.task)
     with shared.as_usage("--gate"):
@@ -112,7 +112,9 @@ def run_refresh(options: argparse.Namespace) -> int:
 def _follow(options: argparse.Namespace, settings: dict[str, Any], alone: dict[str, Any]) -> int:
     given = settings | shared.flags_given(options, ("current", "fixed", "platforms"))
     if once := [name for name in given if name not in BOTH]:
-        raise UsageError(f"refresh --follow: expected none of {_flags(once)}, which are for a full refresh")
+        raise UsageError(
+            f"refresh --follow: expected none of {_flags(once)}, which are for a full refresh, got them; leave them out"
+        )
     client = shared.read_json(alone.pop("stream_options", None), "--stream-options")
     if "tables" in alone:
         alone["tables"] = tuple(alone["tables"])

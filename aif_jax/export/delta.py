@@ -77,8 +77,8 @@ class DeltaApplied(NamedTuple):
     """What serves after a delta."""
 
     trained: Trained
-    index: ItemIndex | None
-    users: UserTable | None
+    item_index: ItemIndex | None
+    user_table: UserTable | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +108,7 @@ class Delta:
 
     def __post_init__(self):
         expect(self.number >= 1, "Delta.number", "at least 1", self.number)
-        expect(len(self.rows) > 0, "Delta.rows", "rows of at least one table", "none")
+        expect(len(self.rows) > 0, "Delta.rows", "rows of at least one table", "none; add some")
         for name, rows in self.rows.items():
             at = expect_array(rows.at, f"Delta.rows {name!r}", dtype=np.int32, shape=(None,))
             ascending = len(at) > 0 and at[0] >= 0 and (np.diff(at) > 0).all()

@@ -29,7 +29,7 @@ from aif_jax.checks import expect
 from aif_jax.connectors.follow import Follower, StreamEntry
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import UpdateStream, joined
-from aif_jax.data.candidates import SourceFn
+from aif_jax.data.candidates import SampleKey, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline
@@ -63,7 +63,7 @@ COLUMNS = ("user", "item", "action", "time")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Followed:
-    """What a call of `follow` came to.
+    """What a call of `follow` came to: sums over its chains, whose micro-batches of earlier calls count too.
 
     Attributes:
       published, refused: micro-batches that were published, and that the gate refused.
@@ -179,7 +179,9 @@ def follow(
     while True:
         root = store.current()
         if root is None:
-            raise FileNotFoundError(f"{store.url}: expected a store with an export to stand on, got none; run aif-jax refresh")
+            raise FileNotFoundError(
+                f"{store.url}: expected a store with an export to stand on, got none; start with aif-jax refresh"
+            )
         arguments = {"root": root, "out": store.url, "task": repr(task), "tables": tables}
         with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
             chain = Chain.open(job, store, root, functools.partial(
@@ -336,8 +338,7 @@ class Chain:
         """Trains, judges, seals and publishes what waits; False where too little does."""
         data, serial = self._dataset()
         train, held = self._split(data, self._waiting(data, serial))
-        users = len(np.unique(data.log.user[held]))
-        if not len(train) or users < self.settings.gate.users:
+        if not len(train) or self._users_to_judge_by(data, held) < self.settings.gate.users:
             return False
         if self.deltas >= MOST_DELTAS:
             raise ValueError(f"follow: expected a chain of at most {MOST_DELTAS} deltas, got one more; run a full refresh")
@@ -379,7 +380,7 @@ class Chain:
         )  # fmt: skip
         for fed in feed.batches():
             if fed.problem is not None and fed.problem != "empty":
-                raise ValueError(f"follow: a batch that cannot be trained on: {fed.problem}{fed.origin}")
+                raise ValueError(f"follow: expected batches of whole records, got one with {fed.problem}{fed.origin}")
             if fed.batch is None:
                 continue
             for name, rows in rows_read(fed.batch, self.tables, self.state.fitted, config).items():
@@ -407,8 +408,6 @@ class Chain:
         delta = Delta.make(
             self.trained, rows, data.catalogue, number=self.deltas + 1, events=data if self.with_users else None, also=also
         )
-        if len(held) > self.settings.requests:
-            held = np.sort(np.random.default_rng(0).choice(held, self.settings.requests, replace=False))
         asked = Requests(
             data=data, positions=held, candidates=self._source(data, held, held_out=True), k=self.settings.k,
             calibration_negatives=self.task.calibration_negatives, repeats=data.repeats,
@@ -442,10 +441,21 @@ class Chain:
         return positions[np.lexsort((serial[positions], data.log.time[positions]))]
 
     def _split(self, data: Dataset, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Samples to train on, whole batches of the oldest, and the newest for the gate."""
+        """Samples to train on, whole batches of the oldest, and of the newest at most `requests` for the gate."""
         held = int(np.ceil(self.settings.held_out * len(waiting)))
-        size = self.settings.batch_size
-        return waiting[: (len(waiting) - held) // size * size], waiting[len(waiting) - held :]
+        size, newest = self.settings.batch_size, waiting[len(waiting) - held :]
+        if held > self.settings.requests:
+            newest = np.sort(np.random.default_rng(0).choice(newest, self.settings.requests, replace=False))
+        return waiting[: (len(waiting) - held) // size * size], newest
+
+    def _users_to_judge_by(self, data: Dataset, held: np.ndarray) -> int:
+        """Users who have candidates of both labels, as the gate counts them."""
+        if not len(held):
+            return 0
+        lists, users = self._source(data, held, held_out=True)(held, SampleKey(0, 0, 0)), data.log.user[held]
+        labels = next(iter(lists.labels.values())) if isinstance(lists.labels, dict) else lists.labels
+        of_label = [(lists.rows > 0) & (labels > 0), (lists.rows > 0) & (labels <= 0)]
+        return len(np.intersect1d(*(users[some.any(axis=1)] for some in of_label)))
 
     def _resume(self) -> None:
         while (record := self.job.sealed(name_of(self.number + 1))) is not None:

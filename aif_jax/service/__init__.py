@@ -5,7 +5,7 @@
         tensors.py  calls.py                      one form of calls and problems for all of them
                   core.py                         `Service`: versions, limits, observers, answers
     models.py  exports.py  features.py              versions of a folder or a store; what a call's user becomes
-              log.py  observers.py                what an operator sees
+              log.py                              what an operator sees
     client.py  shards.py                          for callers
 
 It is thin over `aif_jax.serving`, which knows nothing of networks.

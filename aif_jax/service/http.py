@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Call, Failure, parse, reported
 from aif_jax.service.core import Service, explain, rank_fields, score_fields, to_json
-from aif_jax.service.observers import PARENT
+from aif_jax.service.log import PARENT
 from aif_jax.serving.metrics import prometheus_text
 
 

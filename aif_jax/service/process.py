@@ -256,9 +256,8 @@ class Listening:
         expect(together, "TLS", "a certificate and its key", "one of them")
         for port in (self.http_port, self.grpc_port or 0):
             expect(0 <= port < 1 << 16, "port", "0 to 65535", port)
-        drain, most = (self.drain_delay, self.drain_timeout), (self.connections, self.keep_alive)
-        expect(min(drain) >= 0, "drain", "0 seconds or more", drain)
-        expect(min(most) >= 1, "connections, keep_alive", "at least 1", most)
+        for name, least in (("drain_delay", 0), ("drain_timeout", 0), ("connections", 1), ("keep_alive", 1)):
+            expect(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         expect(self.token != "", "token", "None or some text", "an empty text")
 
 

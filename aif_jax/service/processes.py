@@ -20,9 +20,8 @@ from aif_jax.output.progress import hidden
 from aif_jax.service import inference, rpc
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.inference import InferenceRest, InferenceRpc
-from aif_jax.service.log import RequestLog
+from aif_jax.service.log import RequestLog, Shadow, Traces
 from aif_jax.service.models import Models, Nearline
-from aif_jax.service.observers import Shadow, Traces
 from aif_jax.service.process import Listening, bind, run
 from aif_jax.serving import ServingConfig
 

@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 
 from aif_jax.service.calls import BadCall, Call, Failure, Limits, candidates_of, parse, reported
 from aif_jax.service.core import Reply, Service, rank_fields, score_fields
-from aif_jax.service.observers import PARENT
+from aif_jax.service.log import PARENT
 from aif_jax.service.process import Listening
 from aif_jax.serving import Candidates, DeadlineExceeded, Ranking, Scores
 

@@ -170,7 +170,7 @@ class OverlaidRows:
     def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
         """As `Rows.put`; written over the rows below."""
         good = np.flatnonzero(self.get(users).position == expected)
-        some = [users[at] for at in good]
+        some = [users[at] for at in good.tolist()]
         self._above.put(some, rows.take(good), expected=self._above.get(some).position)
         return np.isin(np.arange(len(users)), good)
 

@@ -248,7 +248,8 @@ class UserTable:
     ):
         self.encoder = trained.need_encoder("UserTable")
         self.trained = trained = trained.on_device()
-        self.version, self.storage, self._clock = trained.version, storage, clock
+        self.version, self._clock = trained.version, clock
+        self.storage: Storage = storage
         self._program = UserProgram(trained.model, trained.params, storage=storage, batch_size=batch_size)
         self.row_bytes = self._program.row_bytes
         self.rows: Rows = MemoryRows(len(self._program.empty)) if rows is None else rows

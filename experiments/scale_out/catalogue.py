@@ -25,7 +25,7 @@ from experiments import drawn
 
 ROWS, SMOKE_ROWS = 10**6, 8192
 KNOWN = 100_000  # items of the vocabulary; the others are new, which costs the same
-FILES = 4  # a task of Spark costs about 0.11 s besides its work, as much as 60,000 items: few large files
+FILES = 4  # a task of Spark adds about 0.11 s to its work, as much as 60,000 items: few large files
 RUNS = 16  # of the item function for what an engine hands over at once
 CORES = 2
 PLAIN = {"compression": "none", "parquet.enable.dictionary#row": "false"}  # rows do not repeat

@@ -1,4 +1,4 @@
-"""Replicas of a service as processes, and the proxy of docs/scale_serving.md before them: its text is what runs here."""
+"""Replicas of a service as processes, and the proxy of docs/scale_serving.md before them: its file is what runs here."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from typing import Any, Literal
 
 from aif_jax.service.client import Client
 
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "scale_serving.md"
+DEPLOY = Path(__file__).resolve().parent.parent.parent / "docs" / "deploy"
 Proxy = Literal["haproxy", "nginx"]
+FILES: dict[Proxy, str] = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf"}
+"""What docs/scale_serving.md recommends."""
 
 
 class Replica:
@@ -81,15 +83,12 @@ class Replica:
 
 
 def proxy_text(name: Proxy) -> str:
-    """The configuration of a proxy as the page shows it."""
-    marker = {"haproxy": "balance hdr(x-aif-user)", "nginx": "hash $http_x_aif_user consistent"}[name]
-    blocks = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
-    (block,) = (block for block in blocks if marker in block)
-    return block
+    """The configuration of a proxy that the page links to."""
+    return (DEPLOY / FILES[name]).read_text(encoding="utf-8")
 
 
 def proxy_config(name: Proxy, addresses: Sequence[str], *, port: int, stats: int, affinity: bool = True) -> str:
-    """The page's configuration with the addresses of this machine; without `affinity`, calls go round robin."""
+    """That configuration with the addresses of this machine; without `affinity`, calls go round robin."""
     text, hosts = proxy_text(name), [address.removeprefix("http://") for address in addresses]
     if name == "haproxy":
         lines = [line for line in text.splitlines() if not re.match(r"\s+server ", line)]
@@ -186,5 +185,5 @@ def _answers(port: int) -> bool:
 
 def _once(text: str, old: str, new: str) -> str:
     if text.count(old) != 1:
-        raise ValueError(f"{PAGE.name}: expected {old!r} once, got it {text.count(old)} times")
+        raise ValueError(f"{DEPLOY.name}: expected {old!r} once, got it {text.count(old)} times")
     return text.replace(old, new)

@@ -1,6 +1,6 @@
 """Replicas behind a consistent hash, and an index split over services: do states hit, is an answer whole, what is a hop?
 
-Processes are real: `aif-jax serve`, and the proxy whose configuration docs/scale_serving.md shows. They die by SIGKILL.
+Processes are real: `aif-jax serve`, and the proxy of docs/deploy. They die by SIGKILL.
 """
 
 from __future__ import annotations

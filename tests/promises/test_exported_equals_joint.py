@@ -30,10 +30,13 @@ class Case(NamedTuple):
     length: int | None = None  # None is the preset's default
     additions: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
+    encoder_layers: int = 0
 
     def config(self) -> aif.Config:
         """Of the model as it is trained."""
         sizes: dict[str, Any] = {"width": 8, "towers": (8,), "head": (8,)}
+        if self.encoder_layers:
+            sizes["encoder_layers"] = self.encoder_layers
         if self.length is not None:
             sizes |= {"long_length": self.length}
         if self.preset is None:
@@ -73,6 +76,7 @@ CASES = {
     "full_attention": Case("full_attention", None, ("factors", "unseen")),
     "codes": Case(None, None, (), (blocks.SimTierCodes(), blocks.PureSvd(), blocks.ItemOffset())),
     "in no preset": Case(None, None, (), (blocks.DecayedSim(), blocks.CosineTiers())),
+    "causal layers": Case(None, None, (), (blocks.DotProduct(),), encoder_layers=2),
     "below 64": Case("aif", 40, ("factors",)),
     "above 64": Case("cold", 65, ADDITIONS[:-1]),
     "beyond the factors' length": Case("cold", 700, ("factors",)),

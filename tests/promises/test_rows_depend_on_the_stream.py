@@ -112,7 +112,7 @@ def test_at_any_borders_of_batches_and_after_kills(expected, sizes, kills, ahead
 @given(sizes=st.tuples(SIZES, SIZES), turns=st.lists(st.booleans(), max_size=60))
 @settings(BUSY, max_examples=8)
 def test_by_two_replicas_that_share_the_rows(expected, sizes, turns):
-    """Both consume the whole stream, each in batches of its own, whoever is first."""
+    """Both consume the whole stream, each in different batches, whoever is first."""
     one, two = table(storage=expected.storage), table(storage=expected.storage)
     two.rows = one.rows
     followers = [

@@ -28,6 +28,7 @@ MODELS = {
     "blocks that stream": {"blocks": STREAMING, "long_length": EVENTS},
     "blocks of a window": {"long_length": EVENTS},  # they read the last events, which are kept
     "exact": {"blocks": demo.EXACT, "long_length": EVENTS},
+    "encoder": {"blocks": (blocks.DotProduct(),), "long_length": EVENTS, "encoder_layers": 2},
 }
 
 

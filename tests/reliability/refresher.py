@@ -1,4 +1,4 @@
-"""A refresh, once or following a stream, that works until it is killed, as a process of its own."""
+"""A refresh, once or following a stream, that works until it is killed, in a separate process."""
 
 from __future__ import annotations
 
