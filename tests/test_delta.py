@@ -17,11 +17,11 @@ from aif_jax import export
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.export import Delta, MovedRows, WrongBase
 from aif_jax.export.delta import Chain
+from aif_jax.refreshing.frozen import moving_tables, rows_state, rows_step, whole_params
 from aif_jax.store.folders import CheckpointError
 from aif_jax.store.trained import Trained
 from aif_jax.train import init_state, make_step
 from aif_jax.train.fit import init_params
-from aif_jax.train.frozen import moving_tables, rows_state, rows_step, whole_params
 from aif_jax.train.tasks import NextItem
 from aif_jax.trees import leaves_by_path
 from aif_jax.user_table import RemoteRows, UserTable

@@ -108,7 +108,7 @@ SWITCHES = {
 FACE = 69
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
-CROWDED = {"service": 15, "blocks": 18, "train": 13}
+CROWDED = {"service": 15, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
 MOST_LINES = 38_770
 TOP_LEVEL = {

@@ -43,6 +43,7 @@ from aif_jax.output import progress as output
 from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
+from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
 from aif_jax.refreshing.run import KEPT, MODEL, USERS
@@ -51,7 +52,6 @@ from aif_jax.store import sealed
 from aif_jax.store.folders import URL, local, remove_folder
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import expect_labels
-from aif_jax.train.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step
 from aif_jax.train.step import TrainState
 from aif_jax.train.tasks import TASKS, Goals, Task
 
