@@ -321,7 +321,7 @@ class Models:
         )
         engine = AsyncPreRanker(
             trained, restored.index,
-            features=users.fetch, retrieval=users.candidates, config=config, compiled_from=served.engine,
+            features=users.fetch, config=config, compiled_from=served.engine,
         )  # fmt: skip
         await engine.__aenter__()
         written = (paths[-1] / MANIFEST).stat().st_mtime
