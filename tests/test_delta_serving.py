@@ -20,6 +20,7 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.export import Delta, MovedRows
 from aif_jax.service.client import Client
 from aif_jax.service.exports import DELTAS, Mirror
+from aif_jax.service.models import Nearline
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import init_params
@@ -34,7 +35,7 @@ USERS = list(range(12))
 
 
 class Chain:
-    """An export of a small model that streams, deltas that stand on it, and what each version must answer."""
+    """An export of a small model that streams, deltas that build on it, and what each version must answer."""
 
     def __init__(self, folder: Path, *, count: int = PUBLISHES):
         self.data = world.data(5)
@@ -204,7 +205,7 @@ def test_a_service_that_starts_later_is_at_the_end_of_the_chain(chain, tmp_path)
         assert all(served.rows.get([u]).words.tobytes() == applied.user_table.rows.get([u]).words.tobytes() for u in USERS)
         deltas.publish(tmp_path / "2")  # again
         chain.deltas[9].save(tmp_path / "far")
-        deltas.publish(tmp_path / "far")  # what it stands on is not there
+        deltas.publish(tmp_path / "far")  # what it builds on is not there
         assert _version(client, wanted, same=True) == wanted and models.problem is None
         table = np.asarray(chain.base.params["embedding"]["item"])
         rows = {"item": MovedRows(np.array([3], np.int32), table[[3]] + 1)}
@@ -229,7 +230,7 @@ def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_pa
     chain.deltas[0].save(tmp_path / "delta")
     store.below(DELTAS).publish(tmp_path / "delta")
     chain.index.save(tmp_path / "index")
-    nearline = aif.service.models.Nearline(index=tmp_path / "index")
+    nearline = Nearline(index=tmp_path / "index")
     with Mirror(store, here), running(here, nearline=nearline) as service, service.client() as client:
         assert _version(client, chain.base.version, same=True) == chain.base.version
         expected = "expected the index of the export under a delta, got that of a nearline job; publish a full refresh"
@@ -237,7 +238,7 @@ def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_pa
 
 
 def _users(folder: Path) -> Any:
-    return aif.service.models.Nearline(users=folder)
+    return Nearline(users=folder)
 
 
 def _version(client: Client, wanted: str, *, same: bool = False, seconds: float = 60.0) -> str:

@@ -140,7 +140,7 @@ def test_a_version_without_its_rows_is_not_published(tmp_path):
     with running(tmp_path, config=ROWS, nearline=Nearline(users=tmp_path / "users")) as service, service.client() as client:
         (tmp_path / "current").write_text("two\n")
         until(lambda: service.service.models.problem)
-        assert "expected snapshots, of two" in service.service.models.problem
+        assert "expected snapshots of two" in service.service.models.problem
         assert client.score(user="ann", candidates=IDS)["version"] == exports().index["one"].version
         rows_of("two").save(tmp_path / "users" / "two")
         until(lambda: client.score(user="ann", candidates=IDS)["version"] == exports().index["two"].version)
@@ -214,5 +214,5 @@ def test_what_is_too_old_is_marked_or_refused(tmp_path, part):
 
 
 def test_snapshots_are_found_by_export_or_for_all(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected snapshots, of monday or of every version"):
+    with pytest.raises(FileNotFoundError, match="expected snapshots of monday or of every version"):
         newest(tmp_path, "monday")

@@ -431,9 +431,9 @@ def lcron(
 
     p_i and r_i are the probabilities that candidate i is among the first k in a soft order of this stage and of the ranker:
     NeuralSort's P_r = softmax(((n + 1 - 2 r) s - sum_j |s - s_j|) / t) for places r = 1 to n, its columns scaled to sum 1.
-    The product is LCRON's lower bound of passing both (Wang et al., ICML 2025, arXiv 2503.09492), the second term its loss of
-    one stage. The ranker is fixed here, so it gets no gradient; in the paper it is trained too, with learned weights of the
-    terms. NeuralSort: Grover et al. 2019 (arXiv 1903.08850). C^2 numbers a list.
+    The product bounds passing both stages in LCRON from below (Wang et al., ICML 2025, arXiv 2503.09492), the second term is
+    its loss of one stage. The ranker is fixed here, so it gets no gradient; in the paper it is trained too, with learned
+    weights of the terms. NeuralSort: Grover et al. 2019 (arXiv 1903.08850). C^2 numbers a list.
 
     Args:
       scores: logits of this stage [..., C].
