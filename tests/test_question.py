@@ -136,7 +136,7 @@ def test_keys_are_of_the_test_split_with_intervals_over_users(tmp_path):
         (question.WITH_MATCHING, 0.85, [1, 1, 0]),
     ):
         for split in ("validation", "test"):
-            trial = question.Trial(dataset="movielens", model=model, split=split, epochs=2)
+            trial = question.Trial(dataset="movielens", model=model, split=split, epochs=question.EPOCHS)
             metric = ByUser(np.arange(3), gauc + 0.01 * np.arange(3), np.ones(3))
             rate = ByUser(np.arange(3), np.array(hits, float), np.ones(3))
             parts = {"gauc": metric} | {f"hr100@{untrained:g}": rate for untrained in question.UNTRAINED}
@@ -147,7 +147,7 @@ def test_keys_are_of_the_test_split_with_intervals_over_users(tmp_path):
     assert made["gauc_points"] == pytest.approx(10) and made["gauc_points_low"] == pytest.approx(10)
     assert made["hr100_ratio"] == pytest.approx(3) and made["hr100_ratio_over_matching"] == pytest.approx(1.5)
     assert made["gauc_points_over_matching_high"] == pytest.approx(5) and made["met_items"] == 0.1
-    later = question.Trial(dataset="movielens", model=question.BASE, epochs=3)  # whose best offset is another one
+    later = question.Trial(dataset="movielens", model=question.BASE, epochs=question.EPOCHS + 1)  # another best offset
     best = {f"hr100@{untrained:g}": ByUser(np.arange(3), np.full(3, float(untrained == 3)), np.ones(3)) for untrained in (0, 3)}
     question.keep(tmp_path, later, parts | best, met_items=0.1)
     assert question.keys(tmp_path)["movielens"] == made
