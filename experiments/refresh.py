@@ -51,12 +51,12 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
+from aif_jax.refreshing.frozen import rows_optimizer, rows_state, rows_step, whole_params
 from aif_jax.refreshing.warm import ROWS, mapped
 from aif_jax.store.trained import Trained
 from aif_jax.train import init_state, make_step
 from aif_jax.train.evaluate import list_scores, rank_catalogue
 from aif_jax.train.fit import init_params
-from aif_jax.train.frozen import rows_optimizer, rows_state, rows_step, whole_params
 from aif_jax.train.losses import listwise_softmax, pointwise_bce
 from aif_jax.train.tasks import NextItem
 from aif_jax.types import Params

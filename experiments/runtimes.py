@@ -276,7 +276,7 @@ def session(module: Any, inputs: tuple[Any, ...]) -> Any:
 
     written = io.BytesIO()
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own parts
+        warnings.simplefilter("ignore")  # the exporter warns about its inner parts
         torch.onnx.export(module.eval(), inputs, dynamo=True, opset_version=18, verbose=False).save(written)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()

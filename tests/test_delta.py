@@ -17,11 +17,11 @@ from aif_jax import export
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.export import Delta, MovedRows, WrongBase
 from aif_jax.export.delta import Chain
+from aif_jax.refreshing.frozen import moving_tables, rows_state, rows_step, whole_params
 from aif_jax.store.folders import CheckpointError
 from aif_jax.store.trained import Trained
 from aif_jax.train import init_state, make_step
 from aif_jax.train.fit import init_params
-from aif_jax.train.frozen import moving_tables, rows_state, rows_step, whole_params
 from aif_jax.train.tasks import NextItem
 from aif_jax.trees import leaves_by_path
 from aif_jax.user_table import RemoteRows, UserTable
@@ -173,7 +173,7 @@ def test_wrong_bases_and_repeats_have_an_answer(streaming, data):
     second = Delta.make(applied.trained, moved(applied.trained.params, 2), data.catalogue, number=2, events=data)
     with pytest.raises(WrongBase, match="apply the deltas between them first, in their order, or load the export"):
         second.apply(streaming.trained)
-    with pytest.raises(WrongBase, match="delta for index: expected one that stands on version"):
+    with pytest.raises(WrongBase, match="delta for index: expected one that builds on version"):
         second.apply(applied.trained, streaming.index)
     with pytest.raises(WrongBase, match="delta for user table"):
         second.apply(applied.trained, applied.item_index, streaming.users)

@@ -35,7 +35,7 @@ USERS = list(range(12))
 
 
 class Chain:
-    """An export of a small model that streams, deltas that stand on it, and what each version must answer."""
+    """An export of a small model that streams, deltas that build on it, and what each version must answer."""
 
     def __init__(self, folder: Path, *, count: int = PUBLISHES):
         self.data = world.data(5)
@@ -205,7 +205,7 @@ def test_a_service_that_starts_later_is_at_the_end_of_the_chain(chain, tmp_path)
         assert all(served.rows.get([u]).words.tobytes() == applied.user_table.rows.get([u]).words.tobytes() for u in USERS)
         deltas.publish(tmp_path / "2")  # again
         chain.deltas[9].save(tmp_path / "far")
-        deltas.publish(tmp_path / "far")  # what it stands on is not there
+        deltas.publish(tmp_path / "far")  # what it builds on is not there
         assert _version(client, wanted, same=True) == wanted and models.problem is None
         table = np.asarray(chain.base.params["embedding"]["item"])
         rows = {"item": MovedRows(np.array([3], np.int32), table[[3]] + 1)}

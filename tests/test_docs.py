@@ -82,7 +82,7 @@ def blocks_and_outputs(page: Path) -> list[tuple[str, str | None]]:
 
 def fits(shown: str, printed: str) -> bool:
     """Line by line the same, but for the numbers, the width of gaps, and `...`, which is any text."""
-    loose, pattern, end = (f" *{NUMBER}", ".*", " *"), "", 0
+    loose, pattern, end = (f" *{NUMBER} *", ".*", " *"), "", 0
     for token in re.finditer(rf"({NUMBER})|(\.\.\.)|( +)", shown):
         pattern += re.escape(shown[end : token.start()]) + loose[(token.lastindex or 1) - 1]
         end = token.end()
@@ -163,7 +163,7 @@ def test_outputs_are_compared(tmp_path):
     )
     assert blocks_and_outputs(page) == [("print(1)\n", "1\n"), ("print(1)\n", ""), ("print(1)\n", None)]
     assert fits("auc 0.91 [0.8, 1.0]\nversion ...\n", "auc 0.7321 [ 0.71, -12,345.6]\nversion 3fa\n")
-    assert fits("", "") and fits("[1 2]\n", "[10 1e-05]\n")
+    assert fits("", "") and fits("[1 2]\n", "[10 1e-05]\n") and fits("[0.52 0.5]\n", "[0.53223 0.5   ]\n")
     wrong = ("auc 0.91\n", "auc nan\n"), ("1\n", "1\n2\n"), ("1\n2\n", "1\n"), ("", "1\n"), ("1\n", ""), ("a b\n", "a c\n")
     assert not [case for case in wrong if fits(*case)]
 

@@ -159,7 +159,7 @@ def test_too_few_users_to_judge_by_wait(store):
 
 def test_what_cannot_be_followed_is_named(store, tmp_path, published):
     stream = stream_of(world.messages(world.until(store)))
-    with pytest.raises(FileNotFoundError, match="expected a store with an export to stand on, got none; start with"):
+    with pytest.raises(FileNotFoundError, match="expected a store with an export to build on, got none; start with"):
         run(tmp_path / "empty", stream)
     other = SnapshotStore(tmp_path / "other")
     root = restore(store / SnapshotStore(store).current())

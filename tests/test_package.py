@@ -26,7 +26,7 @@ OWNERS = {
     "flax": ("layers.py",),
     "scipy": ("train/calibrate.py", "train/edits.py"),
     "orbax": ("checkpoint/storage.py",),
-    "optax": ("train/", "run.py"),
+    "optax": ("train/", "refreshing/frozen.py", "run.py"),
     "jax.export": ("export/",),
     "jax.sharding": ("sharding/meshes.py",),
     "jax.make_mesh": ("sharding/meshes.py",),
@@ -108,9 +108,9 @@ SWITCHES = {
 FACE = 69
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
-CROWDED = {"service": 15, "blocks": 18, "train": 13}
+CROWDED = {"service": 15, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 39164
+MOST_LINES = 39_180
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip

@@ -42,7 +42,7 @@ class DecayedMemory(Memory):
     value.
 
     - Paper: linear attention as in `LinearMemory`; the merge is online softmax (arXiv 1805.02867); learned decays are ours.
-    - Cost: K x D per event; real time [C, K] x [K, H], independent of the history's length.
+    - Cost: K x D per event; real time [C, D] x [D, H], as `LinearMemory`, independent of the history's length.
     - When: users whose history is a stream (`presets.streaming`), instead of `LinearMemory`.
 
     Attributes:

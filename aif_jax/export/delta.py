@@ -2,7 +2,7 @@
 
     export --delta 1--> version --delta 2--> version          towers and head stay; rows of embedding tables move
 
-A delta names the version that it stands on, and holds the embedding rows that moved and what follows from them: the index rows
+A delta names the version that it builds on, and holds the embedding rows that moved and what follows from them: the index rows
 of the items that read one of those, and the rows of users whose history does. Applied to that version it gives the model, the
 index and the user table that a full rebuild gives, bit for bit, and they change together or not at all.
 
@@ -51,30 +51,42 @@ SMALLEST = 256  # rows that are put into a table at once are padded to a power o
 
 
 class MovedRows(NamedTuple):
-    """Rows of one embedding table."""
+    """Rows of one embedding table.
 
-    at: np.ndarray  # int32 [n], ascending
-    values: np.ndarray  # float32 [n, D]
+    Attributes:
+      at, values: int32 [n], ascending, and float32 [n, D].
+    """
+
+    at: np.ndarray
+    values: np.ndarray
 
 
 class UserRows(NamedTuple):
-    """Rows of some users in a `UserTable`."""
+    """Rows of some users in a `UserTable`.
 
-    users: list[Any]  # raw ids [n]
-    rows: Stored  # [n]
+    Attributes:
+      users, rows: raw ids [n], and their rows [n].
+    """
+
+    users: list[Any]
+    rows: Stored
 
 
 class WrongBase(VersionMismatch):
-    """A delta that stands on another version."""
+    """A delta that builds on another version."""
 
     MESSAGE = (
-        "{what}: expected one that stands on version {expected}, got one on {got}; apply the deltas between them first, in "
+        "{what}: expected one that builds on version {expected}, got one on {got}; apply the deltas between them first, in "
         "their order, or load the export that the chain begins with"
     )
 
 
 class DeltaApplied(NamedTuple):
-    """What serves after a delta."""
+    """What serves after a delta.
+
+    Attributes:
+      trained, item_index, user_table: model, item index and user table after it; None for what the export lacks.
+    """
 
     trained: Trained
     item_index: ItemIndex | None
@@ -86,9 +98,9 @@ class Delta:
     """What moved between two versions of a model.
 
     Attributes:
-      base: version that it stands on.
+      base: version that it builds on.
       encoding: version of the encoder of both.
-      number: place in its chain; 1 stands on an export.
+      number: place in its chain; 1 builds on an export.
       rows: rows of embedding tables by name of the table, at least one.
       items: keys [n] of the items whose index rows follow.
       item_rows: their rows by dotted name, decoded, each [n, ...], as an export has them.
@@ -144,7 +156,7 @@ class Delta:
         """The delta of rows that moved: recomputes the index rows of the items, and the rows of the users, that read one.
 
         Args:
-          base: model that it stands on, of the version that serves.
+          base: model that it builds on, of the version that serves.
           rows: the rows after training, by table; a table without rows may be left out.
           catalogue: features of the items, as the index of the export was built from.
           number: place in the chain.
@@ -258,7 +270,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 class Chain:
-    """The deltas in a folder by the version that they stand on; folders that come later are found by the next look.
+    """The deltas in a folder by the version that they build on; folders that come later are found by the next look.
 
     Args:
       folder: holds a folder for each delta, such as what `SnapshotStore.fetch` leaves; it may be missing.
@@ -269,9 +281,9 @@ class Chain:
         self._known: dict[str, dict[str, Any]] = {}  # records by name
 
     def on(self, version: str) -> dict[str, Path]:
-        """The deltas that stand on a version, directly or on one another, in order: their folders by version.
+        """The deltas that build on a version, directly or on one another, in order: their folders by version.
 
-        Where two stand on the same version, the one that was published last counts. Raises as `Delta.load`.
+        Where two build on the same version, the one that was published last counts. Raises as `Delta.load`.
         """
         names = sorted(path.name for path in self.folder.iterdir() if path.name[0] != ".") if self.folder.is_dir() else []
         self._known = {name: self._known.get(name) or inspect(self.folder / name) for name in names}

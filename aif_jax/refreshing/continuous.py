@@ -43,6 +43,7 @@ from aif_jax.output import progress as output
 from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
+from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
 from aif_jax.refreshing.run import KEPT, MODEL, USERS
@@ -51,7 +52,6 @@ from aif_jax.store import sealed
 from aif_jax.store.folders import URL, local, remove_folder
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import expect_labels
-from aif_jax.train.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step
 from aif_jax.train.step import TrainState
 from aif_jax.train.tasks import TASKS, Goals, Task
 
@@ -124,7 +124,7 @@ def follow(
 ) -> Followed:
     """Follows a stream of events: trains rows of the served model on micro-batches, and publishes each as a delta.
 
-    The chain stands on the current export of the store, which `refresh` published. Events of the stream before the end of that
+    The chain builds on the current export of the store, which `refresh` published. Events of the stream before the end of that
     model's training are left out; each later one that is a sample is trained on exactly once, whenever the process is killed.
     When the store has another export, a new chain begins on that one, from the start of what the stream keeps.
 
@@ -147,7 +147,7 @@ def follow(
       tables: embedding tables that move; None takes that of the item ids, and those of user attributes. Rows of others, such as
         categories, are read by many items, which are all published again.
       held_out: share of the waiting samples that the gate judges on.
-      batch_size, learning_rate, seed: of training, with Adam on the rows that a batch reads.
+      batch_size, learning_rate, seed: settings of the training, Adam on the rows that a batch reads.
       requests: at most so many of the held-out samples are evaluated.
       k: k of HR@k and the overlap over the catalogue; None judges by lists of candidates alone, which takes less time.
       gate: bounds, see `GateConfig`.
@@ -180,7 +180,7 @@ def follow(
         root = store.current()
         if root is None:
             raise FileNotFoundError(
-                f"{store.url}: expected a store with an export to stand on, got none; start with aif-jax refresh"
+                f"{store.url}: expected a store with an export to build on, got none; start with aif-jax refresh"
             )
         arguments = {"root": root, "out": store.url, "task": repr(task), "tables": tables}
         with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
@@ -503,7 +503,7 @@ def name_of(number: int) -> str:
 
 
 def _keep(store: SnapshotStore, root: str, partial: Path) -> dict[str, Any]:
-    """The model of the export that the chain stands on, and until when it was trained."""
+    """The model of the export that the chain builds on, and until when it was trained."""
     fetched = store.fetch(partial / "fetched", root)
     if not (fetched / KEPT).is_file():
         expected = "an export that refresh published, which says until when it was trained"

@@ -2,7 +2,7 @@
 
     root/current            a line for each version that serves: FOLDER [sha256=DIGEST] [share=0.1]
     root/2026-11-26/        an export, as `export.save` wrote it
-    root/deltas/NAME/       deltas that stand on an export or on one another, in the order of their names
+    root/deltas/NAME/       deltas that build on an export or on one another, in the order of their names
 
 The first line has the share that the others leave. The file is replaced by one rename, so a reader sees all of it or none.
 """

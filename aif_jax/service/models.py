@@ -280,7 +280,7 @@ class Models:
         return found
 
     async def _apply_deltas(self) -> None:
-        """Moves each version that serves to the end of the chain that stands on it. Raises what `Delta.apply` raises."""
+        """Moves each version that serves to the end of the chain that builds on it. Raises what `Delta.apply` raises."""
         for place in range(len(self.shares)):
             served = self.shares[place][1]
             root = served.restored.manifest["version"]

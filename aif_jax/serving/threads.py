@@ -317,7 +317,7 @@ T = TypeVar("T", bound=BatchTask)
 
 
 class Batcher(Generic[T]):
-    """Computes tasks: a lone short one on the event loop's thread, all others in threads of its own.
+    """Computes tasks: a lone short one on the event loop's thread, all others in the batcher's threads.
 
     A thread that becomes free takes the task that has waited longest and, up to the largest compiled size, those of the same
     key. So batches form only where tasks have to wait, and a lone task never waits for others. One whose like took at most

@@ -23,7 +23,7 @@ et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.
 `losses.distill_listwise` and `lcron` are others. All read a target for each candidate: the ranker's score, or the stage.
 
 Sources: the weights of pairs are LambdaRank's, Burges 2010; InfoNCE, van den Oord et al. 2018 (arXiv 1807.03748), with an
-additive margin, Wang et al. 2018 (arXiv 1801.05599); survival through a cascade, LCRON (arXiv 2503.09492).
+additive margin, Wang et al. 2018 (arXiv 1801.05599); passing a whole cascade, LCRON (arXiv 2503.09492).
 """
 
 from __future__ import annotations
@@ -425,15 +425,15 @@ def lcron(
     single: float = 1.0,
     temperature: float = 1.0,
 ) -> jax.Array:
-    """The ranker's k best must survive this stage and the ranker: the mean over candidates, then over lists.
+    """The ranker's k best must pass this stage and the ranker: the mean over candidates, then over lists.
 
     BCE(p_i r_i, y_i) + single * BCE(p_i, y_i), y_i = 1 for the ranker's k best
 
     p_i and r_i are the probabilities that candidate i is among the first k in a soft order of this stage and of the ranker:
     NeuralSort's P_r = softmax(((n + 1 - 2 r) s - sum_j |s - s_j|) / t) for places r = 1 to n, its columns scaled to sum 1.
-    The product is the lower bound of survival in LCRON (Wang et al., ICML 2025, arXiv 2503.09492), and the second term its loss
-    of one stage. The ranker is fixed here, so it gets no gradient; in the paper it is trained too, with learned weights of the
-    terms. NeuralSort: Grover et al. 2019 (arXiv 1903.08850). C^2 numbers a list.
+    The product bounds passing both stages in LCRON from below (Wang et al., ICML 2025, arXiv 2503.09492), the second term is
+    its loss of one stage. The ranker is fixed here, so it gets no gradient; in the paper it is trained too, with learned
+    weights of the terms. NeuralSort: Grover et al. 2019 (arXiv 1903.08850). C^2 numbers a list.
 
     Args:
       scores: logits of this stage [..., C].
@@ -452,7 +452,7 @@ def lcron(
     teacher = jax.lax.stop_gradient(teacher_scores)
     above = (teacher[..., :, None] > teacher[..., None, :]) & where[..., :, None] & where[..., None, :]
     best = jnp.sum(above, axis=-2) < k
-    ours, rankers = (_survival(values, where, k, temperature) for values in (scores, teacher))
+    ours, rankers = (_passing(values, where, k, temperature) for values in (scores, teacher))
 
     def lost(probability: jax.Array) -> jax.Array:
         return -jnp.where(best, jnp.log(probability + TINY), jnp.log(1 - probability + TINY))
@@ -466,7 +466,7 @@ def lcron(
 TINY = 1e-6  # keeps the logarithm of a probability finite
 
 
-def _survival(scores: jax.Array, where: jax.Array, k: int, temperature: float) -> jax.Array:
+def _passing(scores: jax.Array, where: jax.Array, k: int, temperature: float) -> jax.Array:
     """The probability [..., C] of being among the first k of a soft order; 0 where not valid."""
     both = where[..., :, None] & where[..., None, :]
     zero = jnp.zeros((), scores.dtype)

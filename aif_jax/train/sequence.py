@@ -46,7 +46,7 @@ class SequenceLoss:
     the user has met up to p.
 
     Attributes:
-      weight: of the loss, added to the main one.
+      weight: weight of the loss, added to the main one.
       negatives: M, at most the candidates of a batch.
       repeats: whether users come back to items; None takes that of `fit`, and True in `make_step`.
 

@@ -29,7 +29,7 @@ def moving_tables(schema: Schema, names: tuple[str, ...] | None = None) -> tuple
     """Names of the embedding tables that move.
 
     Args:
-      schema: of the model.
+      schema: schema of the model.
       names: tables by name; None takes that of the item ids and those that user attributes alone read. A row of another table,
         such as a category's, is read by many items, and all of them are published again when it moves.
 
