@@ -290,7 +290,7 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
         Run.load(run.folder)
     other = {"version": "another", "calibration": {"scale": 1.0, "bias": 0.0}}
     file.write_text(json.dumps(other | {"sha256": seal(other)}))
-    with pytest.raises(CheckpointError, match="expected the calibration of version"):
+    with pytest.raises(CheckpointError, match="expected that of version"):
         Run.load(run.folder)
     file.unlink()
 

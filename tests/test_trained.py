@@ -114,7 +114,7 @@ def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
         aif.open(tmp_path / "exports")
     with aif.Checkpoints(tmp_path / "steps") as steps:
         steps.save(3, trained.params, trained.config)
-    with pytest.raises(checkpoint.CheckpointError, match=expected + r"checkpoints of steps \[3\]: open one, such as"):
+    with pytest.raises(checkpoint.CheckpointError, match=expected + r"checkpoints of steps \[3\]; take one, such as"):
         aif.open(tmp_path / "steps")
     aif.ItemIndex.build(trained, [], **QUIET).save(tmp_path / "index")
     with pytest.raises(checkpoint.CheckpointError, match="found a snapshot of an index or a user table: give its `load`"):

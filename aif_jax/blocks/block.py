@@ -188,7 +188,7 @@ class Block:
       >>> import jax, jax.numpy as jnp, aif_jax as aif
       >>> from aif_jax.blocks import Block, HeadInputs, block
       >>> @block
-      ... class Recency(Block):
+      ... class LastSeen(Block):
       ...     width: int = 4
       ...     def widths(self, config): return {"curve": self.width}
       ...     def init(self, key, config): return {"rates": jnp.linspace(0.1, 2.0, self.width)}
@@ -198,8 +198,8 @@ class Block:
       ...     def score(self, params, state, rows, kernels):
       ...         return HeadInputs(once=state.blocks[self.name] @ kernels["curve"])
       >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
-      >>> aif.build(aif.Config(schema=schema, blocks=(Recency(),))).config.blocks[0].name
-      'recency'
+      >>> aif.build(aif.Config(schema=schema, blocks=(LastSeen(),))).config.blocks[0].name
+      'last_seen'
     """
 
     needs_towers = False
