@@ -61,6 +61,19 @@ def test_a_body_comes_back_as_it_went():
     assert back["features"]["history.mask"].shape == (2, 3) and back["features"]["floats"].dtype == np.float32
     np.testing.assert_array_equal(back["candidates"], np.arange(5))
     assert back["flag"].tolist() == [True, False] and (back["user"], back["k"]) == ("ann", 3)
+    large = np.array([2**63 + 1], np.uint64)
+    assert tensors.unpack(tensors.pack({"candidates": large}))["candidates"].tolist() == large.tolist()
+
+
+def test_texts_beyond_the_bound_are_refused_before_they_are_read():
+    raw = tensors.pack(
+        {"candidates": np.array([""] * 5, np.dtypes.StringDType()), "exclude": np.array(["a"], np.dtypes.StringDType())}
+    )
+    assert len(tensors.unpack(raw, texts=6)["candidates"]) == 5
+    with pytest.raises(BadCall, match=r"exclude: expected fewer texts in all, got \[1\]; send fewer"):
+        tensors.unpack(raw, texts=5)
+    assert Limits(candidates=10, events=100).texts == 420
+    assert len(str(BadCall("x" * 10**6, "no"))) < 1100  # a caller's name comes back cut
 
 
 @pytest.mark.parametrize(

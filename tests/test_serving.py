@@ -361,9 +361,9 @@ def test_a_lone_short_call_runs_on_the_loops_thread_and_no_other(world):
         index, loop = Watched(world.index), threading.current_thread()
         async with world.engine(index=index, on_loop=0.05, cache_bytes=1 << 20) as engine:
 
-            async def where(count=1):
+            async def where(count=1, **more):
                 index.threads.clear()
-                requests = [Request(user=3, feature_version=1) for _ in range(count)]
+                requests = [Request(user=3, feature_version=1, **more) for _ in range(count)]
                 for answer in await asyncio.gather(*[engine.rank(each, 5) for each in requests]):
                     expect(world, answer, 3, world.ids[:40], 5)
                 return [thread is loop for thread in index.threads]
@@ -372,8 +372,14 @@ def test_a_lone_short_call_runs_on_the_loops_thread_and_no_other(world):
             assert await where() == [False]  # nobody knows yet how long it takes
             assert await where() == [False]  # too long
             index.seconds = 0.0
+            with pytest.raises((TypeError, ValueError)):
+                await engine.rank(Request(user=3, feature_version=1), 5, candidates=np.array(["a"] * 40))
+            index.seconds = 0.1
+            assert await where() == [False]  # what is refused at once says nothing of the others
+            index.seconds = 0.0
             assert await where() == [False]  # as long as the last one, for all that is known
             assert await where() == [True]
+            assert await where(exclude=np.arange(10**9, 10**9 + 1000)) == [False, False]  # many excluded ids take longer
             assert await where(4) == [False] * 4  # others wait too: threads work at once
             index.is_writing = True  # an update holds the table
             assert await where() == [False]

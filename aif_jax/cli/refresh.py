@@ -15,7 +15,7 @@ from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, REFUSED, UsageError
 from aif_jax.connectors.valkey import FORMS, open_stream
 from aif_jax.refreshing import GateConfig, follow, refresh, watch
-from aif_jax.service.client import Client, ServiceError
+from aif_jax.service.client import GONE, Client, ServiceError
 from aif_jax.train.tasks import TASKS
 
 FLAGS = (
@@ -152,6 +152,8 @@ def run_watch(options: argparse.Namespace) -> int:
     def metrics() -> str:
         with Client(options.service, token=options.token) as client:
             status, _, text = client.request("GET", "/metrics")
+        if status in GONE:
+            raise ConnectionError(f"GET /metrics: expected an answer, got status {status}; it is asked again")
         if status != 200:
             raise ServiceError(status, {"code": "metrics", "message": text.decode(errors="replace")[:200]})
         return text.decode()

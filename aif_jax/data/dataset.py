@@ -175,7 +175,9 @@ class Dataset:
         if self.served is not None:
             return self.served.history_lengths(positions)
         at = np.asarray(positions)
-        return self.log.history_end(at) - self.log.offsets[self.log.user[at]]
+        users = self.log.user[at]
+        self.expect_intact("user", at, users, len(self.users))
+        return self.log.history_end(at) - self.log.offsets[users]
 
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:

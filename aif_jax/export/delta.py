@@ -219,8 +219,8 @@ class Delta:
         if users is not None and self.users is None:
             out = "publish a full refresh with user_table, and deltas from there on"
             raise ValueError(f"delta: expected one with rows of users for a user table, got one without; {out}")
-        moved = None if index is None else index.moved(after, self.items, self.item_rows)
         table = None if users is None or self.users is None else users.moved(after, *self.users)
+        moved = None if index is None else index.moved(after, self.items, self.item_rows)  # last: it cannot be undone
         return DeltaApplied(after, moved, table)
 
     def save(self, path: str | Path) -> None:

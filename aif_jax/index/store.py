@@ -135,7 +135,7 @@ class Store:
     def fits(self, keys: Keys) -> bool:
         """Whether a change of these ids finds room in table and id map, which holds ids of their kind."""
         count = len(keys.key)
-        return keys.kind == self.ids.kind and count <= self.room and self.ids.has_room(count)
+        return keys.kind in (None, self.ids.kind) and count <= self.room and self.ids.has_room(count)
 
     @contextmanager
     def reading(self) -> Iterator[Packed]:
@@ -154,7 +154,8 @@ class Store:
         """Puts what the program makes of items [n] (`run` is the program, or its `packed`) into free rows [n]."""
         for start in range(0, len(rows), self.program.batch_size):
             part = slice(start, start + self.program.batch_size)
-            self._put(run(jax.tree.map(lambda leaf, part=part: leaf[part], items)), rows[part])
+            made = run(jax.tree.map(lambda leaf, part=part: leaf[part], items))
+            self._put(jax.block_until_ready(made), rows[part])  # a reader, perhaps an event loop, must not wait for it
 
     def append(self, stored: Packed, count: int) -> None:
         """Puts a batch of stored rows, of which `count` are items, into the next rows of a new store."""

@@ -49,7 +49,7 @@ from aif_jax.refreshing.job import Job, begin
 from aif_jax.refreshing.run import KEPT, MODEL, USERS
 from aif_jax.service.exports import DELTAS
 from aif_jax.store import sealed
-from aif_jax.store.folders import URL, local, remove_folder
+from aif_jax.store.folders import URL, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import expect_labels
 from aif_jax.train.step import TrainState
@@ -481,8 +481,10 @@ class Chain:
         self.arrivals.positions = {int(partition): at for partition, at in record["positions"].items()}
         self.arrivals.saved = dict(self.arrivals.positions)
         self.refused += record["status"] == "refused"
-        if (before := self.job.path(name_of(number - 1)) / STATE).is_dir():
-            remove_folder(before)  # only the last one is read
+        before = self.job.path(name_of(number - 1))
+        remove_unfinished(before)  # of a process that was killed in the next line
+        if (before / STATE).is_dir():
+            remove_folder(before / STATE)  # only the last one is read
         if record["status"] != "published":
             return
         self.deltas += 1

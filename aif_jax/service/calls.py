@@ -29,6 +29,7 @@ class BadCall(ValueError):
     """A call that is not what it should be; `field` names the part."""
 
     def __init__(self, field: str, message: str):
+        field = field[:MOST_TEXT]  # a caller's name may have any length
         super().__init__(f"{field}: {message}")
         self.field = field
 
@@ -52,6 +53,11 @@ class Limits:
     def __post_init__(self):
         for name, bound in vars(self).items():
             expect(bound > 0, name, "more than 0", bound)
+
+    @property
+    def texts(self) -> int:
+        """Texts in the tensors of one call: ids of candidates, and columns of events."""
+        return 2 * self.candidates + 4 * self.events
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

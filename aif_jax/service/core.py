@@ -214,7 +214,8 @@ class Service:
         served = self._picked(call)
         _expect_order(call, served)
         given: list[Candidates] = []
-        request, candidates = self._request(call, served), candidates_from(call) if batches is None else _noted(batches, given)
+        candidates = candidates_from(call) if batches is None else _noted(batches, given)
+        request = self._request(call, served)
         with engine_checks():
             answer = self._marked(await served.engine.rank(request, call.k, candidates=candidates), served)
         self._observe("rank", call, served, answer, request, given)

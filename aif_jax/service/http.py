@@ -229,7 +229,9 @@ class App:
         reader = READERS.get(asked.kind)
         if reader is None:
             raise BadCall("content-type", f"expected one of {', '.join(READERS)}, got {asked.kind[:80]!r}")
-        return parse(reader(asked.body), self._service.policy.limits)
+        limits = self._service.policy.limits
+        most = {"texts": limits.texts} if reader is tensors.unpack else {}
+        return parse(reader(asked.body, **most), limits)
 
     async def _rank(self, asked: Asked) -> Response:
         call = self._call(asked)

@@ -169,7 +169,7 @@ class InferenceRest:
             raise BadCall("inference-header-content-length", expected)
         end = len(asked.body) if length is None else int(length)
         head, data = tensors.parse_json(asked.body[:end]), asked.body[end:]
-        inputs = tensors.arrays_from(head.get("inputs"), data)
+        inputs = tensors.arrays_from(head.get("inputs"), data, texts=self._service.policy.limits.texts)
         call_id = head.get("id", "")
         wanted, binary = _outputs(head)
         answer = await infer(self._service, version=version, call_id=call_id, inputs=inputs)
@@ -210,6 +210,7 @@ GRPC_SERVICE = f"{rpc.INFERENCE}.GRPCInferenceService"
 CONTENTS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
     "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
 PARAMETERS = {bool: "bool_param", int: "int64_param", str: "string_param"}

@@ -203,8 +203,7 @@ class Models:
         """Loads what serves and begins to follow. Raises what `restore` raises, or ValueError for an export without index."""
         await self._serve(read_current(self.root, only=self._only))
         try:
-            await self._apply_deltas()
-            await self._refresh()
+            await self._catch_up()
         except Exception as error:  # of an index or a delta that comes later: those of the export serve
             self._failed(error)
         moves = self._only is None and self._entries[0].folder
@@ -295,10 +294,18 @@ class Models:
                 served = self._take(place, await self._moved(served, paths))
                 logger.info("version %s of %s serves, delta %d", served.version[:12], served.entry.folder, served.deltas)
 
+    async def _catch_up(self) -> None:
+        """Applies deltas, and takes over what nearline jobs wrote, whatever became of the deltas."""
+        try:
+            await self._apply_deltas()
+        finally:
+            await self._refresh()
+
     def _take(self, place: int, served: Served) -> Served:
         """Serves a version in place of another one of the same export."""
         self.shares[place] = (self.shares[place][0], served)
-        self.held = [served, *self.held]
+        serving = [each for _, each in self.shares]  # first: `_close_old` takes the last ones
+        self.held = serving + [each for each in self.held if each not in serving]
         self.publishes += 1
         self._close_old()
         return served
@@ -308,8 +315,7 @@ class Models:
 
         def apply() -> tuple[int, Restored, UserTable | None]:
             number, parts = 0, (served.restored.trained, served.restored.index, served.users.table)
-            for path in paths:
-                delta = Delta.load(path)
+            for delta in [Delta.load(path) for path in paths]:  # all are read before one moves the index
                 number, parts = delta.number, delta.apply(*parts)
             trained, index, table = parts
             return number, dataclasses.replace(served.restored, trained=trained, index=index), table
@@ -386,8 +392,7 @@ class Models:
                 entries = await asyncio.to_thread(read_current, self.root, only=self._only)
                 if entries != self._entries:
                     await self._serve(entries)
-                await self._apply_deltas()
-                await self._refresh()
+                await self._catch_up()
                 wait, self.problem = self._poll, None
             except Exception as error:  # of folders that others write: what serves goes on
                 wait = min(2 * wait, LONGEST_WAIT)

@@ -26,7 +26,7 @@ CONTENT_TYPE = "application/octet-stream"
 ARROW = "application/vnd.apache.arrow.stream"
 DATATYPES = {
     "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1",
-    "UINT16": "<u2", "UINT32": "<u4", "FP32": "<f4", "FP64": "<f8",
+    "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 NAMES = {np.dtype(code): name for name, code in DATATYPES.items()}  # `dtype.name` takes longer than the rest of an array
 MOST_TENSORS = 256
@@ -50,11 +50,11 @@ def pack(fields: Mapping[str, Any]) -> bytes:
     return b"".join([ENCODE(plain).encode(), b"\n", *parts])
 
 
-def unpack(body: bytes) -> dict[str, Any]:
+def unpack(body: bytes, *, texts: int = 1 << 24) -> dict[str, Any]:
     """The fields of a body. Raises BadCall for anything that `pack` does not write."""
     head, _, data = body.partition(b"\n")
     fields = parse_json(head)
-    for name, value in arrays_from(fields.pop("tensors", []), data).items():
+    for name, value in arrays_from(fields.pop("tensors", []), data, texts=texts).items():
         put(fields, name, value)
     return fields
 
@@ -175,8 +175,8 @@ def _texts(name: str, values: Sequence[Any]) -> np.ndarray:
         raise BadCall(name, f"expected UTF-8: {error.reason}") from None
 
 
-def arrays_from(listed: Any, data: bytes) -> dict[str, np.ndarray]:
-    """Tensors by name; those with `binary_data_size` take their bytes from the data, in order."""
+def arrays_from(listed: Any, data: bytes, *, texts: int = 1 << 24) -> dict[str, np.ndarray]:
+    """Tensors by name, with at most so many texts in all; those with `binary_data_size` take their bytes from the data."""
     if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
         raise BadCall("tensors", f"expected a list of at most {MOST_TENSORS}, got {listed!r:.40}")
     arrays: dict[str, np.ndarray] = {}
@@ -187,6 +187,8 @@ def arrays_from(listed: Any, data: bytes) -> dict[str, np.ndarray]:
             raise BadCall("tensors", f"expected different names, got {name!r:.80}")
         kind: Any = entry.get("datatype")
         shape = expect_shape(name, kind, entry.get("shape"))
+        if kind == "BYTES" and (texts := texts - math.prod(shape)) < 0:
+            raise BadCall(name, f"expected fewer texts in all, got {shape}; send fewer")
         parameters = entry.get("parameters") or {}
         size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
         if size is None:

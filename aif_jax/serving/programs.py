@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -175,9 +176,9 @@ class HistoryLayout(NamedTuple):
     def of(cls, features: Any) -> HistoryLayout:
         """The layout of features; of no length where they are none, which the check reports."""
         history = getattr(features, "history", None)
-        if isinstance(history, Streamed):
-            return cls(np.size(getattr(history.since, "time", ())), True)
-        return cls(np.size(getattr(history, "mask", ())) or -1)
+        streamed = isinstance(history, Streamed)
+        size = getattr(getattr(history.since, "time", None) if streamed else getattr(history, "mask", None), "size", 0)
+        return cls(size if isinstance(size, int) and (size or streamed) else -1, streamed)
 
     def __str__(self) -> str:
         return f"a row and {self.places} events since" if self.streamed else f"a history of L={self.places}"
@@ -208,6 +209,7 @@ class Programs:
         self.one_by_one = jax.default_backend() == "cpu"  # its caches hold the arrays of one request of a batch
         # The least share of a compiled size that must be filled: one by one, a place to spare costs as much as a request.
         self.full = 1.0 if self.one_by_one else 0.75
+        self.batchers: weakref.WeakSet[Any] = weakref.WeakSet()  # whose work shares the device
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._constants: dict[Any, Any] = {}
         self._lock = threading.Lock()

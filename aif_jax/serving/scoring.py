@@ -48,8 +48,9 @@ class ScoringTask(NamedTuple):
 
     @property
     def shape(self) -> tuple[HistoryLayout, int, bool] | None:
-        """What its time depends on; None while an update writes into the index."""
-        return None if self.snapshot.index.is_writing else (self.user.layout, self.bucket, self.whole)
+        """What its time depends on; None while an update writes into the index, and where many ids are excluded."""
+        many = self.exclude is not None and len(self.exclude) > self.bucket
+        return None if many or self.snapshot.index.is_writing else (self.user.layout, self.bucket, self.whole)
 
 
 class Scored(NamedTuple):
@@ -69,7 +70,9 @@ class Scorer:
         self._programs = programs
         sizes = batch_sizes(config.batch_size)
         threads, on_loop = config.score_threads, config.on_loop
-        self._tasks = Batcher("aif-score", threads, on_loop, sizes, full=programs.full, prepare=_look_up, run=self._run)
+        self._tasks = Batcher(
+            "aif-score", threads, on_loop, sizes, full=programs.full, prepare=_look_up, run=self._run, beside=programs.batchers
+        )  # fmt: skip
         self.submit = self._tasks.submit
         self.close = self._tasks.close
         self._repeats = False  # whether the latest candidates that were looked through had repeats

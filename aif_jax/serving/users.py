@@ -296,7 +296,9 @@ class UserStates:
         self._metrics = metrics
         sizes = batch_sizes(config.batch_size)
         threads, on_loop = config.user_threads, config.on_loop
-        self._tasks = Batcher("aif-user", threads, on_loop, sizes, full=programs.full, prepare=self._pack, run=self._run)
+        self._tasks = Batcher(
+            "aif-user", threads, on_loop, sizes, full=programs.full, prepare=self._pack, run=self._run, beside=programs.batchers
+        )  # fmt: skip
         self._store = store
         self._putting: set[asyncio.Task[None]] = set()
         self._serving: str | None = None  # version whose states are cached

@@ -353,7 +353,7 @@ class UserProgram:
         self.batch_size = batch_size
         self.lanes = min(LANES, batch_size)
         self.sizes = tuple(size for size in (1, 16) if size < batch_size) + (batch_size,)
-        empty = jax.jit(lambda: pack(model.new_user(), storage))()
+        empty = _empty_row(model.new_user, storage)
         self.layout = empty.layout
         self.empty = np.asarray(empty.words)
         """uint32 [W], the row of a user without events."""
@@ -433,6 +433,11 @@ def pack(memory: UserMemory, kind: Storage) -> Packed:
 def unpack(packed: Packed) -> UserMemory:
     """The memory of ONE user that `pack` packed."""
     return packed.widened()
+
+
+@lru_cache(maxsize=16)
+def _empty_row(new_user: Any, kind: Storage) -> Packed:
+    return jax.jit(lambda: pack(new_user(), kind))()
 
 
 @lru_cache(maxsize=16)
