@@ -47,14 +47,14 @@ def points(gap: Interval) -> tuple[float, list[list[float]]]:
 
 
 def blocks(results: Path) -> dict[str, dict[str, Interval]]:
-    """GAUC that each block adds to `presets.aif`, by data set and block: left out, or added; validation, one seed."""
+    """GAUC that each block adds to `presets.aif`, by data set and block: left out, or added; validation, one seed and epoch."""
     found = records.read(results)
     made: dict[str, dict[str, Interval]] = {}
     for dataset in ("movielens", "taobao"):
         runs = {
             r["model"]: r
             for r in found.values()
-            if (r["dataset"], r["split"], r["met"]) == (dataset, "validation", "by the data")
+            if (r["dataset"], r["split"], r["met"], r["epochs"]) == (dataset, "validation", "by the data", 1)
         }
         if AIF not in runs:
             continue

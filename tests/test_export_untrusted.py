@@ -316,7 +316,7 @@ OFFSETS = {
 def test_offsets_of_vocabularies_are_refused_before_strings_are_made(kind):
     data = np.frombuffer(bytes(range(97, 107)) * (0 if kind == "empty" else 100), np.uint8)
     arrays = {"utf8": data, "offsets": OFFSETS[kind]}
-    with pytest.raises(ExportError, match="offsets int64 .* that rise from 0"):
+    with pytest.raises(ExportError, match="offsets int64 that rise from 0"):
         consume.model._vocabularies({f"item/{name}": array for name, array in arrays.items()})
     with pytest.raises(ValueError, match="offsets int64 that rise from 0"):
         Vocabulary.from_arrays(arrays)
@@ -418,7 +418,7 @@ def test_leaves_larger_than_memory_are_refused(originals, monkeypatch):
     with pytest.raises(CheckpointError, match="expected at most 65536 files, this one of at most 50 bytes"):
         checkpoint.load(originals / "one")
     monkeypatch.setattr(storage, "_check_files", lambda path: None)
-    with pytest.raises(CheckpointError, match="expected at most 50 bytes of arrays"):
+    with pytest.raises(CheckpointError, match="expected at most the 50 bytes of memory here, it lists"):
         checkpoint.load(originals / "one")
 
 

@@ -32,7 +32,7 @@ PARAMS = {"item": {"scale": np.float32(3)}}
 # An item function that compiles in no time: these tests are about files and processes.
 MODEL = aif.build(CONFIG)._replace(item=lambda params, f: {"vector": f.floats * params["item"]["scale"], "item": f.ids["item"]})
 TRAINED = aif.Trained(MODEL, PARAMS)
-UPDATES = 200
+UPDATES = 400
 
 # When one array of a damaged folder cannot be read, the reads of the others may end after Orbax closed its event loop, and the
 # array store's thread then complains to nobody.

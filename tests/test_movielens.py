@@ -189,7 +189,7 @@ MALFORMED = [  # layout, change, file, line, expected, got
     ("100k", ("u.user", "|53|", "|?|"), "u.user", 1, "a whole number of 0 or more", "'?'"),
     ("100k", ("u.user", "3|24", "7|24"), "u.user", 2, "every id once", "7, which is in line 1 too"),
     ("1m", ("ratings.dat", "7::10::3::100", "7:10::3::100"), "ratings.dat", 3, "4", "3 in '7:10::3::100'"),
-    ("1m", ("ratings.dat", "7::10", "7\x1f10"), "ratings.dat", None, "text without the character '\\x1f'", "some"),
+    ("1m", ("ratings.dat", "7::10", "7\x1f10"), "ratings.dat", None, "text without '\\x1f'", "some"),
     ("1m", ("ratings.dat", "7::10::3::100\n", "7::10::3::1"), "ratings.dat", None, "a line end after the last line", "'7::10"),
     ("1m", ("movies.dat", "Heat (1995)::", "Heat (1995):"), "movies.dat", 1, "3", "2 in"),
     ("1m", ("users.dat", "3::M", "3"), "users.dat", 2, "5", "4 in"),

@@ -85,7 +85,7 @@ def test_the_shared_folders_come_out_of_the_recipes_again(tmp_path):
     """The merged users, dealt to three releases with other ids, 12 of them in two, and the films in another order."""
     merged = SHARED / "movielens-small-merged"
     tables = {
-        name: list(csv.reader(open(merged / f"{name}.csv", encoding="utf-8", newline="")))[1:]
+        name: list(csv.reader((merged / f"{name}.csv").read_text(encoding="utf-8").splitlines(keepends=True)))[1:]
         for name in ("ratings", "movies", "tags")
     }
     movies = {int(film): rest for film, *rest in tables["movies"][::-1]}

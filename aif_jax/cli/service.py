@@ -89,7 +89,9 @@ def run_serve(options: argparse.Namespace) -> int:
     """Serves an exported model over HTTP and gRPC until SIGTERM; prints its addresses as JSON when it is ready."""
     is_store = URL.match(options.folder) is not None
     if is_store != (options.mirror is not None):
-        raise UsageError(f"serve: expected a URL with --mirror alone, got {options.folder} and {options.mirror}")
+        raise UsageError(
+            f"serve: expected a folder, or the URL of a store and --mirror, got {options.folder} and --mirror {options.mirror}"
+        )
     folder = options.mirror if is_store else Path(options.folder)
     if not is_store and not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected an exported folder, got none; write one: aif-jax export")

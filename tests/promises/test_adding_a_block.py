@@ -95,7 +95,9 @@ except ValueError as error:
     print(error)
 """
     message = python(code)
-    assert message.startswith("block 'Decay': expected one of ['Bea', ") and "import the module that defines it" in message
+    assert (
+        message.startswith("block: expected one of ['Bea', ") and "got 'Decay'; import the module with its `@block`" in message
+    )
 
 
 def test_staged_equals_joint(trained):
