@@ -631,7 +631,7 @@ def picture(results: Path, path: Path) -> None:
         axis.set(title=title, xlabel="ms after retrieval, 1,000 candidates (p50)", xlim=(0, 1.1), ylim=(-0.5, 5.5))
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("GAUC points over two-tower")
-    figure.suptitle("Half a millisecond buys two to four points")
+    figure.suptitle("A third of a millisecond buys two to four points")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
 
