@@ -109,7 +109,7 @@ def test_a_version_that_does_worse_in_service_is_taken_back(tmp_path, capsys):
     index = ItemIndex.build(other, data.catalogue, batch_size=64, progress=False)
     save(tmp_path / "other", other, index, platforms=("cpu",), stablehlo=False)
     first = store.publish(made.root / "one")
-    given = ["--out", store.url, "--every", "0.1", "--requests", "50"]
+    given = ["--out", store.url, "--every", "0.1", "--requests", "50", "--slowdown", "1000"]
     with Mirror(store, tmp_path / "here", keep=2, poll=0.05), running(tmp_path / "here", keep=2) as service:
         given += ["--service", service.addresses["http"]]
         assert main(["watch", *given]) == 2 and "expected a snapshot to go back to" in capsys.readouterr().err

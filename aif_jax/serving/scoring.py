@@ -71,7 +71,7 @@ class Scorer:
         sizes = batch_sizes(config.batch_size)
         threads, on_loop = config.score_threads, config.on_loop
         self._tasks = Batcher(
-            "aif-score", threads, on_loop, sizes, full=programs.full, prepare=_look_up, run=self._run, beside=programs.batchers
+            "aif-score", threads, on_loop, sizes, full=programs.full, prepare=_look_up, run=self._run, sharing=programs.batchers
         )  # fmt: skip
         self.submit = self._tasks.submit
         self.close = self._tasks.close

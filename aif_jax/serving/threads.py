@@ -322,7 +322,7 @@ class Batcher(Generic[T]):
 
     A thread that becomes free takes the task that has waited longest and, up to the largest compiled size, those of the same
     key. So batches form only where tasks have to wait, and a lone task never waits for others. One whose like took at most
-    `on_loop` seconds lately runs on the loop's thread, unless a thread of a batcher beside it works or two came in one turn.
+    `on_loop` seconds lately runs on the loop's thread, unless a thread works for the same device or two came at once.
 
     Args:
       name: name of the threads.
@@ -332,7 +332,7 @@ class Batcher(Generic[T]):
       full: the least share of a size that must be filled with tasks; the rest is computed for nothing.
       prepare: the work of one task on the host. An exception of one concerns that task alone.
       run: `run(tasks, prepared, started)` -> one result for each of the tasks that could be prepared.
-      beside: batchers whose work shares the device, this one among them once it is made; None for no other.
+      sharing: batchers whose work shares the device, this one among them once it is made; None for no other.
     """
 
     def __init__(
@@ -345,11 +345,11 @@ class Batcher(Generic[T]):
         full: float,
         prepare: Callable[[T], Any],
         run: Callable[[list[T], list[Any], float], Sequence[Any]],
-        beside: weakref.WeakSet[Any] | None = None,
+        sharing: weakref.WeakSet[Any] | None = None,
     ):
         self.sizes = sizes
-        self._beside = weakref.WeakSet[Any]() if beside is None else beside
-        self._beside.add(self)
+        self._sharing = weakref.WeakSet[Any]() if sharing is None else sharing
+        self._sharing.add(self)
         self.seconds = 0.0  # of a thread that a task took lately, over the number of threads: how fast a queue gets shorter
         self._threads = threads
         self._on_loop = on_loop
@@ -383,7 +383,7 @@ class Batcher(Generic[T]):
         """On the loop: computes a lone short task, or lets threads compute what waits."""
         self._called = False
         with self._lock:
-            alone = len(self._waiting) == 1 and not any(each._working for each in self._beside)
+            alone = len(self._waiting) == 1 and not any(each._working for each in self._sharing)
             alone = alone and self._lately.get(self._waiting[0].shape, math.inf) <= self._on_loop
             threads = 0 if alone else min(self._threads - self._working, len(self._waiting))
             self._working += threads

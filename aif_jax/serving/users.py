@@ -297,7 +297,8 @@ class UserStates:
         sizes = batch_sizes(config.batch_size)
         threads, on_loop = config.user_threads, config.on_loop
         self._tasks = Batcher(
-            "aif-user", threads, on_loop, sizes, full=programs.full, prepare=self._pack, run=self._run, beside=programs.batchers
+            "aif-user", threads, on_loop, sizes,
+            full=programs.full, prepare=self._pack, run=self._run, sharing=programs.batchers,
         )  # fmt: skip
         self._store = store
         self._putting: set[asyncio.Task[None]] = set()
