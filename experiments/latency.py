@@ -117,7 +117,7 @@ def build(world: World, options, length: int) -> dict[str, Model]:
 async def start(
     stack: contextlib.AsyncExitStack, models: dict[str, Model], count: int, k: int, *, ready: bool = False
 ) -> dict[str, Any]:
-    """All services, compiled and warm; `ready` ones have user state and candidates at hand."""
+    """All services, compiled and warm; `ready` ones have user state and candidates already."""
     delays = Delays(0.0, 0.0) if ready else Delays()
     services: dict[str, Any] = {
         "aif": Engine(models["aif"], candidates=count, delays=delays, ready=ready),

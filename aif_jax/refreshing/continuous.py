@@ -200,15 +200,13 @@ def follow(
 class Arrivals:
     """Events of the stream under the encoder of the chain, in the order in which they came; a `Target` of a `Follower`.
 
-    Attributes:
-      left_out: events of unknown users, and from before the chain.
+    Events of unknown users, and from before the chain, are left out.
     """
 
     def __init__(self, encoder: Encoder, until: int):
         self.encoder, self.until = encoder, until
         self._parts = [{name: np.zeros(0, np.int64 if name == "time" else np.int32) for name in COLUMNS}]
         self._used = np.zeros(0, bool)
-        self.left_out = 0
         self.positions: dict[int, int] = {}
         self.saved: dict[int, int] = {}
 
@@ -254,7 +252,6 @@ class Arrivals:
         user = self.encoder.vocabularies["user"].encode(as_ids(plain(column_of(table, name)), name))[order]
         seconds = np.asarray(made.time).astype(np.int64) + STAMP_ZERO
         counts = (user > 0) & (seconds >= self.until)
-        self.left_out += int(np.count_nonzero(~counts))
         columns, like = {"user": user, "item": made.item, "action": made.action, "time": seconds}, self._parts[0]
         return {each: np.asarray(column)[counts].astype(like[each].dtype) for each, column in columns.items()}
 

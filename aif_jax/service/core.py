@@ -188,11 +188,11 @@ class Service:
           Stale: a model older than the policy allows.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """
-        return await self._answered("rank", call, self._rank(call, batches))
+        return await self._answered("rank", self._rank(call, batches))
 
     async def score(self, call: Call) -> Reply[Scores]:
         """Logits of a call's candidates, in their order; raises as `rank`."""
-        return await self._answered("score", call, self._score(call))
+        return await self._answered("score", self._score(call))
 
     async def prepare(self, call: Call) -> Served:
         """Computes the state of a user who is coming, for a later call that brings the id alone; raises as `rank`."""
@@ -229,7 +229,7 @@ class Service:
         self._observe("score", call, served, answer, request, [])
         return Reply(answer, served)
 
-    async def _answered(self, method: str, call: Call, work: Any) -> Any:
+    async def _answered(self, method: str, work: Any) -> Any:
         code, reply = "OK", None
         try:
             reply = await work

@@ -375,7 +375,8 @@ class UserTable:
     def copy(self) -> UserTable:
         """A table with a copy of the rows, for a snapshot while updates continue."""
         made = object.__new__(UserTable)
-        made.__dict__ |= self.__dict__ | {"rows": self._in_memory().copy()}
+        rows = self._in_memory()  # of rows over others a copy already
+        made.__dict__ |= self.__dict__ | {"rows": rows.copy() if rows is self.rows else rows}
         return made
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:

@@ -239,7 +239,7 @@ def parts_of(trial: Trial, data: datasets.StudyData) -> list[Part]:
 
 
 def rolling(log: EventLog, *, blocks: tuple[float, ...] = BLOCKS, last: int = LAST) -> list[Part]:
-    """The time line in blocks, each judged by a model of its own: many users, and nothing of the future trained on.
+    """The time line in blocks, each judged by another model: many users, and nothing of the future trained on.
 
     The blocks begin at these shares of all events by time, at moments that are the same for all users; events before the first
     block judge nobody. The model of a block is trained on all events that are strictly earlier than the block, of all users,
