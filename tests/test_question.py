@@ -8,9 +8,9 @@ from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
 from aif_jax.data.candidates import SampleKey
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import SeenPairs
+from aif_jax.data.sampling import SeenPairs, item_counts
 from aif_jax.metrics import ByUser
-from experiments.study import datasets, popular_now, question, records
+from experiments.study import datasets, popular_now, question, records, rules
 from experiments.study.similarity import upper_half
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -193,3 +193,30 @@ def test_blocks_train_on_the_past_alone_and_judge_each_user_once():
         assert np.bincount(log.user[part.held]).max() <= 5
         assert (log.offsets[log.user[part.held] + 1] - part.held <= 5).all()
     assert (final[sorted(judged[0])] < log.time[parts[1].seen].max() + 1).all()  # their very last event is in their block
+
+
+def test_rules_by_hand(smoke):
+    """The latest met item first, then the others by their training events; what has none comes last, or first."""
+    log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 3], [1, 1, 1, 1], [10, 20, 30, 10])
+    popularity, at = np.array([0, 0, 7, 2, 1, 1, 0]), np.array([2])
+    orders = {rule: np.argsort(-rules.scores(rule, log, at, popularity)[0, 2:], kind="stable") + 2 for rule in rules.RULES}
+    assert orders[rules.POPULARITY].tolist() == [2, 3, 4, 5, 6] and orders[rules.UNPOPULARITY].tolist() == [6, 4, 5, 3, 2]
+    assert orders[rules.MET_FIRST].tolist() == [5, 4, 2, 3, 6] and orders[rules.MET_UNPOPULAR].tolist() == [5, 4, 6, 3, 2]
+
+
+def test_rules_are_judged_like_models(smoke, tmp_path):
+    """The metrics of a rule's scores are those that a model with the same scores would get."""
+    rules.main(["--dataset", "smoke", "--results", str(tmp_path)])
+    made = records.read(tmp_path)
+    assert {record["model"] for record in made.values()} == set(rules.RULES)
+    trial = question.Trial(dataset="smoke", model=rules.POPULARITY, split="test", epochs=0)
+    (part,) = question.parts_of(trial, smoke)
+    requests = question.requests_of(trial, part, smoke)
+    counts = item_counts(smoke.dataset, part.seen)
+    found = question.by_user(tmp_path, made[trial.id], "gauc_all")
+    users = smoke.dataset.log.user[requests.positions]
+    of_one = users == found.users[0]
+    scores = counts[requests.rows[of_one]]
+    positive, negative = scores[:, :1], scores[:, 1:].ravel()
+    expected = (positive > negative).mean() + 0.5 * (positive == negative).mean()
+    assert found.values[0] == pytest.approx(expected) and 0 < expected < 1

@@ -78,7 +78,7 @@ MODELS: dict[str, dict[str, Any]] = {
     ),
 }
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
-WITHOUT_MEMORY = "aif without linear memory"
+WITHOUT_MEMORY, WITHOUT_MATCHING = "aif without linear memory", "aif without matching statistics"
 _COMPARED = (BASE, WITH_MATCHING, AIF)
 _SEQUENCE: dict[str, tuple[dict[str, Any], float | None]] = {
     "sequence loss 0.1, 32 events": ({}, 0.1),
@@ -95,6 +95,7 @@ MODELS |= {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
 MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
 PLANS = ("validation", "tuning", "sequence", "taught", "test", "rolling", "smoke")
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
+METRICS = ("gauc", "gauc_trained", "hr100", "hr100_trained")
 TIMES = "times.json"
 SEEDS = (0, 1, 2)
 EPOCHS = 3
@@ -158,7 +159,8 @@ def plan(name: str) -> list[Trial]:
         return list(dict.fromkeys([*first, *others, *kept]))
     if name == "tuning":
         tried = (BASE, WITH_MATCHING, AIF)
-        settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), dict(epochs=2, learning_rate=5e-3))
+        slower = dict(epochs=3, learning_rate=5e-3)
+        settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), slower, dict(epochs=5))
         return [Trial(dataset=on, model=model, **options) for options in settings for model in tried for on in both]
     if name in ("sequence", "taught"):
         tried = tuple(SEQUENCE if name == "sequence" else TAUGHT)
@@ -169,6 +171,7 @@ def plan(name: str) -> list[Trial]:
         given = dict(split=name, epochs=EPOCHS)
         tried = [(BASE, seed) for seed in SEEDS] + [(model, seed) for seed in SEEDS for model in (AIF, WITH_MATCHING)]
         tried += [(WITHOUT_MEMORY, seed) for seed in SEEDS]
+        tried += [(model, seed) for model in (FULL, WITHOUT_MATCHING) for seed in SEEDS if name == "test"]
         return [Trial(dataset=on, model=model, seed=seed, **given) for model, seed in tried for on in both]
     if name == "smoke":
         rolled = [Trial(dataset="smoke", model=BASE, split="rolling")]
@@ -269,10 +272,19 @@ def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
     return held_out(data.dataset, part.held, sampler, requests=64 if trial.dataset == "smoke" else REQUESTS[trial.split])
 
 
+def catalogue_requests(requests: Requests) -> np.ndarray:
+    """The requests that rank the whole catalogue: positions, ascending."""
+    return np.sort(np.random.default_rng(2).permutation(requests.positions)[:CATALOGUE_REQUESTS])
+
+
 def evaluate(
     trial: Trial, part: Part, model: aif.PreRanker, params: Params, data: datasets.StudyData, *, progress: bool
 ) -> dict[str, ByUser]:
-    """Metrics by user: `gauc` of the data's kind of candidates, and of both kinds; `met` against met items; hit rates."""
+    """Metrics by user: `gauc` of the data's kind of candidates, and of both kinds; `met` against met items; hit rates.
+
+    `gauc_trained` and `hr100_trained` are of the requests whose item has a training event, as every sampled negative has: a
+    model cannot tell it by being new.
+    """
     dataset, requests = data.dataset, requests_of(trial, part, data)
     scores = sampled_scores(model, params, dataset, requests, progress=progress)
     users = dataset.log.user[requests.positions][:, None]
@@ -287,17 +299,22 @@ def evaluate(
     }
     found["gauc"] = found["gauc_all" if data.repeats else "gauc_unmet"]
     counts = item_counts(dataset, part.seen)
-    at = np.sort(np.random.default_rng(2).permutation(requests.positions)[:CATALOGUE_REQUESTS])
+    of_trained = (counts[requests.rows[:, :1]] > 0) & (True if data.repeats else ~met)
+    found["gauc_trained"] = metrics.gauc_by_user(*known, where=of_trained)
+    at = catalogue_requests(requests)
     ranks = np.zeros((len(UNTRAINED), len(at)), np.int64)
     given: dict[str, Any] = dict(repeats=data.repeats, batch_size=4, progress=progress)
     for rows, every in catalogue_scores(model, params, dataset, at, **given):
         for place, untrained in enumerate(UNTRAINED):
             offset = popularity_offset(counts, untrained=untrained)
             ranks[place, rows] = rank_of(every + offset, dataset.log.item[at[rows]])
-    owners = dataset.log.user[at]
+    owners, of_trained = dataset.log.user[at], counts[dataset.log.item[at]] > 0
     for place, untrained in enumerate(UNTRAINED):
         for k in (10, 100):
-            found[f"hr{k}@{untrained:g}"] = metrics.mean_by_user((ranks[place] < k).astype(float), owners)
+            hits = (ranks[place] < k).astype(float)
+            found[f"hr{k}@{untrained:g}"] = metrics.mean_by_user(hits, owners)
+            if k == 100:
+                found[f"hr100_trained@{untrained:g}"] = metrics.mean_by_user(hits[of_trained], owners[of_trained])
     return found
 
 
@@ -408,6 +425,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plan", nargs="+", default=["validation"], help=f"{', '.join(PLANS)} (default validation)")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--model", nargs="+", help="only these models, of --times too")
+    parser.add_argument("--seed", nargs="+", type=int, help="only these seeds")
     parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/question"), help="models (default %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the runs that are missing and stop")
@@ -435,7 +453,8 @@ def main(arguments: list[str] | None = None) -> None:
     for trial in (trial for name in options.plan for trial in plan(name)):
         if trial.id in records.read(options.results):
             continue
-        if (options.dataset and trial.dataset not in options.dataset) or (options.model and trial.model not in options.model):
+        wanted = ((trial.dataset, options.dataset), (trial.model, options.model), (trial.seed, options.seed))
+        if any(allowed and value not in allowed for value, allowed in wanted):
             continue
         if options.list:
             print(trial.id)
@@ -470,7 +489,8 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
     """What `presets.aif` is judged by, by data set: the test split, every seed there is, additions on no model.
 
     `gauc_points` and `hr100_ratio` are over the two-tower model, `..._over_matching` over the one with matching statistics,
-    each with `_low` and `_high`, the 95 % interval over users. `met_items` is the share of the sampled negatives that the user
+    each with `_low` and `_high`, the 95 % interval over users; `gauc_trained_points` and `hr100_trained_ratio` are of requests
+    whose item has a training event. `met_items` is the share of the sampled negatives that the user
     has met. Times are ratios of medians: `critical_ratio_exact` full attention over the preset at L=2,048,
     `score_over_head_...` the scoring program over its head alone at C=1,000.
     """
@@ -481,9 +501,12 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
             continue
         figures: dict[str, float] = {}
         for other, more in ((BASE, ""), (WITH_MATCHING, "_over_matching")):
-            for metric, key, scale in (("gauc", "gauc_points", 100.0), ("hr100", "hr100_ratio", 1.0)):
+            for metric in METRICS:
+                if not all(named(metric, found, run) in run["figures"] for name in (AIF, other) for run in runs[name]):
+                    continue
                 ours, theirs = (pooled(results, found, runs[name], metric) for name in (AIF, other))
-                gap = metrics.paired_interval(ours, theirs, ratio=metric == "hr100")
+                gap = metrics.paired_interval(ours, theirs, ratio=metric.startswith("hr"))
+                key, scale = (metric + "_ratio", 1.0) if metric.startswith("hr") else (metric + "_points", 100.0)
                 for end, value in zip(("", "_low", "_high"), gap, strict=True):
                     figures[f"{key}{more}{end}"] = scale * value
         figures["met_items"] = runs[AIF][0]["met_items"]
@@ -498,9 +521,13 @@ def runs_of(found: dict[str, dict[str, Any]], dataset: str, model: str, *, epoch
 
 
 def pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
-    """A metric by user, averaged over seeds; HR@100 with the model's own offset of untrained items."""
-    name = metric if metric == "gauc" else f"hr100@{chosen(found, runs[0]):g}"
-    return over_seeds([by_user(results, run, name) for run in runs])
+    """A metric of METRICS by user, averaged over seeds."""
+    return over_seeds([by_user(results, run, named(metric, found, runs[0])) for run in runs])
+
+
+def named(metric: str, found: dict[str, dict[str, Any]], run: dict[str, Any]) -> str:
+    """What a record calls a metric of METRICS: hit rates are those under the model's own offset of untrained items."""
+    return f"{metric}@{chosen(found, run):g}" if metric.startswith("hr") else metric
 
 
 def measure_times(
@@ -589,17 +616,21 @@ def report(results: Path) -> str:
         groups.setdefault((*key, record["model"]), []).append(record)
     for key, runs in sorted(groups.items()):
         cells = [f"{', '.join(key[:-1])}: {key[-1]} ({len(runs)} seeds)"]
-        for name in ("gauc", f"hr100@{chosen(found, runs[0]):g}"):
-            ours = over_seeds([by_user(results, record, name) for record in runs])
+        for metric in METRICS:
+            name = named(metric, found, runs[0])
+            if not all(name in record["figures"] for record in runs):
+                continue
+            ours = pooled(results, found, runs, metric)
             spread = np.std([record["figures"][name] for record in runs], ddof=1) if len(runs) > 1 else float("nan")
             inside = metrics.user_interval(ours)
             cells.append(f"{name} {inside.value:.4f} [{inside.low:.4f}, {inside.high:.4f}] seeds ±{spread:.4f}")
             for other in (BASE, WITH_MATCHING):
                 if (*key[:-1], other) in groups and key[-1] != other:
                     theirs = groups[(*key[:-1], other)]
-                    named = name if name == "gauc" else f"hr100@{chosen(found, theirs[0]):g}"
-                    base = over_seeds([by_user(results, record, named) for record in theirs])
-                    gap = metrics.paired_interval(ours, base, ratio=name != "gauc")
+                    if not all(named(metric, found, record) in record["figures"] for record in theirs):
+                        continue
+                    base = pooled(results, found, theirs, metric)
+                    gap = metrics.paired_interval(ours, base, ratio=metric.startswith("hr"))
                     cells.append(f"   against {other}: {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
         lines.append("\n  ".join(cells))
     return "\n".join(lines)
@@ -611,10 +642,10 @@ def picture(results: Path, path: Path) -> None:
 
     found, times = records.read(results), read_times(results)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    named = {BASE: "two-tower", WITH_MATCHING: "two-tower with\nmatching statistics", AIF: "presets.aif"}
+    labels = {BASE: "two-tower", WITH_MATCHING: "two-tower with\nmatching statistics", AIF: "presets.aif"}
     for axis, dataset in zip(figure.subplots(1, 2, sharey=True), ("movielens", "taobao"), strict=True):
         base = pooled(results, found, runs_of(found, dataset, BASE), "gauc")
-        for (model, label), colour in zip(named.items(), ("tab:gray", "tab:orange", "tab:blue"), strict=True):
+        for (model, label), colour in zip(labels.items(), ("tab:gray", "tab:orange", "tab:blue"), strict=True):
             gap = metrics.paired_interval(pooled(results, found, runs_of(found, dataset, model), "gauc"), base)
             x, y = times[f"{model}, C=1000, L=512"]["score"]["p50"], 100 * gap.value
             error = np.abs(100 * np.array([[gap.low], [gap.high]]) - y)
