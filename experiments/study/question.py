@@ -3,7 +3,8 @@
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
           (--plan test: the models of the headline; --plan sequence, taught: baselines and preset, each with a sequence loss, or
-          distilled from the preset; --plan rolling: the headline over blocks of the time line, for many users;
+          distilled from the preset; --plan quantised: quantised target attention, see `tarq`;
+          --plan rolling: the headline over blocks of the time line, for many users;
           --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the user function and
           of the scoring program, all models in turn)
 Protocol  Met items. MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are no
@@ -51,7 +52,7 @@ from aif_jax.train.evaluate import catalogue_scores, rank_of
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common, drawn
-from experiments.study import critical, datasets, models, recipes, records
+from experiments.study import critical, datasets, models, recipes, records, tarq
 from experiments.study.evaluation import MIN_HISTORY, Requests, earlier, held_out, sampled_scores
 from experiments.study.similarity import UpperTiers
 
@@ -89,11 +90,20 @@ _SEQUENCE: dict[str, tuple[dict[str, Any], float | None]] = {
 """After a model's name: what the user tower reads (32 events unless said), and the weight of a `SequenceLoss`."""
 SEQUENCE = {f"{model}, {name}": weight for name, (_, weight) in _SEQUENCE.items() for model in _COMPARED}
 BY_BLOCKS = tuple(MODELS)
+TARQ = tarq.Tarq(dot_product=True)
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "aif with TARQ": dict(blocks=(MATCHING, models.BEA, models.LEARNED, TARQ, models.DOT), **WIDE),
+    "aif with TARQ in place of linear memory": dict(blocks=(MATCHING, models.BEA, TARQ, models.DOT), **WIDE),
+    "aif with target attention in place of linear memory": dict(
+        blocks=(MATCHING, models.BEA, blocks.TargetAttention(dot_product=True), models.DOT), **WIDE
+    ),
+}
+"""Quantised target attention against linear attention, and what both approximate."""
 TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
 """Models that are also trained on the scores of another model, of the same seed and split."""
-MODELS |= {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
+MODELS |= QUANTIZED | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
 MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
-PLANS = ("validation", "tuning", "sequence", "taught", "test", "rolling", "smoke")
+PLANS = ("validation", "tuning", "sequence", "taught", "quantised", "test", "rolling", "smoke")
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 METRICS = ("gauc", "gauc_trained", "hr100", "hr100_trained")
 TIMES = "times.json"
@@ -167,6 +177,9 @@ def plan(name: str) -> list[Trial]:
         runs = [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
         longer = [model for model in SEQUENCE if model.endswith("32 events")] if name == "sequence" else []
         return runs + [Trial(dataset="movielens", model=model, epochs=3) for model in longer]  # does more training do the same?
+    if name == "quantised":
+        tried = (*QUANTIZED, WITHOUT_MEMORY)
+        return [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
     if name in ("test", "rolling"):
         given = dict(split=name, epochs=EPOCHS)
         tried = [(BASE, seed) for seed in SEEDS] + [(model, seed) for seed in SEEDS for model in (AIF, WITH_MATCHING)]
@@ -223,8 +236,8 @@ def train_model(
         feed = dataclasses.replace(feed, candidates=distilled(feed.candidates, teacher, dataset))
         loss = with_teacher(loss, losses.distill_listwise)
     weight = SEQUENCE.get(trial.model)
-    sequence_loss = None if weight is None else train.SequenceLoss(weight=weight, repeats=repeats)
-    step = train.make_step(model, optimizer, loss=loss, sequence_loss=sequence_loss)
+    added: Any = tarq.loss_of(model.config) if weight is None else train.SequenceLoss(weight=weight, repeats=repeats)
+    step = train.make_step(model, optimizer, loss=loss, sequence_loss=added)
     began = time.perf_counter()
     state = loop(state, step, feed.batches(), total=len(feed), label=f"{trial.id} {part.name}", progress=progress)
     params = jax.block_until_ready(state.params)
