@@ -99,7 +99,7 @@ def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
         work: dict[str, Any] = {}
         ways = (("whole", whole, drawn_params, HistoryLayout(length)), ("streamed", streamed, params, HistoryLayout(NEW, True)))
         for way, programs, weights, layout in ways:
-            work[way] = side(programs, programs.user(weights, layout), weights, given[way])
+            work[way] = side(programs, programs.user(weights, layout), given[way])
             sizes[way][length] = pack(given[way][0]).nbytes
         spent = common.medians(work, options.rounds, clock=time.process_time)
         cpu |= {f"{way}_{length}": median / users for way, median in spent.items()}
@@ -122,13 +122,13 @@ def window(config: aif.Config, length: int) -> aif.Config:
     return aif.presets.aif(config.schema, **sizes)
 
 
-def side(programs: Programs, compiled: Any, params: Any, features: list[UserFeatures]):
+def side(programs: Programs, compiled: Any, features: list[UserFeatures]):
     """The user side of some requests, as the engine runs it, once run."""
 
     def work() -> None:
         for one in features:
             words = pack(programs.plain(one, version="", encoding=""))
-            jax.block_until_ready(compiled(params, programs.upload_features([words])))
+            jax.block_until_ready(compiled(programs.upload_features([words])))
 
     work()
     return work
