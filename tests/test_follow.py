@@ -113,6 +113,26 @@ def _arrived(job: Path) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def test_an_id_without_a_row_stays_unknown_until_the_next_full_refresh(store, tmp_path):
+    """Its item is no candidate, its events are of an unknown item and not trained on, and those of a new user are left out."""
+    first, of_day = world.until(store), shop.START + 5 * shop.DAY
+    new = {"user": [3] * 40 + [777], "item": [999] * 40 + [101], "time": [of_day + at for at in range(41)]}
+    own = {"item": 999, "category": "category 1", "brand": "brand 1"}
+    later = {name: [*column, own[name]] for name, column in shop.items(5).items()}
+    made = run(store, stream_of([encode(new), *world.messages(first)]), items=later, batches=1, max_messages=1000)
+    assert made.published == 1 and all(item for _, item, _ in world.trained_on(tmp_path / "store.follow" / "job"))
+    root, folder = restore(store / SnapshotStore(store).current()), store / SnapshotStore(store).current() / "users"
+    users = UserTable.load(folder, root.trained, clock=None)
+    delta = Delta.load(SnapshotStore(store / "deltas").fetch(tmp_path / "here"))
+    applied = delta.apply(root.trained, root.index, users)
+    assert applied.trained.encoding == root.trained.encoding
+    assert applied.item_index.take([999, 101])[1].tolist() == [False, True]
+    events = {name: np.append(column, new[name]) for name, column in world.log().items()}
+    data = aif.read(events, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
+    table = UserTable.build(applied.trained, data, clock=None, progress=False)
+    assert rows_of(applied.user_table)[3] == rows_of(table)[3] and 777 not in rows_of(applied.user_table)
+
+
 def test_an_event_of_the_future_is_rejected_or_ends_the_call(store, tmp_path):
     now = shop.START + 7 * shop.DAY
     future = encode({"user": [1], "item": [101], "time": [now + 61]})
