@@ -214,6 +214,8 @@ def test_bids_order_the_ranking(client):
     expected = 1 / (1 + np.exp(-exports().logits("one"))) * bids
     np.testing.assert_allclose(answer["scores"], np.sort(expected)[::-1][:3], rtol=1e-5)
     assert refusal(client.rank, **ANN, candidates=IDS, k=3, order="colour").field == "order"
+    refused = refusal(client.score, **ANN, candidates=IDS, order="colour")
+    assert refused.field == "order" and "expected one of logit, bid, got 'colour'" in str(refused)
 
 
 def test_prepare_then_rank_by_the_id_alone(client):

@@ -23,7 +23,9 @@ FLAGS = (
     "user_table", "keep",
 )  # fmt: skip
 """Arguments of `refresh` that have a flag of their name."""
-WATCHED = ("minutes", "every", "degraded", "failed", "slowdown", "requests")
+WATCHED = (
+    "minutes", "every", "degraded", "failed", "slowdown", "requests", "samples", "calibration", "log_loss", "users",
+)  # fmt: skip
 """Arguments of `watch` that have a flag of their name."""
 FOLLOWING = ("batches", "max_messages")
 """Arguments of `follow` alone that have a flag of their name."""

@@ -114,7 +114,7 @@ class UserTarget(_Written[UserTableWriter]):
             return
         expect(all(part.table is not None for part in parts), "message", "events", "a deletion")
         expect(len(parts) == 1, "messages", "events of one schema", f"{len(parts)} schemas")  # then one message at a time
-        at, written = _by_event(entries)
+        at, written = by_event(entries)
         self.writer.update(parts[0].table, position=at, partition=partition, written=written)
 
 
@@ -146,7 +146,7 @@ class SinkTarget:
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """As `Target.apply`; where it raises, some users may have their events, which are skipped when they come again."""
         expect(all(entry.change.table is not None for entry in entries), "message", "events", "a deletion")
-        (at, written), done = _by_event(entries), 0
+        (at, written), done = by_event(entries), 0
         for part in joined([entry.change for entry in entries]):
             some = slice(done, done + part.table.num_rows)
             options: dict[str, Any] = {"position": at[some], "partition": partition}
@@ -160,8 +160,8 @@ class SinkTarget:
         """Nothing to save."""
 
 
-def _by_event(entries: Sequence[StreamEntry]) -> tuple[np.ndarray, Written]:
-    """The position of each event's message [n], and when it was written."""
+def by_event(entries: Sequence[StreamEntry]) -> tuple[np.ndarray, Written]:
+    """The position of the message of each event [n], and when it was written."""
     counts = [entry.change.table.num_rows for entry in entries]
     messages = [entry.message for entry in entries]
     seconds = [np.nan if message.time is None else message.time for message in messages]

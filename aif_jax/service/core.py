@@ -223,6 +223,7 @@ class Service:
 
     async def _score(self, call: Call) -> Reply[Scores]:
         served = self._picked(call)
+        _expect_order(call, served)
         request, given = self._request(call, served), candidates_from(call)
         with engine_checks():
             answer = self._marked(await served.engine.score(request, given), served)

@@ -165,7 +165,7 @@ class Models:
     Args:
       root: an export, or exports with a file `current`.
       config: config of every engine; its score expressions come on top of those of the export.
-      only: name of the one folder to serve, whatever `current` says.
+      only: name of the one folder to serve, whatever `current` says; deltas on it are applied.
       keep: versions in memory that callers may still name after they were replaced, those that serve among them.
       source: source of features, for calls that bring an id alone.
       source_timeout: seconds for one read of the source; None leaves it to the source and to `ServingConfig.callable_timeout`.
@@ -206,9 +206,7 @@ class Models:
             await self._catch_up()
         except Exception as error:  # of an index or a delta that comes later: those of the export serve
             self._failed(error)
-        moves = self._only is None and self._entries[0].folder
-        if moves or self._nearline != Nearline():
-            self._follower = asyncio.get_running_loop().create_task(self._follow())
+        self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     async def close(self) -> None:
         """Stops following, and drains every engine."""
