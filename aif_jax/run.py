@@ -36,9 +36,8 @@ from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.fit import note
 from aif_jax.train.loop import LogWriter
-from aif_jax.train.losses import Loss, as_loss, distill_listwise
+from aif_jax.train.losses import Loss, SequenceLoss, as_loss, distill_listwise
 from aif_jax.train.optimizers import SparseConfig
-from aif_jax.train.sequence import SequenceLoss
 from aif_jax.train.step import LossFn
 from aif_jax.train.tasks import Goals, NextItem, Task
 from aif_jax.types import Params

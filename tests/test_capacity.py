@@ -21,7 +21,7 @@ from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
 from aif_jax.export.consume.files import ExportError
 from aif_jax.export.consume.model import _vocabularies
 from aif_jax.index import ItemIndex
-from aif_jax.readers.admit import admit
+from aif_jax.readers import admit
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from aif_jax.train.edits import carry_over, carry_over_state
 from aif_jax.train.evaluate import catalogue_scores

@@ -79,15 +79,20 @@ class Cascade:
 
     def at(self, positions: Any) -> np.ndarray:
         """int64 [B] requests of positions in the log; ValueError for one that the cascade lacks."""
-        wanted = np.asarray(positions)
-        at = np.searchsorted(self.positions, wanted)
-        known = np.append(self.positions, -1)[at] == wanted
-        expect(known.all(), "positions", "first events of requests of the cascade", wanted[~known][:1])
-        return at
+        return _requests_at(self.positions, positions, "first events of requests of the cascade")
 
     def taken(self, at: Any, places: Any) -> dict[str, np.ndarray]:
         """Stage and labels by name, of some candidates of some requests, float32."""
         return {STAGE: self.stage[at, places].astype(np.float32)} | {name: v[at, places] for name, v in self.labels.items()}
+
+
+def _requests_at(known: np.ndarray, positions: Any, expected: str, way_out: str = "") -> np.ndarray:
+    """int64 [B] where each position is among the known ones, which ascend; ValueError for one that is not."""
+    wanted = np.asarray(positions)
+    at = np.searchsorted(known, wanted)
+    there = np.append(known, -1)[at] == wanted
+    expect(there.all(), "positions", expected, f"{wanted[~there][:1]}{way_out}")
+    return at
 
 
 def from_columns(
@@ -192,12 +197,8 @@ class ServedFeatures:
 
     def at(self, positions: Any) -> np.ndarray:
         """int64 [B] requests of positions in the log; ValueError for one that is not the first event of a request."""
-        wanted = np.asarray(positions)
-        at = np.searchsorted(self.positions, wanted)
-        known = np.append(self.positions, -1)[at] == wanted
-        way_out = "served features are of requests: train and evaluate the tasks Impressions and Cascaded"
-        expect(known.all(), "positions", "first events of served requests", f"{wanted[~known][:1]}; {way_out}")
-        return at
+        way_out = "; served features are of requests: train and evaluate the tasks Impressions and Cascaded"
+        return _requests_at(self.positions, positions, "first events of served requests", way_out)
 
     def of(self, positions: Any, *, length: int) -> UserFeatures:
         """The features of some requests [B], in memory, with `length` places of history: cut, or padded with no event."""

@@ -140,35 +140,6 @@ def cuts_of_samples(
     return start, first_validation, first_test
 
 
-def leave_last(log: EventLog) -> Split:
-    """Holds out the last events of every user: the protocol of many published sequential recommenders.
-
-    A user's last event is the test sample, the last event strictly earlier than it the validation sample; those strictly
-    earlier are trained on. Ties with a held-out event are in no part. The cut differs from user to user, so training knows
-    events later than other users' tests, which no live system does; `split_by_time` has no such leak.
-
-    Returns:
-      Split of positions in the log, ascending.
-
-    Example:
-      >>> log = EventLog.from_arrays([1] * 5, [1, 2, 3, 4, 5], [1] * 5, [10, 20, 30, 40, 40])
-      >>> [part.tolist() for part in leave_last(log)]
-      [[0, 1], [2], [4]]
-    """
-    starts, ends = log.offsets[:-1], log.offsets[1:]
-    starts, ends = starts[ends > starts], ends[ends > starts]
-    test = ends - 1
-    before_test = log.history_end(test)
-    has_validation = before_test > starts
-    validation = before_test[has_validation] - 1
-    before_validation = log.history_end(validation)
-    lengths = before_validation - starts[has_validation]
-    # every training range start:start + length, one after the other
-    skipped = np.cumsum(lengths) - lengths
-    train = np.arange(lengths.sum()) + np.repeat(starts[has_validation] - skipped, lengths)
-    return Split(train=train, validation=validation, test=test)
-
-
 def eligible(log: EventLog, positions: Any, *, min_history: int) -> np.ndarray:
     """The positions [B] whose item is known and whose user has at least `min_history` strictly earlier events, in their order.
 

@@ -41,8 +41,8 @@ from aif_jax.store.version import fingerprint
 from aif_jax.train.distill import Teacher, distilled
 from aif_jax.train.evaluate import by_objective, evaluate
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
+from aif_jax.train.losses import SequenceLoss
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
-from aif_jax.train.sequence import SequenceLoss
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, Cascaded, Impressions, NextItem, Task
 from aif_jax.trees import differences, listed
