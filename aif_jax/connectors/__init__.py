@@ -3,10 +3,18 @@
 Each kind of server has one file, which alone imports its client, and only when it is used.
 """
 
-from aif_jax.connectors.fetch import Fetch, Reads
 from aif_jax.connectors.follow import Follower, IndexTarget, SinkTarget, StreamEntry, Target, UserTarget
 from aif_jax.connectors.kafka import KafkaStream
-from aif_jax.connectors.records import EventLayout, EventSink, FeatureSource, MemoryFeatures, ParquetFeatures, Record
+from aif_jax.connectors.records import (
+    EventLayout,
+    EventSink,
+    FeatureSource,
+    Fetch,
+    MemoryFeatures,
+    ParquetFeatures,
+    Reads,
+    Record,
+)  # fmt: skip
 from aif_jax.connectors.retrieval import (
     BruteForce,
     FaissSearch,

@@ -27,7 +27,7 @@ import numpy as np
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.connectors.kafka import KafkaStream
-from aif_jax.connectors.records import EventLayout, Record, by_user, check_partition
+from aif_jax.connectors.records import EventLayout, FeatureSource, Record, by_user, check_partition
 from aif_jax.connectors.streams import Message, StreamError, UpdateStream
 from aif_jax.serving.users import StateKey
 from aif_jax.store.folders import redacted
@@ -70,7 +70,7 @@ Positions are compared as text of 20 digits: numbers of Lua have 53 bits.
 """
 
 
-class ValkeyFeatures:
+class ValkeyFeatures(FeatureSource):
     """The read path: a `FeatureSource` over values that `ValkeyFeatureWriter` wrote; one round trip for a user.
 
     Args:
@@ -271,7 +271,7 @@ COUNT = "return #redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])"
 """Counted by the server, so that the entries do not travel."""
 
 
-class ValkeyStream:
+class ValkeyStream(UpdateStream):
     """Streams, one for each partition; `send` writes, the rest follows.
 
     Args:
@@ -308,7 +308,6 @@ class ValkeyStream:
         return list(map(position_of, pipe.execute()))
 
     def begin(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.begin`."""
         positions = positions_by_partition(positions)
         unknown = [partition for partition in positions if not 0 <= partition < len(self._keys)]
         expect(not unknown, "positions", f"partitions of {len(self._keys)} keys", unknown)
@@ -321,7 +320,6 @@ class ValkeyStream:
                 self._last[partition] = "0-0"
 
     def poll(self, seconds: float, max_messages: int) -> list[Message]:
-        """As `UpdateStream.poll`."""
         places: Any = dict(zip(self._keys, self._last, strict=True))
         block = max(1, round(seconds * 1000)) if seconds > 0 else None
         found = self._client.xread(places, count=max(1, max_messages // len(self._keys)), block=block)

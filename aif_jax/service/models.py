@@ -21,8 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from aif_jax.connectors.fetch import Reads
-from aif_jax.connectors.records import FeatureSource
+from aif_jax.connectors.records import FeatureSource, Reads
 from aif_jax.connectors.valkey import open_client
 from aif_jax.export import Delta, Restored, restore
 from aif_jax.export.delta import Chain
