@@ -27,11 +27,7 @@ Writer = TypeVar("Writer", bound=SnapshotWriter)
 
 
 class StreamEntry(NamedTuple):
-    """A message that could be read.
-
-    Attributes:
-      message, change: the message and its contents.
-    """
+    """A message that could be read."""
 
     message: Message
     change: Change
@@ -172,8 +168,6 @@ class Follower:
     counted and passed; the others of its batch are applied.
 
     Args:
-      stream: to follow.
-      target: what it is applied to.
       max_batch: messages that are applied together.
       changed: called after each batch that was applied, such as to hand the new index to an engine.
       store: where each saved snapshot of a writer is published, if any, and the one that it starts from.

@@ -44,9 +44,7 @@ class EventLayout:
 
     Attributes:
       item, time, action: columns of the events file; no action where the events are of one kind.
-      time_unit: time unit of the packed times.
       item_bytes: 0 for ids that are integers; the longest id in UTF-8 where they are strings.
-      action_bytes: the same for actions.
 
     Raises:
       ValueError: sizes out of range.
@@ -212,8 +210,6 @@ class MemoryFeatures(FeatureSource, EventSink):
     """A feature source, and its write path, in this process: for one replica, tests, and where there is no server.
 
     Args:
-      layout: layout of the events.
-      user: column of the user's id.
       length: events kept of a user, the last that came.
 
     Example:
@@ -290,7 +286,6 @@ class ParquetFeatures(FeatureSource):
     Args:
       events: Parquet file or folder with the columns that training read.
       users: the same for users; None for none.
-      columns: which column is what.
 
     Raises:
       ImportError: pyarrow is missing.
@@ -358,7 +353,6 @@ class Reads:
     nobody waits for any more is cancelled.
 
     Args:
-      source: source of raw users.
       timeout: seconds for one read of the source; None leaves it to the source.
       share: seconds since its start in which a read is shared with later requests.
 

@@ -75,7 +75,6 @@ class TwoTower:
         """Raw ids [n] and vectors float32 [n, D] of items.
 
         Args:
-          index: index of this model, `ItemIndex.build(trained, ...)`.
           ids: raw ids; None takes all of an index whose ids are integers. Those that the index lacks are left out.
 
         Raises:

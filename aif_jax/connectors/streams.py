@@ -72,10 +72,6 @@ class UpdateStream(Protocol):
 class MemoryStream(UpdateStream):
     """A stream within a process, for tests and where there is no broker; one thread writes, one follows.
 
-    Args:
-      partitions: partitions of the stream.
-      clock: seconds since 1970, when a message is written.
-
     Example:
       >>> stream = MemoryStream()
       >>> stream.send(b"first"), stream.send(b"second")

@@ -76,9 +76,7 @@ class ValkeyFeatures(FeatureSource):
     Args:
       client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses, with the timeouts that suit you (hiredis
         makes it faster). Its errors come through.
-      layout: layout of the events, as the writer's.
       length: events that are handed over, the last that were appended.
-      prefix: prefix of every key, as the writer's.
     """
 
     def __init__(self, client: Any, layout: EventLayout, *, length: int = 4096, prefix: str = "aif"):
@@ -104,10 +102,7 @@ class ValkeyFeatureWriter:
 
     Args:
       client: `redis.Redis` or `valkey.Valkey`, not decoding responses.
-      layout: layout of the events.
-      user: column of the user's id.
       length: events kept of a user, the last that came; up to an eighth more stay until they are trimmed.
-      prefix: prefix of every key.
       seconds: after which a user without new events is forgotten; None keeps them.
 
     Raises:
@@ -198,9 +193,7 @@ class ValkeyStates:
     Args:
       client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses.
       seconds: that a state lives; the engine's `max_stale` bounds its use too.
-      timeout: seconds for one read or write.
       most_bytes: most bytes of a state; a larger one is not kept. The server's `maxmemory` bounds all together.
-      prefix: prefix of every key.
 
     Attributes:
       counters: hits, misses, damaged, timeouts, failed, written, too_large.
@@ -388,15 +381,9 @@ SOCKET_SECONDS = 30.0
 
 
 def open_client(url: str, options: Mapping[str, Any] | None = None) -> Any:
-    """A `redis.Redis` of the server at a URL.
+    """A `redis.Redis` of the server at a URL, `redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]` (also `rediss:`, `valkey:`).
 
-    Args:
-      url: `redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]` (also `rediss:`, `valkey:`).
-      options: further arguments of `redis.Redis`.
-
-    Raises:
-      ValueError: a URL of another form; a password in it is not shown.
-      ImportError: the client is missing.
+    Raises ValueError for a URL of another form, without its password; ImportError without the client.
     """
     parts = urlsplit(url)
     database = parts.path.strip("/")

@@ -22,11 +22,7 @@ DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description
 
 
 class SampleKey(NamedTuple):
-    """What random choices may depend on, so that a resumed run makes the same ones.
-
-    Attributes:
-      seed, epoch, step: seed of the run, epoch, and batch within the epoch.
-    """
+    """What random choices may depend on, so that a resumed run makes the same ones."""
 
     seed: int
     epoch: int
@@ -140,7 +136,6 @@ def sampled_negatives(
     """The event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
 
     Args:
-      dataset: the data.
       sampler: sampler of negatives, from training counts.
       negatives: n; C = 1 + n.
       seen: pairs that are no negatives either; the event's item itself never is one.
@@ -231,7 +226,6 @@ def retrieved(
     """The event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
 
     Args:
-      dataset: the data.
       retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none; or an array of such
         rows [n, R] for every event of the log, memory-mapped perhaps. It must see the past only: `dataset.log.history_end`.
       candidates: C, cut from the front of [B, 1 + R] or padded.
@@ -312,7 +306,6 @@ def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
     """All candidates of requests with stage and labels by name; positions are those of `dataset.cascade`.
 
     Args:
-      dataset: the data, with a cascade.
       repeats: whether users come back to items; None takes `dataset.repeats`. If not, candidates that were not shown and that
         the user has met strictly before the request are left out: a filter does it in serving.
 
@@ -335,7 +328,6 @@ def staged(
     """Lists for training: so many candidates of each stage, drawn again for every batch.
 
     Args:
-      dataset: the data, with a cascade.
       counts: candidates by stage, such as {"exposed": 8, "ranked": 8, "retrieved": 16, "in_batch": 4, "sampled": 4}. A request
         with fewer of a stage gives all of them. In-batch and sampled candidates that are in the request are left out.
       sampler: sampler of "sampled" ones, from training counts.

@@ -101,15 +101,9 @@ def from_columns(
 ) -> tuple[Cascade, int]:  # fmt: skip
     """A cascade from one line for each candidate, and how many requests have no event in the log, so no history: left out.
 
-    Args:
-      log: the `EventLog`; a request is the events of one user at one time.
-      user: int [n] user rows; `time` int64 [n] seconds of the request.
-      rows: int [n] catalogue rows; lines of row 0 are left out.
-      stage: int [n] positions in `STAGES[:4]`.
-      labels: float [n] each, NaN where unknown.
-      candidates: M; of more the furthest stages are kept.
-      names: (line, other line) of the same candidate to what a message calls the item, the request, and the lines; the default
-        has rows, seconds, and lines counted from 1.
+    A request is the events of one user at one time. Lines of row 0 are left out; of more than `candidates` the furthest stages
+    are kept. Where a candidate comes twice in a request, the message has what `names(line, other line)` calls the item, the
+    request and the lines; by default rows, seconds, and lines counted from 1.
 
     Raises:
       TypeError, ValueError: values that are no integers in range; arrays that do not fit together; a candidate that comes twice

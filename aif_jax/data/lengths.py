@@ -48,12 +48,6 @@ def choose(histories: np.ndarray, *, longest: int, batch_size: int, steps: int) 
     The lengths minimise places trained on, steps x batch_size x `mean_places`, plus `COMPILE` for each length. Below
     `FEW_STEPS` steps there are two lengths at most, `longest` among them; () at a history of 128 or shorter.
 
-    Args:
-      histories: int [n] of samples, from `history_lengths`.
-      longest: history length of the model.
-      batch_size: samples a step.
-      steps: steps of the whole run.
-
     Example:
       >>> short = np.repeat([20, 90, 200, 500], [40, 30, 20, 10])
       >>> choose(short, longest=512, batch_size=256, steps=900), choose(short, longest=512, batch_size=256, steps=5000)

@@ -45,9 +45,7 @@ class EpochOrder:
 
     Args:
       positions: a `range` or an array of integers [n], memory-mapped perhaps; nothing is copied.
-      seed, epoch: 0 or more.
       block: neighbouring positions that stay together; 0 mixes all of them.
-      window: blocks that are mixed with each other.
     """
 
     def __init__(self, positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = 64):
@@ -151,7 +149,6 @@ class PrefetchedBatch:
       positions: int64 [B] of its samples in the log, where they are known.
       place: (epoch, batch of it), counted from 0.
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.
-      samples: B.
       places, events: places and events of the histories: B times the length, and how many of these hold an event.
       problem: why the batch must not be trained on: "empty", or what is corrupt; None for a good one. Where several processes
         share a batch, an empty share comes with its `batch`, as the others may have candidates.
@@ -201,21 +198,15 @@ class Pipeline:
     refuses the cursor of another. Cursors from before the digest have the counts of the data alone, and are taken by them.
 
     Attributes:
-      dataset: the data.
       positions: positions of the samples: a `range` or an array of integers, memory-mapped perhaps.
       candidates: a source of `aif_jax.data.candidates`, or a function of yours, see `candidates.CandidateSource`.
       config: config of the model; gives the length of the history.
-      batch_size: B of the whole step.
-      epochs: how often every sample comes.
-      seed: seed of order and candidates.
       block: neighbouring positions that stay together, for a log on disk; see `EpochOrder`. 0 mixes everything.
-      block_window: blocks that are mixed with each other.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
       window: batches that are sorted by length together.
       id_dropout: share of candidates whose item id is hidden: the unknown item's takes its place, everything else of the item
         stays. So the model learns to score an item that it has not met by its other features; `unseen_as_unknown` gives those
         items what it learned.
-      process_index, process_count: which slice of every batch is made.
 
     Raises:
       ValueError: sizes that do not fit together; names the field.
@@ -406,12 +397,8 @@ def make_batch(
     """The features of samples and their candidates, as NumPy arrays.
 
     Args:
-      dataset: the data.
-      positions: [B] positions in the event log.
       rows: int32 [B, C] candidates; row 0 marks the absence of one.
-      labels: float32 [B, C], or several by name.
       config: config of the model; gives the length of the history, and whether content is read.
-      log_q: float32 [B, C] of sampled candidates.
       length: places of the history, where fewer than `config.history_length` hold all events of these users.
     """
     users = dataset.user_features(positions, length=length or config.history_length)
@@ -484,8 +471,6 @@ def to_device(batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any 
     """The same batches, made and sent to the device by a thread that stays `ahead` of the step.
 
     Args:
-      batches: such as `Pipeline.batches()`.
-      ahead: batches that may wait on the device.
       place: batch of NumPy arrays to batch of device arrays; for several devices or processes one that knows the sharding.
 
     Example:

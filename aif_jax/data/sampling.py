@@ -194,8 +194,6 @@ class NegativeSampler:
           negatives: n, rows for each list.
           seed, epoch, step: 0 or more; the same three give the same rows.
           avoid: integer rows [B] or [B, A] that the list must not hold, such as its target.
-          users: integer user rows [B], for `seen`.
-          seen: pairs that must not be drawn.
 
         Returns:
           int32 [B, n] item rows.
@@ -240,7 +238,6 @@ class NegativeSampler:
         """log(draws * probability) of each row, float32: the `log_q` of `losses.listwise_softmax` for what this sampler drew.
 
         Args:
-          rows: integer item rows of any shape.
           draws: n, how many rows were drawn for the list.
 
         Example:

@@ -39,7 +39,6 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
     are new after a cut stay in; `eligible` leaves out samples without a history. Take statistics from `train` alone.
 
     Args:
-      log: the events.
       validation, test: shares of events in [0, 1), together less than 1.
 
     Returns:
@@ -67,10 +66,6 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
 def time_cuts(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> tuple[int, int]:
     """The first times of the validation and test parts of `split_by_time`, in seconds, for a log whose positions need a file.
 
-    Args:
-      log: the events; may be memory-mapped, is read in blocks.
-      validation, test: see `split_by_time`.
-
     Example:
       >>> log = EventLog.from_arrays([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
       >>> time_cuts(log, validation=0.2, test=0.2)
@@ -95,8 +90,6 @@ def cuts_of_samples(
       times: int64 [n] seconds of the samples, in any order.
       validation, test: a share of the samples in [0, 1), by time, the test part last; or the moment when the part begins: an
         ISO date, a `datetime`, a `datetime64`, or an integer in `unit`. The integer 0 is a share.
-      since: a moment, the same way; None for all.
-      unit: unit of integers.
 
     Raises:
       ValueError: no share and no moment; shares or moments that leave no sample for training, for the test part after a
@@ -168,7 +161,6 @@ def eligible_positions(
 
     Args:
       log: the events; may be memory-mapped.
-      min_history: 0 or more.
       since, before: the first time of the span and the first after it, None for all; such as those of `time_cuts`.
       file: a new .npy file to write them to and map, 8 bytes each; None keeps them in memory.
 

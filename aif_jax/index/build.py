@@ -142,11 +142,6 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None)
 def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -> int:
     """Rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two.
 
-    Args:
-      items: how many there are.
-      mesh: the rows are a multiple of its devices.
-      capacity: rows that the caller wants instead.
-
     Raises:
       ValueError: a capacity below the number of items.
     """

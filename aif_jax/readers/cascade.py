@@ -44,7 +44,6 @@ def read_cascade(
     Args:
       source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate.
       data: what `read` gave.
-      user, item, time: names of these columns.
       stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved".
       labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
         value in CSV, where the log does not know.
@@ -112,7 +111,6 @@ def read_samples(folder: str | Path, data: Dataset) -> Dataset:
     `Cascaded` has a label of each outcome, unknown where nothing was shown, and the logit that was served as "served".
 
     Args:
-      folder: that the job wrote.
       data: read with the encoder of the samples, such as `read(events, items=items, encoder=encoder, unknown="skip")`.
 
     Returns:

@@ -75,7 +75,6 @@ def read(
         stay in histories as row 0, as in serving. A warning says how many there are.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items; None estimates it from the events, see `Dataset`. A line of the log says it.
-      progress: whether to show how many rows are read.
 
     Returns:
       The data set with its encoder; rows follow the ascending ids.
@@ -142,7 +141,6 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
 
     Args:
       items: file, folder or table in memory, with the columns that training read.
-      encoder: encoder of the model.
       content: where training took its content embedding from elsewhere.
 
     Yields:
@@ -181,7 +179,6 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
     """Reads some columns into memory, for data that needs work before it is what `read` takes.
 
     Args:
-      source: path, `TextFile`, mapping of columns or Arrow.
       kinds: column name to what it holds: "id", "category", "float", "number", "vector" or "time".
       columns: for units; `Columns.text` names columns that stay text. Default: times in seconds.
 
@@ -340,7 +337,6 @@ def admit(
     counts travel with the encoder, in checkpoints and exports, and add up. `carry_over` gives a trained model the new encoder.
 
     Args:
-      encoder: before.
       events: newer than those that the encoder has counted; in memory are 20 bytes an event, as in `read`.
       capacity: the rule by name of a vocabulary: "user", "item", "category", an attribute. Others stay as they are, without
         newer ids.

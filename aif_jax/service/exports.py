@@ -90,7 +90,6 @@ def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
     """Says which folders of `root` serve from now on; services that follow it load, verify and swap.
 
     Args:
-      root: root of the exports.
       entries: folder names, or `ExportEntry`s with digest and share; the first has the share that the others leave.
 
     Raises:
@@ -126,10 +125,7 @@ class Mirror:
     A snapshot is fetched whole and verified before it is named. What goes wrong is logged, and the versions before go on.
 
     Args:
-      store: store of exports.
       folder: local, made where it is missing; one process at a time mirrors into it.
-      keep: exports that stay in the folder.
-      poll: seconds between two looks at the store.
 
     Example:
       >>> import tempfile

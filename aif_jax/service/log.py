@@ -291,7 +291,6 @@ class Replay:
     """What a replay found.
 
     Attributes:
-      version: version of the model that replayed.
       records: that were scored again.
       skipped: others, by reason.
       fields: by name of the features: how many records have other values now than were logged, and the largest difference.
@@ -335,9 +334,6 @@ def replay(log: str | Path, folder: str | Path, *, config: ServingConfig | None 
 
     Args:
       log: file or folder that `RequestLog` wrote.
-      folder: an export, or exports with a file `current`.
-      config: config of the engine.
-      limit: records to read at most.
 
     Raises:
       FileNotFoundError, ValueError: no log, no export.
@@ -452,8 +448,7 @@ class Shadow:
     of another user state, they are not compared; `counters["shadow_degraded"]` counts them.
 
     Args:
-      version: finds the second version, at each call.
-      share: share of the calls, 0 to 1,.
+      share: share of the calls, 0 to 1.
       limit: calls that may be scored at once; others are dropped.
     """
 

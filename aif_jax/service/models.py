@@ -162,7 +162,6 @@ class Models:
     """The versions that a folder says, used from the event loop's thread.
 
     Args:
-      root: an export, or exports with a file `current`.
       config: config of every engine; its score expressions come on top of those of the export.
       only: name of the one folder to serve, whatever `current` says.
       keep: versions in memory that callers may still name after they were replaced, those that serve among them.

@@ -71,7 +71,6 @@ def bounded(base: Any, *, connections: int) -> Any:
     """The class of connections, from uvicorn's `HttpToolsProtocol`, with the budgets of this module.
 
     Args:
-      base: uvicorn's class.
       connections: open at once. With one more the connection that has waited longest for its caller is closed: for a request,
         for the rest of a head or of a body. One whose call is in flight is never closed for another.
     """
@@ -270,12 +269,6 @@ async def listening(
     service: Service, where: Listening, *, routes: Mapping[str, Handler] | None = None, grpc: Any = None
 ) -> AsyncIterator[dict[str, Any]]:
     """Serves a service that has started; yields the addresses, and drains at the end of the block.
-
-    Args:
-      service: that answers.
-      where: to listen.
-      routes: further HTTP routes, see `App`.
-      grpc: `rpc.start`; None serves no gRPC.
 
     Raises:
       ImportError: uvicorn or grpc is missing; names the extra.

@@ -251,8 +251,6 @@ async def start(
     """Starts gRPC with health and reflection; returns the port and `stop(seconds)`, which waits for calls in flight.
 
     Args:
-      service: that answers.
-      where: to listen.
       more: methods of further services, by full name, as `PreRanking.methods` gives them.
 
     Raises:

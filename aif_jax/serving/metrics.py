@@ -156,11 +156,8 @@ def prometheus_text(
 
     Args:
       metrics: metrics of one engine, `AsyncPreRanker.metrics()`, or of another part that has counters and gauges by name, such
-        as
-        `connectors.Follower.metrics()`.
+        as `connectors.Follower.metrics()`.
       by_version: metrics of several engines; their samples get the label `version`.
-      gauges, counters: further samples by name.
-      labels: that every sample gets.
 
     Raises:
       ImportError: prometheus-client is not there.
@@ -180,7 +177,6 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
 
     Args:
       read: what `prometheus_text` takes, called for every scrape, such as `Follower.metrics` or `AsyncPreRanker.metrics`.
-      port, host: to bind.
 
     Raises:
       ImportError: prometheus-client is not there.

@@ -68,9 +68,6 @@ def calibrate(
       weights: [n] how many requests of production each of the positions stands for, such as more where histories are long
         because they have grown since; None for one each.
       form: "logistic", two numbers an objective, or "isotonic", a rising line through 32 knots.
-      seed: seed of sampled candidates.
-      batch_size: requests scored at a time.
-      progress: whether to show a bar.
 
     Raises:
       EncodingMismatch, ValueError: as `evaluate` and `fit_calibration`.
@@ -128,8 +125,6 @@ def fit_calibration(
       weights: how many entries of the population each stands for, as `where`: 1 for a positive and 1 / (n q) for a negative
         that n draws from q gave. None for 1.
       rate: share of the population's negatives that these entries hold, where all are kept alike.
-      form: "logistic" or "isotonic".
-      knots: most knots of the isotonic form.
 
     Returns:
       `scale` and `bias` float32 [], or `x` and `y` float32 [K] in ascending order: for `with_calibration`. `stack_calibrations`

@@ -71,12 +71,10 @@ def svd_term(*, before: int, **options: Any) -> Edit:
 
 
 def popularity_correction(*, before: int, power: float = 0.75, untrained: float | None = UNTRAINED) -> Edit:
-    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`.
+    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`; `before` as `svd_term`.
 
     Args:
-      before: seconds since 1970, the end of the training events.
       power: power of the popularity by which training drew candidates.
-      untrained: offset of items without a training event, see `blocks.popularity_offset`.
     """
 
     @_edit
@@ -175,7 +173,6 @@ def fit_pure_svd(
     """`with_pure_svd` of `svd_factors`: the model with the factors of training events.
 
     Args:
-      params, config: parameters and config of the model.
       user, item, deviation: see `svd_factors`.
       sizes: sizes of the `PureSvd` that is added; none where the model has one.
 
@@ -226,11 +223,8 @@ def grow_vocabulary(
     `params | {"fitted": aif.fit_tables(config, catalogue)}`. The optimizer state starts afresh: init it from the result.
 
     Args:
-      params: params of the old vocabulary; not changed.
       name: attribute whose table `params["embedding"][name]`, float [old size, D], grows.
       size: rows of the new vocabulary, the unknown row 0 included.
-      key: typed random key.
-      config: config of `params`.
       rows: int [old size], the new row of each old row, for ids that moved, and -1 for a row whose id is gone: what takes its
         place, if anything, starts new. None where new ids were appended. With a `Vocabulary` before and after:
         `encoding.capacity.new_rows(before, after)`.
@@ -290,7 +284,6 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
     Args:
       trained: model of the encoder before, not changed; not one of `assemble`, whose functions this cannot build.
       encoder: encoder of the same columns, such as from `readers.admit`, or from reading newer files.
-      key: typed random key, of the new embeddings.
 
     Raises:
       ValueError: a model without an encoder, an encoder of other columns, actions or scales.
@@ -319,7 +312,6 @@ def carry_over_state(opt_state: Any, optimizer: optax.GradientTransformation, be
     Args:
       opt_state: opt state of `optimizer` for the trained groups of `before`, as in `TrainState.opt_state`.
       optimizer: which treats rows apart, as `train.optimizers` needs it.
-      before, after: both with their encoders.
 
     Raises:
       ValueError: state that has not one row for each row of a table whose rows changed.
@@ -351,9 +343,7 @@ def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
     For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. What is fitted on content stays.
 
     Args:
-      params: trained ones; not changed.
       counts: integers [N], training events of each catalogue row.
-      config: config of the model.
 
     Raises:
       TypeError, ValueError: not one count for each item of the schema; a model whose schema does not embed the item id.

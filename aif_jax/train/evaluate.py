@@ -211,9 +211,6 @@ def evaluate(
     Every figure has a 95 % interval over users, see `Evaluation.intervals`.
 
     Args:
-      model: what to evaluate.
-      params: params of the model.
-      data: the data.
       positions: [R] integer positions of events in the log, such as `eligible(data.log, split.test, min_history=5)`.
       k: k of HR@k and NDCG@k in the catalogue; None does not rank the catalogue.
       candidates: lists of candidates with labels 0 and 1, of several objectives by name; NaN where the log does not know. A
@@ -225,8 +222,6 @@ def evaluate(
       repeats: whether users come back to items; None takes `data.repeats`. If not, what they have met before is left out of
         the catalogue, and of the lists that None for `candidates` draws; a source that is given has its `repeats` already.
       seed: seed of sampled candidates.
-      batch_size: requests scored at a time.
-      progress: whether to show bars.
 
     Raises:
       EncodingMismatch: data of another encoder than the one whose data the model is of, see `Schema.encoding`; data without

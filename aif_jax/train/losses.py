@@ -66,7 +66,6 @@ class Term:
         scores; masked scores and targets are 0; log_q is 0 where there is none.
       counts: (targets, where) -> bool, true for the entries or lists that the mean is over. It does not see the scores.
       targets: what the targets are called in messages.
-      options: keyword arguments of `values`, by name.
       maps: functions that make this term's targets from the batch's, in order, see `Loss.of`.
     """
 
@@ -213,7 +212,6 @@ def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = 
 
     Args:
       counts: `entries`, `lists`, `lists_with_a_positive` or yours, see `Term.counts`.
-      targets: what the targets are called in messages.
 
     Example:
       >>> @term(entries)
@@ -263,9 +261,7 @@ def pointwise_bce(
     -[y log sigmoid(s - log q) + (1 - y) log(1 - sigmoid(s - log q))]
 
     Args:
-      scores: logits, any shape.
       labels: 0 or 1, or probabilities in between.
-      where, log_q: see `listwise_softmax`.
       logq_correction: whether to subtract `log_q` where it is given, so that both losses teach the same score.
 
     Example:
@@ -325,9 +321,7 @@ def distill_pointwise(
     The teacher gets no gradient. `log_q` is not read: the teacher's scores are not corrected either.
 
     Args:
-      scores: the student's logits, any shape.
       teacher_scores: the teacher's logits, shape of `scores`.
-      where: see `listwise_softmax`.
       temperature: t > 0 and finite; above 1 softens the targets.
 
     Example:
@@ -399,10 +393,7 @@ def pairwise_ndcg(
     Args:
       scores: the student's logits [..., C].
       teacher_scores: the ranker's scores, higher is better [..., C]; ties are no pair.
-      where: bool, true where a candidate counts.
-      log_q: not read.
       k: places that the ranker fills.
-      temperature: t > 0.
 
     Example:
       >>> teacher = jnp.array([[3.0, 2.0, 1.0]])
@@ -446,10 +437,7 @@ def lcron(
     weights of the terms. NeuralSort: Grover et al. 2019 (arXiv 1903.08850). C^2 numbers a list.
 
     Args:
-      scores: logits of this stage [..., C].
       teacher_scores: the ranker's scores, higher is better [..., C].
-      where: bool, true where a candidate counts.
-      log_q: not read.
       k: places that the ranker fills; lists of at most k candidates add nothing.
       single: weight of the second term.
       temperature: t > 0, of both orders.
@@ -507,13 +495,10 @@ def margin_info_nce(
     -log( e^((s_i - m) / t) / (e^((s_i - m) / t) + sum over j of a later stage of e^(s_j / t)) )
 
     Args:
-      scores: logits [..., C].
       stages: how far each came, 0 the furthest, as `data.STAGES` counts [..., C].
       where: bool, true where a candidate counts; the last stage of a list is negatives alone.
       log_q: subtracted from the scores where the candidates are sampled, see `losses.listwise_softmax`.
       margin: m, in logits: how far ahead a candidate must be.
-      temperature: t > 0.
-      logq_correction: whether to subtract `log_q`.
 
     Example:
       >>> round(float(margin_info_nce(jnp.array([[1.0, 0.0, 0.0]]), jnp.array([[0.0, 1.0, 1.0]]))), 4)

@@ -322,7 +322,6 @@ def make_step(
     the host, because it chooses the compiled size of the update.
 
     Args:
-      model: what to train.
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
       loss: a `losses.Loss`, `Goals` for labels by name, or any function of scores, labels and mask (and `log_q` where the batch
         has it). Where the batch is taken in parts, a `Loss` scores each once and any other function twice, see

@@ -185,7 +185,6 @@ def positions_of(position: Any, count: int) -> np.ndarray:
 
     Args:
       position: one for all, one for each in rising order, or None.
-      count: number of the events.
 
     Raises:
       TypeError: what is no integer.
@@ -258,7 +257,6 @@ class RemoteRows(Rows):
         errors come through.
       version: version of the table: rows of two versions have different keys, so a new version is built next to the old one.
       width: words of a row, `UserTable.row_bytes / 4`.
-      prefix: prefix of every key.
       seconds: after which a row that is not written again is forgotten, so that old versions go away; None keeps it.
 
     Raises:

@@ -66,10 +66,7 @@ def check_future(stamped: np.ndarray, written: Written | None, *, clock: Callabl
     clock is wrong or the clock is; where the broker's clock has confirmed it, this machine's does not count.
 
     Args:
-      stamped: uint32 [n] times, see `times.stamps`.
       written: when their messages were written; None where that is not known.
-      clock: clock of this machine, seconds since 1970.
-      skew: seconds that clocks may differ by.
 
     Raises:
       ValueError: an event later than its message. ClockError: one later than `clock`, without a broker's time.
@@ -212,9 +209,7 @@ class UserTable:
         that are not of today.
 
     Attributes:
-      trained: that model, with its parameters on the device.
       version: version of that model.
-      encoder: its encoder.
       row_bytes: bytes of one user.
 
     Example:
@@ -269,11 +264,9 @@ class UserTable:
         """A table from a log of events, in bounded memory next to the rows.
 
         Args:
-          trained: see the class.
           events: a `Dataset` that the encoder made, or raw events by column in the order of time, such as Arrow record batches.
           until: events before this time alone: an integer in `Columns.time_unit`, an ISO date, or a `datetime`; of a `Dataset`.
           position, partition: in the stream, of the last event that the log holds: the stream goes on behind it.
-          progress: a progress bar on stderr.
           options: `storage`, `rows`, `batch_size`, `clock`, as for the class.
 
         Raises:
@@ -557,7 +550,6 @@ class UserTableWriter(SnapshotWriter):
     `UserTableWriter.start` takes a new directory, `resume` one with snapshots. One thread applies; any may read `table`.
 
     Args:
-      directory: folder of the snapshots.
       table: to start from; its rows are in this process.
       options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for `SnapshotWriter`.
 
@@ -576,7 +568,6 @@ class UserTableWriter(SnapshotWriter):
         """Applies a message, or several; False where the position is not after the partition's last one: applied already.
 
         Args:
-          events, written: see `UserTable.update`.
           position: in the stream, of one message, or of each event [n]; rises within a partition.
           partition: partition of the stream; always the same for one user.
 
