@@ -14,7 +14,7 @@ import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.blocks.item_offset import with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
-from aif_jax.data.sampling import NegativeSampler
+from aif_jax.data.candidates import NegativeSampler
 from aif_jax.encoding.capacity import Capacity, add_counts, assign, new_rows
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data import lengths
+from aif_jax.data import pipeline as lengths
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.run import fit
 from aif_jax.train import fit as fitting
@@ -24,12 +24,14 @@ LIKE_ML_100K = np.repeat([11, 28, 71, 120, 180, 231, 451, 512], [10, 20, 25, 16,
 
 
 def test_few_steps_take_two_lengths_and_many_take_more():
-    few, many = (lengths.choose(LIKE_ML_100K.repeat(4), longest=512, batch_size=256, steps=steps) for steps in (918, 30_000))
+    few, many = (
+        lengths.choose_lengths(LIKE_ML_100K.repeat(4), longest=512, batch_size=256, steps=steps) for steps in (918, 30_000)
+    )
     assert few == (128,) and many == (128, 256)
     long = np.random.default_rng(0).exponential(600, 20_000).clip(1, 4096).astype(int)
-    assert len(lengths.choose(long, longest=4096, batch_size=256, steps=2_999)) == 1
-    assert len(lengths.choose(long, longest=4096, batch_size=256, steps=3_000)) > 1
-    assert len(lengths.choose(long, longest=4096, batch_size=256, steps=10**6)) == lengths.MOST - 1
+    assert len(lengths.choose_lengths(long, longest=4096, batch_size=256, steps=2_999)) == 1
+    assert len(lengths.choose_lengths(long, longest=4096, batch_size=256, steps=3_000)) > 1
+    assert len(lengths.choose_lengths(long, longest=4096, batch_size=256, steps=10**6)) == lengths.MOST_LENGTHS - 1
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_few_steps_take_two_lengths_and_many_take_more():
     ],
 )
 def test_one_length_is_enough(histories, longest, steps):
-    assert lengths.choose(histories, longest=longest, batch_size=256, steps=steps) == ()
+    assert lengths.choose_lengths(histories, longest=longest, batch_size=256, steps=steps) == ()
 
 
 def test_the_choice_is_the_cheapest_of_all_subsets():
@@ -56,7 +58,7 @@ def test_the_choice_is_the_cheapest_of_all_subsets():
             return steps * 64 * np.mean(taken) + lengths.COMPILE * len(subset)
 
         subsets = [s for count in range(4) for s in itertools.combinations((128, 256, 512), count)]
-        assert lengths.choose(histories, longest=1024, batch_size=64, steps=steps) == min(subsets, key=cost)
+        assert lengths.choose_lengths(histories, longest=1024, batch_size=64, steps=steps) == min(subsets, key=cost)
 
 
 def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypatch):

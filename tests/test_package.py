@@ -24,7 +24,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") i
 
 OWNERS = {
     "flax": ("layers.py",),
-    "scipy": ("train/calibrate.py", "train/edits.py"),
+    "scipy": ("train/edits.py",),
     "orbax": ("checkpoint/storage.py",),
     "optax": ("train/", "refreshing/frozen.py", "run.py"),
     "jax.export": ("export/",),
@@ -110,7 +110,7 @@ MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
 CROWDED = {"service": 15, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 38_522
+MOST_LINES = 38_464
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip

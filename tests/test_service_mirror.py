@@ -20,7 +20,7 @@ from aif_jax.export import save
 from aif_jax.index import ItemIndex
 from aif_jax.model import build
 from aif_jax.service.client import ServiceError
-from aif_jax.service.exports import Mirror
+from aif_jax.service.models import Mirror
 from tests import demo, servers
 from tests.service_world import EVENTS, IDS, ITEMS, NOW, SERVING, exports, running
 

@@ -32,9 +32,8 @@ from aif_jax.index import STORAGES, IndexWriter, ItemIndex
 from aif_jax.output.progress import Bar
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy, to_json
-from aif_jax.service.exports import Mirror
 from aif_jax.service.log import replay
-from aif_jax.service.models import Nearline
+from aif_jax.service.models import Mirror, Nearline
 from aif_jax.service.process import Listening, log_to_stderr
 from aif_jax.service.processes import ServiceSettings, is_worker, serve
 from aif_jax.serving import ServingConfig

@@ -9,7 +9,7 @@ from aif_jax.data.cascade import STAGES, Cascade
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog, write_log
 from aif_jax.data.pipeline import Batch, Pipeline, PrefetchedBatch, make_batch, to_device
-from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
+from aif_jax.data.candidates import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import (
     Split, cuts_of_samples, eligible, eligible_positions, request_starts, split_by_time, time_cuts,
 )  # fmt: skip

@@ -47,7 +47,7 @@ from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, 
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
 from aif_jax.refreshing.run import KEPT, MODEL, USERS
-from aif_jax.service.exports import DELTAS
+from aif_jax.service.models import DELTAS
 from aif_jax.store import sealed
 from aif_jax.store.folders import URL, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained

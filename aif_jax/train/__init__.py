@@ -2,8 +2,7 @@
 
 from aif_jax.sharding.processes import ProcessError
 from aif_jax.train import edits, losses
-from aif_jax.train.calibrate import calibrate
-from aif_jax.train.edits import carry_over, carry_over_state, fit_pure_svd, svd_factors
+from aif_jax.train.edits import calibrate, carry_over, carry_over_state, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
 from aif_jax.train.loop import BadBatch, JsonLines, TensorBoard, loop, resume
 from aif_jax.train.losses import SequenceLoss, lcron, margin_info_nce, pairwise_ndcg

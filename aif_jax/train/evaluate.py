@@ -21,11 +21,20 @@ import numpy as np
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_integers
-from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, population_weights, sampled_negatives, take
+from aif_jax.data.candidates import (
+    CandidateLists,
+    Labels,
+    NegativeSampler,
+    SampleKey,
+    SourceFn,
+    counts_before,
+    population_weights,
+    sampled_negatives,
+    take,
+)
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
 from aif_jax.data.pipeline import Batch, make_batch
-from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.metrics.intervals import DRAWS
 from aif_jax.model import PreRanker
 from aif_jax.output.progress import track
