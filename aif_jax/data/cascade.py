@@ -21,11 +21,11 @@ import numpy as np
 
 from aif_jax.checks import expect, expect_array, expect_integers, expect_range
 from aif_jax.encoding.statistics import ItemStatistics
-from aif_jax.features import check_user_features
+from aif_jax.features import check_user_features, user_layout
 from aif_jax.schema import Schema
 from aif_jax.store.folders import local
 from aif_jax.trees import leaves_by_path
-from aif_jax.types import Behaviours, UserFeatures
+from aif_jax.types import UserFeatures
 
 STAGE = "stage"
 """The label that says how far a candidate came: a position in STAGES."""
@@ -212,16 +212,11 @@ class ServedFeatures:
 
 def features_from(arrays: Mapping[str, np.ndarray], schema: Schema, *, encoding: str, name: str) -> UserFeatures:
     """UserFeatures [n] from arrays by dotted name; TypeError, ValueError for those of another schema."""
-    groups: dict[str, dict[str, Any]] = {"ids": {}, "history": {}}
-    for path, array in arrays.items():
-        group, _, key = path.partition(".")
-        if group in groups:
-            groups[group][key] = array
-    try:
-        history = Behaviours(**groups["history"])
-        features = UserFeatures(ids=groups["ids"], floats=arrays["floats"], history=history, encoding=encoding)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{name}: expected arrays of ids, floats and a history, got {sorted(arrays)}") from error
+    layout = user_layout(schema)
+    names = leaves_by_path(layout, separator=".")
+    expect(arrays.keys() == names.keys(), name, f"the arrays {sorted(names)}", sorted(arrays))
+    features = jax.tree.unflatten(jax.tree.structure(layout), [arrays[path] for path in names])
+    features = dataclasses.replace(features, encoding=encoding)
     check_user_features(schema, features, batched=True, name=name)
     return features
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.readers.sources import pyarrow
 from aif_jax.service import tensors
 from aif_jax.service.calls import Call, Limits, parse, problem_of
@@ -511,10 +511,8 @@ class Traces:
     """
 
     def __init__(self, provider: Any = None):
-        try:
+        with needs_extra("traces need OpenTelemetry", "traces"):
             from opentelemetry import propagate, trace
-        except ImportError as error:
-            raise ImportError('traces need OpenTelemetry: pip install "aif_jax[traces]"') from error
         self._extract = propagate.extract
         self._within = trace.set_span_in_context
         self._tracer = trace.get_tracer("aif_jax.service", tracer_provider=provider)

@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.service.core import Service
 from aif_jax.service.http import App, Handler
 
@@ -274,11 +274,9 @@ async def listening(
       ImportError: uvicorn or grpc is missing; names the extra.
       OSError: a port is taken.
     """
-    try:
+    with needs_extra("a service needs uvicorn and httptools", "service"):
         import uvicorn
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    except ImportError as error:
-        raise ImportError('a service needs uvicorn and httptools: pip install "aif_jax[service]"') from error
 
     class Quiet(uvicorn.Server):
         """Signals are those of the process, which drains."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from aif_jax.checks import needs_extra
 from aif_jax.schema import Schema
 from aif_jax.store.codec import Layout
 from aif_jax.types import Streamed, UserFeatures
@@ -193,10 +194,8 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
 
 
 def _client() -> Any:
-    try:
+    with needs_extra("metrics for Prometheus need prometheus-client", "metrics"):
         import prometheus_client
-    except ImportError as error:
-        raise ImportError('metrics for Prometheus need prometheus-client: pip install "aif_jax[metrics]"') from error
     return prometheus_client
 
 
