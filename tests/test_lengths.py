@@ -66,7 +66,7 @@ def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypa
     positions = task.positions(data, min_history=0, since=None, before=None)
     expected = [min(data.log.history_end([at])[0] - data.log.offsets[data.log.user[at]], 7) for at in positions]
     assert lengths.history_lengths(data, positions, longest=7).tolist() == expected
-    monkeypatch.setattr(lengths, "SAMPLES", 100)
+    monkeypatch.setattr(lengths, "COUNTED_SAMPLES", 100)
     assert 100 <= len(lengths.history_lengths(data, range(len(data.log)), longest=7)) < 200
 
 
@@ -83,7 +83,7 @@ def model(data):
 @pytest.fixture
 def small_world(monkeypatch):
     """Lengths worth compiling for histories of a few events."""
-    monkeypatch.setattr(lengths, "SHORTEST", 4)
+    monkeypatch.setattr(lengths, "SHORTEST_LENGTH", 4)
     monkeypatch.setattr(lengths, "COMPILE", 10)
     monkeypatch.setattr(lengths, "FEW_STEPS", 10)
     with lightly_compiled():
@@ -97,7 +97,9 @@ def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model
     shown = ", ".join(map(str, (*run.settings.buckets, run.config.history_length)))
     assert f"lengths of the history {shown}; about " in said and "% padding (one length: " in said
     assert "validation: 1 of 40 requests: 40 users and, over the catalogue of 90 items (k=10), 3,600 scores" in said
-    monkeypatch.setattr(lengths, "choose", lambda *_, **__: (5,))  # another version of the rule, or a run from before it
+    monkeypatch.setattr(
+        lengths, "choose_lengths", lambda *_, **__: (5,)
+    )  # another version of the rule, or a run from before it
     again = fit(model, data, out=tmp_path / "auto", progress=False, **GIVEN)
     assert again.settings == run.settings and aif.Run.load(tmp_path / "auto").settings == run.settings
     with pytest.raises(ValueError, match="buckets"):

@@ -13,9 +13,9 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import Trained
+from aif_jax import output as progress
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
-from aif_jax.output import progress
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.serving.versions import Version

@@ -19,7 +19,7 @@ from aif_jax.features import check_item_features
 from aif_jax.index.ids import Keys, View, expect_shard, raw_keys, shard_of_keys
 from aif_jax.index.parts import Part
 from aif_jax.index.store import ItemProgram, Store
-from aif_jax.output.progress import Bar, hidden
+from aif_jax.output import Bar, hidden
 from aif_jax.readers import read_items
 from aif_jax.store.codec import Packed
 from aif_jax.store.version import check_encoding

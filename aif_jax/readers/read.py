@@ -27,7 +27,7 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.raw import scale_of, stacked
 from aif_jax.encoding.times import Ticks, break_ties
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
-from aif_jax.output.progress import hidden
+from aif_jax.output import hidden
 from aif_jax.readers.check import Repeats, profile_of
 from aif_jax.readers.sources import SKIPPED, Problems, Source, TextFile
 from aif_jax.readers.tables import (

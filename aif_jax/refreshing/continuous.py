@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax import checkpoint
+from aif_jax import checkpoint, output
 from aif_jax.checks import expect
 from aif_jax.connectors.follow import Follower, StreamEntry
 from aif_jax.connectors.snapshot_store import SnapshotStore
@@ -39,7 +39,6 @@ from aif_jax.encoding.times import STAMP_ZERO, shown
 from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.export import Delta, MovedRows
 from aif_jax.export.contents import open as open_model
-from aif_jax.output import progress as output
 from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content

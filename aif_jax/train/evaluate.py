@@ -37,7 +37,7 @@ from aif_jax.data.events import COLUMNS
 from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.metrics.intervals import DRAWS
 from aif_jax.model import PreRanker
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
 from aif_jax.store.version import check_encoding, digest

@@ -25,28 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aif_jax import metrics, sharding
+from aif_jax import metrics, output, sharding
 from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checks import expect, expect_array, expect_finite
 from aif_jax.config import Config
+from aif_jax.data import pipeline
 from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe, name_of
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.pipeline import (
-    SHORTEST_LENGTH,
-    Pipeline,
-    PrefetchedBatch,
-    choose_lengths,
-    history_lengths,
-    make_batch,
-    mean_places,
-    padding,
-    to_device,
-)  # fmt: skip
+from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, make_batch, to_device
 from aif_jax.data.split import cuts_of_samples
 from aif_jax.encoding.times import shown
 from aif_jax.model import PreRanker, fit_tables
-from aif_jax.output import progress as output
 from aif_jax.scores import GROUP, objective_names, with_calibration
 from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
@@ -181,11 +171,11 @@ def repeats_line(data: Dataset, repeats: bool) -> str:
 def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
     """Lines of text before a run: steps, lengths and padding, what validation costs, what else would be faster or smaller."""
     longest, steps, size = feed.config.history_length, len(feed), feed.batch_size
-    histories = history_lengths(feed.dataset, feed.positions, longest=longest)
-    places, most = mean_places(histories, feed.lengths), int(np.quantile(histories, 0.99, method="higher"))
-    padded = f"{padding(histories, feed.lengths):.0%} padding"
+    histories = pipeline.history_lengths(feed.dataset, feed.positions, longest=longest)
+    places, most = pipeline.mean_places(histories, feed.lengths), int(np.quantile(histories, 0.99, method="higher"))
+    padded = f"{pipeline.padding(histories, feed.lengths):.0%} padding"
     if feed.buckets:
-        padded += f" (one length: {padding(histories, (longest,)):.0%})"
+        padded += f" (one length: {pipeline.padding(histories, (longest,)):.0%})"
     yield (
         f"batches: {steps:,} steps of {size:,} samples, lengths of the history {', '.join(map(str, feed.lengths))}; about "
         f"{padded}; half of the histories have up to {int(np.median(histories)):,} events, 99 % up to {most:,}"
@@ -197,12 +187,12 @@ def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
         whole = f" and, over the catalogue of {items:,} items (k={settings.k}), {users * items:,} scores" if settings.k else ""
         yield f"validation: {times:,} of {requests:,} requests: {users:,} users{whole}; training: {steps * size:,} users"
     advice = []
-    other = choose_lengths(histories, longest=longest, batch_size=size, steps=steps)
-    if mean_places(histories, (*other, longest)) < 0.8 * places:
-        advice.append(f"buckets='auto' takes {(*other, longest)}, {padding(histories, (*other, longest)):.0%} padding")
+    other = pipeline.choose_lengths(histories, longest=longest, batch_size=size, steps=steps)
+    if pipeline.mean_places(histories, (*other, longest)) < 0.8 * places:
+        advice.append(f"buckets='auto' takes {(*other, longest)}, {pipeline.padding(histories, (*other, longest)):.0%} padding")
     if users > steps * size / 4:
         advice.append(f"validation reads {users / (steps * size):.0%} as many users as training: requests=, evaluate_every=")
-    if (enough := max(SHORTEST_LENGTH, 1 << max(most - 1, 1).bit_length())) <= longest // 2:
+    if (enough := max(pipeline.SHORTEST_LENGTH, 1 << max(most - 1, 1).bit_length())) <= longest // 2:
         advice.append(f"Config.long_length={enough} holds 99 % of the histories whole, for smaller user states")
     if jax.default_backend() != "cpu" and settings.compute_dtype == "float32":
         advice.append("compute_dtype='bfloat16'")
@@ -395,7 +385,7 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
 
 
 def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
-    """The `buckets` argument of `fit`; "auto" takes those of the run in `folder` to resume, else `choose_lengths`."""
+    """The `buckets` argument of `fit`; "auto" takes those of the run in `folder` to resume, else `pipeline.choose_lengths`."""
     if value != "auto":
         expect(not isinstance(value, str), "fit buckets", "'auto' or a tuple of lengths", repr(value))
         return tuple(value)
@@ -403,10 +393,10 @@ def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *,
         return tuple(settings_in(folder).get("buckets", ()))
     positions = training_positions(data, settings)
     longest, steps = config.history_length, settings.epochs * (len(positions) // settings.batch_size)
-    if longest <= SHORTEST_LENGTH or not steps:
+    if longest <= pipeline.SHORTEST_LENGTH or not steps:
         return ()
-    histories = history_lengths(data, positions, longest=longest)
-    return choose_lengths(histories, longest=longest, batch_size=settings.batch_size, steps=steps)
+    histories = pipeline.history_lengths(data, positions, longest=longest)
+    return pipeline.choose_lengths(histories, longest=longest, batch_size=settings.batch_size, steps=steps)
 
 
 def train(

@@ -24,7 +24,7 @@ from aif_jax.checks import expect, needs_extra
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch, PrefetchedBatch
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local, sync, write_file
 from aif_jax.store.version import digest, holds

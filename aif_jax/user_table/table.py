@@ -21,7 +21,7 @@ from aif_jax.encoding.vocabulary import Vocabulary, as_ids
 from aif_jax.features import SINCE, no_events
 from aif_jax.index.parts import Part, Parts, column, row_version, rows_of
 from aif_jax.index.parts import read as read_parts
-from aif_jax.output.progress import Bar, track
+from aif_jax.output import Bar, track
 from aif_jax.store import snapshots
 from aif_jax.store.codec import Layout, Packed, Storage
 from aif_jax.store.folders import CheckpointError
