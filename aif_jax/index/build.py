@@ -45,7 +45,8 @@ def build_store(
     """Runs the item function over what `ItemIndex.build` takes as catalogue; item n of it, or of its shard, has row n."""
     batches, known = _batches(program, catalogue, ids)
     if shard is not None:
-        batches, known = _of_shard(batches, *expect_shard(shard)), None
+        place, shards = expect_shard(shard)
+        batches, known = (part(batch, shard_of_keys(batch[0].key, shards) == place) for batch in batches), None
     computed = ((keys, program(features)) for keys, features in rebatch(batches, program.batch_size))
     return fill(program, computed, capacity=capacity, known=known, progress=progress)
 
@@ -207,11 +208,6 @@ def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
         keys, features = checked(program, *(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)
         kind = kind or keys.kind
         yield keys, features
-
-
-def _of_shard(batches: Iterator[Batch], place: int, shards: int) -> Iterator[Batch]:
-    for batch in batches:
-        yield part(batch, shard_of_keys(batch[0].key, shards) == place)
 
 
 def _by_column(table: Any) -> bool:

@@ -43,7 +43,6 @@ from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
 from aif_jax.service.features import UserSource
 from aif_jax.serving import AsyncPreRanker, ServingConfig
-from aif_jax.store.codec import Storage
 from aif_jax.store.folders import new_file
 from aif_jax.store.sealed import MANIFEST, is_complete
 from aif_jax.store.snapshots import snapshots
@@ -280,14 +279,6 @@ def newer(kind: type[Table], root: Path, folder: str, before: Written | None, tr
     return table, Written(path, seconds if before is None else max(seconds, before.seconds), positions)
 
 
-def table_in(server: str, trained: Trained, *, storage: Storage) -> UserTable:
-    """Rows of a model's users in a server, `redis://HOST:PORT/DATABASE`. Raises ImportError without its client."""
-    client = open_client(server, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
-    table = UserTable(trained, storage=storage)
-    table.rows = RemoteRows(client, version=trained.version, width=table.row_bytes // 4)
-    return table
-
-
 def progress_in(table: UserTable) -> Written | None:
     """How far the rows in a server are; None before the first one. Raises what its client raises."""
     assert isinstance(table.rows, RemoteRows)
@@ -453,7 +444,9 @@ class Models:
         if users is None:
             return None, None
         if isinstance(users, str):
-            table, written = table_in(users, restored.trained, storage=self.config.user_storage or "float32"), None
+            client = open_client(users, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
+            table, written = UserTable(restored.trained, storage=self.config.user_storage or "float32"), None
+            table.rows = RemoteRows(client, version=table.version, width=table.row_bytes // 4)
             with contextlib.suppress(Exception):  # of a server that is away, as `_refresh` will say
                 written = progress_in(table)
             return table, written

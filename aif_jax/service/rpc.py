@@ -75,12 +75,6 @@ def call_of(given: Any, limits: Limits, *, budget: float | None) -> Call:
     return parse(fields, limits)
 
 
-def candidates_in(given: Any, limits: Limits) -> Candidates:
-    """The candidates of one message of a stream; raises BadCall."""
-    fields = _candidates(given.candidates)
-    return candidates_of(fields["candidates"], fields.get("bids"), limits)
-
-
 def rank_response(reply: Reply[Ranking], call_id: str) -> Any:
     """A RankResponse."""
     fields = rank_fields(reply, call_id)
@@ -235,7 +229,8 @@ class PreRanking:
                 if len(batch.ids):
                     yield batch
                 raw = await anext(parts, None)
-                batch = None if raw is None else candidates_in(read(name, raw), self._limits)
+                fields = {} if raw is None else _candidates(read(name, raw).candidates)
+                batch = candidates_of(fields["candidates"], fields.get("bids"), self._limits) if fields else None
 
         return rank_response(await self._service.rank(call, batches=batches()), call.id)
 

@@ -162,12 +162,6 @@ def samples_line(samples: Samples, settings: Any) -> str:
     )
 
 
-def repeats_line(data: Dataset, repeats: bool) -> str:
-    """The line of text on whether users come back to items."""
-    does = "stay candidates" if repeats else "are no negatives in training, and no candidates in evaluation"
-    return f"{data.repeated:.1%} of the events repeat an item of their user: met items {does} (repeats={repeats})"
-
-
 def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
     """Lines of text before a run: steps, lengths and padding, what validation costs, what else would be faster or smaller."""
     longest, steps, size = feed.config.history_length, len(feed), feed.batch_size
@@ -419,7 +413,9 @@ def train(
     task, config = settings.task, model.config
     samples = samples_of(data, settings)
     say(samples_line(samples, settings), progress=progress)
-    say(repeats_line(data, settings.repeats), progress=progress)
+    does = "stay candidates" if settings.repeats else "are no negatives in training, and no candidates in evaluation"
+    repeated = f"{data.repeated:.1%} of the events repeat an item of their user"
+    say(f"{repeated}: met items {does} (repeats={settings.repeats})", progress=progress)
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
     feed = Pipeline(
         dataset=data,

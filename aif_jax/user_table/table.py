@@ -114,11 +114,6 @@ class Manifest(snapshots.Manifest):
         good = type(self.users) is int and all(shape[:1] == [self.users] for shape in rows) and self.batch_size <= 1 << 20
         return good and self.fits_memory(self.users)
 
-    def check_layout(self, path: str | Path, layout: Layout) -> None:
-        """Raises CheckpointError where rows are laid out in another way than this version of the package does."""
-        if self.layout != describe(layout):
-            raise CheckpointError(f"{path}: expected rows of this version's layout, got another; {self.REBUILD}")
-
 
 inspect = Manifest.inspect
 
@@ -433,7 +428,8 @@ class UserTable:
         manifest.check_model(path, trained)
         options: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size, "clock": clock}
         table = cls(trained, **options)
-        manifest.check_layout(path, table._program.layout)
+        if manifest.layout != describe(table._program.layout):
+            raise CheckpointError(f"{path}: expected rows of this version's layout, got another; {Manifest.REBUILD}")
         table.rows = read_rows(path, manifest, width=len(table._program.empty))
         return table
 
