@@ -46,10 +46,9 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax import metrics
 from aif_jax.blocks import popularity_offset, with_item_offset
-from aif_jax.data.candidates import SampleKey, SourceFn, sampled_negatives
+from aif_jax.data.candidates import NegativeSampler, SampleKey, SourceFn, counts_before, sampled_negatives
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.frozen import rows_optimizer, rows_state, rows_step, whole_params
 from aif_jax.refreshing.warm import ROWS, mapped

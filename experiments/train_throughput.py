@@ -37,8 +37,8 @@ from tqdm.auto import tqdm
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data import candidates
+from aif_jax.data.candidates import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Batch, Pipeline, to_device
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.features import behaviours
 from aif_jax.train import losses

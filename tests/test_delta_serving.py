@@ -19,8 +19,7 @@ from aif_jax import export
 from aif_jax.connectors import SnapshotStore
 from aif_jax.export import Delta, MovedRows
 from aif_jax.service.client import Client
-from aif_jax.service.exports import DELTAS, Mirror
-from aif_jax.service.models import Nearline
+from aif_jax.service.models import DELTAS, Mirror, Nearline
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import init_params

@@ -18,8 +18,8 @@ from aif_jax.data.pipeline import Pipeline, make_batch
 from aif_jax.encoding.capacity import Capacity
 from aif_jax.jobs import outcomes as module
 from aif_jax.jobs.outcomes import join_outcomes
-from aif_jax.readers.admit import admit
-from aif_jax.readers.cascade import read_samples
+from aif_jax.readers import admit
+from aif_jax.readers.read import read_samples
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.step import score
 from aif_jax.train.tasks import Cascaded, Impressions

@@ -20,7 +20,7 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.capacity import Capacity
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.metrics import ByUser
-from aif_jax.readers.admit import admit
+from aif_jax.readers import admit
 from aif_jax.refreshing import (
     GateConfig,
     Measured,

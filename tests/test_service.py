@@ -21,8 +21,7 @@ from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
-from aif_jax.service.exports import ExportEntry, parse_current, publish, read_current
-from aif_jax.service.models import share_of
+from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
 from aif_jax.service.process import Listening, OnePiece
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 

@@ -24,8 +24,8 @@ from aif_jax.model import build
 from aif_jax.refreshing import watch
 from aif_jax.scores import with_calibration
 from aif_jax.service.client import ServiceError
-from aif_jax.service.exports import Mirror
 from aif_jax.service.log import RequestLog, read_log
+from aif_jax.service.models import Mirror
 from tests import demo, servers
 from tests.service_world import EVENTS, IDS, ITEMS, NOW, SERVING, exports, running
 

@@ -14,9 +14,9 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import Trained
+from aif_jax import output as progress
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
-from aif_jax.output import progress
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
 from aif_jax.serving import programs as serving_programs
 from aif_jax.serving.programs import HistoryLayout, Programs, inputs_read

@@ -29,12 +29,11 @@ from aif_jax.connectors import (
 from aif_jax.connectors.valkey import FORMS, open_client, open_stream
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import STORAGES, IndexWriter, ItemIndex
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy, to_json
-from aif_jax.service.exports import Mirror
 from aif_jax.service.log import replay
-from aif_jax.service.models import Nearline
+from aif_jax.service.models import Mirror, Nearline
 from aif_jax.service.process import Listening, log_to_stderr
 from aif_jax.service.processes import ServiceSettings, is_worker, serve
 from aif_jax.serving import ServingConfig

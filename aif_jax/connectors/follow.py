@@ -27,11 +27,7 @@ Writer = TypeVar("Writer", bound=SnapshotWriter)
 
 
 class StreamEntry(NamedTuple):
-    """A message that could be read.
-
-    Attributes:
-      message, change: the message and its contents.
-    """
+    """A message that could be read."""
 
     message: Message
     change: Change
@@ -59,7 +55,7 @@ class Target(Protocol):
         ...
 
 
-class _Written(Generic[Writer]):
+class _Written(Target, Generic[Writer]):
     """What targets share whose writer saves snapshots."""
 
     def __init__(self, writer: Writer):
@@ -67,12 +63,10 @@ class _Written(Generic[Writer]):
 
     @property
     def positions(self) -> Mapping[int, int]:
-        """As `Target.positions`."""
         return self.writer.positions
 
     @property
     def saved(self) -> Mapping[int, int]:
-        """As `Target.saved`."""
         return self.writer.saved_positions
 
     def tick(self) -> None:
@@ -84,7 +78,6 @@ class IndexTarget(_Written[IndexWriter]):
     """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
-        """As `Target.apply`."""
         changes, kind, encoder = [], self.writer.index.kind, self.writer.index.trained.need_encoder("IndexTarget")
         for change in joined([entry.change for entry in entries]):  # all are read before one is applied
             if change.table is None:
@@ -107,7 +100,6 @@ class UserTarget(_Written[UserTableWriter]):
         return {"events": applied.events, "events_late": applied.late, "events_beyond": applied.beyond}
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
-        """As `Target.apply`."""
         parts = joined([entry.change for entry in entries])
         if not parts:
             self.writer.skip(position=position, partition=partition)
@@ -118,7 +110,7 @@ class UserTarget(_Written[UserTableWriter]):
         self.writer.update(parts[0].table, position=at, partition=partition, written=written)
 
 
-class SinkTarget:
+class SinkTarget(Target):
     """A feature store, or a `UserTable` whose rows are in a server: a user's value holds its position, nothing else is saved.
 
     Messages are applied together, each event with the position of its message: a kill in the middle leaves users who have the
@@ -135,12 +127,10 @@ class SinkTarget:
 
     @property
     def positions(self) -> Mapping[int, int]:
-        """As `Target.positions`."""
         return dict(self._positions)
 
     @property
     def saved(self) -> Mapping[int, int]:
-        """As `Target.saved`."""
         return dict(self._positions)
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
@@ -178,8 +168,6 @@ class Follower:
     counted and passed; the others of its batch are applied.
 
     Args:
-      stream: to follow.
-      target: what it is applied to.
       max_batch: messages that are applied together.
       changed: called after each batch that was applied, such as to hand the new index to an engine.
       store: where each saved snapshot of a writer is published, if any, and the one that it starts from.

@@ -99,7 +99,7 @@ def join_outcomes(
 
     A request becomes a sample when the longest window after it is over. A later run, with the `until` of this one as its
     `since`, finds the others, each once. A candidate without an outcome in its window is a negative if it was shown; if not,
-    its labels are unknown. `readers.cascade.read_samples` gives the samples as a `Dataset`.
+    its labels are unknown. `readers.read.read_samples` gives the samples as a `Dataset`.
 
     Args:
       log: file or folder that `service.log.RequestLog` wrote.

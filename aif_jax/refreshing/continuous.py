@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax import checkpoint
+from aif_jax import checkpoint, output
 from aif_jax.checks import expect
 from aif_jax.connectors.follow import Follower, StreamEntry, by_event
 from aif_jax.connectors.snapshot_store import SnapshotStore
@@ -39,7 +39,6 @@ from aif_jax.encoding.times import STAMP_ZERO, shown
 from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.export import Delta, MovedRows
 from aif_jax.export.contents import open as open_model
-from aif_jax.output import progress as output
 from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
@@ -47,7 +46,7 @@ from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, 
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
 from aif_jax.refreshing.run import KEPT, MODEL, USERS
-from aif_jax.service.exports import DELTAS
+from aif_jax.service.models import DELTAS
 from aif_jax.store import sealed
 from aif_jax.store.folders import URL, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained

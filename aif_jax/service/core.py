@@ -144,9 +144,7 @@ class Service:
     """Answers calls with the versions of a folder: `async with Service(models) as service: await service.rank(call)`.
 
     Args:
-      models: the versions.
       policy: limits and what to do with a stale model.
-      observers: observers of answers.
     """
 
     def __init__(self, models: Models, *, policy: Policy | None = None, observers: tuple[Observer, ...] = ()):

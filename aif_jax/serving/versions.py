@@ -14,7 +14,7 @@ import numpy as np
 
 from aif_jax.checks import expect_finite
 from aif_jax.features import behaviours, empty_user, no_events, pack
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aif_jax import metrics
-from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.data.candidates import NegativeSampler, item_counts
 from experiments import common
 from experiments.datasets.synthetic import World
 from experiments.study import datasets

@@ -39,16 +39,15 @@ from aif_jax import blocks, checkpoint, metrics, train
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.data import candidates
-from aif_jax.data.candidates import CandidateSource
+from aif_jax.data.candidates import CandidateSource, NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train import losses
-from aif_jax.train.distill import distilled, with_teacher
 from aif_jax.train.edits import fit_pure_svd
 from aif_jax.train.evaluate import catalogue_scores, rank_of
+from aif_jax.train.fit import distilled, with_teacher
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common, drawn

@@ -11,11 +11,10 @@ import numpy as np
 import aif_jax as aif
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset
 from aif_jax.data import candidates
-from aif_jax.data.candidates import CandidateLists, SampleKey, SourceFn
+from aif_jax.data.candidates import CandidateLists, NegativeSampler, SampleKey, SourceFn
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import NegativeSampler
 from aif_jax.train import losses
-from aif_jax.train.distill import teacher_scores
+from aif_jax.train.fit import teacher_scores
 from aif_jax.types import Params
 
 NEGATIVES = 15

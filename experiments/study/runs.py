@@ -17,10 +17,9 @@ import aif_jax as aif
 from aif_jax import checkpoint, train
 from aif_jax.blocks.signatures import sign
 from aif_jax.data import candidates
-from aif_jax.data.candidates import SampleKey
+from aif_jax.data.candidates import NegativeSampler, SampleKey, item_counts
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible
 from aif_jax.train import losses
 from aif_jax.train.edits import fit_pure_svd, unseen_as_unknown
