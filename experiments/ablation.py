@@ -20,6 +20,7 @@ FIGURES = records.RESULTS / "figures.json"
 TABLES = records.RESULTS.parents[1] / "notes" / "study_tables.md"
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Prints the tables and writes the JSON file."""
     settings = {"report_only": (False, None, "tables from the records, which is all that there is")}
