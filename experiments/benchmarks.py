@@ -63,6 +63,7 @@ class Benchmark(NamedTuple):
     published: dict[str, dict[str, float]] = {}
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Trains every model and prints its figures, with 95 % intervals over users, beside the published ones."""
     parser = common.parser(__doc__)

@@ -75,6 +75,7 @@ OBJECTIVES = ("click", "long_view|click", "like", "share|click")
 CAP_K, CAP_CANDIDATES, CAP_MOST = 100, 1000, 3
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the parts that are asked for, all by default, and prints their figures."""
     options = parse(arguments)

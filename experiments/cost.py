@@ -35,7 +35,6 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -46,10 +45,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.features import SINCE, pack, unpack, user_specs
+from aif_jax.output import Bar
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
 from aif_jax.store.codec import Packed
@@ -76,6 +75,7 @@ class Load(NamedTuple):
     critical_ms: list[float]
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurement and prints its figures."""
     options = parse(arguments)
@@ -133,7 +133,7 @@ async def study(options) -> dict[str, Any]:
         cells = [(name, kind, n) for name in services for kind in _kinds(name) for n in options.concurrency]
         for name, kind, n in cells:  # warms up
             await closed_loop(services[name], kind, n, 0.0)
-        with tqdm(total=options.rounds * len(cells), desc="closed loops", file=sys.stderr) as bar:
+        with Bar(options.rounds * len(cells), label="closed loops", unit="loops") as bar:
             for turn in range(options.rounds):
                 for name, kind, n in cells if turn % 2 == 0 else reversed(cells):
                     loads[name, kind, n].append(await closed_loop(services[name], kind, n, options.seconds))

@@ -74,6 +74,7 @@ class Quality(NamedTuple):
         }  # fmt: skip
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the job and prints its figures."""
     options = parse(arguments)

@@ -41,7 +41,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax import metrics
@@ -49,6 +48,7 @@ from aif_jax.blocks import popularity_offset, with_item_offset
 from aif_jax.data.candidates import NegativeSampler, SampleKey, SourceFn, counts_before, sampled_negatives
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
+from aif_jax.output import Bar
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.frozen import rows_optimizer, rows_state, rows_step, whole_params
 from aif_jax.refreshing.warm import ROWS, mapped
@@ -422,6 +422,7 @@ def world_of(name: str, options: Any) -> tuple[World, int]:
     return of_dataset(name, options.data, days=options.days, **sizes), 2
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the study and prints its figures."""
     parser = common.parser(__doc__)
@@ -463,7 +464,7 @@ def measured(options: Any) -> dict[str, Any]:
         with parts("delta"):
             figures["delta"] = refresh_publish.measured(items=items, moved=100 if options.smoke else refresh_publish.MOVED)
     steps = len(names) * (3 * days + 2 + len(WITHIN) * bool(hours) * (days + 1)) + 2 * models
-    with tqdm(total=steps, unit="steps", mininterval=5) as bar:
+    with Bar(steps, label="refresh", unit="steps") as bar:
         for name in names:
             with parts(name):
                 world, epochs = world_of(name, options)

@@ -33,10 +33,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.features import pack
+from aif_jax.output import track
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates, best_of
 from experiments import common, drawn
 from experiments.latency_services import Model, World
@@ -46,6 +46,7 @@ Program = Callable[[int], Any]
 NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "onnxruntime")}
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the comparison and prints its ratios."""
     parser = common.parser(__doc__)
@@ -86,7 +87,7 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
     timed["halves"] = partial(sized, ours.halves, counts[1])
     check("halves", ours.score(0, counts[1]), ours.halves(0, counts[1]))
     turns = {name: partial(turn, program) for name, program in timed.items()}
-    for once in tqdm(turns.values(), desc="first calls"):
+    for once in track(turns.values(), label="first calls", unit="programs"):
         once(0)
     medians = {name: float(np.median(ms)) for name, ms in common.interleaved(turns, rounds).items()}
     return summary(medians, list(others), f"_{counts[1]}")

@@ -50,6 +50,7 @@ NAMES = ("monday", "tuesday")
 NOW = 1_700_000_000
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the figures."""
     settings = {

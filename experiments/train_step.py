@@ -27,6 +27,7 @@ from experiments.datasets import movielens
 from experiments.datasets.synthetic import synthetic_world
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs both in turn and prints the ratio."""
     parser = common.parser(__doc__)

@@ -25,12 +25,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import stamps
 from aif_jax.features import SINCE, no_events, pack
+from aif_jax.output import track
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import STORAGES, Packed
 from aif_jax.types import Events, Streamed, UserFeatures
@@ -45,6 +45,7 @@ YEARS = 8 * 365 * 86400
 NOW = 1_700_000_000
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the study and prints its figures."""
     options = parse(arguments)
@@ -232,7 +233,8 @@ def streamed_scores(
     """Scores [U, 100] of rows to which events were applied `each` at a time, stored in between."""
     log, starts = data.log, data.log.offsets[users]
     words = np.zeros((len(users), len(program.empty)), np.uint32)
-    for step in tqdm(range(0, int((ends - starts).max()), each), desc=f"{program.storage}, {each} at a time", leave=False):
+    at_once = f"{program.storage}, {each} at a time"
+    for step in track(range(0, int((ends - starts).max()), each), label=at_once, unit="steps", leave=False):
         counts = np.clip(ends - starts - step, 0, each)
         at = np.flatnonzero(counts)
         index = np.concatenate([np.arange(starts[i] + step, starts[i] + step + counts[i]) for i in at])

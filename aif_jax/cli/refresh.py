@@ -63,8 +63,7 @@ def add_refresh_commands(commands: Any) -> None:
     shared.add_flags(group, follow, FOLLOWING)
     text = "to compile the export for (default: all)"
     one.add_argument("--platforms", nargs="+", help=text)
-    one.add_argument("--json", action="store_true", help="print the report as JSON")
-    one.add_argument("--quiet", action="store_true", help="no line of progress and no bar")
+    shared.add_shown(one, printed="the report")
 
     one = shared.add_command(commands, "watch", run_watch)
     one.add_argument(

@@ -81,7 +81,7 @@ def add_service_commands(commands: Any) -> None:
     one.add_argument("--model", type=Path, required=True, help="exported folder that scores the log again")
     one.add_argument("--limit", type=int, help="records to read at most (default: all)")
     one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of ServingConfig, as for serve")
-    one.add_argument("--json", action="store_true", help="print the report as JSON")
+    shared.add_shown(one, printed="the report")
 
 
 def run_serve(options: argparse.Namespace) -> int:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax import metrics
-from aif_jax.data.events import EventLog
 from aif_jax.data.candidates import SeenPairs, item_counts
+from aif_jax.data.events import EventLog
 from aif_jax.train.evaluate import rank_of
 from experiments.study import datasets, question
 from experiments.study.question import Part, Trial
