@@ -46,11 +46,11 @@ RUN_ELSEWHERE = {
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
 LIGHT_PAGES = (
-    "how_to_refresh", "scale", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data", "tutorial_own_tower",
+    "how_to_refresh", "scale_training", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data", "tutorial_own_tower",
     "tutorial_ranker", "tutorial_train", "which_config",
 )  # fmt: skip
 """Pages about training and the index; those about serving and export run as shipped."""
-PRINTED = {"scale": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}
+PRINTED = {"scale_training": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}
 """What a page prints that its text relies on, number by number."""
 SHOW_OUTPUTS = re.compile(r"tutorial_|connectors|which_config|scale")
 """Pages that show everything that they print; an HTML comment before the fence leaves one output unchecked."""
