@@ -394,7 +394,7 @@ def public(module: Any, path: str) -> Iterator[tuple[str, Any]]:
 def reference_entries() -> list[str]:
     """Names of docs/api.md; `heading` gives the name where a module of the same name hides it from MkDocs."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    entries = re.findall(r"^::: (\S+)\n(?:    options:\n      heading: (\S+)\n)?", text, re.M)
+    entries = re.findall(r"^::: (\S+)\n(?:    options: {heading: (\S+)}\n)?", text, re.M)
     return [heading or path for path, heading in entries]
 
 
@@ -514,6 +514,13 @@ def test_generated_pages_are_current():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made(), (
             f"docs/{name}: run {reference.__doc__.splitlines()[0]}"
         )
+
+
+def test_the_page_of_commands_leaves_out_hidden_flags_and_prints_an_equal_group_once():
+    page = website("reference").command_line()
+    assert "SUPPRESS" not in page and page.count("| `--bag-length NUMBER` |") == 1
+    assert "Also the columns of the files (see aif_jax.Columns), as for [aif-jax check](#aif-jax-check)." in page
+    assert page.count("| `--stream-options FILE` | JSON of settings of the client") == 2  # of two commands whose groups differ
 
 
 def test_every_page_is_on_the_front_page_and_in_the_site():
