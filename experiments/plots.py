@@ -122,7 +122,7 @@ def _some(one: ByUser, low: int, high: int, events: np.ndarray) -> ByUser:
 
 def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], dataset: str, path: Path) -> None:
     """Who gains."""
-    with drawing(path, 4.6, f"The longer the history, the more AIF gains ({NAMES[dataset]})") as axis:
+    with drawing(path, 4.6, f"Users with over 100 events gain most ({NAMES[dataset]})") as axis:
         for shift, (model, by_bin), colour in zip((-0.08, 0.08), gains.items(), ("tab:orange", "tab:blue"), strict=True):
             for at, (_, gap) in enumerate(by_bin):
                 value, error = points(gap)
