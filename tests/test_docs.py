@@ -46,8 +46,8 @@ RUN_ELSEWHERE = {
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
 LIGHT_PAGES = (
-    "how_to_refresh", "scale_training", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data", "tutorial_own_tower",
-    "tutorial_ranker", "tutorial_train", "which_config",
+    "how_to_refresh", "scale_training", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data",
+    "tutorial_own_tower", "tutorial_ranker", "tutorial_train", "which_config",
 )  # fmt: skip
 """Pages about training and the index; those about serving and export run as shipped."""
 PRINTED = {"scale_training": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}
@@ -572,6 +572,8 @@ def test_no_argument_is_documented_by_a_bare_genitive():
     bare = re.compile(r"^ {6,}(?:\w+, )*[a-z_0-9]+: (?:of|the same of|as for) ", re.M)
     sources = [(path.name, path.read_text()) for path in (ROOT / "aif_jax").rglob("*.py")]
     assert [(name, found[0]) for name, source in sources for found in bare.finditer(source)] == []
+    page = website("reference").command_line()
+    assert re.findall(r"^\| `[^`]+` \| (?:required\. )?(?:of|to|in|between|the same for users) .*", page, re.M) == []
 
 
 def test_the_scan_for_words_finds_them(tmp_path):
