@@ -61,7 +61,7 @@ FACE |= {"engine": "AsyncPreRanker"}
 MOST_NAMES = 14
 DIALECT = re.compile(
     r"one's own|octaves?|survival|touched[- ]rows?|stands? on|stand for|asked once|of (its|their) own|passed over|beside|arms?"
-    r"|bench|stretches of the history",
+    r"|bench|stretches of the history|anew|besides|at hand|mended|goes along|dear(er|est)|hops?|a way in",
     re.I,
 )
 """Words that a reader would have to learn, because only this package used them so."""
