@@ -71,7 +71,7 @@ def add_service_commands(commands: Any) -> None:
     text = "file with the bearer token that every call must bring (default: no token)"
     one.add_argument("--token-file", type=Path, help=text)
     one.add_argument("--workers", type=int, default=1, help="processes that share the ports (default: %(default)s)")
-    one.add_argument("--log-form", choices=("text", "json"), default="text", help="of the log on stderr (default: %(default)s)")
+    one.add_argument("--log-form", choices=("text", "json"), default="text", help="form of stderr log (default: %(default)s)")
     one.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: %(default)s)"
     )
@@ -156,7 +156,7 @@ def add_index_follow(inner: Any) -> None:
     """Adds `index follow` to the commands of `index`."""
     one = shared.add_command(inner, "follow", run_index_follow)
     _add_stream(one)
-    one.add_argument("--directory", type=Path, required=True, help="of snapshots; goes on with the newest one there")
+    one.add_argument("--directory", type=Path, required=True, help="folder of snapshots; resumes from its newest")
     one.add_argument("--index", type=Path, help="folder of the index to start from, where the directory has no snapshot")
     _add_snapshots(one)
 
@@ -172,7 +172,7 @@ def add_users_follow(inner: Any) -> None:
     where.add_argument("--features", metavar="URL", help="append the raw events to a feature store in Valkey or Redis")
     text = "JSON of arguments of `redis.Redis` for --rows or --features, such as passwords"
     one.add_argument("--server-options", type=Path, metavar="FILE", help=text)
-    one.add_argument("--prefix", default="aif", help="of every key of --rows or --features (default: %(default)s)")
+    one.add_argument("--prefix", default="aif", help="prefix of every key of --rows or --features (default: %(default)s)")
     text = "events of a user that the feature store keeps (default: the model's history)"
     one.add_argument("--length", type=int, metavar="NUMBER", help=text)
     text = "consumers of this group share the partitions of a Kafka topic; with --rows or --features"
@@ -180,7 +180,7 @@ def add_users_follow(inner: Any) -> None:
     start = one.add_mutually_exclusive_group()
     start.add_argument("--table", type=Path, help="folder of the table to start from, where --directory has no snapshot")
     start.add_argument("--empty", action="store_true", help="start without users there: the stream holds every event")
-    text = "of matrices in a row, for --rows or --empty (default: %(default)s)"
+    text = "dtype of the matrices in a user state, for --rows or --empty (default: %(default)s)"
     one.add_argument("--storage", choices=STORAGES, default="float32", help=text)
     _add_snapshots(one)
 
@@ -281,7 +281,7 @@ def _add_stream(one: argparse.ArgumentParser) -> None:
 def _add_snapshots(one: argparse.ArgumentParser) -> None:
     text = "where snapshots are published, such as s3://BUCKET/PATH; settings are those of the environment"
     one.add_argument("--store", metavar="URL", help=text)
-    one.add_argument("--every-seconds", type=float, default=60.0, help="between two snapshots (default: %(default)s)")
+    one.add_argument("--every-seconds", type=float, default=60.0, help="seconds between two snapshots (default: %(default)s)")
     one.add_argument("--takeover", action="store_true", help="take the directory from a writer that hangs")
 
 
@@ -314,7 +314,7 @@ def add_snapshot_commands(commands: Any) -> None:
     inner = commands.add_parser("snapshots", help=text, description=text).add_subparsers(
         required=True, metavar="list|current|publish|fetch|collect"
     )
-    url = "of the store, such as s3://BUCKET/PATH, or a local path"
+    url = "the store, such as s3://BUCKET/PATH, or a local path"
     kept = "snapshots that stay, the current one among them (default: %(default)s)"
     for name, run in (
         ("list", run_list),
@@ -329,7 +329,7 @@ def add_snapshot_commands(commands: Any) -> None:
             one.add_argument("folder", type=Path, help="an export, or a snapshot of an index or a user table")
         if name == "fetch":
             one.add_argument("directory", type=Path, help="local folder, made where it is missing")
-            one.add_argument("--name", help="of the snapshot (default: the current one)")
+            one.add_argument("--name", help="name of the snapshot (default: the current one)")
         if name in ("publish", "collect"):
             one.add_argument("--keep", type=int, default=KEEP, help=kept)
 

@@ -90,8 +90,8 @@ class Policy:
     Attributes:
       limits: bounds of one call.
       max_age: seconds since the export of a model after which it counts as stale; None for no bound.
-      max_index_age, max_user_age: the same for the index, or for the rows of users, since they were written. The age of one
-        user's state has `ServingConfig.max_stale`.
+      max_index_age, max_user_age: seconds since the index, or the user table, was written, with the same effect. The age of
+        one user's state has `ServingConfig.max_stale`.
       when_stale: "degrade" marks the answers of a stale model, index or table, "refuse" answers UNAVAILABLE; both end
         readiness.
 
