@@ -44,7 +44,9 @@ class EventLayout:
 
     Attributes:
       item, time, action: columns of the events file; no action where the events are of one kind.
+      time_unit: time unit of the packed times.
       item_bytes: 0 for ids that are integers; the longest id in UTF-8 where they are strings.
+      action_bytes: the same for actions.
 
     Raises:
       ValueError: sizes out of range.
