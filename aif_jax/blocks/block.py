@@ -64,6 +64,7 @@ class UserView:
 
     Attributes:
       config, params: config and parameters of the whole model.
+      features: the user's features.
       history: the events [n], n up to max(S, L); of a streamed user the last events that are kept.
       memory: state with every event in it, by name of the streaming block.
       now: uint32 [] time of the request, for the times in `memory`.
@@ -153,6 +154,7 @@ class ItemView:
 
     Attributes:
       config, params: config and parameters of the whole model.
+      features: the item's features.
       vector: float32 [D], the item vector.
     """
 

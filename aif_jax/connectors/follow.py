@@ -27,7 +27,11 @@ Writer = TypeVar("Writer", bound=SnapshotWriter)
 
 
 class StreamEntry(NamedTuple):
-    """A message that could be read."""
+    """A message that could be read.
+
+    Attributes:
+      message, change: the message and its contents.
+    """
 
     message: Message
     change: Change

@@ -31,6 +31,7 @@ from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.readers.sources import pyarrow
 from aif_jax.serving.metrics import Histogram
 from aif_jax.serving.requests import Request
+from aif_jax.serving.users import SingleFlight
 from aif_jax.store.folders import local
 from aif_jax.types import UserFeatures
 from aif_jax.user_table.rows import NONE, UserId, positions_of
@@ -44,7 +45,9 @@ class EventLayout:
 
     Attributes:
       item, time, action: columns of the events file; no action where the events are of one kind.
+      time_unit: time unit of the packed times.
       item_bytes: 0 for ids that are integers; the longest id in UTF-8 where they are strings.
+      action_bytes: the same for actions.
 
     Raises:
       ValueError: sizes out of range.
@@ -337,15 +340,6 @@ DAMAGE = (TypeError, ValueError, KeyError, OverflowError, AttributeError)
 """What an encoder raises for a record that does not fit."""
 
 
-@dataclasses.dataclass(eq=False)
-class _Reading:
-    """A read of the source under way."""
-
-    task: asyncio.Task[Record | None]
-    began: float  # by the clock of its event loop
-    waiters: int = 0
-
-
 class Reads:
     """Reads of a feature source, counted and shared: requests of one user at one time share one read.
 
@@ -367,7 +361,7 @@ class Reads:
         expect(share > 0, "share", "more than 0 seconds", share)
         self.source, self.counters, self.seconds = source, Counter(), Histogram()
         self._timeout, self._share = timeout, share
-        self._reading: dict[Any, _Reading] = {}
+        self._reading = SingleFlight(detached_limit=0)
 
     async def record(self, user: Any) -> Record | None:
         """The record of a user; those who ask at one time share one read.
@@ -377,23 +371,18 @@ class Reads:
           Exception: whatever the source raises.
         """
         loop, reading = asyncio.get_running_loop(), self._reading.get(user)
-        if reading is not None and reading.task.get_loop() is not loop:
-            reading = None
-        if reading is None or loop.time() - reading.began >= self._share:
-            if reading is not None:
+        if reading is not None:
+            here = reading.task.get_loop() is loop
+            if here and loop.time() - reading.began >= self._share:
                 self.counters["overdue"] += 1
-            task = loop.create_task(self._read(user))
-            reading = self._reading[user] = _Reading(task, loop.time())
-            task.add_done_callback(lambda done: self._done(user, done))
-        reading.waiters += 1
+            if not here or loop.time() - reading.began >= self._share:
+                self._reading.forget(user, reading.task)
+        reading = self._reading.join(user, lambda: self._read(user))
         try:
             return await asyncio.shield(reading.task)  # one who gives up does not take it from the others
         finally:
-            reading.waiters -= 1
-            if not reading.waiters and not reading.task.done():
+            if self._reading.leave(reading, keep=False):
                 self.counters["abandoned"] += 1
-                reading.task.cancel()
-                self._forget(user, reading.task)
 
     @contextlib.contextmanager
     def encoding(self) -> Iterator[None]:
@@ -426,15 +415,6 @@ class Reads:
         self.seconds.observe(time.perf_counter() - start)
         self.counters["missing" if record is None else "found"] += 1
         return record
-
-    def _forget(self, user: Any, task: asyncio.Task[Any]) -> None:
-        if (reading := self._reading.get(user)) is not None and reading.task is task:
-            del self._reading[user]
-
-    def _done(self, user: Any, task: asyncio.Task[Any]) -> None:
-        self._forget(user, task)
-        if not task.cancelled():
-            task.exception()  # asked for, or asyncio complains where everybody gave up
 
 
 class Fetch(Reads):

@@ -279,7 +279,11 @@ DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description
 
 
 class SampleKey(NamedTuple):
-    """What random choices may depend on, so that a resumed run makes the same ones."""
+    """What random choices may depend on, so that a resumed run makes the same ones.
+
+    Attributes:
+      seed, epoch, step: seed of the run, epoch, and batch within the epoch.
+    """
 
     seed: int
     epoch: int

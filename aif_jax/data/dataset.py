@@ -35,6 +35,7 @@ class Dataset:
     """Events, the features of users and items, and the raw ids behind their rows.
 
     Attributes:
+      name: for logs and reports.
       schema: which features there are; the catalogue's.
       log: the events; its item values are catalogue rows, its user values user rows.
       catalogue: item features [N].

@@ -152,6 +152,7 @@ class PrefetchedBatch:
       positions: int64 [B] of its samples in the log, where they are known.
       place: (epoch, batch of it), counted from 0.
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.
+      samples: B.
       places, events: places and events of the histories: B times the length, and how many of these hold an event.
       problem: why the batch must not be trained on: "empty", or what is corrupt; None for a good one. Where several processes
         share a batch, an empty share comes with its `batch`, as the others may have candidates.
@@ -201,15 +202,21 @@ class Pipeline:
     refuses the cursor of another. Cursors from before the digest have the counts of the data alone, and are taken by them.
 
     Attributes:
+      dataset: the data.
       positions: positions of the samples: a `range` or an array of integers, memory-mapped perhaps.
       candidates: a source of `aif_jax.data.candidates`, or a function of yours, see `candidates.CandidateSource`.
       config: config of the model; gives the length of the history.
+      batch_size: B of the whole step.
+      epochs: how often every sample comes.
+      seed: seed of order and candidates.
       block: neighbouring positions that stay together, for a log on disk; see `EpochOrder`. 0 mixes everything.
+      block_window: blocks that are mixed with each other.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
       window: batches that are sorted by length together.
       id_dropout: share of candidates whose item id is hidden: the unknown item's takes its place, everything else of the item
         stays. So the model learns to score an item that it has not met by its other features; `unseen_as_unknown` gives those
         items what it learned.
+      process_index, process_count: which slice of every batch is made.
 
     Raises:
       ValueError: sizes that do not fit together; names the field.

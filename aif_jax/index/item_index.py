@@ -48,6 +48,7 @@ class Manifest(snapshots.Manifest):
       positions: positions in the update stream, by partition: every update up to there is in, none after it.
       library: version of aif_jax that wrote it.
       leaves: dtype and shape of each array by path.
+      nbytes: bytes of the arrays.
     """
 
     NOUN = "index"

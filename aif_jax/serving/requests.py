@@ -74,6 +74,7 @@ class Candidates:
 
     Attributes:
       ids: item ids [C], int64 or strings, as raw data have them.
+      bids: float32 [C], or None.
     """
 
     ids: np.ndarray
@@ -178,12 +179,14 @@ class Answer:
     """Fields that `Ranking` and `Scores` share.
 
     Attributes:
+      version: version of the model and index that scored.
       non_finite: how many known candidates have no score because it would be NaN or infinite.
       degraded: whether the user's own fresh state was not used, or the model does not know most of the history that it was
         made from, see `ServingConfig.max_unknown`.
       reason: why, in words; None otherwise.
       state_age: seconds since the fetch of the features that the user state was made from; None for the unknown user.
       stages: seconds of each stage; see `Timeline`.
+      timeline: when each stage ran.
     """
 
     version: str
@@ -201,6 +204,7 @@ class Logits(Answer):
 
     Attributes:
       logits: float32 [C], or [C, T] of T objectives; -inf where the mask is false.
+      mask: bool [C].
     """
 
     logits: np.ndarray
@@ -228,6 +232,7 @@ class Ranking(Logits):
       ids: [k] item ids as retrieval gave them, int64 or strings; -1 or "" where the mask is false.
       scores: float32 [k] what the ranking is by: the logit, or the value of a score expression; -inf where the mask is false.
       logits: float32 [k], or [k, T] of T objectives; -inf where the mask is false.
+      mask: bool [k].
       candidates: how many candidates came, known or not.
       unknown: how many of them the index does not hold.
       excluded: how many of them the index holds, but `Request.exclude` leaves out.
