@@ -53,7 +53,7 @@ from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common, drawn
 from experiments.study import critical, datasets, models, recipes, records, tarq
-from experiments.study.evaluation import MIN_HISTORY, Requests, earlier, held_out, sampled_scores
+from experiments.study.evaluation import MIN_HISTORY, Requests, held_out, sampled_scores
 from experiments.study.similarity import UpperTiers
 
 RESULTS = records.RESULTS.parent / "question"
@@ -551,8 +551,7 @@ def measure_times(
     `whole` is user function and `score`, as if all started when the candidates are there, and `cpu` its processor time. Full
     attention has no part to prepare: its `score` is the whole model. `head` is the head's MLP on ready inputs.
     """
-    log, dataset = data.dataset.log, data.dataset
-    positions = np.argsort(-earlier(dataset, np.arange(len(log))), kind="stable")[: 64 * 16 : 64]
+    dataset = data.dataset
     sizes = ((64, 32),) if smoke else ((1000, 512), (1000, 2048), (10_000, 512))
     timed: dict[str, Any] = {}
     known: dict[str, bool] = {}
@@ -565,8 +564,7 @@ def measure_times(
             folder = work / trial.file
             params = checkpoint.load(folder).params if folder.exists() else None
             config = config if model == BASE else config.replace(long_length=length)
-            rng, items = np.random.default_rng(0), len(dataset.catalogue)
-            rows = [rng.choice(items - 1, min(count, items - 1), replace=False).astype(np.int32) + 1 for _ in range(16)]
+            positions, rows = critical.longest(dataset, count)
             name = f"{model}, C={count}, L={length}"
             known[name] = params is not None
             prepared = critical.staged if model != FULL else critical.sequential
