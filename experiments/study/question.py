@@ -2,11 +2,11 @@
 
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
-          (--plan test: the models of the headline; --plan sequence, taught: baselines and preset, each with a sequence loss, or
-          distilled from the preset; --plan quantised: quantised target attention, see `tarq`;
-          --plan rolling: the headline over blocks of the time line, for many users;
-          --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the user function and
-          of the scoring program, all models in turn)
+          (--plan test: the models of the headline; --plan worlds: synthetic worlds, one with repeats and one without;
+          --plan sequence, taught: baselines and preset, each with a sequence loss, or distilled from the preset;
+          --plan quantised: quantised target attention, see `tarq`; --plan rolling: the headline over blocks of the time line,
+          for many users; --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the
+          user function and of the scoring program, all models in turn)
 Protocol  Met items. MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are no
           negatives, neither in training nor in evaluation, and are left out of the catalogue. Taobao users do come back: met
           items stay. Every record also holds the figures of the other kind of candidates.
@@ -103,7 +103,8 @@ TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
 """Models that are also trained on the scores of another model, of the same seed and split."""
 MODELS |= QUANTIZED | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
 MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
-PLANS = ("validation", "tuning", "sequence", "taught", "quantised", "test", "rolling", "smoke")
+PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "quantised", "test", "rolling", "smoke")
+WORLDS = ("synthetic", datasets.ONCE)
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 METRICS = ("gauc", "gauc_trained", "hr100", "hr100_trained")
 TIMES = "times.json"
@@ -167,6 +168,10 @@ def plan(name: str) -> list[Trial]:
         others = [Trial(dataset=on, model=model) for model in BY_BLOCKS for on in both]
         kept = [Trial(dataset="movielens", model=model, met="kept") for model in (BASE, "aif before", AIF)]
         return list(dict.fromkeys([*first, *others, *kept]))
+    if name == "worlds":
+        tried = [(model, seed) for seed in SEEDS for model in _COMPARED]
+        tried += [(model, 0) for model in BY_BLOCKS if model.startswith("aif without")]
+        return [Trial(dataset=on, model=model, seed=seed) for model, seed in tried for on in WORLDS]
     if name == "tuning":
         tried = (BASE, WITH_MATCHING, AIF)
         slower = dict(epochs=3, learning_rate=5e-3)
