@@ -29,6 +29,7 @@ TABLE = {
     "docs": ("tests/test_docs.py",),
     "experiments": (
         "tests/test_ali_display.py", "tests/test_benchmarks.py", "tests/test_cascade_data.py", "tests/test_content.py",
+        "tests/test_depth.py",
         "tests/test_experiments.py",
         "tests/test_fetch.py", "tests/test_index_refresh.py", "tests/test_kernels.py", "tests/test_kuairand.py",
         "tests/test_latency_experiment.py", "tests/test_movielens.py", "tests/test_peers.py", "tests/test_plots.py",
