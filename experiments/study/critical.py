@@ -17,6 +17,7 @@ import aif_jax as aif
 from aif_jax.data.dataset import Dataset
 from aif_jax.train.evaluate import item_rows
 from aif_jax.types import Params
+from experiments.study.evaluation import earlier
 
 
 class Way(NamedTuple):
