@@ -30,15 +30,12 @@ from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding, fingerprint
 from aif_jax.train import edits
 from aif_jax.train import fit as training
-from aif_jax.train.calibrate import Form
-from aif_jax.train.distill import Teacher, name_of_teacher, with_teacher
-from aif_jax.train.edits import Edit
+from aif_jax.train.edits import Edit, Form
 from aif_jax.train.evaluate import Evaluation, evaluate
-from aif_jax.train.fit import note
+from aif_jax.train.fit import Teacher, name_of_teacher, note, with_teacher
 from aif_jax.train.loop import LogWriter
-from aif_jax.train.losses import Loss, as_loss, distill_listwise
+from aif_jax.train.losses import Loss, SequenceLoss, as_loss, distill_listwise
 from aif_jax.train.optimizers import SparseConfig
-from aif_jax.train.sequence import SequenceLoss
 from aif_jax.train.step import LossFn
 from aif_jax.train.tasks import Goals, NextItem, Task
 from aif_jax.types import Params
@@ -350,7 +347,7 @@ def fit(
       compute_dtype: dtype of activations, see `make_step`.
       buckets: shorter lengths of the history, such as (128, 256, 512, 1024) for one of 2,048: samples of like length share a
         batch, which costs less padding, see `Pipeline`. Each length compiles once more. "auto" chooses from the histories and
-        the number of steps, see `data.lengths.choose`, and takes those of the run that it resumes; () pads to one length.
+        the number of steps (`data.pipeline.choose_lengths`), and takes those of the run that it resumes; () pads to one length.
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: seed of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.

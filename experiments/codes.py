@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from aif_jax.blocks.signatures import fit_projection, sign, signs
 from aif_jax.blocks.simtier_codes import centre_tiers, code_table, fit_centres, nearest_centre, nearest_centres
+from aif_jax.output import Bar
 from experiments import common
 from experiments.kernels import compiled, run
 from experiments.signatures import DATA, HIGHEST, TIERS, highest, movielens, planted, rank_correlation
@@ -46,6 +46,7 @@ class Codes(NamedTuple):
     fitted_bytes: int
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Measures every number of codes."""
     settings = {
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     past, everything = np.random.default_rng(0).integers(0, len(content), options.length), np.ones(options.length, bool)
     found: dict[str, list[dict[str, float]]] = {}
     sizes: dict[str, dict[str, float]] = {"moments": {"state": 4 * (BITS + BITS**2) / 1024, "fitted": 0.0}}
-    bar = tqdm(total=options.seeds * len(options.codes), desc="fits", unit="fit")
+    bar = Bar(options.seeds * len(options.codes), label="codebooks", unit="fits")
     for seed in range(options.seeds):
         signature = np.asarray(sign(fit_projection(content, bits=BITS, seed=seed), jnp.asarray(content)))
         rng = np.random.default_rng(seed)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +18,26 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from aif_jax.output import hidden
+
+
+def script(main: Callable[..., None]) -> Callable[..., None]:
+    """`main(arguments)` of a script, without bars and lines of progress where `--quiet` is given."""
+
+    @functools.wraps(main)
+    def run(arguments: list[str] | None = None) -> None:
+        with hidden("--quiet" in (sys.argv[1:] if arguments is None else arguments)):
+            main(arguments)
+
+    return run
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser with `--smoke` and `--json`; the description is the script's own header."""
+    """An argument parser with `--smoke`, `--json` and `--quiet`; the description is the script's own header."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--smoke", action="store_true", help="everything in seconds, on a small world that the script makes")
     made.add_argument("--json", metavar="FILE", type=Path, help="write every figure that is printed to this file")
+    made.add_argument("--quiet", action="store_true", help="no bar and no line of progress")
     return made
 
 

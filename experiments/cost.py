@@ -35,7 +35,6 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -46,10 +45,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.features import SINCE, pack, unpack, user_specs
+from aif_jax.output import Bar
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
 from aif_jax.store.codec import Packed
@@ -76,6 +75,7 @@ class Load(NamedTuple):
     critical_ms: list[float]
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the measurement and prints its figures."""
     options = parse(arguments)
@@ -133,7 +133,7 @@ async def study(options) -> dict[str, Any]:
         cells = [(name, kind, n) for name in services for kind in _kinds(name) for n in options.concurrency]
         for name, kind, n in cells:  # warms up
             await closed_loop(services[name], kind, n, 0.0)
-        with tqdm(total=options.rounds * len(cells), desc="closed loops", file=sys.stderr) as bar:
+        with Bar(options.rounds * len(cells), label="closed loops", unit="loops") as bar:
             for turn in range(options.rounds):
                 for name, kind, n in cells if turn % 2 == 0 else reversed(cells):
                     loads[name, kind, n].append(await closed_loop(services[name], kind, n, options.seconds))
@@ -296,7 +296,7 @@ class Floor:
     def user(self, number: int) -> Any:
         """A user's state, ready on the device."""
         features = self._programs.upload_features([packed_features(self._programs, self._made, number)])
-        return jax.block_until_ready(self._user(self._made.params, features))[0]
+        return jax.block_until_ready(self._user(features))[0]
 
     def rank(self, number: int, state: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids and logits [k] of a state's best candidates."""
@@ -304,7 +304,7 @@ class Floor:
         rows, _ = self._made.index.lookup(ids)
         inputs = self._programs.upload_rows([rows], [None], ["logit"], self._bucket)
         with self._made.index.reading() as table:
-            packed, _ = self._score(self._made.params, (state,), table, *inputs)
+            packed, _ = self._score((state,), table, *inputs)
         best = self._programs.download_best(packed)[0]
         return ids[best.positions], best.logits
 

@@ -45,6 +45,7 @@ EXPERTS = 4
 OBJECTIVES = ("click", "long_view|click", CHOSEN)
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Trains every head with every seed and prints their figures."""
     parser = common.parser(__doc__)

@@ -24,10 +24,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.index import STORAGES, ItemIndex, Storage, capacity_for
+from aif_jax.output import track
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from experiments import common, drawn
 
@@ -38,6 +38,7 @@ BATCH = 1024
 VOCABULARY = 100_000
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the study and prints its figures."""
     options = parse(arguments)
@@ -98,9 +99,8 @@ class World:
 
     def build(self, count: int, *, storage: Storage = "float32", progress: bool = False) -> ItemIndex:
         """An index of `count` items."""
-        bar = tqdm(self.catalogue(count), total=-(-count // BATCH), desc=f"index of {count:,}", disable=not progress)
         sizes: dict[str, Any] = dict(capacity=capacity_for(count), batch_size=BATCH)
-        return ItemIndex.build(self.trained, bar, storage=storage, progress=False, **sizes)
+        return ItemIndex.build(self.trained, self.catalogue(count), storage=storage, progress=progress, **sizes)
 
     def user(self, seed: int) -> aif.UserFeatures:
         """A user with a full history."""
@@ -238,7 +238,7 @@ async def freshness(world: World, options: Any) -> dict[str, Any]:
             done = now
 
     async with engine:
-        for phase in tqdm(range(2 * options.phases + 2), desc="requests"):
+        for phase in track(range(2 * options.phases + 2), label="requests", unit="phases"):
             updating = phase % 2 == 1
             until = time.perf_counter() + options.seconds
             await asyncio.gather(requests(until, updating), *([updates(until)] if updating else []))

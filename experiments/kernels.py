@@ -29,13 +29,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.blocks import linear_memory
 from aif_jax.blocks.signatures import hamming, signs
 from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
 from aif_jax.layers import attention
+from aif_jax.output import Bar
 from experiments import common, drawn
 
 WIDTH, TIERS, CODES, CONTENT = 32, 8, 256, 32
@@ -44,6 +44,7 @@ BOUNDED = ("din_linear", "interaction")
 Form = tuple[Callable[..., Any], tuple]
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Measures every form at every size and prints the table."""
     settings = {
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     candidates, lengths, bits = options.candidates, options.lengths, options.bits
 
     figures: dict[str, Any] = {"largest_pairs": LARGEST, "rates": rates(options.smoke)}
-    bar = tqdm(total=len(bits) * len(candidates) * (len(lengths) + 1), desc="sizes", unit="size")
+    bar = Bar(len(bits) * len(candidates) * (len(lengths) + 1), label="sizes", unit="sizes")
     for k in bits:
         into = figures if k == 64 else figures.setdefault(f"k{k}", {})
         for c in candidates:

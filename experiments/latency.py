@@ -23,16 +23,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 import aif_jax as aif
+from aif_jax.output import track
 from aif_jax.serving import DeadlineExceeded, Overloaded
 from experiments import common
 from experiments.latency_services import Bare, Delays, Engine, Model, Sequential, Served, Service, World
@@ -44,6 +43,7 @@ BARE = ("interaction", "head", "staged", "sequential")
 TURN, COLD = 8, 2
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the study and prints its figures."""
     options = parse(arguments)
@@ -83,7 +83,7 @@ async def study(options) -> dict[str, Any]:
     measured: dict[tuple[int, int], dict[str, np.ndarray]] = {}
     answers: dict[str, Served] = {}
     figures: dict[str, Any] = {}
-    for count, length in tqdm(settings, desc="settings", file=sys.stderr):
+    for count, length in track(settings, label="settings", unit="settings"):
         models, k = build(world, options, length), min(options.k, count)
         bare = Bare(models["aif"], candidates=count, k=k)
         async with contextlib.AsyncExitStack() as stack:

@@ -36,12 +36,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax import connectors
 from aif_jax.data.dataset import Dataset
 from aif_jax.index import IndexWriter
+from aif_jax.output import track
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, StateKey, Timeline
 from aif_jax.serving.users import to_bytes
 from experiments import common, timelines
@@ -53,6 +53,7 @@ BUCKETS = (64, 128, 256, 512, 1024)
 """Lengths of histories in training."""
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the job and prints its figures."""
     options = parse(arguments)
@@ -203,7 +204,7 @@ async def live(
 def fill(sink: Any, data: Dataset, options) -> dict[Any, int]:
     """Puts every user's events into the store, older ones repeated up to the length; returns how many each has."""
     log, columns, counts = data.log, data.encoder.columns, {}
-    for user in tqdm(range(1, log.users), desc="store", leave=False):
+    for user in track(range(1, log.users), label="store", unit="users", leave=False):
         at = np.arange(log.offsets[user], log.offsets[user + 1])
         at = np.concatenate([np.resize(at, max(0, options.history - len(at))), at])
         name = data.users.raw[user - 1].item()

@@ -113,6 +113,7 @@ def peak(job: str, items: int, *, smoke: bool) -> float:
     return float(done.stdout.split()[-1])
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Prints the tables."""
     parser = common.parser(__doc__)

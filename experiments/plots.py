@@ -2,10 +2,10 @@
 
 Command   python -m experiments.plots --out DIR     (`--data DIR` adds the figure by length of history, which needs the log)
 Time      seconds
-Gives     blocks.png, refresh.png, quality_against_time.png, with --data history.png
+Gives     blocks.png, refresh.png, quality_against_time.png, user_state.png, with --data history.png
 
-Bars are 95 % intervals over users, of paired differences. Timelines and streaming state are drawn by the scripts that measure
-them (`experiments.quickstart`, `experiments.user_state`), which keep no record.
+Bars are 95 % intervals over users, of paired differences. The timeline is drawn by `experiments.quickstart`, which keeps no
+record.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from experiments.study import datasets, question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
 
 REFRESH = Path("experiments/results/refresh/record.json")
+USER_STATE = Path("experiments/results/user_state/record.json")
 NAMES = {"movielens": "MovieLens", "taobao": "Taobao", "synthetic": "synthetic"}
 COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gray"}
 MODELS = {WITH_MATCHING: "two-tower with matching statistics", AIF: "AIF"}
@@ -121,7 +122,7 @@ def _some(one: ByUser, low: int, high: int, events: np.ndarray) -> ByUser:
 
 def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], dataset: str, path: Path) -> None:
     """Who gains."""
-    with drawing(path, 4.6, f"The longer the history, the more AIF gains ({NAMES[dataset]})") as axis:
+    with drawing(path, 4.6, f"Users with over 100 events gain most ({NAMES[dataset]})") as axis:
         for shift, (model, by_bin), colour in zip((-0.08, 0.08), gains.items(), ("tab:orange", "tab:blue"), strict=True):
             for at, (_, gap) in enumerate(by_bin):
                 value, error = points(gap)
@@ -133,6 +134,25 @@ def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], dataset: s
         axis.set(xlabel="events of the user in the log", ylabel="GAUC points over two-tower")
         axis.margins(y=0.25)
         _legend(axis, loc="upper left", ncols=2)
+
+
+def draw_user_state(record: Mapping[str, Any], path: Path) -> None:
+    """CPU of the user part by length of the history; `record` is what `experiments.user_state --json` writes."""
+    lengths, cpu = record["lengths"], record["request_cpu_ms"]
+    with drawing(path, 4.2, "A user state makes long histories cheap") as axis:
+        for way, label, colour, shift in (
+            ("whole", "whole history", "tab:gray", 8),
+            ("streamed", "user state and 16 new events", "tab:blue", -24),
+        ):
+            times = [cpu[f"{way}_{length}"] for length in lengths]
+            axis.plot(lengths, times, marker="o", color=colour)
+            place = dict(xytext=(-8, shift), textcoords="offset points", ha="right")
+            axis.annotate(f"{label}: {times[-1]:.2g} ms", (lengths[-1], times[-1]), color=colour, **place)
+        axis.set(xscale="log", yscale="log", xlabel="events of the user", ylabel="CPU of the user part, ms")
+        axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axis.set_yticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
+        axis.minorticks_off()
+        axis.margins(y=0.15)
 
 
 @contextlib.contextmanager
@@ -166,6 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw_blocks(blocks(options.results), options.out / "blocks.png")
     draw_refresh(json.loads(options.refresh.read_text(encoding="utf-8")), options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")
+    draw_user_state(json.loads(USER_STATE.read_text(encoding="utf-8")), options.out / "user_state.png")
     if options.data is not None:
         data = datasets.load("movielens", options.data)
         draw_history(history(options.results, data), "movielens", options.out / "history.png")

@@ -34,7 +34,7 @@ from aif_jax import metrics
 from aif_jax.blocks import item_offset
 from aif_jax.data.candidates import SampleKey
 from aif_jax.data.dataset import Dataset
-from aif_jax.output.progress import hidden, say, track
+from aif_jax.output import hidden, say, track
 from aif_jax.train import fit as training
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from experiments import common, cost
@@ -74,6 +74,7 @@ class Quality(NamedTuple):
         }  # fmt: skip
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the job and prints its figures."""
     options = parse(arguments)

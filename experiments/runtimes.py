@@ -33,10 +33,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.features import pack
+from aif_jax.output import track
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates, best_of
 from experiments import common, drawn
 from experiments.latency_services import Model, World
@@ -46,6 +46,7 @@ Program = Callable[[int], Any]
 NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "onnxruntime")}
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the comparison and prints its ratios."""
     parser = common.parser(__doc__)
@@ -86,7 +87,7 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
     timed["halves"] = partial(sized, ours.halves, counts[1])
     check("halves", ours.score(0, counts[1]), ours.halves(0, counts[1]))
     turns = {name: partial(turn, program) for name, program in timed.items()}
-    for once in tqdm(turns.values(), desc="first calls"):
+    for once in track(turns.values(), label="first calls", unit="programs"):
         once(0)
     medians = {name: float(np.median(ms)) for name, ms in common.interleaved(turns, rounds).items()}
     return summary(medians, list(others), f"_{counts[1]}")
@@ -175,7 +176,7 @@ class Ours:
     def user(self, number: int) -> Any:
         """A state, ready."""
         words = pack(self._plain[number % len(self._plain)])
-        return jax.block_until_ready(self._user(self._made.params, self._programs.upload_features([words]))[0])
+        return jax.block_until_ready(self._user(self._programs.upload_features([words]))[0])
 
     def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Logits and places of the best."""
@@ -192,7 +193,7 @@ class Ours:
     def _best(self, rows: np.ndarray, state: Any) -> TopCandidates:
         inputs = self._programs.upload_rows([rows], [None], ["logit"], len(rows))
         with self._made.index.reading() as table:
-            packed, _ = self._score[len(rows)](self._made.params, (state,), table, *inputs)
+            packed, _ = self._score[len(rows)]((state,), table, *inputs)
         return self._programs.download_best(packed)[0]
 
     def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,9 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from aif_jax.blocks.signatures import fit_projection, sign
+from aif_jax.output import track
 from aif_jax.types import Params
 from experiments import common
 
@@ -40,6 +40,7 @@ FITS: dict[str, dict[str, Any] | None] = {
 }
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Measures every projection and width."""
     settings = {
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     histories = histories[: options.users]
 
     found: dict[str, list[dict[str, float]]] = {}
-    for seed in tqdm(range(options.seeds), desc="seeds", unit="seed"):
+    for seed in track(range(options.seeds), label="fits", unit="seeds"):
         for name, similarity in projections(content, options.bits, seed):
             figures = agreement(content, histories, similarity, candidates=options.candidates, seed=seed)
             found.setdefault(name, []).append(figures)

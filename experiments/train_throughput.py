@@ -32,15 +32,15 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data import candidates
+from aif_jax.data.candidates import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Batch, Pipeline, to_device
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.features import behaviours
+from aif_jax.output import say, track
 from aif_jax.train import losses
 from aif_jax.train.optimizers import MIN_ROWS, SparseConfig
 from aif_jax.train.step import StepFn
@@ -199,8 +199,8 @@ def against_before(before: Path, rounds: int, *, smoke: bool) -> dict[str, float
 
 def timed(work: dict[str, Callable[[int], float]], rounds: int, label: str) -> dict[str, float]:
     """Median milliseconds of each, after a first and a second step that do not count."""
-    for name, step in tqdm(work.items(), desc=f"{label}: compile"):
-        print(f"  {name}: first step {step(0) / 1e3:.1f} s")
+    for name, step in track(work.items(), label=f"{label}: compile", unit="programs"):
+        say(f"  {name}: first step {step(0) / 1e3:.1f} s", file=sys.stdout)
         step(1)
     times = common.interleaved(work, rounds)
     rows = [[name, float(np.median(ms)), *np.percentile(ms, [10, 90])] for name, ms in times.items()]
@@ -234,6 +234,7 @@ def input_share(batch_size: int, steps: int, changes: dict[str, Any]) -> float:
     return seen[-1]
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs every comparison and prints the ratios first."""
     parser = common.parser(__doc__)

@@ -35,7 +35,7 @@ TABLE = {
         "tests/test_latency_experiment.py", "tests/test_movielens.py", "tests/test_peers.py", "tests/test_plots.py",
         "tests/test_question.py", "tests/test_recipes.py",
         "tests/test_scale_out.py", "tests/test_scale_out_serving.py", "tests/test_service_load.py",
-        "tests/test_signatures_experiment.py", "tests/test_similarity.py", "tests/test_study.py", "tests/test_synthetic.py",
+        "tests/test_signatures_experiment.py", "tests/test_study.py", "tests/test_synthetic.py",
         "tests/test_taobao.py", "tests/test_tarq.py", "tests/test_train_throughput.py",
         "tests/test_serving_parts.py::test_timeline_sums_stages_and_draws",
     ),

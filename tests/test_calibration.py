@@ -23,7 +23,7 @@ from aif_jax.run import Run, fit
 from aif_jax.scores import probabilities
 from aif_jax.serving import Request
 from aif_jax.store.sealed import seal
-from aif_jax.train.calibrate import KNOTS, fit_calibration, stack_calibrations
+from aif_jax.train.edits import KNOTS, fit_calibration, stack_calibrations
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world

@@ -15,16 +15,18 @@ from aif_jax.data import split as split_module
 from aif_jax.data.candidates import (
     CandidateLists,
     CandidateSource,
+    NegativeSampler,
     SampleKey,
+    SeenPairs,
     describe,
     impressions,
+    item_counts,
     pointwise_candidates,
     retrieved,
     sampled_negatives,
 )
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import request_starts
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.schema import Attribute, Schema

@@ -19,8 +19,7 @@ from aif_jax import export
 from aif_jax.connectors import SnapshotStore
 from aif_jax.export import Delta, MovedRows
 from aif_jax.service.client import Client
-from aif_jax.service.exports import DELTAS, Mirror
-from aif_jax.service.models import Nearline
+from aif_jax.service.models import DELTAS, Mirror, Nearline
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import init_params
@@ -222,6 +221,19 @@ def test_a_service_that_starts_later_is_at_the_end_of_the_chain(chain, tmp_path)
             time.sleep(0.02)
         assert "expected the format 'aif_jax.delta/1', got 'other'; publish it again" in models.problem
         assert _version(client, wanted, same=True) == wanted
+
+
+def test_a_service_of_one_named_version_takes_deltas_on_it(chain, tmp_path):
+    """`serve --version NAME`: another export of the store is left alone."""
+    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
+    name, deltas = store.publish(chain.export), store.below(DELTAS, keep=100)
+    with Mirror(store, here, poll=0.05), running(here, only=name) as service, service.client() as client:
+        assert _version(client, chain.base.version, same=True) == chain.base.version
+        for delta in chain.deltas[:2]:
+            delta.save(tmp_path / str(delta.number))
+            deltas.publish(tmp_path / str(delta.number))
+            assert _version(client, delta.version) == delta.version
+        assert service.service.models.status()[0]["deltas"] == 2
 
 
 def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import aif_jax as aif
-from experiments import quickstart
+from aif_jax import output as progress
+from experiments import common, quickstart
 from experiments.datasets.synthetic import synthetic_world
 from tests.conftest import child_environment
 from tests.light import flags, lightly_compiled
@@ -26,7 +27,27 @@ def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 def figures(module: str, tmp_path: Path, *arguments: str) -> dict:
     done = run(module, "--smoke", "--json", "figures.json", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "\r" not in done.stdout + done.stderr
     return json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_scripts_draw_with_the_package_and_know_quiet(capsys, monkeypatch):
+    """Every script whose parser is of `common` has --json, --quiet and the wrapper that hides bars; none draws by itself."""
+    texts = {path.relative_to(ROOT): path.read_text() for path in (ROOT / "experiments").rglob("*.py")}
+    assert [path for path, text in texts.items() if "tqdm" in text] == []
+    shared = {path: text for path, text in texts.items() if "common.parser(" in text or "common.options(" in text}
+    assert len(shared) > 15 and [path for path, text in shared.items() if "@common.script\ndef main(" not in text] == []
+
+    @common.script
+    def main(arguments):
+        common.options("", arguments, {})
+        assert list(progress.track([1, 2], label="work", unit="turns")) == [1, 2]
+
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    main(["--smoke", "--quiet"])
+    assert capsys.readouterr().err == ""
+    main(["--smoke"])
+    assert "work: 1 of 2 turns" in capsys.readouterr().err
 
 
 def test_quickstart(tmp_path):

@@ -12,9 +12,8 @@ import pytest
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
-from aif_jax.data.candidates import SampleKey
+from aif_jax.data.candidates import SampleKey, SeenPairs
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import SeenPairs
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.run import Run, fit
 from aif_jax.store.version import EncodingMismatch

@@ -12,9 +12,9 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.data import candidates
+from aif_jax.data.candidates import NegativeSampler, item_counts
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.index import ItemIndex
 from aif_jax.schema import statistic_names

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data.cascade import STAGES
+from aif_jax.data.cascade import STAGES, open_samples
 from aif_jax.data.pipeline import Pipeline, make_batch
 from aif_jax.encoding.capacity import Capacity
 from aif_jax.jobs import outcomes as module
 from aif_jax.jobs.outcomes import join_outcomes
-from aif_jax.readers.admit import admit
-from aif_jax.readers.cascade import read_samples
+from aif_jax.readers import admit
+from aif_jax.readers.read import read_samples
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.step import score
 from aif_jax.train.tasks import Cascaded, Impressions
@@ -81,6 +81,19 @@ def test_scores_of_the_samples_are_those_that_were_served(served, tmp_path, monk
         assert sorted(made.log.item[start : start + 4]) == sorted(shown)
         assert made.log.action[start : start + 4].max() == (3 if place % 6 == 0 else 2 if place % 2 == 0 else 1)
     assert len(made.users.raw) == 7 and made.served.features.history.mask.shape == (40, trained.config.history_length)
+
+
+def test_samples_say_which_version_served_them(served, tmp_path, monkeypatch):
+    trained, _, records = served
+    monkeypatch.setattr(module, "PART_BYTES", 4096)  # several parts
+    records = [each._replace(version=f"{place % 3}" * 64) for place, each in enumerate(records[:20])]
+    log = write_log(tmp_path / "log", records)
+    rows = outcomes(*clicks(records))
+    join_outcomes(log, rows, tmp_path / "out", encoder=trained.encoder, windows=WINDOWS, until=LATER)
+    record, arrays = open_samples(tmp_path / "out")
+    seconds = arrays["time"][arrays["positions"]].tolist()
+    served_by = {int(each.time): each.version for each in records}
+    assert [record["versions"][code] for code in arrays["version"]] == [served_by[second] for second in seconds]
 
 
 def test_everything_that_is_no_sample_is_counted(served, tmp_path):

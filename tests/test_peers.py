@@ -11,6 +11,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, metrics
+from aif_jax.data.candidates import NegativeSampler, item_counts
 from aif_jax.train.evaluate import rank_catalogue
 from experiments.peers import baselines, export, figures, lists, ours, outcomes, report, scores, tuning
 from experiments.peers.__main__ import main
@@ -18,8 +19,7 @@ from experiments.peers.feeds import batches
 from experiments.peers.lists import Lists
 from experiments.peers.outcomes import MISSED
 from experiments.peers.scores import Scores
-from experiments.study import datasets, evaluation, models, records, runs
-from experiments.study import report as study
+from experiments.study import datasets, evaluation, models, records
 from tests.test_docs import fences
 
 README = Path(lists.__file__).with_name("README.md")
@@ -88,15 +88,13 @@ def model(values=SCORES, **about) -> Scores:
 
 @pytest.mark.parametrize("slice_", export.SLICES)
 def test_lists_are_those_of_the_study(data, slice_):
-    """Requests and candidates equal what `runs` evaluates every model on; histories are strictly earlier events."""
-    made = export.lists_of(data, slice_, requests=runs.SMOKE.requests)
+    """Requests and candidates are those of `evaluation`; histories are strictly earlier events."""
+    made = export.lists_of(data, slice_, requests=64)
     dataset, split = data.dataset, data.split
     test = slice_ == "test"
     trained = np.sort(np.concatenate([split.train, split.validation])) if test else split.train
-    run = runs.Run(dataset="smoke", model="aif", seed=3, slice=slice_)
     held = split.test if test else split.validation
-    sampler = runs.NegativeSampler(runs.item_counts(dataset, trained))
-    wanted = runs.requests_of(run, dataset, held, sampler, runs.SMOKE)
+    wanted = evaluation.held_out(dataset, held, NegativeSampler(item_counts(dataset, trained)), requests=64)
     np.testing.assert_array_equal(made.position, wanted.positions)
     np.testing.assert_array_equal(np.concatenate([made.target[:, None], made.negatives], 1), wanted.rows)
     log = dataset.log
@@ -520,10 +518,9 @@ def test_a_feed_that_fails_says_so(tmp_path, data):
 
 def test_a_checkpoint_scores_like_the_study(data, tmp_path):
     """GAUC and ranks of a model's score file are those that the study gives the model itself."""
-    config = models.config("two_tower", data.dataset.schema, sim_fields=data.sim_fields, smoke=True)
-    built = aif.build(config)
+    built = aif.build(aif.Config(schema=data.dataset.schema, blocks=(models.DOT,), **models.SMOKE | dict(head=())))
     params = built.init(jax.random.key(0), data.dataset.catalogue)
-    checkpoint.save(tmp_path / "kept", aif.Trained(aif.build(config), params))
+    checkpoint.save(tmp_path / "kept", aif.Trained(built, params))
     one = export.lists_of(data, "test", requests=21)
     made, about = ours.checkpoint_scores(tmp_path / "kept", data.dataset, one, power=0.75)
     assert about["sampler_power"] == 0.75 and about["checkpoint"] == "kept"
@@ -585,13 +582,3 @@ def test_the_page_is_that_of_the_records():
     budget = tuning.Budget()
     wanted = report.markdown(report.tables(report.read(records.RESULTS)), trial=budget.trial, longer=budget.longer)
     assert (records.RESULTS.parents[2] / "experiments" / "notes" / report.PAGE).read_text(encoding="utf-8") == wanted
-
-
-def test_records_do_not_disturb_the_study():
-    """The study reads every file of records; those of peers are no runs of it."""
-    found = records.read(records.RESULTS)
-    peers = {name for name, one in found.items() if one["task"] == report.TASK}
-    assert peers
-    own = {name: one for name, one in found.items() if name not in peers}
-    with_peers, without = study.keys(found, None), study.keys(own, None)
-    assert json.dumps(with_peers) == json.dumps(without)

@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import sys
 
 import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax import cli
+from aif_jax import output as progress
 from aif_jax.index import ItemIndex
-from aif_jax.output import progress
-from aif_jax.output.progress import Bar, hidden, say, track
+from aif_jax.output import Bar, hidden, say, track
 from aif_jax.run import fit
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.light import lightly_compiled
 from tests.test_cli import FLAGS, SMALL, files, run, world  # noqa: F401 fixtures
+from tests.test_docs import website
 from tests.test_sparse import SMALL as SMALL_MODEL
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x1b]")
 
 
 class Terminal(io.StringIO):
-    """What was written to a terminal, and what stands in its last line."""
+    """What was written to a terminal, and what stands in its lines."""
 
     def isatty(self) -> bool:
         return True
 
+    def lines(self) -> list[str]:
+        """The lines as a person sees them: a carriage return goes back to the start of its line."""
+        found: list[str] = []
+        for line in self.getvalue().split("\n"):
+            shown: list[str] = []
+            for part in line.split("\r"):
+                shown[: len(part)] = part
+            found.append("".join(shown).rstrip())
+        return found
+
     def line(self) -> str:
-        """The last line as a person sees it: a carriage return goes back to its start."""
-        shown: list[str] = []
-        for part in self.getvalue().rpartition("\n")[2].split("\r"):
-            shown[: len(part)] = part
-        return "".join(shown).rstrip()
+        """The last one."""
+        return self.lines()[-1]
 
 
 @pytest.fixture
@@ -177,18 +188,59 @@ def test_files_are_read_with_lines_or_silently(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.fixture(scope="module")
+def jobs(world, tmp_path_factory):  # noqa: F811
+    """Words of every job that ends by itself, by name, and what it says in a log; a last --out lacks its folder."""
+    (folder, *_), out = world, tmp_path_factory.mktemp("jobs")
+    small = [word for word in SMALL if word != "--quiet"]
+    train = ["train", *files(folder), *FLAGS, "--epochs", 1, "--batch-size", 64, "--requests", 50, *small, "--out"]
+    build = ["index", "build", "--checkpoint", out / "run", "--items", folder / "items", "--out"]
+    with lightly_compiled():
+        for words in ([*train, out / "run"], [*build, out / "index"]):
+            assert cli.main([*map(str, words), "--quiet"]) == 0
+    return {
+        "train": (["train", "--evaluate", *train[1:]], "train: "),
+        "check": (["check", *files(folder), *FLAGS], "rows"),
+        "add": (["add", "popularity", "--run", out / "run", *files(folder), "--out"], "rows"),
+        "index build": (build, "item index: "),
+        "index update": (["index", "update", *build[2:-1], "--index", out / "index", "--out"], "rows"),
+        "index verify": (["index", "verify", out / "index"], ""),
+    }
+
+
 @lightly_compiled()
-def test_json_on_stdout_is_whole_and_quiet_is_silent(world, tmp_path, run, monkeypatch):  # noqa: F811
+def test_json_on_stdout_is_whole_and_quiet_is_silent(jobs, run, monkeypatch, tmp_path):  # noqa: F811
+    """Of every job: without a terminal lines on stderr and JSON on stdout; with --quiet nothing but the result."""
     monkeypatch.setattr(progress, "EVERY", 0.0)
-    folder, *_ = world
-    loud = [word for word in SMALL if word != "--quiet"]
-    words = ["train", *files(folder), *FLAGS, "--epochs", 1, "--batch-size", 64, "--requests", 50, "--json", "--evaluate"]
-    code, out, err = run(*words, "--out", tmp_path / "run", *loud)
-    assert code == 0 and out.count("\n") == 1 and out.startswith("{") and "train: " in err and not CONTROL.search(err)
-    code, out, err = run(*words, "--out", tmp_path / "run", *SMALL)  # the same run: trains nothing, evaluates again
-    assert code == 0 and out.count("\n") == 1 and err == ""
-    build = ["index", "build", "--checkpoint", tmp_path / "run", "--items", folder / "items", "--out"]
-    code, out, err = run(*build, tmp_path / "one")
-    assert code == 0 and "item index: " in err and "rows" not in err
-    code, out, err = run(*build, tmp_path / "two", "--quiet")
-    assert code == 0 and err == ""
+    for name, (command, said) in jobs.items():
+        place = [tmp_path / name] if command[-1] == "--out" else []
+        code, out, err = run(*command, *place, "--json")
+        assert code == 0 and said in err and not CONTROL.search(err), (name, err)
+        place = [tmp_path / f"{name}, quiet"] if place else []
+        code, again, err = run(*command, *place, "--json", "--quiet")
+        assert code == 0 and err == "", (name, err)
+        assert json.loads(again).keys() == json.loads(out).keys(), name
+    assert json.loads(out)["items"] == 90
+
+
+@lightly_compiled()
+def test_a_terminal_is_left_with_whole_lines(jobs, run, monkeypatch, tmp_path):  # noqa: F811
+    """Bars that were drawn within another one are gone, and none is left half."""
+    monkeypatch.setattr(progress, "DELAY", 0)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    for name, (command, _) in jobs.items():
+        place = [tmp_path / name] if command[-1] == "--out" else []
+        assert run(*command, *place)[0] == 0
+        *lines, last = terminal.lines()
+        assert last == "" and "\x1b[A" not in terminal.getvalue(), name
+        assert [line for line in lines if line.count("|") > 2] == [], name
+
+
+def test_every_job_has_json_and_quiet():
+    """What ends by itself and has a result that people read; other commands print JSON alone, or serve until they are told."""
+    both = {
+        " ".join(words)
+        for words, one in website("reference").commands(cli.parser_of())
+        if {"--json", "--quiet"} <= {word for action in one._actions for word in action.option_strings}
+    }
+    assert both == {"check", "train", "add", "index build", "index update", "index verify", "refresh", "replay"}

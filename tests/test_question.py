@@ -6,9 +6,8 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
-from aif_jax.data.candidates import SampleKey
+from aif_jax.data.candidates import SampleKey, SeenPairs, item_counts
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import SeenPairs, item_counts
 from aif_jax.metrics import ByUser
 from experiments.study import datasets, popular_now, question, records, rules
 from experiments.study.similarity import upper_half

@@ -20,14 +20,16 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.capacity import Capacity
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.metrics import ByUser
-from aif_jax.readers.admit import admit
+from aif_jax.readers import admit
 from aif_jax.refreshing import (
     GateConfig,
     Measured,
     Requests,
+    ShownItems,
     as_served,
     grown,
     judge,
+    judge_outcomes,
     judge_service,
     measure,
     volume,
@@ -402,3 +404,22 @@ def test_a_service_is_judged_by_its_own_metrics():
     assert judge_service(prometheus_text(by_version={old: versions[old], new: versions[old]}), new, old) == ()
     assert judge_service(prometheus_text(by_version={new: counted(50, 50, 0, 1.0)}), new, old) == ()  # too few
     assert len(judge_service(prometheus_text(by_version={new: counted(0, 0, 200, 1.0)}), new, old)) == 1  # answers nobody
+
+
+def test_a_service_is_judged_by_what_followed():
+    rng, count = np.random.default_rng(0), 4000
+    users, truth = rng.integers(0, 300, count), rng.normal(-2, 1, count).astype(np.float32)
+    old = ShownItems(users, truth, (rng.random(count) < 1 / (1 + np.exp(-truth))).astype(np.float32))
+    later = (rng.random(count) < 1 / (1 + np.exp(-truth - 0.7))).astype(np.float32)  # another hour, more clicks
+    assert judge_outcomes(ShownItems(users, truth + np.float32(0.7), later), old) == ()
+    high, noise = old._replace(logits=truth + np.float32(0.5)), old._replace(logits=rng.permutation(truth))
+    (reason,) = judge_outcomes(high, old)
+    assert re.fullmatch(r"predicted over observed is 1.[34]\d, of the old version (0\.9|1\.0)\d; bound: at most 20%.*", reason)
+    (reason,) = judge_outcomes(noise, old)  # as many predicted as observed, and no order among them
+    assert re.fullmatch(r"normalized entropy is 1\.\d+, of the old version 0\.\d+; bound: at most 0.05 more", reason)
+    assert judge_outcomes(high, old, calibration=1.0) == () == judge_outcomes(high, high) == judge_outcomes(old, high)
+    some = users < 90
+    few = ShownItems(*(column[some] for column in high))
+    assert judge_outcomes(few, old) == judge_outcomes(high, ShownItems(*(column[some] for column in old))) == ()
+    assert judge_outcomes(few, old, users=80)
+    assert judge_outcomes(high._replace(labels=np.zeros(count, np.float32)), old) == ()

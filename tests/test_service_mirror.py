@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 import threading
 import time
@@ -18,9 +19,13 @@ from aif_jax.cli import main
 from aif_jax.connectors import SnapshotStore
 from aif_jax.export import save
 from aif_jax.index import ItemIndex
+from aif_jax.jobs import join_outcomes
 from aif_jax.model import build
+from aif_jax.refreshing import watch
+from aif_jax.scores import with_calibration
 from aif_jax.service.client import ServiceError
-from aif_jax.service.exports import Mirror
+from aif_jax.service.log import RequestLog, read_log
+from aif_jax.service.models import Mirror
 from tests import demo, servers
 from tests.service_world import EVENTS, IDS, ITEMS, NOW, SERVING, exports, running
 
@@ -128,6 +133,66 @@ def test_a_version_that_does_worse_in_service_is_taken_back(tmp_path, capsys):
             assert version_after(asker, other.version) == made.index["two"].version
     assert main(["watch", *given, "--minutes", "0.001"]) == 1  # nobody answers any more
     assert "Connection refused" in capsys.readouterr().err and store.names()[:2] == [first, second]
+
+
+def test_a_version_whose_predictions_do_not_come_true_is_taken_back(tmp_path, capsys):
+    """Clicks follow the first version. Another one predicts alike and stays; one that predicts far too much is taken back."""
+    made, store, samples = exports(), SnapshotStore(tmp_path / "store"), tmp_path / "samples"
+    encoder, rng = made.encoder.with_length(made.model.config.history_length), np.random.default_rng(0)
+
+    def publish(name: str, more: float) -> str:
+        offset = np.full(ITEMS + 1, more + 3, np.float32)  # logits 3 above those of the calibrated probabilities
+        params, config = with_item_offset(made.params["one"], offset, config=made.model.config)
+        params = with_calibration(params, {"scale": np.asarray(1, np.float32), "bias": np.asarray(-3, np.float32)})
+        trained = Trained(build(config), params, made.encoder)
+        index = ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
+        save(tmp_path / name, trained, index, platforms=("cpu",), stablehlo=False)
+        return store.publish(tmp_path / name)
+
+    def served(service, client, version: str) -> None:
+        """Forty users rank, and click as the first version predicts; the log is joined with what they did."""
+        log = RequestLog(tmp_path / "log" / version)
+        service.service.observers.append(log)
+        for user in range(40):
+            client.rank(**ANN | {"user": f"user {user}", "id": f"{version} {user}"}, candidates=IDS, k=5)
+        service.service.observers.remove(log)
+        log.close()
+        clicks = {"request": [], "item": [], "time": [], "outcome": []}
+        for record in read_log(log.folder):
+            assert record.version == version
+            truth = 1 / (1 + np.exp(-made.logits("one", ids=record.ids)))
+            for item in np.array(record.ids)[rng.random(len(truth)) < truth].tolist():
+                row = {"request": record.id, "item": item, "time": int(record.time) + 1, "outcome": "click"}
+                clicks = {name: [*column, row[name]] for name, column in clicks.items()}
+        join_outcomes(
+            log.folder, clicks, samples / version, encoder=encoder, windows={"click": 60}, until=int(time.time()) + 100
+        )
+
+    given = ["--out", store.url, "--every", "0.1", "--slowdown", "1000", "--minutes", "0.01", "--samples", str(samples)]
+    publish("truth", 0.0)
+    with Mirror(store, tmp_path / "here", keep=3, poll=0.05), running(tmp_path / "here", keep=3) as service:
+        given += ["--service", service.addresses["http"]]
+        with service.client() as client:
+            versions = [version_after(client, "")]
+            served(service, client, versions[0])
+            second = publish("alike", 0.05)
+            versions.append(version_after(client, versions[0]))
+            assert main(["watch", *given]) == 0 and store.current() == second
+            assert f"{second} stays; outcomes of 0 and 40 users of the two versions" in capsys.readouterr().out
+            served(service, client, versions[1])
+            assert main(["watch", *given, "--users", "30"]) == 0 and store.current() == second
+            assert f"{second} stays; outcomes of 40 and 40 users" in capsys.readouterr().out
+            publish("too much", 2.0)
+            served(service, client, version_after(client, versions[1]))
+            assert main(["watch", *given]) == 0  # 40 users are too few by default
+            assert main(["watch", *given, "--users", "30"]) == 3 and store.current() == second
+            text = capsys.readouterr().out
+            assert f"is taken back, {second} is current: predicted over observed is" in text and "normalized entropy" in text
+            assert version_after(client, client.rank(**ANN, candidates=IDS, k=3)["version"]) == versions[1]
+    record = json.loads((samples / versions[0] / "samples.json").read_text())
+    (samples / versions[0] / "samples.json").write_text(json.dumps({k: v for k, v in record.items() if k != "versions"}))
+    with pytest.raises(ValueError, match="none; join them again with this release"):
+        watch(lambda: "", store, samples=samples)
 
 
 def test_a_service_ranks_by_the_score_expressions_of_its_export(tmp_path):

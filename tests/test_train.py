@@ -11,9 +11,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.data.candidates import sampled_negatives
+from aif_jax.data.candidates import NegativeSampler, item_counts, sampled_negatives
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world

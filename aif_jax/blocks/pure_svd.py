@@ -73,7 +73,6 @@ def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd 
     """Parameters and config of the same model with a `PureSvd` that has these factors.
 
     Args:
-      params: params of the model; not changed.
       table: float32 [N, R], such as `svd_factors(...)`.
       config: config of `params`; a `PureSvd` that it has already gets the new factors.
       block: what is added where there is none; None takes the defaults with `width` R.

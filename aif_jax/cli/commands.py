@@ -59,7 +59,7 @@ def add_commands(commands: Any) -> None:
     text = "problems of one kind that are listed (default: %(default)s)"
     one.add_argument("--cap", type=at_least_one, default=CAP, help=text)
     one.add_argument("--strict", action="store_true", help="exit with 1 for suspicions too, not for problems alone")
-    one.add_argument("--json", action="store_true", help="print the report as JSON")
+    shared.add_shown(one, printed="the report")
     shared.add_columns(one)
 
     one = shared.add_command(commands, "train", run_train)
@@ -73,8 +73,7 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
     shared.add_flags(one, fit, FIT)
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
-    one.add_argument("--json", action="store_true", help="print the figures as JSON")
-    one.add_argument("--quiet", action="store_true", help="no progress bar")
+    shared.add_shown(one, printed="the figures")
     add_processes(one)
     shared.add_columns(one)
 
@@ -84,7 +83,7 @@ def add_commands(commands: Any) -> None:
     add_files(one, items_required=True)
     one.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; must not exist")
     one.add_argument("--evaluate", action="store_true", help="print figures of the test slice as JSON, before and after")
-    one.add_argument("--quiet", action="store_true", help="no progress bar")
+    shared.add_shown(one, printed="what was added, and the figures")
 
     text = "Builds, updates, inspects and verifies item indexes on disk."
     inner = commands.add_parser("index", help=text, description=text).add_subparsers(
@@ -107,7 +106,9 @@ def add_commands(commands: Any) -> None:
 
     add_index_follow(inner)
     shared.add_command(inner, "inspect", run_index_inspect).add_argument("folder")
-    shared.add_command(inner, "verify", run_index_verify).add_argument("folder")
+    one = shared.add_command(inner, "verify", run_index_verify)
+    one.add_argument("folder")
+    shared.add_shown(one)
 
     text = "Keeps what is known of users fresh."
     add_users_follow(commands.add_parser("users", help=text, description=text).add_subparsers(required=True, metavar="follow"))
@@ -118,12 +119,12 @@ def add_commands(commands: Any) -> None:
     source.add_argument("--rebuild", type=Path, metavar="FOLDER", help="exported folder whose functions are written again")
     one.add_argument("--index", type=Path, help="folder of an index of the same model, to go along")
     one.add_argument("--out", type=Path, required=True, help="folder of the export; must not exist")
-    one.add_argument("--platforms", nargs="+", default=list(PLATFORMS), help=f"to compile for (default: {' '.join(PLATFORMS)})")
+    one.add_argument("--platforms", nargs="+", default=list(PLATFORMS), help=f"targets (default: {' '.join(PLATFORMS)})")
     one.add_argument("--no-stablehlo", action="store_true", help="without texts of the functions (.mlir)")
 
     one = shared.add_command(commands, "verify", run_verify)
     one.add_argument("folder", type=Path)
-    one.add_argument("--tolerance", type=float, default=1e-4, help="of a golden output (default: %(default)s)")
+    one.add_argument("--tolerance", type=float, default=1e-4, help="largest error of a golden output (default: %(default)s)")
     one.add_argument("--sha256", help="digest of the manifest, as export printed it; the functions then run in this process")
     one.add_argument("--trusted", action="store_true", help="run the functions in this process, on its device, without limits")
 
@@ -141,22 +142,22 @@ def add_files(parser: argparse.ArgumentParser, *, items_required: bool = False) 
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """Adds the options of a command that may run in several processes."""
     group = parser.add_argument_group("several processes, which take a share of every batch each")
-    text = "of the job; alone it starts them on this host (default: %(default)s)"
+    text = "processes of the job; alone it starts them on this host (default: %(default)s)"
     group.add_argument("--processes", type=at_least_one, default=1, metavar="NUMBER", help=text)
-    text = "of process 0: this is one process of a job over several hosts, each started with the same options but --process-id"
+    text = "address of process 0, for a job over several hosts, each started with the same options but --process-id"
     group.add_argument("--coordinator", metavar="HOST:PORT", help=text)
-    group.add_argument("--process-id", type=int, metavar="NUMBER", help="of this process, from 0")
+    group.add_argument("--process-id", type=int, metavar="NUMBER", help="number of this process, from 0")
     group.add_argument("--parent", type=int, help=argparse.SUPPRESS)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Adds the options of commands that write an index."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the new index; must not exist")
-    text = "in the update stream, recorded in the index; once for each partition (default: partition 0, or as before)"
+    text = "stream position that the index records; once for each partition (default: partition 0, or as before)"
     form = "[PARTITION=]NUMBER"
     parser.add_argument("--position", action="append", type=position, default=[], metavar=form, help=text)
     parser.add_argument("--dry-run", action="store_true", help="check and compute everything, write nothing")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    shared.add_shown(parser, printed="counts and version")
 
 
 def at_least_one(text: str) -> int:
@@ -220,7 +221,7 @@ def run_train(options: argparse.Namespace) -> int:
 
     def report() -> None:
         figures: dict[str, Any] = {"validation": run.metrics}
-        test = run.evaluate(data, progress=not options.quiet) if options.evaluate else None
+        test = run.evaluate(data) if options.evaluate else None
         if options.json:
             if test is not None:
                 figures |= {"test": test.figures(), "intervals": {"test": bounds(test)}}
@@ -249,15 +250,15 @@ def run_add(options: argparse.Namespace) -> int:
     made = dataclasses.replace(trained, folder=None)  # which stays as it is
     parts = [name for name in ADDED if name in options.parts]
     for part in parts:
-        shown = {"progress": not options.quiet} if part == "calibration" else {}
-        made = ADDED[part](made, data, **shown)
+        made = ADDED[part](made, data)
     made.save(options.out)
-    if options.evaluate:
-        runs = {"before": trained, "after": made}
-        found = {name: run.evaluate(data, progress=not options.quiet) for name, run in runs.items()}
-        figures = {name: evaluation.figures() for name, evaluation in found.items()}
-        intervals = {name: bounds(evaluation) for name, evaluation in found.items()}
-        print(json.dumps(figures | {"intervals": intervals}))
+    if options.json or options.evaluate:
+        figures: dict[str, Any] = {"added": parts, "version": made.version} if options.json else {}
+        if options.evaluate:
+            found = {name: run.evaluate(data) for name, run in {"before": trained, "after": made}.items()}
+            figures |= {name: evaluation.figures() for name, evaluation in found.items()}
+            figures["intervals"] = {name: bounds(evaluation) for name, evaluation in found.items()}
+        print(json.dumps(figures))
     else:
         print(f"{options.out}: {', '.join(parts)} added, version {made.version}")
     return FINE
@@ -299,11 +300,10 @@ def run_index_build(options: argparse.Namespace) -> int:
     expect_new(options.out)
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
-    built = ItemIndex.build(
-        trained, options.items, progress=not options.quiet, shard=options.shard, **shared.flags_given(options, BUILD)
-    )  # fmt: skip
-    summary = f"{len(built)} items, {len(built) * built.bytes_per_row:.0f} bytes, version {built.version}"
-    return save(built, dict(options.position), summary, options)
+    built = ItemIndex.build(trained, options.items, shard=options.shard, **shared.flags_given(options, BUILD))
+    figures = {"items": len(built), "bytes": round(len(built) * built.bytes_per_row), "version": built.version}
+    summary = f"{figures['items']} items, {figures['bytes']} bytes, version {built.version}"
+    return save(built, dict(options.position), summary, figures, options)
 
 
 def run_index_update(options: argparse.Namespace) -> int:
@@ -324,14 +324,18 @@ def run_index_update(options: argparse.Namespace) -> int:
         deleted = load_columns(options.deleted, {name: "id"}, columns=encoder.columns)[name]
         updated = updated.delete(deleted)
     summary = f"{changed} changed, {len(deleted)} deleted, {before} -> {len(updated)} items, version {updated.version}"
-    return save(updated, positions, summary, options)
+    figures = {"changed": changed, "deleted": len(deleted), "before": before, "items": len(updated), "version": updated.version}
+    return save(updated, positions, summary, figures, options)
 
 
-def save(built: ItemIndex, positions: dict[int, int], summary: str, options: argparse.Namespace) -> int:
+def save(
+    built: ItemIndex, positions: dict[int, int], summary: str, figures: dict[str, Any], options: argparse.Namespace
+) -> int:
     """Writes an index, except in a dry run."""
     if not options.dry_run:
         built.save(options.out, positions=positions)
-    print(f"{'dry run' if options.dry_run else options.out}: {summary}")
+    place = "dry run" if options.dry_run else str(options.out)
+    print(json.dumps({"out": place} | figures) if options.json else f"{place}: {summary}")
     return FINE
 
 
@@ -345,7 +349,9 @@ def run_index_inspect(options: argparse.Namespace) -> int:
 def run_index_verify(options: argparse.Namespace) -> int:
     """Reads every array of an index and compares it with its checksum."""
     manifest = index.verify(options.folder)
-    print(f"{options.folder}: intact, {manifest.items} items, {manifest.nbytes} bytes, version {manifest.version}")
+    figures = {"items": manifest.items, "bytes": manifest.nbytes, "version": manifest.version}
+    text = f"{options.folder}: intact, {manifest.items} items, {manifest.nbytes} bytes, version {manifest.version}"
+    print(json.dumps({"folder": str(options.folder)} | figures) if options.json else text)
     return FINE
 
 

@@ -58,6 +58,12 @@ def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], in
     return one
 
 
+def add_shown(parser: argparse.ArgumentParser, *, printed: str = "the result") -> None:
+    """Adds what every job has: `--json`, and `--quiet`, which `main` looks at."""
+    parser.add_argument("--json", action="store_true", help=f"print {printed} as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no bar and no line of progress")
+
+
 def add_columns(parser: argparse.ArgumentParser) -> None:
     """Adds `--columns FILE` and a flag for each field of `Columns`, with the help text of its docstring."""
     group = parser.add_argument_group("columns of the files (see aif_jax.Columns)")

@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from aif_jax.checks import expect, needs_extra
-from aif_jax.connectors.streams import Message, StreamError
+from aif_jax.connectors.streams import Message, StreamError, UpdateStream
 from aif_jax.store.snapshots import positions_by_partition
 
 SECONDS = 30.0  # for what the broker is asked at the start
 REFRESH = 30.0  # seconds between two looks for new partitions
 
 
-class KafkaStream:
+class KafkaStream(UpdateStream):
     """A topic; only committed messages of transactions are read.
 
     Args:

@@ -138,9 +138,6 @@ class EventLog:
     def history_end(self, positions: Any) -> np.ndarray:
         """Where the history of each sample ends: its first event that is not strictly earlier, int64 [B] positions in the log.
 
-        Args:
-          positions: [B] integer positions of events in the log.
-
         Raises:
           TypeError, ValueError: positions that are not integers in [0, n).
 
@@ -199,7 +196,6 @@ def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]
     """Writes a log that comes in sorted chunks and maps it; holds a chunk and 8 bytes for each user row in memory.
 
     Args:
-      folder: must not exist yet.
       chunks: mappings with integers [n] under "user", "item", "action" and "time" as `EventLog.from_arrays` takes them, sorted
         by user and time, as `ORDER BY user, time` of a database gives them.
       users: U, rows of the user vocabulary, row 0 included; None: the largest user row plus 1.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from aif_jax import checkpoint, export
+from aif_jax import checkpoint, export, output
 from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checks import expect
 from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
@@ -26,7 +26,6 @@ from aif_jax.export.consume.files import MANIFEST as EXPORTED
 from aif_jax.export.contents import open as open_model
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.index import ItemIndex
-from aif_jax.output import progress as output
 from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content

@@ -21,14 +21,23 @@ import numpy as np
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_integers
-from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, population_weights, sampled_negatives, take
+from aif_jax.data.candidates import (
+    CandidateLists,
+    Labels,
+    NegativeSampler,
+    SampleKey,
+    SourceFn,
+    counts_before,
+    population_weights,
+    sampled_negatives,
+    take,
+)
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
 from aif_jax.data.pipeline import Batch, make_batch
-from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.metrics.intervals import DRAWS
 from aif_jax.model import PreRanker
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
 from aif_jax.store.version import check_encoding, digest
@@ -211,9 +220,6 @@ def evaluate(
     Every figure has a 95 % interval over users, see `Evaluation.intervals`.
 
     Args:
-      model: what to evaluate.
-      params: params of the model.
-      data: the data.
       positions: [R] integer positions of events in the log, such as `eligible(data.log, split.test, min_history=5)`.
       k: k of HR@k and NDCG@k in the catalogue; None does not rank the catalogue.
       candidates: lists of candidates with labels 0 and 1, of several objectives by name; NaN where the log does not know. A
@@ -225,8 +231,6 @@ def evaluate(
       repeats: whether users come back to items; None takes `data.repeats`. If not, what they have met before is left out of
         the catalogue, and of the lists that None for `candidates` draws; a source that is given has its `repeats` already.
       seed: seed of sampled candidates.
-      batch_size: requests scored at a time.
-      progress: whether to show bars.
 
     Raises:
       EncodingMismatch: data of another encoder than the one whose data the model is of, see `Schema.encoding`; data without

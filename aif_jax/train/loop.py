@@ -24,7 +24,7 @@ from aif_jax.checks import expect, needs_extra
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch, PrefetchedBatch
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local, sync, write_file
 from aif_jax.store.version import digest, holds
@@ -226,10 +226,7 @@ def loop(
 
     Args:
       state: where to start; it is consumed.
-      step: from `make_step`.
       batches: from `Pipeline.batches` (or `to_device` of them), or plain `Batch`es, which have no cursor to resume from.
-      total: how many batches, for the bar.
-      label: in front of the bar.
       log_every: steps between two log entries; counted over the whole run, so that a resumed run logs the same steps.
       on_log: receives (step, values) at every log entry: "loss" and "grad_norm" of that step, "skipped", "empty_batches",
         "bad_batches" so far; since the entry before "examples_per_s" (samples), "padding" (share of the places of the
@@ -244,7 +241,6 @@ def loop(
       save_every: steps between two checkpoints, counted over the whole run.
       evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`. Several
         processes all call it and take the figures of process 0.
-      progress: whether to show the bar.
 
     Returns:
       The state after the last batch.
@@ -351,8 +347,6 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
 
     Args:
       state: from `init_state`, of the same model and optimizer; says which arrays are expected and where they go.
-      checkpoints: the folder of the run.
-      config: config of the model.
 
     Raises:
       ValueError: a checkpoint of another model, config or optimizer: names what differs.

@@ -29,7 +29,7 @@ from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
 from aif_jax.sharding import processes
 from aif_jax.sharding.processes import ProcessError, in_order
-from aif_jax.train.losses import Loss, as_loss
+from aif_jax.train.losses import Loss, SequenceLoss, as_loss
 from aif_jax.train.optimizers import (
     Slots,
     SparseConfig,
@@ -43,7 +43,6 @@ from aif_jax.train.optimizers import (
     unique_ids,
     update_rows,
 )
-from aif_jax.train.sequence import SequenceLoss
 from aif_jax.train.tasks import Goals
 from aif_jax.types import Array, Params, record
 
@@ -323,7 +322,6 @@ def make_step(
     the host, because it chooses the compiled size of the update.
 
     Args:
-      model: what to train.
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
       loss: a `losses.Loss`, `Goals` for labels by name, or any function of scores, labels and mask (and `log_q` where the batch
         has it). Where the batch is taken in parts, a `Loss` scores each once and any other function twice, see

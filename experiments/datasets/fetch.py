@@ -28,8 +28,7 @@ from concurrent.futures import Future
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from tqdm import tqdm
-
+from aif_jax.output import Bar
 from aif_jax.store.folders import new_folder
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
@@ -168,8 +167,7 @@ def _download(url: str, target: Path, timeout: float) -> str:
     """Writes the body of `url` to `target` and returns its MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     with _open(url, timeout) as response, open(target, "wb") as file:
-        bar = tqdm(total=response.length, unit="B", unit_scale=True, desc=url.rpartition("/")[2], delay=1)
-        with bar:
+        with Bar(response.length, label=url.rpartition("/")[2], unit="bytes") as bar:
             for chunk in _body(response, url, timeout, most=MAX_ARCHIVE):
                 file.write(chunk)
                 digest.update(chunk)

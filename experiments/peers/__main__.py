@@ -24,6 +24,7 @@ REQUESTS = 3000  # of the study
 SMOKE = 64
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Makes the score files that are asked for and missing, evaluates all there are, and reports."""
     options = parse(arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from experiments.peers import outcomes, scores
 from experiments.peers.figures import CUTS, DRAWS, difference, error, figures, level, others, resampled
 from experiments.peers.lists import Lists
 from experiments.study.records import rounded
-from experiments.study.tables import Table
 
 FILE = "peers.jsonl"
 PAGE = "peers.md"
@@ -53,6 +52,14 @@ trained on the first 90 % of all events. Peers are unchanged models of their pac
   long as `presets.aif` trains; with 2,048 events that takes three times as long. The best has the largest sum of GAUC and
   HR@100, both corrected, on the validation slice.
 """
+
+
+class Table(NamedTuple):
+    """A titled table of text."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
 
 
 def record(

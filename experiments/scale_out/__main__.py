@@ -29,6 +29,7 @@ PARTS = {
 """Modules of this package and the functions `f(smoke) -> figures` of each; each figure has one name."""
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the parts and prints their figures."""
     options = parse(arguments)

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
-from tqdm.auto import tqdm
 
 import aif_jax as aif
 from aif_jax.encoding.encoder import schema_of
 from aif_jax.jobs import ItemJob
+from aif_jax.output import Bar
 from experiments import drawn
 
 ROWS, SMOKE_ROWS = 10**6, 8192
@@ -135,7 +135,7 @@ def read(world: World) -> Iterator[Any]:
 
 def shown(batches: Iterable[Any], world: World, label: str) -> Iterator[Any]:
     """The batches, with a progress bar."""
-    with tqdm(total=world.rows, unit="item", unit_scale=True, desc=label, file=sys.stderr) as bar:
+    with Bar(world.rows, label=label, unit="items") as bar:
         for batch in batches:
             yield batch
             bar.update(batch.num_rows)

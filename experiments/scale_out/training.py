@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from aif_jax.output import Bar
 from aif_jax.sharding import processes
 
 STEPS, SMOKE_STEPS = 200, 24
@@ -28,7 +28,7 @@ SAVE_EVERY = 9
 def measure(smoke: bool) -> dict[str, Any]:
     """`two_process_loss_max_rel` over 200 steps (24 with `smoke`), and `restart_bit_identical`."""
     steps = SMOKE_STEPS if smoke else STEPS
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=3, desc="processes", unit="run", disable=None) as bar:
+    with tempfile.TemporaryDirectory() as folder, Bar(3, label="processes", unit="runs") as bar:
         one, two, killed = (Path(folder) / name for name in ("one", "two", "killed"))
         finish(begin(one, 1, steps))
         bar.update()

@@ -1,1 +1,1 @@
-"""The study behind `experiments.ablation`: data sets, models, recipes, runs, records, report. A run is one trained model."""
+"""Does it rank better? Data sets, the protocol and its records; `question` is the command."""

@@ -26,7 +26,7 @@ import numpy as np
 
 from aif_jax import checkpoint, metrics
 from aif_jax.blocks.item_offset import popularity_offset
-from aif_jax.data.sampling import SeenPairs, item_counts
+from aif_jax.data.candidates import SeenPairs, item_counts
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from experiments import common

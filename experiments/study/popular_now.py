@@ -31,9 +31,8 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import checkpoint, metrics
 from aif_jax.blocks.item_offset import popularity_offset
-from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SeenPairs, item_counts
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import SeenPairs, item_counts
 from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.metrics import ByUser
 from aif_jax.schema import statistic_names

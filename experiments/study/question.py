@@ -39,16 +39,15 @@ from aif_jax import blocks, checkpoint, metrics, train
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.data import candidates
-from aif_jax.data.candidates import CandidateSource
+from aif_jax.data.candidates import CandidateSource, NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train import losses
-from aif_jax.train.distill import distilled, with_teacher
 from aif_jax.train.edits import fit_pure_svd
 from aif_jax.train.evaluate import catalogue_scores, rank_of
+from aif_jax.train.fit import distilled, with_teacher
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common, drawn
@@ -120,7 +119,8 @@ LAST = 10
 """Events of a user, the last ones, that the rolling split judges."""
 REQUESTS = {"validation": 3000, "test": 3000, "rolling": 10_000}
 """How many sampled requests judge a model at most; of the rolling split in each block."""
-UNTRAINED = (-100.0, 0.0, 1.0, 2.0, 3.0)
+LAST_OF_ALL = -100.0
+UNTRAINED = (LAST_OF_ALL, 0.0, 1.0, 2.0, 3.0)
 """Offsets of items without a training event under the popularity correction; each model takes its best one of the validation
 split, and keeps it on the test split."""
 
@@ -301,7 +301,7 @@ def evaluate(
     """Metrics by user: `gauc` of the data's kind of candidates, and of both kinds; `met` against met items; hit rates.
 
     `gauc_trained` and `hr100_trained` are of the requests whose item has a training event, as every sampled negative has: a
-    model cannot tell it by being new.
+    model cannot tell it by being new. Their catalogue is that of such items.
     """
     dataset, requests = data.dataset, requests_of(trial, part, data)
     scores = sampled_scores(model, params, dataset, requests, progress=progress)
@@ -329,11 +329,9 @@ def evaluate(
     owners, of_trained = dataset.log.user[at], counts[dataset.log.item[at]] > 0
     for place, untrained in enumerate(UNTRAINED):
         for k in (10, 100):
-            hits = (ranks[place] < k).astype(float)
-            found[f"hr{k}@{untrained:g}"] = metrics.mean_by_user(hits, owners)
-            if k == 100:
-                found[f"hr100_trained@{untrained:g}"] = metrics.mean_by_user(hits[of_trained], owners[of_trained])
-    return found
+            found[f"hr{k}@{untrained:g}"] = metrics.mean_by_user((ranks[place] < k).astype(float), owners)
+    hits = (ranks[UNTRAINED.index(LAST_OF_ALL)][of_trained] < 100).astype(float)
+    return found | {"hr100_trained": metrics.mean_by_user(hits, owners[of_trained])}
 
 
 def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
@@ -545,7 +543,7 @@ def pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str,
 
 def named(metric: str, found: dict[str, dict[str, Any]], run: dict[str, Any]) -> str:
     """What a record calls a metric of METRICS: hit rates are those under the model's own offset of untrained items."""
-    return f"{metric}@{chosen(found, run):g}" if metric.startswith("hr") else metric
+    return f"{metric}@{chosen(found, run):g}" if metric == "hr100" else metric
 
 
 def measure_times(

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax import metrics
+from aif_jax.data.candidates import SeenPairs, item_counts
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import SeenPairs, item_counts
 from aif_jax.train.evaluate import rank_of
 from experiments.study import datasets, question
 from experiments.study.question import Part, Trial
@@ -60,7 +60,7 @@ def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> d
     of_trained = (popularity[requests.rows[:, :1]] > 0) & (True if data.repeats else ~met)
     found["gauc_trained"] = metrics.gauc_by_user(sampled, requests.labels, users, where=of_trained)
     at = question.catalogue_requests(requests)
-    ranks = []
+    ranks, trained_ranks = [], []
     for i in range(0, len(at), step):
         every = scores(rule, log, at[i : i + step], popularity)
         every[:, 0] = -np.inf  # no item
@@ -70,10 +70,14 @@ def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> d
             seen[np.arange(len(every)), target] = False
             every[seen] = -np.inf
         ranks.append(rank_of(every, target))
+        trained_ranks.append(rank_of(np.where(popularity > 0, every, -np.inf), target))
+    owners, rank = log.user[at], np.concatenate(ranks)
     for k in (10, 100):
-        hit = metrics.mean_by_user((np.concatenate(ranks) < k).astype(float), log.user[at])
+        hit = metrics.mean_by_user((rank < k).astype(float), owners)
         found |= {f"hr{k}@{untrained:g}": hit for untrained in question.UNTRAINED}  # a rule has no offset to choose
-    return found
+    kept = popularity[log.item[at]] > 0
+    hits = (np.concatenate(trained_ranks)[kept] < 100).astype(float)
+    return found | {"hr100_trained": metrics.mean_by_user(hits, owners[kept])}
 
 
 def main(arguments: list[str] | None = None) -> None:
