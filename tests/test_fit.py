@@ -13,24 +13,17 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
 from aif_jax.data.candidates import SampleKey, SeenPairs
-from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.run import Run, fit
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.fit import FitSettings, begin, held_out, settings_in
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.light import lightly_compiled
 from tests.test_sparse import SMALL
 
 GIVEN = dict(epochs=2, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10, progress=False)
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,22 @@ def test_left_out(expression, out):
     assert lanes.left_out(expression) == out
 
 
+@pytest.mark.parametrize(
+    ("file", "expression", "out"),
+    [
+        ("tests/test_study.py", "not docs and not experiments and not standing and not reliability and not engines", True),
+        ("tests/test_study.py", "docs or experiments", False),
+        ("tests/test_study.py", "", False),
+        ("tests/test_index_files.py", "experiments", False),  # two of its tests have lines, the others are in the default lane
+        ("tests/reliability/test_kills.py", "default", True),
+        ("tests/reliability/test_kills.py", "reliability", False),
+        ("tests/test_model.py", "experiments", False),  # a fixture may put a test into another lane
+    ],
+)
+def test_files_without_a_test_for_the_run(file, expression, out):
+    assert lanes.leaves_out(file, expression) == out
+
+
 def test_notice():
     assert lanes.notice("") == []
     assert lanes.notice("not docs and not standing and not reliability and not engines") == [

@@ -17,11 +17,9 @@ from aif_jax.index import ItemIndex
 from aif_jax.output import Bar, hidden, say, track
 from aif_jax.run import fit
 from aif_jax.train.tasks import NextItem
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.light import lightly_compiled
 from tests.test_cli import FLAGS, SMALL, files, run, world  # noqa: F401 fixtures
-from tests.test_docs import website
 from tests.test_sparse import SMALL as SMALL_MODEL
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x1b]")
@@ -156,11 +154,6 @@ def test_nothing_is_shown_where_nobody_wants_it(clock, monkeypatch, file):
     assert "train" in file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def data():
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
-
-
 @lightly_compiled()
 def test_fit_evaluate_index_and_users_say_lines_without_a_terminal_and_nothing_when_silent(data, monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.0)
@@ -238,6 +231,8 @@ def test_a_terminal_is_left_with_whole_lines(jobs, run, monkeypatch, tmp_path): 
 
 def test_every_job_has_json_and_quiet():
     """What ends by itself and has a result that people read; other commands print JSON alone, or serve until they are told."""
+    from tests.test_docs import website  # which imports much
+
     both = {
         " ".join(words)
         for words, one in website("reference").commands(cli.parser_of())
