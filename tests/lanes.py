@@ -52,6 +52,7 @@ TABLE = {
         "tests/test_index_files.py::test_kills_at_random_points_lose_nothing",
         "tests/test_folders.py::test_the_work_folder_of_a_running_process_stays",
         "tests/test_outcomes.py::test_fit_trains_on_served_requests",
+        "tests/test_outcomes.py::test_a_refresh_trains_on_served_requests",
         "tests/test_jobs.py::test_a_worker_needs_the_pickle_alone",
         "tests/test_refresh.py::test_rows_of_users_are_published_within_the_export",
         "tests/test_retrieval.py::test_pgvector_finds_the_best",

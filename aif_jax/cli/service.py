@@ -239,7 +239,7 @@ def _writer(
         table, positions = kind.kind.load(saved, trained), kind.kind.inspect(saved).positions
         return kind.start(options.directory, table, positions=positions, **every)
     if empty is None:
-        raise UsageError(f"{nothing}, and {options.directory} has no snapshot")
+        raise UsageError(f"{nothing}, and {options.directory} has no snapshot; give one of them")
     return kind.start(options.directory, empty, **every)
 
 
