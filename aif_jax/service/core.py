@@ -129,7 +129,6 @@ class Observer(Protocol):
 
     def observe(self, seen: Observed) -> None:
         """Notes an answer."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

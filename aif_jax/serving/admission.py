@@ -81,7 +81,6 @@ class Queue(Protocol):
     @property
     def seconds(self) -> float:
         """Time that one more request in the queue adds to its wait."""
-        ...
 
 
 class Admission:
