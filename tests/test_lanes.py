@@ -114,6 +114,18 @@ def test_files_without_a_test_for_the_run(file, expression, out):
     assert lanes.leaves_out(file, expression) == out
 
 
+def test_a_file_that_a_run_does_not_import_has_no_test_for_it():
+    """Every file is imported in some lane, and left out only where all of its tests are."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    expressions = [options[options.index("-m") + 1], *lanes.LANES, " or ".join(lanes.LANDING)]
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        file = path.relative_to(ROOT).as_posix()
+        assert any(not lanes.leaves_out(file, lane) for lane in lanes.LANES), file
+        of_tests = {lanes.lane_of(f"{file}::{name}") for name in functions(path) if name.startswith("test_")}
+        for expression in expressions:
+            assert not lanes.leaves_out(file, expression) or of_tests <= set(lanes.left_out(expression)), (file, expression)
+
+
 def test_notice():
     assert lanes.notice("") == []
     assert lanes.notice("not docs and not standing and not reliability and not engines") == [

@@ -18,6 +18,8 @@ from aif_jax.train.tasks import NextItem
 from tests import demo
 from tests.blocks import parts
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 
 def test_by_hand():
     block, params = ItemOffset(), {"table": jnp.array([-100.0, 0.5, 2.0])}

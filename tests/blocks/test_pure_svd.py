@@ -18,6 +18,8 @@ from tests.blocks import parts
 
 TABLE = np.array([[0, 0], [1, 0], [0, 2], [3, 3]], np.float32)
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 
 def test_halves_by_hand():
     block, params = PureSvd(width=2, length=3, decay=1.0), {"table": jnp.array(TABLE)}
