@@ -43,6 +43,7 @@ class Fitted(Protocol):
     @property
     def name(self) -> str:
         """Its place in `params["fitted"]` and `ItemRow.fitted`."""
+        ...
 
     def check(self, config: Config) -> None:
         """Raises ValueError where the schema lacks what the fit needs: content, unless overridden."""
@@ -50,9 +51,11 @@ class Fitted(Protocol):
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         """Fits on the items [N] of the catalogue; the result holds `table` [N, ...]."""
+        ...
 
     def item(self, params: Params, features: ItemFeatures) -> jax.Array:
         """The value of ONE item."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -43,16 +43,20 @@ class Target(Protocol):
     @property
     def positions(self) -> Mapping[int, int]:
         """Where the stream goes on, by partition."""
+        ...
 
     @property
     def saved(self) -> Mapping[int, int]:
         """What outlives this process, by partition."""
+        ...
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """Applies messages of one partition in order, all or none; `position` is that of the last, or of poison without any."""
+        ...
 
     def tick(self) -> None:
         """Called between messages."""
+        ...
 
 
 class _Written(Target, Generic[Writer]):

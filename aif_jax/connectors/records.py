@@ -191,6 +191,7 @@ class FeatureSource(Protocol):
     async def get(self, user: UserId) -> Record | None:
         """The record of a user; None for an unknown one. Raises ValueError for one that is torn or foreign, and what its client
         raises."""
+        ...
 
 
 class EventSink(Protocol):
@@ -205,6 +206,7 @@ class EventSink(Protocol):
             or a later one are left out. None appends in any case.
           partition: partition of the stream; always the same for one user.
         """
+        ...
 
 
 class MemoryFeatures(FeatureSource, EventSink):

@@ -46,21 +46,27 @@ class UpdateStream(Protocol):
 
         Raises StreamError where messages after a position are gone, TypeError and ValueError for what is no position.
         """
+        ...
 
     def poll(self, seconds: float, max_messages: int) -> list[Message]:
         """At most `max_messages` messages, in the order of each partition; none where nothing comes within `seconds`."""
+        ...
 
     def commit(self, positions: Mapping[int, int]) -> None:
         """Tells the broker what is applied and saved, for those who watch; a follower starts from its own positions."""
+        ...
 
     def reject(self, message: Message, reason: str) -> None:
         """Puts a message that cannot be applied where a person finds it; raises where that fails."""
+        ...
 
     def lag(self) -> dict[int, int]:
         """Messages that were not polled yet, by partition."""
+        ...
 
     def close(self) -> None:
         """Leaves the broker."""
+        ...
 
 
 class MemoryStream(UpdateStream):

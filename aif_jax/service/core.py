@@ -129,6 +129,7 @@ class Observer(Protocol):
 
     def observe(self, seen: Observed) -> None:
         """Notes an answer."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -81,6 +81,7 @@ class Queue(Protocol):
     @property
     def seconds(self) -> float:
         """Time that one more request in the queue adds to its wait."""
+        ...
 
 
 class Admission:

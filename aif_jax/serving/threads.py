@@ -301,14 +301,17 @@ class BatchTask(Protocol):
     @property
     def future(self) -> asyncio.Future[Any]:
         """Whose result is the task's."""
+        ...
 
     @property
     def key(self) -> Hashable:
         """Tasks of one key can run in one call."""
+        ...
 
     @property
     def shape(self) -> Hashable:
         """What its time depends on; None where it would wait for more than the device."""
+        ...
 
 
 T = TypeVar("T", bound=BatchTask)

@@ -220,9 +220,11 @@ class StateStore(Protocol):
 
     async def get(self, key: StateKey) -> bytes | None:
         """The bytes of a state, or None."""
+        ...
 
     async def put(self, key: StateKey, state: bytes) -> None:
         """Keeps the bytes of a state."""
+        ...
 
 
 class Shared(NamedTuple):

@@ -40,9 +40,11 @@ class LogWriter(Protocol):
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one row."""
+        ...
 
     def rewind(self, step: int) -> None:
         """Drops the rows behind `step`, which a run that starts there will write again; at 0 all of them."""
+        ...
 
 
 class JsonLines:

@@ -52,9 +52,11 @@ class Rows(Protocol):
 
     def get(self, users: Sequence[UserId]) -> Stored:
         """The rows of some users; words of zeros and position `NONE` where a user has none."""
+        ...
 
     def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
         """Writes each row whose user is still at the position `expected` int64 [n]; says which were written, bool [n]."""
+        ...
 
 
 class MemoryRows(Rows):
