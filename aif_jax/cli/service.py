@@ -189,7 +189,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
     stream, store = _stream(options), _store(options)
-    writer = _writer(IndexWriter, trained, options, saved=options.index, start="index follow: expected --index, to start from")
+    writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index, to start from")
     return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
 
 
@@ -210,8 +210,7 @@ def run_users_follow(options: argparse.Namespace) -> int:
     if not remote:
         stream, store = _stream(options), _store(options)
         empty = UserTable(trained, storage=options.storage) if options.empty else None
-        start = "users follow: expected --table or --empty"
-        writer = _writer(UserTableWriter, trained, options, saved=options.table, start=start, empty=empty)
+        writer = _writer(UserTableWriter, trained, options, saved=options.table, start="--table or --empty", empty=empty)
         return _follow(stream, UserTarget(writer), options, writer=writer, store=store)
     with shared.as_usage("--rows" if options.rows else "--features"):
         client = open_client(remote, shared.read_json(options.server_options, "--server-options"))
@@ -238,7 +237,7 @@ def _writer(
         table, positions = kind.kind.load(saved, trained), kind.kind.inspect(saved).positions
         return kind.start(options.directory, table, positions=positions, **every)
     if empty is None:
-        raise UsageError(f"{start}, got neither, and {options.directory} has no snapshot")
+        raise UsageError(f"follow: expected {start}, got neither, and {options.directory} has no snapshot")
     return kind.start(options.directory, empty, **every)
 
 
