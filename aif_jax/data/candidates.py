@@ -22,7 +22,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.store.version import digest
 
-NEGATIVES = 1  # stream of random numbers: the order of samples (`order.ORDER`, 0) must not change with the negatives
+NEGATIVES = 1  # stream of random numbers: the order of samples (`pipeline.ORDER`, 0) must not change with the negatives
 ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution is worked out
 
 
