@@ -435,10 +435,7 @@ class Models:
         users = UserSource(config.schema, config.history_length, trained.encoder, self.reads, table, serving.since_lengths)
         same = before is not None and before.restored.trained.config == config and before.engine.config == serving
         like = before.engine if before is not None and same else None
-        engine = AsyncPreRanker(
-            trained, restored.index,
-            features=users.fetch, config=serving, compiled_from=like,
-        )  # fmt: skip
+        engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=serving, compiled_from=like)
         await engine.__aenter__()
         return Served(entry, restored, engine, users, exported, time.time(), difference, table_from=table_from)
 
@@ -505,10 +502,7 @@ class Models:
         users = UserSource(
             trained.config.schema, trained.config.history_length, trained.encoder, self.reads, table, config.since_lengths
         )
-        engine = AsyncPreRanker(
-            trained, restored.index,
-            features=users.fetch, config=config, compiled_from=served.engine,
-        )  # fmt: skip
+        engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=served.engine)
         await engine.__aenter__()
         written = (paths[-1] / MANIFEST).stat().st_mtime
         return dataclasses.replace(
