@@ -307,7 +307,7 @@ def evaluate(
     scores = sampled_scores(model, params, dataset, requests, progress=progress)
     users = dataset.log.user[requests.positions][:, None]
     sample = np.arange(len(requests.rows))[:, None]
-    met = SeenPairs.before(dataset.log, requests.positions).contains(sample, requests.rows)
+    met = SeenPairs(dataset.log, requests.positions).contains(sample, requests.rows)
     known = (scores, requests.labels, users)
     against_met = met | (requests.labels == 1)
     found = {
@@ -401,7 +401,7 @@ def met_share(trial: Trial, part: Part, data: datasets.StudyData) -> float:
     """Share of the sampled negatives that the user has met before."""
     requests = requests_of(trial, part, data)
     sample = np.arange(len(requests.rows))[:, None]
-    return float(SeenPairs.before(data.dataset.log, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
+    return float(SeenPairs(data.dataset.log, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
 
 
 def joined(parts: list[ByUser]) -> ByUser:
