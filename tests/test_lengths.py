@@ -14,7 +14,6 @@ from aif_jax.run import fit
 from aif_jax.train import fit as fitting
 from aif_jax.train.fit import settings_in
 from aif_jax.train.tasks import NextItem
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.light import lightly_compiled
 from tests.test_sparse import SMALL
@@ -68,11 +67,6 @@ def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypa
     assert lengths.history_lengths(data, positions, longest=7).tolist() == expected
     monkeypatch.setattr(lengths, "COUNTED_SAMPLES", 100)
     assert 100 <= len(lengths.history_lengths(data, range(len(data.log)), longest=7)) < 200
-
-
-@pytest.fixture(scope="module")
-def data():
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from aif_jax.jobs import outcomes as module
 from aif_jax.jobs.outcomes import join_outcomes
 from aif_jax.readers import admit
 from aif_jax.readers.read import read_samples
+from aif_jax.refreshing import GateConfig
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.step import score
 from aif_jax.train.tasks import Cascaded, Impressions
@@ -293,6 +294,23 @@ def test_fit_trains_on_served_requests(served, tmp_path):
     task = Impressions(candidates=4, threshold=2)
     run = aif.fit(trained.model, made, task=task, batch_size=8, epochs=1, validation=0.2, test=0.2, progress=False)
     assert run.encoder.version == trained.encoder.version and 0 <= run.metrics["gauc"] <= 1
+
+
+def test_a_refresh_trains_on_served_requests(served, tmp_path):
+    """The next model comes from the log alone: joined samples, trained on, judged and published as files are."""
+    trained, data, _ = served
+    records = [record(trained, data, place) for place in range(120)]
+    log = write_log(tmp_path / "log", records)
+    options = {"encoder": trained.encoder, "windows": WINDOWS, "until": LATER}
+    join_outcomes(log, outcomes(*clicks(records, every=1)), tmp_path / "samples", **options)
+    made, task = read_samples(tmp_path / "samples", data), Impressions(candidates=4, threshold=2)
+    bounds = GateConfig(users=2, gauc=1.0, hit_rate=1.0, log_loss=5.0, calibration=1.0, overlap=0.0, slowdown=1000.0)
+    given = {"task": task, "batch_size": 8, "gate": bounds, "platforms": ("cpu",), "progress": False, "held_out": 0.2}
+    refreshed = aif.refresh(trained, made, out=tmp_path / "store", since=NOW + 60 * 40, **given)
+    assert refreshed.status == "published" and refreshed.report["data"]["samples"] > 40
+    assert refreshed.trained.encoding == trained.encoding and refreshed.trained.version != trained.version
+    again = aif.refresh(tmp_path / "store", made, out=tmp_path / "store", **given)
+    assert again.status == "nothing new"
 
 
 def test_bad_input_is_refused_and_leaves_nothing(served, tmp_path):

@@ -63,6 +63,23 @@ def test_variants_are_trained_otherwise_by_the_same_function(smoke, tmp_path):
     assert said == made[trial.model][2] and again.config == made[trial.model][0].config
 
 
+def test_worlds_with_repeats_and_without(smoke, tmp_path):
+    """The first events of each user and item, strictly fewer; such data are trained and judged without met items."""
+    data = datasets.once(smoke, "smoke")
+    before, after = smoke.dataset.log, data.dataset.log
+    wanted = [pair for pair in dict.fromkeys(zip(before.user.tolist(), before.item.tolist(), strict=True))]
+    assert list(zip(after.user.tolist(), after.item.tolist(), strict=True)) == wanted and len(wanted) < len(before)
+    moments = {}
+    for user, item, time in zip(before.user.tolist(), before.item.tolist(), before.time.tolist(), strict=True):
+        moments.setdefault((user, item), time)
+    assert after.time.tolist() == list(moments.values())
+    assert smoke.repeats and not data.repeats
+    trial = question.Trial(dataset="smoke", model=question.BASE)
+    record = question.run(trial, data, results=tmp_path / "results", work=tmp_path / "work", progress=False)
+    assert record["figures"]["gauc"] == record["figures"]["gauc_unmet"] != record["figures"]["gauc_all"]
+    assert [datasets.load(name).repeats for name in question.WORLDS] == [True, False]
+
+
 def test_popular_now(tmp_path, capsys):
     """The same model with item statistics and without, on the smoke world; a run with a record is not run again."""
     results = tmp_path / "results"
@@ -168,7 +185,8 @@ def test_requests_hold_met_items_and_plans_name_each_run_once(smoke):
     sample = np.arange(len(requests.rows))[:, None]
     assert SeenPairs(smoke.dataset.log, requests.positions).contains(sample, requests.rows)[:, 1:].any()
     plans = [trial for name in question.PLANS if name != "smoke" for trial in question.plan(name)]
-    assert len({trial.id for trial in plans}) == len(plans) and {trial.dataset for trial in plans} == {"movielens", "taobao"}
+    assert len({trial.id for trial in plans}) == len(plans)
+    assert {trial.dataset for trial in plans} == {"movielens", "taobao", *question.WORLDS}
     with pytest.raises(ValueError, match=r"plan: expected one of \('validation', "):
         question.plan("all")
 

@@ -28,11 +28,6 @@ QUIET = dict(batch_size=64, progress=False)
 
 
 @pytest.fixture(scope="module")
-def data():
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
-
-
-@pytest.fixture(scope="module")
 def run(data, tmp_path_factory) -> aif.Run:
     model = aif.build(demo.config(schema=data.schema, **SMALL))
     sizes = dict(epochs=3, batch_size=64, learning_rate=0.02, requests=60, k=5, progress=False)

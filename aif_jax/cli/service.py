@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aif_jax import index
 from aif_jax.checks import expect
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
@@ -28,7 +27,7 @@ from aif_jax.connectors import (
 )
 from aif_jax.connectors.valkey import FORMS, open_client, open_stream
 from aif_jax.export.contents import open as open_model
-from aif_jax.index import STORAGES, IndexWriter, ItemIndex
+from aif_jax.index import STORAGES, IndexWriter
 from aif_jax.output import Bar
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy, to_json
@@ -39,7 +38,7 @@ from aif_jax.service.processes import ServiceSettings, is_worker, serve
 from aif_jax.serving import ServingConfig
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
-from aif_jax.store.snapshots import snapshots
+from aif_jax.store.snapshots import Writer, snapshots
 from aif_jax.store.trained import Trained
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 
@@ -189,14 +188,8 @@ def run_index_follow(options: argparse.Namespace) -> int:
     """Applies an update stream to an index until it is told to end (SIGTERM, SIGINT); killed and called again, it goes on."""
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
-    stream, store, every = _stream(options), _store(options), _every(options)
-    if snapshots(options.directory):
-        writer = IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
-    elif options.index is None:
-        raise UsageError(f"index follow: expected --index, to start from, got none, and {options.directory} has no snapshot")
-    else:
-        loaded = ItemIndex.load(options.index, trained)
-        writer = IndexWriter.start(options.directory, loaded, positions=index.inspect(options.index).positions, **every)
+    stream, store = _stream(options), _store(options)
+    writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index, to start from")
     return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
 
 
@@ -216,7 +209,8 @@ def run_users_follow(options: argparse.Namespace) -> int:
     encoder = shared.encoder_of(options.checkpoint, trained)
     if not remote:
         stream, store = _stream(options), _store(options)
-        writer = _table_writer(options, trained)
+        empty = UserTable(trained, storage=options.storage) if options.empty else None
+        writer = _writer(UserTableWriter, trained, options, saved=options.table, start="--table or --empty", empty=empty)
         return _follow(stream, UserTarget(writer), options, writer=writer, store=store)
     with shared.as_usage("--rows" if options.rows else "--features"):
         client = open_client(remote, shared.read_json(options.server_options, "--server-options"))
@@ -232,19 +226,19 @@ def run_users_follow(options: argparse.Namespace) -> int:
         return _follow(_stream(options), SinkTarget(sink), options)
 
 
-def _table_writer(options: argparse.Namespace, trained: Trained) -> UserTableWriter:
-    """The writer of the directory: resumed, or started from a saved or an empty table."""
-    every = _every(options)
+def _writer(
+    kind: type[Writer], trained: Trained, options: argparse.Namespace, *, saved: Path | None, start: str, empty: Any = None
+) -> Writer:
+    """The writer of the directory: resumed, or started from a saved or an empty table; `start` names the options of these."""
+    every: dict[str, Any] = {"every_updates": None, "every_seconds": options.every_seconds}
     if snapshots(options.directory):
-        return UserTableWriter.resume(options.directory, trained, takeover=options.takeover, **every)
-    if options.table is not None:
-        table = UserTable.load(options.table, trained)
-        positions = UserTable.inspect(options.table).positions
-        return UserTableWriter.start(options.directory, table, positions=positions, **every)
-    if not options.empty:
-        raise UsageError(f"users follow: expected --table or --empty, got neither, and {options.directory} has no snapshot")
-    table = UserTable(trained, storage=options.storage)
-    return UserTableWriter.start(options.directory, table, **every)
+        return kind.resume(options.directory, trained, takeover=options.takeover, **every)
+    if saved is not None:
+        table, positions = kind.kind.load(saved, trained), kind.kind.inspect(saved).positions
+        return kind.start(options.directory, table, positions=positions, **every)
+    if empty is None:
+        raise UsageError(f"follow: expected {start}, got neither, and {options.directory} has no snapshot")
+    return kind.start(options.directory, empty, **every)
 
 
 def _follow(stream: Any, target: Target, options: argparse.Namespace, *, writer: Any = None, store: Any = None) -> int:
@@ -299,10 +293,6 @@ def _stream(options: argparse.Namespace) -> Any:
 
 def _store(options: argparse.Namespace) -> SnapshotStore | None:
     return None if options.store is None else SnapshotStore(options.store)
-
-
-def _every(options: argparse.Namespace) -> dict[str, Any]:
-    return {"every_updates": None, "every_seconds": options.every_seconds}
 
 
 KEEP = inspect.signature(SnapshotStore).parameters["keep"].default

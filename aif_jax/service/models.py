@@ -59,11 +59,17 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ExportEntry(NamedTuple):
-    """One version that serves."""
+    """One version that serves.
 
-    folder: str  # its name within the root; "" for the root
-    sha256: str | None = None  # of its manifest, where it is pinned
-    share: float = 0.0  # of the users
+    Attributes:
+      folder: name of the export within the served folder; "" for the served folder itself.
+      sha256: digest that `export.save` returned, which pins every byte; None takes any.
+      share: share of the users, 0 to 1; `publish` gives the rest to its first entry.
+    """
+
+    folder: str
+    sha256: str | None = None
+    share: float = 0.0
 
 
 def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
