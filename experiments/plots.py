@@ -115,7 +115,8 @@ def history(results: Path, data: datasets.StudyData) -> dict[str, list[tuple[int
     found, log = records.read(results), data.dataset.log
     events = np.bincount(log.user)
     of_model = {
-        name: question.pooled(results, found, question.runs_of(found, data.name, name), "gauc") for name in (BASE, *MODELS)
+        name: question.pooled(results, found, question.runs_of(found, data.name, name), "gauc_trained")
+        for name in (BASE, *MODELS)
     }
     made: dict[str, list[tuple[int, Interval]]] = {name: [] for name in MODELS}
     for low, high in BINS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import threading
 import time
@@ -223,6 +224,40 @@ def test_an_offset_of_items_is_served(tmp_path):
         after = client.score(**ANN, candidates=IDS)["logits"]
     rows = np.asarray(made.encoder.vocabularies["item"].encode(np.asarray(IDS)))
     np.testing.assert_allclose(after, before + popularity_offset(counts)[rows], rtol=1e-5, atol=1e-4)
+
+
+def test_a_restart_serves_the_mirror_while_the_store_is_away(tmp_path):
+    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
+    name = store.publish(exports().root / "one")
+    Mirror(store, here).update()
+    shutil.move(tmp_path / "store", tmp_path / "away")
+    with Mirror(store, here, poll=60) as mirror:
+        assert mirror.failures == 1 and (here / "current").read_text() == f"{name}\n"
+    with pytest.raises(FileNotFoundError, match="expected a store with a current snapshot"), Mirror(store, tmp_path / "new"):
+        pass
+
+
+def test_a_mirror_of_one_version_fetches_and_keeps_it(tmp_path):
+    store, here = SnapshotStore(tmp_path / "store", keep=9), tmp_path / "here"
+    first = store.publish(exports().root / "one")
+    store.publish(exports().root / "two")
+    with Mirror(store, here, keep=1, poll=60, only=first) as mirror:  # on a machine that has nothing yet
+        for _ in range(3):
+            store.publish(exports().root / "two")
+            assert mirror.update() == first
+        assert store.names_in(here) == [first]
+    with pytest.raises(ValueError, match="expected the name of a snapshot"):
+        Mirror(store, tmp_path / "new", only="tuesday").update()
+
+
+def test_the_age_of_a_model_counts_from_its_export(tmp_path):
+    shutil.copytree(exports().root / "one", tmp_path / "export")
+    written = time.time() - 1000
+    os.utime(tmp_path / "export" / "manifest.json", (written, written))
+    store = SnapshotStore(tmp_path / "store")
+    store.publish(tmp_path / "export")
+    with Mirror(store, tmp_path / "here", poll=60), running(tmp_path / "here") as service:
+        assert 1000 <= service.service.models.held[0].age < 1100
 
 
 def test_a_mirror_names_what_it_cannot_do(tmp_path):

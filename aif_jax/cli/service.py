@@ -113,10 +113,9 @@ def run_serve(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _mirror(options: argparse.Namespace, settings: ServiceSettings) -> Iterator[None]:
     """Keeps the local folder like the store, in the process that watches the workers; credentials come from the environment."""
-    with shared.open_store(options.folder) as store:
-        mirror = Mirror(store, options.mirror, poll=settings.poll)
-        mirror.update()
-    with mirror:
+    with contextlib.ExitStack() as stack:
+        with shared.open_store(options.folder) as store:
+            stack.enter_context(Mirror(store, options.mirror, poll=settings.poll, only=settings.only))
         yield
 
 

@@ -80,7 +80,7 @@ def evaluate(data: datasets.StudyData, seed: int, *, kept: Path, work: Path) -> 
         every[name] = np.empty((len(at), len(counts)), np.float32)
         for rows, scores in catalogue_scores(model, params, data.dataset, at, batch_size=4):
             every[name][rows] = scores + offset
-    met = SeenPairs.before(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
+    met = SeenPairs(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
     where, users, made = ~met | data.repeats, log.user[requests.positions][:, None], {}
     for name, scores in ways(sampled, where):
         made[name] = {"gauc": metrics.gauc_by_user(scores, requests.labels, users, where=where)}
