@@ -153,7 +153,7 @@ def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
     parts = {"user": USER, "item": ITEM, "interaction": INTERACTION}
     others = [part for part, ours in parts.items() if getattr(getattr(model, part), "func", None) is not ours.apply]
     way_out = "change params and config without an edit, and call assemble(config, ...) with these again"
-    expect(not others, name, "a model of `build`", f"one of `assemble` with {', '.join(others)} of its own; {way_out}")
+    expect(not others, name, "a model of `build`", f"one of `assemble` with {', '.join(others)} from elsewhere; {way_out}")
     return build(config)
 
 
