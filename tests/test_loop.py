@@ -23,8 +23,8 @@ from aif_jax.train import losses
 from aif_jax.train.loop import JsonLines
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
-from tests.light import lightly_compiled
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 OPTIMIZER = optax.adam(0.1)
 loop_module = sys.modules["aif_jax.train.loop"]  # `train.loop` is the function
 
@@ -163,7 +163,6 @@ def test_an_exploding_gradient_ends_the_run_before_it_is_saved(feed, tmp_path):
     run(with_problems(feed, {6: "huge"}))  # no bound, no stop
 
 
-@lightly_compiled()
 def test_a_real_step_skips_exploding_gradients_and_corrects_a_sampled_softmax(feed, caplog):
     caplog.set_level(logging.WARNING, "aif_jax.train.loop")
     config = feed.config
