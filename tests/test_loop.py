@@ -23,8 +23,8 @@ from aif_jax.train import losses
 from aif_jax.train.loop import JsonLines
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
-from tests.light import lightly_compiled
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 OPTIMIZER = optax.adam(0.1)
 loop_module = sys.modules["aif_jax.train.loop"]  # `train.loop` is the function
 
@@ -150,7 +150,6 @@ def test_a_step_that_is_not_finite_is_counted_and_its_samples_are_named(feed, ca
         run(with_problems(feed, {3: "nan", 14: "nan"}), max_skipped=1)
 
 
-@lightly_compiled()
 def test_a_real_step_skips_what_is_not_finite_and_corrects_a_sampled_softmax(feed):
     config = feed.config
     sampler = NegativeSampler(item_counts(feed.dataset, feed.positions))

@@ -19,7 +19,8 @@ from aif_jax.data.split import eligible_positions
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
-from tests.light import lightly_compiled
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,6 @@ def test_buckets_cut_padding_and_lose_no_event(dataset):
     assert padding[1] < 0.65 * padding[0], padding
 
 
-@lightly_compiled()
 def test_the_loss_of_a_sample_does_not_depend_on_its_bucket(dataset):
     """Buckets shorter and longer than the short history."""
     config = demo.config(schema=dataset.schema, long_length=32)

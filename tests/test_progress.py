@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import re
+import select
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -119,6 +123,18 @@ def test_a_terminal_shows_one_bar_at_a_time(terminal):
     outer.close()
     assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().endswith("\n"), "one line for all"
     assert "\x1b[A" not in terminal.getvalue(), "the cursor never leaves the line"
+
+
+def test_a_terminal_that_tells_no_size_shows_bars_too(monkeypatch):
+    monkeypatch.setattr(progress, "DELAY", 0.01)
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as file, Bar(4, label="train", unit="steps", file=file) as bar:
+        time.sleep(0.02)
+        bar.update(1)
+        bar.note(loss=0.7)
+        shown = os.read(reader, 1000).decode() if select.select([reader], [], [], 5)[0] else ""
+    os.close(reader)
+    assert "train:" in shown and "| 1/4 [" in shown
 
 
 def test_a_line_that_is_said_stands_above_the_bar(terminal):

@@ -148,7 +148,8 @@ def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, data):
     own = aif.Trained(model, trained.params, trained.encoder)
     for name in ("svd_term", "popularity_correction"):
         change = getattr(edits, name)(before=int(data.log.time.max()))
-        with pytest.raises(ValueError, match=rf"{name}: expected a model of `build`, got .* with item from elsewhere.*assemble\("):
+        text = rf"{name}: expected a model of `build`, got .* with item from elsewhere.*assemble\("
+        with pytest.raises(ValueError, match=text):
             change(own, data)
     unseen = edits.unseen_items(before=int(data.log.time.max()))(own, data)
     assert unseen.model is model  # an edit of parameters keeps the functions

@@ -174,9 +174,7 @@ class Mirror:
       (True, True)
     """
 
-    def __init__(
-        self, store: SnapshotStore, folder: str | Path, *, keep: int = 3, poll: float = 1.0, only: str | None = None
-    ):
+    def __init__(self, store: SnapshotStore, folder: str | Path, *, keep: int = 3, poll: float = 1.0, only: str | None = None):
         expect(keep >= 1, "keep", "at least 1", keep)
         expect(poll > 0, "poll", "more than 0 seconds", poll)
         self.store, self.folder, self.failures = store, Path(folder), 0
