@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax import checkpoint
+from aif_jax.connectors import SnapshotStore
 from aif_jax.data.cascade import STAGES, open_samples
 from aif_jax.data.pipeline import Pipeline, make_batch
 from aif_jax.encoding.capacity import Capacity
@@ -21,6 +23,8 @@ from aif_jax.jobs.outcomes import join_outcomes
 from aif_jax.readers import admit
 from aif_jax.readers.read import read_samples
 from aif_jax.refreshing import GateConfig
+from aif_jax.refreshing.watch import Outcomes
+from aif_jax.scores import with_calibration
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.step import score
 from aif_jax.train.tasks import Cascaded, Impressions
@@ -95,6 +99,30 @@ def test_samples_say_which_version_served_them(served, tmp_path, monkeypatch):
     seconds = arrays["time"][arrays["positions"]].tolist()
     served_by = {int(each.time): each.version for each in records}
     assert [record["versions"][code] for code in arrays["version"]] == [served_by[second] for second in seconds]
+
+
+def test_what_a_version_showed_has_the_calibrated_logit_of_its_first_objective(tmp_path):
+    trained, data = world(("click", "conversion"))
+    made = {"scale": np.array([0.5, 1], np.float32), "bias": np.array([-1, 0], np.float32)}
+    served = trained.replace(params=with_calibration(trained.params, made))
+    checkpoint.save(tmp_path / "model", served)
+    name = (store := SnapshotStore(tmp_path / "store")).publish(tmp_path / "model")
+    records = [record(served, data, place) for place in range(6)]
+    records[5] = records[5]._replace(version="f" * 64)
+    log, windows = write_log(tmp_path / "log", records), {"conversion": 3600, "click": 600}  # the objective's is not the first
+    rows = [(each.id, each.ids[1], int(each.time) + 5, "click") for each in records]
+    rows.append((records[0].id, records[0].ids[0], int(records[0].time) + 5, "conversion"))
+    options = {"encoder": served.encoder, "windows": windows, "until": LATER}
+    join_outcomes(log, outcomes(*rows), tmp_path / "samples" / "first", **options)
+    (tmp_path / "samples" / ".second").mkdir()
+    (tmp_path / "samples" / ".second" / "samples.json").write_text("not yet")
+    shown = Outcomes(tmp_path / "samples", store, [name]).shown(name, {served.version[:12], "0" * 12})
+    wanted = sorted((0.5 * each.logits[2 * at] - 1, float(at == 1)) for each in records[:5] for at in range(4))
+    found = sorted(zip(shown.logits.tolist(), shown.labels.tolist(), strict=True))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert len(np.unique(shown.users)) == 5 and len(shown.users) == 20
+    other = Outcomes(tmp_path / "samples" / "first", store, [name]).shown(name, {"f" * 12})
+    assert len(other.users) == 4 and other.labels.sum() == 1
 
 
 def test_everything_that_is_no_sample_is_counted(served, tmp_path):
