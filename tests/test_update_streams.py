@@ -614,7 +614,7 @@ def test_the_command_follows_users(trained, valkey_url, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--directory", "w"], "expected --table or --empty, got neither"),
+        (["--directory", "w"], "expected --table or --empty, to start from, got none"),
         (["--directory", "w", "--empty", "--group", "g"], "expected --group with --rows or --features"),
         (["--rows", "redis://h:1", "--store", "s"], "expected --table, --empty and --store with --directory alone"),
         (["--rows", "redis://me:secret@/x"], "--rows: server: expected redis://HOST:PORT[/DATABASE], got 'redis://***@/x'"),
