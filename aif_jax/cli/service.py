@@ -188,7 +188,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
     stream, store = _stream(options), _store(options)
-    writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index, to start from")
+    writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index")
     return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
 
 
@@ -236,7 +236,7 @@ def _writer(
         table, positions = kind.kind.load(saved, trained), kind.kind.inspect(saved).positions
         return kind.start(options.directory, table, positions=positions, **every)
     if empty is None:
-        raise UsageError(f"follow: expected {start}, got neither, and {options.directory} has no snapshot")
+        raise UsageError(f"follow: expected {start}, to start from, got none, and {options.directory} has no snapshot")
     return kind.start(options.directory, empty, **every)
 
 
