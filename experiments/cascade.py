@@ -43,13 +43,12 @@ import aif_jax as aif
 from aif_jax import metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import DotProduct, popularity_offset, with_item_offset
-from aif_jax.data.candidates import CandidateLists, SampleKey, SourceFn
+from aif_jax.data.candidates import CandidateLists, NegativeSampler, SampleKey, SourceFn, counts_before
 from aif_jax.data.cascade import STAGE, STAGES
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import NegativeSampler, counts_before
 from aif_jax.data.split import eligible, request_starts, split_by_time, time_cuts
 from aif_jax.serving.programs import COMPILER_OPTIONS, capped_top_k
-from aif_jax.train.calibrate import fit_calibration
+from aif_jax.train.edits import fit_calibration
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
 from aif_jax.train.tasks import Goal, Goals

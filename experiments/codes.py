@@ -29,7 +29,7 @@ import numpy as np
 
 from aif_jax.blocks.signatures import fit_projection, sign, signs
 from aif_jax.blocks.simtier_codes import centre_tiers, code_table, fit_centres, nearest_centre, nearest_centres
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from experiments import common
 from experiments.kernels import compiled, run
 from experiments.signatures import DATA, HIGHEST, TIERS, highest, movielens, planted, rank_correlation

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.output.progress import hidden
+from aif_jax.output import hidden
 
 
 def script(main: Callable[..., None]) -> Callable[..., None]:

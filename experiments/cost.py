@@ -48,7 +48,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import aif_jax as aif
 from aif_jax.features import SINCE, pack, unpack, user_specs
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
 from aif_jax.store.codec import Packed
@@ -296,7 +296,7 @@ class Floor:
     def user(self, number: int) -> Any:
         """A user's state, ready on the device."""
         features = self._programs.upload_features([packed_features(self._programs, self._made, number)])
-        return jax.block_until_ready(self._user(self._made.params, features))[0]
+        return jax.block_until_ready(self._user(features))[0]
 
     def rank(self, number: int, state: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids and logits [k] of a state's best candidates."""
@@ -304,7 +304,7 @@ class Floor:
         rows, _ = self._made.index.lookup(ids)
         inputs = self._programs.upload_rows([rows], [None], ["logit"], self._bucket)
         with self._made.index.reading() as table:
-            packed, _ = self._score(self._made.params, (state,), table, *inputs)
+            packed, _ = self._score((state,), table, *inputs)
         best = self._programs.download_best(packed)[0]
         return ids[best.positions], best.logits
 

@@ -27,7 +27,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.index import STORAGES, ItemIndex, Storage, capacity_for
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from experiments import common, drawn
 

@@ -35,7 +35,7 @@ from aif_jax.blocks import linear_memory
 from aif_jax.blocks.signatures import hamming, signs
 from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
 from aif_jax.layers import attention
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from experiments import common, drawn
 
 WIDTH, TIERS, CODES, CONTENT = 32, 8, 256, 32

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.serving import DeadlineExceeded, Overloaded
 from experiments import common
 from experiments.latency_services import Bare, Delays, Engine, Model, Sequential, Served, Service, World

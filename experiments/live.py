@@ -41,7 +41,7 @@ import aif_jax as aif
 from aif_jax import connectors
 from aif_jax.data.dataset import Dataset
 from aif_jax.index import IndexWriter
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, StateKey, Timeline
 from aif_jax.serving.users import to_bytes
 from experiments import common, timelines

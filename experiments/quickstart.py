@@ -34,7 +34,7 @@ from aif_jax import metrics
 from aif_jax.blocks import item_offset
 from aif_jax.data.candidates import SampleKey
 from aif_jax.data.dataset import Dataset
-from aif_jax.output.progress import hidden, say, track
+from aif_jax.output import hidden, say, track
 from aif_jax.train import fit as training
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from experiments import common, cost

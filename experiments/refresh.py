@@ -45,11 +45,10 @@ import optax
 import aif_jax as aif
 from aif_jax import metrics
 from aif_jax.blocks import popularity_offset, with_item_offset
-from aif_jax.data.candidates import SampleKey, SourceFn, sampled_negatives
+from aif_jax.data.candidates import NegativeSampler, SampleKey, SourceFn, counts_before, sampled_negatives
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, counts_before
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.frozen import rows_optimizer, rows_state, rows_step, whole_params
 from aif_jax.refreshing.warm import ROWS, mapped
@@ -281,9 +280,12 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
                 spent[name] += seconds
                 bar.update(1)
         row: dict[str, Any] = {"day": number}
+        lists, whole = (requests_of(arm.data, first, before, count=count, k=k) for k in (None, K))
         for name in ARMS:
+            if not number and row.keys() & set(ARMS):  # all begin as the same model
+                last[name], row[name] = last[ARMS[0]], row[ARMS[0]]
+                continue
             until = world.days[0] if name == "never" else first
-            lists, whole = (requests_of(arm.data, first, before, count=count, k=k) for k in (None, K))
             of_lists = measure(arm.serving(params[name], until), lists)
             of_all = measure(
                 arm.serving(params[name], until, corrected=True), whole, new_items=new[arm.data.log.item[whole.positions]]
@@ -320,7 +322,8 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
             "hourly_new_item_hr100_gain": gain(of_new, "hourly warm", "never"),
         }  # fmt: skip
     return within | {
-        "days": days, "events": len(world.time), "events_a_day": int((world.time >= world.days[0]).sum() / (days + 1)),
+        "days": days, "requests": count, "events": len(world.time),
+        "events_a_day": int((world.time >= world.days[0]).sum() / (days + 1)),
         "by_day": by_day,
         "stale_loss_gauc_points": 100 * to_never["gauc"].value,
         "stale_loss_interval": [100 * end for end in to_never["gauc"][1:]],
@@ -432,6 +435,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--days", type=int, default=3, help="trained days of each world (default: %(default)s)")
     parser.add_argument("--models", type=int, default=None, help="planted models of each kind (default: 100, smoke 6)")
     parser.add_argument("--worlds", nargs="*", choices=WORLDS, help="some of them (default: all that --data has)")
+    text = "requests a day that judge each model (default: 400, smoke 150)"
+    parser.add_argument("--requests", type=int, default=None, help=text)
     text = "trainings within a day of the arms hourly warm, delta and frozen; 0 leaves them out (default: 24, smoke 3)"
     parser.add_argument("--hours", type=int, default=None, help=text)
     text = "items of the catalogue whose deltas are timed; 0 leaves them out (default: 100,000, smoke 2,000)"
@@ -456,7 +461,7 @@ def measured(options: Any) -> dict[str, Any]:
     if names is None:
         names = WORLDS[:1] if options.smoke or options.data is None else WORLDS
     models = (6 if options.smoke else 100) if options.models is None else options.models
-    count, parts = 150 if options.smoke else 400, common.Parts()
+    count, parts = (150 if options.smoke else 400) if options.requests is None else options.requests, common.Parts()
     figures: dict[str, Any] = {"worlds": {}}
     days = 2 if options.smoke else options.days
     hours = (3 if options.smoke else 24) if options.hours is None else options.hours

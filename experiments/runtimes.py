@@ -36,7 +36,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.features import pack
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates, best_of
 from experiments import common, drawn
 from experiments.latency_services import Model, World
@@ -176,7 +176,7 @@ class Ours:
     def user(self, number: int) -> Any:
         """A state, ready."""
         words = pack(self._plain[number % len(self._plain)])
-        return jax.block_until_ready(self._user(self._made.params, self._programs.upload_features([words]))[0])
+        return jax.block_until_ready(self._user(self._programs.upload_features([words]))[0])
 
     def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Logits and places of the best."""
@@ -193,7 +193,7 @@ class Ours:
     def _best(self, rows: np.ndarray, state: Any) -> TopCandidates:
         inputs = self._programs.upload_rows([rows], [None], ["logit"], len(rows))
         with self._made.index.reading() as table:
-            packed, _ = self._score[len(rows)](self._made.params, (state,), table, *inputs)
+            packed, _ = self._score[len(rows)]((state,), table, *inputs)
         return self._programs.download_best(packed)[0]
 
     def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,9 +40,8 @@ import aif_jax as aif
 from aif_jax import export
 from aif_jax.index import ItemIndex
 from aif_jax.service import rpc, tensors
-from aif_jax.service.exports import publish
 from aif_jax.service.features import Context
-from aif_jax.service.models import Models
+from aif_jax.service.models import Models, publish
 from aif_jax.serving import Candidates, Request, ServingConfig
 from experiments import common
 from experiments.service_clients import Load, caller, load, packed

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.blocks.signatures import fit_projection, sign
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.types import Params
 from experiments import common
 

@@ -17,10 +17,9 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data import candidates
-from aif_jax.data.candidates import SampleKey
+from aif_jax.data.candidates import NegativeSampler, SampleKey, item_counts
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Batch, make_batch
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.train import losses
 from experiments import common

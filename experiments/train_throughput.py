@@ -36,11 +36,11 @@ import optax
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data import candidates
+from aif_jax.data.candidates import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Batch, Pipeline, to_device
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.features import behaviours
-from aif_jax.output.progress import say, track
+from aif_jax.output import say, track
 from aif_jax.train import losses
 from aif_jax.train.optimizers import MIN_ROWS, SparseConfig
 from aif_jax.train.step import StepFn

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,14 +29,14 @@ import aif_jax as aif
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import stamps
 from aif_jax.features import SINCE, no_events, pack
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import STORAGES, Packed
 from aif_jax.types import Events, Streamed, UserFeatures
 from aif_jax.user_table import UserTable
 from aif_jax.user_table.rows import UserProgram, unpack
 from aif_jax.user_table.rows import pack as pack_memory
-from experiments import common
+from experiments import common, plots
 from experiments.study import datasets
 
 NEW = SINCE[0]
@@ -60,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     for key, value in figures.items():
         print(f"{key}: {value}")
     if options.figures:
-        draw(figures, options.figures)
+        plots.draw_user_state(figures, options.figures / "user_state.png")
     common.write_json(options.json, figures)
 
 
@@ -100,7 +99,7 @@ def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
         work: dict[str, Any] = {}
         ways = (("whole", whole, drawn_params, HistoryLayout(length)), ("streamed", streamed, params, HistoryLayout(NEW, True)))
         for way, programs, weights, layout in ways:
-            work[way] = side(programs, programs.user(weights, layout), weights, given[way])
+            work[way] = side(programs, programs.user(weights, layout), given[way])
             sizes[way][length] = pack(given[way][0]).nbytes
         spent = common.medians(work, options.rounds, clock=time.process_time)
         cpu |= {f"{way}_{length}": median / users for way, median in spent.items()}
@@ -123,13 +122,13 @@ def window(config: aif.Config, length: int) -> aif.Config:
     return aif.presets.aif(config.schema, **sizes)
 
 
-def side(programs: Programs, compiled: Any, params: Any, features: list[UserFeatures]):
+def side(programs: Programs, compiled: Any, features: list[UserFeatures]):
     """The user side of some requests, as the engine runs it, once run."""
 
     def work() -> None:
         for one in features:
             words = pack(programs.plain(one, version="", encoding=""))
-            jax.block_until_ready(compiled(params, programs.upload_features([words])))
+            jax.block_until_ready(compiled(programs.upload_features([words])))
 
     work()
     return work
@@ -288,19 +287,6 @@ def whole_history(schema: aif.Schema, events: Events) -> UserFeatures:
 def part(events: Events, at: slice) -> Events:
     """Some of the events."""
     return jax.tree.map(lambda leaf: leaf[at], events)
-
-
-def draw(figures: dict[str, Any], folder: Path) -> None:
-    """The CPU of the user side by length of the history."""
-    lengths = figures["lengths"]
-    with common.picture(folder / "user_state.png", size=(6.4, 3.6), dpi=150) as (_, axes):
-        for way, label in (("whole", "whole history"), ("streamed", f"row of the table and {NEW} new events")):
-            axes.plot(lengths, [figures["request_cpu_ms"][f"{way}_{length}"] for length in lengths], marker="o", label=label)
-        axes.set(xscale="log", yscale="log", xlabel="events of the user", ylabel="CPU of the user side, ms")
-        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-        axes.minorticks_off()
-        axes.grid(True, alpha=0.3)
-        axes.legend(frameon=False)
 
 
 def _plain(features: UserFeatures) -> UserFeatures:

@@ -37,7 +37,8 @@ def export_of(folder: Path, *, seed: int = 0, until: int = world.START + 4 * wor
         folder, trained, aif.ItemIndex.build(trained, world.items(5), progress=False), platforms=("cpu",), stablehlo=False
     )
     UserTable.build(trained, data, clock=None, progress=False).save(folder / USERS)
-    record = {"until": until, "newest": until, "task": {"name": "NextItem", **dataclasses.asdict(NextItem(negatives=3))}}
+    record = {"until": until, "newest": int(data.log.time.max())}
+    record |= {"task": {"name": "NextItem", **dataclasses.asdict(NextItem(negatives=3))}}
     (folder / KEPT).write_text(json.dumps(record))
     return folder
 
@@ -48,11 +49,16 @@ def until(store: Path) -> int:
     return json.loads((store / str(name) / KEPT).read_text())["until"]
 
 
-def log() -> dict[str, np.ndarray]:
+def log(days: int = 6) -> dict[str, np.ndarray]:
     """All events, in the order of time."""
-    events = world.events(6)
+    events = world.events(days)
     order = np.argsort(events["time"], kind="stable")
     return {name: column[order] for name, column in events.items()}
+
+
+def files() -> dict[str, np.ndarray]:
+    """The events that the refresh read: they end a while after the training did."""
+    return log(5)
 
 
 def messages(first: int) -> list[bytes]:

@@ -29,13 +29,14 @@ TABLE = {
     "docs": ("tests/test_docs.py",),
     "experiments": (
         "tests/test_ali_display.py", "tests/test_benchmarks.py", "tests/test_cascade_data.py", "tests/test_content.py",
+        "tests/test_depth.py",
         "tests/test_experiments.py",
         "tests/test_fetch.py", "tests/test_index_refresh.py", "tests/test_kernels.py", "tests/test_kuairand.py",
         "tests/test_latency_experiment.py", "tests/test_movielens.py", "tests/test_peers.py", "tests/test_plots.py",
         "tests/test_question.py", "tests/test_recipes.py",
         "tests/test_scale_out.py", "tests/test_scale_out_serving.py", "tests/test_service_load.py",
         "tests/test_signatures_experiment.py", "tests/test_study.py", "tests/test_synthetic.py",
-        "tests/test_taobao.py", "tests/test_train_throughput.py",
+        "tests/test_taobao.py", "tests/test_tarq.py", "tests/test_train_throughput.py",
         "tests/test_serving_parts.py::test_timeline_sums_stages_and_draws",
     ),
     "standing": (
@@ -51,6 +52,7 @@ TABLE = {
         "tests/test_index_files.py::test_kills_at_random_points_lose_nothing",
         "tests/test_folders.py::test_the_work_folder_of_a_running_process_stays",
         "tests/test_outcomes.py::test_fit_trains_on_served_requests",
+        "tests/test_outcomes.py::test_a_refresh_trains_on_served_requests",
         "tests/test_jobs.py::test_a_worker_needs_the_pickle_alone",
         "tests/test_refresh.py::test_rows_of_users_are_published_within_the_export",
         "tests/test_retrieval.py::test_pgvector_finds_the_best",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -19,8 +21,7 @@ from aif_jax import export
 from aif_jax.connectors import SnapshotStore
 from aif_jax.export import Delta, MovedRows
 from aif_jax.service.client import Client
-from aif_jax.service.exports import DELTAS, Mirror
-from aif_jax.service.models import Nearline
+from aif_jax.service.models import DELTAS, Mirror, Nearline
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import init_params
@@ -224,6 +225,19 @@ def test_a_service_that_starts_later_is_at_the_end_of_the_chain(chain, tmp_path)
         assert _version(client, wanted, same=True) == wanted
 
 
+def test_a_service_of_one_named_version_takes_deltas_on_it(chain, tmp_path):
+    """`serve --version NAME`: another export of the store is left alone."""
+    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
+    name, deltas = store.publish(chain.export), store.below(DELTAS, keep=100)
+    with Mirror(store, here, poll=0.05), running(here, only=name) as service, service.client() as client:
+        assert _version(client, chain.base.version, same=True) == chain.base.version
+        for delta in chain.deltas[:2]:
+            delta.save(tmp_path / str(delta.number))
+            deltas.publish(tmp_path / str(delta.number))
+            assert _version(client, delta.version) == delta.version
+        assert service.service.models.status()[0]["deltas"] == 2
+
+
 def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_path):
     store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
     store.publish(chain.export)
@@ -235,6 +249,80 @@ def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_pa
         assert _version(client, chain.base.version, same=True) == chain.base.version
         expected = "expected the index of the export under a delta, got that of a nearline job; publish a full refresh"
         assert expected in service.service.models.problem
+
+
+def test_rows_of_a_followers_users_and_a_delta_do_not_go_together(chain, tmp_path):
+    """The follower goes on writing rows of the version of the export: with a delta they would freeze."""
+    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
+    store.publish(chain.export)
+    chain.deltas[0].save(tmp_path / "delta")
+    store.below(DELTAS).publish(tmp_path / "delta")
+    with Mirror(store, tmp_path / "bare"):
+        pass
+    shutil.rmtree(next((tmp_path / "bare").glob("0*")) / "users")
+    chain.table.save(tmp_path / "users")
+    with running(tmp_path / "bare", nearline=_users(tmp_path / "users")) as service, service.client() as client:
+        assert _version(client, chain.base.version, same=True) == chain.base.version
+        expected = "expected the users' rows of the export under a delta, got that of a nearline job; publish a full refresh"
+        assert expected in service.service.models.problem and "--user-table" in service.service.models.problem
+    with Mirror(store, here), running(here, nearline=_users(here)) as service, service.client() as client:
+        assert _version(client, chain.deltas[0].version) == chain.deltas[0].version
+
+
+def _folder(chain: Chain, root: Path, count: int, *, line: str = "export") -> Path:
+    """A served folder with the export and the first deltas."""
+    shutil.copytree(chain.export, root / "export")
+    (root / "current").write_text(f"{line}\n")
+    for delta in chain.deltas[:count]:
+        delta.save(root / DELTAS / f"{delta.number:03d}")
+    return root
+
+
+def test_the_export_before_stays_in_memory_through_deltas(chain, tmp_path):
+    """`watch` compares with it however many deltas follow the new export."""
+    root = _folder(chain, tmp_path, 0)
+    other = chain.base.replace(params=init_params(chain.model, chain.data, seed=1))
+    index = aif.ItemIndex.build(other, chain.data.catalogue, progress=False)
+    export.save(root / "other", other, index, platforms=("cpu",), stablehlo=False)
+    (root / "current").write_text("other\n")
+    with running(root, keep=2) as service, service.client() as client:
+        (root / "current").write_text("export\n")
+        assert _version(client, chain.base.version) == chain.base.version
+        for delta in chain.deltas[:3]:
+            delta.save(root / DELTAS / f"{delta.number:03d}")
+            assert _version(client, delta.version) == delta.version
+        held = [served.version for served in service.service.models.held]
+        assert held == [chain.deltas[2].version, chain.deltas[1].version, other.version]
+
+
+def test_a_service_goes_as_far_as_the_deltas_can_be_applied(chain, tmp_path):
+    root = _folder(chain, tmp_path, 3)
+    (file,) = (root / DELTAS / "003").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-4])
+    with running(root) as service, service.client() as client:
+        assert _version(client, chain.deltas[1].version, same=True) == chain.deltas[1].version
+        assert "003" in service.service.models.problem and service.service.models.status()[0]["deltas"] == 2
+
+
+def test_a_version_stays_when_the_first_deltas_of_its_chain_are_gone(chain, tmp_path):
+    root = _folder(chain, tmp_path, 2)
+    with running(root) as service, service.client() as client:
+        assert _version(client, chain.deltas[1].version) == chain.deltas[1].version
+        shutil.rmtree(root / DELTAS / "001")
+        end = time.monotonic() + 60
+        while service.service.models.problem is None and time.monotonic() < end:
+            time.sleep(0.02)
+        assert f"expected the first delta under {chain.deltas[1].version[:12]}, got none" in service.service.models.problem
+        chain.deltas[2].save(root / DELTAS / "003")
+        assert _version(client, chain.deltas[2].version) == chain.deltas[2].version
+
+
+def test_a_pinned_export_takes_no_deltas(chain, tmp_path):
+    digest = hashlib.sha256((chain.export / "manifest.json").read_bytes()).hexdigest()
+    root = _folder(chain, tmp_path, 2, line=f"export sha256={digest}")
+    with running(root) as service, service.client() as client:
+        assert _version(client, chain.base.version, same=True) == chain.base.version
+        assert service.service.models.problem is None
 
 
 def _users(folder: Path) -> Any:

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data.candidates import SampleKey, describe, sampled_negatives
+from aif_jax.data.candidates import NegativeSampler, SampleKey, describe, item_counts, sampled_negatives
 from aif_jax.data.pipeline import make_batch
-from aif_jax.data.sampling import NegativeSampler, item_counts
-from aif_jax.train import Goal, Goals, distill, losses, predict
+from aif_jax.train import Goal, Goals, losses, predict
+from aif_jax.train import fit as distill
 from experiments.datasets.synthetic import synthetic_world
 
 pytestmark = pytest.mark.usefixtures("light_compilation")

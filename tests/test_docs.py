@@ -46,11 +46,11 @@ RUN_ELSEWHERE = {
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
 LIGHT_PAGES = (
-    "how_to_refresh", "scale", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data", "tutorial_own_tower",
-    "tutorial_ranker", "tutorial_train", "which_config",
+    "how_to_refresh", "scale_training", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data",
+    "tutorial_own_tower", "tutorial_ranker", "tutorial_train", "which_config",
 )  # fmt: skip
 """Pages about training and the index; those about serving and export run as shipped."""
-PRINTED = {"scale": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}
+PRINTED = {"scale_training": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}
 """What a page prints that its text relies on, number by number."""
 SHOW_OUTPUTS = re.compile(r"tutorial_|connectors|which_config|scale")
 """Pages that show everything that they print; an HTML comment before the fence leaves one output unchecked."""
@@ -61,7 +61,7 @@ FACE |= {"engine": "AsyncPreRanker"}
 MOST_NAMES = 14
 DIALECT = re.compile(
     r"one's own|octaves?|survival|touched[- ]rows?|stands? on|stand for|asked once|of (its|their) own|passed over|beside|arms?"
-    r"|bench|stretches of the history",
+    r"|bench|stretches of the history|anew|besides|at hand|mended|goes along|dear(er|est)|hops?|a way in",
     re.I,
 )
 """Words that a reader would have to learn, because only this package used them so."""
@@ -394,7 +394,7 @@ def public(module: Any, path: str) -> Iterator[tuple[str, Any]]:
 def reference_entries() -> list[str]:
     """Names of docs/api.md; `heading` gives the name where a module of the same name hides it from MkDocs."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    entries = re.findall(r"^::: (\S+)\n(?:    options:\n      heading: (\S+)\n)?", text, re.M)
+    entries = re.findall(r"^::: (\S+)\n(?:    options: {heading: (\S+)}\n)?", text, re.M)
     return [heading or path for path, heading in entries]
 
 
@@ -516,6 +516,13 @@ def test_generated_pages_are_current():
         )
 
 
+def test_the_page_of_commands_leaves_out_hidden_flags_and_prints_an_equal_group_once():
+    page = website("reference").command_line()
+    assert "SUPPRESS" not in page and page.count("| `--bag-length NUMBER` |") == 1
+    assert "Also the columns of the files (see aif_jax.Columns), as for [aif-jax check](#aif-jax-check)." in page
+    assert page.count("| `--stream-options FILE` | JSON of settings of the client") == 2  # of two commands whose groups differ
+
+
 def test_every_page_is_on_the_front_page_and_in_the_site():
     front, site = (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), SITE.read_text(encoding="utf-8")
     for page in DOCS:
@@ -565,6 +572,8 @@ def test_no_argument_is_documented_by_a_bare_genitive():
     bare = re.compile(r"^ {6,}(?:\w+, )*[a-z_0-9]+: (?:of|the same of|as for) ", re.M)
     sources = [(path.name, path.read_text()) for path in (ROOT / "aif_jax").rglob("*.py")]
     assert [(name, found[0]) for name, source in sources for found in bare.finditer(source)] == []
+    page = website("reference").command_line()
+    assert re.findall(r"^\| `[^`]+` \| (?:required\. )?(?:of|to|in|between|the same for users) .*", page, re.M) == []
 
 
 def test_the_scan_for_words_finds_them(tmp_path):

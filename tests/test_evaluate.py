@@ -11,9 +11,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import metrics, train
-from aif_jax.data.candidates import CandidateLists, SampleKey, impressions, pointwise_candidates
+from aif_jax.data.candidates import CandidateLists, SampleKey, SeenPairs, impressions, pointwise_candidates
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import SeenPairs
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
 from tests import demo
@@ -190,7 +189,7 @@ def test_met_items_are_left_out_where_the_data_or_the_caller_say_so(data, traine
     once, given = dataclasses.replace(data, repeats=False), dict(k=10, progress=False)
     sample = np.arange(len(positions))[:, None]
     rows = sampled_before(once, positions)(positions, SampleKey(0, 0, 0)).rows
-    assert not SeenPairs.before(data.log, positions).contains(sample, rows[:, 1:]).any()
+    assert not SeenPairs(data.log, positions).contains(sample, rows[:, 1:]).any()
     by_data = train.evaluate(model, params, once, positions, **given)
     by_call = train.evaluate(model, params, data, positions, repeats=False, **given)
     usual = train.evaluate(model, params, data, positions, **given)

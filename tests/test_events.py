@@ -280,23 +280,6 @@ def test_split_refuses_what_it_cannot_do():
         split.split_by_time(EventLog.from_arrays([], [], [], []))
 
 
-@settings(deadline=None, max_examples=100)
-@given(logs())
-def test_leave_last_against_a_plain_loop(log):
-    parts = split.leave_last(log)
-    train, validation, test = [], [], []
-    for user in range(1, log.users):
-        mine = [at for at in range(len(log)) if log.user[at] == user]
-        if not mine:
-            continue
-        test.append(mine[-1])
-        earlier = [at for at in mine if log.time[at] < log.time[mine[-1]]]
-        if earlier:
-            validation.append(earlier[-1])
-            train += [at for at in earlier if log.time[at] < log.time[earlier[-1]]]
-    assert [part.tolist() for part in parts] == [train, validation, test]
-
-
 def test_eligible_counts_strictly_earlier_events_and_wants_a_known_item():
     log = EventLog.from_arrays([1] * 5, [1, 0, 3, 4, 0], [1] * 5, [10, 20, 20, 30, 40])
     assert split.eligible(log, [4, 3, 2, 1, 0], min_history=0).tolist() == [3, 2, 0]

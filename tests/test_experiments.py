@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import aif_jax as aif
-from aif_jax.output import progress
+from aif_jax import output as progress
 from experiments import common, quickstart
 from experiments.datasets.synthetic import synthetic_world
 from tests.conftest import child_environment

@@ -52,6 +52,11 @@ def test_shares_are_of_the_samples_of_the_task(data, task):
     line = samples_line(samples, settings)
     assert f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, {samples.validation:,} for validation" in line
     why = f"{samples.short} with fewer than 1 earlier events of the user (min_history)" if samples.short else "none"
+    if isinstance(task, Impressions):
+        users, sizes = np.unique(np.stack([data.log.user, data.log.time]), axis=1, return_counts=True)
+        eight = int((sizes > 3).sum())
+        assert samples.longer == eight > 0 and users.shape[1] == len(times)
+        why += f"; {eight:,} lists have more than `candidates` items: positives are kept"
     assert line.endswith(f"left out: {why}")
 
 

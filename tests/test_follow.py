@@ -21,7 +21,7 @@ from aif_jax.store import sealed
 from aif_jax.store.trained import Trained
 from aif_jax.train.tasks import Cascaded
 from aif_jax.trees import leaves_by_path
-from aif_jax.user_table import UserTable
+from aif_jax.user_table import ClockError, UserTable
 from tests import follow_world as world
 from tests import refresh_world as shop
 from tests.test_delta import equal, rows_of
@@ -50,11 +50,32 @@ def stream_of(values: list[bytes]) -> MemoryStream:
 
 
 def run(store: Path, stream: MemoryStream, **changes: Any) -> Any:
-    return follow(stream, world.log(), items=shop.items(5), out=store, **(world.OPTIONS | {"batches": 3} | changes))
+    return follow(stream, world.files(), out=store, **(world.OPTIONS | {"items": shop.items(5), "batches": 3} | changes))
+
+
+def test_rows_of_users_lack_no_event_that_they_had_or_that_came(store, tmp_path):
+    """The stream is behind the files that the export's rows are of, and brings an event that came too late for them."""
+    first, events = world.until(store), world.log()
+    moment = next(time for time in range(first - 500, first) if time not in events["time"])
+    late = {"user": np.array([3]), "item": np.array([107]), "time": np.array([moment])}
+    stream = stream_of([encode(late), *world.messages(first)])
+    assert run(store, stream, batches=1).published == 1
+    came = np.flatnonzero(events["time"] >= first)[: stream.committed[0] * world.A_MESSAGE]
+    assert events["time"][came].max() < world.files()["time"].max()
+    parts = [world.files(), late]
+    data = aif.read(
+        {name: np.concatenate([part[name] for part in parts]) for name in late}, items=shop.items(5),
+        encoder=aif.open(store / SnapshotStore(store).current()).encoder, unknown="skip", progress=False,
+    )  # fmt: skip
+    root = restore(store / SnapshotStore(store).current())
+    users = UserTable.load(store / SnapshotStore(store).current() / "users", root.trained, clock=None)
+    delta = Delta.load(SnapshotStore(store / "deltas").fetch(tmp_path / "here"))
+    applied = delta.apply(root.trained, None, users)
+    assert rows_of(applied.user_table) == rows_of(UserTable.build(applied.trained, data, clock=None, progress=False))
 
 
 def test_deltas_of_a_stream_equal_a_full_rebuild(store, tmp_path):
-    first = world.until(store)
+    first, events = world.until(store), world.log()
     stream = stream_of([*world.messages(first - 20_000), b"poison"])
     made = run(store, stream)
     assert (made.published, made.refused) == (3, 0) and made.trained % 32 == 0 and made.waiting > 0
@@ -74,11 +95,9 @@ def test_deltas_of_a_stream_equal_a_full_rebuild(store, tmp_path):
     rebuilt = Trained(aif.build(root.trained.config), applied.trained.params, root.trained.encoder)
     index = aif.ItemIndex.build(rebuilt, shop.items(5), progress=False)
     assert all(equal(a, b) for a, b in zip(applied.item_index.stored(), index.stored(), strict=True))
-    events = world.log()
     latest = max(time for _, _, time in world.trained_on(tmp_path / "store.follow" / "job"))
-    data = aif.read(events, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
     arrived = _arrived(tmp_path / "store.follow" / "job")
-    some = (events["time"] < first) | np.isin(events["time"], arrived)
+    some = np.isin(events["time"], np.append(world.files()["time"], arrived))
     part = {name: column[some] for name, column in events.items()}
     data = aif.read(part, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
     table = UserTable.build(rebuilt, data, clock=None, progress=False)
@@ -92,6 +111,47 @@ def _arrived(job: Path) -> np.ndarray:
         parts.append(sealed.read(folder, format=FORMAT)["arrived"]["time"])
         number += 1
     return np.concatenate(parts)
+
+
+def test_an_id_without_a_row_stays_unknown_until_the_next_full_refresh(store, tmp_path):
+    """Its item is no candidate, its events are of an unknown item and not trained on, and those of a new user are left out."""
+    first, of_day = world.until(store), shop.START + 5 * shop.DAY
+    new = {"user": [3] * 40 + [777], "item": [999] * 40 + [101], "time": [of_day + at for at in range(41)]}
+    own = {"item": 999, "category": "category 1", "brand": "brand 1"}
+    later = {name: [*column, own[name]] for name, column in shop.items(5).items()}
+    made = run(store, stream_of([encode(new), *world.messages(first)]), items=later, batches=1, max_messages=1000)
+    assert made.published == 1 and all(item for _, item, _ in world.trained_on(tmp_path / "store.follow" / "job"))
+    root, folder = restore(store / SnapshotStore(store).current()), store / SnapshotStore(store).current() / "users"
+    users = UserTable.load(folder, root.trained, clock=None)
+    delta = Delta.load(SnapshotStore(store / "deltas").fetch(tmp_path / "here"))
+    applied = delta.apply(root.trained, root.index, users)
+    assert applied.trained.encoding == root.trained.encoding
+    assert applied.item_index.take([999, 101])[1].tolist() == [False, True]
+    events = {name: np.append(column, new[name]) for name, column in world.log().items()}
+    data = aif.read(events, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
+    table = UserTable.build(applied.trained, data, clock=None, progress=False)
+    assert rows_of(applied.user_table)[3] == rows_of(table)[3] and 777 not in rows_of(applied.user_table)
+
+
+def test_an_event_of_the_future_is_rejected_or_ends_the_call(store, tmp_path):
+    now = shop.START + 7 * shop.DAY
+    future = encode({"user": [1], "item": [101], "time": [now + 61]})
+    stream = MemoryStream(clock=lambda: now)
+    stream.send_many([future, *world.messages(world.until(store))])
+    assert run(store, stream, batches=1, clock=lambda: now - 10 * shop.DAY).published == 1  # the broker's clock counts
+    ((_, reason),) = stream.rejected
+    assert f"expected times up to that of their message, {now}, 60 s of skew allowed, got {now + 61}" in reason
+
+    class Untimed(MemoryStream):
+        def poll(self, seconds, max_messages):
+            return [message._replace(time=None, by_broker=False) for message in super().poll(seconds, max_messages)]
+
+    stream = Untimed()
+    stream.send_many([encode({"user": [1], "item": [101], "time": [now + 60]}), future])
+    words = f"times up to this machine's clock, {now}, 60 s of skew allowed, got {now + 61}, 61 s later"
+    with pytest.raises(ClockError, match=words):
+        run(store, stream, batches=1, clock=lambda: now, work=tmp_path / "other")
+    assert not stream.rejected and not stream.committed
 
 
 def test_each_sample_is_trained_on_once_and_the_newest_wait(store, tmp_path):
@@ -172,14 +232,15 @@ def test_what_cannot_be_followed_is_named(store, tmp_path, published):
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
         ({"every": -1.0}, "every: expected 0 seconds or more, got -1.0"),
         ({"tables": ("shop",)}, "tables that move: expected at least one of"),
+        ({"events": world.log(4)}, "expected files with the events in the rows of users of .*; give the files that"),
         ({"items": None}, "follow items: expected the items file that belongs to events, got None"),
         ({"task": Cascaded()}, "Cascaded: expected data with a cascade, got"),
     ):
-        options = world.OPTIONS | {"items": shop.items(5), "batches": 1} | changes
+        options = world.OPTIONS | {"events": world.files(), "items": shop.items(5), "batches": 1} | changes
         with pytest.raises(ValueError, match=message):
-            follow(stream, world.log(), out=store, **options)
+            follow(stream, out=store, **options)
     with pytest.raises(ValueError, match="work: expected a local folder for the micro-batches of s3://bucket/models, got None"):
-        follow(stream, world.log(), items=shop.items(5), out="s3://bucket/models")
+        follow(stream, world.files(), items=shop.items(5), out="s3://bucket/models")
 
 
 @pytest.mark.parametrize(

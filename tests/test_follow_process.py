@@ -42,7 +42,7 @@ def send(kind: str, address: str, values: list[bytes]) -> str:
 def test_the_command_publishes_what_a_stream_moves(kind, tmp_path):
     store = SnapshotStore(tmp_path / "store")
     store.publish(world.export_of(tmp_path / "export"))
-    for name, table in (("events", world.log()), ("items", shop.items(5))):
+    for name, table in (("events", world.files()), ("items", shop.items(5))):
         pa.csv.write_csv(pa.table(table), tmp_path / f"{name}.csv")
     with getattr(servers, kind)() as address:
         url = send(kind, address, world.messages(world.until(tmp_path / "store")))

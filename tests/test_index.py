@@ -21,7 +21,7 @@ from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.index import ItemIndex, capacity_for, string_ids
 from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap, Keys
-from aif_jax.store.codec import Half, Scaled, decode, encode, pack, unpack
+from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
 from aif_jax.store.version import EncodingMismatch, fingerprint
 from tests import demo
 
@@ -264,6 +264,18 @@ def test_storage_error_is_within_its_bound(storage, tolerance):
     assert (np.abs(back["v"] - rows) <= bound).all()
     assert np.array_equal(back["bid"], rows[:, 0]) and back["code"].tolist() == [3] * 50
     assert isinstance(stored["v"], {"float32": jax.Array, "bfloat16": Half, "int8": Scaled}[storage])
+
+
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 44, 64, 100])
+def test_rows_of_every_width_are_read_in_place(width):
+    """Wide ones in pairs of words: no copy of the table."""
+    values = np.random.default_rng(0).integers(0, 2**32, (1000, width), np.uint32)
+    layout = jax.eval_shape(jax.vmap(pack), {"v": jax.ShapeDtypeStruct(values.shape, np.uint32)}).layout
+    rows = np.array([999, 0, -1, 7, 7, -300], np.int32)
+    compiled = jax.jit(decode).lower(Packed(words=values, layout=layout), rows).compile()
+    got = compiled(Packed(words=values, layout=layout), rows)["v"]
+    np.testing.assert_array_equal(got, values[np.maximum(rows, 0)])
+    assert compiled.memory_analysis().temp_size_in_bytes < values.nbytes / 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "uint32", "float16", "uint16", "int8", "uint8", "bool"])

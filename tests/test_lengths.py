@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data import lengths
+from aif_jax.data import pipeline as lengths
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.run import fit
 from aif_jax.train import fit as fitting
@@ -23,12 +23,14 @@ LIKE_ML_100K = np.repeat([11, 28, 71, 120, 180, 231, 451, 512], [10, 20, 25, 16,
 
 
 def test_few_steps_take_two_lengths_and_many_take_more():
-    few, many = (lengths.choose(LIKE_ML_100K.repeat(4), longest=512, batch_size=256, steps=steps) for steps in (918, 30_000))
+    few, many = (
+        lengths.choose_lengths(LIKE_ML_100K.repeat(4), longest=512, batch_size=256, steps=steps) for steps in (918, 30_000)
+    )
     assert few == (128,) and many == (128, 256)
     long = np.random.default_rng(0).exponential(600, 20_000).clip(1, 4096).astype(int)
-    assert len(lengths.choose(long, longest=4096, batch_size=256, steps=2_999)) == 1
-    assert len(lengths.choose(long, longest=4096, batch_size=256, steps=3_000)) > 1
-    assert len(lengths.choose(long, longest=4096, batch_size=256, steps=10**6)) == lengths.MOST - 1
+    assert len(lengths.choose_lengths(long, longest=4096, batch_size=256, steps=2_999)) == 1
+    assert len(lengths.choose_lengths(long, longest=4096, batch_size=256, steps=3_000)) > 1
+    assert len(lengths.choose_lengths(long, longest=4096, batch_size=256, steps=10**6)) == lengths.MOST_LENGTHS - 1
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_few_steps_take_two_lengths_and_many_take_more():
     ],
 )
 def test_one_length_is_enough(histories, longest, steps):
-    assert lengths.choose(histories, longest=longest, batch_size=256, steps=steps) == ()
+    assert lengths.choose_lengths(histories, longest=longest, batch_size=256, steps=steps) == ()
 
 
 def test_the_choice_is_the_cheapest_of_all_subsets():
@@ -55,7 +57,7 @@ def test_the_choice_is_the_cheapest_of_all_subsets():
             return steps * 64 * np.mean(taken) + lengths.COMPILE * len(subset)
 
         subsets = [s for count in range(4) for s in itertools.combinations((128, 256, 512), count)]
-        assert lengths.choose(histories, longest=1024, batch_size=64, steps=steps) == min(subsets, key=cost)
+        assert lengths.choose_lengths(histories, longest=1024, batch_size=64, steps=steps) == min(subsets, key=cost)
 
 
 def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypatch):
@@ -63,7 +65,7 @@ def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypa
     positions = task.positions(data, min_history=0, since=None, before=None)
     expected = [min(data.log.history_end([at])[0] - data.log.offsets[data.log.user[at]], 7) for at in positions]
     assert lengths.history_lengths(data, positions, longest=7).tolist() == expected
-    monkeypatch.setattr(lengths, "SAMPLES", 100)
+    monkeypatch.setattr(lengths, "COUNTED_SAMPLES", 100)
     assert 100 <= len(lengths.history_lengths(data, range(len(data.log)), longest=7)) < 200
 
 
@@ -75,7 +77,7 @@ def model(data):
 @pytest.fixture
 def small_world(monkeypatch):
     """Lengths worth compiling for histories of a few events."""
-    monkeypatch.setattr(lengths, "SHORTEST", 4)
+    monkeypatch.setattr(lengths, "SHORTEST_LENGTH", 4)
     monkeypatch.setattr(lengths, "COMPILE", 10)
     monkeypatch.setattr(lengths, "FEW_STEPS", 10)
 
@@ -87,7 +89,9 @@ def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model
     shown = ", ".join(map(str, (*run.settings.buckets, run.config.history_length)))
     assert f"lengths of the history {shown}; about " in said and "% padding (one length: " in said
     assert "validation: 1 of 40 requests: 40 users and, over the catalogue of 90 items (k=10), 3,600 scores" in said
-    monkeypatch.setattr(lengths, "choose", lambda *_, **__: (5,))  # another version of the rule, or a run from before it
+    monkeypatch.setattr(
+        lengths, "choose_lengths", lambda *_, **__: (5,)
+    )  # another version of the rule, or a run from before it
     again = fit(model, data, out=tmp_path / "auto", progress=False, **GIVEN)
     assert again.settings == run.settings and aif.Run.load(tmp_path / "auto").settings == run.settings
     with pytest.raises(ValueError, match="buckets"):

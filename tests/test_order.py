@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aif_jax.data import candidates, split
 from aif_jax.data import pipeline as order_module
-from aif_jax.data import sampling, split
+from aif_jax.data.candidates import item_counts
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import EpochOrder
-from aif_jax.data.sampling import item_counts
 from aif_jax.data.split import eligible_positions, request_starts
 from tests.test_sampling import dataset
 
@@ -184,6 +184,6 @@ def test_positions_that_cannot_be_are_refused():
 
 def test_counts_are_read_in_blocks(monkeypatch):
     data, whole = dataset(), item_counts(dataset(), [0, 2, 4])
-    monkeypatch.setattr(sampling, "BLOCK", 2)
+    monkeypatch.setattr(candidates, "BLOCK", 2)
     for positions in (range(0, 6, 2), np.array([0, 2, 4]), [0, 2, 4]):
         assert item_counts(data, positions).tolist() == whole.tolist()

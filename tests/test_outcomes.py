@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data.cascade import STAGES
+from aif_jax.data.cascade import STAGES, open_samples
 from aif_jax.data.pipeline import Pipeline, make_batch
 from aif_jax.encoding.capacity import Capacity
 from aif_jax.jobs import outcomes as module
 from aif_jax.jobs.outcomes import join_outcomes
-from aif_jax.readers.admit import admit
-from aif_jax.readers.cascade import read_samples
+from aif_jax.readers import admit
+from aif_jax.readers.read import read_samples
+from aif_jax.refreshing import GateConfig
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.step import score
 from aif_jax.train.tasks import Cascaded, Impressions
@@ -81,6 +82,19 @@ def test_scores_of_the_samples_are_those_that_were_served(served, tmp_path, monk
         assert sorted(made.log.item[start : start + 4]) == sorted(shown)
         assert made.log.action[start : start + 4].max() == (3 if place % 6 == 0 else 2 if place % 2 == 0 else 1)
     assert len(made.users.raw) == 7 and made.served.features.history.mask.shape == (40, trained.config.history_length)
+
+
+def test_samples_say_which_version_served_them(served, tmp_path, monkeypatch):
+    trained, _, records = served
+    monkeypatch.setattr(module, "PART_BYTES", 4096)  # several parts
+    records = [each._replace(version=f"{place % 3}" * 64) for place, each in enumerate(records[:20])]
+    log = write_log(tmp_path / "log", records)
+    rows = outcomes(*clicks(records))
+    join_outcomes(log, rows, tmp_path / "out", encoder=trained.encoder, windows=WINDOWS, until=LATER)
+    record, arrays = open_samples(tmp_path / "out")
+    seconds = arrays["time"][arrays["positions"]].tolist()
+    served_by = {int(each.time): each.version for each in records}
+    assert [record["versions"][code] for code in arrays["version"]] == [served_by[second] for second in seconds]
 
 
 def test_everything_that_is_no_sample_is_counted(served, tmp_path):
@@ -280,6 +294,23 @@ def test_fit_trains_on_served_requests(served, tmp_path):
     task = Impressions(candidates=4, threshold=2)
     run = aif.fit(trained.model, made, task=task, batch_size=8, epochs=1, validation=0.2, test=0.2, progress=False)
     assert run.encoder.version == trained.encoder.version and 0 <= run.metrics["gauc"] <= 1
+
+
+def test_a_refresh_trains_on_served_requests(served, tmp_path):
+    """The next model comes from the log alone: joined samples, trained on, judged and published as files are."""
+    trained, data, _ = served
+    records = [record(trained, data, place) for place in range(120)]
+    log = write_log(tmp_path / "log", records)
+    options = {"encoder": trained.encoder, "windows": WINDOWS, "until": LATER}
+    join_outcomes(log, outcomes(*clicks(records, every=1)), tmp_path / "samples", **options)
+    made, task = read_samples(tmp_path / "samples", data), Impressions(candidates=4, threshold=2)
+    bounds = GateConfig(users=2, gauc=1.0, hit_rate=1.0, log_loss=5.0, calibration=1.0, overlap=0.0, slowdown=1000.0)
+    given = {"task": task, "batch_size": 8, "gate": bounds, "platforms": ("cpu",), "progress": False, "held_out": 0.2}
+    refreshed = aif.refresh(trained, made, out=tmp_path / "store", since=NOW + 60 * 40, **given)
+    assert refreshed.status == "published" and refreshed.report["data"]["samples"] > 40
+    assert refreshed.trained.encoding == trained.encoding and refreshed.trained.version != trained.version
+    again = aif.refresh(tmp_path / "store", made, out=tmp_path / "store", **given)
+    assert again.status == "nothing new"
 
 
 def test_bad_input_is_refused_and_leaves_nothing(served, tmp_path):

@@ -24,7 +24,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") i
 
 OWNERS = {
     "flax": ("layers.py",),
-    "scipy": ("train/calibrate.py", "train/edits.py"),
+    "scipy": ("train/edits.py",),
     "orbax": ("checkpoint/storage.py",),
     "optax": ("train/", "refreshing/frozen.py", "run.py"),
     "jax.export": ("export/",),
@@ -49,7 +49,7 @@ OWNERS = {
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
     "importlib.import_module": ("readers/sources.py", "config.py"),
     "lazy_loader": ("__init__.py", "export/__init__.py"),
-    "tqdm": ("output/progress.py",),
+    "tqdm": ("output/__init__.py",),
     "unittest": (),
     "pyarrow": (),
     "multiprocessing": (),
@@ -108,9 +108,9 @@ SWITCHES = {
 FACE = 69
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
-CROWDED = {"service": 15, "blocks": 18}
+CROWDED = {"service": 14, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 39_234
+MOST_LINES = 38_734
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip

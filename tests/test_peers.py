@@ -11,7 +11,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, metrics
-from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.data.candidates import NegativeSampler, item_counts
 from aif_jax.train.evaluate import rank_catalogue
 from experiments.peers import baselines, export, figures, lists, ours, outcomes, report, scores, tuning
 from experiments.peers.__main__ import main

@@ -16,9 +16,9 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import cli
+from aif_jax import output as progress
 from aif_jax.index import ItemIndex
-from aif_jax.output import progress
-from aif_jax.output.progress import Bar, hidden, say, track
+from aif_jax.output import Bar, hidden, say, track
 from aif_jax.run import fit
 from aif_jax.train.tasks import NextItem
 from tests import demo

@@ -6,11 +6,10 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
-from aif_jax.data.candidates import SampleKey
+from aif_jax.data.candidates import SampleKey, SeenPairs, item_counts
 from aif_jax.data.events import EventLog
-from aif_jax.data.sampling import SeenPairs
 from aif_jax.metrics import ByUser
-from experiments.study import datasets, popular_now, question, records
+from experiments.study import datasets, popular_now, question, records, rules
 from experiments.study.similarity import upper_half
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -62,6 +61,23 @@ def test_variants_are_trained_otherwise_by_the_same_function(smoke, tmp_path):
     assert {path.stem for path in tmp_path.glob("*.json")} >= {question.Trial(dataset="smoke", model=question.AIF).file}
     again, _, said = question.trained(trial, part, smoke, work=tmp_path, progress=False)
     assert said == made[trial.model][2] and again.config == made[trial.model][0].config
+
+
+def test_worlds_with_repeats_and_without(smoke, tmp_path):
+    """The first events of each user and item, strictly fewer; such data are trained and judged without met items."""
+    data = datasets.once(smoke, "smoke")
+    before, after = smoke.dataset.log, data.dataset.log
+    wanted = [pair for pair in dict.fromkeys(zip(before.user.tolist(), before.item.tolist(), strict=True))]
+    assert list(zip(after.user.tolist(), after.item.tolist(), strict=True)) == wanted and len(wanted) < len(before)
+    moments = {}
+    for user, item, time in zip(before.user.tolist(), before.item.tolist(), before.time.tolist(), strict=True):
+        moments.setdefault((user, item), time)
+    assert after.time.tolist() == list(moments.values())
+    assert smoke.repeats and not data.repeats
+    trial = question.Trial(dataset="smoke", model=question.BASE)
+    record = question.run(trial, data, results=tmp_path / "results", work=tmp_path / "work", progress=False)
+    assert record["figures"]["gauc"] == record["figures"]["gauc_unmet"] != record["figures"]["gauc_all"]
+    assert [datasets.load(name).repeats for name in question.WORLDS] == [True, False]
 
 
 def test_popular_now(tmp_path, capsys):
@@ -167,9 +183,10 @@ def test_requests_hold_met_items_and_plans_name_each_run_once(smoke):
     (part,) = question.parts_of(trial, smoke)
     requests = question.requests_of(trial, part, smoke)  # as for evaluation: met items are among them and are masked there
     sample = np.arange(len(requests.rows))[:, None]
-    assert SeenPairs.before(smoke.dataset.log, requests.positions).contains(sample, requests.rows)[:, 1:].any()
+    assert SeenPairs(smoke.dataset.log, requests.positions).contains(sample, requests.rows)[:, 1:].any()
     plans = [trial for name in question.PLANS if name != "smoke" for trial in question.plan(name)]
-    assert len({trial.id for trial in plans}) == len(plans) and {trial.dataset for trial in plans} == {"movielens", "taobao"}
+    assert len({trial.id for trial in plans}) == len(plans)
+    assert {trial.dataset for trial in plans} == {"movielens", "taobao", *question.WORLDS}
     with pytest.raises(ValueError, match=r"plan: expected one of \('validation', "):
         question.plan("all")
 
@@ -193,3 +210,30 @@ def test_blocks_train_on_the_past_alone_and_judge_each_user_once():
         assert np.bincount(log.user[part.held]).max() <= 5
         assert (log.offsets[log.user[part.held] + 1] - part.held <= 5).all()
     assert (final[sorted(judged[0])] < log.time[parts[1].seen].max() + 1).all()  # their very last event is in their block
+
+
+def test_rules_by_hand(smoke):
+    """The latest met item first, then the others by their training events; what has none comes last, or first."""
+    log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 3], [1, 1, 1, 1], [10, 20, 30, 10])
+    popularity, at = np.array([0, 0, 7, 2, 1, 1, 0]), np.array([2])
+    orders = {rule: np.argsort(-rules.scores(rule, log, at, popularity)[0, 2:], kind="stable") + 2 for rule in rules.RULES}
+    assert orders[rules.POPULARITY].tolist() == [2, 3, 4, 5, 6] and orders[rules.UNPOPULARITY].tolist() == [6, 4, 5, 3, 2]
+    assert orders[rules.MET_FIRST].tolist() == [5, 4, 2, 3, 6] and orders[rules.MET_UNPOPULAR].tolist() == [5, 4, 6, 3, 2]
+
+
+def test_rules_are_judged_like_models(smoke, tmp_path):
+    """The metrics of a rule's scores are those that a model with the same scores would get."""
+    rules.main(["--dataset", "smoke", "--results", str(tmp_path)])
+    made = records.read(tmp_path)
+    assert {record["model"] for record in made.values()} == set(rules.RULES)
+    trial = question.Trial(dataset="smoke", model=rules.POPULARITY, split="test", epochs=0)
+    (part,) = question.parts_of(trial, smoke)
+    requests = question.requests_of(trial, part, smoke)
+    counts = item_counts(smoke.dataset, part.seen)
+    found = question.by_user(tmp_path, made[trial.id], "gauc_all")
+    users = smoke.dataset.log.user[requests.positions]
+    of_one = users == found.users[0]
+    scores = counts[requests.rows[of_one]]
+    positive, negative = scores[:, :1], scores[:, 1:].ravel()
+    expected = (positive > negative).mean() + 0.5 * (positive == negative).mean()
+    assert found.values[0] == pytest.approx(expected) and 0 < expected < 1

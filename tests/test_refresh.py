@@ -20,14 +20,16 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.capacity import Capacity
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.metrics import ByUser
-from aif_jax.readers.admit import admit
+from aif_jax.readers import admit
 from aif_jax.refreshing import (
     GateConfig,
     Measured,
     Requests,
+    ShownItems,
     as_served,
     grown,
     judge,
+    judge_outcomes,
     judge_service,
     measure,
     volume,
@@ -39,6 +41,7 @@ from aif_jax.service import models
 from aif_jax.serving.metrics import Histogram, prometheus_text
 from aif_jax.store.snapshots import Lease, WriterConflict
 from aif_jax.store.trained import Trained
+from aif_jax.train.edits import svd_deviation
 from aif_jax.train.fit import FitSettings, training_positions
 from aif_jax.train.tasks import NextItem
 from aif_jax.user_table import UserTable
@@ -57,7 +60,11 @@ def run(tmp_path_factory) -> aif.Run:
 def served(run, tmp_path_factory) -> Path:
     """A checkpoint of it with SVD term, popularity correction and calibration."""
     days = world.data(4)
-    whole = run.with_svd(days, width=3).with_popularity_correction(days, untrained=None).calibrate(days, progress=False)
+    whole = (
+        run.with_svd(days, width=3, deviation=1.0)
+        .with_popularity_correction(days, untrained=None)
+        .calibrate(days, progress=False)
+    )
     whole.save(folder := tmp_path_factory.mktemp("served") / "model")
     return folder
 
@@ -87,6 +94,11 @@ def test_a_refresh_publishes_a_model_that_knows_the_new_ids(published, served):
     assert len(trained.encoder.vocabularies["item"]) == 1 + world.ITEMS == len(old.encoder.vocabularies["item"]) + world.NEW
     assert [block.name for block in trained.config.blocks] == [block.name for block in old.config.blocks]
     assert "calibration" in trained.params["fitted"] and "popularity correction" in made.report["additions"]
+    days = world.data(5)
+    before = days.log.time < int(np.quantile(days.log.time, 0.9))
+    factors, term = (np.asarray(trained.params["fitted"]["pure_svd"]["table"]), trained.config.blocks[-2])
+    spread = svd_deviation(factors, days.log.user[before], days.log.item[before], block=term)
+    assert spread == pytest.approx(1.0, rel=0.2)  # as the served term, whose deviation is not the default
     index = aif.export.restore(fetched).index
     assert np.array_equal(np.sort(index.ids), np.arange(100, 100 + world.ITEMS))
     rebuilt = aif.ItemIndex.build(trained, world.items(5), progress=False)
@@ -402,3 +414,22 @@ def test_a_service_is_judged_by_its_own_metrics():
     assert judge_service(prometheus_text(by_version={old: versions[old], new: versions[old]}), new, old) == ()
     assert judge_service(prometheus_text(by_version={new: counted(50, 50, 0, 1.0)}), new, old) == ()  # too few
     assert len(judge_service(prometheus_text(by_version={new: counted(0, 0, 200, 1.0)}), new, old)) == 1  # answers nobody
+
+
+def test_a_service_is_judged_by_what_followed():
+    rng, count = np.random.default_rng(0), 4000
+    users, truth = rng.integers(0, 300, count), rng.normal(-2, 1, count).astype(np.float32)
+    old = ShownItems(users, truth, (rng.random(count) < 1 / (1 + np.exp(-truth))).astype(np.float32))
+    later = (rng.random(count) < 1 / (1 + np.exp(-truth - 0.7))).astype(np.float32)  # another hour, more clicks
+    assert judge_outcomes(ShownItems(users, truth + np.float32(0.7), later), old) == ()
+    high, noise = old._replace(logits=truth + np.float32(0.5)), old._replace(logits=rng.permutation(truth))
+    (reason,) = judge_outcomes(high, old)
+    assert re.fullmatch(r"predicted over observed is 1.[34]\d, of the old version (0\.9|1\.0)\d; bound: at most 20%.*", reason)
+    (reason,) = judge_outcomes(noise, old)  # as many predicted as observed, and no order among them
+    assert re.fullmatch(r"normalized entropy is 1\.\d+, of the old version 0\.\d+; bound: at most 0.05 more", reason)
+    assert judge_outcomes(high, old, calibration=1.0) == () == judge_outcomes(high, high) == judge_outcomes(old, high)
+    some = users < 90
+    few = ShownItems(*(column[some] for column in high))
+    assert judge_outcomes(few, old) == judge_outcomes(high, ShownItems(*(column[some] for column in old))) == ()
+    assert judge_outcomes(few, old, users=80)
+    assert judge_outcomes(high._replace(labels=np.zeros(count, np.float32)), old) == ()

@@ -10,9 +10,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train, user
-from aif_jax.data.candidates import SampleKey, sampled_negatives
+from aif_jax.data.candidates import NegativeSampler, SampleKey, item_counts, sampled_negatives
 from aif_jax.data.pipeline import make_batch
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.train import SequenceLoss, losses
 from aif_jax.train.step import loss_and_gradient
 from experiments.datasets.synthetic import synthetic_world

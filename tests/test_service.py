@@ -21,8 +21,7 @@ from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
-from aif_jax.service.exports import ExportEntry, parse_current, publish, read_current
-from aif_jax.service.models import share_of
+from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
 from aif_jax.service.process import Listening, OnePiece
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 
@@ -214,6 +213,8 @@ def test_bids_order_the_ranking(client):
     expected = 1 / (1 + np.exp(-exports().logits("one"))) * bids
     np.testing.assert_allclose(answer["scores"], np.sort(expected)[::-1][:3], rtol=1e-5)
     assert refusal(client.rank, **ANN, candidates=IDS, k=3, order="colour").field == "order"
+    refused = refusal(client.score, **ANN, candidates=IDS, order="colour")
+    assert refused.field == "order" and "expected one of logit, bid, got 'colour'" in str(refused)
 
 
 def test_prepare_then_rank_by_the_id_alone(client):

@@ -19,7 +19,7 @@ from aif_jax import cli, connectors
 from aif_jax.data.pipeline import make_batch
 from aif_jax.encoding.vocabulary import string_array
 from aif_jax.jobs import join_outcomes
-from aif_jax.readers.cascade import read_samples
+from aif_jax.readers.read import read_samples
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Service

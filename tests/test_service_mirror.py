@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
 import shutil
 import threading
 import time
@@ -18,9 +20,13 @@ from aif_jax.cli import main
 from aif_jax.connectors import SnapshotStore
 from aif_jax.export import save
 from aif_jax.index import ItemIndex
+from aif_jax.jobs import join_outcomes
 from aif_jax.model import build
+from aif_jax.refreshing import watch
+from aif_jax.scores import with_calibration
 from aif_jax.service.client import ServiceError
-from aif_jax.service.exports import Mirror
+from aif_jax.service.log import RequestLog, read_log
+from aif_jax.service.models import Mirror
 from tests import demo
 from tests.service_world import EVENTS, IDS, ITEMS, NOW, SERVING, exports, running
 
@@ -123,6 +129,66 @@ def test_a_version_that_does_worse_in_service_is_taken_back(tmp_path, capsys):
     assert "Connection refused" in capsys.readouterr().err and store.names()[:2] == [first, second]
 
 
+def test_a_version_whose_predictions_do_not_come_true_is_taken_back(tmp_path, capsys):
+    """Clicks follow the first version. Another one predicts alike and stays; one that predicts far too much is taken back."""
+    made, store, samples = exports(), SnapshotStore(tmp_path / "store"), tmp_path / "samples"
+    encoder, rng = made.encoder.with_length(made.model.config.history_length), np.random.default_rng(0)
+
+    def publish(name: str, more: float) -> str:
+        offset = np.full(ITEMS + 1, more + 3, np.float32)  # logits 3 above those of the calibrated probabilities
+        params, config = with_item_offset(made.params["one"], offset, config=made.model.config)
+        params = with_calibration(params, {"scale": np.asarray(1, np.float32), "bias": np.asarray(-3, np.float32)})
+        trained = Trained(build(config), params, made.encoder)
+        index = ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
+        save(tmp_path / name, trained, index, platforms=("cpu",), stablehlo=False)
+        return store.publish(tmp_path / name)
+
+    def served(service, client, version: str) -> None:
+        """Forty users rank, and click as the first version predicts; the log is joined with what they did."""
+        log = RequestLog(tmp_path / "log" / version)
+        service.service.observers.append(log)
+        for user in range(40):
+            client.rank(**ANN | {"user": f"user {user}", "id": f"{version} {user}"}, candidates=IDS, k=5)
+        service.service.observers.remove(log)
+        log.close()
+        clicks = {"request": [], "item": [], "time": [], "outcome": []}
+        for record in read_log(log.folder):
+            assert record.version == version
+            truth = 1 / (1 + np.exp(-made.logits("one", ids=record.ids)))
+            for item in np.array(record.ids)[rng.random(len(truth)) < truth].tolist():
+                row = {"request": record.id, "item": item, "time": int(record.time) + 1, "outcome": "click"}
+                clicks = {name: [*column, row[name]] for name, column in clicks.items()}
+        join_outcomes(
+            log.folder, clicks, samples / version, encoder=encoder, windows={"click": 60}, until=int(time.time()) + 100
+        )
+
+    given = ["--out", store.url, "--every", "0.1", "--slowdown", "1000", "--minutes", "0.01", "--samples", str(samples)]
+    publish("truth", 0.0)
+    with Mirror(store, tmp_path / "here", keep=3, poll=0.05), running(tmp_path / "here", keep=3) as service:
+        given += ["--service", service.addresses["http"]]
+        with service.client() as client:
+            versions = [version_after(client, "")]
+            served(service, client, versions[0])
+            second = publish("alike", 0.05)
+            versions.append(version_after(client, versions[0]))
+            assert main(["watch", *given]) == 0 and store.current() == second
+            assert f"{second} stays; outcomes of 0 and 40 users of the two versions" in capsys.readouterr().out
+            served(service, client, versions[1])
+            assert main(["watch", *given, "--users", "30"]) == 0 and store.current() == second
+            assert f"{second} stays; outcomes of 40 and 40 users" in capsys.readouterr().out
+            publish("too much", 2.0)
+            served(service, client, version_after(client, versions[1]))
+            assert main(["watch", *given]) == 0  # 40 users are too few by default
+            assert main(["watch", *given, "--users", "30"]) == 3 and store.current() == second
+            text = capsys.readouterr().out
+            assert f"is taken back, {second} is current: predicted over observed is" in text and "normalized entropy" in text
+            assert version_after(client, client.rank(**ANN, candidates=IDS, k=3)["version"]) == versions[1]
+    record = json.loads((samples / versions[0] / "samples.json").read_text())
+    (samples / versions[0] / "samples.json").write_text(json.dumps({k: v for k, v in record.items() if k != "versions"}))
+    with pytest.raises(ValueError, match="none; join them again with this release"):
+        watch(lambda: "", store, samples=samples)
+
+
 def test_a_service_ranks_by_the_score_expressions_of_its_export(tmp_path):
     """The export's orders are the service's, next to those that the operator gives."""
     made = exports()
@@ -158,6 +224,40 @@ def test_an_offset_of_items_is_served(tmp_path):
         after = client.score(**ANN, candidates=IDS)["logits"]
     rows = np.asarray(made.encoder.vocabularies["item"].encode(np.asarray(IDS)))
     np.testing.assert_allclose(after, before + popularity_offset(counts)[rows], rtol=1e-5, atol=1e-4)
+
+
+def test_a_restart_serves_the_mirror_while_the_store_is_away(tmp_path):
+    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
+    name = store.publish(exports().root / "one")
+    Mirror(store, here).update()
+    shutil.move(tmp_path / "store", tmp_path / "away")
+    with Mirror(store, here, poll=60) as mirror:
+        assert mirror.failures == 1 and (here / "current").read_text() == f"{name}\n"
+    with pytest.raises(FileNotFoundError, match="expected a store with a current snapshot"), Mirror(store, tmp_path / "new"):
+        pass
+
+
+def test_a_mirror_of_one_version_fetches_and_keeps_it(tmp_path):
+    store, here = SnapshotStore(tmp_path / "store", keep=9), tmp_path / "here"
+    first = store.publish(exports().root / "one")
+    store.publish(exports().root / "two")
+    with Mirror(store, here, keep=1, poll=60, only=first) as mirror:  # on a machine that has nothing yet
+        for _ in range(3):
+            store.publish(exports().root / "two")
+            assert mirror.update() == first
+        assert store.names_in(here) == [first]
+    with pytest.raises(ValueError, match="expected the name of a snapshot"):
+        Mirror(store, tmp_path / "new", only="tuesday").update()
+
+
+def test_the_age_of_a_model_counts_from_its_export(tmp_path):
+    shutil.copytree(exports().root / "one", tmp_path / "export")
+    written = time.time() - 1000
+    os.utime(tmp_path / "export" / "manifest.json", (written, written))
+    store = SnapshotStore(tmp_path / "store")
+    store.publish(tmp_path / "export")
+    with Mirror(store, tmp_path / "here", poll=60), running(tmp_path / "here") as service:
+        assert 1000 <= service.service.models.held[0].age < 1100
 
 
 def test_a_mirror_names_what_it_cannot_do(tmp_path):

@@ -153,7 +153,7 @@ def test_a_newer_index_is_taken_over(tmp_path):
     index = ItemIndex.load(tmp_path / "first", world.index["one"].trained)
     ids, features = world.encoder.items({"item": [99], "category": ["tea"], "bid": [1.5]})
     with running(world.root / "one", nearline=Nearline(index=directory)) as service, service.client() as client:
-        assert "expected snapshots" in service.service.models.problem  # the job has written nothing yet
+        assert service.service.models.problem is None  # the job has written nothing yet
         assert client.score(**ANN, candidates=np.array([99]))["mask"].tolist() == [False]
         with IndexWriter.start(directory, index) as writer:
             writer.upsert(ids, features, position=41)
@@ -188,6 +188,29 @@ def test_a_problem_at_the_start_is_forgotten_once_it_is_over(tmp_path, monkeypat
     with running(exports().root / "one", nearline=Nearline(index=tmp_path / "index")) as service:
         until(lambda: service.service.models.held[0].index_from is not None and service.service.models.problem is None)
         assert service.service.models.failures == 1
+
+
+def test_what_fails_delays_nothing_else(tmp_path, monkeypatch):
+    """A torn index of the job: `current` and the users' rows of another export are taken over at the next look."""
+    for name in ("one", "two"):
+        shutil.copytree(exports().root / name, tmp_path / name)
+        rows_of(name).save(tmp_path / "users" / name / "000001-0000000001")
+    exports().index["one"].save(tmp_path / "index" / "one")
+    params = next((tmp_path / "index" / "one").glob("*.safetensors"))
+    params.write_bytes(params.read_bytes()[:-4])
+    (tmp_path / "current").write_text("one\ntwo share=0.5\n")
+    monkeypatch.setattr("aif_jax.service.models.LONGEST_WAIT", 3600.0)
+    nearline = Nearline(index=tmp_path / "index", users=tmp_path / "users")
+    with running(tmp_path, config=ROWS, poll=0.01, nearline=nearline) as service:
+        models = service.service.models
+        until(lambda: models.failures >= 10)  # 10 s to the next try
+        rows_of("two").save(tmp_path / "users" / "two" / "000002-0000000001")
+        until(lambda: models.shares[1][1].table_from.path.name.startswith("000002"))
+        (tmp_path / "current").write_text("torn share=2\n")
+        until(lambda: "a share in [0, 1]" in models.problem)
+        (tmp_path / "current").write_text("two\n")
+        until(lambda: [served.entry.folder for _, served in models.shares] == ["two"])
+        assert models.failures < 20
 
 
 @pytest.mark.parametrize("part", ["index", "users"])

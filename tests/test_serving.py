@@ -8,16 +8,18 @@ import time
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aif_jax as aif
 from aif_jax import Trained
+from aif_jax import output as progress
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
-from aif_jax.output import progress
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
-from aif_jax.serving.programs import HistoryLayout, Programs
+from aif_jax.serving import programs as serving_programs
+from aif_jax.serving.programs import HistoryLayout, Programs, inputs_read
 from aif_jax.serving.versions import Version
 from aif_jax.store.version import VersionMismatch
 from tests import demo
@@ -921,13 +923,51 @@ def test_a_batch_gives_the_same_one_by_one_and_together(world):
         programs = Programs(world.model, max_k=8, bid="bid")
         programs.one_by_one = one_by_one
         words = [pack(world.user(name)) for name in (3, 7)]
-        states = programs.user(world.params, HistoryLayout.of(world.user(3)), 2)(world.params, programs.upload_features(words))
+        states = programs.user(world.params, HistoryLayout.of(world.user(3)), 2)(programs.upload_features(words))
         rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
         score = programs.score(world.params, states, world.index, 32)
         inputs = programs.upload_rows(rows, [None, None], ["logit", "logit"], 32)
         with world.index.reading() as table:
-            best, logits = score(world.params, states, table, *inputs)
+            best, logits = score(states, table, *inputs)
         packed.append([part.positions.tolist() for part in programs.download_best(best)])
         bits.append(np.asarray(logits))
     assert packed[0] == packed[1]
     np.testing.assert_allclose(bits[0], bits[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_function_takes_only_the_parameters_that_it_reads_and_equals_the_one_of_all(world, monkeypatch):
+    layout, rows = HistoryLayout.of(world.user(3)), [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
+
+    def outputs(programs):
+        for params in map(jax.device_put, (world.params, world.other_params(5))):  # the second takes over what is compiled
+            index = world.index_of(params)
+            for count in (1, 2):
+                user = programs.user(params, layout, count)
+                states = user(programs.upload_features([pack(world.user(name)) for name in (3, 7)][:count]))
+                score = programs.score(params, states, index, 32)
+                with index.reading() as table:
+                    inputs = programs.upload_rows(rows[:count], [None] * count, ["logit"] * count, 32)
+                    yield [np.asarray(leaf) for leaf in jax.tree.leaves((states, score(states, table, *inputs)))]
+        assert programs.compiles == {"user": 2, "score": 2}
+        passed.append([len(function.args[0]) for function in (user, score)])
+
+    passed: list[list[int]] = []
+    pruned = list(outputs(Programs(world.model, max_k=8, bid="bid")))
+    with monkeypatch.context() as patch:
+        patch.setattr(serving_programs, "inputs_read", lambda jaxpr: list(range(len(jaxpr.invars))))
+        whole = list(outputs(Programs(world.model, max_k=8, bid="bid")))
+    for one, other in zip(pruned, whole, strict=True):
+        for leaf, expected in zip(one, other, strict=True):
+            np.testing.assert_array_equal(leaf, expected, strict=True)
+    assert np.any(pruned[0][-1] != pruned[2][-1])  # of other parameters
+    assert passed[0][0] < passed[1][0] == passed[1][1] and passed[0][1] < passed[1][1] / 2
+
+
+def test_what_an_output_depends_on():
+    def function(a, b, c, d, e):
+        dead = jnp.sin(c) + d
+        inner = jax.lax.cond(a[0] > 0, lambda: b * 2, lambda: b)
+        return inner + 1, e, dead.shape[0]
+
+    ones = [jnp.ones(3)] * 5
+    assert inputs_read(jax.jit(function).trace(*ones).jaxpr.jaxpr) == [0, 1, 4]

@@ -103,6 +103,43 @@ def test_a_fetch_goes_on_where_it_was_interrupted(place, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
+def test_files_keep_the_time_when_they_were_written(place, tmp_path):
+    url, options = place
+    store, made = SnapshotStore(url, **options), fill(tmp_path / "made", 7)
+    os.utime(made / "a", (1_700_000_000, 1_700_000_000))
+    name = store.publish(made)
+    assert (store.fetch(tmp_path / "out") / "a").stat().st_mtime == 1_700_000_000
+    os.utime(made / "a", (1_700_000_100, 1_700_000_100))
+    assert store.publish(made, unless_current=True) == name  # the same files, written again
+
+
+def test_a_time_in_the_future_or_none_is_that_of_the_fetch(tmp_path):
+    store, made = SnapshotStore(tmp_path / "store"), fill(tmp_path / "made", 7)
+    late, start = time.time() + 1e6, time.time() - 10
+    os.utime(made / "a", (late, late))
+    name = store.publish(made)
+    manifest = tmp_path / "store" / name / "snapshot-manifest.json"
+    assert start < (store.fetch(tmp_path / "one", name) / "a").stat().st_mtime < late
+    record = json.loads(manifest.read_text())
+    for entry in record["files"].values():
+        del entry["modified_ns"]  # as an older release wrote it
+    manifest.write_text(json.dumps(record))
+    assert start < (store.fetch(tmp_path / "two", name) / "a").stat().st_mtime < late
+    record["files"]["a"]["modified_ns"] = 1e300
+    manifest.write_text(json.dumps(record))
+    with pytest.raises(SnapshotError, match="modified_ns since 1970"):
+        store.fetch(tmp_path / "three", name)
+
+
+def test_what_killed_fetches_left_is_removed(tmp_path):
+    store, out = SnapshotStore(tmp_path / "store"), tmp_path / "out"
+    name = store.publish(fill(tmp_path / "made", 7))
+    for left in ("0000000007-3f9ab2c1", name):
+        store.fetch(out)
+        (out / f".{left}.download" / "inner").mkdir(parents=True)
+    assert store.fetch(out) == out / name and [path.name for path in out.iterdir()] == [name]
+
+
 def test_a_wrong_part_of_an_earlier_download_is_read_again(tmp_path):
     store = SnapshotStore(tmp_path / "store")
     name = store.publish(fill(tmp_path / "made", 7))

@@ -8,11 +8,10 @@ import pytest
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data import candidates
-from aif_jax.data.candidates import SampleKey
+from aif_jax.data.candidates import NegativeSampler, SampleKey, item_counts
 from aif_jax.data.pipeline import make_batch
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.train import losses
-from aif_jax.train.distill import teacher_scores
+from aif_jax.train.fit import teacher_scores
 from experiments import ablation
 from experiments.study import datasets, models, recipes, records
 from tests import demo

@@ -11,9 +11,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.data.candidates import sampled_negatives
+from aif_jax.data.candidates import NegativeSampler, item_counts, sampled_negatives
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.sampling import NegativeSampler, item_counts
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
@@ -134,6 +133,16 @@ def test_predict_gives_joint_scores_and_compiles_once(model, params, batch):
     assert first.shape == (64, 4)
     np.testing.assert_allclose(first[5], one, atol=1e-5)
     np.testing.assert_array_equal(first, second)
+
+
+def test_a_short_run_trains_from_its_first_step_and_a_longer_one_warms_up():
+    def first(steps):
+        optimizer, weights = train.default_optimizer(steps, learning_rate=0.5), {"w": jnp.ones(3)}
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update({"w": jnp.ones(3)}, optimizer.init(weights), weights)[0]["w"]
+
+    for steps, change in ((1, 0.5), (19, 0.5), (20, 0.0), (100, 0.0)):
+        np.testing.assert_allclose(-first(steps), change, rtol=1e-4)
 
 
 def test_any_callable_is_a_loss_and_optax_needs_no_loose_promotion(model, params, batch):

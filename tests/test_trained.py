@@ -141,6 +141,19 @@ def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, d
         svd(encoded, synthetic_world(1, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset)
 
 
+def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, data):
+    """A model of `assemble`: built from its config it would be another one."""
+    calls = lambda params, features, *, config: aif.model.ITEM.apply(params, features, config=config)  # noqa: E731
+    model = aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, calls))
+    own = aif.Trained(model, trained.params, trained.encoder)
+    for name in ("svd_term", "popularity_correction"):
+        change = getattr(edits, name)(before=int(data.log.time.max()))
+        with pytest.raises(ValueError, match=rf"{name}: expected a model of `build`, got .* with item of its own.*assemble\("):
+            change(own, data)
+    unseen = edits.unseen_items(before=int(data.log.time.max()))(own, data)
+    assert unseen.model is model  # an edit of parameters keeps the functions
+
+
 def test_jobs_carry_the_model_in_their_pickle_or_its_folder(trained, tmp_path):
     by_value = pickle.loads(pickle.dumps(aif.jobs.ItemJob(trained)))
     checkpoint.save(tmp_path / "model", trained)

@@ -31,6 +31,8 @@ class ItemOffset(Block):
     - When: candidates come from the whole catalogue and negatives were drawn by popularity.
     """
 
+    per_item = ("table",)
+
     def recent(self, config: Config) -> int:
         return 0
 
@@ -49,7 +51,6 @@ def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | No
 
     Args:
       counts: [N] training events of each catalogue row.
-      power: power of the sampler.
       untrained: the offset of items without an event, and of items to come; None gives them that of half an event, for models
         that score an unseen item by its content.
 
@@ -76,7 +77,6 @@ def with_item_offset(params: Params, table: Any, *, config: Config) -> tuple[Par
     """Parameters and config of the same model with an offset of each item added to the logit.
 
     Args:
-      params: params of the model; not changed.
       table: float32 [N] the offset of each catalogue row, such as `popularity_offset(counts)`.
       config: config of `params`; an `ItemOffset` that it has already gets the new table.
 

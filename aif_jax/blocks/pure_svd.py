@@ -39,6 +39,7 @@ class PureSvd(Block):
       ValueError: sizes below 1, a decay below 0.
     """
 
+    per_item = ("table",)
     width: int = 64
     length: int = 512
     decay: float = 0.7
@@ -73,7 +74,6 @@ def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd 
     """Parameters and config of the same model with a `PureSvd` that has these factors.
 
     Args:
-      params: params of the model; not changed.
       table: float32 [N, R], such as `svd_factors(...)`.
       config: config of `params`; a `PureSvd` that it has already gets the new factors.
       block: what is added where there is none; None takes the defaults with `width` R.

@@ -15,7 +15,7 @@ from aif_jax.cli.commands import add_commands
 from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
 from aif_jax.cli.refresh import add_refresh_commands
 from aif_jax.cli.service import add_service_commands, add_snapshot_commands
-from aif_jax.output.progress import hidden
+from aif_jax.output import hidden
 from aif_jax.sharding.processes import end
 from aif_jax.store.compiled import keep
 

@@ -119,12 +119,12 @@ def add_commands(commands: Any) -> None:
     source.add_argument("--rebuild", type=Path, metavar="FOLDER", help="exported folder whose functions are written again")
     one.add_argument("--index", type=Path, help="folder of an index of the same model, to go along")
     one.add_argument("--out", type=Path, required=True, help="folder of the export; must not exist")
-    one.add_argument("--platforms", nargs="+", default=list(PLATFORMS), help=f"to compile for (default: {' '.join(PLATFORMS)})")
+    one.add_argument("--platforms", nargs="+", default=list(PLATFORMS), help=f"targets (default: {' '.join(PLATFORMS)})")
     one.add_argument("--no-stablehlo", action="store_true", help="without texts of the functions (.mlir)")
 
     one = shared.add_command(commands, "verify", run_verify)
     one.add_argument("folder", type=Path)
-    one.add_argument("--tolerance", type=float, default=1e-4, help="of a golden output (default: %(default)s)")
+    one.add_argument("--tolerance", type=float, default=1e-4, help="largest error of a golden output (default: %(default)s)")
     one.add_argument("--sha256", help="digest of the manifest, as export printed it; the functions then run in this process")
     one.add_argument("--trusted", action="store_true", help="run the functions in this process, on its device, without limits")
 
@@ -142,18 +142,18 @@ def add_files(parser: argparse.ArgumentParser, *, items_required: bool = False) 
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """Adds the options of a command that may run in several processes."""
     group = parser.add_argument_group("several processes, which take a share of every batch each")
-    text = "of the job; alone it starts them on this host (default: %(default)s)"
+    text = "processes of the job; alone it starts them on this host (default: %(default)s)"
     group.add_argument("--processes", type=at_least_one, default=1, metavar="NUMBER", help=text)
-    text = "of process 0: this is one process of a job over several hosts, each started with the same options but --process-id"
+    text = "address of process 0, for a job over several hosts, each started with the same options but --process-id"
     group.add_argument("--coordinator", metavar="HOST:PORT", help=text)
-    group.add_argument("--process-id", type=int, metavar="NUMBER", help="of this process, from 0")
+    group.add_argument("--process-id", type=int, metavar="NUMBER", help="number of this process, from 0")
     group.add_argument("--parent", type=int, help=argparse.SUPPRESS)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Adds the options of commands that write an index."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the new index; must not exist")
-    text = "in the update stream, recorded in the index; once for each partition (default: partition 0, or as before)"
+    text = "stream position that the index records; once for each partition (default: partition 0, or as before)"
     form = "[PARTITION=]NUMBER"
     parser.add_argument("--position", action="append", type=position, default=[], metavar=form, help=text)
     parser.add_argument("--dry-run", action="store_true", help="check and compute everything, write nothing")

@@ -23,7 +23,9 @@ FLAGS = (
     "user_table", "keep",
 )  # fmt: skip
 """Arguments of `refresh` that have a flag of their name."""
-WATCHED = ("minutes", "every", "degraded", "failed", "slowdown", "requests")
+WATCHED = (
+    "minutes", "every", "degraded", "failed", "slowdown", "requests", "samples", "calibration", "log_loss", "users",
+)  # fmt: skip
 """Arguments of `watch` that have a flag of their name."""
 FOLLOWING = ("batches", "max_messages")
 """Arguments of `follow` alone that have a flag of their name."""
@@ -59,7 +61,7 @@ def add_refresh_commands(commands: Any) -> None:
     group.add_argument("--every", type=_seconds, metavar="TIME", help=text)
     group.add_argument("--tables", nargs="+", metavar="NAME", help=shared.meaning(follow, "tables"))
     shared.add_flags(group, follow, FOLLOWING)
-    text = "to compile the export for (default: all)"
+    text = "platforms that the export is compiled for (default: all)"
     one.add_argument("--platforms", nargs="+", help=text)
     shared.add_shown(one, printed="the report")
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aif_jax import index
 from aif_jax.checks import expect
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
@@ -28,19 +27,18 @@ from aif_jax.connectors import (
 )
 from aif_jax.connectors.valkey import FORMS, open_client, open_stream
 from aif_jax.export.contents import open as open_model
-from aif_jax.index import STORAGES, IndexWriter, ItemIndex
-from aif_jax.output.progress import Bar
+from aif_jax.index import STORAGES, IndexWriter
+from aif_jax.output import Bar
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy, to_json
-from aif_jax.service.exports import Mirror
 from aif_jax.service.log import replay
-from aif_jax.service.models import Nearline
+from aif_jax.service.models import Mirror, Nearline
 from aif_jax.service.process import Listening, log_to_stderr
 from aif_jax.service.processes import ServiceSettings, is_worker, serve
 from aif_jax.serving import ServingConfig
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
-from aif_jax.store.snapshots import snapshots
+from aif_jax.store.snapshots import Writer, snapshots
 from aif_jax.store.trained import Trained
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 
@@ -72,7 +70,7 @@ def add_service_commands(commands: Any) -> None:
     text = "file with the bearer token that every call must bring (default: no token)"
     one.add_argument("--token-file", type=Path, help=text)
     one.add_argument("--workers", type=int, default=1, help="processes that share the ports (default: %(default)s)")
-    one.add_argument("--log-form", choices=("text", "json"), default="text", help="of the log on stderr (default: %(default)s)")
+    one.add_argument("--log-form", choices=("text", "json"), default="text", help="form of stderr log (default: %(default)s)")
     one.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: %(default)s)"
     )
@@ -115,10 +113,9 @@ def run_serve(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _mirror(options: argparse.Namespace, settings: ServiceSettings) -> Iterator[None]:
     """Keeps the local folder like the store, in the process that watches the workers; credentials come from the environment."""
-    with shared.open_store(options.folder) as store:
-        mirror = Mirror(store, options.mirror, poll=settings.poll)
-        mirror.update()
-    with mirror:
+    with contextlib.ExitStack() as stack:
+        with shared.open_store(options.folder) as store:
+            stack.enter_context(Mirror(store, options.mirror, poll=settings.poll, only=settings.only))
         yield
 
 
@@ -157,7 +154,7 @@ def add_index_follow(inner: Any) -> None:
     """Adds `index follow` to the commands of `index`."""
     one = shared.add_command(inner, "follow", run_index_follow)
     _add_stream(one)
-    one.add_argument("--directory", type=Path, required=True, help="of snapshots; goes on with the newest one there")
+    one.add_argument("--directory", type=Path, required=True, help="folder of snapshots; resumes from its newest")
     one.add_argument("--index", type=Path, help="folder of the index to start from, where the directory has no snapshot")
     _add_snapshots(one)
 
@@ -173,7 +170,7 @@ def add_users_follow(inner: Any) -> None:
     where.add_argument("--features", metavar="URL", help="append the raw events to a feature store in Valkey or Redis")
     text = "JSON of arguments of `redis.Redis` for --rows or --features, such as passwords"
     one.add_argument("--server-options", type=Path, metavar="FILE", help=text)
-    one.add_argument("--prefix", default="aif", help="of every key of --rows or --features (default: %(default)s)")
+    one.add_argument("--prefix", default="aif", help="prefix of every key of --rows or --features (default: %(default)s)")
     text = "events of a user that the feature store keeps (default: the model's history)"
     one.add_argument("--length", type=int, metavar="NUMBER", help=text)
     text = "consumers of this group share the partitions of a Kafka topic; with --rows or --features"
@@ -181,7 +178,7 @@ def add_users_follow(inner: Any) -> None:
     start = one.add_mutually_exclusive_group()
     start.add_argument("--table", type=Path, help="folder of the table to start from, where --directory has no snapshot")
     start.add_argument("--empty", action="store_true", help="start without users there: the stream holds every event")
-    text = "of matrices in a row, for --rows or --empty (default: %(default)s)"
+    text = "dtype of the matrices in a user state, for --rows or --empty (default: %(default)s)"
     one.add_argument("--storage", choices=STORAGES, default="float32", help=text)
     _add_snapshots(one)
 
@@ -190,14 +187,8 @@ def run_index_follow(options: argparse.Namespace) -> int:
     """Applies an update stream to an index until it is told to end (SIGTERM, SIGINT); killed and called again, it goes on."""
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
-    stream, store, every = _stream(options), _store(options), _every(options)
-    if snapshots(options.directory):
-        writer = IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
-    elif options.index is None:
-        raise UsageError(f"index follow: expected --index, to start from, got none, and {options.directory} has no snapshot")
-    else:
-        loaded = ItemIndex.load(options.index, trained)
-        writer = IndexWriter.start(options.directory, loaded, positions=index.inspect(options.index).positions, **every)
+    stream, store = _stream(options), _store(options)
+    writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index, to start from")
     return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
 
 
@@ -217,7 +208,8 @@ def run_users_follow(options: argparse.Namespace) -> int:
     encoder = shared.encoder_of(options.checkpoint, trained)
     if not remote:
         stream, store = _stream(options), _store(options)
-        writer = _table_writer(options, trained)
+        empty = UserTable(trained, storage=options.storage) if options.empty else None
+        writer = _writer(UserTableWriter, trained, options, saved=options.table, start="--table or --empty", empty=empty)
         return _follow(stream, UserTarget(writer), options, writer=writer, store=store)
     with shared.as_usage("--rows" if options.rows else "--features"):
         client = open_client(remote, shared.read_json(options.server_options, "--server-options"))
@@ -233,19 +225,19 @@ def run_users_follow(options: argparse.Namespace) -> int:
         return _follow(_stream(options), SinkTarget(sink), options)
 
 
-def _table_writer(options: argparse.Namespace, trained: Trained) -> UserTableWriter:
-    """The writer of the directory: resumed, or started from a saved or an empty table."""
-    every = _every(options)
+def _writer(
+    kind: type[Writer], trained: Trained, options: argparse.Namespace, *, saved: Path | None, start: str, empty: Any = None
+) -> Writer:
+    """The writer of the directory: resumed, or started from a saved or an empty table; `start` names the options of these."""
+    every: dict[str, Any] = {"every_updates": None, "every_seconds": options.every_seconds}
     if snapshots(options.directory):
-        return UserTableWriter.resume(options.directory, trained, takeover=options.takeover, **every)
-    if options.table is not None:
-        table = UserTable.load(options.table, trained)
-        positions = UserTable.inspect(options.table).positions
-        return UserTableWriter.start(options.directory, table, positions=positions, **every)
-    if not options.empty:
-        raise UsageError(f"users follow: expected --table or --empty, got neither, and {options.directory} has no snapshot")
-    table = UserTable(trained, storage=options.storage)
-    return UserTableWriter.start(options.directory, table, **every)
+        return kind.resume(options.directory, trained, takeover=options.takeover, **every)
+    if saved is not None:
+        table, positions = kind.kind.load(saved, trained), kind.kind.inspect(saved).positions
+        return kind.start(options.directory, table, positions=positions, **every)
+    if empty is None:
+        raise UsageError(f"follow: expected {start}, got neither, and {options.directory} has no snapshot")
+    return kind.start(options.directory, empty, **every)
 
 
 def _follow(stream: Any, target: Target, options: argparse.Namespace, *, writer: Any = None, store: Any = None) -> int:
@@ -282,7 +274,7 @@ def _add_stream(one: argparse.ArgumentParser) -> None:
 def _add_snapshots(one: argparse.ArgumentParser) -> None:
     text = "where snapshots are published, such as s3://BUCKET/PATH; settings are those of the environment"
     one.add_argument("--store", metavar="URL", help=text)
-    one.add_argument("--every-seconds", type=float, default=60.0, help="between two snapshots (default: %(default)s)")
+    one.add_argument("--every-seconds", type=float, default=60.0, help="seconds between two snapshots (default: %(default)s)")
     one.add_argument("--takeover", action="store_true", help="take the directory from a writer that hangs")
 
 
@@ -302,10 +294,6 @@ def _store(options: argparse.Namespace) -> SnapshotStore | None:
     return None if options.store is None else SnapshotStore(options.store)
 
 
-def _every(options: argparse.Namespace) -> dict[str, Any]:
-    return {"every_updates": None, "every_seconds": options.every_seconds}
-
-
 KEEP = inspect.signature(SnapshotStore).parameters["keep"].default
 
 
@@ -315,7 +303,7 @@ def add_snapshot_commands(commands: Any) -> None:
     inner = commands.add_parser("snapshots", help=text, description=text).add_subparsers(
         required=True, metavar="list|current|publish|fetch|collect"
     )
-    url = "of the store, such as s3://BUCKET/PATH, or a local path"
+    url = "the store, such as s3://BUCKET/PATH, or a local path"
     kept = "snapshots that stay, the current one among them (default: %(default)s)"
     for name, run in (
         ("list", run_list),
@@ -330,7 +318,7 @@ def add_snapshot_commands(commands: Any) -> None:
             one.add_argument("folder", type=Path, help="an export, or a snapshot of an index or a user table")
         if name == "fetch":
             one.add_argument("directory", type=Path, help="local folder, made where it is missing")
-            one.add_argument("--name", help="of the snapshot (default: the current one)")
+            one.add_argument("--name", help="name of the snapshot (default: the current one)")
         if name in ("publish", "collect"):
             one.add_argument("--keep", type=int, default=KEEP, help=kept)
 

@@ -3,33 +3,20 @@
 Each kind of server has one file, which alone imports its client, and only when it is used.
 """
 
-from aif_jax.connectors.fetch import Fetch, Reads
+# ruff: noqa: I001
+
 from aif_jax.connectors.follow import Follower, IndexTarget, SinkTarget, StreamEntry, Target, UserTarget
 from aif_jax.connectors.kafka import KafkaStream
-from aif_jax.connectors.records import EventLayout, EventSink, FeatureSource, MemoryFeatures, ParquetFeatures, Record
+from aif_jax.connectors.records import (
+    EventLayout, EventSink, FeatureSource, Fetch, MemoryFeatures, ParquetFeatures, Reads, Record,
+)  # fmt: skip
 from aif_jax.connectors.retrieval import (
-    BruteForce,
-    FaissSearch,
-    PgvectorSearch,
-    Retrieval,
-    SearchResult,
-    TwoTower,
-    UsearchSearch,
-    recall,
-)
+    BruteForce, FaissSearch, PgvectorSearch, Retrieval, SearchResult, TwoTower, UsearchSearch, recall,
+)  # fmt: skip
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.connectors.streams import (
-    Change,
-    MemoryStream,
-    Message,
-    MessageError,
-    StreamError,
-    UpdateStream,
-    decode,
-    encode,
-    encode_deleted,
-    tombstone_key,
-)
+    Change, MemoryStream, Message, MessageError, StreamError, UpdateStream, decode, encode, encode_deleted, tombstone_key,
+)  # fmt: skip
 from aif_jax.connectors.valkey import ValkeyFeatures, ValkeyFeatureWriter, ValkeyStates, ValkeyStream, open_stream
 
 __all__ = [

@@ -59,7 +59,7 @@ class Target(Protocol):
         ...
 
 
-class _Written(Generic[Writer]):
+class _Written(Target, Generic[Writer]):
     """What targets share whose writer saves snapshots."""
 
     def __init__(self, writer: Writer):
@@ -67,12 +67,10 @@ class _Written(Generic[Writer]):
 
     @property
     def positions(self) -> Mapping[int, int]:
-        """As `Target.positions`."""
         return self.writer.positions
 
     @property
     def saved(self) -> Mapping[int, int]:
-        """As `Target.saved`."""
         return self.writer.saved_positions
 
     def tick(self) -> None:
@@ -84,7 +82,6 @@ class IndexTarget(_Written[IndexWriter]):
     """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
-        """As `Target.apply`."""
         changes, kind, encoder = [], self.writer.index.kind, self.writer.index.trained.need_encoder("IndexTarget")
         for change in joined([entry.change for entry in entries]):  # all are read before one is applied
             if change.table is None:
@@ -107,18 +104,17 @@ class UserTarget(_Written[UserTableWriter]):
         return {"events": applied.events, "events_late": applied.late, "events_beyond": applied.beyond}
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
-        """As `Target.apply`."""
         parts = joined([entry.change for entry in entries])
         if not parts:
             self.writer.skip(position=position, partition=partition)
             return
         expect(all(part.table is not None for part in parts), "message", "events", "a deletion")
         expect(len(parts) == 1, "messages", "events of one schema", f"{len(parts)} schemas")  # then one message at a time
-        at, written = _by_event(entries)
+        at, written = by_event(entries)
         self.writer.update(parts[0].table, position=at, partition=partition, written=written)
 
 
-class SinkTarget:
+class SinkTarget(Target):
     """A feature store, or a `UserTable` whose rows are in a server: a user's value holds its position, nothing else is saved.
 
     Messages are applied together, each event with the position of its message: a kill in the middle leaves users who have the
@@ -135,18 +131,16 @@ class SinkTarget:
 
     @property
     def positions(self) -> Mapping[int, int]:
-        """As `Target.positions`."""
         return dict(self._positions)
 
     @property
     def saved(self) -> Mapping[int, int]:
-        """As `Target.saved`."""
         return dict(self._positions)
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """As `Target.apply`; where it raises, some users may have their events, which are skipped when they come again."""
         expect(all(entry.change.table is not None for entry in entries), "message", "events", "a deletion")
-        (at, written), done = _by_event(entries), 0
+        (at, written), done = by_event(entries), 0
         for part in joined([entry.change for entry in entries]):
             some = slice(done, done + part.table.num_rows)
             options: dict[str, Any] = {"position": at[some], "partition": partition}
@@ -160,8 +154,8 @@ class SinkTarget:
         """Nothing to save."""
 
 
-def _by_event(entries: Sequence[StreamEntry]) -> tuple[np.ndarray, Written]:
-    """The position of each event's message [n], and when it was written."""
+def by_event(entries: Sequence[StreamEntry]) -> tuple[np.ndarray, Written]:
+    """The position of the message of each event [n], and when it was written."""
     counts = [entry.change.table.num_rows for entry in entries]
     messages = [entry.message for entry in entries]
     seconds = [np.nan if message.time is None else message.time for message in messages]
@@ -178,8 +172,6 @@ class Follower:
     counted and passed; the others of its batch are applied.
 
     Args:
-      stream: to follow.
-      target: what it is applied to.
       max_batch: messages that are applied together.
       changed: called after each batch that was applied, such as to hand the new index to an engine.
       store: where each saved snapshot of a writer is published, if any, and the one that it starts from.

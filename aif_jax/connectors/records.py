@@ -3,14 +3,20 @@
 Each packed event has a checksum.
 
 Features from Parquet files: the events and users files that training read, for replays and tests.
+
+`Reads` of a feature source, and `Fetch`: from a source to the features of a request, the `features` of an engine.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,11 +25,15 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.raw import column_of, plain
+from aif_jax.encoding.raw import column_of, plain, taken
 from aif_jax.encoding.times import PER_SECOND, TimeUnit, ticks
 from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.readers.sources import pyarrow
+from aif_jax.serving.metrics import Histogram
+from aif_jax.serving.requests import Request
+from aif_jax.serving.users import SingleFlight
 from aif_jax.store.folders import local
+from aif_jax.types import UserFeatures
 from aif_jax.user_table.rows import NONE, UserId, positions_of
 
 MOST_BYTES = 1024  # of a text in a record
@@ -199,12 +209,10 @@ class EventSink(Protocol):
         ...
 
 
-class MemoryFeatures:
+class MemoryFeatures(FeatureSource, EventSink):
     """A feature source, and its write path, in this process: for one replica, tests, and where there is no server.
 
     Args:
-      layout: layout of the events.
-      user: column of the user's id.
       length: events kept of a user, the last that came.
 
     Example:
@@ -225,7 +233,6 @@ class MemoryFeatures:
         self._events: dict[UserId, tuple[np.ndarray, int, int, int]] = {}  # packed, count, position, partition
 
     async def get(self, user: UserId) -> Record | None:
-        """As `FeatureSource.get`."""
         attributes, events = self._attributes.get(user), self._events.get(user)
         if events is None:
             return None if attributes is None else Record(attributes)
@@ -274,7 +281,7 @@ def check_partition(user: UserId, last: tuple[int, int], position: int, partitio
         raise ValueError(f"update: expected {expected}, got partition {partition}")
 
 
-class ParquetFeatures:
+class ParquetFeatures(FeatureSource):
     """A `FeatureSource` over an events file or folder and, where there is one, a users file; held in memory as Arrow.
 
     A user's record has all their events, whenever they were. A replay leaves out what came later: `Fetch(past_only=True)`.
@@ -282,7 +289,6 @@ class ParquetFeatures:
     Args:
       events: Parquet file or folder with the columns that training read.
       users: the same for users; None for none.
-      columns: which column is what.
 
     Raises:
       ImportError: pyarrow is missing.
@@ -305,7 +311,6 @@ class ParquetFeatures:
         return len(self._places)
 
     async def get(self, user: UserId) -> Record | None:
-        """As `FeatureSource.get`."""
         start, end = self._places.get(user, (0, 0))
         row = self._records.get(user)
         if row is None and end == start:
@@ -329,3 +334,166 @@ def _grouped(parquet: Any, path: str | Path, wanted: Any, user: str) -> tuple[An
     ends = np.cumsum(np.bincount(codes, minlength=len(coded.dictionary))).tolist()
     places = zip([0, *ends], ends, strict=False)
     return table.take(order).combine_chunks(), dict(zip(coded.dictionary.to_pylist(), places, strict=True))
+
+
+DAMAGE = (TypeError, ValueError, KeyError, OverflowError, AttributeError)
+"""What an encoder raises for a record that does not fit."""
+
+
+class Reads:
+    """Reads of a feature source, counted and shared: requests of one user at one time share one read.
+
+    A read is shared for `share` seconds: one that takes longer may hang, so later requests begin another one. A read that
+    nobody waits for any more is cancelled.
+
+    Args:
+      timeout: seconds for one read of the source; None leaves it to the source.
+      share: seconds since its start in which a read is shared with later requests.
+
+    Attributes:
+      counters: records "found" and "missing", reads that ran into "timeouts", records that were "damaged", reads that "failed"
+        otherwise, that took longer than they are shared ("overdue"), and that every request gave up ("abandoned").
+      seconds: latency of reads that ended, a `Histogram`.
+    """
+
+    def __init__(self, source: FeatureSource, *, timeout: float | None = None, share: float = 1.0):
+        expect(timeout is None or timeout > 0, "timeout", "None or more than 0 seconds", timeout)
+        expect(share > 0, "share", "more than 0 seconds", share)
+        self.source, self.counters, self.seconds = source, Counter(), Histogram()
+        self._timeout, self._share = timeout, share
+        self._reading = SingleFlight(detached_limit=0)
+
+    async def record(self, user: Any) -> Record | None:
+        """The record of a user; those who ask at one time share one read.
+
+        Raises:
+          TimeoutError: no answer within `timeout`.
+          Exception: whatever the source raises.
+        """
+        loop, reading = asyncio.get_running_loop(), self._reading.get(user)
+        if reading is not None:
+            here = reading.task.get_loop() is loop
+            if here and loop.time() - reading.began >= self._share:
+                self.counters["overdue"] += 1
+            if not here or loop.time() - reading.began >= self._share:
+                self._reading.forget(user, reading.task)
+        reading = self._reading.join(user, lambda: self._read(user))
+        try:
+            return await asyncio.shield(reading.task)  # one who gives up does not take it from the others
+        finally:
+            if self._reading.leave(reading, keep=False):
+                self.counters["abandoned"] += 1
+
+    @contextlib.contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Counts a record that cannot be encoded within the block as damaged."""
+        try:
+            yield
+        except DAMAGE:
+            self.counters["damaged"] += 1
+            raise
+
+    def values(self) -> dict[str, Any]:
+        """Counters, and the latency of reads as the stage "read": what `prometheus_text` takes."""
+        counters = {f"features_{name}": count for name, count in self.counters.items()}
+        return {"counters": counters, "stages": {"read": self.seconds.values()}}
+
+    async def _read(self, user: Any) -> Record | None:
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout):
+                record = await self.source.get(user)
+        except TimeoutError:
+            self.counters["timeouts"] += 1
+            raise TimeoutError(f"features: no answer of the source within {self._timeout} s") from None
+        except (TypeError, ValueError):
+            self.counters["damaged"] += 1
+            raise
+        except Exception:
+            self.counters["failed"] += 1
+            raise
+        self.seconds.observe(time.perf_counter() - start)
+        self.counters["missing" if record is None else "found"] += 1
+        return record
+
+
+class Fetch(Reads):
+    """`features(request)` over a source: gets the record, encodes it, counts what happened.
+
+    An error is raised, and the engine answers with the user's last state or the unknown user and says so; a user whom the
+    source does not know is the unknown user without being an error. The engine's fetch and a retrieval that needs the same
+    features share one read.
+
+    Args:
+      source, timeout, share: see `Reads`.
+      encoder: encoder of the model, with histories as long as it reads (`run.encoder`); turns a record into features.
+      now: the time of a request, in the unit of the events; None is the clock of this machine.
+      past_only: leaves out events from the request's second on however late they are, for replays; without it an event later
+        than the clock allows is an error.
+      encode: `encode(request, record, now)`, in place of the encoder's, such as one that reads a `UserTable`.
+
+    Example:
+      >>> from aif_jax.connectors import EventLayout, MemoryFeatures
+      >>> source = MemoryFeatures(EventLayout())
+      >>> fetch = Fetch(source, encode=lambda request, record, now: record)
+      >>> asyncio.run(fetch(Request(user=7))), fetch.counters["missing"]
+      (None, 1)
+    """
+
+    def __init__(
+        self,
+        source: FeatureSource,
+        encoder: Encoder | None = None,
+        *,
+        timeout: float | None = None,
+        share: float = 1.0,
+        now: Callable[[Request], Any] | None = None,
+        past_only: bool = False,
+        encode: Callable[[Request, Record | None, Any], UserFeatures] | None = None,
+    ):
+        super().__init__(source, timeout=timeout, share=share)
+        expect((encoder is None) != (encode is None), "encoder", "an encoder or a function `encode`, one of them", encoder)
+        expect(encoder is not None or not past_only, "past_only", "an encoder, which knows the columns", None)
+        self._encoder, self._encode, self._now, self._past_only = encoder, encode, now, past_only
+
+    async def __call__(self, request: Request) -> UserFeatures:
+        """The features of a request; raises what the source and the encoder raise."""
+        if self._encoder is not None:
+            return await self.features(request, self._encoder)
+        assert self._encode is not None
+        record = await self.record(request.user)
+        with self.encoding():
+            return self._encode(request, record, int(time.time()) if self._now is None else self._now(request))
+
+    async def features(self, request: Request, encoder: Encoder) -> UserFeatures:
+        """The features by another encoder, such as that of a retrieval model; one read serves both."""
+        record = await self.record(request.user)
+        with self.encoding():
+            now = clock(encoder) if self._now is None else self._now(request)
+            return encoded(encoder, record, now, past_only=self._past_only)
+
+
+def encoded(encoder: Encoder, record: Record | None, now: Any, *, past_only: bool = False) -> UserFeatures:
+    """The features of a record, those of the unknown user without one; see `Fetch`."""
+    if record is None:
+        return encoder.user(None, None, now)
+    none = isinstance(record.events, Mapping) and not record.events
+    events = None if none else record.events
+    if past_only and events is not None:
+        events = before(events, encoder, now)
+    return encoder.user(record.attributes, events, now)
+
+
+def clock(encoder: Encoder) -> int:
+    """The time now, by this machine, in the unit of an encoder's events."""
+    return time.time_ns() * PER_SECOND[encoder.columns.time_unit] // 10**9
+
+
+def before(events: Any, encoder: Encoder, now: Any) -> dict[str, Any]:
+    """The raw events that are earlier than the second of a moment."""
+    columns = encoder.columns
+    names = [columns.item, columns.time, *([] if columns.action is None else [columns.action])]
+    raw = {name: column_of(events, name) for name in names}
+    moment = int(ticks(now, "now", unit=columns.time_unit).seconds)
+    at = np.flatnonzero(ticks(plain(raw[columns.time]), columns.time, unit=columns.time_unit).seconds < moment)
+    return {name: taken(values, at) for name, values in raw.items()}

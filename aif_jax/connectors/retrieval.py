@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import expect, expect_array, expect_finite, needs_extra
-from aif_jax.connectors.fetch import Fetch
+from aif_jax.connectors.records import Fetch
 from aif_jax.encoding.times import PER_SECOND
 from aif_jax.encoding.vocabulary import as_ids, string_array
 from aif_jax.features import empty_items
@@ -50,8 +50,6 @@ class TwoTower:
       trained: from `presets.two_tower`, trained like any other model, with its encoder.
 
     Attributes:
-      trained: that model, with its parameters on the device.
-      version: version of that model.
       width: D of the vectors.
 
     Raises:
@@ -77,7 +75,6 @@ class TwoTower:
         """Raw ids [n] and vectors float32 [n, D] of items.
 
         Args:
-          index: index of this model, `ItemIndex.build(trained, ...)`.
           ids: raw ids; None takes all of an index whose ids are integers. Those that the index lacks are left out.
 
         Raises:
@@ -216,8 +213,7 @@ class FaissSearch:
     """Inner products by an index of Faiss.
 
     Args:
-      ids: raw item ids [n], integers or strings.
-      vectors: float32 [n, D].
+      ids, vectors: see `BruteForce`.
       factory: factory of the index, as `faiss.index_factory` takes it: "Flat" is exact, "HNSW32" or "IVF256,Flat" are not.
       parameters: set on the index, such as {"nprobe": 16}.
 
@@ -250,8 +246,7 @@ class UsearchSearch:
     """Inner products by an HNSW graph.
 
     Args:
-      ids: raw item ids [n], integers or strings.
-      vectors: float32 [n, D].
+      ids, vectors: see `BruteForce`.
       options: keyword arguments of `usearch.index.Index`, such as `connectivity`, `expansion_search`, `dtype`.
 
     Raises:
@@ -281,10 +276,9 @@ class PgvectorSearch:
 
     Args:
       pool: from `asyncpg.create_pool`, with the timeouts that suit you. Its errors come through.
-      table: name of the table.
 
     Raises:
-      ValueError: a name that is none.
+      ValueError: a table name that PostgreSQL would not take.
     """
 
     def __init__(self, pool: Any, table: str):
@@ -297,8 +291,7 @@ class PgvectorSearch:
         """Writes all items into a new table and puts it in the place of the old one, in one transaction.
 
         Args:
-          ids: raw item ids [n], integers or strings.
-          vectors: float32 [n, D].
+          ids, vectors: see `BruteForce`.
           approximate: with an HNSW index; without, a search reads all vectors and is exact.
 
         Raises TypeError, ValueError as `BruteForce`.

@@ -1,7 +1,7 @@
 """`SnapshotStore`: folders on any file system of fsspec (a disk, S3, ...), with a pointer to the current one.
 
     root/current                       the name of a snapshot and the checksum of its manifest; moved by one atomic write
-    root/0000000007-3f9ab2c1/snapshot-manifest.json      size and SHA-256 of every file, written last
+    root/0000000007-3f9ab2c1/snapshot-manifest.json      size, SHA-256 and time of every file, written last
     root/0000000007-3f9ab2c1/...                the files, under a name that nothing else ever writes to
 
 A snapshot is never changed, so a reader sees the one that was current when it came, whole, or a later one.
@@ -29,6 +29,7 @@ from aif_jax.store.sealed import digest_of
 NAME = re.compile(r"(\d{10})-[0-9a-f]{8}")
 FORMAT = "aif_jax.snapshot_store/1"
 MANIFEST, CURRENT = "snapshot-manifest.json", "current"  # an export has a manifest.json itself
+MODIFIED = "modified_ns"  # when a file was written, in the manifest
 BLOCK = 8 << 20  # bytes read in one go
 RECORD_BYTES = 64 << 20  # of a manifest
 NAME_BYTES, PATH_BYTES = 255, 1024  # of a file: what file systems and object stores take
@@ -119,13 +120,14 @@ class SnapshotStore:
             raise FileNotFoundError(f"{source}: expected a folder with files, got none; give an export or a snapshot")
         mine = f"a folder without a file {MANIFEST!r}, which the store writes"
         expect(not (source / MANIFEST).exists(), str(source), mine, "one; remove it")
-        entries = {
-            file.relative_to(source).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_of(file)} for file in files
-        }
+        entries: dict[str, dict[str, Any]] = {}
+        for file in files:
+            found, relative = file.stat(), file.relative_to(source).as_posix()
+            entries[relative] = {"bytes": found.st_size, "sha256": digest_of(file), MODIFIED: found.st_mtime_ns}
         if unless_current:
             there = self._pointer()
             for name in [name for name in self.names() if there is None or name >= there.name]:
-                if self._entries_of(name) == entries:
+                if _contents(self._entries_of(name)) == _contents(entries):
                     if there is None or name != there.name:
                         self._point(name, self._read(self._path(name, MANIFEST), RECORD_BYTES))
                     return name
@@ -249,6 +251,9 @@ class SnapshotStore:
 
     def _fetch(self, directory: Path, name: str, sha256: str | None) -> Path:
         target, partial = directory / name, directory / f".{name}.download"
+        for left in directory.glob(".*.download"):  # of fetches that were killed, which nothing continues
+            if NAME.fullmatch(left.name[1:].removesuffix(".download")) and (left != partial or target.is_dir()):
+                shutil.rmtree(left, ignore_errors=True)
         if target.is_dir():
             return target
         raw = self._read(self._path(name, MANIFEST), RECORD_BYTES)
@@ -259,9 +264,12 @@ class SnapshotStore:
         for relative, entry in entries.items():
             self._download(name, relative, entry, partial / relative)
         with new_folder(target) as work:
-            for relative in entries:
+            for relative, entry in entries.items():
                 (work / relative).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(partial / relative, work / relative)
+                now = time.time_ns()
+                if (modified := entry.get(MODIFIED)) is not None:  # how old a model is counts from its export
+                    os.utime(work / relative, ns=(now, min(modified, now)))
         shutil.rmtree(partial, ignore_errors=True)
         return target
 
@@ -387,10 +395,17 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
             expect(not record["files"].keys() & set(folders), "path", "no file that is also a folder", relative)
             good = type(entry["bytes"]) is int and entry["bytes"] >= 0 and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
             expect(good, relative, "bytes and sha256", entry)
+            modified = entry.get(MODIFIED, 0)  # older releases wrote none
+            expect(type(modified) is int and 0 <= modified < 1 << 62, relative, f"{MODIFIED} since 1970", modified)
         expect(record["files"], "files", "at least one", record["files"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SnapshotError(f"{where}: {MANIFEST} is torn, altered or not of this library: {error!r}; publish again") from error
     return record["files"]
+
+
+def _contents(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the files hold, whenever they were written."""
+    return {name: {key: value for key, value in entry.items() if key != MODIFIED} for name, entry in entries.items()}
 
 
 def _digest(blocks: Iterator[bytes]) -> str:

@@ -69,12 +69,8 @@ class UpdateStream(Protocol):
         ...
 
 
-class MemoryStream:
+class MemoryStream(UpdateStream):
     """A stream within a process, for tests and where there is no broker; one thread writes, one follows.
-
-    Args:
-      partitions: partitions of the stream.
-      clock: seconds since 1970, when a message is written.
 
     Example:
       >>> stream = MemoryStream()
@@ -105,14 +101,12 @@ class MemoryStream:
         return [self.send(value, partition=partition) for value in values]
 
     def begin(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.begin`."""
         positions = positions_by_partition(positions)
         for partition, messages in enumerate(self._messages):
             last = positions.get(partition, -1)
             self._next[partition] = sum(message.position <= last for message in messages)
 
     def poll(self, seconds: float, max_messages: int) -> list[Message]:
-        """As `UpdateStream.poll`."""
         until = time.monotonic() + seconds
         while True:
             found: list[Message] = []
@@ -126,7 +120,6 @@ class MemoryStream:
             time.sleep(0.002)
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.commit`."""
         self.committed |= positions
 
     def reject(self, message: Message, reason: str) -> None:
@@ -134,7 +127,6 @@ class MemoryStream:
         self.rejected.append((message, reason))
 
     def lag(self) -> dict[int, int]:
-        """As `UpdateStream.lag`."""
         return {partition: len(messages) - self._next[partition] for partition, messages in enumerate(self._messages)}
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.connectors.kafka import KafkaStream
-from aif_jax.connectors.records import EventLayout, Record, by_user, check_partition
+from aif_jax.connectors.records import EventLayout, FeatureSource, Record, by_user, check_partition
 from aif_jax.connectors.streams import Message, StreamError, UpdateStream
 from aif_jax.serving.users import StateKey
 from aif_jax.store.folders import redacted
@@ -70,15 +70,13 @@ Positions are compared as text of 20 digits: numbers of Lua have 53 bits.
 """
 
 
-class ValkeyFeatures:
+class ValkeyFeatures(FeatureSource):
     """The read path: a `FeatureSource` over values that `ValkeyFeatureWriter` wrote; one round trip for a user.
 
     Args:
       client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses, with the timeouts that suit you (hiredis
         makes it faster). Its errors come through.
-      layout: layout of the events, as the writer's.
       length: events that are handed over, the last that were appended.
-      prefix: prefix of every key, as the writer's.
     """
 
     def __init__(self, client: Any, layout: EventLayout, *, length: int = 4096, prefix: str = "aif"):
@@ -104,10 +102,7 @@ class ValkeyFeatureWriter:
 
     Args:
       client: `redis.Redis` or `valkey.Valkey`, not decoding responses.
-      layout: layout of the events.
-      user: column of the user's id.
       length: events kept of a user, the last that came; up to an eighth more stay until they are trimmed.
-      prefix: prefix of every key.
       seconds: after which a user without new events is forgotten; None keeps them.
 
     Raises:
@@ -198,9 +193,7 @@ class ValkeyStates:
     Args:
       client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses.
       seconds: that a state lives; the engine's `max_stale` bounds its use too.
-      timeout: seconds for one read or write.
       most_bytes: most bytes of a state; a larger one is not kept. The server's `maxmemory` bounds all together.
-      prefix: prefix of every key.
 
     Attributes:
       counters: hits, misses, damaged, timeouts, failed, written, too_large.
@@ -271,7 +264,7 @@ COUNT = "return #redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])"
 """Counted by the server, so that the entries do not travel."""
 
 
-class ValkeyStream:
+class ValkeyStream(UpdateStream):
     """Streams, one for each partition; `send` writes, the rest follows.
 
     Args:
@@ -308,7 +301,6 @@ class ValkeyStream:
         return list(map(position_of, pipe.execute()))
 
     def begin(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.begin`."""
         positions = positions_by_partition(positions)
         unknown = [partition for partition in positions if not 0 <= partition < len(self._keys)]
         expect(not unknown, "positions", f"partitions of {len(self._keys)} keys", unknown)
@@ -321,7 +313,6 @@ class ValkeyStream:
                 self._last[partition] = "0-0"
 
     def poll(self, seconds: float, max_messages: int) -> list[Message]:
-        """As `UpdateStream.poll`."""
         places: Any = dict(zip(self._keys, self._last, strict=True))
         block = max(1, round(seconds * 1000)) if seconds > 0 else None
         found = self._client.xread(places, count=max(1, max_messages // len(self._keys)), block=block)
@@ -390,15 +381,9 @@ SOCKET_SECONDS = 30.0
 
 
 def open_client(url: str, options: Mapping[str, Any] | None = None) -> Any:
-    """A `redis.Redis` of the server at a URL.
+    """A `redis.Redis` of the server at a URL, `redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]` (also `rediss:`, `valkey:`).
 
-    Args:
-      url: `redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]` (also `rediss:`, `valkey:`).
-      options: further arguments of `redis.Redis`.
-
-    Raises:
-      ValueError: a URL of another form; a password in it is not shown.
-      ImportError: the client is missing.
+    Raises ValueError for a URL of another form, without its password; ImportError without the client.
     """
     parts = urlsplit(url)
     database = parts.path.strip("/")

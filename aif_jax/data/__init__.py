@@ -9,16 +9,16 @@ from aif_jax.data.cascade import STAGES, Cascade
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog, write_log
 from aif_jax.data.pipeline import Batch, Pipeline, PrefetchedBatch, make_batch, to_device
-from aif_jax.data.sampling import NegativeSampler, SeenPairs, item_counts
+from aif_jax.data.candidates import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import (
-    Split, cuts_of_samples, eligible, eligible_positions, leave_last, request_starts, split_by_time, time_cuts,
+    Split, cuts_of_samples, eligible, eligible_positions, request_starts, split_by_time, time_cuts,
 )  # fmt: skip
 from aif_jax.data.candidates import logged, staged
 from aif_jax.encoding import hashing
 
 __all__ = [
     "Dataset", "EventLog", "write_log", "CorruptRecord", "hashing",
-    "Split", "split_by_time", "time_cuts", "cuts_of_samples", "leave_last", "eligible", "eligible_positions", "request_starts",
+    "Split", "split_by_time", "time_cuts", "cuts_of_samples", "eligible", "eligible_positions", "request_starts",
     "NegativeSampler", "SeenPairs", "item_counts",
     "CandidateSource", "CandidateLists", "SampleKey", "pointwise_candidates", "sampled_negatives", "impressions", "retrieved",
     "Cascade", "STAGES", "logged", "staged",

@@ -2,21 +2,237 @@
 
 A source is a function of positions and a `SampleKey`; `Pipeline` calls it for every batch. Lists of [C] candidates let the user
 function run once a list in training, as in serving.
+
+*Negatives.* Items drawn by popularity, a function of (seed, epoch, step) and nothing else. Source: popularity ** 0.75 is
+word2vec's (arXiv 1310.4546).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from aif_jax.checks import expect, expect_integers
+from aif_jax.checks import BLOCK, expect, expect_array, expect_finite, expect_integers
 from aif_jax.data.cascade import LOGGED, STAGE, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import NegativeSampler, SeenPairs
+from aif_jax.data.events import EventLog
 from aif_jax.store.version import digest
+
+NEGATIVES = 1  # stream of random numbers: the order of samples (`pipeline.ORDER`, 0) must not change with the negatives
+CHOICE = 4  # stream of random numbers: which candidates of a stage or of a long list, which of other samples
+ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution is worked out
+
+
+def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
+    """Events of each item among `positions`, int64 [N]. Pass training positions only: later counts leak the future."""
+    counts = np.zeros(len(dataset.catalogue), np.int64)
+    for start in range(0, len(positions), BLOCK):
+        at = expect_integers(np.asarray(positions[start : start + BLOCK]), "positions", size=len(dataset.log))
+        counts += np.bincount(dataset.log.item[at], minlength=len(counts))
+    return counts
+
+
+def counts_before(dataset: Dataset, time: int) -> np.ndarray:
+    """Events of each item before a time in seconds, int64 [N], read in blocks."""
+    log, counts = dataset.log, np.zeros(len(dataset.catalogue), np.int64)
+    for start in range(0, len(log), BLOCK):
+        earlier = log.time[start : start + BLOCK] < time
+        counts += np.bincount(log.item[start : start + BLOCK][earlier], minlength=len(counts))
+    return counts
+
+
+class SeenPairs:
+    """What each sample's user has met strictly before it; samples are places in `positions` [B].
+
+    Of each user's pairs the first event counts, which later samples share.
+
+    Example:
+      >>> log = EventLog.from_arrays([1, 1, 1], [4, 5, 4], [1, 1, 1], [10, 20, 30])
+      >>> SeenPairs(log, [1, 2]).contains([[0], [1]], [[4, 5], [4, 5]]).tolist()
+      [[True, False], [True, True]]
+    """
+
+    def __init__(self, log: EventLog, positions: Any):
+        at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
+        self._end = log.history_end(at)
+        users, self._owner = np.unique(log.user[at], return_inverse=True)
+        start, last = log.offsets[users], np.zeros(len(users), np.int64)
+        np.maximum.at(last, self._owner, self._end)
+        lengths = last - start
+        places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths - start, lengths)
+        pairs = _pair(np.repeat(np.arange(len(users)), lengths), log.item[places])
+        order = np.argsort(pairs)
+        pairs = pairs[order]
+        first = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)])
+        self._pairs, self._first = pairs[first], np.minimum.reduceat(places[order], first) if len(first) else first
+
+    def contains(self, samples: Any, items: Any) -> np.ndarray:
+        """bool, of the broadcast shape of the two arrays: whether the sample's user has met the item row before it."""
+        sample, items = np.broadcast_arrays(samples, items)
+        pairs = _pair(self._owner[sample], items)
+        if not len(self._pairs):
+            return np.zeros(pairs.shape, np.bool_)
+        at = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
+        return (self._pairs[at] == pairs) & (self._first[at] < self._end[sample])
+
+    def items(self, sample: int) -> np.ndarray:
+        """int64, the item rows that the user of one sample has met before it, ascending."""
+        owner = self._owner[sample]
+        first, last = np.searchsorted(self._pairs, _pair(np.array([owner, owner + 1]), np.zeros(2, np.int64)))
+        return self._pairs[first:last][self._first[first:last] < self._end[sample]] & 0xFFFFFFFF
+
+    def dropped(self, rows: np.ndarray, kept: Any = False) -> np.ndarray:
+        """Rows [B, C] with 0 for what the user of each sample has met, unless `kept` [B, C] is true."""
+        return np.where(self.contains(np.arange(len(rows))[:, None], rows) & ~np.asarray(kept), 0, rows).astype(rows.dtype)
+
+
+class NegativeSampler:
+    """Draws item rows with probability proportional to count ** power, some of them uniformly.
+
+    Row 0, the unknown item, is never drawn, nor is an item without a count, except with power 0 or a uniform share: nothing in
+    training pushes down the scores of items that are never drawn.
+
+    Attributes:
+      probabilities: float64 [N], sum to 1; for correcting a sampled softmax.
+
+    Args:
+      counts: [N] how often each catalogue row occurs among the TRAINING events.
+      power: 1 for popularity as it is, 0 for uniform.
+      uniform: share of the draws that are uniform over all items, those without a count among them.
+      rows: integers, the rows that have an item (`Catalogue.rows`); None where all but row 0 do.
+
+    Raises:
+      TypeError, ValueError: counts that are not finite numbers of at least 0, a share that is none, or fewer than two items
+        that can be drawn.
+
+    Example:
+      >>> sampler = NegativeSampler([0, 1, 16], power=0.75)
+      >>> sampler.probabilities.round(3).tolist()
+      [0.0, 0.111, 0.889]
+      >>> sampler.sample(2, 3, avoid=[1, 2], seed=0, epoch=0, step=0).tolist()
+      [[2, 2, 2], [1, 1, 1]]
+    """
+
+    def __init__(self, counts: Any, *, power: float = 0.75, uniform: float = 0.0, rows: Any = None):
+        counts = np.asarray(counts, np.float64)
+        expect_array(counts, "counts", dtype=np.float64, shape=(None,))
+        expect_finite(counts, "counts", minimum=0)
+        expect(0 <= power < np.inf, "power", "a finite value of at least 0", power)
+        expect(0 <= uniform <= 1, "uniform", "a share from 0 to 1", uniform)
+        weights, items = counts**power, np.arange(len(counts)) > 0
+        if rows is not None:
+            items[:] = np.isin(np.arange(len(counts)), rows)
+        weights[~items] = 0
+        drawable = np.count_nonzero(weights) if uniform < 1 else 0
+        drawable = max(drawable, np.count_nonzero(items) if uniform > 0 else 0)
+        expect(drawable >= 2, "counts", "at least 2 items that can be drawn", drawable)
+        self.probabilities = (1 - uniform) * weights / max(weights.sum(), np.finfo(np.float64).tiny)
+        if uniform > 0:
+            self.probabilities[items] += uniform / np.count_nonzero(items)
+            self.probabilities /= self.probabilities.sum()
+        self._cumulative = np.cumsum(self.probabilities)
+        self._cumulative /= self._cumulative[-1]  # exactly 1, so that no draw falls after the last item
+        # Where the search for a draw in [j, j + 1) / bins begins: a binary search over all rows would miss the cache.
+        bins = 1 << min(22, len(counts).bit_length())
+        self._guide = np.searchsorted(self._cumulative, np.arange(bins + 1) / bins, side="right").astype(np.int32)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the probabilities."""
+        return digest(self.probabilities).sha256
+
+    def sample(
+        self,
+        lists: int,
+        negatives: int,
+        *,
+        seed: int,
+        epoch: int,
+        step: int,
+        avoid: Any = None,
+        seen: SeenPairs | None = None,
+    ) -> np.ndarray:
+        """Draws with replacement; what must be avoided is redrawn, so the rest keeps its proportions.
+
+        Args:
+          lists: B.
+          negatives: n, rows for each list.
+          seed, epoch, step: 0 or more; the same three give the same rows.
+          avoid: integer rows [B] or [B, A] that the list must not hold, such as its target.
+          seen: what the user of each list has met, which it must not hold either.
+
+        Returns:
+          int32 [B, n] item rows; 0 in lists for which every item that can be drawn must be avoided.
+
+        Raises:
+          ValueError: wrong shapes.
+        """
+        size = len(self.probabilities)
+        expect(min(seed, epoch, step) >= 0, "sample", "seed, epoch and step of at least 0", (seed, epoch, step))
+        avoided = expect_integers(np.zeros([lists, 0], np.int64) if avoid is None else avoid, "avoid", size=size)
+        fits = avoided.ndim in (1, 2) and len(avoided) == lists
+        expect(fits, "avoid", f"shape [{lists}] or [{lists}, A]", list(avoided.shape))
+        avoided = avoided.reshape(lists, avoided.size // max(lists, 1)).astype(np.int64)
+
+        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NEGATIVES, epoch, step)))
+        rows = self._rows(random.random(lists * negatives)).reshape(lists, negatives)
+        flat, list_of = rows.reshape(-1), np.repeat(np.arange(lists), negatives)
+        at = np.arange(len(flat))  # flat positions that may hold a row to avoid
+        for round_ in range(ROUNDS + 1):
+            bad = (flat[at, None] == avoided[list_of[at]]).any(axis=1)
+            if seen is not None:
+                bad |= seen.contains(list_of[at], flat[at])
+            at = at[bad]
+            if not len(at) or round_ == ROUNDS:
+                break
+            flat[at] = self._rows(random.random(len(at)))
+        # A list whose likely items must nearly all be avoided: draw from what is left, at O(N) for each such list.
+        for row in np.unique(list_of[at]):
+            left = self.probabilities.copy()
+            left[avoided[row]] = 0
+            if seen is not None:
+                left[seen.items(row)] = 0
+            here = at[list_of[at] == row]
+            flat[here] = random.choice(size, len(here), p=left / left.sum()) if left.any() else 0
+        return rows
+
+    def log_q(self, rows: Any, draws: int) -> np.ndarray:
+        """log(draws * probability) of each row, float32: the `log_q` of `losses.listwise_softmax` for what this sampler drew.
+
+        Args:
+          draws: n, how many rows were drawn for the list.
+
+        Example:
+          >>> np.exp(NegativeSampler([0, 1, 3], power=1).log_q([1, 2], 4)).round(4).tolist()
+          [1.0, 3.0]
+        """
+        probability = self.probabilities[expect_integers(rows, "rows", size=len(self.probabilities))]
+        with np.errstate(divide="ignore"):
+            return np.log(draws * probability).astype(np.float32)
+
+    def _rows(self, uniform: np.ndarray) -> np.ndarray:
+        """int32 [n], for each draw in [0, 1) the first row whose cumulative probability exceeds it."""
+        bins = (uniform * (len(self._guide) - 1)).astype(np.int32)
+        low, high = self._guide[bins], self._guide[bins + 1]
+        pending = np.flatnonzero(low < high)
+        while len(pending):
+            first, last = low[pending], high[pending]
+            middle = (first + last) >> 1
+            beyond = self._cumulative[middle] > uniform[pending]
+            low[pending] = np.where(beyond, first, middle + 1)
+            high[pending] = np.where(beyond, middle, last)
+            pending = pending[low[pending] < high[pending]]
+        return low
+
+
+def _pair(users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """One int64 key for each (user, item)."""
+    return (users.astype(np.int64) << 32) | items.astype(np.int64)
+
 
 DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description covers
 
@@ -133,57 +349,51 @@ def sampled_negatives(
     *,
     sampler: NegativeSampler,
     negatives: int,
-    seen: SeenPairs | None = None,
     logq_correction: bool = False,
     repeats: bool | None = None,
 ) -> CandidateSource:
     """The event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
 
     Args:
-      dataset: the data.
       sampler: sampler of negatives, from training counts.
-      negatives: n; C = 1 + n.
-      seen: pairs that are no negatives either; the event's item itself never is one.
+      negatives: n; C = 1 + n. The event's item itself never is one.
       logq_correction: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of
         the whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q. A positive that the
         sampler never draws, as held-out events may have it, gets 0.
-      repeats: whether users come back to items; None takes `dataset.repeats`, or True where `seen` is given. If not, an item
-        that the user has met strictly before the event is no negative: it would only teach the model to recognise what a
-        filter leaves out in serving.
+      repeats: whether users come back to items; None takes `dataset.repeats`. If not, an item that the user has met strictly
+        before the event is no negative: it would only teach the model to recognise what a filter leaves out in serving. The
+        list of a user who has met everything that can be drawn has its event's item alone.
 
     Returns:
       A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
     """
-    repeats = (seen is not None or dataset.repeats) if repeats is None else repeats
-    expect(repeats or seen is None, "sampled", "seen or repeats=False", "both; leave one out")
+    repeats = dataset.repeats if repeats is None else repeats
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         target = _targets(dataset, at)
-        users = None if seen is None else dataset.log.user[at]
-        left_out = seen
-        if not repeats:
-            users, left_out = np.arange(len(at)), SeenPairs.before(dataset.log, at)
-        drawn = sampler.sample(len(target), negatives, avoid=target, users=users, seen=left_out, **draw._asdict())
+        seen = None if repeats else SeenPairs(dataset.log, at)
+        drawn = sampler.sample(len(target), negatives, avoid=target, seen=seen, **draw._asdict())
         rows = np.concatenate([target[:, None], drawn], axis=1)
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = 1
         if not logq_correction:
             return CandidateLists(rows, labels)
         log_q = sampler.log_q(rows, negatives)
-        log_q[:, 0] = np.where(np.isneginf(log_q[:, 0]), 0, log_q[:, 0])
+        log_q[np.isneginf(log_q)] = 0  # of a positive that is never drawn, and of no candidate
         return CandidateLists(rows, labels, log_q)
 
     settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest}
     settings |= {} if repeats else {"repeats": False}  # cursors of runs before this option stay what they were
-    return CandidateSource(lists, {"kind": "sampled", **settings, "seen": None if seen is None else seen.digest})
+    return CandidateSource(lists, {"kind": "sampled", **settings, "seen": None})
 
 
 def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> CandidateSource:
     """The list that was shown: all events of a request, label 1 where the action is at least `threshold`.
 
-    A request is the events of one user at one time, so every member of the list has the same history. Of longer lists the first
-    `candidates` events count; items that the catalogue lacks are left out.
+    A request is the events of one user at one time, so every member of the list has the same history. An item that comes twice
+    in a request is one candidate, with the higher action; items that the catalogue lacks are left out. Of longer lists the
+    positives are kept (with several labels: what has any), and the rest is drawn at random, as `staged` does.
 
     Args:
       dataset: the data; its log holds impressions, its action rows are in ascending order of what they mean (seen, clicked).
@@ -200,15 +410,25 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
     for name, least in threshold.items() if isinstance(threshold, Mapping) else [("", threshold)]:
         _expect_row(dataset, least, f"threshold[{name!r}]" if name else "threshold", least=1)
 
+    lowest = min(threshold.values()) if isinstance(threshold, Mapping) else threshold
+
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         log = dataset.log
-        at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)[:, None] + np.arange(candidates)
-        inside = at < len(log)
-        at = np.minimum(at, len(log) - 1)
-        first = at[:, :1]
-        inside &= (log.user[at] == log.user[first]) & (log.time[at] == log.time[first])
+        first = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
+        ends = log.request_end(first)
+        at = np.minimum(first[:, None] + np.arange(candidates), len(log) - 1)
+        inside = np.arange(candidates) < (ends - first)[:, None]
+        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(CHOICE, draw.epoch, draw.step)))
+        for row in np.flatnonzero(ends - first > candidates):
+            span = np.arange(first[row], ends[row])
+            item, action = log.item[span], log.action[span]
+            apart = (item != 0) & ~_repeated(item, action)
+            order = np.where(apart, np.where(action >= lowest, 0.0, 1.0) + rng.random(len(span)), 2.0)
+            some = np.sort(np.argsort(order)[:candidates])
+            at[row], inside[row] = span[some], apart[some]
         rows = log.item[at] * inside
         dataset.expect_intact("item", at, rows, len(dataset.catalogue))
+        rows[_repeated(rows, log.action[at])] = 0
 
         def reached(least: int) -> np.ndarray:
             return ((log.action[at] >= least) & inside).astype(np.float32)
@@ -231,7 +451,6 @@ def retrieved(
     """The event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
 
     Args:
-      dataset: the data.
       retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none; or an array of such
         rows [n, R] for every event of the log, memory-mapped perhaps. It must see the past only: `dataset.log.history_end`.
       candidates: C, cut from the front of [B, 1 + R] or padded.
@@ -255,12 +474,8 @@ def retrieved(
         width = min(answer.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = answer[:, :width]
         if not repeats:
-            rows = SeenPairs.before(dataset.log, positions).dropped(rows, kept=rows == rows[:, :1])
-        order = np.argsort(rows, axis=1, kind="stable")
-        ascending = np.take_along_axis(rows, order, axis=1)
-        repeated = np.zeros(rows.shape, np.bool_)
-        np.put_along_axis(repeated, order[:, 1:], ascending[:, 1:] == ascending[:, :-1], axis=1)
-        rows[repeated] = 0
+            rows = SeenPairs(dataset.log, positions).dropped(rows, kept=rows == rows[:, :1])
+        rows[_repeated(rows, np.zeros_like(rows))] = 0
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = rows[:, 0] > 0
         return CandidateLists(rows, labels)
@@ -287,6 +502,14 @@ def _expect_row(dataset: Dataset, row: Any, name: str, *, least: int) -> None:
     expect(good, name, f"an action row in [{least}, {actions}){rows}", repr(row))
 
 
+def _repeated(rows: np.ndarray, action: np.ndarray) -> np.ndarray:
+    """bool [..., C], true for all entries of a row of a list but the one with the highest action, the first of several."""
+    order = np.lexsort((-action, rows))
+    ascending, repeated = np.take_along_axis(rows, order, axis=-1), np.zeros(rows.shape, np.bool_)
+    np.put_along_axis(repeated, order[..., 1:], ascending[..., 1:] == ascending[..., :-1], axis=-1)
+    return repeated
+
+
 def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     """int32 [B] the items of samples, all of them known."""
     target = dataset.log.item[positions]
@@ -305,14 +528,10 @@ def name_of(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-CHOICE = 4  # stream of random numbers: which candidates of a stage, which of other samples
-
-
 def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
     """All candidates of requests with stage and labels by name; positions are those of `dataset.cascade`.
 
     Args:
-      dataset: the data, with a cascade.
       repeats: whether users come back to items; None takes `dataset.repeats`. If not, candidates that were not shown and that
         the user has met strictly before the request are left out: a filter does it in serving.
 
@@ -335,7 +554,6 @@ def staged(
     """Lists for training: so many candidates of each stage, drawn again for every batch.
 
     Args:
-      dataset: the data, with a cascade.
       counts: candidates by stage, such as {"exposed": 8, "ranked": 8, "retrieved": 16, "in_batch": 4, "sampled": 4}. A request
         with fewer of a stage gives all of them. In-batch and sampled candidates that are in the request are left out.
       sampler: sampler of "sampled" ones, from training counts.
@@ -399,7 +617,7 @@ def _cascade(dataset: Dataset) -> Cascade:
 
 def _unmet(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> tuple[np.ndarray, SeenPairs]:
     """Rows [B, M] without the candidates that were not shown and that the user has met before; and what each user has met."""
-    met = SeenPairs.before(dataset.log, cascade.positions[at])
+    met = SeenPairs(dataset.log, cascade.positions[at])
     return met.dropped(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed")), met
 
 

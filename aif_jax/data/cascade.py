@@ -1,6 +1,6 @@
 """The cascade: logged requests with what retrieval found, how far each candidate came, and what the ranker said of it.
 
-Pre-ranking sees what retrieval found, not what was shown. `stages.staged` makes lists for training of a cascade.
+Pre-ranking sees what retrieval found, not what was shown. `candidates.staged` makes lists for training of a cascade.
 
 Samples of requests that a service answered: features as they were served, from arrays on disk.
 
@@ -21,11 +21,11 @@ import numpy as np
 
 from aif_jax.checks import expect, expect_array, expect_integers, expect_range
 from aif_jax.encoding.statistics import ItemStatistics
-from aif_jax.features import check_user_features
+from aif_jax.features import check_user_features, user_layout
 from aif_jax.schema import Schema
 from aif_jax.store.folders import local
 from aif_jax.trees import leaves_by_path
-from aif_jax.types import Behaviours, UserFeatures
+from aif_jax.types import UserFeatures
 
 STAGE = "stage"
 """The label that says how far a candidate came: a position in STAGES."""
@@ -79,32 +79,32 @@ class Cascade:
 
     def at(self, positions: Any) -> np.ndarray:
         """int64 [B] requests of positions in the log; ValueError for one that the cascade lacks."""
-        wanted = np.asarray(positions)
-        at = np.searchsorted(self.positions, wanted)
-        known = np.append(self.positions, -1)[at] == wanted
-        expect(known.all(), "positions", "first events of requests of the cascade", wanted[~known][:1])
-        return at
+        return _requests_at(self.positions, positions, "first events of requests of the cascade")
 
     def taken(self, at: Any, places: Any) -> dict[str, np.ndarray]:
         """Stage and labels by name, of some candidates of some requests, float32."""
         return {STAGE: self.stage[at, places].astype(np.float32)} | {name: v[at, places] for name, v in self.labels.items()}
 
 
+def _requests_at(known: np.ndarray, positions: Any, expected: str, way_out: str = "") -> np.ndarray:
+    """int64 [B] where each position is among the known ones, which ascend; ValueError for one that is not."""
+    wanted = np.asarray(positions)
+    at = np.searchsorted(known, wanted)
+    there = np.append(known, -1)[at] == wanted
+    expect(there.all(), "positions", expected, f"{wanted[~there][:1]}{way_out}")
+    return at
+
+
 def from_columns(
     log: Any, *, user: Any, time: Any, rows: Any, stage: Any, labels: Mapping[str, Any], candidates: int,
     names: Callable[[int, int], tuple[str, str, str]] | None = None,
-) -> tuple[Cascade, int]:  # fmt: skip
-    """A cascade from one line for each candidate, and how many requests have no event in the log, so no history: left out.
+) -> tuple[Cascade, int, int]:  # fmt: skip
+    """A cascade from one line for each candidate; how many requests have no event in the log, so no history: left out; and how
+    many candidates of the others are.
 
-    Args:
-      log: the `EventLog`; a request is the events of one user at one time.
-      user: int [n] user rows; `time` int64 [n] seconds of the request.
-      rows: int [n] catalogue rows; lines of row 0 are left out.
-      stage: int [n] positions in `STAGES[:4]`.
-      labels: float [n] each, NaN where unknown.
-      candidates: M; of more the furthest stages are kept.
-      names: (line, other line) of the same candidate to what a message calls the item, the request, and the lines; the default
-        has rows, seconds, and lines counted from 1.
+    A request is the events of one user at one time. Lines of row 0 are left out; of more than `candidates` the furthest stages
+    are kept, then those whose lines come first. Where a candidate comes twice in a request, the message has what
+    `names(line, other line)` calls the item, the request and the lines; by default rows, seconds, and lines counted from 1.
 
     Raises:
       TypeError, ValueError: values that are no integers in range; arrays that do not fit together; a candidate that comes twice
@@ -143,9 +143,12 @@ def from_columns(
     kept = kept[np.argsort(ends[kept], kind="stable")]
     place_of = np.full(len(first), -1, np.int64)
     place_of[kept] = np.arange(len(kept))
-    column = np.arange(len(user)) - first[request]
-    here = (place_of[request] >= 0) & (column < candidates)
-    at = place_of[request][here], column[here]
+    by_line = np.lexsort((order, stage, request))
+    rank = np.empty_like(by_line)
+    rank[by_line] = np.arange(len(user)) - first[request]  # requests lie together in both orders
+    there, here = place_of[request] >= 0, (place_of[request] >= 0) & (rank < candidates)
+    before = np.cumsum(here) - here
+    at = place_of[request][here], (before - before[first][request])[here]
 
     def table(values: np.ndarray, dtype: Any, fill: Any) -> np.ndarray:
         made = np.full((len(kept), candidates), fill, dtype)
@@ -158,7 +161,7 @@ def from_columns(
         stage=table(stage, np.int8, 0),
         labels={name: table(np.asarray(values, np.float32)[order], np.float32, np.nan) for name, values in labels.items()},
     )
-    return made, len(first) - len(kept)
+    return made, len(first) - len(kept), int(np.count_nonzero(there & ~here))
 
 
 RECORD = "samples.json"
@@ -192,12 +195,8 @@ class ServedFeatures:
 
     def at(self, positions: Any) -> np.ndarray:
         """int64 [B] requests of positions in the log; ValueError for one that is not the first event of a request."""
-        wanted = np.asarray(positions)
-        at = np.searchsorted(self.positions, wanted)
-        known = np.append(self.positions, -1)[at] == wanted
-        way_out = "served features are of requests: train and evaluate the tasks Impressions and Cascaded"
-        expect(known.all(), "positions", "first events of served requests", f"{wanted[~known][:1]}; {way_out}")
-        return at
+        way_out = "; served features are of requests: train and evaluate the tasks Impressions and Cascaded"
+        return _requests_at(self.positions, positions, "first events of served requests", way_out)
 
     def of(self, positions: Any, *, length: int) -> UserFeatures:
         """The features of some requests [B], in memory, with `length` places of history: cut, or padded with no event."""
@@ -217,16 +216,11 @@ class ServedFeatures:
 
 def features_from(arrays: Mapping[str, np.ndarray], schema: Schema, *, encoding: str, name: str) -> UserFeatures:
     """UserFeatures [n] from arrays by dotted name; TypeError, ValueError for those of another schema."""
-    groups: dict[str, dict[str, Any]] = {"ids": {}, "history": {}}
-    for path, array in arrays.items():
-        group, _, key = path.partition(".")
-        if group in groups:
-            groups[group][key] = array
-    try:
-        history = Behaviours(**groups["history"])
-        features = UserFeatures(ids=groups["ids"], floats=arrays["floats"], history=history, encoding=encoding)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{name}: expected arrays of ids, floats and a history, got {sorted(arrays)}") from error
+    layout = user_layout(schema)
+    names = leaves_by_path(layout, separator=".")
+    expect(arrays.keys() == names.keys(), name, f"the arrays {sorted(names)}", sorted(arrays))
+    features = jax.tree.unflatten(jax.tree.structure(layout), [arrays[path] for path in names])
+    features = dataclasses.replace(features, encoding=encoding)
     check_user_features(schema, features, batched=True, name=name)
     return features
 

@@ -146,7 +146,6 @@ class Dataset:
         """What was known of the user just before each sample: profile and strictly earlier events.
 
         Args:
-          positions: [B] integer positions of events in the log.
           length: L, places of the history.
 
         Returns:
@@ -190,9 +189,7 @@ class Dataset:
         """What was known of items just before moments: features of the catalogue, with the item statistics of that moment.
 
         Args:
-          rows: integer catalogue rows of any shape.
           times: seconds, of a shape that broadcasts to that of `rows`: [B, 1] for candidates [B, C] of samples.
-          content: see `Catalogue.features`.
         """
         features = self.catalogue.features(rows, content=content)
         if self.statistics is None:
@@ -204,9 +201,6 @@ class Dataset:
         """The catalogue with the item statistics as of `time`, for an index that is refreshed then.
 
         `catalogue` itself has those after the last event of the log.
-
-        Args:
-          time: integer seconds or a `datetime`.
         """
         if self.statistics is None:
             return self.catalogue
@@ -217,7 +211,6 @@ class Dataset:
 
         Args:
           ids: [n] raw item ids; unknown ones have no event.
-          time: integer seconds or a `datetime`.
 
         Returns:
           Column name to float32 [n], see `Columns.item_statistics`; {} where the schema has none.

@@ -138,9 +138,6 @@ class EventLog:
     def history_end(self, positions: Any) -> np.ndarray:
         """Where the history of each sample ends: its first event that is not strictly earlier, int64 [B] positions in the log.
 
-        Args:
-          positions: [B] integer positions of events in the log.
-
         Raises:
           TypeError, ValueError: positions that are not integers in [0, n).
 
@@ -151,6 +148,12 @@ class EventLog:
         """
         at = expect_integers(positions, "positions", size=len(self)).astype(np.int64)
         return self._first_not_earlier(self.offsets[self.user[at]], at, self.time[at])
+
+    def request_end(self, positions: Any) -> np.ndarray:
+        """Where the request of each sample ends, the events of one user at one time: its first later event, int64 [B]."""
+        at = expect_integers(positions, "positions", size=len(self)).astype(np.int64)
+        row = np.clip(self.user[at], 0, self.users - 1).astype(np.int64)  # a damaged one is reported with the user's features
+        return self._first_not_earlier(at, np.maximum(at, self.offsets[row + 1]), self.time[at] + 1)
 
     def history_end_at(self, users: Any, times: Any) -> np.ndarray:
         """The same for user rows [B] at integer `times` [B] in seconds; user 0, the unknown one, has no history.
@@ -199,7 +202,6 @@ def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]
     """Writes a log that comes in sorted chunks and maps it; holds a chunk and 8 bytes for each user row in memory.
 
     Args:
-      folder: must not exist yet.
       chunks: mappings with integers [n] under "user", "item", "action" and "time" as `EventLog.from_arrays` takes them, sorted
         by user and time, as `ORDER BY user, time` of a database gives them.
       users: U, rows of the user vocabulary, row 0 included; None: the largest user row plus 1.

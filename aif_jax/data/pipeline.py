@@ -7,11 +7,14 @@ Every batch is a function of (seed, epoch, step): a resumed run sees what it wou
 A balanced Feistel network over the bits of an index is a bijection; an index that falls outside [0, n) is sent through it again
 until it falls inside (cycle walking). So every index occurs once an epoch, in an order fixed by (seed, epoch), and a part of it
 takes memory for that part alone. Source: format-preserving encryption (Black and Rogaway 2002).
+
+*Lengths.* What `fit(buckets="auto")` chooses, and the padding that is left.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +36,7 @@ from aif_jax.types import Array, ItemFeatures, UserFeatures, record
 
 ORDER = 0  # stream of random numbers: the order must not change with anything else that is drawn
 ROUNDS = 6  # even, so that halves of different width end where they began
+BLOCK_WINDOW = 64  # blocks that are mixed with each other
 SMALL = 1 << 12  # up to here a list is cheaper, and a network over so few bits does not mix evenly
 
 
@@ -45,12 +49,10 @@ class EpochOrder:
 
     Args:
       positions: a `range` or an array of integers [n], memory-mapped perhaps; nothing is copied.
-      seed, epoch: 0 or more.
       block: neighbouring positions that stay together; 0 mixes all of them.
-      window: blocks that are mixed with each other.
     """
 
-    def __init__(self, positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = 64):
+    def __init__(self, positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = BLOCK_WINDOW):
         for field, value, least in (("seed", seed, 0), ("epoch", epoch, 0), ("block", block, 0), ("window", window, 1)):
             expect_integer(value, f"EpochOrder.{field}", least=least)
         if isinstance(positions, range):
@@ -119,7 +121,7 @@ def _feistel(index: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
 
 HIDDEN = 3  # stream of random numbers: candidates whose item id is hidden
 NAMED = 8  # positions of samples that a message names
-SHUFFLE = 2  # stream of random numbers: the order of the batches of a window, see order.ORDER
+SHUFFLE = 2  # stream of random numbers: the order of the batches of a window, see ORDER
 END: Any = object()
 T = TypeVar("T")
 
@@ -167,11 +169,6 @@ class PrefetchedBatch:
     problem: str | None = None
 
     @property
-    def padding(self) -> float:
-        """Share of the places of the histories without an event."""
-        return 1 - self.events / self.places if self.places else 0.0
-
-    @property
     def origin(self) -> str:
         """Which batch this is, and which samples, as the end of a message; "" where neither is known."""
         parts = [] if self.place is None else [f"batch {self.place[1]} of epoch {self.place[0]}"]
@@ -209,7 +206,6 @@ class Pipeline:
       epochs: how often every sample comes.
       seed: seed of order and candidates.
       block: neighbouring positions that stay together, for a log on disk; see `EpochOrder`. 0 mixes everything.
-      block_window: blocks that are mixed with each other.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
       window: batches that are sorted by length together.
       id_dropout: share of candidates whose item id is hidden: the unknown item's takes its place, everything else of the item
@@ -245,7 +241,6 @@ class Pipeline:
     epochs: int = 1
     seed: int = 0
     block: int = 0
-    block_window: int = 64
     buckets: tuple[int, ...] = ()
     window: int = 16
     id_dropout: float = 0.0
@@ -253,7 +248,7 @@ class Pipeline:
     process_count: int = 1
 
     def __post_init__(self):
-        limits = dict(batch_size=1, epochs=1, seed=0, block=0, block_window=1, window=1, process_count=1)
+        limits = dict(batch_size=1, epochs=1, seed=0, block=0, window=1, process_count=1)
         for field, least in limits.items():
             expect_integer(getattr(self, field), f"Pipeline.{field}", least=least)
         count = self.process_count
@@ -292,7 +287,8 @@ class Pipeline:
             "positions": {**content, "count": len(positions)},
             "candidates": describe(self.candidates),
             "history_length": self.config.history_length,
-            **{field: getattr(self, field) for field in ("batch_size", "seed", "block", "block_window", "buckets", "window")},
+            **{field: getattr(self, field) for field in ("batch_size", "seed", "block", "buckets", "window")},
+            "block_window": BLOCK_WINDOW,
             **({"id_dropout": self.id_dropout} if self.id_dropout else {}),
             "process_count": 1,  # whatever the processes: cursors from before candidates were drawn for all of them are refused
         }
@@ -335,7 +331,7 @@ class Pipeline:
 
     def _batches(self, epoch: int, step: int) -> Iterator[PrefetchedBatch]:
         for current in range(epoch, self.epochs):
-            order = EpochOrder(self.positions, seed=self.seed, epoch=current, block=self.block, window=self.block_window)
+            order = EpochOrder(self.positions, seed=self.seed, epoch=current, block=self.block)
             for first in range(step - step % self.window, self.steps_per_epoch, self.window):
                 samples, lengths = self._window(order, current, first)
                 for number in range(max(step, first), first + len(samples)):
@@ -406,12 +402,8 @@ def make_batch(
     """The features of samples and their candidates, as NumPy arrays.
 
     Args:
-      dataset: the data.
-      positions: [B] positions in the event log.
       rows: int32 [B, C] candidates; row 0 marks the absence of one.
-      labels: float32 [B, C], or several by name.
       config: config of the model; gives the length of the history, and whether content is read.
-      log_q: float32 [B, C] of sampled candidates.
       length: places of the history, where fewer than `config.history_length` hold all events of these users.
     """
     users = dataset.user_features(positions, length=length or config.history_length)
@@ -484,8 +476,6 @@ def to_device(batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any 
     """The same batches, made and sent to the device by a thread that stays `ahead` of the step.
 
     Args:
-      batches: such as `Pipeline.batches()`.
-      ahead: batches that may wait on the device.
       place: batch of NumPy arrays to batch of device arrays; for several devices or processes one that knows the sharding.
 
     Example:
@@ -498,3 +488,58 @@ def to_device(batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any 
         return fed if fed.batch is None else dataclasses.replace(fed, batch=place(fed.batch))
 
     return Prefetch(batches, ahead=ahead, place=send)
+
+
+SHORTEST_LENGTH = 128
+"""The shortest length that is chosen: below it a step costs what does not depend on the history."""
+FEW_STEPS = 3000
+"""Runs of fewer steps compile two lengths at most, longer ones `MOST_LENGTHS`."""
+MOST_LENGTHS = 5
+COMPILE = 1 << 24
+"""Places of histories in batches that cost as much training as one more length costs to compile, some 15 s of CPU."""
+COUNTED_SAMPLES = 100_000  # positions whose histories are counted: from so many on every second, third, ... one
+
+
+def history_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarray:
+    """int64 [n], how many of the last `longest` events before a sample there are, of all or evenly spread positions."""
+    at, log = np.asarray(positions[:: max(1, len(positions) // COUNTED_SAMPLES)]), data.log
+    user = log.user[at]
+    at = at[(user >= 0) & (user < log.users)]  # others are reported when their batch is made
+    return np.minimum(data.history_lengths(at), longest)
+
+
+def mean_places(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
+    """Places a sample has on average, where each history takes the smallest of ascending lengths that holds it.
+
+    Example:
+      >>> mean_places(np.array([3, 100, 400, 512]), (128, 512))
+      320.0
+    """
+    return float(np.take(lengths, np.searchsorted(lengths, histories)).mean())
+
+
+def padding(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
+    """Share of the places without an event."""
+    return 1 - float(histories.mean()) / mean_places(histories, lengths)
+
+
+def choose_lengths(histories: np.ndarray, *, longest: int, batch_size: int, steps: int) -> tuple[int, ...]:
+    """The shorter lengths for `Pipeline.buckets`: powers of two from 128 on that save more than they cost to compile.
+
+    The lengths minimise places trained on, steps x batch_size x `mean_places`, plus `COMPILE` for each length. Below
+    `FEW_STEPS` steps there are two lengths at most, `longest` among them; () at a history of 128 or shorter.
+
+    Example:
+      >>> short = np.repeat([20, 90, 200, 500], [40, 30, 20, 10])
+      >>> [choose_lengths(short, longest=512, batch_size=256, steps=steps) for steps in (900, 5000)]
+      [(128,), (128, 256)]
+      >>> choose_lengths(short, longest=512, batch_size=256, steps=20)
+      ()
+    """
+    shorter = [length for power in range(longest.bit_length()) if SHORTEST_LENGTH <= (length := 1 << power) < longest]
+    most = (2 if steps < FEW_STEPS else MOST_LENGTHS) - 1
+    if not len(histories):
+        return ()
+    subsets = (subset for count in range(min(most, len(shorter)) + 1) for subset in itertools.combinations(shorter, count))
+    cost = {each: steps * batch_size * mean_places(histories, (*each, longest)) + COMPILE * len(each) for each in subsets}
+    return min(cost, key=cost.__getitem__)

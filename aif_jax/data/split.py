@@ -39,7 +39,6 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
     are new after a cut stay in; `eligible` leaves out samples without a history. Take statistics from `train` alone.
 
     Args:
-      log: the events.
       validation, test: shares of events in [0, 1), together less than 1.
 
     Returns:
@@ -67,10 +66,6 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
 def time_cuts(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> tuple[int, int]:
     """The first times of the validation and test parts of `split_by_time`, in seconds, for a log whose positions need a file.
 
-    Args:
-      log: the events; may be memory-mapped, is read in blocks.
-      validation, test: see `split_by_time`.
-
     Example:
       >>> log = EventLog.from_arrays([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
       >>> time_cuts(log, validation=0.2, test=0.2)
@@ -95,8 +90,6 @@ def cuts_of_samples(
       times: int64 [n] seconds of the samples, in any order.
       validation, test: a share of the samples in [0, 1), by time, the test part last; or the moment when the part begins: an
         ISO date, a `datetime`, a `datetime64`, or an integer in `unit`. The integer 0 is a share.
-      since: a moment, the same way; None for all.
-      unit: unit of integers.
 
     Raises:
       ValueError: no share and no moment; shares or moments that leave no sample for training, for the test part after a
@@ -140,35 +133,6 @@ def cuts_of_samples(
     return start, first_validation, first_test
 
 
-def leave_last(log: EventLog) -> Split:
-    """Holds out the last events of every user: the protocol of many published sequential recommenders.
-
-    A user's last event is the test sample, the last event strictly earlier than it the validation sample; those strictly
-    earlier are trained on. Ties with a held-out event are in no part. The cut differs from user to user, so training knows
-    events later than other users' tests, which no live system does; `split_by_time` has no such leak.
-
-    Returns:
-      Split of positions in the log, ascending.
-
-    Example:
-      >>> log = EventLog.from_arrays([1] * 5, [1, 2, 3, 4, 5], [1] * 5, [10, 20, 30, 40, 40])
-      >>> [part.tolist() for part in leave_last(log)]
-      [[0, 1], [2], [4]]
-    """
-    starts, ends = log.offsets[:-1], log.offsets[1:]
-    starts, ends = starts[ends > starts], ends[ends > starts]
-    test = ends - 1
-    before_test = log.history_end(test)
-    has_validation = before_test > starts
-    validation = before_test[has_validation] - 1
-    before_validation = log.history_end(validation)
-    lengths = before_validation - starts[has_validation]
-    # every training range start:start + length, one after the other
-    skipped = np.cumsum(lengths) - lengths
-    train = np.arange(lengths.sum()) + np.repeat(starts[has_validation] - skipped, lengths)
-    return Split(train=train, validation=validation, test=test)
-
-
 def eligible(log: EventLog, positions: Any, *, min_history: int) -> np.ndarray:
     """The positions [B] whose item is known and whose user has at least `min_history` strictly earlier events, in their order.
 
@@ -197,7 +161,6 @@ def eligible_positions(
 
     Args:
       log: the events; may be memory-mapped.
-      min_history: 0 or more.
       since, before: the first time of the span and the first after it, None for all; such as those of `time_cuts`.
       file: a new .npy file to write them to and map, 8 bytes each; None keeps them in memory.
 

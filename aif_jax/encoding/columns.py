@@ -30,7 +30,7 @@ class Columns:
 
     Attributes:
       user: user ids in events and users: integers from 0, or text.
-      item: item ids in events and items: the same.
+      item: item ids in events and items: integers from 0, or text.
       time: when it happened: integers in `time_unit`, or timestamps (UTC where they name no zone). Ages count whole seconds.
       time_unit: time unit of integer times: "s", "ms", "us" or "ns".
       action: what was done (a behaviour type or a rating); None where the events are of one kind.
@@ -39,7 +39,7 @@ class Columns:
       item_attributes: further categorical columns of items, one value each; missing ones are "unknown".
       item_bags: columns of items with several values: lists, or text joined by `bag_separator`.
       bag_length: values of a bag that are kept, the first ones.
-      bag_separator: between the values of a bag that comes as text.
+      bag_separator: text between the values of a bag in a text column.
       item_floats: numbers of an item.
       item_statistics: half-lives in seconds of `ItemStatistics`, how popular an item is as of a sample's time, which then are
         float features of items; () for none. `read` computes them from the events. Tables of items that an index is made of
@@ -48,7 +48,7 @@ class Columns:
       content: a column of lists of numbers, the content embedding.
       behaviour_fields: among `item_attributes`, those by which a behaviour is embedded too, after item and category (SIM may
         use them).
-      user_attributes, user_floats: the same for users.
+      user_attributes, user_floats: columns of the users file: categories of one value each, and numbers.
       user_id: adds the user's own row as a user attribute.
       item_key, user_key: the id column of the items file and of the users file, where its name differs from that in events.
       text: columns that are text even where they look like numbers: "07" and "7" are two ids then.

@@ -19,7 +19,7 @@ from aif_jax.features import check_item_features
 from aif_jax.index.ids import Keys, View, expect_shard, raw_keys, shard_of_keys
 from aif_jax.index.parts import Part
 from aif_jax.index.store import ItemProgram, Store
-from aif_jax.output.progress import Bar, hidden
+from aif_jax.output import Bar, hidden
 from aif_jax.readers import read_items
 from aif_jax.store.codec import Packed
 from aif_jax.store.version import check_encoding
@@ -45,7 +45,8 @@ def build_store(
     """Runs the item function over what `ItemIndex.build` takes as catalogue; item n of it, or of its shard, has row n."""
     batches, known = _batches(program, catalogue, ids)
     if shard is not None:
-        batches, known = _of_shard(batches, *expect_shard(shard)), None
+        place, shards = expect_shard(shard)
+        batches, known = (part(batch, shard_of_keys(batch[0].key, shards) == place) for batch in batches), None
     computed = ((keys, program(features)) for keys, features in rebatch(batches, program.batch_size))
     return fill(program, computed, capacity=capacity, known=known, progress=progress)
 
@@ -142,11 +143,6 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None)
 def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -> int:
     """Rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two.
 
-    Args:
-      items: how many there are.
-      mesh: the rows are a multiple of its devices.
-      capacity: rows that the caller wants instead.
-
     Raises:
       ValueError: a capacity below the number of items.
     """
@@ -212,11 +208,6 @@ def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
         keys, features = checked(program, *(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)
         kind = kind or keys.kind
         yield keys, features
-
-
-def _of_shard(batches: Iterator[Batch], place: int, shards: int) -> Iterator[Batch]:
-    for batch in batches:
-        yield part(batch, shard_of_keys(batch[0].key, shards) == place)
 
 
 def _by_column(table: Any) -> bool:

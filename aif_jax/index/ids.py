@@ -198,9 +198,10 @@ class IdMap:
         flat[PAGE + self.add(keys.take(late))] = late
         return View(self, self.pages, directory, len(keys.key))
 
-    def has_room(self, count: int) -> bool:
-        """Whether so many more keys fit without a rehash."""
-        return self.used + count <= MAX_LOAD * self.keys.size
+    @property
+    def room(self) -> int:
+        """Keys that fit without a rehash."""
+        return int(MAX_LOAD * self.keys.size) - self.used
 
     def assign(self, view: View, keys: Keys, rows: np.ndarray) -> tuple[View, np.ndarray, np.ndarray]:
         """A version with rows int32 [n] for distinct keys [n] (-1 to forget); rows and pages that only older versions read."""

@@ -161,13 +161,11 @@ class ItemIndex:
           catalogue: a `Catalogue`; the path of an items file (Parquet or CSV); an iterable of (raw ids [n], ItemFeatures [n])
             or of raw columns [n], such as Arrow record batches; raw columns or a list of records; or one `ItemFeatures` with
             `ids`. Files, columns and records need the encoder.
-          ids: raw ids of the items of one `ItemFeatures`.
           storage: storage of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
           mesh: splits batches and table over its devices, see `aif_jax.sharding.row_mesh`.
           shard: (place, N): only the items that `shard_of` gives to that one of N hosts; None takes all.
-          progress: a progress bar on stderr.
 
         Raises:
           TypeError, ValueError: ids that are neither integers nor strings or of both kinds, an id that comes twice, features
@@ -182,10 +180,7 @@ class ItemIndex:
         """Reads a snapshot and checks that it belongs to a model.
 
         Args:
-          path: what `save` wrote.
-          trained: model that made the rows.
           capacity: rows of the table; None leaves an eighth free.
-          mesh: to spread the table over.
 
         Raises:
           FileNotFoundError: nothing there.
@@ -215,7 +210,6 @@ class ItemIndex:
         """Merges rows that `jobs.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
         Args:
-          trained: model that made the rows.
           parts: a Parquet or Arrow file, a folder of them in the order of their names, or an iterable of such paths or of Arrow
             record batches. Storage and batch size are theirs.
           items: how many there must be, so that a lost part is noticed; None takes what is there.
@@ -243,8 +237,6 @@ class ItemIndex:
         """The index of keys [n], all different, and their decoded rows [n] by name, as an export holds them.
 
         Args:
-          trained: model that made the rows.
-          keys: keys of the raw ids.
           rows: NumPy arrays [n] by dotted name, such as "vector".
 
         Raises:
@@ -480,8 +472,6 @@ class IndexWriter(SnapshotWriter):
     saves what is left and releases the directory. One thread applies; `index`, the latest snapshot, may be read from any.
 
     Args:
-      directory: folder of the snapshots.
-      index: to start from.
       options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for `SnapshotWriter`.
 
     Raises:
@@ -505,7 +495,6 @@ class IndexWriter(SnapshotWriter):
         Args:
           ids, features: see `ItemIndex.upsert`.
           position: in the stream; rises within a partition.
-          partition: partition of the stream.
 
         Raises:
           TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
@@ -524,7 +513,6 @@ class IndexWriter(SnapshotWriter):
         Args:
           changes: pairs of what `ItemIndex.upsert` takes as (ids, features), and None; or of None and ids to delete.
           position: in the stream, of the last of them.
-          partition: partition of the stream.
 
         Returns and raises as `upsert`.
         """

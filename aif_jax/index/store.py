@@ -135,7 +135,7 @@ class Store:
     def fits(self, keys: Keys) -> bool:
         """Whether a change of these ids finds room in table and id map, which holds ids of their kind."""
         count = len(keys.key)
-        return keys.kind in (None, self.ids.kind) and count <= self.room and self.ids.has_room(count)
+        return keys.kind in (None, self.ids.kind) and count <= min(self.room, self.ids.room)
 
     @contextmanager
     def reading(self) -> Iterator[Packed]:

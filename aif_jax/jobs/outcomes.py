@@ -99,7 +99,7 @@ def join_outcomes(
 
     A request becomes a sample when the longest window after it is over. A later run, with the `until` of this one as its
     `since`, finds the others, each once. A candidate without an outcome in its window is a negative if it was shown; if not,
-    its labels are unknown. `readers.cascade.read_samples` gives the samples as a `Dataset`.
+    its labels are unknown. `readers.read.read_samples` gives the samples as a `Dataset`.
 
     Args:
       log: file or folder that `service.log.RequestLog` wrote.
@@ -144,6 +144,7 @@ def join_outcomes(
             job.write(ArrayWriter(folder, stack))
         summary = job.summary()
         record = {"encoding": target.version, "outcomes": list(windows), "windows": dict(windows), "arrays": job.arrays}
+        record |= {"versions": list(job.versions)}
         (folder / RECORD).write_text(json.dumps(record | {"summary": dataclasses.asdict(summary)}, indent=2), encoding="utf-8")
     logger.info("%s: %s", out, summary)
     return summary
@@ -162,6 +163,7 @@ class _Join:
         self.left_out, self.outcomes, self.late, self.ignored = Counter(), Counter(), Counter(), Counter()
         self.requests = self.samples = self.without_outcome = 0
         self.arrays: list[str] = []
+        self.versions: dict[str, int] = {}  # that served, by their number in the samples
 
     @property
     def items(self) -> Vocabulary:
@@ -200,7 +202,7 @@ class _Join:
         """Writes the requests into parts; of those that cannot be samples the id and the reason alone."""
         texts = self.items.kind == "strings"
         named = ("candidate_texts", "id_texts") if texts else ("candidates", "ids")
-        columns = ["id", "time", "method", "user", "encoding", "features", "logits", *named]
+        columns = ["id", "time", "method", "version", "user", "encoding", "features", "logits", *named]
         arrow, compute = pyarrow(), pyarrow("pyarrow.compute")
         closed, before = until - self.longest, -1 if since is None else since - self.longest
         with Partitions(self.work / "requests", self.parts) as parts:
@@ -221,9 +223,10 @@ class _Join:
                 users = zip(batch["user"].to_pylist(), ids, strict=True)
                 users = [f"{user} {name}" if user == "null" else user for user, name in users]
                 features = compute.if_else(arrow.array(reason == 0), batch["features"], arrow.scalar(None, arrow.binary()))
+                version = [self.versions.setdefault(name, len(self.versions)) for name in batch["version"].to_pylist()]
                 parts.add(ids, {
-                    "time": seconds, "reason": reason, "user": _key(users), "features": features, "rows": rows,
-                    "returned": returned, "logits": batch["logits"],
+                    "time": seconds, "reason": reason, "user": _key(users), "version": np.array(version, np.int32),
+                    "features": features, "rows": rows, "returned": returned, "logits": batch["logits"],
                     "scored": compute.equal(batch["method"], "score"),
                 })  # fmt: skip
 
@@ -274,6 +277,7 @@ class _Join:
         users = _numpy(requests["user"])[chosen]
         parts.add_to(((users >> 30) * self.parts) >> 32, {
             "id": requests["id"].take(chosen), "user": users, "time": seconds[chosen],
+            "version": requests["version"].take(chosen),
             "features": requests["features"].take(chosen),
             "rows": _lists((pairs[order] & 0xFFFFFFFF).astype(np.int32), lengths),
             "stage": _lists(stage[order], lengths), "logit": _lists(logit[order], lengths),
@@ -323,6 +327,7 @@ class _Join:
             for start in range(0, len(order), ROWS):
                 for name, array in self._features(table["features"].slice(start, ROWS).to_pylist(), maps).items():
                     arrays.add(f"features.{name}", array)
+            arrays.add("version", _numpy(table["version"]))
             lengths = _numpy(pyarrow("pyarrow.compute").list_value_length(table["rows"]))
             owner = np.repeat(np.arange(len(order)), lengths)
             slot = owner, np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

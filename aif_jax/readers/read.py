@@ -1,7 +1,13 @@
-"""Your own files as a `Dataset`: say which column is what, and read. Every file is read once."""
+"""Your own files as a `Dataset`: say which column is what, and read. Every file is read once.
+
+*Admission.* `admit` decides which ids of newer events get a row: `encoding.capacity` on files.
+
+*Cascades.* Logged requests as a `Cascade`: one line for each candidate, with how far it came, labels, and the ranker's score.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,17 +16,32 @@ from typing import Any
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect
+from aif_jax.checks import check_encoding, expect
+from aif_jax.data.cascade import LOGGED, Cascade, ServedFeatures, features_from, from_columns, open_samples
 from aif_jax.data.dataset import Dataset, item_statistics
+from aif_jax.data.events import COLUMNS as OF_LOG
 from aif_jax.data.events import EventLog, out_of_order
-from aif_jax.encoding.columns import CODED, Columns, Kind
+from aif_jax.encoding.capacity import Capacity, Turnover, add_counts, assign
+from aif_jax.encoding.columns import CODED, Columns, File, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.raw import scale_of, stacked
 from aif_jax.encoding.times import Ticks, break_ties
-from aif_jax.output.progress import hidden
+from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
+from aif_jax.output import hidden
 from aif_jax.readers.check import Repeats, profile_of
 from aif_jax.readers.sources import SKIPPED, Problems, Source, TextFile
-from aif_jax.readers.tables import Content, Scan, Tables, blocks, lookup, raw_values, read_tables, scan, validate
+from aif_jax.readers.tables import (
+    Content,
+    Scan,
+    Tables,
+    blocks,
+    distinct_values,
+    lookup,
+    raw_values,
+    read_tables,
+    scan,
+    validate,
+)  # fmt: skip
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
@@ -58,7 +79,6 @@ def read(
         stay in histories as row 0, as in serving. A warning says how many there are.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items; None estimates it from the events, see `Dataset`. A line of the log says it.
-      progress: whether to show how many rows are read.
 
     Returns:
       The data set with its encoder; rows follow the ascending ids.
@@ -125,7 +145,6 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
 
     Args:
       items: file, folder or table in memory, with the columns that training read.
-      encoder: encoder of the model.
       content: where training took its content embedding from elsewhere.
 
     Yields:
@@ -164,7 +183,6 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
     """Reads some columns into memory, for data that needs work before it is what `read` takes.
 
     Args:
-      source: path, `TextFile`, mapping of columns or Arrow.
       kinds: column name to what it holds: "id", "category", "float", "number", "vector" or "time".
       columns: for units; `Columns.text` names columns that stay text. Default: times in seconds.
 
@@ -298,3 +316,245 @@ def _log(tables: Tables, columns: Columns) -> tuple[EventLog, Repeats]:
     same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, time, item, action)]) & (item[1:] > 0)
     repeats = Repeats(int(np.count_nonzero(same)))
     return EventLog.from_arrays(user, item, action, seconds, users=len(tables.vocabularies["user"])), repeats
+
+
+def admit(
+    encoder: Encoder,
+    events: Source,
+    *,
+    capacity: Mapping[str, Capacity],
+    items: Source | None = None,
+    users: Source | None = None,
+    now: int | None = None,
+    fresh: bool = False,
+) -> tuple[Encoder, dict[str, Turnover]]:
+    """The encoder after the ids of newer events came and those not seen for long went.
+
+    A user or an item is seen by its events, a value of an attribute by the events of the items or users that have it. An item
+    of the items file without an event is not seen: it is encoded with row 0, and with its other features. What an id without a
+    row gets is what an unknown one gets, see `Encoder`.
+
+    Events of a user without a row are left out of training (`read(unknown="skip")`), so give users a rule only where the model
+    embeds their ids, with enough rows.
+
+    The version of the encoder changes if a row changes its meaning, not if counts alone do. Each event must be given once: the
+    counts travel with the encoder, in checkpoints and exports, and add up. `carry_over` gives a trained model the new encoder.
+
+    Args:
+      events: newer than those that the encoder has counted; in memory are 20 bytes an event, as in `read`.
+      capacity: the rule by name of a vocabulary: "user", "item", "category", an attribute. Others stay as they are, without
+        newer ids.
+      items: whole catalogue, for rules of item attributes.
+      users: the same for users.
+      now: seconds since 1970 from which `Capacity.evict_after` counts; None takes the last event's.
+      fresh: hand out rows from the beginning, for a new model; ids without an event in `events` have none.
+
+    Returns:
+      The encoder, and by vocabulary how many ids came and went.
+
+    Raises:
+      ImportError, FileNotFoundError, ValueError: as `read`; a name that is no vocabulary, no events, no file with an attribute.
+
+    Example:
+      >>> import aif_jax as aif
+      >>> events = {"user": ["ann", "bob"], "item": [7, 7], "time": [10, 20]}
+      >>> data = aif.read(events, items={"item": [7, 8], "category": ["tea", "cup"]}, columns=aif.Columns())
+      >>> encoder, turnover = admit(data.encoder, events, capacity={"item": Capacity(rows=10, admit_after=2)}, fresh=True)
+      >>> encoder.vocabularies["item"], turnover["item"].free
+      (Vocabulary(1 ids + unknown, 9 free rows), 9)
+    """
+    columns, known = encoder.columns, encoder.vocabularies
+    unknown = sorted(set(capacity) - (set(known) - {"action"}))
+    expect(not unknown, "capacity", f"names among {sorted(set(known) - {'action'})}", unknown)
+    problems = Problems()
+    kinds: dict[str, Kind] = {columns.user: "id", columns.item: "id", columns.time: "time"}
+    table = scan(events, kinds, problems, columns=columns, name="events")
+    problems.expect_none()
+    seconds = table.seconds(columns.time)
+    expect(len(seconds) or now is not None, "events", "at least one event, or now", "none; give newer events")
+    ones, named = np.ones(len(seconds), np.int64), {"user": columns.user, "item": columns.item}
+    seen = {name: _counted(table, column, known[name], seconds, ones) for name, column in named.items()}
+    wanted = set(capacity) - {"user", "item"}
+    seen |= _of_attributes("items", items, columns.item_id, seen["item"], encoder, wanted)
+    seen |= _of_attributes("users", users, columns.user_record_id, seen["user"], encoder, wanted)
+    vocabularies, turnover = dict(known), {}
+    for name, rule in capacity.items():
+        before, part = Vocabulary([]) if fresh else known[name], seen[name]
+        counts = add_counts(before.counts, part.ids.raw if len(part.ids.raw) else [], part.last, part.count)
+        last = int(seconds.max()) if now is None else now
+        vocabularies[name], turnover[name] = assign(before, counts, rule, now=last)
+    schema = schema_of(columns, vocabularies, content=encoder.schema.content)
+    return dataclasses.replace(encoder, schema=schema, vocabularies=vocabularies), turnover
+
+
+def _of_attributes(
+    file: File, source: Source | None, key: str, seen: IdCounts, encoder: Encoder, wanted: set[str]
+) -> dict[str, IdCounts]:
+    """Counts of the values of attributes: the events of the items or users that have them."""
+    columns = encoder.columns
+    named = {column: name for column, name in columns.vocabularies(file).items() if name in wanted}
+    if not named:
+        return {}
+    expect(source is not None, f"admit {file}", f"a file, for the capacity of {sorted(named.values())}", None)
+    problems, kinds = Problems(), columns.of(file)
+    table = scan(source, {name: kinds[name] for name in (key, *named)}, problems, columns=columns, name=file)
+    problems.expect_none()
+    ids, codes = distinct_values(table.codes[key], seen.ids.kind, is_text=key in columns.text)
+    place = np.zeros(len(table.codes[key].distinct) + 1, np.int64)
+    place[codes] = seen.ids.encode(ids)
+    at = place[table.codes[key].codes] - 1
+    there = at >= 0
+    last, count = np.zeros((2, len(at)), np.int64)
+    last[there], count[there] = seen.last[at[there]], seen.count[at[there]]
+    return {name: _counted(table, column, encoder.vocabularies[name], last, count) for column, name in named.items()}
+
+
+def _counted(table: Scan, column: str, like: Vocabulary, last: np.ndarray, count: np.ndarray) -> IdCounts:
+    """Counts of the values of a column, from the time and the number of events int64 [n] of each row; of none no count."""
+    codes = table.codes[column]
+    values = codes.codes.reshape(len(count), -1)
+    row, place = np.nonzero((values >= 0) & (count > 0)[:, None])
+    code = values[row, place]
+    total, latest = np.zeros((2, len(codes.distinct)), np.int64)
+    latest[:] = np.iinfo(np.int64).min
+    np.add.at(total, code, count[row])
+    np.maximum.at(latest, code, last[row])
+    ids, of_kind = distinct_values(codes, like.kind, is_text=column in table.columns.text)
+    strange = total.astype(bool)
+    strange[of_kind] = False
+    expect(
+        not strange.any(),
+        f"column {column!r}",
+        f"{like.kind} like the vocabulary",
+        f"{int(strange.sum())} values that are none",
+    )
+    some = np.flatnonzero(total[of_kind])
+    chosen = ids[some] if isinstance(ids, np.ndarray) else [ids[at] for at in some]
+    return add_counts(None, chosen, latest[of_kind][some], total[of_kind][some])
+
+
+CANDIDATES = 1024
+
+
+def read_cascade(
+    source: Source,
+    data: Dataset,
+    *,
+    user: str = "user",
+    item: str = "item",
+    time: str = "time",
+    stage: str = "stage",
+    labels: Mapping[str, str] | tuple[str, ...] = (),
+    candidates: int = CANDIDATES,
+    columns: Columns | None = None,
+) -> Dataset:
+    """Reads the log of a cascade, and gives the data with it. Users, items and times are those of the events.
+
+    A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
+    at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.read" counts
+    them, lines of unknown items, and candidates beyond M.
+
+    Args:
+      source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate.
+      data: what `read` gave.
+      stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved".
+      labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
+        value in CSV, where the log does not know.
+      candidates: M, of a request at most; the furthest stages are kept, then the order of the lines.
+      columns: for the unit of times; None takes those of the data's encoder.
+
+    Raises:
+      ImportError, FileNotFoundError, ValueError: as `read`; a stage of another name, a candidate that comes twice in a request.
+
+    Example:
+      >>> import aif_jax as aif
+      >>> events = {"user": ["ann", "ann"], "item": [7, 8], "time": [10, 20]}
+      >>> data = aif.read(events, items={"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}, columns=Columns())
+      >>> lines = {"user": ["ann"] * 3, "item": [8, 9, 7], "time": [20] * 3, "stage": ["exposed", "ranked", "retrieved"]}
+      >>> data = read_cascade(lines | {"score": [2.5, 1.5, float("nan")]}, data, labels={"score": "ranker"})
+      >>> data.cascade
+      Cascade(1 requests of up to 1,024 candidates: 1 exposed, 1 ranked, 0 pre_ranked, 1 retrieved; labels ['ranker'])
+    """
+    named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
+    known = data.encoder.columns if data.encoder is not None else Columns()
+    text = tuple(name for name in (known.text if columns is None else columns.text) if name in (user, item))
+    reading = Columns(time_unit=(columns or known).time_unit, text=(*text, stage))
+    kinds = {user: "id", item: "id", time: "time", stage: "category"} | dict.fromkeys(named, "number")
+    lines, table = scan_columns(source, kinds, columns=reading, name="cascade")  # type: ignore[arg-type]
+    codes = {name: code for code, name in enumerate(LOGGED)}
+    stages, which = np.unique(table[stage], return_inverse=True)
+    strange = [str(name) for name in stages if str(name) not in codes]
+    if strange:
+        first = int(np.argmax(np.isin(which, [place for place, name in enumerate(stages) if str(name) in strange])))
+        where = f"{lines.label}, {lines.place(first)}, column {stage!r}"
+        expect(False, f"cascade {stage}", f"stages among {LOGGED}", f"{strange[:8]}, the first in {where}")
+    rows = data.items.encode(table[item])
+    users = data.users.encode(table[user])
+
+    def names(one: int, other: int) -> tuple[str, str, str]:
+        who, what = (table[name][one : one + 1].tolist()[0] for name in (user, item))
+        places = f"{lines.place(one)} and {lines.place(other)} of {lines.label}"
+        return f"item {what!r}", f"user {who!r} at {lines.time(time, one)}", places
+
+    made, without, cut = from_columns(
+        data.log,
+        user=users,
+        time=table[time],
+        rows=rows,
+        stage=np.array([codes[str(name)] for name in stages], np.int64)[which],
+        labels={new: table[name] for name, new in named.items()},
+        candidates=candidates,
+        names=names,
+    )
+    lost = int(np.count_nonzero((rows == 0) | (users == 0)))
+    if without or lost:
+        logger.warning(
+            "cascade: %d requests without an event in the log and %d lines of unknown ids are left out", without, lost
+        )
+    if cut:
+        logger.warning("cascade: %d candidates of requests with more than candidates=%d are left out", cut, candidates)
+    return dataclasses.replace(data, cascade=made)
+
+
+def read_samples(folder: str | Path, data: Dataset) -> Dataset:
+    """The samples that `jobs.outcomes.join_outcomes` wrote, for `fit` with the task `Impressions` or `Cascaded`.
+
+    A user's features are those that were served; an item's come from the catalogue of `data`. Arrays stay on disk.
+
+    `Impressions(candidates=C, threshold=2)` trains the first outcome: action 1 is an item that was shown, 2 one with the first
+    outcome, 3 with the second; threshold={"click": 2, "conversion": 3} is for a later outcome that only follows the earlier.
+    `Cascaded` has a label of each outcome, unknown where nothing was shown, and the logit that was served as "served".
+
+    Args:
+      data: read with the encoder of the samples, such as `read(events, items=items, encoder=encoder, unknown="skip")`.
+
+    Returns:
+      Data with the samples in place of events and users. Users are numbered by a hash of their id, to group them.
+
+    Raises:
+      FileNotFoundError, ValueError: no folder of samples, or a damaged one.
+      EncodingMismatch: data of another encoder than the samples'.
+    """
+    record, arrays = open_samples(folder)
+    check_encoding(str(folder), expected=data.encoding, got=record["encoding"])
+    users, schema = Vocabulary(arrays["users"]), data.schema
+    parts = {name.partition(".")[2]: arrays[name] for name in arrays if name.startswith("features.")}
+    labels = {name.partition(".")[2]: arrays[name] for name in arrays if name.startswith("labels.")}
+    features = features_from(parts, schema, encoding=record["encoding"], name=str(folder))
+    lengths = {a.name: () if a.length == 1 else (a.length,) for a in schema.user_attributes}
+    return dataclasses.replace(
+        data,
+        name=f"{data.name}, served",
+        log=EventLog(**{name: arrays[name] for name in (*OF_LOG, "offsets")}),
+        users=users,
+        user_ids={name: np.broadcast_to(np.int32(0), (len(users), *rest)) for name, rest in lengths.items()},
+        user_floats=np.broadcast_to(np.float32(0), (len(users), schema.user_floats)),
+        cascade=Cascade(positions=arrays["positions"], rows=arrays["rows"], stage=arrays["stage"], labels=labels),
+        served=ServedFeatures(
+            positions=arrays["positions"],
+            features=features,
+            outcomes=tuple(record["outcomes"]),
+            statistics=data.statistics,
+        ),
+        repeats=True,
+    )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from aif_jax.checks import expect, needs_extra
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch

@@ -5,7 +5,18 @@ requests. The room has another name than the call, because importing a module `a
 """
 
 from aif_jax.refreshing.continuous import Followed, follow
-from aif_jax.refreshing.gate import GateConfig, Measured, Requests, Verdict, judge, judge_service, measure, volume
+from aif_jax.refreshing.gate import (
+    GateConfig,
+    Measured,
+    Requests,
+    ShownItems,
+    Verdict,
+    judge,
+    judge_outcomes,
+    judge_service,
+    measure,
+    volume,
+)
 from aif_jax.refreshing.run import Refreshed, refresh
 from aif_jax.refreshing.warm import as_served, grown, warm_start
 from aif_jax.refreshing.watch import watch
@@ -13,5 +24,6 @@ from aif_jax.refreshing.watch import watch
 __all__ = [
     "refresh", "Refreshed", "follow", "Followed",
     "GateConfig", "Requests", "Measured", "Verdict", "measure", "judge", "judge_service", "volume", "watch",
+    "ShownItems", "judge_outcomes",
     "grown", "warm_start", "as_served",
 ]  # fmt: skip

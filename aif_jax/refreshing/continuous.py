@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax import checkpoint
+from aif_jax import checkpoint, output
 from aif_jax.checks import expect
-from aif_jax.connectors.follow import Follower, StreamEntry
+from aif_jax.connectors.follow import Follower, StreamEntry, by_event
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import UpdateStream, joined
 from aif_jax.data.candidates import SampleKey, SourceFn
@@ -39,7 +39,6 @@ from aif_jax.encoding.times import STAMP_ZERO, shown
 from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.export import Delta, MovedRows
 from aif_jax.export.contents import open as open_model
-from aif_jax.output import progress as output
 from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
@@ -47,13 +46,15 @@ from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, 
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
 from aif_jax.refreshing.run import KEPT, MODEL, USERS
-from aif_jax.service.exports import DELTAS
+from aif_jax.service.models import DELTAS
 from aif_jax.store import sealed
 from aif_jax.store.folders import URL, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import expect_labels
 from aif_jax.train.step import TrainState
 from aif_jax.train.tasks import TASKS, Goals, Task
+from aif_jax.user_table import Written
+from aif_jax.user_table.table import check_future
 
 FORMAT = "aif_jax.follow/1"
 MOST_DELTAS = 1008  # of a chain, a week of ten minutes each: a service that starts reads them all
@@ -120,22 +121,26 @@ def follow(
     k: int | None = None,
     gate: GateConfig = GateConfig(),  # noqa: B008 frozen
     stop: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] | None = time.time,
     progress: bool = True,
 ) -> Followed:
     """Follows a stream of events: trains rows of the served model on micro-batches, and publishes each as a delta.
 
     The chain builds on the current export of the store, which `refresh` published. Events of the stream before the end of that
-    model's training are left out; each later one that is a sample is trained on exactly once, whenever the process is killed.
+    model's training are not trained on; each later one that is a sample is, exactly once, whenever the process is killed.
     When the store has another export, a new chain begins on that one, from the start of what the stream keeps.
 
     A micro-batch needs a whole batch to train on, and as many users to judge by as the gate wants; until then events wait. The
     newest samples are for the gate, and trained on by the next micro-batch. One that the gate refuses is left out of the chain,
     its events stay in the histories, and the next one goes on from the last published version.
 
+    Histories, and so published rows of users, have every event of the files and every one that came by the stream, once: an
+    event of the stream with the user, item, action and second of one in the files is that one.
+
     Args:
       stream: raw events by column, see `connectors.encode`; open it with `connectors.open_stream`.
-      events: files or tables of `read`, or a `Dataset` of the model's encoder: histories, of which the part before the end of
-        the model's training counts.
+      events: files or tables of `read`, or a `Dataset` of the model's encoder: histories. With rows of users in the export it
+        goes as far as they do: the files that `refresh` read, or newer ones.
       out: snapshot store of exports; the deltas go to the store OUT/deltas, see `aif-jax serve OUT --mirror DIR`.
       items, users: files or tables of `read`; None with a `Dataset`. Index rows are made from these items.
       work: local folder of the sealed micro-batches; default: OUT.follow next to a local `out`.
@@ -152,13 +157,18 @@ def follow(
       k: k of HR@k and the overlap over the catalogue; None judges by lists of candidates alone, which takes less time.
       gate: bounds, see `GateConfig`.
       stop: asked between two reads; True ends the call.
+      clock: seconds since 1970. A message with an event more than the encoder's `max_skew` (60 s) later than its own time is
+        rejected; one with an event so much later than this clock, whose time no broker confirms, ends the call. None takes any
+        time.
       progress: whether to show a line for each micro-batch.
 
     Raises:
       WriterConflict: another process follows there.
       FileNotFoundError: no export in the store.
       StreamError: messages that were not read yet are gone.
-      ValueError: an export that no refresh published, data or settings that do not fit, a chain of 1,008 deltas.
+      ClockError: events later than `clock`; the messages are read again by the next call.
+      ValueError: an export that no refresh published, data or settings that do not fit, a chain of 1,008 deltas; rows of users
+        in the export, and files that end before them.
     """
     where = str(out)
     expect(work is not None or not URL.match(where), "work", f"a local folder for the micro-batches of {where}", work)
@@ -185,7 +195,7 @@ def follow(
         arguments = {"root": root, "out": store.url, "task": repr(task), "tables": tables}
         with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
             chain = Chain.open(job, store, root, functools.partial(
-                _history, events, items, users, content=content, progress=progress), task=task, settings=settings,
+                _history, events, items, users, content=content, progress=progress), task=task, settings=settings, clock=clock,
             )  # fmt: skip
             began = chain.number
             moved = chain.run(stream, every=every, batches=batches, max_messages=max_messages, stop=stop)
@@ -200,11 +210,11 @@ def follow(
 class Arrivals:
     """Events of the stream under the encoder of the chain, in the order in which they came; a `Target` of a `Follower`.
 
-    Events of unknown users, and from before the chain, are left out.
+    Events of unknown users are left out, and of those from before the chain the ones that the files have.
     """
 
-    def __init__(self, encoder: Encoder, until: int):
-        self.encoder, self.until = encoder, until
+    def __init__(self, encoder: Encoder, until: int, log: EventLog, clock: Callable[[], float] | None):
+        self.encoder, self.until, self._log, self._clock = encoder, until, log, clock
         self._parts = [{name: np.zeros(0, np.int64 if name == "time" else np.int32) for name in COLUMNS}]
         self._used = np.zeros(0, bool)
         self.positions: dict[int, int] = {}
@@ -212,7 +222,12 @@ class Arrivals:
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """As `Target.apply`."""
-        parts = [self._encoded(change.table) for change in joined([entry.change for entry in entries])]
+        written, parts, done = by_event(entries)[1], [], 0
+        for change in joined([entry.change for entry in entries]):
+            expect(change.table is not None, "message", "events", "a deletion")
+            some = slice(done, done + change.table.num_rows)
+            parts.append(self._encoded(change.table, Written(*(leaf[some] for leaf in written))))
+            done = some.stop
         for part in parts:  # all are encoded before one is added
             self.add(part)
         self.positions[partition] = position
@@ -245,15 +260,31 @@ class Arrivals:
     def tick(self) -> None:
         """Nothing to save: a micro-batch does."""
 
-    def _encoded(self, table: Any) -> dict[str, np.ndarray]:
-        expect(table is not None, "message", "events", "a deletion")
+    def _encoded(self, table: Any, written: Written) -> dict[str, np.ndarray]:
         made, order = self.encoder.events(table)
+        stamped = np.asarray(made.time)
+        if self._clock is not None:
+            confirmed = Written(*(leaf[order] for leaf in written))
+            check_future(stamped, confirmed, clock=self._clock, skew=self.encoder.max_skew)
         name = self.encoder.columns.user
         user = self.encoder.vocabularies["user"].encode(as_ids(plain(column_of(table, name)), name))[order]
-        seconds = np.asarray(made.time).astype(np.int64) + STAMP_ZERO
-        counts = (user > 0) & (seconds >= self.until)
-        columns, like = {"user": user, "item": made.item, "action": made.action, "time": seconds}, self._parts[0]
-        return {each: np.asarray(column)[counts].astype(like[each].dtype) for each, column in columns.items()}
+        columns = {"user": user, "item": made.item, "action": made.action, "time": stamped.astype(np.int64) + STAMP_ZERO}
+        columns = {each: np.asarray(column).astype(self._parts[0][each].dtype) for each, column in columns.items()}
+        counts, early = user > 0, columns["time"] < self.until
+        counts[early] &= ~_among(self._log, {each: column[early] for each, column in columns.items()})
+        return {each: column[counts] for each, column in columns.items()}
+
+
+def _among(log: EventLog, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """bool [n] which events a log has."""
+    user, time = columns["user"], columns["time"]
+    start, end = log.history_end_at(user, time), log.history_end_at(user, time + 1)  # events of that second
+    found = np.zeros(len(user), bool)
+    for more in range(int((end - start).max(initial=0))):
+        at = np.minimum(start + more, end - 1)
+        same = (log.item[at] == columns["item"]) & (log.action[at] == columns["action"])
+        found |= (start + more < end) & same
+    return found
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -263,7 +294,7 @@ class Chain:
     job: Job
     store: SnapshotStore
     root: str
-    data: Dataset  # catalogue, users, and the events before the chain
+    data: Dataset  # catalogue, users, and the events of the files
     task: Task
     settings: FollowSettings
     with_users: bool
@@ -282,7 +313,7 @@ class Chain:
     @classmethod
     def open(
         cls, job: Job, store: SnapshotStore, root: str, history: Callable[[Trained], Dataset], *, task: Task | None,
-        settings: FollowSettings,
+        settings: FollowSettings, clock: Callable[[], float] | None,
     ) -> Chain:  # fmt: skip
         """The chain in a job, as far as it is sealed; what is sealed and not published is published."""
         record = job.step("current", functools.partial(_keep, store, root))
@@ -292,15 +323,17 @@ class Chain:
         data = history(trained)
         expect_labels(task, data, trained.config.objectives)
         expect(task.samples == "events", "follow task", "one whose samples are events", type(task).__name__)
-        before = data.log.time < record["until"]
-        log = EventLog.from_arrays(*(getattr(data.log, name)[before] for name in COLUMNS), users=data.log.users)
+        if record["users"] and data.log.time.max(initial=-1) < record["newest"]:
+            expected = f"files with the events in the rows of users of {root}, the last at {shown(record['newest'])}"
+            got = f"none after {shown(data.log.time.max(initial=0))}; give the files that refresh read, or newer ones"
+            raise ValueError(f"follow events: expected {expected}, got {got}")
         tables, optimizer = moving_tables(trained.config.schema, settings.tables), rows_optimizer(settings.learning_rate)
         loss = task.loss or Goals.of(trained.config.objectives)
         chain = cls(
-            job=job, store=store, root=root, data=dataclasses.replace(data, log=log), task=task, settings=settings,
+            job=job, store=store, root=root, data=data, task=task, settings=settings,
             with_users=record["users"], trained=trained, state=rows_state(trained.params, tables, optimizer),
             step=rows_step(trained.model, optimizer, loss=loss, tables=tables), tables=tables,
-            arrivals=Arrivals(trained.need_encoder("follow"), record["until"]),
+            arrivals=Arrivals(trained.need_encoder("follow"), record["until"], data.log, clock),
         )  # fmt: skip
         chain._resume()
         return chain
@@ -422,17 +455,25 @@ class Chain:
         return self.task.source(data, before=before, held_out=held_out, repeats=data.repeats)
 
     def _dataset(self) -> tuple[Dataset, np.ndarray]:
-        """The events before the chain and of the stream as one log, and the number of each in the stream, -1 for none."""
+        """The events of the files and of the stream as one log, and the number of each in the stream, -1 for none."""
         log, came = self.data.log, self.arrivals.columns
         columns = {name: np.concatenate([getattr(log, name), came[name]]) for name in COLUMNS}
         serial = np.concatenate([np.full(len(log), -1), np.arange(len(came["user"]))])
         order = np.lexsort((serial, columns["action"], columns["item"], columns["time"], columns["user"]))
-        whole = EventLog.from_arrays(*(columns[name][order] for name in COLUMNS), users=log.users)
-        return dataclasses.replace(self.data, log=whole), serial[order]
+        columns, serial = {name: column[order] for name, column in columns.items()}, serial[order]
+        # of equal events those of the files come first: each of them is the one of the stream that has its place
+        differs = np.any([np.diff(column) != 0 for column in columns.values()], axis=0)
+        first = np.maximum.accumulate(np.where(np.append(True, differs)[: len(serial)], np.arange(len(serial)), 0))
+        filed = np.bincount(first, serial < 0, minlength=len(serial)).astype(np.int64)[first]
+        place = np.arange(len(serial)) - first - filed  # among those of the stream
+        twice = (place >= 0) & (place < filed)
+        serial[(first + place)[twice]] = serial[twice]
+        whole = EventLog.from_arrays(*(columns[name][~twice] for name in COLUMNS), users=log.users)
+        return dataclasses.replace(self.data, log=whole), serial[~twice]
 
     def _waiting(self, data: Dataset, serial: np.ndarray) -> np.ndarray:
         """Positions of samples of the stream that are not used yet, by time."""
-        positions = self.task.positions(data, min_history=1, since=None, before=None)
+        positions = self.task.positions(data, min_history=1, since=self.arrivals.until, before=None)
         own = serial[positions]
         positions = positions[(own >= 0) & ~self.arrivals.used[own]] if len(self.arrivals) else positions[:0]
         return positions[np.lexsort((serial[positions], data.log.time[positions]))]
@@ -513,7 +554,7 @@ def _keep(store: SnapshotStore, root: str, partial: Path) -> dict[str, Any]:
     checkpoint.save(partial / MODEL, trained)
     remove_folder(partial / "fetched")
     line = f"{root}, version {trained.version[:12]}, trained until {shown(record['until'])}"
-    return {"line": line, "until": record["until"], "task": record["task"], "users": with_users}
+    return {"line": line, "users": with_users, **{name: record[name] for name in ("until", "newest", "task")}}
 
 
 def _history(

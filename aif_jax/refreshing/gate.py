@@ -9,7 +9,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -257,7 +257,7 @@ def judge_service(
 
     A pure function of the answer to `GET /metrics`: call it some minutes after a publish, and run `aif-jax rollback` where it
     returns a reason. Both versions must be in memory still (`serve --keep`, and a canary by share keeps both in use).
-    Calibration is no part of it: the service does not know outcomes.
+    Calibration needs outcomes, which the service does not have: see `judge_outcomes`.
 
     Args:
       text: metrics in the Prometheus text format; workers are added up.
@@ -298,6 +298,76 @@ def judge_service(
     if spent[1] and spent[0] > slowdown * spent[1]:
         times = f"a request takes {spent[0] / spent[1]:.2f} times as long as with the old version"
         reasons.append(f"{times}; bound: at most {slowdown:g} times")
+    return tuple(reasons)
+
+
+class ShownItems(NamedTuple):
+    """Items that a version showed, with what it predicted and what followed.
+
+    Attributes:
+      users: int64 [n], an integer for each user.
+      logits: float32 [n], of calibrated probabilities where the model has a calibration.
+      labels: float32 [n], 1 where the outcome followed, else 0.
+    """
+
+    users: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+def judge_outcomes(
+    new: ShownItems,
+    old: ShownItems,
+    *,
+    calibration: float = 0.2,
+    log_loss: float = 0.05,
+    users: int = 100,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> tuple[str, ...]:
+    """Why a version in service should be taken back, by what followed on the items that it and the version before showed.
+
+    Two figures, neither of which depends on how often the outcome follows: predicted over observed, and log-loss over the
+    entropy of the observed rate (normalized entropy, He et al. 2014, "Practical Lessons from Predicting Clicks on Ads at
+    Facebook"). A figure counts where it is worse by more than its bound and the interval over users leaves out no difference.
+    The hours of the two versions differ unless both serve at once (a canary by share).
+
+    Args:
+      new, old: items that each version showed, after the window of the outcome.
+      calibration: how much further from 1 predicted over observed may be, as a factor: 0.2 lets 1.1 become 1.32 or 0.76.
+      log_loss: what may be added to the normalized entropy.
+      users: users of each version that a verdict needs; with fewer, or without an outcome, there is none.
+      draws, level: see `metrics.user_interval`.
+
+    Returns:
+      Sentences: what, measured, bound; empty where the version may stay, or nothing can be said yet.
+
+    Example:
+      >>> user, label = np.arange(400), (np.arange(400) % 2).astype(np.float32)
+      >>> fair, high = (ShownItems(user, np.full(400, logit, np.float32), label) for logit in (0.0, 2.0))
+      >>> judge_outcomes(fair, high), judge_outcomes(high, fair, log_loss=1.0)
+      ((), ('predicted over observed is 1.76, of the old version 1.00; bound: at most 20% further from 1',))
+    """
+    if min(len(np.unique(shown.users)) for shown in (new, old)) < users or not (new.labels.any() and old.labels.any()):
+        return ()
+    found: list[dict[str, ByUser]] = []
+    for shown in (new, old):
+        made = metrics.probabilities_by_user(shown.logits, shown.labels, shown.users)
+        rate = np.float64(shown.labels.mean())
+        entropy = -rate * np.log(rate) - (1 - rate) * np.log1p(-rate) if rate < 1 else 1.0
+        loss = made["log_loss"]
+        found.append({"calibration": made["calibration"], "loss": loss._replace(values=loss.values / entropy)})
+    options: dict[str, Any] = {"draws": draws, "level": level}
+    ratio = metrics.paired_interval(found[0]["calibration"], found[1]["calibration"], ratio=True, **options)
+    added = metrics.paired_interval(found[0]["loss"], found[1]["loss"], **options)
+    now, before = (each["calibration"].mean for each in found)
+    reasons = []
+    if abs(np.log(now)) - abs(np.log(before)) > np.log1p(calibration) and not ratio.low <= 1 <= ratio.high:
+        figures = f"predicted over observed is {now:.2f}, of the old version {before:.2f}"
+        reasons.append(f"{figures}; bound: at most {calibration:.0%} further from 1")
+    if added.value > log_loss and added.low > 0:
+        figures = f"normalized entropy is {found[0]['loss'].mean:.3f}, of the old version {found[1]['loss'].mean:.3f}"
+        reasons.append(f"{figures}; bound: at most {log_loss:g} more")
     return tuple(reasons)
 
 

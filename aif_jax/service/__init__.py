@@ -4,7 +4,7 @@
     http.py  inference.py  rpc.py                 fronts: bytes in, bytes out
         tensors.py  calls.py                      one form of calls and problems for all of them
                   core.py                         `Service`: versions, limits, observers, answers
-    models.py  exports.py  features.py              versions of a folder or a store; what a call's user becomes
+    models.py  features.py                          versions of a folder or a store; what a call's user becomes
               log.py                              what an operator sees
     client.py  shards.py                          for callers
 

@@ -65,20 +65,16 @@ class Call:
     """One call of `rank`, `score` or `prepare`.
 
     Attributes:
-      user: raw id.
       candidates: to rank or score; None for `prepare`, or where they come in mini-batches.
       exclude: item ids [E] that are not ranked or scored, of the candidates' kind, see `Request.exclude`; None for none.
       k: how many of them `rank` answers with.
       order: name of the score expression, see `Request.order`; None takes the engine's.
       budget: seconds from arrival to answer; None takes the engine's.
-      feature_version: see `Request`.
       version: version of the model that must answer, as 64 hex digits or the first 8 or more; None for the one that serves.
       encoding: version of the encoder that made `features`; "" where the caller does not say.
       features: encoded features by dotted name, such as "history.item".
       record: raw user attributes by column.
-      events: raw events by column.
       now: time of the request in the time unit of the columns; None takes the clock.
-      id: id of the request, for logs.
     """
 
     user: int | str

@@ -37,8 +37,6 @@ class ServiceError(RuntimeError):
     """The service answered with an error.
 
     Attributes:
-      status: HTTP status code.
-      code: gRPC status code, such as "INVALID_ARGUMENT".
       field: field of the call that is wrong; "" where none is.
       retry_after: seconds to wait before another try; None where there is no use.
       counts: what the service says in numbers, such as "non_finite" where no candidate has a finite score.
@@ -59,13 +57,7 @@ class Client:
 
     Args:
       address: such as "http://127.0.0.1:8080".
-      token: bearer token.
-      timeout: seconds that an answer may take.
       trust: PEM file of the authority of an https address; None takes the system's.
-      retries: further tries of a call.
-
-    Attributes:
-      retried: further tries so far, of all calls.
 
     Raises:
       ValueError: retries below 0.
@@ -149,11 +141,7 @@ class Client:
             raise
 
     def receive(self, *, within: float | None = None) -> dict[str, Any]:
-        """The answer to what was sent last, once; raises as `post`, without another try.
-
-        Args:
-          within: seconds from now, in place of `timeout`.
-        """
+        """The answer to what was sent last, once; raises as `post`, without another try."""
         if within is not None and self._connection.sock is not None:
             self._connection.sock.settimeout(max(within, 1e-3))
         status, kind, body = self._read()

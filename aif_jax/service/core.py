@@ -90,8 +90,8 @@ class Policy:
     Attributes:
       limits: bounds of one call.
       max_age: seconds since the export of a model after which it counts as stale; None for no bound.
-      max_index_age, max_user_age: the same for the index, or for the rows of users, since they were written. The age of one
-        user's state has `ServingConfig.max_stale`.
+      max_index_age, max_user_age: seconds since the index, or the user table, was written, with the same effect. The age of
+        one user's state has `ServingConfig.max_stale`.
       when_stale: "degrade" marks the answers of a stale model, index or table, "refuse" answers UNAVAILABLE; both end
         readiness.
 
@@ -144,9 +144,7 @@ class Service:
     """Answers calls with the versions of a folder: `async with Service(models) as service: await service.rank(call)`.
 
     Args:
-      models: the versions.
       policy: limits and what to do with a stale model.
-      observers: observers of answers.
     """
 
     def __init__(self, models: Models, *, policy: Policy | None = None, observers: tuple[Observer, ...] = ()):
@@ -223,6 +221,7 @@ class Service:
 
     async def _score(self, call: Call) -> Reply[Scores]:
         served = self._picked(call)
+        _expect_order(call, served)
         request, given = self._request(call, served), candidates_from(call)
         with engine_checks():
             answer = self._marked(await served.engine.score(request, given), served)

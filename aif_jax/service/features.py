@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.connectors.fetch import DAMAGE, Reads, clock, encoded
+from aif_jax.connectors.records import DAMAGE, Reads, clock, encoded
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of
 from aif_jax.features import SINCE, check_user_features, user_layout

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.readers.sources import pyarrow
 from aif_jax.service import tensors
 from aif_jax.service.calls import Call, Limits, parse, problem_of
@@ -291,7 +291,6 @@ class Replay:
     """What a replay found.
 
     Attributes:
-      version: version of the model that replayed.
       records: that were scored again.
       skipped: others, by reason.
       fields: by name of the features: how many records have other values now than were logged, and the largest difference.
@@ -335,9 +334,6 @@ def replay(log: str | Path, folder: str | Path, *, config: ServingConfig | None 
 
     Args:
       log: file or folder that `RequestLog` wrote.
-      folder: an export, or exports with a file `current`.
-      config: config of the engine.
-      limit: records to read at most.
 
     Raises:
       FileNotFoundError, ValueError: no log, no export.
@@ -452,8 +448,7 @@ class Shadow:
     of another user state, they are not compared; `counters["shadow_degraded"]` counts them.
 
     Args:
-      version: finds the second version, at each call.
-      share: share of the calls, 0 to 1,.
+      share: share of the calls, 0 to 1.
       limit: calls that may be scored at once; others are dropped.
     """
 
@@ -516,10 +511,8 @@ class Traces:
     """
 
     def __init__(self, provider: Any = None):
-        try:
+        with needs_extra("traces need OpenTelemetry", "traces"):
             from opentelemetry import propagate, trace
-        except ImportError as error:
-            raise ImportError('traces need OpenTelemetry: pip install "aif_jax[traces]"') from error
         self._extract = propagate.extract
         self._within = trace.set_span_in_context
         self._tracer = trace.get_tracer("aif_jax.service", tracer_provider=provider)

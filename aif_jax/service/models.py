@@ -5,6 +5,14 @@ What nearline jobs write between two exports, and a service follows: snapshots o
 root/000001-0000000042/            a snapshot of `aif-jax index follow` or of a `UserTableWriter`; the newest one serves
 root/2026-11-26/000001-.../        the same for the export of that name, where several versions serve
 root/2026-11-26/users/             rows of users within the export of that name, as `aif.refresh` publishes them
+
+The served folder: one export, or several with a file `current` that says which of them serve; or the mirror of a store.
+
+    root/current            a line for each version that serves: FOLDER [sha256=DIGEST] [share=0.1]
+    root/2026-11-26/        an export, as `export.save` wrote it
+    root/deltas/NAME/       deltas that build on an export or on one another, in the order of their names
+
+The first line has the share that the others leave. The file is replaced by one rename, so a reader sees all of it or none.
 """
 
 from __future__ import annotations
@@ -16,28 +24,221 @@ import functools
 import hashlib
 import logging
 import math
+import re
+import shutil
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from aif_jax.connectors.fetch import Reads
-from aif_jax.connectors.records import FeatureSource
+from aif_jax.checks import expect
+from aif_jax.connectors.records import FeatureSource, Reads
+from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.valkey import open_client
 from aif_jax.export import Delta, Restored, restore
 from aif_jax.export.delta import Chain
 from aif_jax.index import ItemIndex
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
-from aif_jax.service.exports import DELTAS, ExportEntry, path_of, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.serving import AsyncPreRanker, ServingConfig
-from aif_jax.store.codec import Storage
+from aif_jax.store.folders import new_file
 from aif_jax.store.sealed import MANIFEST, is_complete
 from aif_jax.store.snapshots import snapshots
 from aif_jax.store.trained import Trained
 from aif_jax.user_table import RemoteRows, UserTable
 from aif_jax.user_table.rows import NONE
+
+CURRENT = "current"
+DELTAS = "deltas"
+"""Folder of the deltas, in a store of exports and in a served folder, see `export.Delta`."""
+CURRENT_BYTES = 1 << 16
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class ExportEntry(NamedTuple):
+    """One version that serves.
+
+    Attributes:
+      folder: name of the export within the served folder; "" for the served folder itself.
+      sha256: digest that `export.save` returned, which pins every byte; None takes any.
+      share: share of the users, 0 to 1; `publish` gives the rest to its first entry.
+    """
+
+    folder: str
+    sha256: str | None = None
+    share: float = 0.0
+
+
+def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
+    """The versions that serve: `only` one folder, or those in `current`, or the root where it is an export.
+
+    Raises:
+      FileNotFoundError: neither an export nor a file `current`.
+      ValueError: names that are no plain folder names, digests or shares that are none, shares of more than 1.
+    """
+    if only is not None:
+        expect(PLAIN.fullmatch(only), "--version", "the name of a folder of the served one", repr(only))
+        return [ExportEntry(only, share=1.0)]
+    if (root / MANIFEST).is_file():
+        return [ExportEntry("", share=1.0)]
+    try:
+        with (root / CURRENT).open("rb") as file:
+            text = file.read(CURRENT_BYTES + 1).decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{root}: expected an exported folder, or folders with a file {CURRENT!r}, got neither; write one: aif-jax export"
+        ) from None
+    return parse_current(text)
+
+
+def parse_current(text: str) -> list[ExportEntry]:
+    """The versions that a file `current` names; raises as `read_current`.
+
+    Example:
+      >>> parse_current("tuesday\\nwednesday share=0.25")
+      [ExportEntry(folder='tuesday', sha256=None, share=0.75), ExportEntry(folder='wednesday', sha256=None, share=0.25)]
+    """
+    entries = []
+    for line in text.splitlines():
+        folder, *words = line.split()[:4] or [""]
+        if not folder:
+            continue
+        settings: dict[str, str] = {name: value for name, _, value in (word.partition("=") for word in words)}
+        expect(PLAIN.fullmatch(folder), CURRENT, "names of folders", repr(folder[:80]))
+        expect(settings.keys() <= {"sha256", "share"}, CURRENT, "FOLDER [sha256=DIGEST] [share=SHARE]", repr(line[:120]))
+        digest, share = settings.get("sha256"), settings.get("share", "0")
+        expect(digest is None or DIGEST.fullmatch(digest), f"{CURRENT} {folder}", "a sha256 of 64 hex digits", repr(digest))
+        expect(re.fullmatch(r"0?\.\d+|[01](\.0*)?", share), f"{CURRENT} {folder}", "a share in [0, 1]", repr(share))
+        entries.append(ExportEntry(folder, digest, float(share)))
+    names = [entry.folder for entry in entries]
+    expect(entries and len(set(names)) == len(names), CURRENT, "different folders, at least one", names)
+    rest = 1.0 - sum(entry.share for entry in entries[1:])
+    expect(rest >= 0, CURRENT, "shares of at most 1 in all", 1.0 - rest)
+    return [entries[0]._replace(share=rest), *entries[1:]]
+
+
+def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
+    """Says which folders of `root` serve from now on; services that follow it load, verify and swap.
+
+    Args:
+      entries: folder names, or `ExportEntry`s with digest and share; the first has the share that the others leave.
+
+    Raises:
+      FileNotFoundError: a folder that is no export.
+      ValueError: as `read_current`.
+    """
+    root, lines = Path(root), []
+    for entry in (entry if isinstance(entry, ExportEntry) else ExportEntry(entry) for entry in entries):
+        if not (root / entry.folder / MANIFEST).is_file():
+            raise FileNotFoundError(f"{root / entry.folder}: expected an exported folder, got none; write one: aif-jax export")
+        words = [f"sha256={entry.sha256}"] if entry.sha256 else []
+        lines.append(" ".join([entry.folder, *words, *([f"share={entry.share:.6f}"] if entry.share and lines else [])]))
+    text = "\n".join(lines) + "\n"
+    parse_current(text)
+    with new_file(root / CURRENT) as partial:
+        partial.write_text(text)
+        partial.chmod(0o644)
+
+
+def path_of(root: Path, entry: ExportEntry) -> Path:
+    """The export of an entry; ValueError for a link, which could lead out of the root."""
+    path = root / entry.folder
+    expect(not entry.folder or not path.is_symlink(), str(path), "a folder", "a link")
+    return path
+
+
+logger = logging.getLogger(__name__)
+
+
+class Mirror:
+    """Downloads what is current in a store and names it in the folder's file `current`, at once and whenever it changes.
+
+    A snapshot is fetched whole and verified before it is named. What goes wrong is logged, and the versions before go on.
+
+    Args:
+      folder: local, made where it is missing; one process at a time mirrors into it.
+      only: name of the one export to fetch and keep, whatever is current; None follows the current one.
+
+    Example:
+      >>> import tempfile
+      >>> root = Path(tempfile.mkdtemp())
+      >>> (root / "export").mkdir()
+      >>> _ = (root / "export" / "manifest.json").write_text("{}")
+      >>> store = SnapshotStore(root / "store")
+      >>> name = store.publish(root / "export")
+      >>> mirror = Mirror(store, root / "here")
+      >>> mirror.update() == name, (root / "here" / "current").read_text() == name + "\\n"
+      (True, True)
+    """
+
+    def __init__(
+        self, store: SnapshotStore, folder: str | Path, *, keep: int = 3, poll: float = 1.0, only: str | None = None
+    ):
+        expect(keep >= 1, "keep", "at least 1", keep)
+        expect(poll > 0, "poll", "more than 0 seconds", poll)
+        self.store, self.folder, self.failures = store, Path(folder), 0
+        self._keep, self._poll, self._only = keep, poll, only
+        self._name: str | None = None
+        self._deltas, self._delta = store.below(DELTAS), None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def update(self) -> str:
+        """Fetches the current export, if it is another one, and deltas that are new; returns the name of the export.
+
+        Raises what `SnapshotStore.fetch` raises.
+        """
+        if self._name is None or (self._only or self.store.current()) != self._name:
+            fetched = self.store.fetch(self.folder, self._only)
+            publish(self.folder, [fetched.name])
+            self._name = fetched.name
+            self._remove_old()
+        if (newest := self._deltas.current()) != self._delta:
+            there, names = self.folder / DELTAS, self._deltas.names()
+            for name in names:
+                self._deltas.fetch(there, name)
+            for name in set(self._deltas.names_in(there)) - set(names):
+                shutil.rmtree(there / name, ignore_errors=True)
+            self._delta = newest
+        return self._name
+
+    def __enter__(self) -> Mirror:
+        """Fetches what is current and follows in a thread. Raises as `update` where an earlier mirror left nothing to serve."""
+        try:
+            self.update()
+        except Exception as error:
+            if not (self.folder / CURRENT).is_file():
+                raise
+            self._failed(error)
+        self._thread = threading.Thread(target=self._follow, name="aif-mirror", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._poll):
+            try:
+                self.update()
+            except Exception as error:  # of a store that is elsewhere: what serves goes on
+                self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        logger.error("%s: not fetched, the versions before go on: %s: %s", self.store.url, type(error).__name__, error)
+
+    def _remove_old(self) -> None:
+        """Removes exports of the store beyond `keep`; those that serve are in memory."""
+        names = sorted(name for name in self.store.names_in(self.folder) if name != self._name)
+        for name in names[: max(0, len(names) - (self._keep - 1))]:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
 
 USERS = "users"
 
@@ -73,16 +274,18 @@ class Written(NamedTuple):
         return max(0.0, time.time() - self.seconds)
 
 
+class NoSnapshot(FileNotFoundError):
+    """A nearline job that has written nothing yet."""
+
+
 def newest(root: Path, folder: str, *, inside: str = "") -> Path:
-    """The newest snapshot for the export in `folder`, first that `inside` the export. FileNotFoundError where there is none."""
+    """The newest snapshot for the export in `folder`, first that `inside` the export. NoSnapshot where there is none."""
     for place in (*([root / folder / inside] if inside else []), root / folder, root):
         if is_complete(place):
             return place
         if found := snapshots(place):
             return found[-1]
-    raise FileNotFoundError(
-        f"{root}: expected snapshots of {folder or 'the export'} or of every version, got none; start the job"
-    )
+    raise NoSnapshot(f"{root}: expected snapshots of {folder or 'the export'} or of every version, got none; start the job")
 
 
 def newer(kind: type[Table], root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[Table, Written] | None:
@@ -95,14 +298,6 @@ def newer(kind: type[Table], root: Path, folder: str, before: Written | None, tr
     return table, Written(path, seconds if before is None else max(seconds, before.seconds), positions)
 
 
-def table_in(server: str, trained: Trained, *, storage: Storage) -> UserTable:
-    """Rows of a model's users in a server, `redis://HOST:PORT/DATABASE`. Raises ImportError without its client."""
-    client = open_client(server, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
-    table = UserTable(trained, storage=storage)
-    table.rows = RemoteRows(client, version=trained.version, width=table.row_bytes // 4)
-    return table
-
-
 def progress_in(table: UserTable) -> Written | None:
     """How far the rows in a server are; None before the first one. Raises what its client raises."""
     assert isinstance(table.rows, RemoteRows)
@@ -111,9 +306,8 @@ def progress_in(table: UserTable) -> Written | None:
     return Written(None, min(each.seconds for each in found.values()), positions) if found else None
 
 
-logger = logging.getLogger(__name__)
 LEAST_PREFIX = 8  # digits of a version that a caller may give in place of all 64
-LONGEST_WAIT = 60.0  # seconds between two tries of a version that cannot be loaded
+LONGEST_WAIT = 60.0  # seconds between two tries of what cannot be taken over
 
 
 @dataclasses.dataclass(eq=False)
@@ -130,6 +324,7 @@ class Served:
     index_from: Written | None = None  # the nearline snapshot of the index; None for that of the export
     table_from: Written | None = None  # the nearline job of users' rows; None for none, or for rows of unknown age
     deltas: int = 0  # that it has on top of the export
+    waits: bool = False  # for the first index of a nearline job
 
     @property
     def version(self) -> str:
@@ -159,14 +354,22 @@ class Served:
         return math.inf if self.table_from is None else self.table_from.age
 
 
+class Failing(NamedTuple):
+    """What could not be taken over."""
+
+    text: str
+    wait: float  # seconds between the last try and the next one
+    until: float  # when it is tried again, by the monotonic clock
+
+
 class Models:
     """The versions that a folder says, used from the event loop's thread.
 
     Args:
-      root: an export, or exports with a file `current`.
       config: config of every engine; its score expressions come on top of those of the export.
-      only: name of the one folder to serve, whatever `current` says.
-      keep: versions in memory that callers may still name after they were replaced, those that serve among them.
+      only: name of the one folder to serve, whatever `current` says; deltas on it are applied.
+      keep: versions in memory that callers may still name after they were replaced, those that serve among them; of as many
+        exports the newest version stays, however many deltas followed.
       source: source of features, for calls that bring an id alone.
       source_timeout: seconds for one read of the source; None leaves it to the source and to `ServingConfig.callable_timeout`.
       nearline: where jobs write newer indexes, and rows of users for calls that bring an id alone.
@@ -189,26 +392,22 @@ class Models:
         self.config = config or ServingConfig()
         self.held: list[Served] = []  # the latest first
         self.shares: list[tuple[float, Served]] = []  # that serve, with their shares of the users
-        self.problem: str | None = None  # of the latest version that could not be loaded
         self.publishes = self.failures = 0
         self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
         self._only, self._keep, self._poll = only, max(1, keep), poll
         self._nearline = nearline or Nearline()
         self._chain = Chain(self.root / DELTAS)
-        self._entries: list[ExportEntry] = []
+        self._entries: list[ExportEntry] = []  # that serve
+        self._wanted: list[ExportEntry] = []
+        self._failing: dict[tuple[Any, ...], Failing] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._follower: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Loads what serves and begins to follow. Raises what `restore` raises, or ValueError for an export without index."""
         await self._serve(read_current(self.root, only=self._only))
-        try:
-            await self._catch_up()
-        except Exception as error:  # of an index or a delta that comes later: those of the export serve
-            self._failed(error)
-        moves = self._only is None and self._entries[0].folder
-        if moves or self._nearline != Nearline():
-            self._follower = asyncio.get_running_loop().create_task(self._follow())
+        await self._catch_up()
+        self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     async def close(self) -> None:
         """Stops following, and drains every engine."""
@@ -254,15 +453,20 @@ class Models:
         table, table_from = await asyncio.to_thread(self._table, entry, restored)
         storage = self.config.user_storage if table is None else table.storage
         serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders), user_storage=storage)
-        users = UserSource(config.schema, config.history_length, trained.encoder, self.reads, table, serving.since_lengths)
         same = before is not None and before.restored.trained.config == config and before.engine.config == serving
-        like = before.engine if before is not None and same else None
-        engine = AsyncPreRanker(
-            trained, restored.index,
-            features=users.fetch, config=serving, compiled_from=like,
-        )  # fmt: skip
-        await engine.__aenter__()
+        engine, users = await self._engine(restored, table, serving, before.engine if before is not None and same else None)
         return Served(entry, restored, engine, users, exported, time.time(), difference, table_from=table_from)
+
+    async def _engine(
+        self, restored: Restored, table: UserTable | None, config: ServingConfig, like: AsyncPreRanker | None
+    ) -> tuple[AsyncPreRanker, UserSource]:
+        """A warm engine with the compiled functions of one like it, and its source of users."""
+        trained = restored.trained
+        schema, length = trained.config.schema, trained.config.history_length
+        users = UserSource(schema, length, trained.encoder, self.reads, table, config.since_lengths)
+        engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=like)
+        await engine.__aenter__()
+        return engine, users
 
     def _table(self, entry: ExportEntry, restored: Restored) -> tuple[UserTable | None, Written | None]:
         """The rows of a version's users, without which it is not served where there is to be such a table."""
@@ -270,7 +474,9 @@ class Models:
         if users is None:
             return None, None
         if isinstance(users, str):
-            table, written = table_in(users, restored.trained, storage=self.config.user_storage or "float32"), None
+            client = open_client(users, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
+            table, written = UserTable(restored.trained, storage=self.config.user_storage or "float32"), None
+            table.rows = RemoteRows(client, version=table.version, width=table.row_bytes // 4)
             with contextlib.suppress(Exception):  # of a server that is away, as `_refresh` will say
                 written = progress_in(table)
             return table, written
@@ -278,28 +484,75 @@ class Models:
         assert found is not None
         return found
 
-    async def _apply_deltas(self) -> None:
-        """Moves each version that serves to the end of the chain that builds on it. Raises what `Delta.apply` raises."""
-        for place in range(len(self.shares)):
-            served = self.shares[place][1]
-            root = served.restored.manifest["version"]
-            deltas = await asyncio.to_thread(self._chain.on, root)
-            if deltas and self._nearline.index is not None:
-                got = "that of a nearline job; publish a full refresh, or start the service without --index"
-                raise ValueError(f"{next(iter(deltas.values()))}: expected the index of the export under a delta, got {got}")
-            versions = [root, *deltas]
-            if served.version not in versions:  # another chain began on the export
-                served = self._take(place, await self.load(served.entry))
-            if paths := [deltas[version] for version in versions[versions.index(served.version) + 1 :]]:
-                served = self._take(place, await self._moved(served, paths))
-                logger.info("version %s of %s serves, delta %d", served.version[:12], served.entry.folder, served.deltas)
+    @property
+    def problem(self) -> str | None:
+        """What could not be taken over; None where everything could."""
+        return "; ".join(failing.text for failing in self._failing.values()) or None
+
+    async def _try(self, what: tuple[Any, ...], step: Callable[..., Awaitable[None]], *args: Any, each: bool = False) -> None:
+        """Takes one thing over. Where that fails, what was there before serves, and this alone is tried less often.
+
+        Args:
+          what: the thing.
+          each: tries at every look, and says the same error less often.
+        """
+        failing = self._failing.get(what)
+        due = failing is None or time.monotonic() >= failing.until
+        if not due and not each:
+            return
+        try:
+            await step(*args)
+            self._failing.pop(what, None)
+        except Exception as error:  # of folders that others write
+            text = f"{type(error).__name__}: {error}"
+            if due or failing is None or failing.text != text:
+                wait = min(2 * (self._poll if failing is None else failing.wait), LONGEST_WAIT)
+                self._failing[what] = Failing(text, wait, time.monotonic() + wait)
+                self.failures += 1
+                logger.error("%s: not taken over, what was there before serves: %s", self.root, text)
 
     async def _catch_up(self) -> None:
-        """Applies deltas, and takes over what nearline jobs wrote, whatever became of the deltas."""
-        try:
-            await self._apply_deltas()
-        finally:
-            await self._refresh()
+        """Applies deltas, and takes over what nearline jobs wrote, each for each version that serves."""
+        for place in range(len(self.shares)):
+            for step in (self._apply_deltas, self._newer_index, self._newer_users):
+                await self._try((step.__name__, self.shares[place][1].entry.folder), step, place)
+
+    async def _apply_deltas(self, place: int) -> None:
+        """Moves a version that serves to the end of the chain that builds on it, or as far as the deltas can be applied.
+
+        An entry that pins the digest of its export serves just that. Raises what `Delta.load` and `Delta.apply` raise.
+        """
+        served = self.shares[place][1]
+        root = served.restored.manifest["version"]
+        deltas = {} if served.entry.sha256 is not None else await asyncio.to_thread(self._chain.on, root)
+        if not deltas and not served.deltas:
+            return
+        what, flag = "index", "--index" if self._nearline.index is not None else None
+        if served.users.table is not None and not self._within_export(served):
+            what, flag = "users' rows", "--user-table"
+        if flag is not None:
+            out = f"publish a full refresh, or start the service without {flag}"
+            where = next(iter(deltas.values()), self._chain.folder)
+            raise ValueError(f"{where}: expected the {what} of the export under a delta, got that of a nearline job; {out}")
+        if deltas and served.version not in (root, *deltas):  # another chain began on the export
+            served = self._take(place, await self.load(served.entry))
+        if rest := await asyncio.to_thread(self._chain.on, served.version):
+            moved, error = await self._moved(served, list(rest.values()))
+            if moved is not None:
+                served = self._take(place, moved)
+                logger.info("version %s of %s serves, delta %d", served.version[:12], served.entry.folder, served.deltas)
+            if error is not None:
+                raise error
+        if not deltas:
+            got = f"none that builds on {root[:12]}; publish a full refresh, because a restart serves without deltas"
+            raise ValueError(f"{self._chain.folder}: expected the first delta under {served.version[:12]}, got {got}")
+
+    def _within_export(self, served: Served) -> bool:
+        """Whether the rows of users are those that were published within the export, which its deltas follow."""
+        written, export = served.table_from, path_of(self.root, served.entry)
+        return written is not None and written.path is not None and (export / USERS).resolve() in (
+            path := written.path.resolve(), *path.parents
+        )  # fmt: skip
 
     def _take(self, place: int, served: Served) -> Served:
         """Serves a version in place of another one of the same export."""
@@ -310,47 +563,59 @@ class Models:
         self._close_old()
         return served
 
-    async def _moved(self, served: Served, paths: Sequence[Path]) -> Served:
-        """The version behind some deltas, in an engine with the same compiled functions; the one before serves until then."""
+    async def _moved(self, served: Served, paths: Sequence[Path]) -> tuple[Served | None, Exception | None]:
+        """The version behind some deltas, and why the others could not be applied; the one before serves until then."""
 
-        def apply() -> tuple[int, Restored, UserTable | None]:
-            number, parts = 0, (served.restored.trained, served.restored.index, served.users.table)
-            for delta in [Delta.load(path) for path in paths]:  # all are read before one moves the index
-                number, parts = delta.number, delta.apply(*parts)
-            trained, index, table = parts
-            return number, dataclasses.replace(served.restored, trained=trained, index=index), table
+        def apply() -> tuple[Any, tuple[int, float] | None, Exception | None]:
+            parts, last = (served.restored.trained, served.restored.index, served.users.table), None
+            for path in paths:  # one in memory at a time
+                try:
+                    delta = Delta.load(path)
+                    parts = delta.apply(*parts)
+                except Exception as error:
+                    return parts, last, error
+                last = delta.number, (path / MANIFEST).stat().st_mtime
+            return parts, last, None
 
-        number, restored, table = await asyncio.to_thread(apply)
-        trained, config = restored.trained, served.engine.config
-        users = UserSource(
-            trained.config.schema, trained.config.history_length, trained.encoder, self.reads, table, config.since_lengths
-        )
-        engine = AsyncPreRanker(
-            trained, restored.index,
-            features=users.fetch, config=config, compiled_from=served.engine,
-        )  # fmt: skip
-        await engine.__aenter__()
-        written = (paths[-1] / MANIFEST).stat().st_mtime
-        return dataclasses.replace(
-            served, restored=restored, engine=engine, users=users, exported=written, loaded=time.time(), deltas=number
-        )
+        (trained, index, table), last, error = await asyncio.to_thread(apply)
+        if last is None:
+            return None, error
+        restored = dataclasses.replace(served.restored, trained=trained, index=index)
+        engine, users = await self._engine(restored, table, served.engine.config, served.engine)
+        changes: dict[str, Any] = {"deltas": last[0], "exported": last[1], "loaded": time.time()}
+        return dataclasses.replace(served, restored=restored, engine=engine, users=users, **changes), error
 
-    async def _refresh(self) -> None:
-        """Takes over newer snapshots of nearline jobs. Raises what `newer` raises."""
-        index, users = self._nearline.index, self._nearline.users
-        for _, served in self.shares:
-            folder = served.entry.folder
-            if index is not None:
-                found = await asyncio.to_thread(newer, ItemIndex, index, folder, served.index_from, served.restored.trained)
-                if found is not None:
-                    await served.engine.update_index(found[0])
-                    served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
-            if isinstance(users, str) and served.users.table is not None:
-                served.table_from = await asyncio.to_thread(progress_in, served.users.table)
-            elif isinstance(users, Path):
-                rows = await asyncio.to_thread(newer, UserTable, users, folder, served.table_from, served.restored.trained)
-                if rows is not None:
-                    served.users.table, served.table_from = rows
+    async def _newer_index(self, place: int) -> None:
+        """Takes over the newest index of a nearline job, once there is one. Raises what `newer` raises."""
+        served, root = self.shares[place][1], self._nearline.index
+        if root is None:
+            return
+        try:
+            found = await asyncio.to_thread(
+                newer, ItemIndex, root, served.entry.folder, served.index_from, served.restored.trained
+            )
+        except NoSnapshot as error:
+            if served.index_from is not None:
+                raise
+            if not served.waits:
+                served.waits = True
+                logger.warning("%s; until then the index of the export serves", error)
+            return
+        if found is not None:
+            await served.engine.update_index(found[0])
+            served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
+
+    async def _newer_users(self, place: int) -> None:
+        """Takes over the newest rows of users, or how far those in a server are. Raises what `newer` raises."""
+        served, users = self.shares[place][1], self._nearline.users
+        if isinstance(users, str) and served.users.table is not None:
+            served.table_from = await asyncio.to_thread(progress_in, served.users.table)
+        elif isinstance(users, Path):
+            rows = await asyncio.to_thread(
+                newer, UserTable, users, served.entry.folder, served.table_from, served.restored.trained
+            )
+            if rows is not None:
+                served.users.table, served.table_from = rows
 
     def _restore(self, entry: ExportEntry, before: Served | None) -> tuple[Restored, float, float]:
         path = path_of(self.root, entry)
@@ -359,49 +624,48 @@ class Models:
 
     async def _serve(self, entries: Sequence[ExportEntry]) -> None:
         """Swaps to these versions, all of them or none."""
-        known = {(served.entry.folder, served.entry.sha256): served for served in reversed(self.held)}  # the latest of each
+        known = {served.entry[:2]: served for served in reversed(self.held)}  # the latest of each
         loaded: list[Served] = []
         try:
             for entry in entries:
-                loaded.append(known.get((entry.folder, entry.sha256)) or await self.load(entry))
+                loaded.append(known.get(entry[:2]) or await self.load(entry))
         except BaseException:
             await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
             raise
         self.shares = [(entry.share, served) for entry, served in zip(entries, loaded, strict=True)]
-        self._entries = list(entries)
+        self._entries = self._wanted = list(entries)
         self.held = loaded + [served for served in self.held if served not in loaded]
         self.publishes += 1
-        self.problem = None
+        self._failing.clear()
         for served in loaded:
             logger.info("version %s of %s serves", served.version[:12], served.entry.folder or self.root)
         self._close_old()
 
     def _close_old(self) -> None:
-        """Drains the engines of versions beyond `keep`."""
-        serving = [served for _, served in self.shares]
-        while len(self.held) > max(self._keep, len(serving)):
-            task = asyncio.get_running_loop().create_task(self.held.pop().engine.close())
+        """Drains the engines beyond the last `keep` versions and the newest one of each of the last `keep` exports."""
+        keep = max(self._keep, len(self.shares))
+        latest = list(dict.fromkeys(served.entry[:2] for served in self.held))[:keep]
+        newest = {served.entry[:2]: served for served in reversed(self.held)}
+        kept = {*self.held[:keep], *(newest[entry] for entry in latest)}
+        for served in [served for served in self.held if served not in kept]:
+            self.held.remove(served)
+            task = asyncio.get_running_loop().create_task(served.engine.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     async def _follow(self) -> None:
-        wait = self._poll
         while True:
-            await asyncio.sleep(wait)
-            try:
-                entries = await asyncio.to_thread(read_current, self.root, only=self._only)
-                if entries != self._entries:
-                    await self._serve(entries)
-                await self._catch_up()
-                wait, self.problem = self._poll, None
-            except Exception as error:  # of folders that others write: what serves goes on
-                wait = min(2 * wait, LONGEST_WAIT)
-                self._failed(error)
+            await asyncio.sleep(self._poll)
+            await self._try((CURRENT,), self._read, each=True)
+            if self._wanted != self._entries:
+                await self._try((CURRENT, *self._wanted), self._serve, self._wanted)
+            await self._catch_up()
 
-    def _failed(self, error: Exception) -> None:
-        self.failures += 1
-        self.problem = f"{type(error).__name__}: {error}"
-        logger.error("%s: not taken over, what was there before serves: %s", self.root, self.problem)
+    async def _read(self) -> None:
+        """Looks at what should serve; a failure of other entries is over."""
+        self._wanted = await asyncio.to_thread(read_current, self.root, only=self._only)
+        for what in [what for what in self._failing if what[0] == CURRENT and list(what[1:]) != self._wanted]:
+            del self._failing[what]
 
     def status(self) -> list[dict[str, Any]]:
         """What is in memory, for the page."""

@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, needs_extra
 from aif_jax.service.core import Service
 from aif_jax.service.http import App, Handler
 
@@ -71,7 +71,6 @@ def bounded(base: Any, *, connections: int) -> Any:
     """The class of connections, from uvicorn's `HttpToolsProtocol`, with the budgets of this module.
 
     Args:
-      base: uvicorn's class.
       connections: open at once. With one more the connection that has waited longest for its caller is closed: for a request,
         for the rest of a head or of a body. One whose call is in flight is never closed for another.
     """
@@ -271,21 +270,13 @@ async def listening(
 ) -> AsyncIterator[dict[str, Any]]:
     """Serves a service that has started; yields the addresses, and drains at the end of the block.
 
-    Args:
-      service: that answers.
-      where: to listen.
-      routes: further HTTP routes, see `App`.
-      grpc: `rpc.start`; None serves no gRPC.
-
     Raises:
       ImportError: uvicorn or grpc is missing; names the extra.
       OSError: a port is taken.
     """
-    try:
+    with needs_extra("a service needs uvicorn and httptools", "service"):
         import uvicorn
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    except ImportError as error:
-        raise ImportError('a service needs uvicorn and httptools: pip install "aif_jax[service]"') from error
 
     class Quiet(uvicorn.Server):
         """Signals are those of the process, which drains."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect
-from aif_jax.output.progress import hidden
+from aif_jax.output import hidden
 from aif_jax.service import inference, rpc
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.inference import InferenceRest, InferenceRpc

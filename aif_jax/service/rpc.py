@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, unknown_fields
 
+from aif_jax.checks import needs_extra
+from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Call, Failure, Limits, candidates_of, parse, reported
 from aif_jax.service.core import Reply, Service, rank_fields, score_fields
 from aif_jax.service.log import PARENT
@@ -22,7 +24,8 @@ from aif_jax.serving import Candidates, DeadlineExceeded, Ranking, Scores
 PACKAGE = "aif_jax.v1"
 INFERENCE = "inference"
 DESCRIPTORS = Path(__file__).parent / "stubs" / "service.binpb"
-DTYPES = {"int32": np.dtype("<i4"), "float32": np.dtype("<f4"), "bool": np.dtype("?")}
+DATATYPES = {"int32": "INT32", "float32": "FP32", "bool": "BOOL"}
+"""The protocol's names of the dtypes of features, see `tensors`."""
 PACKED = {"Candidates": {"ids", "bids"}, "RankResponse": {"scores", "logits"}, "ScoreResponse": {"logits", "known"}}
 """Arrays of the messages: what protobuf sends of them is what NumPy has in memory."""
 
@@ -70,12 +73,6 @@ def call_of(given: Any, limits: Limits, *, budget: float | None) -> Call:
         if len(given.exclude.ids) or given.exclude.texts or given.exclude.bids:
             fields["exclude"] = _excluded(given.exclude)
     return parse(fields, limits)
-
-
-def candidates_in(given: Any, limits: Limits) -> Candidates:
-    """The candidates of one message of a stream; raises BadCall."""
-    fields = _candidates(given.candidates)
-    return candidates_of(fields["candidates"], fields.get("bids"), limits)
 
 
 def rank_response(reply: Reply[Ranking], call_id: str) -> Any:
@@ -170,18 +167,10 @@ def _column(column: Any, name: str) -> Any:
 
 
 def _tensor(tensor: Any, name: str) -> np.ndarray:
-    dtype, shape = DTYPES.get(tensor.dtype), list(tensor.shape)
-    if dtype is None or len(shape) > 4 or any(size < 0 for size in shape):
-        expected = f"a dtype among {', '.join(DTYPES)} and sizes of 0 or more"
-        raise BadCall(f"features.{name}", f"expected {expected}, got {tensor.dtype!r:.40} and {shape[:5]}")
-    count = 1
-    for size in shape:
-        count *= size
-    if len(tensor.data) != count * dtype.itemsize:
-        raise BadCall(f"features.{name}", f"expected {count * dtype.itemsize} bytes for {shape}, got {len(tensor.data)}")
-    if dtype.kind == "b" and tensor.data.translate(None, b"\0\1"):
-        raise BadCall(f"features.{name}", f"expected bytes 0 and 1 of a bool, got {tensor.data[:8]!r}")
-    return np.frombuffer(tensor.data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    field, kind = f"features.{name}", DATATYPES.get(tensor.dtype)
+    if kind is None:
+        raise BadCall(field, f"expected a dtype among {', '.join(DATATYPES)}, got {tensor.dtype!r:.40}")
+    return tensors.from_bytes(field, kind, tensors.expect_shape(field, kind, list(tensor.shape)), tensor.data)
 
 
 PRE_RANKING = f"{PACKAGE}.PreRanking"
@@ -240,7 +229,8 @@ class PreRanking:
                 if len(batch.ids):
                     yield batch
                 raw = await anext(parts, None)
-                batch = None if raw is None else candidates_in(read(name, raw), self._limits)
+                fields = {} if raw is None else _candidates(read(name, raw).candidates)
+                batch = candidates_of(fields["candidates"], fields.get("bids"), self._limits) if fields else None
 
         return rank_response(await self._service.rank(call, batches=batches()), call.id)
 
@@ -251,20 +241,16 @@ async def start(
     """Starts gRPC with health and reflection; returns the port and `stop(seconds)`, which waits for calls in flight.
 
     Args:
-      service: that answers.
-      where: to listen.
       more: methods of further services, by full name, as `PreRanking.methods` gives them.
 
     Raises:
       ImportError: grpc is missing.
       OSError: the port is taken.
     """
-    try:
+    with needs_extra("gRPC needs grpcio", "grpc"):
         import grpc
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
         from grpc_reflection.v1alpha import reflection, reflection_pb2
-    except ImportError as error:
-        raise ImportError('gRPC needs grpcio: pip install "aif_jax[grpc]"') from error
 
     token = None if where.token is None else f"Bearer {where.token}".encode()
 

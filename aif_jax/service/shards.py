@@ -54,7 +54,6 @@ class ShardedClient:
       missing: "refuse" raises `ShardsMissing` where a shard does not answer, "degrade" answers with the items of the others,
         `degraded` and with the reason.
       timeout: seconds that the answers of all shards may take; a connection that is not open may take as long before.
-      token, trust, retries: see `Client`.
 
     Raises:
       ValueError: no address.

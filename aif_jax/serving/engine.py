@@ -37,13 +37,11 @@ class AsyncPreRanker:
     call never returns, and nothing that it raises ends the loop or another request.
 
     Args:
-      trained: model to serve.
       index: `ItemIndex` of the same version.
       features: `features(request) -> UserFeatures`, async or not.
       retrieval: `retrieval(request) ->` item ids [C], or `Candidates`, or an async iterator of either (mini-batches, each
         scored while the next is on its way); async or not. Ids of one request are all integers or all strings. None for engines
         whose callers bring the candidates.
-      config: config of the engine.
       compiled_from: an engine of an equal model config and serving config, whose compiled functions this one uses again.
       states: a cache of user states that replicas share, behind the engine's own; for requests with a feature version.
 
@@ -142,8 +140,6 @@ class AsyncPreRanker:
         their version, which is freed when the last one completes.
 
         Args:
-          trained: model of the same config.
-          index: `ItemIndex` of the same version.
           orders: score expressions by name in place of those so far, see `ServingConfig.orders`; the model may stay the same.
 
         Raises:
@@ -224,9 +220,7 @@ class AsyncPreRanker:
         """Logits of candidates that the caller has, all of them, in their order.
 
         Args:
-          request: a `Request`, or a bare user id.
           candidates: item ids [C], or `Candidates`, or an async iterator of either; the user function runs once.
-          budget: see `rank`.
 
         Raises what `rank` raises.
         """

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from aif_jax.checks import needs_extra
 from aif_jax.schema import Schema
 from aif_jax.store.codec import Layout
 from aif_jax.types import Streamed, UserFeatures
@@ -156,11 +157,8 @@ def prometheus_text(
 
     Args:
       metrics: metrics of one engine, `AsyncPreRanker.metrics()`, or of another part that has counters and gauges by name, such
-        as
-        `connectors.Follower.metrics()`.
+        as `connectors.Follower.metrics()`.
       by_version: metrics of several engines; their samples get the label `version`.
-      gauges, counters: further samples by name.
-      labels: that every sample gets.
 
     Raises:
       ImportError: prometheus-client is not there.
@@ -180,7 +178,6 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
 
     Args:
       read: what `prometheus_text` takes, called for every scrape, such as `Follower.metrics` or `AsyncPreRanker.metrics`.
-      port, host: to bind.
 
     Raises:
       ImportError: prometheus-client is not there.
@@ -197,10 +194,8 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
 
 
 def _client() -> Any:
-    try:
+    with needs_extra("metrics for Prometheus need prometheus-client", "metrics"):
         import prometheus_client
-    except ImportError as error:
-        raise ImportError('metrics for Prometheus need prometheus-client: pip install "aif_jax[metrics]"') from error
     return prometheus_client
 
 

@@ -14,12 +14,14 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr, Literal
 
 from aif_jax.checks import expect
 from aif_jax.config import Config
@@ -210,7 +212,7 @@ class Programs:
         # The least share of a compiled size that must be filled: one by one, a place to spare costs as much as a request.
         self.full = 1.0 if self.one_by_one else 0.75
         self.batchers: weakref.WeakSet[Any] = weakref.WeakSet()  # whose work shares the device
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiled: dict[Any, tuple[Callable[..., Any], list[int]]] = {}  # with the places of the parameters that it reads
         self._constants: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
@@ -224,8 +226,8 @@ class Programs:
         )
 
     def user(self, params: Params, layout: HistoryLayout, count: int = 1) -> Callable[..., Any]:
-        """The compiled user function for `count` histories of one layout: (params, packed features [count, n]) -> states,
-        each of them one array.
+        """The compiled user function of these parameters for `count` histories of one layout: packed features [count, n] ->
+        states, each of them one array.
         """
         specs = self.specs(layout)
         packed = jax.ShapeDtypeStruct((count, sum(spec.size for spec in jax.tree.leaves(specs))), np.int32)
@@ -243,7 +245,7 @@ class Programs:
             states = self._each(user, packed)
             return tuple(jax.tree.map(itemgetter(place), states) for place in range(count))
 
-        return self._get("user", users, (params, packed), of=specs)
+        return self._get("user", users, params, (packed,), of=specs)
 
     def plain(self, features: UserFeatures, *, version: str, encoding: str) -> UserFeatures:
         """Features of one user, checked, as NumPy arrays without names of versions, which no compiled function depends on.
@@ -270,15 +272,15 @@ class Programs:
     def score(
         self, params: Params, states: tuple[Any, ...], index: Any, bucket: int, orders: Orders | None = None
     ) -> Callable[..., Any]:
-        """The compiled interaction for `len(states)` requests of one bucket, with gather, score expressions and top-k:
-        (params, states, table, rows [b, bucket], bids [b, bucket], order [b]) -> (int32 [b, (2 + T) k + 1], logits [b, bucket]
-        or [b, bucket, T]).
+        """The compiled interaction of these parameters for `len(states)` requests of one bucket, with gather, score expressions
+        and top-k: (states, table, rows [b, bucket], bids [b, bucket], order [b]) -> (int32 [b, (2 + T) k + 1], logits
+        [b, bucket] or [b, bucket, T]).
         """
         count = len(states)
         shapes = jax.ShapeDtypeStruct((count, bucket), np.int32), jax.ShapeDtypeStruct((count, bucket), np.float32)
-        arguments = (params, states, index.shapes, *shapes, jax.ShapeDtypeStruct((count,), np.int32))
+        arguments = (states, index.shapes, *shapes, jax.ShapeDtypeStruct((count,), np.int32))
         orders = orders or self.orders
-        return self._get("score", self._score_fn(index.decode, bucket, orders), arguments, static=orders)
+        return self._get("score", self._score_fn(index.decode, bucket, orders), params, arguments, static=orders)
 
     def upload_features(self, words: list[np.ndarray]) -> np.ndarray:
         """The packed features of some users as one array, which goes up with the call: one transfer for all leaves."""
@@ -389,17 +391,34 @@ class Programs:
         return jax.vmap(function)(*batches)
 
     def _get(
-        self, kind: str, function: Callable[..., Any], arguments: Any, *, of: Any = None, static: Any = None
+        self, kind: str, function: Callable[..., Any], params: Params, arguments: Any, *, of: Any = None, static: Any = None
     ) -> Callable[..., Any]:
-        leaves, tree = jax.tree.flatten((arguments, of))
+        """The compiled `function(params, *arguments)`, bound to those arrays of the parameters that it reads.
+
+        Each array of a call costs time, and a scoring function reads a third of the parameters.
+        """
+        leaves, tree = jax.tree.flatten((params, arguments, of))
         key = (kind, tree, static, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        weights, structure = jax.tree.flatten(params)
         with self._lock:
             if key not in self._compiled:
-                start, lowered = time.perf_counter(), jax.jit(function).lower(*arguments)
-                self._compiled[key] = lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
+                start = time.perf_counter()
+                traced = jax.jit(function).trace(params, *arguments)
+                places = [place for place in inputs_read(traced.jaxpr.jaxpr) if place < len(weights)]
+                shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in weights]
+
+                def of_read(read, *arguments):
+                    every = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in shapes]  # not computed where nothing reads them
+                    for place, leaf in zip(places, read, strict=True):
+                        every[place] = leaf
+                    return function(jax.tree.unflatten(structure, every), *arguments)
+
+                lowered = jax.jit(of_read).lower([weights[place] for place in places], *arguments)
+                self._compiled[key] = lowered.compile(COMPILER_OPTIONS.get(jax.default_backend())), places
                 self.compiles[kind] += 1
                 logger.info("compiled %s function %d in %.1f s", kind, self.compiles[kind], time.perf_counter() - start)
-        return self._compiled[key]
+        compiled, places = self._compiled[key]
+        return partial(compiled, [weights[place] for place in places])
 
     def _constant(self, shape: tuple[int, ...], value: float | int) -> jax.Array:
         """Device arrays that most requests share, so that nothing goes up for them."""
@@ -412,6 +431,19 @@ class Programs:
         self.transfers["host_to_device"] += 1
         self.transfers["host_to_device_bytes"] += array.nbytes
         return array
+
+
+def inputs_read(jaxpr: Jaxpr) -> list[int]:
+    """Places of the inputs that an output depends on; of an inner function either every input counts or none."""
+    wanted = set(_variables(jaxpr.outvars))
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not wanted.isdisjoint(equation.outvars):
+            wanted.update(_variables(equation.invars))
+    return [place for place, variable in enumerate(jaxpr.invars) if variable in wanted]
+
+
+def _variables(atoms: Any) -> list[Any]:
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
 
 
 def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:

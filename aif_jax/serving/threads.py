@@ -325,8 +325,6 @@ class Batcher(Generic[T]):
     `on_loop` seconds lately runs on the loop's thread, unless a thread works for the same device or two came at once.
 
     Args:
-      name: name of the threads.
-      threads: how many.
       on_loop: longest call in seconds that may run on the loop's thread; 0 for none.
       sizes: compiled batch sizes, ascending from 1.
       full: the least share of a size that must be filled with tasks; the rest is computed for nothing.

@@ -150,6 +150,7 @@ class Computation:
 
     key: Hashable
     task: asyncio.Task[Any]
+    began: float  # by the clock of its event loop
     waiters: int = 0
 
 
@@ -169,23 +170,28 @@ class SingleFlight:
 
     def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Any]]) -> Computation:
         """The computation of that key, started where there is none. Every `join` needs a `leave`."""
-        computation = self._running.get(key)
+        computation, loop = self._running.get(key), asyncio.get_running_loop()
         if computation is None:
-            computation = self._running[key] = Computation(key, asyncio.get_running_loop().create_task(start()))
+            computation = self._running[key] = Computation(key, loop.create_task(start()), loop.time())
             self._tasks.add(computation.task)
             computation.task.add_done_callback(lambda task: self._ended(key, task))
         computation.waiters += 1
         return computation
 
-    def leave(self, computation: Computation, *, keep: bool) -> None:
-        """Takes back one `join`. The last one out cancels the computation, unless `keep` lets it run on for the cache."""
+    def leave(self, computation: Computation, *, keep: bool) -> bool:
+        """Takes back one `join`; true where it was the last one and cancelled the computation, which `keep` lets run on."""
         computation.waiters -= 1
         if computation.waiters or computation.task.done():
-            return
-        detached = sum(not other.waiters for other in self._running.values())
-        if not keep or detached > self._limit:
-            computation.task.cancel()
-            self._forget(computation.key, computation.task)
+            return False
+        if keep and sum(not other.waiters for other in self._running.values()) <= self._limit:
+            return False
+        computation.task.cancel()
+        self.forget(computation.key, computation.task)
+        return True
+
+    def get(self, key: Hashable) -> Computation | None:
+        """The computation of that key, if one runs."""
+        return self._running.get(key)
 
     async def close(self) -> None:
         """Cancels every computation and waits until it is gone."""
@@ -196,11 +202,12 @@ class SingleFlight:
 
     def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        self._forget(key, task)
+        self.forget(key, task)
         if not task.cancelled():
             task.exception()  # seen here too, so that nobody is warned of an error that no request waits for any more
 
-    def _forget(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+    def forget(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        """The next `join` of that key starts another computation."""
         if key in self._running and self._running[key].task is task:
             del self._running[key]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from aif_jax.checks import expect_finite
 from aif_jax.features import behaviours, empty_user, no_events, pack
-from aif_jax.output.progress import track
+from aif_jax.output import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig
@@ -40,7 +40,6 @@ class UserSide(NamedTuple):
 class Snapshot(NamedTuple):
     """An index snapshot, and the functions compiled for its capacity, by (layout of history, requests in a batch, bucket)."""
 
-    params: Any
     index: Any
     orders: Orders
     score: dict[tuple[HistoryLayout, int, int], Callable[..., Any]]
@@ -49,7 +48,7 @@ class Snapshot(NamedTuple):
         """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of users of one layout."""
         function = self.score[users[0].layout, len(users), bucket]
         with self.index.reading() as table:
-            return Programs.call(function, self.params, tuple(user.state for user in users), table, *inputs)
+            return Programs.call(function, tuple(user.state for user in users), table, *inputs)
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,7 +70,7 @@ class Version:
 
     def states(self, programs: Programs, words: list[np.ndarray], layout: HistoryLayout) -> tuple[Any, ...]:
         """States, not ready yet, of users whose packed features have one layout; of a compiled number."""
-        return programs.call(self.user[layout, len(words)], self.params, programs.upload_features(words))
+        return programs.call(self.user[layout, len(words)], programs.upload_features(words))
 
 
 def build_version(
@@ -101,7 +100,7 @@ def build_version(
 
     def state_of(features: UserFeatures) -> UserSide:
         layout = HistoryLayout.of(features)
-        return UserSide(programs.call(user[layout, 1], params, programs.upload_features([pack(features)]))[0], layout, None)
+        return UserSide(programs.call(user[layout, 1], programs.upload_features([pack(features)]))[0], layout, None)
 
     unknown = [state_of(empty_features(programs, layout)) for layout in layouts]
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)
@@ -133,7 +132,7 @@ def build_snapshot(
     programs: Programs, params: Any, users: list[UserSide], index: Any, config: ServingConfig, orders: Orders
 ) -> Snapshot:
     """Compiles and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
-    snapshot = Snapshot(params, index, orders, {})
+    snapshot = Snapshot(index, orders, {})
     shapes = list(itertools.product(users, batch_sizes(config.batch_size), config.buckets))
     for user, count, bucket in track(shapes, label="engine", unit="programs"):
         before = programs.compiles["score"]

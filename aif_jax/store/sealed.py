@@ -40,7 +40,6 @@ def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: st
     """Writes a tree of arrays and a record into a new folder: complete and on disk, or not there at all.
 
     Args:
-      path: a folder that does not exist yet.
       trees: nested dicts or another pytree of arrays of numbers; copied to the host one by one.
       record: plain JSON.
       format: name and number of the layout, which `read` must be given.

@@ -207,14 +207,12 @@ class SnapshotWriter:
     """What writers share: positions, snapshots in time, one owner. A subclass changes `table` in `_apply`.
 
     Args:
-      directory: folder of the snapshots.
       table: to start from: has `save(path, positions=...)`, and its class `load(path, trained)` and `inspect(path)`.
       positions: positions of the last update of each partition that is in the table.
       every_updates: updates between two snapshots; None saves by time alone.
       every_seconds: between two snapshots, checked when an update arrives; None saves by count alone.
       keep: how many snapshots stay; at least 1.
       background: saves in a thread while updates continue. A snapshot takes time that grows with the table.
-      clock: seconds, monotonic.
 
     Raises:
       ValueError, TypeError: a number or a position out of range, positions that are no integers, a directory that is a URL.
@@ -290,8 +288,6 @@ class SnapshotWriter:
         """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
 
         Args:
-          directory: folder of an earlier writer.
-          trained: model that made the rows.
           load: further arguments of the table's `load`, such as the `mesh` of an index.
           takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.
           options: `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for the class.

@@ -2,13 +2,11 @@
 
 from aif_jax.sharding.processes import ProcessError
 from aif_jax.train import edits, losses
-from aif_jax.train.calibrate import calibrate
-from aif_jax.train.edits import carry_over, carry_over_state, fit_pure_svd, svd_factors
+from aif_jax.train.edits import calibrate, carry_over, carry_over_state, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
 from aif_jax.train.loop import BadBatch, JsonLines, TensorBoard, loop, resume
-from aif_jax.train.losses import lcron, margin_info_nce, pairwise_ndcg
+from aif_jax.train.losses import SequenceLoss, lcron, margin_info_nce, pairwise_ndcg
 from aif_jax.train.optimizers import SparseConfig, default_optimizer, rowwise_adagrad
-from aif_jax.train.sequence import SequenceLoss
 from aif_jax.train.step import TrainState, init_state, make_step, score
 from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextItem
 

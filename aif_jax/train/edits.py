@@ -4,41 +4,289 @@ An edit is a function `(Trained, Dataset) -> Trained`; `chain` composes several.
 built after the last. An edit that changes the scores removes a calibration, which is of the scores before: calibrate last.
 
 *Warm start.* Yesterday's parameters under today's vocabulary.
+
+*Calibration.* Sampling shifts the logits of a model. Where a sample keeps every positive and a share r of the negatives, the
+odds in it are 1 / r times those outside, so the logit is too high by -log r, whatever the features: that part is corrected
+analytically. Where each negative was drawn with a known rate, an entry counts for 1 / rate entries of the population. What is
+left (a loss that teaches the order, a model that is too sure) is fitted on held-out entries:
+
+    logistic    logit' = scale * logit + bias                              two numbers an objective (Platt scaling)
+    isotonic    logit' = a rising line through K knots                     for a shape that is not logistic (SciPy pools)
+
+The result is a part of the parameters, `params["fitted"]["calibration"]`, so the version, the checkpoint and the export have
+it; training never changes it. Both forms rise with the logit: they change no order.
+
+Sources: Platt 1999; Guo et al. 2017 (arXiv 1706.04599); isotonic regression by pooling adjacent violators, Zadrozny and Elkan
+2002; the correction for sampled negatives, He et al. 2014.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from scipy import sparse
+from scipy.optimize import isotonic_regression
 from scipy.sparse.linalg import svds
 
 from aif_jax import checks
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, present, with_pure_svd
+from aif_jax.checks import expect, expect_integers, expect_like_scores
 from aif_jax.config import Config
-from aif_jax.data.candidates import SourceFn
+from aif_jax.data.candidates import SampleKey, SourceFn, counts_before, population_weights
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import counts_before
 from aif_jax.encoding.capacity import new_rows
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.model import build
-from aif_jax.scores import GROUP, with_calibration
+from aif_jax.model import PreRanker, rebuilt
+from aif_jax.scores import GROUP, parse_objectives, with_calibration
 from aif_jax.store.trained import Trained
-from aif_jax.train.calibrate import calibrate
+from aif_jax.store.version import check_encoding
+from aif_jax.train.evaluate import list_scores, sampled_before
 from aif_jax.trees import table_of
 from aif_jax.types import Array, Params
 
+Form = Literal["logistic", "isotonic"]
+KNOTS = 32
+STEPS = 100  # of Newton's method, which needs about six
+LEAST_SLOPE = 1e-3  # of the line between two knots: pooled knots keep the order of their logits
+
+
+def calibrate(
+    model: PreRanker,
+    params: Params,
+    data: Dataset,
+    positions: Any,
+    *,
+    candidates: SourceFn | None = None,
+    calibration_negatives: int | None = 15,
+    rate: float = 1.0,
+    weights: Any = None,
+    form: Form = "logistic",
+    seed: int = 0,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> Params:
+    """Parameters whose logits serving turns into calibrated probabilities, fitted on held-out events.
+
+    What the probabilities are of is what the candidates are: of lists that were shown, the chance of a click where an item is
+    shown; of an event's item among sampled ones, the chance to be the event's among these, and with a source that gives `log_q`
+    among all items. A conditional objective is fitted where its condition is true.
+
+    Args:
+      model, params: what to calibrate; an earlier calibration is replaced.
+      data, positions: held-out events, as in `evaluate`: the validation slice.
+      candidates: lists with labels; None draws as `evaluate` does.
+      calibration_negatives: candidates after the first that count, as in `evaluate`; None takes all.
+      rate: share of the negatives of production that these lists hold, where a log keeps only some: corrected analytically.
+      weights: [n] how many requests of production each of the positions stands for, such as more where histories are long
+        because they have grown since; None for one each.
+      form: "logistic", two numbers an objective, or "isotonic", a rising line through 32 knots.
+
+    Raises:
+      EncodingMismatch, ValueError: as `evaluate` and `fit_calibration`.
+    """
+    check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
+    positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
+    expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
+    if weights is not None:
+        weights = np.asarray(weights, np.float64)
+        expected, got = f"one for each of {len(positions)} positions", f"shape {list(weights.shape)}"
+        expect(weights.shape == positions.shape, "calibrate weights", expected, got)
+    source = sampled_before(data, positions) if candidates is None else candidates
+    lists = source(positions, SampleKey(seed, 0, 0))
+    scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
+    few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
+    where = lists.rows > 0
+    objectives, labels = parse_objectives(model.config.objectives), lists.labels
+    if not isinstance(labels, dict):
+        expect(len(objectives) <= 1, "labels", "those of every objective by name", "one array; give them by name")
+        labels = {objectives[0].name if objectives else "": labels}
+    names = [(objective.name, objective.given) for objective in objectives] or [(next(iter(labels)), None)]
+    parts = []
+    for place, (name, given) in enumerate(names):
+        expect(name in labels, "labels", f"those of the objective {name!r}", sorted(labels))
+        known = where & ~np.isnan(labels[name])
+        if given is not None:
+            known &= labels[given] == 1
+        raw = scores[..., place] if model.config.outputs > 1 else scores
+        options: dict[str, Any] = {"rate": rate if given is None else 1.0, "form": form, "where": known[:, few]}
+        weighed = population_weights(labels[name], lists.log_q)
+        if weights is not None:
+            weighed = weights[:, None] * np.broadcast_to(1.0 if weighed is None else weighed, raw.shape)
+        if weighed is not None:
+            options["weights"] = weighed[:, few]
+        parts.append(fit_calibration(np.where(known, raw, 0)[:, few], np.where(known, labels[name], 0)[:, few], **options))
+    return with_calibration(params, stack_calibrations(parts))
+
+
+def fit_calibration(
+    scores: Any,
+    labels: Any,
+    *,
+    where: Any = None,
+    weights: Any = None,
+    rate: float = 1.0,
+    form: Form = "logistic",
+) -> dict[str, np.ndarray]:
+    """Fits a calibration of one objective on held-out entries, on the host in float64.
+
+    Args:
+      scores: raw logits of the model, any shape.
+      labels: 0 or 1, the same shape.
+      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
+      weights: how many entries of the population each stands for, as `where`: 1 for a positive and 1 / (n q) for a negative
+        that n draws from q gave. None for 1.
+      rate: share of the population's negatives that these entries hold, where all are kept alike.
+
+    Returns:
+      `scale` and `bias` float32 [], or `x` and `y` float32 [K] in ascending order: for `with_calibration`. `stack_calibrations`
+      joins those of several objectives.
+
+    Raises:
+      ValueError: shapes, NaN scores, weights or a rate that do not fit; entries of one class only; scores that do not
+        rise with the labels, whose calibration would turn the order round; logits that float32 cannot hold or scale.
+
+    Example:
+      >>> made = fit_calibration([-1.0, -1.0, 1.0, 1.0] * 25, [0, 1, 0, 1] * 24 + [0, 0, 1, 1], rate=0.5)
+      >>> {name: round(float(value), 2) for name, value in made.items()}
+      {'scale': 0.08, 'bias': -0.69}
+    """
+    expect(form in get_args(Form), "calibration form", f"one of {get_args(Form)}", repr(form))
+    expect(0 < rate <= 1, "calibration rate", "a share above 0 and at most 1", rate)
+    s, y, w = _entries(scores, labels, where, weights)
+    total, positives = w.sum(), (w * y).sum()
+    expect(0 < positives < total, "calibration labels", "entries of both classes", f"{positives:g} positives of {total:g}")
+    shift = math.log(rate)
+    if form == "logistic":
+        scale, bias = _newton(s, y, w)
+        expect(scale > 0, "calibration scores", "scores that rise with the labels", f"a scale of {scale:.3g}")
+        made = {"scale": _float32(scale)[()], "bias": _float32(bias + shift)[()]}
+        normal = made["scale"] >= np.finfo(np.float32).tiny
+        expect(normal, "calibration scores", "smaller logits, that float32 can scale", f"a scale of {scale:.3g}")
+        return made
+    x, line = _pooled(s, y, w, KNOTS - 2)
+    return {"x": _rising(x), "y": _rising(line + shift)}
+
+
+def stack_calibrations(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The calibrations of T objectives as one: [] to [T], knots [K] to [T, K]; that of one objective stays as it is.
+
+    Lines of fewer knots are continued with the slope 1 that they have anyway.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if "scale" in parts[0]:
+        return {name: np.stack([part[name] for part in parts]) for name in ("scale", "bias")}
+    most = max(len(part["x"]) for part in parts)
+
+    def longer(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        step = max(1.0, *(float(np.spacing(np.abs(values[-1]))) for values in part.values()))  # 1 may be lost in a large knot
+        more = step * np.arange(1, most - len(part["x"]) + 1, dtype=np.float64)
+        return {name: _rising(np.append(values, values[-1] + more)) for name, values in part.items()}
+
+    return {name: np.stack([longer(part)[name] for part in parts]) for name in ("x", "y")}
+
+
+def _float32(values: Any) -> np.ndarray:
+    """Values as float32; ValueError where one is too large."""
+    largest = np.max(np.abs(values), initial=0.0)
+    expect(largest < np.finfo(np.float32).max / 2, "calibration scores", "logits that float32 holds", f"one of {largest:.3g}")
+    return np.asarray(values, np.float32)
+
+
+def _rising(values: np.ndarray) -> np.ndarray:
+    """Ascending knots [K] as float32 that rise at each: one that the cast makes equal to the last takes the next number."""
+    knots = _float32(values)
+    for place in range(1, len(knots)):
+        knots[place] = max(knots[place], np.nextafter(knots[place - 1], np.float32(np.inf)))
+    return knots
+
+
+def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, labels and weights of the entries that count, float64 [n]."""
+    s, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    expect(y.shape == s.shape, "calibration labels", f"the shape of scores {s.shape}", y.shape)
+    valid, w = np.asarray(True if where is None else where), np.asarray(1.0 if weights is None else weights, np.float64)
+    for value, name, given in ((valid, "where", where), (w, "weights", weights)):
+        if given is not None:
+            expect_like_scores(value.shape, name, s.shape)
+    valid, w = np.broadcast_to(valid, s.shape), np.broadcast_to(w, s.shape)
+    s, y, w = s[valid], y[valid], w[valid]
+    expect(np.isfinite(s).all(), "calibration scores", "finite logits", "some that are not")
+    _float32(s)
+    expect(np.isin(y, (0, 1)).all(), "calibration labels", "0 or 1", np.unique(y)[:5])
+    expect((np.isfinite(w) & (w >= 0)).all(), "calibration weights", "finite weights of 0 or more", "some that are not")
+    return s[w > 0], y[w > 0], w[w > 0]
+
+
+def _newton(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+    """Scale and bias of the least weighted log-loss; scores are centred first, for well-conditioned steps."""
+    centre, spread = np.average(s, weights=w), max(float(s.std()), 1e-12)
+    features = np.stack([(s - centre) / spread, np.ones_like(s)])
+    rate = np.average(y, weights=w)
+    theta = np.array([0.0, math.log(rate / (1 - rate))])
+
+    def loss(theta: np.ndarray) -> float:
+        z = theta @ features
+        return float((w * np.logaddexp(0, np.where(y > 0, -z, z))).sum())
+
+    before = loss(theta)
+    for _ in range(STEPS):
+        p = np.exp(-np.logaddexp(0, -(theta @ features)))
+        gradient = features @ (w * (p - y))
+        curvature = (features * (w * p * (1 - p))) @ features.T + 1e-9 * w.sum() * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        after, size = loss(theta - step), 1.0
+        while not after <= before and size > 1e-6:  # Newton's step may overshoot where the classes can be separated
+            size /= 2
+            after = loss(theta - size * step)
+        theta = theta - size * step
+        if abs(before - after) <= 1e-12 * max(1.0, abs(before)):
+            break
+        before = after
+    scale = theta[0] / spread
+    return float(scale), float(theta[1] - scale * centre)
+
+
+def _pooled(s: np.ndarray, y: np.ndarray, w: np.ndarray, knots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Knots of the isotonic form: groups of scores of equal weight, adjacent violators pooled, logits of the rates.
+
+    Half a positive and half a negative are added to each, so that no knot is infinite.
+    """
+    values, at = np.unique(s, return_inverse=True)  # equal scores are of one group
+    mass, hits = np.bincount(at, w), np.bincount(at, w * y)
+    group = np.minimum((np.cumsum(mass) - mass / 2) / w.sum() * knots, knots - 1).astype(np.int64)
+    first = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
+    mass, hits, mean = (np.add.reduceat(value, first) for value in (mass, hits, mass * values))
+    unit = w.sum() / len(w)  # weight of one entry
+    pooled = isotonic_regression(hits / mass, weights=mass).blocks
+    sizes = np.diff(pooled)
+    expect(len(sizes) > 1, "calibration scores", "scores that rise with the labels", "one rate for all of them")
+    weight, positives = (np.add.reduceat(value, pooled[:-1]) for value in (mass, hits))
+    x = mean / mass
+    line = np.repeat(np.log(positives + unit / 2) - np.log(weight - positives + unit / 2), sizes)
+    gaps = np.maximum(np.diff(x), 1e-6)
+    slopes = np.maximum(np.diff(line) / gaps, LEAST_SLOPE)
+    x, line = (np.append(first, first + np.cumsum(steps)) for first, steps in ((x[0], gaps), (line[0], slopes * gaps)))
+    # The halves of the outer groups that no knot bounds go on as steep as their neighbours, and no steeper than slope 1.
+    ends = np.array([min(values[0], x[0] - 1e-6), max(values[-1], x[-1] + 1e-6)])
+    outer = line[[0, -1]] + np.minimum(slopes[[0, -1]], 1) * (ends - x[[0, -1]])
+    return np.concatenate([ends[:1], x, ends[1:]]), np.concatenate([outer[:1], line, outer[1:]])
+
+
+DEVIATION = 0.4
 SEED = 0  # of the vector that the iteration starts from
 REQUESTS = 1000  # whose scores give the scale
 Edit = Callable[[Trained, Dataset], Trained]
-"""Raises EncodingMismatch for data that another encoder than the model's made."""
+"""Raises EncodingMismatch for data that another encoder than the model's made, and ValueError where it adds to the config of a
+model of `assemble`, whose functions it would replace."""
 
 
 def chain(*edits: Edit) -> Edit:
@@ -65,25 +313,23 @@ def svd_term(*, before: int, **options: Any) -> Edit:
         training = data.log.time < before
         user, item = data.log.user[training], data.log.item[training]
         params, config = fit_pure_svd(trained.params, user, item, config=trained.config, **options)
-        return Trained(build(config), params, trained.encoder)
+        return Trained(rebuilt(trained.model, config, "svd_term"), params, trained.encoder)
 
     return edit
 
 
 def popularity_correction(*, before: int, power: float = 0.75, untrained: float | None = UNTRAINED) -> Edit:
-    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`.
+    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`; `before` as `svd_term`.
 
     Args:
-      before: seconds since 1970, the end of the training events.
       power: power of the popularity by which training drew candidates.
-      untrained: offset of items without a training event, see `blocks.popularity_offset`.
     """
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
         table = popularity_offset(counts_before(data, before), power=power, untrained=untrained)
         params, config = with_item_offset(trained.params, table, config=trained.config)
-        return Trained(build(config), params, trained.encoder)
+        return Trained(rebuilt(trained.model, config, "popularity_correction"), params, trained.encoder)
 
     return edit
 
@@ -129,7 +375,7 @@ def _edit(change: Edit) -> Edit:
     return edit
 
 
-def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = 0.4) -> np.ndarray:
+def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = DEVIATION) -> np.ndarray:
     """Factors of training events, for `with_pure_svd`: float32 [size, R].
 
     Args:
@@ -164,18 +410,23 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
     met.data[:] = 1.0  # repeats count once
     vectors, known = _right_vectors(met, block.width), np.unique(item)
     factors[known, : vectors.shape[1]] = vectors[known]
-    term = _sums(row, factors[item], block) @ factors[known].T
-    spread = float(term.std())
+    spread = svd_deviation(factors, user, item, block=block)
     return factors * np.float32(np.sqrt(deviation / spread)) if spread > 0 else factors
 
 
+def svd_deviation(factors: np.ndarray, user: np.ndarray, item: np.ndarray, *, block: PureSvd) -> float:
+    """The `deviation` that factors [N, R] have over the users and items of events; arguments as `svd_factors`."""
+    row = np.unique(user[item > 0], return_inverse=True)[1]
+    term = _sums(row, factors[item[item > 0]], block) @ factors[np.unique(item[item > 0])].T
+    return float(term.std()) if term.size else 0.0
+
+
 def fit_pure_svd(
-    params: Params, user: Any, item: Any, *, config: Config, deviation: float = 0.4, **sizes: Any
+    params: Params, user: Any, item: Any, *, config: Config, deviation: float = DEVIATION, **sizes: Any
 ) -> tuple[Params, Config]:
     """`with_pure_svd` of `svd_factors`: the model with the factors of training events.
 
     Args:
-      params, config: parameters and config of the model.
       user, item, deviation: see `svd_factors`.
       sizes: sizes of the `PureSvd` that is added; none where the model has one.
 
@@ -226,11 +477,9 @@ def grow_vocabulary(
     `params | {"fitted": aif.fit_tables(config, catalogue)}`. The optimizer state starts afresh: init it from the result.
 
     Args:
-      params: params of the old vocabulary; not changed.
-      name: attribute whose table `params["embedding"][name]`, float [old size, D], grows.
+      name: attribute whose table `params["embedding"][name]`, float [old size, D], grows, and with it every attribute that
+        reads the table too.
       size: rows of the new vocabulary, the unknown row 0 included.
-      key: typed random key.
-      config: config of `params`.
       rows: int [old size], the new row of each old row, for ids that moved, and -1 for a row whose id is gone: what takes its
         place, if anything, starts new. None where new ids were appended. With a `Vocabulary` before and after:
         `encoding.capacity.new_rows(before, after)`.
@@ -239,8 +488,9 @@ def grow_vocabulary(
       (params, config) of the new vocabulary.
 
     Raises:
-      KeyError: no such attribute.
-      ValueError: a smaller size without `rows`, or `rows` that are not distinct rows of the new table with row 0 first.
+      KeyError: no attribute with such a table.
+      ValueError: a smaller size without `rows`, or `rows` that are not distinct rows of the new table with row 0 first; a block
+        that does not say which of its fitted arrays have a row for each item (`Block.per_item`).
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -253,9 +503,9 @@ def grow_vocabulary(
     """
     schema = config.schema
     groups = {"item_attributes": schema.item_attributes, "user_attributes": schema.user_attributes}
-    known = [attribute.name for group in groups.values() for attribute in group]
+    known = list(schema.table_sizes)
     if name not in known:
-        raise KeyError(f"attribute: expected one of {known}, got {name!r}")
+        raise KeyError(f"attribute: expected one of {known}, which have a table, got {name!r}")
     table = jnp.asarray(params["embedding"][name])
     old = table.shape[0]
     if size < old and rows is None:
@@ -267,7 +517,7 @@ def grow_vocabulary(
         raise ValueError(f"rows: expected {old} distinct rows below {size}, or -1, with row 0 first, got {place}")
     grown = jnp.std(table[kept]) * jax.random.normal(key, (size, *table.shape[1:]), table.dtype)
     larger = {
-        field: tuple(dataclasses.replace(a, size=size) if a.name == name else a for a in group)
+        field: tuple(dataclasses.replace(a, size=size) if a.table_name == name else a for a in group)
         for field, group in groups.items()
     }
     grown_params = {**params, "embedding": {**params["embedding"], name: grown.at[place[kept]].set(table[kept])}}
@@ -288,12 +538,12 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
     With vocabularies of fixed size the config stays but for the encoder's version, and so do compiled programs.
 
     Args:
-      trained: model of the encoder before, not changed; not one of `assemble`, whose functions this cannot build.
+      trained: model of the encoder before, not changed.
       encoder: encoder of the same columns, such as from `readers.admit`, or from reading newer files.
-      key: typed random key, of the new embeddings.
 
     Raises:
-      ValueError: a model without an encoder, an encoder of other columns, actions or scales.
+      ValueError: a model without an encoder or one of `assemble`, whose functions this cannot build; an encoder of other
+        columns, actions or scales; a block as for `grow_vocabulary`.
     """
     before, params, config = trained.need_encoder("carry_over"), trained.params, trained.config
     same = before.columns == encoder.columns and before.scales == encoder.scales
@@ -307,7 +557,8 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
         size = max(len(after), 2)  # of an attribute without any value
         rows = np.append(new_rows(old, after), np.full(embedded[name].size - len(old), -1))
         params, config = grow_vocabulary(params, name, size, jax.random.fold_in(key, number), config=config, rows=rows)
-    return Trained(build(config.with_encoding(encoder.version)), params, encoder.with_length(before.length))
+    model = rebuilt(trained.model, config.with_encoding(encoder.version), "carry_over")
+    return Trained(model, params, encoder.with_length(before.length))
 
 
 def carry_over_state(opt_state: Any, optimizer: optax.GradientTransformation, before: Trained, after: Trained) -> Any:
@@ -319,7 +570,6 @@ def carry_over_state(opt_state: Any, optimizer: optax.GradientTransformation, be
     Args:
       opt_state: opt state of `optimizer` for the trained groups of `before`, as in `TrainState.opt_state`.
       optimizer: which treats rows apart, as `train.optimizers` needs it.
-      before, after: both with their encoders.
 
     Raises:
       ValueError: state that has not one row for each row of a table whose rows changed.
@@ -351,9 +601,7 @@ def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
     For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. What is fitted on content stays.
 
     Args:
-      params: trained ones; not changed.
       counts: integers [N], training events of each catalogue row.
-      config: config of the model.
 
     Raises:
       TypeError, ValueError: not one count for each item of the schema; a model whose schema does not embed the item id.
@@ -381,14 +629,15 @@ def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Con
     if name != "item":
         moved = {name: jnp.asarray(np.maximum(place, 0), jnp.int32)[fields[name]]} if name in fields else {}
         return {**fitted, "fields": {**fields, **moved}}
-    tables = {table.name for table in config.tables}
-    return {
-        group: values_by_name
-        if group == GROUP
-        else {
-            # A table's values are per item by contract; in a block's group those with the vocabulary's length are.
-            leaf: grow(values) if (leaf == "table" if group in tables else len(values) == len(place)) else values
-            for leaf, values in values_by_name.items()
-        }
-        for group, values_by_name in fitted.items()
-    }
+    names: dict[str, Any] = {block.name: block.per_item for block in config.blocks} | {GROUP: (), "fields": tuple(fields)}
+    names |= {table.name: ("table",) for table in config.tables}
+
+    def moved_group(group: str, values: Params) -> Params:
+        per_item = names.get(group)
+        if per_item is None:
+            doubtful = sorted(leaf for leaf, array in values.items() if np.shape(array)[:1] == place.shape)
+            expected, got = "names of the fitted arrays with a row for each item, () for none", f"None; {doubtful} may be such"
+            checks.expect(not doubtful, f"block {group!r}, per_item", expected, got)
+        return {leaf: grow(array) if leaf in per_item else array for leaf, array in values.items()} if per_item else values
+
+    return {group: moved_group(group, values) for group, values in fitted.items()}

@@ -3,6 +3,10 @@
 `aif.fit` is its face. For a run of another kind, use `data.pipeline`, `make_step` and `loop`.
 
 Its log says in words the samples of each split and what was left out, where its time went, what is missing.
+
+*Distillation.* A teacher scores the candidates of every batch, and one more term of the loss reads its scores. The losses are
+`losses.distill_listwise`, `losses.distill_pointwise` and `pairwise_ndcg`. Source: Hinton et al. 2015 (arXiv 1503.02531); a
+ranker as the teacher of a pre-ranker over its candidates, RankFlow (Qin et al. 2022).
 """
 
 from __future__ import annotations
@@ -14,39 +18,104 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aif_jax import metrics, sharding
+from aif_jax import metrics, output, sharding
 from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from aif_jax.checks import expect
+from aif_jax.checks import expect, expect_array, expect_finite
 from aif_jax.config import Config
-from aif_jax.data import lengths
-from aif_jax.data.candidates import SampleKey, SourceFn
+from aif_jax.data import pipeline
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe, name_of
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, to_device
+from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, make_batch, to_device
 from aif_jax.data.split import cuts_of_samples
 from aif_jax.encoding.times import shown
 from aif_jax.model import PreRanker, fit_tables
-from aif_jax.output import progress as output
 from aif_jax.scores import GROUP, objective_names, with_calibration
 from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
-from aif_jax.store.version import fingerprint
-from aif_jax.train.distill import Teacher, distilled
-from aif_jax.train.evaluate import by_objective, evaluate
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import check_encoding, fingerprint
+from aif_jax.train.evaluate import by_objective, evaluate, predict
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
+from aif_jax.train.losses import Loss, SequenceLoss
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
-from aif_jax.train.sequence import SequenceLoss
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, Cascaded, Impressions, NextItem, Task
+from aif_jax.train.tasks import TASKS, Cascaded, Goal, Goals, Impressions, NextItem, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import Params
+
+LABEL, TEACHER = "label", "teacher"
+"""Names of the labels of a batch that a teacher has scored."""
+SHORTEST, PARTS = 64, 4  # the shortest history that scoring compiles for; parts of a batch with histories of like length
+
+Teacher: TypeAlias = Trained | Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""A trained model, or `teacher(positions [B] of the log, catalogue rows int32 [B, C]) -> logits float32 [B, C]`."""
+
+
+def name_of_teacher(teacher: Teacher) -> str:
+    """What a record says of a teacher: the version of a model, the name of a function."""
+    return teacher.version if isinstance(teacher, Trained) else name_of(teacher)
+
+
+def distilled(source: SourceFn, teacher: Teacher, data: Dataset) -> CandidateSource:
+    """The same candidates with the teacher's logits as one more label; a label without a name is called `LABEL`.
+
+    Raises:
+      ValueError: a teacher of several objectives; scores of another shape or that are not finite, when it is called.
+      EncodingMismatch: a teacher of data of another encoder.
+    """
+    if isinstance(teacher, Trained):
+        check_encoding("teacher", expected=data.encoding, got=teacher.config.schema.encoding)
+        several = objective_names(teacher.config.objectives)
+        expect(len(several) < 2, "teacher", "a model of one objective, or a function", f"one of {list(several)}")
+        scores = partial(teacher_scores, teacher.model, teacher.params, data)
+    else:
+        scores = teacher
+
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+        rows, labels, log_q = source(positions, draw)
+        logits = expect_array(scores(positions, rows), "teacher scores", dtype=np.float32, shape=rows.shape)
+        expect_finite(np.where(rows > 0, logits, 0), "teacher scores")
+        named = labels if isinstance(labels, dict) else {LABEL: labels}
+        return CandidateLists(rows, {**named, TEACHER: logits}, log_q)
+
+    return CandidateSource(lists, {"kind": "distilled", "teacher": name_of_teacher(teacher), "of": describe(source)})
+
+
+def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goals:
+    """The loss of the labels and, added to it, a loss of the teacher's logits.
+
+    Raises:
+      ValueError: a model of several objectives, or a loss that does not add up over terms.
+    """
+    names = objective_names(objectives)
+    expect(len(names) < 2, "fit teacher", "a model of one objective; give Goals with the label of each", list(names))
+    expect(isinstance(loss, Loss | Goals), "fit loss", "a losses.Loss or Goals next to a teacher", f"{loss!r}")
+    goals = loss.goals if isinstance(loss, Goals) else (Goal(loss, LABEL),)
+    return Goals(*goals, Goal(term, TEACHER))
+
+
+def teacher_scores(model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A model's logits float32 [B, C] of candidates; histories of like length are read together, without the padding."""
+    longest = model.config.history_length
+    choices = [longest >> n for n in range(longest.bit_length()) if longest >> n >= SHORTEST][::-1] or [longest]
+    lengths = data.history_lengths(positions)
+    scores = np.empty(rows.shape, np.float32)
+    for part in np.array_split(np.argsort(lengths, kind="stable"), PARTS):
+        if len(part):
+            length = choices[min(np.searchsorted(choices, lengths[part[-1]]), len(choices) - 1)]
+            labels = np.zeros((len(part), rows.shape[1]), np.float32)
+            batch = make_batch(data, positions[part], rows[part], labels, config=model.config, length=length)
+            (scores[part],) = predict(model, params, [batch])
+    return scores
+
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +129,7 @@ class Samples(NamedTuple):
     earlier: int  # before `since`
     short: int  # whose user has too few earlier events
     unknown: int  # events that are no sample of the task
+    longer: int = 0  # lists with more than `Impressions.candidates` items
 
 
 def samples_of(data: Dataset, settings: Any) -> Samples:
@@ -67,12 +137,15 @@ def samples_of(data: Dataset, settings: Any) -> Samples:
     task, span = settings.task, {"since": settings.since, "before": None}
     everything = task.positions(data, min_history=0, since=None, before=None)
     inside = task.positions(data, min_history=0, **span) if settings.since is not None else everything
-    times = data.log.time[task.positions(data, min_history=settings.min_history, **span)]
+    positions = task.positions(data, min_history=settings.min_history, **span)
+    times, longer = data.log.time[positions], 0
+    if isinstance(task, Impressions):
+        longer = int(np.count_nonzero(data.log.request_end(positions) - positions > task.candidates))
     validation, test = (int((times >= first).sum()) for first in (settings.first_validation, settings.first_test))
     return Samples(
         train=len(times) - validation, validation=validation - test, test=test,
         earlier=len(everything) - len(inside), short=len(inside) - len(times),
-        unknown=len(data.log) - len(everything) if task.samples == "events" else 0,
+        unknown=len(data.log) - len(everything) if task.samples == "events" else 0, longer=longer,
     )  # fmt: skip
 
 
@@ -86,27 +159,22 @@ def samples_line(samples: Samples, settings: Any) -> str:
         task.no_sample: samples.unknown,
     }
     why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
+    cut = f"; {samples.longer:,} lists have more than `candidates` items: positives are kept" if samples.longer else ""
     return (
         f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, "
         f"{samples.validation:,} for validation{evaluated} from {shown(settings.first_validation)}, "
-        f"{samples.test:,} for the test from {shown(settings.first_test)}; left out: {why}"
+        f"{samples.test:,} for the test from {shown(settings.first_test)}; left out: {why}{cut}"
     )
-
-
-def repeats_line(data: Dataset, repeats: bool) -> str:
-    """The line of text on whether users come back to items."""
-    does = "stay candidates" if repeats else "are no negatives in training, and no candidates in evaluation"
-    return f"{data.repeated:.1%} of the events repeat an item of their user: met items {does} (repeats={repeats})"
 
 
 def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
     """Lines of text before a run: steps, lengths and padding, what validation costs, what else would be faster or smaller."""
     longest, steps, size = feed.config.history_length, len(feed), feed.batch_size
-    histories = lengths.history_lengths(feed.dataset, feed.positions, longest=longest)
-    places, most = lengths.mean_places(histories, feed.lengths), int(np.quantile(histories, 0.99, method="higher"))
-    padded = f"{lengths.padding(histories, feed.lengths):.0%} padding"
+    histories = pipeline.history_lengths(feed.dataset, feed.positions, longest=longest)
+    places, most = pipeline.mean_places(histories, feed.lengths), int(np.quantile(histories, 0.99, method="higher"))
+    padded = f"{pipeline.padding(histories, feed.lengths):.0%} padding"
     if feed.buckets:
-        padded += f" (one length: {lengths.padding(histories, (longest,)):.0%})"
+        padded += f" (one length: {pipeline.padding(histories, (longest,)):.0%})"
     yield (
         f"batches: {steps:,} steps of {size:,} samples, lengths of the history {', '.join(map(str, feed.lengths))}; about "
         f"{padded}; half of the histories have up to {int(np.median(histories)):,} events, 99 % up to {most:,}"
@@ -118,12 +186,12 @@ def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
         whole = f" and, over the catalogue of {items:,} items (k={settings.k}), {users * items:,} scores" if settings.k else ""
         yield f"validation: {times:,} of {requests:,} requests: {users:,} users{whole}; training: {steps * size:,} users"
     advice = []
-    other = lengths.choose(histories, longest=longest, batch_size=size, steps=steps)
-    if lengths.mean_places(histories, (*other, longest)) < 0.8 * places:
-        advice.append(f"buckets='auto' takes {(*other, longest)}, {lengths.padding(histories, (*other, longest)):.0%} padding")
+    other = pipeline.choose_lengths(histories, longest=longest, batch_size=size, steps=steps)
+    if pipeline.mean_places(histories, (*other, longest)) < 0.8 * places:
+        advice.append(f"buckets='auto' takes {(*other, longest)}, {pipeline.padding(histories, (*other, longest)):.0%} padding")
     if users > steps * size / 4:
         advice.append(f"validation reads {users / (steps * size):.0%} as many users as training: requests=, evaluate_every=")
-    if (enough := max(lengths.SHORTEST, 1 << max(most - 1, 1).bit_length())) <= longest // 2:
+    if (enough := max(pipeline.SHORTEST_LENGTH, 1 << max(most - 1, 1).bit_length())) <= longest // 2:
         advice.append(f"Config.long_length={enough} holds 99 % of the histories whole, for smaller user states")
     if jax.default_backend() != "cpu" and settings.compute_dtype == "float32":
         advice.append("compute_dtype='bfloat16'")
@@ -316,7 +384,7 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
 
 
 def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
-    """The `buckets` argument of `fit`; "auto" takes those of the run in `folder` to resume, else `lengths.choose`."""
+    """The `buckets` argument of `fit`; "auto" takes those of the run in `folder` to resume, else `pipeline.choose_lengths`."""
     if value != "auto":
         expect(not isinstance(value, str), "fit buckets", "'auto' or a tuple of lengths", repr(value))
         return tuple(value)
@@ -324,10 +392,10 @@ def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *,
         return tuple(settings_in(folder).get("buckets", ()))
     positions = training_positions(data, settings)
     longest, steps = config.history_length, settings.epochs * (len(positions) // settings.batch_size)
-    if longest <= lengths.SHORTEST or not steps:
+    if longest <= pipeline.SHORTEST_LENGTH or not steps:
         return ()
-    histories = lengths.history_lengths(data, positions, longest=longest)
-    return lengths.choose(histories, longest=longest, batch_size=settings.batch_size, steps=steps)
+    histories = pipeline.history_lengths(data, positions, longest=longest)
+    return pipeline.choose_lengths(histories, longest=longest, batch_size=settings.batch_size, steps=steps)
 
 
 def train(
@@ -350,7 +418,9 @@ def train(
     task, config = settings.task, model.config
     samples = samples_of(data, settings)
     say(samples_line(samples, settings), progress=progress)
-    say(repeats_line(data, settings.repeats), progress=progress)
+    does = "stay candidates" if settings.repeats else "are no negatives in training, and no candidates in evaluation"
+    repeated = f"{data.repeated:.1%} of the events repeat an item of their user"
+    say(f"{repeated}: met items {does} (repeats={settings.repeats})", progress=progress)
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
     feed = Pipeline(
         dataset=data,
@@ -469,8 +539,10 @@ def validation(
         _, _, _, labels = next(by_objective(model, none, none, labels))
         where &= ~np.isnan(labels)
     of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=where)
-    defined = settings.keep_best not in ("auc", "gauc", "gauc_mean") or of_users.used > 0
-    why = f"no user of its {len(positions)} samples has candidates of both labels; give keep_best='log_loss' or False"
+    whole = np.isfinite(metrics.auc(np.zeros(rows.shape), labels, where=where))
+    defined = {"auc": whole, "gauc": of_users.used > 0, "gauc_mean": of_users.used > 0}.get(settings.keep_best or "", True)
+    lack = f"no user of its {len(positions)} samples has" if whole else f"its {len(positions)} samples do not have"
+    why = f"{lack} candidates of both labels; give keep_best={'auc' if whole else 'log_loss'!r} or False"
     expect(defined, "fit keep_best", "a figure that the validation slice defines", f"{settings.keep_best!r}: {why}")
     options = evaluation_options(settings) | {"candidates": source, "progress": progress}
 
@@ -559,4 +631,11 @@ def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
     if record["version"] != saved.version:
         raise CheckpointError(f"{file}: expected that of version {saved.version}, got that of {record['version']}; remove it")
     params = with_calibration(saved.params, made)
-    return dataclasses.replace(saved, params=params, version=fingerprint(params, saved.config, saved.encoder))
+    version, metrics = fingerprint(params, saved.config, saved.encoder), of_ranking(saved.metrics or {})
+    return dataclasses.replace(saved, params=params, version=version, metrics=metrics or None)
+
+
+def of_ranking(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures that a calibration does not change: those without log-loss and calibration, of objectives either."""
+    changed = ("log_loss", "calibration", "calibration_error")
+    return {name: value for name, value in figures.items() if name.rpartition(".")[2] not in changed}

@@ -24,6 +24,11 @@ et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.
 
 Sources: the weights of pairs are LambdaRank's, Burges 2010; InfoNCE, van den Oord et al. 2018 (arXiv 1807.03748), with an
 additive margin, Wang et al. 2018 (arXiv 1801.05599); passing a whole cascade, LCRON (arXiv 2503.09492).
+
+*Sequence.* `SequenceLoss`, next item at every place of the short history, an auxiliary loss of the user tower. The main loss
+teaches one event a sample. Here each event of the short history is also the target of the state before it, as in SASRec (Kang
+and McAuley 2018, arXiv 1808.09781), against negatives that the whole batch shares; their correction is that of sampled softmax
+(Yi et al. 2019). Nothing is added to the model: a state and an item meet in the space in which the user tower reads behaviours.
 """
 
 from __future__ import annotations
@@ -33,17 +38,22 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 
-from aif_jax.checks import expect, expect_like_scores
-from aif_jax.types import Array
+from aif_jax import user
+from aif_jax.blocks.block import recent
+from aif_jax.checks import expect, expect_like_scores, expect_types
+from aif_jax.config import Config
+from aif_jax.data.pipeline import Batch
+from aif_jax.model import PreRanker
+from aif_jax.types import Array, Behaviours, Params
 
 __all__ = [
-    "pointwise_bce", "listwise_softmax", "distill_pointwise", "distill_listwise",
-    "Loss", "term", "entries", "lists", "lists_with_a_positive", "as_loss",
+    "pointwise_bce", "listwise_softmax", "distill_pointwise", "distill_listwise", "pairwise_ndcg", "lcron", "margin_info_nce",
+    "Loss", "term", "entries", "lists", "lists_with_a_positive",
 ]  # fmt: skip
 
 
@@ -56,21 +66,12 @@ class Term:
         scores; masked scores and targets are 0; log_q is 0 where there is none.
       counts: (targets, where) -> bool, true for the entries or lists that the mean is over. It does not see the scores.
       targets: what the targets are called in messages.
-      options: keyword arguments of `values`, by name.
-      maps: functions that make this term's targets from the batch's, in order, see `Loss.of`.
     """
 
     values: Callable[..., jax.Array]
     counts: Callable[[jax.Array, jax.Array], jax.Array]
     targets: str = "labels"
     options: tuple[tuple[str, Any], ...] = ()
-    maps: tuple[Callable[[jax.Array], jax.Array], ...] = ()
-
-    def mapped(self, targets: jax.Array, where: jax.Array) -> jax.Array:
-        """This term's targets, 0 where masked."""
-        for f in self.maps:
-            targets = jnp.where(where, f(targets).astype(targets.dtype), jnp.zeros((), targets.dtype))
-        return targets
 
 
 @dataclasses.dataclass(unsafe_hash=True, repr=False)
@@ -127,24 +128,12 @@ class Loss:
             shown.append(name if weight == 1 else f"{weight:g} * {name}")
         return " + ".join(shown)
 
-    def of(self, f: Callable[[jax.Array], jax.Array]) -> Loss:
-        """The same loss of f(targets) [..., C], each list by itself, for a sum whose terms read different targets.
-
-        Example:
-          >>> from aif_jax.train.losses import distill_listwise, pointwise_bce
-          >>> clicked = lambda teacher: (teacher > 0).astype(jnp.float32)
-          >>> loss = distill_listwise + pointwise_bce.of(clicked)
-          >>> round(float(loss(jnp.zeros((1, 2)), jnp.zeros((1, 2)))), 4)
-          0.6931
-        """
-        return Loss(tuple((weight, dataclasses.replace(term, maps=(f, *term.maps))) for weight, term in self.terms))
-
     def norms(self, targets: Array, where: Array) -> tuple[jax.Array, ...]:
         """What each term is divided by, at least 1, from targets [..., C] and mask of a whole batch."""
         targets = jnp.asarray(targets)
         valid = jnp.broadcast_to(jnp.asarray(where), targets.shape)
         targets = jnp.where(valid, targets, jnp.zeros((), targets.dtype))
-        counts = (jnp.sum(term.counts(term.mapped(targets, valid), valid), dtype=jnp.int32) for _, term in self.terms)
+        counts = (jnp.sum(term.counts(targets, valid), dtype=jnp.int32) for _, term in self.terms)
         return tuple(jnp.maximum(count, 1) for count in counts)
 
     def part(
@@ -154,9 +143,8 @@ class Loss:
         scores, targets, valid, log_q = self._checked(scores, targets, where, log_q)
         total = jnp.zeros((), scores.dtype)
         for (weight, term), norm in zip(self.terms, norms or self.norms(targets, valid), strict=True):
-            own = term.mapped(targets, valid)
-            values = term.values(scores, own, valid, log_q, **dict(term.options))
-            counted = jnp.where(term.counts(own, valid), values, jnp.zeros((), values.dtype))
+            values = term.values(scores, targets, valid, log_q, **dict(term.options))
+            counted = jnp.where(term.counts(targets, valid), values, jnp.zeros((), values.dtype))
             total += weight * jnp.sum(counted) / norm.astype(scores.dtype)
         return total
 
@@ -203,7 +191,6 @@ def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = 
 
     Args:
       counts: `entries`, `lists`, `lists_with_a_positive` or yours, see `Term.counts`.
-      targets: what the targets are called in messages.
 
     Example:
       >>> @term(entries)
@@ -220,13 +207,6 @@ def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = 
         return loss
 
     return make
-
-
-def as_loss(loss: Any) -> Loss | None:
-    """The `Loss` behind a callable: itself, or a `functools.partial` of one with options; None for any other."""
-    if isinstance(loss, partial) and isinstance(loss.func, Loss) and not loss.args:
-        return loss.func(**loss.keywords)
-    return loss if isinstance(loss, Loss) else None
 
 
 def entries(targets: jax.Array, where: jax.Array) -> jax.Array:
@@ -253,9 +233,7 @@ def pointwise_bce(
     -[y log sigmoid(s - log q) + (1 - y) log(1 - sigmoid(s - log q))]
 
     Args:
-      scores: logits, any shape.
       labels: 0 or 1, or probabilities in between.
-      where, log_q: see `listwise_softmax`.
       logq_correction: whether to subtract `log_q` where it is given, so that both losses teach the same score.
 
     Example:
@@ -315,9 +293,7 @@ def distill_pointwise(
     The teacher gets no gradient. `log_q` is not read: the teacher's scores are not corrected either.
 
     Args:
-      scores: the student's logits, any shape.
       teacher_scores: the teacher's logits, shape of `scores`.
-      where: see `listwise_softmax`.
       temperature: t > 0 and finite; above 1 softens the targets.
 
     Example:
@@ -389,10 +365,7 @@ def pairwise_ndcg(
     Args:
       scores: the student's logits [..., C].
       teacher_scores: the ranker's scores, higher is better [..., C]; ties are no pair.
-      where: bool, true where a candidate counts.
-      log_q: not read.
       k: places that the ranker fills.
-      temperature: t > 0.
 
     Example:
       >>> teacher = jnp.array([[3.0, 2.0, 1.0]])
@@ -411,7 +384,7 @@ def pairwise_ndcg(
     gap = (scores[..., :, None] - scores[..., None, :]) / temperature
     total = jnp.sum(weight, axis=(-1, -2))
     lost = jnp.sum(weight * -jax.nn.log_sigmoid(gap), axis=(-1, -2))
-    return lost / jnp.where(total > 0, total, jnp.ones_like(total))
+    return _nan_if_any(teacher, lost / jnp.where(total > 0, total, jnp.ones_like(total)))
 
 
 @term(lists, targets="teacher_scores")
@@ -436,10 +409,7 @@ def lcron(
     weights of the terms. NeuralSort: Grover et al. 2019 (arXiv 1903.08850). C^2 numbers a list.
 
     Args:
-      scores: logits of this stage [..., C].
       teacher_scores: the ranker's scores, higher is better [..., C].
-      where: bool, true where a candidate counts.
-      log_q: not read.
       k: places that the ranker fills; lists of at most k candidates add nothing.
       single: weight of the second term.
       temperature: t > 0, of both orders.
@@ -497,13 +467,10 @@ def margin_info_nce(
     -log( e^((s_i - m) / t) / (e^((s_i - m) / t) + sum over j of a later stage of e^(s_j / t)) )
 
     Args:
-      scores: logits [..., C].
       stages: how far each came, 0 the furthest, as `data.STAGES` counts [..., C].
       where: bool, true where a candidate counts; the last stage of a list is negatives alone.
       log_q: subtracted from the scores where the candidates are sampled, see `losses.listwise_softmax`.
       margin: m, in logits: how far ahead a candidate must be.
-      temperature: t > 0.
-      logq_correction: whether to subtract `log_q`.
 
     Example:
       >>> round(float(margin_info_nce(jnp.array([[1.0, 0.0, 0.0]]), jnp.array([[0.0, 1.0, 1.0]]))), 4)
@@ -517,4 +484,113 @@ def margin_info_nce(
     lost = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1)) - own
     count = jnp.sum(has_any, axis=-1).astype(s.dtype)
     total = jnp.sum(jnp.where(has_any, lost, jnp.zeros_like(lost)), axis=-1)
-    return total / jnp.maximum(count, jnp.ones_like(count))
+    return _nan_if_any(stages, total / jnp.maximum(count, jnp.ones_like(count)))
+
+
+def _nan_if_any(targets: jax.Array, values: jax.Array) -> jax.Array:
+    """Values [...] of lists, NaN where a target [..., C] is: comparisons do not carry it on."""
+    return jnp.where(jnp.isnan(targets).any(axis=-1), jnp.nan, values)
+
+
+class Shared(NamedTuple):
+    """What all parts of a batch share."""
+
+    item: jax.Array  # int32 [M] negatives, 0 for none
+    log_q: jax.Array  # float32 [M] log of how often M draws hold them, 0 without a correction
+    targets: jax.Array  # int32 [] how many the batch has, at least 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SequenceLoss:
+    """Next item at every place of the short history; `fit` and `make_step` add it to the loss of the candidates.
+
+    -weight * mean over places p of log( e^(h_p z+) / (e^(h_p z+) + sum_j e^(h_p z_j - log q_j)) )
+
+    h_p is the causal state of the user tower after event p, see `Config.encoder_layers`, z+ the item of the next event, and z_j
+    are M negatives: candidates of the batch, those sampled last first. If candidates come with `log_q`, the M draws are
+    corrected as in sampled softmax. The target itself and unknown items are no negatives; without `repeats`, nor are items that
+    the user has met up to p.
+
+    Attributes:
+      weight: weight of the loss, added to the main one.
+      negatives: M, at most the candidates of a batch.
+      repeats: whether users come back to items; None takes that of `fit`, and True in `make_step`.
+
+    Example:
+      >>> import aif_jax as aif
+      >>> from aif_jax.train import losses
+      >>> import optax
+      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
+      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)), short_length=128, encoder_layers=1)
+      >>> given = dict(loss=losses.listwise_softmax, sequence_loss=SequenceLoss(weight=0.2))
+      >>> step = aif.train.make_step(aif.build(config), optax.sgd(0.1), **given)
+    """
+
+    weight: float = 0.1
+    negatives: int = 256
+    repeats: bool | None = None
+
+    def __post_init__(self):
+        expect_types(self)
+        expect(math.isfinite(self.weight) and self.weight > 0, "SequenceLoss.weight", "a finite number above 0", self.weight)
+        expect(self.negatives >= 1, "SequenceLoss.negatives", "at least 1", self.negatives)
+
+    def bind(self, model: PreRanker, *, repeats: bool = True) -> SequenceLoss:
+        """The same for a model, and for users who come back to items or not, unless it says so itself.
+
+        Raises:
+          ValueError: a model whose user tower has no states.
+        """
+        reads = model.config.sequence and model.config.towers is not None
+        expect(reads, "sequence_loss", "a model with towers and Config.sequence=True", f"{model.config!r}")
+        ours = getattr(model.user, "func", None) is user.apply
+        expect(ours, "sequence_loss", "the user tower of aif_jax.user", f"{model!r}")
+        return dataclasses.replace(self, repeats=repeats) if self.repeats is None else self
+
+    def shared(self, batch: Batch, config: Config) -> Shared:
+        """Negatives of a whole batch, and how many targets it has."""
+        item = jnp.where(jnp.asarray(batch.where), jnp.asarray(batch.items.ids["item"]), 0)
+        last_first = item.T[::-1].reshape(-1)  # of lists that begin with their positive, the sampled ones first
+        order = jnp.argsort(last_first == 0, stable=True)[: self.negatives]
+        chosen = last_first[order]
+        log_q = jnp.zeros(chosen.shape)
+        if batch.log_q is not None:
+            of_each = jnp.broadcast_to(jnp.asarray(batch.log_q), item.shape).T[::-1].reshape(-1)
+            log_q = of_each[order] + math.log(len(chosen) / max(1, item.shape[1] - 1))
+        history = jax.vmap(lambda history: recent(history, config.short_length))(batch.users.history)
+        count = jnp.sum(_is_target(history) & jnp.asarray(batch.where).any(-1)[:, None], dtype=jnp.int32)
+        return Shared(chosen, log_q, jnp.maximum(count, 1))
+
+    def over(self, batch: Batch, config: Config) -> Callable[[Params, Batch], jax.Array]:
+        """`part` of a batch, with what is shared: a function of parameters and a part."""
+        return partial(self.part, shared=self.shared(batch, config), config=config)
+
+    def part(self, params: Params, batch: Batch, *, shared: Shared, config: Config) -> jax.Array:
+        """What a part of a batch adds to the loss."""
+        negatives = user.targets(params, shared.item, config=config)
+
+        def of_user(history: Behaviours) -> jax.Array:
+            short = recent(history, config.short_length)
+            states, items = user.states(params, short, config=config)
+            states, items = states[1:].astype(jnp.float32), items[:-1].astype(jnp.float32)
+            target, place = jnp.asarray(short.item)[:-1, None], jnp.arange(1, len(short.item))[:, None]
+            item = shared.item[None, :]
+            allowed = (item > 0) & (item != target)
+            if not self.repeats:
+                met = (jnp.asarray(history.item)[:, None] == item) & jnp.asarray(history.mask)[:, None]
+                first = jnp.max(jnp.where(met, jnp.arange(len(met))[:, None], -1), axis=0)  # the place where it was met first
+                allowed &= first[None, :] < place
+            others = jnp.where(allowed, states @ negatives.astype(jnp.float32).T - shared.log_q[None, :], -1e30)
+            own = jnp.sum(states * items, axis=-1)
+            lost = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1)) - own
+            return jnp.sum(jnp.where(_is_target(short), lost, 0.0))
+
+        lost = jax.vmap(of_user)(batch.users.history)
+        valid = jnp.asarray(batch.where).any(-1)
+        return self.weight * jnp.sum(jnp.where(valid, lost, 0.0)) / shared.targets.astype(jnp.float32)
+
+
+def _is_target(history: Behaviours) -> jax.Array:
+    """bool [..., S - 1]: whether a known item follows the event of each place from 1 on."""
+    mask, item = jnp.asarray(history.mask), jnp.asarray(history.item)
+    return mask[..., 1:] & mask[..., :-1] & (item[..., :-1] > 0)

@@ -59,7 +59,7 @@ class Rows(Protocol):
         ...
 
 
-class MemoryRows:
+class MemoryRows(Rows):
     """Rows in this process: one array that grows, and a dict of users. One thread at a time writes; any may read.
 
     A reader gets each row as it was before or after an update, never half of one. Each row has a version that is odd while the
@@ -90,7 +90,6 @@ class MemoryRows:
         return Stored(*(rows[name] for name in Stored._fields))
 
     def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
-        """As `Rows.put`."""
         of = self.of
         known = np.fromiter((of.get(user, -1) for user in users), np.int64, len(users))
         good = np.where(known >= 0, self._table.rows["position"][known], NONE) == expected
@@ -140,7 +139,7 @@ class MemoryRows:
             self._table = _Table(*map(np.concatenate, zip(self._table, _empty(more, self.width), strict=True)))
 
 
-class OverlaidRows:
+class OverlaidRows(Rows):
     """Rows in this process over those of an earlier version of the model: some users have new rows, the others those below.
 
     Nothing is ever written to the rows below, so both versions may be read.
@@ -160,7 +159,6 @@ class OverlaidRows:
         return len(self._below) + sum(user not in self._below.of for user in self._above.of)
 
     def get(self, users: Sequence[UserId]) -> Stored:
-        """As `Rows.get`."""
         rows = self._below.get(users)
         above = np.array([user in self._above.of for user in users], bool)
         for leaf, new in zip(rows, self._above.get(users), strict=True):
@@ -187,7 +185,6 @@ def positions_of(position: Any, count: int) -> np.ndarray:
 
     Args:
       position: one for all, one for each in rising order, or None.
-      count: number of the events.
 
     Raises:
       TypeError: what is no integer.
@@ -252,7 +249,7 @@ class Progress(NamedTuple):
     seconds: float
 
 
-class RemoteRows:
+class RemoteRows(Rows):
     """Rows of one model version as values of a Valkey or Redis server; one round trip for any number of users.
 
     Args:
@@ -260,7 +257,6 @@ class RemoteRows:
         errors come through.
       version: version of the table: rows of two versions have different keys, so a new version is built next to the old one.
       width: words of a row, `UserTable.row_bytes / 4`.
-      prefix: prefix of every key.
       seconds: after which a row that is not written again is forgotten, so that old versions go away; None keeps it.
 
     Raises:
@@ -281,7 +277,6 @@ class RemoteRows:
         return f"{self._prefix}{'s' if isinstance(user, str) else 'i'}:{user}"
 
     def get(self, users: Sequence[UserId]) -> Stored:
-        """As `Rows.get`."""
         found = Stored(
             np.zeros((len(users), self._width), np.uint32), np.full(len(users), NONE), np.zeros(len(users), np.int32)
         )

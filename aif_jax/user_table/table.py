@@ -21,7 +21,7 @@ from aif_jax.encoding.vocabulary import Vocabulary, as_ids
 from aif_jax.features import SINCE, no_events
 from aif_jax.index.parts import Part, Parts, column, row_version, rows_of
 from aif_jax.index.parts import read as read_parts
-from aif_jax.output.progress import Bar, track
+from aif_jax.output import Bar, track
 from aif_jax.store import snapshots
 from aif_jax.store.codec import Layout, Packed, Storage
 from aif_jax.store.folders import CheckpointError
@@ -66,10 +66,7 @@ def check_future(stamped: np.ndarray, written: Written | None, *, clock: Callabl
     clock is wrong or the clock is; where the broker's clock has confirmed it, this machine's does not count.
 
     Args:
-      stamped: uint32 [n] times, see `times.stamps`.
       written: when their messages were written; None where that is not known.
-      clock: clock of this machine, seconds since 1970.
-      skew: seconds that clocks may differ by.
 
     Raises:
       ValueError: an event later than its message. ClockError: one later than `clock`, without a broker's time.
@@ -116,11 +113,6 @@ class Manifest(snapshots.Manifest):
         rows = [leaf["shape"] for name, leaf in arrays.items() if name.startswith("rows/")]
         good = type(self.users) is int and all(shape[:1] == [self.users] for shape in rows) and self.batch_size <= 1 << 20
         return good and self.fits_memory(self.users)
-
-    def check_layout(self, path: str | Path, layout: Layout) -> None:
-        """Raises CheckpointError where rows are laid out in another way than this version of the package does."""
-        if self.layout != describe(layout):
-            raise CheckpointError(f"{path}: expected rows of this version's layout, got another; {self.REBUILD}")
 
 
 inspect = Manifest.inspect
@@ -212,9 +204,7 @@ class UserTable:
         that are not of today.
 
     Attributes:
-      trained: that model, with its parameters on the device.
       version: version of that model.
-      encoder: its encoder.
       row_bytes: bytes of one user.
 
     Example:
@@ -269,11 +259,9 @@ class UserTable:
         """A table from a log of events, in bounded memory next to the rows.
 
         Args:
-          trained: see the class.
           events: a `Dataset` that the encoder made, or raw events by column in the order of time, such as Arrow record batches.
           until: events before this time alone: an integer in `Columns.time_unit`, an ISO date, or a `datetime`; of a `Dataset`.
           position, partition: in the stream, of the last event that the log holds: the stream goes on behind it.
-          progress: a progress bar on stderr.
           options: `storage`, `rows`, `batch_size`, `clock`, as for the class.
 
         Raises:
@@ -440,7 +428,8 @@ class UserTable:
         manifest.check_model(path, trained)
         options: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size, "clock": clock}
         table = cls(trained, **options)
-        manifest.check_layout(path, table._program.layout)
+        if manifest.layout != describe(table._program.layout):
+            raise CheckpointError(f"{path}: expected rows of this version's layout, got another; {Manifest.REBUILD}")
         table.rows = read_rows(path, manifest, width=len(table._program.empty))
         return table
 
@@ -557,7 +546,6 @@ class UserTableWriter(SnapshotWriter):
     `UserTableWriter.start` takes a new directory, `resume` one with snapshots. One thread applies; any may read `table`.
 
     Args:
-      directory: folder of the snapshots.
       table: to start from; its rows are in this process.
       options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for `SnapshotWriter`.
 
@@ -576,7 +564,6 @@ class UserTableWriter(SnapshotWriter):
         """Applies a message, or several; False where the position is not after the partition's last one: applied already.
 
         Args:
-          events, written: see `UserTable.update`.
           position: in the stream, of one message, or of each event [n]; rises within a partition.
           partition: partition of the stream; always the same for one user.
 

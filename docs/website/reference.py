@@ -63,15 +63,29 @@ def command_line() -> str:
         "Generated from the parsers by `python docs/website/reference.py`. Exit codes: 0 fine; 1 problems",
     ]
     parts[-1] += " were found, or data was refused; 2 the command could not start; 3 the gate of `refresh` refused a model.\n"
+    first: dict[tuple[str, ...], str] = {}
     for words, one in commands(parser_of()):
-        parts.append(f"## aif-jax {' '.join(words)}\n\n{one.description or ''}\n")
-        rows = [
-            f"| `{cell(flag(action))}` | {'required. ' * bool(action.required and action.option_strings)}{cell(told(action))} |"
-            for action in one._actions
-            if not isinstance(action, argparse._HelpAction)
-        ]
-        parts.append("\n".join(["| argument | meaning |", "|---|---|", *rows]) + "\n" if rows else "")
+        name, told_before = f"aif-jax {' '.join(words)}", []
+        parts.append(f"## {name}\n\n{one.description or ''}\n")
+        rows = []
+        for group in one._action_groups:
+            made = tuple(row(action) for action in group._group_actions if shown(action))
+            if len(made) > 3 and (earlier := first.setdefault(made, name)) != name:
+                told_before.append(f"Also the {group.title}, as for [{earlier}](#{earlier.replace(' ', '-')}).\n")
+            else:
+                rows += made
+        parts += ["\n".join(["| argument | meaning |", "|---|---|", *rows]) + "\n"] * bool(rows) + told_before
     return "\n".join(parts)
+
+
+def shown(action: argparse.Action) -> bool:
+    """Whether `--help` of a command tells of it, --help itself left out."""
+    return action.help is not argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
+
+
+def row(action: argparse.Action) -> str:
+    """An argument as a row of a table."""
+    return f"| `{cell(flag(action))}` | {'required. ' * bool(action.required and action.option_strings)}{cell(told(action))} |"
 
 
 def fields(kind: type) -> Iterator[str]:

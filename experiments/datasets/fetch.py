@@ -28,7 +28,7 @@ from concurrent.futures import Future
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from aif_jax.store.folders import new_folder
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aif_jax.data.sampling import NegativeSampler, item_counts
+from aif_jax.data.candidates import NegativeSampler, item_counts
 from experiments.peers import lists as files
 from experiments.peers.lists import Lists
 from experiments.study.datasets import StudyData

@@ -20,7 +20,7 @@ from pyarrow import parquet
 import aif_jax as aif
 from aif_jax.encoding.encoder import schema_of
 from aif_jax.jobs import ItemJob
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from experiments import drawn
 
 ROWS, SMOKE_ROWS = 10**6, 8192

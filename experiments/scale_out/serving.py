@@ -18,7 +18,7 @@ import numpy as np
 
 from aif_jax.service import tensors
 from aif_jax.service.client import Client, ServiceError
-from aif_jax.service.exports import publish
+from aif_jax.service.models import publish
 from aif_jax.service.shards import ShardedClient, ShardsMissing
 from experiments import common
 from experiments.scale_out.replicas import Proxy, Replica, await_up, counters, proxy

@@ -12,7 +12,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import export
 from aif_jax.index import ItemIndex
-from aif_jax.service.exports import publish
+from aif_jax.service.models import publish
 
 NAMES = ("monday", "tuesday")
 NOW = 1_700_000_000

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.output.progress import Bar
+from aif_jax.output import Bar
 from aif_jax.sharding import processes
 
 STEPS, SMOKE_STEPS = 200, 24

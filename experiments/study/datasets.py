@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.events import EventLog
 from aif_jax.data.split import Split, split_by_time
 from experiments.datasets import movielens, taobao
 from experiments.datasets.content import unit_rows
@@ -33,7 +34,8 @@ RESTING: dict[str, Any] = dict(
     mean_gap=18 * 3600,
 )  # fmt: skip
 """A world of interests that rest: a topic that comes back was last met at least 520 events, about 11 months, before."""
-NAMES = ("movielens", "taobao", *SYNTHETIC, "synthetic-rest", "smoke")
+ONCE = "synthetic-once"
+NAMES = ("movielens", "taobao", *SYNTHETIC, "synthetic-rest", ONCE, "smoke")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ def load(name: str, folder: Path | None = None) -> StudyData:
         dataset = taobao.read(folder / FOLDERS[name], between=taobao.WINDOW)
         split = split_by_time(dataset.log)
         return StudyData(name=name, dataset=dataset.with_content(_company(dataset, split.train)), split=split)
+    if name == ONCE:
+        return once(load("synthetic"), name)
     if name == "smoke":
         world = synthetic_world(0, users=60, items=200, topics=10, categories=10, events_per_user=80, interests=3)
     elif name == "synthetic-rest":
@@ -93,6 +97,15 @@ def load(name: str, folder: Path | None = None) -> StudyData:
     else:
         raise ValueError(f"data set: expected one of {NAMES}, got {name!r}")
     return StudyData(name=name, dataset=world.dataset, split=split_by_time(world.dataset.log), world=world)
+
+
+def once(data: StudyData, name: str) -> StudyData:
+    """Each user's first event with an item alone, so that nobody comes back. A world's truth, which counts all, is left out."""
+    log, users = data.dataset.log, len(data.dataset.users)
+    first = np.sort(np.unique(log.user.astype(np.int64) * len(data.dataset.items) + log.item, return_index=True)[1])
+    kept = EventLog.from_arrays(*(column[first] for column in (log.user, log.item, log.action, log.time)), users=users)
+    dataset = dataclasses.replace(data.dataset, log=kept, repeats=None)
+    return StudyData(name=name, dataset=dataset, split=split_by_time(kept), sim_fields=data.sim_fields)
 
 
 def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:

@@ -12,9 +12,8 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.data import candidates
-from aif_jax.data.candidates import CandidateLists, SampleKey
+from aif_jax.data.candidates import CandidateLists, NegativeSampler, SampleKey
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.sampling import NegativeSampler
 from aif_jax.data.split import eligible
 from aif_jax.train.evaluate import list_scores
 from aif_jax.types import Params

@@ -12,7 +12,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import ItemOffset, popularity_offset
 from aif_jax.blocks.block import ItemView
-from aif_jax.data.sampling import counts_before
+from aif_jax.data.candidates import counts_before
 from aif_jax.store.version import VersionMismatch
 from aif_jax.train.tasks import NextItem
 from tests import demo

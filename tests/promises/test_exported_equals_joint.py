@@ -13,8 +13,7 @@ import aif_jax as aif
 from aif_jax import blocks, export, presets
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import Block
-from aif_jax.train.calibrate import fit_calibration
-from aif_jax.train.edits import fit_pure_svd, unseen_as_unknown
+from aif_jax.train.edits import fit_calibration, fit_pure_svd, unseen_as_unknown
 from tests import demo, light
 from tests.reliability.sizes import FULL, generator
 

@@ -53,7 +53,7 @@ def follow(root: str, url: str, step: str | None, sealed: bool, at: int | None) 
     options = followed.OPTIONS | {"batches": FOLLOWED - there}
     with contextlib.closing(open_stream(url)) as stream:
         made = aif.refreshing.follow(
-            stream, followed.log(), items=world.items(5), out=folder / "store", work=folder / "work", **options
+            stream, followed.files(), items=world.items(5), out=folder / "store", work=folder / "work", **options
         )
     end = {"published": made.published, "trained": made.trained, "version": made.version, "points": points.count}
     (folder / "end.json").write_text(json.dumps(end))

@@ -1,0 +1,103 @@
+"""What rules without training get under the protocol of `question`: popularity, and "what you have met, the latest first".
+
+Claim     The lead of a model over a two-tower model is not that of a rule that anybody could write in ten lines.
+Command   python -m experiments.study.rules --data DIR
+          (then python -m experiments.study.question --report: a row for each rule)
+Protocol  `question`'s: the same requests, candidates, met items and metrics. Rules see what models see: training events for
+          popularity, the user's strictly earlier events for what is met. Items without a training event come last.
+Measured  in experiments/results/question/, one record a rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from aif_jax import metrics
+from aif_jax.data.candidates import SeenPairs, item_counts
+from aif_jax.data.events import EventLog
+from aif_jax.train.evaluate import rank_of
+from experiments.study import datasets, question
+from experiments.study.question import Part, Trial
+
+POPULARITY, UNPOPULARITY = "rule: most popular first", "rule: least popular first"
+MET_FIRST, MET_UNPOPULAR = (f"rule: met items, the latest first, then {then} popular" for then in ("most", "least"))
+RULES = (POPULARITY, UNPOPULARITY, MET_FIRST, MET_UNPOPULAR)
+AHEAD = 1e9
+"""What sets a met item ahead of every count of popularity."""
+
+
+def scores(rule: str, log: EventLog, positions: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    """Of the catalogue for the user of each event, float64 [R, N]; `popularity` [N] counts training events of each row."""
+    sign = -1.0 if rule in (UNPOPULARITY, MET_UNPOPULAR) else 1.0
+    made = np.repeat(sign * popularity[None].astype(np.float64), len(positions), 0)
+    if rule in (MET_FIRST, MET_UNPOPULAR):
+        for row, at in enumerate(positions):
+            start = log.offsets[log.user[at]]
+            met = slice(start, start + np.searchsorted(log.time[start:at], log.time[at]))
+            np.maximum.at(made[row], log.item[met], AHEAD + np.arange(met.stop - met.start))
+    return made
+
+
+def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> dict[str, metrics.ByUser]:
+    """The metrics of `question.evaluate`, by user."""
+    log, requests = data.dataset.log, question.requests_of(trial, part, data)
+    popularity = item_counts(data.dataset, part.seen)
+    met = SeenPairs(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
+    users = log.user[requests.positions][:, None]
+    step = 100  # requests whose whole catalogue is in memory
+    sampled = np.concatenate([
+        np.take_along_axis(scores(rule, log, requests.positions[i : i + step], popularity), requests.rows[i : i + step], 1)
+        for i in range(0, len(requests.rows), step)
+    ])  # fmt: skip
+    found = {
+        "gauc_all": metrics.gauc_by_user(sampled, requests.labels, users),
+        "gauc_unmet": metrics.gauc_by_user(sampled, requests.labels, users, where=~met),
+    }
+    found["gauc"] = found["gauc_all" if data.repeats else "gauc_unmet"]
+    of_trained = (popularity[requests.rows[:, :1]] > 0) & (True if data.repeats else ~met)
+    found["gauc_trained"] = metrics.gauc_by_user(sampled, requests.labels, users, where=of_trained)
+    at = question.catalogue_requests(requests)
+    ranks, trained_ranks = [], []
+    for i in range(0, len(at), step):
+        every = scores(rule, log, at[i : i + step], popularity)
+        every[:, 0] = -np.inf  # no item
+        target = log.item[at[i : i + step]]
+        if not data.repeats:
+            seen = SeenPairs(log, at[i : i + step]).contains(np.arange(len(every))[:, None], np.arange(every.shape[1]))
+            seen[np.arange(len(every)), target] = False
+            every[seen] = -np.inf
+        ranks.append(rank_of(every, target))
+        trained_ranks.append(rank_of(np.where(popularity > 0, every, -np.inf), target))
+    owners, rank = log.user[at], np.concatenate(ranks)
+    for k in (10, 100):
+        hit = metrics.mean_by_user((rank < k).astype(float), owners)
+        found |= {f"hr{k}@{untrained:g}": hit for untrained in question.UNTRAINED}  # a rule has no offset to choose
+    kept = popularity[log.item[at]] > 0
+    hits = (np.concatenate(trained_ranks)[kept] < 100).astype(float)
+    return found | {"hr100_trained": metrics.mean_by_user(hits, owners[kept])}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Judges every rule on the test split of both data sets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    parser.add_argument("--dataset", nargs="+", default=["movielens", "taobao"], help="data sets (default %(default)s)")
+    parser.add_argument("--results", metavar="DIR", type=Path, default=question.RESULTS, help="records (default %(default)s)")
+    options = parser.parse_args(arguments)
+    for name in options.dataset:
+        data = datasets.load(name, options.data)
+        for rule in RULES:
+            trial = Trial(dataset=name, model=rule, split="test", epochs=0)
+            (part,) = question.parts_of(trial, data)
+            found = evaluate(rule, trial, part, data)
+            record = question.keep(options.results, trial, found, met_items=question.met_share(trial, part, data))
+            figures = record["figures"]
+            kinds = f"items with a training event {figures['gauc_trained']:.4f}"
+            print(f"{trial.id}: GAUC {figures['gauc']:.4f} ({kinds}), HR@100 {figures['hr100@0']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
