@@ -35,7 +35,7 @@ from aif_jax.service.log import replay
 from aif_jax.service.models import Mirror, Nearline
 from aif_jax.service.process import Listening, log_to_stderr
 from aif_jax.service.processes import ServiceSettings, is_worker, serve
-from aif_jax.serving import ServingConfig
+from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
 from aif_jax.store.snapshots import Writer, snapshots
@@ -85,6 +85,7 @@ def add_service_commands(commands: Any) -> None:
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serves an exported model over HTTP and gRPC until SIGTERM; prints its addresses as JSON when it is ready."""
+    compute_inline()
     is_store = URL.match(options.folder) is not None
     if is_store != (options.mirror is not None):
         raise UsageError(
