@@ -429,8 +429,10 @@ def catalogue_scores(
     size = fitting(most, lambda n: widest(users, shaped_like(one, n)))
     state = jax.eval_shape(users, shaped_like(one, 1))
 
-    item = data.catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
-    shapes = shaped_like(jax.eval_shape(partial(_item_rows, params, model=model), item), total)
+    shapes: Any = rows
+    if rows is None:
+        item = data.catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
+        shapes = shaped_like(jax.eval_shape(partial(_item_rows, params, model=model), item), total)
 
     def width_of(users: int, items: int) -> int:
         return widest(partial(score_some, count=items), shaped_like(state, users), shapes, np.int32(0))
